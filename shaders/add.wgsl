@@ -1,0 +1,19 @@
+// y = a + b.
+// One lane an element.
+
+struct Params {
+    n: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> a: array<f32>;        // a [n]
+@group(0) @binding(2) var<storage, read> b: array<f32>;        // b [n]
+@group(0) @binding(3) var<storage, read_write> y: array<f32>;  // y [n]
+
+@compute @workgroup_size(64)
+fn add(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = (wg.y * n_wg.x + wg.x) * 64u + lane;
+    if i < p.n {
+        y[i] = a[i] + b[i];
+    }
+}

@@ -1,0 +1,22 @@
+// y = x * gain + bias per column: the last step of layer_norm.wgsl.
+// One lane an element.
+
+struct Params {
+    n: u32, // T * C
+    cols: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<f32>;        // x [T, C]
+@group(0) @binding(2) var<storage, read> gain: array<f32>;     // gain [C]
+@group(0) @binding(3) var<storage, read> bias: array<f32>;     // bias [C]
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;  // y [T, C]
+
+@compute @workgroup_size(64)
+fn gain_bias(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = (wg.y * n_wg.x + wg.x) * 64u + lane;
+    if i < p.n {
+        let c = i % p.cols;
+        y[i] = x[i] * gain[c] + bias[c];
+    }
+}

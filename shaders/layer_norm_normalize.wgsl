@@ -1,0 +1,28 @@
+// y = (x - mean) / scale per row: what layer_norm.wgsl does before gain and bias, with a scale that may have been changed.
+// One workgroup a row; lanes stride over the columns.
+
+struct Params {
+    rows: u32,
+    cols: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<f32>;        // x [T, C]
+@group(0) @binding(2) var<storage, read> scale: array<f32>;    // scale [T, 1]
+@group(0) @binding(3) var<storage, read_write> y: array<f32>;  // y [T, C]
+
+@compute @workgroup_size(REDUCE_LANES)
+fn layer_norm_normalize(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = wg.y * n_wg.x + wg.x;
+    let cols = select(0u, p.cols, row < p.rows);
+    let start = row * p.cols;
+
+    var total = 0.0;
+    for (var c = lane; c < cols; c += REDUCE_LANES) {
+        total += x[start + c];
+    }
+    let mean = workgroup_sum(lane, total) / f32(p.cols);
+    for (var c = lane; c < cols; c += REDUCE_LANES) {
+        y[start + c] = (x[start + c] - mean) / scale[row];
+    }
+}

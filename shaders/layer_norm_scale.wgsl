@@ -1,0 +1,34 @@
+// scale = sqrt(var + eps) per row; biased variance around the mean, in a second pass. The divisor of layer_norm.wgsl.
+// One workgroup a row; lanes stride over the columns.
+
+struct Params {
+    rows: u32,
+    cols: u32,
+    eps: f32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<f32>;           // x [T, C]
+@group(0) @binding(2) var<storage, read_write> scale: array<f32>; // scale [T, 1]
+
+@compute @workgroup_size(REDUCE_LANES)
+fn layer_norm_scale(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = wg.y * n_wg.x + wg.x;
+    let cols = select(0u, p.cols, row < p.rows);
+    let start = row * p.cols;
+
+    var total = 0.0;
+    for (var c = lane; c < cols; c += REDUCE_LANES) {
+        total += x[start + c];
+    }
+    let mean = workgroup_sum(lane, total) / f32(p.cols);
+    var squares = 0.0;
+    for (var c = lane; c < cols; c += REDUCE_LANES) {
+        let d = x[start + c] - mean;
+        squares += d * d;
+    }
+    let result = sqrt(workgroup_sum(lane, squares) / f32(p.cols) + p.eps);
+    if lane == 0u && row < p.rows {
+        scale[row] = result;
+    }
+}

@@ -1,0 +1,20 @@
+// e^x to about one unit in the last place. WGSL's own exp may be off by 3 + 2|x| units, and some drivers use all of that
+// or overflow early; softmax and every activation function stand on this one.
+// x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor series, whose term 8 is below 2^-25 there; 2^n by its exponent bits.
+
+fn exp_f32(x: f32) -> f32 {
+    // Beyond these bounds the result leaves f32's normal numbers: 0 below, the largest power above (never infinity).
+    let bounded = clamp(x, -87.0, 88.0);
+    let n = round(bounded * 1.44269504);
+    // ln 2 in two parts, the first with few enough bits that n * part is exact.
+    let r = (bounded - n * 0.693145751953125) - n * 1.42860682030941723212e-6;
+    var e = 1.98412698e-4;
+    e = e * r + 1.38888889e-3;
+    e = e * r + 8.33333333e-3;
+    e = e * r + 4.16666667e-2;
+    e = e * r + 1.66666667e-1;
+    e = e * r + 0.5;
+    e = e * r * r + r + 1.0;
+    let result = e * bitcast<f32>(u32(i32(n) + 127) << 23u);
+    return select(result, 0.0, x < -87.0);
+}

@@ -1,0 +1,29 @@
+// y[t] = table[ids[t]]: the embedding gather. A table too large for one binding is cut by rows; each dispatch fills the
+// rows of y whose token is in its part, and every token is in exactly one.
+// One workgroup a row of y; lanes stride over the columns.
+
+struct Params {
+    n_ids: u32,
+    cols: u32,
+    w_stride: u32, // numbers from one row of the table to the next
+    first: u32,    // the table row with which this part begins
+    n_rows: u32,   // rows in this part
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> ids: array<u32>;       // ids [T]
+@group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;   // table [n_rows, w_stride], as lib/weight.wgsl packs it
+@group(0) @binding(3) var<storage, read_write> y: array<f32>;   // y [T, cols]
+
+@compute @workgroup_size(64)
+fn rows(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let t = wg.y * n_wg.x + wg.x;
+    if t < p.n_ids {
+        let id = ids[t];
+        if id >= p.first && id - p.first < p.n_rows {
+            for (var c = lane; c < p.cols; c += 64u) {
+                y[t * p.cols + c] = weight((id - p.first) * p.w_stride + c);
+            }
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Several texts as one run: their tokens stand below one another as rows, nothing is padded. Owns the checks on ids.
+//! Padding exists only in what leaves the program (`hooks.rs` lays arrays out as [batch, pos, ...]).
+
+use crate::config::Config;
+use std::ops::Range;
+use thiserror::Error;
+
+/// Why a list of token ids cannot be run. Texts are counted from 1 in messages, as people count.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum BatchError {
+    /// Nothing at all was given.
+    #[error("there is no text to run: give at least one text or one list of ids")]
+    NoTexts,
+    /// A text without tokens has no activations.
+    #[error("text {text} has no tokens, so it has no activations; leave it out, or put a token in front with --prepend-bos")]
+    Empty {
+        /// Which text.
+        text: usize,
+    },
+    /// Longer than the model has positions for.
+    #[error(
+        "text {text} has {tokens} tokens, {} more than the {n_positions} positions this model knows; shorten it, or cut it off with --truncate",
+        tokens - n_positions
+    )]
+    TooLong {
+        /// Which text.
+        text: usize,
+        /// Its length.
+        tokens: usize,
+        /// The longest possible.
+        n_positions: usize,
+    },
+    /// A token id that the vocabulary does not have.
+    #[error("text {text} holds the token id {id}, and this model's vocabulary ends at {}", vocab_size - 1)]
+    Id {
+        /// Which text.
+        text: usize,
+        /// The id.
+        id: u32,
+        /// Size of the vocabulary.
+        vocab_size: usize,
+    },
+}
+
+/// Token ids of one or more texts, checked against a model.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    ids: Vec<u32>,
+    positions: Vec<u32>,
+    texts: Vec<Range<usize>>,
+}
+
+impl Batch {
+    /// # Errors
+    /// [`BatchError`] names the text at fault.
+    pub fn new<T: AsRef<[u32]>>(texts: &[T], config: &Config) -> Result<Batch, BatchError> {
+        if texts.is_empty() {
+            return Err(BatchError::NoTexts);
+        }
+        let mut batch = Batch { ids: Vec::new(), positions: Vec::new(), texts: Vec::new() };
+        for (i, ids) in texts.iter().enumerate() {
+            let (text, ids) = (i + 1, ids.as_ref());
+            if ids.is_empty() {
+                return Err(BatchError::Empty { text });
+            }
+            if ids.len() > config.n_positions {
+                return Err(BatchError::TooLong { text, tokens: ids.len(), n_positions: config.n_positions });
+            }
+            if let Some(&id) = ids.iter().find(|&&id| id as usize >= config.vocab_size) {
+                return Err(BatchError::Id { text, id, vocab_size: config.vocab_size });
+            }
+            let start = batch.ids.len();
+            batch.ids.extend_from_slice(ids);
+            batch.positions.extend(0..ids.len() as u32);
+            batch.texts.push(start..batch.ids.len());
+        }
+        Ok(batch)
+    }
+
+    /// The tokens of all texts, one row each.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// The position of every row within its own text.
+    pub fn positions(&self) -> &[u32] {
+        &self.positions
+    }
+
+    /// The rows of each text.
+    pub fn texts(&self) -> &[Range<usize>] {
+        &self.texts
+    }
+
+    /// Cuts the batch into groups of texts with at most `max_tokens` tokens each; a longer text is a group of its own.
+    pub fn groups(&self, max_tokens: usize) -> Vec<Range<usize>> {
+        let mut groups: Vec<Range<usize>> = Vec::new();
+        for (i, text) in self.texts.iter().enumerate() {
+            match groups.last_mut() {
+                Some(group) if text.end - self.texts[group.start].start <= max_tokens => group.end = i + 1,
+                _ => groups.push(i..i + 1),
+            }
+        }
+        groups
+    }
+
+    /// Some of the texts as a batch of their own.
+    pub fn part(&self, texts: Range<usize>) -> Batch {
+        let rows = self.texts[texts.start].start..self.texts[texts.end - 1].end;
+        Batch {
+            ids: self.ids[rows.clone()].to_vec(),
+            positions: self.positions[rows.clone()].to_vec(),
+            texts: self.texts[texts].iter().map(|text| text.start - rows.start..text.end - rows.start).collect(),
+        }
+    }
+
+    /// The ids of text `i`.
+    pub fn ids_of(&self, i: usize) -> &[u32] {
+        &self.ids[self.texts[i].clone()]
+    }
+
+    /// Tokens of the longest text: the P of every array that leaves.
+    pub fn n_pos(&self) -> usize {
+        self.texts.iter().map(|t| t.len()).max().unwrap_or(0)
+    }
+}

@@ -1,0 +1,170 @@
+//! The table of kernels: which file, which library files go with it, what it binds, what its parameters are. A faster
+//! variant of a kernel is one more entry here; the static shader tests walk this table.
+//! Owns no GPU object; `pipelines.rs` makes those.
+
+use crate::device::{Activation, Dtype};
+
+/// A field of a kernel's `Params`: name, and whether it is a float.
+pub type Field = (&'static str, bool);
+
+/// Parameters of a kernel: a Pod twin of the `Params` struct in its WGSL file, field for field. `FIELDS` lets a test hold
+/// the two against each other.
+pub trait Params: bytemuck::Pod {
+    /// Every field in order; each is four bytes.
+    const FIELDS: &'static [Field];
+}
+
+macro_rules! params {
+    ($($(#[$doc:meta])* $name:ident { $($field:ident: $type:ident),* $(,)? })*) => {$(
+        $(#[$doc])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
+        #[allow(missing_docs)] // the WGSL file says what each field is
+        pub struct $name { $(pub $field: $type),* }
+
+        impl Params for $name {
+            const FIELDS: &'static [Field] = &[$((stringify!($field), params!(@float $type))),*];
+        }
+    )*};
+    (@float f32) => { true };
+    (@float u32) => { false };
+}
+
+params! {
+    /// Of `rows.wgsl`.
+    Rows { n_ids: u32, cols: u32, w_stride: u32, first: u32, n_rows: u32 }
+    /// Of `layer_norm.wgsl` and `layer_norm_scale.wgsl`.
+    LayerNorm { rows: u32, cols: u32, eps: f32 }
+    /// Of `layer_norm_normalize.wgsl` and `attention_pattern.wgsl`.
+    Matrix { rows: u32, cols: u32 }
+    /// Of `gain_bias.wgsl`.
+    GainBias { n: u32, cols: u32 }
+    /// Of `add.wgsl` and `activation.wgsl`.
+    Elements { n: u32 }
+    /// Of `sum_heads.wgsl`.
+    SumHeads { n: u32, cols: u32, n_head: u32 }
+    /// Of `edit.wgsl`.
+    Edit { n: u32, first_row: u32, first_col: u32, cols: u32, x_stride: u32, kind: u32, factor: f32, n_values: u32, first_value: u32 }
+    /// Of `copy_out.wgsl`.
+    CopyOut { n: u32, first_row: u32, first_col: u32, cols: u32, x_stride: u32, first: u32 }
+    /// Of `linear.wgsl` and `linear_few.wgsl`.
+    Linear {
+        rows: u32, k: u32, cols: u32, x_stride: u32, x_first: u32, w_stride: u32, w_first_row: u32, y_stride: u32,
+        y_first: u32, has_bias: u32,
+    }
+    /// Of `unembed.wgsl` and `unembed_few.wgsl`.
+    Unembed { rows: u32, k: u32, cols: u32, x_first: u32, w_stride: u32, y_stride: u32, y_first: u32 }
+    /// Of `attention.wgsl` and `attention_scores.wgsl`.
+    Attention { first: u32, n_pos: u32, n_embd: u32, head_dim: u32, scale: f32 }
+    /// Of `attention_mix.wgsl`.
+    AttentionMix { first: u32, n_pos: u32, n_embd: u32, head_dim: u32 }
+}
+
+/// What a kernel does with a storage binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// `var<storage, read>`.
+    Read,
+    /// `var<storage, read_write>`.
+    Write,
+}
+
+/// A kernel. Its entry point has its name; binding 0 is its `Params`, the storage bindings follow.
+#[derive(Debug)]
+pub struct Kernel {
+    /// File stem, entry point and pipeline label.
+    pub name: &'static str,
+    /// The file's text.
+    pub source: &'static str,
+    /// Library files that it names.
+    pub libs: &'static [&'static str],
+    /// Access of bindings 1, 2, ...
+    pub bindings: &'static [Access],
+    /// Fields of its `Params`.
+    pub params: &'static [Field],
+    /// Pipeline-overridable constants, each with the values it is used with.
+    pub overrides: &'static [(&'static str, u32)],
+    /// `const`s that are generated, each with a value for tests.
+    pub consts: &'static [(&'static str, u32)],
+}
+
+const WEIGHT: &str = include_str!("../../../shaders/lib/weight.wgsl");
+const REDUCE: &str = include_str!("../../../shaders/lib/reduce.wgsl");
+const EXP: &str = include_str!("../../../shaders/lib/exp.wgsl");
+const GELU: &str = include_str!("../../../shaders/lib/gelu.wgsl");
+
+/// The override of `lib/weight.wgsl` and its largest value.
+const WEIGHT_OVERRIDE: &[(&str, u32)] = &[("WEIGHT", 2)];
+
+use Access::{Read, Write};
+
+macro_rules! kernels {
+    ($($konst:ident $file:literal $params:ident [$($access:ident),*] libs $libs:expr, overrides $overrides:expr, consts $consts:expr;)*) => {
+        $(
+            #[doc = concat!("`shaders/", $file, ".wgsl`")]
+            pub static $konst: Kernel = Kernel {
+                name: $file,
+                source: include_str!(concat!("../../../shaders/", $file, ".wgsl")),
+                libs: $libs,
+                bindings: &[$($access),*],
+                params: $params::FIELDS,
+                overrides: $overrides,
+                consts: $consts,
+            };
+        )*
+
+        /// Every kernel there is.
+        pub static ALL: &[&Kernel] = &[$(&$konst),*];
+    };
+}
+
+kernels! {
+    ROWS "rows" Rows [Read, Read, Write] libs &[WEIGHT], overrides WEIGHT_OVERRIDE, consts &[];
+    LAYER_NORM "layer_norm" LayerNorm [Read, Read, Read, Write] libs &[REDUCE], overrides &[], consts &[];
+    LAYER_NORM_SCALE "layer_norm_scale" LayerNorm [Read, Write] libs &[REDUCE], overrides &[], consts &[];
+    LAYER_NORM_NORMALIZE "layer_norm_normalize" Matrix [Read, Read, Write] libs &[REDUCE], overrides &[], consts &[];
+    GAIN_BIAS "gain_bias" GainBias [Read, Read, Read, Write] libs &[], overrides &[], consts &[];
+    LINEAR "linear" Linear [Read, Read, Read, Write] libs &[WEIGHT], overrides WEIGHT_OVERRIDE, consts &[];
+    LINEAR_FEW "linear_few" Linear [Read, Read, Read, Write] libs &[WEIGHT], overrides WEIGHT_OVERRIDE, consts &[];
+    SUM_HEADS "sum_heads" SumHeads [Read, Read, Write] libs &[], overrides &[], consts &[];
+    ATTENTION "attention" Attention [Read, Write] libs &[EXP], overrides &[], consts &[("PARTS", 16)];
+    ATTENTION_SCORES "attention_scores" Attention [Read, Write] libs &[], overrides &[], consts &[];
+    ATTENTION_PATTERN "attention_pattern" Matrix [Read, Write] libs &[REDUCE, EXP], overrides &[], consts &[];
+    ATTENTION_MIX "attention_mix" AttentionMix [Read, Read, Write] libs &[], overrides &[], consts &[];
+    ACTIVATION "activation" Elements [Read, Write] libs &[EXP, GELU], overrides &[("FUNCTION", 4)], consts &[];
+    ADD "add" Elements [Read, Read, Write] libs &[], overrides &[], consts &[];
+    UNEMBED "unembed" Unembed [Read, Read, Write] libs &[WEIGHT], overrides WEIGHT_OVERRIDE, consts &[];
+    UNEMBED_FEW "unembed_few" Unembed [Read, Read, Write] libs &[WEIGHT], overrides WEIGHT_OVERRIDE, consts &[];
+    EDIT "edit" Edit [Read, Write] libs &[], overrides &[], consts &[];
+    COPY_OUT "copy_out" CopyOut [Read, Write] libs &[], overrides &[], consts &[];
+}
+
+impl Kernel {
+    /// The module's text: the file first, so that line numbers stay true, then what it names, then generated constants.
+    pub fn module(&self, consts: &[(&'static str, u32)]) -> String {
+        let mut text = self.source.to_string();
+        self.libs.iter().for_each(|lib| text.push_str(lib));
+        consts.iter().for_each(|(name, value)| text.push_str(&format!("const {name}: u32 = {value}u;\n")));
+        text
+    }
+}
+
+/// The value of `WEIGHT` in `lib/weight.wgsl`.
+pub fn weight_override(dtype: Dtype) -> u32 {
+    match dtype {
+        Dtype::F32 => 0,
+        Dtype::F16 => 1,
+        Dtype::Bf16 => 2,
+    }
+}
+
+/// The value of `FUNCTION` in `activation.wgsl`.
+pub fn function_override(f: Activation) -> u32 {
+    match f {
+        Activation::GeluTanh => 0,
+        Activation::GeluErf => 1,
+        Activation::Relu => 2,
+        Activation::Silu => 3,
+        Activation::QuickGelu => 4,
+    }
+}

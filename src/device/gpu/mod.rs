@@ -1,0 +1,457 @@
+//! The GPU device: wgpu on Metal, Vulkan and DirectX 12, with the kernels of `shaders/`. Owns which kernel an operation
+//! takes, and its parameters. Nothing here waits for the device but `read`.
+//! Read next: `kernels.rs` for the table of kernels, `record.rs` for how work is sent, `memory.rs` for buffers.
+
+mod adapter;
+pub mod kernels;
+mod memory;
+mod record;
+
+pub use adapter::{AdapterInfo, list as adapters};
+pub use memory::{Matrix, Tensor};
+
+use super::{Activation, Device, DeviceError, DeviceInfo, Edit, Heads, Limits, Weight, Window};
+use kernels::Kernel;
+use memory::{Chunk, Pool, Staging};
+use record::{Binding, Recording, Variant};
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+
+/// At most this many rows go through the kernels made for few rows.
+const FEW_ROWS: usize = 8;
+
+/// The most workgroups that one dimension of a dispatch may have.
+const MAX_GROUPS: usize = 65_535;
+
+/// Storage bindings begin at multiples of this many bytes.
+const BINDING_STEP: usize = 256;
+
+/// The device `gpu`.
+pub struct Gpu {
+    info: DeviceInfo,
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    max_binding: u64,
+    max_buffer: u64,
+    tensors: Rc<Pool>,
+    staging: Rc<Pool>,
+    recording: Recording,
+    fault: Arc<Mutex<Option<String>>>,
+}
+
+/// Values on their way: where in a staging buffer they will be.
+pub struct Staged {
+    staging: Rc<Staging>,
+    at: u64,
+    len: usize,
+}
+
+impl Gpu {
+    /// Opens the best adapter; with `hardware_only`, none that is a program on the CPU.
+    ///
+    /// # Errors
+    /// [`DeviceError::NoAdapter`] or [`DeviceError::Request`].
+    pub async fn open(hardware_only: bool) -> Result<Gpu, DeviceError> {
+        let (adapter, device, queue) = adapter::open(hardware_only).await?;
+        let fault: Arc<Mutex<Option<String>>> = Arc::default();
+        let keep = |fault: &Arc<Mutex<Option<String>>>, detail: String| {
+            let mut slot = fault.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            // The first fault is the cause; what follows are its consequences.
+            slot.get_or_insert(detail);
+        };
+        let on_error = fault.clone();
+        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| keep(&on_error, e.to_string())));
+        let on_lost = fault.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            // Dropping the device "loses" it too, at the end of every run.
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                keep(&on_lost, format!("the device was lost: {message}"));
+            }
+        });
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let staging_usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        Ok(Gpu {
+            info: adapter::describe(&adapter),
+            max_binding: device.limits().max_storage_buffer_binding_size,
+            max_buffer: device.limits().max_buffer_size,
+            tensors: Pool::new(&device, usage, "tensor"),
+            staging: Pool::new(&device, staging_usage, "staging"),
+            recording: Recording::new(&device, &queue),
+            device,
+            queue,
+            fault,
+        })
+    }
+
+    /// Keeps a fault of our own making, as the driver's are kept.
+    fn keep_fault(&self, detail: String) {
+        self.fault.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert(detail);
+    }
+
+    /// The whole of a tensor.
+    fn all<'a>(&self, x: &'a Tensor) -> Binding<'a> {
+        Binding { buffer: x.buffer(), offset: 0, size: 4 * x.len() as u64 }
+    }
+
+    /// Some rows of a tensor, and how many numbers of the binding come before them: bindings begin at coarse steps.
+    fn some_rows<'a>(&self, x: &'a Tensor, rows: &Range<usize>) -> (Binding<'a>, u32) {
+        let start = 4 * rows.start * x.cols;
+        let offset = start / BINDING_STEP * BINDING_STEP;
+        let size = (4 * rows.end * x.cols - offset) as u64;
+        (Binding { buffer: x.buffer(), offset: offset as u64, size }, ((start - offset) / 4) as u32)
+    }
+
+    /// Cuts rows so that each part of a tensor of `cols` columns fits one binding.
+    fn bindable(&self, rows: Range<usize>, cols: usize) -> impl Iterator<Item = Range<usize>> {
+        let step = ((self.max_binding as usize - BINDING_STEP) / (4 * cols)).max(1);
+        let end = rows.end;
+        rows.step_by(step).map(move |first| first..end.min(first + step))
+    }
+
+    /// The one buffer of a weight that operations do not cut.
+    fn uncut<'a>(&self, w: &'a Matrix) -> Binding<'a> {
+        if w.chunks.len() > 1 {
+            self.keep_fault(format!("the weight {:?} is larger than one binding of this adapter ({} bytes)", w.name, self.max_binding));
+        }
+        whole(&w.chunks[0].buffer)
+    }
+
+    /// Small numbers from the host, in a buffer that only this run uses.
+    fn uploaded<T: bytemuck::Pod>(&self, label: &str, values: &[T]) -> wgpu::Buffer {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size: bytes.len() as u64,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        self.queue.write_buffer(&buffer, 0, bytes);
+        buffer
+    }
+
+    /// `x[.., from x_first] . w[rows]` into columns of y, through the kernel that suits the number of rows.
+    fn multiply(&self, x: &Tensor, w: &Matrix, w_rows: Range<usize>, bias: Option<&Matrix>, y: &Tensor, y_first: usize) {
+        let few = x.rows <= FEW_ROWS;
+        let params = kernels::Linear {
+            rows: x.rows as u32,
+            k: w_rows.len() as u32,
+            cols: w.cols as u32,
+            x_stride: x.cols as u32,
+            x_first: w_rows.start as u32,
+            w_stride: w.stride as u32,
+            w_first_row: w_rows.start as u32,
+            y_stride: y.cols as u32,
+            y_first: y_first as u32,
+            has_bias: bias.is_some() as u32,
+        };
+        let weight = self.uncut(w);
+        // Without a bias its binding still needs a buffer; the kernel does not look at it.
+        let bias = bias.map_or(weight, |b| whole(&b.chunks[0].buffer));
+        let bindings = [self.all(x), weight, bias, self.all(y)];
+        let columns = w.cols.div_ceil(64);
+        if few {
+            self.recording.dispatch(weighted(&kernels::LINEAR_FEW, w), &params, &bindings, grid(columns));
+        } else {
+            let groups = [columns as u32, x.rows.div_ceil(64) as u32, 1];
+            self.recording.dispatch(weighted(&kernels::LINEAR, w), &params, &bindings, groups);
+        }
+    }
+
+    fn unembed_part(&self, x: &Tensor, rows: Range<usize>, chunk: &Chunk, table: &Matrix, y: &Tensor, y_rows: Range<usize>) {
+        let few = rows.len() <= FEW_ROWS;
+        let (to, before) = self.some_rows(y, &y_rows);
+        let params = kernels::Unembed {
+            rows: rows.len() as u32,
+            k: x.cols as u32,
+            cols: chunk.rows.len() as u32,
+            x_first: (rows.start * x.cols) as u32,
+            w_stride: table.stride as u32,
+            y_stride: y.cols as u32,
+            y_first: before + chunk.rows.start as u32,
+        };
+        let bindings = [self.all(x), whole(&chunk.buffer), to];
+        if few {
+            self.recording.dispatch(weighted(&kernels::UNEMBED_FEW, table), &params, &bindings, grid(chunk.rows.len().div_ceil(16)));
+        } else {
+            let groups = [chunk.rows.len().div_ceil(64) as u32, rows.len().div_ceil(64) as u32, 1];
+            self.recording.dispatch(weighted(&kernels::UNEMBED, table), &params, &bindings, groups);
+        }
+    }
+}
+
+fn whole(buffer: &wgpu::Buffer) -> Binding<'_> {
+    Binding { buffer, offset: 0, size: buffer.size() }
+}
+
+/// A kernel compiled for the way in which a weight is stored.
+fn weighted(kernel: &'static Kernel, w: &Matrix) -> Variant {
+    Variant { kernel, with_override: Some(kernels::weight_override(w.dtype)), with_const: None }
+}
+
+/// `n` workgroups in one line, folded where one dimension does not hold them; kernels number them row by row and ignore
+/// those beyond the last.
+fn grid(n: usize) -> [u32; 3] {
+    [n.min(MAX_GROUPS) as u32, n.div_ceil(MAX_GROUPS) as u32, 1]
+}
+
+/// Enough workgroups of 64 lanes for `n` elements.
+fn elements(n: usize) -> [u32; 3] {
+    grid(n.div_ceil(64))
+}
+
+impl Device for Gpu {
+    type Tensor = Tensor;
+    type Matrix = Matrix;
+    type Staged = Staged;
+
+    fn info(&self) -> DeviceInfo {
+        self.info.clone()
+    }
+
+    fn limits(&self) -> Limits {
+        let whole = self.max_binding.min(self.max_buffer) as usize / 4;
+        Limits { whole, in_parts: self.max_buffer as usize / 4 }
+    }
+
+    fn load(&self, weight: &Weight) -> Result<Matrix, DeviceError> {
+        Matrix::upload(&self.device, &self.queue, self.max_binding, weight)
+    }
+
+    fn shape(&self, x: &Tensor) -> [usize; 2] {
+        [x.rows, x.cols]
+    }
+
+    fn empty(&self, rows: usize, cols: usize) -> Tensor {
+        Tensor::new(&self.tensors, rows, cols)
+    }
+
+    fn rows(&self, table: &Matrix, ids: &[u32]) -> Tensor {
+        let y = self.empty(ids.len(), table.cols);
+        let ids_buffer = self.uploaded("ids", ids);
+        for chunk in &table.chunks {
+            let params = kernels::Rows {
+                n_ids: ids.len() as u32,
+                cols: table.cols as u32,
+                w_stride: table.stride as u32,
+                first: chunk.rows.start as u32,
+                n_rows: chunk.rows.len() as u32,
+            };
+            let bindings = [whole(&ids_buffer), whole(&chunk.buffer), self.all(&y)];
+            self.recording.dispatch(weighted(&kernels::ROWS, table), &params, &bindings, grid(ids.len()));
+        }
+        y
+    }
+
+    fn layer_norm(&self, x: &Tensor, gain: &Matrix, bias: &Matrix, eps: f64) -> Tensor {
+        assert!(gain.cols == x.cols && bias.cols == x.cols);
+        let y = self.empty(x.rows, x.cols);
+        let params = kernels::LayerNorm { rows: x.rows as u32, cols: x.cols as u32, eps: eps as f32 };
+        let bindings = [self.all(x), self.uncut(gain), self.uncut(bias), self.all(&y)];
+        self.recording.dispatch((&kernels::LAYER_NORM).into(), &params, &bindings, grid(x.rows));
+        y
+    }
+
+    fn layer_norm_scale(&self, x: &Tensor, eps: f64) -> Tensor {
+        let scale = self.empty(x.rows, 1);
+        let params = kernels::LayerNorm { rows: x.rows as u32, cols: x.cols as u32, eps: eps as f32 };
+        self.recording.dispatch((&kernels::LAYER_NORM_SCALE).into(), &params, &[self.all(x), self.all(&scale)], grid(x.rows));
+        scale
+    }
+
+    fn layer_norm_normalize(&self, x: &Tensor, scale: &Tensor) -> Tensor {
+        assert_eq!([scale.rows, scale.cols], [x.rows, 1]);
+        let y = self.empty(x.rows, x.cols);
+        let params = kernels::Matrix { rows: x.rows as u32, cols: x.cols as u32 };
+        let bindings = [self.all(x), self.all(scale), self.all(&y)];
+        self.recording.dispatch((&kernels::LAYER_NORM_NORMALIZE).into(), &params, &bindings, grid(x.rows));
+        y
+    }
+
+    fn gain_bias(&self, x: &Tensor, gain: &Matrix, bias: &Matrix) -> Tensor {
+        assert!(gain.cols == x.cols && bias.cols == x.cols);
+        let y = self.empty(x.rows, x.cols);
+        let params = kernels::GainBias { n: x.len() as u32, cols: x.cols as u32 };
+        let bindings = [self.all(x), self.uncut(gain), self.uncut(bias), self.all(&y)];
+        self.recording.dispatch((&kernels::GAIN_BIAS).into(), &params, &bindings, elements(x.len()));
+        y
+    }
+
+    fn linear(&self, x: &Tensor, w: &Matrix, bias: &Matrix) -> Tensor {
+        assert!(x.cols == w.rows && bias.cols == w.cols);
+        let y = self.empty(x.rows, w.cols);
+        self.multiply(x, w, 0..w.rows, Some(bias), &y, 0);
+        y
+    }
+
+    fn linear_by_head(&self, z: &Tensor, w: &Matrix, n_head: usize) -> Tensor {
+        assert_eq!(z.cols, w.rows);
+        let head_dim = z.cols / n_head;
+        let y = self.empty(z.rows, n_head * w.cols);
+        for head in 0..n_head {
+            self.multiply(z, w, head * head_dim..(head + 1) * head_dim, None, &y, head * w.cols);
+        }
+        y
+    }
+
+    fn sum_heads(&self, parts: &Tensor, bias: &Matrix, n_head: usize) -> Tensor {
+        assert_eq!(parts.cols, n_head * bias.cols);
+        let y = self.empty(parts.rows, bias.cols);
+        let params = kernels::SumHeads { n: y.len() as u32, cols: y.cols as u32, n_head: n_head as u32 };
+        let bindings = [self.all(parts), self.uncut(bias), self.all(&y)];
+        self.recording.dispatch((&kernels::SUM_HEADS).into(), &params, &bindings, elements(y.len()));
+        y
+    }
+
+    fn attention(&self, qkv: &Tensor, texts: &[Range<usize>], heads: Heads) -> Tensor {
+        let z = self.empty(qkv.rows, qkv.cols / 3);
+        for text in texts {
+            let params = attention_params(qkv, text, heads);
+            let parts = (params.head_dim as usize).div_ceil(16) as u32;
+            let variant = Variant { kernel: &kernels::ATTENTION, with_override: None, with_const: Some(parts) };
+            let groups = [text.len().div_ceil(16) as u32, heads.n_head as u32, 1];
+            self.recording.dispatch(variant, &params, &[self.all(qkv), self.all(&z)], groups);
+        }
+        z
+    }
+
+    fn attention_scores(&self, qkv: &Tensor, text: Range<usize>, heads: Heads) -> Tensor {
+        let scores = self.empty(heads.n_head * text.len(), text.len());
+        let blocks = text.len().div_ceil(16) as u32;
+        let params = attention_params(qkv, &text, heads);
+        let groups = [blocks, blocks, heads.n_head as u32];
+        self.recording.dispatch((&kernels::ATTENTION_SCORES).into(), &params, &[self.all(qkv), self.all(&scores)], groups);
+        scores
+    }
+
+    fn attention_pattern(&self, scores: &Tensor) -> Tensor {
+        let pattern = self.empty(scores.rows, scores.cols);
+        let params = kernels::Matrix { rows: scores.rows as u32, cols: scores.cols as u32 };
+        let bindings = [self.all(scores), self.all(&pattern)];
+        self.recording.dispatch((&kernels::ATTENTION_PATTERN).into(), &params, &bindings, grid(scores.rows));
+        pattern
+    }
+
+    fn attention_mix(&self, pattern: &Tensor, qkv: &Tensor, text: Range<usize>, heads: Heads, z: &mut Tensor) {
+        assert_eq!([pattern.rows, pattern.cols], [heads.n_head * text.len(), text.len()]);
+        let kernels::Attention { first, n_pos, n_embd, head_dim, .. } = attention_params(qkv, &text, heads);
+        let params = kernels::AttentionMix { first, n_pos, n_embd, head_dim };
+        let groups = [head_dim.div_ceil(16), n_pos.div_ceil(16), heads.n_head as u32];
+        let bindings = [self.all(pattern), self.all(qkv), self.all(z)];
+        self.recording.dispatch((&kernels::ATTENTION_MIX).into(), &params, &bindings, groups);
+    }
+
+    fn activation(&self, x: &Tensor, f: Activation) -> Tensor {
+        let y = self.empty(x.rows, x.cols);
+        let variant = Variant { kernel: &kernels::ACTIVATION, with_override: Some(kernels::function_override(f)), with_const: None };
+        let params = kernels::Elements { n: x.len() as u32 };
+        self.recording.dispatch(variant, &params, &[self.all(x), self.all(&y)], elements(x.len()));
+        y
+    }
+
+    fn add(&self, a: &Tensor, b: &Tensor) -> Tensor {
+        assert_eq!([a.rows, a.cols], [b.rows, b.cols]);
+        let y = self.empty(a.rows, a.cols);
+        let params = kernels::Elements { n: a.len() as u32 };
+        self.recording.dispatch((&kernels::ADD).into(), &params, &[self.all(a), self.all(b), self.all(&y)], elements(a.len()));
+        y
+    }
+
+    fn unembed(&self, x: &Tensor, rows: Range<usize>, table: &Matrix) -> Tensor {
+        assert_eq!(x.cols, table.cols);
+        let y = self.empty(rows.len(), table.rows);
+        for part in self.bindable(0..rows.len(), table.rows) {
+            for chunk in &table.chunks {
+                self.unembed_part(x, rows.start + part.start..rows.start + part.end, chunk, table, &y, part.clone());
+            }
+        }
+        y
+    }
+
+    fn edit(&self, x: &mut Tensor, window: &Window, edit: &Edit) {
+        window.assert_within([x.rows, x.cols]);
+        let (kind, factor, values): (u32, f32, &[f32]) = match edit {
+            Edit::Zero => (0, 0.0, &[0.0]),
+            Edit::Scale(factor) => (1, *factor, &[0.0]),
+            Edit::Add(values) => (2, 0.0, values),
+            Edit::Replace(values) => (3, 0.0, values),
+        };
+        let values_buffer = self.uploaded("edit values", values);
+        let mut first_value = 0;
+        for rows in window.rows.iter().flat_map(|rows| self.bindable(rows.clone(), x.cols)) {
+            let (target, before) = self.some_rows(x, &rows);
+            let n = rows.len() * window.cols.len();
+            let params = kernels::Edit {
+                n: n as u32,
+                first_row: 0,
+                first_col: before + window.cols.start as u32,
+                cols: window.cols.len() as u32,
+                x_stride: x.cols as u32,
+                kind,
+                factor,
+                n_values: values.len() as u32,
+                first_value,
+            };
+            self.recording.dispatch((&kernels::EDIT).into(), &params, &[whole(&values_buffer), target], elements(n));
+            first_value += n as u32;
+        }
+    }
+
+    fn copy_out(&self, x: &Tensor, window: &Window) -> Staged {
+        window.assert_within([x.rows, x.cols]);
+        let bytes = 4 * window.len() as u64;
+        let (staging, mut at) = self.recording.staging(bytes, || Staging::new(&self.staging, bytes));
+        let staged = Staged { staging: staging.clone(), at, len: window.len() };
+        for rows in &window.rows {
+            if window.cols == (0..x.cols) {
+                // Whole rows lie together: no kernel is needed.
+                let part = 4 * (rows.len() * x.cols) as u64;
+                self.recording.stage(x.buffer(), 4 * (rows.start * x.cols) as u64, part, &staging, at);
+                at += part;
+                continue;
+            }
+            for rows in self.bindable(rows.clone(), x.cols) {
+                let (source, before) = self.some_rows(x, &rows);
+                let gathered = self.empty(rows.len(), window.cols.len());
+                let params = kernels::CopyOut {
+                    n: gathered.len() as u32,
+                    first_row: 0,
+                    first_col: before + window.cols.start as u32,
+                    cols: window.cols.len() as u32,
+                    x_stride: x.cols as u32,
+                    first: 0,
+                };
+                let bindings = [source, self.all(&gathered)];
+                self.recording.dispatch((&kernels::COPY_OUT).into(), &params, &bindings, elements(gathered.len()));
+                let part = 4 * gathered.len() as u64;
+                self.recording.stage(gathered.buffer(), 0, part, &staging, at);
+                at += part;
+            }
+        }
+        staged
+    }
+
+    fn submit(&self) {
+        self.recording.submit();
+    }
+
+    async fn read(&self, staged: Staged) -> Result<Vec<f32>, DeviceError> {
+        let values = staged.staging.read(&self.device, staged.at, staged.len).await;
+        let fault = self.fault.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+        match (fault, values) {
+            (Some(detail), _) | (None, Err(detail)) => Err(DeviceError::Fault { detail }),
+            (None, Ok(values)) => Ok(values),
+        }
+    }
+}
+
+fn attention_params(qkv: &Tensor, text: &Range<usize>, heads: Heads) -> kernels::Attention {
+    let n_embd = qkv.cols / 3;
+    kernels::Attention {
+        first: text.start as u32,
+        n_pos: text.len() as u32,
+        n_embd: n_embd as u32,
+        head_dim: (n_embd / heads.n_head) as u32,
+        scale: heads.scale as f32,
+    }
+}

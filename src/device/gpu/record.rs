@@ -1,0 +1,204 @@
+//! What is to run: dispatches and copies in order, their parameters in one uniform arena, and pipelines made when they are
+//! first used. Owns the encoding and the submit; knows no operation of GPT-2.
+//!
+//! Parameters lie in 256-byte slots of one buffer, bound with a dynamic offset and written once per submit. (One uniform
+//! rewritten between two dispatches of an encoder would show both the last value; immediates do not exist in browsers.)
+
+use super::kernels::{Access, Kernel, Params};
+use super::memory::Staging;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::num::NonZeroU64;
+use std::rc::Rc;
+
+const SLOT: usize = 256;
+const SLOTS: usize = 1024;
+
+/// A part of a buffer: bytes `offset .. offset + size`.
+#[derive(Clone, Copy)]
+pub(super) struct Binding<'a> {
+    pub(super) buffer: &'a wgpu::Buffer,
+    pub(super) offset: u64,
+    pub(super) size: u64,
+}
+
+/// A kernel with the constants it is compiled for.
+#[derive(Clone, Copy)]
+pub(super) struct Variant {
+    pub(super) kernel: &'static Kernel,
+    /// The value of its one override.
+    pub(super) with_override: Option<u32>,
+    /// The value of its one generated constant.
+    pub(super) with_const: Option<u32>,
+}
+
+impl From<&'static Kernel> for Variant {
+    fn from(kernel: &'static Kernel) -> Variant {
+        Variant { kernel, with_override: None, with_const: None }
+    }
+}
+
+struct Pipeline {
+    layout: wgpu::BindGroupLayout,
+    pipeline: wgpu::ComputePipeline,
+}
+
+enum Command {
+    Dispatch { pipeline: Rc<Pipeline>, bindings: wgpu::BindGroup, slot: u32, groups: [u32; 3] },
+    Copy { from: wgpu::Buffer, start: u64, to: wgpu::Buffer, at: u64, bytes: u64 },
+}
+
+/// Work that is recorded and not yet submitted.
+pub(super) struct Recording {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    arena: wgpu::Buffer,
+    pipelines: RefCell<HashMap<(&'static str, Option<u32>, Option<u32>), Rc<Pipeline>>>,
+    commands: RefCell<Vec<Command>>,
+    slots: RefCell<Vec<u8>>,
+    staging: RefCell<Vec<Rc<Staging>>>,
+}
+
+impl Recording {
+    pub(super) fn new(device: &wgpu::Device, queue: &wgpu::Queue) -> Recording {
+        let arena = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("params"),
+            size: (SLOT * SLOTS) as u64,
+            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        Recording {
+            device: device.clone(),
+            queue: queue.clone(),
+            arena,
+            pipelines: RefCell::default(),
+            commands: RefCell::default(),
+            slots: RefCell::default(),
+            staging: RefCell::default(),
+        }
+    }
+
+    /// Records one dispatch of `groups` workgroups.
+    pub(super) fn dispatch<P: Params>(&self, variant: Variant, params: &P, bindings: &[Binding<'_>], groups: [u32; 3]) {
+        assert_eq!(variant.kernel.params, P::FIELDS, "{}: these are another kernel's parameters", variant.kernel.name);
+        assert_eq!(variant.kernel.bindings.len(), bindings.len(), "{}", variant.kernel.name);
+        if self.slots.borrow().len() == SLOT * SLOTS {
+            self.submit();
+        }
+        let pipeline = self.pipeline(variant);
+        let of_params = Binding { buffer: &self.arena, offset: 0, size: size_of::<P>() as u64 };
+        let resources = std::iter::once(&of_params).chain(bindings);
+        let entries: Vec<_> = (0..).zip(resources).map(|(binding, part)| entry(binding, part)).collect();
+        let bindings = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(variant.kernel.name),
+            layout: &pipeline.layout,
+            entries: &entries,
+        });
+        let mut slots = self.slots.borrow_mut();
+        let slot = slots.len() as u32;
+        slots.extend_from_slice(bytemuck::bytes_of(params));
+        slots.resize(slot as usize + SLOT, 0);
+        self.commands.borrow_mut().push(Command::Dispatch { pipeline, bindings, slot, groups });
+    }
+
+    /// Records a copy into a staging buffer; gives back where it will be.
+    pub(super) fn stage(&self, from: &wgpu::Buffer, start: u64, bytes: u64, to: &Rc<Staging>, at: u64) {
+        self.commands.borrow_mut().push(Command::Copy { from: from.clone(), start, to: to.buffer().clone(), at, bytes });
+    }
+
+    /// A staging buffer with `bytes` reserved from the given offset on. `make` makes a new one where the last is full.
+    pub(super) fn staging(&self, bytes: u64, make: impl FnOnce() -> Rc<Staging>) -> (Rc<Staging>, u64) {
+        let mut open = self.staging.borrow_mut();
+        if let Some((last, at)) = open.last().and_then(|last| Some((last.clone(), last.reserve(bytes)?))) {
+            return (last, at);
+        }
+        let new = make();
+        let at = new.reserve(bytes).expect("a new staging buffer has the room it was made for");
+        open.push(new.clone());
+        (new, at)
+    }
+
+    /// Sends everything recorded to the device and asks for the maps of what it will have copied.
+    pub(super) fn submit(&self) {
+        let commands = std::mem::take(&mut *self.commands.borrow_mut());
+        if commands.is_empty() {
+            return;
+        }
+        let slots = std::mem::take(&mut *self.slots.borrow_mut());
+        if !slots.is_empty() {
+            self.queue.write_buffer(&self.arena, 0, &slots);
+        }
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut rest = commands.as_slice();
+        while let Some(first) = rest.first() {
+            if let Command::Copy { from, start, to, at, bytes } = first {
+                encoder.copy_buffer_to_buffer(from, *start, to, *at, *bytes);
+                rest = &rest[1..];
+                continue;
+            }
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            while let Some(Command::Dispatch { pipeline, bindings, slot, groups: [x, y, z] }) = rest.first() {
+                pass.set_pipeline(&pipeline.pipeline);
+                pass.set_bind_group(0, bindings, &[*slot]);
+                pass.dispatch_workgroups(*x, *y, *z);
+                rest = &rest[1..];
+            }
+        }
+        let index = self.queue.submit([encoder.finish()]);
+        for staging in self.staging.borrow_mut().drain(..) {
+            staging.map(index.clone());
+        }
+    }
+
+    fn pipeline(&self, variant: Variant) -> Rc<Pipeline> {
+        let key = (variant.kernel.name, variant.with_override, variant.with_const);
+        if let Some(pipeline) = self.pipelines.borrow().get(&key) {
+            return pipeline.clone();
+        }
+        let pipeline = Rc::new(compile(&self.device, variant));
+        self.pipelines.borrow_mut().insert(key, pipeline.clone());
+        pipeline
+    }
+}
+
+fn entry<'a>(binding: u32, part: &Binding<'a>) -> wgpu::BindGroupEntry<'a> {
+    let Binding { buffer, offset, size } = *part;
+    let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size: NonZeroU64::new(size) });
+    wgpu::BindGroupEntry { binding, resource }
+}
+
+fn compile(device: &wgpu::Device, variant: Variant) -> Pipeline {
+    let kernel = variant.kernel;
+    let params_size = NonZeroU64::new(4 * kernel.params.len() as u64);
+    let of_params = wgpu::BindingType::Buffer { ty: wgpu::BufferBindingType::Uniform, has_dynamic_offset: true, min_binding_size: params_size };
+    let storage = kernel.bindings.iter().map(|access| wgpu::BindingType::Buffer {
+        ty: wgpu::BufferBindingType::Storage { read_only: *access == Access::Read },
+        has_dynamic_offset: false,
+        min_binding_size: None,
+    });
+    let entries: Vec<_> = (0..)
+        .zip(std::iter::once(of_params).chain(storage))
+        .map(|(binding, ty)| wgpu::BindGroupLayoutEntry { binding, visibility: wgpu::ShaderStages::COMPUTE, ty, count: None })
+        .collect();
+    let label = Some(kernel.name);
+    let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries: &entries });
+    let pipeline_layout =
+        device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor { label, bind_group_layouts: &[Some(&layout)], immediate_size: 0 });
+    let named = |names: &[(&'static str, u32)], value: Option<u32>| -> Option<(&'static str, u32)> { Some((names.first()?.0, value?)) };
+    let consts: Vec<_> = named(kernel.consts, variant.with_const).into_iter().collect();
+    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor { label, source: wgpu::ShaderSource::Wgsl(kernel.module(&consts).into()) });
+    let overrides: Vec<_> = named(kernel.overrides, variant.with_override).into_iter().map(|(name, v)| (name, f64::from(v))).collect();
+    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label,
+        layout: Some(&pipeline_layout),
+        module: &module,
+        entry_point: Some(kernel.name),
+        compilation_options: wgpu::PipelineCompilationOptions {
+            constants: &overrides,
+            // Every kernel writes its workgroup memory before it reads it.
+            zero_initialize_workgroup_memory: false,
+        },
+        cache: None,
+    });
+    Pipeline { layout, pipeline }
+}

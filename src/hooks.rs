@@ -1,0 +1,574 @@
+//! Taps and edits for one run, and what comes back. Owns three things: [`Hooks`], the request; [`Recorder`], which
+//! carries it out while the forward pass runs; [`Capture`], the arrays. Knows sites and the device trait, no backend.
+//!
+//! What is tapped is what flows on: [`Recorder::at`] takes a value, changes it if asked, records it if asked, and hands
+//! it on. Where the last request is met the run stops. Read next: `model.rs`, which calls it.
+
+use crate::batch::Batch;
+use crate::config::Config;
+use crate::device::{Device, DeviceError, Edit, MASKED, Window};
+use crate::sites::{self, Axis, Site, SiteError};
+use ndarray::{ArrayD, ArrayViewD, Axis as NdAxis, IxDyn};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use thiserror::Error;
+
+/// Which part of a site's values: all of them, unless narrowed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Select {
+    positions: Option<Vec<Vec<usize>>>,
+    heads: Option<Range<usize>>,
+    columns: Option<Range<usize>>,
+}
+
+impl Select {
+    /// Everything.
+    pub fn all() -> Select {
+        Select::default()
+    }
+
+    /// Only these token positions, one list per text; ascending, each once. On attention patterns: the query.
+    pub fn positions(mut self, per_text: Vec<Vec<usize>>) -> Select {
+        self.positions = Some(per_text);
+        self
+    }
+
+    /// Only these heads.
+    pub fn heads(mut self, heads: Range<usize>) -> Select {
+        self.heads = Some(heads);
+        self
+    }
+
+    /// Only these entries of the last axis.
+    pub fn columns(mut self, columns: Range<usize>) -> Select {
+        self.columns = Some(columns);
+        self
+    }
+
+    /// Length of `axis` (one of `site`'s) after this selection.
+    fn axis_len(&self, site: Site, axis: usize, config: &Config, batch: &Batch) -> usize {
+        let (kind, last) = (site.axes()[axis], axis + 1 == site.axes().len());
+        match (kind, &self.positions, &self.heads, &self.columns) {
+            (_, _, _, Some(columns)) if last => columns.len(),
+            (Axis::Pos, Some(per_text), _, _) => per_text.iter().map(Vec::len).max().unwrap_or(0),
+            (Axis::Head, _, Some(heads), _) => heads.len(),
+            _ => kind.len(config, batch.n_pos()),
+        }
+    }
+
+    /// The selected positions of a text of `n_pos` tokens as ranges, neighbours joined.
+    fn ranges(&self, text: usize, n_pos: usize) -> Vec<Range<usize>> {
+        let Some(per_text) = &self.positions else { return vec![0..n_pos] };
+        let mut ranges: Vec<Range<usize>> = Vec::new();
+        for &p in &per_text[text] {
+            match ranges.last_mut() {
+                Some(range) if range.end == p => range.end += 1,
+                _ => ranges.push(p..p + 1),
+            }
+        }
+        ranges
+    }
+}
+
+/// A request that this model or this batch cannot meet.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum HookError {
+    /// No such hook.
+    #[error(transparent)]
+    Site(#[from] SiteError),
+    /// Heads, columns or positions that the site does not have.
+    #[error("{site}: {what} {asked:?} do not exist; it has {has}")]
+    Window {
+        /// The hook's name.
+        site: String,
+        /// `heads`, `columns` or `positions`.
+        what: &'static str,
+        /// What was asked for.
+        asked: Range<usize>,
+        /// What there is.
+        has: String,
+    },
+    /// The same hook asked for in two different ways.
+    #[error("{site} is asked for twice with different windows; ask once for the larger one and cut it afterwards")]
+    Twice {
+        /// The hook's name.
+        site: String,
+    },
+    /// An edit whose values do not fit its window.
+    #[error("{site}: the edit gives {given} values; its window takes {row} (one row for all) or {all}")]
+    Values {
+        /// The hook's name.
+        site: String,
+        /// Values given.
+        given: usize,
+        /// Values of one row.
+        row: usize,
+        /// Values of the whole window.
+        all: usize,
+    },
+    /// Position lists for another number of texts.
+    #[error("positions are given for {given} texts and the run has {texts}")]
+    Texts {
+        /// Lists given.
+        given: usize,
+        /// Texts in the batch.
+        texts: usize,
+    },
+    /// More than this machine can hold.
+    #[error("{site} takes {bytes} bytes, more than this machine can hold; ask for fewer hooks, layers, tokens or texts")]
+    Memory {
+        /// The hook's name.
+        site: String,
+        /// Bytes asked for.
+        bytes: u128,
+    },
+}
+
+/// What one run is asked to record and to change.
+#[derive(Clone, Debug)]
+pub struct Hooks {
+    config: Config,
+    taps: BTreeMap<Site, Select>,
+    edits: Vec<(Site, Select, Edit)>,
+    /// Staged bytes after which a block boundary begins to read back: see [`Recorder::boundary`].
+    pub staging_budget: usize,
+}
+
+impl Hooks {
+    /// An empty request to a model of this shape.
+    pub fn new(config: &Config) -> Hooks {
+        Hooks { config: config.clone(), taps: BTreeMap::new(), edits: Vec::new(), staging_budget: 64 << 20 }
+    }
+
+    /// Records every site that `pattern` names ([`sites::resolve`]).
+    ///
+    /// # Errors
+    /// [`SiteError::Unknown`] with near names.
+    pub fn tap(&mut self, pattern: &str) -> Result<&mut Hooks, HookError> {
+        for site in sites::resolve(pattern, self.config.n_layer)? {
+            self.tap_at(site, Select::all())?;
+        }
+        Ok(self)
+    }
+
+    /// Records a part of one site.
+    ///
+    /// # Errors
+    /// [`HookError::Window`] for a part it does not have, [`HookError::Twice`] for a second, different part.
+    pub fn tap_at(&mut self, site: Site, select: Select) -> Result<&mut Hooks, HookError> {
+        self.check(site, &select)?;
+        match self.taps.insert(site, select.clone()) {
+            Some(before) if before != select => Err(HookError::Twice { site: site.name() }),
+            _ => Ok(self),
+        }
+    }
+
+    /// Narrows every tap to these positions, one list per text.
+    pub fn at_positions(&mut self, per_text: &[Vec<usize>]) -> &mut Hooks {
+        for select in self.taps.values_mut() {
+            select.positions = Some(per_text.to_vec());
+        }
+        self
+    }
+
+    /// Changes a part of one site, before it is recorded and before anything reads it. Edits of one site apply in the
+    /// order in which they were given.
+    ///
+    /// # Errors
+    /// [`HookError::Window`] for a part that the site does not have.
+    pub fn edit_at(&mut self, site: Site, select: Select, edit: Edit) -> Result<&mut Hooks, HookError> {
+        self.check(site, &select)?;
+        self.edits.push((site, select, edit));
+        Ok(self)
+    }
+
+    /// The recorded sites in run order.
+    pub fn sites(&self) -> impl Iterator<Item = Site> {
+        self.taps.keys().copied()
+    }
+
+    /// Shape of the array that `site` will come back as: [batch, ...].
+    pub fn shape(&self, site: Site, batch: &Batch) -> Vec<usize> {
+        let select = self.taps.get(&site).cloned().unwrap_or_default();
+        let axes = (0..site.axes().len()).map(|axis| select.axis_len(site, axis, &self.config, batch));
+        std::iter::once(batch.texts().len()).chain(axes).collect()
+    }
+
+    /// Every site that anything is asked of.
+    pub fn touched(&self) -> BTreeSet<Site> {
+        self.sites().chain(self.edits.iter().map(|(site, ..)| *site)).collect()
+    }
+
+    /// How many blocks a run passes before its last request is met.
+    pub fn blocks(&self) -> usize {
+        match self.last() {
+            Some(Site::Embed | Site::PosEmbed) | None => 0,
+            Some(site) => site.layer().map_or(self.config.n_layer, |layer| layer + 1),
+        }
+    }
+
+    /// The last site anything was asked for.
+    fn last(&self) -> Option<Site> {
+        self.taps.keys().next_back().copied().max(self.edits.iter().map(|(site, ..)| *site).max())
+    }
+
+    fn check(&self, site: Site, select: &Select) -> Result<(), HookError> {
+        let fail = |what, asked: &Range<usize>, has: String| {
+            Err(HookError::Window { site: site.name(), what, asked: asked.clone(), has })
+        };
+        if site.layer().is_some_and(|layer| layer >= self.config.n_layer) {
+            let layer = site.layer().unwrap_or_default() as i64;
+            return Err(SiteError::Layer { layer, n_layer: self.config.n_layer }.into());
+        }
+        let has_heads = site.axes().contains(&Axis::Head);
+        if let Some(heads) = &select.heads {
+            if !has_heads {
+                return fail("heads", heads, "no head axis".into());
+            }
+            if heads.is_empty() || heads.end > self.config.n_head {
+                return fail("heads", heads, format!("heads 0..{}", self.config.n_head));
+            }
+        }
+        if let Some(columns) = &select.columns {
+            let last = site.axes()[site.axes().len() - 1];
+            let n = last.len(&self.config, self.config.n_positions);
+            if columns.is_empty() || columns.end > n {
+                return fail("columns", columns, format!("columns 0..{n}"));
+            }
+            if has_heads && !site.is_square() && select.heads.as_ref().is_none_or(|heads| heads.len() != 1) {
+                return fail("columns", columns, "columns within one head: name that head".into());
+            }
+        }
+        Ok(())
+    }
+
+    /// The checks that need the batch: that every position exists and every edit's values fit.
+    fn check_batch(&self, batch: &Batch) -> Result<(), HookError> {
+        let edits = self.edits.iter().map(|(site, select, _)| (site, select));
+        for (site, select) in self.taps.iter().chain(edits) {
+            let fail = |what, asked, has: String| Err(HookError::Window { site: site.name(), what, asked, has });
+            if let Some(per_text) = &select.positions {
+                if per_text.len() != batch.texts().len() {
+                    return Err(HookError::Texts { given: per_text.len(), texts: batch.texts().len() });
+                }
+                for (positions, text) in per_text.iter().zip(batch.texts()) {
+                    let ascending = positions.is_sorted_by(|a, b| a < b);
+                    if let Some(&p) = positions.iter().find(|&&p| p >= text.len() || !ascending) {
+                        return fail("positions", p..p + 1, format!("positions 0..{}, each once, ascending", text.len()));
+                    }
+                }
+            }
+            if let (true, Some(columns)) = (site.is_square(), &select.columns)
+                && batch.texts().iter().any(|text| columns.end > text.len())
+            {
+                return fail("columns", columns.clone(), "no more keys than its shortest text has tokens".into());
+            }
+        }
+        for (site, select, edit) in &self.edits {
+            let (Edit::Add(values) | Edit::Replace(values)) = edit else { continue };
+            let windows = self.windows(*site, select, batch, 0..batch.texts().len());
+            let (row, all) = (windows[0].1.cols.len(), windows.iter().map(|(_, w)| w.len()).sum());
+            if values.len() != row && values.len() != all || values.is_empty() {
+                return Err(HookError::Values { site: site.name(), given: values.len(), row, all });
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a selection lies in the tensor or tensors that carry `site` when `texts` of the batch are run together: one
+    /// window over all of them, or one per text for the sites that are computed text by text (scores, pattern, logits),
+    /// with that text's index.
+    fn windows(&self, site: Site, select: &Select, batch: &Batch, texts: Range<usize>) -> Vec<(Option<usize>, Window)> {
+        if !by_text(site) {
+            let first = batch.texts().get(texts.start).map_or(0, |text| text.start);
+            let rows = texts.flat_map(|i| {
+                let text = &batch.texts()[i];
+                let start = text.start - first;
+                select.ranges(i, text.len()).into_iter().map(move |r| start + r.start..start + r.end)
+            });
+            return vec![(None, Window { rows: join(rows), cols: self.columns(site, select, 0) })];
+        }
+        let one = |i: usize| {
+            let n_pos = batch.texts()[i].len();
+            let within = select.ranges(i, n_pos);
+            let heads = if site.is_square() { select.heads.clone().unwrap_or(0..self.config.n_head) } else { 0..1 };
+            let rows = heads.flat_map(|head| {
+                within.iter().map(|r| head * n_pos + r.start..head * n_pos + r.end).collect::<Vec<_>>()
+            });
+            (Some(i), Window { rows: join(rows), cols: self.columns(site, select, n_pos) })
+        };
+        texts.map(one).collect()
+    }
+
+    /// The tensor's columns that a selection takes; q, k and v lie side by side in one tensor.
+    fn columns(&self, site: Site, select: &Select, n_pos: usize) -> Range<usize> {
+        let base = match site {
+            Site::K(_) => self.config.n_embd,
+            Site::V(_) => 2 * self.config.n_embd,
+            _ => 0,
+        };
+        let width = site.axes()[site.axes().len() - 1].len(&self.config, n_pos);
+        let heads = match (site.is_square() || !site.axes().contains(&Axis::Head), &select.heads) {
+            (true, _) => 0..1,
+            (false, Some(heads)) => heads.clone(),
+            (false, None) => 0..self.config.n_head,
+        };
+        match &select.columns {
+            Some(columns) => base + heads.start * width + columns.start..base + heads.start * width + columns.end,
+            None => base + heads.start * width..base + heads.end * width,
+        }
+    }
+}
+
+/// Sites whose tensors hold one text each.
+fn by_text(site: Site) -> bool {
+    site.is_square() || site == Site::Unembed
+}
+
+/// Joins ranges that touch.
+fn join(ranges: impl Iterator<Item = Range<usize>>) -> Vec<Range<usize>> {
+    let mut joined: Vec<Range<usize>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
+/// What one run recorded: one array per tapped site, [batch, ...] as the dictionary has it, in run order. Texts shorter
+/// than the longest are padded on the right with zeros.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Capture {
+    arrays: BTreeMap<Site, ArrayD<f32>>,
+}
+
+impl Capture {
+    /// Checks the request against the batch and makes room for what will come back, all zero.
+    ///
+    /// # Errors
+    /// [`HookError`] for positions or edit values that do not fit this batch, or arrays too large for this machine.
+    pub fn empty(hooks: &Hooks, batch: &Batch) -> Result<Capture, HookError> {
+        hooks.check_batch(batch)?;
+        let mut capture = Capture::default();
+        for site in hooks.sites() {
+            let shape = hooks.shape(site, batch);
+            let n = shape.iter().map(|&n| n as u128).product::<u128>();
+            let too_much = || HookError::Memory { site: site.name(), bytes: 4 * n };
+            let mut values: Vec<f32> = Vec::new();
+            let len = usize::try_from(n).map_err(|_| too_much())?;
+            values.try_reserve_exact(len).map_err(|_| too_much())?;
+            values.resize(len, 0.0);
+            capture.arrays.insert(site, ArrayD::from_shape_vec(IxDyn(&shape), values).map_err(|_| too_much())?);
+        }
+        Ok(capture)
+    }
+
+    /// The values of one site; `None` if it was not tapped.
+    pub fn get(&self, site: Site) -> Option<ArrayViewD<'_, f32>> {
+        self.arrays.get(&site).map(|array| array.view())
+    }
+
+    /// Takes the values of one site out.
+    pub fn take(&mut self, site: Site) -> Option<ArrayD<f32>> {
+        self.arrays.remove(&site)
+    }
+
+    /// All sites in run order.
+    pub fn iter(&self) -> impl Iterator<Item = (Site, &ArrayD<f32>)> {
+        self.arrays.iter().map(|(site, array)| (*site, array))
+    }
+}
+
+/// Why a forward pass ended before its last operation. `Done` is no fault: everything asked for is recorded.
+#[derive(Debug)]
+pub enum Stop {
+    /// The last request is met.
+    Done,
+    /// The device failed.
+    Fault(DeviceError),
+}
+
+impl From<DeviceError> for Stop {
+    fn from(e: DeviceError) -> Stop {
+        Stop::Fault(e)
+    }
+}
+
+/// A copy on its way to the host, and where it belongs.
+struct Pending<D: Device> {
+    site: Site,
+    text: Option<usize>,
+    staged: D::Staged,
+}
+
+/// Carries out [`Hooks`] while a forward pass runs over some texts of a batch.
+pub struct Recorder<'a, D: Device> {
+    hooks: &'a Hooks,
+    batch: &'a Batch,
+    texts: Range<usize>,
+    last: Option<Site>,
+    staged: Vec<Pending<D>>,
+    in_flight: Vec<Pending<D>>,
+    staged_bytes: usize,
+    capture: &'a mut Capture,
+    progress: Option<&'a dyn Fn(usize)>,
+    blocks_done: usize,
+}
+
+impl<'a, D: Device> Recorder<'a, D> {
+    /// For a run over `texts` of `batch`, into a [`Capture::empty`] of the same request and batch. `progress` is told the
+    /// number of finished blocks.
+    pub fn new(
+        hooks: &'a Hooks,
+        batch: &'a Batch,
+        texts: Range<usize>,
+        capture: &'a mut Capture,
+        progress: Option<&'a dyn Fn(usize)>,
+    ) -> Recorder<'a, D> {
+        let (staged, in_flight) = (Vec::new(), Vec::new());
+        let last = hooks.last();
+        Recorder { hooks, batch, texts, last, staged, in_flight, staged_bytes: 0, capture, progress, blocks_done: 0 }
+    }
+
+    /// True when anything is asked of `site`. Only the helpers that hide a fusion may ask.
+    pub fn wants(&self, site: Site) -> bool {
+        self.hooks.taps.contains_key(&site) || self.hooks.edits.iter().any(|(at, ..)| *at == site)
+    }
+
+    /// Changes and records `x` as asked, and hands it on.
+    ///
+    /// # Errors
+    /// [`Stop::Done`] when nothing after `site` was asked for, so that the caller's `?` ends the run here.
+    pub fn at(&mut self, dev: &D, site: Site, mut x: D::Tensor) -> Result<D::Tensor, Stop> {
+        self.touch(dev, site, None, &mut x);
+        self.stop_after(site)?;
+        Ok(x)
+    }
+
+    /// [`Recorder::at`] for sites that lie side by side in one tensor.
+    ///
+    /// # Errors
+    /// As [`Recorder::at`], for the last of them.
+    pub fn at_each<const N: usize>(&mut self, dev: &D, sites: [Site; N], mut x: D::Tensor) -> Result<D::Tensor, Stop> {
+        for site in sites {
+            self.touch(dev, site, None, &mut x);
+        }
+        self.stop_after(sites[N - 1])?;
+        Ok(x)
+    }
+
+    /// [`Recorder::at`] for sites that are computed text by text. Never ends the run: the other texts must pass too;
+    /// [`Recorder::stop_after`] is the caller's to say.
+    pub fn at_text(&mut self, dev: &D, site: Site, text: usize, mut x: D::Tensor) -> D::Tensor {
+        self.touch(dev, site, Some(self.texts.start + text), &mut x);
+        x
+    }
+
+    /// # Errors
+    /// [`Stop::Done`] when nothing after `site` was asked for.
+    pub fn stop_after(&self, site: Site) -> Result<(), Stop> {
+        if self.last.is_none_or(|last| last <= site) { Err(Stop::Done) } else { Ok(()) }
+    }
+
+    /// The end of a block: what was recorded so far begins to run, and once the staged bytes pass the budget, what the
+    /// blocks *before* this one recorded is read, so that the device always has this block to work on meanwhile.
+    ///
+    /// # Errors
+    /// [`Stop::Fault`] when the device failed.
+    pub async fn boundary(&mut self, dev: &D) -> Result<(), Stop> {
+        dev.submit();
+        if self.staged_bytes >= self.hooks.staging_budget {
+            self.staged_bytes = 0;
+            let earlier = std::mem::replace(&mut self.in_flight, std::mem::take(&mut self.staged));
+            self.collect(dev, earlier).await?;
+        }
+        self.blocks_done += 1;
+        if let Some(progress) = self.progress {
+            progress(self.blocks_done);
+        }
+        Ok(())
+    }
+
+    /// Reads what is still on its way.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the device failed.
+    pub async fn finish(mut self, dev: &D) -> Result<(), DeviceError> {
+        dev.submit();
+        let in_flight = std::mem::take(&mut self.in_flight);
+        self.collect(dev, in_flight).await?;
+        let staged = std::mem::take(&mut self.staged);
+        self.collect(dev, staged).await
+    }
+
+    /// Edits, then the tap. `text` is the one that `x` holds, where it holds one.
+    fn touch(&mut self, dev: &D, site: Site, text: Option<usize>, x: &mut D::Tensor) {
+        let hooks = self.hooks;
+        let texts = text.map_or(self.texts.clone(), |i| i..i + 1);
+        for (_, select, edit) in hooks.edits.iter().filter(|(at, ..)| *at == site) {
+            let earlier = hooks.windows(site, select, self.batch, 0..texts.start);
+            let before = earlier.iter().map(|(_, window)| window.len()).sum();
+            for (_, window) in hooks.windows(site, select, self.batch, texts.clone()) {
+                if !window.is_empty() {
+                    dev.edit(x, &window, &part_of(edit, before, &window));
+                }
+            }
+        }
+        let Some(select) = hooks.taps.get(&site) else { return };
+        for (text, window) in hooks.windows(site, select, self.batch, texts) {
+            if !window.is_empty() {
+                self.staged_bytes += 4 * window.len();
+                self.staged.push(Pending { site, text, staged: dev.copy_out(x, &window) });
+            }
+        }
+    }
+
+    async fn collect(&mut self, dev: &D, pending: Vec<Pending<D>>) -> Result<(), DeviceError> {
+        for Pending { site, text, staged } in pending {
+            let values = dev.read(staged).await?;
+            self.place(site, text, values);
+        }
+        Ok(())
+    }
+
+    /// Lays a window's values into their array, which is zero where they do not reach.
+    fn place(&mut self, site: Site, text: Option<usize>, mut values: Vec<f32>) {
+        if matches!(site, Site::AttnScores(_)) {
+            values.iter_mut().filter(|v| **v == MASKED).for_each(|v| *v = f32::NEG_INFINITY);
+        }
+        let Some(array) = self.capture.arrays.get_mut(&site) else { return };
+        let select = &self.hooks.taps[&site];
+        let mut values = values.into_iter();
+        for i in text.map_or(self.texts.clone(), |i| i..i + 1) {
+            let n_pos = self.batch.texts()[i].len();
+            let n_rows = select.positions.as_ref().map_or(n_pos, |p| p[i].len());
+            let mut of_text = array.index_axis_mut(NdAxis(0), i);
+            // The axis of positions shrinks to this text's own; so does the axis of keys, unless columns were chosen.
+            for (axis, kind) in site.axes().iter().enumerate() {
+                let own = match kind {
+                    Axis::Pos => n_rows,
+                    Axis::Key if select.columns.is_none() => n_pos,
+                    _ => continue,
+                };
+                of_text.slice_axis_inplace(NdAxis(axis), ndarray::Slice::from(..own));
+            }
+            of_text.iter_mut().zip(&mut values).for_each(|(slot, value)| *slot = value);
+        }
+    }
+}
+
+/// The part of an edit's values that falls on a window, which starts `before` values into the whole.
+fn part_of(edit: &Edit, before: usize, window: &Window) -> Edit {
+    let cut = |values: &Vec<f32>| match values.len() == window.cols.len() {
+        true => values.clone(),
+        false => values[before..before + window.len()].to_vec(),
+    };
+    match edit {
+        Edit::Zero => Edit::Zero,
+        Edit::Scale(factor) => Edit::Scale(*factor),
+        Edit::Add(values) => Edit::Add(cut(values)),
+        Edit::Replace(values) => Edit::Replace(cut(values)),
+    }
+}

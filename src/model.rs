@@ -1,0 +1,332 @@
+//! THE forward pass. Owns the order of GPT-2's operations and its weights on a device; everything that can be seen or
+//! changed inside is a `hooks.at(...)` here. Knows the device trait and no backend.
+//! Source: Radford et al. 2019, as transformers' `modeling_gpt2.py` computes it. Read next: `sites.rs` for the names,
+//! `device/reference.rs` for what each operation does.
+//!
+//! `?` after `hooks.at` ends the run once nothing further was asked for; see [`Stop`].
+
+use crate::batch::Batch;
+use crate::config::Config;
+use crate::device::{Device, DeviceError, Dtype, Heads, Weight};
+use crate::hooks::{Capture, HookError, Hooks, Recorder, Stop};
+use crate::sites::Site;
+use crate::weights::{Checkpoint, WeightsError};
+use std::cell::OnceCell;
+use std::ops::Range;
+use std::rc::Rc;
+use thiserror::Error;
+
+/// Why a forward pass ended without a result.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The request does not fit the model or the batch.
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A tensor that this device cannot have.
+    #[error("the {what} of {tokens} tokens take {bytes} bytes and this device holds at most {most} together; use shorter texts, or --device cpu")]
+    TooLarge {
+        /// Which tensor.
+        what: String,
+        /// Tokens of the longest text.
+        tokens: usize,
+        /// Bytes needed.
+        bytes: u64,
+        /// Bytes possible.
+        most: u64,
+    },
+    /// The checkpoint lacks a tensor.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+}
+
+/// A LayerNorm's gain and bias.
+struct Norm<M> {
+    weight: M,
+    bias: M,
+}
+
+/// A Conv1D: weight [in, out] and bias.
+struct Linear<M> {
+    weight: M,
+    bias: M,
+}
+
+/// One block's weights.
+struct Block<M> {
+    ln_1: Norm<M>,
+    c_attn: Linear<M>,
+    attn_c_proj: Linear<M>,
+    ln_2: Norm<M>,
+    c_fc: Linear<M>,
+    mlp_c_proj: Linear<M>,
+}
+
+/// A checkpoint's weights on a device. Each is brought there when a run first needs it, so a run that ends early never
+/// pays for the rest.
+pub struct Model<D: Device> {
+    checkpoint: Rc<Checkpoint>,
+    precision: Option<Dtype>,
+    wte: OnceCell<D::Matrix>,
+    wpe: OnceCell<D::Matrix>,
+    blocks: Vec<OnceCell<Block<D::Matrix>>>,
+    ln_f: OnceCell<Norm<D::Matrix>>,
+    lm_head: OnceCell<Option<D::Matrix>>,
+}
+
+impl<D: Device> Model<D> {
+    /// Holds the checkpoint; loads nothing yet. With `precision`, matrices are converted to it on their way.
+    pub fn new(checkpoint: Rc<Checkpoint>, precision: Option<Dtype>) -> Model<D> {
+        let blocks = (0..checkpoint.config().n_layer).map(|_| OnceCell::new()).collect();
+        let (wte, wpe, ln_f, lm_head) = Default::default();
+        Model { checkpoint, precision, wte, wpe, blocks, ln_f, lm_head }
+    }
+
+    fn load(&self, dev: &D, name: &str) -> Result<D::Matrix, RunError> {
+        self.bring(dev, self.checkpoint.tensor(name)?)
+    }
+
+    fn bring(&self, dev: &D, weight: &Weight) -> Result<D::Matrix, RunError> {
+        match self.precision {
+            Some(dtype) if weight.rows > 1 && weight.dtype != dtype => Ok(dev.load(&weight.converted(dtype))?),
+            _ => Ok(dev.load(weight)?),
+        }
+    }
+
+    fn norm(&self, dev: &D, name: &str) -> Result<Norm<D::Matrix>, RunError> {
+        Ok(Norm { weight: self.load(dev, &format!("{name}.weight"))?, bias: self.load(dev, &format!("{name}.bias"))? })
+    }
+
+    fn linear(&self, dev: &D, name: &str) -> Result<Linear<D::Matrix>, RunError> {
+        Ok(Linear { weight: self.load(dev, &format!("{name}.weight"))?, bias: self.load(dev, &format!("{name}.bias"))? })
+    }
+
+    fn block(&self, dev: &D, layer: usize) -> Result<&Block<D::Matrix>, RunError> {
+        once(&self.blocks[layer], || {
+            let at = |part: &str| format!("h.{layer}.{part}");
+            Ok(Block {
+                ln_1: self.norm(dev, &at("ln_1"))?,
+                c_attn: self.linear(dev, &at("attn.c_attn"))?,
+                attn_c_proj: self.linear(dev, &at("attn.c_proj"))?,
+                ln_2: self.norm(dev, &at("ln_2"))?,
+                c_fc: self.linear(dev, &at("mlp.c_fc"))?,
+                mlp_c_proj: self.linear(dev, &at("mlp.c_proj"))?,
+            })
+        })
+    }
+
+    fn wte(&self, dev: &D) -> Result<&D::Matrix, RunError> {
+        once(&self.wte, || self.load(dev, "wte.weight"))
+    }
+
+    fn wpe(&self, dev: &D) -> Result<&D::Matrix, RunError> {
+        once(&self.wpe, || self.load(dev, "wpe.weight"))
+    }
+
+    fn ln_f(&self, dev: &D) -> Result<&Norm<D::Matrix>, RunError> {
+        once(&self.ln_f, || self.norm(dev, "ln_f"))
+    }
+
+    fn unembedding(&self, dev: &D) -> Result<&D::Matrix, RunError> {
+        let untied = once(&self.lm_head, || self.checkpoint.untied_unembedding().map(|w| self.bring(dev, w)).transpose())?;
+        match untied {
+            Some(lm_head) => Ok(lm_head),
+            None => self.wte(dev),
+        }
+    }
+}
+
+/// `OnceCell::get_or_try_init`, which is not stable yet.
+fn once<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T, RunError>) -> Result<&T, RunError> {
+    match cell.get() {
+        Some(value) => Ok(value),
+        None => {
+            let value = make()?;
+            Ok(cell.get_or_init(|| value))
+        }
+    }
+}
+
+/// Either of the two ways a run ends early, so that `?` serves both.
+enum End {
+    Done,
+    Failed(RunError),
+}
+
+impl From<Stop> for End {
+    fn from(stop: Stop) -> End {
+        match stop {
+            Stop::Done => End::Done,
+            Stop::Fault(e) => End::Failed(e.into()),
+        }
+    }
+}
+
+impl From<RunError> for End {
+    fn from(e: RunError) -> End {
+        End::Failed(e)
+    }
+}
+
+/// Runs some texts of a batch through the model, changes what `hooks` asks for, records into `capture` (a
+/// [`Capture::empty`] of the same request and batch), and stops when all of it is had. `progress` is told the number of
+/// finished blocks.
+///
+/// # Errors
+/// [`RunError`] when the request does not fit, or the device fails.
+pub async fn forward<D: Device>(
+    dev: &D,
+    model: &Model<D>,
+    batch: &Batch,
+    texts: Range<usize>,
+    hooks: &Hooks,
+    capture: &mut Capture,
+    progress: Option<&dyn Fn(usize)>,
+) -> Result<(), RunError> {
+    let part = batch.part(texts.clone());
+    check_size(dev, model.checkpoint.config(), &part, hooks)?;
+    let mut recorder = Recorder::new(hooks, batch, texts, capture, progress);
+    match run(dev, model, &part, &mut recorder).await {
+        Ok(()) | Err(End::Done) => Ok(recorder.finish(dev).await?),
+        Err(End::Failed(e)) => Err(e),
+    }
+}
+
+/// Numbers per token of the widest tensor that kernels take whole.
+fn widest(config: &Config, hooks: &Hooks) -> usize {
+    let by_head = hooks.sites().any(|site| matches!(site, Site::Result(_)));
+    (3 * config.n_embd).max(config.n_inner).max(if by_head { config.n_head * config.n_embd } else { 0 })
+}
+
+/// How many tokens one run may have on this device. A batch with more is run group by group.
+pub fn max_tokens<D: Device>(dev: &D, config: &Config, hooks: &Hooks) -> usize {
+    dev.limits().whole / widest(config, hooks)
+}
+
+/// Says no before anything is computed where a tensor of this run is larger than the device can have.
+fn check_size<D: Device>(dev: &D, config: &Config, batch: &Batch, hooks: &Hooks) -> Result<(), RunError> {
+    let (limits, n_pos) = (dev.limits(), batch.n_pos());
+    let too_large = |what: &str, numbers: usize, most: usize| match numbers > most {
+        true => Err(RunError::TooLarge { what: what.into(), tokens: n_pos, bytes: 4 * numbers as u64, most: 4 * most as u64 }),
+        false => Ok(()),
+    };
+    too_large("activations", batch.ids().len() * widest(config, hooks), limits.whole)?;
+    let touched = hooks.touched();
+    if touched.iter().any(|site| site.is_square()) {
+        too_large("attention scores", config.n_head * n_pos * n_pos, limits.whole)?;
+    }
+    if touched.contains(&Site::Unembed) {
+        too_large("logits", n_pos * config.vocab_size, limits.in_parts)?;
+    }
+    Ok(())
+}
+
+async fn run<D: Device>(dev: &D, model: &Model<D>, batch: &Batch, hooks: &mut Recorder<'_, D>) -> Result<(), End> {
+    let config = model.checkpoint.config();
+    let tokens = hooks.at(dev, Site::Embed, dev.rows(model.wte(dev)?, batch.ids()))?;
+    let positions = hooks.at(dev, Site::PosEmbed, dev.rows(model.wpe(dev)?, batch.positions()))?;
+    let mut x = dev.add(&tokens, &positions);
+    for layer in 0..config.n_layer {
+        x = block(dev, config, layer, model.block(dev, layer)?, x, batch, hooks)?;
+        hooks.boundary(dev).await?;
+    }
+    let sites = [Site::LnFinalScale, Site::LnFinalNormalized, Site::LnFinalOut];
+    let x = norm(dev, config, model.ln_f(dev)?, &x, sites, hooks)?;
+    // Text by text: the logits of a whole batch can be larger than any buffer.
+    for (i, text) in batch.texts().iter().enumerate() {
+        hooks.at_text(dev, Site::Unembed, i, dev.unembed(&x, text.clone(), model.unembedding(dev)?));
+        hooks.boundary(dev).await?;
+    }
+    Ok(())
+}
+
+fn block<D: Device>(
+    dev: &D,
+    config: &Config,
+    layer: usize,
+    w: &Block<D::Matrix>,
+    x: D::Tensor,
+    batch: &Batch,
+    hooks: &mut Recorder<'_, D>,
+) -> Result<D::Tensor, Stop> {
+    let l = layer;
+    let x = hooks.at(dev, Site::ResidPre(l), x)?;
+    let normed = norm(dev, config, &w.ln_1, &x, [Site::Ln1Scale(l), Site::Ln1Normalized(l), Site::Ln1Out(l)], hooks)?;
+    let attn_out = attention(dev, config, l, w, normed, batch, hooks)?;
+    let x = hooks.at(dev, Site::ResidMid(l), dev.add(&x, &attn_out))?;
+    let normed = norm(dev, config, &w.ln_2, &x, [Site::Ln2Scale(l), Site::Ln2Normalized(l), Site::Ln2Out(l)], hooks)?;
+    let mlp_out = mlp(dev, config, l, w, normed, hooks)?;
+    hooks.at(dev, Site::ResidPost(l), dev.add(&x, &mlp_out))
+}
+
+/// LayerNorm in one kernel, or in the steps that the sites in between need.
+fn norm<D: Device>(
+    dev: &D,
+    config: &Config,
+    w: &Norm<D::Matrix>,
+    x: &D::Tensor,
+    [scale_site, normalized_site, out_site]: [Site; 3],
+    hooks: &mut Recorder<'_, D>,
+) -> Result<D::Tensor, Stop> {
+    let eps = config.layer_norm_epsilon;
+    let out = if hooks.wants(scale_site) || hooks.wants(normalized_site) {
+        let scale = hooks.at(dev, scale_site, dev.layer_norm_scale(x, eps))?;
+        let normalized = hooks.at(dev, normalized_site, dev.layer_norm_normalize(x, &scale))?;
+        dev.gain_bias(&normalized, &w.weight, &w.bias)
+    } else {
+        dev.layer_norm(x, &w.weight, &w.bias, eps)
+    };
+    hooks.at(dev, out_site, out)
+}
+
+/// Attention in one kernel that never stores the pattern, or, where scores or pattern are wanted, in steps, so that the
+/// pattern really is what multiplies v. The same for the output projection and the heads' own parts of it.
+fn attention<D: Device>(
+    dev: &D,
+    config: &Config,
+    l: usize,
+    w: &Block<D::Matrix>,
+    x: D::Tensor,
+    batch: &Batch,
+    hooks: &mut Recorder<'_, D>,
+) -> Result<D::Tensor, Stop> {
+    let heads = Heads { n_head: config.n_head, scale: config.attn_scale(l) };
+    let qkv = dev.linear(&x, &w.c_attn.weight, &w.c_attn.bias);
+    let qkv = hooks.at_each(dev, [Site::Q(l), Site::K(l), Site::V(l)], qkv)?;
+    let z = if hooks.wants(Site::AttnScores(l)) || hooks.wants(Site::Pattern(l)) {
+        let mut z = dev.empty(batch.ids().len(), config.n_embd);
+        for (i, text) in batch.texts().iter().enumerate() {
+            let scores = hooks.at_text(dev, Site::AttnScores(l), i, dev.attention_scores(&qkv, text.clone(), heads));
+            let pattern = hooks.at_text(dev, Site::Pattern(l), i, dev.attention_pattern(&scores));
+            dev.attention_mix(&pattern, &qkv, text.clone(), heads, &mut z);
+        }
+        hooks.stop_after(Site::Pattern(l))?;
+        z
+    } else {
+        dev.attention(&qkv, batch.texts(), heads)
+    };
+    let z = hooks.at(dev, Site::Z(l), z)?;
+    let w = &w.attn_c_proj;
+    let out = if hooks.wants(Site::Result(l)) {
+        let parts = hooks.at(dev, Site::Result(l), dev.linear_by_head(&z, &w.weight, config.n_head))?;
+        dev.sum_heads(&parts, &w.bias, config.n_head)
+    } else {
+        dev.linear(&z, &w.weight, &w.bias)
+    };
+    hooks.at(dev, Site::AttnOut(l), out)
+}
+
+fn mlp<D: Device>(
+    dev: &D,
+    config: &Config,
+    l: usize,
+    w: &Block<D::Matrix>,
+    x: D::Tensor,
+    hooks: &mut Recorder<'_, D>,
+) -> Result<D::Tensor, Stop> {
+    let pre = hooks.at(dev, Site::MlpPre(l), dev.linear(&x, &w.c_fc.weight, &w.c_fc.bias))?;
+    let post = hooks.at(dev, Site::MlpPost(l), dev.activation(&pre, config.activation))?;
+    hooks.at(dev, Site::MlpOut(l), dev.linear(&post, &w.mlp_c_proj.weight, &w.mlp_c_proj.bias))
+}

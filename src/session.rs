@@ -1,0 +1,275 @@
+//! The front door: open a model on a device, run texts or ids with hooks, get arrays back. Owns how the parts meet; the
+//! command line and every later binding use only this. Async underneath; the functions without `_async` in their names
+//! wait, and exist on native targets only.
+//! Read next: `model.rs`.
+
+use crate::batch::{Batch, BatchError};
+use crate::config::Config;
+use crate::device::{AnyDevice, Choice, DeviceError, DeviceInfo, Dtype};
+use crate::hooks::{Capture, HookError, Hooks};
+use crate::hub::{self, HubError, Source};
+use crate::model::{self, Model, RunError};
+use crate::sites::Site;
+use crate::text::{Text, TextError, Token};
+use crate::weights::{Checkpoint, WeightsError};
+use ndarray::{Array2, Axis, Ix3};
+use std::rc::Rc;
+use thiserror::Error;
+
+/// Everything that can go wrong, by where it did.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The model's name leads nowhere.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// The checkpoint is broken or of another kind.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// Text and tokens.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The ids cannot be run.
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+    /// The request does not fit the model.
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    /// No device, or the device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The run failed.
+    #[error(transparent)]
+    Run(RunError),
+}
+
+impl From<RunError> for Error {
+    fn from(e: RunError) -> Error {
+        match e {
+            RunError::Hook(e) => Error::Hook(e),
+            RunError::Device(e) => Error::Device(e),
+            RunError::Weights(e) => Error::Weights(e),
+            e @ RunError::TooLarge { .. } => Error::Run(e),
+        }
+    }
+}
+
+/// A model's files, opened and checked, on no device yet.
+pub struct Files {
+    name: String,
+    source: Source,
+    checkpoint: Rc<Checkpoint>,
+    text: Option<Text>,
+}
+
+impl Files {
+    /// Finds a model by name (`demo`, a folder, a hub name) and opens its files.
+    ///
+    /// # Errors
+    /// [`Error::Hub`], [`Error::Weights`] or [`Error::Text`] name the file at fault.
+    pub fn open(name: &str) -> Result<Files, Error> {
+        let source = hub::resolve(name)?;
+        let (checkpoint, text) = match &source {
+            #[cfg(feature = "demo")]
+            Source::Demo => {
+                use hub::demo;
+                let weights = std::sync::Arc::new(demo::SAFETENSORS);
+                let text = Text::from_bytes("demo/tokenizer.json", demo::TOKENIZER)?;
+                (Checkpoint::from_bytes("demo", demo::CONFIG, weights)?, Some(text))
+            }
+            Source::Folder(folder) => (Checkpoint::open(folder)?, Text::from_folder(folder)?),
+        };
+        Ok(Files { name: name.into(), source, checkpoint: Rc::new(checkpoint), text })
+    }
+
+    /// The name under which it was asked for.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it was found.
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Sizes and switches.
+    pub fn config(&self) -> &Config {
+        self.checkpoint.config()
+    }
+
+    /// The checkpoint.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// [`TextError::Missing`] where the checkpoint has none.
+    pub fn text(&self) -> Result<&Text, TextError> {
+        self.text.as_ref().ok_or_else(|| TextError::Missing { model: self.name.clone() })
+    }
+
+    /// The token with this id, with its text where there is a tokenizer.
+    pub fn token(&self, id: u32) -> Token {
+        self.text.as_ref().map_or(Token { id, bytes: None }, |text| text.token(id))
+    }
+
+    /// The tokens of every text of a batch.
+    pub fn tokens(&self, batch: &Batch) -> Vec<Vec<Token>> {
+        (0..batch.texts().len()).map(|i| batch.ids_of(i).iter().map(|id| self.token(*id)).collect()).collect()
+    }
+
+    /// The id that begins a text: config.json's `bos_token_id`, else the tokenizer's `<|endoftext|>`.
+    pub fn bos(&self) -> Option<u32> {
+        let of_text = || self.text.as_ref().and_then(Text::end_of_text);
+        self.config().bos_token_id.filter(|id| (*id as usize) < self.config().vocab_size).or_else(of_text)
+    }
+
+    /// Texts as a batch.
+    ///
+    /// # Errors
+    /// [`Error::Text`] without a tokenizer, [`Error::Batch`] for empty or too long texts.
+    pub fn encode(&self, texts: &[&str]) -> Result<Batch, Error> {
+        let text = self.text()?;
+        let ids = texts.iter().map(|t| text.encode(t)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Batch::new(&ids, self.config())?)
+    }
+
+    /// Token ids as a batch, one list a text.
+    ///
+    /// # Errors
+    /// [`Error::Batch`] for empty or too long texts and for ids that the vocabulary does not have.
+    pub fn batch<T: AsRef<[u32]>>(&self, ids: &[T]) -> Result<Batch, Error> {
+        Ok(Batch::new(ids, self.config())?)
+    }
+
+    /// An empty request to this model.
+    pub fn hooks(&self) -> Hooks {
+        Hooks::new(self.config())
+    }
+
+    /// Brings the model to a device. With `weights`, matrices are converted to that precision first.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when there is none.
+    pub async fn on_async(self, choice: Choice, weights: Option<Dtype>) -> Result<Session, Error> {
+        let engine = match crate::device::open(choice).await? {
+            AnyDevice::Reference(dev) => Engine::Reference(dev, Model::new(self.checkpoint.clone(), weights)),
+            AnyDevice::Cpu(dev) => Engine::Cpu(dev, Model::new(self.checkpoint.clone(), weights)),
+            AnyDevice::Gpu(dev) => Engine::Gpu(dev, Model::new(self.checkpoint.clone(), weights)),
+        };
+        Ok(Session { files: self, engine })
+    }
+
+    /// [`Files::on_async`], waiting.
+    ///
+    /// # Errors
+    /// As [`Files::on_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn on(self, choice: Choice, weights: Option<Dtype>) -> Result<Session, Error> {
+        pollster::block_on(self.on_async(choice, weights))
+    }
+}
+
+/// A model on a device.
+pub struct Session {
+    files: Files,
+    engine: Engine,
+}
+
+#[allow(clippy::large_enum_variant)] // there is one of it
+enum Engine {
+    Reference(crate::device::reference::Reference, Model<crate::device::reference::Reference>),
+    Cpu(crate::device::cpu::Cpu, Model<crate::device::cpu::Cpu>),
+    Gpu(crate::device::gpu::Gpu, Model<crate::device::gpu::Gpu>),
+}
+
+/// One body for the three devices.
+macro_rules! on_engine {
+    ($engine:expr, ($dev:ident, $model:ident) => $body:expr) => {
+        match $engine {
+            Engine::Reference($dev, $model) => $body,
+            Engine::Cpu($dev, $model) => $body,
+            Engine::Gpu($dev, $model) => $body,
+        }
+    };
+}
+
+/// Tokens of a run at most, so that memory for what is computed does not grow with the number of texts.
+const MAX_TOKENS: usize = 8192;
+
+impl Session {
+    /// Opens a model by name on the device that suits this machine.
+    ///
+    /// # Errors
+    /// As [`Files::open`] and [`Files::on`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn open(name: &str) -> Result<Session, Error> {
+        Files::open(name)?.on(Choice::Auto, None)
+    }
+
+    /// The model's files.
+    pub fn files(&self) -> &Files {
+        &self.files
+    }
+
+    /// The device.
+    pub fn device(&self) -> DeviceInfo {
+        use crate::device::Device;
+        on_engine!(&self.engine, (dev, _model) => dev.info())
+    }
+
+    /// Runs a batch and gives back what `hooks` asked for. `progress` is told how many of how many blocks are done.
+    ///
+    /// # Errors
+    /// [`Error`]: a request that does not fit, or a device that failed.
+    pub async fn run_async(&self, batch: &Batch, hooks: &Hooks, progress: Option<&dyn Fn(usize, usize)>) -> Result<Capture, Error> {
+        on_engine!(&self.engine, (dev, model) => {
+            let groups = batch.groups(model::max_tokens(dev, self.files.config(), hooks).min(MAX_TOKENS));
+            let per_group = hooks.blocks();
+            let steps = groups.len() * per_group;
+            let mut capture = Capture::empty(hooks, batch)?;
+            for (n, texts) in groups.into_iter().enumerate() {
+                let told = |done: usize| {
+                    if let Some(progress) = progress {
+                        progress(n * per_group + done.min(per_group), steps);
+                    }
+                };
+                model::forward(dev, model, batch, texts, hooks, &mut capture, Some(&told)).await?;
+            }
+            Ok(capture)
+        })
+    }
+
+    /// [`Session::run_async`], waiting.
+    ///
+    /// # Errors
+    /// As [`Session::run_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn run(&self, batch: &Batch, hooks: &Hooks) -> Result<Capture, Error> {
+        pollster::block_on(self.run_async(batch, hooks, None))
+    }
+
+    /// The notebook's question in one call: the activations [n_pos, n_embd] of one text after block `layer`; -1 is after
+    /// the final LayerNorm, -2 the last block but one, as Python's `h[-2]`.
+    ///
+    /// ```
+    /// let session = actscope::Session::open("demo")?;
+    /// let activations = session.get_activations("The cat sat on the mat.", 2)?;
+    /// assert_eq!(activations.ncols(), session.files().config().n_embd);
+    /// # Ok::<(), actscope::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error`]: no such layer, an empty text, a device that failed.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn get_activations(&self, text: &str, layer: i64) -> Result<Array2<f32>, Error> {
+        let batch = self.files.encode(&[text])?;
+        let site = Site::from_layer(layer, self.files.config().n_layer).map_err(HookError::from)?;
+        let mut hooks = self.files.hooks();
+        hooks.tap_at(site, crate::hooks::Select::all())?;
+        let array = self.run(&batch, &hooks)?.take(site).expect("a tapped site is in the capture");
+        let array = array.into_dimensionality::<Ix3>().expect("residual stream sites are [batch, pos, n_embd]");
+        Ok(array.index_axis_move(Axis(0), 0))
+    }
+}

@@ -1,0 +1,281 @@
+//! Text and tokens: the checkpoint's own tokenizer (the `tokenizers` crate), tokens as people can read them, and finding
+//! tokens by index or by text. Knows no model and no device.
+
+use std::ops::Range;
+use std::path::Path;
+use thiserror::Error;
+use tokenizers::Tokenizer;
+use tokenizers::models::bpe::BPE;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+
+/// What can go wrong between text and tokens.
+#[derive(Debug, Error)]
+pub enum TextError {
+    /// The tokenizer's files are broken.
+    #[error("cannot use the tokenizer {file}: {detail}; fetch it again, or give token ids with --ids")]
+    Tokenizer {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        detail: String,
+    },
+    /// There is no tokenizer.
+    #[error("the model {model} has no tokenizer (tokenizer.json, or vocab.json with merges.txt), so it cannot read text; give token ids with --ids")]
+    Missing {
+        /// The model's name.
+        model: String,
+    },
+    /// The tokenizer refused the text.
+    #[error("the tokenizer could not cut the text: {0}")]
+    Encode(String),
+    /// A selector that stands for no token.
+    #[error("--token {selector:?} matches no token of text {text}; {hint}")]
+    NoMatch {
+        /// The selector as given.
+        selector: String,
+        /// Which text, counted from 1.
+        text: usize,
+        /// What there is.
+        hint: String,
+    },
+}
+
+/// One token: its id and the bytes that it stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// Row of the embedding.
+    pub id: u32,
+    /// Its bytes; `None` where no tokenizer is at hand.
+    pub bytes: Option<Vec<u8>>,
+}
+
+impl Token {
+    /// The token's text; bytes that are no whole UTF-8 character as `\xE2`, a token without a tokenizer as `#464`.
+    pub fn text(&self) -> String {
+        let Some(bytes) = &self.bytes else { return format!("#{}", self.id) };
+        let part = |chunk: std::str::Utf8Chunk<'_>| {
+            let broken: String = chunk.invalid().iter().map(|byte| format!("\\x{byte:02X}")).collect();
+            chunk.valid().to_string() + &broken
+        };
+        bytes.utf8_chunks().map(part).collect()
+    }
+
+    /// [`Token::text`] on one line: line breaks and other control characters as `\n`, `\u{7}`.
+    pub fn label(&self) -> String {
+        let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+        self.text().chars().map(shown).collect()
+    }
+}
+
+/// A checkpoint's tokenizer.
+pub struct Text {
+    tokenizer: Tokenizer,
+}
+
+impl Text {
+    /// The tokenizer of a checkpoint's folder: `tokenizer.json`, else `vocab.json` with `merges.txt`; `None` if it has
+    /// neither.
+    ///
+    /// # Errors
+    /// [`TextError::Tokenizer`] for broken files.
+    pub fn from_folder(folder: &Path) -> Result<Option<Text>, TextError> {
+        let json = folder.join("tokenizer.json");
+        if json.exists() {
+            let file = json.display().to_string();
+            let bytes = std::fs::read(&json).map_err(|e| TextError::Tokenizer { file: file.clone(), detail: e.to_string() })?;
+            return Text::from_bytes(&file, &bytes).map(Some);
+        }
+        let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
+        if !vocab.exists() || !merges.exists() {
+            return Ok(None);
+        }
+        let fail = |e: tokenizers::Error| TextError::Tokenizer { file: vocab.display().to_string(), detail: e.to_string() };
+        let bpe = BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy()).build().map_err(fail)?;
+        let mut tokenizer = Tokenizer::new(bpe);
+        tokenizer.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(false)));
+        tokenizer.with_decoder(Some(ByteLevel::default()));
+        let end = "<|endoftext|>";
+        if tokenizer.token_to_id(end).is_some() {
+            tokenizer.add_special_tokens([tokenizers::AddedToken::from(end, true)]).map_err(fail)?;
+        }
+        Ok(Some(Text { tokenizer }))
+    }
+
+    /// A tokenizer from the text of a `tokenizer.json`; `file` names it in messages.
+    ///
+    /// # Errors
+    /// [`TextError::Tokenizer`] for broken files.
+    pub fn from_bytes(file: &str, bytes: &[u8]) -> Result<Text, TextError> {
+        let fail = |e: tokenizers::Error| TextError::Tokenizer { file: file.into(), detail: e.to_string() };
+        let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(fail)?;
+        // A file may ask for truncation or padding; both would change activations without a word.
+        tokenizer.with_truncation(None).map_err(fail)?;
+        tokenizer.with_padding(None);
+        Ok(Text { tokenizer })
+    }
+
+    /// Cuts a text into token ids, as transformers' tokenizer does: special tokens written out in it count as such.
+    ///
+    /// # Errors
+    /// [`TextError::Encode`].
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        let encoding = self.tokenizer.encode_fast(text, true).map_err(|e| TextError::Encode(e.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The token with this id.
+    pub fn token(&self, id: u32) -> Token {
+        let bytes = match self.tokenizer.get_added_tokens_decoder().get(&id) {
+            Some(added) => Some(added.content.as_bytes().to_vec()),
+            None => self.tokenizer.id_to_token(id).map(|written| bytes_of(&written)),
+        };
+        Token { id, bytes }
+    }
+
+    /// The id of GPT-2's one special token, which begins and ends texts.
+    pub fn end_of_text(&self) -> Option<u32> {
+        self.tokenizer.token_to_id("<|endoftext|>")
+    }
+}
+
+/// The bytes that a byte-level token stands for. GPT-2 writes each byte as one printable character: printable Latin-1 as
+/// itself, the other 68 bytes as U+0100 and up, in order (Radford et al. 2019, `bytes_to_unicode`).
+fn bytes_of(written: &str) -> Vec<u8> {
+    let as_itself = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    let others: Vec<u8> = (0..=255u8).filter(|b| !as_itself(u32::from(*b))).collect();
+    let mut bytes = Vec::with_capacity(written.len());
+    for c in written.chars() {
+        let code = c as u32;
+        match others.get((code as usize).wrapping_sub(0x100)) {
+            Some(byte) => bytes.push(*byte),
+            None if as_itself(code) => bytes.push(code as u8),
+            // Not a byte-level vocabulary: the character stands for itself.
+            None => bytes.extend(c.to_string().into_bytes()),
+        }
+    }
+    bytes
+}
+
+/// What `--token` can say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selector {
+    /// A position; negative ones count from the end.
+    Index(i64),
+    /// Positions `a..b` without `b`; either end may be left out or negative.
+    Span(Option<i64>, Option<i64>),
+    /// Every token with exactly this text.
+    Text(String),
+}
+
+impl Selector {
+    /// Reads `3`, `-1`, `2..5`, `..-1`, or a token's text. Text that looks like a number is meant as text in double
+    /// quotes: `"3"`.
+    pub fn parse(argument: &str) -> Selector {
+        if let Ok(index) = argument.parse() {
+            return Selector::Index(index);
+        }
+        if let Some((from, to)) = argument.split_once("..") {
+            let end = |text: &str| if text.is_empty() { Some(None) } else { text.parse().ok().map(Some) };
+            if let (Some(from), Some(to)) = (end(from), end(to)) {
+                return Selector::Span(from, to);
+            }
+        }
+        match argument.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
+            Some(quoted) if !quoted.is_empty() => Selector::Text(quoted.into()),
+            _ => Selector::Text(argument.into()),
+        }
+    }
+
+    /// The positions of `tokens` that this selects, ascending; empty where it matches none.
+    fn positions(&self, tokens: &[Token]) -> Vec<usize> {
+        let n = tokens.len() as i64;
+        let place = |i: i64| if i < 0 { i + n } else { i };
+        match self {
+            Selector::Index(i) => Some(place(*i)).filter(|p| (0..n).contains(p)).map(|p| p as usize).into_iter().collect(),
+            Selector::Span(from, to) => {
+                let (from, to) = (place(from.unwrap_or(0)), to.map_or(n, place));
+                Range { start: from.max(0) as usize, end: to.clamp(0, n) as usize }.collect()
+            }
+            Selector::Text(text) => {
+                let is_it = |token: &Token| token.bytes.as_deref() == Some(text.as_bytes()) || token.text() == *text;
+                (0..tokens.len()).filter(|&p| is_it(&tokens[p])).collect()
+            }
+        }
+    }
+}
+
+/// The positions that `selectors` choose in one text, ascending, each once. `text` counts from 1, for messages.
+///
+/// # Errors
+/// [`TextError::NoMatch`] for a selector that matches nothing: it is never silently dropped.
+pub fn select(selectors: &[String], tokens: &[Token], text: usize) -> Result<Vec<usize>, TextError> {
+    let mut positions = Vec::new();
+    for written in selectors {
+        let selector = Selector::parse(written);
+        let found = selector.positions(tokens);
+        if found.is_empty() {
+            let hint = no_match_hint(&selector, tokens);
+            return Err(TextError::NoMatch { selector: written.clone(), text, hint });
+        }
+        positions.extend(found);
+    }
+    positions.sort_unstable();
+    positions.dedup();
+    Ok(positions)
+}
+
+fn no_match_hint(selector: &Selector, tokens: &[Token]) -> String {
+    let Selector::Text(wanted) = selector else {
+        return format!("it has {} tokens, 0 to {}", tokens.len(), tokens.len().saturating_sub(1));
+    };
+    let near = tokens.iter().enumerate().find(|(_, token)| token.text().trim() == wanted.trim());
+    if let Some((position, token)) = near {
+        return format!("token {position} is {:?}", token.text());
+    }
+    let shown: Vec<String> = tokens.iter().take(12).map(|token| format!("{:?}", token.text())).collect();
+    format!("its tokens are {}{}", shown.join(" "), if tokens.len() > 12 { " …" } else { "" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokens(texts: &[&str]) -> Vec<Token> {
+        texts.iter().map(|t| Token { id: 0, bytes: Some(t.as_bytes().to_vec()) }).collect()
+    }
+
+    fn chosen(selectors: &[&str]) -> Vec<usize> {
+        let selectors: Vec<String> = selectors.iter().map(|s| s.to_string()).collect();
+        select(&selectors, &tokens(&["The", " cat", " 3", " sat", " cat"]), 1).unwrap()
+    }
+
+    #[test]
+    fn selectors() {
+        assert_eq!(chosen(&["-1"]), [4]);
+        assert_eq!(chosen(&["1..3"]), [1, 2]);
+        assert_eq!(chosen(&["..-3", "-1"]), [0, 1, 4]);
+        assert_eq!(chosen(&["-2.."]), [3, 4]);
+        assert_eq!(chosen(&[" cat", "0"]), [0, 1, 4]);
+        assert_eq!(chosen(&["\" 3\""]), [2]);
+    }
+
+    #[test]
+    fn a_selector_that_matches_nothing_is_an_error_with_a_hint() {
+        let tokens = tokens(&["The", " cat"]);
+        let hint = |s: &str| select(&[s.to_string()], &tokens, 1).unwrap_err().to_string();
+        assert!(hint("cat").contains("token 1 is \" cat\""), "{}", hint("cat"));
+        assert!(hint("2").contains("2 tokens, 0 to 1"));
+        assert!(hint("dog").contains("\"The\" \" cat\""));
+        assert!(hint("5..9").contains("2 tokens"));
+    }
+
+    #[test]
+    fn bytes_behind_the_characters() {
+        assert_eq!(bytes_of("Ġcat"), b" cat");
+        assert_eq!(bytes_of("Ċ"), b"\n");
+        assert_eq!(bytes_of("ðŁĻĤ"), "🙂".as_bytes());
+        assert_eq!(Token { id: 1, bytes: Some(vec![0xf0, 0x9f]) }.text(), "\\xF0\\x9F");
+        assert_eq!(Token { id: 1, bytes: Some(b"a\n\x07".to_vec()) }.label(), "a\\n\\u{7}");
+        assert_eq!(Token { id: 464, bytes: None }.text(), "#464");
+    }
+}

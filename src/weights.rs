@@ -1,0 +1,351 @@
+//! A checkpoint's tensors: mapped, found by name, every name and shape checked against `config.json` before anything is
+//! computed. Owns the file formats (one safetensors file, or shards with an index) and the fingerprint; copies nothing.
+//! Read next: `model.rs`, which asks for tensors block by block.
+//!
+//! Names are Hugging Face's without the optional `transformer.` in front. Conv1D weights are [in, out] and stay so.
+
+use crate::config::{Config, ConfigError};
+use crate::device::{Blob, Bytes, Dtype, Weight};
+use memmap2::{Mmap, UncheckedAdvice};
+use safetensors::SafeTensors;
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use thiserror::Error;
+
+/// Why a checkpoint cannot be used.
+#[derive(Debug, Error)]
+pub enum WeightsError {
+    /// A file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Something is wrong in config.json.
+    #[error("{folder}: {source}")]
+    Config {
+        /// The checkpoint's folder.
+        folder: PathBuf,
+        /// What is wrong.
+        source: ConfigError,
+    },
+    /// The folder has no weights that can be read.
+    #[error("{folder} has no model.safetensors and no model.safetensors.index.json; {hint}")]
+    NoWeights {
+        /// The checkpoint's folder.
+        folder: PathBuf,
+        /// What to do.
+        hint: String,
+    },
+    /// Not a safetensors file, or a broken one.
+    #[error("{file} is not a whole safetensors file: {detail}; fetch it again")]
+    Format {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        detail: String,
+    },
+    /// The index of a sharded checkpoint is broken.
+    #[error("{file}: {detail}; fetch the checkpoint again")]
+    Index {
+        /// The index file.
+        file: String,
+        /// What is wrong.
+        detail: String,
+    },
+    /// A tensor that this GPT-2 must have is not there.
+    #[error("the checkpoint lacks the tensor {name:?}, which config.json calls for")]
+    Missing {
+        /// The tensor's name.
+        name: String,
+    },
+    /// A tensor that this GPT-2 does not have.
+    #[error("the tensor {name:?} in {file} is not part of the GPT-2 that config.json describes; is it the config.json of another checkpoint?")]
+    Unexpected {
+        /// The tensor's name.
+        name: String,
+        /// The file it is in.
+        file: String,
+    },
+    /// A tensor of another shape than config.json says.
+    #[error("the tensor {name:?} has shape {found:?} and config.json calls for {expected:?}")]
+    Shape {
+        /// The tensor's name.
+        name: String,
+        /// Shape in the file.
+        found: Vec<usize>,
+        /// Shape that follows from config.json.
+        expected: Vec<usize>,
+    },
+    /// Numbers stored in a way that GPT-2 checkpoints do not use.
+    #[error("the tensor {name:?} is stored as {found}; actscope reads F32, F16 and BF16")]
+    Dtype {
+        /// The tensor's name.
+        name: String,
+        /// The file's name for it.
+        found: String,
+    },
+}
+
+/// A mapped file. The map is read-only and private to us in intent but not in fact: whoever shortens the file while it is
+/// mapped makes reads beyond the new end fail as the system sees fit (SIGBUS on Unix). Nothing on this side can prevent
+/// that without a full copy in memory.
+struct Mapped(Mmap);
+
+impl Bytes for Mapped {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn release(&self, range: Range<usize>) {
+        // SAFETY: the map is a read-only view of a file, so a dropped page holds nothing that the file does not give back.
+        // Failure only means that the memory stays in use.
+        let _ = unsafe { self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+    }
+}
+
+/// A checkpoint, opened and checked.
+pub struct Checkpoint {
+    config: Config,
+    tensors: HashMap<String, Weight>,
+    /// What the fingerprint covers: config.json, then per file its name, its bytes, and the length of its header.
+    config_json: String,
+    files: Vec<(String, Arc<dyn Bytes>, usize)>,
+}
+
+impl Checkpoint {
+    /// Opens a folder that holds `config.json` and safetensors.
+    ///
+    /// # Errors
+    /// [`WeightsError`] names the file or tensor at fault. Memory use follows the sizes of files, not what they claim.
+    pub fn open(folder: &Path) -> Result<Checkpoint, WeightsError> {
+        let config_json = read(&folder.join("config.json"))?;
+        let single = folder.join("model.safetensors");
+        let index = folder.join("model.safetensors.index.json");
+        let names: Vec<String> = if single.exists() {
+            vec!["model.safetensors".into()]
+        } else if index.exists() {
+            shards(&index, &read(&index)?)?
+        } else {
+            return Err(WeightsError::NoWeights { folder: folder.into(), hint: no_weights_hint(folder) });
+        };
+        let files = names
+            .into_iter()
+            .map(|name| {
+                let path = folder.join(&name);
+                let failed = |source| WeightsError::Io { path: path.clone(), source };
+                let file = std::fs::File::open(&path).map_err(failed)?;
+                // SAFETY: see `Mapped`.
+                let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
+                Ok((path.display().to_string(), Arc::new(Mapped(map)) as Arc<dyn Bytes>))
+            })
+            .collect::<Result<_, WeightsError>>()?;
+        Checkpoint::from_parts(folder, config_json, files)
+    }
+
+    /// A checkpoint whose files are already in memory, such as the embedded one.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_bytes(name: &str, config_json: &str, safetensors: Arc<dyn Bytes>) -> Result<Checkpoint, WeightsError> {
+        let file = format!("{name}/model.safetensors");
+        Checkpoint::from_parts(Path::new(name), config_json.into(), vec![(file, safetensors)])
+    }
+
+    fn from_parts(folder: &Path, config_json: String, files: Vec<(String, Arc<dyn Bytes>)>) -> Result<Checkpoint, WeightsError> {
+        let config = Config::from_json(&config_json).map_err(|source| WeightsError::Config { folder: folder.into(), source })?;
+        let mut found: HashMap<String, Found> = HashMap::new();
+        let mut with_headers = Vec::new();
+        for (file, bytes) in files {
+            let header = headers(&file, &bytes, &mut found)?;
+            with_headers.push((file, bytes, header));
+        }
+        let tensors = check(&config, found)?;
+        Ok(Checkpoint { config, tensors, config_json, files: with_headers })
+    }
+
+    /// Sizes and switches.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Bytes of all weight files.
+    pub fn file_bytes(&self) -> u64 {
+        self.files.iter().map(|(_, bytes, _)| bytes.bytes().len() as u64).sum()
+    }
+
+    /// The dtype of the token embedding, which stands for the file's.
+    pub fn dtype(&self) -> Dtype {
+        self.tensors.get("wte.weight").map_or(Dtype::F32, |w| w.dtype)
+    }
+
+    /// A tensor by Hugging Face's name, without `transformer.`.
+    ///
+    /// # Errors
+    /// [`WeightsError::Missing`] for a name that this GPT-2 does not have.
+    pub fn tensor(&self, name: &str) -> Result<&Weight, WeightsError> {
+        self.tensors.get(name).ok_or_else(|| WeightsError::Missing { name: name.into() })
+    }
+
+    /// The matrix that turns the final LayerNorm's output into logits, where it is another one than the token embedding.
+    pub fn untied_unembedding(&self) -> Option<&Weight> {
+        let (head, wte) = (self.tensors.get("lm_head.weight")?, self.tensors.get("wte.weight")?);
+        (head.dtype != wte.dtype || head.blob.bytes() != wte.blob.bytes()).then_some(head)
+    }
+
+    /// sha256, in hex, over config.json and each file's name, size and header; with `every_byte` over the weights too
+    /// (which reads them all).
+    pub fn fingerprint(&self, every_byte: bool) -> String {
+        let mut hash = Sha256::new();
+        hash.update(self.config_json.as_bytes());
+        for (file, bytes, header) in &self.files {
+            let bytes = bytes.bytes();
+            let name = Path::new(file).file_name().unwrap_or_default();
+            hash.update(name.as_encoded_bytes());
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(if every_byte { bytes } else { &bytes[..*header] });
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// A tensor as a header describes it, before anything is known to be right.
+struct Found {
+    file: String,
+    dtype: safetensors::Dtype,
+    shape: Vec<usize>,
+    blob: Blob,
+}
+
+fn read(path: &Path) -> Result<String, WeightsError> {
+    let bytes = std::fs::read(path).map_err(|source| WeightsError::Io { path: path.into(), source })?;
+    // Lossy: a stray byte then surfaces as a JSON error that names its place.
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The shard files that an index names, each once.
+fn shards(index: &Path, text: &str) -> Result<Vec<String>, WeightsError> {
+    let fail = |detail: String| WeightsError::Index { file: index.display().to_string(), detail };
+    let value: serde_json::Value = serde_json::from_str(text).map_err(|e| fail(format!("not JSON: {e}")))?;
+    let map = value.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| fail("it has no weight_map".into()))?;
+    let mut names = BTreeSet::new();
+    for (tensor, file) in map {
+        let file = file.as_str().ok_or_else(|| fail(format!("the entry of {tensor:?} is not a file name")))?;
+        // A shard is a file beside its index. Anything else would let a checkpoint make us read elsewhere.
+        let plain = Path::new(file).file_name().is_some_and(|name| name == file) && !file.contains(['/', '\\']);
+        if !plain {
+            return Err(fail(format!("the tensor {tensor:?} is said to be in {file:?}, which is not a file of this folder")));
+        }
+        names.insert(file.to_string());
+    }
+    if names.is_empty() {
+        return Err(fail("its weight_map is empty".into()));
+    }
+    Ok(names.into_iter().collect())
+}
+
+/// What to say when a folder has no safetensors.
+fn no_weights_hint(folder: &Path) -> String {
+    if !folder.join("pytorch_model.bin").exists() {
+        return "is it the folder of a Hugging Face checkpoint?".into();
+    }
+    format!(
+        "its pytorch_model.bin is a pickle, which can run code, so actscope does not read it; convert it once with \
+         python -c \"from transformers import GPT2LMHeadModel as M; M.from_pretrained('{0}').save_pretrained('{0}')\"",
+        folder.display()
+    )
+}
+
+/// Adds a file's tensors to `found`; gives back the length of its header.
+fn headers(file: &str, owner: &Arc<dyn Bytes>, found: &mut HashMap<String, Found>) -> Result<usize, WeightsError> {
+    let fail = |detail: String| WeightsError::Format { file: file.into(), detail };
+    let bytes = owner.bytes();
+    let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| fail(e.to_string()))?;
+    let start = header + 8;
+    for (name, info) in metadata.tensors() {
+        let short = name.strip_prefix("transformer.").unwrap_or(&name).to_string();
+        let (from, to) = info.data_offsets;
+        let range = start + from..start + to;
+        if range.start > range.end || range.end > bytes.len() {
+            return Err(fail(format!("the tensor {name:?} reaches beyond the end of the file")));
+        }
+        let blob = Blob::new(owner.clone(), range);
+        let tensor = Found { file: file.into(), dtype: info.dtype, shape: info.shape.clone(), blob };
+        if let Some(other) = found.insert(short, tensor) {
+            return Err(fail(format!("the tensor {name:?} is also in {}", other.file)));
+        }
+    }
+    Ok(start)
+}
+
+/// Holds the tensors found against those that `config` calls for. Walks them in order and ends at the first that is not
+/// there, so that an absurd `n_layer` costs nothing.
+fn check(config: &Config, mut found: HashMap<String, Found>) -> Result<HashMap<String, Weight>, WeightsError> {
+    let (d, inner, vocab) = (config.n_embd, config.n_inner, config.vocab_size);
+    let has_lm_head = found.contains_key("lm_head.weight");
+    let mut tensors = HashMap::new();
+    let mut take = |name: String, shape: &[usize]| -> Result<(), WeightsError> {
+        let weight = match found.remove(&name) {
+            Some(tensor) => weight(&name, tensor, shape)?,
+            None => return Err(WeightsError::Missing { name }),
+        };
+        tensors.insert(name, weight);
+        Ok(())
+    };
+    take("wte.weight".into(), &[vocab, d])?;
+    take("wpe.weight".into(), &[config.n_positions, d])?;
+    for layer in 0..config.n_layer {
+        for (part, shape) in [
+            ("ln_1.weight", &[d][..]),
+            ("ln_1.bias", &[d]),
+            ("attn.c_attn.weight", &[d, 3 * d]),
+            ("attn.c_attn.bias", &[3 * d]),
+            ("attn.c_proj.weight", &[d, d]),
+            ("attn.c_proj.bias", &[d]),
+            ("ln_2.weight", &[d]),
+            ("ln_2.bias", &[d]),
+            ("mlp.c_fc.weight", &[d, inner]),
+            ("mlp.c_fc.bias", &[inner]),
+            ("mlp.c_proj.weight", &[inner, d]),
+            ("mlp.c_proj.bias", &[d]),
+        ] {
+            take(format!("h.{layer}.{part}"), shape)?;
+        }
+    }
+    take("ln_f.weight".into(), &[d])?;
+    take("ln_f.bias".into(), &[d])?;
+    // Absent only where it is tied. Where it is there, it counts, whatever the config says: transformers does the same.
+    if has_lm_head || !config.tie_word_embeddings {
+        take("lm_head.weight".into(), &[vocab, d])?;
+    }
+
+    // The causal mask's buffers: in many files, in no formula.
+    found.retain(|name, _| !(name.starts_with("h.") && (name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"))));
+    match found.into_iter().min_by(|a, b| a.0.cmp(&b.0)) {
+        Some((name, tensor)) => Err(WeightsError::Unexpected { name, file: tensor.file }),
+        None => Ok(tensors),
+    }
+}
+
+fn weight(name: &str, found: Found, shape: &[usize]) -> Result<Weight, WeightsError> {
+    if found.shape != shape {
+        return Err(WeightsError::Shape { name: name.into(), found: found.shape, expected: shape.into() });
+    }
+    let dtype = match found.dtype {
+        safetensors::Dtype::F32 => Dtype::F32,
+        safetensors::Dtype::F16 => Dtype::F16,
+        safetensors::Dtype::BF16 => Dtype::Bf16,
+        other => return Err(WeightsError::Dtype { name: name.into(), found: format!("{other:?}") }),
+    };
+    let (rows, cols) = match *shape {
+        [rows, cols] => (rows, cols),
+        [cols] => (1, cols),
+        _ => return Err(WeightsError::Shape { name: name.into(), found: found.shape, expected: shape.into() }),
+    };
+    Ok(Weight { name: name.into(), dtype, rows, cols, blob: found.blob })
+}
