@@ -213,9 +213,7 @@ impl Hooks {
     }
 
     fn check(&self, site: Site, select: &Select) -> Result<(), HookError> {
-        let fail = |what, asked: &Range<usize>, has: String| {
-            Err(HookError::Window { site: site.name(), what, asked: asked.clone(), has })
-        };
+        let fail = |what, asked: &Range<usize>, has: String| Err(HookError::Window { site: site.name(), what, asked: asked.clone(), has });
         if site.layer().is_some_and(|layer| layer >= self.config.n_layer) {
             let layer = site.layer().unwrap_or_default() as i64;
             return Err(SiteError::Layer { layer, n_layer: self.config.n_layer }.into());
@@ -292,9 +290,7 @@ impl Hooks {
             let n_pos = batch.texts()[i].len();
             let within = select.ranges(i, n_pos);
             let heads = if site.is_square() { select.heads.clone().unwrap_or(0..self.config.n_head) } else { 0..1 };
-            let rows = heads.flat_map(|head| {
-                within.iter().map(|r| head * n_pos + r.start..head * n_pos + r.end).collect::<Vec<_>>()
-            });
+            let rows = heads.flat_map(|head| within.iter().map(|r| head * n_pos + r.start..head * n_pos + r.end).collect::<Vec<_>>());
             (Some(i), Window { rows: join(rows), cols: self.columns(site, select, n_pos) })
         };
         texts.map(one).collect()

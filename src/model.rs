@@ -26,7 +26,9 @@ pub enum RunError {
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// A tensor that this device cannot have.
-    #[error("the {what} of {tokens} tokens take {bytes} bytes and this device holds at most {most} together; use shorter texts, or --device cpu")]
+    #[error(
+        "the {what} of {tokens} tokens take {bytes} bytes and this device holds at most {most} together; use shorter texts, or --device cpu"
+    )]
     TooLarge {
         /// Which tensor.
         what: String,

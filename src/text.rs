@@ -20,7 +20,9 @@ pub enum TextError {
         detail: String,
     },
     /// There is no tokenizer.
-    #[error("the model {model} has no tokenizer (tokenizer.json, or vocab.json with merges.txt), so it cannot read text; give token ids with --ids")]
+    #[error(
+        "the model {model} has no tokenizer (tokenizer.json, or vocab.json with merges.txt), so it cannot read text; give token ids with --ids"
+    )]
     Missing {
         /// The model's name.
         model: String,

@@ -65,7 +65,9 @@ pub enum WeightsError {
         name: String,
     },
     /// A tensor that this GPT-2 does not have.
-    #[error("the tensor {name:?} in {file} is not part of the GPT-2 that config.json describes; is it the config.json of another checkpoint?")]
+    #[error(
+        "the tensor {name:?} in {file} is not part of the GPT-2 that config.json describes; is it the config.json of another checkpoint?"
+    )]
     Unexpected {
         /// The tensor's name.
         name: String,

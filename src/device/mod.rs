@@ -227,7 +227,9 @@ impl std::fmt::Display for DeviceInfo {
 #[derive(Clone, Debug, Error)]
 pub enum DeviceError {
     /// No adapter answers.
-    #[error("no GPU adapter was found ({detail}); install a Vulkan, Metal or DirectX 12 driver (for a software one on Debian: apt install mesa-vulkan-drivers), or use --device cpu")]
+    #[error(
+        "no GPU adapter was found ({detail}); install a Vulkan, Metal or DirectX 12 driver (for a software one on Debian: apt install mesa-vulkan-drivers), or use --device cpu"
+    )]
     NoAdapter {
         /// What the graphics API said.
         detail: String,
@@ -251,7 +253,9 @@ pub enum DeviceError {
         limit: u64,
     },
     /// The device failed while it was working: out of memory, lost, or a fault in a kernel.
-    #[error("the GPU failed while running: {detail}; close other programs that use it, give it fewer or shorter texts, or use --device cpu")]
+    #[error(
+        "the GPU failed while running: {detail}; close other programs that use it, give it fewer or shorter texts, or use --device cpu"
+    )]
     Fault {
         /// What the graphics API said.
         detail: String,

@@ -81,7 +81,7 @@ impl Device for Cpu {
     fn info(&self) -> DeviceInfo {
         DeviceInfo {
             kind: "cpu",
-            name: format!("{} ({} threads)", std::env::consts::ARCH, self.threads),
+            name: format!("{}, {} threads", std::env::consts::ARCH, self.threads),
             detail: "f32, crate gemm".into(),
             software: false,
         }
@@ -92,9 +92,8 @@ impl Device for Cpu {
     }
 
     fn load(&self, w: &Weight) -> Result<Matrix, DeviceError> {
-        let in_place = w.dtype == Dtype::F32
-            && cfg!(target_endian = "little")
-            && bytemuck::try_cast_slice::<u8, f32>(w.blob.bytes()).is_ok();
+        let in_place =
+            w.dtype == Dtype::F32 && cfg!(target_endian = "little") && bytemuck::try_cast_slice::<u8, f32>(w.blob.bytes()).is_ok();
         let data = if in_place {
             Data::InPlace(w.blob.clone())
         } else {

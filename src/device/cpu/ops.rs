@@ -56,11 +56,8 @@ pub fn matmul_add(a: View<'_>, b: View<'_>, out: &mut [f32], stride: usize, thre
 fn matmul(a: View<'_>, b: View<'_>, out: &mut [f32], stride: usize, add: bool, factor: f32, threads: usize) {
     assert_eq!(a.cols, b.rows);
     assert!(a.reach() <= a.data.len() && b.reach() <= b.data.len() && (a.rows - 1) * stride + b.cols <= out.len());
-    let sharing = if threads > 1 && a.rows * a.cols * b.cols > WORTH_SHARING {
-        gemm::Parallelism::Rayon(threads)
-    } else {
-        gemm::Parallelism::None
-    };
+    let sharing =
+        if threads > 1 && a.rows * a.cols * b.cols > WORTH_SHARING { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
     // SAFETY: the three assertions above bound every element that gemm reads or writes, and `out` is exclusively ours.
     unsafe {
         gemm::gemm(

@@ -114,7 +114,15 @@ impl Matrix {
                 usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
                 mapped_at_creation: false,
             });
-            write_rows(device, queue, &buffer, &bytes[rows.start * weight.cols * dtype.size()..], rows.len(), weight.cols * dtype.size(), row_bytes);
+            write_rows(
+                device,
+                queue,
+                &buffer,
+                &bytes[rows.start * weight.cols * dtype.size()..],
+                rows.len(),
+                weight.cols * dtype.size(),
+                row_bytes,
+            );
             chunks.push(Chunk { buffer, rows });
         }
         weight.blob.release();

@@ -170,7 +170,8 @@ fn entry<'a>(binding: u32, part: &Binding<'a>) -> wgpu::BindGroupEntry<'a> {
 fn compile(device: &wgpu::Device, variant: Variant) -> Pipeline {
     let kernel = variant.kernel;
     let params_size = NonZeroU64::new(4 * kernel.params.len() as u64);
-    let of_params = wgpu::BindingType::Buffer { ty: wgpu::BufferBindingType::Uniform, has_dynamic_offset: true, min_binding_size: params_size };
+    let of_params =
+        wgpu::BindingType::Buffer { ty: wgpu::BufferBindingType::Uniform, has_dynamic_offset: true, min_binding_size: params_size };
     let storage = kernel.bindings.iter().map(|access| wgpu::BindingType::Buffer {
         ty: wgpu::BufferBindingType::Storage { read_only: *access == Access::Read },
         has_dynamic_offset: false,
@@ -186,7 +187,8 @@ fn compile(device: &wgpu::Device, variant: Variant) -> Pipeline {
         device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor { label, bind_group_layouts: &[Some(&layout)], immediate_size: 0 });
     let named = |names: &[(&'static str, u32)], value: Option<u32>| -> Option<(&'static str, u32)> { Some((names.first()?.0, value?)) };
     let consts: Vec<_> = named(kernel.consts, variant.with_const).into_iter().collect();
-    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor { label, source: wgpu::ShaderSource::Wgsl(kernel.module(&consts).into()) });
+    let module = device
+        .create_shader_module(wgpu::ShaderModuleDescriptor { label, source: wgpu::ShaderSource::Wgsl(kernel.module(&consts).into()) });
     let overrides: Vec<_> = named(kernel.overrides, variant.with_override).into_iter().map(|(name, v)| (name, f64::from(v))).collect();
     let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
         label,

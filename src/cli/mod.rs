@@ -1,0 +1,259 @@
+//! The command line. Owns what the commands share: the arguments that name a model, a device and the texts, what is said on
+//! stderr, and exit codes (0 done, 1 the run failed, 2 wrong usage). Each command is one file here.
+
+mod devices;
+mod extract;
+mod hooks;
+mod tokens;
+
+use crate::batch::Batch;
+use crate::device::{Choice, Dtype};
+use crate::hooks::HookError;
+use crate::output::OutputError;
+use crate::session::{Error, Files};
+use crate::text::TextError;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::io::{BufRead, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// See inside GPT-2: every activation by name, by token, on your own GPU.
+#[derive(Parser)]
+#[command(name = "actscope", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Activations of one or more texts, as a file or a readable summary
+    Extract(extract::Extract),
+    /// How a text is cut into tokens
+    Tokens(tokens::Tokens),
+    /// The dictionary of hooks: name, shape, formula, bytes
+    Hooks(hooks::HooksCommand),
+    /// GPU adapters, their limits, and which one `auto` picks
+    Devices(devices::Devices),
+}
+
+/// Which model.
+#[derive(Args)]
+struct ModelArgs {
+    /// `demo`, a folder with a checkpoint, or a hub name such as gpt2 or owner/name[@revision]
+    #[arg(short, long, default_value = "demo")]
+    model: String,
+    /// Say nothing on stderr but errors
+    #[arg(short, long)]
+    quiet: bool,
+    /// Machine-readable output
+    #[arg(long)]
+    json: bool,
+}
+
+/// Which texts.
+#[derive(Args)]
+struct TextArgs {
+    /// The text; several are run as one batch
+    #[arg(value_name = "TEXT")]
+    texts: Vec<String>,
+    /// A file with one text a line; `-` is stdin
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["texts", "ids"])]
+    file: Option<PathBuf>,
+    /// Token ids instead of text, such as "464 3797"; repeat for several texts
+    #[arg(long, value_name = "IDS", conflicts_with = "texts")]
+    ids: Vec<String>,
+    /// Put the beginning-of-text token in front of every text
+    #[arg(long)]
+    prepend_bos: bool,
+    /// Cut texts that are longer than the model has positions, instead of refusing them
+    #[arg(long)]
+    truncate: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DeviceArg {
+    /// The GPU where there is a hardware adapter, else the CPU
+    Auto,
+    /// wgpu with our own kernels, on a software adapter if there is no other
+    Gpu,
+    /// All cores, f32
+    Cpu,
+    /// Plain loops in f64: slow and right
+    Reference,
+}
+
+impl From<DeviceArg> for Choice {
+    fn from(arg: DeviceArg) -> Choice {
+        match arg {
+            DeviceArg::Auto => Choice::Auto,
+            DeviceArg::Gpu => Choice::Gpu,
+            DeviceArg::Cpu => Choice::Cpu,
+            DeviceArg::Reference => Choice::Reference,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum WeightsArg {
+    /// As the checkpoint has them
+    Stored,
+    F32,
+    F16,
+    Bf16,
+}
+
+impl WeightsArg {
+    fn dtype(self) -> Option<Dtype> {
+        match self {
+            WeightsArg::Stored => None,
+            WeightsArg::F32 => Some(Dtype::F32),
+            WeightsArg::F16 => Some(Dtype::F16),
+            WeightsArg::Bf16 => Some(Dtype::Bf16),
+        }
+    }
+}
+
+/// How a command ends when it does not succeed.
+enum Failure {
+    /// The request is wrong: exit code 2.
+    Usage(String),
+    /// The run failed: exit code 1.
+    Run(String),
+    /// Whoever read our output has gone: not an error.
+    ClosedPipe,
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(e: std::io::Error) -> Failure {
+        match e.kind() {
+            std::io::ErrorKind::BrokenPipe => Failure::ClosedPipe,
+            _ => Failure::Run(format!("cannot write to stdout: {e}")),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(e: Error) -> Failure {
+        match e {
+            Error::Hook(HookError::Memory { .. }) => Failure::Run(e.to_string()),
+            Error::Hook(_) | Error::Text(TextError::NoMatch { .. }) => Failure::Usage(e.to_string()),
+            _ => Failure::Run(e.to_string()),
+        }
+    }
+}
+
+impl From<OutputError> for Failure {
+    fn from(e: OutputError) -> Failure {
+        match e {
+            OutputError::Format { .. } => Failure::Usage(e.to_string()),
+            OutputError::Write { .. } => Failure::Run(e.to_string()),
+        }
+    }
+}
+
+impl From<HookError> for Failure {
+    fn from(e: HookError) -> Failure {
+        Error::from(e).into()
+    }
+}
+
+impl From<TextError> for Failure {
+    fn from(e: TextError) -> Failure {
+        Error::from(e).into()
+    }
+}
+
+/// Runs the command that the arguments of this process name.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Extract(command) => command.run(),
+        Command::Tokens(command) => command.run(),
+        Command::Hooks(command) => command.run(),
+        Command::Devices(command) => command.run(),
+    };
+    let (code, message) = match result {
+        Ok(()) | Err(Failure::ClosedPipe) => return ExitCode::SUCCESS,
+        Err(Failure::Run(message)) => (1, message),
+        Err(Failure::Usage(message)) => (2, message),
+    };
+    // Nobody is left to tell when stderr is closed too.
+    let _ = writeln!(std::io::stderr(), "actscope: {message}");
+    ExitCode::from(code)
+}
+
+impl ModelArgs {
+    /// Opens the model's files and says where they were found.
+    fn open(&self) -> Result<Files, Failure> {
+        let files = Files::open(&self.model)?;
+        self.say(format_args!("model: {}, from {}", files.name(), files.source()));
+        Ok(files)
+    }
+
+    /// A line of talk.
+    fn say(&self, line: std::fmt::Arguments<'_>) {
+        if !self.quiet {
+            let _ = writeln!(std::io::stderr(), "{line}");
+        }
+    }
+}
+
+impl TextArgs {
+    /// The texts as given; none where ids were given.
+    fn texts(&self) -> Result<Vec<String>, Failure> {
+        let Some(file) = &self.file else { return Ok(self.texts.clone()) };
+        let name = if file.as_os_str() == "-" { "stdin".into() } else { file.display().to_string() };
+        let fail = |e: std::io::Error| Failure::Run(format!("cannot read {name}: {e}"));
+        let reader: Box<dyn BufRead> = match file.as_os_str() == "-" {
+            true => Box::new(std::io::stdin().lock()),
+            false => Box::new(std::io::BufReader::new(std::fs::File::open(file).map_err(fail)?)),
+        };
+        let mut texts = Vec::new();
+        for (i, line) in reader.lines().enumerate() {
+            let line = line.map_err(|e| Failure::Run(format!("cannot read line {} of {name}: {e}", i + 1)))?;
+            if line.is_empty() {
+                return Err(Failure::Run(format!("line {} of {name} is empty, and every line is a text; take it out", i + 1)));
+            }
+            texts.push(line);
+        }
+        if texts.is_empty() {
+            return Err(Failure::Run(format!("{name} holds no text")));
+        }
+        Ok(texts)
+    }
+
+    /// The token ids of every text.
+    fn batch(&self, files: &Files, texts: &[String], model: &ModelArgs) -> Result<Batch, Failure> {
+        let mut ids = if !self.ids.is_empty() {
+            self.ids.iter().map(|list| parse_ids(list)).collect::<Result<Vec<_>, _>>()?
+        } else if !texts.is_empty() {
+            let tokenizer = files.text()?;
+            texts.iter().map(|text| tokenizer.encode(text)).collect::<Result<Vec<_>, _>>()?
+        } else {
+            return Err(Failure::Usage("give a text, a file of texts with --file, or token ids with --ids; see --help".into()));
+        };
+        if self.prepend_bos {
+            let bos =
+                files.bos().ok_or_else(|| Failure::Run("this model names no beginning-of-text token; leave --prepend-bos out".into()))?;
+            ids.iter_mut().for_each(|list| list.insert(0, bos));
+        }
+        let most = files.config().n_positions;
+        for (i, list) in ids.iter_mut().enumerate().filter(|(_, list)| self.truncate && list.len() > most) {
+            model.say(format_args!("text {} is cut from {} to {most} tokens", i + 1, list.len()));
+            list.truncate(most);
+        }
+        Ok(files.batch(&ids)?)
+    }
+}
+
+/// Numbers between spaces or commas.
+fn parse_ids(list: &str) -> Result<Vec<u32>, Failure> {
+    let parse =
+        |word: &str| word.parse().map_err(|_| Failure::Usage(format!("--ids: {word:?} is not a token id (a whole number from 0 on)")));
+    list.split([' ', ',', '\t', '\n']).filter(|word| !word.is_empty()).map(parse).collect()
+}
+
+/// Bytes as people read them.
+fn human(bytes: u64) -> String {
+    indicatif::HumanBytes(bytes).to_string()
+}

@@ -1,0 +1,192 @@
+//! What leaves the program as a file. Owns the choice of format by extension and the promise that a file appears whole or
+//! not at all; each format is one file here.
+
+mod csv;
+mod json;
+mod npz;
+mod safetensors;
+pub mod summary;
+
+use crate::batch::Batch;
+use crate::hooks::Capture;
+use crate::text::Token;
+use ndarray::Array2;
+use serde_json::{Value, json};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// Where the numbers come from: what a reader needs to make them again.
+#[derive(Clone, Debug)]
+pub struct Provenance {
+    /// The model's name as asked for.
+    pub model: String,
+    /// [`crate::weights::Checkpoint::fingerprint`].
+    pub fingerprint: String,
+    /// The device in words.
+    pub device: String,
+}
+
+/// One run's result with everything that belongs to it.
+pub struct Record<'a> {
+    /// The arrays.
+    pub capture: &'a Capture,
+    /// The token ids.
+    pub batch: &'a Batch,
+    /// The tokens of every text.
+    pub tokens: &'a [Vec<Token>],
+    /// The texts as given; none where ids were given.
+    pub texts: &'a [String],
+    /// The positions kept of every text, where not all were.
+    pub positions: Option<&'a [Vec<usize>]>,
+    /// Where it comes from.
+    pub provenance: &'a Provenance,
+}
+
+/// Names and definitions of hooks follow this version of TransformerLens.
+pub const HOOK_DEFINITIONS: &str = "transformer_lens>=4";
+
+impl Record<'_> {
+    /// `input_ids` and `attention_mask`, [batch, pos], padded on the right with zeros.
+    fn ids_and_mask(&self) -> (Array2<i64>, Array2<i64>) {
+        let shape = (self.batch.texts().len(), self.batch.n_pos());
+        let (mut ids, mut mask) = (Array2::zeros(shape), Array2::zeros(shape));
+        for i in 0..shape.0 {
+            for (p, id) in self.batch.ids_of(i).iter().enumerate() {
+                ids[[i, p]] = i64::from(*id);
+                mask[[i, p]] = 1;
+            }
+        }
+        (ids, mask)
+    }
+
+    /// The kept positions, [batch, n], padded with -1; `None` where all were kept.
+    fn position_table(&self) -> Option<Array2<i64>> {
+        let positions = self.positions?;
+        let widest = positions.iter().map(Vec::len).max().unwrap_or(0);
+        Some(Array2::from_shape_fn((positions.len(), widest), |(i, n)| positions[i].get(n).map_or(-1, |p| *p as i64)))
+    }
+
+    /// The text of every token, text by text.
+    fn token_texts(&self) -> Value {
+        self.tokens.iter().map(|of_text| of_text.iter().map(Token::text).collect::<Value>()).collect()
+    }
+
+    /// Provenance and texts as pairs of strings, the same in every format. `text` is the text itself, or a JSON array of
+    /// several; it is absent where ids were given.
+    fn metadata(&self) -> Vec<(&'static str, String)> {
+        let mut pairs = vec![
+            ("tokens", self.token_texts().to_string()),
+            ("model", self.provenance.model.clone()),
+            ("model_fingerprint", self.provenance.fingerprint.clone()),
+            ("device", self.provenance.device.clone()),
+            ("actscope_version", env!("CARGO_PKG_VERSION").to_string()),
+            ("hook_definitions", HOOK_DEFINITIONS.to_string()),
+        ];
+        match self.texts {
+            [] => {}
+            [text] => pairs.push(("text", text.clone())),
+            several => pairs.push(("text", json!(several).to_string())),
+        }
+        pairs
+    }
+}
+
+/// A format, chosen by a file's extension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `.safetensors`: one tensor per hook, metadata as strings.
+    Safetensors,
+    /// `.npz`: one array per hook, metadata as the UTF-8 bytes of a JSON object in `metadata_json`.
+    Npz,
+    /// `.json`: nested lists; -inf as null.
+    Json,
+    /// `.csv`: one row per hook, text, head and position.
+    Csv,
+}
+
+/// Why a file could not be written.
+#[derive(Debug, Error)]
+pub enum OutputError {
+    /// The extension names no format.
+    #[error("cannot tell the format of {path}: its name must end in .safetensors, .npz, .json or .csv")]
+    Format {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file or its folder cannot be written.
+    #[error("cannot write {path}: {detail}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system or the format's library said.
+        detail: String,
+    },
+}
+
+/// A file that will be there whole, once [`Output::write`] is done, or not at all: it is written beside its place and
+/// renamed.
+pub struct Output {
+    path: PathBuf,
+    format: Format,
+    file: tempfile::NamedTempFile,
+}
+
+impl Output {
+    /// Chooses the format and opens the file, so that both can fail before anything is computed.
+    ///
+    /// # Errors
+    /// [`OutputError`] for an unknown extension or a folder that cannot be written.
+    pub fn create(path: &Path) -> Result<Output, OutputError> {
+        let extension = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
+        let format = match extension.as_deref() {
+            Some("safetensors") => Format::Safetensors,
+            Some("npz") => Format::Npz,
+            Some("json") => Format::Json,
+            Some("csv") => Format::Csv,
+            _ => return Err(OutputError::Format { path: path.into() }),
+        };
+        let fail = |detail: String| OutputError::Write { path: path.into(), detail };
+        if path.is_dir() {
+            return Err(fail("it is a folder".into()));
+        }
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".actscope-").suffix(".part");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            // What any other program would create; the user's umask narrows it.
+            builder.permissions(std::fs::Permissions::from_mode(0o666));
+        }
+        let file = builder.tempfile_in(folder).map_err(|e| fail(e.to_string()))?;
+        Ok(Output { path: path.into(), format, file })
+    }
+
+    /// Where it will be.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes the record and puts the file in its place; gives back its size in bytes.
+    ///
+    /// # Errors
+    /// [`OutputError::Write`]; then nothing is left behind.
+    pub fn write(self, record: &Record<'_>) -> Result<u64, OutputError> {
+        let Output { path, format, file } = self;
+        let fail = |detail: String| OutputError::Write { path: path.clone(), detail };
+        let mut out = BufWriter::with_capacity(1 << 20, file);
+        match format {
+            Format::Safetensors => safetensors::write(record, out.get_ref().path()).map_err(fail)?,
+            Format::Npz => npz::write(record, &mut out).map_err(fail)?,
+            Format::Json => json::write(record, &mut out).map_err(|e| fail(e.to_string()))?,
+            Format::Csv => csv::write(record, &mut out).map_err(|e| fail(e.to_string()))?,
+        }
+        out.flush().map_err(|e| fail(e.to_string()))?;
+        let file = out.into_inner().map_err(|e| fail(e.to_string()))?;
+        file.persist(&path).map_err(|e| fail(e.to_string()))?;
+        Ok(std::fs::metadata(&path).map_err(|e| fail(e.to_string()))?.len())
+    }
+}
+
+pub use json::write as write_json;
