@@ -12,7 +12,9 @@ pub enum BatchError {
     #[error("there is no text to run: give at least one text or one list of ids")]
     NoTexts,
     /// A text without tokens has no activations.
-    #[error("text {text} has no tokens, so it has no activations; leave it out, or put a token in front with --prepend-bos")]
+    #[error(
+        "text {text} has no tokens, so it has no activations; leave it out, or put a token in front with --prepend-bos"
+    )]
     Empty {
         /// Which text.
         text: usize,

@@ -22,12 +22,15 @@ pub enum Activation {
 
 impl Activation {
     /// Every activation function, for tests that want all of them.
-    pub const ALL: [Activation; 5] = [Activation::GeluTanh, Activation::GeluErf, Activation::Relu, Activation::Silu, Activation::QuickGelu];
+    pub const ALL: [Activation; 5] =
+        [Activation::GeluTanh, Activation::GeluErf, Activation::Relu, Activation::Silu, Activation::QuickGelu];
 
     /// The function that transformers' `ACT2FN` has under `name`; `None` for those GPT-2's kernels do not have.
     pub fn from_name(name: &str) -> Option<Activation> {
         Some(match name {
-            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_accurate" | "gelu_python_tanh" => Activation::GeluTanh,
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_accurate" | "gelu_python_tanh" => {
+                Activation::GeluTanh
+            }
             "gelu" | "gelu_python" => Activation::GeluErf,
             "relu" => Activation::Relu,
             "silu" | "swish" => Activation::Silu,
@@ -50,7 +53,9 @@ pub enum ConfigError {
         found: String,
     },
     /// A required field is absent.
-    #[error("config.json lacks {field:?}; a GPT-2 checkpoint needs n_embd, n_layer, n_head and vocab_size (n_positions defaults to 1024)")]
+    #[error(
+        "config.json lacks {field:?}; a GPT-2 checkpoint needs n_embd, n_layer, n_head and vocab_size (n_positions defaults to 1024)"
+    )]
     Missing {
         /// The field's name.
         field: &'static str,
@@ -168,7 +173,11 @@ fn size(fields: &Map<String, Value>, field: &'static str) -> Result<Option<usize
         None | Some(Value::Null) => Ok(None),
         Some(v) => match v.as_u64() {
             Some(n) if (1..1 << 31).contains(&n) => Ok(Some(n as usize)),
-            _ => Err(ConfigError::Value { field, value: shown(v), expected: "it must be a whole number from 1 to 2147483647" }),
+            _ => Err(ConfigError::Value {
+                field,
+                value: shown(v),
+                expected: "it must be a whole number from 1 to 2147483647",
+            }),
         },
     }
 }
@@ -198,7 +207,11 @@ fn activation(fields: &Map<String, Value>) -> Result<Activation, ConfigError> {
     let expected = "actscope knows gelu_new, gelu_pytorch_tanh, gelu_fast, gelu, relu, silu, swish and quick_gelu";
     match fields.get(field) {
         None | Some(Value::Null) => Ok(Activation::GeluTanh),
-        Some(v) => v.as_str().and_then(Activation::from_name).ok_or_else(|| ConfigError::Value { field, value: shown(v), expected }),
+        Some(v) => v.as_str().and_then(Activation::from_name).ok_or_else(|| ConfigError::Value {
+            field,
+            value: shown(v),
+            expected,
+        }),
     }
 }
 

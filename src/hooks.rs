@@ -1,14 +1,12 @@
-//! Taps and edits for one run, and what comes back. Owns three things: [`Hooks`], the request; [`Recorder`], which
-//! carries it out while the forward pass runs; [`Capture`], the arrays. Knows sites and the device trait, no backend.
-//!
-//! What is tapped is what flows on: [`Recorder::at`] takes a value, changes it if asked, records it if asked, and hands
-//! it on. Where the last request is met the run stops. Read next: `model.rs`, which calls it.
+//! Taps and edits for one run, and what comes back. Owns [`Hooks`], the request, with every check on it, and [`Capture`],
+//! the arrays. Knows sites and batches; which rows and columns of which tensor a request means is decided here.
+//! Read next: `recorder.rs`, which carries it out while the forward pass runs.
 
 use crate::batch::Batch;
 use crate::config::Config;
-use crate::device::{Device, DeviceError, Edit, MASKED, Window};
+use crate::device::{Edit, Window};
 use crate::sites::{self, Axis, Site, SiteError};
-use ndarray::{ArrayD, ArrayViewD, Axis as NdAxis, IxDyn};
+use ndarray::{ArrayD, ArrayViewD, IxDyn};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use thiserror::Error;
@@ -16,9 +14,9 @@ use thiserror::Error;
 /// Which part of a site's values: all of them, unless narrowed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Select {
-    positions: Option<Vec<Vec<usize>>>,
+    pub(crate) positions: Option<Vec<Vec<usize>>>,
     heads: Option<Range<usize>>,
-    columns: Option<Range<usize>>,
+    pub(crate) columns: Option<Range<usize>>,
 }
 
 impl Select {
@@ -115,7 +113,9 @@ pub enum HookError {
         texts: usize,
     },
     /// More than this machine can hold.
-    #[error("{site} takes {bytes} bytes, more than this machine can hold; ask for fewer hooks, layers, tokens or texts")]
+    #[error(
+        "{site} takes {bytes} bytes, more than this machine can hold; ask for fewer hooks, layers, tokens or texts"
+    )]
     Memory {
         /// The hook's name.
         site: String,
@@ -130,7 +130,7 @@ pub struct Hooks {
     config: Config,
     taps: BTreeMap<Site, Select>,
     edits: Vec<(Site, Select, Edit)>,
-    /// Staged bytes after which a block boundary begins to read back: see [`Recorder::boundary`].
+    /// Staged bytes after which a block boundary begins to read back: see [`crate::recorder::Recorder::boundary`].
     pub staging_budget: usize,
 }
 
@@ -194,6 +194,16 @@ impl Hooks {
         std::iter::once(batch.texts().len()).chain(axes).collect()
     }
 
+    /// What is recorded of a site.
+    pub(crate) fn tapped(&self, site: Site) -> Option<&Select> {
+        self.taps.get(&site)
+    }
+
+    /// What is changed at a site, in order.
+    pub(crate) fn edits(&self, site: Site) -> impl Iterator<Item = (&Select, &Edit)> {
+        self.edits.iter().filter(move |(at, ..)| *at == site).map(|(_, select, edit)| (select, edit))
+    }
+
     /// Every site that anything is asked of.
     pub fn touched(&self) -> BTreeSet<Site> {
         self.sites().chain(self.edits.iter().map(|(site, ..)| *site)).collect()
@@ -208,12 +218,14 @@ impl Hooks {
     }
 
     /// The last site anything was asked for.
-    fn last(&self) -> Option<Site> {
+    pub(crate) fn last(&self) -> Option<Site> {
         self.taps.keys().next_back().copied().max(self.edits.iter().map(|(site, ..)| *site).max())
     }
 
     fn check(&self, site: Site, select: &Select) -> Result<(), HookError> {
-        let fail = |what, asked: &Range<usize>, has: String| Err(HookError::Window { site: site.name(), what, asked: asked.clone(), has });
+        let fail = |what, asked: &Range<usize>, has: String| {
+            Err(HookError::Window { site: site.name(), what, asked: asked.clone(), has })
+        };
         if site.layer().is_some_and(|layer| layer >= self.config.n_layer) {
             let layer = site.layer().unwrap_or_default() as i64;
             return Err(SiteError::Layer { layer, n_layer: self.config.n_layer }.into());
@@ -252,7 +264,11 @@ impl Hooks {
                 for (positions, text) in per_text.iter().zip(batch.texts()) {
                     let ascending = positions.is_sorted_by(|a, b| a < b);
                     if let Some(&p) = positions.iter().find(|&&p| p >= text.len() || !ascending) {
-                        return fail("positions", p..p + 1, format!("positions 0..{}, each once, ascending", text.len()));
+                        return fail(
+                            "positions",
+                            p..p + 1,
+                            format!("positions 0..{}, each once, ascending", text.len()),
+                        );
                     }
                 }
             }
@@ -276,7 +292,13 @@ impl Hooks {
     /// Where a selection lies in the tensor or tensors that carry `site` when `texts` of the batch are run together: one
     /// window over all of them, or one per text for the sites that are computed text by text (scores, pattern, logits),
     /// with that text's index.
-    fn windows(&self, site: Site, select: &Select, batch: &Batch, texts: Range<usize>) -> Vec<(Option<usize>, Window)> {
+    pub(crate) fn windows(
+        &self,
+        site: Site,
+        select: &Select,
+        batch: &Batch,
+        texts: Range<usize>,
+    ) -> Vec<(Option<usize>, Window)> {
         if !by_text(site) {
             let first = batch.texts().get(texts.start).map_or(0, |text| text.start);
             let rows = texts.flat_map(|i| {
@@ -290,7 +312,9 @@ impl Hooks {
             let n_pos = batch.texts()[i].len();
             let within = select.ranges(i, n_pos);
             let heads = if site.is_square() { select.heads.clone().unwrap_or(0..self.config.n_head) } else { 0..1 };
-            let rows = heads.flat_map(|head| within.iter().map(|r| head * n_pos + r.start..head * n_pos + r.end).collect::<Vec<_>>());
+            let rows = heads.flat_map(|head| {
+                within.iter().map(|r| head * n_pos + r.start..head * n_pos + r.end).collect::<Vec<_>>()
+            });
             (Some(i), Window { rows: join(rows), cols: self.columns(site, select, n_pos) })
         };
         texts.map(one).collect()
@@ -366,6 +390,10 @@ impl Capture {
         self.arrays.get(&site).map(|array| array.view())
     }
 
+    pub(crate) fn get_mut(&mut self, site: Site) -> Option<&mut ArrayD<f32>> {
+        self.arrays.get_mut(&site)
+    }
+
     /// Takes the values of one site out.
     pub fn take(&mut self, site: Site) -> Option<ArrayD<f32>> {
         self.arrays.remove(&site)
@@ -374,197 +402,5 @@ impl Capture {
     /// All sites in run order.
     pub fn iter(&self) -> impl Iterator<Item = (Site, &ArrayD<f32>)> {
         self.arrays.iter().map(|(site, array)| (*site, array))
-    }
-}
-
-/// Why a forward pass ended before its last operation. `Done` is no fault: everything asked for is recorded.
-#[derive(Debug)]
-pub enum Stop {
-    /// The last request is met.
-    Done,
-    /// The device failed.
-    Fault(DeviceError),
-}
-
-impl From<DeviceError> for Stop {
-    fn from(e: DeviceError) -> Stop {
-        Stop::Fault(e)
-    }
-}
-
-/// A copy on its way to the host, and where it belongs.
-struct Pending<D: Device> {
-    site: Site,
-    text: Option<usize>,
-    staged: D::Staged,
-}
-
-/// Carries out [`Hooks`] while a forward pass runs over some texts of a batch.
-pub struct Recorder<'a, D: Device> {
-    hooks: &'a Hooks,
-    batch: &'a Batch,
-    texts: Range<usize>,
-    last: Option<Site>,
-    staged: Vec<Pending<D>>,
-    in_flight: Vec<Pending<D>>,
-    staged_bytes: usize,
-    capture: &'a mut Capture,
-    progress: Option<&'a dyn Fn(usize)>,
-    blocks_done: usize,
-}
-
-impl<'a, D: Device> Recorder<'a, D> {
-    /// For a run over `texts` of `batch`, into a [`Capture::empty`] of the same request and batch. `progress` is told the
-    /// number of finished blocks.
-    pub fn new(
-        hooks: &'a Hooks,
-        batch: &'a Batch,
-        texts: Range<usize>,
-        capture: &'a mut Capture,
-        progress: Option<&'a dyn Fn(usize)>,
-    ) -> Recorder<'a, D> {
-        let (staged, in_flight) = (Vec::new(), Vec::new());
-        let last = hooks.last();
-        Recorder { hooks, batch, texts, last, staged, in_flight, staged_bytes: 0, capture, progress, blocks_done: 0 }
-    }
-
-    /// True when anything is asked of `site`. Only the helpers that hide a fusion may ask.
-    pub fn wants(&self, site: Site) -> bool {
-        self.hooks.taps.contains_key(&site) || self.hooks.edits.iter().any(|(at, ..)| *at == site)
-    }
-
-    /// Changes and records `x` as asked, and hands it on.
-    ///
-    /// # Errors
-    /// [`Stop::Done`] when nothing after `site` was asked for, so that the caller's `?` ends the run here.
-    pub fn at(&mut self, dev: &D, site: Site, mut x: D::Tensor) -> Result<D::Tensor, Stop> {
-        self.touch(dev, site, None, &mut x);
-        self.stop_after(site)?;
-        Ok(x)
-    }
-
-    /// [`Recorder::at`] for sites that lie side by side in one tensor.
-    ///
-    /// # Errors
-    /// As [`Recorder::at`], for the last of them.
-    pub fn at_each<const N: usize>(&mut self, dev: &D, sites: [Site; N], mut x: D::Tensor) -> Result<D::Tensor, Stop> {
-        for site in sites {
-            self.touch(dev, site, None, &mut x);
-        }
-        self.stop_after(sites[N - 1])?;
-        Ok(x)
-    }
-
-    /// [`Recorder::at`] for sites that are computed text by text. Never ends the run: the other texts must pass too;
-    /// [`Recorder::stop_after`] is the caller's to say.
-    pub fn at_text(&mut self, dev: &D, site: Site, text: usize, mut x: D::Tensor) -> D::Tensor {
-        self.touch(dev, site, Some(self.texts.start + text), &mut x);
-        x
-    }
-
-    /// # Errors
-    /// [`Stop::Done`] when nothing after `site` was asked for.
-    pub fn stop_after(&self, site: Site) -> Result<(), Stop> {
-        if self.last.is_none_or(|last| last <= site) { Err(Stop::Done) } else { Ok(()) }
-    }
-
-    /// The end of a block: what was recorded so far begins to run, and once the staged bytes pass the budget, what the
-    /// blocks *before* this one recorded is read, so that the device always has this block to work on meanwhile.
-    ///
-    /// # Errors
-    /// [`Stop::Fault`] when the device failed.
-    pub async fn boundary(&mut self, dev: &D) -> Result<(), Stop> {
-        dev.submit();
-        if self.staged_bytes >= self.hooks.staging_budget {
-            self.staged_bytes = 0;
-            let earlier = std::mem::replace(&mut self.in_flight, std::mem::take(&mut self.staged));
-            self.collect(dev, earlier).await?;
-        }
-        self.blocks_done += 1;
-        if let Some(progress) = self.progress {
-            progress(self.blocks_done);
-        }
-        Ok(())
-    }
-
-    /// Reads what is still on its way.
-    ///
-    /// # Errors
-    /// [`DeviceError`] when the device failed.
-    pub async fn finish(mut self, dev: &D) -> Result<(), DeviceError> {
-        dev.submit();
-        let in_flight = std::mem::take(&mut self.in_flight);
-        self.collect(dev, in_flight).await?;
-        let staged = std::mem::take(&mut self.staged);
-        self.collect(dev, staged).await
-    }
-
-    /// Edits, then the tap. `text` is the one that `x` holds, where it holds one.
-    fn touch(&mut self, dev: &D, site: Site, text: Option<usize>, x: &mut D::Tensor) {
-        let hooks = self.hooks;
-        let texts = text.map_or(self.texts.clone(), |i| i..i + 1);
-        for (_, select, edit) in hooks.edits.iter().filter(|(at, ..)| *at == site) {
-            let earlier = hooks.windows(site, select, self.batch, 0..texts.start);
-            let before = earlier.iter().map(|(_, window)| window.len()).sum();
-            for (_, window) in hooks.windows(site, select, self.batch, texts.clone()) {
-                if !window.is_empty() {
-                    dev.edit(x, &window, &part_of(edit, before, &window));
-                }
-            }
-        }
-        let Some(select) = hooks.taps.get(&site) else { return };
-        for (text, window) in hooks.windows(site, select, self.batch, texts) {
-            if !window.is_empty() {
-                self.staged_bytes += 4 * window.len();
-                self.staged.push(Pending { site, text, staged: dev.copy_out(x, &window) });
-            }
-        }
-    }
-
-    async fn collect(&mut self, dev: &D, pending: Vec<Pending<D>>) -> Result<(), DeviceError> {
-        for Pending { site, text, staged } in pending {
-            let values = dev.read(staged).await?;
-            self.place(site, text, values);
-        }
-        Ok(())
-    }
-
-    /// Lays a window's values into their array, which is zero where they do not reach.
-    fn place(&mut self, site: Site, text: Option<usize>, mut values: Vec<f32>) {
-        if matches!(site, Site::AttnScores(_)) {
-            values.iter_mut().filter(|v| **v == MASKED).for_each(|v| *v = f32::NEG_INFINITY);
-        }
-        let Some(array) = self.capture.arrays.get_mut(&site) else { return };
-        let select = &self.hooks.taps[&site];
-        let mut values = values.into_iter();
-        for i in text.map_or(self.texts.clone(), |i| i..i + 1) {
-            let n_pos = self.batch.texts()[i].len();
-            let n_rows = select.positions.as_ref().map_or(n_pos, |p| p[i].len());
-            let mut of_text = array.index_axis_mut(NdAxis(0), i);
-            // The axis of positions shrinks to this text's own; so does the axis of keys, unless columns were chosen.
-            for (axis, kind) in site.axes().iter().enumerate() {
-                let own = match kind {
-                    Axis::Pos => n_rows,
-                    Axis::Key if select.columns.is_none() => n_pos,
-                    _ => continue,
-                };
-                of_text.slice_axis_inplace(NdAxis(axis), ndarray::Slice::from(..own));
-            }
-            of_text.iter_mut().zip(&mut values).for_each(|(slot, value)| *slot = value);
-        }
-    }
-}
-
-/// The part of an edit's values that falls on a window, which starts `before` values into the whole.
-fn part_of(edit: &Edit, before: usize, window: &Window) -> Edit {
-    let cut = |values: &Vec<f32>| match values.len() == window.cols.len() {
-        true => values.clone(),
-        false => values[before..before + window.len()].to_vec(),
-    };
-    match edit {
-        Edit::Zero => Edit::Zero,
-        Edit::Scale(factor) => Edit::Scale(*factor),
-        Edit::Add(values) => Edit::Add(cut(values)),
-        Edit::Replace(values) => Edit::Replace(cut(values)),
     }
 }

@@ -41,7 +41,9 @@ pub enum HubError {
         cache: PathBuf,
     },
     /// Neither a folder nor a name that the hub could have.
-    #[error("there is no model {name:?}: it is not \"demo\", not a folder, and not a hub name such as gpt2 or owner/name@revision")]
+    #[error(
+        "there is no model {name:?}: it is not \"demo\", not a folder, and not a hub name such as gpt2 or owner/name@revision"
+    )]
     NotAName {
         /// As asked for.
         name: String,
@@ -87,11 +89,11 @@ pub fn resolve(name: &str) -> Result<Source, HubError> {
     let full = owner.map_or(repo.to_string(), |owner| format!("{owner}/{repo}"));
     let cache = cache_folder();
     // Before owners existed the short names were repositories; caches of that time still hold them.
-    [&full, repo].iter().find_map(|repo| snapshot(&cache, repo, revision)).map(Source::Folder).ok_or(HubError::NotFound {
-        name: name.into(),
-        repo: full.clone(),
-        cache,
-    })
+    [&full, repo]
+        .iter()
+        .find_map(|repo| snapshot(&cache, repo, revision))
+        .map(Source::Folder)
+        .ok_or(HubError::NotFound { name: name.into(), repo: full.clone(), cache })
 }
 
 /// Where Python's huggingface_hub keeps what it fetched.
@@ -127,7 +129,11 @@ mod tests {
         std::fs::create_dir_all(&snapshot_folder).unwrap();
         std::fs::create_dir_all(repo.join("refs")).unwrap();
         std::fs::write(repo.join("refs/main"), "abc123\n").unwrap();
-        assert_eq!(snapshot(cache.path(), "openai-community/gpt2", "main"), None, "a snapshot without config.json is unfinished");
+        assert_eq!(
+            snapshot(cache.path(), "openai-community/gpt2", "main"),
+            None,
+            "a snapshot without config.json is unfinished"
+        );
         std::fs::write(snapshot_folder.join("config.json"), "{}").unwrap();
         assert_eq!(snapshot(cache.path(), "openai-community/gpt2", "main"), Some(snapshot_folder.clone()));
         assert_eq!(snapshot(cache.path(), "openai-community/gpt2", "abc123"), Some(snapshot_folder));

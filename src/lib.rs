@@ -30,6 +30,8 @@ pub mod hub;
 pub mod model;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod output;
+pub mod params;
+pub mod recorder;
 pub mod session;
 pub mod sites;
 pub mod text;

@@ -1,5 +1,5 @@
-//! THE forward pass. Owns the order of GPT-2's operations and its weights on a device; everything that can be seen or
-//! changed inside is a `hooks.at(...)` here. Knows the device trait and no backend.
+//! THE forward pass. Owns the order of GPT-2's operations; everything that can be seen or changed inside is a
+//! `hooks.at(...)` here. Knows the device trait and no backend.
 //! Source: Radford et al. 2019, as transformers' `modeling_gpt2.py` computes it. Read next: `sites.rs` for the names,
 //! `device/reference.rs` for what each operation does.
 //!
@@ -7,13 +7,12 @@
 
 use crate::batch::Batch;
 use crate::config::Config;
-use crate::device::{Device, DeviceError, Dtype, Heads, Weight};
-use crate::hooks::{Capture, HookError, Hooks, Recorder, Stop};
+use crate::device::{Device, DeviceError, Heads};
+use crate::hooks::{Capture, HookError, Hooks};
+use crate::params::{Biased, Block, LoadError, Params};
+use crate::recorder::{Recorder, Stop};
 use crate::sites::Site;
-use crate::weights::{Checkpoint, WeightsError};
-use std::cell::OnceCell;
 use std::ops::Range;
-use std::rc::Rc;
 use thiserror::Error;
 
 /// Why a forward pass ended without a result.
@@ -39,116 +38,9 @@ pub enum RunError {
         /// Bytes possible.
         most: u64,
     },
-    /// The checkpoint lacks a tensor.
+    /// A weight could not be brought to the device.
     #[error(transparent)]
-    Weights(#[from] WeightsError),
-}
-
-/// A LayerNorm's gain and bias.
-struct Norm<M> {
-    weight: M,
-    bias: M,
-}
-
-/// A Conv1D: weight [in, out] and bias.
-struct Linear<M> {
-    weight: M,
-    bias: M,
-}
-
-/// One block's weights.
-struct Block<M> {
-    ln_1: Norm<M>,
-    c_attn: Linear<M>,
-    attn_c_proj: Linear<M>,
-    ln_2: Norm<M>,
-    c_fc: Linear<M>,
-    mlp_c_proj: Linear<M>,
-}
-
-/// A checkpoint's weights on a device. Each is brought there when a run first needs it, so a run that ends early never
-/// pays for the rest.
-pub struct Model<D: Device> {
-    checkpoint: Rc<Checkpoint>,
-    precision: Option<Dtype>,
-    wte: OnceCell<D::Matrix>,
-    wpe: OnceCell<D::Matrix>,
-    blocks: Vec<OnceCell<Block<D::Matrix>>>,
-    ln_f: OnceCell<Norm<D::Matrix>>,
-    lm_head: OnceCell<Option<D::Matrix>>,
-}
-
-impl<D: Device> Model<D> {
-    /// Holds the checkpoint; loads nothing yet. With `precision`, matrices are converted to it on their way.
-    pub fn new(checkpoint: Rc<Checkpoint>, precision: Option<Dtype>) -> Model<D> {
-        let blocks = (0..checkpoint.config().n_layer).map(|_| OnceCell::new()).collect();
-        let (wte, wpe, ln_f, lm_head) = Default::default();
-        Model { checkpoint, precision, wte, wpe, blocks, ln_f, lm_head }
-    }
-
-    fn load(&self, dev: &D, name: &str) -> Result<D::Matrix, RunError> {
-        self.bring(dev, self.checkpoint.tensor(name)?)
-    }
-
-    fn bring(&self, dev: &D, weight: &Weight) -> Result<D::Matrix, RunError> {
-        match self.precision {
-            Some(dtype) if weight.rows > 1 && weight.dtype != dtype => Ok(dev.load(&weight.converted(dtype))?),
-            _ => Ok(dev.load(weight)?),
-        }
-    }
-
-    fn norm(&self, dev: &D, name: &str) -> Result<Norm<D::Matrix>, RunError> {
-        Ok(Norm { weight: self.load(dev, &format!("{name}.weight"))?, bias: self.load(dev, &format!("{name}.bias"))? })
-    }
-
-    fn linear(&self, dev: &D, name: &str) -> Result<Linear<D::Matrix>, RunError> {
-        Ok(Linear { weight: self.load(dev, &format!("{name}.weight"))?, bias: self.load(dev, &format!("{name}.bias"))? })
-    }
-
-    fn block(&self, dev: &D, layer: usize) -> Result<&Block<D::Matrix>, RunError> {
-        once(&self.blocks[layer], || {
-            let at = |part: &str| format!("h.{layer}.{part}");
-            Ok(Block {
-                ln_1: self.norm(dev, &at("ln_1"))?,
-                c_attn: self.linear(dev, &at("attn.c_attn"))?,
-                attn_c_proj: self.linear(dev, &at("attn.c_proj"))?,
-                ln_2: self.norm(dev, &at("ln_2"))?,
-                c_fc: self.linear(dev, &at("mlp.c_fc"))?,
-                mlp_c_proj: self.linear(dev, &at("mlp.c_proj"))?,
-            })
-        })
-    }
-
-    fn wte(&self, dev: &D) -> Result<&D::Matrix, RunError> {
-        once(&self.wte, || self.load(dev, "wte.weight"))
-    }
-
-    fn wpe(&self, dev: &D) -> Result<&D::Matrix, RunError> {
-        once(&self.wpe, || self.load(dev, "wpe.weight"))
-    }
-
-    fn ln_f(&self, dev: &D) -> Result<&Norm<D::Matrix>, RunError> {
-        once(&self.ln_f, || self.norm(dev, "ln_f"))
-    }
-
-    fn unembedding(&self, dev: &D) -> Result<&D::Matrix, RunError> {
-        let untied = once(&self.lm_head, || self.checkpoint.untied_unembedding().map(|w| self.bring(dev, w)).transpose())?;
-        match untied {
-            Some(lm_head) => Ok(lm_head),
-            None => self.wte(dev),
-        }
-    }
-}
-
-/// `OnceCell::get_or_try_init`, which is not stable yet.
-fn once<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T, RunError>) -> Result<&T, RunError> {
-    match cell.get() {
-        Some(value) => Ok(value),
-        None => {
-            let value = make()?;
-            Ok(cell.get_or_init(|| value))
-        }
-    }
+    Load(#[from] LoadError),
 }
 
 /// Either of the two ways a run ends early, so that `?` serves both.
@@ -166,9 +58,9 @@ impl From<Stop> for End {
     }
 }
 
-impl From<RunError> for End {
-    fn from(e: RunError) -> End {
-        End::Failed(e)
+impl From<LoadError> for End {
+    fn from(e: LoadError) -> End {
+        End::Failed(e.into())
     }
 }
 
@@ -180,7 +72,7 @@ impl From<RunError> for End {
 /// [`RunError`] when the request does not fit, or the device fails.
 pub async fn forward<D: Device>(
     dev: &D,
-    model: &Model<D>,
+    params: &Params<D>,
     batch: &Batch,
     texts: Range<usize>,
     hooks: &Hooks,
@@ -188,9 +80,9 @@ pub async fn forward<D: Device>(
     progress: Option<&dyn Fn(usize)>,
 ) -> Result<(), RunError> {
     let part = batch.part(texts.clone());
-    check_size(dev, model.checkpoint.config(), &part, hooks)?;
+    check_size(dev, params.config(), &part, hooks)?;
     let mut recorder = Recorder::new(hooks, batch, texts, capture, progress);
-    match run(dev, model, &part, &mut recorder).await {
+    match run(dev, params, &part, &mut recorder).await {
         Ok(()) | Err(End::Done) => Ok(recorder.finish(dev).await?),
         Err(End::Failed(e)) => Err(e),
     }
@@ -198,7 +90,7 @@ pub async fn forward<D: Device>(
 
 /// Numbers per token of the widest tensor that kernels take whole.
 fn widest(config: &Config, hooks: &Hooks) -> usize {
-    let by_head = hooks.sites().any(|site| matches!(site, Site::Result(_)));
+    let by_head = hooks.touched().iter().any(|site| matches!(site, Site::Result(_)));
     (3 * config.n_embd).max(config.n_inner).max(if by_head { config.n_head * config.n_embd } else { 0 })
 }
 
@@ -211,7 +103,12 @@ pub fn max_tokens<D: Device>(dev: &D, config: &Config, hooks: &Hooks) -> usize {
 fn check_size<D: Device>(dev: &D, config: &Config, batch: &Batch, hooks: &Hooks) -> Result<(), RunError> {
     let (limits, n_pos) = (dev.limits(), batch.n_pos());
     let too_large = |what: &str, numbers: usize, most: usize| match numbers > most {
-        true => Err(RunError::TooLarge { what: what.into(), tokens: n_pos, bytes: 4 * numbers as u64, most: 4 * most as u64 }),
+        true => Err(RunError::TooLarge {
+            what: what.into(),
+            tokens: n_pos,
+            bytes: 4 * numbers as u64,
+            most: 4 * most as u64,
+        }),
         false => Ok(()),
     };
     too_large("activations", batch.ids().len() * widest(config, hooks), limits.whole)?;
@@ -225,20 +122,20 @@ fn check_size<D: Device>(dev: &D, config: &Config, batch: &Batch, hooks: &Hooks)
     Ok(())
 }
 
-async fn run<D: Device>(dev: &D, model: &Model<D>, batch: &Batch, hooks: &mut Recorder<'_, D>) -> Result<(), End> {
-    let config = model.checkpoint.config();
-    let tokens = hooks.at(dev, Site::Embed, dev.rows(model.wte(dev)?, batch.ids()))?;
-    let positions = hooks.at(dev, Site::PosEmbed, dev.rows(model.wpe(dev)?, batch.positions()))?;
+async fn run<D: Device>(dev: &D, params: &Params<D>, batch: &Batch, hooks: &mut Recorder<'_, D>) -> Result<(), End> {
+    let config = params.config();
+    let tokens = hooks.at(dev, Site::Embed, dev.rows(params.wte(dev)?, batch.ids()))?;
+    let positions = hooks.at(dev, Site::PosEmbed, dev.rows(params.wpe(dev)?, batch.positions()))?;
     let mut x = dev.add(&tokens, &positions);
     for layer in 0..config.n_layer {
-        x = block(dev, config, layer, model.block(dev, layer)?, x, batch, hooks)?;
+        x = block(dev, config, layer, params.block(dev, layer)?, x, batch, hooks)?;
         hooks.boundary(dev).await?;
     }
     let sites = [Site::LnFinalScale, Site::LnFinalNormalized, Site::LnFinalOut];
-    let x = norm(dev, config, model.ln_f(dev)?, &x, sites, hooks)?;
+    let x = norm(dev, config, params.ln_f(dev)?, &x, sites, hooks)?;
     // Text by text: the logits of a whole batch can be larger than any buffer.
     for (i, text) in batch.texts().iter().enumerate() {
-        hooks.at_text(dev, Site::Unembed, i, dev.unembed(&x, text.clone(), model.unembedding(dev)?));
+        hooks.at_text(dev, Site::Unembed, i, dev.unembed(&x, text.clone(), params.unembedding(dev)?));
         hooks.boundary(dev).await?;
     }
     Ok(())
@@ -267,7 +164,7 @@ fn block<D: Device>(
 fn norm<D: Device>(
     dev: &D,
     config: &Config,
-    w: &Norm<D::Matrix>,
+    w: &Biased<D::Matrix>,
     x: &D::Tensor,
     [scale_site, normalized_site, out_site]: [Site; 3],
     hooks: &mut Recorder<'_, D>,

@@ -8,7 +8,8 @@ use crate::config::Config;
 use crate::device::{AnyDevice, Choice, DeviceError, DeviceInfo, Dtype};
 use crate::hooks::{Capture, HookError, Hooks};
 use crate::hub::{self, HubError, Source};
-use crate::model::{self, Model, RunError};
+use crate::model::{self, RunError};
+use crate::params::{LoadError, Params};
 use crate::sites::Site;
 use crate::text::{Text, TextError, Token};
 use crate::weights::{Checkpoint, WeightsError};
@@ -47,7 +48,8 @@ impl From<RunError> for Error {
         match e {
             RunError::Hook(e) => Error::Hook(e),
             RunError::Device(e) => Error::Device(e),
-            RunError::Weights(e) => Error::Weights(e),
+            RunError::Load(LoadError::Weights(e)) => Error::Weights(e),
+            RunError::Load(LoadError::Device(e)) => Error::Device(e),
             e @ RunError::TooLarge { .. } => Error::Run(e),
         }
     }
@@ -154,9 +156,9 @@ impl Files {
     /// [`Error::Device`] when there is none.
     pub async fn on_async(self, choice: Choice, weights: Option<Dtype>) -> Result<Session, Error> {
         let engine = match crate::device::open(choice).await? {
-            AnyDevice::Reference(dev) => Engine::Reference(dev, Model::new(self.checkpoint.clone(), weights)),
-            AnyDevice::Cpu(dev) => Engine::Cpu(dev, Model::new(self.checkpoint.clone(), weights)),
-            AnyDevice::Gpu(dev) => Engine::Gpu(dev, Model::new(self.checkpoint.clone(), weights)),
+            AnyDevice::Reference(dev) => Engine::Reference(dev, Params::new(self.checkpoint.clone(), weights)),
+            AnyDevice::Cpu(dev) => Engine::Cpu(dev, Params::new(self.checkpoint.clone(), weights)),
+            AnyDevice::Gpu(dev) => Engine::Gpu(dev, Params::new(self.checkpoint.clone(), weights)),
         };
         Ok(Session { files: self, engine })
     }
@@ -179,18 +181,18 @@ pub struct Session {
 
 #[allow(clippy::large_enum_variant)] // there is one of it
 enum Engine {
-    Reference(crate::device::reference::Reference, Model<crate::device::reference::Reference>),
-    Cpu(crate::device::cpu::Cpu, Model<crate::device::cpu::Cpu>),
-    Gpu(crate::device::gpu::Gpu, Model<crate::device::gpu::Gpu>),
+    Reference(crate::device::reference::Reference, Params<crate::device::reference::Reference>),
+    Cpu(crate::device::cpu::Cpu, Params<crate::device::cpu::Cpu>),
+    Gpu(crate::device::gpu::Gpu, Params<crate::device::gpu::Gpu>),
 }
 
 /// One body for the three devices.
 macro_rules! on_engine {
-    ($engine:expr, ($dev:ident, $model:ident) => $body:expr) => {
+    ($engine:expr, ($dev:ident, $params:ident) => $body:expr) => {
         match $engine {
-            Engine::Reference($dev, $model) => $body,
-            Engine::Cpu($dev, $model) => $body,
-            Engine::Gpu($dev, $model) => $body,
+            Engine::Reference($dev, $params) => $body,
+            Engine::Cpu($dev, $params) => $body,
+            Engine::Gpu($dev, $params) => $body,
         }
     };
 }
@@ -216,15 +218,20 @@ impl Session {
     /// The device.
     pub fn device(&self) -> DeviceInfo {
         use crate::device::Device;
-        on_engine!(&self.engine, (dev, _model) => dev.info())
+        on_engine!(&self.engine, (dev, _params) => dev.info())
     }
 
     /// Runs a batch and gives back what `hooks` asked for. `progress` is told how many of how many blocks are done.
     ///
     /// # Errors
     /// [`Error`]: a request that does not fit, or a device that failed.
-    pub async fn run_async(&self, batch: &Batch, hooks: &Hooks, progress: Option<&dyn Fn(usize, usize)>) -> Result<Capture, Error> {
-        on_engine!(&self.engine, (dev, model) => {
+    pub async fn run_async(
+        &self,
+        batch: &Batch,
+        hooks: &Hooks,
+        progress: Option<&dyn Fn(usize, usize)>,
+    ) -> Result<Capture, Error> {
+        on_engine!(&self.engine, (dev, params) => {
             let groups = batch.groups(model::max_tokens(dev, self.files.config(), hooks).min(MAX_TOKENS));
             let per_group = hooks.blocks();
             let steps = groups.len() * per_group;
@@ -235,7 +242,7 @@ impl Session {
                         progress(n * per_group + done.min(per_group), steps);
                     }
                 };
-                model::forward(dev, model, batch, texts, hooks, &mut capture, Some(&told)).await?;
+                model::forward(dev, params, batch, texts, hooks, &mut capture, Some(&told)).await?;
             }
             Ok(capture)
         })

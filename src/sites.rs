@@ -93,7 +93,12 @@ macro_rules! sites {
     };
 }
 
-const fn row(name: &'static str, axes: &'static [Axis], formula: &'static str, aliases: &'static [&'static str]) -> Row {
+const fn row(
+    name: &'static str,
+    axes: &'static [Axis],
+    formula: &'static str,
+    aliases: &'static [&'static str],
+) -> Row {
     Row { name, axes, formula, aliases }
 }
 
@@ -149,7 +154,11 @@ impl Site {
 
     /// The rows of the dictionary, one per kind of site, in order.
     pub fn rows() -> impl Iterator<Item = &'static Row> {
-        BEFORE.iter().map(|(_, row)| row).chain(BLOCK.iter().map(|(_, row)| row)).chain(AFTER.iter().map(|(_, row)| row))
+        BEFORE
+            .iter()
+            .map(|(_, row)| row)
+            .chain(BLOCK.iter().map(|(_, row)| row))
+            .chain(AFTER.iter().map(|(_, row)| row))
     }
 
     /// Where in the run this site stands: stage, then row within the stage.
@@ -274,7 +283,8 @@ pub fn resolve(pattern: &str, n_layer: usize) -> Result<Vec<Site>, SiteError> {
     if !by_name.is_empty() {
         return Ok(by_name);
     }
-    let by_alias: Vec<Site> = Site::all(n_layer).filter(|site| site.aliases().any(|alias| glob.matches(&alias))).collect();
+    let by_alias: Vec<Site> =
+        Site::all(n_layer).filter(|site| site.aliases().any(|alias| glob.matches(&alias))).collect();
     if !by_alias.is_empty() {
         return Ok(by_alias);
     }

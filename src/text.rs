@@ -84,14 +84,16 @@ impl Text {
         let json = folder.join("tokenizer.json");
         if json.exists() {
             let file = json.display().to_string();
-            let bytes = std::fs::read(&json).map_err(|e| TextError::Tokenizer { file: file.clone(), detail: e.to_string() })?;
+            let bytes =
+                std::fs::read(&json).map_err(|e| TextError::Tokenizer { file: file.clone(), detail: e.to_string() })?;
             return Text::from_bytes(&file, &bytes).map(Some);
         }
         let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
         if !vocab.exists() || !merges.exists() {
             return Ok(None);
         }
-        let fail = |e: tokenizers::Error| TextError::Tokenizer { file: vocab.display().to_string(), detail: e.to_string() };
+        let fail =
+            |e: tokenizers::Error| TextError::Tokenizer { file: vocab.display().to_string(), detail: e.to_string() };
         let bpe = BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy()).build().map_err(fail)?;
         let mut tokenizer = Tokenizer::new(bpe);
         tokenizer.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(false)));
@@ -193,7 +195,9 @@ impl Selector {
         let n = tokens.len() as i64;
         let place = |i: i64| if i < 0 { i + n } else { i };
         match self {
-            Selector::Index(i) => Some(place(*i)).filter(|p| (0..n).contains(p)).map(|p| p as usize).into_iter().collect(),
+            Selector::Index(i) => {
+                Some(place(*i)).filter(|p| (0..n).contains(p)).map(|p| p as usize).into_iter().collect()
+            }
             Selector::Span(from, to) => {
                 let (from, to) = (place(from.unwrap_or(0)), to.map_or(n, place));
                 Range { start: from.max(0) as usize, end: to.clamp(0, n) as usize }.collect()

@@ -159,8 +159,13 @@ impl Checkpoint {
         Checkpoint::from_parts(Path::new(name), config_json.into(), vec![(file, safetensors)])
     }
 
-    fn from_parts(folder: &Path, config_json: String, files: Vec<(String, Arc<dyn Bytes>)>) -> Result<Checkpoint, WeightsError> {
-        let config = Config::from_json(&config_json).map_err(|source| WeightsError::Config { folder: folder.into(), source })?;
+    fn from_parts(
+        folder: &Path,
+        config_json: String,
+        files: Vec<(String, Arc<dyn Bytes>)>,
+    ) -> Result<Checkpoint, WeightsError> {
+        let config =
+            Config::from_json(&config_json).map_err(|source| WeightsError::Config { folder: folder.into(), source })?;
         let mut found: HashMap<String, Found> = HashMap::new();
         let mut with_headers = Vec::new();
         for (file, bytes) in files {
@@ -241,7 +246,9 @@ fn shards(index: &Path, text: &str) -> Result<Vec<String>, WeightsError> {
         // A shard is a file beside its index. Anything else would let a checkpoint make us read elsewhere.
         let plain = Path::new(file).file_name().is_some_and(|name| name == file) && !file.contains(['/', '\\']);
         if !plain {
-            return Err(fail(format!("the tensor {tensor:?} is said to be in {file:?}, which is not a file of this folder")));
+            return Err(fail(format!(
+                "the tensor {tensor:?} is said to be in {file:?}, which is not a file of this folder"
+            )));
         }
         names.insert(file.to_string());
     }
@@ -327,7 +334,9 @@ fn check(config: &Config, mut found: HashMap<String, Found>) -> Result<HashMap<S
     }
 
     // The causal mask's buffers: in many files, in no formula.
-    found.retain(|name, _| !(name.starts_with("h.") && (name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"))));
+    found.retain(|name, _| {
+        !(name.starts_with("h.") && (name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias")))
+    });
     match found.into_iter().min_by(|a, b| a.0.cmp(&b.0)) {
         Some((name, tensor)) => Err(WeightsError::Unexpected { name, file: tensor.file }),
         None => Ok(tensors),

@@ -39,7 +39,11 @@ fn check(choice: Choice) {
             let hook = site.name();
             let error = worst_token_error(&hook, array.view(), &golden.hooks[&hook]);
             if error > allowed(&golden, &hook) {
-                failures.push(format!("{} {hook}: {error:.2e}, allowed {:.2e}", case.display(), allowed(&golden, &hook)));
+                failures.push(format!(
+                    "{} {hook}: {error:.2e}, allowed {:.2e}",
+                    case.display(),
+                    allowed(&golden, &hook)
+                ));
             }
             if error > worst.0 {
                 worst = (error, hook);

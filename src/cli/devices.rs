@@ -37,7 +37,12 @@ impl Devices {
             let mark = if auto == Some(i) { "*" } else { " " };
             let note = if a.info.software { "; a program on the CPU, used only with --device gpu" } else { "" };
             writeln!(out, "{mark} gpu        {} ({}, {}{note})", a.info.name, a.info.detail, a.device_type)?;
-            writeln!(out, "             largest binding {}, largest buffer {}", human(a.max_binding), human(a.max_buffer))?;
+            writeln!(
+                out,
+                "             largest binding {}, largest buffer {}",
+                human(a.max_binding),
+                human(a.max_buffer)
+            )?;
         }
         if adapters.is_empty() {
             writeln!(out, "  gpu        none: no Vulkan, Metal or DirectX 12 driver answered")?;

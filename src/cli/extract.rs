@@ -96,7 +96,10 @@ impl Extract {
                 let bytes = output.write(&record)?;
                 self.model.say(format_args!("wrote {path}: {} hooks, {}", capture.iter().count(), human(bytes)));
                 if self.model.json {
-                    let hooks: Vec<_> = capture.iter().map(|(site, array)| json!({"name": site.name(), "shape": array.shape()})).collect();
+                    let hooks: Vec<_> = capture
+                        .iter()
+                        .map(|(site, array)| json!({"name": site.name(), "shape": array.shape()}))
+                        .collect();
                     writeln!(stdout, "{}", json!({"file": path, "bytes": bytes, "hooks": hooks}))?;
                 }
             }
@@ -118,8 +121,11 @@ impl Extract {
         for layer in &self.layer {
             match layer.as_str() {
                 "all" => layers.extend((0..n_layer as i64).chain([-1])),
-                number => layers
-                    .push(number.parse().map_err(|_| Failure::Usage(format!("--layer: {number:?} is neither a whole number nor `all`")))?),
+                number => {
+                    layers.push(number.parse().map_err(|_| {
+                        Failure::Usage(format!("--layer: {number:?} is neither a whole number nor `all`"))
+                    })?)
+                }
             }
         }
         if self.hook.is_empty() && layers.is_empty() {
@@ -168,8 +174,10 @@ impl Extract {
         let weights = files.checkpoint().file_bytes();
         let mut out = std::io::stdout().lock();
         if self.model.json {
-            let list: Vec<_> =
-                rows.iter().map(|(site, shape)| json!({"name": site.name(), "shape": shape, "bytes": bytes(shape)})).collect();
+            let list: Vec<_> = rows
+                .iter()
+                .map(|(site, shape)| json!({"name": site.name(), "shape": shape, "bytes": bytes(shape)}))
+                .collect();
             writeln!(out, "{}", json!({"hooks": list, "bytes": total, "weight_bytes": weights}))?;
             return Ok(());
         }

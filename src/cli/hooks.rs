@@ -30,7 +30,11 @@ impl HooksCommand {
         let config = files.config();
         let lines: Vec<Line> = match &self.pattern {
             None => Site::rows()
-                .map(|row| Line { name: row.name.into(), row, aliases: row.aliases.iter().map(|a| a.to_string()).collect() })
+                .map(|row| Line {
+                    name: row.name.into(),
+                    row,
+                    aliases: row.aliases.iter().map(|a| a.to_string()).collect(),
+                })
                 .collect(),
             Some(pattern) => sites::resolve(pattern, config.n_layer)
                 .map_err(HookError::from)?
@@ -63,7 +67,14 @@ impl HooksCommand {
         )?;
         let width = lines.iter().map(|line| line.name.len()).max().unwrap_or(0);
         for line in lines {
-            writeln!(out, "{:width$}  {:8} {:>16}  {}", line.name, letters(line.row), bytes(line.row, c), line.row.formula)?;
+            writeln!(
+                out,
+                "{:width$}  {:8} {:>16}  {}",
+                line.name,
+                letters(line.row),
+                bytes(line.row, c),
+                line.row.formula
+            )?;
             if self.pattern.is_some() {
                 writeln!(out, "{:width$}  also: {}", "", line.aliases.join(", "))?;
             }

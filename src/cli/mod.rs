@@ -212,7 +212,10 @@ impl TextArgs {
         for (i, line) in reader.lines().enumerate() {
             let line = line.map_err(|e| Failure::Run(format!("cannot read line {} of {name}: {e}", i + 1)))?;
             if line.is_empty() {
-                return Err(Failure::Run(format!("line {} of {name} is empty, and every line is a text; take it out", i + 1)));
+                return Err(Failure::Run(format!(
+                    "line {} of {name} is empty, and every line is a text; take it out",
+                    i + 1
+                )));
             }
             texts.push(line);
         }
@@ -230,11 +233,14 @@ impl TextArgs {
             let tokenizer = files.text()?;
             texts.iter().map(|text| tokenizer.encode(text)).collect::<Result<Vec<_>, _>>()?
         } else {
-            return Err(Failure::Usage("give a text, a file of texts with --file, or token ids with --ids; see --help".into()));
+            return Err(Failure::Usage(
+                "give a text, a file of texts with --file, or token ids with --ids; see --help".into(),
+            ));
         };
         if self.prepend_bos {
-            let bos =
-                files.bos().ok_or_else(|| Failure::Run("this model names no beginning-of-text token; leave --prepend-bos out".into()))?;
+            let bos = files.bos().ok_or_else(|| {
+                Failure::Run("this model names no beginning-of-text token; leave --prepend-bos out".into())
+            })?;
             ids.iter_mut().for_each(|list| list.insert(0, bos));
         }
         let most = files.config().n_positions;
@@ -248,8 +254,10 @@ impl TextArgs {
 
 /// Numbers between spaces or commas.
 fn parse_ids(list: &str) -> Result<Vec<u32>, Failure> {
-    let parse =
-        |word: &str| word.parse().map_err(|_| Failure::Usage(format!("--ids: {word:?} is not a token id (a whole number from 0 on)")));
+    let parse = |word: &str| {
+        word.parse()
+            .map_err(|_| Failure::Usage(format!("--ids: {word:?} is not a token id (a whole number from 0 on)")))
+    };
     list.split([' ', ',', '\t', '\n']).filter(|word| !word.is_empty()).map(parse).collect()
 }
 

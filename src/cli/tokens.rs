@@ -22,8 +22,7 @@ impl Tokens {
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
         let tokens = files.tokens(&batch);
         if self.model.json {
-            let token =
-                |(position, token): (usize, &crate::text::Token)| json!({"position": position, "id": token.id, "token": token.text()});
+            let token = |(position, token): (usize, &crate::text::Token)| json!({"position": position, "id": token.id, "token": token.text()});
             let of_text = |tokens: &Vec<crate::text::Token>| tokens.iter().enumerate().map(token).collect::<Vec<_>>();
             writeln!(out, "{}", json!(tokens.iter().map(of_text).collect::<Vec<_>>()))?;
         } else {

@@ -163,7 +163,10 @@ impl Window {
 
     pub(crate) fn assert_within(&self, shape: [usize; 2]) {
         let inside = |r: &Range<usize>, n: usize| r.start < r.end && r.end <= n;
-        assert!(self.rows.iter().all(|r| inside(r, shape[0])) && inside(&self.cols, shape[1]), "{self:?} lies within {shape:?}");
+        assert!(
+            self.rows.iter().all(|r| inside(r, shape[0])) && inside(&self.cols, shape[1]),
+            "{self:?} lies within {shape:?}"
+        );
     }
 }
 
@@ -243,7 +246,9 @@ pub enum DeviceError {
         detail: String,
     },
     /// A weight that no buffer of this adapter can hold.
-    #[error("the weight {name:?} needs {bytes} bytes in one binding and this adapter binds at most {limit}; try --device cpu")]
+    #[error(
+        "the weight {name:?} needs {bytes} bytes in one binding and this adapter binds at most {limit}; try --device cpu"
+    )]
     TooLarge {
         /// The tensor's name.
         name: String,
@@ -325,7 +330,14 @@ pub trait Device {
     fn attention_pattern(&self, scores: &Self::Tensor) -> Self::Tensor;
 
     /// `z[text] = pattern . v`, head by head: pattern [H P, P], qkv [T, 3D], z [T, D].
-    fn attention_mix(&self, pattern: &Self::Tensor, qkv: &Self::Tensor, text: Range<usize>, heads: Heads, z: &mut Self::Tensor);
+    fn attention_mix(
+        &self,
+        pattern: &Self::Tensor,
+        qkv: &Self::Tensor,
+        text: Range<usize>,
+        heads: Heads,
+        z: &mut Self::Tensor,
+    );
 
     /// The activation function, element by element.
     fn activation(&self, x: &Self::Tensor, f: Activation) -> Self::Tensor;

@@ -109,7 +109,9 @@ impl Device for Reference {
 
     fn linear(&self, x: &Tensor, w: &Tensor, bias: &Tensor) -> Tensor {
         assert!(x.cols == w.rows && bias.cols == w.cols);
-        Tensor::from_fn(x.rows, w.cols, |t, n| (0..w.rows).map(|k| x.at(t, k) * w.at(k, n)).sum::<f64>() + bias.at(0, n))
+        Tensor::from_fn(x.rows, w.cols, |t, n| {
+            (0..w.rows).map(|k| x.at(t, k) * w.at(k, n)).sum::<f64>() + bias.at(0, n)
+        })
     }
 
     fn linear_by_head(&self, z: &Tensor, w: &Tensor, n_head: usize) -> Tensor {
@@ -187,7 +189,9 @@ impl Device for Reference {
 
     fn unembed(&self, x: &Tensor, rows: Range<usize>, table: &Tensor) -> Tensor {
         assert_eq!(x.cols, table.cols);
-        Tensor::from_fn(rows.len(), table.rows, |r, v| x.row(rows.start + r).iter().zip(table.row(v)).map(|(a, b)| a * b).sum())
+        Tensor::from_fn(rows.len(), table.rows, |r, v| {
+            x.row(rows.start + r).iter().zip(table.row(v)).map(|(a, b)| a * b).sum()
+        })
     }
 
     fn edit(&self, x: &mut Tensor, window: &Window, edit: &Edit) {

@@ -23,14 +23,20 @@ pub(super) fn write(record: &Record<'_>, out: &mut impl Write) -> std::io::Resul
                 let at = of_text.index_axis(Axis(pos_axis), slot);
                 // With the position axis gone, a head axis is the first that is left.
                 let heads: Vec<(String, ArrayViewD<'_, f32>)> = match head_axis {
-                    Some(_) => at.axis_iter(Axis(0)).enumerate().map(|(head, values)| (head.to_string(), values)).collect(),
+                    Some(_) => {
+                        at.axis_iter(Axis(0)).enumerate().map(|(head, values)| (head.to_string(), values)).collect()
+                    }
                     None => vec![(String::new(), at.view())],
                 };
                 for (head, values) in heads {
                     let token = &tokens[position];
-                    let lead = [site.name(), text.to_string(), position.to_string(), token.id.to_string(), token.text(), head];
-                    let values =
-                        if site.is_square() { values.slice_axis(Axis(0), ndarray::Slice::from(..tokens.len())) } else { values.view() };
+                    let lead =
+                        [site.name(), text.to_string(), position.to_string(), token.id.to_string(), token.text(), head];
+                    let values = if site.is_square() {
+                        values.slice_axis(Axis(0), ndarray::Slice::from(..tokens.len()))
+                    } else {
+                        values.view()
+                    };
                     table.write_record(lead.into_iter().chain(values.iter().map(|v| v.to_string())))?;
                 }
             }

@@ -17,7 +17,8 @@ pub(super) fn write(record: &Record<'_>, out: &mut (impl Write + Seek)) -> Resul
     if let Some(positions) = record.position_table() {
         npz.add_array("positions", &positions).map_err(said)?;
     }
-    let metadata: Map<String, Value> = record.metadata().into_iter().map(|(key, value)| (key.into(), value.into())).collect();
+    let metadata: Map<String, Value> =
+        record.metadata().into_iter().map(|(key, value)| (key.into(), value.into())).collect();
     npz.add_array("metadata_json", &Array1::from(Value::from(metadata).to_string().into_bytes())).map_err(said)?;
     for (site, array) in record.capture.iter() {
         npz.add_array(site.name(), array).map_err(said)?;

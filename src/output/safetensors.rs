@@ -53,13 +53,16 @@ impl View for &Tensor<'_> {
 /// Writes to `path`, tensor by tensor: the whole file is never in memory at once.
 pub(super) fn write(record: &Record<'_>, path: &Path) -> Result<(), String> {
     let (ids, mask) = record.ids_and_mask();
-    let mut tensors: Vec<(String, Tensor<'_>)> =
-        vec![("input_ids".into(), Tensor::Longs(ids.into_dyn())), ("attention_mask".into(), Tensor::Longs(mask.into_dyn()))];
+    let mut tensors: Vec<(String, Tensor<'_>)> = vec![
+        ("input_ids".into(), Tensor::Longs(ids.into_dyn())),
+        ("attention_mask".into(), Tensor::Longs(mask.into_dyn())),
+    ];
     if let Some(positions) = record.position_table() {
         tensors.push(("positions".into(), Tensor::Longs(positions.into_dyn())));
     }
     tensors.extend(record.capture.iter().map(|(site, array)| (site.name(), Tensor::Floats(array))));
-    let metadata: HashMap<String, String> = record.metadata().into_iter().map(|(key, value)| (key.to_string(), value)).collect();
+    let metadata: HashMap<String, String> =
+        record.metadata().into_iter().map(|(key, value)| (key.to_string(), value)).collect();
     let views: Vec<(&str, &Tensor<'_>)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     // The crate puts a new file in the place of ours, readable by its owner alone.
     let permissions = std::fs::metadata(path).map_err(|e| e.to_string())?.permissions();

@@ -28,11 +28,20 @@ pub fn write(record: &Record<'_>, out: &mut impl Write) -> std::io::Result<()> {
     Ok(())
 }
 
-fn token_by_token(record: &Record<'_>, site: Site, array: ArrayViewD<'_, f32>, out: &mut impl Write) -> std::io::Result<()> {
+fn token_by_token(
+    record: &Record<'_>,
+    site: Site,
+    array: ArrayViewD<'_, f32>,
+    out: &mut impl Write,
+) -> std::io::Result<()> {
     let labels: Vec<String> = record.tokens.iter().flatten().map(|token| format!("{:?}", token.label())).collect();
     let width = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0).clamp(5, 24);
     writeln!(out, "{}  {}", site.name(), shape(array.shape()))?;
-    writeln!(out, "{:>4} {:>4}  {:width$} {:>10} {:>11} {:>11}  strongest", "text", "pos", "token", "norm", "min", "max")?;
+    writeln!(
+        out,
+        "{:>4} {:>4}  {:width$} {:>10} {:>11} {:>11}  strongest",
+        "text", "pos", "token", "norm", "min", "max"
+    )?;
     for (text, position, values) in tokens_of(record, site, array) {
         let Stats { norm, min, max } = stats(&values);
         let label = format!("{:?}", record.tokens[text][position].label());
@@ -81,8 +90,11 @@ fn stats(values: &ArrayViewD<'_, f32>) -> Stats {
 
 /// The three values furthest from zero, by index: `[42]`, `[head, key]`.
 fn strongest(site: Site, values: &ArrayViewD<'_, f32>) -> Vec<String> {
-    let mut indexed: Vec<(Vec<usize>, f32)> =
-        values.indexed_iter().filter(|(_, v)| v.is_finite()).map(|(i, v)| (ndarray::Dimension::slice(&i).to_vec(), *v)).collect();
+    let mut indexed: Vec<(Vec<usize>, f32)> = values
+        .indexed_iter()
+        .filter(|(_, v)| v.is_finite())
+        .map(|(i, v)| (ndarray::Dimension::slice(&i).to_vec(), *v))
+        .collect();
     indexed.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()));
     let name = |index: &[usize]| match (site.is_square(), index) {
         (true, [head, key]) => format!("head {head} -> {key}:"),

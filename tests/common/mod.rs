@@ -81,7 +81,11 @@ pub fn worst_token_error(hook: &str, got: ArrayViewD<'_, f32>, want: &ArrayD<f64
                 size += w * w;
             }
             // A NaN or an infinity on either side makes `apart` one of them, and then the error infinite.
-            let error = if apart.is_finite() { apart.sqrt() / if size == 0.0 { 1.0 } else { size.sqrt() } } else { f64::INFINITY };
+            let error = if apart.is_finite() {
+                apart.sqrt() / if size == 0.0 { 1.0 } else { size.sqrt() }
+            } else {
+                f64::INFINITY
+            };
             worst = worst.max(error);
         }
     }

@@ -92,8 +92,9 @@ impl Device for Cpu {
     }
 
     fn load(&self, w: &Weight) -> Result<Matrix, DeviceError> {
-        let in_place =
-            w.dtype == Dtype::F32 && cfg!(target_endian = "little") && bytemuck::try_cast_slice::<u8, f32>(w.blob.bytes()).is_ok();
+        let in_place = w.dtype == Dtype::F32
+            && cfg!(target_endian = "little")
+            && bytemuck::try_cast_slice::<u8, f32>(w.blob.bytes()).is_ok();
         let data = if in_place {
             Data::InPlace(w.blob.clone())
         } else {

@@ -39,7 +39,13 @@ impl<'a> View<'a> {
     }
 
     pub fn transposed(self) -> View<'a> {
-        View { data: self.data, rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride }
+        View {
+            data: self.data,
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+        }
     }
 
     /// One past the last element that the view reaches.
@@ -56,8 +62,11 @@ pub fn matmul_add(a: View<'_>, b: View<'_>, out: &mut [f32], stride: usize, thre
 fn matmul(a: View<'_>, b: View<'_>, out: &mut [f32], stride: usize, add: bool, factor: f32, threads: usize) {
     assert_eq!(a.cols, b.rows);
     assert!(a.reach() <= a.data.len() && b.reach() <= b.data.len() && (a.rows - 1) * stride + b.cols <= out.len());
-    let sharing =
-        if threads > 1 && a.rows * a.cols * b.cols > WORTH_SHARING { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
+    let sharing = if threads > 1 && a.rows * a.cols * b.cols > WORTH_SHARING {
+        gemm::Parallelism::Rayon(threads)
+    } else {
+        gemm::Parallelism::None
+    };
     // SAFETY: the three assertions above bound every element that gemm reads or writes, and `out` is exclusively ours.
     unsafe {
         gemm::gemm(
@@ -134,7 +143,15 @@ fn part<'a>(qkv: &'a Tensor, text: &Range<usize>, heads: Heads, head: usize, whi
 }
 
 /// Scores of some queries of one head with the first `n_keys` keys, masked, into `out` [queries, n_keys].
-pub fn scores(qkv: &Tensor, text: &Range<usize>, heads: Heads, head: usize, queries: Range<usize>, n_keys: usize, out: &mut [f32]) {
+pub fn scores(
+    qkv: &Tensor,
+    text: &Range<usize>,
+    heads: Heads,
+    head: usize,
+    queries: Range<usize>,
+    n_keys: usize,
+    out: &mut [f32],
+) {
     let q = part(qkv, text, heads, head, 0).rows(queries.clone());
     let k = part(qkv, text, heads, head, 1).rows(0..n_keys);
     matmul(q, k.transposed(), out, n_keys, false, heads.scale as f32, 1);
@@ -145,7 +162,15 @@ pub fn scores(qkv: &Tensor, text: &Range<usize>, heads: Heads, head: usize, quer
 
 /// z of some queries of one head, into `out`, whose rows are those of z from this head's first column on: pattern
 /// [queries, n_keys] . v.
-pub fn mix(pattern: View<'_>, qkv: &Tensor, text: &Range<usize>, heads: Heads, head: usize, out: &mut [f32], threads: usize) {
+pub fn mix(
+    pattern: View<'_>,
+    qkv: &Tensor,
+    text: &Range<usize>,
+    heads: Heads,
+    head: usize,
+    out: &mut [f32],
+    threads: usize,
+) {
     let v = part(qkv, text, heads, head, 2).rows(0..pattern.cols);
     matmul(pattern, v, out, qkv.cols / 3, false, 1.0, threads);
 }
@@ -162,7 +187,15 @@ pub fn attention(qkv: &Tensor, text: Range<usize>, heads: Heads, z: &mut Tensor)
         for head in 0..heads.n_head {
             scores(qkv, &text, heads, head, queries.clone(), n_keys, &mut pattern);
             pattern.chunks_exact_mut(n_keys).for_each(softmax);
-            mix(View::new(&pattern, queries.len(), n_keys), qkv, &text, heads, head, &mut rows[head * n_embd / heads.n_head..], 1);
+            mix(
+                View::new(&pattern, queries.len(), n_keys),
+                qkv,
+                &text,
+                heads,
+                head,
+                &mut rows[head * n_embd / heads.n_head..],
+                1,
+            );
         }
     };
     // Later blocks have more keys; starting with them leaves the short ones to fill the gaps at the end.

@@ -27,7 +27,11 @@ impl Pool {
         // Copies and bindings work in fours; coarser steps let sizes that nearly agree share buffers.
         let size = bytes.max(4).next_multiple_of(4096);
         let mut free = self.free.borrow_mut();
-        let fits = free.iter().enumerate().filter(|(_, b)| (size..=2 * size).contains(&b.size())).min_by_key(|(_, b)| b.size());
+        let fits = free
+            .iter()
+            .enumerate()
+            .filter(|(_, b)| (size..=2 * size).contains(&b.size()))
+            .min_by_key(|(_, b)| b.size());
         let buffer = match fits.map(|(i, _)| i) {
             Some(i) => free.swap_remove(i),
             None => self.device.create_buffer(&wgpu::BufferDescriptor {
@@ -95,13 +99,22 @@ pub struct Matrix {
 const UPLOAD_STEP: usize = 8 << 20;
 
 impl Matrix {
-    pub(super) fn upload(device: &wgpu::Device, queue: &wgpu::Queue, max_binding: u64, weight: &Weight) -> Result<Matrix, DeviceError> {
+    pub(super) fn upload(
+        device: &wgpu::Device,
+        queue: &wgpu::Queue,
+        max_binding: u64,
+        weight: &Weight,
+    ) -> Result<Matrix, DeviceError> {
         let dtype = if weight.rows == 1 { Dtype::F32 } else { weight.dtype };
         let stride = weight.cols.next_multiple_of(8);
         let row_bytes = stride * dtype.size();
         let rows_at_once = (max_binding as usize / row_bytes).min(weight.rows);
         if rows_at_once == 0 {
-            return Err(DeviceError::TooLarge { name: weight.name.clone(), bytes: row_bytes as u64, limit: max_binding });
+            return Err(DeviceError::TooLarge {
+                name: weight.name.clone(),
+                bytes: row_bytes as u64,
+                limit: max_binding,
+            });
         }
         let widened = (dtype != weight.dtype).then(|| weight.to_f32());
         let bytes = widened.as_deref().map_or(weight.blob.bytes(), bytemuck::cast_slice);
@@ -131,7 +144,15 @@ impl Matrix {
 }
 
 /// Writes rows of `from` bytes into a buffer whose rows have `to` bytes.
-fn write_rows(device: &wgpu::Device, queue: &wgpu::Queue, buffer: &wgpu::Buffer, bytes: &[u8], rows: usize, from: usize, to: usize) {
+fn write_rows(
+    device: &wgpu::Device,
+    queue: &wgpu::Queue,
+    buffer: &wgpu::Buffer,
+    bytes: &[u8],
+    rows: usize,
+    from: usize,
+    to: usize,
+) {
     let step = (UPLOAD_STEP / to).clamp(1, rows);
     for first in (0..rows).step_by(step) {
         let n = step.min(rows - first);
@@ -140,7 +161,10 @@ fn write_rows(device: &wgpu::Device, queue: &wgpu::Queue, buffer: &wgpu::Buffer,
             queue.write_buffer(buffer, (first * to) as u64, part);
         } else {
             let mut padded = vec![0u8; n * to];
-            padded.chunks_exact_mut(to).zip(part.chunks_exact(from)).for_each(|(slot, row)| slot[..from].copy_from_slice(row));
+            padded
+                .chunks_exact_mut(to)
+                .zip(part.chunks_exact(from))
+                .for_each(|(slot, row)| slot[..from].copy_from_slice(row));
             queue.write_buffer(buffer, (first * to) as u64, &padded);
         }
         if n * to >= UPLOAD_STEP / 2 {
@@ -201,7 +225,9 @@ impl Staging {
         if let Some(Mapping { index, done }) = mapping {
             // In a browser the event loop calls back; elsewhere somebody has to wait for the device, and it is us.
             #[cfg(not(target_arch = "wasm32"))]
-            device.poll(wgpu::PollType::Wait { submission_index: Some(index), timeout: None }).map_err(|e| e.to_string())?;
+            device
+                .poll(wgpu::PollType::Wait { submission_index: Some(index), timeout: None })
+                .map_err(|e| e.to_string())?;
             #[cfg(target_arch = "wasm32")]
             let _ = (index, device);
             done.await.map_err(|_| "the readback was dropped".to_string())?.map_err(|e| e.to_string())?;

@@ -112,7 +112,10 @@ impl Gpu {
     /// The one buffer of a weight that operations do not cut.
     fn uncut<'a>(&self, w: &'a Matrix) -> Binding<'a> {
         if w.chunks.len() > 1 {
-            self.keep_fault(format!("the weight {:?} is larger than one binding of this adapter ({} bytes)", w.name, self.max_binding));
+            self.keep_fault(format!(
+                "the weight {:?} is larger than one binding of this adapter ({} bytes)",
+                w.name, self.max_binding
+            ));
         }
         whole(&w.chunks[0].buffer)
     }
@@ -131,7 +134,15 @@ impl Gpu {
     }
 
     /// `x[.., from x_first] . w[rows]` into columns of y, through the kernel that suits the number of rows.
-    fn multiply(&self, x: &Tensor, w: &Matrix, w_rows: Range<usize>, bias: Option<&Matrix>, y: &Tensor, y_first: usize) {
+    fn multiply(
+        &self,
+        x: &Tensor,
+        w: &Matrix,
+        w_rows: Range<usize>,
+        bias: Option<&Matrix>,
+        y: &Tensor,
+        y_first: usize,
+    ) {
         let few = x.rows <= FEW_ROWS;
         let params = kernels::Linear {
             rows: x.rows as u32,
@@ -158,7 +169,15 @@ impl Gpu {
         }
     }
 
-    fn unembed_part(&self, x: &Tensor, rows: Range<usize>, chunk: &Chunk, table: &Matrix, y: &Tensor, y_rows: Range<usize>) {
+    fn unembed_part(
+        &self,
+        x: &Tensor,
+        rows: Range<usize>,
+        chunk: &Chunk,
+        table: &Matrix,
+        y: &Tensor,
+        y_rows: Range<usize>,
+    ) {
         let few = rows.len() <= FEW_ROWS;
         let (to, before) = self.some_rows(y, &y_rows);
         let params = kernels::Unembed {
@@ -172,7 +191,12 @@ impl Gpu {
         };
         let bindings = [self.all(x), whole(&chunk.buffer), to];
         if few {
-            self.recording.dispatch(weighted(&kernels::UNEMBED_FEW, table), &params, &bindings, grid(chunk.rows.len().div_ceil(16)));
+            self.recording.dispatch(
+                weighted(&kernels::UNEMBED_FEW, table),
+                &params,
+                &bindings,
+                grid(chunk.rows.len().div_ceil(16)),
+            );
         } else {
             let groups = [chunk.rows.len().div_ceil(64) as u32, rows.len().div_ceil(64) as u32, 1];
             self.recording.dispatch(weighted(&kernels::UNEMBED, table), &params, &bindings, groups);
@@ -255,7 +279,12 @@ impl Device for Gpu {
     fn layer_norm_scale(&self, x: &Tensor, eps: f64) -> Tensor {
         let scale = self.empty(x.rows, 1);
         let params = kernels::LayerNorm { rows: x.rows as u32, cols: x.cols as u32, eps: eps as f32 };
-        self.recording.dispatch((&kernels::LAYER_NORM_SCALE).into(), &params, &[self.all(x), self.all(&scale)], grid(x.rows));
+        self.recording.dispatch(
+            (&kernels::LAYER_NORM_SCALE).into(),
+            &params,
+            &[self.all(x), self.all(&scale)],
+            grid(x.rows),
+        );
         scale
     }
 
@@ -320,7 +349,12 @@ impl Device for Gpu {
         let blocks = text.len().div_ceil(16) as u32;
         let params = attention_params(qkv, &text, heads);
         let groups = [blocks, blocks, heads.n_head as u32];
-        self.recording.dispatch((&kernels::ATTENTION_SCORES).into(), &params, &[self.all(qkv), self.all(&scores)], groups);
+        self.recording.dispatch(
+            (&kernels::ATTENTION_SCORES).into(),
+            &params,
+            &[self.all(qkv), self.all(&scores)],
+            groups,
+        );
         scores
     }
 
@@ -343,7 +377,11 @@ impl Device for Gpu {
 
     fn activation(&self, x: &Tensor, f: Activation) -> Tensor {
         let y = self.empty(x.rows, x.cols);
-        let variant = Variant { kernel: &kernels::ACTIVATION, with_override: Some(kernels::function_override(f)), with_const: None };
+        let variant = Variant {
+            kernel: &kernels::ACTIVATION,
+            with_override: Some(kernels::function_override(f)),
+            with_const: None,
+        };
         let params = kernels::Elements { n: x.len() as u32 };
         self.recording.dispatch(variant, &params, &[self.all(x), self.all(&y)], elements(x.len()));
         y
@@ -353,7 +391,12 @@ impl Device for Gpu {
         assert_eq!([a.rows, a.cols], [b.rows, b.cols]);
         let y = self.empty(a.rows, a.cols);
         let params = kernels::Elements { n: a.len() as u32 };
-        self.recording.dispatch((&kernels::ADD).into(), &params, &[self.all(a), self.all(b), self.all(&y)], elements(a.len()));
+        self.recording.dispatch(
+            (&kernels::ADD).into(),
+            &params,
+            &[self.all(a), self.all(b), self.all(&y)],
+            elements(a.len()),
+        );
         y
     }
 

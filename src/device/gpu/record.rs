@@ -103,7 +103,13 @@ impl Recording {
 
     /// Records a copy into a staging buffer; gives back where it will be.
     pub(super) fn stage(&self, from: &wgpu::Buffer, start: u64, bytes: u64, to: &Rc<Staging>, at: u64) {
-        self.commands.borrow_mut().push(Command::Copy { from: from.clone(), start, to: to.buffer().clone(), at, bytes });
+        self.commands.borrow_mut().push(Command::Copy {
+            from: from.clone(),
+            start,
+            to: to.buffer().clone(),
+            at,
+            bytes,
+        });
     }
 
     /// A staging buffer with `bytes` reserved from the given offset on. `make` makes a new one where the last is full.
@@ -170,8 +176,11 @@ fn entry<'a>(binding: u32, part: &Binding<'a>) -> wgpu::BindGroupEntry<'a> {
 fn compile(device: &wgpu::Device, variant: Variant) -> Pipeline {
     let kernel = variant.kernel;
     let params_size = NonZeroU64::new(4 * kernel.params.len() as u64);
-    let of_params =
-        wgpu::BindingType::Buffer { ty: wgpu::BufferBindingType::Uniform, has_dynamic_offset: true, min_binding_size: params_size };
+    let of_params = wgpu::BindingType::Buffer {
+        ty: wgpu::BufferBindingType::Uniform,
+        has_dynamic_offset: true,
+        min_binding_size: params_size,
+    };
     let storage = kernel.bindings.iter().map(|access| wgpu::BindingType::Buffer {
         ty: wgpu::BufferBindingType::Storage { read_only: *access == Access::Read },
         has_dynamic_offset: false,
@@ -179,17 +188,30 @@ fn compile(device: &wgpu::Device, variant: Variant) -> Pipeline {
     });
     let entries: Vec<_> = (0..)
         .zip(std::iter::once(of_params).chain(storage))
-        .map(|(binding, ty)| wgpu::BindGroupLayoutEntry { binding, visibility: wgpu::ShaderStages::COMPUTE, ty, count: None })
+        .map(|(binding, ty)| wgpu::BindGroupLayoutEntry {
+            binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty,
+            count: None,
+        })
         .collect();
     let label = Some(kernel.name);
     let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries: &entries });
-    let pipeline_layout =
-        device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor { label, bind_group_layouts: &[Some(&layout)], immediate_size: 0 });
-    let named = |names: &[(&'static str, u32)], value: Option<u32>| -> Option<(&'static str, u32)> { Some((names.first()?.0, value?)) };
+    let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label,
+        bind_group_layouts: &[Some(&layout)],
+        immediate_size: 0,
+    });
+    let named = |names: &[(&'static str, u32)], value: Option<u32>| -> Option<(&'static str, u32)> {
+        Some((names.first()?.0, value?))
+    };
     let consts: Vec<_> = named(kernel.consts, variant.with_const).into_iter().collect();
-    let module = device
-        .create_shader_module(wgpu::ShaderModuleDescriptor { label, source: wgpu::ShaderSource::Wgsl(kernel.module(&consts).into()) });
-    let overrides: Vec<_> = named(kernel.overrides, variant.with_override).into_iter().map(|(name, v)| (name, f64::from(v))).collect();
+    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+        label,
+        source: wgpu::ShaderSource::Wgsl(kernel.module(&consts).into()),
+    });
+    let overrides: Vec<_> =
+        named(kernel.overrides, variant.with_override).into_iter().map(|(name, v)| (name, f64::from(v))).collect();
     let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
         label,
         layout: Some(&pipeline_layout),

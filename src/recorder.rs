@@ -1,0 +1,203 @@
+//! Carries out a request while the forward pass runs: edits, taps, readback, and the end of the run once everything asked
+//! for is had. Owns [`Recorder`]; `hooks.rs` owns what is asked and what comes back.
+//!
+//! What is tapped is what flows on: [`Recorder::at`] takes a value, changes it if asked, records it if asked, and hands it
+//! on. Read next: `model.rs`, which calls it.
+
+use crate::batch::Batch;
+use crate::device::{Device, DeviceError, Edit, MASKED, Window};
+use crate::hooks::{Capture, Hooks};
+use crate::sites::{Axis, Site};
+use ndarray::{Axis as NdAxis, Slice};
+use std::ops::Range;
+
+/// Why a forward pass ended before its last operation. `Done` is no fault: everything asked for is recorded.
+#[derive(Debug)]
+pub enum Stop {
+    /// The last request is met.
+    Done,
+    /// The device failed.
+    Fault(DeviceError),
+}
+
+impl From<DeviceError> for Stop {
+    fn from(e: DeviceError) -> Stop {
+        Stop::Fault(e)
+    }
+}
+
+/// A copy on its way to the host, and where it belongs.
+struct Pending<D: Device> {
+    site: Site,
+    text: Option<usize>,
+    staged: D::Staged,
+}
+
+/// Carries out [`Hooks`] while a forward pass runs over some texts of a batch.
+pub struct Recorder<'a, D: Device> {
+    hooks: &'a Hooks,
+    batch: &'a Batch,
+    texts: Range<usize>,
+    last: Option<Site>,
+    staged: Vec<Pending<D>>,
+    in_flight: Vec<Pending<D>>,
+    staged_bytes: usize,
+    capture: &'a mut Capture,
+    progress: Option<&'a dyn Fn(usize)>,
+    blocks_done: usize,
+}
+
+impl<'a, D: Device> Recorder<'a, D> {
+    /// For a run over `texts` of `batch`, into a [`Capture::empty`] of the same request and batch. `progress` is told the
+    /// number of finished blocks.
+    pub fn new(
+        hooks: &'a Hooks,
+        batch: &'a Batch,
+        texts: Range<usize>,
+        capture: &'a mut Capture,
+        progress: Option<&'a dyn Fn(usize)>,
+    ) -> Recorder<'a, D> {
+        let (staged, in_flight) = (Vec::new(), Vec::new());
+        let last = hooks.last();
+        Recorder { hooks, batch, texts, last, staged, in_flight, staged_bytes: 0, capture, progress, blocks_done: 0 }
+    }
+
+    /// True when anything is asked of `site`. Only the helpers that hide a fusion may ask.
+    pub fn wants(&self, site: Site) -> bool {
+        self.hooks.tapped(site).is_some() || self.hooks.edits(site).next().is_some()
+    }
+
+    /// Changes and records `x` as asked, and hands it on.
+    ///
+    /// # Errors
+    /// [`Stop::Done`] when nothing after `site` was asked for, so that the caller's `?` ends the run here.
+    pub fn at(&mut self, dev: &D, site: Site, mut x: D::Tensor) -> Result<D::Tensor, Stop> {
+        self.touch(dev, site, None, &mut x);
+        self.stop_after(site)?;
+        Ok(x)
+    }
+
+    /// [`Recorder::at`] for sites that lie side by side in one tensor.
+    ///
+    /// # Errors
+    /// As [`Recorder::at`], for the last of them.
+    pub fn at_each<const N: usize>(&mut self, dev: &D, sites: [Site; N], mut x: D::Tensor) -> Result<D::Tensor, Stop> {
+        for site in sites {
+            self.touch(dev, site, None, &mut x);
+        }
+        self.stop_after(sites[N - 1])?;
+        Ok(x)
+    }
+
+    /// [`Recorder::at`] for sites that are computed text by text. Never ends the run: the other texts must pass too;
+    /// [`Recorder::stop_after`] is the caller's to say.
+    pub fn at_text(&mut self, dev: &D, site: Site, text: usize, mut x: D::Tensor) -> D::Tensor {
+        self.touch(dev, site, Some(self.texts.start + text), &mut x);
+        x
+    }
+
+    /// # Errors
+    /// [`Stop::Done`] when nothing after `site` was asked for.
+    pub fn stop_after(&self, site: Site) -> Result<(), Stop> {
+        if self.last.is_none_or(|last| last <= site) { Err(Stop::Done) } else { Ok(()) }
+    }
+
+    /// The end of a block: what was recorded so far begins to run, and once the staged bytes pass the budget, what the
+    /// blocks *before* this one recorded is read, so that the device always has this block to work on meanwhile.
+    ///
+    /// # Errors
+    /// [`Stop::Fault`] when the device failed.
+    pub async fn boundary(&mut self, dev: &D) -> Result<(), Stop> {
+        dev.submit();
+        if self.staged_bytes >= self.hooks.staging_budget {
+            self.staged_bytes = 0;
+            let earlier = std::mem::replace(&mut self.in_flight, std::mem::take(&mut self.staged));
+            self.collect(dev, earlier).await?;
+        }
+        self.blocks_done += 1;
+        if let Some(progress) = self.progress {
+            progress(self.blocks_done);
+        }
+        Ok(())
+    }
+
+    /// Reads what is still on its way.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the device failed.
+    pub async fn finish(mut self, dev: &D) -> Result<(), DeviceError> {
+        dev.submit();
+        let in_flight = std::mem::take(&mut self.in_flight);
+        self.collect(dev, in_flight).await?;
+        let staged = std::mem::take(&mut self.staged);
+        self.collect(dev, staged).await
+    }
+
+    /// Edits, then the tap. `text` is the one that `x` holds, where it holds one.
+    fn touch(&mut self, dev: &D, site: Site, text: Option<usize>, x: &mut D::Tensor) {
+        let hooks = self.hooks;
+        let texts = text.map_or(self.texts.clone(), |i| i..i + 1);
+        for (select, edit) in hooks.edits(site) {
+            let earlier = hooks.windows(site, select, self.batch, 0..texts.start);
+            let before = earlier.iter().map(|(_, window)| window.len()).sum();
+            for (_, window) in hooks.windows(site, select, self.batch, texts.clone()) {
+                if !window.is_empty() {
+                    dev.edit(x, &window, &part_of(edit, before, &window));
+                }
+            }
+        }
+        let Some(select) = hooks.tapped(site) else { return };
+        for (text, window) in hooks.windows(site, select, self.batch, texts) {
+            if !window.is_empty() {
+                self.staged_bytes += 4 * window.len();
+                self.staged.push(Pending { site, text, staged: dev.copy_out(x, &window) });
+            }
+        }
+    }
+
+    async fn collect(&mut self, dev: &D, pending: Vec<Pending<D>>) -> Result<(), DeviceError> {
+        for Pending { site, text, staged } in pending {
+            let values = dev.read(staged).await?;
+            self.place(site, text, values);
+        }
+        Ok(())
+    }
+
+    /// Lays a window's values into their array, which is zero where they do not reach.
+    fn place(&mut self, site: Site, text: Option<usize>, mut values: Vec<f32>) {
+        if matches!(site, Site::AttnScores(_)) {
+            values.iter_mut().filter(|v| **v == MASKED).for_each(|v| *v = f32::NEG_INFINITY);
+        }
+        let (Some(array), Some(select)) = (self.capture.get_mut(site), self.hooks.tapped(site)) else { return };
+        let mut values = values.into_iter();
+        for i in text.map_or(self.texts.clone(), |i| i..i + 1) {
+            let n_pos = self.batch.texts()[i].len();
+            let n_rows = select.positions.as_ref().map_or(n_pos, |p| p[i].len());
+            let mut of_text = array.index_axis_mut(NdAxis(0), i);
+            // The axis of positions shrinks to this text's own; so does the axis of keys, unless columns were chosen.
+            for (axis, kind) in site.axes().iter().enumerate() {
+                let own = match kind {
+                    Axis::Pos => n_rows,
+                    Axis::Key if select.columns.is_none() => n_pos,
+                    _ => continue,
+                };
+                of_text.slice_axis_inplace(NdAxis(axis), Slice::from(..own));
+            }
+            of_text.iter_mut().zip(&mut values).for_each(|(slot, value)| *slot = value);
+        }
+    }
+}
+
+/// The part of an edit's values that falls on a window, which starts `before` values into the whole.
+fn part_of(edit: &Edit, before: usize, window: &Window) -> Edit {
+    let cut = |values: &Vec<f32>| match values.len() == window.cols.len() {
+        true => values.clone(),
+        false => values[before..before + window.len()].to_vec(),
+    };
+    match edit {
+        Edit::Zero => Edit::Zero,
+        Edit::Scale(factor) => Edit::Scale(*factor),
+        Edit::Add(values) => Edit::Add(cut(values)),
+        Edit::Replace(values) => Edit::Replace(cut(values)),
+    }
+}
