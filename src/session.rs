@@ -64,12 +64,20 @@ pub struct Files {
 }
 
 impl Files {
-    /// Finds a model by name (`demo`, a folder, a hub name) and opens its files.
+    /// Finds a model by name (`demo`, a folder, a hub name) and opens its files. What the hub cache lacks is downloaded.
     ///
     /// # Errors
     /// [`Error::Hub`], [`Error::Weights`] or [`Error::Text`] name the file at fault.
     pub fn open(name: &str) -> Result<Files, Error> {
-        let source = hub::resolve(name)?;
+        Files::open_telling(name, &mut |_| {})
+    }
+
+    /// [`Files::open`], with `tell` hearing of a download.
+    ///
+    /// # Errors
+    /// As [`Files::open`].
+    pub fn open_telling(name: &str, tell: &mut dyn FnMut(hub::Event<'_>)) -> Result<Files, Error> {
+        let source = hub::resolve(name, tell)?;
         let (checkpoint, text) = match &source {
             #[cfg(feature = "demo")]
             Source::Demo => {
@@ -78,7 +86,7 @@ impl Files {
                 let text = Text::from_bytes("demo/tokenizer.json", demo::TOKENIZER)?;
                 (Checkpoint::from_bytes("demo", demo::CONFIG, weights)?, Some(text))
             }
-            Source::Folder(folder) => (Checkpoint::open(folder)?, Text::from_folder(folder)?),
+            Source::Folder(folder) | Source::Cache(folder) => (Checkpoint::open(folder)?, Text::from_folder(folder)?),
         };
         Ok(Files { name: name.into(), source, checkpoint: Rc::new(checkpoint), text })
     }

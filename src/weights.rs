@@ -236,7 +236,7 @@ fn read(path: &Path) -> Result<String, WeightsError> {
 }
 
 /// The shard files that an index names, each once.
-fn shards(index: &Path, text: &str) -> Result<Vec<String>, WeightsError> {
+pub(crate) fn shards(index: &Path, text: &str) -> Result<Vec<String>, WeightsError> {
     let fail = |detail: String| WeightsError::Index { file: index.display().to_string(), detail };
     let value: serde_json::Value = serde_json::from_str(text).map_err(|e| fail(format!("not JSON: {e}")))?;
     let map = value.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| fail("it has no weight_map".into()))?;

@@ -3,7 +3,9 @@
 
 mod devices;
 mod extract;
+mod fetch;
 mod hooks;
+mod models;
 mod tokens;
 
 use crate::batch::Batch;
@@ -35,12 +37,14 @@ enum Command {
     Hooks(hooks::HooksCommand),
     /// GPU adapters, their limits, and which one `auto` picks
     Devices(devices::Devices),
+    /// Models that are here and models that can be fetched: sizes, shapes, and what is wrong with one
+    Models(models::Models),
 }
 
 /// Which model.
 #[derive(Args)]
 struct ModelArgs {
-    /// `demo`, a folder with a checkpoint, or a hub name such as gpt2 or owner/name[@revision]
+    /// `demo`, a folder with a checkpoint, or a hub name such as gpt2 or owner/name[@revision], downloaded once
     #[arg(short, long, default_value = "demo")]
     model: String,
     /// Say nothing on stderr but errors
@@ -171,6 +175,7 @@ pub fn main() -> ExitCode {
         Command::Tokens(command) => command.run(),
         Command::Hooks(command) => command.run(),
         Command::Devices(command) => command.run(),
+        Command::Models(command) => command.run(),
     };
     let (code, message) = match result {
         Ok(()) | Err(Failure::ClosedPipe) => return ExitCode::SUCCESS,
@@ -185,7 +190,8 @@ pub fn main() -> ExitCode {
 impl ModelArgs {
     /// Opens the model's files and says where they were found.
     fn open(&self) -> Result<Files, Failure> {
-        let files = Files::open(&self.model)?;
+        let mut talk = fetch::Talk::new(self.quiet);
+        let files = Files::open_telling(&self.model, &mut |event| talk.hear(event))?;
         self.say(format_args!("model: {}, from {}", files.name(), files.source()));
         Ok(files)
     }
@@ -264,4 +270,22 @@ fn parse_ids(list: &str) -> Result<Vec<u32>, Failure> {
 /// Bytes as people read them.
 fn human(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
+}
+
+/// Bytes in three digits and powers of ten, as the hub and disks count them.
+fn size(bytes: u64) -> String {
+    let (mut value, mut units) = (bytes as f64, ["B", "kB", "MB", "GB", "TB"].iter());
+    let mut unit = units.next().unwrap_or(&"B");
+    while value >= 999.5 {
+        let Some(next) = units.next() else { break };
+        (value, unit) = (value / 1000.0, next);
+    }
+    let digits = if *unit == "B" || value >= 99.95 {
+        0
+    } else if value >= 9.995 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.digits$} {unit}")
 }

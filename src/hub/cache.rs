@@ -1,0 +1,292 @@
+//! The local cache in the layout of Python's huggingface_hub, so that nothing is downloaded twice: per repository
+//! `blobs/<etag>` (content), `snapshots/<commit>/<file>` (relative links to blobs), `refs/<revision>` (a commit), and
+//! `.no_exist/<commit>/<file>` (known to be absent). Owns paths, links and locks; knows no network.
+//! The same on every side: huggingface_hub's file_download.py is the reference.
+
+use crate::weights;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A variable that is set to something, with `~` as the home folder.
+pub(super) fn variable(name: &str) -> Option<PathBuf> {
+    let value = PathBuf::from(std::env::var_os(name).filter(|value| !value.is_empty())?);
+    match (value.strip_prefix("~"), dirs::home_dir()) {
+        (Ok(rest), Some(home)) => Some(home.join(rest)),
+        _ => Some(value),
+    }
+}
+
+/// Whether a variable is on, as huggingface_hub reads it.
+pub(super) fn is_true(name: &str) -> bool {
+    let value = std::env::var(name).unwrap_or_default();
+    ["1", "on", "yes", "true"].contains(&value.to_lowercase().as_str())
+}
+
+/// Where Hugging Face's programs keep what is theirs: tokens, and the cache unless it is elsewhere.
+pub(super) fn home() -> PathBuf {
+    variable("HF_HOME").unwrap_or_else(|| {
+        let cache = variable("XDG_CACHE_HOME").or_else(|| dirs::home_dir().map(|home| home.join(".cache")));
+        cache.unwrap_or_default().join("huggingface")
+    })
+}
+
+/// The folder with all repositories.
+pub(super) fn root() -> PathBuf {
+    let set = variable("HF_HUB_CACHE").or_else(|| variable("HUGGINGFACE_HUB_CACHE"));
+    set.unwrap_or_else(|| home().join("hub"))
+}
+
+/// One model's folder in the cache.
+#[derive(Clone, Debug)]
+pub(super) struct Repo {
+    root: PathBuf,
+    /// `owner/name`.
+    pub name: String,
+}
+
+/// Held while a blob is written. Advisory, and the same file that huggingface_hub locks.
+pub(super) enum Lock {
+    Held {
+        _file: File,
+    },
+    /// The file system knows no locks: whoever writes must use a name of its own.
+    Unsupported,
+}
+
+impl Repo {
+    pub fn new(root: &Path, name: &str) -> Repo {
+        Repo { root: root.into(), name: name.into() }
+    }
+
+    /// Every model in the cache, by name.
+    pub fn all(root: &Path) -> Vec<Repo> {
+        let of_folder = |folder: fs::DirEntry| {
+            let name = folder.file_name().to_str()?.strip_prefix("models--")?.replace("--", "/");
+            Some(Repo::new(root, &name))
+        };
+        let mut repos: Vec<Repo> = fs::read_dir(root).into_iter().flatten().flatten().filter_map(of_folder).collect();
+        repos.sort_by(|a, b| a.name.cmp(&b.name));
+        repos
+    }
+
+    fn folder_name(&self) -> String {
+        format!("models--{}", self.name.replace('/', "--"))
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.root.join(self.folder_name())
+    }
+
+    /// The snapshot at `revision` (a branch, a tag or a commit) that has a config.json.
+    pub fn snapshot(&self, revision: &str) -> Option<PathBuf> {
+        let commit = fs::read_to_string(self.folder().join("refs").join(revision));
+        let snapshot = self.snapshot_folder(commit.as_deref().unwrap_or(revision).trim());
+        snapshot.join("config.json").exists().then_some(snapshot)
+    }
+
+    pub fn snapshot_folder(&self, commit: &str) -> PathBuf {
+        self.folder().join("snapshots").join(commit)
+    }
+
+    /// Every commit in the cache with the branches and tags that stand for it.
+    pub fn commits(&self) -> Vec<(String, Vec<String>)> {
+        let names = |folder: PathBuf| -> Vec<String> {
+            let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+            entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+        };
+        let mut refs = Vec::new();
+        let mut folders = vec![String::new()];
+        // Revisions such as refs/pr/3 are folders within refs/.
+        while let Some(folder) = folders.pop() {
+            for name in names(self.folder().join("refs").join(&folder)) {
+                let name = if folder.is_empty() { name } else { format!("{folder}/{name}") };
+                match fs::read_to_string(self.folder().join("refs").join(&name)) {
+                    Ok(commit) => refs.push((commit.trim().to_string(), name)),
+                    Err(_) => folders.push(name),
+                }
+            }
+        }
+        let mut commits = names(self.folder().join("snapshots"));
+        commits.sort();
+        let revisions = |commit: &String| {
+            let mut list: Vec<String> =
+                refs.iter().filter(|(c, _)| c == commit).map(|(_, name)| name.clone()).collect();
+            list.sort();
+            list
+        };
+        commits.into_iter().map(|commit| (commit.clone(), revisions(&commit))).collect()
+    }
+
+    /// Bytes of downloads that were broken off.
+    pub fn unfinished(&self) -> u64 {
+        let blobs = fs::read_dir(self.folder().join("blobs")).into_iter().flatten().flatten();
+        let partial = blobs.filter(|blob| blob.path().extension().is_some_and(|e| e == "incomplete"));
+        partial.filter_map(|blob| blob.metadata().ok()).map(|m| m.len()).sum()
+    }
+
+    pub fn blob(&self, etag: &str) -> PathBuf {
+        self.folder().join("blobs").join(etag)
+    }
+
+    /// Where a blob grows. The name is the same every time, so that the next run goes on where this one was cut.
+    pub fn partial(&self, etag: &str, lock: &Lock) -> PathBuf {
+        match lock {
+            Lock::Held { .. } => self.blob(&format!("{etag}.incomplete")),
+            Lock::Unsupported => self.blob(&format!("{etag}.{}.incomplete", std::process::id())),
+        }
+    }
+
+    /// Takes the lock of a blob; `wait` is called once if another process holds it.
+    pub fn lock(&self, etag: &str, wait: impl FnOnce()) -> io::Result<Lock> {
+        let folder = self.root.join(".locks").join(self.folder_name());
+        fs::create_dir_all(&folder)?;
+        let file =
+            File::options().create(true).truncate(false).write(true).open(folder.join(format!("{etag}.lock")))?;
+        let locked = match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                wait();
+                file.lock()
+            }
+            Err(TryLockError::Error(e)) => Err(e),
+            Ok(()) => Ok(()),
+        };
+        Ok(if locked.is_ok() { Lock::Held { _file: file } } else { Lock::Unsupported })
+    }
+
+    /// Makes a blob appear in a snapshot: a relative link, or where links are not to be had the file itself (moved there
+    /// if it is new, copied if another snapshot may use it).
+    pub fn link(&self, etag: &str, commit: &str, file: &str, new: bool) -> io::Result<()> {
+        let folder = self.snapshot_folder(commit);
+        fs::create_dir_all(&folder)?;
+        let place = folder.join(file);
+        if place.exists() {
+            return Ok(());
+        }
+        // A link whose blob is gone is in the way.
+        let _ = fs::remove_file(&place);
+        let beside = folder.join(format!("{file}.{}.incomplete", std::process::id()));
+        let target = Path::new("..").join("..").join("blobs").join(etag);
+        if is_true("HF_HUB_DISABLE_SYMLINKS") || symlink(&target, &beside).is_err() {
+            if new {
+                return fs::rename(self.blob(etag), &place);
+            }
+            fs::copy(self.blob(etag), &beside)?;
+        }
+        fs::rename(&beside, &place)
+    }
+
+    /// Notes that the repository has no such file, so that nobody asks again.
+    pub fn mark_absent(&self, commit: &str, file: &str) -> io::Result<()> {
+        let folder = self.folder().join(".no_exist").join(commit);
+        fs::create_dir_all(&folder)?;
+        File::create(folder.join(file)).map(drop)
+    }
+
+    /// Notes which commit a branch or tag stands for. Written when everything of it is there.
+    pub fn set_ref(&self, revision: &str, commit: &str) -> io::Result<()> {
+        if revision == commit {
+            return Ok(());
+        }
+        let path = self.folder().join("refs").join(revision);
+        let folder = path.parent().map_or(self.folder(), Path::to_path_buf);
+        fs::create_dir_all(&folder)?;
+        let mut file = tempfile::NamedTempFile::new_in(&folder)?;
+        io::Write::write_all(&mut file, commit.as_bytes())?;
+        file.persist(&path)?;
+        Ok(())
+    }
+
+    /// Whether nothing of a snapshot is missing that could be had: weights, and a tokenizer unless there is none.
+    pub fn is_whole(&self, snapshot: &Path) -> bool {
+        let commit = snapshot.file_name().unwrap_or_default();
+        let absent = |file: &str| self.folder().join(".no_exist").join(commit).join(file).exists();
+        let has = |file: &str| snapshot.join(file).exists();
+        let tokenizer = has("tokenizer.json") || has("vocab.json") && has("merges.txt");
+        has_weights(snapshot) && (tokenizer || absent("tokenizer.json") && absent("vocab.json"))
+    }
+}
+
+/// Whether a folder has all its safetensors.
+pub(super) fn has_weights(folder: &Path) -> bool {
+    let index = folder.join("model.safetensors.index.json");
+    if folder.join("model.safetensors").exists() {
+        return true;
+    }
+    let shards = fs::read_to_string(&index).ok().and_then(|text| weights::shards(&index, &text).ok());
+    shards.is_some_and(|shards| shards.iter().all(|shard| folder.join(shard).exists()))
+}
+
+#[cfg(unix)]
+fn symlink(target: &Path, link: &Path) -> io::Result<()> {
+    std::os::unix::fs::symlink(target, link)
+}
+
+#[cfg(windows)]
+fn symlink(target: &Path, link: &Path) -> io::Result<()> {
+    std::os::windows::fs::symlink_file(target, link)
+}
+
+#[cfg(not(any(unix, windows)))]
+fn symlink(_target: &Path, _link: &Path) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_layout_of_huggingface_hub_is_read() {
+        let root = tempfile::tempdir().unwrap();
+        let repo = Repo::new(root.path(), "openai-community/gpt2");
+        let folder = root.path().join("models--openai-community--gpt2/snapshots/abc123");
+        fs::create_dir_all(&folder).unwrap();
+        repo.set_ref("main", "abc123").unwrap();
+        repo.set_ref("refs/pr/3", "abc123").unwrap();
+        assert_eq!(repo.snapshot("main"), None, "a snapshot without config.json is unfinished");
+        fs::write(folder.join("config.json"), "{}").unwrap();
+        for revision in ["main", "refs/pr/3", "abc123"] {
+            assert_eq!(repo.snapshot(revision), Some(folder.clone()), "{revision}");
+        }
+        assert_eq!(repo.snapshot("other"), None);
+        assert_eq!(repo.commits(), [("abc123".to_string(), vec!["main".to_string(), "refs/pr/3".into()])]);
+        assert_eq!(Repo::all(root.path())[0].name, "openai-community/gpt2");
+    }
+
+    #[test]
+    fn a_snapshot_is_whole_when_nothing_that_exists_is_missing() {
+        let root = tempfile::tempdir().unwrap();
+        let repo = Repo::new(root.path(), "a/b");
+        let folder = repo.snapshot_folder("c1");
+        fs::create_dir_all(&folder).unwrap();
+        let put = |file: &str, text: &str| fs::write(folder.join(file), text).unwrap();
+        put("model.safetensors.index.json", r#"{"weight_map": {"x": "one.safetensors", "y": "two.safetensors"}}"#);
+        put("one.safetensors", "");
+        assert!(!has_weights(&folder), "a shard is missing");
+        put("two.safetensors", "");
+        assert!(
+            has_weights(&folder) && !repo.is_whole(&folder),
+            "no tokenizer, and nobody has said that there is none"
+        );
+        repo.mark_absent("c1", "tokenizer.json").unwrap();
+        repo.mark_absent("c1", "vocab.json").unwrap();
+        assert!(repo.is_whole(&folder));
+    }
+
+    #[test]
+    fn a_dangling_link_is_replaced_and_two_snapshots_share_a_blob() {
+        let root = tempfile::tempdir().unwrap();
+        let repo = Repo::new(root.path(), "a/b");
+        fs::create_dir_all(repo.blob("x").parent().unwrap()).unwrap();
+        fs::write(repo.blob("x"), "content").unwrap();
+        fs::create_dir_all(repo.snapshot_folder("c1")).unwrap();
+        let place = repo.snapshot_folder("c1").join("config.json");
+        symlink(Path::new("../../blobs/gone"), &place).unwrap();
+        repo.link("x", "c1", "config.json", false).unwrap();
+        repo.link("x", "c2", "config.json", false).unwrap();
+        assert_eq!(fs::read_to_string(&place).unwrap(), "content");
+        assert_eq!(fs::read_link(&place).unwrap(), Path::new("../../blobs/x"));
+        assert_eq!(fs::read_to_string(repo.snapshot_folder("c2").join("config.json")).unwrap(), "content");
+    }
+}

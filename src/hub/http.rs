@@ -1,0 +1,362 @@
+//! Asking the hub: one request at a time, with proxies, redirects, patience and the token. Owns what is sent to whom (the
+//! token goes to the hub's own address and nowhere else) and what is asked again; what an answer means for a model is
+//! `download.rs`'s to say.
+
+use super::token::{Origin, Token};
+use super::{Event, HubError};
+use std::time::Duration;
+use ureq::http::{HeaderMap, Request, StatusCode, header};
+use ureq::tls::{RootCerts, TlsConfig};
+use ureq::{Agent, Body, Proxy};
+
+/// Longest wait that a 429 may ask for at once, and the longest over all.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const LONGEST_WAITS: Duration = Duration::from_secs(180);
+/// Tries of a request that the server fails to answer, and how long before the second; it doubles from there.
+pub(super) const TRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// The time to wait before try `n` (from 1 on).
+pub(super) fn pause(n: u32) -> Duration {
+    PAUSE * 2u32.pow(n.saturating_sub(1).min(5))
+}
+
+/// What the hub says of a file or repository beside its content.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Meta {
+    /// The blob's name: sha256 of the content for large files, git's hash for small ones.
+    pub etag: Option<String>,
+    pub size: Option<u64>,
+}
+
+pub(super) struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub meta: Meta,
+    pub body: Body,
+    /// Who answered in the end.
+    pub host: String,
+    /// Whether that was the hub itself, who may have been shown the token.
+    own: bool,
+}
+
+/// Why there is no answer to use.
+pub(super) enum Refusal {
+    /// 4xx, with the hub's `x-error-code`.
+    Status { status: StatusCode, code: String, host: String },
+    /// It has a message of its own.
+    Other(HubError),
+}
+
+pub(super) struct Client<'a> {
+    pub endpoint: String,
+    agent: Agent,
+    token: Option<Token>,
+    /// A token that the hub did not take, with the status.
+    refused: Option<(Origin, StatusCode)>,
+    announced: bool,
+    /// Whether anybody has answered yet: before that, patience is short.
+    reached: bool,
+    waited: Duration,
+    pub tell: &'a mut dyn FnMut(Event<'_>),
+}
+
+impl<'a> Client<'a> {
+    pub fn new(tell: &'a mut dyn FnMut(Event<'_>)) -> Result<Client<'a>, HubError> {
+        let set = std::env::var("HF_ENDPOINT").ok().filter(|value| !value.is_empty());
+        let endpoint = set.unwrap_or_else(|| "https://huggingface.co".into()).trim_end_matches('/').to_string();
+        if !["https://", "http://"].iter().any(|scheme| endpoint.len() > scheme.len() && endpoint.starts_with(scheme)) {
+            return Err(HubError::Endpoint { endpoint });
+        }
+        let mut token = Token::find();
+        if let Some(bad) = token.take_if(|token| token.header().is_none()) {
+            tell(Event::Note(&format!(
+                "note: the token from {} is not a token (it has a space or another character that none has) and is not \
+                 used; {}",
+                bad.origin,
+                bad.origin.remedy()
+            )));
+        }
+        let agent = agent(RootCerts::PlatformVerifier);
+        Ok(Client {
+            endpoint,
+            agent,
+            token,
+            refused: None,
+            announced: false,
+            reached: false,
+            waited: Duration::ZERO,
+            tell,
+        })
+    }
+
+    /// The token that was refused, for messages that need it: " (the token from … `what`)".
+    pub fn refused(&self, what: &str) -> String {
+        self.refused.as_ref().map_or(String::new(), |(origin, _)| format!(" (the token from {origin} {what})"))
+    }
+
+    /// The hub's address as it may be shown: without a password.
+    pub fn shown_endpoint(&self) -> String {
+        match (self.endpoint.split_once("://"), self.endpoint.rsplit_once('@')) {
+            (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
+            _ => self.endpoint.clone(),
+        }
+    }
+
+    /// A HEAD or GET, from byte `from` on, until there is an answer worth having.
+    pub fn ask(&mut self, method: &str, url: &str, from: u64) -> Result<Answer, Refusal> {
+        let mut tries = 1;
+        loop {
+            let answer = match self.follow(method, url, from) {
+                Ok(answer) => answer,
+                Err(error) => {
+                    let most = if self.reached { TRIES } else { 2 };
+                    if tries == most || matches!(error, HubError::Protocol { .. }) {
+                        return Err(Refusal::Other(error));
+                    }
+                    std::thread::sleep(pause(tries));
+                    tries += 1;
+                    continue;
+                }
+            };
+            self.reached = true;
+            let status = answer.status;
+            if status.is_success() || status == StatusCode::RANGE_NOT_SATISFIABLE {
+                self.announce();
+                return Ok(answer);
+            }
+            match status.as_u16() {
+                401 | 403 if answer.own && self.token.is_some() => {
+                    self.refused = self.token.take().map(|token| (token.origin, status));
+                    continue;
+                }
+                429 => {
+                    let wait = asked_wait(&answer.headers).unwrap_or(pause(tries));
+                    if wait > LONGEST_WAIT || self.waited + wait > LONGEST_WAITS {
+                        let wait = format!(": it asks to wait {} s", wait.as_secs());
+                        return Err(Refusal::Other(HubError::TooManyRequests { host: answer.host, wait }));
+                    }
+                    (self.tell)(Event::Note(&format!(
+                        "{} allows no more requests for now (429); waiting {:.0} s as it asks",
+                        answer.host,
+                        wait.as_secs_f64().ceil()
+                    )));
+                    self.waited += wait;
+                    std::thread::sleep(wait);
+                }
+                408 | 500..=599 => {
+                    if tries == TRIES {
+                        let error = HubError::Server { host: answer.host, status: status.as_u16(), tries };
+                        return Err(Refusal::Other(error));
+                    }
+                    let wait = asked_wait(&answer.headers).filter(|wait| *wait <= LONGEST_WAIT);
+                    std::thread::sleep(wait.unwrap_or(pause(tries)));
+                    tries += 1;
+                }
+                _ => {
+                    let code = text(&answer.headers, "x-error-code").unwrap_or_default();
+                    return Err(Refusal::Status { status, code, host: answer.host });
+                }
+            }
+        }
+    }
+
+    /// Says once that a token was refused: now that things work without it.
+    fn announce(&mut self) {
+        if let Some((origin, status)) = self.refused.as_ref().filter(|_| !self.announced) {
+            self.announced = true;
+            (self.tell)(Event::Note(&format!(
+                "note: the hub refused the token from {origin} ({}); going on without it. {}",
+                status.as_u16(),
+                origin.remedy()
+            )));
+        }
+    }
+
+    /// One request and the redirects it leads to.
+    fn follow(&mut self, method: &str, url: &str, from: u64) -> Result<Answer, HubError> {
+        let mut url = url.to_string();
+        let mut meta = Meta::default();
+        for _ in 0..10 {
+            let own = origin(&url) == origin(&self.endpoint);
+            let mut request = Request::builder().method(method).uri(&url).header(header::ACCEPT_ENCODING, "identity");
+            if from > 0 {
+                request = request.header(header::RANGE, format!("bytes={from}-"));
+            }
+            if let Some(token) = self.token.as_ref().filter(|_| own).and_then(Token::header) {
+                request = request.header(header::AUTHORIZATION, token);
+            }
+            let response = self.run(request, &url)?;
+            let (status, headers) = (response.status(), response.headers());
+            let linked = text(headers, "x-linked-etag");
+            // A content store's own etag is not the blob's name; the hub's is.
+            if let Some(etag) = linked.clone().or_else(|| text(headers, "etag").filter(|_| own && status.is_success()))
+            {
+                meta.etag.get_or_insert(etag.trim_start_matches("W/").trim_matches('"').to_string());
+            }
+            let length = text(headers, "content-length").filter(|_| status.is_success() && from == 0);
+            if let Some(size) = text(headers, "x-linked-size").or(length).and_then(|size| size.parse().ok()) {
+                meta.size.get_or_insert(size);
+            }
+            let location = text(headers, "location").filter(|_| status.is_redirection());
+            // The first answer that names the content tells all that a HEAD wants; the content store need not be asked.
+            let done = method == "HEAD" && meta.etag.is_some() && meta.size.is_some();
+            match location {
+                Some(to) if !done => url = join(&url, &to),
+                _ => {
+                    let status = if location.is_some() { StatusCode::OK } else { status };
+                    let (parts, body) = response.into_parts();
+                    return Ok(Answer { status, headers: parts.headers, meta, body, host: host(&url), own });
+                }
+            }
+        }
+        Err(HubError::Protocol { host: host(&url), detail: "it redirects in circles".into() })
+    }
+
+    fn run(
+        &mut self,
+        request: ureq::http::request::Builder,
+        url: &str,
+    ) -> Result<ureq::http::Response<Body>, HubError> {
+        let fail = |detail: String| HubError::Network { host: host(url), detail };
+        let request = request.body(()).map_err(|e| fail(e.to_string()))?;
+        let send = |agent: &Agent| {
+            let request = agent.configure_request(request.clone()).proxy(proxy(url)).build();
+            agent.run(request)
+        };
+        let mut result = send(&self.agent);
+        // A bare container has no certificates of its own; then those that Mozilla trusts have to do.
+        if let Err(ureq::Error::Rustls(e)) = &result
+            && e.to_string().contains("No CA certificates")
+        {
+            self.agent = agent(RootCerts::WebPki);
+            result = send(&self.agent);
+        }
+        result.map_err(|e| fail(plainly(&e, proxy(url).is_some())))
+    }
+}
+
+fn agent(roots: RootCerts) -> Agent {
+    // huggingface_hub's own knobs, so that what helps there helps here.
+    let seconds = |name: &str| {
+        let set = std::env::var(name).ok().and_then(|value| value.parse().ok()).filter(|n| *n > 0);
+        Some(Duration::from_secs(set.unwrap_or(10)))
+    };
+    Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .user_agent(concat!("actscope/", env!("CARGO_PKG_VERSION")))
+        .timeout_resolve(Some(Duration::from_secs(10)))
+        .timeout_connect(Some(Duration::from_secs(10)))
+        .timeout_recv_response(seconds("HF_HUB_ETAG_TIMEOUT"))
+        .timeout_per_read(seconds("HF_HUB_DOWNLOAD_TIMEOUT"))
+        .tls_config(TlsConfig::builder().root_certs(roots).build())
+        .build()
+        .into()
+}
+
+/// The proxy for an address: HTTPS_PROXY or HTTP_PROXY by its scheme, else ALL_PROXY, unless NO_PROXY names the host.
+fn proxy(url: &str) -> Option<Proxy> {
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let either = |name: &str| set(name).or_else(|| set(&name.to_lowercase()));
+    let by_scheme = if url.starts_with("https:") { "HTTPS_PROXY" } else { "HTTP_PROXY" };
+    let proxy = Proxy::new(&either(by_scheme).or_else(|| either("ALL_PROXY"))?).ok()?;
+    let mut builder = Proxy::builder(proxy.protocol()).host(proxy.host()).port(proxy.port());
+    builder = proxy.username().into_iter().fold(builder, |builder, user| builder.username(user));
+    builder = proxy.password().into_iter().fold(builder, |builder, password| builder.password(password));
+    for entry in either("NO_PROXY").unwrap_or_default().split([',', ' ']).filter(|entry| !entry.is_empty()) {
+        // As curl and Python read it: a name stands for its subdomains too.
+        builder = builder.no_proxy(entry.trim_start_matches('.'));
+        if !entry.contains('*') {
+            builder = builder.no_proxy(&format!(".{}", entry.trim_start_matches('.')));
+        }
+    }
+    let proxy = builder.build().ok()?;
+    let uri = url.parse().ok()?;
+    (!proxy.is_no_proxy(&uri)).then_some(proxy)
+}
+
+/// What went wrong, in words, without any address or password that an error may carry.
+fn plainly(e: &ureq::Error, proxied: bool) -> String {
+    let by = if proxied { " (through a proxy)" } else { "" };
+    let what = match e {
+        ureq::Error::HostNotFound => "its name is not known to the network".into(),
+        ureq::Error::Timeout(_) => "no answer in time".into(),
+        ureq::Error::ConnectProxyFailed(reason) => return format!("the proxy did not connect: {reason}"),
+        ureq::Error::Io(e) => e.to_string(),
+        ureq::Error::Rustls(e) => format!(
+            "its certificate or encryption is not trusted ({e}); where a company's proxy opens connections, SSL_CERT_FILE can \
+             name its certificates"
+        ),
+        ureq::Error::ConnectionFailed => "the connection failed".into(),
+        ureq::Error::Protocol(e) => format!("its answer is not HTTP ({e})"),
+        other => other.to_string(),
+    };
+    what + by
+}
+
+fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+    headers.get(name)?.to_str().ok().map(str::to_string)
+}
+
+/// How long the server asks to wait: `Retry-After` in seconds, or the hub's `RateLimit: …;t=37`.
+fn asked_wait(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = text(headers, "retry-after").and_then(|value| value.trim().parse().ok());
+    let limit = || text(headers, "ratelimit")?.split(';').find_map(|part| part.trim().strip_prefix("t=")?.parse().ok());
+    seconds.or_else(limit).map(Duration::from_secs)
+}
+
+/// Scheme, host and port, in lower case: what a token may be sent to.
+fn origin(url: &str) -> String {
+    let scheme = url.find("://").map_or(0, |at| at + 3);
+    let end = url[scheme..].find(['/', '?', '#']).map_or(url.len(), |at| scheme + at);
+    let authority = url[scheme..end].rsplit('@').next().unwrap_or_default();
+    format!("{}{authority}", &url[..scheme]).to_lowercase()
+}
+
+/// The host, for messages: no path, no signature, no password.
+pub(super) fn host(url: &str) -> String {
+    let origin = origin(url);
+    origin.split_once("://").map_or(origin.clone(), |(_, host)| host.to_string())
+}
+
+/// Where a redirect leads.
+fn join(base: &str, to: &str) -> String {
+    let scheme = base.find("://").map_or(0, |at| at + 3);
+    let authority = base[scheme..].find('/').map_or(base.len(), |at| scheme + at);
+    if to.contains("://") {
+        to.into()
+    } else if to.starts_with("//") {
+        format!("{}{to}", &base[..scheme.saturating_sub(2)])
+    } else if to.starts_with('/') {
+        format!("{}{to}", &base[..authority])
+    } else {
+        let folder = base.rfind('/').filter(|at| *at >= authority).unwrap_or(base.len());
+        format!("{}/{to}", &base[..folder])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_lead_where_they_say() {
+        let base = "http://hub:80/a/b";
+        assert_eq!(join(base, "https://cdn/x?y"), "https://cdn/x?y");
+        assert_eq!(join(base, "//cdn/x"), "http://cdn/x");
+        assert_eq!(join(base, "/x"), "http://hub:80/x");
+        assert_eq!(join(base, "x"), "http://hub:80/a/x");
+        assert_eq!(join("http://hub", "x"), "http://hub/x");
+    }
+
+    /// Seen red with `starts_with` in place of equality: hub.evil then got the token.
+    #[test]
+    fn an_origin_is_scheme_host_and_port() {
+        assert_eq!(origin("https://user:pw@Hub:8/x?y"), "https://hub:8");
+        assert_ne!(origin("https://hub.evil/x"), origin("https://hub"));
+        assert_ne!(origin("http://hub/x"), origin("https://hub"));
+        assert_eq!(host("https://user:pw@hub:8/x?sig=secret"), "hub:8");
+    }
+}

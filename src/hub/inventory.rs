@@ -1,0 +1,86 @@
+//! What is on this machine: the models in the Hugging Face cache and in folders, each opened as a run would open it, so that
+//! what is called usable is. Reads headers only; changes nothing.
+
+use super::cache::{self, Repo};
+use crate::config::Config;
+use crate::weights::Checkpoint;
+use std::path::{Path, PathBuf};
+
+/// A model on this machine.
+#[derive(Debug)]
+pub struct Entry {
+    /// What to give to `--model`.
+    pub name: String,
+    /// Where it lies.
+    pub folder: PathBuf,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// Bytes of downloads that were broken off and will be gone on with.
+    pub unfinished: u64,
+    /// Whether there is a tokenizer.
+    pub tokenizer: bool,
+    /// Its sizes, or why it cannot be used.
+    pub state: Result<Config, String>,
+}
+
+/// The models in the cache, and those in `folders` (each a checkpoint, or a folder of checkpoints). Gives back the cache's
+/// folder too.
+pub fn inventory(folders: &[PathBuf]) -> (PathBuf, Vec<Entry>) {
+    let root = cache::root();
+    let mut entries = Vec::new();
+    for repo in Repo::all(&root) {
+        let unfinished = repo.unfinished();
+        let commits = repo.commits();
+        for (i, (commit, revisions)) in commits.iter().enumerate() {
+            let name = match revisions.iter().find(|r| *r == "main").or(revisions.first()) {
+                Some(main) if main == "main" => repo.name.clone(),
+                Some(revision) => format!("{}@{revision}", repo.name),
+                None => format!("{}@{commit}", repo.name),
+            };
+            // Counted once, with the newest snapshot as good as with any.
+            let unfinished = if i == 0 { unfinished } else { 0 };
+            entries.push(entry(name, repo.snapshot_folder(commit), unfinished));
+        }
+        if commits.is_empty() && unfinished > 0 {
+            entries.push(entry(repo.name.clone(), repo.snapshot_folder(""), unfinished));
+        }
+    }
+    for folder in folders {
+        let inner: Vec<PathBuf> = match folder.join("config.json").exists() {
+            true => Vec::new(),
+            false => {
+                let inner = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+                let mut inner: Vec<PathBuf> = inner.filter(|path| path.join("config.json").exists()).collect();
+                inner.sort();
+                inner
+            }
+        };
+        let found = if inner.is_empty() { vec![folder.clone()] } else { inner };
+        entries.extend(found.into_iter().map(|path| entry(path.display().to_string(), path, 0)));
+    }
+    (root, entries)
+}
+
+fn entry(name: String, folder: PathBuf, unfinished: u64) -> Entry {
+    let has = |file: &str| folder.join(file).exists();
+    let tokenizer = has("tokenizer.json") || has("vocab.json") && has("merges.txt");
+    let state = match (unfinished > 0, cache::has_weights(&folder)) {
+        (true, false) => Err(format!("its download was broken off; any command with --model {name} goes on with it")),
+        _ => look(&folder),
+    };
+    Entry { bytes: bytes(&folder), name, folder, unfinished, tokenizer, state }
+}
+
+/// Another architecture is named before its weights are missed: that is the reason that counts.
+fn look(folder: &Path) -> Result<Config, String> {
+    if let Ok(text) = std::fs::read_to_string(folder.join("config.json")) {
+        Config::from_json(&text).map_err(|e| e.to_string())?;
+    }
+    Checkpoint::open(folder).map(|checkpoint| checkpoint.config().clone()).map_err(|e| e.to_string())
+}
+
+/// Bytes of the files in a folder, those behind links included.
+fn bytes(folder: &Path) -> u64 {
+    let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    files.filter_map(|file| std::fs::metadata(file.path()).ok()).filter(|m| m.is_file()).map(|m| m.len()).sum()
+}
