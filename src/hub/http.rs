@@ -284,16 +284,22 @@ fn plainly(e: &ureq::Error, proxied: bool) -> String {
         ureq::Error::HostNotFound => "its name is not known to the network".into(),
         ureq::Error::Timeout(_) => "no answer in time".into(),
         ureq::Error::ConnectProxyFailed(reason) => return format!("the proxy did not connect: {reason}"),
+        // What rustls finds in a handshake comes as invalid data.
+        ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => untrusted(e),
         ureq::Error::Io(e) => e.to_string(),
-        ureq::Error::Rustls(e) => format!(
-            "its certificate or encryption is not trusted ({e}); where a company's proxy opens connections, SSL_CERT_FILE can \
-             name its certificates"
-        ),
+        ureq::Error::Rustls(e) => untrusted(e),
         ureq::Error::ConnectionFailed => "the connection failed".into(),
         ureq::Error::Protocol(e) => format!("its answer is not HTTP ({e})"),
         other => other.to_string(),
     };
     what + by
+}
+
+fn untrusted(e: &dyn std::fmt::Display) -> String {
+    format!(
+        "its certificate is not trusted ({e}); where a company's proxy opens connections, let SSL_CERT_FILE name the \
+         company's certificates"
+    )
 }
 
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {
@@ -351,7 +357,6 @@ mod tests {
         assert_eq!(join("http://hub", "x"), "http://hub/x");
     }
 
-    /// Seen red with `starts_with` in place of equality: hub.evil then got the token.
     #[test]
     fn an_origin_is_scheme_host_and_port() {
         assert_eq!(origin("https://user:pw@Hub:8/x?y"), "https://hub:8");

@@ -95,7 +95,8 @@ pub fn nearest(wanted: &str) -> Vec<&'static str> {
             let name = k.id.split(['/', '@']).nth(1).unwrap_or(k.id);
             (score(k.id).max(score(name)), k.short.unwrap_or(k.id))
         })
-        .filter(|(score, _)| *score >= 0.6)
+        // A name that the hub has just denied is no help.
+        .filter(|(score, name)| *score >= 0.6 && full_name(name) != full_name(&wanted))
         .collect();
     scored.sort_by(|a, b| b.0.total_cmp(&a.0));
     scored.into_iter().take(3).map(|(_, name)| name).collect()
@@ -130,6 +131,7 @@ mod tests {
         assert_eq!(nearest("gtp2")[0], "gpt2");
         assert_eq!(nearest("openai-comunity/gpt2-xl")[0], "gpt2-xl");
         assert_eq!(nearest("dialogpt-small")[0], "microsoft/DialoGPT-small");
+        assert!(!nearest("gpt2").contains(&"gpt2"));
         assert!(nearest("meta-llama/Llama-3.1-8B").is_empty());
     }
 }

@@ -38,6 +38,7 @@ fn a_stale_token_costs_one_line() {
     }
 }
 
+/// Seen red with the token on every hop.
 #[test]
 fn a_good_token_is_shown_to_the_hub_and_to_nobody_else() {
     let world = World::new();

@@ -149,8 +149,12 @@ fn hub(out: &mut TcpStream, seen: &Seen, behaviour: &Mutex<Behaviour>, store: &s
         return refuse(out, 401, "");
     }
     let list = format!("/api/models/{}/revision/", b.repo);
-    let resolve = format!("/{}/resolve/{COMMIT}/", b.repo);
-    let (is_list, file) = (seen.path.strip_prefix(&list), seen.path.strip_prefix(&resolve));
+    let resolve = format!("/{}/resolve/", b.repo);
+    let file = seen.path.strip_prefix(&resolve).and_then(|rest| {
+        // We ask for a commit's files; huggingface_hub for a branch's.
+        [COMMIT, b.revision.as_str()].iter().find_map(|revision| rest.strip_prefix(revision)?.strip_prefix('/'))
+    });
+    let is_list = seen.path.strip_prefix(&list);
     // What the hub says to strangers of what it does not have, it says of what is private too.
     if (b.private && !good) || (is_list.is_none() && file.is_none()) {
         return refuse(out, 401, "RepoNotFound");
@@ -176,7 +180,8 @@ fn hub(out: &mut TcpStream, seen: &Seen, behaviour: &Mutex<Behaviour>, store: &s
             ("x-linked-size", bytes.len().to_string()),
             ("location", format!("{store}/{file}")),
         ];
-        return answer(out, 302, &headers, b"Found. Redirecting");
+        let body: &[u8] = if seen.method == "HEAD" { b"" } else { b"Found. Redirecting" };
+        return answer(out, 302, &headers, body);
     }
     let headers = [commit, ("etag", format!("\"{}\"", etag(file, bytes)))];
     if seen.method == "HEAD" {
