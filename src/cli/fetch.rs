@@ -3,13 +3,23 @@
 
 use super::size;
 use crate::hub::Event;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
 
 /// Hears of a download and shows it.
 pub(super) struct Talk {
     quiet: bool,
-    bar: Option<ProgressBar>,
+    bar: Option<Bar>,
+}
+
+struct Bar {
+    bar: ProgressBar,
+    start: Instant,
+    done: u64,
+    /// Bytes that came in this run. The speed is their average: what an earlier run left costs no time, and a bar that
+    /// counts it promises gigabytes a second.
+    came: u64,
 }
 
 impl Talk {
@@ -23,41 +33,56 @@ impl Talk {
             Event::Start { repo, from, bytes } => {
                 self.say(&format!("downloading {repo} from {from}: {}", size(bytes)));
                 if !self.quiet && std::io::stderr().is_terminal() {
-                    let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr());
-                    let style =
-                        "{bar:30} {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} to go";
-                    bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
-                    self.bar = Some(bar);
+                    self.bar = Some(Bar::new(bytes));
                 }
             }
-            Event::Bytes { done, total } => {
-                if let Some(bar) = &self.bar {
-                    // What an earlier run fetched says nothing of the speed of this one.
-                    if bar.position() == 0 && done > 0 {
-                        bar.set_position(done);
-                        bar.reset_eta();
-                    }
-                    bar.set_length(total);
-                    bar.set_position(done);
+            Event::Bytes { done, kept } => {
+                if let Some(bar) = &mut self.bar {
+                    bar.step(done, kept);
                 }
             }
             Event::End => {
                 if let Some(bar) = self.bar.take() {
-                    bar.finish_and_clear();
+                    bar.bar.finish_and_clear();
                 }
             }
         }
     }
 
     fn say(&self, line: &str) {
-        if !self.quiet {
-            let print = || {
-                let _ = writeln!(std::io::stderr(), "{line}");
-            };
-            match &self.bar {
-                Some(bar) => bar.suspend(print),
-                None => print(),
-            }
+        if self.quiet {
+            return;
         }
+        let print = || {
+            let _ = writeln!(std::io::stderr(), "{line}");
+        };
+        match &self.bar {
+            Some(bar) => bar.bar.suspend(print),
+            None => print(),
+        }
+    }
+}
+
+impl Bar {
+    fn new(bytes: u64) -> Bar {
+        let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr());
+        let style = ProgressStyle::with_template("{bar:30} {decimal_bytes} of {decimal_total_bytes}{msg}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Bar { bar, start: Instant::now(), done: 0, came: 0 }
+    }
+
+    fn step(&mut self, done: u64, kept: bool) {
+        if !kept {
+            self.came += done.saturating_sub(self.done);
+        }
+        self.done = done;
+        let speed = self.came as f64 / self.start.elapsed().as_secs_f64();
+        let left = self.bar.length().unwrap_or(done).saturating_sub(done) as f64 / speed;
+        // Nothing is known in the first moments.
+        if self.came > 0 && self.start.elapsed() > Duration::from_millis(500) && left < 1e6 {
+            let left = HumanDuration(Duration::from_secs_f64(left));
+            self.bar.set_message(format!(", {}/s, {left} to go", size(speed as u64)));
+        }
+        self.bar.set_position(done);
     }
 }

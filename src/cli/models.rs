@@ -59,7 +59,8 @@ impl Models {
             writeln!(out, "\nhere, but not to be used as it is")?;
         }
         for (entry, why) in broken {
-            writeln!(out, "  {:width$}  {:>8}  {why}", entry.name, size(entry.bytes + entry.unfinished))?;
+            writeln!(out, "  {:width$}  {:>8}", entry.name, size(entry.bytes + entry.unfinished))?;
+            writeln!(out, "    {why}")?;
         }
 
         writeln!(out, "\nknown GPT-2 checkpoints (--model NAME fetches one; any other GPT-2 of the hub works too)")?;

@@ -118,10 +118,12 @@ impl Repo {
         commits.into_iter().map(|commit| (commit.clone(), revisions(&commit))).collect()
     }
 
-    /// Bytes of downloads that were broken off.
+    /// Bytes of downloads that were broken off and will be gone on with: those of huggingface_hub have another name each
+    /// time, and nobody goes on with them.
     pub fn unfinished(&self) -> u64 {
         let blobs = fs::read_dir(self.folder().join("blobs")).into_iter().flatten().flatten();
-        let partial = blobs.filter(|blob| blob.path().extension().is_some_and(|e| e == "incomplete"));
+        let ours = |name: &str| name.strip_suffix(".incomplete").is_some_and(|etag| !etag.contains('.'));
+        let partial = blobs.filter(|blob| blob.file_name().to_str().is_some_and(ours));
         partial.filter_map(|blob| blob.metadata().ok()).map(|m| m.len()).sum()
     }
 
@@ -166,6 +168,8 @@ impl Repo {
         // A link whose blob is gone is in the way.
         let _ = fs::remove_file(&place);
         let beside = folder.join(format!("{file}.{}.incomplete", std::process::id()));
+        // Left by a process of the same number that was killed right here.
+        let _ = fs::remove_file(&beside);
         let target = Path::new("..").join("..").join("blobs").join(etag);
         if is_true("HF_HUB_DISABLE_SYMLINKS") || symlink(&target, &beside).is_err() {
             if new {

@@ -89,8 +89,8 @@ pub enum HubError {
     /// The repository has weights, but as a pickle.
     #[error(
         "{repo} ({revision}) has its weights only as pytorch_model.bin, a pickle, which can run code, so actscope does not \
-         read it; convert it once with\n  {command}\nand give --model {folder}. Some such models have safetensors in a pull \
-         request: look at {endpoint}/{repo}/discussions, and give --model {repo}@refs/pr/NUMBER"
+         read it; convert it once with {command} and give --model {folder}. Some such models have safetensors in a pull \
+         request: see {endpoint}/{repo}/discussions, and give --model {repo}@refs/pr/NUMBER"
     )]
     Pickle {
         /// The hub's name for it.

@@ -35,6 +35,8 @@ pub fn inventory(folders: &[PathBuf]) -> (PathBuf, Vec<Entry>) {
             let name = match revisions.iter().find(|r| *r == "main").or(revisions.first()) {
                 Some(main) if main == "main" => repo.name.clone(),
                 Some(revision) => format!("{}@{revision}", repo.name),
+                // A branch gets its entry when everything of it is there.
+                None if unfinished > 0 => repo.name.clone(),
                 None => format!("{}@{commit}", repo.name),
             };
             // Counted once, with the newest snapshot as good as with any.

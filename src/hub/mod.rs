@@ -4,6 +4,8 @@
 
 mod cache;
 #[cfg(not(target_arch = "wasm32"))]
+mod check;
+#[cfg(not(target_arch = "wasm32"))]
 mod download;
 mod error;
 #[cfg(not(target_arch = "wasm32"))]
@@ -61,8 +63,8 @@ pub enum Event<'a> {
     Bytes {
         /// Bytes that are here.
         done: u64,
-        /// Bytes in all.
-        total: u64,
+        /// Whether the last of them were here before: they say nothing of the speed.
+        kept: bool,
     },
     /// It is over, well or not.
     End,

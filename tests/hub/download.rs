@@ -93,6 +93,7 @@ fn a_connection_that_is_cut_is_gone_on_with() {
     let size = weights(&world).len() as u64;
     let cuts = [0, 1, 16 << 10, 1_000_003, size - 1];
     world.hub.set().cuts = cuts.into();
+    world.hub.set().cut_lists = 2;
     world.tokens("gpt2", &[]).ok();
     world.check_blobs(true);
     let ranges: Vec<_> = world.hub.log().into_iter().filter(|seen| seen.store).map(|seen| seen.range).collect();
@@ -239,8 +240,13 @@ fn a_cache_without_weights_or_tokenizer_is_completed() {
         world.tokens("gpt2", &[("HF_HUB_OFFLINE", "1")]).failed(&[]);
         world.tokens("gpt2", &[]).ok();
     }
-    // A link whose blob is gone is as good as none.
-    std::fs::remove_file(std::fs::canonicalize(snapshot.join(WEIGHTS)).unwrap()).unwrap();
+    // A link whose blob is gone is as good as none, and so is a blob that is too short.
+    let blob = std::fs::canonicalize(snapshot.join(WEIGHTS)).unwrap();
+    std::fs::remove_file(&blob).unwrap();
+    world.tokens("gpt2", &[]).ok();
+    world.check_blobs(true);
+    std::fs::remove_file(snapshot.join(WEIGHTS)).unwrap();
+    std::fs::write(&blob, "short").unwrap();
     world.tokens("gpt2", &[]).ok();
     world.check_blobs(true);
 }

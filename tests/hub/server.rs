@@ -39,6 +39,8 @@ pub struct Behaviour {
     pub statuses: VecDeque<(u16, Option<u64>)>,
     /// Where the next contents break off, counted from the file's beginning.
     pub cuts: VecDeque<u64>,
+    /// This many file lists break off in the middle.
+    pub cut_lists: usize,
     /// The next contents hang for good where they break off, instead of closing the connection.
     pub hang: bool,
     /// A pause after each 16 KiB of content.
@@ -165,6 +167,11 @@ fn hub(out: &mut TcpStream, seen: &Seen, behaviour: &Mutex<Behaviour>, store: &s
         }
         let siblings: Vec<_> = b.files.keys().map(|name| serde_json::json!({"rfilename": name})).collect();
         let list = serde_json::json!({"id": b.repo, "sha": COMMIT, "siblings": siblings}).to_string();
+        if b.cut_lists > 0 {
+            b.cut_lists -= 1;
+            write!(out, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{}", list.len(), &list[..list.len() / 2])?;
+            return Ok(false);
+        }
         return answer(out, 200, &[], list.as_bytes());
     }
     if b.gated && !good {
