@@ -56,6 +56,7 @@ fn attention(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id)
             }
             score += part;
         }
+        // What is masked here becomes exactly 0 below: exp_f32 of so low a number is.
         score = select(LOWEST, score * p.scale, my_key <= query && my_key < p.n_pos);
 
         workgroupBarrier();
@@ -66,7 +67,7 @@ fn attention(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id)
             new_highest = max(new_highest, pattern[lane.y * 17u + i]);
         }
         workgroupBarrier();
-        pattern[lane.y * 17u + lane.x] = select(0.0, exp_f32(score - new_highest), my_key <= query);
+        pattern[lane.y * 17u + lane.x] = exp_f32(score - new_highest);
         workgroupBarrier();
 
         let shrink = exp_f32(highest - new_highest);
