@@ -46,7 +46,7 @@ fn unpadded(mut array: ArrayViewD<'_, f32>, site: Site, n: usize) -> ArrayD<f32>
 
 /// Bit for bit on the reference and between texts that take the same kernels; elsewhere rounding may differ (the `gemm`
 /// crate and our kernels sum in another order for few rows), and the numeric policy's 4e-6 of the largest value holds.
-/// Seen red: positions counted through the whole batch are 0.4 off at hook_pos_embed.
+/// Seen red: positions counted through the whole batch, first at hook_pos_embed of the second text.
 #[test]
 fn a_batch_is_its_texts_one_by_one() {
     for choice in DEVICES {

@@ -13,7 +13,7 @@ fn entries(file: &str) -> Vec<(String, Vec<u32>)> {
     values.iter().map(|v| (v["text"].as_str().unwrap().to_string(), ids(v))).collect()
 }
 
-/// Seen red: without the rule that `<|endoftext|>` in a text is one token, 75 strings differ.
+/// Seen red: with white space cut off the end, 258 strings differ.
 #[test]
 fn odd_strings_are_cut_as_transformers_cuts_them() {
     let files = Files::open("demo").unwrap();
@@ -24,7 +24,8 @@ fn odd_strings_are_cut_as_transformers_cuts_them() {
     assert!(differ.is_empty(), "{} of {} differ, the first: {:?}", differ.len(), entries.len(), differ[0]);
 }
 
-/// The bytes of all tokens, put together, are the text; partial characters turn into U+FFFD in both.
+/// The bytes of all tokens, put together, are the text; partial characters turn into U+FFFD in both. Seen red: one byte
+/// wrong in the table of characters.
 #[test]
 fn tokens_put_together_are_the_text() {
     let files = Files::open("demo").unwrap();
