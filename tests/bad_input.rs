@@ -605,9 +605,60 @@ const BROKEN_TOKENIZERS: &[Case] = &[
     ("a folder", |m| std::fs::create_dir(m.join("tokenizer.json")).unwrap(), "tokenizer.json"),
 ];
 
+/// Files that the tokenizers crate takes, or not, and then panics over.
+const TREACHEROUS_TOKENIZERS: &[Case] = &[
+    (
+        "a prefix longer than tokens",
+        |m| tokenizer(m, |t| t["model"]["continuing_subword_prefix"] = json!("#########")),
+        "tokenizer",
+    ),
+    (
+        "a normalizer that replaces nothing",
+        |m| {
+            tokenizer(m, |t| t["normalizer"] = json!({"type": "Replace", "pattern": {"String": ""}, "content": "y"}));
+        },
+        "tokenizer",
+    ),
+    (
+        "a normalizer of garbage",
+        |m| {
+            tokenizer(m, |t| t["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"}));
+        },
+        "tokenizer",
+    ),
+    (
+        "a template without its token",
+        |m| {
+            tokenizer(m, |t| {
+                let single =
+                    json!([{"SpecialToken": {"id": "X", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]);
+                t["post_processor"] =
+                    json!({"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {}});
+            });
+        },
+        "tokenizer",
+    ),
+    (
+        "chunks of length 0",
+        |m| {
+            tokenizer(m, |t| t["pre_tokenizer"] = json!({"type": "FixedLength", "length": 0}));
+        },
+        "tokenizer",
+    ),
+];
+
 #[test]
 fn broken_tokenizer() {
     check(&["The cat"], BROKEN_TOKENIZERS);
+}
+
+#[test]
+fn treacherous_tokenizer() {
+    check(&["The cat"], TREACHEROUS_TOKENIZERS);
+}
+
+#[test]
+fn tokenizer_that_is_not_there_or_not_this_models() {
     check(
         &["The cat"],
         &[
