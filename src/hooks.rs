@@ -408,6 +408,13 @@ impl Capture {
         self.arrays.remove(&site)
     }
 
+    /// The first site that holds a NaN or an infinity which is not a masked score's.
+    pub fn first_not_a_number(&self) -> Option<Site> {
+        let masked = |site: Site, v: f32| v == f32::NEG_INFINITY && matches!(site, Site::AttnScores(_));
+        let wrong = |site: Site, v: f32| !v.is_finite() && !masked(site, v);
+        self.iter().find(|(site, array)| array.iter().any(|v| wrong(*site, *v))).map(|(site, _)| site)
+    }
+
     /// All sites in run order.
     pub fn iter(&self) -> impl Iterator<Item = (Site, &ArrayD<f32>)> {
         self.arrays.iter().map(|(site, array)| (*site, array))

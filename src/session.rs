@@ -50,7 +50,7 @@ impl From<RunError> for Error {
             RunError::Device(e) => Error::Device(e),
             RunError::Load(LoadError::Weights(e)) => Error::Weights(e),
             RunError::Load(LoadError::Device(e)) => Error::Device(e),
-            e @ RunError::TooLarge { .. } => Error::Run(e),
+            e @ (RunError::TooLarge { .. } | RunError::Load(LoadError::Overflow { .. })) => Error::Run(e),
         }
     }
 }
@@ -60,14 +60,15 @@ pub struct Files {
     name: String,
     source: Source,
     checkpoint: Rc<Checkpoint>,
-    text: Option<Text>,
+    /// Kept as an error until somebody wants to read text: ids need no tokenizer.
+    text: Result<Text, TextError>,
 }
 
 impl Files {
     /// Finds a model by name (`demo`, a folder, a hub name) and opens its files.
     ///
     /// # Errors
-    /// [`Error::Hub`], [`Error::Weights`] or [`Error::Text`] name the file at fault.
+    /// [`Error::Hub`] or [`Error::Weights`] name the file at fault. A broken tokenizer is an error once text is to be read.
     pub fn open(name: &str) -> Result<Files, Error> {
         let source = hub::resolve(name)?;
         let (checkpoint, text) = match &source {
@@ -75,10 +76,13 @@ impl Files {
             Source::Demo => {
                 use hub::demo;
                 let weights = std::sync::Arc::new(demo::SAFETENSORS);
-                let text = Text::from_bytes("demo/tokenizer.json", demo::TOKENIZER)?;
-                (Checkpoint::from_bytes("demo", demo::CONFIG, weights)?, Some(text))
+                let text = Text::from_bytes("demo/tokenizer.json", demo::TOKENIZER);
+                (Checkpoint::from_bytes("demo", demo::CONFIG, weights)?, text)
             }
-            Source::Folder(folder) => (Checkpoint::open(folder)?, Text::from_folder(folder)?),
+            Source::Folder(folder) => {
+                let missing = || TextError::Missing { model: name.into() };
+                (Checkpoint::open(folder)?, Text::from_folder(folder).and_then(|text| text.ok_or_else(missing)))
+            }
         };
         Ok(Files { name: name.into(), source, checkpoint: Rc::new(checkpoint), text })
     }
@@ -106,9 +110,9 @@ impl Files {
     /// The tokenizer.
     ///
     /// # Errors
-    /// [`TextError::Missing`] where the checkpoint has none.
+    /// [`TextError::Missing`] where the checkpoint has none, [`TextError::Tokenizer`] where it is broken.
     pub fn text(&self) -> Result<&Text, TextError> {
-        self.text.as_ref().ok_or_else(|| TextError::Missing { model: self.name.clone() })
+        self.text.as_ref().map_err(TextError::clone)
     }
 
     /// The token with this id, with its text where there is a tokenizer.
@@ -123,7 +127,7 @@ impl Files {
 
     /// The id that begins a text: config.json's `bos_token_id`, else the tokenizer's `<|endoftext|>`.
     pub fn bos(&self) -> Option<u32> {
-        let of_text = || self.text.as_ref().and_then(Text::end_of_text);
+        let of_text = || self.text.as_ref().ok().and_then(Text::end_of_text);
         self.config().bos_token_id.filter(|id| (*id as usize) < self.config().vocab_size).or_else(of_text)
     }
 

@@ -186,6 +186,11 @@ impl Checkpoint {
         self.files.iter().map(|(_, bytes, _)| bytes.bytes().len() as u64).sum()
     }
 
+    /// The weight files, as paths or names.
+    pub fn files(&self) -> impl Iterator<Item = &str> {
+        self.files.iter().map(|(file, ..)| file.as_str())
+    }
+
     /// The dtype of the token embedding, which stands for the file's.
     pub fn dtype(&self) -> Dtype {
         self.tensors.get("wte.weight").map_or(Dtype::F32, |w| w.dtype)

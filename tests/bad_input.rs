@@ -739,16 +739,16 @@ fn bad_ids() {
     check_requests(
         &[
             ("beyond the vocabulary", &["extract", "-m", "MODEL", "--ids", "1 101"], 1, "101"),
-            ("in the second text", &["extract", "-m", "MODEL", "--ids", "1", "--ids", "100 500"], 1, "text 2"),
+            ("in the second text", &["extract", "-m", "MODEL", "--ids", "1", "--ids", "100 500"], 1, "text 1"),
             ("beyond 32 bits", &["extract", "-m", "MODEL", "--ids", "4294967296"], 2, "4294967296"),
             ("beyond 64 bits", &["extract", "-m", "MODEL", "--ids", "99999999999999999999"], 2, "99999999999999999999"),
             ("negative", &["extract", "-m", "MODEL", "--ids", "1 -2"], 2, "-2"),
             ("negative, first", &["extract", "-m", "MODEL", "--ids", "-2 1"], 2, "-2"),
             ("not a number", &["extract", "-m", "MODEL", "--ids", "1 cat"], 2, "cat"),
             ("a fraction", &["extract", "-m", "MODEL", "--ids", "1.5"], 2, "1.5"),
-            ("empty", &["extract", "-m", "MODEL", "--ids", ""], 1, "text 1"),
-            ("blank", &["extract", "-m", "MODEL", "--ids", " , "], 1, "text 1"),
-            ("one of two empty", &["extract", "-m", "MODEL", "--ids", "1", "--ids", ""], 1, "text 2"),
+            ("empty", &["extract", "-m", "MODEL", "--ids", ""], 1, "text 0"),
+            ("blank", &["extract", "-m", "MODEL", "--ids", " , "], 1, "text 0"),
+            ("one of two empty", &["extract", "-m", "MODEL", "--ids", "1", "--ids", ""], 1, "text 1"),
             (
                 "17 tokens for 16 positions",
                 &["extract", "-m", "MODEL", "--ids", "1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1"],
@@ -771,9 +771,9 @@ fn bad_ids() {
 fn bad_texts() {
     check_requests(
         &[
-            ("an empty text", &["extract", ""], 1, "text 1"),
-            ("one of three empty", &["extract", "a", "", "b"], 1, "text 2"),
-            ("an empty text, tokens", &["tokens", ""], 1, "text 1"),
+            ("an empty text", &["extract", ""], 1, "text 0"),
+            ("one of three empty", &["extract", "a", "", "b"], 1, "text 1"),
+            ("an empty text, tokens", &["tokens", ""], 1, "text 0"),
             ("an empty file", &["extract", "--file", "FOLDER/empty"], 1, "empty"),
             ("an empty line", &["extract", "--file", "FOLDER/gap"], 1, "line 2"),
             ("an empty line, tokens", &["tokens", "--file", "FOLDER/gap"], 1, "line 2"),
@@ -784,7 +784,7 @@ fn bad_texts() {
             ("a folder for a file", &["extract", "--file", "FOLDER"], 1, "directory"),
             ("nothing on stdin", &["extract", "--file", "-"], 1, "stdin"),
             ("a text too long", &["extract", "--file", "FOLDER/long"], 1, "44 more than the 256"),
-            ("a text too long, and a second", &["extract", "--file", "FOLDER/long_second"], 1, "text 2"),
+            ("a text too long, and a second", &["extract", "--file", "FOLDER/long_second"], 1, "text 1"),
             ("no text at all", &["extract"], 2, "--ids"),
             ("no text at all, tokens", &["tokens"], 2, "--ids"),
         ],
@@ -840,7 +840,7 @@ fn bad_requests() {
             ("a range backwards", &["extract", "The cat", "-t", "2..0"], 2, "2..0"),
             ("a token that does not occur", &["extract", "The cat", "-t", " dog"], 2, " dog"),
             ("a token without its space", &["extract", "The cat", "-t", "cat"], 2, " cat"),
-            ("a token in only one of two texts", &["extract", "The cat", "A dog", "-t", " cat"], 2, "text 2"),
+            ("a token in only one of two texts", &["extract", "The cat", "A dog", "-t", " cat"], 2, "text 1"),
             ("an empty token", &["extract", "The cat", "-t", ""], 2, "\"\""),
             ("texts and ids", &["extract", "hi", "--ids", "1"], 2, "--ids"),
             ("texts and a file", &["extract", "hi", "--file", "x"], 2, "--file"),

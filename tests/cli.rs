@@ -484,12 +484,12 @@ fn truncate() {
     let refused = run(extract(&["--ids", "1", "--ids", long]));
     assert_eq!(refused.status.code(), Some(1));
     let message = stderr(&refused);
-    for part in ["text 2", "19 tokens", "3 more than the 16", "--truncate"] {
+    for part in ["text 1", "19 tokens", "3 more than the 16", "--truncate"] {
         assert!(message.contains(part), "{part:?} is not in {message}");
     }
     let cut = run(extract(&["--ids", "1", "--ids", long, "--truncate", "--json"]));
     assert_eq!(cut.status.code(), Some(0), "{}", stderr(&cut));
-    assert!(stderr(&cut).contains("text 2 is cut from 19 to 16 tokens"), "{}", stderr(&cut));
+    assert!(stderr(&cut).contains("text 1 is cut from 19 to 16 tokens"), "{}", stderr(&cut));
     let record: Value = serde_json::from_slice(&cut.stdout).unwrap();
     let want: Vec<u32> = (1..=16).collect();
     assert_eq!(record["input_ids"][1], json!(want));

@@ -57,7 +57,7 @@ impl Host {
         let bytes: Vec<u8> = self.values.iter().flat_map(|v| v.to_le_bytes()).collect();
         let blob = Blob::new(Arc::new(bytes), 0..4 * self.values.len());
         let weight = Weight { name: "test".into(), dtype: Dtype::F32, rows: self.rows, cols: self.cols, blob };
-        if dtype == Dtype::F32 { weight } else { weight.converted(dtype) }
+        if dtype == Dtype::F32 { weight } else { weight.converted(dtype).unwrap() }
     }
 
     fn on<D: Device>(&self, dev: &D) -> D::Tensor {

@@ -38,6 +38,9 @@ impl From<&'static Kernel> for Variant {
     }
 }
 
+/// A [`Variant`] by name and constants.
+type PipelineKey = (&'static str, Option<u32>, Option<u32>);
+
 struct Pipeline {
     layout: wgpu::BindGroupLayout,
     pipeline: wgpu::ComputePipeline,
@@ -53,7 +56,7 @@ pub(super) struct Recording {
     device: wgpu::Device,
     queue: wgpu::Queue,
     arena: wgpu::Buffer,
-    pipelines: RefCell<HashMap<(&'static str, Option<u32>, Option<u32>), Rc<Pipeline>>>,
+    pipelines: RefCell<HashMap<PipelineKey, Rc<Pipeline>>>,
     commands: RefCell<Vec<Command>>,
     slots: RefCell<Vec<u8>>,
     staging: RefCell<Vec<Rc<Staging>>>,
