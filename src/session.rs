@@ -228,7 +228,7 @@ impl Session {
     /// Runs a batch and gives back what `hooks` asked for. `progress` is told how many of how many blocks are done.
     ///
     /// # Errors
-    /// [`Error`]: a request that does not fit, or a device that failed.
+    /// [`enum@Error`]: a request that does not fit, or a device that failed.
     pub async fn run_async(
         &self,
         batch: &Batch,
@@ -272,7 +272,7 @@ impl Session {
     /// ```
     ///
     /// # Errors
-    /// [`Error`]: no such layer, an empty text, a device that failed.
+    /// [`enum@Error`]: no such layer, an empty text, a device that failed.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn get_activations(&self, text: &str, layer: i64) -> Result<Array2<f32>, Error> {
         let batch = self.files.encode(&[text])?;

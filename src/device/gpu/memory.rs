@@ -85,7 +85,7 @@ pub(super) struct Chunk {
 }
 
 /// A weight [rows, cols] in as many buffers as the adapter's largest binding demands, cut by rows. Every row is padded to a
-/// multiple of 8 numbers, so that a vec4<u32> never holds numbers of two rows. Vectors are f32 whatever the file has.
+/// multiple of 8 numbers, so that a `vec4<u32>` never holds numbers of two rows. Vectors are f32 whatever the file has.
 pub struct Matrix {
     pub(super) name: String,
     pub(super) dtype: Dtype,
