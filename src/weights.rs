@@ -6,7 +6,7 @@
 
 use crate::config::{Config, ConfigError};
 use crate::device::{Blob, Bytes, Dtype, Weight};
-use memmap2::{Mmap, UncheckedAdvice};
+use memmap2::Mmap;
 use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeSet, HashMap};
@@ -104,7 +104,9 @@ impl Bytes for Mapped {
         &self.0
     }
 
+    #[cfg(unix)]
     fn release(&self, range: Range<usize>) {
+        use memmap2::UncheckedAdvice;
         // SAFETY: the map is a read-only view of a file, so a dropped page holds nothing that the file does not give back.
         // Failure only means that the memory stays in use.
         let _ = unsafe { self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };

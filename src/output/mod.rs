@@ -150,7 +150,7 @@ impl Output {
             _ => return Err(OutputError::Format { path: path.into() }),
         };
         let fail = |detail: String| OutputError::Write { path: path.into(), detail };
-        let path = path.canonicalize().unwrap_or_else(|_| path.into());
+        let path = if path.is_symlink() { path.canonicalize().unwrap_or_else(|_| path.into()) } else { path.into() };
         if path.exists() && !path.is_file() {
             return Err(fail("it is there and is no file".into()));
         }
