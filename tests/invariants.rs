@@ -287,6 +287,7 @@ impl Device for Counting {
     fn edit(&self, x: &mut Tensor, w: &Window, e: &Edit) { count!(self, edit(x, w, e)) }
     fn copy_out(&self, x: &Tensor, w: &Window) -> Vec<f32> { count!(self, copy_out(x, w)) }
     fn submit(&self) {}
+    async fn settle(&self, _running: usize) -> Result<(), DeviceError> { Ok(()) }
     async fn read(&self, staged: Vec<f32>) -> Result<Vec<f32>, DeviceError> { Ok(staged) }
 }
 

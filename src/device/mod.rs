@@ -360,6 +360,12 @@ pub trait Device {
     /// Lets everything recorded so far begin, copies included.
     fn submit(&self);
 
+    /// Waits until at most `running` submits are still running, so that the queue never grows longer than that.
+    ///
+    /// # Errors
+    /// [`DeviceError::Fault`] when anything on the device went wrong up to here.
+    fn settle(&self, running: usize) -> impl Future<Output = Result<(), DeviceError>>;
+
     /// The values of a copy, row-major. Waits for the [`Device::submit`] that came after it.
     ///
     /// # Errors

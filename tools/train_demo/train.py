@@ -26,10 +26,10 @@ import heads
 from batches import (
     POSITIONS,
     ROWS,
-    SCHOOL_STEPS,
     SCHOOL_VOCABULARY,
     SEED,
     batch,
+    in_school,
     tokens_until,
 )
 from model import GPT2, Config, save_as_gpt2
@@ -40,14 +40,21 @@ CONFIG = Config(n_embd=160, n_head=5)
 
 # The learning rate's share of its peak at these steps, straight lines between. (The last two were
 # placed late, by how fast the machine turned out to be.)
-RATE_KNOTS = [(-1, 0.0), (99, 1.0), (7500, 1.0), (12000, 0.5), (16500, 0.0)]
+RATE_KNOTS = [(-1, 0.0), (99, 1.0), (7500, 1.0), (12000, 0.5), (14400, 0.0)]
 LAST_STEP = RATE_KNOTS[-1][0]
 
 # Peak learning rates. Muon's is scaled to AdamW's step size ("match_rms_adamw"), and high while the
 # heads form: in short trials of the school alone, 5e-3 got there in 450 steps, 1e-2 not in 700, and
-# AdamW in Muon's place (3e-3) not in 850. It changes at these steps; the odd 2519 is where the run
+# AdamW in Muon's place (3e-3) not in 850. It changes at these steps; 1025 and 2519 are where the run
 # was stopped to raise it again.
-MATRIX_RATES = [(0, 5e-3), (2000, 2.5e-3), (2519, 5e-3), (4000, 2.5e-3)]
+MATRIX_RATES = [
+    (0, 5e-3),
+    (800, 2.5e-3),
+    (1025, 5e-3),
+    (2000, 2.5e-3),
+    (2519, 5e-3),
+    (4000, 2.5e-3),
+]
 OTHER_RATE = 3e-3  # AdamW
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.1  # on matrices and embeddings
@@ -173,7 +180,7 @@ def main():
             with torch.no_grad():
                 parts = zip(check_ids.split(ROWS), check_targets.split(ROWS))
                 check = np.mean([loss_of(*part).item() for part in parts])
-            vocabulary = SCHOOL_VOCABULARY if step <= SCHOOL_STEPS else END_OF_TEXT_ID
+            vocabulary = SCHOOL_VOCABULARY if in_school(step - 1) else END_OF_TEXT_ID
             print(
                 f"step {step:6}  {seconds:6.0f} s  train {np.mean(losses):.3f}",
                 f"held out {check:.3f}  {head_line(model, vocabulary)}",
