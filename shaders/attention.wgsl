@@ -18,8 +18,6 @@ struct Params {
 
 const LOWEST: f32 = -3.4028234663852886e38;
 
-var<workgroup> q_tile: array<f32, 272>; // [query 16][dimension 16], rows 17 apart to spread them over memory banks
-var<workgroup> k_tile: array<f32, 272>; // [key 16][dimension 16]
 var<workgroup> pattern: array<f32, 272>; // [query 16][key 16]
 
 @compute @workgroup_size(16, 16)
@@ -27,35 +25,14 @@ fn attention(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id)
     let head_start = wg.y * p.head_dim;
     let query = wg.x * 16u + lane.y;
     let stride = 3u * p.n_embd;
-    let q_at = (p.first + query) * stride + head_start;
 
     var highest = LOWEST;
     var total = 0.0;
     var gathered = array<f32, PARTS>();
     for (var block = 0u; block <= wg.x; block += 1u) {
-        let my_key = block * 16u + lane.x; // the key that this lane scores
-        let k_key = block * 16u + lane.y;  // the key that this lane fetches
-        var score = 0.0;
-        for (var d0 = 0u; d0 < p.head_dim; d0 += 16u) {
-            let d = d0 + lane.x;
-            var q_value = 0.0;
-            var k_value = 0.0;
-            if d < p.head_dim && query < p.n_pos {
-                q_value = qkv[q_at + d];
-            }
-            if d < p.head_dim && k_key < p.n_pos {
-                k_value = qkv[(p.first + k_key) * stride + p.n_embd + head_start + d];
-            }
-            workgroupBarrier();
-            q_tile[lane.y * 17u + lane.x] = q_value;
-            k_tile[lane.y * 17u + lane.x] = k_value;
-            workgroupBarrier();
-            var part = 0.0;
-            for (var i = 0u; i < 16u; i += 1u) {
-                part += q_tile[lane.y * 17u + i] * k_tile[lane.x * 17u + i];
-            }
-            score += part;
-        }
+        let my_key = block * 16u + lane.x;
+        var score = block_score(lane.xy, wg.y, wg.x, block, p.head_dim);
+        // What is masked here becomes exactly 0 below: exp_f32 of so low a number is.
         score = select(LOWEST, score * p.scale, my_key <= query && my_key < p.n_pos);
 
         workgroupBarrier();
@@ -66,7 +43,7 @@ fn attention(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id)
             new_highest = max(new_highest, pattern[lane.y * 17u + i]);
         }
         workgroupBarrier();
-        pattern[lane.y * 17u + lane.x] = select(0.0, exp_f32(score - new_highest), my_key <= query);
+        pattern[lane.y * 17u + lane.x] = exp_f32(score - new_highest);
         workgroupBarrier();
 
         let shrink = exp_f32(highest - new_highest);

@@ -20,17 +20,8 @@ fn layer_norm(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_w
     let cols = select(0u, p.cols, row < p.rows);
     let start = row * p.cols;
 
-    var total = 0.0;
-    for (var c = lane; c < cols; c += REDUCE_LANES) {
-        total += x[start + c];
-    }
-    let mean = workgroup_sum(lane, total) / f32(p.cols);
-    var squares = 0.0;
-    for (var c = lane; c < cols; c += REDUCE_LANES) {
-        let d = x[start + c] - mean;
-        squares += d * d;
-    }
-    let scale = sqrt(workgroup_sum(lane, squares) / f32(p.cols) + p.eps);
+    let mean = row_mean(lane, start, cols);
+    let scale = row_scale(lane, start, cols, mean, p.eps);
     for (var c = lane; c < cols; c += REDUCE_LANES) {
         y[start + c] = (x[start + c] - mean) / scale * gain[c] + bias[c];
     }

@@ -14,14 +14,11 @@ struct Params {
 @compute @workgroup_size(REDUCE_LANES)
 fn layer_norm_normalize(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = wg.y * n_wg.x + wg.x;
+    // A workgroup beyond the last row has no columns: it meets every barrier and stores nothing.
     let cols = select(0u, p.cols, row < p.rows);
     let start = row * p.cols;
 
-    var total = 0.0;
-    for (var c = lane; c < cols; c += REDUCE_LANES) {
-        total += x[start + c];
-    }
-    let mean = workgroup_sum(lane, total) / f32(p.cols);
+    let mean = row_mean(lane, start, cols);
     for (var c = lane; c < cols; c += REDUCE_LANES) {
         y[start + c] = (x[start + c] - mean) / scale[row];
     }

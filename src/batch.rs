@@ -5,7 +5,7 @@ use crate::config::Config;
 use std::ops::Range;
 use thiserror::Error;
 
-/// Why a list of token ids cannot be run. Texts are counted from 1 in messages, as people count.
+/// Why a list of token ids cannot be run. Texts are counted from 0, as in arrays and tables.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BatchError {
     /// Nothing at all was given.
@@ -61,7 +61,7 @@ impl Batch {
         }
         let mut batch = Batch { ids: Vec::new(), positions: Vec::new(), texts: Vec::new() };
         for (i, ids) in texts.iter().enumerate() {
-            let (text, ids) = (i + 1, ids.as_ref());
+            let (text, ids) = (i, ids.as_ref());
             if ids.is_empty() {
                 return Err(BatchError::Empty { text });
             }

@@ -104,6 +104,12 @@ pub enum HookError {
         /// Values of the whole window.
         all: usize,
     },
+    /// An edit that would never apply.
+    #[error("{site}: the edit's window holds nothing, so it would change nothing")]
+    Nothing {
+        /// The hook's name.
+        site: String,
+    },
     /// Position lists for another number of texts.
     #[error("positions are given for {given} texts and the run has {texts}")]
     Texts {
@@ -279,9 +285,12 @@ impl Hooks {
             }
         }
         for (site, select, edit) in &self.edits {
-            let (Edit::Add(values) | Edit::Replace(values)) = edit else { continue };
             let windows = self.windows(*site, select, batch, 0..batch.texts().len());
             let (row, all) = (windows[0].1.cols.len(), windows.iter().map(|(_, w)| w.len()).sum());
+            if all == 0 {
+                return Err(HookError::Nothing { site: site.name() });
+            }
+            let (Edit::Add(values) | Edit::Replace(values)) = edit else { continue };
             if values.len() != row && values.len() != all || values.is_empty() {
                 return Err(HookError::Values { site: site.name(), given: values.len(), row, all });
             }
@@ -397,6 +406,13 @@ impl Capture {
     /// Takes the values of one site out.
     pub fn take(&mut self, site: Site) -> Option<ArrayD<f32>> {
         self.arrays.remove(&site)
+    }
+
+    /// The first site that holds a NaN or an infinity which is not a masked score's.
+    pub fn first_not_a_number(&self) -> Option<Site> {
+        let masked = |site: Site, v: f32| v == f32::NEG_INFINITY && matches!(site, Site::AttnScores(_));
+        let wrong = |site: Site, v: f32| !v.is_finite() && !masked(site, v);
+        self.iter().find(|(site, array)| array.iter().any(|v| wrong(*site, *v))).map(|(site, _)| site)
     }
 
     /// All sites in run order.

@@ -14,6 +14,14 @@ pub enum LoadError {
     /// The checkpoint lacks it.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// Asked for in a precision that cannot hold it.
+    #[error("the weight {name:?} has values beyond {dtype:?}'s range; keep it as stored, or use bf16 or f32")]
+    Overflow {
+        /// The tensor's name.
+        name: String,
+        /// The precision asked for.
+        dtype: Dtype,
+    },
     /// The device cannot hold it.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -66,7 +74,10 @@ impl<D: Device> Params<D> {
 
     fn bring(&self, dev: &D, weight: &Weight) -> Result<D::Matrix, LoadError> {
         match self.precision {
-            Some(dtype) if weight.rows > 1 && weight.dtype != dtype => Ok(dev.load(&weight.converted(dtype))?),
+            Some(dtype) if weight.rows > 1 && weight.dtype != dtype => {
+                let overflow = || LoadError::Overflow { name: weight.name.clone(), dtype };
+                Ok(dev.load(&weight.converted(dtype).ok_or_else(overflow)?)?)
+            }
             _ => Ok(dev.load(weight)?),
         }
     }

@@ -26,6 +26,9 @@ impl From<DeviceError> for Stop {
     }
 }
 
+/// How many submitted blocks the device may still be busy with when the next one is recorded.
+const BLOCKS_UNDER_WAY: usize = 2;
+
 /// A copy on its way to the host, and where it belongs.
 struct Pending<D: Device> {
     site: Site,
@@ -44,7 +47,7 @@ pub struct Recorder<'a, D: Device> {
     staged_bytes: usize,
     capture: &'a mut Capture,
     progress: Option<&'a dyn Fn(usize)>,
-    blocks_done: usize,
+    boundaries: usize,
 }
 
 impl<'a, D: Device> Recorder<'a, D> {
@@ -59,7 +62,7 @@ impl<'a, D: Device> Recorder<'a, D> {
     ) -> Recorder<'a, D> {
         let (staged, in_flight) = (Vec::new(), Vec::new());
         let last = hooks.last();
-        Recorder { hooks, batch, texts, last, staged, in_flight, staged_bytes: 0, capture, progress, blocks_done: 0 }
+        Recorder { hooks, batch, texts, last, staged, in_flight, staged_bytes: 0, capture, progress, boundaries: 0 }
     }
 
     /// True when anything is asked of `site`. Only the helpers that hide a fusion may ask.
@@ -103,7 +106,8 @@ impl<'a, D: Device> Recorder<'a, D> {
     }
 
     /// The end of a block: what was recorded so far begins to run, and once the staged bytes pass the budget, what the
-    /// blocks *before* this one recorded is read, so that the device always has this block to work on meanwhile.
+    /// blocks *before* this one recorded is read, so that the device always has this block to work on meanwhile. Never more
+    /// than two blocks are under way: progress is what the device has done, and a fault ends the run soon.
     ///
     /// # Errors
     /// [`Stop::Fault`] when the device failed.
@@ -114,9 +118,10 @@ impl<'a, D: Device> Recorder<'a, D> {
             let earlier = std::mem::replace(&mut self.in_flight, std::mem::take(&mut self.staged));
             self.collect(dev, earlier).await?;
         }
-        self.blocks_done += 1;
+        dev.settle(BLOCKS_UNDER_WAY).await?;
+        self.boundaries += 1;
         if let Some(progress) = self.progress {
-            progress(self.blocks_done);
+            progress(self.boundaries.saturating_sub(BLOCKS_UNDER_WAY));
         }
         Ok(())
     }

@@ -50,7 +50,7 @@ impl From<RunError> for Error {
             RunError::Device(e) => Error::Device(e),
             RunError::Load(LoadError::Weights(e)) => Error::Weights(e),
             RunError::Load(LoadError::Device(e)) => Error::Device(e),
-            e @ RunError::TooLarge { .. } => Error::Run(e),
+            e @ (RunError::TooLarge { .. } | RunError::Load(LoadError::Overflow { .. })) => Error::Run(e),
         }
     }
 }
@@ -60,14 +60,15 @@ pub struct Files {
     name: String,
     source: Source,
     checkpoint: Rc<Checkpoint>,
-    text: Option<Text>,
+    /// Kept as an error until somebody wants to read text: ids need no tokenizer.
+    text: Result<Text, TextError>,
 }
 
 impl Files {
     /// Finds a model by name (`demo`, a folder, a hub name) and opens its files. What the hub cache lacks is downloaded.
     ///
     /// # Errors
-    /// [`Error::Hub`], [`Error::Weights`] or [`Error::Text`] name the file at fault.
+    /// [`Error::Hub`] or [`Error::Weights`] name the file at fault. A broken tokenizer is an error once text is to be read.
     pub fn open(name: &str) -> Result<Files, Error> {
         Files::open_telling(name, &mut |_| {})
     }
@@ -83,10 +84,13 @@ impl Files {
             Source::Demo => {
                 use hub::demo;
                 let weights = std::sync::Arc::new(demo::SAFETENSORS);
-                let text = Text::from_bytes("demo/tokenizer.json", demo::TOKENIZER)?;
-                (Checkpoint::from_bytes("demo", demo::CONFIG, weights)?, Some(text))
+                let text = Text::from_bytes("demo/tokenizer.json", demo::TOKENIZER);
+                (Checkpoint::from_bytes("demo", demo::CONFIG, weights)?, text)
             }
-            Source::Folder(folder) | Source::Cache(folder) => (Checkpoint::open(folder)?, Text::from_folder(folder)?),
+            Source::Folder(folder) | Source::Cache(folder) => {
+                let missing = || TextError::Missing { model: name.into() };
+                (Checkpoint::open(folder)?, Text::from_folder(folder).and_then(|text| text.ok_or_else(missing)))
+            }
         };
         Ok(Files { name: name.into(), source, checkpoint: Rc::new(checkpoint), text })
     }
@@ -114,9 +118,9 @@ impl Files {
     /// The tokenizer.
     ///
     /// # Errors
-    /// [`TextError::Missing`] where the checkpoint has none.
+    /// [`TextError::Missing`] where the checkpoint has none, [`TextError::Tokenizer`] where it is broken.
     pub fn text(&self) -> Result<&Text, TextError> {
-        self.text.as_ref().ok_or_else(|| TextError::Missing { model: self.name.clone() })
+        self.text.as_ref().map_err(TextError::clone)
     }
 
     /// The token with this id, with its text where there is a tokenizer.
@@ -131,7 +135,7 @@ impl Files {
 
     /// The id that begins a text: config.json's `bos_token_id`, else the tokenizer's `<|endoftext|>`.
     pub fn bos(&self) -> Option<u32> {
-        let of_text = || self.text.as_ref().and_then(Text::end_of_text);
+        let of_text = || self.text.as_ref().ok().and_then(Text::end_of_text);
         self.config().bos_token_id.filter(|id| (*id as usize) < self.config().vocab_size).or_else(of_text)
     }
 
@@ -232,7 +236,7 @@ impl Session {
     /// Runs a batch and gives back what `hooks` asked for. `progress` is told how many of how many blocks are done.
     ///
     /// # Errors
-    /// [`Error`]: a request that does not fit, or a device that failed.
+    /// [`enum@Error`]: a request that does not fit, or a device that failed.
     pub async fn run_async(
         &self,
         batch: &Batch,
@@ -276,7 +280,7 @@ impl Session {
     /// ```
     ///
     /// # Errors
-    /// [`Error`]: no such layer, an empty text, a device that failed.
+    /// [`enum@Error`]: no such layer, an empty text, a device that failed.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn get_activations(&self, text: &str, layer: i64) -> Result<Array2<f32>, Error> {
         let batch = self.files.encode(&[text])?;

@@ -277,18 +277,18 @@ pub enum SiteError {
 /// # Errors
 /// [`SiteError::Unknown`] with the nearest names: nothing is ever silently matched to nothing.
 pub fn resolve(pattern: &str, n_layer: usize) -> Result<Vec<Site>, SiteError> {
-    let wanted = pattern.strip_prefix("transformer.").unwrap_or(pattern);
-    let glob = WildMatch::new(wanted);
+    let glob = WildMatch::new(pattern);
     let by_name: Vec<Site> = Site::all(n_layer).filter(|site| glob.matches(&site.name())).collect();
     if !by_name.is_empty() {
         return Ok(by_name);
     }
-    let by_alias: Vec<Site> =
-        Site::all(n_layer).filter(|site| site.aliases().any(|alias| glob.matches(&alias))).collect();
+    // Hugging Face's modules are found with and without the name of the trunk in front.
+    let is_it = |alias: String| glob.matches(&alias) || glob.matches(&format!("transformer.{alias}"));
+    let by_alias: Vec<Site> = Site::all(n_layer).filter(|site| site.aliases().any(is_it)).collect();
     if !by_alias.is_empty() {
         return Ok(by_alias);
     }
-    Err(SiteError::Unknown { pattern: pattern.to_string(), near: nearest(wanted, n_layer) })
+    Err(SiteError::Unknown { pattern: pattern.to_string(), near: nearest(pattern, n_layer) })
 }
 
 /// The three names that look most like `wanted`, best first.

@@ -1,7 +1,10 @@
 //! Text and tokens: the checkpoint's own tokenizer (the `tokenizers` crate), tokens as people can read them, and finding
 //! tokens by index or by text. Knows no model and no device.
 
+use std::cell::Cell;
+use std::collections::HashMap;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use thiserror::Error;
 use tokenizers::Tokenizer;
@@ -9,7 +12,7 @@ use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 /// What can go wrong between text and tokens.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, Error)]
 pub enum TextError {
     /// The tokenizer's files are broken.
     #[error("cannot use the tokenizer {file}: {detail}; fetch it again, or give token ids with --ids")]
@@ -35,7 +38,7 @@ pub enum TextError {
     NoMatch {
         /// The selector as given.
         selector: String,
-        /// Which text, counted from 1.
+        /// Which text, counted from 0.
         text: usize,
         /// What there is.
         hint: String,
@@ -81,26 +84,27 @@ impl Text {
     /// # Errors
     /// [`TextError::Tokenizer`] for broken files.
     pub fn from_folder(folder: &Path) -> Result<Option<Text>, TextError> {
+        let fail = |file: &Path, detail: String| TextError::Tokenizer { file: file.display().to_string(), detail };
+        let read = |file: &Path| std::fs::read(file).map_err(|e| fail(file, e.to_string()));
         let json = folder.join("tokenizer.json");
         if json.exists() {
-            let file = json.display().to_string();
-            let bytes =
-                std::fs::read(&json).map_err(|e| TextError::Tokenizer { file: file.clone(), detail: e.to_string() })?;
-            return Text::from_bytes(&file, &bytes).map(Some);
+            return Text::from_bytes(&json.display().to_string(), &read(&json)?).map(Some);
         }
         let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
         if !vocab.exists() || !merges.exists() {
             return Ok(None);
         }
-        let fail =
-            |e: tokenizers::Error| TextError::Tokenizer { file: vocab.display().to_string(), detail: e.to_string() };
-        let bpe = BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy()).build().map_err(fail)?;
+        // The crate reads both files at once and does not say which one is broken.
+        serde_json::from_slice::<HashMap<String, u32>>(&read(&vocab)?).map_err(|e| fail(&vocab, e.to_string()))?;
+        let built = guarded(|| BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy()).build());
+        let bpe = built.map_err(|detail| fail(&merges, detail))?;
         let mut tokenizer = Tokenizer::new(bpe);
         tokenizer.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(false)));
         tokenizer.with_decoder(Some(ByteLevel::default()));
         let end = "<|endoftext|>";
         if tokenizer.token_to_id(end).is_some() {
-            tokenizer.add_special_tokens([tokenizers::AddedToken::from(end, true)]).map_err(fail)?;
+            let added = tokenizer.add_special_tokens([tokenizers::AddedToken::from(end, true)]);
+            added.map_err(|e| fail(&vocab, e.to_string()))?;
         }
         Ok(Some(Text { tokenizer }))
     }
@@ -110,12 +114,14 @@ impl Text {
     /// # Errors
     /// [`TextError::Tokenizer`] for broken files.
     pub fn from_bytes(file: &str, bytes: &[u8]) -> Result<Text, TextError> {
-        let fail = |e: tokenizers::Error| TextError::Tokenizer { file: file.into(), detail: e.to_string() };
-        let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(fail)?;
-        // A file may ask for truncation or padding; both would change activations without a word.
-        tokenizer.with_truncation(None).map_err(fail)?;
-        tokenizer.with_padding(None);
-        Ok(Text { tokenizer })
+        let load = || {
+            let mut tokenizer = Tokenizer::from_bytes(bytes)?;
+            // A file may ask for truncation or padding; both would change activations without a word.
+            tokenizer.with_truncation(None)?;
+            tokenizer.with_padding(None);
+            Ok(Text { tokenizer })
+        };
+        guarded(load).map_err(|detail| TextError::Tokenizer { file: file.into(), detail })
     }
 
     /// Cuts a text into token ids, as transformers' tokenizer does: special tokens written out in it count as such.
@@ -123,7 +129,7 @@ impl Text {
     /// # Errors
     /// [`TextError::Encode`].
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
-        let encoding = self.tokenizer.encode_fast(text, true).map_err(|e| TextError::Encode(e.to_string()))?;
+        let encoding = guarded(|| self.tokenizer.encode_fast(text, true)).map_err(TextError::Encode)?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -139,6 +145,26 @@ impl Text {
     /// The id of GPT-2's one special token, which begins and ends texts.
     pub fn end_of_text(&self) -> Option<u32> {
         self.tokenizer.token_to_id("<|endoftext|>")
+    }
+}
+
+thread_local! {
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// True while a panic on this thread will be caught here and turned into an error: whoever reports panics may keep quiet.
+pub fn panics_are_guarded() -> bool {
+    GUARDED.get()
+}
+
+/// Calls into the `tokenizers` crate, which panics on some of the things that a `tokenizer.json` can say.
+fn guarded<T>(call: impl FnOnce() -> Result<T, tokenizers::Error>) -> Result<T, String> {
+    GUARDED.set(true);
+    let result = catch_unwind(AssertUnwindSafe(call));
+    GUARDED.set(false);
+    match result {
+        Ok(result) => result.map_err(|e| e.to_string()),
+        Err(_) => Err("it says something that the tokenizers library cannot do".into()),
     }
 }
 
@@ -210,7 +236,7 @@ impl Selector {
     }
 }
 
-/// The positions that `selectors` choose in one text, ascending, each once. `text` counts from 1, for messages.
+/// The positions that `selectors` choose in one text, ascending, each once. `text` counts from 0, for messages.
 ///
 /// # Errors
 /// [`TextError::NoMatch`] for a selector that matches nothing: it is never silently dropped.

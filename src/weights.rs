@@ -6,7 +6,7 @@
 
 use crate::config::{Config, ConfigError};
 use crate::device::{Blob, Bytes, Dtype, Weight};
-use memmap2::{Mmap, UncheckedAdvice};
+use memmap2::Mmap;
 use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeSet, HashMap};
@@ -104,7 +104,9 @@ impl Bytes for Mapped {
         &self.0
     }
 
+    #[cfg(unix)]
     fn release(&self, range: Range<usize>) {
+        use memmap2::UncheckedAdvice;
         // SAFETY: the map is a read-only view of a file, so a dropped page holds nothing that the file does not give back.
         // Failure only means that the memory stays in use.
         let _ = unsafe { self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
@@ -184,6 +186,11 @@ impl Checkpoint {
     /// Bytes of all weight files.
     pub fn file_bytes(&self) -> u64 {
         self.files.iter().map(|(_, bytes, _)| bytes.bytes().len() as u64).sum()
+    }
+
+    /// The weight files, as paths or names.
+    pub fn files(&self) -> impl Iterator<Item = &str> {
+        self.files.iter().map(|(file, ..)| file.as_str())
     }
 
     /// The dtype of the token embedding, which stands for the file's.

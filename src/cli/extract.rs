@@ -51,11 +51,11 @@ impl Extract {
     /// Everything that can be wrong with the request is found before any weight is loaded.
     pub(super) fn run(self) -> Result<(), Failure> {
         let texts = self.texts.texts()?;
-        let output = match (&self.out, self.dry_run) {
-            (Some(path), false) => Some(Output::create(path)?),
-            _ => None,
-        };
+        let output = self.out.as_deref().map(Output::create).transpose()?;
         let files = self.model.open()?;
+        if let Some(output) = &output {
+            self.refuse_to_overwrite_inputs(output.path(), &files)?;
+        }
         let batch = self.texts.batch(&files, &texts, &self.model)?;
         let tokens = files.tokens(&batch);
         let mut hooks = self.hooks(&files)?;
@@ -74,6 +74,9 @@ impl Extract {
             self.model.say(format_args!("note: this adapter is a program on the CPU; --device cpu is faster"));
         }
         let capture = self.with_progress(&session, &batch, &hooks)?;
+        if let Some(site) = capture.first_not_a_number() {
+            self.model.say(format_args!("note: {site} holds NaN or infinity, and so may everything after it"));
+        }
         let provenance = Provenance {
             model: session.files().name().to_string(),
             fingerprint: session.files().checkpoint().fingerprint(self.hash),
@@ -110,6 +113,20 @@ impl Extract {
         Ok(())
     }
 
+    /// A run must not replace what it reads.
+    fn refuse_to_overwrite_inputs(&self, path: &std::path::Path, files: &Files) -> Result<(), Failure> {
+        let Ok(path) = path.canonicalize() else { return Ok(()) };
+        let same = |input: &PathBuf| input.canonicalize().is_ok_and(|input| input == path);
+        let read = files.checkpoint().files().map(PathBuf::from).chain(self.texts.file.clone());
+        match read.into_iter().find(same) {
+            Some(input) => Err(Failure::Usage(format!(
+                "--out {} is a file that this run reads; choose another name",
+                input.display()
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// The request: hooks and layers together; the output after the final LayerNorm where neither is given.
     fn hooks(&self, files: &Files) -> Result<Hooks, Failure> {
         let n_layer = files.config().n_layer;
@@ -142,7 +159,7 @@ impl Extract {
         if self.token.is_empty() {
             return Ok(None);
         }
-        let of_text = |(i, tokens): (usize, &Vec<Token>)| text::select(&self.token, tokens, i + 1);
+        let of_text = |(i, tokens): (usize, &Vec<Token>)| text::select(&self.token, tokens, i);
         Ok(Some(tokens.iter().enumerate().map(of_text).collect::<Result<_, _>>()?))
     }
 
@@ -187,7 +204,7 @@ impl Extract {
         }
         writeln!(
             out,
-            "{} hooks, {} ({total} bytes) on disk and in memory, beside weights of {}",
+            "{} hooks, {} ({total} bytes) of values in memory and in .safetensors or .npz; weights of {}",
             rows.len(),
             human(total),
             human(weights)

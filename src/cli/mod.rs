@@ -13,7 +13,7 @@ use crate::device::{Choice, Dtype};
 use crate::hooks::HookError;
 use crate::output::OutputError;
 use crate::session::{Error, Files};
-use crate::text::TextError;
+use crate::text::{self, TextError};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::io::{BufRead, Write};
 use std::path::PathBuf;
@@ -65,7 +65,7 @@ struct TextArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["texts", "ids"])]
     file: Option<PathBuf>,
     /// Token ids instead of text, such as "464 3797"; repeat for several texts
-    #[arg(long, value_name = "IDS", conflicts_with = "texts")]
+    #[arg(long, value_name = "IDS", conflicts_with = "texts", allow_hyphen_values = true)]
     ids: Vec<String>,
     /// Put the beginning-of-text token in front of every text
     #[arg(long)]
@@ -170,6 +170,14 @@ impl From<TextError> for Failure {
 
 /// Runs the command that the arguments of this process name.
 pub fn main() -> ExitCode {
+    // A panic that is caught and turned into an error is not worth a report.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !text::panics_are_guarded() {
+            report(panic);
+        }
+    }));
+    end_tidily_on_signals();
     let result = match Cli::parse().command {
         Command::Extract(command) => command.run(),
         Command::Tokens(command) => command.run(),
@@ -183,9 +191,41 @@ pub fn main() -> ExitCode {
         Err(Failure::Usage(message)) => (2, message),
     };
     // Nobody is left to tell when stderr is closed too.
-    let _ = writeln!(std::io::stderr(), "actscope: {message}");
+    let _ = writeln!(std::io::stderr(), "actscope: {}", printable(&message));
     ExitCode::from(code)
 }
+
+/// A message on one line that a terminal can be trusted with: names in it may come from a hostile file.
+fn printable(message: &str) -> String {
+    const MOST: usize = 1000;
+    let shown: String =
+        message.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.into() }).collect();
+    let n = shown.chars().count();
+    if n <= MOST {
+        return shown;
+    }
+    // The middle goes: what is wrong stands at the beginning, what to do at the end.
+    let (head, tail): (String, String) =
+        (shown.chars().take(MOST / 2).collect(), shown.chars().skip(n - MOST / 2).collect());
+    format!("{head} … {tail}")
+}
+
+/// Interrupted or told to end: takes away what is half-written and then dies as if nobody had listened, so that whoever
+/// waits for this process sees the signal (130 and 143 in a shell).
+#[cfg(unix)]
+fn end_tidily_on_signals() {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let Ok(mut signals) = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM]) else { return };
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            crate::output::abandon();
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+        }
+    });
+}
+
+#[cfg(not(unix))]
+fn end_tidily_on_signals() {}
 
 impl ModelArgs {
     /// Opens the model's files and says where they were found.
@@ -216,7 +256,11 @@ impl TextArgs {
         };
         let mut texts = Vec::new();
         for (i, line) in reader.lines().enumerate() {
-            let line = line.map_err(|e| Failure::Run(format!("cannot read line {} of {name}: {e}", i + 1)))?;
+            let mut line = line.map_err(|e| Failure::Run(format!("cannot read line {} of {name}: {e}", i + 1)))?;
+            // Some editors begin every file with a byte order mark; it is not part of the text.
+            if i == 0 && line.starts_with('\u{feff}') {
+                line.remove(0);
+            }
             if line.is_empty() {
                 return Err(Failure::Run(format!(
                     "line {} of {name} is empty, and every line is a text; take it out",
@@ -251,7 +295,7 @@ impl TextArgs {
         }
         let most = files.config().n_positions;
         for (i, list) in ids.iter_mut().enumerate().filter(|(_, list)| self.truncate && list.len() > most) {
-            model.say(format_args!("text {} is cut from {} to {most} tokens", i + 1, list.len()));
+            model.say(format_args!("text {i} is cut from {} to {most} tokens", list.len()));
             list.truncate(most);
         }
         Ok(files.batch(&ids)?)

@@ -111,17 +111,20 @@ impl Weight {
         self.map(|x| x, |x| x.to_f32(), |x| x.to_f32())
     }
 
-    /// The same numbers, rounded to another way of storing them.
-    pub fn converted(&self, dtype: Dtype) -> Weight {
-        let values = self.to_f32().into_iter();
+    /// The same numbers, rounded to another way of storing them; `None` where a finite one would become infinite.
+    pub fn converted(&self, dtype: Dtype) -> Option<Weight> {
+        let values = self.to_f32();
+        let fits = |rounded: fn(f32) -> f32| values.iter().all(|x| rounded(*x).is_finite() || !x.is_finite());
         let bytes: Vec<u8> = match dtype {
-            Dtype::F32 => values.flat_map(f32::to_le_bytes).collect(),
-            Dtype::F16 => values.flat_map(|x| half::f16::from_f32(x).to_le_bytes()).collect(),
-            Dtype::Bf16 => values.flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect(),
+            Dtype::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Dtype::F16 if !fits(|x| half::f16::from_f32(x).to_f32()) => return None,
+            Dtype::F16 => values.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect(),
+            Dtype::Bf16 if !fits(|x| half::bf16::from_f32(x).to_f32()) => return None,
+            Dtype::Bf16 => values.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect(),
         };
         self.blob.release();
         let range = 0..bytes.len();
-        Weight { name: self.name.clone(), dtype, blob: Blob::new(Arc::new(bytes), range), ..*self }
+        Some(Weight { name: self.name.clone(), dtype, blob: Blob::new(Arc::new(bytes), range), ..*self })
     }
 
     fn map<T>(&self, from32: fn(f32) -> T, from16: fn(half::f16) -> T, from_b16: fn(half::bf16) -> T) -> Vec<T> {
@@ -356,6 +359,12 @@ pub trait Device {
 
     /// Lets everything recorded so far begin, copies included.
     fn submit(&self);
+
+    /// Waits until at most `running` submits are still running, so that the queue never grows longer than that.
+    ///
+    /// # Errors
+    /// [`DeviceError::Fault`] when anything on the device went wrong up to here.
+    fn settle(&self, running: usize) -> impl Future<Output = Result<(), DeviceError>>;
 
     /// The values of a copy, row-major. Waits for the [`Device::submit`] that came after it.
     ///

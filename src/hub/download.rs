@@ -311,10 +311,11 @@ impl Job<'_> {
         let of = if revision == "main" { format!("'{repo}'") } else { format!("'{repo}', revision='{revision}'") };
         let command = format!(
             "python -c \"from transformers import AutoTokenizer as T, GPT2LMHeadModel as M; \
-             M.from_pretrained({of}).save_pretrained('{folder}'); T.from_pretrained({of}).save_pretrained('{folder}')\""
+             M.from_pretrained({of}).save_pretrained('{folder}'); T.from_pretrained({of}).save_pretrained('{folder}')\" \
+             and give --model ./{folder}"
         );
         let endpoint = self.client.shown_endpoint();
-        HubError::Pickle { repo, revision, command, folder: format!("./{folder}"), endpoint }
+        HubError::Pickle { repo, revision, command, endpoint }
     }
 
     /// A failed write, in words that say what to do.

@@ -89,7 +89,7 @@ pub enum HubError {
     /// The repository has weights, but as a pickle.
     #[error(
         "{repo} ({revision}) has its weights only as pytorch_model.bin, a pickle, which can run code, so actscope does not \
-         read it; convert it once with {command} and give --model {folder}. Some such models have safetensors in a pull \
+         read it; convert it once with {command}. Some such models have safetensors in a pull \
          request: see {endpoint}/{repo}/discussions, and give --model {repo}@refs/pr/NUMBER"
     )]
     Pickle {
@@ -97,10 +97,8 @@ pub enum HubError {
         repo: String,
         /// Branch, tag or commit.
         revision: String,
-        /// What converts it.
+        /// What converts it, and what to give to --model then.
         command: String,
-        /// Where the command puts it.
-        folder: String,
         /// The hub's address.
         endpoint: String,
     },

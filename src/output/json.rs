@@ -50,9 +50,9 @@ impl Serialize for Document<'_> {
         }
         map.serialize_entry("text", record.texts)?;
         map.serialize_entry("tokens", &record.token_texts())?;
-        let ids: Vec<&[u32]> = (0..record.batch.texts().len()).map(|i| record.batch.ids_of(i)).collect();
-        map.serialize_entry("input_ids", &ids)?;
-        map.serialize_entry("attention_mask", &rows(&record.ids_and_mask().1))?;
+        let (ids, mask) = record.ids_and_mask();
+        map.serialize_entry("input_ids", &rows(&ids))?;
+        map.serialize_entry("attention_mask", &rows(&mask))?;
         if let Some(positions) = record.positions {
             map.serialize_entry("positions", positions)?;
         }

@@ -12,8 +12,10 @@ use crate::hooks::Capture;
 use crate::text::Token;
 use ndarray::Array2;
 use serde_json::{Value, json};
+use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use thiserror::Error;
 
 /// Where the numbers come from: what a reader needs to make them again.
@@ -124,16 +126,17 @@ pub enum OutputError {
     },
 }
 
-/// A file that will be there whole, once [`Output::write`] is done, or not at all: it is written beside its place and
-/// renamed.
+/// A file that will be there whole, once [`Output::write`] is done, or not at all: it is written in a folder of its own
+/// beside its place and renamed.
 pub struct Output {
     path: PathBuf,
     format: Format,
-    file: tempfile::NamedTempFile,
+    folder: Unfinished,
 }
 
 impl Output {
-    /// Chooses the format and opens the file, so that both can fail before anything is computed.
+    /// Chooses the format and makes the folder to write in, so that both can fail before anything is computed. A symbolic
+    /// link is followed: what it points to is replaced.
     ///
     /// # Errors
     /// [`OutputError`] for an unknown extension or a folder that cannot be written.
@@ -147,20 +150,13 @@ impl Output {
             _ => return Err(OutputError::Format { path: path.into() }),
         };
         let fail = |detail: String| OutputError::Write { path: path.into(), detail };
-        if path.is_dir() {
-            return Err(fail("it is a folder".into()));
+        let path = if path.is_symlink() { path.canonicalize().unwrap_or_else(|_| path.into()) } else { path.into() };
+        if path.exists() && !path.is_file() {
+            return Err(fail("it is there and is no file".into()));
         }
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".actscope-").suffix(".part");
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            // What any other program would create; the user's umask narrows it.
-            builder.permissions(std::fs::Permissions::from_mode(0o666));
-        }
-        let file = builder.tempfile_in(folder).map_err(|e| fail(e.to_string()))?;
-        Ok(Output { path: path.into(), format, file })
+        let beside = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = Unfinished::create(beside).map_err(|e| fail(e.to_string()))?;
+        Ok(Output { path, format, folder })
     }
 
     /// Where it will be.
@@ -168,25 +164,65 @@ impl Output {
         &self.path
     }
 
-    /// Writes the record and puts the file in its place; gives back its size in bytes.
+    /// Writes the record and puts the file in its place; gives back its size in bytes. A file that was there before is
+    /// replaced and keeps its permissions.
     ///
     /// # Errors
     /// [`OutputError::Write`]; then nothing is left behind.
     pub fn write(self, record: &Record<'_>) -> Result<u64, OutputError> {
-        let Output { path, format, file } = self;
-        let fail = |detail: String| OutputError::Write { path: path.clone(), detail };
-        let mut out = BufWriter::with_capacity(1 << 20, file);
-        match format {
-            Format::Safetensors => safetensors::write(record, out.get_ref().path()).map_err(fail)?,
+        let fail = |detail: String| OutputError::Write { path: self.path.clone(), detail };
+        let failed = |e: std::io::Error| fail(e.to_string());
+        let part = self.folder.path().join("part");
+        let mut out = BufWriter::with_capacity(1 << 20, File::create(&part).map_err(failed)?);
+        let of_new = std::fs::metadata(&part).map_err(failed)?.permissions();
+        match self.format {
+            Format::Safetensors => safetensors::write(record, &part).map_err(fail)?,
             Format::Npz => npz::write(record, &mut out).map_err(fail)?,
-            Format::Json => json::write(record, &mut out).map_err(|e| fail(e.to_string()))?,
-            Format::Csv => csv::write(record, &mut out).map_err(|e| fail(e.to_string()))?,
+            Format::Json => json::write(record, &mut out).map_err(failed)?,
+            Format::Csv => csv::write(record, &mut out).map_err(failed)?,
         }
-        out.flush().map_err(|e| fail(e.to_string()))?;
-        let file = out.into_inner().map_err(|e| fail(e.to_string()))?;
-        file.persist(&path).map_err(|e| fail(e.to_string()))?;
-        Ok(std::fs::metadata(&path).map_err(|e| fail(e.to_string()))?.len())
+        out.flush().map_err(failed)?;
+        let permissions = std::fs::metadata(&self.path).map_or(of_new, |old| old.permissions());
+        std::fs::set_permissions(&part, permissions).map_err(failed)?;
+        let bytes = std::fs::metadata(&part).map_err(failed)?.len();
+        std::fs::rename(&part, &self.path).map_err(failed)?;
+        Ok(bytes)
     }
+}
+
+/// The folder of a file that is not finished. It goes when it is dropped, and when [`abandon`] is called.
+struct Unfinished(tempfile::TempDir);
+
+static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+impl Unfinished {
+    fn create(beside: &Path) -> std::io::Result<Unfinished> {
+        // Locked until it is in the list, so that a signal finds it there.
+        let mut all = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
+        let folder = tempfile::Builder::new().prefix(".actscope-").tempdir_in(beside)?;
+        all.push(folder.path().into());
+        Ok(Unfinished(folder))
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).retain(|folder| folder != self.0.path());
+    }
+}
+
+/// Takes away what is half-written: for whoever is about to end the process. No new file can be begun afterwards.
+pub fn abandon() {
+    let all = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
+    for folder in all.iter() {
+        // Nothing can be done about a folder that will not go.
+        let _ = std::fs::remove_dir_all(folder);
+    }
+    std::mem::forget(all);
 }
 
 pub use json::write as write_json;

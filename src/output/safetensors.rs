@@ -64,8 +64,5 @@ pub(super) fn write(record: &Record<'_>, path: &Path) -> Result<(), String> {
     let metadata: HashMap<String, String> =
         record.metadata().into_iter().map(|(key, value)| (key.to_string(), value)).collect();
     let views: Vec<(&str, &Tensor<'_>)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    // The crate puts a new file in the place of ours, readable by its owner alone.
-    let permissions = std::fs::metadata(path).map_err(|e| e.to_string())?.permissions();
-    safetensors::serialize_to_file(views, Some(metadata), path).map_err(|e| e.to_string())?;
-    std::fs::set_permissions(path, permissions).map_err(|e| e.to_string())
+    safetensors::serialize_to_file(views, Some(metadata), path).map_err(|e| e.to_string())
 }

@@ -3,6 +3,7 @@
 
 use super::Record;
 use crate::sites::{Axis as SiteAxis, Site};
+use crate::text::Token;
 use ndarray::{ArrayViewD, Axis};
 use std::io::Write;
 
@@ -20,9 +21,11 @@ pub fn write(record: &Record<'_>, out: &mut impl Write) -> std::io::Result<()> {
     let names = record.capture.iter().map(|(site, _)| site.name().len()).max().unwrap_or(0);
     writeln!(out, "{:names$}  {:<20} {:>10} {:>11} {:>11}", "hook", "shape", "norm/token", "min", "max")?;
     for (site, array) in record.capture.iter() {
-        let norms: Vec<f32> = tokens_of(record, site, array.view()).map(|(_, _, values)| stats(&values).norm).collect();
-        let mean = norms.iter().sum::<f32>() / norms.len().max(1) as f32;
-        let Stats { min, max, .. } = stats(&array.view());
+        let of_tokens: Vec<Stats> =
+            tokens_of(record, site, array.view()).map(|(_, _, values)| stats(&values)).collect();
+        let mean = of_tokens.iter().map(|s| s.norm).sum::<f32>() / of_tokens.len().max(1) as f32;
+        let min = of_tokens.iter().fold(f32::INFINITY, |least, s| least.min(s.min));
+        let max = of_tokens.iter().fold(f32::NEG_INFINITY, |most, s| most.max(s.max));
         writeln!(out, "{:names$}  {:<20} {mean:>10.4} {min:>11.4} {max:>11.4}", site.name(), shape(array.shape()))?;
     }
     Ok(())
@@ -34,7 +37,8 @@ fn token_by_token(
     array: ArrayViewD<'_, f32>,
     out: &mut impl Write,
 ) -> std::io::Result<()> {
-    let labels: Vec<String> = record.tokens.iter().flatten().map(|token| format!("{:?}", token.label())).collect();
+    let quoted = |token: &Token| format!("\"{}\"", token.label());
+    let labels: Vec<String> = record.tokens.iter().flatten().map(quoted).collect();
     let width = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0).clamp(5, 24);
     writeln!(out, "{}  {}", site.name(), shape(array.shape()))?;
     writeln!(
@@ -44,7 +48,7 @@ fn token_by_token(
     )?;
     for (text, position, values) in tokens_of(record, site, array) {
         let Stats { norm, min, max } = stats(&values);
-        let label = format!("{:?}", record.tokens[text][position].label());
+        let label = quoted(&record.tokens[text][position]);
         let strongest = strongest(site, &values).join("  ");
         writeln!(out, "{text:>4} {position:>4}  {label:width$} {norm:>10.4} {min:>11.4} {max:>11.4}  {strongest}")?;
     }

@@ -6,9 +6,9 @@ Rows that repeat are there for the attention heads: a model of this size, on thi
 form induction heads from text alone (with a tenth of random repeats a trial stood at 0.02). So it
 goes to school first:
 
-1. School, SCHOOL_STEPS steps of short rows: a few random tokens out of the first SCHOOL_VOCABULARY,
-   over and over. Here the previous-token head and the induction head form, within some 500 steps.
-2. Widening, to step WIDE_STEP: full rows, text in a growing share. A repeating row is
+1. School, the steps of SCHOOL: short rows, a few random tokens out of the first SCHOOL_VOCABULARY over
+   and over. A previous-token head forms here.
+2. Widening (WIDENING): full rows, text in two of five. A repeating row is
    `prefix S S prefix' S' S' ...`: each stretch S is at random tokens (or a piece of text) and appears
    exactly twice; its length and place are random, so that position alone cannot tell where the first
    copy was. Stretches grow longer, and their tokens come from more and more of the vocabulary.
@@ -26,13 +26,16 @@ POSITIONS = 256  # tokens a row
 ROWS = 16  # rows a step
 IGNORE = -100  # a target that counts nothing
 
-SCHOOL_STEPS = 2000
+# Steps in school, [first, end). The gap is where the run left school too early, seen when no head had
+# formed; what was learned in it was kept.
+SCHOOL = [(0, 800), (1025, 2000)]
 SCHOOL_POSITIONS = 64
 SCHOOL_VOCABULARY = 64
 SCHOOL_LENGTH = (4, 24)  # of the stretch, in tokens, shortest and longest
 
-WIDE_STEP = 4000  # vocabulary and lengths at their full width
-LATE_STEP = 6000  # the share of repeating rows at its last value
+# (first step, step at the full width of vocabulary and lengths); the last one begun counts.
+WIDENING = [(800, 3000), (2000, 4000)]
+SHARE_FALLS = (4000, 6000)  # from step, to step: the share of repeating rows, from EARLY to LATE
 EARLY_SHARE = 0.6
 LATE_SHARE = 0.2
 FULL_LENGTH = (8, 120)
@@ -43,6 +46,11 @@ LONGEST_PREFIX = 48
 STARTS_WITH_END_OF_TEXT = 0.5  # share of the repeating rows that begin with <|endoftext|>
 
 
+def in_school(step: int) -> bool:
+    """Whether this step's rows are school rows."""
+    return any(first <= step < end for first, end in SCHOOL)
+
+
 def part(step: int, first: int, last: int) -> float:
     """How far `step` is on the way from `first` to `last`, 0 to 1."""
     return min(max((step - first) / (last - first), 0.0), 1.0)
@@ -50,7 +58,7 @@ def part(step: int, first: int, last: int) -> float:
 
 def repeat_share(step: int) -> float:
     """The share of the rows that repeat themselves, after school."""
-    return EARLY_SHARE + (LATE_SHARE - EARLY_SHARE) * part(step, WIDE_STEP, LATE_STEP)
+    return EARLY_SHARE + (LATE_SHARE - EARLY_SHARE) * part(step, *SHARE_FALLS)
 
 
 def window(rng, text: np.ndarray, length: int) -> np.ndarray:
@@ -68,7 +76,7 @@ def school_row(rng) -> tuple[np.ndarray, np.ndarray]:
 
 def repeating_row(rng, text: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
     """POSITIONS + 1 tokens with stretches that appear twice; and which of them count."""
-    t = part(step, SCHOOL_STEPS, WIDE_STEP)
+    t = part(step, *[w for w in WIDENING if step >= w[0]][-1])
     shortest, longest = (round(a + (b - a) * t) for a, b in zip(SCHOOL_LENGTH, FULL_LENGTH))
     vocabulary = round(SCHOOL_VOCABULARY * (END_OF_TEXT_ID / SCHOOL_VOCABULARY) ** t)
 
@@ -101,7 +109,7 @@ def batch(text: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng([SEED, step])
     rows = []
     for _ in range(ROWS):
-        if step < SCHOOL_STEPS:
+        if in_school(step):
             rows.append(school_row(rng))
         elif rng.random() < repeat_share(step):
             rows.append(repeating_row(rng, text, step))
@@ -114,5 +122,5 @@ def batch(text: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
 
 def tokens_until(step: int) -> int:
     """Tokens read in the steps before `step`."""
-    school = min(step, SCHOOL_STEPS)
+    school = sum(min(step, end) - min(step, first) for first, end in SCHOOL)
     return ROWS * (school * SCHOOL_POSITIONS + (step - school) * POSITIONS)

@@ -116,7 +116,7 @@ def save_as_gpt2(model: GPT2, folder: Path):
         "scale_attn_by_inverse_layer_idx": False,
         "scale_attn_weights": True,
         "tie_word_embeddings": True,
-        "torch_dtype": "float16",
+        "torch_dtype": "float32",  # to compute in: without it transformers 5 would compute in f16
         "vocab_size": c.vocab_size,
     }
     folder.mkdir(parents=True, exist_ok=True)

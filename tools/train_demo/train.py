@@ -23,19 +23,38 @@ import numpy as np
 import torch
 
 import heads
-from batches import POSITIONS, ROWS, SCHOOL_STEPS, SCHOOL_VOCABULARY, SEED, batch, tokens_until
+from batches import (
+    POSITIONS,
+    ROWS,
+    SCHOOL_VOCABULARY,
+    SEED,
+    batch,
+    in_school,
+    tokens_until,
+)
 from model import GPT2, Config, save_as_gpt2
-from tokenizer import END_OF_TEXT_ID
 from texts import DEFAULT_WORK, SOURCES
+from tokenizer import END_OF_TEXT_ID
 
 CONFIG = Config(n_embd=160, n_head=5)
 
-WARMUP_STEPS = 100
-DECAY_FROM = 10**9  # step at which the learning rate starts to fall
-LAST_STEP = 10**9  # step at which it reaches zero
+# The learning rate's share of its peak at these steps, straight lines between. (The last two were
+# placed late, by how fast the machine turned out to be.)
+RATE_KNOTS = [(-1, 0.0), (99, 1.0), (7500, 1.0), (12000, 0.5), (14400, 0.0)]
+LAST_STEP = RATE_KNOTS[-1][0]
 
-SCHOOL_RATE = 5e-3  # Muon while in school (at 2e-3 the heads come late, at 1e-2 not at all)
-MATRIX_RATE = 2.5e-3  # Muon after it; both scaled to AdamW's step size ("match_rms_adamw")
+# Peak learning rates. Muon's is scaled to AdamW's step size ("match_rms_adamw"), and high while the
+# heads form: in short trials of the school alone, 5e-3 got there in 450 steps, 1e-2 not in 700, and
+# AdamW in Muon's place (3e-3) not in 850. It changes at these steps; 1025 and 2519 are where the run
+# was stopped to raise it again.
+MATRIX_RATES = [
+    (0, 5e-3),
+    (800, 2.5e-3),
+    (1025, 5e-3),
+    (2000, 2.5e-3),
+    (2519, 5e-3),
+    (4000, 2.5e-3),
+]
 OTHER_RATE = 3e-3  # AdamW
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.1  # on matrices and embeddings
@@ -47,15 +66,13 @@ CHECK_ROWS = 64  # held-out rows for the loss in the log
 
 def rate(step: int) -> float:
     """The share of the peak learning rate at this step."""
-    warm = min(1.0, (step + 1) / WARMUP_STEPS)
-    if step < DECAY_FROM:
-        return warm
-    return warm * max(0.0, (LAST_STEP - step) / (LAST_STEP - DECAY_FROM))
+    steps, shares = zip(*RATE_KNOTS)
+    return float(np.interp(step, steps, shares))
 
 
 def set_rates(opts: list[torch.optim.Optimizer], step: int):
     """Sets this step's learning rates; `opts` as from `optimisers`."""
-    matrix = SCHOOL_RATE if step < SCHOOL_STEPS else MATRIX_RATE
+    matrix = [peak for first, peak in MATRIX_RATES if step >= first][-1]
     for opt, peak in zip(opts, [matrix, OTHER_RATE]):
         for group in opt.param_groups:
             group["lr"] = peak * rate(step)
@@ -72,7 +89,7 @@ def optimisers(model: GPT2) -> list[torch.optim.Optimizer]:
         {"params": vectors, "weight_decay": 0.0},
     ]
     muon = torch.optim.Muon(
-        matrices, lr=MATRIX_RATE, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"
+        matrices, lr=MATRIX_RATES[0][1], weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"
     )
     return [muon, torch.optim.AdamW(groups, lr=OTHER_RATE, betas=BETAS, fused=True)]
 
@@ -101,6 +118,29 @@ def head_line(model: GPT2, vocabulary: int, length: int = 25) -> str:
     return "  ".join(words[:-1])
 
 
+def save(path: Path, model: GPT2, opts: list[torch.optim.Optimizer], step: int, seconds: float):
+    """Writes all that going on needs; a cut in the middle leaves the old file."""
+    state = {
+        "model": model.state_dict(),
+        "optimisers": [opt.state_dict() for opt in opts],
+        "step": step,
+        "seconds": seconds,
+    }
+    torch.save(state, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+
+
+def load(path: Path, model: GPT2, opts: list[torch.optim.Optimizer]) -> tuple[int, float]:
+    """Takes up what `save` wrote; returns (steps done, seconds spent), (0, 0) without a file."""
+    if not path.exists():
+        return 0, 0.0
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    for opt, saved in zip(opts, state["optimisers"]):
+        opt.load_state_dict(saved)
+    return state["step"], state["seconds"]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK)
@@ -113,31 +153,14 @@ def main():
     check_ids, check_targets = heldout_rows(work)
     model = GPT2(CONFIG)
     opts = optimisers(model)
-    step, seconds = 0, 0.0
-    checkpoint = work / "checkpoint.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(saved["model"])
-        for opt, state in zip(opts, saved["optimisers"]):
-            opt.load_state_dict(state)
-        step, seconds = saved["step"], saved["seconds"]
+    step, seconds = load(work / "checkpoint.pt", model, opts)
     compiled = torch.compile(model, dynamic=False)
 
     def loss_of(ids, targets):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return compiled(ids, targets)
 
-    def save():
-        state = {
-            "model": model.state_dict(),
-            "optimisers": [opt.state_dict() for opt in opts],
-            "step": step,
-            "seconds": seconds,
-        }
-        torch.save(state, checkpoint.with_suffix(".new"))
-        checkpoint.with_suffix(".new").replace(checkpoint)
-
-    stop = []
+    stop = []  # not empty once SIGTERM came: save and leave
     signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
     log = open(work / "train.log", "a", buffering=1)
     losses, since = [], time.monotonic()
@@ -155,13 +178,16 @@ def main():
         if step % CHECKPOINT_EVERY == 0 or step == LAST_STEP or stop:
             seconds += time.monotonic() - since
             with torch.no_grad():
-                check = np.mean([
-                    loss_of(check_ids[i : i + ROWS], check_targets[i : i + ROWS]).item()
-                    for i in range(0, CHECK_ROWS, ROWS)
-                ])  # fmt: skip
-            line = f"step {step:6}  {seconds:6.0f} s  train {np.mean(losses):.3f}  held out {check:.3f}"
-            print(line, head_line(model, SCHOOL_VOCABULARY if step <= SCHOOL_STEPS else END_OF_TEXT_ID), sep="  ", file=log)
-            save()
+                parts = zip(check_ids.split(ROWS), check_targets.split(ROWS))
+                check = np.mean([loss_of(*part).item() for part in parts])
+            vocabulary = SCHOOL_VOCABULARY if in_school(step - 1) else END_OF_TEXT_ID
+            print(
+                f"step {step:6}  {seconds:6.0f} s  train {np.mean(losses):.3f}",
+                f"held out {check:.3f}  {head_line(model, vocabulary)}",
+                sep="  ",
+                file=log,
+            )
+            save(work / "checkpoint.pt", model, opts, step, seconds)
             losses, since = [], time.monotonic()
     if step == LAST_STEP:
         save_as_gpt2(model, args.out)

@@ -259,6 +259,10 @@ impl Device for Cpu {
 
     fn submit(&self) {}
 
+    async fn settle(&self, _running: usize) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     async fn read(&self, staged: Vec<f32>) -> Result<Vec<f32>, DeviceError> {
         Ok(staged)
     }

@@ -4,6 +4,7 @@
 use super::{Activation, Heads, Tensor};
 use crate::device::MASKED;
 use rayon::prelude::*;
+use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 use std::ops::Range;
 
 /// Below this many values a loop is done before a second thread would have woken up.
@@ -213,8 +214,8 @@ pub fn activation(f: Activation) -> fn(f32) -> f32 {
         1.0 / (1.0 + (-x).exp())
     }
     match f {
-        Activation::GeluTanh => |x| x * sigmoid(1.595_769_1 * (x + 0.044_715 * x * x * x)),
-        Activation::GeluErf => |x| 0.5 * x * libm::erfcf(-x * std::f32::consts::FRAC_1_SQRT_2),
+        Activation::GeluTanh => |x| x * sigmoid(2.0 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2 * (x + 0.044_715 * x * x * x)),
+        Activation::GeluErf => |x| 0.5 * x * libm::erfcf(-x * FRAC_1_SQRT_2),
         Activation::Relu => |x| x.max(0.0),
         Activation::Silu => |x| x * sigmoid(x),
         Activation::QuickGelu => |x| x * sigmoid(1.702 * x),

@@ -90,6 +90,8 @@ pub struct Kernel {
 
 const WEIGHT: &str = include_str!("../../../shaders/lib/weight.wgsl");
 const REDUCE: &str = include_str!("../../../shaders/lib/reduce.wgsl");
+const MOMENTS: &str = include_str!("../../../shaders/lib/moments.wgsl");
+const SCORE: &str = include_str!("../../../shaders/lib/score.wgsl");
 const EXP: &str = include_str!("../../../shaders/lib/exp.wgsl");
 const GELU: &str = include_str!("../../../shaders/lib/gelu.wgsl");
 
@@ -120,15 +122,15 @@ macro_rules! kernels {
 
 kernels! {
     ROWS "rows" Rows [Read, Read, Write] libs &[WEIGHT], overrides WEIGHT_OVERRIDE, consts &[];
-    LAYER_NORM "layer_norm" LayerNorm [Read, Read, Read, Write] libs &[REDUCE], overrides &[], consts &[];
-    LAYER_NORM_SCALE "layer_norm_scale" LayerNorm [Read, Write] libs &[REDUCE], overrides &[], consts &[];
-    LAYER_NORM_NORMALIZE "layer_norm_normalize" Matrix [Read, Read, Write] libs &[REDUCE], overrides &[], consts &[];
+    LAYER_NORM "layer_norm" LayerNorm [Read, Read, Read, Write] libs &[REDUCE, MOMENTS], overrides &[], consts &[];
+    LAYER_NORM_SCALE "layer_norm_scale" LayerNorm [Read, Write] libs &[REDUCE, MOMENTS], overrides &[], consts &[];
+    LAYER_NORM_NORMALIZE "layer_norm_normalize" Matrix [Read, Read, Write] libs &[REDUCE, MOMENTS], overrides &[], consts &[];
     GAIN_BIAS "gain_bias" GainBias [Read, Read, Read, Write] libs &[], overrides &[], consts &[];
     LINEAR "linear" Linear [Read, Read, Read, Write] libs &[WEIGHT], overrides WEIGHT_OVERRIDE, consts &[];
     LINEAR_FEW "linear_few" Linear [Read, Read, Read, Write] libs &[WEIGHT], overrides WEIGHT_OVERRIDE, consts &[];
     SUM_HEADS "sum_heads" SumHeads [Read, Read, Write] libs &[], overrides &[], consts &[];
-    ATTENTION "attention" Attention [Read, Write] libs &[EXP], overrides &[], consts &[("PARTS", 16)];
-    ATTENTION_SCORES "attention_scores" Attention [Read, Write] libs &[], overrides &[], consts &[];
+    ATTENTION "attention" Attention [Read, Write] libs &[SCORE, EXP], overrides &[], consts &[("PARTS", 16)];
+    ATTENTION_SCORES "attention_scores" Attention [Read, Write] libs &[SCORE], overrides &[], consts &[];
     ATTENTION_PATTERN "attention_pattern" Matrix [Read, Write] libs &[REDUCE, EXP], overrides &[], consts &[];
     ATTENTION_MIX "attention_mix" AttentionMix [Read, Read, Write] libs &[], overrides &[], consts &[];
     ACTIVATION "activation" Elements [Read, Write] libs &[EXP, GELU], overrides &[("FUNCTION", 4)], consts &[];

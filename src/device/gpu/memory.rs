@@ -85,7 +85,7 @@ pub(super) struct Chunk {
 }
 
 /// A weight [rows, cols] in as many buffers as the adapter's largest binding demands, cut by rows. Every row is padded to a
-/// multiple of 8 numbers, so that a vec4<u32> never holds numbers of two rows. Vectors are f32 whatever the file has.
+/// multiple of 8 numbers, so that a `vec4<u32>` never holds numbers of two rows. Vectors are f32 whatever the file has.
 pub struct Matrix {
     pub(super) name: String,
     pub(super) dtype: Dtype,
@@ -223,13 +223,7 @@ impl Staging {
     pub(super) async fn read(&self, device: &wgpu::Device, start: u64, len: usize) -> Result<Vec<f32>, String> {
         let mapping = self.mapping.borrow_mut().take();
         if let Some(Mapping { index, done }) = mapping {
-            // In a browser the event loop calls back; elsewhere somebody has to wait for the device, and it is us.
-            #[cfg(not(target_arch = "wasm32"))]
-            device
-                .poll(wgpu::PollType::Wait { submission_index: Some(index), timeout: None })
-                .map_err(|e| e.to_string())?;
-            #[cfg(target_arch = "wasm32")]
-            let _ = (index, device);
+            super::record::wait(device, index)?;
             done.await.map_err(|_| "the readback was dropped".to_string())?.map_err(|e| e.to_string())?;
         }
         let view = self.memory.buffer.get_mapped_range(start..start + 4 * len as u64).map_err(|e| e.to_string())?;

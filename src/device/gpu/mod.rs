@@ -89,6 +89,15 @@ impl Gpu {
         self.fault.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert(detail);
     }
 
+    /// A result, or the first fault there was: what comes after one is not to be believed.
+    fn or_fault<T>(&self, result: Result<T, String>) -> Result<T, DeviceError> {
+        let fault = self.fault.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+        match (fault, result) {
+            (Some(detail), _) | (None, Err(detail)) => Err(DeviceError::Fault { detail }),
+            (None, Ok(value)) => Ok(value),
+        }
+    }
+
     /// The whole of a tensor.
     fn all<'a>(&self, x: &'a Tensor) -> Binding<'a> {
         Binding { buffer: x.buffer(), offset: 0, size: 4 * x.len() as u64 }
@@ -478,13 +487,12 @@ impl Device for Gpu {
         self.recording.submit();
     }
 
+    async fn settle(&self, running: usize) -> Result<(), DeviceError> {
+        self.or_fault(self.recording.settle(running).await)
+    }
+
     async fn read(&self, staged: Staged) -> Result<Vec<f32>, DeviceError> {
-        let values = staged.staging.read(&self.device, staged.at, staged.len).await;
-        let fault = self.fault.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
-        match (fault, values) {
-            (Some(detail), _) | (None, Err(detail)) => Err(DeviceError::Fault { detail }),
-            (None, Ok(values)) => Ok(values),
-        }
+        self.or_fault(staged.staging.read(&self.device, staged.at, staged.len).await)
     }
 }
 

@@ -7,7 +7,7 @@
 use super::kernels::{Access, Kernel, Params};
 use super::memory::Staging;
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU64;
 use std::rc::Rc;
 
@@ -38,6 +38,9 @@ impl From<&'static Kernel> for Variant {
     }
 }
 
+/// A [`Variant`] by name and constants.
+type PipelineKey = (&'static str, Option<u32>, Option<u32>);
+
 struct Pipeline {
     layout: wgpu::BindGroupLayout,
     pipeline: wgpu::ComputePipeline,
@@ -53,10 +56,18 @@ pub(super) struct Recording {
     device: wgpu::Device,
     queue: wgpu::Queue,
     arena: wgpu::Buffer,
-    pipelines: RefCell<HashMap<(&'static str, Option<u32>, Option<u32>), Rc<Pipeline>>>,
+    pipelines: RefCell<HashMap<PipelineKey, Rc<Pipeline>>>,
     commands: RefCell<Vec<Command>>,
     slots: RefCell<Vec<u8>>,
     staging: RefCell<Vec<Rc<Staging>>>,
+    /// Submits that nobody has waited for, in order.
+    running: RefCell<VecDeque<Submitted>>,
+}
+
+/// A submit, and the word that it is done.
+struct Submitted {
+    index: wgpu::SubmissionIndex,
+    done: futures_channel::oneshot::Receiver<()>,
 }
 
 impl Recording {
@@ -75,6 +86,7 @@ impl Recording {
             commands: RefCell::default(),
             slots: RefCell::default(),
             staging: RefCell::default(),
+            running: RefCell::default(),
         }
     }
 
@@ -154,6 +166,26 @@ impl Recording {
         for staging in self.staging.borrow_mut().drain(..) {
             staging.map(index.clone());
         }
+        let (tell, done) = futures_channel::oneshot::channel();
+        // Nobody listens once the run is given up.
+        self.queue.on_submitted_work_done(move || {
+            let _ = tell.send(());
+        });
+        self.running.borrow_mut().push_back(Submitted { index, done });
+    }
+
+    /// Waits until at most `running` submits are not done.
+    pub(super) async fn settle(&self, running: usize) -> Result<(), String> {
+        loop {
+            let earliest = {
+                let mut all = self.running.borrow_mut();
+                if all.len() <= running { None } else { all.pop_front() }
+            };
+            let Some(Submitted { index, done }) = earliest else { return Ok(()) };
+            wait(&self.device, index)?;
+            // Dropped unsent when the device is lost; the fault that was kept says so.
+            let _ = done.await;
+        }
     }
 
     fn pipeline(&self, variant: Variant) -> Rc<Pipeline> {
@@ -165,6 +197,15 @@ impl Recording {
         self.pipelines.borrow_mut().insert(key, pipeline.clone());
         pipeline
     }
+}
+
+/// In a browser the event loop calls back when a submit is done; elsewhere somebody has to wait for the device, and it is
+/// us. What the callbacks bring is awaited by the caller either way.
+#[cfg_attr(target_arch = "wasm32", allow(unused_variables))]
+pub(super) fn wait(device: &wgpu::Device, index: wgpu::SubmissionIndex) -> Result<(), String> {
+    #[cfg(not(target_arch = "wasm32"))]
+    device.poll(wgpu::PollType::Wait { submission_index: Some(index), timeout: None }).map_err(|e| e.to_string())?;
+    Ok(())
 }
 
 fn entry<'a>(binding: u32, part: &Binding<'a>) -> wgpu::BindGroupEntry<'a> {

@@ -1,0 +1,170 @@
+//! What can be known about the shaders without a driver: every kernel parses, keeps to WebGPU's default limits, agrees with
+//! its Rust side, and translates to SPIR-V, MSL and HLSL. Native wgpu enforces little of this; browsers all of it.
+
+use actscope::device::gpu::kernels::{self, Access, Kernel};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::{AddressSpace, ScalarKind, StorageAccess, TypeInner};
+use std::path::Path;
+
+/// A kernel's module as the GPU device compiles it, with the largest constants it is used with, and its overrides resolved.
+fn module(kernel: &Kernel) -> (naga::Module, ModuleInfo) {
+    let text = kernel.module(kernel.consts);
+    let module = naga::front::wgsl::parse_str(&text)
+        .unwrap_or_else(|e| panic!("{}", e.emit_to_string_with_path(&text, kernel.name)));
+    let info = validate(kernel, &module);
+    let constants = kernel.overrides.iter().map(|(name, value)| (name.to_string(), f64::from(*value))).collect();
+    let entry = Some((naga::ShaderStage::Compute, kernel.name));
+    let (module, info) = naga::back::pipeline_constants::process_overrides(&module, &info, entry, &constants)
+        .unwrap_or_else(|e| panic!("{}: {e}", kernel.name));
+    (module.into_owned(), info.into_owned())
+}
+
+/// No capability beyond WebGPU's own.
+fn validate(kernel: &Kernel, module: &naga::Module) -> ModuleInfo {
+    Validator::new(ValidationFlags::all(), Capabilities::empty())
+        .validate(module)
+        .unwrap_or_else(|e| panic!("{}: {e:?}", kernel.name))
+}
+
+fn entry<'a>(kernel: &Kernel, module: &'a naga::Module) -> &'a naga::EntryPoint {
+    assert_eq!(module.entry_points.len(), 1, "{}: one entry point", kernel.name);
+    assert_eq!(module.entry_points[0].name, kernel.name, "the entry point has the file's name");
+    &module.entry_points[0]
+}
+
+/// WebGPU's default limits: 256 invocations, 16,384 bytes of workgroup memory, 8 storage buffers.
+#[test]
+fn kernels_keep_to_webgpus_default_limits() {
+    for kernel in kernels::ALL {
+        let (module, _) = module(kernel);
+        let size = entry(kernel, &module).workgroup_size;
+        assert!(size.iter().product::<u32>() <= 256 && size[2] <= 64, "{}: {size:?} invocations", kernel.name);
+        let shared = module.global_variables.iter().filter(|(_, v)| v.space == AddressSpace::WorkGroup);
+        let bytes: u32 = shared.map(|(_, v)| module.types[v.ty].inner.size(module.to_ctx())).sum();
+        assert!(bytes <= 16_384, "{}: {bytes} bytes of workgroup memory", kernel.name);
+        assert!(kernel.bindings.len() <= 8, "{}", kernel.name);
+    }
+}
+
+/// Access modes, the order of bindings, and every field of `Params` are what the table says.
+#[test]
+fn kernels_agree_with_their_table() {
+    for kernel in kernels::ALL {
+        let (module, _) = module(kernel);
+        let mut seen = 0;
+        for (_, variable) in module.global_variables.iter() {
+            let Some(binding) = &variable.binding else { continue };
+            seen += 1;
+            match variable.space {
+                AddressSpace::Uniform => {
+                    assert_eq!(binding.binding, 0, "{}", kernel.name);
+                    let TypeInner::Struct { members, span } = &module.types[variable.ty].inner else {
+                        panic!("{}", kernel.name)
+                    };
+                    assert_eq!(*span as usize, 4 * kernel.params.len(), "{}: size of Params", kernel.name);
+                    for (i, (member, (name, is_float))) in members.iter().zip(kernel.params).enumerate() {
+                        assert_eq!(member.name.as_deref(), Some(*name), "{}", kernel.name);
+                        assert_eq!(member.offset as usize, 4 * i, "{}.{name}", kernel.name);
+                        let kind = module.types[member.ty].inner.scalar_kind();
+                        assert_eq!(
+                            kind,
+                            Some(if *is_float { ScalarKind::Float } else { ScalarKind::Uint }),
+                            "{}.{name}",
+                            kernel.name
+                        );
+                    }
+                }
+                AddressSpace::Storage { access } => {
+                    let writes = access.contains(StorageAccess::STORE);
+                    let expected = kernel.bindings[binding.binding as usize - 1] == Access::Write;
+                    assert_eq!(writes, expected, "{}: access of binding {}", kernel.name, binding.binding);
+                }
+                space => panic!("{}: a binding in {space:?}", kernel.name),
+            }
+        }
+        assert_eq!(seen, 1 + kernel.bindings.len(), "{}: number of bindings", kernel.name);
+    }
+}
+
+#[test]
+fn kernels_translate_to_every_backend() {
+    for kernel in kernels::ALL {
+        let (module, info) = module(kernel);
+        entry(kernel, &module);
+        naga::back::spv::write_vec(&module, &info, &naga::back::spv::Options::default(), None)
+            .unwrap_or_else(|e| panic!("{} to SPIR-V: {e}", kernel.name));
+        let options = naga::back::msl::Options { fake_missing_bindings: true, ..Default::default() };
+        let (msl, _) =
+            naga::back::msl::write_string(&module, &info, &options, &naga::back::msl::PipelineOptions::default())
+                .unwrap_or_else(|e| panic!("{} to MSL: {e}", kernel.name));
+        assert!(msl.contains("kernel void"), "{}", kernel.name);
+        let mut hlsl = String::new();
+        let options = naga::back::hlsl::Options { fake_missing_bindings: true, ..Default::default() };
+        naga::back::hlsl::Writer::new(&mut hlsl, &options, &naga::back::hlsl::PipelineOptions::default())
+            .write(&module, &info, None)
+            .unwrap_or_else(|e| panic!("{} to HLSL: {e}", kernel.name));
+        assert!(hlsl.contains("numthreads"), "{}", kernel.name);
+    }
+}
+
+/// Every file of shaders/ is a kernel of the table, and the table has no kernel without a file.
+#[test]
+fn every_shader_file_is_in_the_table() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
+    let mut files: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file())
+        .map(|path| path.file_stem().unwrap().to_string_lossy().into_owned())
+        .collect();
+    files.sort();
+    let mut names: Vec<String> = kernels::ALL.iter().map(|kernel| kernel.name.to_string()).collect();
+    names.sort();
+    assert_eq!(files, names);
+}
+
+/// A kernel's source without its comments.
+fn code(source: &str) -> String {
+    source.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+}
+
+/// tanh overflows to NaN on some drivers and exp is inexact on others: the functions of lib/ stand in for both. An early
+/// return above a barrier is undefined behaviour that naga lets pass, and so is a barrier under a branch on a lane.
+#[test]
+fn kernels_avoid_what_breaks_elsewhere() {
+    for kernel in kernels::ALL {
+        let text = code(&kernel.module(kernel.consts));
+        for word in ["tanh", "exp", "unpack2x16float", "enable", "immediate"] {
+            let mut words = text.split(|c: char| !c.is_alphanumeric() && c != '_');
+            assert!(!words.any(|w| w == word), "{} uses {word:?}", kernel.name);
+        }
+        let own = code(kernel.source);
+        let body = &own[own.find("@compute").unwrap()..];
+        assert!(!body.contains("return"), "{}: no return in an entry point", kernel.name);
+        for (i, line) in body
+            .lines()
+            .enumerate()
+            .filter(|(_, line)| line.contains("workgroupBarrier") || line.contains("workgroup_"))
+        {
+            let before: Vec<&str> = body.lines().take(i).collect();
+            assert!(!under_if(&before), "{}: a barrier under an if, line {:?}", kernel.name, line.trim());
+        }
+    }
+}
+
+/// True when the last of `lines` stand inside an `if` that is still open.
+fn under_if(lines: &[&str]) -> bool {
+    let mut open = Vec::new();
+    for line in lines {
+        for (i, c) in line.char_indices() {
+            match c {
+                '{' => open.push(line[..i].trim_start().starts_with("if ") || line[..i].contains("} else")),
+                '}' => {
+                    open.pop();
+                }
+                _ => {}
+            }
+        }
+    }
+    open.contains(&true)
+}
