@@ -38,7 +38,8 @@ pub enum HubError {
     },
     /// The hub does not know the name, or does not say that it does.
     #[error(
-        "{endpoint} has no public model {repo}{near}{refused}; if it is private, log in with `hf auth login` or set HF_TOKEN"
+        "{endpoint} has no public model {repo}, and no such folder is here{near}{refused}; if it is private, log in with \
+         `hf auth login` or set HF_TOKEN"
     )]
     NoSuchModel {
         /// The hub's name for it.

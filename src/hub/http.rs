@@ -105,7 +105,7 @@ impl<'a> Client<'a> {
 
     /// A HEAD or GET, from byte `from` on, until there is an answer worth having.
     pub fn ask(&mut self, method: &str, url: &str, from: u64) -> Result<Answer, Refusal> {
-        let mut tries = 1;
+        let (mut tries, mut waits) = (1, 0);
         loop {
             let answer = match self.follow(method, url, from) {
                 Ok(answer) => answer,
@@ -131,7 +131,9 @@ impl<'a> Client<'a> {
                     continue;
                 }
                 429 => {
-                    let wait = asked_wait(&answer.headers).unwrap_or(pause(tries));
+                    waits += 1;
+                    // Never less than our own pause: "0 seconds" must not become a flood.
+                    let wait = asked_wait(&answer.headers).unwrap_or_default().max(pause(waits));
                     if wait > LONGEST_WAIT || self.waited + wait > LONGEST_WAITS {
                         let wait = format!(": it asks to wait {} s", wait.as_secs());
                         return Err(Refusal::Other(HubError::TooManyRequests { host: answer.host, wait }));
