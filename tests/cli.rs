@@ -87,27 +87,12 @@ fn extracted(args: &[&str]) -> File {
     read_safetensors(&out)
 }
 
-/// A Python with numpy. The tests need it for one thing: numpy itself must open what we call `.npz`.
-fn python() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let python = std::env::var_os("ACTSCOPE_PYTHON").map_or(root.join("target/venv/bin/python"), PathBuf::from);
-    let answer = std::process::Command::new(&python).args(["-c", "import numpy"]).output();
-    assert!(
-        answer.is_ok_and(|output| output.status.success()),
-        "{} is no Python with numpy; make it with\n  \
-         python3 -m venv target/venv && target/venv/bin/pip install numpy\n\
-         or name another in the environment variable ACTSCOPE_PYTHON",
-        python.display()
-    );
-    python
-}
-
 /// What numpy finds in a file: dtype, shape and bytes of every array, in order.
 fn read_with_numpy(path: &Path) -> Vec<(String, String, Vec<usize>, Vec<u8>)> {
     const SCRIPT: &str = "import sys, json, numpy\n\
         with numpy.load(sys.argv[1], allow_pickle=False) as f:\n    \
             print(json.dumps([[k, f[k].dtype.str, f[k].shape, list(f[k].tobytes())] for k in f.files]))";
-    let output = std::process::Command::new(python()).args(["-c", SCRIPT]).arg(path).output().unwrap();
+    let output = std::process::Command::new(common::python("numpy")).args(["-c", SCRIPT]).arg(path).output().unwrap();
     assert!(output.status.success(), "numpy refuses the file: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
 }

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change lands: formatting, lints, all tests on all devices, docs. On a Debian or Ubuntu
-# machine it installs what is missing: a software Vulkan driver where no GPU adapter answers, and numpy in a venv of its
-# own for the test that reads .npz with it. About 10 minutes from nothing on two cores, most of it compiling.
+# machine it installs what is missing: a C compiler, a software Vulkan driver where no GPU adapter answers, and, in a venv,
+# numpy and huggingface_hub, with which two tests read back what we write. About 10 minutes from nothing on two cores,
+# most of it compiling.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -25,10 +26,10 @@ if ! target/debug/actscope devices --json | grep -q '"device":"gpu"'; then
 fi
 target/debug/actscope devices
 
-if ! target/venv/bin/python -c 'import numpy' 2>/dev/null; then
+if ! target/venv/bin/python -c 'import numpy, huggingface_hub' 2>/dev/null; then
     rm -rf target/venv
     python3 -m venv target/venv 2>/dev/null || { install python3-venv; rm -rf target/venv; python3 -m venv target/venv; }
-    target/venv/bin/pip install --quiet --disable-pip-version-check numpy==2.2.6
+    target/venv/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 fi
 
 cargo fmt --check

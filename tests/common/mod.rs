@@ -117,3 +117,19 @@ pub fn assert_close(what: &str, got: &[f32], want: &[f32], atol: f64, rtol: f64)
         total / got.len() as f64
     );
 }
+
+/// A Python with the package `module`: independent readers for what we write. Made by tools/check.sh; ACTSCOPE_PYTHON names
+/// another.
+pub fn python(module: &str) -> PathBuf {
+    let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv/bin/python");
+    let python = std::env::var_os("ACTSCOPE_PYTHON").map_or(made, PathBuf::from);
+    let answer = std::process::Command::new(&python).args(["-c", &format!("import {module}")]).output();
+    assert!(
+        answer.is_ok_and(|output| output.status.success()),
+        "{} is no Python with {module}; make it with\n  \
+         python3 -m venv target/venv && target/venv/bin/pip install -r tests/requirements.txt\n\
+         or name another in the environment variable ACTSCOPE_PYTHON",
+        python.display()
+    );
+    python
+}

@@ -1,6 +1,6 @@
 //! Downloads that work, however often they are broken off.
 
-use crate::{World, finish, fixture, server};
+use crate::{World, common, finish, fixture, server};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -311,16 +311,10 @@ fn tunnel(to: &str) -> (String, std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
     (url, log)
 }
 
-/// The reference implementation and we read what the other wrote. Only where ACTSCOPE_PYTHON names a Python that has
-/// huggingface_hub: it is no part of what the other tests need.
+/// The reference implementation and we read what the other wrote.
 #[test]
 fn huggingface_hub_and_we_read_each_others_caches() {
-    let python = std::env::var_os("ACTSCOPE_PYTHON").unwrap_or("python3".into());
-    let has = Command::new(&python).args(["-c", "import huggingface_hub"]).output();
-    if !has.is_ok_and(|output| output.status.success()) {
-        println!("left out: {} has no huggingface_hub", python.display());
-        return;
-    }
+    let python = common::python("huggingface_hub");
     let theirs = World::new();
     let fetch =
         "import huggingface_hub as h, sys; [h.hf_hub_download('openai-community/gpt2', f) for f in sys.argv[1:]]";
