@@ -11,7 +11,7 @@ use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// `actscope extract` on the classic checkpoint, 3 blocks wide 32.
 fn extract(args: &[&str]) -> Vec<String> {

@@ -38,9 +38,10 @@ from tokenizer import END_OF_TEXT_ID
 
 CONFIG = Config(n_embd=160, n_head=5)
 
-# The learning rate's share of its peak at these steps, straight lines between. (The last two were
-# placed late, by how fast the machine turned out to be.)
-RATE_KNOTS = [(-1, 0.0), (99, 1.0), (7500, 1.0), (12000, 0.5), (14400, 0.0)]
+# The learning rate's share of its peak at these steps, straight lines between. The last two were
+# placed late, by how fast the machine turned out to be; the last was 14400 until step 12211, so the
+# steps from 12000 to there had a share up to 0.02 higher.
+RATE_KNOTS = [(-1, 0.0), (99, 1.0), (7500, 1.0), (12000, 0.5), (13700, 0.0)]
 LAST_STEP = RATE_KNOTS[-1][0]
 
 # Peak learning rates. Muon's is scaled to AdamW's step size ("match_rms_adamw"), and high while the
