@@ -385,11 +385,10 @@ impl Capture {
             let shape = hooks.shape(site, batch);
             let n = shape.iter().map(|&n| n as u128).product::<u128>();
             let too_much = || HookError::Memory { site: site.name(), bytes: 4 * n };
-            let mut values: Vec<f32> = Vec::new();
             let len = usize::try_from(n).map_err(|_| too_much())?;
-            values.try_reserve_exact(len).map_err(|_| too_much())?;
-            values.resize(len, 0.0);
-            capture.arrays.insert(site, ArrayD::from_shape_vec(IxDyn(&shape), values).map_err(|_| too_much())?);
+            // `zeros` takes memory that the system has zeroed, page by page as it is used, but aborts where there is none.
+            Vec::<f32>::new().try_reserve_exact(len).map_err(|_| too_much())?;
+            capture.arrays.insert(site, ArrayD::zeros(IxDyn(&shape)));
         }
         Ok(capture)
     }

@@ -174,7 +174,7 @@ impl<'a, D: Device> Recorder<'a, D> {
             values.iter_mut().filter(|v| **v == MASKED).for_each(|v| *v = f32::NEG_INFINITY);
         }
         let (Some(array), Some(select)) = (self.capture.get_mut(site), self.hooks.tapped(site)) else { return };
-        let mut values = values.into_iter();
+        let mut rest = values.as_slice();
         for i in text.map_or(self.texts.clone(), |i| i..i + 1) {
             let n_pos = self.batch.texts()[i].len();
             let n_rows = select.positions.as_ref().map_or(n_pos, |p| p[i].len());
@@ -188,7 +188,18 @@ impl<'a, D: Device> Recorder<'a, D> {
                 };
                 of_text.slice_axis_inplace(NdAxis(axis), Slice::from(..own));
             }
-            of_text.iter_mut().zip(&mut values).for_each(|(slot, value)| *slot = value);
+            let mut next = |slots: &mut [f32]| {
+                let (now, later) = rest.split_at(slots.len());
+                slots.copy_from_slice(now);
+                rest = later;
+            };
+            // In one go where no padding lies in between, else row by row.
+            match of_text.as_slice_mut() {
+                Some(slots) => next(slots),
+                None => of_text.rows_mut().into_iter().for_each(|mut row| {
+                    next(row.as_slice_mut().expect("the last axis of a captured array is dense"));
+                }),
+            }
         }
     }
 }
