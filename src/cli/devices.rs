@@ -1,6 +1,6 @@
 //! `actscope devices`: adapters, limits, and which one `auto` picks.
 
-use super::{Failure, human};
+use super::{Failure, size};
 use crate::device::gpu::{self, AdapterInfo};
 use clap::Args;
 use serde_json::json;
@@ -40,8 +40,8 @@ impl Devices {
             writeln!(
                 out,
                 "             largest binding {}, largest buffer {}",
-                human(a.max_binding),
-                human(a.max_buffer)
+                size(a.max_binding),
+                size(a.max_buffer)
             )?;
         }
         if adapters.is_empty() {

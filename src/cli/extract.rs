@@ -1,6 +1,6 @@
 //! `actscope extract`: activations of one or more texts, as a file or a readable summary.
 
-use super::{DeviceArg, Failure, ModelArgs, TextArgs, WeightsArg, human};
+use super::{DeviceArg, Failure, ModelArgs, TextArgs, WeightsArg, size};
 use crate::batch::Batch;
 use crate::hooks::{HookError, Hooks, Select};
 use crate::output::{self, Output, Provenance, Record, summary};
@@ -97,7 +97,7 @@ impl Extract {
             Some(output) => {
                 let path = output.path().display().to_string();
                 let bytes = output.write(&record)?;
-                self.model.say(format_args!("wrote {path}: {} hooks, {}", capture.iter().count(), human(bytes)));
+                self.model.say(format_args!("wrote {path}: {} hooks, {}", capture.iter().count(), size(bytes)));
                 if self.model.json {
                     let hooks: Vec<_> = capture
                         .iter()
@@ -200,14 +200,14 @@ impl Extract {
         }
         let width = rows.iter().map(|(site, _)| site.name().len()).max().unwrap_or(0);
         for (site, shape) in &rows {
-            writeln!(out, "{:width$}  {:<22} {:>12}", site.name(), format!("{shape:?}"), human(bytes(shape)))?;
+            writeln!(out, "{:width$}  {:<22} {:>12}", site.name(), format!("{shape:?}"), size(bytes(shape)))?;
         }
         writeln!(
             out,
             "{} hooks, {} ({total} bytes) of values in memory and in .safetensors or .npz; weights of {}",
             rows.len(),
-            human(total),
-            human(weights)
+            size(total),
+            size(weights)
         )?;
         Ok(())
     }

@@ -311,11 +311,6 @@ fn parse_ids(list: &str) -> Result<Vec<u32>, Failure> {
     list.split([' ', ',', '\t', '\n']).filter(|word| !word.is_empty()).map(parse).collect()
 }
 
-/// Bytes as people read them.
-fn human(bytes: u64) -> String {
-    indicatif::HumanBytes(bytes).to_string()
-}
-
 /// Bytes in three digits and powers of ten, as the hub and disks count them.
 fn size(bytes: u64) -> String {
     let (mut value, mut units) = (bytes as f64, ["B", "kB", "MB", "GB", "TB"].iter());
