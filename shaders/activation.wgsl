@@ -15,7 +15,7 @@ fn f(x: f32) -> f32 {
     switch FUNCTION {
         case 0u: { return gelu_tanh(x); }
         case 1u: { return gelu_erf(x); }
-        case 2u: { return max(x, 0.0); }
+        case 2u: { return select(x, 0.0, x < 0.0); } // max would turn NaN into 0
         case 3u: { return x * sigmoid(x); }
         default: { return x * sigmoid(1.702 * x); }
     }

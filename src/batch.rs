@@ -60,23 +60,35 @@ impl Batch {
             return Err(BatchError::NoTexts);
         }
         let mut batch = Batch { ids: Vec::new(), positions: Vec::new(), texts: Vec::new() };
-        for (i, ids) in texts.iter().enumerate() {
-            let (text, ids) = (i, ids.as_ref());
-            if ids.is_empty() {
-                return Err(BatchError::Empty { text });
-            }
-            if ids.len() > config.n_positions {
-                return Err(BatchError::TooLong { text, tokens: ids.len(), n_positions: config.n_positions });
-            }
-            if let Some(&id) = ids.iter().find(|&&id| id as usize >= config.vocab_size) {
-                return Err(BatchError::Id { text, id, vocab_size: config.vocab_size });
-            }
+        for ids in texts.iter().map(AsRef::as_ref) {
             let start = batch.ids.len();
             batch.ids.extend_from_slice(ids);
             batch.positions.extend(0..ids.len() as u32);
             batch.texts.push(start..batch.ids.len());
         }
+        batch.check(config)?;
         Ok(batch)
+    }
+
+    /// Holds every text against a model, which may be another one than it was made for.
+    ///
+    /// # Errors
+    /// [`BatchError`] names the text at fault.
+    pub fn check(&self, config: &Config) -> Result<(), BatchError> {
+        let Config { n_positions, vocab_size, .. } = *config;
+        for (text, rows) in self.texts.iter().enumerate() {
+            let tokens = rows.len();
+            if tokens == 0 {
+                return Err(BatchError::Empty { text });
+            }
+            if tokens > n_positions {
+                return Err(BatchError::TooLong { text, tokens, n_positions });
+            }
+            if let Some(&id) = self.ids_of(text).iter().find(|&&id| id as usize >= vocab_size) {
+                return Err(BatchError::Id { text, id, vocab_size });
+            }
+        }
+        Ok(())
     }
 
     /// The tokens of all texts, one row each.

@@ -104,6 +104,9 @@ pub enum HookError {
         /// Values of the whole window.
         all: usize,
     },
+    /// A request that was made for another model.
+    #[error("these hooks were made for a model of another shape; make them with this model's `files().hooks()`")]
+    OtherModel,
     /// An edit that would never apply.
     #[error("{site}: the edit's window holds nothing, so it would change nothing")]
     Nothing {
@@ -258,6 +261,12 @@ impl Hooks {
         Ok(())
     }
 
+    /// # Errors
+    /// [`HookError::OtherModel`] when this request was not made for a model of this shape.
+    pub fn check_model(&self, config: &Config) -> Result<(), HookError> {
+        if self.config == *config { Ok(()) } else { Err(HookError::OtherModel) }
+    }
+
     /// The checks that need the batch: that every position exists and every edit's values fit.
     fn check_batch(&self, batch: &Batch) -> Result<(), HookError> {
         let edits = self.edits.iter().map(|(site, select, _)| (site, select));
@@ -286,7 +295,10 @@ impl Hooks {
         }
         for (site, select, edit) in &self.edits {
             let windows = self.windows(*site, select, batch, 0..batch.texts().len());
-            let (row, all) = (windows[0].1.cols.len(), windows.iter().map(|(_, w)| w.len()).sum());
+            let all = windows.iter().map(|(_, w)| w.len()).sum();
+            // One row can serve all only where all rows are equally long; those of patterns are as long as their text.
+            let mut widths = windows.iter().filter(|(_, w)| !w.is_empty()).map(|(_, w)| w.cols.len());
+            let row = widths.next().filter(|first| widths.all(|other| other == *first)).unwrap_or(all);
             if all == 0 {
                 return Err(HookError::Nothing { site: site.name() });
             }

@@ -14,6 +14,7 @@ use crate::sites::Site;
 use crate::text::{Text, TextError, Token};
 use crate::weights::{Checkpoint, WeightsError};
 use ndarray::{Array2, Axis, Ix3};
+use std::path::PathBuf;
 use std::rc::Rc;
 use thiserror::Error;
 
@@ -103,6 +104,20 @@ impl Files {
     /// Where it was found.
     pub fn source(&self) -> &Source {
         &self.source
+    }
+
+    /// Every file that belongs to the model, whether it was needed or not.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        const BESIDE: [&str; 5] =
+            ["config.json", "model.safetensors.index.json", "tokenizer.json", "vocab.json", "merges.txt"];
+        match &self.source {
+            #[cfg(feature = "demo")]
+            Source::Demo => Vec::new(),
+            Source::Folder(folder) | Source::Cache(folder) => {
+                let beside = BESIDE.iter().map(|name| folder.join(name));
+                beside.chain(self.checkpoint.files().map(PathBuf::from)).collect()
+            }
+        }
     }
 
     /// Sizes and switches.
@@ -243,6 +258,8 @@ impl Session {
         hooks: &Hooks,
         progress: Option<&dyn Fn(usize, usize)>,
     ) -> Result<Capture, Error> {
+        hooks.check_model(self.files.config())?;
+        batch.check(self.files.config())?;
         on_engine!(&self.engine, (dev, params) => {
             let groups = batch.groups(model::max_tokens(dev, self.files.config(), hooks).min(MAX_TOKENS));
             let per_group = hooks.blocks();

@@ -825,3 +825,22 @@ fn summary_shows_a_line_break_once_escaped() {
     assert!(text.contains(" \"\\n\" "), "{text}");
     assert!(run_well(["tokens", "a\nb", "-q"]).contains("\"\\n\""));
 }
+
+/// Neither the model's own files nor the texts may be what `--out` replaces. Seen red with only the weights looked at.
+#[test]
+fn a_run_does_not_replace_what_it_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(Path::new(CLASSIC).join(file), folder.path().join(file)).unwrap();
+    }
+    std::fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
+    let model = folder.path().display().to_string();
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        let path = folder.path().join(file);
+        let before = std::fs::read(&path).unwrap();
+        let output = run(["extract", "-m", &model, "--ids", "1 2", "-o", &path.display().to_string()]);
+        assert_eq!(output.status.code(), Some(2), "{file}: {}", stderr(&output));
+        assert!(stderr(&output).contains(file));
+        assert_eq!(std::fs::read(&path).unwrap(), before, "{file}");
+    }
+}

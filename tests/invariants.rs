@@ -193,6 +193,24 @@ fn windows_are_slices() {
     }
 }
 
+/// More windows than one submit has room for dispatches: one token each of many texts. Seen red:
+/// the submit that makes room in between mapped the staging buffer that was still being filled.
+#[test]
+fn windows_may_be_many() {
+    let ids: Vec<Vec<u32>> = (0..1100).map(|i| vec![i % 101, (7 * i) % 101, 3]).collect();
+    for choice in DEVICES {
+        let session = session(choice);
+        let whole = run(&session, &ids, |hooks| {
+            hooks.tap_at(Site::V(0), Select::all()).unwrap();
+        });
+        let firsts = run(&session, &ids, |hooks| {
+            hooks.tap_at(Site::V(0), Select::all().positions(vec![vec![1]; 1100])).unwrap();
+        });
+        let (whole, firsts) = (whole.get(Site::V(0)).unwrap(), firsts.get(Site::V(0)).unwrap());
+        assert_eq!(firsts.index_axis(Axis(1), 0), whole.index_axis(Axis(1), 1), "{choice:?}");
+    }
+}
+
 /// An edit of one head of z at one position is an edit of nothing else.
 #[test]
 fn an_edit_touches_its_window_only() {
@@ -245,6 +263,19 @@ fn requests_that_make_no_sense_are_refused() {
         refused(Select::all().positions(vec![vec![0], vec![1], vec![0], vec![0]]), Edit::Zero).contains("positions")
     );
     assert!(refused(Select::all().positions(vec![vec![]; 4]), Edit::Zero).contains("nothing"));
+
+    // Rows of patterns are as long as their text: one row cannot serve texts of different length.
+    let mut hooks = session.files().hooks();
+    hooks.edit_at(Site::Pattern(0), Select::all(), Edit::Replace(vec![0.5; 12])).unwrap();
+    assert!(session.run(&batch, &hooks).unwrap_err().to_string().contains("12 values"));
+
+    // What was made for another model is not run on this one.
+    let other = Files::open(&fixtures().join("odd_bf16_sharded").to_string_lossy()).unwrap();
+    let mut hooks = other.hooks();
+    hooks.tap("resid_post.0").unwrap();
+    assert!(session.run(&batch, &hooks).unwrap_err().to_string().contains("another shape"));
+    let other = other.on(Choice::Cpu, None).unwrap();
+    assert!(matches!(other.run(&batch, &hooks), Err(actscope::Error::Batch(_))));
 }
 
 /// The reference, writing down what is asked of it.

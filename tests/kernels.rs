@@ -313,6 +313,25 @@ fn softmax_survives_huge_and_one_hot_rows() {
     devices.hold("attention_pattern", &case!(x: Host => |dev| dev.attention_pattern(&x.on(dev))), 1e-7, 1e-6);
 }
 
+/// A NaN is never turned into a number: silence would be worse. Seen red on llvmpipe with `exp_f32` as it was, whose clamp
+/// made it 1e-38.
+#[test]
+fn nan_stays_nan() {
+    fn check<D: Device>(dev: &D) {
+        let x = Host { rows: 2, cols: 3, values: vec![1.0, f32::NAN, 2.0, 0.0, 1.0, f32::MIN] };
+        let pattern = read_all(dev, &dev.attention_pattern(&x.on(dev)));
+        assert!(pattern[..3].iter().all(|v| v.is_nan()) && pattern[3..].iter().all(|v| v.is_finite()), "{pattern:?}");
+        for f in Activation::ALL {
+            let y = read_all(dev, &dev.activation(&x.on(dev), f));
+            assert!(y[1].is_nan() && y[0].is_finite(), "{f:?}: {y:?}");
+        }
+    }
+    let devices = Devices::open();
+    check(&Reference);
+    check(&devices.cpu);
+    check(&devices.gpu);
+}
+
 #[test]
 fn activation() {
     let devices = Devices::open();

@@ -16,5 +16,7 @@ fn exp_f32(x: f32) -> f32 {
     e = e * r + 0.5;
     e = e * r * r + r + 1.0;
     let result = e * bitcast<f32>(u32(i32(n) + 127) << 23u);
-    return select(result, 0.0, x < -87.0);
+    // NaN stays NaN: clamp may turn it into a bound. Its bits are looked at, since x != x can be optimised away.
+    let is_nan = (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u;
+    return select(select(result, 0.0, x < -87.0), x, is_nan);
 }

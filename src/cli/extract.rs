@@ -117,7 +117,7 @@ impl Extract {
     fn refuse_to_overwrite_inputs(&self, path: &std::path::Path, files: &Files) -> Result<(), Failure> {
         let Ok(path) = path.canonicalize() else { return Ok(()) };
         let same = |input: &PathBuf| input.canonicalize().is_ok_and(|input| input == path);
-        let read = files.checkpoint().files().map(PathBuf::from).chain(self.texts.file.clone());
+        let read = files.paths().into_iter().chain(self.texts.file.clone());
         match read.into_iter().find(same) {
             Some(input) => Err(Failure::Usage(format!(
                 "--out {} is a file that this run reads; choose another name",

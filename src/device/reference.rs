@@ -52,7 +52,13 @@ fn activate(x: f64, f: Activation) -> f64 {
         }
         // erfc rather than 1 + erf: the same function, exact in the tail.
         Activation::GeluErf => 0.5 * x * libm::erfc(-x / std::f64::consts::SQRT_2),
-        Activation::Relu => x.max(0.0),
+        Activation::Relu => {
+            if x < 0.0 {
+                0.0
+            } else {
+                x
+            }
+        }
         Activation::Silu => x * sigmoid(x),
         Activation::QuickGelu => x * sigmoid(1.702 * x),
     }

@@ -150,9 +150,17 @@ impl Output {
             _ => return Err(OutputError::Format { path: path.into() }),
         };
         let fail = |detail: String| OutputError::Write { path: path.into(), detail };
-        let path = if path.is_symlink() { path.canonicalize().unwrap_or_else(|_| path.into()) } else { path.into() };
+        let path = match std::fs::read_link(path) {
+            // To where it leads in the end, or at least one step where it leads nowhere.
+            Ok(to) => path.canonicalize().unwrap_or_else(|_| path.parent().unwrap_or(Path::new("")).join(to)),
+            Err(_) => path.to_path_buf(),
+        };
         if path.exists() && !path.is_file() {
             return Err(fail("it is there and is no file".into()));
+        }
+        if path.exists() {
+            // A file that may not be written is not replaced either.
+            File::options().append(true).open(&path).map_err(|e| fail(e.to_string()))?;
         }
         let beside = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let folder = Unfinished::create(beside).map_err(|e| fail(e.to_string()))?;

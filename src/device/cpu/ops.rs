@@ -216,7 +216,8 @@ pub fn activation(f: Activation) -> fn(f32) -> f32 {
     match f {
         Activation::GeluTanh => |x| x * sigmoid(2.0 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2 * (x + 0.044_715 * x * x * x)),
         Activation::GeluErf => |x| 0.5 * x * libm::erfcf(-x * FRAC_1_SQRT_2),
-        Activation::Relu => |x| x.max(0.0),
+        // Not `max`, which would turn NaN into 0.
+        Activation::Relu => |x| if x < 0.0 { 0.0 } else { x },
         Activation::Silu => |x| x * sigmoid(x),
         Activation::QuickGelu => |x| x * sigmoid(1.702 * x),
     }

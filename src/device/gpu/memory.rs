@@ -6,6 +6,7 @@
 
 use crate::device::{DeviceError, Dtype, Weight};
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -14,26 +15,25 @@ pub(super) struct Pool {
     device: wgpu::Device,
     usage: wgpu::BufferUsages,
     label: &'static str,
-    free: RefCell<Vec<wgpu::Buffer>>,
+    free: RefCell<VecDeque<wgpu::Buffer>>,
 }
 
 impl Pool {
     pub(super) fn new(device: &wgpu::Device, usage: wgpu::BufferUsages, label: &'static str) -> Rc<Pool> {
-        Rc::new(Pool { device: device.clone(), usage, label, free: RefCell::new(Vec::new()) })
+        Rc::new(Pool { device: device.clone(), usage, label, free: RefCell::default() })
     }
 
     /// A buffer of at least `bytes`: the smallest free one that is not more than twice as large, or a new one.
     fn take(self: &Rc<Pool>, bytes: u64) -> Pooled {
-        // Copies and bindings work in fours; coarser steps let sizes that nearly agree share buffers.
-        let size = bytes.max(4).next_multiple_of(4096);
+        let size = size_class(bytes);
         let mut free = self.free.borrow_mut();
         let fits = free
             .iter()
             .enumerate()
             .filter(|(_, b)| (size..=2 * size).contains(&b.size()))
             .min_by_key(|(_, b)| b.size());
-        let buffer = match fits.map(|(i, _)| i) {
-            Some(i) => free.swap_remove(i),
+        let buffer = match fits.map(|(i, _)| i).and_then(|i| free.remove(i)) {
+            Some(buffer) => buffer,
             None => self.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some(self.label),
                 size,
@@ -53,8 +53,22 @@ pub(super) struct Pooled {
 
 impl Drop for Pooled {
     fn drop(&mut self) {
-        self.pool.free.borrow_mut().push(self.buffer.clone());
+        let mut free = self.pool.free.borrow_mut();
+        free.push_back(self.buffer.clone());
+        // What has lain there longest goes, so that texts of many lengths do not each leave their buffers behind.
+        while free.len() > 1 && free.iter().map(wgpu::Buffer::size).sum::<u64>() > FREE_BYTES {
+            free.pop_front();
+        }
     }
+}
+
+/// Bytes that a pool keeps for later.
+const FREE_BYTES: u64 = 256 << 20;
+
+/// Four sizes per power of two, so that sizes that nearly agree share buffers; at least a page.
+fn size_class(bytes: u64) -> u64 {
+    let step = (bytes.max(4096).next_power_of_two() / 8).max(1024);
+    bytes.max(4096).next_multiple_of(step)
 }
 
 /// A matrix [rows, cols] of f32 in a pooled buffer, row-major, without padding.
@@ -108,7 +122,8 @@ impl Matrix {
         let dtype = if weight.rows == 1 { Dtype::F32 } else { weight.dtype };
         let stride = weight.cols.next_multiple_of(8);
         let row_bytes = stride * dtype.size();
-        let rows_at_once = (max_binding as usize / row_bytes).min(weight.rows);
+        // At most as many rows as one dimension of a dispatch has tiles for, 64 rows each.
+        let rows_at_once = (max_binding as usize / row_bytes).min(weight.rows).min(64 * 65_535);
         if rows_at_once == 0 {
             return Err(DeviceError::TooLarge {
                 name: weight.name.clone(),

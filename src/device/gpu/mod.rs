@@ -73,8 +73,8 @@ impl Gpu {
         let staging_usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         Ok(Gpu {
             info: adapter::describe(&adapter),
-            // Kernels count in u32.
-            max_binding: device.limits().max_storage_buffer_binding_size.min(u32::MAX.into()),
+            // Kernels count in u32, and Metal tells them a binding's size in one.
+            max_binding: device.limits().max_storage_buffer_binding_size.min(1 << 31),
             max_buffer: device.limits().max_buffer_size,
             tensors: Pool::new(&device, usage, "tensor"),
             staging: Pool::new(&device, staging_usage, "staging"),

@@ -95,7 +95,8 @@ impl Recording {
         assert_eq!(variant.kernel.params, P::FIELDS, "{}: these are another kernel's parameters", variant.kernel.name);
         assert_eq!(variant.kernel.bindings.len(), bindings.len(), "{}", variant.kernel.name);
         if self.slots.borrow().len() == SLOT * SLOTS {
-            self.submit();
+            // The staging buffers stay open: what is being recorded may go on filling them.
+            self.send();
         }
         let pipeline = self.pipeline(variant);
         let of_params = Binding { buffer: &self.arena, offset: 0, size: size_of::<P>() as u64 };
@@ -138,10 +139,23 @@ impl Recording {
 
     /// Sends everything recorded to the device and asks for the maps of what it will have copied.
     pub(super) fn submit(&self) {
-        let commands = std::mem::take(&mut *self.commands.borrow_mut());
-        if commands.is_empty() {
+        if self.commands.borrow().is_empty() && self.staging.borrow().is_empty() {
             return;
         }
+        let index = self.send();
+        for staging in self.staging.borrow_mut().drain(..) {
+            staging.map(index.clone());
+        }
+        let (tell, done) = futures_channel::oneshot::channel();
+        // Nobody listens once the run is given up.
+        self.queue.on_submitted_work_done(move || {
+            let _ = tell.send(());
+        });
+        self.running.borrow_mut().push_back(Submitted { index, done });
+    }
+
+    fn send(&self) -> wgpu::SubmissionIndex {
+        let commands = std::mem::take(&mut *self.commands.borrow_mut());
         let slots = std::mem::take(&mut *self.slots.borrow_mut());
         if !slots.is_empty() {
             self.queue.write_buffer(&self.arena, 0, &slots);
@@ -162,16 +176,7 @@ impl Recording {
                 rest = &rest[1..];
             }
         }
-        let index = self.queue.submit([encoder.finish()]);
-        for staging in self.staging.borrow_mut().drain(..) {
-            staging.map(index.clone());
-        }
-        let (tell, done) = futures_channel::oneshot::channel();
-        // Nobody listens once the run is given up.
-        self.queue.on_submitted_work_done(move || {
-            let _ = tell.send(());
-        });
-        self.running.borrow_mut().push_back(Submitted { index, done });
+        self.queue.submit([encoder.finish()])
     }
 
     /// Waits until at most `running` submits are not done.
