@@ -166,10 +166,11 @@ impl Hooks {
     /// [`HookError::Window`] for a part it does not have, [`HookError::Twice`] for a second, different part.
     pub fn tap_at(&mut self, site: Site, select: Select) -> Result<&mut Hooks, HookError> {
         self.check(site, &select)?;
-        match self.taps.insert(site, select.clone()) {
-            Some(before) if before != select => Err(HookError::Twice { site: site.name() }),
-            _ => Ok(self),
+        if self.taps.get(&site).is_some_and(|before| *before != select) {
+            return Err(HookError::Twice { site: site.name() });
         }
+        self.taps.insert(site, select);
+        Ok(self)
     }
 
     /// Narrows every tap to these positions, one list per text.

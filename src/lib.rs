@@ -1,7 +1,7 @@
 //! See inside GPT-2: every activation by name, by token, on your own GPU, with numbers you can trust.
 //!
 //! ```
-//! use actscope::{Select, Session, Site};
+//! use actscope::{Session, Site};
 //!
 //! // A name (`demo`, `gpt2`, `owner/name@revision`) or a checkpoint's folder, on the device that suits this machine.
 //! let session = Session::open("demo")?;

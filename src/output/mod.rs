@@ -181,21 +181,28 @@ impl Output {
         let fail = |detail: String| OutputError::Write { path: self.path.clone(), detail };
         let failed = |e: std::io::Error| fail(e.to_string());
         let part = self.folder.path().join("part");
-        let mut out = BufWriter::with_capacity(1 << 20, File::create(&part).map_err(failed)?);
-        let of_new = std::fs::metadata(&part).map_err(failed)?.permissions();
-        match self.format {
-            Format::Safetensors => safetensors::write(record, &part).map_err(fail)?,
-            Format::Npz => npz::write(record, &mut out).map_err(fail)?,
-            Format::Json => json::write(record, &mut out).map_err(failed)?,
-            Format::Csv => csv::write(record, &mut out).map_err(failed)?,
-        }
-        out.flush().map_err(failed)?;
+        // Made and closed: it tells what permissions a new file gets here.
+        let of_new = File::create(&part).and_then(|file| file.metadata()).map_err(failed)?.permissions();
+        let written = match self.format {
+            Format::Safetensors => safetensors::write(record, &part),
+            Format::Npz => buffered(&part, |out| npz::write(record, out)),
+            Format::Json => buffered(&part, |out| json::write(record, out).map_err(|e| e.to_string())),
+            Format::Csv => buffered(&part, |out| csv::write(record, out).map_err(|e| e.to_string())),
+        };
+        written.map_err(fail)?;
         let permissions = std::fs::metadata(&self.path).map_or(of_new, |old| old.permissions());
         std::fs::set_permissions(&part, permissions).map_err(failed)?;
         let bytes = std::fs::metadata(&part).map_err(failed)?.len();
         std::fs::rename(&part, &self.path).map_err(failed)?;
         Ok(bytes)
     }
+}
+
+/// Writes a file through a buffer, to its last byte.
+fn buffered(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<(), String>) -> Result<(), String> {
+    let mut out = BufWriter::with_capacity(1 << 20, File::create(path).map_err(|e| e.to_string())?);
+    write(&mut out)?;
+    out.flush().map_err(|e| e.to_string())
 }
 
 /// The folder of a file that is not finished. It goes when it is dropped, and when [`abandon`] is called.

@@ -3,6 +3,7 @@
 //! Read next: `kernels.rs` for the table of kernels, `record.rs` for how work is sent, `memory.rs` for buffers.
 
 mod adapter;
+mod fault;
 pub mod kernels;
 mod memory;
 mod record;
@@ -11,12 +12,13 @@ pub use adapter::{AdapterInfo, list as adapters};
 pub use memory::{Matrix, Tensor};
 
 use super::{Activation, Device, DeviceError, DeviceInfo, Edit, Heads, Limits, Weight, Window};
+use fault::Fault;
 use kernels::Kernel;
 use memory::{Chunk, Pool, Staging};
 use record::{Binding, Recording, Variant};
 use std::ops::Range;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// At most this many rows go through the kernels made for few rows.
 const FEW_ROWS: usize = 8;
@@ -37,7 +39,7 @@ pub struct Gpu {
     tensors: Rc<Pool>,
     staging: Rc<Pool>,
     recording: Recording,
-    fault: Arc<Mutex<Option<String>>>,
+    fault: Fault,
 }
 
 /// Values on their way: where in a staging buffer they will be.
@@ -54,19 +56,14 @@ impl Gpu {
     /// [`DeviceError::NoAdapter`] or [`DeviceError::Request`].
     pub async fn open(hardware_only: bool) -> Result<Gpu, DeviceError> {
         let (adapter, device, queue) = adapter::open(hardware_only).await?;
-        let fault: Arc<Mutex<Option<String>>> = Arc::default();
-        let keep = |fault: &Arc<Mutex<Option<String>>>, detail: String| {
-            let mut slot = fault.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            // The first fault is the cause; what follows are its consequences.
-            slot.get_or_insert(detail);
-        };
+        let fault = Fault::default();
         let on_error = fault.clone();
-        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| keep(&on_error, e.to_string())));
+        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| on_error.keep(e.to_string())));
         let on_lost = fault.clone();
         device.set_device_lost_callback(move |reason, message| {
             // Dropping the device "loses" it too, at the end of every run.
             if reason != wgpu::DeviceLostReason::Destroyed {
-                keep(&on_lost, format!("the device was lost: {message}"));
+                on_lost.keep(format!("the device was lost: {message}"));
             }
         });
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
@@ -75,7 +72,8 @@ impl Gpu {
             info: adapter::describe(&adapter),
             // Kernels count in u32, and Metal tells them a binding's size in one.
             max_binding: device.limits().max_storage_buffer_binding_size.min(1 << 31),
-            max_buffer: device.limits().max_buffer_size,
+            // Pooled sizes are rounded up, at most to a power of two.
+            max_buffer: 1 << device.limits().max_buffer_size.max(1).ilog2(),
             tensors: Pool::new(&device, usage, "tensor"),
             staging: Pool::new(&device, staging_usage, "staging"),
             recording: Recording::new(&device, &queue),
@@ -83,20 +81,6 @@ impl Gpu {
             queue,
             fault,
         })
-    }
-
-    /// Keeps a fault of our own making, as the driver's are kept.
-    fn keep_fault(&self, detail: String) {
-        self.fault.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert(detail);
-    }
-
-    /// A result, or the first fault there was: what comes after one is not to be believed.
-    fn or_fault<T>(&self, result: Result<T, String>) -> Result<T, DeviceError> {
-        let fault = self.fault.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
-        match (fault, result) {
-            (Some(detail), _) | (None, Err(detail)) => Err(DeviceError::Fault { detail }),
-            (None, Ok(value)) => Ok(value),
-        }
     }
 
     /// The whole of a tensor.
@@ -122,7 +106,7 @@ impl Gpu {
     /// The one buffer of a weight that operations do not cut.
     fn uncut<'a>(&self, w: &'a Matrix) -> Binding<'a> {
         if w.chunks.len() > 1 {
-            self.keep_fault(format!(
+            self.fault.keep(format!(
                 "the weight {:?} is larger than one binding of this adapter ({} bytes)",
                 w.name, self.max_binding
             ));
@@ -489,11 +473,11 @@ impl Device for Gpu {
     }
 
     async fn settle(&self, running: usize) -> Result<(), DeviceError> {
-        self.or_fault(self.recording.settle(running).await)
+        self.fault.or(self.recording.settle(running).await)
     }
 
     async fn read(&self, staged: Staged) -> Result<Vec<f32>, DeviceError> {
-        self.or_fault(staged.staging.read(&self.device, staged.at, staged.len).await)
+        self.fault.or(staged.staging.read(&self.device, staged.at, staged.len).await)
     }
 }
 
