@@ -163,7 +163,8 @@ impl Files {
     /// [`Error::Text`] without a tokenizer, [`Error::Batch`] for empty or too long texts.
     pub fn encode(&self, texts: &[&str]) -> Result<Batch, Error> {
         let text = self.text()?;
-        let encode = |(i, t): (usize, &&str)| text.check_length(i, t, self.config().n_positions).and_then(|()| text.encode(t));
+        let encode =
+            |(i, t): (usize, &&str)| text.check_length(i, t, self.config().n_positions).and_then(|()| text.encode(t));
         let ids = texts.iter().enumerate().map(encode).collect::<Result<Vec<_>, _>>()?;
         Ok(Batch::new(&ids, self.config())?)
     }

@@ -48,7 +48,7 @@ fn run_limited(args: &[OsString]) -> Output {
     let program = assert_cmd::cargo::cargo_bin("actscope");
     let mut command = if cfg!(target_os = "linux") {
         let mut shell = assert_cmd::Command::new("sh");
-        shell.args(["-c", "ulimit -v 3145728 -d 262144 && exec \"$0\" \"$@\""]).arg(program);
+        shell.args(["-c", "ulimit -v 3145728 && ulimit -d 262144 && exec \"$0\" \"$@\""]).arg(program);
         shell
     } else {
         assert_cmd::Command::new(program)
@@ -798,6 +798,20 @@ fn bad_texts() {
             ("long_second", [b"one\n", " a".repeat(300).as_bytes(), b"\n"].concat().as_slice()),
         ],
     );
+}
+
+/// Cutting takes a hundred times a text's size in memory; this one is refused by its length. (Cut, it passed the limit of
+/// 256 MiB.)
+#[test]
+fn a_text_that_can_never_fit() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("one_line.txt");
+    std::fs::write(&file, "All work and no play makes Jack a dull boy. ".repeat(1 << 20)).unwrap();
+    for command in ["extract", "tokens"] {
+        let output = run_limited(&[command.into(), "--file".into(), file.clone().into()]);
+        let wrong = complaints(&output, "text 0 has 46137344 bytes");
+        assert!(wrong.is_empty(), "{command}: {}", wrong.join("\n"));
+    }
 }
 
 #[test]

@@ -23,7 +23,8 @@ impl Fault {
 
     /// Keeps that the device is gone.
     pub(super) fn lost(&self, message: &str) {
-        let detail = if message.is_empty() { "the device was lost".into() } else { format!("the device was lost: {message}") };
+        let detail =
+            if message.is_empty() { "the device was lost".into() } else { format!("the device was lost: {message}") };
         self.kept().lost.get_or_insert(one_line(&detail));
     }
 
