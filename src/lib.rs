@@ -38,7 +38,8 @@ pub mod sites;
 pub mod text;
 pub mod weights;
 
+pub use capture::Capture;
 pub use device::{Choice, Edit};
-pub use hooks::{Capture, Hooks, Select};
+pub use hooks::{Hooks, Select};
 pub use session::{Error, Files, Session};
 pub use sites::Site;

@@ -272,15 +272,23 @@ fn whatever_is_typed_is_answered() {
         name
     });
     let pattern = prop_oneof![broken_name, "\\PC{0,40}", "[*?a-z._0-9]{0,60}"];
-    runner(300).run(&pattern, |s| Ok(fuzz::hook_pattern(s.as_bytes()))).unwrap_or_else(|e| panic!("{e}"));
+    let all = |strategy: BoxedStrategy<String>, cases: u32, body: fn(&[u8])| {
+        let one = |s: String| {
+            body(s.as_bytes());
+            Ok(())
+        };
+        runner(cases).run(&strategy, one).unwrap_or_else(|e| panic!("{e}"));
+    };
+    all(pattern.boxed(), 300, fuzz::hook_pattern);
     let selector = prop_oneof!["[-.0-9\"]{0,24}", "\\PC{0,20}", " ?(The|cat|3)\n-?[0-9]{1,20}\\.\\.-?[0-9]{0,20}"];
-    runner(2000).run(&selector, |s| Ok(fuzz::token_selector(s.as_bytes()))).unwrap_or_else(|e| panic!("{e}"));
+    all(selector.boxed(), 2000, fuzz::token_selector);
 }
 
 /// The fuzz targets' seeds, and every finding that was added to them, through the same code that is fuzzed.
 #[test]
 fn fuzz_seeds() {
-    let bodies: [(&str, fn(&[u8])); 6] = [
+    type Body = fn(&[u8]);
+    let bodies: [(&str, Body); 6] = [
         ("config", fuzz::config),
         ("safetensors", fuzz::safetensors),
         ("shard_index", fuzz::shard_index),
