@@ -27,6 +27,7 @@ pub mod config;
 pub mod device;
 pub mod hooks;
 pub mod hub;
+pub mod lens;
 pub mod model;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod output;
