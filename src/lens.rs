@@ -78,7 +78,7 @@ pub(crate) async fn read<D: Device>(
             let values = padded.slice_move(ndarray::s![..ids.len(), ..]);
             texts.push(match is_last {
                 true => readings(values.as_slice().expect("a text's rows are dense"), 0, ids, values.ncols(), top),
-                false => decode(dev, params, values, ids, top).await?,
+                false => decode(dev, params, values, ids, top, PART).await?,
             });
         }
         rows.push(LensRow { site, texts });
@@ -87,13 +87,15 @@ pub(crate) async fn read<D: Device>(
     Ok(rows)
 }
 
-/// One stream [P, D] of one text through ln_f and the unembedding. While a part is read here, the device works on the next.
+/// One stream [P, D] of one text through ln_f and the unembedding, at most `part` logits at once (a row at least). While a
+/// part is read here, the device works on the next.
 async fn decode<D: Device>(
     dev: &D,
     params: &Params<D>,
     stream: ArrayView2<'_, f32>,
     ids: &[u32],
     top: usize,
+    part: usize,
 ) -> Result<Vec<Reading>, RunError> {
     let config = params.config();
     let (ln_f, unembedding) = (params.ln_f(dev)?, params.unembedding(dev)?);
@@ -104,7 +106,7 @@ async fn decode<D: Device>(
     let x = dev.layer_norm(&x, &ln_f.weight, &ln_f.bias, config.layer_norm_epsilon);
 
     let n_vocab = config.vocab_size;
-    let rows_at_once = (PART.min(dev.limits().in_parts) / n_vocab).max(1);
+    let rows_at_once = (part.min(dev.limits().in_parts) / n_vocab).max(1);
     let mut read = Vec::with_capacity(n_pos);
     let mut under_way = None;
     for start in (0..n_pos).step_by(rows_at_once) {
@@ -182,6 +184,24 @@ mod tests {
         let next = next.unwrap();
         assert_eq!((next.id, next.rank), (3, 3));
         assert!((next.probability - 0.125).abs() < 1e-5);
+    }
+
+    #[test]
+    fn parts_join_without_a_seam() {
+        use crate::device::reference::Reference;
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/classic");
+        let checkpoint = crate::weights::Checkpoint::open(folder.as_ref()).unwrap();
+        let (n_vocab, width) = (checkpoint.config().vocab_size, checkpoint.config().n_embd);
+        let params = Params::<Reference>::new(std::rc::Rc::new(checkpoint), None);
+        let stream = ndarray::Array2::from_shape_fn((7, width), |(p, d)| ((p * 31 + d * 17) % 23) as f32 - 11.0);
+        let ids = [3, 1, 4, 1, 5, 9, 2];
+        let in_parts = |part| pollster::block_on(decode(&Reference, &params, stream.view(), &ids, 3, part)).unwrap();
+        let whole = in_parts(usize::MAX);
+        assert_eq!(whole.len(), 7);
+        assert_eq!(whole.iter().map(|r| r.next.map(|n| n.id)).collect::<Vec<_>>(), [1, 4, 1, 5, 9, 2].map(Some).into_iter().chain([None]).collect::<Vec<_>>());
+        for part in [1, 2 * n_vocab, 3 * n_vocab + 1] {
+            assert_eq!(in_parts(part), whole, "{part} logits at once");
+        }
     }
 
     #[test]
