@@ -123,11 +123,22 @@ const LONGEST_LABEL: usize = 18;
 const HEADING: f32 = 52.0;
 const BLACK: Rgb = Rgb(0, 0, 0);
 
-/// Writes the heading into a scene of this width.
-fn draw_heading(scene: &mut Scene, heading: &Heading, width: f32) {
+/// Says that neighbours share a cell where there are fewer cells than values; empty where there are not.
+fn shared(values: (usize, usize), cells: (usize, usize)) -> String {
+    let (down, across) = (values.0.div_ceil(cells.0.max(1)), values.1.div_ceil(cells.1.max(1)));
+    match (down, across) {
+        (1, 1) => String::new(),
+        (1, n) | (n, 1) => format!("; each cell is the strongest of up to {n} values"),
+        _ => format!("; each cell is the strongest of up to {down} x {across} values"),
+    }
+}
+
+/// Writes the heading into a scene of this width, with a note behind what is shown.
+fn draw_heading(scene: &mut Scene, heading: &Heading, note: &str, width: f32) {
     let text = format!("\"{}\"", font::fit(&Token::label_of(&heading.text, font::has), 15.0, width - 50.0));
     scene.text(16.0, 24.0, 15.0, Anchor::Start, BLACK, &text);
-    scene.text(16.0, 42.0, scene::TEXT, Anchor::Start, BLACK, &font::fit(&heading.what, scene::TEXT, width - 32.0));
+    let what = heading.what.clone() + note;
+    scene.text(16.0, 42.0, scene::TEXT, Anchor::Start, BLACK, &font::fit(&what, scene::TEXT, width - 32.0));
 }
 
 /// Prints the heading.
