@@ -294,6 +294,8 @@ mod tests {
             (sampled[0], sampled[1], sampled[51], sampled[52], sampled[99], sampled.len()),
             (0, 7, 395, 402, 767, 100)
         );
+        // And 496 here where exact arithmetic has 497.
+        assert_eq!(dims("100", 640).unwrap()[77], 496);
         assert_eq!(dims("100", 32).unwrap(), (0..32).collect::<Vec<_>>());
         assert_eq!(dims("1", 32).unwrap(), [0]);
         assert_eq!(dims("all", 3).unwrap(), [0, 1, 2]);
