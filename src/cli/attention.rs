@@ -17,10 +17,10 @@ pub struct AttentionCommand {
     #[command(flatten)]
     picture: PictureArgs,
     /// Layers, counted from 0; without it, all. Repeatable
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
     layer: Vec<usize>,
     /// Heads, counted from 0; without it, all. Repeatable
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     head: Vec<usize>,
     /// What to show of a head
     #[arg(long, value_enum, default_value_t = Kind::Pattern)]

@@ -72,7 +72,7 @@ impl Picture for Attention {
         let step = side / tokens.len() as f32;
         let every = every(12.0, step);
         let shown = labels.iter().step_by(every);
-        let label_room = shown.map(|l| font::width(l, TEXT)).fold(20.0, f32::max) + 10.0;
+        let label_room = shown.map(|l| font::width(l, TEXT)).fold(20.0, f32::max).ceil() + 10.0;
         // Left: the layer's name, the axis' name, the labels. Below: the labels, the axis' name.
         let left = label_room + if alone { 30.0 } else { 52.0 };
         let top = HEADING + if alone { 8.0 } else { 24.0 };
@@ -81,7 +81,7 @@ impl Picture for Attention {
         let width = (left + grid_width + 24.0 + BAR_ROOM).max(420.0);
         let height = (top + grid_height + label_room + 30.0).max(top + BAR + 60.0);
         let cells = self.heads.len() * n_cells * n_cells;
-        let mut scene = Scene::new(width, height, cells, &format!("Attention: {}", self.heading.what));
+        let mut scene = Scene::new(width, height, cells, &self.heading.title());
         let n = tokens.len();
         draw_heading(&mut scene, &self.heading, &shared((n, n), (n_cells, n_cells)), width);
         for (i, head) in self.heads.iter().enumerate() {

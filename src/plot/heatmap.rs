@@ -132,7 +132,7 @@ struct Layout {
 
 impl Layout {
     fn of(panel: &Panel, alone: bool) -> Layout {
-        let (across, down, widest, highest) = if alone { (1000, 1400, 40, 22) } else { (440, 440, 20, 18) };
+        let (across, down, widest, highest) = if alone { (1000, 1400, 40, 34) } else { (440, 440, 20, 18) };
         let values = strongest(panel.values.view(), if alone { MOST_CELLS } else { MOST_CELLS_EACH });
         let (rows, cols) = values.dim();
         let cell = ((across / cols).clamp(1, widest) as f32, (down / rows).clamp(1, highest) as f32);
@@ -200,7 +200,7 @@ impl Picture for Heatmap {
         // Of the labels that are shown, which depends on the panels' height only.
         let every = every(12.0, layouts[0].height() / self.rows.len() as f32);
         let shown = self.labels().into_iter().step_by(every);
-        let label_room = shown.map(|label| font::width(&label, TEXT)).fold(40.0, f32::max) + 34.0;
+        let label_room = shown.map(|label| font::width(&label, TEXT)).fold(40.0, f32::max).ceil() + 34.0;
         let bar_room = if self.per_layer { BAR_ROOM } else { 0.0 };
         let widest = layouts.iter().map(Layout::width).fold(0.0, f32::max) + bar_room + if alone { 0.0 } else { 24.0 };
         let highest = layouts.iter().map(Layout::height).fold(0.0, f32::max);
@@ -213,8 +213,7 @@ impl Picture for Heatmap {
         let width = (label_room + across as f32 * widest + bars).max(420.0);
         let height = HEADING + (down as f32 * highest_with_room).max(BAR_LEAST + 90.0);
         let cells = layouts.iter().map(|layout| layout.values.len()).sum();
-        let title = format!("Heatmap of {}", self.heading.what);
-        let mut scene = Scene::new(width, height, cells, &title);
+        let mut scene = Scene::new(width, height, cells, &self.heading.title());
         let sharing = layouts.iter().zip(&self.panels).map(|(l, panel)| shared(panel.values.dim(), l.values.dim()));
         draw_heading(&mut scene, &self.heading, &sharing.max().unwrap_or_default(), width);
         for (i, (panel, layout)) in self.panels.iter().zip(&layouts).enumerate() {

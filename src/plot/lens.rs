@@ -51,13 +51,13 @@ impl Picture for LensTable {
         let scale = Scale::share();
         let n_rows = self.rows.len();
         let names = self.rows.iter().map(|(name, _)| font::width(name, TEXT)).fold(70.0, f32::max);
-        let left = names + 22.0;
+        let left = names.ceil() + 22.0;
         let across = tokens.len().min(BAND) as f32 * CELL.0;
         // A band: the tokens that really come next, the layers, the tokens that are read.
         let band_height = (n_rows + 2) as f32 * CELL.1 + 24.0;
         let width = (left + across + 24.0 + BAR_ROOM).max(420.0);
         let height = HEADING + (self.bands(BAND).count() as f32 * band_height).max(220.0);
-        let mut scene = Scene::new(width, height, n_rows * tokens.len(), &format!("Logit lens: {}", self.heading.what));
+        let mut scene = Scene::new(width, height, n_rows * tokens.len(), &self.heading.title());
         draw_heading(&mut scene, &self.heading, "", width);
         let mark = |token: &Token| font::fit(&token.mark(font::has), TEXT, CELL.0 - 6.0);
         for (n, band) in self.bands(BAND).enumerate() {

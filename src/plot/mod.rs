@@ -40,6 +40,13 @@ pub struct Heading {
     pub what: String,
 }
 
+impl Heading {
+    /// For people who cannot see the picture.
+    fn title(&self) -> String {
+        format!("{}: \"{}\"", self.what, Token::label_of(&self.text, |_| true))
+    }
+}
+
 /// A picture's file to be.
 pub struct File {
     is_svg: bool,
