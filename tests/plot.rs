@@ -386,11 +386,30 @@ fn long_texts_are_images_with_fewer_labels() {
         let seen = format!("#{:02x}{:02x}{:02x}", pixel.red(), pixel.green(), pixel.blue());
         assert!(alike(&seen, &rd_bu_r(value / limit)), "{i}: {value} is {seen}");
     }
+    // On a terminal heads shrink instead; every one is there, in eight columns and more.
+    let printed = run_well(["attention", long.as_str(), "-q"]);
+    assert!(printed.contains("each cell is the strongest of up to ") && printed.contains("\n3.0 "), "{printed}");
+    assert!(printed.lines().skip(2).all(|line| line.chars().count() <= 100));
     let large = Drawing::of(&svg(&["attention", &long, "--layer", "0", "--head", "0"]));
     let mut rows: Vec<f32> =
         large.labels.iter().filter(|l| !l.upright && l.x < 150.0 && l.y > 60.0).map(|l| l.y).collect();
     rows.sort_by(f32::total_cmp);
     assert!(rows.len() > 20 && rows.windows(2).all(|pair| pair[1] - pair[0] >= 11.0), "{rows:?}");
+}
+
+/// Hooks of one number per token: names longer than their panels are wide.
+#[test]
+fn panels_never_overlap() {
+    let drawing = Drawing::of(&svg(&["heatmap", TEXT, "-k", "blocks.*.hook_scale", "--scale", "per-layer"]));
+    let written = |text: &str| drawing.labels.iter().filter(move |label| label.text.contains(text)).collect::<Vec<_>>();
+    for labels in [written(".hook_scale"), written("one number per token")] {
+        assert!(labels.len() >= 8, "{labels:?}");
+        for (i, a) in labels.iter().enumerate() {
+            let beside = labels[..i].iter().filter(|b| b.y == a.y);
+            let room = 6.6 * a.text.len() as f32;
+            assert!(beside.clone().all(|b| (a.x - b.x).abs() >= room), "{a:?} {labels:?}");
+        }
+    }
 }
 
 /// Tokens that differ look different, and each character has a glyph.

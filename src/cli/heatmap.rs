@@ -129,10 +129,12 @@ impl HeatmapCommand {
             let of = match site.axes()[1] {
                 SiteAxis::Inner => "neuron",
                 SiteAxis::Vocab => "token of the vocabulary",
-                SiteAxis::One => "one number per token",
                 _ => "hidden dimension",
             };
-            let columns = format!("{of} ({})", self.dims.words(dims.len(), n));
+            let columns = match n {
+                1 => "one number per token".into(),
+                _ => format!("{of} ({})", self.dims.words(dims.len(), n)),
+            };
             panels.push(Panel {
                 hook: site.name(),
                 columns,

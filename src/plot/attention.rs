@@ -52,7 +52,7 @@ impl Attention {
             1 => (LARGE, 44),
             _ => ((ACROSS / self.per_layer()).clamp(SIDE.0, SIDE.1), 30),
         };
-        ((side / n).clamp(1, largest) as f32, n.min(side))
+        ((side / n).clamp(1, largest) as f32, super::cells(n, side))
     }
 }
 
@@ -163,9 +163,9 @@ impl Attention {
         let plain = terminal.colours == terminal::Colours::None;
         let per_value = if plain && self.scale.signed() { 2 } else { 1 };
         let least = ((terminal.width + 2) / across).saturating_sub(2) / per_value;
-        let side = self.heading.text.len().min(least.max(SMALLEST));
-        let beside = ((terminal.width + 2) / (side * per_value + 2)).clamp(1, across);
         let n = self.heading.text.len();
+        let side = super::cells(n, least.max(SMALLEST));
+        let beside = ((terminal.width + 2) / (side * per_value + 2)).clamp(1, across);
         writeln!(out, "layer.head; rows look at columns{}", shared((n, n), (side, side)))?;
         let (high, wide) = (side, side * per_value);
         for heads in self.heads.chunks(across).flat_map(|layer| layer.chunks(beside)) {

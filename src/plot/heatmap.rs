@@ -143,6 +143,12 @@ impl Layout {
         self.cell.0 * self.values.ncols() as f32
     }
 
+    /// Pixels that the panel takes with what stands above and below it.
+    fn room(&self, panel: &Panel, alone: bool) -> f32 {
+        let name = if alone { 0.0 } else { font::width(&panel.hook, TEXT) };
+        self.width().max(name).max(font::width(&panel.columns, TEXT)).ceil()
+    }
+
     fn height(&self) -> f32 {
         self.cell.1 * self.values.nrows() as f32
     }
@@ -188,8 +194,11 @@ impl Heatmap {
                 false => scene.text(at, bottom + 15.0, TEXT, Anchor::Middle, BLACK, &dim.to_string()),
             }
         }
-        let name = font::fit(&panel.columns, TEXT, layout.width().max(200.0) + 40.0);
-        scene.text(x + layout.width() / 2.0, bottom + 46.0, TEXT, Anchor::Middle, BLACK, &name);
+        let (at, anchor) = match font::width(&panel.columns, TEXT) > layout.width() {
+            true => (x, Anchor::Start),
+            false => (x + layout.width() / 2.0, Anchor::Middle),
+        };
+        scene.text(at, bottom + 46.0, TEXT, anchor, BLACK, &panel.columns);
     }
 }
 
@@ -202,7 +211,8 @@ impl Picture for Heatmap {
         let shown = self.labels().into_iter().step_by(every);
         let label_room = shown.map(|label| font::width(&label, TEXT)).fold(40.0, f32::max).ceil() + 34.0;
         let bar_room = if self.per_layer { BAR_ROOM } else { 0.0 };
-        let widest = layouts.iter().map(Layout::width).fold(0.0, f32::max) + bar_room + if alone { 0.0 } else { 24.0 };
+        let rooms = layouts.iter().zip(&self.panels).map(|(layout, panel)| layout.room(panel, alone));
+        let widest = rooms.fold(0.0, f32::max) + bar_room + if alone { 0.0 } else { 24.0 };
         let highest = layouts.iter().map(Layout::height).fold(0.0, f32::max);
         // Under a bar stand its notes.
         let highest_with_room = (if self.per_layer { highest.max(BAR_LEAST + 20.0) } else { highest }) + ABOVE + BELOW;

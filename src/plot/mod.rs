@@ -96,17 +96,22 @@ fn strongest_of(values: impl Iterator<Item = f32>) -> f32 {
     values.fold(f32::NEG_INFINITY, stronger)
 }
 
+/// How many cells `n` values get where there is room for `most`: each shows about as many values as its neighbours.
+fn cells(n: usize, most: usize) -> usize {
+    n.div_ceil(n.div_ceil(most.max(1)).max(1)).max(1)
+}
+
 /// A table with at most so many rows and columns, in which neighbours share a cell that has the strongest of them.
 fn strongest(values: ArrayView2<'_, f32>, most: (usize, usize)) -> Array2<f32> {
     let (rows, cols) = values.dim();
-    let shape = (rows.min(most.0).max(1), cols.min(most.1).max(1));
+    let shape = (cells(rows, most.0), cells(cols, most.1));
     if shape == (rows, cols) {
         return values.to_owned();
     }
     let part = |i: usize, of: usize, n: usize| i * n / of..(i + 1) * n / of;
     Array2::from_shape_fn(shape, |(r, c)| {
-        let cells = values.slice(ndarray::s![part(r, shape.0, rows), part(c, shape.1, cols)]);
-        strongest_of(cells.iter().copied())
+        let part = values.slice(ndarray::s![part(r, shape.0, rows), part(c, shape.1, cols)]);
+        strongest_of(part.iter().copied())
     })
 }
 
@@ -170,6 +175,7 @@ mod tests {
         );
         assert!(strongest(values.view(), (9, 2))[[2, 0]].is_nan());
         assert_eq!(strongest(values.view(), (2, 1)).row(0)[0], -3.0);
+        assert_eq!([cells(7, 9), cells(4096, 2400), cells(1024, 116), cells(5, 0)], [7, 2048, 114, 1]);
         assert_eq!([every(12.0, 22.0), every(12.0, 7.0), every(12.0, 2.0), every(30.0, 1.0)], [1, 2, 10, 50]);
     }
 }

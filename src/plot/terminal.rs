@@ -61,7 +61,7 @@ impl Terminal {
             (Colours::None, false) => room,
             _ => 2 * room,
         };
-        n.min(most).max(1)
+        super::cells(n, most)
     }
 
     /// One row of values in at most `room` columns: several columns a value, or two values a column. Where even that is
