@@ -397,10 +397,11 @@ fn long_texts_are_images_with_fewer_labels() {
     assert!(rows.len() > 20 && rows.windows(2).all(|pair| pair[1] - pair[0] >= 11.0), "{rows:?}");
 }
 
-/// Hooks of one number per token: names longer than their panels are wide.
+/// Hooks of one number per token: names longer than their panels are wide. Seen to fail where only the panels' own width
+/// counted.
 #[test]
 fn panels_never_overlap() {
-    let drawing = Drawing::of(&svg(&["heatmap", TEXT, "-k", "blocks.*.hook_scale", "--scale", "per-layer"]));
+    let drawing = Drawing::of(&svg(&["heatmap", TEXT, "-k", "blocks.*.hook_scale"]));
     let written = |text: &str| drawing.labels.iter().filter(move |label| label.text.contains(text)).collect::<Vec<_>>();
     for labels in [written(".hook_scale"), written("one number per token")] {
         assert!(labels.len() >= 8, "{labels:?}");
