@@ -21,6 +21,7 @@
 //! dictionary) and [`device`] (what the forward pass asks of a device). ARCHITECTURE.md is the map.
 
 pub mod batch;
+pub mod capture;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod cli;
 pub mod config;
@@ -40,7 +41,8 @@ pub mod sites;
 pub mod text;
 pub mod weights;
 
+pub use capture::Capture;
 pub use device::{Choice, Edit};
-pub use hooks::{Capture, Hooks, Select};
+pub use hooks::{Hooks, Select};
 pub use session::{Error, Files, Session};
 pub use sites::Site;

@@ -65,7 +65,7 @@ impl AttentionCommand {
         let session = self.picture.session(files)?;
         let run = async |told: &dyn Fn(usize, usize)| session.run_async(&canvas.batch, &hooks, Some(told)).await;
         let mut capture = self.picture.model.with_progress("blocks", run)?;
-        self.picture.model.warn_of_nan(&capture);
+        self.picture.model.warn_of_nan(capture.first_not_a_number());
 
         let mut shown = Vec::with_capacity(layers.len() * heads.len());
         for layer in &layers {

@@ -3,14 +3,17 @@
 use super::run::{RunArgs, SiteArgs, TokenArgs};
 use super::{Failure, ModelArgs, TextArgs, size};
 use crate::batch::Batch;
+use crate::capture::{Capture, Sink, has_non_number};
 use crate::hooks::Hooks;
-use crate::output::{self, Output, Provenance, Record, summary};
-use crate::session::Files;
+use crate::output::summary::Summary;
+use crate::output::{self, Output, Provenance, Record};
+use crate::session::Session;
 use crate::sites::Site;
 use clap::Args;
+use ndarray::ArrayViewD;
 use serde_json::json;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `actscope extract`.
 #[derive(Args)]
@@ -52,77 +55,125 @@ impl Extract {
         if let Some(positions) = &positions {
             hooks.at_positions(positions);
         }
-        if self.dry_run {
-            return self.forecast(&files, &batch, &hooks);
+        let shapes = hooks.shapes(&batch);
+        let weight_bytes = files.checkpoint().file_bytes();
+        if self.dry_run && output.is_none() {
+            return self.forecast(&shapes, weight_bytes, None);
         }
 
         let session = self.run.session(files, &self.model)?;
-        let capture =
-            self.model.with_progress("blocks", async |told| session.run_async(&batch, &hooks, Some(told)).await)?;
-        self.model.warn_of_nan(&capture);
         let provenance = Provenance {
             model: session.files().name().to_string(),
-            fingerprint: session.files().checkpoint().fingerprint(self.hash),
+            fingerprint: session.files().checkpoint().fingerprint(self.hash && !self.dry_run),
             device: session.device().to_string(),
         };
-        let given: &[String] = if self.texts.ids.is_empty() { &texts } else { &[] };
         let record = Record {
-            capture: &capture,
             batch: &batch,
             tokens: &tokens,
-            texts: given,
+            texts: if self.texts.ids.is_empty() { &texts } else { &[] },
             positions: positions.as_deref(),
             provenance: &provenance,
         };
 
+        let run = |sink: &mut dyn Sink| self.run_with_progress(&session, &batch, &hooks, sink);
         let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
         match output {
+            Some(output) if self.dry_run => {
+                let size = output.size(&record, shapes.clone())?;
+                return self.forecast(&shapes, weight_bytes, Some((output.path(), size)));
+            }
             Some(output) => {
                 let path = output.path().display().to_string();
-                let bytes = output.write(&record)?;
-                self.model.say(format_args!("wrote {path}: {} hooks, {}", capture.iter().count(), size(bytes)));
+                let mut writing = output.begin(&record, shapes.clone())?;
+                run(&mut writing)?;
+                let bytes = writing.finish()?;
+                self.model.say(format_args!("wrote {path}: {} hooks, {}", shapes.len(), size(bytes)));
                 if self.model.json {
-                    let hooks: Vec<_> = capture
-                        .iter()
-                        .map(|(site, array)| json!({"name": site.name(), "shape": array.shape()}))
-                        .collect();
+                    let named = |(site, shape): &(Site, Vec<usize>)| json!({"name": site.name(), "shape": shape});
+                    let hooks: Vec<_> = shapes.iter().map(named).collect();
                     writeln!(stdout, "{}", json!({"file": path, "bytes": bytes, "hooks": hooks}))?;
                 }
             }
-            None if self.model.json => output::write_json(&record, &mut stdout)?,
-            None => summary::write(&record, &mut stdout)?,
+            None if self.model.json => {
+                let mut capture = Capture::empty(&hooks, &batch)?;
+                run(&mut capture)?;
+                output::write_json(&record, &capture, &mut stdout)?;
+            }
+            None => {
+                let mut summary = Summary::new(&record, shapes);
+                run(&mut summary)?;
+                summary.write(&mut stdout)?;
+            }
         }
         stdout.flush()?;
         Ok(())
     }
 
+    /// Runs with a progress bar, and says where the first value is that is no number.
+    fn run_with_progress(
+        &self,
+        session: &Session,
+        batch: &Batch,
+        hooks: &Hooks,
+        sink: &mut dyn Sink,
+    ) -> Result<(), Failure> {
+        let mut watched = Watched { sink, first_non_number: None };
+        let run =
+            async |told: &dyn Fn(usize, usize)| session.run_into_async(batch, hooks, &mut watched, Some(told)).await;
+        self.model.with_progress("blocks", run)?;
+        self.model.warn_of_nan(watched.first_non_number);
+        Ok(())
+    }
+
     /// Shapes, bytes on disk, and memory, without computing anything.
-    fn forecast(&self, files: &Files, batch: &Batch, hooks: &Hooks) -> Result<(), Failure> {
-        let of_hook = |site: Site| (site, hooks.shape(site, batch));
-        let rows: Vec<(Site, Vec<usize>)> = hooks.sites().map(of_hook).collect();
+    fn forecast(
+        &self,
+        shapes: &[(Site, Vec<usize>)],
+        weight_bytes: u64,
+        file: Option<(&Path, Option<u64>)>,
+    ) -> Result<(), Failure> {
         let bytes = |shape: &[usize]| 4 * shape.iter().map(|&n| n as u64).product::<u64>();
-        let total: u64 = rows.iter().map(|(_, shape)| bytes(shape)).sum();
-        let weights = files.checkpoint().file_bytes();
+        let total: u64 = shapes.iter().map(|(_, shape)| bytes(shape)).sum();
         let mut out = std::io::stdout().lock();
         if self.model.json {
-            let list: Vec<_> = rows
+            let list: Vec<_> = shapes
                 .iter()
                 .map(|(site, shape)| json!({"name": site.name(), "shape": shape, "bytes": bytes(shape)}))
                 .collect();
-            writeln!(out, "{}", json!({"hooks": list, "bytes": total, "weight_bytes": weights}))?;
+            let file_bytes = file.and_then(|(_, bytes)| bytes);
+            let all = json!({"hooks": list, "bytes": total, "weight_bytes": weight_bytes, "file_bytes": file_bytes});
+            writeln!(out, "{all}")?;
             return Ok(());
         }
-        let width = rows.iter().map(|(site, _)| site.name().len()).max().unwrap_or(0);
-        for (site, shape) in &rows {
+        let width = shapes.iter().map(|(site, _)| site.name().len()).max().unwrap_or(0);
+        for (site, shape) in shapes {
             writeln!(out, "{:width$}  {:<22} {:>12}", site.name(), format!("{shape:?}"), size(bytes(shape)))?;
         }
-        writeln!(
-            out,
-            "{} hooks, {} ({total} bytes) of values in memory and in .safetensors or .npz; weights of {}",
-            rows.len(),
-            size(total),
-            size(weights)
-        )?;
+        let n = shapes.len();
+        writeln!(out, "{n} hooks, {} ({total} bytes) of values; weights of {}", size(total), size(weight_bytes))?;
+        match file {
+            Some((path, Some(bytes))) => writeln!(out, "{}: {} ({bytes} bytes)", path.display(), size(bytes))?,
+            Some((path, None)) => {
+                let values = "as text, so its size depends on the values; they take their own room beside it meanwhile";
+                writeln!(out, "{}: {values}", path.display())?;
+            }
+            None => {}
+        }
         Ok(())
+    }
+}
+
+/// Passes values on, and remembers the first hook with a value that is no number.
+struct Watched<'a> {
+    sink: &'a mut dyn Sink,
+    first_non_number: Option<Site>,
+}
+
+impl Sink for Watched<'_> {
+    fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
+        if self.first_non_number.is_none_or(|first| site < first) && has_non_number(site, &values) {
+            self.first_non_number = Some(site);
+        }
+        self.sink.put(site, text, values)
     }
 }

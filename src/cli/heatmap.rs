@@ -86,7 +86,7 @@ impl HeatmapCommand {
         let session = self.picture.session(files)?;
         let run = async |told: &dyn Fn(usize, usize)| session.run_async(&canvas.batch, &hooks, Some(told)).await;
         let capture = self.picture.model.with_progress("blocks", run)?;
-        self.picture.model.warn_of_nan(&capture);
+        self.picture.model.warn_of_nan(capture.first_not_a_number());
 
         let positions = positions.map_or((0..canvas.tokens.len()).collect(), |mut of_texts| of_texts.remove(0));
         let panels = self.panels(&capture)?;

@@ -64,7 +64,7 @@ impl LensCommand {
         let hooks = session.files().hooks();
         let run = async |told: &dyn Fn(usize, usize)| session.lens_async(&canvas.batch, &hooks, TOP, Some(told)).await;
         let (rows, capture) = self.picture.model.with_progress("layers", run)?;
-        self.picture.model.warn_of_nan(&capture);
+        self.picture.model.warn_of_nan(capture.first_not_a_number());
 
         let n_layer = session.files().config().n_layer;
         let picture = LensTable {

@@ -2,7 +2,7 @@
 //! replaces what it reads.
 
 use super::{DeviceArg, Failure, ModelArgs, TextArgs, WeightsArg};
-use crate::hooks::{Capture, HookError, Hooks, Select};
+use crate::hooks::{HookError, Hooks, Select};
 use crate::session::{Files, Session};
 use crate::sites::Site;
 use crate::text::{self, Token};
@@ -132,8 +132,8 @@ impl ModelArgs {
     }
 
     /// Says where numbers stop being numbers.
-    pub(super) fn warn_of_nan(&self, capture: &Capture) {
-        if let Some(site) = capture.first_not_a_number() {
+    pub(super) fn warn_of_nan(&self, first: Option<Site>) {
+        if let Some(site) = first {
             self.say(format_args!("note: {site} holds NaN or infinity, and so may everything after it"));
         }
     }

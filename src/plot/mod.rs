@@ -80,8 +80,8 @@ impl File {
         let scene = picture.scene();
         let is_svg = self.is_svg;
         self.place.fill(|part| {
-            let bytes = if is_svg { scene.svg()?.into_bytes() } else { scene.png()? };
-            std::fs::write(part, bytes).map_err(|e| e.to_string())
+            let bytes = if is_svg { scene.svg().map(String::into_bytes) } else { scene.png() };
+            std::fs::write(part, bytes.map_err(std::io::Error::other)?)
         })
     }
 }

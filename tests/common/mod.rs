@@ -1,6 +1,8 @@
 //! What the tests share: the three devices, fixtures, and the two measures of closeness.
 #![allow(dead_code)] // each test binary uses its part
 
+pub mod checkpoint;
+
 use actscope::device::Choice;
 use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn};
 use safetensors::SafeTensors;
