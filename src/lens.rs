@@ -178,7 +178,11 @@ mod tests {
         // Probabilities 1/2, 1/4, 1/8, 1/8.
         let logits = [2.0f32, 4.0, 1.0, 1.0].map(|p| p.ln() + 100.0);
         let Reading { top, entropy, next } = reading(&logits, Some(3), 3);
-        assert_eq!(top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 0, 2], "the smaller id first where two are alike");
+        assert_eq!(
+            top.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
+            [1, 0, 2],
+            "the smaller id first where two are alike"
+        );
         top.iter().zip([0.5, 0.25, 0.125]).for_each(|((_, got), want)| assert!((got - want).abs() < 1e-5, "{got}"));
         assert!((entropy - 1.75 * 2f32.ln()).abs() < 1e-5, "{entropy}");
         let next = next.unwrap();
@@ -198,7 +202,10 @@ mod tests {
         let in_parts = |part| pollster::block_on(decode(&Reference, &params, stream.view(), &ids, 3, part)).unwrap();
         let whole = in_parts(usize::MAX);
         assert_eq!(whole.len(), 7);
-        assert_eq!(whole.iter().map(|r| r.next.map(|n| n.id)).collect::<Vec<_>>(), [1, 4, 1, 5, 9, 2].map(Some).into_iter().chain([None]).collect::<Vec<_>>());
+        assert_eq!(
+            whole.iter().map(|r| r.next.map(|n| n.id)).collect::<Vec<_>>(),
+            [1, 4, 1, 5, 9, 2].map(Some).into_iter().chain([None]).collect::<Vec<_>>()
+        );
         for part in [1, 2 * n_vocab, 3 * n_vocab + 1] {
             assert_eq!(in_parts(part), whole, "{part} logits at once");
         }

@@ -347,8 +347,22 @@ mod tests {
     #[test]
     fn no_two_tokens_look_alike() {
         let alike: [&[u8]; 16] = [
-            b" ", b"  ", "\u{a0}".as_bytes(), "␣".as_bytes(), b"\t", b"\n", b"\\n", b"\xe2", b"\\xE2", "\u{200b}".as_bytes(),
-            "\u{202e}".as_bytes(), b"", "e\u{301}".as_bytes(), "é".as_bytes(), "❤".as_bytes(), "❤\u{fe0f}".as_bytes(),
+            b" ",
+            b"  ",
+            "\u{a0}".as_bytes(),
+            "␣".as_bytes(),
+            b"\t",
+            b"\n",
+            b"\\n",
+            b"\xe2",
+            b"\\xE2",
+            "\u{200b}".as_bytes(),
+            "\u{202e}".as_bytes(),
+            b"",
+            "e\u{301}".as_bytes(),
+            "é".as_bytes(),
+            "❤".as_bytes(),
+            "❤\u{fe0f}".as_bytes(),
         ];
         let tokens = alike.map(|bytes| Token { id: 1, bytes: Some(bytes.to_vec()) });
         let labels: Vec<String> = tokens.iter().map(Token::label).collect();

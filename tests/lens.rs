@@ -121,7 +121,10 @@ fn goldens() {
                     let entropy = -probabilities.mapv(|p| if p > 0.0 { p * p.ln() } else { 0.0 }).sum();
                     let got = &row.texts[text][p];
                     let name = format!("{case} {} text {text} position {p}", row.site);
-                    assert!((f64::from(got.entropy) - entropy).abs() < 1e-5 * entropy.max(1.0), "{name}: {entropy} {got:?}");
+                    assert!(
+                        (f64::from(got.entropy) - entropy).abs() < 1e-5 * entropy.max(1.0),
+                        "{name}: {entropy} {got:?}"
+                    );
                     let best = probabilities.fold(0.0f64, |a, b| a.max(*b));
                     assert!((f64::from(got.top[0].1) - best).abs() < 1e-5, "{name}: {best} {got:?}");
                     let next = ids.get(p + 1).map(|id| probabilities[*id as usize]);

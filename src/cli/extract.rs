@@ -1,18 +1,16 @@
 //! `actscope extract`: activations of one or more texts, as a file or a readable summary.
 
-use super::{DeviceArg, Failure, ModelArgs, TextArgs, WeightsArg, size};
+use super::run::{RunArgs, SiteArgs, TokenArgs};
+use super::{Failure, ModelArgs, TextArgs, size};
 use crate::batch::Batch;
-use crate::hooks::{HookError, Hooks, Select};
+use crate::hooks::Hooks;
 use crate::output::{self, Output, Provenance, Record, summary};
-use crate::session::{Files, Session};
+use crate::session::Files;
 use crate::sites::Site;
-use crate::text::{self, Token};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 /// Arguments of `actscope extract`.
 #[derive(Args)]
@@ -21,24 +19,15 @@ pub struct Extract {
     texts: TextArgs,
     #[command(flatten)]
     model: ModelArgs,
-    /// Hooks by name; `*` matches anything, so '*' alone is all of them. Repeatable
-    #[arg(short = 'k', long, value_name = "PATTERN")]
-    hook: Vec<String>,
-    /// Layers: N >= 0 is block N's output, -1 is after the final LayerNorm, -2 the last block but one; or `all`. Repeatable
-    #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
-    layer: Vec<String>,
-    /// Tokens to keep: an index, a negative index, a..b, or a token's text such as " cat". Repeatable
-    #[arg(short, long, value_name = "TOKEN", allow_hyphen_values = true)]
-    token: Vec<String>,
+    #[command(flatten)]
+    sites: SiteArgs,
+    #[command(flatten)]
+    token: TokenArgs,
     /// Where to write: .safetensors, .npz, .json or .csv
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
-    device: DeviceArg,
-    /// How to keep the weights while computing
-    #[arg(long, value_enum, default_value_t = WeightsArg::Stored)]
-    weights: WeightsArg,
+    #[command(flatten)]
+    run: RunArgs,
     /// Fingerprint every byte of the weights, not only their headers
     #[arg(long)]
     hash: bool,
@@ -54,12 +43,12 @@ impl Extract {
         let output = self.out.as_deref().map(Output::create).transpose()?;
         let files = self.model.open()?;
         if let Some(output) = &output {
-            self.refuse_to_overwrite_inputs(output.path(), &files)?;
+            self.texts.refuse_to_overwrite(output.path(), &files)?;
         }
         let batch = self.texts.batch(&files, &texts, &self.model)?;
         let tokens = files.tokens(&batch);
-        let mut hooks = self.hooks(&files)?;
-        let positions = self.positions(&tokens)?;
+        let mut hooks = self.sites.hooks(&files)?;
+        let positions = self.token.positions(&tokens)?;
         if let Some(positions) = &positions {
             hooks.at_positions(positions);
         }
@@ -67,20 +56,14 @@ impl Extract {
             return self.forecast(&files, &batch, &hooks);
         }
 
-        let session = files.on(self.device.into(), self.weights.dtype())?;
-        let device = session.device();
-        self.model.say(format_args!("device: {device}"));
-        if device.software {
-            self.model.say(format_args!("note: this adapter is a program on the CPU; --device cpu is faster"));
-        }
-        let capture = self.with_progress(&session, &batch, &hooks)?;
-        if let Some(site) = capture.first_not_a_number() {
-            self.model.say(format_args!("note: {site} holds NaN or infinity, and so may everything after it"));
-        }
+        let session = self.run.session(files, &self.model)?;
+        let capture =
+            self.model.with_progress("blocks", async |told| session.run_async(&batch, &hooks, Some(told)).await)?;
+        self.model.warn_of_nan(&capture);
         let provenance = Provenance {
             model: session.files().name().to_string(),
             fingerprint: session.files().checkpoint().fingerprint(self.hash),
-            device: device.to_string(),
+            device: session.device().to_string(),
         };
         let given: &[String] = if self.texts.ids.is_empty() { &texts } else { &[] };
         let record = Record {
@@ -111,75 +94,6 @@ impl Extract {
         }
         stdout.flush()?;
         Ok(())
-    }
-
-    /// A run must not replace what it reads.
-    fn refuse_to_overwrite_inputs(&self, path: &std::path::Path, files: &Files) -> Result<(), Failure> {
-        let Ok(path) = path.canonicalize() else { return Ok(()) };
-        let same = |input: &PathBuf| input.canonicalize().is_ok_and(|input| input == path);
-        let read = files.paths().into_iter().chain(self.texts.file.clone());
-        match read.into_iter().find(same) {
-            Some(input) => Err(Failure::Usage(format!(
-                "--out {} is a file that this run reads; choose another name",
-                input.display()
-            ))),
-            None => Ok(()),
-        }
-    }
-
-    /// The request: hooks and layers together; the output after the final LayerNorm where neither is given.
-    fn hooks(&self, files: &Files) -> Result<Hooks, Failure> {
-        let n_layer = files.config().n_layer;
-        let mut hooks = files.hooks();
-        for pattern in &self.hook {
-            hooks.tap(pattern)?;
-        }
-        let mut layers: Vec<i64> = Vec::new();
-        for layer in &self.layer {
-            match layer.as_str() {
-                "all" => layers.extend((0..n_layer as i64).chain([-1])),
-                number => {
-                    layers.push(number.parse().map_err(|_| {
-                        Failure::Usage(format!("--layer: {number:?} is neither a whole number nor `all`"))
-                    })?)
-                }
-            }
-        }
-        if self.hook.is_empty() && layers.is_empty() {
-            layers.push(-1);
-        }
-        for layer in layers {
-            hooks.tap_at(Site::from_layer(layer, n_layer).map_err(HookError::from)?, Select::all())?;
-        }
-        Ok(hooks)
-    }
-
-    /// The positions that --token keeps of every text; `None` without it.
-    fn positions(&self, tokens: &[Vec<Token>]) -> Result<Option<Vec<Vec<usize>>>, Failure> {
-        if self.token.is_empty() {
-            return Ok(None);
-        }
-        let of_text = |(i, tokens): (usize, &Vec<Token>)| text::select(&self.token, tokens, i);
-        Ok(Some(tokens.iter().enumerate().map(of_text).collect::<Result<_, _>>()?))
-    }
-
-    /// Runs with a progress bar on stderr, which appears once a second has passed.
-    fn with_progress(&self, session: &Session, batch: &Batch, hooks: &Hooks) -> Result<crate::hooks::Capture, Failure> {
-        const PATIENCE: Duration = Duration::from_secs(1);
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
-        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} blocks, {elapsed} gone, {eta} to go");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        let start = Instant::now();
-        let told = |done: usize, of: usize| {
-            if bar.is_hidden() && !self.model.quiet && start.elapsed() > PATIENCE {
-                bar.set_draw_target(ProgressDrawTarget::stderr());
-            }
-            bar.set_length(of as u64);
-            bar.set_position(done as u64);
-        };
-        let capture = pollster::block_on(session.run_async(batch, hooks, Some(&told)));
-        bar.finish_and_clear();
-        Ok(capture?)
     }
 
     /// Shapes, bytes on disk, and memory, without computing anything.

@@ -6,6 +6,7 @@ mod extract;
 mod fetch;
 mod hooks;
 mod models;
+mod run;
 mod tokens;
 
 use crate::batch::Batch;

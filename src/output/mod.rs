@@ -111,10 +111,12 @@ pub enum Format {
 #[derive(Debug, Error)]
 pub enum OutputError {
     /// The extension names no format.
-    #[error("cannot tell the format of {path}: its name must end in .safetensors, .npz, .json or .csv")]
+    #[error("cannot tell the format of {path}: its name must end in {known}")]
     Format {
         /// The file.
         path: PathBuf,
+        /// The extensions there are, in words.
+        known: &'static str,
     },
     /// The file or its folder cannot be written.
     #[error("cannot write {path}: {detail}")]
@@ -126,29 +128,20 @@ pub enum OutputError {
     },
 }
 
-/// A file that will be there whole, once [`Output::write`] is done, or not at all: it is written in a folder of its own
-/// beside its place and renamed.
-pub struct Output {
+/// The place of a file that will be there whole, once [`Place::fill`] is done, or not at all: it is written in a folder of
+/// its own beside its place and renamed.
+pub struct Place {
     path: PathBuf,
-    format: Format,
     folder: Unfinished,
 }
 
-impl Output {
-    /// Chooses the format and makes the folder to write in, so that both can fail before anything is computed. A symbolic
-    /// link is followed: what it points to is replaced.
+impl Place {
+    /// Makes the folder to write in, so that this can fail before anything is computed. A symbolic link is followed: what it
+    /// points to is replaced.
     ///
     /// # Errors
-    /// [`OutputError`] for an unknown extension or a folder that cannot be written.
-    pub fn create(path: &Path) -> Result<Output, OutputError> {
-        let extension = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
-        let format = match extension.as_deref() {
-            Some("safetensors") => Format::Safetensors,
-            Some("npz") => Format::Npz,
-            Some("json") => Format::Json,
-            Some("csv") => Format::Csv,
-            _ => return Err(OutputError::Format { path: path.into() }),
-        };
+    /// [`OutputError::Write`] for a folder or a file that cannot be written.
+    pub fn create(path: &Path) -> Result<Place, OutputError> {
         let fail = |detail: String| OutputError::Write { path: path.into(), detail };
         let path = match std::fs::read_link(path) {
             // To where it leads in the end, or at least one step where it leads nowhere.
@@ -164,7 +157,7 @@ impl Output {
         }
         let beside = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let folder = Unfinished::create(beside).map_err(|e| fail(e.to_string()))?;
-        Ok(Output { path, format, folder })
+        Ok(Place { path, folder })
     }
 
     /// Where it will be.
@@ -172,30 +165,70 @@ impl Output {
         &self.path
     }
 
-    /// Writes the record and puts the file in its place; gives back its size in bytes. A file that was there before is
+    /// Lets `write` write the file and puts it in its place; gives back its size in bytes. A file that was there before is
     /// replaced and keeps its permissions.
     ///
     /// # Errors
     /// [`OutputError::Write`]; then nothing is left behind.
-    pub fn write(self, record: &Record<'_>) -> Result<u64, OutputError> {
+    pub fn fill(self, write: impl FnOnce(&Path) -> Result<(), String>) -> Result<u64, OutputError> {
         let fail = |detail: String| OutputError::Write { path: self.path.clone(), detail };
         let failed = |e: std::io::Error| fail(e.to_string());
         let part = self.folder.path().join("part");
         // Made and closed: it tells what permissions a new file gets here.
         let of_new = File::create(&part).and_then(|file| file.metadata()).map_err(failed)?.permissions();
-        let written = match self.format {
-            Format::Safetensors => safetensors::write(record, &part),
-            Format::Npz => buffered(&part, |out| npz::write(record, out)),
-            Format::Json => buffered(&part, |out| json::write(record, out).map_err(|e| e.to_string())),
-            Format::Csv => buffered(&part, |out| csv::write(record, out).map_err(|e| e.to_string())),
-        };
-        written.map_err(fail)?;
+        write(&part).map_err(fail)?;
         let permissions = std::fs::metadata(&self.path).map_or(of_new, |old| old.permissions());
         std::fs::set_permissions(&part, permissions).map_err(failed)?;
         let bytes = std::fs::metadata(&part).map_err(failed)?.len();
         std::fs::rename(&part, &self.path).map_err(failed)?;
         Ok(bytes)
     }
+}
+
+/// A record's file to be: its format and its [`Place`].
+pub struct Output {
+    format: Format,
+    place: Place,
+}
+
+impl Output {
+    /// Chooses the format by the extension and makes the place.
+    ///
+    /// # Errors
+    /// [`OutputError`] for an unknown extension or a folder that cannot be written.
+    pub fn create(path: &Path) -> Result<Output, OutputError> {
+        let format = match extension(path).as_str() {
+            "safetensors" => Format::Safetensors,
+            "npz" => Format::Npz,
+            "json" => Format::Json,
+            "csv" => Format::Csv,
+            _ => return Err(OutputError::Format { path: path.into(), known: ".safetensors, .npz, .json or .csv" }),
+        };
+        Ok(Output { format, place: Place::create(path)? })
+    }
+
+    /// Where it will be.
+    pub fn path(&self) -> &Path {
+        self.place.path()
+    }
+
+    /// Writes the record; gives back the file's size in bytes.
+    ///
+    /// # Errors
+    /// [`OutputError::Write`]; then nothing is left behind.
+    pub fn write(self, record: &Record<'_>) -> Result<u64, OutputError> {
+        self.place.fill(|part| match self.format {
+            Format::Safetensors => safetensors::write(record, part),
+            Format::Npz => buffered(part, |out| npz::write(record, out)),
+            Format::Json => buffered(part, |out| json::write(record, out).map_err(|e| e.to_string())),
+            Format::Csv => buffered(part, |out| csv::write(record, out).map_err(|e| e.to_string())),
+        })
+    }
+}
+
+/// A file name's extension in small letters; empty where it has none.
+pub fn extension(path: &Path) -> String {
+    path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase).unwrap_or_default()
 }
 
 /// Writes a file through a buffer, to its last byte.
