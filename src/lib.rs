@@ -33,6 +33,8 @@ pub mod model;
 pub mod output;
 pub mod params;
 pub mod recorder;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod report;
 pub mod session;
 pub mod sites;
 pub mod text;

@@ -6,6 +6,7 @@ mod extract;
 mod fetch;
 mod hooks;
 mod models;
+mod report;
 mod run;
 mod tokens;
 
@@ -32,6 +33,8 @@ struct Cli {
 enum Command {
     /// Activations of one or more texts, as a file or a readable summary
     Extract(extract::Extract),
+    /// One text as an HTML page to look around in: residual stream, neurons, attention, logit lens
+    Report(report::Report),
     /// How a text is cut into tokens
     Tokens(tokens::Tokens),
     /// The dictionary of hooks: name, shape, formula, bytes
@@ -181,6 +184,7 @@ pub fn main() -> ExitCode {
     end_tidily_on_signals();
     let result = match Cli::parse().command {
         Command::Extract(command) => command.run(),
+        Command::Report(command) => command.run(),
         Command::Tokens(command) => command.run(),
         Command::Hooks(command) => command.run(),
         Command::Devices(command) => command.run(),

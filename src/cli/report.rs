@@ -2,7 +2,7 @@
 
 use super::run::RunArgs;
 use super::{Failure, ModelArgs, TextArgs, size};
-use crate::output::{Place, Provenance};
+use crate::output::{self, OutputError, Place, Provenance};
 use crate::report::{self, About};
 use clap::Args;
 use serde_json::json;
@@ -32,7 +32,10 @@ impl Report {
                 "a report shows one text and {several} are given; write one for each: actscope report TEXT -o FILE.html"
             )));
         }
-        let place = Place::create(&self.out, &["html", "htm"])?;
+        if !["html", "htm"].contains(&output::extension(&self.out).as_str()) {
+            return Err(OutputError::Format { path: self.out, known: ".html" }.into());
+        }
+        let place = Place::create(&self.out)?;
         let files = self.model.open()?;
         self.texts.refuse_to_overwrite(place.path(), &files)?;
         let batch = self.texts.batch(&files, &texts, &self.model)?;
@@ -40,7 +43,7 @@ impl Report {
         let arguments = self.arguments(texts.first(), batch.ids());
 
         let session = self.run.session(files, &self.model)?;
-        let page = self.model.with_progress("steps", async |told| report::gather(&session, &batch, Some(told)).await)?;
+        let page = self.model.with_progress("steps", async |told| report::gather(&session, &batch, report::LARGEST, Some(told)).await)?;
         let provenance = Provenance {
             model: session.files().name().to_string(),
             fingerprint: session.files().checkpoint().fingerprint(false),
@@ -48,8 +51,11 @@ impl Report {
         };
         let about = About { files: session.files(), tokens: &tokens, arguments: &arguments, provenance: &provenance };
         let path = place.path().display().to_string();
-        let bytes = place.fill(|part| page.write_to(&about, part))?;
-        self.model.say(format_args!("wrote {path}: {} tokens, {}; {}", tokens.len(), size(bytes), page.kept_in_words()));
+        let bytes = place.fill(|part| {
+            output::buffered(part, |out| page.write(&about, out).map_err(|e| e.to_string()))
+        })?;
+        self.model.say(format_args!("wrote {path}: {} tokens, {}", tokens.len(), size(bytes)));
+        page.coarsened().iter().for_each(|what| self.model.say(format_args!("note: {what}")));
         if self.model.json {
             let mut out = std::io::stdout().lock();
             writeln!(out, "{}", json!({"file": path, "bytes": bytes, "kept": page.kept}))?;
@@ -64,7 +70,7 @@ impl Report {
         // An argument that cannot be quoted holds a NUL, which no argument can.
         let quote = |word: &str| shlex::try_quote(word).map_or_else(|_| String::new(), |quoted| quoted.into_owned());
         let mut words = vec!["--model".to_string(), quote(&self.model.model)];
-        if let Some(weights) = self.run.weights_name() {
+        if let Some(weights) = self.run.weights() {
             words.extend(["--weights".to_string(), weights]);
         }
         let seen = |c: char| c == '\n' || c == '\'' || c == '"' || c == '\\' || c.escape_debug().len() == 1;

@@ -15,11 +15,8 @@ use serde_json::{Value, json};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
-/// A page is kept below this many bytes: browsers open that at once and it can still be mailed.
+/// Pages are kept below this many bytes: browsers open that at once and it can still be mailed.
 pub const LARGEST: usize = 20_000_000;
-
-/// Of that, for what is no packed numbers: the page itself and the tokens' texts in JSON.
-const RESERVED: usize = 200_000;
 
 /// Neurons kept of every token and block.
 const NEURONS: usize = 10;
@@ -48,15 +45,13 @@ enum Stream {
 }
 
 impl Stream {
-    /// Bytes of packed numbers that fit into a page.
-    const ROOM: usize = (LARGEST - RESERVED) / 4 * 3;
-
-    /// For `n_pos` tokens. As f16 the stream may take half of the room, in 8 bits four fifths.
-    fn choose(config: &Config, n_pos: usize) -> Stream {
+    /// For `n_pos` tokens where all numbers may take `room` bytes. As f16 the stream may take half of that, in 8 bits four
+    /// fifths.
+    fn choose(config: &Config, n_pos: usize, room: usize) -> Stream {
         let rows = streams(config).count() * n_pos;
-        if Rows::bytes(rows, rows * config.n_embd) <= Stream::ROOM / 2 {
+        if Rows::bytes(rows, rows * config.n_embd) <= room / 2 {
             Stream::F16
-        } else if Coarse::bytes(rows, config.n_embd) <= Stream::ROOM / 5 * 4 {
+        } else if Coarse::bytes(rows, config.n_embd) <= room / 5 * 4 {
             Stream::Coarse
         } else {
             Stream::Strongest
@@ -71,6 +66,12 @@ impl Stream {
             Stream::Strongest => json!({"as": "strongest", "n": DIMENSIONS}),
         }
     }
+}
+
+/// Bytes of packed numbers that fit into a page of `largest` bytes, since base64 makes four of three. The rest is the page
+/// itself, and the tokens' texts.
+fn room(largest: usize, n_pos: usize) -> usize {
+    largest.saturating_sub(100_000 + 100 * n_pos) / 4 * 3
 }
 
 /// The stages of the residual stream that the page shows: what enters the first block, what leaves each, and what the
@@ -91,17 +92,21 @@ fn total(parts: &Parts) -> usize {
     parts.iter().map(|(_, bytes)| bytes.len()).sum()
 }
 
-/// Runs the one text of `batch` and packs what the page shows. `progress` is told how many of how many steps are done.
+/// Runs the one text of `batch` and packs what the page shows, for a page of at most `largest` bytes ([`LARGEST`] for people;
+/// what little is always kept may take more on a model of hundreds of layers). `progress` is told how many of how many steps
+/// are done.
 ///
 /// # Errors
 /// As [`Session::run_async`].
 pub async fn gather(
     session: &Session,
     batch: &Batch,
+    largest: usize,
     progress: Option<&dyn Fn(usize, usize)>,
 ) -> Result<Page, Error> {
     let config = session.files().config();
     let n_pos = batch.n_pos();
+    let room = room(largest, n_pos);
     let per_layer = 4 * n_pos * (config.n_inner + config.n_head * n_pos);
     let layers: Vec<usize> = (0..config.n_layer).collect();
     let groups: Vec<&[usize]> = layers.chunks((GROUP_BYTES / per_layer).max(1)).collect();
@@ -120,14 +125,14 @@ pub async fn gather(
     before.set(of_lens);
     let mids: Vec<Array2<f32>> = (0..config.n_layer).map(|layer| taken(&mut capture, Site::ResidMid(layer))).collect();
     let stages: Vec<Array2<f32>> = streams(config).map(|site| taken(&mut capture, site)).collect();
-    let stream = Stream::choose(config, n_pos);
+    let stream = Stream::choose(config, n_pos, room);
     let mut parts = pack_stream(stream, &stages);
     parts.push(pack_norms(&stages, &mids));
     drop((mids, stages, capture));
     parts.extend(pack_lens(session.files(), &readings));
 
     let mut neurons = Picked::default();
-    let mut attention = Attention::new(config, n_pos, Stream::ROOM.saturating_sub(total(&parts)));
+    let mut attention = Attention::new(config, n_pos, room.saturating_sub(total(&parts)));
     for group in groups {
         let mut hooks = session.files().hooks();
         for &layer in group {
@@ -142,7 +147,7 @@ pub async fn gather(
         }
     }
     parts.extend(neurons.pack("neurons"));
-    let (described, weights) = attention.pack(Stream::ROOM.saturating_sub(total(&parts)));
+    let (described, weights) = attention.pack(room.saturating_sub(total(&parts)));
     parts.extend(weights);
 
     let kept = json!({
@@ -312,15 +317,15 @@ mod tests {
 
     fn gpt2() -> Config {
         let json = r#"{"model_type": "gpt2", "n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024, "vocab_size": 50257}"#;
-        Config::from_json(json.as_bytes()).unwrap()
+        Config::from_json(json).unwrap()
     }
 
     /// What README and the page promise for gpt2's shape.
     #[test]
     fn what_is_kept_at_which_length() {
-        let of = |n_pos| Stream::choose(&gpt2(), n_pos);
+        let of = |n_pos| Stream::choose(&gpt2(), n_pos, room(LARGEST, n_pos));
         assert_eq!((of(7), of(340), of(360), of(1024), of(1100)), (Stream::F16, Stream::F16, Stream::Coarse, Stream::Coarse, Stream::Strongest));
-        let whole = |n_pos| matches!(Attention::new(&gpt2(), n_pos, Stream::ROOM / 2), Attention::Whole(_));
+        let whole = |n_pos| matches!(Attention::new(&gpt2(), n_pos, room(LARGEST, n_pos) / 2), Attention::Whole(_));
         assert!(whole(220) && !whole(240));
     }
 }

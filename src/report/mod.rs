@@ -5,7 +5,7 @@
 mod gather;
 mod pack;
 
-pub use gather::gather;
+pub use gather::{LARGEST, gather};
 
 use crate::output::{HOOK_DEFINITIONS, Provenance};
 use crate::session::Files;
@@ -45,6 +45,22 @@ pub struct About<'a> {
 }
 
 impl Page {
+    /// What did not fit whole, in words for whoever made the page; the page says so too.
+    pub fn coarsened(&self) -> Vec<String> {
+        let of = |part: &str| (self.kept[part]["as"].as_str().unwrap_or_default().to_string(), &self.kept[part]["n"]);
+        let stream = match of("stream") {
+            (how, _) if how == "8-bit" => Some("the residual stream is kept in 8 bits".to_string()),
+            (how, n) if how == "strongest" => Some(format!("the residual stream is kept in its {n} strongest dimensions")),
+            _ => None,
+        };
+        let attention = match of("attention") {
+            (how, n) if how == "strongest" => Some(format!("attention is kept in the {n} strongest weights of every row")),
+            _ => None,
+        };
+        let why = |what| format!("{what}, so that the page stays small; it gives the commands for all numbers");
+        stream.into_iter().chain(attention).map(why).collect()
+    }
+
     /// Writes the file. The same run gives the same bytes.
     ///
     /// # Errors

@@ -107,7 +107,8 @@ function drawMap() {
     for (let query = 0; query < nPos; query++) {
       const { keys, weights } = attention.row(head, query);
       keys.forEach((key, i) => {
-        context.fillStyle = (shadeOf(weights[i]) > 0.62) !== dark.matches ? "#fff" : dark.matches && shadeOf(weights[i]) > 0.62 ? "#0b1520" : cssColour("--ink");
+        const strong = shadeOf(weights[i]) > 0.62;
+        context.fillStyle = strong === dark.matches ? "#0b1520" : "#fff";
         context.fillText(weights[i].toFixed(3), margin + (key + 0.5) * map.cell, margin + (query + 0.5) * map.cell);
       });
     }
@@ -171,7 +172,7 @@ function weightAt(query, key) {
 
 function readMap() {
   const { query, key } = at ?? { query: state.token, key: state.token };
-  const text = at ? `${quoted(query)} (${query}) → ${quoted(key)} (${key}): ${weightAt(query, key)}` : `Head ${shown.block}.${shown.head}: point at the map`;
+  const text = at ? `${quoted(query)} (${query}) → ${quoted(key)} (${key}): ${weightAt(query, key)}` : "Point at a cell to read it";
   byId("map-read").textContent = text;
   for (const token of document.querySelectorAll(".tok.pointed, .tok.key")) token.classList.remove("pointed", "key");
   if (at) {

@@ -4,20 +4,20 @@
 /** What is shown. `stage` counts the residual stream's stages: see data.js. */
 const state = { token: nPos - 1, stage: model.n_layer, dimension: 0, head: 0, shade: "attention" };
 
-/** Chooses something and draws what depends on it. */
-function choose(change) {
+/** Chooses something and draws what depends on it. Resolves when all of it is drawn. */
+async function choose(change) {
   const before = { ...state };
   Object.assign(state, change);
   drawChosen();
   drawStream();
   if (state.token !== before.token) drawLens();
-  drawAttention();
   const value = showKept(streamValue(state.stage, state.token, state.dimension));
   if ("token" in change || "stage" in change || "dimension" in change) {
     announce(`Token ${state.token} ${quoted(state.token)}, ${place(state.stage)}, dimension ${state.dimension}: ${value}`);
   } else if ("head" in change) {
     announce(`Head ${state.head} of block ${blockOf(state.stage)}`);
   }
+  await drawAttention();
 }
 
 /** The text, and the controls that hold what is chosen. */
@@ -198,7 +198,7 @@ async function start() {
   await unpackAll();
   makeControls();
   drawLens();
-  choose({});
+  await choose({});
   document.documentElement.dataset.ready = "";
 }
 

@@ -83,12 +83,15 @@ function drawStrip() {
   context.strokeRect(x - size / 2 - 1, state.stage * row - 0.5, size + 2, row);
   const part = kept.stream.as === "strongest" ? ` Only the ${kept.stream.n} strongest dimensions are kept for a text of this length.` : "";
   byId("strip-note").textContent = `All ${model.n_embd} dimensions at ${quoted(state.token)}, a row a layer, red above and blue below zero. Each row has its own scale: the deepest colour begins at its 99th percentile. Click, or use the arrow keys (Shift: ten at a time).${part}`;
-  readStrip(state.stage, state.dimension);
+  readStrip(null);
   showCommand("heatmap", "draws all tokens and dimensions of this layer", command("heatmap", "--hook", stageHook(state.stage), "--dims", "all", "-o", "heatmap.png"));
 }
 
-function readStrip(stage, dimension) {
-  byId("strip-read").textContent = `${place(stage)}, dimension ${dimension}: ${showKept(streamValue(stage, state.token, dimension))}`;
+/** What is under the pointer. */
+function readStrip(at) {
+  byId("strip-read").textContent = at
+    ? `${place(at.stage)}, dimension ${at.dimension}: ${showKept(streamValue(at.stage, state.token, at.dimension))}`
+    : "Point at a cell to read it";
 }
 
 function stripPlace(event) {
@@ -122,11 +125,8 @@ function drawStrongest() {
 
 function listenToStrip() {
   const canvas = byId("strip");
-  canvas.addEventListener("pointermove", (event) => {
-    const { stage, dimension } = stripPlace(event);
-    readStrip(stage, dimension);
-  });
-  canvas.addEventListener("pointerleave", () => readStrip(state.stage, state.dimension));
+  canvas.addEventListener("pointermove", (event) => readStrip(stripPlace(event)));
+  canvas.addEventListener("pointerleave", () => readStrip(null));
   canvas.addEventListener("click", (event) => choose(stripPlace(event)));
   canvas.addEventListener("keydown", (event) => {
     const far = event.shiftKey ? 10 : 1;
