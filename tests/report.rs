@@ -258,6 +258,7 @@ fn keys_alone_do() {
         serde_json::from_value::<(String, bool, bool)>(described).unwrap()
     };
     let mut seen = Vec::new();
+    browser.eval("choose({ dimension: 0 })");
     for _ in 0..60 {
         browser.press("Tab");
         let (name, ring, labelled) = focus(&mut browser);
@@ -354,7 +355,8 @@ fn hostile_texts_stay_text() {
         let printed = run_in_shell(&command, folder.path());
         let record: Value = serde_json::from_str(&printed).unwrap_or_else(|e| panic!("{command}: {e}: {printed}"));
         assert_eq!(record["input_ids"][0], serde_json::json!(ids));
-        let value = record["hooks"]["blocks.3.hook_resid_post"][0][0][0].clone();
+        let dimension: usize = browser.eval("state.dimension").as_u64().unwrap() as usize;
+        let value = record["hooks"]["blocks.3.hook_resid_post"][0][0][dimension].clone();
         assert_shown(&browser.text("#value"), &value, &command);
         assert_eq!(names_in(folder.path()), ["report.html"]);
     }
@@ -436,9 +438,8 @@ fn what_does_not_fit_is_said() {
             for (rank, dimension) in [(0, strongest[0]), (20, strongest[20]), (100, strongest[100]), (160, strongest[159])] {
                 browser.eval(&format!("choose({{ dimension: {dimension} }})"));
                 let shown = browser.text("#value");
-                match (stream_as, shown.strip_prefix("≈ ")) {
-                    ("8-bit", Some(shown)) => {
-                        let (value, off) = shown.split_once(" ± ").unwrap();
+                match (stream_as, shown.split_once(" ±\u{a0}")) {
+                    ("8-bit", Some((value, off))) => {
                         let (value, off): (f64, f64) = (value.parse().unwrap(), off.parse().unwrap());
                         // Shown to three digits and one.
                         let most = off * 1.5 + value.abs() * 5e-3;

@@ -1,14 +1,17 @@
-// Attention: a small map for every head of a block, one large map with the weight under the pointer, and what the chosen token
-// looks at as a table.
+// Attention: a small map for every head of a block, one large map with the weight under the pointer, and, as tables, what the
+// chosen token looks at and who looks at it.
 
 /** The block that is shown, and where pointer positions on the large map lie. */
 let shown = { block: -1, head: -1, attention: null };
 let map = { left: 0, top: 0, cell: 1, drawn: "" };
-/** The cell that the arrow keys or the pointer are at. */
+/** The cell that the arrow keys or the pointer are at, and the tokens of the text that show it. */
 let at = null;
+let pointed = [];
 
-/** Weights are drawn by their square root, so that a tenth is still seen. */
-const shadeOf = (weight) => Math.sqrt(Math.max(0, Math.min(1, weight)));
+/** Weights are drawn by a root of them, the square root in short texts: then the weight that each of all tokens would have,
+    were none special, takes a quarter of the colours (down to the root 0.3), and a tenth is still seen. */
+const shadeExponent = Math.min(0.5, Math.max(0.3, Math.log(4) / Math.log(Math.max(nPos, 2))));
+const shadeOf = (weight) => Math.max(0, Math.min(1, weight)) ** shadeExponent;
 
 /** A head's pattern as `side` x `side` colour indices. Where several weights share a pixel the strongest is shown, so that
     thin diagonals stay. Weights that are not kept are drawn as their mean. */
@@ -41,6 +44,7 @@ async function drawAttention() {
   if (changed) drawHeads();
   drawMap();
   drawKeys();
+  drawLookers();
   shadeText();
 }
 
@@ -132,7 +136,8 @@ function short(context, label, width) {
 function drawScale() {
   const canvas = byId("map-scale"), width = canvas.clientWidth || 200;
   const context = sized(canvas, width, 10);
-  context.drawImage(image(256, 1, Uint8Array.from({ length: 256 }, (_, i) => Math.round(255 * shadeOf(i / 255))), colours().weight), 0, 0, width, 10);
+  context.drawImage(image(256, 1, Uint8Array.from({ length: 256 }, (_, i) => i), colours().weight), 0, 0, width, 10);
+  byId("map-ticks").replaceChildren(...[0, 0.01, 0.1, 0.5, 1].map((weight) => make("span", { "--at": shadeOf(weight) }, `${weight}`)));
 }
 
 /** What lies over the map: the chosen token's row, and lines through the cell under the pointer. Drawn alone when the pointer
@@ -171,32 +176,46 @@ function weightAt(query, key) {
 }
 
 function readMap() {
-  const { query, key } = at ?? { query: state.token, key: state.token };
-  const text = at ? `${quoted(query)} (${query}) → ${quoted(key)} (${key}): ${weightAt(query, key)}` : "Point at a cell to read it";
-  byId("map-read").textContent = text;
-  for (const token of document.querySelectorAll(".tok.pointed, .tok.key")) token.classList.remove("pointed", "key");
-  if (at) {
-    byId(`token-${query}`).classList.add("pointed");
-    byId(`token-${key}`).classList.add("key");
-  }
-  return text;
+  const { query, key } = at ?? {};
+  byId("map-read").textContent = at ? `${quoted(query)} (${query}) → ${quoted(key)} (${key}): ${weightAt(query, key)}` : "Point at a cell to read it";
+  for (const token of pointed) token.classList.remove("pointed", "key");
+  pointed = at ? [byId(`token-${query}`), byId(`token-${key}`)] : [];
+  pointed[0]?.classList.add("pointed");
+  pointed[1]?.classList.add("key");
 }
 
-/** What the chosen token looks at, strongest first. */
+/** Tokens with weights as a table, strongest first; gives back how many are not listed and what they weigh together. */
+function fillWeights(id, pairs, caption) {
+  const most = 12, order = pairs.sort((a, b) => b[1] - a[1] || a[0] - b[0]);
+  const rows = order.slice(0, most).map(([position, weight]) =>
+    make("tr", {}, make("td", { class: "number" }, `${position}`), make("td", {}, tokenText(tokens[position].label)), make("td", { class: "number" }, show(weight)), bar(weight / (order[0][1] || 1))));
+  byId(id).caption.replaceChildren(`Head ${shown.block}.${shown.head}: `, ...caption);
+  byId(id).tBodies[0].replaceChildren(...rows);
+  return { more: order.length - rows.length, left: order.slice(most).reduce((sum, pair) => sum + pair[1], 0) };
+}
+
+/** What the chosen token looks at. */
 function drawKeys() {
-  const { keys, weights, others, rest } = shown.attention.row(shown.head, state.token);
-  const order = Array.from(keys.keys()).sort((a, b) => weights[b] - weights[a] || keys[a] - keys[b]);
-  const most = 12, rows = order.slice(0, most).map((i) =>
-    make("tr", {}, make("td", { class: "number" }, `${keys[i]}`), make("td", {}, tokenText(tokens[keys[i]].label)), make("td", { class: "number" }, show(weights[i])), bar(weights[i] / (weights[order[0]] || 1))));
-  const table = byId("keys-table");
-  table.caption.replaceChildren(`Head ${shown.block}.${shown.head} at `, tokenText(tokens[state.token].label), ` (${state.token})`);
-  table.tBodies[0].replaceChildren(...rows);
-  const more = order.length - rows.length;
-  const left = order.slice(most).reduce((sum, i) => sum + weights[i], 0) + rest;
-  byId("keys-note").textContent = more + others > 0 ? `${more + others} more tokens share ${show(left, 3)}.` : "";
-  const { block, head } = shown;
+  const { block, head, attention } = shown;
+  const { keys, weights, others, rest } = attention.row(head, state.token);
+  const pairs = Array.from(keys, (key, i) => [key, weights[i]]);
+  const { more, left } = fillWeights("keys-table", pairs, [tokenText(tokens[state.token].label), ` (${state.token}) looks at`]);
+  byId("keys-note").textContent = more + others > 0 ? `${more + others} more tokens share ${show(left + rest, 3)}.` : "";
   showCommand("attention", "draws this head", command("attention", "--layer", `${block}`, "--head", `${head}`, "-o", "attention.png"));
   showCommand("pattern", `prints what this token looks at in all heads; this head is hooks["blocks.${block}.attn.hook_pattern"][0][${head}][0]`, command("extract", "--hook", `blocks.${block}.attn.hook_pattern`, "--token", `${state.token}`, "--json"));
+}
+
+/** The tokens that look at the chosen one. */
+function drawLookers() {
+  const pairs = [];
+  for (let query = state.token; query < nPos; query++) {
+    const { keys, weights } = shown.attention.row(shown.head, query);
+    const i = keys.length === query + 1 ? state.token : keys.indexOf(state.token);
+    if (i >= 0) pairs.push([query, weights[i]]);
+  }
+  const { more } = fillWeights("lookers-table", pairs, ["who looks at ", tokenText(tokens[state.token].label), ` (${state.token})`]);
+  const missing = nPos - state.token - pairs.length;
+  byId("lookers-note").textContent = [more ? `${more} more look at it with less.` : "", missing ? `Of ${missing} others the weight is not kept: it is small in their rows.` : ""].join(" ");
 }
 
 function mapPlace(event) {

@@ -38,7 +38,9 @@ class Rows {
   }
   /** `length` numbers from `start` on, all in row `row`. */
   slice(row, start, length) {
-    return Float32Array.from({ length }, (_, i) => this.at(row, start + i));
+    const numbers = new Float32Array(length);
+    for (let i = 0; i < length; i++) numbers[i] = this.at(row, start + i);
+    return numbers;
   }
 }
 
@@ -100,7 +102,11 @@ function streamValue(stage, position, dimension) {
 
 /** All dimensions of a stage at a position; 0 where a number is not kept. */
 function streamRow(stage, position) {
-  return Float32Array.from({ length: model.n_embd }, (_, dimension) => streamValue(stage, position, dimension)?.value ?? 0);
+  const row = stage * nPos + position;
+  if (kept.stream.as === "f16") return found.stream.slice(row, row * model.n_embd, model.n_embd);
+  const values = new Float32Array(model.n_embd);
+  for (let dimension = 0; dimension < model.n_embd; dimension++) values[dimension] = streamValue(stage, position, dimension)?.value ?? 0;
+  return values;
 }
 
 /** Norms: of every stage, and of resid_mid in every block. */
@@ -151,6 +157,8 @@ class Attention {
     // Keys are kept as distances.
     for (let i = 0, key = 0; i < length; i++) keys[i] = this.places ? (key += this.places[start + i]) : i;
     const others = query + 1 - length;
-    return { keys, weights, others, rest: others ? Math.max(0, 1 - weights.reduce((a, b) => a + b, 0)) : 0 };
+    let rest = others ? 1 : 0;
+    if (others) for (let i = 0; i < length; i++) rest -= weights[i];
+    return { keys, weights, others, rest: Math.max(0, rest) };
   }
 }

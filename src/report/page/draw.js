@@ -11,7 +11,10 @@ function show(value, digits = 5) {
 /** A number of the stream: what is coarse says so. */
 function showKept(kept) {
   if (!kept) return "not kept";
-  return kept.off === 0 ? show(kept.value) : `≈ ${show(kept.value, 3)} ± ${show(kept.off, 1)}`;
+  if (kept.off === 0) return show(kept.value);
+  // As many decimals as the first digit of what it may be off by.
+  const decimals = Math.max(0, Math.min(20, -Math.floor(Math.log10(kept.off))));
+  return `${kept.value.toFixed(decimals)} ±\u00a0${kept.off.toFixed(decimals)}`;
 }
 
 /** An element with attributes, properties and children; text is only ever text. */
@@ -59,7 +62,13 @@ const RAMPS = {
   dark: { weight: ramp([25, 32, 41], [30, 82, 140], [72, 164, 226], [240, 249, 214]), signed: ramp([146, 202, 250], [58, 128, 190], [30, 66, 100], [28, 34, 42], [105, 42, 42], [205, 90, 78], [252, 190, 172]) },
 };
 const colours = () => RAMPS[dark.matches ? "dark" : "light"];
-const cssColour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
+/** A colour of the sheet, asked for once in each scheme: asking makes the browser style the whole page. */
+function cssColour(name) {
+  const key = name + dark.matches;
+  if (!cssColour.known.has(key)) cssColour.known.set(key, getComputedStyle(document.documentElement).getPropertyValue(name));
+  return cssColour.known.get(key);
+}
+cssColour.known = new Map();
 
 /** Sets a canvas to its size on the page in device pixels; gives back its context, in CSS pixels. */
 function sized(canvas, width, height) {

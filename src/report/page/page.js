@@ -111,6 +111,9 @@ function drawChosen() {
   input.setAttribute("aria-invalid", "false");
 }
 
+/** What each token is shaded by now, so that only what differs is styled anew. */
+const shadesNow = new Float32Array(nPos);
+
 /** Shades the tokens by what was asked for. */
 function shadeText() {
   const { token, stage, dimension, shade } = state;
@@ -134,10 +137,15 @@ function shadeText() {
   }
   byId("shade-note").textContent = note;
   for (let p = 0; p < nPos; p++) {
-    const element = byId(`token-${p}`), size = Math.min(1, Math.abs(shades[p]) || 0);
-    element.style.setProperty("--shade", size.toFixed(3));
-    element.classList.toggle("plus", signed && shades[p] > 0);
-    element.classList.toggle("minus", signed && shades[p] < 0);
+    const size = Math.round(1000 * Math.min(1, Math.abs(shades[p]) || 0));
+    // Which colour and how much of it, in one number.
+    const shade = size + (signed && size ? (shades[p] > 0 ? 2000 : 4000) : 0);
+    if (shadesNow[p] === shade) continue;
+    shadesNow[p] = shade;
+    const element = byId(`token-${p}`);
+    element.style.setProperty("--shade", size / 1000);
+    element.classList.toggle("plus", shade >= 2000 && shade < 4000);
+    element.classList.toggle("minus", shade >= 4000);
   }
 }
 
@@ -197,8 +205,10 @@ async function start() {
   }
   await unpackAll();
   makeControls();
+  const values = streamRow(state.stage, state.token).map(Math.abs);
+  state.dimension = values.indexOf(Math.max(...values.filter((size) => !Number.isNaN(size))));
   drawLens();
-  await choose({});
+  await choose({ dimension: clamp(state.dimension, model.n_embd) });
   document.documentElement.dataset.ready = "";
 }
 

@@ -117,7 +117,7 @@ function drawStrongest() {
   showCommand("stream", "prints norm, range and strongest dimensions", command("extract", "--hook", hook, "--token", `${token}`));
 
   const neurons = strongestNeurons(block, token);
-  byId("neurons").caption.textContent = `Strongest of ${model.n_inner} neurons, block ${block}`;
+  byId("neurons").caption.textContent = `Strongest neurons, block ${block}`;
   byId("neurons").tBodies[0].replaceChildren(...neurons.map(([neuron, value]) =>
     make("tr", {}, make("td", { class: "number" }, `${neuron}`), make("td", { class: "number" }, show(value)), bar(value / Math.abs(neurons[0][1] || 1), true))));
   showCommand("neurons", "prints range and strongest neurons", command("extract", "--hook", `blocks.${block}.mlp.hook_post`, "--token", `${token}`));
