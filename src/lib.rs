@@ -32,6 +32,8 @@ pub mod model;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod output;
 pub mod params;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod plot;
 pub mod recorder;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod report;

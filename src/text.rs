@@ -69,11 +69,17 @@ impl Token {
     /// escaped as in Rust (`\n`, `\u{a0}`, `\\`), and bytes that are no whole character are `\xE2`. Two tokens of a
     /// vocabulary never look alike.
     pub fn label(&self) -> String {
-        self.shown(&|c| match c {
-            ' ' | '\'' | '"' => Some(c),
-            // Combining and invisible characters, all spaces but the plain one, and the backslash are what this escapes.
-            _ => Some(c).filter(|c| c.escape_debug().len() == 1),
-        })
+        self.shown(&|c| Some(c).filter(|c| seen_as_it_is(*c)))
+    }
+
+    /// Several tokens as one text, shown as [`Token::label`] does; characters that `has` says no to are escaped too.
+    pub fn label_of(tokens: &[Token], has: impl Fn(char) -> bool) -> String {
+        let Some(bytes) = tokens.iter().map(|token| token.bytes.as_deref()).collect::<Option<Vec<_>>>() else {
+            return tokens.iter().map(Token::text).collect::<Vec<_>>().join(" ");
+        };
+        // Characters that are cut in several tokens are whole again.
+        let whole = Token { id: 0, bytes: Some(bytes.concat()) };
+        whole.shown(&|c| Some(c).filter(|c| *c == ' ' || has(*c) && seen_as_it_is(*c)))
     }
 
     /// [`Token::label`] for places without quotes, such as pictures: a space is `␣`. Characters that `has` says no to (a
@@ -82,8 +88,7 @@ impl Token {
         self.shown(&|c| match c {
             ' ' => Some('␣'),
             '␣' => None,
-            '\'' | '"' => Some(c),
-            _ => Some(c).filter(|c| has(*c) && c.escape_debug().len() == 1),
+            _ => Some(c).filter(|c| has(*c) && seen_as_it_is(*c)),
         })
     }
 
@@ -103,6 +108,11 @@ impl Token {
         }
         shown
     }
+}
+
+/// False for combining and invisible characters, all spaces but the plain one, and the backslash, which begins escapes.
+fn seen_as_it_is(c: char) -> bool {
+    matches!(c, '\'' | '"') || c.escape_debug().len() == 1
 }
 
 /// A checkpoint's tokenizer.

@@ -201,43 +201,45 @@ fn the_lens_is_the_lens() {
     let page = report(folder.path(), &[CAT]);
     let mut browser = Browser::start();
     browser.open(&page);
-    let session = Files::open("demo").unwrap().on(Choice::Cpu, None).unwrap();
-    let batch = session.files().encode(&[CAT]).unwrap();
-    let hooks = session.files().hooks();
-    let (rows, _) = pollster::block_on(session.lens_async(&batch, &hooks, 5, None)).unwrap();
+    let files = Files::open("demo").unwrap();
+    let label = |token: &Value| files.token(token["id"].as_u64().unwrap() as u32).label();
+    let printed = run_well(["lens", "-q", "--json", "--device", "cpu", CAT]);
+    let lens: Value = serde_json::from_str(&printed).unwrap();
+    let rows = lens["lens"].as_array().unwrap();
+    assert_eq!(browser.texts("#lens tbody tr").len(), rows.len());
     for position in [3, 6] {
         browser.click(&format!("#token-{position}"));
         for (n, row) in rows.iter().enumerate() {
-            let reading = &row.texts[0][position];
+            let reading = &row["positions"][position];
+            let top = reading["top"].as_array().unwrap();
             let selector = format!("#lens tbody tr:nth-child({})", n + 1);
             let labels = browser.texts(&format!("{selector} .token-text"));
-            let likeliest: Vec<String> = reading.top.iter().map(|(id, _)| session.files().token(*id).label()).collect();
-            assert_eq!(labels, likeliest, "layer {n}");
-            for (shown, (_, probability)) in browser.texts(&format!("{selector} small")).iter().zip(&reading.top) {
-                assert_three_digits(shown, f64::from(*probability));
+            assert_eq!(labels, top.iter().map(label).collect::<Vec<_>>(), "layer {n}");
+            for (shown, token) in browser.texts(&format!("{selector} small")).iter().zip(top) {
+                assert_three_digits(shown, &token["probability"]);
             }
             let numbers = browser.texts(&format!("{selector} .number"));
-            assert_three_digits(&numbers[0], f64::from(reading.entropy));
-            match reading.next {
-                Some(next) => {
-                    assert_three_digits(&numbers[1], f64::from(next.probability));
-                    assert_eq!(numbers[2], next.rank.to_string());
-                }
-                None => assert_eq!(numbers[1..], ["", ""], "nothing comes after the last token"),
+            assert_three_digits(&numbers[0], &reading["entropy"]);
+            if position == 6 {
+                assert_eq!(numbers[1..], ["", ""], "nothing comes after the last token");
+            } else {
+                assert_three_digits(&numbers[1], &reading["next"]["probability"]);
+                assert_eq!(numbers[2], reading["next"]["rank"].to_string());
             }
         }
     }
     // Where the true next token is among the likeliest, and only there, it is marked.
     browser.click("#token-3");
     let marked = browser.texts("#lens td.true .token-text");
-    let listed = rows.iter().filter(|row| row.texts[0][3].top.iter().any(|(id, _)| *id == batch.ids()[4]));
+    let next = &lens["input_ids"][4];
+    let listed = rows.iter().filter(|row| row["positions"][3]["top"].as_array().unwrap().iter().any(|t| t["id"] == *next));
     assert_eq!(marked, listed.map(|_| " the").collect::<Vec<_>>());
     assert!(!marked.is_empty(), "this text was chosen since \" the\" is likely after \" on\"");
     no_complaints(&mut browser);
 }
 
-fn assert_three_digits(shown: &str, want: f64) {
-    let shown: f64 = shown.parse().unwrap_or_else(|_| panic!("{shown:?}"));
+fn assert_three_digits(shown: &str, want: &Value) {
+    let (shown, want): (f64, f64) = (shown.parse().unwrap_or_else(|_| panic!("{shown:?}")), want.as_f64().unwrap());
     assert!((shown - want).abs() <= want.abs() * 5.6e-3 + 1e-9, "the page shows {shown}, the lens says {want}");
 }
 
@@ -504,8 +506,8 @@ fn the_command_line() {
     let out = page.to_str().unwrap();
     let other = folder.path().join("x.pdf");
     for (args, message) in [
-        (vec!["one", "two", "-o", out], "a report shows one text and 2 are given; write one for each: actscope report TEXT -o FILE.html"),
-        (vec!["--ids", "1", "--ids", "2", "-o", out], "a report shows one text and 2 are given"),
+        (vec!["one", "two", "-o", out], "a report shows one text and 2 were given; give one (in quotes, if it is several words)"),
+        (vec!["--ids", "1", "--ids", "2", "-o", out], "a report shows one text and 2 were given"),
         (vec!["one", "-o", other.to_str().unwrap()], "its name must end in .html"),
         (vec!["one"], "--out <FILE>"),
     ] {

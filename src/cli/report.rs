@@ -29,7 +29,7 @@ impl Report {
         let several = texts.len().max(self.texts.ids.len());
         if several > 1 {
             return Err(Failure::Usage(format!(
-                "a report shows one text and {several} are given; write one for each: actscope report TEXT -o FILE.html"
+                "a report shows one text and {several} were given; give one (in quotes, if it is several words)"
             )));
         }
         if !["html", "htm"].contains(&output::extension(&self.out).as_str()) {

@@ -273,4 +273,4 @@ pub fn abandon() {
     std::mem::forget(all);
 }
 
-pub use json::write as write_json;
+pub use json::{Nested, write as write_json};
