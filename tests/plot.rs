@@ -168,7 +168,8 @@ fn each_cell_of_a_heatmap_is_a_number_of_extract() {
         let rows: Vec<Vec<String>> = truth["hooks"][&name][0].as_array().unwrap().iter().map(numbers).collect();
         let width = rows[0].len();
         let dims: Vec<usize> = (0..100).map(|i| (i as f64 * (width - 1) as f64 / 99.0 + 1e-9) as usize).collect();
-        let shown: Vec<f64> = rows.iter().flat_map(|row| dims.iter().map(|d| row[*d].parse::<f64>().unwrap())).collect();
+        let shown: Vec<f64> =
+            rows.iter().flat_map(|row| dims.iter().map(|d| row[*d].parse::<f64>().unwrap())).collect();
         let limit = limit(&shown);
         assert_eq!(drawing.cells.len(), 7 * 100, "{hook}");
         assert!(drawing.says("Activation Value") && drawing.says("\"The cat sat on the mat.\"") && drawing.says(&name));
@@ -291,7 +292,8 @@ fn each_cell_of_the_lens_is_a_reading() {
         let told = cell.told.rsplit_once(' ').unwrap();
         assert!(told.0.ends_with(&format!("position {p}: {}", mark(&best["token"]))), "{cell:?} {best}");
         assert_eq!(told.1.parse::<f32>().unwrap(), best["probability"].as_f64().unwrap() as f32);
-        let inside = |l: &&Label| (cell.x..cell.x + cell.width).contains(&l.x) && (cell.y..cell.y + cell.height).contains(&l.y);
+        let inside =
+            |l: &&Label| (cell.x..cell.x + cell.width).contains(&l.x) && (cell.y..cell.y + cell.height).contains(&l.y);
         let written = &drawing.labels.iter().find(inside).unwrap().text;
         assert_eq!(written, &mark(&best["token"]));
         let next = &reading["next"];
@@ -332,9 +334,24 @@ fn what_was_chosen_is_what_is_shown() {
     }
     strongest.sort_by(|a, b| b.0.total_cmp(&a.0));
     let top: Vec<usize> = strongest.iter().take(7).map(|(_, d)| *d).collect();
-    assert!(hooks.values().all(|hook| hook["dims"] == serde_json::json!(top)), "strongest first, the same in every layer");
+    assert!(
+        hooks.values().all(|hook| hook["dims"] == serde_json::json!(top)),
+        "strongest first, the same in every layer"
+    );
 
-    let small = json(&["heatmap", "--ids", "1 2 3", "-m", CLASSIC, "--dims", "3..6", "-k", "mlp_post.*", "--scale", "per-layer"]);
+    let small = json(&[
+        "heatmap",
+        "--ids",
+        "1 2 3",
+        "-m",
+        CLASSIC,
+        "--dims",
+        "3..6",
+        "-k",
+        "mlp_post.*",
+        "--scale",
+        "per-layer",
+    ]);
     let limits: BTreeSet<String> =
         small["hooks"].as_object().unwrap().values().map(|hook| hook["limit"].to_string()).collect();
     assert_eq!(limits.len(), 3, "each layer has its own scale");
@@ -354,7 +371,8 @@ fn long_texts_are_images_with_fewer_labels() {
     let image = Pixmap::decode_png(&base64::prelude::BASE64_STANDARD.decode(data).unwrap()).unwrap();
     let truth = json(&["extract", &long, "-l", "2"]);
     let values = truth["hooks"]["blocks.2.hook_resid_post"][0].as_array().unwrap();
-    let flat: Vec<f64> = values.iter().flat_map(|row| row.as_array().unwrap().iter().map(|v| v.as_f64().unwrap())).collect();
+    let flat: Vec<f64> =
+        values.iter().flat_map(|row| row.as_array().unwrap().iter().map(|v| v.as_f64().unwrap())).collect();
     let limit = limit(&flat);
     let (wide, high) = (image.width() as usize / 160, image.height() as usize / values.len());
     assert_eq!((image.width() as usize, image.height() as usize), (160 * wide, values.len() * high));
@@ -364,7 +382,8 @@ fn long_texts_are_images_with_fewer_labels() {
         assert!(alike(&seen, &rd_bu_r(value / limit)), "{i}: {value} is {seen}");
     }
     let large = Drawing::of(&svg(&["attention", &long, "--layer", "0", "--head", "0"]));
-    let mut rows: Vec<f32> = large.labels.iter().filter(|l| !l.upright && l.x < 150.0 && l.y > 60.0).map(|l| l.y).collect();
+    let mut rows: Vec<f32> =
+        large.labels.iter().filter(|l| !l.upright && l.x < 150.0 && l.y > 60.0).map(|l| l.y).collect();
     rows.sort_by(f32::total_cmp);
     assert!(rows.len() > 20 && rows.windows(2).all(|pair| pair[1] - pair[0] >= 11.0), "{rows:?}");
 }
@@ -376,7 +395,10 @@ fn odd_tokens_can_be_told_apart() {
         let drawn = svg(&[command, ODD]);
         let drawing = Drawing::of(&drawn);
         assert!(drawing.labels.iter().all(|label| label.text.chars().all(|c| c == ' ' || font::has(c))), "{command}");
-        assert!(drawn.contains("font-family:'DejaVu Sans Mono'") && drawn.contains("font-family:'DejaVu Sans'"), "{command}");
+        assert!(
+            drawn.contains("font-family:'DejaVu Sans Mono'") && drawn.contains("font-family:'DejaVu Sans'"),
+            "{command}"
+        );
         assert!(!drawn.contains("font-family:'Noto Sans JP';src"), "only the fonts that are needed go along");
         png(&[command, ODD]);
     }
@@ -430,9 +452,15 @@ fn plain_pictures_show_sign_and_size() {
 #[test]
 fn colours_come_and_go_with_the_environment() {
     let args = ["attention", TEXT, "-q"];
-    let coloured = actscope(args).env("CLICOLOR_FORCE", "1").env("COLORTERM", "truecolor").env("TERM", "xterm").output().unwrap();
+    let coloured =
+        actscope(args).env("CLICOLOR_FORCE", "1").env("COLORTERM", "truecolor").env("TERM", "xterm").output().unwrap();
     assert!(stdout(&coloured).contains("\u{1b}[38;2;"), "{}", stdout(&coloured));
-    let few = actscope(args).env("CLICOLOR_FORCE", "1").env_remove("COLORTERM").env("TERM", "xterm-256color").output().unwrap();
+    let few = actscope(args)
+        .env("CLICOLOR_FORCE", "1")
+        .env_remove("COLORTERM")
+        .env("TERM", "xterm-256color")
+        .output()
+        .unwrap();
     assert!(stdout(&few).contains("\u{1b}[38;5;") && !stdout(&few).contains(";2;"));
     let none = actscope(args).env("CLICOLOR_FORCE", "1").env("NO_COLOR", "1").output().unwrap();
     assert!(!stdout(&none).contains('\u{1b}') && stdout(&none).contains("3.4"));

@@ -140,7 +140,8 @@ fn attention_under_the_pointer() {
         assert_shown(&pair[1], &row[key].into(), "keys");
     }
     // The text is shaded by the same weights: the square root of each.
-    let shades = browser.eval("[...document.querySelectorAll('.tok')].map((t) => Number(t.style.getPropertyValue('--shade')))");
+    let shades =
+        browser.eval("[...document.querySelectorAll('.tok')].map((t) => Number(t.style.getPropertyValue('--shade')))");
     for (shade, weight) in floats(&shades).iter().zip(&row) {
         assert!((shade - weight.sqrt()).abs() < 2e-3, "{shade} for a weight of {weight}");
     }
@@ -232,7 +233,8 @@ fn the_lens_is_the_lens() {
     browser.click("#token-3");
     let marked = browser.texts("#lens td.true .token-text");
     let next = &lens["input_ids"][4];
-    let listed = rows.iter().filter(|row| row["positions"][3]["top"].as_array().unwrap().iter().any(|t| t["id"] == *next));
+    let listed =
+        rows.iter().filter(|row| row["positions"][3]["top"].as_array().unwrap().iter().any(|t| t["id"] == *next));
     assert_eq!(marked, listed.map(|_| " the").collect::<Vec<_>>());
     assert!(!marked.is_empty(), "this text was chosen since \" the\" is likely after \" on\"");
     no_complaints(&mut browser);
@@ -348,7 +350,8 @@ fn hostile_texts_stay_text() {
         let breaks = text.matches('\n').count();
         assert_eq!(browser.eval("document.querySelectorAll('#text br').length"), breaks);
         // None that a terminal or a reader could take for something else is on the page as it is.
-        let odd = "/[\\u0000-\\u0009\\u000b-\\u001f\\u007f-\\u009f\\u200b-\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ufeff]/";
+        let odd =
+            "/[\\u0000-\\u0009\\u000b-\\u001f\\u007f-\\u009f\\u200b-\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ufeff]/";
         assert_eq!(browser.eval(&format!("{odd}.test(document.body.textContent)")), false, "{text:?}");
         no_complaints(&mut browser);
 
@@ -437,7 +440,9 @@ fn what_does_not_fit_is_said() {
             browser.eval(&format!("choose({{ token: {position} }})"));
             let row: Vec<f64> = stream.slice(ndarray::s![0, position, ..]).iter().map(|v| f64::from(*v)).collect();
             let strongest = by_size(&row);
-            for (rank, dimension) in [(0, strongest[0]), (20, strongest[20]), (100, strongest[100]), (160, strongest[159])] {
+            for (rank, dimension) in
+                [(0, strongest[0]), (20, strongest[20]), (100, strongest[100]), (160, strongest[159])]
+            {
                 browser.eval(&format!("choose({{ dimension: {dimension} }})"));
                 let shown = browser.text("#value");
                 match (stream_as, shown.split_once(" ±\u{a0}")) {
@@ -446,14 +451,18 @@ fn what_does_not_fit_is_said() {
                         // Shown to three digits and one.
                         let most = off * 1.5 + value.abs() * 5e-3;
                         assert!((value - row[dimension]).abs() <= most, "{shown}, not {}", row[dimension]);
-                        assert!(off <= 0.5 / 127.0 * 1.5 * row[strongest[0]].abs(), "{shown} is coarser than it must be");
+                        assert!(
+                            off <= 0.5 / 127.0 * 1.5 * row[strongest[0]].abs(),
+                            "{shown} is coarser than it must be"
+                        );
                     }
                     ("strongest", None) if rank >= 32 => assert_eq!(shown, "not kept"),
                     (_, None) => assert_shown(&shown, &row[dimension].into(), stream_as),
                     other => panic!("{other:?}"),
                 }
             }
-            let row: Vec<f64> = pattern.slice(ndarray::s![0, 1, position, ..=position]).iter().map(|v| f64::from(*v)).collect();
+            let row: Vec<f64> =
+                pattern.slice(ndarray::s![0, 1, position, ..=position]).iter().map(|v| f64::from(*v)).collect();
             browser.eval("choose({ head: 1 })");
             let strongest = by_size(&row);
             let shown = browser.texts("#keys-table tbody .number");
@@ -506,7 +515,10 @@ fn the_command_line() {
     let out = page.to_str().unwrap();
     let other = folder.path().join("x.pdf");
     for (args, message) in [
-        (vec!["one", "two", "-o", out], "a report shows one text and 2 were given; give one (in quotes, if it is several words)"),
+        (
+            vec!["one", "two", "-o", out],
+            "a report shows one text and 2 were given; give one (in quotes, if it is several words)",
+        ),
         (vec!["--ids", "1", "--ids", "2", "-o", out], "a report shows one text and 2 were given"),
         (vec!["one", "-o", other.to_str().unwrap()], "its name must end in .html"),
         (vec!["one"], "--out <FILE>"),

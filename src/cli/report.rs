@@ -43,7 +43,9 @@ impl Report {
         let arguments = self.arguments(texts.first(), batch.ids());
 
         let session = self.run.session(files, &self.model)?;
-        let page = self.model.with_progress("steps", async |told| report::gather(&session, &batch, report::LARGEST, Some(told)).await)?;
+        let page = self
+            .model
+            .with_progress("steps", async |told| report::gather(&session, &batch, report::LARGEST, Some(told)).await)?;
         let provenance = Provenance {
             model: session.files().name().to_string(),
             fingerprint: session.files().checkpoint().fingerprint(false),
@@ -51,9 +53,8 @@ impl Report {
         };
         let about = About { files: session.files(), tokens: &tokens, arguments: &arguments, provenance: &provenance };
         let path = place.path().display().to_string();
-        let bytes = place.fill(|part| {
-            output::buffered(part, |out| page.write(&about, out).map_err(|e| e.to_string()))
-        })?;
+        let bytes =
+            place.fill(|part| output::buffered(part, |out| page.write(&about, out).map_err(|e| e.to_string())))?;
         self.model.say(format_args!("wrote {path}: {} tokens, {}", tokens.len(), size(bytes)));
         page.coarsened().iter().for_each(|what| self.model.say(format_args!("note: {what}")));
         if self.model.json {

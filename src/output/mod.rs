@@ -232,7 +232,10 @@ pub fn extension(path: &Path) -> String {
 }
 
 /// Writes a file through a buffer, to its last byte.
-pub(crate) fn buffered(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<(), String>) -> Result<(), String> {
+pub(crate) fn buffered(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> Result<(), String>,
+) -> Result<(), String> {
     let mut out = BufWriter::with_capacity(1 << 20, File::create(path).map_err(|e| e.to_string())?);
     write(&mut out)?;
     out.flush().map_err(|e| e.to_string())

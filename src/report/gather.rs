@@ -324,7 +324,10 @@ mod tests {
     #[test]
     fn what_is_kept_at_which_length() {
         let of = |n_pos| Stream::choose(&gpt2(), n_pos, room(LARGEST, n_pos));
-        assert_eq!((of(7), of(340), of(360), of(1024), of(1100)), (Stream::F16, Stream::F16, Stream::Coarse, Stream::Coarse, Stream::Strongest));
+        assert_eq!(
+            (of(7), of(340), of(360), of(1024), of(1100)),
+            (Stream::F16, Stream::F16, Stream::Coarse, Stream::Coarse, Stream::Strongest)
+        );
         let whole = |n_pos| matches!(Attention::new(&gpt2(), n_pos, room(LARGEST, n_pos) / 2), Attention::Whole(_));
         assert!(whole(220) && !whole(240));
     }

@@ -50,11 +50,15 @@ impl Page {
         let of = |part: &str| (self.kept[part]["as"].as_str().unwrap_or_default().to_string(), &self.kept[part]["n"]);
         let stream = match of("stream") {
             (how, _) if how == "8-bit" => Some("the residual stream is kept in 8 bits".to_string()),
-            (how, n) if how == "strongest" => Some(format!("the residual stream is kept in its {n} strongest dimensions")),
+            (how, n) if how == "strongest" => {
+                Some(format!("the residual stream is kept in its {n} strongest dimensions"))
+            }
             _ => None,
         };
         let attention = match of("attention") {
-            (how, n) if how == "strongest" => Some(format!("attention is kept in the {n} strongest weights of every row")),
+            (how, n) if how == "strongest" => {
+                Some(format!("attention is kept in the {n} strongest weights of every row"))
+            }
             _ => None,
         };
         let why = |what| format!("{what}, so that the page stays small; it gives the commands for all numbers");
@@ -85,7 +89,8 @@ impl Page {
             "kept": self.kept,
         });
         let parts = self.parts.iter().map(|(name, bytes)| (name.as_str(), pack::base64(bytes)));
-        let part = |(name, text): (&str, String)| format!("<script type=\"text/plain\" id=\"data-{name}\">{text}</script>\n");
+        let part =
+            |(name, text): (&str, String)| format!("<script type=\"text/plain\" id=\"data-{name}\">{text}</script>\n");
         // The template's marks stand in the order of this list, each once.
         let filled = [
             ("{{policy}}", policy()),
@@ -152,7 +157,9 @@ mod tests {
         for text in [HTML, CSS, JS] {
             // A name, not an address: nobody asks for it.
             let text = text.replace("http://www.w3.org/2000/svg", "");
-            for word in ["http:", "https:", "//cdn", "url(", "@import", "fetch(", "XMLHttpRequest", "WebSocket", "innerHTML"] {
+            for word in
+                ["http:", "https:", "//cdn", "url(", "@import", "fetch(", "XMLHttpRequest", "WebSocket", "innerHTML"]
+            {
                 assert!(!text.contains(word), "{word}");
             }
         }

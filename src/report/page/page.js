@@ -93,7 +93,7 @@ function makeControls() {
 }
 
 function drawChosen() {
-  const { token, stage, dimension } = state;
+  const { token, stage, dimension, head } = state;
   for (const old of document.querySelectorAll('.tok[aria-selected="true"]')) {
     old.setAttribute("aria-selected", "false");
     old.tabIndex = -1;
@@ -106,6 +106,7 @@ function drawChosen() {
   byId("previous").disabled = token === 0;
   byId("next").disabled = token === nPos - 1;
   document.querySelector(`input[name="layer"][value="${stage}"]`).checked = true;
+  document.querySelector(`input[name="head"][value="${head}"]`).checked = true;
   const input = byId("dimension");
   if (input.valueAsNumber !== dimension) input.value = dimension;
   input.setAttribute("aria-invalid", "false");
