@@ -152,22 +152,23 @@ fn alike(a: &str, b: &str) -> bool {
 fn limit(values: &[f64]) -> f64 {
     let mut sizes: Vec<f64> = values.iter().map(|v| v.abs()).collect();
     sizes.sort_by(f64::total_cmp);
-    let (max, most) = (sizes[sizes.len() - 1], sizes[(sizes.len() as f64 * 0.99).ceil() as usize - 1]);
+    let (max, most) = (sizes[sizes.len() - 1], sizes[(sizes.len() as f64 * 0.98).ceil() as usize - 1]);
     if max > 2.0 * most { most } else { max }
 }
 
-/// With the sign of colours flipped, labels one row down, rows and columns exchanged, or the clip at the 98th percentile,
+/// With the sign of colours flipped, labels one row down, rows and columns exchanged, or the clip at the 95th percentile,
 /// this fails: at the first cell's colour, its row's label, its column's label, the last colour.
 #[test]
 fn each_cell_of_a_heatmap_is_a_number_of_extract() {
-    for (hook, clipped) in [("resid_post.1", false), ("blocks.0.hook_resid_pre", false), ("mlp_post.3", true)] {
+    let mut clips = BTreeSet::new();
+    for hook in ["resid_post.1", "blocks.0.hook_resid_pre", "mlp_post.3"] {
         let args = ["heatmap", TEXT, "-k", hook];
         let drawing = Drawing::of(&svg(&args));
         let truth = json(&["extract", TEXT, "-k", hook]);
         let name = truth["hooks"].as_object().unwrap().keys().next().unwrap().clone();
         let rows: Vec<Vec<String>> = truth["hooks"][&name][0].as_array().unwrap().iter().map(numbers).collect();
         let width = rows[0].len();
-        let dims: Vec<usize> = (0..100).map(|i| (i as f64 * (width - 1) as f64 / 99.0 + 1e-9) as usize).collect();
+        let dims: Vec<usize> = (0..100).map(|i| (i as f64 * ((width - 1) as f64 / 99.0)) as usize).collect();
         let shown: Vec<f64> =
             rows.iter().flat_map(|row| dims.iter().map(|d| row[*d].parse::<f64>().unwrap())).collect();
         let limit = limit(&shown);
@@ -186,9 +187,12 @@ fn each_cell_of_a_heatmap_is_a_number_of_extract() {
             let wanted = rd_bu_r(value.parse::<f64>().unwrap() / limit);
             assert!(alike(&cell.fill, &wanted), "{value} of ±{limit} is {wanted} and not {cell:?}");
         }
+        let clipped = shown.iter().any(|v| v.abs() > limit);
         assert_eq!(drawing.says("clipped at"), clipped, "{hook}");
+        clips.insert(clipped);
         assert_eq!(json(&args)["hooks"][&name]["limit"].as_f64().unwrap() as f32, limit as f32);
     }
+    assert_eq!(clips.len(), 2, "one of the hooks is clipped and one is not");
 }
 
 /// The PNG has the SVG's colours in the SVG's places, twice as sharp.
@@ -197,13 +201,13 @@ fn the_png_is_the_svg_in_pixels() {
     for args in [&["heatmap", TEXT, "-l", "1", "-l", "2"][..], &["attention", TEXT], &["lens", TEXT]] {
         let drawing = Drawing::of(&svg(args));
         let pixels = png(args);
-        assert!(drawing.cells.len() >= 100);
+        assert!(drawing.cells.len() >= 35);
         for cell in &drawing.cells {
-            // Near a corner, where no text lies and no frame.
+            // Near the upper edge, where no text lies and no frame.
             let at = |x: f32, y: f32| pixels.pixel((2.0 * x) as u32, (2.0 * y) as u32).unwrap();
-            let pixel = at(cell.x + cell.width - 2.0, cell.y + cell.height * 0.8 - 1.0);
+            let pixel = at(cell.x + cell.width * 0.6, cell.y + 4.0);
             let seen = format!("#{:02x}{:02x}{:02x}", pixel.red(), pixel.green(), pixel.blue());
-            assert!(seen == cell.fill || seen == "#000000", "{args:?}: {cell:?} is {seen}");
+            assert_eq!(seen, cell.fill, "{args:?}: {cell:?}");
         }
         // Text is drawn: above everything there is a heading.
         let ink = |x: u32, y: u32| pixels.pixel(x, y).unwrap().red() < 100;
@@ -236,6 +240,7 @@ fn each_cell_of_attention_is_a_number_of_extract() {
             }
         }
         let one = ["attention", TEXT, "--kind", kind, "--layer", "2", "--head", "3"];
+        let alone = &json(&one)["heads"][0]["values"];
         let drawing = Drawing::of(&svg(&one));
         assert!(drawing.says("layer 2, head 3"));
         assert_eq!(drawing.cells.len(), 7 * 8 / 2, "cells that can be looked at tell their number");
@@ -245,7 +250,7 @@ fn each_cell_of_attention_is_a_number_of_extract() {
             let (query, key) = pair.split_once(" looks at ").unwrap();
             assert_eq!((drawing.row_label(cell), drawing.column_label(cell)), (query, key));
             let place = |label: &str| label.split(' ').next().unwrap().parse::<usize>().unwrap();
-            let wanted = &json(&one)["heads"][0]["values"][place(query)][place(key)];
+            let wanted = &alone[place(query)][place(key)];
             assert_eq!(value.parse::<f32>().unwrap(), wanted.as_f64().unwrap() as f32, "{}", cell.told);
             if kind == "pattern" {
                 let blue = i32::from_str_radix(&cell.fill[1..3], 16).unwrap();
@@ -284,7 +289,7 @@ fn each_cell_of_the_lens_is_a_reading() {
     let rows = numbers["lens"].as_array().unwrap();
     assert_eq!((rows.len(), drawing.cells.len()), (5, 35));
     let logits = json(&["extract", TEXT, "-k", "logits"]);
-    let mark = |token: &Value| token.as_str().unwrap().replace(' ', "␣");
+    let mark = |token: &Value| token.as_str().unwrap().replace(' ', "␣").replace('\n', "\\n");
     for (i, cell) in drawing.cells.iter().enumerate() {
         let (row, p) = (4 - i / 7, i % 7);
         let reading = &rows[row]["positions"][p];
@@ -381,11 +386,31 @@ fn long_texts_are_images_with_fewer_labels() {
         let seen = format!("#{:02x}{:02x}{:02x}", pixel.red(), pixel.green(), pixel.blue());
         assert!(alike(&seen, &rd_bu_r(value / limit)), "{i}: {value} is {seen}");
     }
+    // On a terminal heads shrink instead; every one is there, in eight columns and more.
+    let printed = run_well(["attention", long.as_str(), "-q"]);
+    assert!(printed.contains("each cell is the strongest of up to ") && printed.contains("\n3.0 "), "{printed}");
+    assert!(printed.lines().skip(2).all(|line| line.chars().count() <= 100));
     let large = Drawing::of(&svg(&["attention", &long, "--layer", "0", "--head", "0"]));
     let mut rows: Vec<f32> =
         large.labels.iter().filter(|l| !l.upright && l.x < 150.0 && l.y > 60.0).map(|l| l.y).collect();
     rows.sort_by(f32::total_cmp);
     assert!(rows.len() > 20 && rows.windows(2).all(|pair| pair[1] - pair[0] >= 11.0), "{rows:?}");
+}
+
+/// Hooks of one number per token: names longer than their panels are wide. Seen to fail where only the panels' own width
+/// counted.
+#[test]
+fn panels_never_overlap() {
+    let drawing = Drawing::of(&svg(&["heatmap", TEXT, "-k", "blocks.*.hook_scale"]));
+    let written = |text: &str| drawing.labels.iter().filter(move |label| label.text.contains(text)).collect::<Vec<_>>();
+    for labels in [written(".hook_scale"), written("one number per token")] {
+        assert!(labels.len() >= 8, "{labels:?}");
+        for (i, a) in labels.iter().enumerate() {
+            let beside = labels[..i].iter().filter(|b| b.y == a.y);
+            let room = 6.6 * a.text.len() as f32;
+            assert!(beside.clone().all(|b| (a.x - b.x).abs() >= room), "{a:?} {labels:?}");
+        }
+    }
 }
 
 /// Tokens that differ look different, and each character has a glyph.
@@ -466,7 +491,10 @@ fn colours_come_and_go_with_the_environment() {
     assert!(!stdout(&none).contains('\u{1b}') && stdout(&none).contains("3.4"));
     // Right-to-left text is isolated, so that it moves nothing but itself.
     let hebrew = run_well(["heatmap", "אב ab", "-q"]);
-    assert!(hebrew.lines().skip(3).any(|line| line.contains('\u{2068}') && line.contains('\u{2069}')), "{hebrew}");
+    assert!(
+        hebrew.lines().next().is_some_and(|line| line.contains('\u{2068}') && line.contains('\u{2069}')),
+        "{hebrew}"
+    );
 }
 
 /// Everything that cannot be drawn is refused in one line, with a next step, before anything is written.

@@ -5,7 +5,7 @@ use super::picture::{PictureArgs, checked};
 use crate::hooks::Select;
 use crate::output::Nested;
 use crate::plot::attention::{Attention, Head};
-use crate::plot::colour::{Scale, number};
+use crate::plot::colour::Scale;
 use crate::sites::Site;
 use clap::{Args, ValueEnum};
 use ndarray::{ArrayView2, Axis, Ix2};
@@ -17,10 +17,10 @@ pub struct AttentionCommand {
     #[command(flatten)]
     picture: PictureArgs,
     /// Layers, counted from 0; without it, all. Repeatable
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
     layer: Vec<usize>,
     /// Heads, counted from 0; without it, all. Repeatable
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     head: Vec<usize>,
     /// What to show of a head
     #[arg(long, value_enum, default_value_t = Kind::Pattern)]
@@ -77,16 +77,12 @@ impl AttentionCommand {
                 shown.push(Head { layer: *layer, head: *head, values: masked(values) });
             }
         }
-        let of_kind = |h: &Head| h.values.iter().copied().collect::<Vec<f32>>();
         let scale = match self.kind {
             Kind::Pattern => Scale::share(),
-            Kind::Scores => Scale::linear(shown.iter().flat_map(of_kind)),
+            Kind::Scores => Scale::linear(shown.iter().flat_map(|head| head.values.iter().copied())),
         };
-        if scale.clipped() {
-            let (limit, max) = (number(scale.limit), number(scale.max));
-            self.picture
-                .model
-                .say(format_args!("note: colours end at ±{limit}, the 99th percentile; the largest score is {max}"));
+        if let Some(warning) = scale.warning() {
+            self.picture.model.say(format_args!("note: {warning}"));
         }
         let (noun, name) = match self.kind {
             Kind::Pattern => ("attention pattern", "Attention"),
@@ -98,12 +94,6 @@ impl AttentionCommand {
         };
         let heading = canvas.heading(format!("{what} of {}", session.files().name()));
         let picture = Attention { heading, name, heads: shown, scale };
-        let joined = picture.joined();
-        if joined > 1 && self.picture.draws() {
-            self.picture.model.say(format_args!(
-                "note: there are more tokens than pixels; each pixel is the strongest of up to {joined} x {joined}"
-            ));
-        }
         let numbers = Numbers { heads: picture.heads.iter().map(|head| self.numbers(head)).collect() };
         self.picture.show(canvas, &session, &picture, &numbers)
     }

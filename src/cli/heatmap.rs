@@ -32,7 +32,7 @@ pub struct HeatmapCommand {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum ScaleArg {
-    /// Centred on zero; clipped at the 99th percentile where the largest value is more than twice that
+    /// Centred on zero; clipped at the 98th percentile where the largest value is more than twice that
     Linear,
     /// Linear near zero, logarithmic beyond, nothing clipped
     Symlog,
@@ -90,7 +90,7 @@ impl HeatmapCommand {
 
         let positions = positions.map_or((0..canvas.tokens.len()).collect(), |mut of_texts| of_texts.remove(0));
         let panels = self.panels(&capture)?;
-        if let Some(note) = panels.iter().find_map(Panel::note) {
+        if let Some(note) = panels.iter().find_map(|panel| panel.scale.warning()) {
             self.picture.model.say(format_args!("note: {note}; --scale symlog shows all"));
         }
         let names = match panels.as_slice() {
@@ -129,10 +129,12 @@ impl HeatmapCommand {
             let of = match site.axes()[1] {
                 SiteAxis::Inner => "neuron",
                 SiteAxis::Vocab => "token of the vocabulary",
-                SiteAxis::One => "one number per token",
                 _ => "hidden dimension",
             };
-            let columns = format!("{of} ({})", self.dims.words(dims.len(), n));
+            let columns = match n {
+                1 => "one number per token".into(),
+                _ => format!("{of} ({})", self.dims.words(dims.len(), n)),
+            };
             panels.push(Panel {
                 hook: site.name(),
                 columns,

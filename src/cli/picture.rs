@@ -70,11 +70,6 @@ impl PictureArgs {
         Ok((files, Canvas { batch, tokens, file }))
     }
 
-    /// True where the picture is drawn into a file.
-    pub fn draws(&self) -> bool {
-        self.out.is_some()
-    }
-
     /// Brings the model to the device.
     pub fn session(&self, files: Files) -> Result<Session, Failure> {
         self.run.session(files, &self.model)

@@ -4,7 +4,7 @@
 use super::colour::{Rgb, Scale};
 use super::scene::{Anchor, BAR_ROOM, Scene, TEXT};
 use super::terminal::{self, Terminal};
-use super::{BLACK, HEADING, Heading, Picture, draw_heading, every, font, label, print_heading, strongest};
+use super::{BLACK, HEADING, Heading, Picture, draw_heading, every, font, label, print_heading, shared, strongest};
 use ndarray::{Array2, Axis};
 use std::io::Write;
 
@@ -52,12 +52,7 @@ impl Attention {
             1 => (LARGE, 44),
             _ => ((ACROSS / self.per_layer()).clamp(SIDE.0, SIDE.1), 30),
         };
-        ((side / n).clamp(1, largest) as f32, n.min(side))
-    }
-
-    /// How many neighbours share a cell at most; 1 where none do.
-    pub fn joined(&self) -> usize {
-        self.heading.text.len().div_ceil(self.cells().1)
+        ((side / n).clamp(1, largest) as f32, super::cells(n, side))
     }
 }
 
@@ -74,7 +69,10 @@ impl Picture for Attention {
         let down = self.heads.len() / across;
         let alone = self.heads.len() == 1;
         let labels: Vec<String> = tokens.iter().enumerate().map(|(i, token)| label(i, token)).collect();
-        let label_room = labels.iter().map(|l| font::width(l, TEXT)).fold(20.0, f32::max) + 10.0;
+        let step = side / tokens.len() as f32;
+        let every = every(12.0, step);
+        let shown = labels.iter().step_by(every);
+        let label_room = shown.map(|l| font::width(l, TEXT)).fold(20.0, f32::max).ceil() + 10.0;
         // Left: the layer's name, the axis' name, the labels. Below: the labels, the axis' name.
         let left = label_room + if alone { 30.0 } else { 52.0 };
         let top = HEADING + if alone { 8.0 } else { 24.0 };
@@ -83,16 +81,15 @@ impl Picture for Attention {
         let width = (left + grid_width + 24.0 + BAR_ROOM).max(420.0);
         let height = (top + grid_height + label_room + 30.0).max(top + BAR + 60.0);
         let cells = self.heads.len() * n_cells * n_cells;
-        let mut scene = Scene::new(width, height, cells, &format!("Attention: {}", self.heading.what));
-        draw_heading(&mut scene, &self.heading, width);
-        let step = side / tokens.len() as f32;
-        let every = every(12.0, step);
+        let mut scene = Scene::new(width, height, cells, &self.heading.title());
+        let n = tokens.len();
+        draw_heading(&mut scene, &self.heading, &shared((n, n), (n_cells, n_cells)), width);
         for (i, head) in self.heads.iter().enumerate() {
             let (row, col) = (i / across, i % across);
             let (x, y) = (left + col as f32 * (side + GAP), top + row as f32 * (side + GAP));
             let values = strongest(head.values.view(), (n_cells, n_cells));
             let colours = values.map(|value| colour(*value, &self.scale));
-            let joined = n_cells < tokens.len();
+            let joined = n_cells < n;
             scene.grid((x, y), (cell, cell), &colours, |query, key| match joined || key > query {
                 true => String::new(),
                 false => {
@@ -150,7 +147,9 @@ impl Attention {
         let labels: Vec<String> = self.heading.text.iter().map(terminal::label).collect();
         let wide = terminal::widest(&labels).min(terminal.width / 4).max(5);
         let room = terminal.width - wide - 6;
-        writeln!(out, "rows look at columns, which are the same tokens in the same order")?;
+        let n = labels.len();
+        let sharing = shared((1, n), (1, terminal.cells(n, &self.scale, room)));
+        writeln!(out, "rows look at columns, which are the same tokens in the same order{sharing}")?;
         for (query, values) in head.values.axis_iter(Axis(0)).enumerate() {
             let row = terminal.row(&values.to_vec(), &self.scale, room);
             writeln!(out, "{query:>4} {} {}", terminal::column(&labels[query], wide), row.trim_end())?;
@@ -164,12 +163,10 @@ impl Attention {
         let plain = terminal.colours == terminal::Colours::None;
         let per_value = if plain && self.scale.signed() { 2 } else { 1 };
         let least = ((terminal.width + 2) / across).saturating_sub(2) / per_value;
-        let side = self.heading.text.len().min(least.max(SMALLEST));
+        let n = self.heading.text.len();
+        let side = super::cells(n, least.max(SMALLEST));
         let beside = ((terminal.width + 2) / (side * per_value + 2)).clamp(1, across);
-        if side < self.heading.text.len() {
-            let most = self.heading.text.len().div_ceil(side);
-            writeln!(out, "each cell shows the strongest of up to {most} x {most}")?;
-        }
+        writeln!(out, "layer.head; rows look at columns{}", shared((n, n), (side, side)))?;
         let (high, wide) = (side, side * per_value);
         for heads in self.heads.chunks(across).flat_map(|layer| layer.chunks(beside)) {
             let names = heads.iter().map(|head| format!("{:<wide$}", format!("{}.{}", head.layer, head.head)));

@@ -66,12 +66,12 @@ enum Kind {
 }
 
 /// The part of all values that a colour map reaches where a few are far larger than the rest.
-const CLIP: f64 = 0.99;
+const CLIP: f64 = 0.98;
 /// How many times larger than these the largest has to be before anything is clipped.
 const OUTLIER: f32 = 2.0;
 
 impl Scale {
-    /// Centred on zero. Where the largest magnitude is more than twice the 99th percentile of all, the colours end at the
+    /// Centred on zero. Where the largest magnitude is more than twice the 98th percentile of all, the colours end at the
     /// percentile: GPT-2 has a few dimensions in the thousands, which would make all others look like zero.
     pub fn linear(values: impl Iterator<Item = f32>) -> Scale {
         let sizes = sizes(values);
@@ -160,6 +160,12 @@ impl Scale {
         ticks
     }
 
+    /// What to say where some values are beyond the colours.
+    pub fn warning(&self) -> Option<String> {
+        let (limit, max) = (number(self.limit), number(self.max));
+        self.clipped().then(|| format!("colours end at ±{limit}, the 98th percentile; the largest value is {max}"))
+    }
+
     /// What a reader has to know besides the ticks, in a few words; empty where the scale is linear and whole.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
@@ -229,8 +235,8 @@ mod tests {
         let mut values: Vec<f32> = (0..1000).map(|i| i as f32 / 1000.0).collect();
         values.extend([3000.0, -1.0]);
         let scale = Scale::linear(values.into_iter());
-        assert!((0.98..1.0).contains(&scale.limit), "{}", scale.limit);
-        assert!(scale.clipped() && scale.notes() == ["clipped at ±0.992", "largest: 3000"], "{:?}", scale.notes());
+        assert!((0.97..0.99).contains(&scale.limit), "{}", scale.limit);
+        assert!(scale.clipped() && scale.notes() == ["clipped at ±0.981", "largest: 3000"], "{:?}", scale.notes());
         assert_eq!(scale.colour(3000.0), scale.colour(scale.limit));
         // One value in three is no outlier, and there is nothing to clip where all is zero.
         assert!(!Scale::linear([1.0, 1.0, 100.0].into_iter()).clipped());

@@ -1,7 +1,7 @@
 //! The fonts of pictures, which are inside the binary so that a picture looks the same everywhere: which characters they
 //! have, how wide a text is, and the fonts in the form that the rasteriser and the browsers want. What they lack is written
-//! as an escape (`\u{4f60}`), never as an empty box. They have every character that is whole within a token of GPT-2's
-//! vocabulary. `tools/fonts` is their recipe; their licences lie beside them in `fonts/`.
+//! as an escape (`\u{4f60}`), never as an empty box. They have every visible character that is whole within a token of
+//! GPT-2's vocabulary. `tools/fonts` is their recipe; their licences lie beside them in `fonts/`.
 
 use resvg::usvg::fontdb::Database;
 use skrifa::charmap::Charmap;
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn every_character_of_the_vocabulary_and_what_is_lacked() {
-        for c in "aé␣…→·ßЖλشא🙂ゼ龍喚ー」".chars() {
+        for c in "aé␣…→·ßЖλشא🙂ゼ龍喚ー」ⓘㅋ".chars() {
             assert!(has(c), "{c}");
         }
         assert!(!has('你') && !has('한') && !has('🦀'));

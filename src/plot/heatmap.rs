@@ -1,10 +1,10 @@
 //! The notebook's figure: one row a token, one column a dimension, values as colours from blue (negative) over white to red
 //! (positive). Several layers are small multiples. Owns which dimensions are shown; draws hooks of shape [P, n].
 
-use super::colour::{Rgb, Scale, number};
+use super::colour::{Rgb, Scale};
 use super::scene::{Anchor, BAR_ROOM, Scene, TEXT};
 use super::terminal::{self, Terminal};
-use super::{BLACK, HEADING, Heading, Picture, draw_heading, every, font, label, print_heading, strongest};
+use super::{BLACK, HEADING, Heading, Picture, draw_heading, every, font, label, print_heading, shared, strongest};
 use crate::text::Token;
 use ndarray::{Array2, ArrayView2, Axis};
 use std::io::Write;
@@ -132,8 +132,8 @@ struct Layout {
 
 impl Layout {
     fn of(panel: &Panel, alone: bool) -> Layout {
-        let (across, down, widest, highest) = if alone { (1000, 1400, 40, 22) } else { (440, 440, 20, 18) };
-        let values = strongest(panel.values.view(), (MOST_ROWS, if alone { 2400 } else { 900 }));
+        let (across, down, widest, highest) = if alone { (1000, 1400, 40, 34) } else { (440, 440, 20, 18) };
+        let values = strongest(panel.values.view(), if alone { MOST_CELLS } else { MOST_CELLS_EACH });
         let (rows, cols) = values.dim();
         let cell = ((across / cols).clamp(1, widest) as f32, (down / rows).clamp(1, highest) as f32);
         Layout { cell, values }
@@ -143,13 +143,20 @@ impl Layout {
         self.cell.0 * self.values.ncols() as f32
     }
 
+    /// Pixels that the panel takes with what stands above and below it.
+    fn room(&self, panel: &Panel, alone: bool) -> f32 {
+        let name = if alone { 0.0 } else { font::width(&panel.hook, TEXT) };
+        self.width().max(name).max(font::width(&panel.columns, TEXT)).ceil()
+    }
+
     fn height(&self) -> f32 {
         self.cell.1 * self.values.nrows() as f32
     }
 }
 
-/// Rows of pixels that tokens get at most.
-const MOST_ROWS: usize = 2048;
+/// Rows and columns of a panel at most: alone, and where there are several.
+const MOST_CELLS: (usize, usize) = (2048, 2400);
+const MOST_CELLS_EACH: (usize, usize) = (512, 900);
 /// Room below a panel for its dimensions, and above it for its name.
 const BELOW: f32 = 56.0;
 const ABOVE: f32 = 20.0;
@@ -187,8 +194,11 @@ impl Heatmap {
                 false => scene.text(at, bottom + 15.0, TEXT, Anchor::Middle, BLACK, &dim.to_string()),
             }
         }
-        let name = font::fit(&panel.columns, TEXT, layout.width().max(200.0) + 40.0);
-        scene.text(x + layout.width() / 2.0, bottom + 46.0, TEXT, Anchor::Middle, BLACK, &name);
+        let (at, anchor) = match font::width(&panel.columns, TEXT) > layout.width() {
+            true => (x, Anchor::Start),
+            false => (x + layout.width() / 2.0, Anchor::Middle),
+        };
+        scene.text(at, bottom + 46.0, TEXT, anchor, BLACK, &panel.columns);
     }
 }
 
@@ -196,9 +206,13 @@ impl Picture for Heatmap {
     fn scene(&self) -> Scene {
         let alone = self.panels.len() == 1;
         let layouts: Vec<Layout> = self.panels.iter().map(|panel| Layout::of(panel, alone)).collect();
-        let label_room = self.labels().iter().map(|l| font::width(l, TEXT)).fold(40.0, f32::max) + 34.0;
+        // Of the labels that are shown, which depends on the panels' height only.
+        let every = every(12.0, layouts[0].height() / self.rows.len() as f32);
+        let shown = self.labels().into_iter().step_by(every);
+        let label_room = shown.map(|label| font::width(&label, TEXT)).fold(40.0, f32::max).ceil() + 34.0;
         let bar_room = if self.per_layer { BAR_ROOM } else { 0.0 };
-        let widest = layouts.iter().map(Layout::width).fold(0.0, f32::max) + bar_room + if alone { 0.0 } else { 24.0 };
+        let rooms = layouts.iter().zip(&self.panels).map(|(layout, panel)| layout.room(panel, alone));
+        let widest = rooms.fold(0.0, f32::max) + bar_room + if alone { 0.0 } else { 24.0 };
         let highest = layouts.iter().map(Layout::height).fold(0.0, f32::max);
         // Under a bar stand its notes.
         let highest_with_room = (if self.per_layer { highest.max(BAR_LEAST + 20.0) } else { highest }) + ABOVE + BELOW;
@@ -209,9 +223,9 @@ impl Picture for Heatmap {
         let width = (label_room + across as f32 * widest + bars).max(420.0);
         let height = HEADING + (down as f32 * highest_with_room).max(BAR_LEAST + 90.0);
         let cells = layouts.iter().map(|layout| layout.values.len()).sum();
-        let title = format!("Heatmap of {}", self.heading.what);
-        let mut scene = Scene::new(width, height, cells, &title);
-        draw_heading(&mut scene, &self.heading, width);
+        let mut scene = Scene::new(width, height, cells, &self.heading.title());
+        let sharing = layouts.iter().zip(&self.panels).map(|(l, panel)| shared(panel.values.dim(), l.values.dim()));
+        draw_heading(&mut scene, &self.heading, &sharing.max().unwrap_or_default(), width);
         for (i, (panel, layout)) in self.panels.iter().zip(&layouts).enumerate() {
             let x = label_room + (i % across) as f32 * widest;
             let y = HEADING + ABOVE + (i / across) as f32 * highest_with_room;
@@ -248,7 +262,8 @@ impl Picture for Heatmap {
         let room = terminal.width - wide - 6;
         for panel in &self.panels {
             let (Some(first), Some(last)) = (panel.dims.first(), panel.dims.last()) else { continue };
-            writeln!(out, "{}: {}, from {first} to {last}", panel.hook, panel.columns)?;
+            let sharing = shared((1, panel.dims.len()), (1, terminal.cells(panel.dims.len(), &panel.scale, room)));
+            writeln!(out, "{}: {}, from {first} to {last}{sharing}", panel.hook, panel.columns)?;
             for (i, values) in panel.values.axis_iter(Axis(0)).enumerate() {
                 let row = terminal.row(&values.to_vec(), &panel.scale, room);
                 writeln!(out, "{:>4} {} {row}", self.rows[i].0, terminal::column(&labels[i], wide))?;
@@ -271,16 +286,6 @@ fn bar_height(beside: f32) -> f32 {
     beside.clamp(BAR_LEAST, 400.0).floor()
 }
 
-impl Panel {
-    /// What to say about this panel on stderr.
-    pub fn note(&self) -> Option<String> {
-        let Scale { limit, max, .. } = self.scale;
-        let clipped =
-            || format!("colours end at ±{}, the 99th percentile; the largest value is {}", number(limit), number(max));
-        self.scale.clipped().then(clipped)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -298,6 +303,8 @@ mod tests {
             (sampled[0], sampled[1], sampled[51], sampled[52], sampled[99], sampled.len()),
             (0, 7, 395, 402, 767, 100)
         );
+        // And 496 here where exact arithmetic has 497.
+        assert_eq!(dims("100", 640).unwrap()[77], 496);
         assert_eq!(dims("100", 32).unwrap(), (0..32).collect::<Vec<_>>());
         assert_eq!(dims("1", 32).unwrap(), [0]);
         assert_eq!(dims("all", 3).unwrap(), [0, 1, 2]);

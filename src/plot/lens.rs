@@ -51,14 +51,14 @@ impl Picture for LensTable {
         let scale = Scale::share();
         let n_rows = self.rows.len();
         let names = self.rows.iter().map(|(name, _)| font::width(name, TEXT)).fold(70.0, f32::max);
-        let left = names + 22.0;
+        let left = names.ceil() + 22.0;
         let across = tokens.len().min(BAND) as f32 * CELL.0;
         // A band: the tokens that really come next, the layers, the tokens that are read.
         let band_height = (n_rows + 2) as f32 * CELL.1 + 24.0;
         let width = (left + across + 24.0 + BAR_ROOM).max(420.0);
         let height = HEADING + (self.bands(BAND).count() as f32 * band_height).max(220.0);
-        let mut scene = Scene::new(width, height, n_rows * tokens.len(), &format!("Logit lens: {}", self.heading.what));
-        draw_heading(&mut scene, &self.heading, width);
+        let mut scene = Scene::new(width, height, n_rows * tokens.len(), &self.heading.title());
+        draw_heading(&mut scene, &self.heading, "", width);
         let mark = |token: &Token| font::fit(&token.mark(font::has), TEXT, CELL.0 - 6.0);
         for (n, band) in self.bands(BAND).enumerate() {
             let top = HEADING + n as f32 * band_height;
@@ -96,8 +96,10 @@ impl Picture for LensTable {
         }
         let bar = (n_rows as f32 * CELL.1).clamp(110.0, 300.0).floor();
         scene.colour_bar((left + across + 24.0, HEADING + CELL.1), bar, &scale, "Probability");
-        let note_at = HEADING + CELL.1 + bar + 24.0;
-        scene.text(left + across + 24.0, note_at, 10.0, Anchor::Start, BLACK, "framed: right");
+        for (i, note) in ["framed: the token", "that comes next"].into_iter().enumerate() {
+            let at = HEADING + CELL.1 + bar + 24.0 + 14.0 * i as f32;
+            scene.text(left + across + 24.0, at, 10.0, Anchor::Start, BLACK, note);
+        }
         scene
     }
 

@@ -40,6 +40,13 @@ pub struct Heading {
     pub what: String,
 }
 
+impl Heading {
+    /// For people who cannot see the picture.
+    fn title(&self) -> String {
+        format!("{}: \"{}\"", self.what, Token::label_of(&self.text, |_| true))
+    }
+}
+
 /// A picture's file to be.
 pub struct File {
     is_svg: bool,
@@ -89,17 +96,22 @@ fn strongest_of(values: impl Iterator<Item = f32>) -> f32 {
     values.fold(f32::NEG_INFINITY, stronger)
 }
 
+/// How many cells `n` values get where there is room for `most`: each shows about as many values as its neighbours.
+fn cells(n: usize, most: usize) -> usize {
+    n.div_ceil(n.div_ceil(most.max(1)).max(1)).max(1)
+}
+
 /// A table with at most so many rows and columns, in which neighbours share a cell that has the strongest of them.
 fn strongest(values: ArrayView2<'_, f32>, most: (usize, usize)) -> Array2<f32> {
     let (rows, cols) = values.dim();
-    let shape = (rows.min(most.0).max(1), cols.min(most.1).max(1));
+    let shape = (cells(rows, most.0), cells(cols, most.1));
     if shape == (rows, cols) {
         return values.to_owned();
     }
     let part = |i: usize, of: usize, n: usize| i * n / of..(i + 1) * n / of;
     Array2::from_shape_fn(shape, |(r, c)| {
-        let cells = values.slice(ndarray::s![part(r, shape.0, rows), part(c, shape.1, cols)]);
-        strongest_of(cells.iter().copied())
+        let part = values.slice(ndarray::s![part(r, shape.0, rows), part(c, shape.1, cols)]);
+        strongest_of(part.iter().copied())
     })
 }
 
@@ -123,11 +135,22 @@ const LONGEST_LABEL: usize = 18;
 const HEADING: f32 = 52.0;
 const BLACK: Rgb = Rgb(0, 0, 0);
 
-/// Writes the heading into a scene of this width.
-fn draw_heading(scene: &mut Scene, heading: &Heading, width: f32) {
+/// Says that neighbours share a cell where there are fewer cells than values; empty where there are not.
+fn shared(values: (usize, usize), cells: (usize, usize)) -> String {
+    let (down, across) = (values.0.div_ceil(cells.0.max(1)), values.1.div_ceil(cells.1.max(1)));
+    match (down, across) {
+        (1, 1) => String::new(),
+        (1, n) | (n, 1) => format!("; each cell is the strongest of up to {n} values"),
+        _ => format!("; each cell is the strongest of up to {down} x {across} values"),
+    }
+}
+
+/// Writes the heading into a scene of this width, with a note behind what is shown.
+fn draw_heading(scene: &mut Scene, heading: &Heading, note: &str, width: f32) {
     let text = format!("\"{}\"", font::fit(&Token::label_of(&heading.text, font::has), 15.0, width - 50.0));
     scene.text(16.0, 24.0, 15.0, Anchor::Start, BLACK, &text);
-    scene.text(16.0, 42.0, scene::TEXT, Anchor::Start, BLACK, &font::fit(&heading.what, scene::TEXT, width - 32.0));
+    let what = heading.what.clone() + note;
+    scene.text(16.0, 42.0, scene::TEXT, Anchor::Start, BLACK, &font::fit(&what, scene::TEXT, width - 32.0));
 }
 
 /// Prints the heading.
@@ -152,6 +175,7 @@ mod tests {
         );
         assert!(strongest(values.view(), (9, 2))[[2, 0]].is_nan());
         assert_eq!(strongest(values.view(), (2, 1)).row(0)[0], -3.0);
+        assert_eq!([cells(7, 9), cells(4096, 2400), cells(1024, 116), cells(5, 0)], [7, 2048, 114, 1]);
         assert_eq!([every(12.0, 22.0), every(12.0, 7.0), every(12.0, 2.0), every(30.0, 1.0)], [1, 2, 10, 50]);
     }
 }

@@ -54,15 +54,22 @@ impl Terminal {
         line.end()
     }
 
+    /// How many cells a row of `n` values gets.
+    pub fn cells(&self, n: usize, scale: &Scale, room: usize) -> usize {
+        let most = match (self.colours, scale.signed()) {
+            (Colours::None, true) => room / 2,
+            (Colours::None, false) => room,
+            _ => 2 * room,
+        };
+        super::cells(n, most)
+    }
+
     /// One row of values in at most `room` columns: several columns a value, or two values a column. Where even that is
     /// too wide, neighbours share a cell, which shows the strongest of them. -inf stands for nothing.
     pub fn row(&self, values: &[f32], scale: &Scale, room: usize) -> String {
-        let per_value = if scale.signed() { 2 } else { 1 };
+        let cells = pooled(values, self.cells(values.len(), scale, room));
         match self.colours {
-            Colours::None => {
-                let cells = pooled(values, room / per_value);
-                cells.iter().map(|value| plain(*value, scale)).collect()
-            }
+            Colours::None => cells.iter().map(|value| plain(*value, scale)).collect(),
             _ if values.len() <= room => {
                 let mut line = Line::new(self.colours);
                 let wide = " ".repeat((room / values.len().max(1)).min(WIDEST_CELL));
@@ -71,7 +78,7 @@ impl Terminal {
             }
             _ => {
                 let mut line = Line::new(self.colours);
-                for pair in pooled(values, 2 * room).chunks(2) {
+                for pair in cells.chunks(2) {
                     line.halves(shade(pair[0], scale), pair.get(1).and_then(|value| shade(*value, scale)), "▌");
                 }
                 line.end()
@@ -101,10 +108,10 @@ impl Terminal {
         let (low, high) = (number(lowest), number(scale.limit));
         if self.colours == Colours::None {
             let meaning = match scale.signed() {
-                true => "sign and tenths, `.` is nearly zero",
-                false => "tenths, `.` is less than one",
+                true => "`+7` is seven tenths of",
+                false => "`7` is seven tenths of",
             };
-            return format!("{name}: {meaning}, 9 is {high}{notes}");
+            return format!("{name}: {meaning} {high} or a little more, `.` less than one tenth{notes}");
         }
         let lowest = if scale.signed() { -1.0f32 } else { 0.0 };
         let mut line = Line::new(self.colours);
@@ -120,7 +127,7 @@ impl Terminal {
 const WIDEST_CELL: usize = 4;
 
 fn pooled(values: &[f32], most: usize) -> Vec<f32> {
-    let (n, most) = (values.len(), most.max(1));
+    let n = values.len();
     if n <= most {
         return values.to_vec();
     }

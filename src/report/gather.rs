@@ -169,7 +169,7 @@ fn pack_stream(stream: Stream, stages: &[Array2<f32>]) -> Parts {
     match stream {
         Stream::F16 => {
             let mut packed = Rows::default();
-            rows().for_each(|row| drop(packed.push(&row)));
+            rows().for_each(|row| packed.push(&row));
             vec![part("stream", &packed.into_bytes())]
         }
         Stream::Coarse => {
@@ -191,7 +191,7 @@ fn pack_norms(stages: &[Array2<f32>], mids: &[Array2<f32>]) -> (String, Vec<u8>)
     let mut packed = Rows::default();
     for stage in stages.iter().chain(mids) {
         let norms: Vec<f32> = stage.rows().into_iter().map(norm).collect();
-        drop(packed.push(&norms));
+        packed.push(&norms);
     }
     part("norms", &packed.into_bytes())
 }
@@ -208,12 +208,12 @@ fn pack_lens(files: &Files, rows: &[LensRow]) -> Parts {
                 labels.entry(*id).or_insert_with(|| files.token(*id).label());
             }
             ids.extend(of_row);
-            drop(probabilities.push(&probable));
+            probabilities.push(&probable);
             ranks.push(reading.next.map_or(0, |next| next.rank as u32));
         }
-        drop(entropies.push(&readings.iter().map(|reading| reading.entropy).collect::<Vec<_>>()));
+        entropies.push(&readings.iter().map(|reading| reading.entropy).collect::<Vec<_>>());
         let next = readings.iter().map(|reading| reading.next.map_or(0.0, |next| next.probability));
-        drop(nexts.push(&next.collect::<Vec<_>>()));
+        nexts.push(&next.collect::<Vec<_>>());
     }
     vec![
         part("lens.ids", &pack::whole(&ids)),
@@ -236,7 +236,7 @@ impl Picked {
     fn push(&mut self, row: &[(u32, f32)]) {
         let (places, values): (Vec<u32>, Vec<f32>) = row.iter().copied().unzip();
         self.places.extend(places);
-        drop(self.values.push(&values));
+        self.values.push(&values);
     }
 
     fn pack(self, name: &str) -> Parts {
@@ -274,7 +274,7 @@ impl Attention {
         match self {
             Attention::Whole(parts) => {
                 let mut packed = Rows::default();
-                rows.for_each(|row| drop(packed.push(&row)));
+                rows.for_each(|row| packed.push(&row));
                 parts.push(part(format!("attention.{}", parts.len()), &packed.into_bytes()));
             }
             Attention::Strongest { most, layers } => layers.push(rows.map(|row| strongest(&row, *most)).collect()),

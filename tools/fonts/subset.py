@@ -5,7 +5,8 @@
     pip install fonttools==4.68.0 brotli==1.2.1
     python tools/fonts/subset.py FOLDER-WITH-THE-UNPACKED-PACKAGES
 
-What is kept is every character that is whole within one token of GPT-2's own vocabulary, the blocks that such characters come
+What is kept is every character that is whole within one token of GPT-2's own vocabulary (but marks and signs that nobody can
+see alone, which pictures escape), the blocks that such characters come
 from where that is cheap, and the emoticons. Each font is written twice: as .ttf, which the rasteriser reads, and as .woff2,
 which goes into SVG files. Fonts are kept under their names: DejaVu's licence asks for new ones only for "Bitstream", "Vera",
 "Arev" and "Tavmjong Bah", and the Noto fonts reserve none.
@@ -29,9 +30,9 @@ MONO = [
 ]
 HEBREW = [(0x590, 0x5FF)]
 EMOTICONS = [(0x1F600, 0x1F64F)]
-# Kana with their punctuation, and the ideographs of GPT-2's vocabulary.
+# Kana with their punctuation, and what else GPT-2's vocabulary has that the other fonts lack.
 JAPANESE = [(0x3001, 0x30FF)] + [
-    (ord(c), ord(c)) for c in "一三上不中之五人代作使光喚士大天契女姫子将戦方是極機武版王生田的神者装裏覚醒闘魔黒龍"
+    (ord(c), ord(c)) for c in "ⓘㅋ一三上不中之五人代作使光喚士大天契女姫子将戦方是極機武版王生田的神者装裏覚醒闘魔黒龍"
 ]
 
 FONTS = [
