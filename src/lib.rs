@@ -36,6 +36,8 @@ pub mod params;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod plot;
 pub mod recorder;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod report;
 pub mod session;
 pub mod sites;
 pub mod text;

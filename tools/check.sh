@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change lands: formatting, lints, all tests on all devices, docs. On a Debian or Ubuntu
-# machine it installs what is missing: a C compiler, a software Vulkan driver where no GPU adapter answers, and, in a venv,
-# numpy and huggingface_hub, with which two tests read back what we write. About 10 minutes from nothing on two cores,
-# most of it compiling.
+# machine it installs what is missing: a C compiler, a software Vulkan driver where no GPU adapter answers, Chromium, which
+# opens the report, and, in a venv, numpy and huggingface_hub, with which two tests read back what we write. About 10 minutes
+# from nothing on two cores, most of it compiling.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -28,6 +28,8 @@ if ! target/debug/actscope devices --json | grep -q '"device":"gpu"'; then
     }
 fi
 target/debug/actscope devices
+
+command -v chromium >/dev/null || command -v google-chrome >/dev/null || [ -n "${ACTSCOPE_CHROMIUM:-}" ] || install chromium
 
 if ! target/venv/bin/python -c 'import numpy, huggingface_hub' 2>/dev/null; then
     rm -rf target/venv

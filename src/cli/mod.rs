@@ -10,6 +10,7 @@ mod hooks;
 mod lens;
 mod models;
 mod picture;
+mod report;
 mod run;
 mod tokens;
 
@@ -42,6 +43,8 @@ enum Command {
     Attention(attention::AttentionCommand),
     /// Picture: the logit lens, what the model would say after each layer
     Lens(lens::LensCommand),
+    /// One text as an HTML page to look around in: residual stream, neurons, attention, logit lens
+    Report(report::Report),
     /// How a text is cut into tokens
     Tokens(tokens::Tokens),
     /// The dictionary of hooks: name, shape, formula, bytes
@@ -194,6 +197,7 @@ pub fn main() -> ExitCode {
         Command::Heatmap(command) => command.run(),
         Command::Attention(command) => command.run(),
         Command::Lens(command) => command.run(),
+        Command::Report(command) => command.run(),
         Command::Tokens(command) => command.run(),
         Command::Hooks(command) => command.run(),
         Command::Devices(command) => command.run(),

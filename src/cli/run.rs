@@ -6,7 +6,7 @@ use crate::hooks::{HookError, Hooks, Select};
 use crate::session::{Files, Session};
 use crate::sites::Site;
 use crate::text::{self, Token};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -32,6 +32,12 @@ impl RunArgs {
             model.say(format_args!("note: this adapter is a program on the CPU; --device cpu is faster"));
         }
         Ok(session)
+    }
+
+    /// What was said of the weights' precision, for a command that is to do the same; `None` where they stay as stored.
+    pub fn weights(&self) -> Option<String> {
+        let said = Some(self.weights).filter(|weights| *weights != WeightsArg::Stored);
+        said.and_then(|weights| Some(weights.to_possible_value()?.get_name().to_string()))
     }
 }
 

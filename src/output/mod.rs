@@ -342,7 +342,10 @@ impl Writing<'_> {
 }
 
 /// Writes a file through a buffer, to its last byte.
-fn buffered(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> std::io::Result<()> {
+pub(crate) fn buffered(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
+) -> std::io::Result<()> {
     let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);
     write(&mut out)?;
     out.flush()

@@ -1,0 +1,92 @@
+//! `actscope report`: one text's activations as an HTML file to look around in.
+
+use super::run::RunArgs;
+use super::{Failure, ModelArgs, TextArgs, size};
+use crate::output::{self, OutputError, Place, Provenance};
+use crate::report::{self, About};
+use clap::Args;
+use serde_json::json;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Arguments of `actscope report`.
+#[derive(Args)]
+pub struct Report {
+    #[command(flatten)]
+    texts: TextArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Where to write the page: one .html file that needs no other and no network
+    #[arg(short, long, value_name = "FILE")]
+    out: PathBuf,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+impl Report {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let texts = self.texts.texts()?;
+        let several = texts.len().max(self.texts.ids.len());
+        if several > 1 {
+            return Err(Failure::Usage(format!(
+                "a report shows one text and {several} were given; give one (in quotes, if it is several words)"
+            )));
+        }
+        if !["html", "htm"].contains(&output::extension(&self.out).as_str()) {
+            return Err(OutputError::Format { path: self.out, known: ".html" }.into());
+        }
+        let place = Place::create(&self.out)?;
+        let files = self.model.open()?;
+        self.texts.refuse_to_overwrite(place.path(), &files)?;
+        let batch = self.texts.batch(&files, &texts, &self.model)?;
+        let tokens = files.tokens(&batch).swap_remove(0);
+        let arguments = self.arguments(texts.first(), batch.ids());
+
+        let session = self.run.session(files, &self.model)?;
+        let page = self
+            .model
+            .with_progress("steps", async |told| report::gather(&session, &batch, report::LARGEST, Some(told)).await)?;
+        let provenance = Provenance {
+            model: session.files().name().to_string(),
+            fingerprint: session.files().checkpoint().fingerprint(false),
+            device: session.device().to_string(),
+        };
+        let about = About { files: session.files(), tokens: &tokens, arguments: &arguments, provenance: &provenance };
+        let path = place.path().display().to_string();
+        let bytes = place.fill(|part| output::buffered(part, |out| page.write(&about, out)))?;
+        self.model.say(format_args!("wrote {path}: {} tokens, {}", tokens.len(), size(bytes)));
+        page.coarsened().iter().for_each(|what| self.model.say(format_args!("note: {what}")));
+        if self.model.json {
+            let mut out = std::io::stdout().lock();
+            writeln!(out, "{}", json!({"file": path, "bytes": bytes, "kept": page.kept}))?;
+        }
+        Ok(())
+    }
+
+    /// What names this model and this text in any command. Text that a terminal could take for more than text (control and
+    /// invisible characters), or that is too long for a command line, is given as token ids.
+    fn arguments(&self, text: Option<&String>, ids: &[u32]) -> String {
+        const LONGEST: usize = 50_000;
+        // An argument that cannot be quoted holds a NUL, which no argument can.
+        let quote = |word: &str| shlex::try_quote(word).map_or_else(|_| String::new(), |quoted| quoted.into_owned());
+        let mut words = vec!["--model".to_string(), quote(&self.model.model)];
+        if let Some(weights) = self.run.weights() {
+            words.extend(["--weights".to_string(), weights]);
+        }
+        let seen = |c: char| c == '\n' || c == '\'' || c == '"' || c == '\\' || c.escape_debug().len() == 1;
+        match text.filter(|text| text.len() <= LONGEST && text.chars().all(seen)) {
+            Some(text) => {
+                let flags = [(self.texts.prepend_bos, "--prepend-bos"), (self.texts.truncate, "--truncate")];
+                words.extend(flags.iter().filter(|(is, _)| *is).map(|(_, flag)| flag.to_string()));
+                // A text may look like an option.
+                words.extend(text.starts_with('-').then(|| "--".to_string()));
+                words.push(quote(text));
+            }
+            None => {
+                let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
+                words.extend(["--ids".to_string(), quote(&ids.join(" "))]);
+            }
+        }
+        words.join(" ")
+    }
+}

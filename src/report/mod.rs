@@ -1,0 +1,167 @@
+//! A text's activations as one HTML file that opens in any browser, offline. Owns the file: page, data, and the policy that
+//! keeps the page from asking anything of any network. `gather.rs` runs the model and decides what is kept, `pack.rs` has
+//! the bytes; `page/` is the page, readable as it is: begin with `page.html`, then `data.js` and `page.js`.
+
+mod gather;
+mod pack;
+
+pub use gather::{LARGEST, gather};
+
+use crate::output::{HOOK_DEFINITIONS, Provenance};
+use crate::session::Files;
+use crate::text::Token;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::io::Write;
+
+const HTML: &str = include_str!("page/page.html");
+const CSS: &str = include_str!("page/page.css");
+const JS: &str = concat!(
+    include_str!("page/data.js"),
+    include_str!("page/draw.js"),
+    include_str!("page/stream.js"),
+    include_str!("page/attention.js"),
+    include_str!("page/page.js")
+);
+
+/// What a run found, packed.
+pub struct Page {
+    /// What was kept of it and how, as the page is told.
+    pub kept: Value,
+    /// Named parts, deflated.
+    parts: Vec<(String, Vec<u8>)>,
+}
+
+/// What the page says of the run besides its numbers.
+pub struct About<'a> {
+    /// The model.
+    pub files: &'a Files,
+    /// The text's tokens.
+    pub tokens: &'a [Token],
+    /// The arguments that name model and text in every command, quoted for a POSIX shell.
+    pub arguments: &'a str,
+    /// Where the numbers come from.
+    pub provenance: &'a Provenance,
+}
+
+impl Page {
+    /// What did not fit whole, in words for whoever made the page; the page says so too.
+    pub fn coarsened(&self) -> Vec<String> {
+        let of = |part: &str| (self.kept[part]["as"].as_str().unwrap_or_default().to_string(), &self.kept[part]["n"]);
+        let stream = match of("stream") {
+            (how, _) if how == "8-bit" => Some("the residual stream is kept in 8 bits".to_string()),
+            (how, n) if how == "strongest" => {
+                Some(format!("the residual stream is kept in its {n} strongest dimensions"))
+            }
+            _ => None,
+        };
+        let attention = match of("attention") {
+            (how, n) if how == "strongest" => {
+                Some(format!("attention is kept in the {n} strongest weights of every row"))
+            }
+            _ => None,
+        };
+        let why = |what| format!("{what}, so that the page stays small; it gives the commands for all numbers");
+        stream.into_iter().chain(attention).map(why).collect()
+    }
+
+    /// Writes the file. The same run gives the same bytes.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn write(&self, about: &About<'_>, out: &mut impl Write) -> std::io::Result<()> {
+        let title: String = about.tokens.iter().take(12).map(Token::label).collect();
+        let more = if about.tokens.len() > 12 { " …" } else { "" };
+        let config = about.files.config();
+        // Each line break of a token ends a line on the page.
+        let breaks = |token: &Token| token.bytes.iter().flatten().filter(|byte| **byte == b'\n').count();
+        let tokens = about.tokens.iter().map(|t| json!({"id": t.id, "label": t.label(), "breaks": breaks(t)}));
+        let data = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "model": {
+                "name": about.provenance.model, "fingerprint": about.provenance.fingerprint, "n_layer": config.n_layer,
+                "n_head": config.n_head, "n_embd": config.n_embd, "n_inner": config.n_inner, "vocab_size": config.vocab_size,
+            },
+            "device": about.provenance.device,
+            "definitions": HOOK_DEFINITIONS,
+            "arguments": about.arguments,
+            "tokens": tokens.collect::<Value>(),
+            "kept": self.kept,
+        });
+        let parts = self.parts.iter().map(|(name, bytes)| (name.as_str(), pack::base64(bytes)));
+        let part =
+            |(name, text): (&str, String)| format!("<script type=\"text/plain\" id=\"data-{name}\">{text}</script>\n");
+        // The template's marks stand in the order of this list, each once.
+        let filled = [
+            ("{{policy}}", policy()),
+            ("{{title}}", escape(&format!("{title}{more}"))),
+            ("{{css}}", CSS.into()),
+            ("{{data}}", in_script(&data)),
+            ("{{parts}}", parts.map(part).collect()),
+            ("{{js}}", JS.into()),
+        ];
+        let mut rest = HTML;
+        for (mark, text) in filled {
+            let (before, after) = rest.split_once(mark).expect("the page has every mark");
+            out.write_all(before.as_bytes())?;
+            out.write_all(text.as_bytes())?;
+            rest = after;
+        }
+        out.write_all(rest.as_bytes())
+    }
+}
+
+/// The page's Content-Security-Policy: this script and this style by their hashes, and nothing else from anywhere, so that
+/// neither a text nor a token can run anything or send anything away. The icon is a `data:` image.
+fn policy() -> String {
+    let hash = |text: &str| pack::base64(&Sha256::digest(text.as_bytes()));
+    format!(
+        "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; img-src data:; base-uri 'none'; form-action 'none'",
+        hash(JS),
+        hash(CSS)
+    )
+}
+
+/// Text for HTML.
+fn escape(text: &str) -> String {
+    let escaped = |c: char| match c {
+        '&' => "&amp;".to_string(),
+        '<' => "&lt;".to_string(),
+        '>' => "&gt;".to_string(),
+        '"' => "&quot;".to_string(),
+        c => c.to_string(),
+    };
+    text.chars().map(escaped).collect()
+}
+
+/// JSON that can stand in a `<script>`: no `<` can end it, or begin a comment.
+fn in_script(value: &Value) -> String {
+    value.to_string().replace('<', "\\u003c")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_text_stays_text() {
+        let hostile = "</script><!-- & \"quoted\" <b>";
+        assert_eq!(escape(hostile), "&lt;/script&gt;&lt;!-- &amp; &quot;quoted&quot; &lt;b&gt;");
+        let in_json = in_script(&json!([hostile]));
+        assert!(!in_json.contains('<'));
+        assert_eq!(serde_json::from_str::<Value>(&in_json).unwrap(), json!([hostile]));
+    }
+
+    #[test]
+    fn the_page_asks_nothing_of_any_network() {
+        for text in [HTML, CSS, JS] {
+            // A name, not an address: nobody asks for it.
+            let text = text.replace("http://www.w3.org/2000/svg", "");
+            for word in
+                ["http:", "https:", "//cdn", "url(", "@import", "fetch(", "XMLHttpRequest", "WebSocket", "innerHTML"]
+            {
+                assert!(!text.contains(word), "{word}");
+            }
+        }
+    }
+}

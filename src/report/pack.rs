@@ -1,0 +1,183 @@
+//! Numbers as the page reads them: rows of f16, coarser rows, whole numbers; each part deflated, then base64. Owns the byte
+//! layouts; `page/data.js` reads them back. Knows nothing of models.
+
+use base64::Engine;
+use flate2::{Compression, write::DeflateEncoder};
+use half::f16;
+use std::io::Write;
+
+/// Neighbouring numbers that share a scale where numbers are kept in 8 bits.
+pub const BLOCK: usize = 64;
+
+/// The code of a number that is NaN or infinite, where numbers are kept in 8 bits.
+const NOT_A_NUMBER: i8 = i8::MIN;
+
+/// Rows of numbers as f16. Every row is first multiplied by a power of two that brings its largest number just below
+/// f16's largest, so that f16's 11 bits hold for values of 1e-7 and of 1e7 alike. Where plain f16 would do, the numbers
+/// are the same as plain f16's.
+///
+/// Bytes: one exponent (i8) a row, the upper bytes of all numbers, the lower bytes of all numbers: value = f16 * 2^exponent.
+/// Upper bytes resemble one another and deflate well, lower bytes do not.
+#[derive(Default)]
+pub struct Rows {
+    exponents: Vec<u8>,
+    upper: Vec<u8>,
+    lower: Vec<u8>,
+}
+
+impl Rows {
+    /// Adds a row.
+    pub fn push(&mut self, row: &[f32]) {
+        let largest = row.iter().filter(|v| v.is_finite()).fold(0.0f32, |most, v| most.max(v.abs()));
+        // The largest number ends up in 2^14..2^15; f16 ends at 2^16.
+        let exponent = if largest == 0.0 { 0 } else { (largest.log2().floor() as i32 - 14).clamp(-126, 126) };
+        self.exponents.push(exponent as i8 as u8);
+        let up = 2f32.powi(-exponent);
+        for v in row {
+            let [lower, upper] = f16::from_f32(v * up).to_le_bytes();
+            self.upper.push(upper);
+            self.lower.push(lower);
+        }
+    }
+
+    /// The last `n` numbers of the last row, as they will be read.
+    fn last(&self, n: usize) -> impl Iterator<Item = f32> {
+        let down = 2f32.powi(self.exponents.last().map_or(0, |exponent| i32::from(*exponent as i8)));
+        let from = self.upper.len() - n;
+        let bytes = self.upper[from..].iter().zip(&self.lower[from..]);
+        bytes.map(move |(upper, lower)| f16::from_le_bytes([*lower, *upper]).to_f32() * down)
+    }
+
+    /// The bytes of all rows.
+    pub fn into_bytes(self) -> Vec<u8> {
+        [self.exponents, self.upper, self.lower].concat()
+    }
+
+    /// How many bytes `rows` rows with `numbers` numbers altogether take.
+    pub fn bytes(rows: usize, numbers: usize) -> usize {
+        rows + 2 * numbers
+    }
+}
+
+/// Rows of numbers in 8 bits: every [`BLOCK`] neighbours share a scale, the largest of them over 127, so that a number is off
+/// by at most half a scale.
+#[derive(Default)]
+pub struct Coarse {
+    /// One i8 a number: value = code * scale.
+    pub codes: Vec<u8>,
+    /// The scales of a row as a row.
+    pub scales: Rows,
+}
+
+impl Coarse {
+    /// Adds a row.
+    pub fn push(&mut self, row: &[f32]) {
+        let largest = |block: &[f32]| block.iter().filter(|v| v.is_finite()).fold(0.0f32, |most, v| most.max(v.abs()));
+        let wanted: Vec<f32> = row.chunks(BLOCK).map(|block| largest(block) / 127.0).collect();
+        self.scales.push(&wanted);
+        // By the scale as it will be read, not as it was wanted.
+        for (block, scale) in row.chunks(BLOCK).zip(self.scales.last(wanted.len())) {
+            let code = |v: &f32| match (v.is_finite(), scale == 0.0) {
+                (false, _) => NOT_A_NUMBER,
+                (true, true) => 0,
+                (true, false) => (v / scale).round().clamp(-127.0, 127.0) as i8,
+            };
+            self.codes.extend(block.iter().map(|v| code(v) as u8));
+        }
+    }
+
+    /// How many bytes `rows` rows of `width` numbers take.
+    pub fn bytes(rows: usize, width: usize) -> usize {
+        rows * width + Rows::bytes(rows, rows * width.div_ceil(BLOCK))
+    }
+}
+
+/// Whole numbers, as the lowest bytes of all, then the next ones, up to the fourth: the upper ones are mostly zero and
+/// deflate to nothing.
+pub fn whole(numbers: &[u32]) -> Vec<u8> {
+    (0..4).flat_map(|byte| numbers.iter().map(move |n| n.to_le_bytes()[byte])).collect()
+}
+
+/// The `n` numbers furthest from zero (all, where there are fewer) with their places, strongest first; of equals the first;
+/// NaN counts as strongest, so that it is seen.
+pub fn strongest(row: &[f32], n: usize) -> Vec<(u32, f32)> {
+    let stronger = |a: &(u32, f32), b: &(u32, f32)| b.1.abs().total_cmp(&a.1.abs()).then(a.0.cmp(&b.0));
+    let mut kept: Vec<(u32, f32)> = (0u32..).zip(row.iter().copied()).collect();
+    if n < kept.len() {
+        kept.select_nth_unstable_by(n, stronger);
+        kept.truncate(n);
+    }
+    kept.sort_unstable_by(stronger);
+    kept
+}
+
+/// Deflated (RFC 1951, as `DecompressionStream("deflate-raw")` reads it).
+pub fn deflate(bytes: &[u8]) -> Vec<u8> {
+    let mut to = DeflateEncoder::new(Vec::new(), Compression::default());
+    to.write_all(bytes).and_then(|()| to.finish()).expect("memory takes every byte")
+}
+
+/// Base64.
+pub fn base64(bytes: &[u8]) -> String {
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_back(row: &[f32]) -> Vec<f32> {
+        let mut rows = Rows::default();
+        rows.push(row);
+        rows.last(row.len()).collect()
+    }
+
+    /// 2^-11 is half a unit in f16's last place. Seen red without the exponent: 6e-31 came back as 0.
+    #[test]
+    fn rows_keep_f16_precision_at_any_size() {
+        for size in [1e-30f32, 1e-7, 1.0, 3e3, 1e7, 3e38] {
+            let row: Vec<f32> = (0..100).map(|i| size * (i as f32 * 0.7).sin()).collect();
+            for (got, want) in read_back(&row).into_iter().zip(&row) {
+                assert!((got - want).abs() <= want.abs() / 2048.0 + size * 1e-9, "{got} for {want}");
+            }
+        }
+        let plain = [0.1f32, -3000.0, 42.42, 6.2e-5];
+        assert_eq!(read_back(&plain), plain.map(|v| f16::from_f32(v).to_f32()));
+        let odd = read_back(&[f32::NAN, f32::INFINITY, -2.0, f32::NEG_INFINITY, 0.0]);
+        assert!(odd[0].is_nan());
+        assert_eq!(odd[1..], [f32::INFINITY, -2.0, f32::NEG_INFINITY, 0.0]);
+        assert_eq!(read_back(&[0.0, -0.0]), [0.0, 0.0]);
+    }
+
+    #[test]
+    // Seen red with codes cut instead of rounded.
+    fn coarse_rows_are_off_by_half_a_scale_at_most() {
+        let row: Vec<f32> = (0..200).map(|i| if i == 70 { 3000.0 } else { (i as f32).cos() }).collect();
+        let mut coarse = Coarse::default();
+        coarse.push(&row);
+        assert_eq!(Coarse::bytes(1, 200), coarse.codes.len() + coarse.scales.upper.len() * 2 + 1);
+        let scales: Vec<f32> = coarse.scales.last(4).collect();
+        for (i, (code, want)) in coarse.codes.iter().zip(&row).enumerate() {
+            let scale = scales[i / BLOCK];
+            // Only the large value's own block is coarse; a scale is rounded to f16.
+            let largest = if i / BLOCK == 1 { 3000.0 } else { 1.0 };
+            assert!(scale <= largest / 127.0 * 1.0005, "{i}");
+            assert!((f32::from(*code as i8) * scale - want).abs() <= 0.5001 * scale, "{i}");
+        }
+        coarse.push(&[f32::NAN, 1.0]);
+        assert_eq!(coarse.codes[200..], [NOT_A_NUMBER as u8, 127]);
+    }
+
+    #[test]
+    fn strongest_first() {
+        let row = [1.0, -5.0, 3.0, 5.0, 0.0];
+        assert_eq!(strongest(&row, 3), [(1, -5.0), (3, 5.0), (2, 3.0)]);
+        assert_eq!(strongest(&row[..2], 3), [(1, -5.0), (0, 1.0)]);
+        assert_eq!(strongest(&[1.0, f32::NAN, 2.0], 1)[0].0, 1);
+    }
+
+    #[test]
+    fn whole_numbers_byte_by_byte() {
+        assert_eq!(whole(&[0x0102, 0x03]), [2, 3, 1, 0, 0, 0, 0, 0]);
+    }
+}

@@ -1,0 +1,164 @@
+// What the run found, as numbers. Owns unpacking: the other end of src/report/pack.rs and gather.rs, and their only reader.
+// Everything is in this file; nothing is ever loaded from anywhere.
+"use strict";
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const { tokens, model, kept } = data;
+const nPos = tokens.length;
+
+/** The bytes of a named part, whose element goes, since it is needed once. */
+async function unpack(name) {
+  const element = document.getElementById(`data-${name}`);
+  const text = atob(element.textContent);
+  element.remove();
+  const packed = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) packed[i] = text.charCodeAt(i);
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+/** The value of every f16. */
+const HALF = Float32Array.from({ length: 65536 }, (_, bits) => {
+  const sign = bits >> 15 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
+  if (exponent === 31) return fraction ? NaN : sign * Infinity;
+  return sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -14 * (fraction / 1024));
+});
+
+/** Rows of f16, each row with a power of two of its own (pack.rs, Rows). */
+class Rows {
+  constructor(bytes, count) {
+    const numbers = (bytes.length - count) / 2;
+    this.exponents = new Int8Array(bytes.buffer, 0, count);
+    this.upper = bytes.subarray(count, count + numbers);
+    this.lower = bytes.subarray(count + numbers);
+  }
+  /** Number `i` of all, which is in row `row`. */
+  at(row, i) {
+    return HALF[(this.upper[i] << 8) | this.lower[i]] * 2 ** this.exponents[row];
+  }
+  /** `length` numbers from `start` on, all in row `row`. */
+  slice(row, start, length) {
+    const numbers = new Float32Array(length);
+    for (let i = 0; i < length; i++) numbers[i] = this.at(row, start + i);
+    return numbers;
+  }
+}
+
+/** Whole numbers (pack.rs, whole). */
+function whole(bytes) {
+  const n = bytes.length / 4;
+  return Uint32Array.from({ length: n }, (_, i) => bytes[i] + bytes[n + i] * 0x100 + bytes[2 * n + i] * 0x10000 + bytes[3 * n + i] * 0x1000000);
+}
+
+// Stages of the residual stream: 0 is what enters the first block, 1 + l what leaves block l, the last one is after ln_f.
+const nStages = model.n_layer + 2;
+const stageHook = (stage) =>
+  stage === 0 ? "blocks.0.hook_resid_pre" : stage <= model.n_layer ? `blocks.${stage - 1}.hook_resid_post` : "ln_final.hook_out";
+const stageName = (stage) => (stage === 0 ? "in" : stage <= model.n_layer ? `${stage - 1}` : "ln_f");
+/** The block whose neurons and heads belong to a stage. */
+const blockOf = (stage) => Math.min(Math.max(stage - 1, 0), model.n_layer - 1);
+
+const found = {};
+
+/** Unpacks all but the attention patterns, which come layer by layer when they are looked at. */
+async function unpackAll() {
+  const names = ["stream", "norms", "neurons", "neurons.places", "lens.ids", "lens.probabilities", "lens.entropy", "lens.rank", "lens.next", "labels"];
+  if (kept.stream.as === "8-bit") names.push("stream.scales");
+  if (kept.stream.as === "strongest") names.push("stream.places");
+  const bytes = Object.fromEntries(await Promise.all(names.map(async (name) => [name, await unpack(name)])));
+  const nRows = nStages * nPos;
+  if (kept.stream.as === "8-bit") {
+    found.codes = new Int8Array(bytes.stream.buffer);
+    found.scales = new Rows(bytes["stream.scales"], nRows);
+  } else {
+    found.stream = new Rows(bytes.stream, nRows);
+    if (kept.stream.as === "strongest") found.streamPlaces = whole(bytes["stream.places"]);
+  }
+  found.norms = new Rows(bytes.norms, nStages + model.n_layer);
+  found.neurons = new Rows(bytes.neurons, model.n_layer * nPos);
+  found.neuronPlaces = whole(bytes["neurons.places"]);
+  found.lensIds = whole(bytes["lens.ids"]);
+  found.lensProbabilities = new Rows(bytes["lens.probabilities"], (model.n_layer + 1) * nPos);
+  found.lensEntropy = new Rows(bytes["lens.entropy"], model.n_layer + 1);
+  found.lensRank = whole(bytes["lens.rank"]);
+  found.lensNext = new Rows(bytes["lens.next"], model.n_layer + 1);
+  found.labels = JSON.parse(new TextDecoder().decode(bytes.labels));
+}
+
+/** One number of the stream and how far off it may be (0: f16's own rounding only), or null where it is not kept. */
+function streamValue(stage, position, dimension) {
+  const row = stage * nPos + position;
+  if (kept.stream.as === "f16") return { value: found.stream.at(row, row * model.n_embd + dimension), off: 0 };
+  if (kept.stream.as === "8-bit") {
+    const code = found.codes[row * model.n_embd + dimension];
+    const blocks = Math.ceil(model.n_embd / kept.stream.block);
+    const scale = found.scales.at(row, row * blocks + Math.floor(dimension / kept.stream.block));
+    return code === -128 ? { value: NaN, off: 0 } : { value: code * scale, off: scale / 2 };
+  }
+  const n = Math.min(kept.stream.n, model.n_embd);
+  const place = found.streamPlaces.subarray(row * n, (row + 1) * n).indexOf(dimension);
+  return place < 0 ? null : { value: found.stream.at(row, row * n + place), off: 0 };
+}
+
+/** All dimensions of a stage at a position; 0 where a number is not kept. */
+function streamRow(stage, position) {
+  const row = stage * nPos + position;
+  if (kept.stream.as === "f16") return found.stream.slice(row, row * model.n_embd, model.n_embd);
+  const values = new Float32Array(model.n_embd);
+  for (let dimension = 0; dimension < model.n_embd; dimension++) values[dimension] = streamValue(stage, position, dimension)?.value ?? 0;
+  return values;
+}
+
+/** Norms: of every stage, and of resid_mid in every block. */
+const stageNorm = (stage, position) => found.norms.at(stage, stage * nPos + position);
+const midNorm = (layer, position) => found.norms.at(nStages + layer, (nStages + layer) * nPos + position);
+
+/** The strongest neurons of a block at a position, strongest first: [place, value]. */
+function strongestNeurons(layer, position) {
+  const row = layer * nPos + position;
+  return Array.from({ length: kept.neurons }, (_, i) => [found.neuronPlaces[row * kept.neurons + i], found.neurons.at(row, row * kept.neurons + i)]);
+}
+
+/** What the lens reads after a stage (not ln_f): the likeliest tokens, entropy, and the true next token's lot. */
+function lensReading(stage, position) {
+  const row = stage * nPos + position;
+  const likeliest = Array.from({ length: kept.lens }, (_, i) => {
+    const id = found.lensIds[row * kept.lens + i];
+    return { id, label: found.labels[id], probability: found.lensProbabilities.at(row, row * kept.lens + i) };
+  });
+  const entropy = found.lensEntropy.at(stage, row);
+  return { likeliest, entropy, rank: found.lensRank[row], next: found.lensNext.at(stage, row) };
+}
+
+/** Attention of one block: call `load` once, then `row` for what a query of a head looks at. */
+class Attention {
+  static loaded = new Map();
+  static async load(layer) {
+    if (!Attention.loaded.has(layer)) Attention.loaded.set(layer, new Attention().#unpack(layer));
+    return Attention.loaded.get(layer);
+  }
+  async #unpack(layer) {
+    const [weights, places] = await Promise.all([
+      unpack(`attention.${layer}`),
+      kept.attention.as === "strongest" ? unpack(`attention.${layer}.places`) : null,
+    ]);
+    this.weights = new Rows(weights, model.n_head * nPos);
+    this.places = places && whole(places);
+    return this;
+  }
+  /** { keys, weights }, ascending by key; `rest` is the weight of the keys that are not kept, of which there are `others`. */
+  row(head, query) {
+    const most = this.places ? kept.attention.n : nPos;
+    // Numbers before the row of query q in a head: 1 + 2 + ... up to `most`, then `most` each.
+    const before = (q) => (q < most ? (q * (q + 1)) / 2 : (most * (most + 1)) / 2 + (q - most) * most);
+    const length = Math.min(most, query + 1), start = head * before(nPos) + before(query);
+    const weights = this.weights.slice(head * nPos + query, start, length);
+    const keys = new Uint32Array(length);
+    // Keys are kept as distances.
+    for (let i = 0, key = 0; i < length; i++) keys[i] = this.places ? (key += this.places[start + i]) : i;
+    const others = query + 1 - length;
+    let rest = others ? 1 : 0;
+    if (others) for (let i = 0; i < length; i++) rest -= weights[i];
+    return { keys, weights, others, rest: Math.max(0, rest) };
+  }
+}

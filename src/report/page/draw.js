@@ -1,0 +1,137 @@
+// What the views share: numbers as text, elements, colours, pixels, and the command lines. Knows no view.
+
+/** A number as people and programs read it: five digits, a plain minus sign. */
+function show(value, digits = 5) {
+  if (!Number.isFinite(value)) return Number.isNaN(value) ? "NaN" : value > 0 ? "inf" : "-inf";
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  return size >= 1e5 || size < 1e-4 ? value.toExponential(digits - 1) : value.toPrecision(digits);
+}
+
+/** A number of the stream: what is coarse says so. */
+function showKept(kept) {
+  if (!kept) return "not kept";
+  if (kept.off === 0) return show(kept.value);
+  // As many decimals as the first digit of what it may be off by.
+  const decimals = Math.max(0, Math.min(20, -Math.floor(Math.log10(kept.off))));
+  return `${kept.value.toFixed(decimals)} ±\u00a0${kept.off.toFixed(decimals)}`;
+}
+
+/** An element with attributes, properties and children; text is only ever text. */
+function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === null || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name.startsWith("--")) element.style.setProperty(name, value);
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children);
+  return element;
+}
+
+const byId = (id) => document.getElementById(id);
+
+/** A token so that its spaces are seen. */
+const tokenText = (label, attributes = {}) => make("span", { class: "token-text", ...attributes }, label);
+const quoted = (position) => `“${tokens[position].label}”`;
+
+/** A cell with a bar; `share` is of the longest, signed ones start in the middle. */
+function bar(share, signed = false) {
+  const length = Number.isFinite(share) ? Math.min(Math.abs(share), 1) : 0;
+  return make("td", { class: `bar${signed ? " signed" : ""}${share < 0 ? " minus" : ""}`, "aria-hidden": "true" }, make("i", { "--length": length }));
+}
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
+/** 256 colours between some [r, g, b]. */
+function ramp(...stops) {
+  const colours = new Uint32Array(256);
+  const bytes = new Uint8ClampedArray(colours.buffer);
+  for (let i = 0; i < 256; i++) {
+    const at = (i / 255) * (stops.length - 1), low = Math.min(Math.floor(at), stops.length - 2);
+    for (let c = 0; c < 3; c++) bytes[4 * i + c] = stops[low][c] + (at - low) * (stops[low + 1][c] - stops[low][c]);
+    bytes[4 * i + 3] = 255;
+  }
+  return colours;
+}
+
+// Weights go from the page's own colour to a strong one; signed values are blue, the page's colour, red (RdBu reversed).
+const RAMPS = {
+  light: { weight: ramp([247, 249, 252], [158, 202, 235], [33, 113, 190], [8, 40, 97]), signed: ramp([5, 48, 97], [67, 147, 195], [209, 229, 240], [250, 250, 250], [253, 219, 199], [214, 96, 77], [103, 0, 31]) },
+  dark: { weight: ramp([25, 32, 41], [30, 82, 140], [72, 164, 226], [240, 249, 214]), signed: ramp([146, 202, 250], [58, 128, 190], [30, 66, 100], [28, 34, 42], [105, 42, 42], [205, 90, 78], [252, 190, 172]) },
+};
+const colours = () => RAMPS[dark.matches ? "dark" : "light"];
+/** A colour of the sheet, asked for once in each scheme: asking makes the browser style the whole page. */
+function cssColour(name) {
+  const key = name + dark.matches;
+  if (!cssColour.known.has(key)) cssColour.known.set(key, getComputedStyle(document.documentElement).getPropertyValue(name));
+  return cssColour.known.get(key);
+}
+cssColour.known = new Map();
+
+/** Sets a canvas to its size on the page in device pixels; gives back its context, in CSS pixels. */
+function sized(canvas, width, height) {
+  const ratio = devicePixelRatio || 1;
+  canvas.style.height = `${height}px`;
+  canvas.width = Math.round(width * ratio);
+  canvas.height = Math.round(height * ratio);
+  const context = canvas.getContext("2d");
+  context.setTransform(ratio, 0, 0, ratio, 0, 0);
+  context.imageSmoothingEnabled = false;
+  return context;
+}
+
+/** An image of `width` x `height` pixels, each an index into 256 colours. */
+function image(width, height, indices, palette) {
+  const canvas = make("canvas", { width, height });
+  const pixels = new ImageData(width, height);
+  const words = new Uint32Array(pixels.data.buffer);
+  for (let i = 0; i < words.length; i++) words[i] = palette[indices[i]];
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
+  return canvas;
+}
+
+/** For a POSIX shell; plain words stay as they are. */
+const shell = (word) => (/^[\w.,/:=@%+-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
+
+/** A command about this text: `words` say what is wanted, the rest names the model and the text. */
+const command = (...words) => `actscope ${words.map(shell).join(" ")} ${data.arguments}`;
+
+/** Copies text; where the browser forbids the clipboard to files, by way of a selection. */
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const area = make("textarea", { class: "unseen" });
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    const done = document.execCommand("copy");
+    area.remove();
+    return done;
+  }
+  return true;
+}
+
+/** Fills a line of the page with a command and its button. */
+function showCommand(name, what, text) {
+  const line = document.querySelector(`[data-command="${name}"]`);
+  const button = make("button", { type: "button", "aria-label": `Copy the command: ${what}` }, "Copy");
+  button.addEventListener("click", async () => {
+    const done = await copy(text);
+    announce(done ? "Command copied" : "This browser does not let pages copy; the command is selected");
+    if (done) button.textContent = "Copied";
+    else getSelection().selectAllChildren(line.querySelector("code"));
+    setTimeout(() => (button.textContent = "Copy"), 1500);
+  });
+  // The button that was just pressed keeps the focus when the line is made anew.
+  const focused = line.contains(document.activeElement);
+  line.replaceChildren(make("code", { title: what }, text), button);
+  if (focused) button.focus();
+}
+
+/** Tells screen readers. */
+function announce(text) {
+  byId("status").textContent = text;
+}

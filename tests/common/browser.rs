@@ -1,0 +1,237 @@
+//! A headless Chromium for the tests of the report: real clicks and keys, and everything that it complains about or asks
+//! of a network. Speaks the DevTools protocol, as far as these tests need it, over one web socket.
+
+use serde_json::{Value, json};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tungstenite::{Message, WebSocket};
+
+/// How long anything may take before it counts as hanging.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A browser with one page, gone when dropped.
+pub struct Browser {
+    process: Child,
+    socket: WebSocket<TcpStream>,
+    session: String,
+    calls: u64,
+    /// Everything that the browser told on its own.
+    events: Vec<Value>,
+    _profile: tempfile::TempDir,
+}
+
+impl Browser {
+    /// Starts one, 1200 x 900, in light colours.
+    pub fn start() -> Browser {
+        let profile = tempfile::tempdir().unwrap();
+        let mut process = Command::new(chromium())
+            // Without a sandbox, since root has none; it opens nothing but our own pages.
+            .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"])
+            .args(["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"])
+            .args(["--remote-debugging-port=0", "--window-size=1200,900", "--force-device-scale-factor=1"])
+            .arg(format!("--user-data-dir={}", profile.path().display()))
+            .arg("about:blank")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // It writes its port and the path of its socket there once it listens.
+        let (file, start) = (profile.path().join("DevToolsActivePort"), Instant::now());
+        let (port, path) = loop {
+            let written = std::fs::read_to_string(&file).unwrap_or_default();
+            if let Some((port, path)) = written.split_once('\n') {
+                break (port.to_string(), path.trim().to_string());
+            }
+            assert!(process.try_wait().unwrap().is_none(), "the browser ended at once");
+            assert!(start.elapsed() < PATIENCE, "the browser does not come up");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        let stream = TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (socket, _) = tungstenite::client(format!("ws://127.0.0.1:{port}{path}"), stream).unwrap();
+        let (session, events) = (String::new(), Vec::new());
+        let mut browser = Browser { process, socket, session, calls: 0, events, _profile: profile };
+        let target = browser.call("Target.createTarget", json!({"url": "about:blank"}))["targetId"].clone();
+        let attached = browser.call("Target.attachToTarget", json!({"targetId": target, "flatten": true}));
+        browser.session = attached["sessionId"].as_str().unwrap().into();
+        for domain in ["Page", "Runtime", "Log", "Network"] {
+            browser.call(&format!("{domain}.enable"), json!({}));
+        }
+        browser.scheme("light");
+        browser
+    }
+
+    /// Opens a report and waits until it is drawn.
+    pub fn open(&mut self, page: &Path) {
+        self.events.clear();
+        self.call("Page.navigate", json!({"url": format!("file://{}", page.display())}));
+        self.wait_for("document.documentElement?.dataset.ready === '' && document.readyState === 'complete'");
+    }
+
+    /// The value of an expression in the page.
+    pub fn eval(&mut self, expression: &str) -> Value {
+        let asked = json!({"expression": expression, "returnByValue": true, "awaitPromise": true});
+        let answer = self.call("Runtime.evaluate", asked);
+        assert!(answer.get("exceptionDetails").is_none(), "{expression}: {answer}");
+        answer["result"]["value"].clone()
+    }
+
+    /// The text of the first element that `selector` names.
+    pub fn text(&mut self, selector: &str) -> String {
+        self.eval(&format!("document.querySelector({}).textContent", json!(selector))).as_str().unwrap().into()
+    }
+
+    /// The texts of all elements that `selector` names.
+    pub fn texts(&mut self, selector: &str) -> Vec<String> {
+        let all = format!("[...document.querySelectorAll({})].map((e) => e.textContent)", json!(selector));
+        serde_json::from_value(self.eval(&all)).unwrap()
+    }
+
+    /// Waits until an expression is true.
+    pub fn wait_for(&mut self, expression: &str) {
+        let start = Instant::now();
+        while self.eval(&format!("Boolean({expression})")) != true {
+            assert!(start.elapsed() < PATIENCE, "never true: {expression}; {:?}", self.complaints());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Presses the mouse in the middle of an element, wherever it has scrolled to.
+    pub fn click(&mut self, selector: &str) {
+        let (x, y) = self.place(selector, 0.5, 0.5);
+        self.click_at(x, y);
+    }
+
+    /// Presses the mouse at a place in the window.
+    pub fn click_at(&mut self, x: f64, y: f64) {
+        self.point(x, y);
+        for kind in ["mousePressed", "mouseReleased"] {
+            self.call(
+                "Input.dispatchMouseEvent",
+                json!({"type": kind, "x": x, "y": y, "button": "left", "clickCount": 1}),
+            );
+        }
+        self.settle();
+    }
+
+    /// A place within an element, by shares of its width and height, in the window, once it is scrolled there.
+    pub fn place(&mut self, selector: &str, right: f64, down: f64) -> (f64, f64) {
+        let script = format!(
+            "(() => {{ const e = document.querySelector({}); e.scrollIntoView({{ block: 'center' }}); \
+             const b = e.getBoundingClientRect(); return [b.left + b.width * {right}, b.top + b.height * {down}]; }})()",
+            json!(selector)
+        );
+        serde_json::from_value(self.eval(&script)).unwrap_or_else(|_| panic!("no {selector}"))
+    }
+
+    /// Moves the mouse there.
+    pub fn point(&mut self, x: f64, y: f64) {
+        self.call("Input.dispatchMouseEvent", json!({"type": "mouseMoved", "x": x, "y": y}));
+        self.settle();
+    }
+
+    /// Presses a key, named as DOM events name it.
+    pub fn press(&mut self, key: &str) {
+        let code = match key {
+            "Tab" => 9,
+            "Enter" => 13,
+            "End" => 35,
+            "Home" => 36,
+            "ArrowLeft" => 37,
+            "ArrowUp" => 38,
+            "ArrowRight" => 39,
+            "ArrowDown" => 40,
+            _ => panic!("which key is {key}?"),
+        };
+        let mut down = json!({"type": "rawKeyDown", "key": key, "code": key, "windowsVirtualKeyCode": code});
+        if key == "Enter" {
+            down = json!({"type": "keyDown", "key": key, "code": key, "windowsVirtualKeyCode": code, "text": "\r"});
+        }
+        self.call("Input.dispatchKeyEvent", down);
+        self.call(
+            "Input.dispatchKeyEvent",
+            json!({"type": "keyUp", "key": key, "code": key, "windowsVirtualKeyCode": code}),
+        );
+        self.settle();
+    }
+
+    /// Writes into the element that has the focus, in place of what is there.
+    pub fn write(&mut self, text: &str) {
+        self.eval("document.activeElement.select()");
+        self.call("Input.insertText", json!({"text": text}));
+        self.settle();
+    }
+
+    /// `light` or `dark`.
+    pub fn scheme(&mut self, scheme: &str) {
+        let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
+        self.call("Emulation.setEmulatedMedia", json!({"features": features}));
+    }
+
+    /// Two frames, so that what was asked for is drawn.
+    fn settle(&mut self) {
+        self.eval("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))).then(() => null)");
+    }
+
+    /// What the page complained of since it was opened (errors, warnings, violations of its policy), and every address
+    /// that it asked for besides its own file and what is in it.
+    pub fn complaints(&mut self) -> Vec<String> {
+        let complaint = |event: &Value| {
+            let params = &event["params"];
+            match event["method"].as_str()? {
+                "Runtime.exceptionThrown" => Some(params["exceptionDetails"].to_string()),
+                "Runtime.consoleAPICalled" => Some(format!("console: {}", params["args"])),
+                "Log.entryAdded" => Some(params["entry"].to_string()),
+                "Network.requestWillBeSent" => {
+                    let url = params["request"]["url"].as_str()?;
+                    let own = params["type"] == "Document" && url.starts_with("file:") || url.starts_with("data:");
+                    (!own).then(|| format!("request: {url}"))
+                }
+                _ => None,
+            }
+        };
+        self.events.iter().filter_map(complaint).collect()
+    }
+
+    /// Asks the browser, and keeps what it tells meanwhile.
+    fn call(&mut self, method: &str, params: Value) -> Value {
+        self.calls += 1;
+        let mut call = json!({"id": self.calls, "method": method, "params": params});
+        if !self.session.is_empty() {
+            call["sessionId"] = json!(self.session);
+        }
+        self.socket.send(Message::text(call.to_string())).unwrap();
+        loop {
+            let Message::Text(text) = self.socket.read().unwrap_or_else(|e| panic!("{method}: {e}")) else { continue };
+            let message: Value = serde_json::from_str(&text).unwrap();
+            if message["id"] == self.calls {
+                assert!(message.get("error").is_none(), "{call}: {}", message["error"]);
+                return message["result"].clone();
+            }
+            self.events.push(message);
+        }
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Debian's Chromium or another one. tools/check.sh installs it.
+fn chromium() -> PathBuf {
+    if let Some(named) = std::env::var_os("ACTSCOPE_CHROMIUM") {
+        return named.into();
+    }
+    const NAMES: [&str; 5] = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"];
+    let folders: Vec<PathBuf> = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect();
+    let places = NAMES.iter().flat_map(|name| folders.iter().map(move |folder| folder.join(name)));
+    places.chain(["/Applications/Google Chrome.app/Contents/MacOS/Google Chrome".into()]).find(|path| path.is_file()).expect(
+        "there is no Chromium on the PATH; install Debian's package `chromium`, or name one in the environment variable \
+         ACTSCOPE_CHROMIUM",
+    )
+}
