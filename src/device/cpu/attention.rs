@@ -37,7 +37,7 @@ const V: usize = 2;
 impl<'a> Head<'a> {
     fn new(qkv: Rows<'a>, text: &Range<usize>, heads: Heads, head: usize) -> Head<'a> {
         let n_embd = qkv.stride / 3;
-        assert!(text.end <= qkv.n && n_embd % heads.n_head == 0);
+        assert!(text.end <= qkv.n && n_embd.is_multiple_of(heads.n_head));
         Head { qkv, text: text.clone(), n_embd, head, head_dim: n_embd / heads.n_head, scale: heads.scale as f32 }
     }
 
@@ -113,24 +113,22 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// `pattern . v` of one tile's rows of a pattern with `n_keys` keys, into z.
+    /// `pattern . v` of one tile of queries, into z.
     #[inline(always)]
     fn mix<S: Simd>(
         &self,
         simd: S,
-        pattern: Rows<'_>,
-        n_keys: usize,
+        pattern: Pattern<'_>,
         values: &[f32],
         left: &mut [f32],
-        edge: &mut [f32],
         z: Shared<'_>,
         queries: Range<usize>,
     ) {
         let width = columns::<S>();
         let n_values = values.len() / self.head_dim.next_multiple_of(width);
-        for k0 in (0..n_keys).step_by(KC) {
-            let keys = k0..(k0 + KC).min(n_keys);
-            copy_left(left, pattern, 0..queries.len(), keys.clone());
+        for k0 in (0..pattern.n_keys).step_by(KC) {
+            let keys = k0..(k0 + KC).min(pattern.n_keys);
+            copy_left(left, pattern.rows, 0..queries.len(), keys.clone());
             for (i, panel) in values.chunks_exact(width * n_values).enumerate() {
                 let dims = i * width..((i + 1) * width).min(self.head_dim);
                 let cols = self.head * self.head_dim + dims.start..self.head * self.head_dim + dims.end;
@@ -147,10 +145,16 @@ impl<'a> Head<'a> {
                 let rows = self.text.start + queries.start..self.text.start + queries.end;
                 // SAFETY: z has rows for all texts and columns for all heads, and these are this task's; `left` holds the
                 // pattern's rows and `b` all steps.
-                unsafe { z.tile(simd, rows, cols, operands, edge) };
+                unsafe { z.tile(simd, rows, cols, operands) };
             }
         }
     }
+}
+
+/// A tile's rows of a pattern, and how many keys it looks at.
+struct Pattern<'a> {
+    rows: Rows<'a>,
+    n_keys: usize,
 }
 
 /// What is wanted of the queries of a head.
@@ -177,7 +181,6 @@ struct Scratch {
     values: Aligned,
     left: Aligned,
     pattern: Aligned,
-    edge: Aligned,
 }
 
 thread_local! {
@@ -196,7 +199,6 @@ impl WithSimd for Task<'_> {
         let tiles = tiles.map(|r| queries.start + r.start..queries.start + r.end);
         SCRATCH.with_borrow_mut(|scratch| {
             let left = scratch.left.at_least(most_rows::<S>() * STRIDE);
-            let edge = scratch.edge.at_least(most_rows::<S>() * width);
             // Keys after the last query are never looked at, but for a pattern that was changed.
             let n_seen = queries.end;
             let stride = n_seen.next_multiple_of(width);
@@ -211,8 +213,8 @@ impl WithSimd for Task<'_> {
                         for row in pattern.chunks_exact_mut(stride).take(tile.len()) {
                             simd.vectorize(ops::Softmax(&mut row[..seen]));
                         }
-                        let pattern = Rows { data: pattern, n: tile.len(), stride };
-                        head.mix(simd, pattern, tile.end, values, left, edge, z, tile);
+                        let pattern = Pattern { rows: Rows { data: pattern, n: tile.len(), stride }, n_keys: tile.end };
+                        head.mix(simd, pattern, values, left, z, tile);
                     }
                 }
                 Goal::Scores(out) => {
@@ -231,7 +233,7 @@ impl WithSimd for Task<'_> {
                     let values = head.pack_values(n_pos, width, &mut scratch.values);
                     for tile in tiles {
                         let rows = Rows { data: pattern.row(tile.start), n: tile.len(), ..pattern };
-                        head.mix(simd, rows, n_pos, values, left, edge, z, tile);
+                        head.mix(simd, Pattern { rows, n_keys: n_pos }, values, left, z, tile);
                     }
                 }
             }

@@ -6,7 +6,7 @@
 
 use super::memory::{Aligned, Tensor};
 use super::ops;
-use super::tile::{KC, Operands, STRIDE, Sum, columns, most_rows, tile};
+use super::tile::{KC, LARGEST, Operands, STRIDE, Sum, columns, most_rows, tile};
 use crate::device::{Activation, Weight};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -274,33 +274,26 @@ impl<'a> Shared<'a> {
         unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.stride + cols.start), cols.len()) }
     }
 
-    /// A tile into these rows and columns; by way of `edge`, the size of a tile, where the columns are fewer than a tile has.
+    /// A tile into these rows and columns, which may be fewer columns than a tile has.
     ///
     /// # Safety
     /// As [`Shared::row`] for all rows, and as [`tile`] for `operands`.
     #[inline(always)]
-    pub unsafe fn tile<S: Simd>(
-        &self,
-        simd: S,
-        rows: Range<usize>,
-        cols: Range<usize>,
-        operands: Operands,
-        edge: &mut [f32],
-    ) {
+    pub unsafe fn tile<S: Simd>(&self, simd: S, rows: Range<usize>, cols: Range<usize>, operands: Operands) {
         let width = columns::<S>();
-        // SAFETY: the caller's promise; `edge` is checked here.
+        // SAFETY: the caller's promise; a tile is no larger than the largest.
         unsafe {
             if cols.len() == width {
                 let c = self.data.add(rows.start * self.stride + cols.start);
                 return tile(simd, rows.len(), operands, c, self.stride);
             }
-            assert!(edge.len() >= rows.len() * width);
-            for (row, edge) in rows.clone().zip(edge.chunks_exact_mut(width)) {
-                edge[..cols.len()].copy_from_slice(self.row(row, cols.clone()));
+            let mut whole = [0.0; LARGEST];
+            for (row, whole) in rows.clone().zip(whole.chunks_exact_mut(width)) {
+                whole[..cols.len()].copy_from_slice(self.row(row, cols.clone()));
             }
-            tile(simd, rows.len(), operands, edge.as_mut_ptr(), width);
-            for (row, edge) in rows.zip(edge.chunks_exact(width)) {
-                self.row(row, cols.clone()).copy_from_slice(&edge[..cols.len()]);
+            tile(simd, rows.len(), operands, whole.as_mut_ptr(), width);
+            for (row, whole) in rows.zip(whole.chunks_exact(width)) {
+                self.row(row, cols.clone()).copy_from_slice(&whole[..cols.len()]);
             }
         }
     }
@@ -319,7 +312,7 @@ pub fn copy_left(left: &mut [f32], x: Rows<'_>, rows: Range<usize>, cols: Range<
 }
 
 thread_local! {
-    /// Left sides of tiles, and tiles that do not end where the matrix does.
+    /// Left sides of tiles, and sums under way.
     static SCRATCH: RefCell<[Aligned; 2]> = RefCell::default();
 }
 
@@ -343,9 +336,8 @@ impl WithSimd for Packed<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let n_tiles = self.x.n.div_ceil(most_rows::<S>());
         let tile_size = most_rows::<S>() * STRIDE;
-        SCRATCH.with_borrow_mut(|[left, edge]| {
+        SCRATCH.with_borrow_mut(|[left, _]| {
             let left = left.at_least(self.tiles.len().min(GROUP) * tile_size);
-            let edge = edge.at_least(most_rows::<S>() * columns::<S>());
             for group in self.tiles.clone().step_by(GROUP).map(|first| first..(first + GROUP).min(self.tiles.end)) {
                 for_each_block(self.ks.clone(), self.panels.clone(), n_tiles == 1, |panel, ks| {
                     if n_tiles == 1 || panel == self.panels.start {
@@ -357,7 +349,7 @@ impl WithSimd for Packed<'_> {
                     for (nth, i) in group.clone().enumerate() {
                         let share = nth * ks.len().div_ceil(group.len());
                         let rows = tile_rows(i, n_tiles, self.x.n);
-                        self.one_tile(simd, &left[nth * tile_size..], edge, rows, panel, ks.clone(), share);
+                        self.one_tile(simd, &left[nth * tile_size..], rows, panel, ks.clone(), share);
                     }
                 });
             }
@@ -381,12 +373,10 @@ impl Packed<'_> {
     /// One block of one tile, finished if it is the last. `share` is the number of steps of the next block that the tiles
     /// before this one asked for.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
     fn one_tile<S: Simd>(
         &self,
         simd: S,
         left: &[f32],
-        edge: &mut [f32],
         rows: Range<usize>,
         panel: usize,
         ks: Range<usize>,
@@ -410,7 +400,7 @@ impl Packed<'_> {
         // SAFETY: `product` checked rows and columns against the matrix, and the columns are this task's; `left` holds the
         // tile's rows and `block` its steps of k.
         unsafe {
-            self.out.tile(simd, rows.clone(), cols.clone(), operands, edge);
+            self.out.tile(simd, rows.clone(), cols.clone(), operands);
         }
         if last {
             simd.vectorize(FinishTile { finish: self.finish, out: self.out, rows, cols });

@@ -13,6 +13,9 @@ pub const KC: usize = 256;
 /// power of two, so that they do not fall into the same cache sets.
 pub const STRIDE: usize = KC + 16;
 
+/// Numbers of the largest tile on any processor.
+pub const LARGEST: usize = 14 * 32;
+
 /// Rows that a tile may have: two accumulators each, and four registers for the rest.
 pub const fn most_rows<S: Simd>() -> usize {
     if S::REGISTER_COUNT >= 32 { 14 } else { 6 }
