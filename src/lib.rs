@@ -35,6 +35,7 @@ pub mod recorder;
 pub mod session;
 pub mod sites;
 pub mod text;
+pub mod verify;
 pub mod weights;
 
 pub use device::{Choice, Edit};

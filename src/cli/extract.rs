@@ -1,5 +1,6 @@
 //! `actscope extract`: activations of one or more texts, as a file or a readable summary.
 
+use super::progress::Progress;
 use super::{DeviceArg, Failure, ModelArgs, TextArgs, WeightsArg, size};
 use crate::batch::Batch;
 use crate::hooks::{HookError, Hooks, Select};
@@ -7,12 +8,11 @@ use crate::output::{self, Output, Provenance, Record, summary};
 use crate::session::{Files, Session};
 use crate::sites::Site;
 use crate::text::{self, Token};
+use crate::verify::sample::Found;
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 /// Arguments of `actscope extract`.
 #[derive(Args)]
@@ -42,6 +42,9 @@ pub struct Extract {
     /// Fingerprint every byte of the weights, not only their headers
     #[arg(long)]
     hash: bool,
+    /// Hold a sample of the values against the reference first, and write nothing where they part
+    #[arg(long)]
+    check: bool,
     /// Say what would be computed and how large it is, and stop
     #[arg(long)]
     dry_run: bool,
@@ -76,6 +79,9 @@ impl Extract {
         let capture = self.with_progress(&session, &batch, &hooks)?;
         if let Some(site) = capture.first_not_a_number() {
             self.model.say(format_args!("note: {site} holds NaN or infinity, and so may everything after it"));
+        }
+        if self.check {
+            self.hold_against_reference(&session, &batch, &hooks, &capture)?;
         }
         let provenance = Provenance {
             model: session.files().name().to_string(),
@@ -165,21 +171,56 @@ impl Extract {
 
     /// Runs with a progress bar on stderr, which appears once a second has passed.
     fn with_progress(&self, session: &Session, batch: &Batch, hooks: &Hooks) -> Result<crate::hooks::Capture, Failure> {
-        const PATIENCE: Duration = Duration::from_secs(1);
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
-        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} blocks, {elapsed} gone, {eta} to go");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        let start = Instant::now();
-        let told = |done: usize, of: usize| {
-            if bar.is_hidden() && !self.model.quiet && start.elapsed() > PATIENCE {
-                bar.set_draw_target(ProgressDrawTarget::stderr());
-            }
-            bar.set_length(of as u64);
-            bar.set_position(done as u64);
-        };
+        let bar = Progress::new(self.model.quiet);
+        let told = |done: usize, of: usize| bar.told("blocks", done, of);
         let capture = pollster::block_on(session.run_async(batch, hooks, Some(&told)));
-        bar.finish_and_clear();
+        bar.finish();
         Ok(capture?)
+    }
+
+    /// Says what of the values was compared with the reference, and refuses to go on where they part.
+    fn hold_against_reference(
+        &self,
+        session: &Session,
+        batch: &Batch,
+        hooks: &Hooks,
+        capture: &crate::hooks::Capture,
+    ) -> Result<(), Failure> {
+        let bar = Progress::new(self.model.quiet);
+        let told = |done: usize, of: usize| bar.told("parts checked", done, of);
+        let checked = pollster::block_on(session.check_async(batch, hooks, capture, &told));
+        bar.finish();
+        let checked = checked?;
+        for probe in &checked.probes {
+            let first = probe.sites.first().map(Site::to_string).unwrap_or_default();
+            let hooks = if probe.sites.len() == 1 { first } else { format!("{} hooks", probe.sites.len()) };
+            let (of, all) = (probe.tokens, batch.texts()[probe.text].len());
+            let how = if probe.apart { ", run by themselves" } else { "" };
+            self.model.say(format_args!(
+                "checked against f64: text {}, {} of its first {of} of {all} tokens{how}: {hooks}",
+                probe.text, probe.positions
+            ));
+        }
+        let parted: Vec<_> = checked.parted().collect();
+        let Some(first) = parted.first() else {
+            let share = |found: &&Found| found.worst.error / found.allowed;
+            let worst = checked.found.iter().max_by(|a, b| share(a).total_cmp(&share(b)));
+            if let Some(Found { site, worst, allowed }) = worst {
+                self.model.say(format_args!("worst: {site} off by {:.1e} of {allowed:.1e} allowed", worst.error));
+            }
+            return Ok(());
+        };
+        Err(Failure::Run(format!(
+            "{} and the reference part: {} is off by {:.1e} at text {}, token {} ({:.1e} is allowed), and so are {} other hooks of the sample; nothing was written; `actscope verify --device {}` says what is wrong, and --device cpu may be right",
+            session.device(),
+            first.site,
+            first.worst.error,
+            first.worst.text,
+            first.worst.position,
+            first.allowed,
+            parted.len() - 1,
+            session.device().kind,
+        )))
     }
 
     /// Shapes, bytes on disk, and memory, without computing anything.

@@ -6,7 +6,9 @@ mod extract;
 mod fetch;
 mod hooks;
 mod models;
+mod progress;
 mod tokens;
+mod verify;
 
 use crate::batch::Batch;
 use crate::device::{Choice, Dtype};
@@ -39,6 +41,8 @@ enum Command {
     Devices(devices::Devices),
     /// Models that are here and models that can be fetched: sizes, shapes, and what is wrong with one
     Models(models::Models),
+    /// Are the numbers right on this machine? Every kernel, every hook and every operation against plain loops in f64
+    Verify(verify::Verify),
 }
 
 /// Which model.
@@ -184,6 +188,7 @@ pub fn main() -> ExitCode {
         Command::Hooks(command) => command.run(),
         Command::Devices(command) => command.run(),
         Command::Models(command) => command.run(),
+        Command::Verify(command) => command.run(),
     };
     let (code, message) = match result {
         Ok(()) | Err(Failure::ClosedPipe) => return ExitCode::SUCCESS,

@@ -1,0 +1,172 @@
+//! Holds what a run is about to hand out against the reference, on a sample that stays cheap however long the texts are. Owns
+//! the choice of the sample: because attention is causal, the first tokens of a text have the activations that they would
+//! have alone, so a prefix is checked by running the prefix.
+//!
+//! Of up to three texts (the first, the middle one, the last) one prefix is run to the deepest block that was asked for, and a
+//! longer one to the shallowest, each as long as its share of the work allows; every hook that was asked for there is compared
+//! at every position that was asked for. Where all positions come too late for that, the device runs the prefix too.
+
+use super::hooks::{ROUNDING, TIMES_ROUNDED, run};
+use super::measure::{self, TokenError};
+use crate::batch::Batch;
+use crate::config::Config;
+use crate::device::Device;
+use crate::device::reference::Reference;
+use crate::device::rounded::Rounded;
+use crate::hooks::{Capture, Hooks};
+use crate::model::RunError;
+use crate::params::Params;
+use crate::sites::{Axis, Site};
+use ndarray::{ArrayViewD, Axis as NdAxis, Slice};
+
+/// Multiply-adds that the reference may spend on one check.
+const WORK: usize = 4_000_000_000;
+
+/// A prefix of a text, and the hooks that are compared on it.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    /// The text.
+    pub text: usize,
+    /// How many of its tokens.
+    pub tokens: usize,
+    /// Which of the hooks that were asked for.
+    pub sites: Vec<Site>,
+    /// How many of its positions were compared.
+    pub positions: usize,
+    /// True where none of the positions asked for lies in the prefix, so that the device has run it by itself.
+    pub apart: bool,
+}
+
+/// A hook on a probe, where it is furthest off.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    /// Which hook.
+    pub site: Site,
+    /// The worst relative error over the tokens compared, in the text and at the position that it names.
+    pub worst: TokenError,
+    /// How large it may be.
+    pub allowed: f64,
+}
+
+/// What was compared, and what came of it.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// The sample.
+    pub probes: Vec<Probe>,
+    /// Every hook of every probe, in order.
+    pub found: Vec<Found>,
+}
+
+impl Checked {
+    /// The hooks that are further off than they may be.
+    pub fn parted(&self) -> impl Iterator<Item = &Found> {
+        self.found.iter().filter(|found| found.worst.error > found.allowed)
+    }
+}
+
+/// Compares `capture`, which came of `hooks` on `batch`, with the reference. `progress` is told how many of how many probes
+/// are done.
+///
+/// # Errors
+/// [`RunError`] when the device failed, or when `hooks` edits: the sample is of what the model itself does.
+pub async fn check<D: Device>(
+    dev: &D,
+    params: &Params<D>,
+    batch: &Batch,
+    hooks: &Hooks,
+    capture: &Capture,
+    progress: &dyn Fn(usize, usize),
+) -> Result<Checked, RunError> {
+    let config = params.config();
+    let (exact, rounded) = (params.for_device(), params.for_device());
+    let mut checked = Checked { probes: probes(config, batch, hooks), found: Vec::new() };
+    let n_probes = checked.probes.len();
+    for (n, probe) in checked.probes.iter_mut().enumerate() {
+        progress(n, n_probes);
+        let alone =
+            Batch::new(&[&batch.ids_of(probe.text)[..probe.tokens]], config).expect("a part of a checked batch");
+        let part = hooks.of_prefix(&probe.sites, probe.text, probe.tokens)?;
+        let whole;
+        let (request, got) = match &part {
+            Some(part) => (part, capture),
+            None => {
+                let all = Hooks::whole(config, &probe.sites);
+                whole = (run(dev, params, &alone, &all).await?, all);
+                (&whole.1, &whole.0)
+            }
+        };
+        let truth = run(&Reference, &exact, &alone, request).await?;
+        let floor = run(&Rounded, &rounded, &alone, request).await?;
+        probe.apart = part.is_none();
+        let text = if probe.apart { 0 } else { probe.text };
+        for (site, want) in truth.iter() {
+            let got = got.get(site).expect("what was asked for is in the capture");
+            let got = of_text(site, got, text, want.shape());
+            let mut worst = measure::tokens(site, got, want.view());
+            let rounded = measure::tokens(site, floor.get(site).expect("the same request"), want.view()).error;
+            probe.positions = want.shape()[1 + position_axis(site)];
+            worst.text = probe.text;
+            worst.position = request.position(site, 0, worst.position);
+            checked.found.push(Found { site, worst, allowed: ROUNDING.max(TIMES_ROUNDED * rounded) });
+        }
+    }
+    progress(n_probes, n_probes);
+    Ok(checked)
+}
+
+fn position_axis(site: Site) -> usize {
+    site.axes().iter().position(|axis| *axis == Axis::Pos).expect("every hook has positions")
+}
+
+/// One text of an array, cut to the shape [1, ...] that its prefix alone has: positions ascend, so the prefix's come first.
+fn of_text<'a>(site: Site, mut array: ArrayViewD<'a, f32>, text: usize, shape: &[usize]) -> ArrayViewD<'a, f32> {
+    array.slice_axis_inplace(NdAxis(0), Slice::from(text..text + 1));
+    for (axis, kind) in (1..).zip(site.axes()) {
+        if matches!(kind, Axis::Pos | Axis::Key) {
+            array.slice_axis_inplace(NdAxis(axis), Slice::from(..shape[axis]));
+        }
+    }
+    array
+}
+
+/// The sample.
+fn probes(config: &Config, batch: &Batch, hooks: &Hooks) -> Vec<Probe> {
+    let sites: Vec<Site> = hooks.sites().collect();
+    let (Some(first), Some(last)) = (sites.first(), sites.last()) else { return Vec::new() };
+    let n = batch.texts().len();
+    let mut texts = vec![0, n / 2, n - 1];
+    texts.dedup();
+    let share = WORK / (2 * texts.len());
+    let mut probes = Vec::new();
+    for text in texts {
+        let all = batch.texts()[text].len();
+        let probe = |tokens, sites| Probe { text, tokens, sites, positions: 0, apart: false };
+        let deep = affordable(config, *last, all, share);
+        probes.push(probe(deep, sites.clone()));
+        let shallow: Vec<Site> =
+            sites.iter().copied().filter(|site| depth(config, *site) == depth(config, *first)).collect();
+        let long = affordable(config, *first, all, share);
+        if long > deep {
+            probes.push(probe(long, shallow));
+        }
+    }
+    probes
+}
+
+/// How many blocks a site lies behind; the logits count as one more.
+fn depth(config: &Config, site: Site) -> usize {
+    match site {
+        Site::Embed | Site::PosEmbed => 0,
+        Site::Unembed => config.n_layer + 1,
+        _ => site.layer().map_or(config.n_layer, |layer| layer + 1),
+    }
+}
+
+/// How many of `tokens` the reference can run up to `site` with so much work; at least one.
+fn affordable(config: &Config, site: Site, tokens: usize, work: usize) -> usize {
+    let (d, blocks) = (config.n_embd, depth(config, site).min(config.n_layer));
+    let per_token =
+        blocks * d * (4 * d + 2 * config.n_inner) + if site == Site::Unembed { d * config.vocab_size } else { 0 };
+    let cost = |n: usize| n.saturating_mul(per_token + blocks * n * d);
+    (1..=tokens).take_while(|n| *n == 1 || cost(*n) <= work).last().unwrap_or(1)
+}
