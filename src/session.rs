@@ -304,8 +304,8 @@ impl Session {
         on_engine!(&self.engine, (dev, params) => verify::verify(dev, &self.files, params, tell).await)
     }
 
-    /// Holds the values of a run on this device against the reference, on a sample that stays cheap ([`verify::sample`]).
-    /// `progress` is told how many of how many parts are done.
+    /// Holds what was seen of a run of `hooks` on `batch` on this device against the reference ([`verify::sample`]). `progress`
+    /// is told how many of how many parts are done.
     ///
     /// # Errors
     /// [`enum@Error`] when the device failed. What is wrong with its numbers stands in the result.
@@ -313,12 +313,10 @@ impl Session {
         &self,
         batch: &Batch,
         hooks: &Hooks,
-        capture: &Capture,
+        sample: verify::sample::Sample,
         progress: &dyn Fn(usize, usize),
     ) -> Result<verify::sample::Checked, Error> {
-        on_engine!(&self.engine, (dev, params) => {
-            Ok(verify::sample::check(dev, params, batch, hooks, capture, progress).await?)
-        })
+        on_engine!(&self.engine, (dev, params) => Ok(sample.check(dev, params, batch, hooks, progress).await?))
     }
 
     /// The notebook's question in one call: the activations [n_pos, n_embd] of one text after block `layer`; -1 is after

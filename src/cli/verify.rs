@@ -122,10 +122,6 @@ impl<'a> Group<'a> {
             .reduce(|a, b| if share(b) > share(a) { b } else { a })
             .expect("every kind of hook is in every model")
     }
-
-    fn most(&self, of: impl Fn(&HookRow) -> f64) -> f64 {
-        self.hooks.iter().map(|hook| of(hook)).fold(0.0, f64::max)
-    }
 }
 
 fn hooks(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
@@ -142,8 +138,7 @@ fn hooks(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
     for group in &rows {
         let worst = group.worst();
         let name = group.row.name.replace("{i}", "*");
-        let known = group.most(|hook| hook.torch.unwrap_or(0.0));
-        let known = if group.hooks.iter().all(|hook| hook.torch.is_none()) { "-".into() } else { figure(known) };
+        let known = worst.torch.map_or("-".into(), figure);
         let place = worst.site.layer().map_or(String::new(), |layer| format!("block {layer}, "));
         let place = if worst.worst.error == 0.0 {
             String::new()
@@ -156,11 +151,11 @@ fn hooks(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
             "   {name:36} {:>8} {:>8}  {:>8} {known:>9}  {:3}  {place}",
             figure(worst.worst.error),
             figure(worst.allowed),
-            figure(group.most(|hook| hook.rounded)),
+            figure(worst.rounded),
             mark(ok),
         )?;
     }
-    writeln!(out, "   error: |device - f64| / |f64| at the worst token, norms over all that the hook holds there")?;
+    writeln!(out, "   each row is the block that comes nearest to what is allowed, at its worst token; error: |device - f64| / |f64| there")?;
     writeln!(
         out,
         "   f32 alone: exact operations whose results are kept as f32. PyTorch: its own f32 run on a CPU, against f64"

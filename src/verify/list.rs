@@ -40,6 +40,11 @@ pub static OPERATIONS: &[(&str, fn() -> Vec<Case>)] = &[
     ("unembed", unembed),
 ];
 
+/// Random numbers. The shape is part of the seed: what an earlier case left in memory is not this one's result by chance.
+fn random(rows: usize, cols: usize, scale: f32, seed: u64) -> Host {
+    Host::random(rows, cols, scale, seed ^ ((rows as u64) << 40) ^ ((cols as u64) << 16))
+}
+
 fn f32(host: Host) -> (Host, Dtype) {
     (host, Dtype::F32)
 }
@@ -71,17 +76,17 @@ fn edit() -> Vec<Case> {
                 Edit::Replace(every),
             ] {
                 let op = Op::Edit { window: window.clone(), edit };
-                list.push(Case::new(op, vec![Host::random(rows, cols, 1.0, 22)], vec![]).within(1e-7, 1e-7));
+                list.push(Case::new(op, vec![random(rows, cols, 1.0, 22)], vec![]).within(1e-7, 1e-7));
             }
             // Read back in part: exact.
             let nothing = Op::Edit { window: window.clone(), edit: Edit::Scale(1.0) };
             let part =
-                Case { looked_at: Some(window), ..Case::new(nothing, vec![Host::random(rows, cols, 1.0, 23)], vec![]) };
+                Case { looked_at: Some(window), ..Case::new(nothing, vec![random(rows, cols, 1.0, 23)], vec![]) };
             list.push(part.noted("read in part"));
         }
     }
     // Read back in part, more elements than one dimension of a dispatch has lanes.
-    let x = Host::random(MANY + 1, 1025, 1.0, 24);
+    let x = random(MANY + 1, 1025, 1.0, 24);
     let nothing = Op::Edit { window: x.window(), edit: Edit::Scale(1.0) };
     let looked_at = Some(Window { rows: vec![0..MANY + 1], cols: 1..1025 });
     list.push(Case { looked_at, ..Case::new(nothing, vec![x], vec![]).noted("read in part") });
@@ -93,25 +98,24 @@ fn rows() -> Vec<Case> {
     for (n, cols) in [(1, 1), (3, 11), (101, 33), (300, 768)] {
         for dtype in DTYPES {
             // Exact: nothing is computed. F16 numbers down to the subnormal ones.
-            let mut table = Host::random(n, cols, 1.0, 1);
+            let mut table = random(n, cols, 1.0, 1);
             table.values.iter_mut().enumerate().for_each(|(i, v)| *v *= [1.0, 1e-5, 3e-7][i % 3]);
             let ids = [0, n - 1, n / 2, 0, n / 3].iter().map(|id| *id as u32).collect();
             list.push(Case::new(Op::Rows { ids }, vec![], vec![(table, dtype)]));
         }
     }
     let ids = (0..MANY_ROWS as u32).map(|i| i * 7 % 11).collect();
-    list.push(Case::new(Op::Rows { ids }, vec![], vec![f32(Host::random(11, 3, 1.0, 1))]));
+    list.push(Case::new(Op::Rows { ids }, vec![], vec![f32(random(11, 3, 1.0, 1))]));
     list
 }
 
 fn layer_norm() -> Vec<Case> {
     let mut list = Vec::new();
-    let mut one = |rows, cols, eps, scale: f32| {
-        let mut x = Host::random(rows, cols, scale, 2);
-        let (gain, bias) = (Host::random(1, cols, 1.0, 3), Host::random(1, cols, 1.0, 4));
-        // Some dimensions in the thousands, as gpt2's residual stream has, and an offset that a variance by
-        // E[x²] - E[x]² would not survive.
-        let offset = |i: usize| if i % cols == 7 { 3000.0 * scale } else { 10.0 * scale };
+    let mut one = |rows, cols, eps, scale: f32, outlier| {
+        let mut x = random(rows, cols, scale, 2);
+        let (gain, bias) = (random(1, cols, 1.0, 3), random(1, cols, 1.0, 4));
+        // Some dimensions in the thousands, as gpt2's residual stream has.
+        let offset = |i: usize| if i % cols == 7 && outlier { 3000.0 * scale } else { 10.0 * scale };
         x.values.iter_mut().enumerate().for_each(|(i, v)| *v += offset(i));
         // Seen red: eps 1e-6 for 1e-5 is 2.3 times this at scale 1e-3 (and 3.4e5 times layer_norm_scale's).
         // The mean of cols values of size 3000 / cols is only known to 1e-7 of itself.
@@ -121,17 +125,19 @@ fn layer_norm() -> Vec<Case> {
     for rows in ROWS {
         for cols in COLS {
             for (eps, scale) in [(1e-5, 1.0), (1e-5, 1e-3), (1e-3, 3.0)] {
-                one(rows, cols, eps, scale);
+                one(rows, cols, eps, scale, true);
             }
         }
     }
-    one(MANY_ROWS, 11, 1e-5, 1.0);
+    // An offset alone, which a variance by E[x²] - E[x]² does not survive: seen red at MISSING times what is allowed.
+    one(65, 768, 1e-5, 1.0, false);
+    one(MANY_ROWS, 11, 1e-5, 1.0, true);
     list
 }
 
 fn layer_norm_scale() -> Vec<Case> {
     let one = |(rows, cols, eps, scale)| {
-        Case::new(Op::LayerNormScale { eps }, vec![Host::random(rows, cols, scale, 5)], vec![]).within(0.0, 2e-6)
+        Case::new(Op::LayerNormScale { eps }, vec![random(rows, cols, scale, 5)], vec![]).within(0.0, 2e-6)
     };
     // The last is all but nothing beside eps: what a wrong one does shows whole.
     let shapes =
@@ -141,9 +147,9 @@ fn layer_norm_scale() -> Vec<Case> {
 
 fn layer_norm_normalize() -> Vec<Case> {
     let one = |(rows, cols)| {
-        let mut scale = Host::random(rows, 1, 1.0, 25);
+        let mut scale = random(rows, 1, 1.0, 25);
         scale.values.iter_mut().for_each(|v| *v = 0.5 + v.abs());
-        let tensors = vec![Host::random(rows, cols, 2.0, 5), scale];
+        let tensors = vec![random(rows, cols, 2.0, 5), scale];
         Case::new(Op::LayerNormNormalize, tensors, vec![]).within(4e-6, 4e-6)
     };
     [(1, 1), (2, 33), (65, 768), (MANY_ROWS, 11)].into_iter().map(one).collect()
@@ -151,8 +157,8 @@ fn layer_norm_normalize() -> Vec<Case> {
 
 fn gain_bias() -> Vec<Case> {
     let one = |(rows, cols)| {
-        let weights = vec![f32(Host::random(1, cols, 1.0, 6)), f32(Host::random(1, cols, 1.0, 7))];
-        sampled(Case::new(Op::GainBias, vec![Host::random(rows, cols, 2.0, 5)], weights).within(1e-6, 1e-6))
+        let weights = vec![f32(random(1, cols, 1.0, 6)), f32(random(1, cols, 1.0, 7))];
+        sampled(Case::new(Op::GainBias, vec![random(rows, cols, 2.0, 5)], weights).within(1e-6, 1e-6))
     };
     [(1, 1), (2, 33), (65, 768), (MANY, 1024)].into_iter().map(one).collect()
 }
@@ -166,10 +172,10 @@ fn sampled(case: Case) -> Case {
 fn linear() -> Vec<Case> {
     let mut list = Vec::new();
     let mut one = |rows, k: usize, cols, dtype| {
-        let w = Host::random(k, cols, 1.0 / (k as f32).sqrt(), 9);
-        let weights = vec![(w, dtype), f32(Host::random(1, cols, 1.0, 10))];
+        let w = random(k, cols, 1.0 / (k as f32).sqrt(), 9);
+        let weights = vec![(w, dtype), f32(random(1, cols, 1.0, 10))];
         // Seen red: a k loop that ends one short is 1.4e5 times this.
-        list.push(sampled(Case::new(Op::Linear, vec![Host::random(rows, k, 1.0, 8)], weights).within(4e-6, 2e-6)));
+        list.push(sampled(Case::new(Op::Linear, vec![random(rows, k, 1.0, 8)], weights).within(4e-6, 2e-6)));
     };
     for rows in ROWS {
         for (k, cols) in [(1, 1), (1, 33), (11, 3), (33, 99), (96, 65), (768, 129), (257, 768)] {
@@ -182,13 +188,13 @@ fn linear() -> Vec<Case> {
     for dtype in DTYPES {
         one(8, 3072, 768, dtype);
     }
-    one(1030, 768, 3072, Dtype::F32);
+    one(1030, 768, 513, Dtype::F32);
     one(1, 1, 1024 * MANY, Dtype::F32);
     list
 }
 
 /// Rows, heads, their width, and columns.
-const BY_HEAD: [(usize, usize, usize, usize); 9] = [
+const BY_HEAD: [(usize, usize, usize, usize); 10] = [
     (1, 1, 1, 1),
     (1, 3, 11, 33),
     (1, 12, 64, 768),
@@ -198,12 +204,13 @@ const BY_HEAD: [(usize, usize, usize, usize); 9] = [
     (65, 1, 1, 1),
     (65, 3, 11, 33),
     (65, 12, 64, 768),
+    (1030, 2, 16, 33),
 ];
 
 fn linear_by_head() -> Vec<Case> {
     let one = |(rows, n_head, head_dim, cols)| {
         let k = n_head * head_dim;
-        let (z, w) = (Host::random(rows, k, 1.0, 11), Host::random(k, cols, 0.1, 12));
+        let (z, w) = (random(rows, k, 1.0, 11), random(k, cols, 0.1, 12));
         Case::new(Op::LinearByHead { n_head }, vec![z], vec![f32(w)]).within(4e-6, 2e-6)
     };
     BY_HEAD.into_iter().map(one).collect()
@@ -211,7 +218,7 @@ fn linear_by_head() -> Vec<Case> {
 
 fn sum_heads() -> Vec<Case> {
     let one = |(rows, n_head, _, cols)| {
-        let (parts, bias) = (Host::random(rows, n_head * cols, 0.3, 26), Host::random(1, cols, 1.0, 13));
+        let (parts, bias) = (random(rows, n_head * cols, 0.3, 26), random(1, cols, 1.0, 13));
         sampled(Case::new(Op::SumHeads { n_head }, vec![parts], vec![f32(bias)]).within(4e-6, 4e-6))
     };
     BY_HEAD.into_iter().chain([(MANY, 2, 1, 1024)]).map(one).collect()
@@ -228,7 +235,7 @@ fn attention_inputs() -> Vec<(Host, Vec<Range<usize>>, Heads)> {
         });
         let texts: Vec<Range<usize>> = texts.collect();
         // The spread makes some softmax rows nearly one-hot.
-        let qkv = Host::random(lengths.iter().sum(), 3 * n_head * head_dim, 1.5, 14);
+        let qkv = random(lengths.iter().sum(), 3 * n_head * head_dim, 1.5, 14);
         list.push((qkv, texts, Heads { n_head, scale: 1.0 / (head_dim as f64).sqrt() }));
     };
     for lengths in [&[1][..], &[2], &[16], &[17], &[63, 1, 65], &[257]] {
@@ -260,7 +267,7 @@ fn attention_mix() -> Vec<Case> {
         let n_pos = text.len();
         // Every key counts, not only those up to the query: a pattern may have been changed. Rows of z that belong to
         // other texts keep what they hold.
-        let pattern = Host::random(heads.n_head * n_pos, n_pos, 1.0 / (n_pos as f32).sqrt(), 28);
+        let pattern = random(heads.n_head * n_pos, n_pos, 1.0 / (n_pos as f32).sqrt(), 28);
         let z = Host { rows: qkv.rows, cols: qkv.cols / 3, values: vec![7.0; qkv.rows * qkv.cols / 3] };
         Case::new(Op::AttentionMix { text, heads }, vec![pattern, qkv, z], vec![]).within(1e-5, 4e-6)
     };
@@ -269,7 +276,7 @@ fn attention_mix() -> Vec<Case> {
 
 fn attention_pattern() -> Vec<Case> {
     let one = |(rows, cols)| {
-        Case::new(Op::AttentionPattern, vec![Host::random(rows, cols, 3.0, 27)], vec![]).within(2e-6, 1e-5)
+        Case::new(Op::AttentionPattern, vec![random(rows, cols, 3.0, 27)], vec![]).within(2e-6, 1e-5)
     };
     let shapes = [(1, 1), (4, 2), (33, 11), (48, 16), (34, 17), (129, 129), (257, 257), (2060, 1030), (MANY_ROWS, 3)];
     let mut list: Vec<Case> = shapes.into_iter().map(one).collect();
@@ -293,7 +300,7 @@ fn activation() -> Vec<Case> {
     let mut list = Vec::new();
     for f in Activation::ALL {
         for n in [1, 2, 63, 64, 65, 70_001] {
-            let mut x = Host::random(1, n, 3.0, 15);
+            let mut x = random(1, n, 3.0, 15);
             // ±150 is where a tanh by exponentials overflows on some drivers; the rest are edges of the formulas.
             let edges = [
                 150.0, -150.0, 0.0, -0.0, 1e-30, -1e-30, 14.0, -14.0, 15.0, -15.0, 9.1, -5.5, 87.0, -88.5, 1e30, -1e30,
@@ -305,14 +312,14 @@ fn activation() -> Vec<Case> {
         let nan = Host { rows: 1, cols: 3, values: vec![1.0, f32::NAN, -2.0] };
         list.push(Case::new(Op::Activation(f), vec![nan], vec![]).within(5e-7, 2e-6).noted("NaN"));
     }
-    let case = Case::new(Op::Activation(Activation::GeluTanh), vec![Host::random(MANY, 1024, 3.0, 15)], vec![]);
+    let case = Case::new(Op::Activation(Activation::GeluTanh), vec![random(MANY, 1024, 3.0, 15)], vec![]);
     list.push(sampled(case.within(5e-7, 2e-6)));
     list
 }
 
 fn add() -> Vec<Case> {
     let one = |(rows, cols)| {
-        let tensors = vec![Host::random(rows, cols, 1.0, 16), Host::random(rows, cols, 1.0, 17)];
+        let tensors = vec![random(rows, cols, 1.0, 16), random(rows, cols, 1.0, 17)];
         sampled(Case::new(Op::Add, tensors, vec![]).within(1e-7, 1e-7))
     };
     [(1, 1), (3, 33), (257, 768), (MANY, 1024)].into_iter().map(one).collect()
@@ -321,7 +328,7 @@ fn add() -> Vec<Case> {
 fn unembed() -> Vec<Case> {
     let mut list = Vec::new();
     let mut one = |n: usize, rows: Range<usize>, k: usize, vocab, dtype| {
-        let (mut x, table) = (Host::random(n, k, 1.0, 18), Host::random(vocab, k, 1.0 / (k as f32).sqrt(), 19));
+        let (mut x, table) = (random(n, k, 1.0, 18), random(vocab, k, 1.0 / (k as f32).sqrt(), 19));
         // The row after the last is not this product's to touch, not even to multiply it by a padding's 0.
         x.values.iter_mut().skip(rows.end * k).for_each(|v| *v = f32::INFINITY);
         list.push(Case::new(Op::Unembed { rows }, vec![x], vec![(table, dtype)]).within(4e-6, 2e-6));

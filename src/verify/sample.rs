@@ -13,11 +13,12 @@ use crate::config::Config;
 use crate::device::Device;
 use crate::device::reference::Reference;
 use crate::device::rounded::Rounded;
-use crate::hooks::{Capture, Hooks};
+use crate::hooks::Hooks;
 use crate::model::RunError;
 use crate::params::Params;
 use crate::sites::{Axis, Site};
-use ndarray::{ArrayViewD, Axis as NdAxis, Slice};
+use ndarray::{ArrayD, ArrayViewD, Axis as NdAxis, Slice};
+use std::collections::HashMap;
 
 /// Multiply-adds that the reference may spend on one check.
 const WORK: usize = 4_000_000_000;
@@ -64,69 +65,90 @@ impl Checked {
     }
 }
 
-/// Compares `capture`, which came of `hooks` on `batch`, with the reference. `progress` is told how many of how many probes
-/// are done.
-///
-/// # Errors
-/// [`RunError`] when the device failed, or when `hooks` edits: the sample is of what the model itself does.
-pub async fn check<D: Device>(
-    dev: &D,
-    params: &Params<D>,
-    batch: &Batch,
-    hooks: &Hooks,
-    capture: &Capture,
-    progress: &dyn Fn(usize, usize),
-) -> Result<Checked, RunError> {
-    let config = params.config();
-    let (exact, rounded) = (params.for_device(), params.for_device());
-    let mut checked = Checked { probes: probes(config, batch, hooks), found: Vec::new() };
-    let n_probes = checked.probes.len();
-    for (n, probe) in checked.probes.iter_mut().enumerate() {
-        progress(n, n_probes);
-        let alone =
-            Batch::new(&[&batch.ids_of(probe.text)[..probe.tokens]], config).expect("a part of a checked batch");
-        let part = hooks.of_prefix(&probe.sites, probe.text, probe.tokens)?;
-        let whole;
-        let (request, got) = match &part {
-            Some(part) => (part, capture),
-            None => {
-                let all = Hooks::whole(config, &probe.sites);
-                whole = (run(dev, params, &alone, &all).await?, all);
-                (&whole.1, &whole.0)
-            }
-        };
-        let truth = run(&Reference, &exact, &alone, request).await?;
-        let floor = run(&Rounded, &rounded, &alone, request).await?;
-        probe.apart = part.is_none();
-        let text = if probe.apart { 0 } else { probe.text };
-        for (site, want) in truth.iter() {
-            let got = got.get(site).expect("what was asked for is in the capture");
-            let got = of_text(site, got, text, want.shape());
-            let mut worst = measure::tokens(site, got, want.view());
-            let rounded = measure::tokens(site, floor.get(site).expect("the same request"), want.view()).error;
-            probe.positions = want.shape()[1 + position_axis(site)];
-            worst.text = probe.text;
-            worst.position = request.position(site, 0, worst.position);
-            checked.found.push(Found { site, worst, allowed: ROUNDING.max(TIMES_ROUNDED * rounded) });
+/// The values of one run that will be compared: filled while they pass by.
+pub struct Sample {
+    probes: Vec<Probe>,
+    kept: HashMap<(Site, usize), ArrayD<f32>>,
+}
+
+impl Sample {
+    /// Chooses what to compare of a run of `hooks` on `batch`.
+    pub fn new(config: &Config, batch: &Batch, hooks: &Hooks) -> Sample {
+        Sample { probes: probes(config, batch, hooks), kept: HashMap::new() }
+    }
+
+    /// Sees one text's values at one site, without the batch axis and without padding, and keeps what it needs of them.
+    pub fn see(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) {
+        let tokens = self.probes.iter().filter(|p| p.text == text && p.sites.contains(&site)).map(|p| p.tokens).max();
+        if let Some(tokens) = tokens {
+            // Positions ascend, so no more than so many of them lie in the prefix.
+            let kept = cut(site, values, |_, n| n.min(tokens)).to_owned();
+            self.kept.insert((site, text), kept);
         }
     }
-    progress(n_probes, n_probes);
-    Ok(checked)
+
+    /// Compares what was seen of a run of `hooks` on `batch` with the reference. `progress` is told how many of how many
+    /// probes are done.
+    ///
+    /// # Errors
+    /// [`RunError`] when the device failed, or when `hooks` edits: a sample is of what the model itself does.
+    pub async fn check<D: Device>(
+        self,
+        dev: &D,
+        params: &Params<D>,
+        batch: &Batch,
+        hooks: &Hooks,
+        progress: &dyn Fn(usize, usize),
+    ) -> Result<Checked, RunError> {
+        let config = params.config();
+        let (exact, rounded) = (params.for_device(), params.for_device());
+        let mut checked = Checked { probes: self.probes, found: Vec::new() };
+        let n_probes = checked.probes.len();
+        for (n, probe) in checked.probes.iter_mut().enumerate() {
+            progress(n, n_probes);
+            let ids = &batch.ids_of(probe.text)[..probe.tokens];
+            let alone = Batch::new(&[ids], config).expect("a part of a checked batch");
+            let part = hooks.of_prefix(&probe.sites, probe.text, probe.tokens)?;
+            probe.apart = part.is_none();
+            let request = part.unwrap_or_else(|| Hooks::whole(config, &probe.sites));
+            let by_itself = if probe.apart { Some(run(dev, params, &alone, &request).await?) } else { None };
+            let truth = run(&Reference, &exact, &alone, &request).await?;
+            let floor = run(&Rounded, &rounded, &alone, &request).await?;
+            for (site, want) in truth.iter() {
+                let rounded = measure::tokens(site, floor.get(site).expect("the same request"), want.view()).error;
+                let shape = &want.shape()[1..];
+                probe.positions = shape[position_axis(site)];
+                let got = match &by_itself {
+                    Some(capture) => capture.get(site).map(|got| got.index_axis_move(NdAxis(0), 0)),
+                    None => self.kept.get(&(site, probe.text)).map(|kept| cut(site, kept.view(), |axis, _| shape[axis])),
+                };
+                // What was never seen is as wrong as can be.
+                let unseen = TokenError { error: f64::INFINITY, ..TokenError::default() };
+                let mut worst =
+                    got.map_or(unseen, |got| measure::tokens(site, got.insert_axis(NdAxis(0)), want.view()));
+                worst.text = probe.text;
+                worst.position = request.position(site, 0, worst.position);
+                checked.found.push(Found { site, worst, allowed: ROUNDING.max(TIMES_ROUNDED * rounded) });
+            }
+        }
+        progress(n_probes, n_probes);
+        Ok(checked)
+    }
 }
 
 fn position_axis(site: Site) -> usize {
     site.axes().iter().position(|axis| *axis == Axis::Pos).expect("every hook has positions")
 }
 
-/// One text of an array, cut to the shape [1, ...] that its prefix alone has: positions ascend, so the prefix's come first.
-fn of_text<'a>(site: Site, mut array: ArrayViewD<'a, f32>, text: usize, shape: &[usize]) -> ArrayViewD<'a, f32> {
-    array.slice_axis_inplace(NdAxis(0), Slice::from(text..text + 1));
-    for (axis, kind) in (1..).zip(site.axes()) {
+/// One text's values with their axes of positions cut to the length that `len` makes of axis and length: positions ascend, so
+/// those of a prefix come first.
+fn cut<'a>(site: Site, mut values: ArrayViewD<'a, f32>, len: impl Fn(usize, usize) -> usize) -> ArrayViewD<'a, f32> {
+    for (axis, kind) in site.axes().iter().enumerate() {
         if matches!(kind, Axis::Pos | Axis::Key) {
-            array.slice_axis_inplace(NdAxis(axis), Slice::from(..shape[axis]));
+            values.slice_axis_inplace(NdAxis(axis), Slice::from(..len(axis, values.shape()[axis])));
         }
     }
-    array
+    values
 }
 
 /// The sample.

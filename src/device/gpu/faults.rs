@@ -57,7 +57,7 @@ pub static ALL: &[Plant] = &[
     plant("last key left out", "attention_mix", "k0 + lane.x < p.n_pos", "k0 + lane.x + 1u < p.n_pos"),
     plant("erf for tanh", "activation", "case 0u: { return gelu_tanh(x); }", "case 0u: { return gelu_erf(x); }"),
     plant("half precision", "activation", "y[i] = f(x[i]);", "y[i] = unpack2x16float(pack2x16float(vec2<f32>(f(x[i]), 0.0))).x;"),
-    plant("NaN becomes a number", "activation", "select(select(result, 0.0, x < -87.0), x, is_nan)", "select(result, 0.0, x < -87.0)"),
+    plant("NaN becomes a number", "attention_pattern", "select(select(result, 0.0, x < -87.0), x, is_nan)", "select(result, 0.0, x < -87.0)"),
     plant("exp overflows", "activation", "let bounded = clamp(x, -87.0, 88.0);", "let bounded = clamp(x, -150.0, 150.0);"),
     plant("second dimension of the grid forgotten", "activation", "(wg.y * n_wg.x + wg.x)", "(wg.x)"),
     plant("epsilon a tenth", "layer_norm", "mean, p.eps)", "mean, p.eps * 0.1)"),
