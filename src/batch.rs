@@ -1,5 +1,5 @@
 //! Several texts as one run: their tokens stand below one another as rows, nothing is padded. Owns the checks on ids.
-//! Padding exists only in what leaves the program (`hooks.rs` lays arrays out as [batch, pos, ...]).
+//! Padding exists only in what leaves the program (`capture.rs` lays arrays out as [batch, pos, ...]).
 
 use crate::config::Config;
 use std::ops::Range;
@@ -106,13 +106,15 @@ impl Batch {
         &self.texts
     }
 
-    /// Cuts the batch into groups of texts with at most `max_tokens` tokens each; a longer text is a group of its own.
-    pub fn groups(&self, max_tokens: usize) -> Vec<Range<usize>> {
-        let mut groups: Vec<Range<usize>> = Vec::new();
-        for (i, text) in self.texts.iter().enumerate() {
+    /// Cuts the batch into groups of texts that cost at most `most` together, by `cost` of each; a text that costs more is
+    /// a group of its own.
+    pub fn groups(&self, most: usize, cost: impl Fn(usize) -> usize) -> Vec<Range<usize>> {
+        let (mut groups, mut total): (Vec<Range<usize>>, usize) = (Vec::new(), 0);
+        for i in 0..self.texts.len() {
+            let of_text = cost(i);
             match groups.last_mut() {
-                Some(group) if text.end - self.texts[group.start].start <= max_tokens => group.end = i + 1,
-                _ => groups.push(i..i + 1),
+                Some(group) if total.saturating_add(of_text) <= most => (group.end, total) = (i + 1, total + of_text),
+                _ => (_, total) = (groups.push(i..i + 1), of_text),
             }
         }
         groups

@@ -1,15 +1,16 @@
-//! Taps and edits for one run, and what comes back. Owns [`Hooks`], the request, with every check on it, and [`Capture`],
-//! the arrays. Knows sites and batches; which rows and columns of which tensor a request means is decided here.
-//! Read next: `recorder.rs`, which carries it out while the forward pass runs.
+//! Taps and edits for one run. Owns [`Hooks`], the request, with every check on it. Knows sites and batches; which rows and
+//! columns of which tensor a request means is decided here.
+//! Read next: `capture.rs` for what comes back, `recorder.rs`, which carries a request out while the forward pass runs.
 
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::device::{Edit, Window};
 use crate::sites::{self, Axis, Site, SiteError};
-use ndarray::{ArrayD, ArrayViewD, IxDyn};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use thiserror::Error;
+
+pub use crate::capture::Capture;
 
 /// Which part of a site's values: all of them, unless narrowed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub struct Select {
     heads: Option<Range<usize>>,
     pub(crate) columns: Option<Range<usize>>,
 }
+
+static ALL: Select = Select { positions: None, heads: None, columns: None };
 
 impl Select {
     /// Everything.
@@ -43,15 +46,21 @@ impl Select {
         self
     }
 
-    /// Length of `axis` (one of `site`'s) after this selection.
-    fn axis_len(&self, site: Site, axis: usize, config: &Config, batch: &Batch) -> usize {
-        let (kind, last) = (site.axes()[axis], axis + 1 == site.axes().len());
-        match (kind, &self.positions, &self.heads, &self.columns) {
-            (_, _, _, Some(columns)) if last => columns.len(),
-            (Axis::Pos, Some(per_text), _, _) => per_text.iter().map(Vec::len).max().unwrap_or(0),
-            (Axis::Head, _, Some(heads), _) => heads.len(),
-            _ => kind.len(config, batch.n_pos()),
-        }
+    /// Shape of `site` after this selection, for a text of `n_pos` tokens of which `kept` are selected.
+    fn shape(&self, site: Site, config: &Config, n_pos: usize, kept: usize) -> Vec<usize> {
+        let last = site.axes().len() - 1;
+        let len = |(axis, kind): (usize, &Axis)| match (kind, &self.heads, &self.columns) {
+            (_, _, Some(columns)) if axis == last => columns.len(),
+            (Axis::Pos, _, _) => kept,
+            (Axis::Head, Some(heads), _) => heads.len(),
+            _ => kind.len(config, n_pos),
+        };
+        site.axes().iter().enumerate().map(len).collect()
+    }
+
+    /// How many positions of text `i`, which has `n_pos`, are selected.
+    fn kept(&self, i: usize, n_pos: usize) -> usize {
+        self.positions.as_ref().map_or(n_pos, |per_text| per_text[i].len())
     }
 
     /// The selected positions of a text of `n_pos` tokens as ranges, neighbours joined.
@@ -126,11 +135,9 @@ pub enum HookError {
     },
     /// More than this machine can hold.
     #[error(
-        "{site} takes {bytes} bytes, more than this machine can hold; ask for fewer hooks, layers, tokens or texts"
+        "the activations asked for take {bytes} bytes, more than this machine can hold at once; write them to a file (--out), or ask for fewer hooks, layers, tokens or texts"
     )]
     Memory {
-        /// The hook's name.
-        site: String,
         /// Bytes asked for.
         bytes: u128,
     },
@@ -242,11 +249,33 @@ impl Hooks {
         self.taps.keys().copied()
     }
 
-    /// Shape of the array that `site` will come back as: [batch, ...].
+    /// Shape of the array that `site` will come back as: [batch, ...], as long as the longest text needs.
     pub fn shape(&self, site: Site, batch: &Batch) -> Vec<usize> {
-        let select = self.taps.get(&site).cloned().unwrap_or_default();
-        let axes = (0..site.axes().len()).map(|axis| select.axis_len(site, axis, &self.config, batch));
+        let select = self.taps.get(&site).unwrap_or(&ALL);
+        let longest = select.positions.as_ref().map_or(batch.n_pos(), |p| p.iter().map(Vec::len).max().unwrap_or(0));
+        let axes = select.shape(site, &self.config, batch.n_pos(), longest);
         std::iter::once(batch.texts().len()).chain(axes).collect()
+    }
+
+    /// Every tapped site with its [`Hooks::shape`], in run order.
+    pub fn shapes(&self, batch: &Batch) -> Vec<(Site, Vec<usize>)> {
+        self.sites().map(|site| (site, self.shape(site, batch))).collect()
+    }
+
+    /// Shape of what one text of a batch contributes to `site`: without a batch axis and without padding.
+    pub fn shape_of_text(&self, site: Site, batch: &Batch, text: usize) -> Vec<usize> {
+        let (select, n_pos) = (self.taps.get(&site).unwrap_or(&ALL), batch.texts()[text].len());
+        select.shape(site, &self.config, n_pos, select.kept(text, n_pos))
+    }
+
+    /// The most bytes that one block's taps of one text take, or the taps after the last block.
+    pub(crate) fn bytes_at_once(&self, batch: &Batch, text: usize) -> usize {
+        let mut of_stage: BTreeMap<Option<usize>, usize> = BTreeMap::new();
+        for site in self.sites() {
+            let numbers: usize = self.shape_of_text(site, batch, text).iter().product();
+            *of_stage.entry(site.layer()).or_default() += size_of::<f32>() * numbers;
+        }
+        of_stage.into_values().max().unwrap_or(0)
     }
 
     /// What is recorded of a site.
@@ -314,7 +343,10 @@ impl Hooks {
     }
 
     /// The checks that need the batch: that every position exists and every edit's values fit.
-    fn check_batch(&self, batch: &Batch) -> Result<(), HookError> {
+    ///
+    /// # Errors
+    /// [`HookError::Texts`], [`HookError::Window`], [`HookError::Nothing`] or [`HookError::Values`].
+    pub fn check_batch(&self, batch: &Batch) -> Result<(), HookError> {
         let edits = self.edits.iter().map(|(site, select, _)| (site, select));
         for (site, select) in self.taps.iter().chain(edits) {
             let fail = |what, asked, has: String| Err(HookError::Window { site: site.name(), what, asked, has });
@@ -422,58 +454,4 @@ fn join(ranges: impl Iterator<Item = Range<usize>>) -> Vec<Range<usize>> {
         }
     }
     joined
-}
-
-/// What one run recorded: one array per tapped site, [batch, ...] as the dictionary has it, in run order. Texts shorter
-/// than the longest are padded on the right with zeros.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Capture {
-    arrays: BTreeMap<Site, ArrayD<f32>>,
-}
-
-impl Capture {
-    /// Checks the request against the batch and makes room for what will come back, all zero.
-    ///
-    /// # Errors
-    /// [`HookError`] for positions or edit values that do not fit this batch, or arrays too large for this machine.
-    pub fn empty(hooks: &Hooks, batch: &Batch) -> Result<Capture, HookError> {
-        hooks.check_batch(batch)?;
-        let mut capture = Capture::default();
-        for site in hooks.sites() {
-            let shape = hooks.shape(site, batch);
-            let n = shape.iter().map(|&n| n as u128).product::<u128>();
-            let too_much = || HookError::Memory { site: site.name(), bytes: 4 * n };
-            let len = usize::try_from(n).map_err(|_| too_much())?;
-            // `zeros` takes memory that the system has zeroed, page by page as it is used, but aborts where there is none.
-            Vec::<f32>::new().try_reserve_exact(len).map_err(|_| too_much())?;
-            capture.arrays.insert(site, ArrayD::zeros(IxDyn(&shape)));
-        }
-        Ok(capture)
-    }
-
-    /// The values of one site; `None` if it was not tapped.
-    pub fn get(&self, site: Site) -> Option<ArrayViewD<'_, f32>> {
-        self.arrays.get(&site).map(|array| array.view())
-    }
-
-    pub(crate) fn get_mut(&mut self, site: Site) -> Option<&mut ArrayD<f32>> {
-        self.arrays.get_mut(&site)
-    }
-
-    /// Takes the values of one site out.
-    pub fn take(&mut self, site: Site) -> Option<ArrayD<f32>> {
-        self.arrays.remove(&site)
-    }
-
-    /// The first site that holds a NaN or an infinity which is not a masked score's.
-    pub fn first_not_a_number(&self) -> Option<Site> {
-        let masked = |site: Site, v: f32| v == f32::NEG_INFINITY && matches!(site, Site::AttnScores(_));
-        let wrong = |site: Site, v: f32| !v.is_finite() && !masked(site, v);
-        self.iter().find(|(site, array)| array.iter().any(|v| wrong(*site, *v))).map(|(site, _)| site)
-    }
-
-    /// All sites in run order.
-    pub fn iter(&self) -> impl Iterator<Item = (Site, &ArrayD<f32>)> {
-        self.arrays.iter().map(|(site, array)| (*site, array))
-    }
 }

@@ -6,9 +6,10 @@
 //! `?` after `hooks.at` ends the run once nothing further was asked for; see [`Stop`].
 
 use crate::batch::Batch;
+use crate::capture::Sink;
 use crate::config::Config;
 use crate::device::{Device, DeviceError, Heads};
-use crate::hooks::{Capture, HookError, Hooks};
+use crate::hooks::{HookError, Hooks};
 use crate::params::{Biased, Block, LoadError, Params};
 use crate::recorder::{Recorder, Stop};
 use crate::sites::Site;
@@ -41,6 +42,9 @@ pub enum RunError {
     /// A weight could not be brought to the device.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The sink takes no more of what is recorded.
+    #[error(transparent)]
+    Sink(std::io::Error),
 }
 
 /// Either of the two ways a run ends early, so that `?` serves both.
@@ -54,6 +58,7 @@ impl From<Stop> for End {
         match stop {
             Stop::Done => End::Done,
             Stop::Fault(e) => End::Failed(e.into()),
+            Stop::Full(e) => End::Failed(RunError::Sink(e)),
         }
     }
 }
@@ -64,26 +69,29 @@ impl From<LoadError> for End {
     }
 }
 
-/// Runs some texts of a batch through the model, changes what `hooks` asks for, records into `capture` (a
-/// [`Capture::empty`] of the same request and batch), and stops when all of it is had. `progress` is told the number of
-/// finished blocks.
+/// Runs some texts of a batch through the model, changes what `hooks` asks for, records into `sink`, which was made for the
+/// same request and batch, and stops when all of it is had. `progress` is told the number of finished blocks.
 ///
 /// # Errors
-/// [`RunError`] when the request does not fit, or the device fails.
+/// [`RunError`] when the request does not fit, or the device or the sink fails.
 pub async fn forward<D: Device>(
     dev: &D,
     params: &Params<D>,
     batch: &Batch,
     texts: Range<usize>,
     hooks: &Hooks,
-    capture: &mut Capture,
+    sink: &mut dyn Sink,
     progress: Option<&dyn Fn(usize)>,
 ) -> Result<(), RunError> {
     let part = batch.part(texts.clone());
     check_size(dev, params.config(), &part, hooks)?;
-    let mut recorder = Recorder::new(hooks, batch, texts, capture, progress);
-    match run(dev, params, &part, &mut recorder).await {
-        Ok(()) | Err(End::Done) => Ok(recorder.finish(dev).await?),
+    let mut recorder = Recorder::new(hooks, batch, texts, sink, progress);
+    let ended = match run(dev, params, &part, &mut recorder).await {
+        Ok(()) | Err(End::Done) => recorder.finish(dev).await.map_err(End::from),
+        failed => failed,
+    };
+    match ended {
+        Ok(()) | Err(End::Done) => Ok(()),
         Err(End::Failed(e)) => Err(e),
     }
 }
@@ -100,7 +108,10 @@ pub fn max_tokens<D: Device>(dev: &D, config: &Config, hooks: &Hooks) -> usize {
 }
 
 /// Says no before anything is computed where a tensor of this run is larger than the device can have.
-fn check_size<D: Device>(dev: &D, config: &Config, batch: &Batch, hooks: &Hooks) -> Result<(), RunError> {
+///
+/// # Errors
+/// [`RunError::TooLarge`].
+pub fn check_size<D: Device>(dev: &D, config: &Config, batch: &Batch, hooks: &Hooks) -> Result<(), RunError> {
     let (limits, n_pos) = (dev.limits(), batch.n_pos());
     let too_large = |what: &str, numbers: usize, most: usize| match numbers > most {
         true => Err(RunError::TooLarge {

@@ -5,10 +5,11 @@
 //! on. Read next: `model.rs`, which calls it.
 
 use crate::batch::Batch;
+use crate::capture::Sink;
 use crate::device::{Device, DeviceError, Edit, MASKED, Window};
-use crate::hooks::{Capture, Hooks};
-use crate::sites::{Axis, Site};
-use ndarray::{Axis as NdAxis, Slice};
+use crate::hooks::Hooks;
+use crate::sites::Site;
+use ndarray::{ArrayViewD, IxDyn};
 use std::ops::Range;
 
 /// Why a forward pass ended before its last operation. `Done` is no fault: everything asked for is recorded.
@@ -18,11 +19,19 @@ pub enum Stop {
     Done,
     /// The device failed.
     Fault(DeviceError),
+    /// The sink takes no more.
+    Full(std::io::Error),
 }
 
 impl From<DeviceError> for Stop {
     fn from(e: DeviceError) -> Stop {
         Stop::Fault(e)
+    }
+}
+
+impl From<std::io::Error> for Stop {
+    fn from(e: std::io::Error) -> Stop {
+        Stop::Full(e)
     }
 }
 
@@ -45,24 +54,24 @@ pub struct Recorder<'a, D: Device> {
     staged: Vec<Pending<D>>,
     in_flight: Vec<Pending<D>>,
     staged_bytes: usize,
-    capture: &'a mut Capture,
+    sink: &'a mut dyn Sink,
     progress: Option<&'a dyn Fn(usize)>,
     boundaries: usize,
 }
 
 impl<'a, D: Device> Recorder<'a, D> {
-    /// For a run over `texts` of `batch`, into a [`Capture::empty`] of the same request and batch. `progress` is told the
-    /// number of finished blocks.
+    /// For a run over `texts` of `batch`, into a sink made for the same request and batch. `progress` is told the number of
+    /// finished blocks.
     pub fn new(
         hooks: &'a Hooks,
         batch: &'a Batch,
         texts: Range<usize>,
-        capture: &'a mut Capture,
+        sink: &'a mut dyn Sink,
         progress: Option<&'a dyn Fn(usize)>,
     ) -> Recorder<'a, D> {
         let (staged, in_flight) = (Vec::new(), Vec::new());
         let last = hooks.last();
-        Recorder { hooks, batch, texts, last, staged, in_flight, staged_bytes: 0, capture, progress, boundaries: 0 }
+        Recorder { hooks, batch, texts, last, staged, in_flight, staged_bytes: 0, sink, progress, boundaries: 0 }
     }
 
     /// True when anything is asked of `site`. Only the helpers that hide a fusion may ask.
@@ -110,7 +119,7 @@ impl<'a, D: Device> Recorder<'a, D> {
     /// than two blocks are under way: progress is what the device has done, and a fault ends the run soon.
     ///
     /// # Errors
-    /// [`Stop::Fault`] when the device failed.
+    /// [`Stop::Fault`] when the device failed, [`Stop::Full`] when the sink did.
     pub async fn boundary(&mut self, dev: &D) -> Result<(), Stop> {
         dev.submit();
         if self.staged_bytes >= self.hooks.staging_budget {
@@ -129,8 +138,8 @@ impl<'a, D: Device> Recorder<'a, D> {
     /// Reads what is still on its way.
     ///
     /// # Errors
-    /// [`DeviceError`] when the device failed.
-    pub async fn finish(mut self, dev: &D) -> Result<(), DeviceError> {
+    /// As [`Recorder::boundary`].
+    pub async fn finish(mut self, dev: &D) -> Result<(), Stop> {
         dev.submit();
         let in_flight = std::mem::take(&mut self.in_flight);
         self.collect(dev, in_flight).await?;
@@ -160,47 +169,30 @@ impl<'a, D: Device> Recorder<'a, D> {
         }
     }
 
-    async fn collect(&mut self, dev: &D, pending: Vec<Pending<D>>) -> Result<(), DeviceError> {
+    async fn collect(&mut self, dev: &D, pending: Vec<Pending<D>>) -> Result<(), Stop> {
         for Pending { site, text, staged } in pending {
             let values = dev.read(staged).await?;
-            self.place(site, text, values);
+            self.hand_over(site, text, values)?;
         }
         Ok(())
     }
 
-    /// Lays a window's values into their array, which is zero where they do not reach.
-    fn place(&mut self, site: Site, text: Option<usize>, mut values: Vec<f32>) {
+    /// Gives a window's values to the sink, text by text.
+    fn hand_over(&mut self, site: Site, text: Option<usize>, mut values: Vec<f32>) -> std::io::Result<()> {
         if matches!(site, Site::AttnScores(_)) {
             values.iter_mut().filter(|v| **v == MASKED).for_each(|v| *v = f32::NEG_INFINITY);
         }
-        let (Some(array), Some(select)) = (self.capture.get_mut(site), self.hooks.tapped(site)) else { return };
         let mut rest = values.as_slice();
         for i in text.map_or(self.texts.clone(), |i| i..i + 1) {
-            let n_pos = self.batch.texts()[i].len();
-            let n_rows = select.positions.as_ref().map_or(n_pos, |p| p[i].len());
-            let mut of_text = array.index_axis_mut(NdAxis(0), i);
-            // The axis of positions shrinks to this text's own; so does the axis of keys, unless columns were chosen.
-            for (axis, kind) in site.axes().iter().enumerate() {
-                let own = match kind {
-                    Axis::Pos => n_rows,
-                    Axis::Key if select.columns.is_none() => n_pos,
-                    _ => continue,
-                };
-                of_text.slice_axis_inplace(NdAxis(axis), Slice::from(..own));
-            }
-            let mut next = |slots: &mut [f32]| {
-                let (now, later) = rest.split_at(slots.len());
-                slots.copy_from_slice(now);
-                rest = later;
-            };
-            // In one go where no padding lies in between, else row by row.
-            match of_text.as_slice_mut() {
-                Some(slots) => next(slots),
-                None => of_text.rows_mut().into_iter().for_each(|mut row| {
-                    next(row.as_slice_mut().expect("the last axis of a captured array is dense"));
-                }),
+            let shape = self.hooks.shape_of_text(site, self.batch, i);
+            let (of_text, later) = rest.split_at(shape.iter().product());
+            rest = later;
+            if !of_text.is_empty() {
+                let of_text = ArrayViewD::from_shape(IxDyn(&shape), of_text).expect("it was cut to this shape");
+                self.sink.put(site, i, of_text)?;
             }
         }
+        Ok(())
     }
 }
 

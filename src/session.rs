@@ -4,6 +4,7 @@
 //! Read next: `model.rs`.
 
 use crate::batch::{Batch, BatchError};
+use crate::capture::Sink;
 use crate::config::Config;
 use crate::device::{AnyDevice, Choice, DeviceError, DeviceInfo, Dtype};
 use crate::hooks::{Capture, HookError, Hooks};
@@ -52,7 +53,9 @@ impl From<RunError> for Error {
             RunError::Device(e) => Error::Device(e),
             RunError::Load(LoadError::Weights(e)) => Error::Weights(e),
             RunError::Load(LoadError::Device(e)) => Error::Device(e),
-            e @ (RunError::TooLarge { .. } | RunError::Load(LoadError::Overflow { .. })) => Error::Run(e),
+            e @ (RunError::TooLarge { .. } | RunError::Load(LoadError::Overflow { .. }) | RunError::Sink(_)) => {
+                Error::Run(e)
+            }
         }
     }
 }
@@ -236,6 +239,10 @@ macro_rules! on_engine {
 /// Tokens of a run at most, so that memory for what is computed does not grow with the number of texts.
 const MAX_TOKENS: usize = 8192;
 
+/// Bytes that one block of a run may record at most (or what one text's block does, if that is more): two blocks are on
+/// their way to the host at once.
+const MAX_BYTES_AT_ONCE: usize = 256 << 20;
+
 impl Session {
     /// Opens a model by name on the device that suits this machine.
     ///
@@ -267,22 +274,49 @@ impl Session {
         hooks: &Hooks,
         progress: Option<&dyn Fn(usize, usize)>,
     ) -> Result<Capture, Error> {
-        hooks.check_model(self.files.config())?;
-        batch.check(self.files.config())?;
+        let mut capture = Capture::empty(hooks, batch)?;
+        self.run_into_async(batch, hooks, &mut capture, progress).await?;
+        Ok(capture)
+    }
+
+    /// Runs a batch and hands what `hooks` asked for to `sink` as it comes: memory does not grow with the number of texts.
+    /// `progress` is told how many of how many blocks are done.
+    ///
+    /// # Errors
+    /// [`enum@Error`]: a request that does not fit, a device or a sink that failed.
+    pub async fn run_into_async(
+        &self,
+        batch: &Batch,
+        hooks: &Hooks,
+        sink: &mut dyn Sink,
+        progress: Option<&dyn Fn(usize, usize)>,
+    ) -> Result<(), Error> {
+        let config = self.files.config();
+        hooks.check_model(config)?;
+        batch.check(config)?;
+        hooks.check_batch(batch)?;
         on_engine!(&self.engine, (dev, params) => {
-            let groups = batch.groups(model::max_tokens(dev, self.files.config(), hooks).min(MAX_TOKENS));
+            let max_tokens = model::max_tokens(dev, config, hooks).min(MAX_TOKENS);
+            // A text that records much counts as more tokens than it has.
+            let cost = |text: usize| {
+                let bytes = hooks.bytes_at_once(batch, text);
+                batch.texts()[text].len().max(bytes / (MAX_BYTES_AT_ONCE / MAX_TOKENS))
+            };
+            let groups = batch.groups(max_tokens, cost);
+            for texts in &groups {
+                model::check_size(dev, config, &batch.part(texts.clone()), hooks)?;
+            }
             let per_group = hooks.blocks();
             let steps = groups.len() * per_group;
-            let mut capture = Capture::empty(hooks, batch)?;
             for (n, texts) in groups.into_iter().enumerate() {
                 let told = |done: usize| {
                     if let Some(progress) = progress {
                         progress(n * per_group + done.min(per_group), steps);
                     }
                 };
-                model::forward(dev, params, batch, texts, hooks, &mut capture, Some(&told)).await?;
+                model::forward(dev, params, batch, texts, hooks, sink, Some(&told)).await?;
             }
-            Ok(capture)
+            Ok(())
         })
     }
 

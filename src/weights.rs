@@ -247,8 +247,11 @@ fn read(path: &Path) -> Result<String, WeightsError> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The shard files that an index names, each once.
-pub(crate) fn shards(index: &Path, text: &str) -> Result<Vec<String>, WeightsError> {
+/// The shard files that an index (`index`, for messages; its text) names, each once, all of them beside it.
+///
+/// # Errors
+/// [`WeightsError::Index`] for an index that is broken or leads elsewhere.
+pub fn shards(index: &Path, text: &str) -> Result<Vec<String>, WeightsError> {
     let fail = |detail: String| WeightsError::Index { file: index.display().to_string(), detail };
     let value: serde_json::Value = serde_json::from_str(text).map_err(|e| fail(format!("not JSON: {e}")))?;
     let map = value.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| fail("it has no weight_map".into()))?;

@@ -178,8 +178,8 @@ fn json_pads_ids_as_the_other_formats_do() {
     assert_eq!(record["input_ids"], json!([[1, 2, 3, 4, 5], [100, 0, 0, 0, 0]]));
 }
 
-/// An entry larger than 4 GiB needs the zip64 form from its first byte on: "version needed to extract" is then 4.5.
-/// Without it the zip crate panics once the first 4 GiB are written.
+/// An entry larger than 4 GiB needs the zip64 form from its first byte on: "version needed to extract" is then 4.5. An
+/// archive that is itself larger, with its entries behind the first 4 GiB, was read back by hand.
 #[test]
 fn npz_entries_may_pass_four_gibibytes() {
     let folder = tempfile::tempdir().unwrap();
@@ -583,6 +583,52 @@ fn dry_run_says_what_a_run_then_writes() {
     let out = folder.path().join("x.npz").display().to_string();
     run_well(extract(&["--ids", "1", "--dry-run", "-o", &out]));
     assert_eq!(names_in(folder.path()), [""; 0], "a dry run writes nothing");
+}
+
+/// To the byte, for files whose size does not depend on the values; on the device that will be named in them.
+#[test]
+fn dry_run_forecasts_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let requests: [(&str, &[&str]); 4] = [
+        ("cpu", &["-k", "*"]),
+        ("reference", &["-t", "-1", "--hash"]),
+        ("gpu", &["-k", "pattern.0"]),
+        ("cpu", &["-l", "all", "-t", "0..2"]),
+    ];
+    for (device, request) in requests {
+        for extension in ["safetensors", "npz"] {
+            let out = folder.path().join(format!("x.{extension}"));
+            let to = ["--device", device, "-q", "-o", out.to_str().unwrap()];
+            let args = [RAGGED, request, &to].concat();
+            let dry: Value =
+                serde_json::from_str(&run_well(extract(&[&args[..], &["--dry-run", "--json"]].concat()))).unwrap();
+            let text = run_well(extract(&[&args[..], &["--dry-run"]].concat()));
+            run_well(extract(&args));
+            let bytes = std::fs::metadata(&out).unwrap().len();
+            assert_eq!(dry["file_bytes"], json!(bytes), "{device} {request:?} {extension}");
+            assert!(text.contains(&format!("({bytes} bytes)\n")), "{text}");
+        }
+    }
+    for extension in ["json", "csv"] {
+        let out = folder.path().join(format!("x.{extension}")).display().to_string();
+        let dry = run_well(extract(&["--ids", "1", "--dry-run", "--json", "-o", &out]));
+        assert_eq!(serde_json::from_str::<Value>(&dry).unwrap()["file_bytes"], Value::Null);
+        assert!(run_well(extract(&["--ids", "1", "--dry-run", "-o", &out])).contains("depends on the values"));
+    }
+}
+
+/// The same run, the same bytes: files can be compared and cached by their hash.
+#[test]
+fn files_are_the_same_every_time() {
+    let folder = tempfile::tempdir().unwrap();
+    for extension in ["safetensors", "npz", "json", "csv"] {
+        let out = folder.path().join(format!("x.{extension}"));
+        let write = || {
+            run_well(extract(&[RAGGED, &["-k", "*", "-q", "--device", "cpu", "-o", out.to_str().unwrap()]].concat()));
+            std::fs::read(&out).unwrap()
+        };
+        assert!(write() == write(), "{extension}");
+    }
 }
 
 /// A checkpoint of 32 GiB whose data is one hole in a sparse file: whoever reads it needs minutes, or the memory.

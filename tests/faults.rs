@@ -23,7 +23,7 @@ static SUITES: LazyLock<Vec<(&str, Suite)>> =
     LazyLock::new(|| list::OPERATIONS.iter().map(|(op, _)| (*op, Suite::of(op))).collect());
 
 fn check<D: Device>(dev: &D, suite: &Suite) -> Vec<KernelRow> {
-    let rows = pollster::block_on(suite.check(dev, &|_, _, _| {})).unwrap();
+    let rows = pollster::block_on(suite.check(&[dev], &|_, _, _| {})).unwrap();
     rows.into_iter().filter(|row| row.cases > 0).collect()
 }
 
@@ -55,10 +55,14 @@ fn every_fault_in_a_kernel_is_caught_and_named() {
     for plant in faults::ALL {
         faults::plant_here(Some(plant));
         let gpu = gpu();
-        let mut off = BTreeSet::new();
+        let (mut off, mut worst) = (BTreeSet::new(), 0.0f64);
         for (_, suite) in SUITES.iter().filter(|(op, _)| operations[plant.kernel].contains(op)) {
-            off.extend(check(&gpu, suite).into_iter().filter(|row| !row.ok()).map(|row| row.kernel));
+            for row in check(&gpu, suite).into_iter().filter(|row| !row.ok()) {
+                worst = worst.max(row.off.share);
+                off.insert(row.kernel);
+            }
         }
+        println!("{}: {}: {worst:.1e} times what is allowed", plant.kernel, plant.name);
         if off != BTreeSet::from([plant.kernel.to_string()]) {
             uncaught.push(format!("{}: {}: what was called wrong is {off:?}", plant.kernel, plant.name));
         }
@@ -89,6 +93,14 @@ fn what_makes_a_model_wrong_is_named_in_lockstep() {
             let first = first.unwrap_or_else(|| panic!("{plant:?}: hooks are off and no operation is"));
             // Kernels for few rows share their operation.
             let op = plant.kernel.trim_end_matches("_few");
+            println!(
+                "{}: {}: {:.1e} times what is allowed, {} in {}",
+                plant.kernel,
+                plant.name,
+                first.share,
+                first.op,
+                first.place()
+            );
             let named = first.op == op || op == "linear" && first.op == "linear_by_head";
             assert!(named, "{plant:?}: what parts first is {first:?}");
             let hook = rows.iter().find(|row| !row.ok()).and_then(|row| row.site.layer());
@@ -191,7 +203,8 @@ fn every_fault_in_an_operation_of_the_cpu_is_caught_and_named() {
     for (op, suite) in SUITES.iter() {
         for fault in FAULTS {
             let dev = Faulty { inner: Cpu::new(), op, fault, last: RefCell::default() };
-            let off: Vec<String> = check(&dev, suite).into_iter().filter(|row| !row.ok()).map(|row| row.kernel).collect();
+            let off: Vec<String> =
+                check(&dev, suite).into_iter().filter(|row| !row.ok()).map(|row| row.kernel).collect();
             if off != [*op] {
                 uncaught.push(format!("{op} {fault:?}: {off:?}"));
             }

@@ -41,7 +41,10 @@ fn check(folder: &Path, choice: Choice) -> Result<(), Failed> {
         };
         let worst = measure::tokens(site, array.view(), want.view());
         if worst.error > allowed {
-            off.push(format!("{hook}: {:.2e} at text {}, token {}, allowed {allowed:.2e}", worst.error, worst.text, worst.position));
+            off.push(format!(
+                "{hook}: {:.2e} at text {}, token {}, allowed {allowed:.2e}",
+                worst.error, worst.text, worst.position
+            ));
         }
     }
     if off.is_empty() { Ok(()) } else { Err(format!("{} hooks are off:\n{}", off.len(), off.join("\n")).into()) }

@@ -16,7 +16,7 @@ fn gpu() -> Gpu {
 }
 
 fn check<D: Device>(dev: &D, suite: &Suite) {
-    let rows = pollster::block_on(suite.check(dev, &|_, _, _| {})).unwrap();
+    let rows = pollster::block_on(suite.check(&[dev], &|_, _, _| {})).unwrap();
     let run: Vec<_> = rows.iter().filter(|row| row.cases > 0).collect();
     assert!(!run.is_empty(), "no cases");
     for row in run {

@@ -1,18 +1,21 @@
 //! `actscope extract`: activations of one or more texts, as a file or a readable summary.
 
 use super::progress::Progress;
-use super::{DeviceArg, Failure, ModelArgs, TextArgs, WeightsArg, size};
+use super::{DeviceArg, Failure, ModelArgs, TextArgs, WeightsArg, check, size};
 use crate::batch::Batch;
+use crate::capture::{Capture, Sink, has_non_number};
 use crate::hooks::{HookError, Hooks, Select};
-use crate::output::{self, Output, Provenance, Record, summary};
+use crate::output::summary::Summary;
+use crate::output::{self, Output, Provenance, Record};
 use crate::session::{Files, Session};
 use crate::sites::Site;
 use crate::text::{self, Token};
-use crate::verify::sample::Found;
+use crate::verify::sample::Sample;
 use clap::Args;
+use ndarray::ArrayViewD;
 use serde_json::json;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `actscope extract`.
 #[derive(Args)]
@@ -42,7 +45,7 @@ pub struct Extract {
     /// Fingerprint every byte of the weights, not only their headers
     #[arg(long)]
     hash: bool,
-    /// Hold a sample of the values against the reference first, and write nothing where they part
+    /// Hold a sample of the values against the reference, and write nothing where they part
     #[arg(long)]
     check: bool,
     /// Say what would be computed and how large it is, and stop
@@ -66,8 +69,10 @@ impl Extract {
         if let Some(positions) = &positions {
             hooks.at_positions(positions);
         }
-        if self.dry_run {
-            return self.forecast(&files, &batch, &hooks);
+        let shapes = hooks.shapes(&batch);
+        let weight_bytes = files.checkpoint().file_bytes();
+        if self.dry_run && output.is_none() {
+            return self.forecast(&shapes, weight_bytes, None);
         }
 
         let session = files.on(self.device.into(), self.weights.dtype())?;
@@ -76,51 +81,55 @@ impl Extract {
         if device.software {
             self.model.say(format_args!("note: this adapter is a program on the CPU; --device cpu is faster"));
         }
-        let capture = self.with_progress(&session, &batch, &hooks)?;
-        if let Some(site) = capture.first_not_a_number() {
-            self.model.say(format_args!("note: {site} holds NaN or infinity, and so may everything after it"));
-        }
-        if self.check {
-            self.hold_against_reference(&session, &batch, &hooks, &capture)?;
-        }
         let provenance = Provenance {
             model: session.files().name().to_string(),
-            fingerprint: session.files().checkpoint().fingerprint(self.hash),
+            fingerprint: session.files().checkpoint().fingerprint(self.hash && !self.dry_run),
             device: device.to_string(),
         };
-        let given: &[String] = if self.texts.ids.is_empty() { &texts } else { &[] };
         let record = Record {
-            capture: &capture,
             batch: &batch,
             tokens: &tokens,
-            texts: given,
+            texts: if self.texts.ids.is_empty() { &texts } else { &[] },
             positions: positions.as_deref(),
             provenance: &provenance,
         };
 
+        let run = |sink: &mut dyn Sink| self.run_with_progress(&session, &batch, &hooks, sink);
         let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
         match output {
+            Some(output) if self.dry_run => {
+                let size = output.size(&record, shapes.clone())?;
+                return self.forecast(&shapes, weight_bytes, Some((output.path(), size)));
+            }
             Some(output) => {
                 let path = output.path().display().to_string();
-                let bytes = output.write(&record)?;
-                self.model.say(format_args!("wrote {path}: {} hooks, {}", capture.iter().count(), size(bytes)));
+                let mut writing = output.begin(&record, shapes.clone())?;
+                run(&mut writing)?;
+                let bytes = writing.finish()?;
+                self.model.say(format_args!("wrote {path}: {} hooks, {}", shapes.len(), size(bytes)));
                 if self.model.json {
-                    let hooks: Vec<_> = capture
-                        .iter()
-                        .map(|(site, array)| json!({"name": site.name(), "shape": array.shape()}))
-                        .collect();
+                    let named = |(site, shape): &(Site, Vec<usize>)| json!({"name": site.name(), "shape": shape});
+                    let hooks: Vec<_> = shapes.iter().map(named).collect();
                     writeln!(stdout, "{}", json!({"file": path, "bytes": bytes, "hooks": hooks}))?;
                 }
             }
-            None if self.model.json => output::write_json(&record, &mut stdout)?,
-            None => summary::write(&record, &mut stdout)?,
+            None if self.model.json => {
+                let mut capture = Capture::empty(&hooks, &batch)?;
+                run(&mut capture)?;
+                output::write_json(&record, &capture, &mut stdout)?;
+            }
+            None => {
+                let mut summary = Summary::new(&record, shapes);
+                run(&mut summary)?;
+                summary.write(&mut stdout)?;
+            }
         }
         stdout.flush()?;
         Ok(())
     }
 
     /// A run must not replace what it reads.
-    fn refuse_to_overwrite_inputs(&self, path: &std::path::Path, files: &Files) -> Result<(), Failure> {
+    fn refuse_to_overwrite_inputs(&self, path: &Path, files: &Files) -> Result<(), Failure> {
         let Ok(path) = path.canonicalize() else { return Ok(()) };
         let same = |input: &PathBuf| input.canonicalize().is_ok_and(|input| input == path);
         let read = files.paths().into_iter().chain(self.texts.file.clone());
@@ -169,87 +178,84 @@ impl Extract {
         Ok(Some(tokens.iter().enumerate().map(of_text).collect::<Result<_, _>>()?))
     }
 
-    /// Runs with a progress bar on stderr, which appears once a second has passed.
-    fn with_progress(&self, session: &Session, batch: &Batch, hooks: &Hooks) -> Result<crate::hooks::Capture, Failure> {
-        let bar = Progress::new(self.model.quiet);
-        let told = |done: usize, of: usize| bar.told("blocks", done, of);
-        let capture = pollster::block_on(session.run_async(batch, hooks, Some(&told)));
-        bar.finish();
-        Ok(capture?)
-    }
-
-    /// Says what of the values was compared with the reference, and refuses to go on where they part.
-    fn hold_against_reference(
+    /// Runs with a progress bar on stderr, which appears once a second has passed, says where the first value is that is no
+    /// number, and with --check ends in an error where the values are not to be trusted.
+    fn run_with_progress(
         &self,
         session: &Session,
         batch: &Batch,
         hooks: &Hooks,
-        capture: &crate::hooks::Capture,
+        sink: &mut dyn Sink,
     ) -> Result<(), Failure> {
         let bar = Progress::new(self.model.quiet);
-        let told = |done: usize, of: usize| bar.told("parts checked", done, of);
-        let checked = pollster::block_on(session.check_async(batch, hooks, capture, &told));
+        let told = |done: usize, of: usize| bar.told("blocks", done, of);
+        let sample = self.check.then(|| Sample::new(session.files().config(), batch, hooks));
+        let mut watched = Watched { sink, first_non_number: None, sample };
+        let ended = pollster::block_on(session.run_into_async(batch, hooks, &mut watched, Some(&told)));
         bar.finish();
-        let checked = checked?;
-        for probe in &checked.probes {
-            let first = probe.sites.first().map(Site::to_string).unwrap_or_default();
-            let hooks = if probe.sites.len() == 1 { first } else { format!("{} hooks", probe.sites.len()) };
-            let (of, all) = (probe.tokens, batch.texts()[probe.text].len());
-            let how = if probe.apart { ", run by themselves" } else { "" };
-            self.model.say(format_args!(
-                "checked against f64: text {}, {} of its first {of} of {all} tokens{how}: {hooks}",
-                probe.text, probe.positions
-            ));
+        ended?;
+        if let Some(site) = watched.first_non_number {
+            self.model.say(format_args!("note: {site} holds NaN or infinity, and so may everything after it"));
         }
-        let parted: Vec<_> = checked.parted().collect();
-        let Some(first) = parted.first() else {
-            let share = |found: &&Found| found.worst.error / found.allowed;
-            let worst = checked.found.iter().max_by(|a, b| share(a).total_cmp(&share(b)));
-            if let Some(Found { site, worst, allowed }) = worst {
-                self.model.say(format_args!("worst: {site} off by {:.1e} of {allowed:.1e} allowed", worst.error));
-            }
-            return Ok(());
-        };
-        Err(Failure::Run(format!(
-            "{} and the reference part: {} is off by {:.1e} at text {}, token {} ({:.1e} is allowed), and so are {} other hooks of the sample; nothing was written; `actscope verify --device {}` says what is wrong, and --device cpu may be right",
-            session.device(),
-            first.site,
-            first.worst.error,
-            first.worst.text,
-            first.worst.position,
-            first.allowed,
-            parted.len() - 1,
-            session.device().kind,
-        )))
+        match watched.sample {
+            Some(sample) => check::hold(sample, session, batch, hooks, &self.model),
+            None => Ok(()),
+        }
     }
 
     /// Shapes, bytes on disk, and memory, without computing anything.
-    fn forecast(&self, files: &Files, batch: &Batch, hooks: &Hooks) -> Result<(), Failure> {
-        let of_hook = |site: Site| (site, hooks.shape(site, batch));
-        let rows: Vec<(Site, Vec<usize>)> = hooks.sites().map(of_hook).collect();
+    fn forecast(
+        &self,
+        shapes: &[(Site, Vec<usize>)],
+        weight_bytes: u64,
+        file: Option<(&Path, Option<u64>)>,
+    ) -> Result<(), Failure> {
         let bytes = |shape: &[usize]| 4 * shape.iter().map(|&n| n as u64).product::<u64>();
-        let total: u64 = rows.iter().map(|(_, shape)| bytes(shape)).sum();
-        let weights = files.checkpoint().file_bytes();
+        let total: u64 = shapes.iter().map(|(_, shape)| bytes(shape)).sum();
         let mut out = std::io::stdout().lock();
         if self.model.json {
-            let list: Vec<_> = rows
+            let list: Vec<_> = shapes
                 .iter()
                 .map(|(site, shape)| json!({"name": site.name(), "shape": shape, "bytes": bytes(shape)}))
                 .collect();
-            writeln!(out, "{}", json!({"hooks": list, "bytes": total, "weight_bytes": weights}))?;
+            let file_bytes = file.and_then(|(_, bytes)| bytes);
+            let all = json!({"hooks": list, "bytes": total, "weight_bytes": weight_bytes, "file_bytes": file_bytes});
+            writeln!(out, "{all}")?;
             return Ok(());
         }
-        let width = rows.iter().map(|(site, _)| site.name().len()).max().unwrap_or(0);
-        for (site, shape) in &rows {
+        let width = shapes.iter().map(|(site, _)| site.name().len()).max().unwrap_or(0);
+        for (site, shape) in shapes {
             writeln!(out, "{:width$}  {:<22} {:>12}", site.name(), format!("{shape:?}"), size(bytes(shape)))?;
         }
-        writeln!(
-            out,
-            "{} hooks, {} ({total} bytes) of values in memory and in .safetensors or .npz; weights of {}",
-            rows.len(),
-            size(total),
-            size(weights)
-        )?;
+        let n = shapes.len();
+        writeln!(out, "{n} hooks, {} ({total} bytes) of values; weights of {}", size(total), size(weight_bytes))?;
+        match file {
+            Some((path, Some(bytes))) => writeln!(out, "{}: {} ({bytes} bytes)", path.display(), size(bytes))?,
+            Some((path, None)) => {
+                let values = "as text, so its size depends on the values; they take their own room beside it meanwhile";
+                writeln!(out, "{}: {values}", path.display())?;
+            }
+            None => {}
+        }
         Ok(())
+    }
+}
+
+/// Passes values on, and remembers the first hook with a value that is no number, and the sample that --check compares.
+struct Watched<'a> {
+    sink: &'a mut dyn Sink,
+    first_non_number: Option<Site>,
+    sample: Option<Sample>,
+}
+
+impl Sink for Watched<'_> {
+    fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
+        if self.first_non_number.is_none_or(|first| site < first) && has_non_number(site, &values) {
+            self.first_non_number = Some(site);
+        }
+        if let Some(sample) = &mut self.sample {
+            sample.see(site, text, values.view());
+        }
+        self.sink.put(site, text, values)
     }
 }

@@ -1,6 +1,7 @@
 //! The command line. Owns what the commands share: the arguments that name a model, a device and the texts, what is said on
 //! stderr, and exit codes (0 done, 1 the run failed, 2 wrong usage). Each command is one file here.
 
+mod check;
 mod devices;
 mod extract;
 mod fetch;

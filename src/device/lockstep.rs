@@ -46,7 +46,7 @@ pub struct Lockstep<'a, D: Device> {
     weight: RefCell<Option<String>>,
     pending: RefCell<Vec<Pending<D>>>,
     steps: RefCell<Vec<Step>>,
-    n: Cell<u64>,
+    moves: Cell<u64>,
 }
 
 /// A value on both sides.
@@ -76,7 +76,7 @@ impl<'a, D: Device> Lockstep<'a, D> {
     /// Puts a device on trial.
     pub fn new(on_trial: &'a D) -> Lockstep<'a, D> {
         let (weight, pending, steps) = Default::default();
-        Lockstep { on_trial, weight, pending, steps, n: Cell::new(0) }
+        Lockstep { on_trial, weight, pending, steps, moves: Cell::new(0) }
     }
 
     /// Every operation so far, in order.
@@ -155,9 +155,9 @@ impl<'a, D: Device> Lockstep<'a, D> {
         let all = whole(Reference.shape(x));
         let values = Reference.copy_out(x, &all);
         let moved = values.iter().map(|v| {
-            self.n.set(self.n.get() + 1);
+            self.moves.set(self.moves.get() + 1);
             // The highest bit of a multiplicative hash (Knuth's golden ratio).
-            match *v == MASKED || self.n.get().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 63 == 0 {
+            match *v == MASKED || self.moves.get().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 63 == 0 {
                 true => v.next_up(),
                 false => v.next_down(),
             }

@@ -2,24 +2,24 @@
 //! the last axis in columns `0`, `1`, ... as many as the widest hook has. Padding is left out.
 
 use super::Record;
+use crate::capture::Arrays;
 use crate::sites::Axis as SiteAxis;
 use ndarray::{ArrayViewD, Axis};
 use std::io::Write;
 
-pub(super) fn write(record: &Record<'_>, out: &mut impl Write) -> std::io::Result<()> {
+pub(super) fn write(record: &Record<'_>, arrays: &dyn Arrays, out: &mut impl Write) -> std::io::Result<()> {
     let mut table = ::csv::WriterBuilder::new().flexible(true).from_writer(out);
-    let widest = record.capture.iter().filter_map(|(_, array)| array.shape().last().copied()).max().unwrap_or(0);
+    let shapes = arrays.shapes();
+    let widest = shapes.iter().filter_map(|(_, shape)| shape.last().copied()).max().unwrap_or(0);
     let header = ["hook", "text", "position", "token_id", "token", "head"].map(String::from).into_iter();
     table.write_record(header.chain((0..widest).map(|i| i.to_string())))?;
-    for (site, array) in record.capture.iter() {
+    for (site, _) in shapes {
         let axes = site.axes();
         let pos_axis = axes.iter().position(|a| *a == SiteAxis::Pos).unwrap_or(0);
         let head_axis = axes.iter().position(|a| *a == SiteAxis::Head);
-        for (text, of_text) in array.axis_iter(Axis(0)).enumerate() {
-            let tokens = &record.tokens[text];
-            let all: Vec<usize> = (0..tokens.len()).collect();
-            let positions = record.positions.map_or(&all, |per_text| &per_text[text]);
-            for (slot, &position) in positions.iter().enumerate() {
+        for (text, tokens) in record.tokens.iter().enumerate() {
+            let of_text = arrays.of_text(site, text)?;
+            for (slot, position) in record.kept(text).into_iter().enumerate() {
                 let at = of_text.index_axis(Axis(pos_axis), slot);
                 // With the position axis gone, a head axis is the first that is left.
                 let heads: Vec<(String, ArrayViewD<'_, f32>)> = match head_axis {

@@ -2,8 +2,10 @@
 //! no -inf: masked attention scores are null.
 
 use super::Record;
+use crate::capture::Arrays;
+use crate::sites::Site;
 use ndarray::{ArrayViewD, Axis};
-use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
+use serde::ser::{Error, Serialize, SerializeMap, SerializeSeq, Serializer};
 use std::io::Write;
 
 /// An array as nested lists.
@@ -23,20 +25,38 @@ impl Serialize for Nested<'_> {
     }
 }
 
+/// One hook of all texts.
+struct Hook<'a> {
+    arrays: &'a dyn Arrays,
+    site: Site,
+    texts: usize,
+}
+
+impl Serialize for Hook<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let mut list = to.serialize_seq(Some(self.texts))?;
+        for text in 0..self.texts {
+            let values = self.arrays.of_text(self.site, text).map_err(S::Error::custom)?;
+            list.serialize_element(&Nested(values.view()))?;
+        }
+        list.end()
+    }
+}
+
 /// All hooks under their names.
-struct Hooks<'a>(&'a Record<'a>);
+struct Hooks<'a>(&'a dyn Arrays);
 
 impl Serialize for Hooks<'_> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         let mut map = to.serialize_map(None)?;
-        for (site, array) in self.0.capture.iter() {
-            map.serialize_entry(&site.name(), &Nested(array.view()))?;
+        for (site, shape) in self.0.shapes() {
+            map.serialize_entry(&site.name(), &Hook { arrays: self.0, site, texts: shape[0] })?;
         }
         map.end()
     }
 }
 
-struct Document<'a>(&'a Record<'a>);
+struct Document<'a>(&'a Record<'a>, &'a dyn Arrays);
 
 impl Serialize for Document<'_> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
@@ -56,7 +76,7 @@ impl Serialize for Document<'_> {
         if let Some(positions) = record.positions {
             map.serialize_entry("positions", positions)?;
         }
-        map.serialize_entry("hooks", &Hooks(record))?;
+        map.serialize_entry("hooks", &Hooks(self.1))?;
         map.end()
     }
 }
@@ -65,11 +85,11 @@ fn rows(table: &ndarray::Array2<i64>) -> Vec<Vec<i64>> {
     table.outer_iter().map(|row| row.to_vec()).collect()
 }
 
-/// Writes the record as one JSON object.
+/// Writes arrays, and what belongs to them, as one JSON object.
 ///
 /// # Errors
-/// Those of `out`.
-pub fn write(record: &Record<'_>, out: &mut impl Write) -> std::io::Result<()> {
-    serde_json::to_writer(&mut *out, &Document(record))?;
+/// Those of `out` and of `arrays`.
+pub fn write(record: &Record<'_>, arrays: &dyn Arrays, out: &mut impl Write) -> std::io::Result<()> {
+    serde_json::to_writer(&mut *out, &Document(record, arrays))?;
     out.write_all(b"\n")
 }

@@ -5,18 +5,26 @@ mod csv;
 mod json;
 mod npz;
 mod safetensors;
+mod store;
 pub mod summary;
+mod unfinished;
 
 use crate::batch::Batch;
-use crate::hooks::Capture;
+use crate::capture::Sink;
+use crate::sites::Site;
 use crate::text::Token;
-use ndarray::Array2;
+use ndarray::{Array2, ArrayViewD};
+use npz::Npz;
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use store::{Layout, Store};
 use thiserror::Error;
+use unfinished::Unfinished;
+
+pub use json::write as write_json;
+pub use unfinished::abandon;
 
 /// Where the numbers come from: what a reader needs to make them again.
 #[derive(Clone, Debug)]
@@ -29,10 +37,8 @@ pub struct Provenance {
     pub device: String,
 }
 
-/// One run's result with everything that belongs to it.
+/// Everything that belongs to one run's arrays, known before they are.
 pub struct Record<'a> {
-    /// The arrays.
-    pub capture: &'a Capture,
     /// The token ids.
     pub batch: &'a Batch,
     /// The tokens of every text.
@@ -60,6 +66,18 @@ impl Record<'_> {
             }
         }
         (ids, mask)
+    }
+
+    /// The positions kept of one text.
+    fn kept(&self, text: usize) -> Vec<usize> {
+        self.positions.map_or_else(|| (0..self.tokens[text].len()).collect(), |per_text| per_text[text].clone())
+    }
+
+    /// The tables of whole numbers that go with the arrays, by name.
+    fn tables(&self) -> Vec<(&'static str, Array2<i64>)> {
+        let (ids, mask) = self.ids_and_mask();
+        let positions = self.position_table().map(|table| ("positions", table));
+        [("input_ids", ids), ("attention_mask", mask)].into_iter().chain(positions).collect()
     }
 
     /// The kept positions, [batch, n], padded with -1; `None` where all were kept.
@@ -126,7 +144,7 @@ pub enum OutputError {
     },
 }
 
-/// A file that will be there whole, once [`Output::write`] is done, or not at all: it is written in a folder of its own
+/// A file that will be there whole, once [`Writing::finish`] is done, or not at all: it is written in a folder of its own
 /// beside its place and renamed.
 pub struct Output {
     path: PathBuf,
@@ -172,72 +190,124 @@ impl Output {
         &self.path
     }
 
-    /// Writes the record and puts the file in its place; gives back its size in bytes. A file that was there before is
-    /// replaced and keeps its permissions.
+    /// How many bytes the file will have; `None` where that depends on the values (.json, .csv).
+    ///
+    /// # Errors
+    /// [`OutputError::Write`] for a file that no reader would take.
+    pub fn size(&self, record: &Record<'_>, shapes: Vec<(Site, Vec<usize>)>) -> Result<Option<u64>, OutputError> {
+        Ok(match self.format {
+            Format::Safetensors => Some(safetensors::layout(record, shapes).map_err(|e| self.failed(e))?.size),
+            Format::Npz => Some(Npz::new(record, shapes.clone()).layout(shapes).size),
+            Format::Json | Format::Csv => None,
+        })
+    }
+
+    /// Begins the file for arrays of these shapes. Takes the room on the disk that they need, so that a full disk says so
+    /// before anything is computed.
     ///
     /// # Errors
     /// [`OutputError::Write`]; then nothing is left behind.
-    pub fn write(self, record: &Record<'_>) -> Result<u64, OutputError> {
-        let fail = |detail: String| OutputError::Write { path: self.path.clone(), detail };
-        let failed = |e: std::io::Error| fail(e.to_string());
-        let part = self.folder.path().join("part");
-        // Made and closed: it tells what permissions a new file gets here.
-        let of_new = File::create(&part).and_then(|file| file.metadata()).map_err(failed)?.permissions();
-        let written = match self.format {
-            Format::Safetensors => safetensors::write(record, &part),
-            Format::Npz => buffered(&part, |out| npz::write(record, out)),
-            Format::Json => buffered(&part, |out| json::write(record, out).map_err(|e| e.to_string())),
-            Format::Csv => buffered(&part, |out| csv::write(record, out).map_err(|e| e.to_string())),
+    pub fn begin<'a>(
+        self,
+        record: &'a Record<'a>,
+        shapes: Vec<(Site, Vec<usize>)>,
+    ) -> Result<Writing<'a>, OutputError> {
+        let create = |name: &str, layout: &Layout, sums: bool| {
+            let failed = |e: std::io::Error| match e.kind() {
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+                    self.failed(format!("it takes {} bytes, and {e}", layout.size))
+                }
+                _ => self.failed(e),
+            };
+            Store::create(&self.folder.path().join(name), layout, sums).map_err(failed)
         };
-        written.map_err(fail)?;
-        let permissions = std::fs::metadata(&self.path).map_or(of_new, |old| old.permissions());
-        std::fs::set_permissions(&part, permissions).map_err(failed)?;
-        let bytes = std::fs::metadata(&part).map_err(failed)?.len();
-        std::fs::rename(&part, &self.path).map_err(failed)?;
-        Ok(bytes)
+        let (store, body) = match self.format {
+            Format::Safetensors => {
+                let layout = safetensors::layout(record, shapes).map_err(|e| self.failed(e))?;
+                (create(PART, &layout, false)?, Body::Whole)
+            }
+            Format::Npz => {
+                let npz = Npz::new(record, shapes.clone());
+                (create(PART, &npz.layout(shapes), true)?, Body::Npz(npz))
+            }
+            // Written from front to back, hook by hook: the values wait in a file of their own until all are there.
+            Format::Json | Format::Csv => (create(VALUES, &Layout::bare(shapes), false)?, Body::Text),
+        };
+        Ok(Writing { output: self, record, store, body })
+    }
+
+    fn failed(&self, detail: impl ToString) -> OutputError {
+        OutputError::Write { path: self.path.clone(), detail: detail.to_string() }
+    }
+}
+
+/// The file, in the folder of its own.
+const PART: &str = "part";
+
+/// Values that wait for their place in the file.
+const VALUES: &str = "values";
+
+/// An [`Output`] that is being written: a sink for the run that fills it.
+pub struct Writing<'a> {
+    output: Output,
+    record: &'a Record<'a>,
+    store: Store,
+    body: Body,
+}
+
+/// What is left to do once all values are there.
+enum Body {
+    /// Nothing.
+    Whole,
+    /// Checksums and the directory.
+    Npz(Npz),
+    /// Everything.
+    Text,
+}
+
+impl Sink for Writing<'_> {
+    fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
+        // The error travels through the run as one of the system's; it must not lose the file's name on its way.
+        self.store.put(site, text, values).map_err(|e| std::io::Error::new(e.kind(), self.output.failed(e)))
+    }
+}
+
+impl Writing<'_> {
+    /// Ends the file and puts it in its place; gives back its size in bytes. A file that was there before is replaced and
+    /// keeps its permissions.
+    ///
+    /// # Errors
+    /// [`OutputError::Write`]; then nothing is left behind.
+    pub fn finish(self) -> Result<u64, OutputError> {
+        let Writing { output, record, mut store, body } = self;
+        let part = output.folder.path().join(PART);
+        let format = output.format;
+        let ended = match body {
+            Body::Whole => Ok(()),
+            Body::Npz(npz) => npz.finish(&mut store),
+            Body::Text => buffered(&part, |out| match format {
+                Format::Csv => csv::write(record, &store, out),
+                _ => json::write(record, &store, out),
+            }),
+        };
+        let put = || {
+            ended?;
+            // Closed before it is renamed: Windows wants that.
+            drop(store);
+            if let Ok(old) = std::fs::metadata(&output.path) {
+                std::fs::set_permissions(&part, old.permissions())?;
+            }
+            let bytes = std::fs::metadata(&part)?.len();
+            std::fs::rename(&part, &output.path)?;
+            Ok(bytes)
+        };
+        put().map_err(|e: std::io::Error| output.failed(e))
     }
 }
 
 /// Writes a file through a buffer, to its last byte.
-fn buffered(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<(), String>) -> Result<(), String> {
-    let mut out = BufWriter::with_capacity(1 << 20, File::create(path).map_err(|e| e.to_string())?);
+fn buffered(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> std::io::Result<()> {
+    let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);
     write(&mut out)?;
-    out.flush().map_err(|e| e.to_string())
+    out.flush()
 }
-
-/// The folder of a file that is not finished. It goes when it is dropped, and when [`abandon`] is called.
-struct Unfinished(tempfile::TempDir);
-
-static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
-
-impl Unfinished {
-    fn create(beside: &Path) -> std::io::Result<Unfinished> {
-        // Locked until it is in the list, so that a signal finds it there.
-        let mut all = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
-        let folder = tempfile::Builder::new().prefix(".actscope-").tempdir_in(beside)?;
-        all.push(folder.path().into());
-        Ok(Unfinished(folder))
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).retain(|folder| folder != self.0.path());
-    }
-}
-
-/// Takes away what is half-written: for whoever is about to end the process. No new file can be begun afterwards.
-pub fn abandon() {
-    let all = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
-    for folder in all.iter() {
-        // Nothing can be done about a folder that will not go.
-        let _ = std::fs::remove_dir_all(folder);
-    }
-    std::mem::forget(all);
-}
-
-pub use json::write as write_json;

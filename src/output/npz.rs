@@ -1,35 +1,160 @@
 //! `.npz`: one float32 array per hook under its full name, `input_ids` and `attention_mask` (int64 [batch, pos]), with
 //! chosen positions also `positions`, and `metadata_json`, the UTF-8 bytes of a JSON object:
-//! `json.loads(bytes(f["metadata_json"]))`.
+//! `json.loads(bytes(f["metadata_json"]))`. Owns the layout; `store.rs` fills it.
+//!
+//! The format is a zip archive of stored .npy files. Libraries write an archive from front to back; a run records every
+//! layer of one text before the next text, so the entries here grow side by side, and their checksums are put in at the end.
+//! Sources: PKWARE's APPNOTE.TXT 6.3.10, 4.3 and 4.5.3; numpy/lib/format.py, version 1.0. Like numpy, every entry has
+//! zip64's fields, since it must be known before the first byte whether one passes 4 GiB.
 
 use super::Record;
-use ndarray::Array1;
-use ndarray_npy::NpzWriter;
+use super::store::{Layout, Place, Store, bytes_of};
+use crate::sites::Site;
 use serde_json::{Map, Value};
-use std::io::{Seek, Write};
-use std::mem::ManuallyDrop;
-use zip::CompressionMethod;
-use zip::write::SimpleFileOptions;
+use std::collections::BTreeMap;
 
-pub(super) fn write(record: &Record<'_>, out: &mut (impl Write + Seek)) -> Result<(), String> {
-    // Beyond 4 GiB an entry needs zip64, which has to be said before it is written; numpy says it always.
-    let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).large_file(true);
-    // Dropped without being finished, the zip writer finishes by itself and complains on stderr when it cannot. After an
-    // error it is left as it is: the file is thrown away.
-    let mut npz = ManuallyDrop::new(NpzWriter::new_with_options(out, options));
-    let said = |e: ndarray_npy::WriteNpzError| e.to_string();
-    let (ids, mask) = record.ids_and_mask();
-    npz.add_array("input_ids", &ids).map_err(said)?;
-    npz.add_array("attention_mask", &mask).map_err(said)?;
-    if let Some(positions) = record.position_table() {
-        npz.add_array("positions", &positions).map_err(said)?;
+/// One file in the archive.
+struct Entry {
+    name: String,
+    /// Where its local header begins.
+    start: u64,
+    /// Bytes of the .npy file: its header and the values.
+    size: u64,
+    /// Its .npy header, and its values where they are known.
+    known: Vec<u8>,
+    /// Whose values follow.
+    site: Option<Site>,
+}
+
+/// An archive that is being filled.
+pub(super) struct Npz {
+    entries: Vec<Entry>,
+    /// Where the last entry ends, and the directory begins.
+    end: u64,
+}
+
+impl Npz {
+    pub(super) fn new(record: &Record<'_>, shapes: Vec<(Site, Vec<usize>)>) -> Npz {
+        let mut npz = Npz { entries: Vec::new(), end: 0 };
+        for (name, table) in record.tables() {
+            npz.add(name.into(), "<i8", table.shape(), table.iter().flat_map(|n| n.to_le_bytes()).collect(), None);
+        }
+        let metadata: Map<String, Value> = record.metadata().into_iter().map(|(k, v)| (k.into(), v.into())).collect();
+        let metadata = Value::from(metadata).to_string().into_bytes();
+        npz.add("metadata_json".into(), "|u1", &[metadata.len()], metadata, None);
+        for (site, shape) in shapes {
+            npz.add(site.name(), "<f4", &shape, Vec::new(), Some(site));
+        }
+        npz
     }
-    let metadata: Map<String, Value> =
-        record.metadata().into_iter().map(|(key, value)| (key.into(), value.into())).collect();
-    npz.add_array("metadata_json", &Array1::from(Value::from(metadata).to_string().into_bytes())).map_err(said)?;
-    for (site, array) in record.capture.iter() {
-        npz.add_array(site.name(), array).map_err(said)?;
+
+    fn add(&mut self, name: String, dtype: &str, shape: &[usize], values: Vec<u8>, site: Option<Site>) {
+        let name = name + ".npy";
+        let known = [npy_header(dtype, shape), values].concat();
+        let to_come = site.map_or(0, |_| bytes_of(shape));
+        let entry = Entry { name, start: self.end, size: to_come.saturating_add(known.len() as u64), known, site };
+        self.end = self.end.saturating_add(entry.local_header(0).len() as u64).saturating_add(entry.size);
+        self.entries.push(entry);
     }
-    ManuallyDrop::into_inner(npz).finish().map_err(said)?;
-    Ok(())
+
+    pub(super) fn layout(&self, shapes: Vec<(Site, Vec<usize>)>) -> Layout {
+        let (mut between, mut starts) = (Vec::new(), BTreeMap::new());
+        for entry in &self.entries {
+            let header = entry.local_header(crc32fast::hash(&entry.known));
+            let values = entry.start + (header.len() + entry.known.len()) as u64;
+            between.push((entry.start, [&header[..], &entry.known].concat()));
+            starts.extend(entry.site.map(|site| (site, values)));
+        }
+        let place = |(site, shape)| (site, Place { start: starts[&site], shape });
+        let places = shapes.into_iter().map(place).collect();
+        let size = self.end.saturating_add(self.directory(&vec![0; self.entries.len()]).len() as u64);
+        Layout { between, places, size }
+    }
+
+    /// Puts the checksums in, and the directory behind the last entry.
+    pub(super) fn finish(&self, store: &mut Store) -> std::io::Result<()> {
+        let mut sums = Vec::new();
+        for entry in &self.entries {
+            let mut sum = crc32fast::Hasher::new();
+            sum.update(&entry.known);
+            if let Some(values) = entry.site.and_then(|site| store.checksum(site)) {
+                sum.combine(&values);
+            }
+            let sum = sum.finalize();
+            store.write_at(entry.start, &entry.local_header(sum))?;
+            sums.push(sum);
+        }
+        store.write_at(self.end, &self.directory(&sums))
+    }
+
+    /// The central directory and the records that end an archive.
+    fn directory(&self, sums: &[u32]) -> Vec<u8> {
+        let mut bytes: Vec<u8> = self.entries.iter().zip(sums).flat_map(|(e, sum)| e.directory_header(*sum)).collect();
+        let (size, n, end) = (bytes.len() as u64, self.entries.len() as u64, self.end);
+        // Zip64's record and where it is, then the old one, whose fields say "see there".
+        put(
+            &mut bytes,
+            &[(0x0606_4b50, 4), (44, 8), (45, 2), (45, 2), (0, 4), (0, 4), (n, 8), (n, 8), (size, 8), (end, 8)],
+        );
+        put(&mut bytes, &[(0x0706_4b50, 4), (0, 4), (end.saturating_add(size), 8), (1, 4)]);
+        let (short, long) = (u64::from(u16::MAX), u64::from(u32::MAX));
+        put(&mut bytes, &[(0x0605_4b50, 4), (0, 2), (0, 2), (short, 2), (short, 2), (long, 4), (long, 4), (0, 2)]);
+        bytes
+    }
+}
+
+/// "Look among the zip64 fields."
+const ELSEWHERE: (u64, usize) = (u32::MAX as u64, 4);
+
+/// 1 January 1980, the format's first day, as numpy writes: the same run gives the same bytes.
+const TIME_AND_DATE: [(u64, usize); 2] = [(0, 2), (0x21, 2)];
+
+impl Entry {
+    /// Version 4.5 (zip64), no flags, stored, time, checksum, sizes, length of the name.
+    fn common(&self, sum: u32) -> [(u64, usize); 9] {
+        let [time, date] = TIME_AND_DATE;
+        let sum = (u64::from(sum), 4);
+        [(45, 2), (0, 2), (0, 2), time, date, sum, ELSEWHERE, ELSEWHERE, (self.name.len() as u64, 2)]
+    }
+
+    fn local_header(&self, sum: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        put(&mut bytes, &[(0x0403_4b50, 4)]);
+        put(&mut bytes, &self.common(sum));
+        put(&mut bytes, &[(20, 2)]);
+        bytes.extend(self.name.as_bytes());
+        put(&mut bytes, &[(1, 2), (16, 2), (self.size, 8), (self.size, 8)]);
+        bytes
+    }
+
+    fn directory_header(&self, sum: u32) -> Vec<u8> {
+        // Made on Unix, with the permissions of a file that its owner may read and write.
+        const MADE_BY: (u64, usize) = (3 << 8 | 45, 2);
+        const PERMISSIONS: (u64, usize) = (0o100_600 << 16, 4);
+        let mut bytes = Vec::new();
+        put(&mut bytes, &[(0x0201_4b50, 4), MADE_BY]);
+        put(&mut bytes, &self.common(sum));
+        put(&mut bytes, &[(28, 2), (0, 2), (0, 2), (0, 2), PERMISSIONS, ELSEWHERE]);
+        bytes.extend(self.name.as_bytes());
+        put(&mut bytes, &[(1, 2), (24, 2), (self.size, 8), (self.size, 8), (self.start, 8)]);
+        bytes
+    }
+}
+
+/// Appends little-endian numbers of so many bytes each.
+fn put(bytes: &mut Vec<u8>, numbers: &[(u64, usize)]) {
+    numbers.iter().for_each(|(n, size)| bytes.extend(&n.to_le_bytes()[..*size]));
+}
+
+/// The head of a .npy file: magic, version 1.0, the length of what follows, a Python literal, padded so that values begin at
+/// a multiple of 64.
+fn npy_header(dtype: &str, shape: &[usize]) -> Vec<u8> {
+    let axes: Vec<String> = shape.iter().map(usize::to_string).collect();
+    let comma = if axes.len() == 1 { "," } else { "" };
+    let literal = format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({}{comma}), }}", axes.join(", "));
+    let length = (10 + literal.len() + 1).next_multiple_of(64) - 10;
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((length as u16).to_le_bytes());
+    bytes.extend(format!("{literal:<width$}\n", width = length - 1).into_bytes());
+    bytes
 }

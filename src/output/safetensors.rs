@@ -1,68 +1,52 @@
-//! `.safetensors`: one F32 tensor per hook under its full name, `input_ids` and `attention_mask` (I64 [batch, pos]), with
-//! chosen positions also `positions` (I64 [batch, n], -1 where a text has fewer).
+//! `.safetensors`: one F32 tensor per hook under its full name, in run order, `input_ids` and `attention_mask` (I64 [batch,
+//! pos]), with chosen positions also `positions` (I64 [batch, n], -1 where a text has fewer). Owns the layout; `store.rs`
+//! fills it.
+//!
+//! The format: the length of the header (u64), the header (JSON, padded with spaces), the tensors without gaps.
 
 use super::Record;
-use ndarray::ArrayD;
-use safetensors::{Dtype, View};
-use std::borrow::Cow;
-use std::collections::HashMap;
-use std::path::Path;
+use super::store::{Layout, Place};
+use crate::sites::Site;
+use safetensors::Dtype;
+use safetensors::tensor::TensorInfo;
+use serde_json::{Map, Value, json};
 
-/// A tensor for the `safetensors` crate: it asks for the bytes when it writes them.
-enum Tensor<'a> {
-    Floats(&'a ArrayD<f32>),
-    Longs(ArrayD<i64>),
-}
+/// What readers take at most (the `safetensors` crate's limit, which Python's package shares).
+const MAX_HEADER: usize = 100_000_000;
 
-impl View for &Tensor<'_> {
-    fn dtype(&self) -> Dtype {
-        match self {
-            Tensor::Floats(_) => Dtype::F32,
-            Tensor::Longs(_) => Dtype::I64,
-        }
+pub(super) fn layout(record: &Record<'_>, shapes: Vec<(Site, Vec<usize>)>) -> Result<Layout, String> {
+    let metadata: Map<String, Value> = record.metadata().into_iter().map(|(k, v)| (k.into(), v.into())).collect();
+    let mut header = Map::from_iter([("__metadata__".to_string(), Value::from(metadata))]);
+    let mut end = 0usize;
+    let mut add = |name: String, dtype: Dtype, shape: &[usize], bytes: usize| {
+        let data_offsets = (end, end.saturating_add(bytes));
+        header.insert(name, json!(TensorInfo { dtype, shape: shape.to_vec(), data_offsets }));
+        end = data_offsets.1;
+    };
+    // Those of 8 bytes come first, so that all are aligned.
+    let mut between = Vec::new();
+    for (name, table) in record.tables() {
+        let bytes: Vec<u8> = table.iter().flat_map(|n| n.to_le_bytes()).collect();
+        add(name.into(), Dtype::I64, table.shape(), bytes.len());
+        between.extend(bytes);
+    }
+    let before = between.len() as u64;
+    let Layout { mut places, size, .. } = Layout::bare(shapes);
+    for (site, Place { shape, .. }) in &places {
+        add(site.name(), Dtype::F32, shape, places[site].bytes() as usize);
     }
 
-    fn shape(&self) -> &[usize] {
-        match self {
-            Tensor::Floats(array) => array.shape(),
-            Tensor::Longs(array) => array.shape(),
-        }
+    let mut head = Value::from(header).to_string().into_bytes();
+    head.resize(head.len().next_multiple_of(8), b' ');
+    if head.len() > MAX_HEADER {
+        return Err(format!(
+            "its header, which lists every token, would have {} bytes, and readers of .safetensors take at most \
+             {MAX_HEADER}; write .npz, or fewer texts to one file",
+            head.len()
+        ));
     }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        fn bytes<T: bytemuck::Pod>(array: &ArrayD<T>) -> Cow<'_, [u8]> {
-            let values = array.as_slice().expect("captured arrays are in standard order");
-            // The format is little-endian; so is every machine that actscope is built for.
-            const { assert!(cfg!(target_endian = "little")) };
-            Cow::Borrowed(bytemuck::cast_slice(values))
-        }
-        match self {
-            Tensor::Floats(array) => bytes(array),
-            Tensor::Longs(array) => bytes(array),
-        }
-    }
-
-    fn data_len(&self) -> usize {
-        match self {
-            Tensor::Floats(array) => 4 * array.len(),
-            Tensor::Longs(array) => 8 * array.len(),
-        }
-    }
-}
-
-/// Writes to `path`, tensor by tensor: the whole file is never in memory at once.
-pub(super) fn write(record: &Record<'_>, path: &Path) -> Result<(), String> {
-    let (ids, mask) = record.ids_and_mask();
-    let mut tensors: Vec<(String, Tensor<'_>)> = vec![
-        ("input_ids".into(), Tensor::Longs(ids.into_dyn())),
-        ("attention_mask".into(), Tensor::Longs(mask.into_dyn())),
-    ];
-    if let Some(positions) = record.position_table() {
-        tensors.push(("positions".into(), Tensor::Longs(positions.into_dyn())));
-    }
-    tensors.extend(record.capture.iter().map(|(site, array)| (site.name(), Tensor::Floats(array))));
-    let metadata: HashMap<String, String> =
-        record.metadata().into_iter().map(|(key, value)| (key.to_string(), value)).collect();
-    let views: Vec<(&str, &Tensor<'_>)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    safetensors::serialize_to_file(views, Some(metadata), path).map_err(|e| e.to_string())
+    let start = 8 + head.len() as u64;
+    places.values_mut().for_each(|place| place.start = place.start.saturating_add(start + before));
+    let head = [&(head.len() as u64).to_le_bytes()[..], &head, &between].concat();
+    Ok(Layout { between: vec![(0, head)], places, size: size.saturating_add(start + before) })
 }

@@ -2,78 +2,93 @@
 //! dimensions; for many, one line each.
 
 use super::Record;
+use crate::capture::Sink;
 use crate::sites::{Axis as SiteAxis, Site};
 use crate::text::Token;
 use ndarray::{ArrayViewD, Axis};
+use std::collections::BTreeMap;
 use std::io::Write;
 
 /// Up to this many hooks are shown token by token.
 const IN_DETAIL: usize = 4;
 
-/// Writes the summary.
-///
-/// # Errors
-/// Those of `out`.
-pub fn write(record: &Record<'_>, out: &mut impl Write) -> std::io::Result<()> {
-    if record.capture.iter().count() <= IN_DETAIL {
-        return record.capture.iter().try_for_each(|(site, array)| token_by_token(record, site, array.view(), out));
-    }
-    let names = record.capture.iter().map(|(site, _)| site.name().len()).max().unwrap_or(0);
-    writeln!(out, "{:names$}  {:<20} {:>10} {:>11} {:>11}", "hook", "shape", "norm/token", "min", "max")?;
-    for (site, array) in record.capture.iter() {
-        let of_tokens: Vec<Stats> =
-            tokens_of(record, site, array.view()).map(|(_, _, values)| stats(&values)).collect();
-        let mean = of_tokens.iter().map(|s| s.norm).sum::<f32>() / of_tokens.len().max(1) as f32;
-        let min = of_tokens.iter().fold(f32::INFINITY, |least, s| least.min(s.min));
-        let max = of_tokens.iter().fold(f32::NEG_INFINITY, |most, s| most.max(s.max));
-        writeln!(out, "{:names$}  {:<20} {mean:>10.4} {min:>11.4} {max:>11.4}", site.name(), shape(array.shape()))?;
-    }
-    Ok(())
+/// What is said of every token, taken from the values as they come: they are not kept.
+pub struct Summary<'a> {
+    record: &'a Record<'a>,
+    hooks: BTreeMap<Site, Hook>,
+    in_detail: bool,
 }
 
-fn token_by_token(
-    record: &Record<'_>,
-    site: Site,
-    array: ArrayViewD<'_, f32>,
-    out: &mut impl Write,
-) -> std::io::Result<()> {
-    let quoted = |token: &Token| format!("\"{}\"", token.label());
-    let labels: Vec<String> = record.tokens.iter().flatten().map(quoted).collect();
-    let width = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0).clamp(5, 24);
-    writeln!(out, "{}  {}", site.name(), shape(array.shape()))?;
-    writeln!(
-        out,
-        "{:>4} {:>4}  {:width$} {:>10} {:>11} {:>11}  strongest",
-        "text", "pos", "token", "norm", "min", "max"
-    )?;
-    for (text, position, values) in tokens_of(record, site, array) {
-        let Stats { norm, min, max } = stats(&values);
-        let label = quoted(&record.tokens[text][position]);
-        let strongest = strongest(site, &values).join("  ");
-        writeln!(out, "{text:>4} {position:>4}  {label:width$} {norm:>10.4} {min:>11.4} {max:>11.4}  {strongest}")?;
-    }
-    writeln!(out)
+struct Hook {
+    shape: Vec<usize>,
+    rows: Vec<Row>,
 }
 
-/// Every kept token with the values that a hook holds there, padding left out.
-fn tokens_of<'a>(
-    record: &'a Record<'_>,
-    site: Site,
-    array: ArrayViewD<'a, f32>,
-) -> impl Iterator<Item = (usize, usize, ArrayViewD<'a, f32>)> {
-    let pos_axis = 1 + site.axes().iter().position(|a| *a == SiteAxis::Pos).unwrap_or(0);
-    (0..record.tokens.len()).flat_map(move |text| {
-        let n_pos = record.tokens[text].len();
-        let positions = record.positions.map_or((0..n_pos).collect(), |per_text| per_text[text].clone());
-        let of_text = array.clone().index_axis_move(Axis(0), text);
-        positions.into_iter().enumerate().map(move |(slot, position)| {
-            let mut values = of_text.clone().index_axis_move(Axis(pos_axis - 1), slot);
-            if site.is_square() {
-                values.slice_axis_inplace(Axis(1), ndarray::Slice::from(..n_pos));
-            }
-            (text, position, values)
-        })
-    })
+/// One token.
+struct Row {
+    text: usize,
+    position: usize,
+    stats: Stats,
+    strongest: Vec<String>,
+}
+
+impl<'a> Summary<'a> {
+    /// For a run that records arrays of these shapes.
+    pub fn new(record: &'a Record<'a>, shapes: Vec<(Site, Vec<usize>)>) -> Summary<'a> {
+        let in_detail = shapes.len() <= IN_DETAIL;
+        let hooks = shapes.into_iter().map(|(site, shape)| (site, Hook { shape, rows: Vec::new() })).collect();
+        Summary { record, hooks, in_detail }
+    }
+
+    /// Writes it.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn write(&self, out: &mut impl Write) -> std::io::Result<()> {
+        if self.in_detail {
+            return self.hooks.iter().try_for_each(|(site, hook)| self.token_by_token(*site, hook, out));
+        }
+        let names = self.hooks.keys().map(|site| site.name().len()).max().unwrap_or(0);
+        writeln!(out, "{:names$}  {:<20} {:>10} {:>11} {:>11}", "hook", "shape", "norm/token", "min", "max")?;
+        for (site, Hook { shape, rows }) in &self.hooks {
+            let of_tokens = || rows.iter().map(|row| &row.stats);
+            let mean = of_tokens().map(|s| s.norm).sum::<f32>() / rows.len().max(1) as f32;
+            let min = of_tokens().fold(f32::INFINITY, |least, s| least.min(s.min));
+            let max = of_tokens().fold(f32::NEG_INFINITY, |most, s| most.max(s.max));
+            writeln!(out, "{:names$}  {:<20} {mean:>10.4} {min:>11.4} {max:>11.4}", site.name(), shown(shape))?;
+        }
+        Ok(())
+    }
+
+    fn token_by_token(&self, site: Site, Hook { shape, rows }: &Hook, out: &mut impl Write) -> std::io::Result<()> {
+        let quoted = |token: &Token| format!("\"{}\"", token.label());
+        let tokens = self.record.tokens;
+        let width = tokens.iter().flatten().map(|token| quoted(token).chars().count()).max().unwrap_or(0).clamp(5, 24);
+        writeln!(out, "{}  {}", site.name(), shown(shape))?;
+        writeln!(
+            out,
+            "{:>4} {:>4}  {:width$} {:>10} {:>11} {:>11}  strongest",
+            "text", "pos", "token", "norm", "min", "max"
+        )?;
+        for Row { text, position, stats: Stats { norm, min, max }, strongest } in rows {
+            let label = quoted(&tokens[*text][*position]);
+            let strongest = strongest.join("  ");
+            writeln!(out, "{text:>4} {position:>4}  {label:width$} {norm:>10.4} {min:>11.4} {max:>11.4}  {strongest}")?;
+        }
+        writeln!(out)
+    }
+}
+
+impl Sink for Summary<'_> {
+    fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
+        let Some(hook) = self.hooks.get_mut(&site) else { return Ok(()) };
+        let pos_axis = site.axes().iter().position(|a| *a == SiteAxis::Pos).unwrap_or(0);
+        for (position, of_token) in self.record.kept(text).into_iter().zip(values.axis_iter(Axis(pos_axis))) {
+            let strongest = if self.in_detail { strongest(site, &of_token) } else { Vec::new() };
+            hook.rows.push(Row { text, position, stats: stats(&of_token), strongest });
+        }
+        Ok(())
+    }
 }
 
 struct Stats {
@@ -109,6 +124,6 @@ fn strongest(site: Site, values: &ArrayViewD<'_, f32>) -> Vec<String> {
     indexed.iter().take(3).map(|(index, v)| format!("{} {v:+.3}", name(index))).collect()
 }
 
-fn shape(shape: &[usize]) -> String {
+fn shown(shape: &[usize]) -> String {
     format!("[{}]", shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", "))
 }

@@ -7,11 +7,12 @@
 use super::measure::{self, TokenError};
 use super::{Stage, Tell};
 use crate::batch::Batch;
+use crate::capture::Capture;
 use crate::config::Config;
 use crate::device::Device;
 use crate::device::reference::Reference;
 use crate::device::rounded::Rounded;
-use crate::hooks::{Capture, Hooks};
+use crate::hooks::Hooks;
 use crate::model::{self, RunError};
 use crate::params::Params;
 use crate::sites::Site;
@@ -88,6 +89,22 @@ pub(super) async fn run<D: Device>(
     Ok(capture)
 }
 
+/// Every request on a device that is given the weights for it, and gives them back before the next one takes as much.
+pub(super) async fn runs<D: Device, E: Device>(
+    dev: &E,
+    params: &Params<D>,
+    asked: &[(Batch, Hooks)],
+    tell: &dyn Fn(usize),
+) -> Result<Vec<Capture>, RunError> {
+    let weights = params.for_device();
+    let mut captures = Vec::new();
+    for (batch, hooks) in asked {
+        tell(captures.len());
+        captures.push(run(dev, &weights, batch, hooks).await?);
+    }
+    Ok(captures)
+}
+
 /// Every hook of the model, on all batches.
 ///
 /// # Errors
@@ -99,12 +116,13 @@ pub async fn check<D: Device>(
     tell: Tell<'_>,
 ) -> Result<Vec<HookRow>, RunError> {
     let [all, fused] = both_ways(params.config());
-    let truth = runs(&Reference, params, batches, &all, &|n| tell(Stage::Hooks, n, 4 * batches.len())).await?;
-    let floor =
-        runs(&Rounded, params, batches, &all, &|n| tell(Stage::Hooks, batches.len() + n, 4 * batches.len())).await?;
+    let asked: Vec<_> = batches.iter().map(|batch| (batch.clone(), all.clone())).collect();
+    let said = |done: usize| tell(Stage::Hooks, done, 4 * batches.len());
+    let truth = runs(&Reference, params, &asked, &said).await?;
+    let floor = runs(&Rounded, params, &asked, &|done| said(batches.len() + done)).await?;
     let mut rows: Vec<HookRow> = Vec::new();
     for (n, batch) in batches.iter().enumerate() {
-        tell(Stage::Hooks, 2 * (batches.len() + n), 4 * batches.len());
+        said(2 * (batches.len() + n));
         let got = [run(dev, params, batch, &all).await?, run(dev, params, batch, &fused).await?];
         for (at, (site, want)) in truth[n].iter().enumerate() {
             let error = |capture: &Capture| capture.get(site).map(|got| measure::tokens(site, got, want.view()));
@@ -121,23 +139,6 @@ pub async fn check<D: Device>(
             }
         }
     }
-    tell(Stage::Hooks, 4 * batches.len(), 4 * batches.len());
+    said(4 * batches.len());
     Ok(rows)
-}
-
-/// Every batch on a device that is given the weights for it.
-async fn runs<D: Device, E: Device>(
-    dev: &E,
-    params: &Params<D>,
-    batches: &[Batch],
-    hooks: &Hooks,
-    tell: &dyn Fn(usize),
-) -> Result<Vec<Capture>, RunError> {
-    let weights = params.for_device();
-    let mut captures = Vec::new();
-    for batch in batches {
-        tell(captures.len());
-        captures.push(run(dev, &weights, batch, hooks).await?);
-    }
-    Ok(captures)
 }

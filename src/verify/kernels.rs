@@ -5,7 +5,7 @@ use super::cases::Case;
 use super::measure::Off;
 use super::{Stage, Tell, list};
 use crate::device::{Device, DeviceError};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
 /// What came of the cases that ran one kernel.
@@ -24,6 +24,14 @@ pub struct KernelRow {
 }
 
 impl KernelRow {
+    fn add(&mut self, case: &Case, off: Off) {
+        if self.cases == 0 || off.share > self.off.share {
+            (self.worst, self.off) = (format!("{} {}", case.op.name(), case.what()), off);
+        }
+        self.cases += 1;
+        self.failed += usize::from(off.share > 1.0);
+    }
+
     /// True when every case came near enough, and there was one.
     pub fn ok(&self) -> bool {
         self.cases > 0 && self.failed == 0
@@ -55,56 +63,52 @@ impl Suite {
         suite
     }
 
-    /// Runs every case on `dev`. A kernel that the device could choose and that no case ran has a row without cases, which
-    /// is not in order: it has not been checked.
+    /// Runs every case on every variant of a device. A kernel that one of them could choose and that no case ran has a row
+    /// without cases, which is not in order: it has not been checked.
     ///
     /// # Errors
     /// [`DeviceError`] when the device failed.
-    pub async fn check<D: Device>(&self, dev: &D, tell: Tell<'_>) -> Result<Vec<KernelRow>, DeviceError> {
-        let mut order: Vec<String> = Vec::new();
-        let mut rows: BTreeMap<String, KernelRow> = BTreeMap::new();
-        dev.kernels_run();
+    pub async fn check<D: Device>(&self, variants: &[&D], tell: Tell<'_>) -> Result<Vec<KernelRow>, DeviceError> {
+        let mut rows: Vec<KernelRow> = Vec::new();
+        variants.iter().for_each(|dev| drop(dev.kernels_run()));
         for (n, operation) in self.operations.iter().enumerate() {
             tell(Stage::Kernels, n, self.operations.len());
             let cases = (operation.cases)();
             let expected = operation.expected.get_or_init(|| cases.iter().map(Case::expected).collect());
             for (case, expected) in cases.iter().zip(expected) {
-                let off = case.judge(&case.on(dev).await?, expected);
-                for kernel in self.blamed(case, dev.kernels_run()) {
-                    let row = rows.entry(kernel.clone()).or_insert_with(|| {
-                        order.push(kernel.clone());
-                        let off = Off { share: -1.0, ..off };
-                        KernelRow { kernel, cases: 0, failed: 0, worst: String::new(), off }
-                    });
-                    row.cases += 1;
-                    row.failed += usize::from(off.share > 1.0);
-                    if off.share > row.off.share {
-                        (row.worst, row.off) = (format!("{} {}", case.op.name(), case.what()), off);
+                for dev in variants {
+                    let off = case.judge(&case.on(*dev).await?, expected);
+                    for kernel in blamed(case, dev.kernels_run()) {
+                        row_of(&mut rows, &kernel).add(case, off);
                     }
                 }
             }
         }
         tell(Stage::Kernels, self.operations.len(), self.operations.len());
-        let mut rows: Vec<KernelRow> = order.into_iter().filter_map(|kernel| rows.remove(&kernel)).collect();
-        let seen: BTreeSet<String> = rows.iter().map(|row| row.kernel.clone()).collect();
-        let unseen = dev.kernels().into_iter().filter(|kernel| !seen.contains(kernel));
-        let off = Off { share: 0.0, at: 0, got: 0.0, want: 0.0 };
-        let row = |kernel| KernelRow { kernel, cases: 0, failed: 0, worst: "no case ran it".into(), off };
-        rows.extend(unseen.map(row).collect::<Vec<_>>());
+        for kernel in variants.iter().flat_map(|dev| dev.kernels()) {
+            row_of(&mut rows, &kernel);
+        }
         Ok(rows)
     }
+}
 
-    /// The kernels whose result a case looked at. `edit` brings every tensor to the device and is blamed for its own cases
-    /// only, `copy_out` for those that read a part of columns.
-    fn blamed(&self, case: &Case, run: BTreeSet<&'static str>) -> Vec<String> {
-        let name = case.op.name();
-        let carries = |kernel: &&str| matches!(*kernel, "edit" | "copy_out") && name != "edit";
-        let mut own: Vec<String> = run.into_iter().filter(|kernel| !carries(kernel)).map(String::from).collect();
-        if case.note == "read in part" {
-            own.retain(|kernel| kernel != "edit");
-        }
-        if own.is_empty() { vec![name.into()] } else { own }
-    }
+/// The row of a kernel, which is made where there is none.
+fn row_of<'a>(rows: &'a mut Vec<KernelRow>, kernel: &str) -> &'a mut KernelRow {
+    let at = rows.iter().position(|row| row.kernel == kernel).unwrap_or_else(|| {
+        let off = Off { share: 0.0, at: 0, got: 0.0, want: 0.0 };
+        rows.push(KernelRow { kernel: kernel.into(), cases: 0, failed: 0, worst: "no case ran it".into(), off });
+        rows.len() - 1
+    });
+    &mut rows[at]
+}
+
+/// The kernels whose result a case looked at. `edit` brings every tensor to the device and is blamed for its own cases only,
+/// `copy_out` for those that read a part of columns.
+fn blamed(case: &Case, run: BTreeSet<&'static str>) -> Vec<String> {
+    let (name, in_part) = (case.op.name(), case.note == list::READ_IN_PART);
+    let carries = |kernel: &str| matches!(kernel, "edit" | "copy_out") && name != "edit" || kernel == "edit" && in_part;
+    let own: Vec<String> = run.into_iter().filter(|kernel| !carries(kernel)).map(String::from).collect();
+    if own.is_empty() { vec![name.into()] } else { own }
 }
 
 impl Default for Suite {

@@ -13,6 +13,9 @@ const ROWS: [usize; 7] = [1, 2, 8, 9, 63, 65, 257];
 const COLS: [usize; 6] = [1, 11, 32, 33, 96, 768];
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 
+/// Notes a case that looks at how values are read back.
+pub const READ_IN_PART: &str = "read in part";
+
 /// More rows than one dimension of a dispatch has workgroups.
 const MANY_ROWS: usize = 65_537;
 
@@ -82,14 +85,14 @@ fn edit() -> Vec<Case> {
             let nothing = Op::Edit { window: window.clone(), edit: Edit::Scale(1.0) };
             let part =
                 Case { looked_at: Some(window), ..Case::new(nothing, vec![random(rows, cols, 1.0, 23)], vec![]) };
-            list.push(part.noted("read in part"));
+            list.push(part.noted(READ_IN_PART));
         }
     }
     // Read back in part, more elements than one dimension of a dispatch has lanes.
     let x = random(MANY + 1, 1025, 1.0, 24);
     let nothing = Op::Edit { window: x.window(), edit: Edit::Scale(1.0) };
     let looked_at = Some(Window { rows: vec![0..MANY + 1], cols: 1..1025 });
-    list.push(Case { looked_at, ..Case::new(nothing, vec![x], vec![]).noted("read in part") });
+    list.push(Case { looked_at, ..Case::new(nothing, vec![x], vec![]).noted(READ_IN_PART) });
     list
 }
 
@@ -111,11 +114,11 @@ fn rows() -> Vec<Case> {
 
 fn layer_norm() -> Vec<Case> {
     let mut list = Vec::new();
-    let mut one = |rows, cols, eps, scale: f32, outlier| {
+    let mut one = |rows, cols, eps, scale: f32| {
         let mut x = random(rows, cols, scale, 2);
         let (gain, bias) = (random(1, cols, 1.0, 3), random(1, cols, 1.0, 4));
         // Some dimensions in the thousands, as gpt2's residual stream has.
-        let offset = |i: usize| if i % cols == 7 && outlier { 3000.0 * scale } else { 10.0 * scale };
+        let offset = |i: usize| if i % cols == 7 { 3000.0 * scale } else { 10.0 * scale };
         x.values.iter_mut().enumerate().for_each(|(i, v)| *v += offset(i));
         // Seen red: eps 1e-6 for 1e-5 is 2.3 times this at scale 1e-3 (and 3.4e5 times layer_norm_scale's).
         // The mean of cols values of size 3000 / cols is only known to 1e-7 of itself.
@@ -125,13 +128,18 @@ fn layer_norm() -> Vec<Case> {
     for rows in ROWS {
         for cols in COLS {
             for (eps, scale) in [(1e-5, 1.0), (1e-5, 1e-3), (1e-3, 3.0)] {
-                one(rows, cols, eps, scale, true);
+                one(rows, cols, eps, scale);
             }
         }
     }
-    // An offset alone, which a variance by E[x²] - E[x]² does not survive: seen red at MISSING times what is allowed.
-    one(65, 768, 1e-5, 1.0, false);
-    one(MANY_ROWS, 11, 1e-5, 1.0, true);
+    one(MANY_ROWS, 11, 1e-5, 1.0);
+    // An offset alone, which a variance by E[x²] - E[x]² does not survive: seen red at @@ times what is allowed. A mean of 300
+    // is only known to 3e-5.
+    let mut x = random(65, 768, 1.0, 2);
+    x.values.iter_mut().for_each(|v| *v += 300.0);
+    let weights = vec![f32(random(1, 768, 1.0, 3)), f32(random(1, 768, 1.0, 4))];
+    let case = Case::new(Op::LayerNorm { eps: 1e-5 }, vec![x], weights);
+    list.push(case.within(2e-4, 2e-5).noted("around 300"));
     list
 }
 
@@ -275,9 +283,8 @@ fn attention_mix() -> Vec<Case> {
 }
 
 fn attention_pattern() -> Vec<Case> {
-    let one = |(rows, cols)| {
-        Case::new(Op::AttentionPattern, vec![random(rows, cols, 3.0, 27)], vec![]).within(2e-6, 1e-5)
-    };
+    let one =
+        |(rows, cols)| Case::new(Op::AttentionPattern, vec![random(rows, cols, 3.0, 27)], vec![]).within(2e-6, 1e-5);
     let shapes = [(1, 1), (4, 2), (33, 11), (48, 16), (34, 17), (129, 129), (257, 257), (2060, 1030), (MANY_ROWS, 3)];
     let mut list: Vec<Case> = shapes.into_iter().map(one).collect();
     let rows: [[f32; 5]; 5] = [

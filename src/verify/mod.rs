@@ -82,7 +82,7 @@ fn demo() -> Demo {
 }
 
 /// Multiply-adds that one run through the reference may cost: a few seconds.
-const REFERENCE_WORK: usize = 2_000_000_000;
+const REFERENCE_WORK: usize = 4_000_000_000;
 
 /// The texts on which a model is tried: one batch of several, long and short, and one short text alone, which takes the kernels
 /// for few rows. Large models get shorter ones, since the reference is slow. A model without a tokenizer gets ids from all
@@ -90,19 +90,22 @@ const REFERENCE_WORK: usize = 2_000_000_000;
 ///
 /// # Errors
 /// [`Error::Text`] for a broken tokenizer.
-fn batches(files: &Files) -> Result<Vec<Batch>, Error> {
+fn batches(files: &Files) -> Result<[Batch; 2], Error> {
     let config = files.config();
     let mut texts: Vec<Vec<u32>> = match files.text() {
         Ok(text) => demo().texts.iter().map(|t| text.encode(t)).collect::<Result<_, _>>()?,
         Err(_) => [80, 2, 9, 7].map(|n| (0..n).map(|i| i * 7919 + n).collect()).into(),
     };
-    let afford = (REFERENCE_WORK / files.checkpoint().parameters()).max(4);
-    for text in &mut texts {
-        text.truncate(afford.min(config.n_positions));
+    let mut afford = (REFERENCE_WORK / files.checkpoint().parameters()).max(16);
+    let share = afford / 4;
+    // The first text is the longest: it gets what the others leave.
+    for (i, text) in texts.iter_mut().enumerate().rev() {
+        text.truncate(if i == 0 { afford } else { share }.min(config.n_positions));
         text.iter_mut().for_each(|id| *id %= config.vocab_size as u32);
+        afford -= text.len().min(afford - 1);
     }
     let alone = texts.pop().into_iter().collect::<Vec<_>>();
-    Ok(vec![files.batch(&texts)?, files.batch(&alone)?])
+    Ok([files.batch(&texts)?, files.batch(&alone)?])
 }
 
 /// Puts all three questions to a device that holds a model.
@@ -113,7 +116,9 @@ pub async fn verify<D: Device>(dev: &D, files: &Files, params: &Params<D>, tell:
     let batches = batches(files)?;
     let known = demo().torch_f32_error;
     let torch_is_of_this_model = files.is_demo();
-    let kernels = Suite::new().check(dev, tell).await?;
+    // Where a device may be set up in several ways on one machine, each of them belongs here.
+    let variants = [dev];
+    let kernels = Suite::new().check(&variants, tell).await?;
     let mut hooks = hooks::check(dev, params, &batches, tell).await?;
     for row in &mut hooks {
         row.torch = known.get(&row.site.name()).copied();

@@ -6,7 +6,7 @@
 //! longer one to the shallowest, each as long as its share of the work allows; every hook that was asked for there is compared
 //! at every position that was asked for. Where all positions come too late for that, the device runs the prefix too.
 
-use super::hooks::{ROUNDING, TIMES_ROUNDED, run};
+use super::hooks::{ROUNDING, TIMES_ROUNDED, run, runs};
 use super::measure::{self, TokenError};
 use crate::batch::Batch;
 use crate::config::Config;
@@ -101,26 +101,31 @@ impl Sample {
         progress: &dyn Fn(usize, usize),
     ) -> Result<Checked, RunError> {
         let config = params.config();
-        let (exact, rounded) = (params.for_device(), params.for_device());
         let mut checked = Checked { probes: self.probes, found: Vec::new() };
-        let n_probes = checked.probes.len();
-        for (n, probe) in checked.probes.iter_mut().enumerate() {
-            progress(n, n_probes);
+        let mut asked = Vec::new();
+        for probe in &mut checked.probes {
             let ids = &batch.ids_of(probe.text)[..probe.tokens];
             let alone = Batch::new(&[ids], config).expect("a part of a checked batch");
             let part = hooks.of_prefix(&probe.sites, probe.text, probe.tokens)?;
             probe.apart = part.is_none();
-            let request = part.unwrap_or_else(|| Hooks::whole(config, &probe.sites));
-            let by_itself = if probe.apart { Some(run(dev, params, &alone, &request).await?) } else { None };
-            let truth = run(&Reference, &exact, &alone, &request).await?;
-            let floor = run(&Rounded, &rounded, &alone, &request).await?;
+            asked.push((alone, part.unwrap_or_else(|| Hooks::whole(config, &probe.sites))));
+        }
+        let n = asked.len();
+        let truth = runs(&Reference, params, &asked, &|done| progress(done, 2 * n)).await?;
+        let floor = runs(&Rounded, params, &asked, &|done| progress(n + done, 2 * n)).await?;
+        for ((probe, (alone, request)), (truth, floor)) in
+            checked.probes.iter_mut().zip(&asked).zip(truth.iter().zip(&floor))
+        {
+            let by_itself = if probe.apart { Some(run(dev, params, alone, request).await?) } else { None };
             for (site, want) in truth.iter() {
                 let rounded = measure::tokens(site, floor.get(site).expect("the same request"), want.view()).error;
                 let shape = &want.shape()[1..];
                 probe.positions = shape[position_axis(site)];
                 let got = match &by_itself {
                     Some(capture) => capture.get(site).map(|got| got.index_axis_move(NdAxis(0), 0)),
-                    None => self.kept.get(&(site, probe.text)).map(|kept| cut(site, kept.view(), |axis, _| shape[axis])),
+                    None => {
+                        self.kept.get(&(site, probe.text)).map(|kept| cut(site, kept.view(), |axis, _| shape[axis]))
+                    }
                 };
                 // What was never seen is as wrong as can be.
                 let unseen = TokenError { error: f64::INFINITY, ..TokenError::default() };
@@ -131,7 +136,7 @@ impl Sample {
                 checked.found.push(Found { site, worst, allowed: ROUNDING.max(TIMES_ROUNDED * rounded) });
             }
         }
-        progress(n_probes, n_probes);
+        progress(2 * n, 2 * n);
         Ok(checked)
     }
 }

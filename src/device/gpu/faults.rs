@@ -31,7 +31,12 @@ pub static ALL: &[Plant] = &[
         "let head_start = wg.y * p.head_dim;",
         "let head_start = p.n_embd - (wg.y + 1u) * p.head_dim;",
     ),
-    plant("stale key block", "attention", "k_tile[lane.y * 17u + lane.x] = k_value;", "if d0 == 0u { k_tile[lane.y * 17u + lane.x] = k_value; }"),
+    plant(
+        "stale key block",
+        "attention",
+        "k_tile[lane.y * 17u + lane.x] = k_value;",
+        "if d0 == 0u { k_tile[lane.y * 17u + lane.x] = k_value; }",
+    ),
     plant(
         "barrier missing after the pattern",
         "attention",
@@ -40,14 +45,24 @@ pub static ALL: &[Plant] = &[
     ),
     plant("mask lets the next key in", "attention_scores", "key <= query)", "key <= query + 1u)"),
     plant("scale forgotten", "attention_scores", "score * p.scale", "score"),
-    plant("maximum not subtracted", "attention_pattern", "highest = workgroup_max(lane, highest);", "highest = workgroup_max(lane, highest) * 0.0;"),
+    plant(
+        "maximum not subtracted",
+        "attention_pattern",
+        "highest = workgroup_max(lane, highest);",
+        "highest = workgroup_max(lane, highest) * 0.0;",
+    ),
     plant(
         "barrier missing in the reduction",
         "attention_pattern",
         "reduce_scratch[lane] += reduce_scratch[lane + half];\n        }\n        workgroupBarrier();",
         "reduce_scratch[lane] += reduce_scratch[lane + half];\n        }",
     ),
-    plant("scratch read before it is written", "attention_pattern", "reduce_scratch[lane] = value;\n    workgroupBarrier();\n    for (var half = REDUCE_LANES / 2u; half > 0u; half /= 2u) {\n        if lane < half {\n            reduce_scratch[lane] = max", "workgroupBarrier();\n    for (var half = REDUCE_LANES / 2u; half > 0u; half /= 2u) {\n        if lane < half {\n            reduce_scratch[lane] = max"),
+    plant(
+        "scratch read before it is written",
+        "attention_pattern",
+        "reduce_scratch[lane] = value;\n    workgroupBarrier();\n    for (var half = REDUCE_LANES / 2u; half > 0u; half /= 2u) {\n        if lane < half {\n            reduce_scratch[lane] +=",
+        "workgroupBarrier();\n    for (var half = REDUCE_LANES / 2u; half > 0u; half /= 2u) {\n        if lane < half {\n            reduce_scratch[lane] +=",
+    ),
     plant(
         "heads swapped",
         "attention_mix",
@@ -56,13 +71,33 @@ pub static ALL: &[Plant] = &[
     ),
     plant("last key left out", "attention_mix", "k0 + lane.x < p.n_pos", "k0 + lane.x + 1u < p.n_pos"),
     plant("erf for tanh", "activation", "case 0u: { return gelu_tanh(x); }", "case 0u: { return gelu_erf(x); }"),
-    plant("half precision", "activation", "y[i] = f(x[i]);", "y[i] = unpack2x16float(pack2x16float(vec2<f32>(f(x[i]), 0.0))).x;"),
-    plant("NaN becomes a number", "attention_pattern", "select(select(result, 0.0, x < -87.0), x, is_nan)", "select(result, 0.0, x < -87.0)"),
-    plant("exp overflows", "activation", "let bounded = clamp(x, -87.0, 88.0);", "let bounded = clamp(x, -150.0, 150.0);"),
+    plant(
+        "half precision",
+        "activation",
+        "y[i] = f(x[i]);",
+        "y[i] = unpack2x16float(pack2x16float(vec2<f32>(f(x[i]), 0.0))).x;",
+    ),
+    plant(
+        "NaN becomes a number",
+        "attention_pattern",
+        "select(select(result, 0.0, x < -87.0), x, is_nan)",
+        "select(result, 0.0, x < -87.0)",
+    ),
+    plant(
+        "exp overflows",
+        "activation",
+        "let bounded = clamp(x, -87.0, 88.0);",
+        "let bounded = clamp(x, -150.0, 150.0);",
+    ),
     plant("second dimension of the grid forgotten", "activation", "(wg.y * n_wg.x + wg.x)", "(wg.x)"),
     plant("epsilon a tenth", "layer_norm", "mean, p.eps)", "mean, p.eps * 0.1)"),
     plant("mean not subtracted", "layer_norm", "(x[start + c] - mean) / scale", "x[start + c] / scale"),
-    plant("variance as a difference of squares", "layer_norm", "squares += d * d;", "squares += x[start + c] * x[start + c] - mean * mean;"),
+    plant(
+        "variance as a difference of squares",
+        "layer_norm",
+        "squares += d * d;",
+        "squares += x[start + c] * x[start + c] - mean * mean;",
+    ),
     plant("epsilon a tenth", "layer_norm_scale", "mean, p.eps)", "mean, p.eps * 0.1)"),
     plant("unbiased variance", "layer_norm_scale", "/ f32(max(cols, 1u)) + eps", "/ f32(max(cols, 2u) - 1u) + eps"),
     plant(
@@ -89,8 +124,18 @@ pub static ALL: &[Plant] = &[
     plant("one share of the sum left out", "linear_few", "share < 16u; share", "share < 15u; share"),
     plant("one head left out", "sum_heads", "var head = 0u;", "var head = 1u;"),
     plant("one row off", "rows", "(id - p.first) * p.w_stride", "(id - p.first + 1u) * p.w_stride"),
-    plant("small numbers flushed", "rows", "select(normal, subnormal, exponent == 0u)", "select(normal, 0.0, exponent == 0u)"),
-    plant("halves of a word swapped", "rows", "widen_f16(word & 0xffffu), widen_f16(word >> 16u)", "widen_f16(word >> 16u), widen_f16(word & 0xffffu)"),
+    plant(
+        "small numbers flushed",
+        "rows",
+        "select(normal, subnormal, exponent == 0u)",
+        "select(normal, 0.0, exponent == 0u)",
+    ),
+    plant(
+        "halves of a word swapped",
+        "rows",
+        "widen_f16(word & 0xffffu), widen_f16(word >> 16u)",
+        "widen_f16(word >> 16u), widen_f16(word & 0xffffu)",
+    ),
     plant("one last bit in a hundred thousand", "add", "a[i] + b[i]", "(a[i] + b[i]) * 1.00001"),
     plant("second dimension of the grid forgotten", "add", "(wg.y * n_wg.x + wg.x)", "(wg.x)"),
     plant("k one short", "unembed", "x_row < p.rows && k < p.k", "x_row < p.rows && k + 1u < p.k"),
@@ -119,6 +164,12 @@ fn from_environment() -> Option<&'static Plant> {
 /// A kernel's text with what is planted.
 pub(super) fn planted(kernel: &str, text: String) -> String {
     let Some(plant) = PLANTED.get().filter(|plant| plant.kernel == kernel) else { return text };
-    assert_eq!(text.matches(plant.find).count(), 1, "{kernel}: {}: {:?} is not there exactly once", plant.name, plant.find);
+    assert_eq!(
+        text.matches(plant.find).count(),
+        1,
+        "{kernel}: {}: {:?} is not there exactly once",
+        plant.name,
+        plant.find
+    );
     text.replace(plant.find, plant.put)
 }

@@ -1,0 +1,107 @@
+//! What comes back from a run. Owns [`Sink`], where recorded values go as they leave the device, and [`Capture`], the sink
+//! that keeps them in memory. `output/` has the sinks that write files. Knows sites, batches and requests; no device.
+//! Read next: `recorder.rs`, which fills a sink.
+
+use crate::batch::Batch;
+use crate::hooks::{HookError, Hooks};
+use crate::sites::Site;
+use ndarray::{ArrayD, ArrayViewD, Axis, CowArray, IxDyn, Slice};
+use std::collections::BTreeMap;
+
+/// Takes what a run records, piece by piece, so that nobody has to hold all of it.
+pub trait Sink {
+    /// One text's values at one site: the site's axes without the batch axis, in standard order, as long as this text is
+    /// ([`Hooks::shape_of_text`]). Pieces of one site come in the order of the texts; a text of which nothing was asked
+    /// is left out.
+    ///
+    /// # Errors
+    /// Ends the run: a full disk, say.
+    fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()>;
+}
+
+/// Where values can be had again, text by text: what formats that are written from front to back read.
+pub trait Arrays {
+    /// Every site with its shape, [batch, ...], in run order.
+    fn shapes(&self) -> Vec<(Site, Vec<usize>)>;
+
+    /// One text's values at one site, padded with zeros to the length of the longest.
+    ///
+    /// # Errors
+    /// Those of the file that holds them.
+    fn of_text(&self, site: Site, text: usize) -> std::io::Result<CowArray<'_, f32, IxDyn>>;
+}
+
+/// True where a site holds a NaN, or an infinity that is not a masked score's.
+pub fn has_non_number(site: Site, values: &ArrayViewD<'_, f32>) -> bool {
+    let masked = |v: f32| v == f32::NEG_INFINITY && matches!(site, Site::AttnScores(_));
+    values.iter().any(|v| !v.is_finite() && !masked(*v))
+}
+
+/// What one run recorded: one array per tapped site, [batch, ...] as the dictionary has it, in run order. Texts shorter
+/// than the longest are padded on the right with zeros.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Capture {
+    arrays: BTreeMap<Site, ArrayD<f32>>,
+}
+
+impl Capture {
+    /// Checks the request against the batch and makes room for what will come back, all zero.
+    ///
+    /// # Errors
+    /// [`HookError`] for positions or edit values that do not fit this batch, or arrays too large for this machine.
+    pub fn empty(hooks: &Hooks, batch: &Batch) -> Result<Capture, HookError> {
+        hooks.check_batch(batch)?;
+        let shapes = hooks.shapes(batch);
+        let numbers = |shape: &[usize]| shape.iter().map(|&n| n as u128).product::<u128>();
+        let bytes = shapes.iter().map(|(_, shape)| size_of::<f32>() as u128 * numbers(shape)).sum();
+        // All of it in one go: the system says no to a single request beyond what it has, and to many small ones too late.
+        // `zeros` takes memory that the system has zeroed, page by page as it is used, but aborts where there is none.
+        let room = usize::try_from(bytes).is_ok_and(|n| Vec::<u8>::new().try_reserve_exact(n).is_ok());
+        if !room {
+            return Err(HookError::Memory { bytes });
+        }
+        Ok(Capture { arrays: shapes.into_iter().map(|(site, shape)| (site, ArrayD::zeros(IxDyn(&shape)))).collect() })
+    }
+
+    /// The values of one site; `None` if it was not tapped.
+    pub fn get(&self, site: Site) -> Option<ArrayViewD<'_, f32>> {
+        self.arrays.get(&site).map(|array| array.view())
+    }
+
+    /// Takes the values of one site out.
+    pub fn take(&mut self, site: Site) -> Option<ArrayD<f32>> {
+        self.arrays.remove(&site)
+    }
+
+    /// The first site that holds a NaN or an infinity which is not a masked score's.
+    pub fn first_not_a_number(&self) -> Option<Site> {
+        self.iter().find(|(site, array)| has_non_number(*site, &array.view())).map(|(site, _)| site)
+    }
+
+    /// All sites in run order.
+    pub fn iter(&self) -> impl Iterator<Item = (Site, &ArrayD<f32>)> {
+        self.arrays.iter().map(|(site, array)| (*site, array))
+    }
+}
+
+impl Sink for Capture {
+    fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
+        let Some(array) = self.arrays.get_mut(&site) else { return Ok(()) };
+        let mut of_text = array.index_axis_mut(Axis(0), text);
+        for (axis, n) in values.shape().iter().enumerate() {
+            of_text.slice_axis_inplace(Axis(axis), Slice::from(..*n));
+        }
+        of_text.assign(&values);
+        Ok(())
+    }
+}
+
+impl Arrays for Capture {
+    fn shapes(&self) -> Vec<(Site, Vec<usize>)> {
+        self.iter().map(|(site, array)| (site, array.shape().to_vec())).collect()
+    }
+
+    fn of_text(&self, site: Site, text: usize) -> std::io::Result<CowArray<'_, f32, IxDyn>> {
+        Ok(self.arrays[&site].index_axis(Axis(0), text).into())
+    }
+}

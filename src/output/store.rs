@@ -1,0 +1,193 @@
+//! Arrays in a file whose places are known before the first value is: values are written where they belong as they come,
+//! so that nobody has to hold them all. Owns the file and the checksums; the formats own the layout and what stands between
+//! the arrays.
+
+use crate::capture::{Arrays, Sink};
+use crate::sites::Site;
+use ndarray::{ArrayD, ArrayViewD, Axis, CowArray, IxDyn};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Error, ErrorKind, Read, Result, Seek, SeekFrom, Write};
+use std::path::Path;
+
+/// Where one array lies, and of what shape it is.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Place {
+    /// Byte of the file at which it begins.
+    pub(super) start: u64,
+    /// [batch, ...].
+    pub(super) shape: Vec<usize>,
+}
+
+impl Place {
+    /// Bytes of the whole array.
+    pub(super) fn bytes(&self) -> u64 {
+        bytes_of(&self.shape)
+    }
+
+    /// Bytes of one text's part.
+    fn slab(&self) -> u64 {
+        bytes_of(&self.shape[1..])
+    }
+}
+
+/// Bytes of an f32 array; beyond any file where the shape is.
+pub(super) fn bytes_of(shape: &[usize]) -> u64 {
+    shape.iter().fold(size_of::<f32>() as u64, |bytes, n| bytes.saturating_mul(*n as u64))
+}
+
+/// What a file will be, to the byte, before anything is computed.
+pub(super) struct Layout {
+    /// What stands between the arrays: where, and the bytes.
+    pub(super) between: Vec<(u64, Vec<u8>)>,
+    /// The arrays.
+    pub(super) places: BTreeMap<Site, Place>,
+    /// Size of the whole file.
+    pub(super) size: u64,
+}
+
+impl Layout {
+    /// Arrays one after the other and nothing else.
+    pub(super) fn bare(shapes: Vec<(Site, Vec<usize>)>) -> Layout {
+        let mut size = 0u64;
+        let place = |(site, shape): (Site, Vec<usize>)| {
+            let place = Place { start: size, shape };
+            size = size.saturating_add(place.bytes());
+            (site, place)
+        };
+        let places = shapes.into_iter().map(place).collect();
+        Layout { between: Vec::new(), places, size }
+    }
+}
+
+/// A [`Layout`] that is being filled.
+pub(super) struct Store {
+    file: File,
+    places: BTreeMap<Site, Place>,
+    sums: Option<BTreeMap<Site, Running>>,
+}
+
+/// CRC-32 of the first `done` bytes of an array. Pieces come in order, so gaps are padding: zeros.
+#[derive(Default)]
+struct Running {
+    hash: crc32fast::Hasher,
+    done: u64,
+}
+
+impl Running {
+    fn add(&mut self, at: u64, bytes: &[u8]) {
+        self.pad(at);
+        self.hash.update(bytes);
+        self.done = at + bytes.len() as u64;
+    }
+
+    fn pad(&mut self, to: u64) {
+        const ZEROS: [u8; 4096] = [0; 4096];
+        while self.done < to {
+            let n = (to - self.done).min(ZEROS.len() as u64);
+            self.hash.update(&ZEROS[..n as usize]);
+            self.done += n;
+        }
+    }
+}
+
+impl Store {
+    /// Makes the file at `path`, as large as it will be, so that a disk that is too small says so before anything is
+    /// computed. With `sums`, checksums are kept for [`Store::checksum`].
+    pub(super) fn create(path: &Path, layout: &Layout, sums: bool) -> Result<Store> {
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
+        reserve(&file, layout.size)?;
+        let sums = sums.then(|| layout.places.keys().map(|site| (*site, Running::default())).collect());
+        let mut store = Store { file, places: layout.places.clone(), sums };
+        layout.between.iter().try_for_each(|(at, bytes)| store.write_at(*at, bytes))?;
+        Ok(store)
+    }
+
+    /// Writes bytes that belong to no array.
+    pub(super) fn write_at(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.file.seek(SeekFrom::Start(at))?;
+        self.file.write_all(bytes)
+    }
+
+    /// The checksum of a whole array, once all of it is here.
+    pub(super) fn checksum(&mut self, site: Site) -> Option<crc32fast::Hasher> {
+        let running = self.sums.as_mut()?.get_mut(&site)?;
+        running.pad(self.places.get(&site)?.bytes());
+        Some(running.hash.clone())
+    }
+
+    /// Writes `values` into the upper left corner of an array of shape `room` that begins `at` bytes into the array of `site`.
+    fn place(&mut self, site: Site, at: u64, values: ArrayViewD<'_, f32>, room: &[usize]) -> Result<()> {
+        match values.as_slice() {
+            Some(dense) if values.shape()[1..] == room[1..] => self.write(site, at, dense),
+            // One write for all rows, padding included: rows of patterns are short and many.
+            _ if room.len() == 2 => {
+                let mut padded = vec![0.0; values.len_of(Axis(0)) * room[1]];
+                for (row, slots) in values.outer_iter().zip(padded.chunks_exact_mut(room[1])) {
+                    row.iter().zip(slots).for_each(|(v, slot)| *slot = *v);
+                }
+                self.write(site, at, &padded)
+            }
+            _ => {
+                let step = bytes_of(&room[1..]);
+                let mut parts = (0..).zip(values.outer_iter());
+                parts.try_for_each(|(i, part)| self.place(site, at + i * step, part, &room[1..]))
+            }
+        }
+    }
+
+    fn write(&mut self, site: Site, at: u64, values: &[f32]) -> Result<()> {
+        // The formats are little-endian; so is every machine that actscope is built for.
+        const { assert!(cfg!(target_endian = "little")) };
+        let bytes = bytemuck::cast_slice(values);
+        if let Some(running) = self.sums.as_mut().and_then(|sums| sums.get_mut(&site)) {
+            running.add(at, bytes);
+        }
+        let start = self.places[&site].start;
+        self.write_at(start + at, bytes)
+    }
+}
+
+impl Sink for Store {
+    fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> Result<()> {
+        let Some(place) = self.places.get(&site) else { return Ok(()) };
+        let (at, room) = (text as u64 * place.slab(), place.shape[1..].to_vec());
+        self.place(site, at, values, &room)
+    }
+}
+
+impl Arrays for Store {
+    fn shapes(&self) -> Vec<(Site, Vec<usize>)> {
+        self.places.iter().map(|(site, place)| (*site, place.shape.clone())).collect()
+    }
+
+    fn of_text(&self, site: Site, text: usize) -> Result<CowArray<'_, f32, IxDyn>> {
+        let place = &self.places[&site];
+        let mut values = ArrayD::zeros(IxDyn(&place.shape[1..]));
+        let slots = values.as_slice_mut().expect("a new array is dense");
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(place.start + text as u64 * place.slab()))?;
+        file.read_exact(bytemuck::cast_slice_mut(slots))?;
+        Ok(values.into())
+    }
+}
+
+/// Makes a new file `size` bytes long, all zero, and takes the room for it where the file system can.
+fn reserve(file: &File, size: u64) -> Result<()> {
+    #[cfg(unix)]
+    if size > 0 {
+        use rustix::fs::{FallocateFlags, fallocate};
+        use rustix::io::Errno;
+        let refused = |e: Errno| matches!(e, Errno::NOSPC | Errno::DQUOT | Errno::FBIG);
+        // Others are no verdict on the disk: not every file system can do it, and then the writes will tell.
+        if let Err(e) = fallocate(file, FallocateFlags::empty(), 0, size)
+            && refused(e)
+        {
+            return Err(Error::from(e));
+        }
+    }
+    if size > i64::MAX as u64 {
+        return Err(ErrorKind::FileTooLarge.into());
+    }
+    file.set_len(size)
+}
