@@ -30,7 +30,8 @@ pub struct Step {
     pub op: &'static str,
     /// Shapes of what went in and came out.
     pub shape: String,
-    /// The weight that went in, or the last one that went into any operation before.
+    /// The weight that went in, or else the one nearby that tells the layer: the last that went into any operation before, and
+    /// for the steps of a LayerNorm the one after.
     pub weight: Option<String>,
     /// The row that was furthest off.
     pub row: usize,
@@ -86,7 +87,14 @@ impl<'a, D: Device> Lockstep<'a, D> {
     pub async fn finish(self) -> Result<Vec<Step>, DeviceError> {
         self.on_trial.submit();
         self.compare().await?;
-        Ok(self.steps.into_inner())
+        let mut steps = self.steps.into_inner();
+        // The steps of a LayerNorm come before the weight that tells whose it is.
+        for i in (1..steps.len()).rev() {
+            if matches!(steps[i - 1].op, "layer_norm_scale" | "layer_norm_normalize") {
+                steps[i - 1].weight = steps[i].weight.clone();
+            }
+        }
+        Ok(steps)
     }
 
     fn make(&self, op: &Op, x: &[&Tensor<D>], w: &[&Named<D::Matrix>]) -> Tensor<D> {

@@ -133,7 +133,7 @@ fn layer_norm() -> Vec<Case> {
         }
     }
     one(MANY_ROWS, 11, 1e-5, 1.0);
-    // An offset alone, which a variance by E[x²] - E[x]² does not survive: seen red at @@ times what is allowed. A mean of 300
+    // An offset alone, which a variance by E[x²] - E[x]² does not survive: seen red at 150 times what is allowed. A mean of 300
     // is only known to 3e-5.
     let mut x = random(65, 768, 1.0, 2);
     x.values.iter_mut().for_each(|v| *v += 300.0);
