@@ -1,5 +1,5 @@
 //! `actscope verify` and `extract --check` as users meet them: what they print, how they end, and that they refuse. That every
-//! fault is caught is `faults.rs`'s to show.
+//! fault is caught is `planted.rs`'s to show.
 
 #[path = "common/binary.rs"]
 mod binary;

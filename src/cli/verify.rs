@@ -148,14 +148,14 @@ fn hooks(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
             format!("{place}text {}, token {}", report.text_of(worst), worst.worst.position)
         };
         let ok = group.hooks.iter().all(|hook| hook.ok());
-        writeln!(
-            out,
+        let line = format!(
             "   {name:36} {:>8} {:>8}  {:>8} {known:>9}  {:3}  {place}",
             figure(worst.worst.error),
             figure(worst.allowed),
             figure(worst.rounded),
             mark(ok),
-        )?;
+        );
+        writeln!(out, "{}", line.trim_end())?;
     }
     writeln!(
         out,

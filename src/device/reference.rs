@@ -120,13 +120,9 @@ impl Device for Reference {
         for t in 0..x.rows {
             let sums = &mut y.data[t * w.cols..][..w.cols];
             for k in 0..w.rows {
-                for n in 0..w.cols {
-                    sums[n] += x.at(t, k) * w.at(k, n);
-                }
+                sums.iter_mut().zip(w.row(k)).for_each(|(sum, w)| *sum += x.at(t, k) * w);
             }
-            for n in 0..w.cols {
-                sums[n] += bias.at(0, n);
-            }
+            sums.iter_mut().zip(bias.row(0)).for_each(|(sum, bias)| *sum += bias);
         }
         y
     }

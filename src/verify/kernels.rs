@@ -45,7 +45,7 @@ pub struct Suite {
 
 struct Operation {
     name: &'static str,
-    cases: fn() -> Vec<Case>,
+    cases: list::MakeCases,
     expected: OnceLock<Vec<Vec<f32>>>,
 }
 

@@ -22,9 +22,12 @@ const MANY_ROWS: usize = 65_537;
 /// More elements than one dimension of a dispatch has lanes, as rows of 1,024.
 const MANY: usize = 4_097;
 
+/// Makes the cases of one operation.
+pub type MakeCases = fn() -> Vec<Case>;
+
 /// Every operation's cases, made when they are wanted: together they are several hundred megabytes. What brings values to the
 /// device and back comes first: where that is wrong, nothing else can be judged.
-pub static OPERATIONS: &[(&str, fn() -> Vec<Case>)] = &[
+pub static OPERATIONS: &[(&str, MakeCases)] = &[
     ("edit", edit),
     ("rows", rows),
     ("layer_norm", layer_norm),
