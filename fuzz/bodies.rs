@@ -95,7 +95,8 @@ pub fn shard_index(data: &[u8]) {
 pub fn tokenizer(data: &[u8]) {
     match Text::from_bytes("tokenizer.json", data) {
         Ok(text) => {
-            for sample in ["The cat sat on the mat.", "a", "\n\n  \t", "<|endoftext|>", "naïve 🙂 \u{202e}x", "1234 's"] {
+            for sample in ["The cat sat on the mat.", "a", "\n\n  \t", "<|endoftext|>", "naïve 🙂 \u{202e}x", "1234 's"]
+            {
                 let Ok(ids) = text.encode(sample) else { continue };
                 ids.iter().for_each(|id| assert!(text.token(*id).label().chars().all(|c| !c.is_control())));
             }

@@ -172,7 +172,9 @@ impl Files {
     /// [`Error::Text`] without a tokenizer, [`Error::Batch`] for empty or too long texts.
     pub fn encode(&self, texts: &[&str]) -> Result<Batch, Error> {
         let text = self.text()?;
-        let ids = texts.iter().map(|t| text.encode(t)).collect::<Result<Vec<_>, _>>()?;
+        let encode =
+            |(i, t): (usize, &&str)| text.check_length(i, t, self.config().n_positions).and_then(|()| text.encode(t));
+        let ids = texts.iter().enumerate().map(encode).collect::<Result<Vec<_>, _>>()?;
         Ok(Batch::new(&ids, self.config())?)
     }
 
@@ -280,6 +282,7 @@ impl Session {
     }
 
     /// Runs a batch and hands what `hooks` asked for to `sink` as it comes: memory does not grow with the number of texts.
+    /// What the sink has is worth nothing unless this succeeds: only then was the checkpoint left alone meanwhile.
     /// `progress` is told how many of how many blocks are done.
     ///
     /// # Errors
@@ -316,8 +319,8 @@ impl Session {
                 };
                 model::forward(dev, params, batch, texts, hooks, sink, Some(&told)).await?;
             }
-            Ok(())
-        })
+        });
+        Ok(self.files.checkpoint.check_unchanged()?)
     }
 
     /// [`Session::run_async`], waiting.

@@ -9,6 +9,7 @@ use std::path::Path;
 use thiserror::Error;
 use tokenizers::Tokenizer;
 use tokenizers::models::bpe::BPE;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 /// What can go wrong between text and tokens.
@@ -33,6 +34,20 @@ pub enum TextError {
     /// The tokenizer refused the text.
     #[error("the tokenizer could not cut the text: {0}")]
     Encode(String),
+    /// A text that cannot fit, by its length alone.
+    #[error(
+        "text {text} has {bytes} bytes, and the {n_positions} tokens that this model has positions for hold {most} at most; shorten it, or cut it off with --truncate"
+    )]
+    TooLong {
+        /// Which text, counted from 0.
+        text: usize,
+        /// Its length.
+        bytes: usize,
+        /// Tokens that fit.
+        n_positions: usize,
+        /// Bytes of that many of the longest token.
+        most: usize,
+    },
     /// A selector that stands for no token.
     #[error("--token {selector:?} matches no token of text {text}; {hint}")]
     NoMatch {
@@ -131,6 +146,26 @@ impl Text {
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
         let encoding = guarded(|| self.tokenizer.encode_fast(text, true)).map_err(TextError::Encode)?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Says no to a text of so many bytes that it surely has more than `n_positions` tokens: cutting takes a hundred times
+    /// the text's size in memory. `index` is the text's number, for the message.
+    ///
+    /// # Errors
+    /// [`TextError::TooLong`]. Text below a megabyte passes, and so does every text where tokens may stand for more bytes
+    /// than they have (tokenizers that are not byte-level).
+    pub fn check_length(&self, index: usize, text: &str, n_positions: usize) -> Result<(), TextError> {
+        const SHORT: usize = 1 << 20;
+        let byte_level = matches!(self.tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(_)));
+        if text.len() <= SHORT || !byte_level || self.tokenizer.get_normalizer().is_some() {
+            return Ok(());
+        }
+        let longest = self.tokenizer.get_vocab(true).keys().map(|written| written.len()).max().unwrap_or(0);
+        let most = longest.saturating_mul(n_positions);
+        if text.len() > most {
+            return Err(TextError::TooLong { text: index, bytes: text.len(), n_positions, most });
+        }
+        Ok(())
     }
 
     /// The token with this id.

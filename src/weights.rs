@@ -92,16 +92,55 @@ pub enum WeightsError {
         /// The file's name for it.
         found: String,
     },
+    /// The file is not the one that was opened any more.
+    #[error(
+        "{file} was changed while it was read, so what was computed from it means nothing; run again, and replace a checkpoint in use by renaming a new one over it"
+    )]
+    Changed {
+        /// The file.
+        file: String,
+    },
 }
 
-/// A mapped file. The map is read-only and private to us in intent but not in fact: whoever shortens the file while it is
-/// mapped makes reads beyond the new end fail as the system sees fit (SIGBUS on Unix). Nothing on this side can prevent
-/// that without a full copy in memory.
-struct Mapped(Mmap);
+/// A mapped file. The map is read-only and private to us in intent but not in fact. What we promise:
+///
+/// - A file that is *replaced* (a new one renamed over it, as downloads do) stays as it was for those who have it mapped.
+/// - A file that is *changed* in place, or shortened and filled again, is found out at the end of the run by its size and
+///   time of change ([`Checkpoint::check_unchanged`]), and the run fails.
+/// - A file that is *shortened* makes reads beyond its new end fail as the system sees fit. On Unix that is the signal
+///   SIGBUS, which no `Result` can carry: the binary catches it, says what happened, takes away what is half-written and
+///   ends with exit code 1; a library's caller gets the signal.
+///
+/// More would take a full copy in memory, which is what the map saves.
+struct Mapped {
+    map: Mmap,
+    file: std::fs::File,
+    /// Size and time of change when it was opened.
+    opened: (u64, Option<std::time::SystemTime>),
+}
+
+impl Mapped {
+    fn open(path: &Path) -> std::io::Result<Mapped> {
+        let file = std::fs::File::open(path)?;
+        let opened = size_and_time(&file)?;
+        // SAFETY: see the promises above.
+        let map = unsafe { Mmap::map(&file) }?;
+        Ok(Mapped { map, file, opened })
+    }
+}
+
+fn size_and_time(file: &std::fs::File) -> std::io::Result<(u64, Option<std::time::SystemTime>)> {
+    let metadata = file.metadata()?;
+    Ok((metadata.len(), metadata.modified().ok()))
+}
 
 impl Bytes for Mapped {
     fn bytes(&self) -> &[u8] {
-        &self.0
+        &self.map
+    }
+
+    fn unchanged(&self) -> bool {
+        size_and_time(&self.file).is_ok_and(|now| now == self.opened)
     }
 
     #[cfg(unix)]
@@ -109,7 +148,7 @@ impl Bytes for Mapped {
         use memmap2::UncheckedAdvice;
         // SAFETY: the map is a read-only view of a file, so a dropped page holds nothing that the file does not give back.
         // Failure only means that the memory stays in use.
-        let _ = unsafe { self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+        let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
     }
 }
 
@@ -142,11 +181,8 @@ impl Checkpoint {
             .into_iter()
             .map(|name| {
                 let path = folder.join(&name);
-                let failed = |source| WeightsError::Io { path: path.clone(), source };
-                let file = std::fs::File::open(&path).map_err(failed)?;
-                // SAFETY: see `Mapped`.
-                let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
-                Ok((path.display().to_string(), Arc::new(Mapped(map)) as Arc<dyn Bytes>))
+                let mapped = Mapped::open(&path).map_err(|source| WeightsError::Io { path: path.clone(), source })?;
+                Ok((path.display().to_string(), Arc::new(mapped) as Arc<dyn Bytes>))
             })
             .collect::<Result<_, WeightsError>>()?;
         Checkpoint::from_parts(folder, config_json, files)
@@ -215,6 +251,17 @@ impl Checkpoint {
     pub fn untied_unembedding(&self) -> Option<&Weight> {
         let (head, wte) = (self.tensors.get("lm_head.weight")?, self.tensors.get("wte.weight")?);
         (head.dtype != wte.dtype || head.blob.bytes() != wte.blob.bytes()).then_some(head)
+    }
+
+    /// Says no when a weight file is not what it was when it was opened: see the promises at `Mapped`.
+    ///
+    /// # Errors
+    /// [`WeightsError::Changed`] names the file.
+    pub fn check_unchanged(&self) -> Result<(), WeightsError> {
+        match self.files.iter().find(|(_, bytes, _)| !bytes.unchanged()) {
+            Some((file, ..)) => Err(WeightsError::Changed { file: file.clone() }),
+            None => Ok(()),
+        }
     }
 
     /// sha256, in hex, over config.json and each file's name, size and header; with `every_byte` over the weights too

@@ -43,12 +43,12 @@ fn complaints(output: &Output, culprit: &str) -> Vec<String> {
 }
 
 /// Runs the binary with `-q` under a limit on time and, on Linux, on memory: 3 GiB of addresses, which holds the mapped
-/// files and the threads' stacks.
+/// files and the threads' stacks, and 256 MiB of memory of its own.
 fn run_limited(args: &[OsString]) -> Output {
     let program = assert_cmd::cargo::cargo_bin("actscope");
     let mut command = if cfg!(target_os = "linux") {
         let mut shell = assert_cmd::Command::new("sh");
-        shell.args(["-c", "ulimit -v 3145728 && exec \"$0\" \"$@\""]).arg(program);
+        shell.args(["-c", "ulimit -v 3145728 && ulimit -d 262144 && exec \"$0\" \"$@\""]).arg(program);
         shell
     } else {
         assert_cmd::Command::new(program)
@@ -800,6 +800,20 @@ fn bad_texts() {
     );
 }
 
+/// Cutting takes a hundred times a text's size in memory; this one is refused by its length. (Cut, it passed the limit of
+/// 256 MiB.)
+#[test]
+fn a_text_that_can_never_fit() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("one_line.txt");
+    std::fs::write(&file, "All work and no play makes Jack a dull boy. ".repeat(1 << 20)).unwrap();
+    for command in ["extract", "tokens"] {
+        let output = run_limited(&[command.into(), "--file".into(), file.clone().into()]);
+        let wrong = complaints(&output, "text 0 has 46137344 bytes");
+        assert!(wrong.is_empty(), "{command}: {}", wrong.join("\n"));
+    }
+}
+
 #[test]
 fn bad_requests() {
     check_requests(
@@ -875,26 +889,17 @@ fn bad_output() {
     );
 }
 
-/// Root may write to every folder, so as root this runs as nobody.
 #[cfg(unix)]
 #[test]
 fn read_only_folder() {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
-    use std::os::unix::process::CommandExt;
+    use std::os::unix::fs::PermissionsExt;
     let mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    // Where nobody can reach it, whatever the target folder's own permissions are.
-    let program = folder.path().join("actscope");
-    std::fs::copy(assert_cmd::cargo::cargo_bin("actscope"), &program).unwrap();
     let locked = folder.path().join("locked");
     std::fs::create_dir(&locked).unwrap();
     mode(&locked, 0o555);
-    mode(folder.path(), 0o755);
-    let mut command = std::process::Command::new(program);
-    command.args(["extract", "hi", "-q", "--device", "cpu", "-o"]).arg(locked.join("x.npz")).current_dir("/");
-    if std::fs::metadata("/proc/self").map_or(std::fs::metadata(folder.path()).unwrap().uid(), |m| m.uid()) == 0 {
-        command.uid(65534).gid(65534);
-    }
+    let mut command = as_nobody(folder.path());
+    command.args(["extract", "hi", "-q", "--device", "cpu", "-o"]).arg(locked.join("x.npz"));
     let wrong = complaints(&command.output().unwrap(), "locked/x.npz");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert_eq!(names_in(&locked), [""; 0]);

@@ -18,7 +18,7 @@ use crate::output::OutputError;
 use crate::session::{Error, Files};
 use crate::text::{self, TextError};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::io::{BufRead, Write};
+use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -216,18 +216,40 @@ fn printable(message: &str) -> String {
     format!("{head} … {tail}")
 }
 
-/// Interrupted or told to end: takes away what is half-written and then dies as if nobody had listened, so that whoever
-/// waits for this process sees the signal (130 and 143 in a shell).
+/// Interrupted or told to end: takes away what is half-written, and a progress bar's line, and then dies as if nobody had
+/// listened, so that whoever waits for this process sees the signal (130 and 143 in a shell).
+///
+/// SIGBUS comes when a mapped file is shortened while it is read (`weights.rs` has the promises): then the same, but with
+/// a message and exit code 1.
 #[cfg(unix)]
 fn end_tidily_on_signals() {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let Ok(mut signals) = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM]) else { return };
+    use signal_hook::consts::{SIGBUS, SIGHUP, SIGINT, SIGTERM};
+    let Ok(mut signals) = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM, SIGBUS]) else { return };
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
             crate::output::abandon();
+            let mut stderr = std::io::stderr();
+            if stderr.is_terminal() {
+                let _ = stderr.write_all(b"\r\x1b[K");
+            }
+            if signal == SIGBUS {
+                let _ = writeln!(
+                    stderr,
+                    "actscope: a file became shorter while it was being read, so the run cannot go on; fetch or copy the \
+                     checkpoint again, and leave it alone while it is in use"
+                );
+                signal_hook::low_level::exit(1);
+            }
             let _ = signal_hook::low_level::emulate_default_handler(signal);
         }
     });
+    // The thread that read beyond the end would only do so again: it waits here until the other one has ended the process.
+    let wait = || {
+        std::thread::sleep(std::time::Duration::from_secs(5));
+        signal_hook::low_level::exit(1);
+    };
+    // SAFETY: sleeping and `_exit` are allowed in signal handlers.
+    let _ = unsafe { signal_hook::low_level::register(SIGBUS, wait) };
 }
 
 #[cfg(not(unix))]
@@ -287,6 +309,10 @@ impl TextArgs {
             self.ids.iter().map(|list| parse_ids(list)).collect::<Result<Vec<_>, _>>()?
         } else if !texts.is_empty() {
             let tokenizer = files.text()?;
+            if !self.truncate {
+                let most = files.config().n_positions;
+                texts.iter().enumerate().try_for_each(|(i, text)| tokenizer.check_length(i, text, most))?;
+            }
             texts.iter().map(|text| tokenizer.encode(text)).collect::<Result<Vec<_>, _>>()?
         } else {
             return Err(Failure::Usage(

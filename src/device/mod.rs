@@ -48,6 +48,11 @@ pub trait Bytes: Send + Sync {
 
     /// Tells the owner that `range` will hardly be read again, so that its memory may go to others meanwhile.
     fn release(&self, _range: Range<usize>) {}
+
+    /// False once somebody has changed them, as far as the owner can tell.
+    fn unchanged(&self) -> bool {
+        true
+    }
 }
 
 impl Bytes for Vec<u8> {

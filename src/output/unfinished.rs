@@ -7,16 +7,20 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 const PREFIX: &str = ".actscope-";
 
-/// A file in the folder that its process holds locked while it lives, and that is not empty once it is.
+/// A file in the folder that its process holds locked while it lives, and that is empty until it is.
 const LOCK: &str = "lock";
+
+/// After this long, a folder whose lock was never taken belongs to nobody: its process was killed before it came to that.
+const NOBODYS: Duration = Duration::from_secs(60);
 
 /// A folder of our own beside the place of a file.
 pub(super) struct Unfinished {
-    /// Unlocked first, then the folder goes. None where the file system knows no locks.
-    _lock: Option<File>,
+    /// Unlocked first, then the folder goes.
+    _lock: File,
     folder: tempfile::TempDir,
 }
 
@@ -29,7 +33,7 @@ impl Unfinished {
         let mut all = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(beside)?;
         all.push(folder.path().into());
-        Ok(Unfinished { _lock: lock(&folder.path().join(LOCK)).ok(), folder })
+        Ok(Unfinished { _lock: lock(&folder.path().join(LOCK))?, folder })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -43,12 +47,24 @@ impl Drop for Unfinished {
     }
 }
 
-/// Makes a file and keeps it locked. It stays empty until it is: whoever finds it empty knows nothing about its owner.
+/// Makes a file and keeps it locked. It stays empty until it is: whoever finds it empty knows nothing about its owner yet.
 fn lock(path: &Path) -> std::io::Result<File> {
     let mut file = File::create_new(path)?;
-    file.try_lock()?;
+    // Some file systems know no locks. Then nobody else gets one either, and the folder is never taken for a dead one's.
+    let _ = file.try_lock();
     file.write_all(b"locked while its process lives\n")?;
     Ok(file)
+}
+
+/// True when the process that made a folder is gone.
+fn is_dead(folder: &Path) -> bool {
+    match File::open(folder.join(LOCK)) {
+        Ok(file) if file.metadata().is_ok_and(|m| m.len() > 0) => file.try_lock().is_ok(),
+        _ => {
+            let made = std::fs::metadata(folder).and_then(|m| m.modified());
+            made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > NOBODYS))
+        }
+    }
 }
 
 /// Takes away what processes that were killed have left in `beside`. Whatever goes wrong here is no reason not to write.
@@ -56,9 +72,7 @@ fn clear_away(beside: &Path) {
     let Ok(entries) = std::fs::read_dir(beside) else { return };
     let ours = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(PREFIX.as_bytes());
     for folder in entries.flatten().filter(|entry| ours(&entry.file_name())).map(|entry| entry.path()) {
-        let Ok(file) = File::open(folder.join(LOCK)) else { continue };
-        let was_locked = file.metadata().is_ok_and(|m| m.len() > 0);
-        if was_locked && file.try_lock().is_ok() {
+        if is_dead(&folder) {
             // By name, so that nothing goes that is not ours.
             for name in [PART, VALUES, LOCK] {
                 let _ = std::fs::remove_file(folder.join(name));

@@ -37,6 +37,24 @@ pub fn run_well<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) ->
     stdout(&output)
 }
 
+/// The binary run by somebody for whom permissions hold: root may write to every folder, so as root this is nobody. `folder`
+/// gets a copy of the binary, and must be one that nobody can reach.
+#[cfg(unix)]
+pub fn as_nobody(folder: &Path) -> std::process::Command {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::os::unix::process::CommandExt;
+    // Where nobody can reach it, whatever the target folder's own permissions are.
+    let program = folder.join("actscope");
+    std::fs::copy(assert_cmd::cargo::cargo_bin("actscope"), &program).unwrap();
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = std::process::Command::new(program);
+    command.current_dir("/");
+    if std::fs::metadata("/proc/self").map_or(std::fs::metadata(folder).unwrap().uid(), |m| m.uid()) == 0 {
+        command.uid(65534).gid(65534);
+    }
+    command
+}
+
 /// Names of everything in a folder, hidden files too.
 pub fn names_in(folder: &Path) -> Vec<String> {
     let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().to_string_lossy().into_owned();

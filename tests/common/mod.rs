@@ -1,6 +1,8 @@
 //! What the tests share: the three devices, fixtures, and closeness.
 #![allow(dead_code)] // each test binary uses its part
 
+pub mod checkpoint;
+
 use actscope::device::Choice;
 use actscope::sites;
 use actscope::verify::measure;

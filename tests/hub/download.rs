@@ -220,6 +220,32 @@ fn wrong_bytes_are_fetched_again_once_and_never_kept() {
     assert!(!world.repo().join("blobs").join(sha256).exists());
 }
 
+/// A cache that an administrator filled, and nobody else may write to.
+#[cfg(unix)]
+#[test]
+fn a_cache_that_may_only_be_read() {
+    let world = World::new();
+    let first = world.tokens("gpt2", &[]).ok();
+    let as_reader = |world: &World| {
+        let home = world.home.path();
+        let mut command = crate::binary::as_nobody(home);
+        let status = std::process::Command::new("chmod").args(["-R", "a-w,a+rX"]).arg(world.cache()).status();
+        assert!(status.unwrap().success());
+        command.env("HF_HOME", home).env("HF_ENDPOINT", &world.hub.url).args(["tokens", "-m", "gpt2", "The cat sat."]);
+        let ran = crate::finish(command.output().unwrap());
+        // So that the folder can be taken away where this is not root.
+        std::process::Command::new("chmod").args(["-R", "u+w"]).arg(world.cache()).status().unwrap();
+        ran
+    };
+    assert_eq!(as_reader(&world).ok().stdout, first.stdout);
+
+    let empty = World::new();
+    std::fs::create_dir(empty.cache()).unwrap();
+    let ran = as_reader(&empty).failed(&["Permission denied", "hub"]);
+    assert_eq!(ran.stderr.lines().filter(|line| line.starts_with("actscope: ")).count(), 1, "{}", ran.stderr);
+    assert_eq!(std::fs::read_dir(empty.cache()).unwrap().count(), 0);
+}
+
 #[test]
 fn shards_and_a_missing_tokenizer() {
     let world = World::of("someone/sharded", &fixture("odd_bf16_sharded"));

@@ -61,14 +61,13 @@ impl Gpu {
         let (adapter, device, queue) = adapter::open(hardware_only).await?;
         let fault = Fault::default();
         let on_error = fault.clone();
-        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| on_error.keep(e.to_string())));
+        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| match e {
+            wgpu::Error::OutOfMemory { .. } => on_error.keep("it is out of memory"),
+            e => on_error.keep(&e.to_string()),
+        }));
+        // Dropping the device "loses" it too; then nobody asks any more.
         let on_lost = fault.clone();
-        device.set_device_lost_callback(move |reason, message| {
-            // Dropping the device "loses" it too, at the end of every run.
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                on_lost.keep(format!("the device was lost: {message}"));
-            }
-        });
+        device.set_device_lost_callback(move |_, message| on_lost.lost(&message));
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let staging_usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         Ok(Gpu {
@@ -84,6 +83,21 @@ impl Gpu {
             queue,
             fault,
         })
+    }
+
+    /// Ends the device, as a driver does that resets its GPU: whatever runs on it fails from here on. For tests of that.
+    #[doc(hidden)]
+    pub fn destroy(&self) {
+        self.device.destroy();
+    }
+
+    /// A result, unless something went wrong up to here.
+    fn outcome<T>(&self, result: Result<T, String>) -> Result<T, DeviceError> {
+        if result.is_err() || self.fault.any() {
+            // That the device is lost is only told to those who poll.
+            let _ = self.device.poll(wgpu::PollType::Poll);
+        }
+        self.fault.or(result)
     }
 
     /// The whole of a tensor.
@@ -109,10 +123,8 @@ impl Gpu {
     /// The one buffer of a weight that operations do not cut.
     fn uncut<'a>(&self, w: &'a Matrix) -> Binding<'a> {
         if w.chunks.len() > 1 {
-            self.fault.keep(format!(
-                "the weight {:?} is larger than one binding of this adapter ({} bytes)",
-                w.name, self.max_binding
-            ));
+            let (name, most) = (&w.name, self.max_binding);
+            self.fault.keep(&format!("the weight {name:?} is larger than one binding of this adapter ({most} bytes)"));
         }
         whole(&w.chunks[0].buffer)
     }
@@ -484,11 +496,11 @@ impl Device for Gpu {
     }
 
     async fn settle(&self, running: usize) -> Result<(), DeviceError> {
-        self.fault.or(self.recording.settle(running).await)
+        self.outcome(self.recording.settle(running).await)
     }
 
     async fn read(&self, staged: Staged) -> Result<Vec<f32>, DeviceError> {
-        self.fault.or(staged.staging.read(&self.device, staged.at, staged.len).await)
+        self.outcome(staged.staging.read(&self.device, staged.at, staged.len).await)
     }
 }
 
