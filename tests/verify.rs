@@ -23,16 +23,24 @@ use sha2::{Digest, Sha256};
 use std::path::Path;
 use std::process::Output;
 use std::rc::Rc;
+use std::time::Duration;
+
+/// The binary, with time for a machine that has other things to do.
+fn patient(args: &[&str]) -> assert_cmd::Command {
+    let mut command = actscope(args);
+    command.timeout(Duration::from_secs(600));
+    command
+}
 
 /// The binary with a fault planted in one of its kernels.
 fn planted(plant: &str, args: &[&str]) -> Output {
-    actscope(args).env("ACTSCOPE_PLANT", plant).output().unwrap()
+    patient(args).env("ACTSCOPE_PLANT", plant).output().unwrap()
 }
 
 #[test]
 fn a_right_device_is_called_right() {
     for device in ["cpu", "gpu"] {
-        let output = run(["verify", "--device", device]);
+        let output = patient(&["verify", "--device", device]).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         let table = stdout(&output);
         for part in ["linear", "attention_pattern", "blocks.*.hook_resid_post", "PyTorch ", "none parts", "all right"] {

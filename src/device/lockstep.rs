@@ -23,6 +23,9 @@ const LAST_BITS: f64 = 32.0;
 /// The part of its own norm by which a row may be off whatever its inputs are: the numeric policy's bound.
 const ROUNDING: f64 = 4e-6;
 
+/// Reading values back is compared like an operation.
+const COPY: &str = "copy_out";
+
 /// One operation that was carried out on both sides.
 #[derive(Clone, Debug)]
 pub struct Step {
@@ -88,10 +91,17 @@ impl<'a, D: Device> Lockstep<'a, D> {
         self.on_trial.submit();
         self.compare().await?;
         let mut steps = self.steps.into_inner();
-        // The steps of a LayerNorm come before the weight that tells whose it is.
-        for i in (1..steps.len()).rev() {
-            if matches!(steps[i - 1].op, "layer_norm_scale" | "layer_norm_normalize") {
-                steps[i - 1].weight = steps[i].weight.clone();
+        // The steps of a LayerNorm come before the weight that tells whose it is, and a copy belongs to what it is of.
+        let mut after = None;
+        for step in steps.iter_mut().rev().filter(|step| step.op != COPY) {
+            match step.op {
+                "layer_norm_scale" | "layer_norm_normalize" => step.weight = after.clone(),
+                _ => after = step.weight.clone(),
+            }
+        }
+        for i in 1..steps.len() {
+            if steps[i].op == COPY {
+                steps[i].weight = steps[i - 1].weight.clone();
             }
         }
         Ok(steps)
@@ -250,7 +260,16 @@ impl<D: Device> Device for Lockstep<'_, D> {
     }
 
     fn copy_out(&self, x: &Tensor<D>, window: &Window) -> Vec<f32> {
-        Reference.copy_out(&x.truth, window)
+        let truth = Reference.copy_out(&x.truth, window);
+        let shape = format!("rows {:?} columns {:?} of {:?}", window.rows, window.cols, Reference.shape(&x.truth));
+        self.pending.borrow_mut().push(Pending {
+            step: Step { op: COPY, shape, weight: self.weight.borrow().clone(), row: 0, error: 0.0, share: 0.0 },
+            staged: self.on_trial.copy_out(&x.on_trial, window),
+            cols: window.cols.len(),
+            moved: truth.clone(),
+            truth: truth.clone(),
+        });
+        truth
     }
 
     fn submit(&self) {
