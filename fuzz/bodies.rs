@@ -110,7 +110,7 @@ pub fn tokenizer(data: &[u8]) {
 /// `--hook`.
 pub fn hook_pattern(data: &[u8]) {
     let Ok(pattern) = std::str::from_utf8(data) else { return };
-    for n_layer in [1, 12] {
+    for n_layer in [1, 3] {
         match sites::resolve(pattern, n_layer) {
             Ok(found) => {
                 assert!(!found.is_empty() && found.is_sorted());

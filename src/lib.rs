@@ -39,7 +39,8 @@ pub mod text;
 pub mod verify;
 pub mod weights;
 
+pub use capture::Capture;
 pub use device::{Choice, Edit};
-pub use hooks::{Capture, Hooks, Select};
+pub use hooks::{Hooks, Select};
 pub use session::{Error, Files, Session};
 pub use sites::Site;

@@ -163,12 +163,10 @@ fn block<D: Device>(
 ) -> Result<D::Tensor, Stop> {
     let l = layer;
     let x = hooks.at(dev, Site::ResidPre(l), x)?;
-    let normed = norm(dev, config, &w.ln_1, &x, [Site::Ln1Scale(l), Site::Ln1Normalized(l), Site::Ln1Out(l)], hooks)?;
-    let attn_out = attention(dev, config, l, w, normed, batch, hooks)?;
-    let x = hooks.at(dev, Site::ResidMid(l), dev.add(&x, &attn_out))?;
-    let normed = norm(dev, config, &w.ln_2, &x, [Site::Ln2Scale(l), Site::Ln2Normalized(l), Site::Ln2Out(l)], hooks)?;
-    let mlp_out = mlp(dev, config, l, w, normed, hooks)?;
-    hooks.at(dev, Site::ResidPost(l), dev.add(&x, &mlp_out))
+    let x = attention(dev, config, l, w, &x, batch, hooks)?;
+    let x = hooks.at(dev, Site::ResidMid(l), x)?;
+    let x = mlp(dev, config, l, w, &x, hooks)?;
+    hooks.at(dev, Site::ResidPost(l), x)
 }
 
 /// LayerNorm in one kernel, or in the steps that the sites in between need.
@@ -191,19 +189,20 @@ fn norm<D: Device>(
     hooks.at(dev, out_site, out)
 }
 
-/// Attention in one kernel that never stores the pattern, or, where scores or pattern are wanted, in steps, so that the
-/// pattern really is what multiplies v. The same for the output projection and the heads' own parts of it.
+/// `x + attn(ln_1(x))`. Attention in one kernel that never stores the pattern, or, where scores or pattern are wanted, in
+/// steps, so that the pattern really is what multiplies v. The same for the output projection and the heads' own parts of it.
 fn attention<D: Device>(
     dev: &D,
     config: &Config,
     l: usize,
     w: &Block<D::Matrix>,
-    x: D::Tensor,
+    x: &D::Tensor,
     batch: &Batch,
     hooks: &mut Recorder<'_, D>,
 ) -> Result<D::Tensor, Stop> {
+    let normed = norm(dev, config, &w.ln_1, x, [Site::Ln1Scale(l), Site::Ln1Normalized(l), Site::Ln1Out(l)], hooks)?;
     let heads = Heads { n_head: config.n_head, scale: config.attn_scale(l) };
-    let qkv = dev.linear(&x, &w.c_attn.weight, &w.c_attn.bias);
+    let qkv = dev.linear(&normed, &w.c_attn.weight, &w.c_attn.bias);
     let qkv = hooks.at_each(dev, [Site::Q(l), Site::K(l), Site::V(l)], qkv)?;
     let z = if hooks.wants(Site::AttnScores(l)) || hooks.wants(Site::Pattern(l)) {
         let mut z = dev.empty(batch.ids().len(), config.n_embd);
@@ -219,24 +218,46 @@ fn attention<D: Device>(
     };
     let z = hooks.at(dev, Site::Z(l), z)?;
     let w = &w.attn_c_proj;
-    let out = if hooks.wants(Site::Result(l)) {
+    if hooks.wants(Site::Result(l)) {
         let parts = hooks.at(dev, Site::Result(l), dev.linear_by_head(&z, &w.weight, config.n_head))?;
-        dev.sum_heads(&parts, &w.bias, config.n_head)
-    } else {
-        dev.linear(&z, &w.weight, &w.bias)
-    };
-    hooks.at(dev, Site::AttnOut(l), out)
+        let out = hooks.at(dev, Site::AttnOut(l), dev.sum_heads(&parts, &w.bias, config.n_head))?;
+        return Ok(dev.add(x, &out));
+    }
+    add_projection(dev, x, &z, w, Site::AttnOut(l), hooks)
 }
 
+/// `x + mlp(ln_2(x))`.
 fn mlp<D: Device>(
     dev: &D,
     config: &Config,
     l: usize,
     w: &Block<D::Matrix>,
-    x: D::Tensor,
+    x: &D::Tensor,
     hooks: &mut Recorder<'_, D>,
 ) -> Result<D::Tensor, Stop> {
-    let pre = hooks.at(dev, Site::MlpPre(l), dev.linear(&x, &w.c_fc.weight, &w.c_fc.bias))?;
-    let post = hooks.at(dev, Site::MlpPost(l), dev.activation(&pre, config.activation))?;
-    hooks.at(dev, Site::MlpOut(l), dev.linear(&post, &w.mlp_c_proj.weight, &w.mlp_c_proj.bias))
+    let normed = norm(dev, config, &w.ln_2, x, [Site::Ln2Scale(l), Site::Ln2Normalized(l), Site::Ln2Out(l)], hooks)?;
+    let post = if hooks.wants(Site::MlpPre(l)) {
+        let pre = hooks.at(dev, Site::MlpPre(l), dev.linear(&normed, &w.c_fc.weight, &w.c_fc.bias))?;
+        dev.activation(&pre, config.activation)
+    } else {
+        dev.linear_activation(&normed, &w.c_fc.weight, &w.c_fc.bias, config.activation)
+    };
+    let post = hooks.at(dev, Site::MlpPost(l), post)?;
+    add_projection(dev, x, &post, &w.mlp_c_proj, Site::MlpOut(l), hooks)
+}
+
+/// `x + y . w + bias`, in one kernel unless what is added is itself wanted.
+fn add_projection<D: Device>(
+    dev: &D,
+    x: &D::Tensor,
+    y: &D::Tensor,
+    w: &Biased<D::Matrix>,
+    added: Site,
+    hooks: &mut Recorder<'_, D>,
+) -> Result<D::Tensor, Stop> {
+    if hooks.wants(added) {
+        let out = hooks.at(dev, added, dev.linear(y, &w.weight, &w.bias))?;
+        return Ok(dev.add(x, &out));
+    }
+    Ok(dev.linear_add(x, y, &w.weight, &w.bias))
 }

@@ -276,9 +276,17 @@ impl Session {
         hooks: &Hooks,
         progress: Option<&dyn Fn(usize, usize)>,
     ) -> Result<Capture, Error> {
+        self.check(batch, hooks)?;
         let mut capture = Capture::empty(hooks, batch)?;
         self.run_into_async(batch, hooks, &mut capture, progress).await?;
         Ok(capture)
+    }
+
+    /// That a request and a batch are for this model, and for each other.
+    fn check(&self, batch: &Batch, hooks: &Hooks) -> Result<(), Error> {
+        hooks.check_model(self.files.config())?;
+        batch.check(self.files.config())?;
+        Ok(hooks.check_batch(batch)?)
     }
 
     /// Runs a batch and hands what `hooks` asked for to `sink` as it comes: memory does not grow with the number of texts.
@@ -294,10 +302,8 @@ impl Session {
         sink: &mut dyn Sink,
         progress: Option<&dyn Fn(usize, usize)>,
     ) -> Result<(), Error> {
+        self.check(batch, hooks)?;
         let config = self.files.config();
-        hooks.check_model(config)?;
-        batch.check(config)?;
-        hooks.check_batch(batch)?;
         on_engine!(&self.engine, (dev, params) => {
             let max_tokens = model::max_tokens(dev, config, hooks).min(MAX_TOKENS);
             // A text that records much counts as more tokens than it has.

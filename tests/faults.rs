@@ -289,7 +289,7 @@ fn run_with_a_checkpoint_that_changes(change: impl FnOnce(&Path)) -> (Option<i32
     change(&weights);
     let mut talk = String::new();
     reader.read_to_string(&mut talk).unwrap();
-    let last = talk.lines().last().unwrap_or_default().to_string();
+    let last = talk.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default().to_string();
     (child.wait().unwrap().code(), last, names_in(folder.path()), std::fs::read(&out).unwrap())
 }
 

@@ -68,7 +68,15 @@ prop_compose! {
 
 impl Made {
     fn checkpoint(&self) -> Rc<Checkpoint> {
-        let weights = checkpoint::random(&self.config, |i| self.dtypes[i % self.dtypes.len()], self.seed);
+        self.of(checkpoint::random(&self.config, |i| self.dtypes[i % self.dtypes.len()], self.seed))
+    }
+
+    /// The same with every weight off by a few rounding errors.
+    fn nudged(&self, nudge: u64) -> Rc<Checkpoint> {
+        self.of(checkpoint::random_nudged(&self.config, |i| self.dtypes[i % self.dtypes.len()], self.seed, nudge))
+    }
+
+    fn of(&self, weights: Vec<u8>) -> Rc<Checkpoint> {
         Rc::new(Checkpoint::from_bytes("made", &self.config.to_string(), Arc::new(weights)).unwrap())
     }
 
@@ -87,10 +95,13 @@ fn everything<D: Device>(dev: &D, checkpoint: Rc<Checkpoint>, batch: &Batch) -> 
     capture
 }
 
-/// How far a hook may be from the reference, by the largest norm that it has at any token. Made-up weights are harsher than
-/// trained ones: they have heads whose scores cancel and LayerNorms over one or two numbers. Worst seen in 5,000 cases:
-/// WORST on cpu, WORST on gpu.
-const APART: f64 = 1e-4;
+/// Made-up weights are harsher than trained ones: heads whose scores cancel, LayerNorms over two nearly equal numbers. How
+/// much a checkpoint magnifies rounding errors is seen from the reference itself, with every weight off by a few of them; a device may
+/// be SLACK times as far from the reference as that, or ALWAYS, by the largest value that the hook holds.
+///
+/// Worst seen, as a share of what is allowed: 0.64 in 5,000 cases on cpu, 0.24 in 400 on gpu. With erf for tanh on cpu: 20.
+const SLACK: f64 = 20.0;
+const ALWAYS: f64 = 4e-6;
 
 /// The largest distance of a token's values over the largest size of one.
 fn apart(got: &ArrayD<f32>, want: &ArrayD<f32>) -> f64 {
@@ -119,12 +130,15 @@ fn agree(choice: Choice, cases: u32) {
             AnyDevice::Gpu(dev) => everything(dev, checkpoint, &batch),
             AnyDevice::Reference(_) => unreachable!(),
         };
+        let nudged: Vec<Capture> = (1..5).map(|n| everything(&reference, made.nudged(n), &batch)).collect();
         for ((site, got), (_, want)) in got.iter().zip(want.iter()) {
             let off = apart(got, want);
-            if off > worst.borrow().0 {
-                worst.replace((off, site.name()));
+            let moved = nudged.iter().map(|n| apart(&n.get(site).unwrap().to_owned(), want)).fold(0.0, f64::max);
+            let share = off / (ALWAYS + SLACK * moved);
+            if share > worst.borrow().0 {
+                worst.replace((share, format!("{site}, {off:e} apart")));
             }
-            prop_assert!(off <= APART, "{site}: {off:e} apart");
+            prop_assert!(share <= 1.0, "{site}: {off:e} apart, where rounding the weights moves it by {moved:e}");
         }
         Ok(())
     };
@@ -258,15 +272,23 @@ fn whatever_is_typed_is_answered() {
         name
     });
     let pattern = prop_oneof![broken_name, "\\PC{0,40}", "[*?a-z._0-9]{0,60}"];
-    runner(300).run(&pattern, |s| Ok(fuzz::hook_pattern(s.as_bytes()))).unwrap_or_else(|e| panic!("{e}"));
+    let all = |strategy: BoxedStrategy<String>, cases: u32, body: fn(&[u8])| {
+        let one = |s: String| {
+            body(s.as_bytes());
+            Ok(())
+        };
+        runner(cases).run(&strategy, one).unwrap_or_else(|e| panic!("{e}"));
+    };
+    all(pattern.boxed(), 300, fuzz::hook_pattern);
     let selector = prop_oneof!["[-.0-9\"]{0,24}", "\\PC{0,20}", " ?(The|cat|3)\n-?[0-9]{1,20}\\.\\.-?[0-9]{0,20}"];
-    runner(2000).run(&selector, |s| Ok(fuzz::token_selector(s.as_bytes()))).unwrap_or_else(|e| panic!("{e}"));
+    all(selector.boxed(), 2000, fuzz::token_selector);
 }
 
 /// The fuzz targets' seeds, and every finding that was added to them, through the same code that is fuzzed.
 #[test]
 fn fuzz_seeds() {
-    let bodies: [(&str, fn(&[u8])); 6] = [
+    type Body = fn(&[u8]);
+    let bodies: [(&str, Body); 6] = [
         ("config", fuzz::config),
         ("safetensors", fuzz::safetensors),
         ("shard_index", fuzz::shard_index),

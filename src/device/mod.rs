@@ -113,12 +113,26 @@ pub struct Weight {
 impl Weight {
     /// Element `i` in storage order, widened to f64 without loss.
     pub fn to_f64(&self) -> Vec<f64> {
-        self.map(f64::from, |x| x.to_f64(), |x| x.to_f64())
+        self.to_f32().into_iter().map(f64::from).collect()
     }
 
     /// All elements in storage order, widened to f32 without loss.
     pub fn to_f32(&self) -> Vec<f32> {
-        self.map(|x| x, |x| x.to_f32(), |x| x.to_f32())
+        let mut values = vec![0.0; self.rows * self.cols];
+        self.widen(0, &mut values);
+        values
+    }
+
+    /// Elements `first ..` in storage order, widened to f32 without loss, into the whole of `out`.
+    pub fn widen(&self, first: usize, out: &mut [f32]) {
+        let bytes = &self.blob.bytes()[first * self.dtype.size()..][..out.len() * self.dtype.size()];
+        // Checkpoints are little-endian and need not be aligned: read byte groups, not casts.
+        let (pairs, fours) = (bytes.as_chunks::<2>().0, bytes.as_chunks::<4>().0);
+        match self.dtype {
+            Dtype::F32 => out.iter_mut().zip(fours).for_each(|(y, b)| *y = f32::from_le_bytes(*b)),
+            Dtype::F16 => out.iter_mut().zip(pairs).for_each(|(y, b)| *y = half::f16::from_le_bytes(*b).to_f32()),
+            Dtype::Bf16 => out.iter_mut().zip(pairs).for_each(|(y, b)| *y = half::bf16::from_le_bytes(*b).to_f32()),
+        }
     }
 
     /// The same numbers, rounded to another way of storing them; `None` where a finite one would become infinite.
@@ -135,17 +149,6 @@ impl Weight {
         self.blob.release();
         let range = 0..bytes.len();
         Some(Weight { name: self.name.clone(), dtype, blob: Blob::new(Arc::new(bytes), range), ..*self })
-    }
-
-    fn map<T>(&self, from32: fn(f32) -> T, from16: fn(half::f16) -> T, from_b16: fn(half::bf16) -> T) -> Vec<T> {
-        // Checkpoints are little-endian and need not be aligned: read byte groups, not casts.
-        let bytes = self.blob.bytes();
-        let (pairs, fours) = (bytes.as_chunks::<2>().0, bytes.as_chunks::<4>().0);
-        match self.dtype {
-            Dtype::F32 => fours.iter().map(|b| from32(f32::from_le_bytes(*b))).collect(),
-            Dtype::F16 => pairs.iter().map(|b| from16(half::f16::from_le_bytes(*b))).collect(),
-            Dtype::Bf16 => pairs.iter().map(|b| from_b16(half::bf16::from_le_bytes(*b))).collect(),
-        }
     }
 }
 
@@ -325,6 +328,22 @@ pub trait Device {
 
     /// `x . w + bias`: x [T, K], w [K, N] as Conv1D stores it, bias [1, N] -> [T, N].
     fn linear(&self, x: &Self::Tensor, w: &Self::Matrix, bias: &Self::Matrix) -> Self::Tensor;
+
+    /// `f(x . w + bias)`: as [`Device::linear`] and [`Device::activation`], in one go where a device can.
+    fn linear_activation(
+        &self,
+        x: &Self::Tensor,
+        w: &Self::Matrix,
+        bias: &Self::Matrix,
+        f: Activation,
+    ) -> Self::Tensor {
+        self.activation(&self.linear(x, w, bias), f)
+    }
+
+    /// `a + x . w + bias`: as [`Device::linear`] and [`Device::add`], in one go where a device can.
+    fn linear_add(&self, a: &Self::Tensor, x: &Self::Tensor, w: &Self::Matrix, bias: &Self::Matrix) -> Self::Tensor {
+        self.add(a, &self.linear(x, w, bias))
+    }
 
     /// Each head's own part of `z . w`: z [T, H d], w [H d, N] -> [T, H N], head by head.
     fn linear_by_head(&self, z: &Self::Tensor, w: &Self::Matrix, n_head: usize) -> Self::Tensor;

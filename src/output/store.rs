@@ -176,8 +176,14 @@ impl Arrays for Store {
 fn reserve(file: &File, size: u64) -> Result<()> {
     #[cfg(unix)]
     if size > 0 {
-        use rustix::fs::{FallocateFlags, fallocate};
+        use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
         use rustix::io::Errno;
+        // Asked first: some file systems would fill the disk for everybody before they say that it is full.
+        if let Ok(disk) = fstatvfs(file)
+            && disk.f_bavail.saturating_mul(disk.f_frsize) < size
+        {
+            return Err(Error::from(Errno::NOSPC));
+        }
         let refused = |e: Errno| matches!(e, Errno::NOSPC | Errno::DQUOT | Errno::FBIG);
         // Others are no verdict on the disk: not every file system can do it, and then the writes will tell.
         if let Err(e) = fallocate(file, FallocateFlags::empty(), 0, size)

@@ -45,7 +45,9 @@ pub fn as_nobody(folder: &Path) -> std::process::Command {
     use std::os::unix::process::CommandExt;
     // Where nobody can reach it, whatever the target folder's own permissions are.
     let program = folder.join("actscope");
-    std::fs::copy(assert_cmd::cargo::cargo_bin("actscope"), &program).unwrap();
+    // By another process: a program that this one has open for writing, while a test beside forks, cannot be started.
+    let copied = std::process::Command::new("cp").arg(assert_cmd::cargo::cargo_bin("actscope")).arg(&program).status();
+    assert!(copied.unwrap().success());
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
     let mut command = std::process::Command::new(program);
     command.current_dir("/");

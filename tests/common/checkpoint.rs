@@ -69,6 +69,32 @@ fn header(config: &Value, dtype: impl Fn(usize) -> &'static str) -> (Vec<u8>, us
 pub fn random(config: &Value, dtype: impl Fn(usize) -> &'static str, seed: u64) -> Vec<u8> {
     let (mut file, end) = header(config, &dtype);
     file.reserve(end);
+    each_random(config, seed, |i, x| match dtype(i) {
+        "F32" => file.extend(x.to_le_bytes()),
+        "F16" => file.extend(half::f16::from_f32(x).to_le_bytes()),
+        _ => file.extend(half::bf16::from_f32(x).to_le_bytes()),
+    });
+    file
+}
+
+/// The checkpoint that [`random`] makes, as F32, with every weight off by up to four rounding errors of an f32.
+pub fn random_nudged(config: &Value, dtype: impl Fn(usize) -> &'static str, seed: u64, nudge: u64) -> Vec<u8> {
+    let mut file = header(config, |_| "F32").0;
+    let mut random = Random(nudge);
+    each_random(config, seed, |i, x| {
+        let stored = match dtype(i) {
+            "F32" => x,
+            "F16" => half::f16::from_f32(x).to_f32(),
+            _ => half::bf16::from_f32(x).to_f32(),
+        };
+        let nudged = f64::from(stored) * (1.0 + 4.0 * f64::from(f32::EPSILON * random.float()));
+        file.extend((nudged as f32).to_le_bytes());
+    });
+    file
+}
+
+/// Every random weight with its tensor's number.
+fn each_random(config: &Value, seed: u64, mut take: impl FnMut(usize, f32)) {
     let mut random = Random(seed);
     for (i, (name, shape)) in tensors(config).into_iter().enumerate() {
         let (centre, spread) = match shape.as_slice() {
@@ -76,16 +102,8 @@ pub fn random(config: &Value, dtype: impl Fn(usize) -> &'static str, seed: u64) 
             [_] => (0.0, 0.3),
             shape => (0.0, if name.starts_with('w') { 1.0 } else { 2.0 / (shape[0] as f32).sqrt() }),
         };
-        for _ in 0..shape.iter().product() {
-            let x = centre + spread * random.float();
-            match dtype(i) {
-                "F32" => file.extend(x.to_le_bytes()),
-                "F16" => file.extend(half::f16::from_f32(x).to_le_bytes()),
-                _ => file.extend(half::bf16::from_f32(x).to_le_bytes()),
-            }
-        }
+        (0..shape.iter().product()).for_each(|_| take(i, centre + spread * random.float()));
     }
-    file
 }
 
 /// A checkpoint with random weights in `folder`.

@@ -1,69 +1,108 @@
-//! The device for machines without a GPU: f32, all cores. Owns which loop runs where; matrix products are the `gemm`
-//! crate's, which picks its kernels for the processor it finds. Weights stored as f32 are used straight from the map.
-//! Read next: `ops.rs`, the loops themselves.
+//! The device for machines without a GPU: f32, all cores, the widest vectors that the processor has. Owns which loop runs
+//! where. Weights stay where the checkpoint is mapped until they are worth packing.
+//! Read next: `tile.rs`, the innermost loop; `product.rs` around it; `attention.rs`; `ops.rs`, everything row by row.
 
+mod attention;
+mod memory;
 mod ops;
+mod product;
+mod tile;
+
+pub use memory::Tensor;
 
 use super::{Activation, Device, DeviceError, DeviceInfo, Dtype, Edit, Heads, Limits, Weight, Window};
-use rayon::prelude::*;
+use memory::Pool;
+use product::{Finish, Panels, Rows, Then};
+use pulp::Arch;
+use std::cell::{Cell, OnceCell};
 use std::ops::Range;
 
-/// A matrix [rows, cols] of f32, row-major.
-pub struct Tensor {
-    rows: usize,
-    cols: usize,
-    data: Vec<f32>,
-}
-
-impl Tensor {
-    fn zeros(rows: usize, cols: usize) -> Tensor {
-        Tensor { rows, cols, data: vec![0.0; rows * cols] }
-    }
-
-    fn row(&self, row: usize) -> &[f32] {
-        &self.data[row * self.cols..][..self.cols]
-    }
-
-    fn view(&self) -> ops::View<'_> {
-        ops::View::new(&self.data, self.rows, self.cols)
-    }
-}
-
-/// A weight [rows, cols]: in place in the checkpoint where it is f32 and aligned, else widened once.
+/// A weight [rows, cols]: where the checkpoint has it, and in the forms that operations asked for so far.
 pub struct Matrix {
-    rows: usize,
-    cols: usize,
-    data: Data,
-}
-
-enum Data {
-    InPlace(super::Blob),
-    Owned(Vec<f32>),
+    weight: Weight,
+    vector: OnceCell<Vec<f32>>,
+    panels: OnceCell<Panels>,
+    used: Cell<bool>,
 }
 
 impl Matrix {
-    fn data(&self) -> &[f32] {
-        match &self.data {
-            // Checked when it was loaded, and a blob does not move.
-            Data::InPlace(blob) => bytemuck::cast_slice(blob.bytes()),
-            Data::Owned(values) => values,
-        }
+    /// A gain or a bias.
+    fn vector(&self) -> &[f32] {
+        self.vector.get_or_init(|| self.weight.to_f32())
     }
 
-    fn view(&self) -> ops::View<'_> {
-        ops::View::new(self.data(), self.rows, self.cols)
+    /// Packed as [rows, cols], or as its transpose; no weight is used both ways.
+    fn panels(&self, pack: impl FnOnce(&Weight) -> Panels) -> &Panels {
+        self.panels.get_or_init(|| {
+            let panels = pack(&self.weight);
+            self.weight.blob.release();
+            panels
+        })
+    }
+
+    /// The numbers as they lie in the checkpoint, where they can be used so.
+    fn in_place(&self) -> Option<&[f32]> {
+        match self.weight.dtype {
+            Dtype::F32 if cfg!(target_endian = "little") => bytemuck::try_cast_slice(self.weight.blob.bytes()).ok(),
+            _ => None,
+        }
     }
 }
 
 /// The device `cpu`.
 pub struct Cpu {
-    threads: usize,
+    arch: Arch,
+    pool: Pool,
 }
 
 impl Cpu {
-    /// Uses as many threads as the process may.
+    /// With the widest vectors that this processor has, on as many threads as the process may.
     pub fn new() -> Cpu {
-        Cpu { threads: rayon::current_num_threads() }
+        Cpu::with(Arch::new())
+    }
+
+    /// One for every kind of vectors that this processor has, the widest first, so that all of them can be tested.
+    pub fn all() -> Vec<Cpu> {
+        let mut all = vec![Cpu::new()];
+        #[cfg(target_arch = "x86_64")]
+        if matches!(all[0].arch, Arch::V4(_)) {
+            all.extend(pulp::x86::V3::try_new().map(|v3| Cpu::with(Arch::V3(v3))));
+        }
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        if !matches!(all[0].arch, Arch::Scalar) {
+            all.push(Cpu::with(Arch::Scalar));
+        }
+        all
+    }
+
+    fn with(arch: Arch) -> Cpu {
+        Cpu { arch, pool: Pool::default() }
+    }
+
+    /// A tensor of `cols` columns whose every row `op` makes from x's.
+    fn map_rows(&self, x: &Tensor, cols: usize, op: impl ops::RowOp) -> Tensor {
+        let mut y = self.pool.tensor(x.rows, cols);
+        ops::map_rows(self.arch, x, x.cols, &mut y, cols, op);
+        y
+    }
+
+    fn multiply(&self, x: &Tensor, w: &Matrix, bias: &Matrix, then: Then<'_>) -> Tensor {
+        let [k, n] = [w.weight.rows, w.weight.cols];
+        assert!(x.cols == k && bias.weight.cols == n);
+        let mut y = self.pool.tensor(x.rows, n);
+        let finish = Finish { bias: Some(bias.vector()), then };
+        let few = x.rows <= product::tile_shape(self.arch).0;
+        // The first few rows: packing would cost more than it saves, and may never be needed.
+        match w.in_place() {
+            Some(values) if few && w.panels.get().is_none() && !w.used.replace(true) => {
+                product::product_in_place(self.arch, Rows::of(x), values, n, finish, &mut y);
+            }
+            _ => {
+                let panels = w.panels(|w| Panels::new(self.arch, w));
+                product::product(self.arch, Rows::of(x), panels, 0..k, finish, &mut y, n);
+            }
+        }
+        y
     }
 }
 
@@ -79,10 +118,19 @@ impl Device for Cpu {
     type Staged = Vec<f32>;
 
     fn info(&self) -> DeviceInfo {
+        let vectors = match self.arch {
+            #[cfg(target_arch = "x86_64")]
+            Arch::V4(_) => "AVX-512",
+            #[cfg(target_arch = "x86_64")]
+            Arch::V3(_) => "AVX2",
+            #[cfg(target_arch = "aarch64")]
+            Arch::Neon(_) => "NEON",
+            _ => "no vectors",
+        };
         DeviceInfo {
             kind: "cpu",
-            name: format!("{}, {} threads", std::env::consts::ARCH, self.threads),
-            detail: "f32, crate gemm".into(),
+            name: format!("{}, {} threads", std::env::consts::ARCH, rayon::current_num_threads()),
+            detail: format!("f32, {vectors}"),
             software: false,
         }
     }
@@ -92,17 +140,8 @@ impl Device for Cpu {
     }
 
     fn load(&self, w: &Weight) -> Result<Matrix, DeviceError> {
-        let in_place = w.dtype == Dtype::F32
-            && cfg!(target_endian = "little")
-            && bytemuck::try_cast_slice::<u8, f32>(w.blob.bytes()).is_ok();
-        let data = if in_place {
-            Data::InPlace(w.blob.clone())
-        } else {
-            let values = w.to_f32();
-            w.blob.release();
-            Data::Owned(values)
-        };
-        Ok(Matrix { rows: w.rows, cols: w.cols, data })
+        let (vector, panels, used) = Default::default();
+        Ok(Matrix { weight: w.clone(), vector, panels, used })
     }
 
     fn shape(&self, x: &Tensor) -> [usize; 2] {
@@ -110,128 +149,116 @@ impl Device for Cpu {
     }
 
     fn empty(&self, rows: usize, cols: usize) -> Tensor {
-        Tensor::zeros(rows, cols)
+        self.pool.tensor(rows, cols)
     }
 
     fn rows(&self, table: &Matrix, ids: &[u32]) -> Tensor {
-        let mut y = Tensor::zeros(ids.len(), table.cols);
-        for (row, &id) in y.data.chunks_exact_mut(table.cols).zip(ids) {
-            row.copy_from_slice(&table.data()[id as usize * table.cols..][..table.cols]);
+        let cols = table.weight.cols;
+        let mut y = self.pool.tensor(ids.len(), cols);
+        for (row, &id) in y.chunks_exact_mut(cols).zip(ids) {
+            table.weight.widen(id as usize * cols, row);
         }
         y
     }
 
     fn layer_norm(&self, x: &Tensor, gain: &Matrix, bias: &Matrix, eps: f64) -> Tensor {
-        assert!(gain.cols == x.cols && bias.cols == x.cols);
-        ops::map_rows(x, x.cols, |row, out| {
-            let (mean, scale) = ops::mean_and_scale(row, eps);
-            for (((y, x), g), b) in out.iter_mut().zip(row).zip(gain.data()).zip(bias.data()) {
-                *y = (x - mean) / scale * g + b;
-            }
-        })
+        let (gain, bias) = (gain.vector(), bias.vector());
+        assert!(gain.len() == x.cols && bias.len() == x.cols);
+        self.map_rows(x, x.cols, ops::LayerNorm { gain, bias, eps })
     }
 
     fn layer_norm_scale(&self, x: &Tensor, eps: f64) -> Tensor {
-        ops::map_rows(x, 1, |row, out| out[0] = ops::mean_and_scale(row, eps).1)
+        self.map_rows(x, 1, ops::Scale { eps })
     }
 
     fn layer_norm_normalize(&self, x: &Tensor, scale: &Tensor) -> Tensor {
         assert_eq!([scale.rows, scale.cols], [x.rows, 1]);
-        let mut y = Tensor::zeros(x.rows, x.cols);
-        for ((out, row), scale) in y.data.chunks_exact_mut(x.cols).zip(x.data.chunks_exact(x.cols)).zip(&scale.data) {
-            let mean = ops::mean_and_scale(row, 0.0).0;
-            out.iter_mut().zip(row).for_each(|(y, x)| *y = (x - mean) / scale);
-        }
-        y
+        self.map_rows(x, x.cols, ops::Normalize { scales: scale })
     }
 
     fn gain_bias(&self, x: &Tensor, gain: &Matrix, bias: &Matrix) -> Tensor {
-        assert!(gain.cols == x.cols && bias.cols == x.cols);
-        ops::map_rows(x, x.cols, |row, out| {
-            for (((y, x), g), b) in out.iter_mut().zip(row).zip(gain.data()).zip(bias.data()) {
-                *y = x * g + b;
-            }
-        })
+        let (gain, bias) = (gain.vector(), bias.vector());
+        assert!(gain.len() == x.cols && bias.len() == x.cols);
+        self.map_rows(x, x.cols, ops::GainBias { gain, bias })
     }
 
     fn linear(&self, x: &Tensor, w: &Matrix, bias: &Matrix) -> Tensor {
-        assert!(x.cols == w.rows && bias.cols == w.cols);
-        let mut y = ops::filled_rows(x.rows, bias.data());
-        ops::matmul_add(x.view(), w.view(), &mut y.data, w.cols, self.threads);
-        y
+        self.multiply(x, w, bias, Then::Nothing)
+    }
+
+    fn linear_activation(&self, x: &Tensor, w: &Matrix, bias: &Matrix, f: Activation) -> Tensor {
+        self.multiply(x, w, bias, Then::Activation(f))
+    }
+
+    fn linear_add(&self, a: &Tensor, x: &Tensor, w: &Matrix, bias: &Matrix) -> Tensor {
+        assert_eq!([a.rows, a.cols], [x.rows, w.weight.cols]);
+        self.multiply(x, w, bias, Then::Add(a))
     }
 
     fn linear_by_head(&self, z: &Tensor, w: &Matrix, n_head: usize) -> Tensor {
-        assert_eq!(z.cols, w.rows);
-        let head_dim = z.cols / n_head;
-        let mut y = Tensor::zeros(z.rows, n_head * w.cols);
+        assert_eq!(z.cols, w.weight.rows);
+        let (head_dim, n) = (z.cols / n_head, w.weight.cols);
+        let panels = w.panels(|w| Panels::new(self.arch, w));
+        let mut y = self.pool.tensor(z.rows, n_head * n);
         for head in 0..n_head {
             let dims = head * head_dim..(head + 1) * head_dim;
-            let (z_head, w_head) = (z.view().cols(dims.clone()), w.view().rows(dims));
-            ops::matmul_add(z_head, w_head, &mut y.data[head * w.cols..], n_head * w.cols, self.threads);
+            let of_head = Rows { data: &z[dims.start..], n: z.rows, stride: z.cols };
+            let finish = Finish { bias: None, then: Then::Nothing };
+            product::product(self.arch, of_head, panels, dims, finish, &mut y[head * n..], n_head * n);
         }
         y
     }
 
     fn sum_heads(&self, parts: &Tensor, bias: &Matrix, n_head: usize) -> Tensor {
-        assert_eq!(parts.cols, n_head * bias.cols);
-        ops::map_rows(parts, bias.cols, |row, out| {
-            for part in row.chunks_exact(bias.cols) {
-                out.iter_mut().zip(part).for_each(|(y, p)| *y += p);
-            }
-            out.iter_mut().zip(bias.data()).for_each(|(y, b)| *y += b);
-        })
+        let bias = bias.vector();
+        assert_eq!(parts.cols, n_head * bias.len());
+        self.map_rows(parts, bias.len(), ops::SumParts { bias })
     }
 
     fn attention(&self, qkv: &Tensor, texts: &[Range<usize>], heads: Heads) -> Tensor {
-        let mut z = Tensor::zeros(qkv.rows, qkv.cols / 3);
-        for text in texts {
-            ops::attention(qkv, text.clone(), heads, &mut z);
-        }
+        let mut z = self.pool.tensor(qkv.rows, qkv.cols / 3);
+        attention::attention(self.arch, qkv, texts, heads, &mut z);
         z
     }
 
     fn attention_scores(&self, qkv: &Tensor, text: Range<usize>, heads: Heads) -> Tensor {
-        let n_pos = text.len();
-        let mut scores = Tensor::zeros(heads.n_head * n_pos, n_pos);
-        let of_heads = scores.data.par_chunks_exact_mut(n_pos * n_pos).enumerate();
-        of_heads.for_each(|(head, out)| ops::scores(qkv, &text, heads, head, 0..n_pos, n_pos, out));
+        let mut scores = self.pool.tensor(heads.n_head * text.len(), text.len());
+        attention::scores(self.arch, qkv, text, heads, &mut scores);
         scores
     }
 
     fn attention_pattern(&self, scores: &Tensor) -> Tensor {
-        ops::map_rows(scores, scores.cols, |row, out| {
-            out.copy_from_slice(row);
-            ops::softmax(out);
-        })
+        self.map_rows(scores, scores.cols, ops::SoftmaxOf)
     }
 
     fn attention_mix(&self, pattern: &Tensor, qkv: &Tensor, text: Range<usize>, heads: Heads, z: &mut Tensor) {
-        let n_pos = text.len();
-        assert_eq!([pattern.rows, pattern.cols], [heads.n_head * n_pos, n_pos]);
-        let head_dim = z.cols / heads.n_head;
-        for head in 0..heads.n_head {
-            let of_head = pattern.view().rows(head * n_pos..(head + 1) * n_pos);
-            let out = &mut z.data[text.start * z.cols + head * head_dim..];
-            ops::mix(of_head, qkv, &text, heads, head, out, self.threads);
-        }
+        assert_eq!([pattern.rows, pattern.cols], [heads.n_head * text.len(), text.len()]);
+        attention::mix(self.arch, pattern, qkv, text, heads, z);
     }
 
     fn activation(&self, x: &Tensor, f: Activation) -> Tensor {
-        let f = ops::activation(f);
-        ops::map_rows(x, x.cols, |row, out| out.iter_mut().zip(row).for_each(|(y, x)| *y = f(*x)))
+        self.map_rows(x, x.cols, f)
     }
 
     fn add(&self, a: &Tensor, b: &Tensor) -> Tensor {
         assert_eq!([a.rows, a.cols], [b.rows, b.cols]);
-        let data = a.data.iter().zip(&b.data).map(|(a, b)| a + b).collect();
-        Tensor { rows: a.rows, cols: a.cols, data }
+        let mut y = self.pool.tensor(a.rows, a.cols);
+        y.iter_mut().zip(a.iter().zip(b.iter())).for_each(|(y, (a, b))| *y = a + b);
+        y
     }
 
     fn unembed(&self, x: &Tensor, rows: Range<usize>, table: &Matrix) -> Tensor {
-        assert_eq!(x.cols, table.cols);
-        let mut y = Tensor::zeros(rows.len(), table.rows);
-        ops::matmul_add(x.view().rows(rows), table.view().transposed(), &mut y.data, table.rows, self.threads);
+        assert_eq!(x.cols, table.weight.cols);
+        let mut y = self.pool.tensor(rows.len(), table.weight.rows);
+        let n = table.weight.rows;
+        let of_text = Rows { data: x.row(rows.start), n: rows.len(), stride: x.cols };
+        if rows.len() <= product::tile_shape(self.arch).0 {
+            product::dots(self.arch, of_text, &table.weight, &mut y);
+        } else {
+            let panels = table.panels(|table| Panels::transposed(self.arch, table));
+            let finish = Finish { bias: None, then: Then::Nothing };
+            product::product(self.arch, of_text, panels, 0..x.cols, finish, &mut y, n);
+        }
         y
     }
 
@@ -239,7 +266,8 @@ impl Device for Cpu {
         window.assert_within([x.rows, x.cols]);
         let width = window.cols.len();
         for (i, row) in window.rows.iter().flat_map(|r| r.clone()).enumerate() {
-            let slots = &mut x.data[row * x.cols..][window.cols.clone()];
+            let (first, cols) = (row * x.cols, &window.cols);
+            let slots = &mut x[first + cols.start..first + cols.end];
             // `i * width` wraps to 0 for values that hold one row for all.
             let of_row = |values: &'_ [f32]| i * width % values.len();
             match edit {
@@ -256,7 +284,7 @@ impl Device for Cpu {
         let mut values = Vec::with_capacity(window.len());
         for rows in &window.rows {
             if window.cols == (0..x.cols) {
-                values.extend_from_slice(&x.data[rows.start * x.cols..rows.end * x.cols]);
+                values.extend_from_slice(&x[rows.start * x.cols..rows.end * x.cols]);
             } else {
                 rows.clone().for_each(|row| values.extend_from_slice(&x.row(row)[window.cols.clone()]));
             }

@@ -1,224 +1,283 @@
-//! The loops of the `cpu` device: matrix products through `gemm`, rows in parallel through `rayon`, attention block by
-//! block. Owns no types that live longer than a call.
+//! What the `cpu` device does row by row: LayerNorm, softmax, activation functions. Plain loops, written so that the compiler
+//! makes vectors of them: sums in [`LANES`] lanes, no calls, no early exits. All of them are forced into functions that are
+//! compiled for each kind of processor (`pulp`), which a closure would not be.
 
-use super::{Activation, Heads, Tensor};
+use crate::config::Activation;
 use crate::device::MASKED;
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
-use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
-use std::ops::Range;
+use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, LOG2_E};
 
 /// Below this many values a loop is done before a second thread would have woken up.
 const WORTH_SHARING: usize = 1 << 15;
 
-/// Queries that share one block of scores: 64 rows of up to n_ctx f32 stay in the second-level cache.
-const QUERY_BLOCK: usize = 64;
+/// Partial sums side by side: the error of a sum grows with n / LANES. The same on every processor, so that they agree.
+const LANES: usize = 16;
 
-/// A matrix that lies in somebody's memory with any strides.
-#[derive(Clone, Copy)]
-pub struct View<'a> {
-    pub data: &'a [f32],
-    pub rows: usize,
-    pub cols: usize,
-    pub row_stride: usize,
-    pub col_stride: usize,
+/// Makes one row of a result from one row of a tensor.
+pub trait RowOp: Copy + Sync {
+    /// `i` is the row's number. What `y` holds before is not defined.
+    fn row(self, i: usize, x: &[f32], y: &mut [f32]);
 }
 
-impl<'a> View<'a> {
-    /// Rows that lie one after the other.
-    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> View<'a> {
-        View { data, rows, cols, row_stride: cols, col_stride: 1 }
+/// Does `op` for all rows, by all threads where that pays.
+pub fn map_rows(arch: Arch, x: &[f32], x_cols: usize, y: &mut [f32], y_cols: usize, op: impl RowOp) {
+    let each = if x.len() < WORTH_SHARING {
+        x.len() / x_cols
+    } else {
+        (x.len() / x_cols).div_ceil(4 * rayon::current_num_threads())
+    };
+    let some = |(n, (x, y)): (usize, (&[f32], &mut [f32]))| {
+        arch.dispatch(SomeRows { first: n * each, x, x_cols, y, y_cols, op })
+    };
+    match x.len() < WORTH_SHARING {
+        true => some((0, (x, y))),
+        false => x.par_chunks(each * x_cols).zip(y.par_chunks_mut(each * y_cols)).enumerate().for_each(some),
     }
+}
 
-    pub fn rows(self, rows: Range<usize>) -> View<'a> {
-        assert!(rows.start < rows.end && rows.end <= self.rows);
-        View { data: &self.data[rows.start * self.row_stride..], rows: rows.len(), ..self }
-    }
+/// Some rows of [`map_rows`].
+struct SomeRows<'a, Op> {
+    first: usize,
+    x: &'a [f32],
+    x_cols: usize,
+    y: &'a mut [f32],
+    y_cols: usize,
+    op: Op,
+}
 
-    pub fn cols(self, cols: Range<usize>) -> View<'a> {
-        assert!(cols.start < cols.end && cols.end <= self.cols);
-        View { data: &self.data[cols.start * self.col_stride..], cols: cols.len(), ..self }
-    }
+impl<Op: RowOp> WithSimd for SomeRows<'_, Op> {
+    type Output = ();
 
-    pub fn transposed(self) -> View<'a> {
-        View {
-            data: self.data,
-            rows: self.cols,
-            cols: self.rows,
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let rows = self.x.chunks_exact(self.x_cols).zip(self.y.chunks_exact_mut(self.y_cols));
+        for (i, (x, y)) in rows.enumerate() {
+            self.op.row(self.first + i, x, y);
         }
     }
+}
 
-    /// One past the last element that the view reaches.
-    fn reach(&self) -> usize {
-        (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride + 1
+/// `(x - mean) / scale * gain + bias`.
+#[derive(Clone, Copy)]
+pub struct LayerNorm<'a> {
+    pub gain: &'a [f32],
+    pub bias: &'a [f32],
+    pub eps: f64,
+}
+
+impl RowOp for LayerNorm<'_> {
+    #[inline(always)]
+    fn row(self, _: usize, x: &[f32], y: &mut [f32]) {
+        let (mean, scale) = mean_and_scale(x, self.eps);
+        for (((y, x), g), b) in y.iter_mut().zip(x).zip(self.gain).zip(self.bias) {
+            *y = (x - mean) / scale * g + b;
+        }
     }
 }
 
-/// `out += a . b`, out having rows of `stride`.
-pub fn matmul_add(a: View<'_>, b: View<'_>, out: &mut [f32], stride: usize, threads: usize) {
-    matmul(a, b, out, stride, true, 1.0, threads);
+/// `sqrt(var + eps)`.
+#[derive(Clone, Copy)]
+pub struct Scale {
+    pub eps: f64,
 }
 
-fn matmul(a: View<'_>, b: View<'_>, out: &mut [f32], stride: usize, add: bool, factor: f32, threads: usize) {
-    assert_eq!(a.cols, b.rows);
-    assert!(a.reach() <= a.data.len() && b.reach() <= b.data.len() && (a.rows - 1) * stride + b.cols <= out.len());
-    let sharing = if threads > 1 && a.rows * a.cols * b.cols > WORTH_SHARING {
-        gemm::Parallelism::Rayon(threads)
-    } else {
-        gemm::Parallelism::None
-    };
-    // SAFETY: the three assertions above bound every element that gemm reads or writes, and `out` is exclusively ours.
-    unsafe {
-        gemm::gemm(
-            a.rows,
-            b.cols,
-            a.cols,
-            out.as_mut_ptr(),
-            1,
-            stride as isize,
-            add,
-            a.data.as_ptr(),
-            a.col_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.col_stride as isize,
-            b.row_stride as isize,
-            1.0,
-            factor,
-            false,
-            false,
-            false,
-            sharing,
-        );
+impl RowOp for Scale {
+    #[inline(always)]
+    fn row(self, _: usize, x: &[f32], y: &mut [f32]) {
+        y[0] = mean_and_scale(x, self.eps).1;
     }
 }
 
-/// A tensor whose every row is `row`.
-pub fn filled_rows(rows: usize, row: &[f32]) -> Tensor {
-    Tensor { rows, cols: row.len(), data: row.repeat(rows) }
+/// `(x - mean) / scale`, a scale for every row.
+#[derive(Clone, Copy)]
+pub struct Normalize<'a> {
+    pub scales: &'a [f32],
 }
 
-/// A tensor of `cols` columns whose rows are made from x's, by all threads where that pays. `f` finds zeros in the output.
-pub fn map_rows(x: &Tensor, cols: usize, f: impl Fn(&[f32], &mut [f32]) + Sync) -> Tensor {
-    let mut y = Tensor::zeros(x.rows, cols);
-    if x.data.len() < WORTH_SHARING {
-        y.data.chunks_exact_mut(cols).zip(x.data.chunks_exact(x.cols)).for_each(|(out, row)| f(row, out));
-    } else {
-        y.data.par_chunks_exact_mut(cols).zip(x.data.par_chunks_exact(x.cols)).for_each(|(out, row)| f(row, out));
+impl RowOp for Normalize<'_> {
+    #[inline(always)]
+    fn row(self, i: usize, x: &[f32], y: &mut [f32]) {
+        let (mean, scale) = (mean_and_scale(x, 0.0).0, self.scales[i]);
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = (x - mean) / scale);
     }
-    y
 }
 
-/// Sum in eight lanes, so that the error grows with n / 8 and the compiler can use vectors.
-fn sum(values: impl ExactSizeIterator<Item = f32> + Clone) -> f32 {
-    let mut lanes = [0.0f32; 8];
-    for (i, v) in values.enumerate() {
-        lanes[i % 8] += v;
+/// `x * gain + bias`.
+#[derive(Clone, Copy)]
+pub struct GainBias<'a> {
+    pub gain: &'a [f32],
+    pub bias: &'a [f32],
+}
+
+impl RowOp for GainBias<'_> {
+    #[inline(always)]
+    fn row(self, _: usize, x: &[f32], y: &mut [f32]) {
+        for (((y, x), g), b) in y.iter_mut().zip(x).zip(self.gain).zip(self.bias) {
+            *y = x * g + b;
+        }
     }
+}
+
+/// Parts as wide as the bias added up, one after the other, and the bias last.
+#[derive(Clone, Copy)]
+pub struct SumParts<'a> {
+    pub bias: &'a [f32],
+}
+
+impl RowOp for SumParts<'_> {
+    #[inline(always)]
+    fn row(self, _: usize, x: &[f32], y: &mut [f32]) {
+        y.fill(0.0);
+        for part in x.chunks_exact(self.bias.len()) {
+            y.iter_mut().zip(part).for_each(|(y, p)| *y += p);
+        }
+        y.iter_mut().zip(self.bias).for_each(|(y, b)| *y += b);
+    }
+}
+
+/// The softmax of a row.
+#[derive(Clone, Copy)]
+pub struct SoftmaxOf;
+
+impl RowOp for SoftmaxOf {
+    #[inline(always)]
+    fn row(self, _: usize, x: &[f32], y: &mut [f32]) {
+        y.copy_from_slice(x);
+        softmax(y);
+    }
+}
+
+impl RowOp for Activation {
+    #[inline(always)]
+    fn row(self, _: usize, x: &[f32], y: &mut [f32]) {
+        y.copy_from_slice(x);
+        activation(self, y);
+    }
+}
+
+/// Softmax of one row in place.
+pub struct Softmax<'a>(pub &'a mut [f32]);
+
+impl WithSimd for Softmax<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        softmax(self.0);
+    }
+}
+
+/// One row of scores in place: those that the query may see are scaled, the others masked.
+pub struct ScaleAndMask<'a> {
+    pub row: &'a mut [f32],
+    pub n_seen: usize,
+    pub scale: f32,
+}
+
+impl WithSimd for ScaleAndMask<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let (seen, masked) = self.row.split_at_mut(self.n_seen);
+        seen.iter_mut().for_each(|s| *s *= self.scale);
+        masked.fill(MASKED);
+    }
+}
+
+#[inline(always)]
+fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (whole, rest) = values.as_chunks::<LANES>();
+    for chunk in whole {
+        lanes.iter_mut().zip(chunk).for_each(|(sum, x)| *sum += f(*x));
+    }
+    lanes.iter_mut().zip(rest).for_each(|(sum, x)| *sum += f(*x));
+    lanes.iter().sum()
+}
+
+/// The scalar product of two rows.
+#[inline(always)]
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let ((whole_a, rest_a), (whole_b, rest_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in whole_a.iter().zip(whole_b) {
+        lanes.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += a * b);
+    }
+    lanes.iter_mut().zip(rest_a.iter().zip(rest_b)).for_each(|(sum, (a, b))| *sum += a * b);
     lanes.iter().sum()
 }
 
 /// Mean and `sqrt(var + eps)` of a row; the variance around the mean, in a second pass, as its formula says.
-pub fn mean_and_scale(row: &[f32], eps: f64) -> (f32, f32) {
+#[inline(always)]
+fn mean_and_scale(row: &[f32], eps: f64) -> (f32, f32) {
     let n = row.len() as f32;
-    let mean = sum(row.iter().copied()) / n;
-    let variance = sum(row.iter().map(|x| (x - mean) * (x - mean))) / n;
+    let mean = sum(row, |x| x) / n;
+    let variance = sum(row, |x| (x - mean) * (x - mean)) / n;
     (mean, (variance + eps as f32).sqrt())
 }
 
-/// Softmax of a row in place. Masked entries become 0.
-pub fn softmax(row: &mut [f32]) {
-    let highest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    row.iter_mut().for_each(|s| *s = (*s - highest).exp());
-    let total = sum(row.iter().copied());
+/// Masked entries become 0 and change no bit of the others.
+#[inline(always)]
+fn softmax(row: &mut [f32]) {
+    let highest = max(row);
+    row.iter_mut().for_each(|s| *s = exp(*s - highest));
+    let total = sum(row, |x| x);
     row.iter_mut().for_each(|s| *s /= total);
 }
 
-/// The columns of q (0), k (1) or v (2) of one head in qkv, for one text.
-fn part<'a>(qkv: &'a Tensor, text: &Range<usize>, heads: Heads, head: usize, which: usize) -> View<'a> {
-    let n_embd = qkv.cols / 3;
-    let head_dim = n_embd / heads.n_head;
-    let start = which * n_embd + head * head_dim;
-    qkv.view().rows(text.clone()).cols(start..start + head_dim)
-}
-
-/// Scores of some queries of one head with the first `n_keys` keys, masked, into `out` [queries, n_keys].
-pub fn scores(
-    qkv: &Tensor,
-    text: &Range<usize>,
-    heads: Heads,
-    head: usize,
-    queries: Range<usize>,
-    n_keys: usize,
-    out: &mut [f32],
-) {
-    let q = part(qkv, text, heads, head, 0).rows(queries.clone());
-    let k = part(qkv, text, heads, head, 1).rows(0..n_keys);
-    matmul(q, k.transposed(), out, n_keys, false, heads.scale as f32, 1);
-    for (query, row) in queries.zip(out.chunks_exact_mut(n_keys)) {
-        row[(query + 1).min(n_keys)..].fill(MASKED);
+/// The largest; NaN where there is one.
+#[inline(always)]
+fn max(values: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if a > b || a.is_nan() { a } else { b };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (whole, rest) = values.as_chunks::<LANES>();
+    for chunk in whole {
+        lanes.iter_mut().zip(chunk).for_each(|(most, x)| *most = larger(*most, *x));
     }
+    lanes.iter_mut().zip(rest).for_each(|(most, x)| *most = larger(*most, *x));
+    lanes.into_iter().fold(f32::NEG_INFINITY, larger)
 }
 
-/// z of some queries of one head, into `out`, whose rows are those of z from this head's first column on: pattern
-/// [queries, n_keys] . v.
-pub fn mix(
-    pattern: View<'_>,
-    qkv: &Tensor,
-    text: &Range<usize>,
-    heads: Heads,
-    head: usize,
-    out: &mut [f32],
-    threads: usize,
-) {
-    let v = part(qkv, text, heads, head, 2).rows(0..pattern.cols);
-    matmul(pattern, v, out, qkv.cols / 3, false, 1.0, threads);
-}
-
-/// Causal attention of one text. Each task takes a block of queries with all heads: its rows of z are its own, keys after
-/// the block are never looked at, and one block of scores is all that is ever stored.
-pub fn attention(qkv: &Tensor, text: Range<usize>, heads: Heads, z: &mut Tensor) {
-    let n_embd = z.cols;
-    let of_text = &mut z.data[text.start * n_embd..text.end * n_embd];
-    let task = |(block, rows): (usize, &mut [f32])| {
-        let queries = block * QUERY_BLOCK..(block * QUERY_BLOCK + rows.len() / n_embd);
-        let n_keys = queries.end;
-        let mut pattern = vec![0.0; queries.len() * n_keys];
-        for head in 0..heads.n_head {
-            scores(qkv, &text, heads, head, queries.clone(), n_keys, &mut pattern);
-            pattern.chunks_exact_mut(n_keys).for_each(softmax);
-            mix(
-                View::new(&pattern, queries.len(), n_keys),
-                qkv,
-                &text,
-                heads,
-                head,
-                &mut rows[head * n_embd / heads.n_head..],
-                1,
-            );
-        }
-    };
-    // Later blocks have more keys; starting with them leaves the short ones to fill the gaps at the end.
-    if text.len() <= QUERY_BLOCK {
-        of_text.chunks_mut(QUERY_BLOCK * n_embd).enumerate().for_each(task);
-    } else {
-        of_text.par_chunks_mut(QUERY_BLOCK * n_embd).enumerate().rev().for_each(task);
+/// e^x, to 1.3 units in the last place; 0 below the smallest normal number. NaN stays NaN.
+/// Source: the reduction and polynomial of Cephes' `expf` (Moshier).
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    // Adding it rounds to a whole number, which then stands in the lowest bits.
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
+    const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+    let shifted = x * LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = x - n * LN_2[0] - n * LN_2[1];
+    let mut p = 1.987_569_1e-4;
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
+        p = p * r + c;
     }
+    let power = f32::from_bits(shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23);
+    let y = (p * r * r + r + 1.0) * power;
+    let y = if x < -87.3 { 0.0 } else { y };
+    if x > 88.3 { f32::INFINITY } else { y }
 }
 
-/// The scalar function. `x sigmoid(2u)` is `0.5 x (1 + tanh u)` without the cancellation near -1, and `erfc` spares
-/// `1 + erf` the same.
-pub fn activation(f: Activation) -> fn(f32) -> f32 {
-    fn sigmoid(x: f32) -> f32 {
-        1.0 / (1.0 + (-x).exp())
-    }
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// The activation function, in place. `x sigmoid(2u)` is `0.5 x (1 + tanh u)` without the cancellation near -1, and `erfc`
+/// spares `1 + erf` the same.
+#[inline(always)]
+pub fn activation(f: Activation, values: &mut [f32]) {
+    let values = values.iter_mut();
     match f {
-        Activation::GeluTanh => |x| x * sigmoid(2.0 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2 * (x + 0.044_715 * x * x * x)),
-        Activation::GeluErf => |x| 0.5 * x * libm::erfcf(-x * FRAC_1_SQRT_2),
+        Activation::GeluTanh => values.for_each(|x| {
+            *x *= sigmoid(2.0 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2 * (*x + 0.044_715 * *x * *x * *x));
+        }),
+        Activation::GeluErf => values.for_each(|x| *x *= 0.5 * libm::erfcf(-*x * FRAC_1_SQRT_2)),
         // Not `max`, which would turn NaN into 0.
-        Activation::Relu => |x| if x < 0.0 { 0.0 } else { x },
-        Activation::Silu => |x| x * sigmoid(x),
-        Activation::QuickGelu => |x| x * sigmoid(1.702 * x),
+        Activation::Relu => values.for_each(|x| *x = if *x < 0.0 { 0.0 } else { *x }),
+        Activation::Silu => values.for_each(|x| *x *= sigmoid(*x)),
+        Activation::QuickGelu => values.for_each(|x| *x *= sigmoid(1.702 * *x)),
     }
 }

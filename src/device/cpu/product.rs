@@ -1,0 +1,484 @@
+//! Matrix products of the `cpu` device: which rows and columns are computed by whom, from where. Owns packed weights
+//! ([`Panels`]) and the loops around `tile.rs`.
+//!
+//! A weight is packed, once, into panels as wide as a tile, in the order in which tiles read them; that costs one pass over
+//! it, so a weight that is read once for a few rows is multiplied from where it lies instead.
+
+use super::memory::{Aligned, Tensor};
+use super::ops;
+use super::tile::{KC, Operands, STRIDE, Sum, columns, most_rows, tile};
+use crate::device::{Activation, Weight};
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// Below this many multiply-adds a product is done before a second thread would have woken up.
+const WORTH_SHARING: usize = 1 << 17;
+
+/// Tiles of rows whose left sides are copied side by side: 252 rows of [`KC`] numbers, a quarter of a second-level cache.
+const GROUP: usize = 18;
+
+/// Tasks for each thread, so that a thread that was held up does not hold up all.
+const TASKS: usize = 2;
+
+/// Rows of a matrix somewhere in memory.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    pub data: &'a [f32],
+    pub n: usize,
+    /// Numbers from one row to the next.
+    pub stride: usize,
+}
+
+impl<'a> Rows<'a> {
+    pub fn row(&self, row: usize) -> &'a [f32] {
+        &self.data[row * self.stride..]
+    }
+
+    /// All rows of a tensor.
+    pub fn of(x: &'a Tensor) -> Rows<'a> {
+        Rows { data: x, n: x.rows, stride: x.cols }
+    }
+
+    /// One past the last number, where each row has `cols`.
+    fn reach(&self, cols: usize) -> usize {
+        (self.n - 1) * self.stride + cols
+    }
+}
+
+/// What is done with a value `x . w` before it is stored.
+#[derive(Clone, Copy)]
+pub struct Finish<'a> {
+    /// Added per column.
+    pub bias: Option<&'a [f32]>,
+    /// Then.
+    pub then: Then<'a>,
+}
+
+/// What follows the bias.
+#[derive(Clone, Copy)]
+pub enum Then<'a> {
+    Nothing,
+    Activation(Activation),
+    /// A matrix of the result's shape is added: `other + value`.
+    Add(&'a [f32]),
+}
+
+/// Finishes a tile's values where they lie.
+struct FinishTile<'a> {
+    finish: Finish<'a>,
+    out: Shared<'a>,
+    rows: Range<usize>,
+    cols: Range<usize>,
+}
+
+impl WithSimd for FinishTile<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let FinishTile { finish, out, rows, cols } = self;
+        for row in rows {
+            // SAFETY: a tile that was just written by the same task.
+            let values = unsafe { out.row(row, cols.clone()) };
+            if let Some(bias) = finish.bias {
+                values.iter_mut().zip(&bias[cols.clone()]).for_each(|(y, b)| *y += b);
+            }
+            match finish.then {
+                Then::Nothing => {}
+                Then::Activation(f) => ops::activation(f, values),
+                Then::Add(other) => {
+                    let other = &other[row * out.stride + cols.start..];
+                    values.iter_mut().zip(other).for_each(|(y, x)| *y += x);
+                }
+            }
+        }
+    }
+}
+
+/// The right side of products: [k, n] in panels of as many columns as a tile has, [n / columns][k][columns], filled up with
+/// zeros.
+pub struct Panels {
+    k: usize,
+    n: usize,
+    columns: usize,
+    data: Aligned,
+}
+
+impl Panels {
+    /// Packs `w` [k, n].
+    pub fn new(arch: Arch, w: &Weight) -> Panels {
+        let mut panels = Panels::empty(arch, w.rows, w.cols);
+        let width = panels.columns;
+        panels.each(|panel, out| {
+            let cols = panel * width..((panel + 1) * width).min(w.cols);
+            for (row, out) in out.chunks_exact_mut(width).enumerate() {
+                w.widen(row * w.cols + cols.start, &mut out[..cols.len()]);
+            }
+        });
+        panels
+    }
+
+    /// Packs the transpose of `table` [n, k].
+    pub fn transposed(arch: Arch, table: &Weight) -> Panels {
+        let mut panels = Panels::empty(arch, table.cols, table.rows);
+        let width = panels.columns;
+        panels.each(|panel, out| {
+            let mut row = vec![0.0; table.cols];
+            for (j, token) in (panel * width..((panel + 1) * width).min(table.rows)).enumerate() {
+                table.widen(token * table.cols, &mut row);
+                out.chunks_exact_mut(width).zip(&row).for_each(|(out, x)| out[j] = *x);
+            }
+        });
+        panels
+    }
+
+    fn empty(arch: Arch, k: usize, n: usize) -> Panels {
+        let columns = tile_shape(arch).1;
+        Panels { k, n, columns, data: Aligned::zeros(n.div_ceil(columns) * columns * k) }
+    }
+
+    fn each(&mut self, fill: impl Fn(usize, &mut [f32]) + Sync) {
+        self.data.par_chunks_exact_mut(self.k * self.columns).enumerate().for_each(|(i, panel)| fill(i, panel));
+    }
+
+    fn panel(&self, i: usize) -> &[f32] {
+        &self.data[i * self.k * self.columns..][..self.k * self.columns]
+    }
+}
+
+/// `out[t][..n] = finish(x[t] . w[ks])`, out having rows of `stride`; the columns of x are those of `ks`.
+pub fn product(
+    arch: Arch,
+    x: Rows<'_>,
+    w: &Panels,
+    ks: Range<usize>,
+    finish: Finish<'_>,
+    out: &mut [f32],
+    stride: usize,
+) {
+    assert!(ks.end <= w.k && x.reach(ks.len()) <= x.data.len());
+    let out = Shared::new(out, stride, x.n, w.n);
+    let (n_tiles, n_panels) = (x.n.div_ceil(tile_shape(arch).0), w.n.div_ceil(w.columns));
+    // Many rows are shared out too: each thread copies its own left sides only.
+    let threads = rayon::current_num_threads();
+    let row_parts = if n_tiles > GROUP { n_tiles.div_ceil(GROUP).next_multiple_of(threads).min(n_tiles) } else { 1 };
+    let work = x.n * ks.len() * w.n;
+    share(work, n_panels, row_parts, |panels, part| {
+        let tiles = part * n_tiles / row_parts..(part + 1) * n_tiles / row_parts;
+        arch.dispatch(Packed { x, w, ks: ks.clone(), finish, out, panels, tiles });
+    });
+}
+
+/// [`product`] of a few rows with a weight as it lies in the checkpoint, row-major [k, n].
+pub fn product_in_place(arch: Arch, x: Rows<'_>, w: &[f32], n: usize, finish: Finish<'_>, out: &mut [f32]) {
+    let k = w.len() / n;
+    assert!(x.n <= tile_shape(arch).0 && x.reach(k) <= x.data.len());
+    let (out, width) = (Shared::new(out, n, x.n, n), tile_shape(arch).1);
+    share(x.n * k * n, n.div_ceil(width), 1, |tiles, _| {
+        arch.dispatch(InPlace {
+            x,
+            w: Rows { data: w, n: k, stride: n },
+            finish,
+            out,
+            cols: tiles.start * width..(tiles.end * width).min(n),
+        });
+    });
+}
+
+/// `x . tableᵀ` for a few rows: a token's numbers are read once, in one stream. Its sums run in lanes, not in tiles, so they
+/// differ in the last bits from those of [`product`]; which of the two runs depends on the number of rows alone.
+pub fn dots(arch: Arch, x: Rows<'_>, table: &Weight, out: &mut [f32]) {
+    let (n, k) = (table.rows, table.cols);
+    assert!(x.reach(k) <= x.data.len());
+    let out = Shared::new(out, n, x.n, n);
+    share(x.n * n * k, n, 1, |tokens, _| arch.dispatch(Dots { x, table, out, tokens }));
+}
+
+/// Some tokens of [`dots`].
+struct Dots<'a> {
+    x: Rows<'a>,
+    table: &'a Weight,
+    out: Shared<'a>,
+    tokens: Range<usize>,
+}
+
+impl WithSimd for Dots<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let k = self.table.cols;
+        let mut numbers = vec![0.0; k];
+        for token in self.tokens {
+            self.table.widen(token * k, &mut numbers);
+            for row in 0..self.x.n {
+                // SAFETY: every row has a column for each token, and the tokens are this task's.
+                unsafe { self.out.row(row, token..token + 1)[0] = ops::dot(&self.x.row(row)[..k], &numbers) };
+            }
+        }
+    }
+}
+
+/// Most rows and the columns of a tile on this processor.
+pub fn tile_shape(arch: Arch) -> (usize, usize) {
+    struct Ask;
+    impl WithSimd for Ask {
+        type Output = (usize, usize);
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _: S) -> (usize, usize) {
+            (most_rows::<S>(), columns::<S>())
+        }
+    }
+    arch.dispatch(Ask)
+}
+
+/// Calls `task` for every one of `parts` with all of `n` pieces, cut so that all threads have work; or does everything here
+/// where it is not worth sharing.
+fn share(work: usize, n: usize, parts: usize, task: impl Fn(Range<usize>, usize) + Sync) {
+    let threads = rayon::current_num_threads();
+    if threads == 1 || work < WORTH_SHARING {
+        return (0..parts).for_each(|part| task(0..n, part));
+    }
+    let chunk = n.div_ceil((TASKS * threads).div_ceil(parts));
+    let chunks = n.div_ceil(chunk);
+    let each = |i: usize| task(i % chunks * chunk..((i % chunks + 1) * chunk).min(n), i / chunks);
+    (0..chunks * parts).into_par_iter().with_max_len(1).for_each(each);
+}
+
+/// A matrix that several threads write, each in cells of its own.
+#[derive(Clone, Copy)]
+pub struct Shared<'a> {
+    data: *mut f32,
+    stride: usize,
+    of: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: every task is given cells of its own, and the borrow lasts as long as the tasks.
+unsafe impl Send for Shared<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Shared<'_> {}
+
+impl<'a> Shared<'a> {
+    pub fn new(data: &'a mut [f32], stride: usize, rows: usize, cols: usize) -> Shared<'a> {
+        assert!(rows > 0 && cols <= stride && (rows - 1) * stride + cols <= data.len());
+        Shared { data: data.as_mut_ptr(), stride, of: PhantomData }
+    }
+
+    /// # Safety
+    /// The row and the columns are within the matrix, and nobody else has these cells at the moment.
+    pub unsafe fn row(&self, row: usize, cols: Range<usize>) -> &'a mut [f32] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.stride + cols.start), cols.len()) }
+    }
+
+    /// A tile into these rows and columns; by way of `edge`, the size of a tile, where the columns are fewer than a tile has.
+    ///
+    /// # Safety
+    /// As [`Shared::row`] for all rows, and as [`tile`] for `operands`.
+    #[inline(always)]
+    pub unsafe fn tile<S: Simd>(
+        &self,
+        simd: S,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        operands: Operands,
+        edge: &mut [f32],
+    ) {
+        let width = columns::<S>();
+        // SAFETY: the caller's promise; `edge` is checked here.
+        unsafe {
+            if cols.len() == width {
+                let c = self.data.add(rows.start * self.stride + cols.start);
+                return tile(simd, rows.len(), operands, c, self.stride);
+            }
+            assert!(edge.len() >= rows.len() * width);
+            for (row, edge) in rows.clone().zip(edge.chunks_exact_mut(width)) {
+                edge[..cols.len()].copy_from_slice(self.row(row, cols.clone()));
+            }
+            tile(simd, rows.len(), operands, edge.as_mut_ptr(), width);
+            for (row, edge) in rows.zip(edge.chunks_exact(width)) {
+                self.row(row, cols.clone()).copy_from_slice(&edge[..cols.len()]);
+            }
+        }
+    }
+}
+
+/// Rows of the i-th of `n` tiles over `rows` rows: as even as can be.
+pub fn tile_rows(i: usize, n: usize, rows: usize) -> Range<usize> {
+    i * rows / n..(i + 1) * rows / n
+}
+
+/// Copies columns `cols` of some rows to where a tile finds them.
+pub fn copy_left(left: &mut [f32], x: Rows<'_>, rows: Range<usize>, cols: Range<usize>) {
+    for (out, row) in left.chunks_mut(STRIDE).zip(rows) {
+        out[..cols.len()].copy_from_slice(&x.row(row)[cols.clone()]);
+    }
+}
+
+thread_local! {
+    /// Left sides of tiles, and tiles that do not end where the matrix does.
+    static SCRATCH: RefCell<[Aligned; 2]> = RefCell::default();
+}
+
+/// Some panels and some tiles of rows of a [`product`].
+struct Packed<'a> {
+    x: Rows<'a>,
+    w: &'a Panels,
+    ks: Range<usize>,
+    finish: Finish<'a>,
+    out: Shared<'a>,
+    panels: Range<usize>,
+    tiles: Range<usize>,
+}
+
+impl WithSimd for Packed<'_> {
+    type Output = ();
+
+    /// Rows go in groups whose left sides stay in the second-level cache. A block of a panel comes from memory for the
+    /// first tile and lies in the first-level cache for the others; meanwhile the next block is asked for.
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let n_tiles = self.x.n.div_ceil(most_rows::<S>());
+        let tile_size = most_rows::<S>() * STRIDE;
+        SCRATCH.with_borrow_mut(|[left, edge]| {
+            let left = left.at_least(self.tiles.len().min(GROUP) * tile_size);
+            let edge = edge.at_least(most_rows::<S>() * columns::<S>());
+            for group in self.tiles.clone().step_by(GROUP).map(|first| first..(first + GROUP).min(self.tiles.end)) {
+                for_each_block(self.ks.clone(), self.panels.clone(), n_tiles == 1, |panel, ks| {
+                    if n_tiles == 1 || panel == self.panels.start {
+                        let cols = ks.start - self.ks.start..ks.end - self.ks.start;
+                        for (left, i) in left.chunks_mut(tile_size).zip(group.clone()) {
+                            copy_left(left, self.x, tile_rows(i, n_tiles, self.x.n), cols.clone());
+                        }
+                    }
+                    for (nth, i) in group.clone().enumerate() {
+                        let share = nth * ks.len().div_ceil(group.len());
+                        let rows = tile_rows(i, n_tiles, self.x.n);
+                        self.one_tile(simd, &left[nth * tile_size..], edge, rows, panel, ks.clone(), share);
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// Calls `f` for every panel and every block of k. Few rows take a panel from end to end, so that memory is read in one
+/// stream; many take one block of all panels after the other, so that their left sides are copied once.
+#[inline(always)]
+fn for_each_block(ks: Range<usize>, panels: Range<usize>, end_to_end: bool, mut f: impl FnMut(usize, Range<usize>)) {
+    let block = |k0: usize| k0..(k0 + KC).min(ks.end);
+    if end_to_end {
+        panels.for_each(|panel| ks.clone().step_by(KC).for_each(|k0| f(panel, block(k0))));
+    } else {
+        ks.clone().step_by(KC).for_each(|k0| panels.clone().for_each(|panel| f(panel, block(k0))));
+    }
+}
+
+impl Packed<'_> {
+    /// One block of one tile, finished if it is the last. `share` is the number of steps of the next block that the tiles
+    /// before this one asked for.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn one_tile<S: Simd>(
+        &self,
+        simd: S,
+        left: &[f32],
+        edge: &mut [f32],
+        rows: Range<usize>,
+        panel: usize,
+        ks: Range<usize>,
+        share: usize,
+    ) {
+        let width = columns::<S>();
+        let cols = panel * width..((panel + 1) * width).min(self.w.n);
+        let block = &self.w.panel(panel)[ks.start * width..ks.end * width];
+        let (first, last) = (ks.start == self.ks.start, ks.end == self.ks.end);
+        let alone = rows.len() == self.x.n;
+        let operands = Operands {
+            a: left.as_ptr(),
+            b: block.as_ptr(),
+            b_stride: width,
+            k: ks.len(),
+            sum: if first { Sum::First } else { Sum::Further },
+            // One row of tiles reads on; several take turns to ask for the same block of the next panel.
+            next: block.as_ptr().wrapping_add(if alone { block.len() } else { (self.w.k + share) * width }),
+            next_stride: if alone { width } else { width / 2 },
+        };
+        // SAFETY: `product` checked rows and columns against the matrix, and the columns are this task's; `left` holds the
+        // tile's rows and `block` its steps of k.
+        unsafe {
+            self.out.tile(simd, rows.clone(), cols.clone(), operands, edge);
+        }
+        if last {
+            simd.vectorize(FinishTile { finish: self.finish, out: self.out, rows, cols });
+        }
+    }
+}
+
+/// Some columns of a [`product_in_place`].
+struct InPlace<'a> {
+    x: Rows<'a>,
+    w: Rows<'a>,
+    finish: Finish<'a>,
+    out: Shared<'a>,
+    cols: Range<usize>,
+}
+
+impl WithSimd for InPlace<'_> {
+    type Output = ();
+
+    /// Eight rows of the weight at a time, from the first column to the last, as they lie in memory; the sums under way wait
+    /// in the first-level cache.
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        const STEPS: usize = 8;
+        let InPlace { x, w, finish, out, cols } = self;
+        let width = columns::<S>();
+        let padded = cols.len().next_multiple_of(width);
+        SCRATCH.with_borrow_mut(|[left, sums]| {
+            let left = left.at_least(most_rows::<S>() * STRIDE);
+            let (sums, edge) = sums.at_least((x.n + STEPS) * padded.max(width)).split_at_mut(x.n * padded);
+            for k0 in (0..w.n).step_by(KC) {
+                let ks = k0..(k0 + KC).min(w.n);
+                copy_left(left, x, 0..x.n, ks.clone());
+                for k in ks.clone().step_by(STEPS) {
+                    let steps = STEPS.min(ks.end - k);
+                    for col in cols.clone().step_by(width) {
+                        let mut b = (w.row(k)[col..].as_ptr(), w.stride);
+                        if col + width > cols.end {
+                            // The last columns, where a tile can read beyond them; what comes of that is not kept.
+                            for (step, e) in edge.chunks_exact_mut(width).take(steps).enumerate() {
+                                let row = &w.row(k + step)[col..cols.end];
+                                e[..row.len()].copy_from_slice(row);
+                            }
+                            b = (edge.as_ptr(), width);
+                        }
+                        let operands = Operands {
+                            a: left[k - k0..].as_ptr(),
+                            b: b.0,
+                            b_stride: b.1,
+                            k: steps,
+                            sum: if k == k0 { Sum::First } else { Sum::Within },
+                            next: b.0.wrapping_add(STEPS * b.1),
+                            next_stride: b.1,
+                        };
+                        // SAFETY: `left` holds the rows of x, b `steps` rows of the weight, and `sums` whole tiles.
+                        unsafe { tile(simd, x.n, operands, sums[col - cols.start..].as_mut_ptr(), padded) };
+                    }
+                }
+                for (row, sums) in sums.chunks_exact(padded).enumerate() {
+                    // SAFETY: `product_in_place` checked rows and columns; the columns are this task's.
+                    let stored = unsafe { out.row(row, cols.clone()) };
+                    match k0 {
+                        0 => stored.copy_from_slice(&sums[..cols.len()]),
+                        _ => stored.iter_mut().zip(sums).for_each(|(y, sum)| *y += *sum),
+                    }
+                }
+            }
+            simd.vectorize(FinishTile { finish, out, rows: 0..x.n, cols });
+        });
+    }
+}
