@@ -52,7 +52,7 @@ macro_rules! operations {
 
 operations! {
     rows layer_norm layer_norm_scale layer_norm_normalize gain_bias linear linear_by_head sum_heads attention attention_scores
-    attention_pattern attention_mix activation add unembed edit
+    attention_pattern attention_mix activation add unembed edit linear_activation linear_add
 }
 
 /// A copy is of the moment at which it was recorded, whatever happens to the tensor afterwards.

@@ -16,6 +16,8 @@ pub enum Op {
     LayerNormNormalize,
     GainBias,
     Linear,
+    LinearActivation(Activation),
+    LinearAdd,
     LinearByHead { n_head: usize },
     SumHeads { n_head: usize },
     Attention { texts: Vec<Range<usize>>, heads: Heads },
@@ -38,6 +40,8 @@ impl Op {
             Op::LayerNormNormalize => "layer_norm_normalize",
             Op::GainBias => "gain_bias",
             Op::Linear => "linear",
+            Op::LinearActivation(_) => "linear_activation",
+            Op::LinearAdd => "linear_add",
             Op::LinearByHead { .. } => "linear_by_head",
             Op::SumHeads { .. } => "sum_heads",
             Op::Attention { .. } => "attention",
@@ -63,6 +67,8 @@ impl Op {
             Op::LayerNormNormalize => dev.layer_norm_normalize(x[0], x[1]),
             Op::GainBias => dev.gain_bias(x[0], w[0], w[1]),
             Op::Linear => dev.linear(x[0], w[0], w[1]),
+            Op::LinearActivation(f) => dev.linear_activation(x[0], w[0], w[1], *f),
+            Op::LinearAdd => dev.linear_add(x[0], x[1], w[0], w[1]),
             Op::LinearByHead { n_head } => dev.linear_by_head(x[0], w[0], *n_head),
             Op::SumHeads { n_head } => dev.sum_heads(x[0], w[0], *n_head),
             Op::Attention { texts, heads } => dev.attention(x[0], texts, *heads),
@@ -115,6 +121,24 @@ macro_rules! wrap_device {
         }
         fn linear(&self, x: &Self::Tensor, w: &Self::Matrix, bias: &Self::Matrix) -> Self::Tensor {
             self.make(&$crate::device::Op::Linear, &[x], &[w, bias])
+        }
+        fn linear_activation(
+            &self,
+            x: &Self::Tensor,
+            w: &Self::Matrix,
+            bias: &Self::Matrix,
+            f: $crate::device::Activation,
+        ) -> Self::Tensor {
+            self.make(&$crate::device::Op::LinearActivation(f), &[x], &[w, bias])
+        }
+        fn linear_add(
+            &self,
+            a: &Self::Tensor,
+            x: &Self::Tensor,
+            w: &Self::Matrix,
+            bias: &Self::Matrix,
+        ) -> Self::Tensor {
+            self.make(&$crate::device::Op::LinearAdd, &[a, x], &[w, bias])
         }
         fn linear_by_head(&self, z: &Self::Tensor, w: &Self::Matrix, n_head: usize) -> Self::Tensor {
             self.make(&$crate::device::Op::LinearByHead { n_head }, &[z], &[w])

@@ -142,7 +142,7 @@ impl Case {
             Op::Rows { ids } => words.push(format!("{} ids", ids.len())),
             Op::Unembed { rows } => words.push(format!("rows {rows:?}")),
             Op::LayerNorm { eps } | Op::LayerNormScale { eps } => words.push(format!("eps {eps:e}")),
-            Op::Activation(f) => words.push(format!("{f:?}")),
+            Op::Activation(f) | Op::LinearActivation(f) => words.push(format!("{f:?}")),
             Op::Edit { window, edit } => {
                 let kind = match edit {
                     Edit::Zero => "zero",
@@ -152,7 +152,7 @@ impl Case {
                 };
                 words.push(format!("{kind} rows {:?} columns {:?}", window.rows, window.cols));
             }
-            Op::Linear | Op::LayerNormNormalize | Op::GainBias | Op::AttentionPattern | Op::Add => {}
+            Op::Linear | Op::LinearAdd | Op::LayerNormNormalize | Op::GainBias | Op::AttentionPattern | Op::Add => {}
         }
         // Vectors are f32 whatever the file has, and say nothing.
         words.extend(self.weights.iter().filter(|(w, _)| w.rows > 1).map(|(_, dtype)| format!("{dtype:?}")));
@@ -211,7 +211,7 @@ impl Case {
         match &self.op {
             Op::Rows { ids } => [ids.len(), w_cols],
             Op::LayerNormScale { .. } => [rows, 1],
-            Op::Linear | Op::SumHeads { .. } => [rows, w_cols],
+            Op::Linear | Op::LinearActivation(_) | Op::SumHeads { .. } => [rows, w_cols],
             Op::LinearByHead { n_head } => [rows, n_head * w_cols],
             Op::Attention { .. } => [rows, cols / 3],
             Op::AttentionScores { text, heads } => [heads.n_head * text.len(), text.len()],

@@ -62,10 +62,9 @@ impl HookRow {
 
 /// True for the hooks whose taps make a fused kernel run in steps.
 fn splits(site: Site) -> bool {
-    use Site::{
-        AttnScores, Ln1Normalized, Ln1Scale, Ln2Normalized, Ln2Scale, LnFinalNormalized, LnFinalScale, Pattern,
-    };
-    matches!(site, AttnScores(_) | Pattern(_) | Site::Result(_))
+    use Site::{AttnOut, AttnScores, MlpOut, MlpPre, Pattern};
+    use Site::{Ln1Normalized, Ln1Scale, Ln2Normalized, Ln2Scale, LnFinalNormalized, LnFinalScale};
+    matches!(site, AttnScores(_) | Pattern(_) | Site::Result(_) | AttnOut(_) | MlpPre(_) | MlpOut(_))
         || matches!(site, Ln1Scale(_) | Ln1Normalized(_) | Ln2Scale(_) | Ln2Normalized(_))
         || matches!(site, LnFinalScale | LnFinalNormalized)
 }

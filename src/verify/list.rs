@@ -44,6 +44,8 @@ pub static OPERATIONS: &[(&str, MakeCases)] = &[
     ("activation", activation),
     ("add", add),
     ("unembed", unembed),
+    ("linear_activation", linear_activation),
+    ("linear_add", linear_add),
 ];
 
 /// Random numbers. The shape is part of the seed: what an earlier case left in memory is not this one's result by chance.
@@ -202,6 +204,37 @@ fn linear() -> Vec<Case> {
     one(1030, 768, 513, Dtype::F32);
     one(1, 1, 1024 * MANY, Dtype::F32);
     list
+}
+
+/// Rows, k and columns of products that end in something else.
+const ENDINGS: [(usize, usize, usize); 7] =
+    [(1, 1, 1), (2, 33, 99), (8, 768, 129), (9, 257, 65), (65, 96, 768), (257, 33, 33), (1030, 96, 65)];
+
+fn linear_activation() -> Vec<Case> {
+    let mut list = Vec::new();
+    for f in Activation::ALL {
+        for (rows, k, cols) in ENDINGS {
+            for dtype in DTYPES {
+                // Wide enough to reach where the function bends; its slope is at most 1.13.
+                let weights =
+                    vec![(random(k, cols, 3.0 / (k as f32).sqrt(), 29), dtype), f32(random(1, cols, 1.0, 30))];
+                let case = Case::new(Op::LinearActivation(f), vec![random(rows, k, 1.0, 31)], weights);
+                list.push(sampled(case.within(1.5e-5, 4e-6)));
+            }
+        }
+    }
+    list
+}
+
+fn linear_add() -> Vec<Case> {
+    let one = |(rows, k, cols)| {
+        DTYPES.map(|dtype| {
+            let weights = vec![(random(k, cols, 1.0 / (k as f32).sqrt(), 32), dtype), f32(random(1, cols, 1.0, 33))];
+            let tensors = vec![random(rows, cols, 1.0, 34), random(rows, k, 1.0, 35)];
+            sampled(Case::new(Op::LinearAdd, tensors, weights).within(4e-6, 2e-6))
+        })
+    };
+    ENDINGS.into_iter().flat_map(one).collect()
 }
 
 /// Rows, heads, their width, and columns.
