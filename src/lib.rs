@@ -28,10 +28,13 @@ pub mod config;
 pub mod device;
 pub mod hooks;
 pub mod hub;
+pub mod lens;
 pub mod model;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod output;
 pub mod params;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod plot;
 pub mod recorder;
 pub mod session;
 pub mod sites;

@@ -7,8 +7,9 @@ use crate::batch::{Batch, BatchError};
 use crate::capture::Sink;
 use crate::config::Config;
 use crate::device::{AnyDevice, Choice, DeviceError, DeviceInfo, Dtype};
-use crate::hooks::{Capture, HookError, Hooks};
+use crate::hooks::{Capture, HookError, Hooks, Select};
 use crate::hub::{self, HubError, Source};
+use crate::lens::{self, LensRow};
 use crate::model::{self, RunError};
 use crate::params::{LoadError, Params};
 use crate::sites::Site;
@@ -362,6 +363,44 @@ impl Session {
         on_engine!(&self.engine, (dev, params) => Ok(sample.check(dev, params, batch, hooks, progress).await?))
     }
 
+    /// The logit lens: what the model would say after each block, one row per site of [`lens::sites`], the last of them the
+    /// model's own output. `hooks` may ask for more and change things on the way; the capture holds what they asked for
+    /// and the residual streams. `top` is how many of the likeliest tokens are kept. `progress` as in
+    /// [`Session::run_async`], with one step more for every row.
+    ///
+    /// # Errors
+    /// As [`Session::run_async`]; also where `hooks` taps a part of what the lens needs whole.
+    pub async fn lens_async(
+        &self,
+        batch: &Batch,
+        hooks: &Hooks,
+        top: usize,
+        progress: Option<&dyn Fn(usize, usize)>,
+    ) -> Result<(Vec<LensRow>, Capture), Error> {
+        let n_layer = self.files.config().n_layer;
+        let mut all = hooks.clone();
+        for site in lens::sites(n_layer).chain([Site::Unembed]) {
+            all.tap_at(site, Select::all())?;
+        }
+        let of_run = std::cell::Cell::new(0);
+        let told = |done: usize, of: usize| {
+            of_run.set(of);
+            if let Some(progress) = progress {
+                progress(done, of + n_layer + 1);
+            }
+        };
+        let mut capture = self.run_async(batch, &all, Some(&told)).await?;
+        let read = |rows: usize| told(of_run.get() + rows, of_run.get());
+        let rows = on_engine!(&self.engine, (dev, params) => {
+            lens::read(dev, params, batch, &capture, top, &read).await?
+        });
+        if hooks.sites().all(|site| site != Site::Unembed) {
+            // The largest array by far.
+            capture.take(Site::Unembed);
+        }
+        Ok((rows, capture))
+    }
+
     /// The notebook's question in one call: the activations [n_pos, n_embd] of one text after block `layer`; -1 is after
     /// the final LayerNorm, -2 the last block but one, as Python's `h[-2]`.
     ///
@@ -379,7 +418,7 @@ impl Session {
         let batch = self.files.encode(&[text])?;
         let site = Site::from_layer(layer, self.files.config().n_layer).map_err(HookError::from)?;
         let mut hooks = self.files.hooks();
-        hooks.tap_at(site, crate::hooks::Select::all())?;
+        hooks.tap_at(site, Select::all())?;
         let array = self.run(&batch, &hooks)?.take(site).expect("a tapped site is in the capture");
         let array = array.into_dimensionality::<Ix3>().expect("residual stream sites are [batch, pos, n_embd]");
         Ok(array.index_axis_move(Axis(0), 0))

@@ -80,11 +80,54 @@ impl Token {
         bytes.utf8_chunks().map(part).collect()
     }
 
-    /// [`Token::text`] on one line: line breaks and other control characters as `\n`, `\u{7}`.
+    /// The token on one line, to stand between quotes: what cannot be seen, or could be taken for something else, is
+    /// escaped as in Rust (`\n`, `\u{a0}`, `\\`), and bytes that are no whole character are `\xE2`. Two tokens of a
+    /// vocabulary never look alike.
     pub fn label(&self) -> String {
-        let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-        self.text().chars().map(shown).collect()
+        self.shown(&|c| Some(c).filter(|c| seen_as_it_is(*c)))
     }
+
+    /// Several tokens as one text, shown as [`Token::label`] does; characters that `has` says no to are escaped too.
+    pub fn label_of(tokens: &[Token], has: impl Fn(char) -> bool) -> String {
+        let Some(bytes) = tokens.iter().map(|token| token.bytes.as_deref()).collect::<Option<Vec<_>>>() else {
+            return tokens.iter().map(Token::text).collect::<Vec<_>>().join(" ");
+        };
+        // Characters that are cut in several tokens are whole again.
+        let whole = Token { id: 0, bytes: Some(bytes.concat()) };
+        whole.shown(&|c| Some(c).filter(|c| *c == ' ' || has(*c) && seen_as_it_is(*c)))
+    }
+
+    /// [`Token::label`] for places without quotes, such as pictures: a space is `␣`. Characters that `has` says no to (a
+    /// font's table, say) are escaped too.
+    pub fn mark(&self, has: impl Fn(char) -> bool) -> String {
+        self.shown(&|c| match c {
+            ' ' => Some('␣'),
+            '␣' => None,
+            _ => Some(c).filter(|c| has(*c) && seen_as_it_is(*c)),
+        })
+    }
+
+    /// The token with each character as `plain` shows it, escaped where it gives nothing.
+    fn shown(&self, plain: &dyn Fn(char) -> Option<char>) -> String {
+        let Some(bytes) = &self.bytes else { return format!("#{}", self.id) };
+        let mut shown = String::new();
+        for chunk in bytes.utf8_chunks() {
+            for c in chunk.valid().chars() {
+                match plain(c) {
+                    Some(c) => shown.push(c),
+                    None if c.is_ascii() || c.escape_debug().len() > 1 => shown.extend(c.escape_debug()),
+                    None => shown.extend(c.escape_unicode()),
+                }
+            }
+            chunk.invalid().iter().for_each(|byte| shown.push_str(&format!("\\x{byte:02X}")));
+        }
+        shown
+    }
+}
+
+/// False for combining and invisible characters, all spaces but the plain one, and the backslash, which begins escapes.
+fn seen_as_it_is(c: char) -> bool {
+    matches!(c, '\'' | '"') || c.escape_debug().len() == 1
 }
 
 /// A checkpoint's tokenizer.
@@ -344,5 +387,38 @@ mod tests {
         assert_eq!(Token { id: 1, bytes: Some(vec![0xf0, 0x9f]) }.text(), "\\xF0\\x9F");
         assert_eq!(Token { id: 1, bytes: Some(b"a\n\x07".to_vec()) }.label(), "a\\n\\u{7}");
         assert_eq!(Token { id: 464, bytes: None }.text(), "#464");
+    }
+
+    #[test]
+    fn no_two_tokens_look_alike() {
+        let alike: [&[u8]; 16] = [
+            b" ",
+            b"  ",
+            "\u{a0}".as_bytes(),
+            "␣".as_bytes(),
+            b"\t",
+            b"\n",
+            b"\\n",
+            b"\xe2",
+            b"\\xE2",
+            "\u{200b}".as_bytes(),
+            "\u{202e}".as_bytes(),
+            b"",
+            "e\u{301}".as_bytes(),
+            "é".as_bytes(),
+            "❤".as_bytes(),
+            "❤\u{fe0f}".as_bytes(),
+        ];
+        let tokens = alike.map(|bytes| Token { id: 1, bytes: Some(bytes.to_vec()) });
+        let labels: Vec<String> = tokens.iter().map(Token::label).collect();
+        let marks: Vec<String> = tokens.iter().map(|token| token.mark(|_| true)).collect();
+        for shown in [&labels, &marks] {
+            let different: std::collections::BTreeSet<&String> = shown.iter().collect();
+            assert_eq!(different.len(), tokens.len(), "{shown:?}");
+        }
+        let of = |text: &str| Token { id: 1, bytes: Some(text.into()) };
+        assert_eq!((of(" it's\n").label(), of(" it's\n").mark(|_| true)), (" it's\\n".into(), "␣it's\\n".into()));
+        assert_eq!(of(" 你é").mark(|c| c.is_ascii()), "␣\\u{4f60}\\u{e9}");
+        assert_eq!(of("שלום").label(), "שלום");
     }
 }

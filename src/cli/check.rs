@@ -1,6 +1,5 @@
 //! `extract --check`: says what of a run's values was held against the reference, and refuses to go on where they part.
 
-use super::progress::Progress;
 use super::{Failure, ModelArgs};
 use crate::batch::Batch;
 use crate::hooks::Hooks;
@@ -19,11 +18,8 @@ pub(super) fn hold(
     hooks: &Hooks,
     model: &ModelArgs,
 ) -> Result<(), Failure> {
-    let bar = Progress::new(model.quiet);
-    let told = |done: usize, of: usize| bar.told("parts checked", done, of);
-    let checked = pollster::block_on(session.check_async(batch, hooks, sample, &told));
-    bar.finish();
-    let checked = checked?;
+    let check = async |told: &dyn Fn(usize, usize)| session.check_async(batch, hooks, sample, told).await;
+    let checked = model.with_progress("parts checked", check)?;
     for Probe { text, tokens, sites, positions, apart } in &checked.probes {
         let what = match sites.as_slice() {
             [one] => one.to_string(),

@@ -1,15 +1,14 @@
 //! `actscope extract`: activations of one or more texts, as a file or a readable summary.
 
-use super::progress::Progress;
-use super::{DeviceArg, Failure, ModelArgs, TextArgs, WeightsArg, check, size};
+use super::run::{RunArgs, SiteArgs, TokenArgs};
+use super::{Failure, ModelArgs, TextArgs, check, size};
 use crate::batch::Batch;
 use crate::capture::{Capture, Sink, has_non_number};
-use crate::hooks::{HookError, Hooks, Select};
+use crate::hooks::Hooks;
 use crate::output::summary::Summary;
 use crate::output::{self, Output, Provenance, Record};
-use crate::session::{Files, Session};
+use crate::session::Session;
 use crate::sites::Site;
-use crate::text::{self, Token};
 use crate::verify::sample::Sample;
 use clap::Args;
 use ndarray::ArrayViewD;
@@ -24,24 +23,15 @@ pub struct Extract {
     texts: TextArgs,
     #[command(flatten)]
     model: ModelArgs,
-    /// Hooks by name; `*` matches anything, so '*' alone is all of them. Repeatable
-    #[arg(short = 'k', long, value_name = "PATTERN")]
-    hook: Vec<String>,
-    /// Layers: N >= 0 is block N's output, -1 is after the final LayerNorm, -2 the last block but one; or `all`. Repeatable
-    #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
-    layer: Vec<String>,
-    /// Tokens to keep: an index, a negative index, a..b, or a token's text such as " cat". Repeatable
-    #[arg(short, long, value_name = "TOKEN", allow_hyphen_values = true)]
-    token: Vec<String>,
+    #[command(flatten)]
+    sites: SiteArgs,
+    #[command(flatten)]
+    token: TokenArgs,
     /// Where to write: .safetensors, .npz, .json or .csv
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
-    device: DeviceArg,
-    /// How to keep the weights while computing
-    #[arg(long, value_enum, default_value_t = WeightsArg::Stored)]
-    weights: WeightsArg,
+    #[command(flatten)]
+    run: RunArgs,
     /// Fingerprint every byte of the weights, not only their headers
     #[arg(long)]
     hash: bool,
@@ -60,12 +50,12 @@ impl Extract {
         let output = self.out.as_deref().map(Output::create).transpose()?;
         let files = self.model.open()?;
         if let Some(output) = &output {
-            self.refuse_to_overwrite_inputs(output.path(), &files)?;
+            self.texts.refuse_to_overwrite(output.path(), &files)?;
         }
         let batch = self.texts.batch(&files, &texts, &self.model)?;
         let tokens = files.tokens(&batch);
-        let mut hooks = self.hooks(&files)?;
-        let positions = self.positions(&tokens)?;
+        let mut hooks = self.sites.hooks(&files)?;
+        let positions = self.token.positions(&tokens)?;
         if let Some(positions) = &positions {
             hooks.at_positions(positions);
         }
@@ -75,16 +65,11 @@ impl Extract {
             return self.forecast(&shapes, weight_bytes, None);
         }
 
-        let session = files.on(self.device.into(), self.weights.dtype())?;
-        let device = session.device();
-        self.model.say(format_args!("device: {device}"));
-        if device.software {
-            self.model.say(format_args!("note: this adapter is a program on the CPU; --device cpu is faster"));
-        }
+        let session = self.run.session(files, &self.model)?;
         let provenance = Provenance {
             model: session.files().name().to_string(),
             fingerprint: session.files().checkpoint().fingerprint(self.hash && !self.dry_run),
-            device: device.to_string(),
+            device: session.device().to_string(),
         };
         let record = Record {
             batch: &batch,
@@ -128,58 +113,8 @@ impl Extract {
         Ok(())
     }
 
-    /// A run must not replace what it reads.
-    fn refuse_to_overwrite_inputs(&self, path: &Path, files: &Files) -> Result<(), Failure> {
-        let Ok(path) = path.canonicalize() else { return Ok(()) };
-        let same = |input: &PathBuf| input.canonicalize().is_ok_and(|input| input == path);
-        let read = files.paths().into_iter().chain(self.texts.file.clone());
-        match read.into_iter().find(same) {
-            Some(input) => Err(Failure::Usage(format!(
-                "--out {} is a file that this run reads; choose another name",
-                input.display()
-            ))),
-            None => Ok(()),
-        }
-    }
-
-    /// The request: hooks and layers together; the output after the final LayerNorm where neither is given.
-    fn hooks(&self, files: &Files) -> Result<Hooks, Failure> {
-        let n_layer = files.config().n_layer;
-        let mut hooks = files.hooks();
-        for pattern in &self.hook {
-            hooks.tap(pattern)?;
-        }
-        let mut layers: Vec<i64> = Vec::new();
-        for layer in &self.layer {
-            match layer.as_str() {
-                "all" => layers.extend((0..n_layer as i64).chain([-1])),
-                number => {
-                    layers.push(number.parse().map_err(|_| {
-                        Failure::Usage(format!("--layer: {number:?} is neither a whole number nor `all`"))
-                    })?)
-                }
-            }
-        }
-        if self.hook.is_empty() && layers.is_empty() {
-            layers.push(-1);
-        }
-        for layer in layers {
-            hooks.tap_at(Site::from_layer(layer, n_layer).map_err(HookError::from)?, Select::all())?;
-        }
-        Ok(hooks)
-    }
-
-    /// The positions that --token keeps of every text; `None` without it.
-    fn positions(&self, tokens: &[Vec<Token>]) -> Result<Option<Vec<Vec<usize>>>, Failure> {
-        if self.token.is_empty() {
-            return Ok(None);
-        }
-        let of_text = |(i, tokens): (usize, &Vec<Token>)| text::select(&self.token, tokens, i);
-        Ok(Some(tokens.iter().enumerate().map(of_text).collect::<Result<_, _>>()?))
-    }
-
-    /// Runs with a progress bar on stderr, which appears once a second has passed, says where the first value is that is no
-    /// number, and with --check ends in an error where the values are not to be trusted.
+    /// Runs with a progress bar, says where the first value is that is no number, and with --check ends in an error where the
+    /// values are not to be trusted.
     fn run_with_progress(
         &self,
         session: &Session,
@@ -187,16 +122,12 @@ impl Extract {
         hooks: &Hooks,
         sink: &mut dyn Sink,
     ) -> Result<(), Failure> {
-        let bar = Progress::new(self.model.quiet);
-        let told = |done: usize, of: usize| bar.told("blocks", done, of);
         let sample = self.check.then(|| Sample::new(session.files().config(), batch, hooks));
         let mut watched = Watched { sink, first_non_number: None, sample };
-        let ended = pollster::block_on(session.run_into_async(batch, hooks, &mut watched, Some(&told)));
-        bar.finish();
-        ended?;
-        if let Some(site) = watched.first_non_number {
-            self.model.say(format_args!("note: {site} holds NaN or infinity, and so may everything after it"));
-        }
+        let run =
+            async |told: &dyn Fn(usize, usize)| session.run_into_async(batch, hooks, &mut watched, Some(told)).await;
+        self.model.with_progress("blocks", run)?;
+        self.model.warn_of_nan(watched.first_non_number);
         match watched.sample {
             Some(sample) => check::hold(sample, session, batch, hooks, &self.model),
             None => Ok(()),

@@ -1,13 +1,17 @@
 //! The command line. Owns what the commands share: the arguments that name a model, a device and the texts, what is said on
 //! stderr, and exit codes (0 done, 1 the run failed, 2 wrong usage). Each command is one file here.
 
+mod attention;
 mod check;
 mod devices;
 mod extract;
 mod fetch;
+mod heatmap;
 mod hooks;
+mod lens;
 mod models;
-mod progress;
+mod picture;
+mod run;
 mod tokens;
 mod verify;
 
@@ -34,6 +38,12 @@ struct Cli {
 enum Command {
     /// Activations of one or more texts, as a file or a readable summary
     Extract(extract::Extract),
+    /// Picture: tokens by hidden dimensions, for one layer or several
+    Heatmap(heatmap::HeatmapCommand),
+    /// Picture: which token looks at which, head by head
+    Attention(attention::AttentionCommand),
+    /// Picture: the logit lens, what the model would say after each layer
+    Lens(lens::LensCommand),
     /// How a text is cut into tokens
     Tokens(tokens::Tokens),
     /// The dictionary of hooks: name, shape, formula, bytes
@@ -185,6 +195,9 @@ pub fn main() -> ExitCode {
     end_tidily_on_signals();
     let result = match Cli::parse().command {
         Command::Extract(command) => command.run(),
+        Command::Heatmap(command) => command.run(),
+        Command::Attention(command) => command.run(),
+        Command::Lens(command) => command.run(),
         Command::Tokens(command) => command.run(),
         Command::Hooks(command) => command.run(),
         Command::Devices(command) => command.run(),

@@ -1,6 +1,5 @@
 //! `actscope verify`: are the numbers right on this machine? Owns the table; `src/verify/` does the work.
 
-use super::progress::Progress;
 use super::{DeviceArg, Failure, ModelArgs};
 use crate::session::Session;
 use crate::sites::{Row, Site};
@@ -24,18 +23,17 @@ impl Verify {
     pub(super) fn run(self) -> Result<(), Failure> {
         let session = self.model.open()?.on(self.device.into(), None)?;
         self.model.say(format_args!("device: {}", session.device()));
-        let bar = Progress::new(self.model.quiet);
-        let told = |stage: Stage, done: usize, of: usize| {
-            let what = match stage {
-                Stage::Kernels => "operations, one by one",
-                Stage::Hooks => "whole runs",
-                Stage::Lockstep => "runs in lockstep",
+        let verify = async |told: &dyn Fn(usize, usize)| {
+            // About how much of the time has gone where a stage begins, and what it takes.
+            let share = |stage: Stage| match stage {
+                Stage::Kernels => (0, 60),
+                Stage::Hooks => (60, 20),
+                Stage::Lockstep => (80, 20),
             };
-            bar.told(what, done, of);
+            let percent = |stage: Stage, done: usize, of: usize| told(share(stage).0 + share(stage).1 * done / of, 100);
+            session.verify_async(&percent).await
         };
-        let report = pollster::block_on(session.verify_async(&told));
-        bar.finish();
-        let report = report?;
+        let report = self.model.with_progress("percent", verify)?;
         let line = bug_report_line(&session, &report);
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
         if self.model.json {

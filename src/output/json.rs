@@ -9,7 +9,7 @@ use serde::ser::{Error, Serialize, SerializeMap, SerializeSeq, Serializer};
 use std::io::Write;
 
 /// An array as nested lists.
-struct Nested<'a>(ArrayViewD<'a, f32>);
+pub struct Nested<'a>(pub ArrayViewD<'a, f32>);
 
 impl Serialize for Nested<'_> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {

@@ -23,7 +23,7 @@ use store::{Layout, Store};
 use thiserror::Error;
 use unfinished::Unfinished;
 
-pub use json::write as write_json;
+pub use json::{Nested, write as write_json};
 pub use unfinished::abandon;
 
 /// Where the numbers come from: what a reader needs to make them again.
@@ -129,10 +129,12 @@ pub enum Format {
 #[derive(Debug, Error)]
 pub enum OutputError {
     /// The extension names no format.
-    #[error("cannot tell the format of {path}: its name must end in .safetensors, .npz, .json or .csv")]
+    #[error("cannot tell the format of {path}: its name must end in {known}")]
     Format {
         /// The file.
         path: PathBuf,
+        /// The extensions there are, in words.
+        known: &'static str,
     },
     /// The file or its folder cannot be written.
     #[error("cannot write {path}: {detail}")]
@@ -144,29 +146,20 @@ pub enum OutputError {
     },
 }
 
-/// A file that will be there whole, once [`Writing::finish`] is done, or not at all: it is written in a folder of its own
-/// beside its place and renamed.
-pub struct Output {
+/// The place of a file that will be there whole or not at all: it is written in a folder of its own beside its place and
+/// renamed.
+pub struct Place {
     path: PathBuf,
-    format: Format,
     folder: Unfinished,
 }
 
-impl Output {
-    /// Chooses the format and makes the folder to write in, so that both can fail before anything is computed. A symbolic
-    /// link is followed: what it points to is replaced.
+impl Place {
+    /// Makes the folder to write in, so that this can fail before anything is computed. A symbolic link is followed: what it
+    /// points to is replaced.
     ///
     /// # Errors
-    /// [`OutputError`] for an unknown extension or a folder that cannot be written.
-    pub fn create(path: &Path) -> Result<Output, OutputError> {
-        let extension = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
-        let format = match extension.as_deref() {
-            Some("safetensors") => Format::Safetensors,
-            Some("npz") => Format::Npz,
-            Some("json") => Format::Json,
-            Some("csv") => Format::Csv,
-            _ => return Err(OutputError::Format { path: path.into() }),
-        };
+    /// [`OutputError::Write`] for a folder or a file that cannot be written.
+    pub fn create(path: &Path) -> Result<Place, OutputError> {
         let fail = |detail: String| OutputError::Write { path: path.into(), detail };
         let path = match std::fs::read_link(path) {
             // To where it leads in the end, or at least one step where it leads nowhere.
@@ -182,12 +175,67 @@ impl Output {
         }
         let beside = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let folder = Unfinished::create(beside).map_err(|e| fail(e.to_string()))?;
-        Ok(Output { path, format, folder })
+        Ok(Place { path, folder })
     }
 
     /// Where it will be.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Lets `write` write the file, closed when it returns, and puts it in its place; gives back its size in bytes. A file
+    /// that was there before is replaced and keeps its permissions.
+    ///
+    /// # Errors
+    /// [`OutputError::Write`]; then nothing is left behind.
+    pub fn fill(self, write: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<u64, OutputError> {
+        let part = self.part(PART);
+        let put = || {
+            write(&part)?;
+            if let Ok(old) = std::fs::metadata(&self.path) {
+                std::fs::set_permissions(&part, old.permissions())?;
+            }
+            let bytes = std::fs::metadata(&part)?.len();
+            std::fs::rename(&part, &self.path)?;
+            Ok(bytes)
+        };
+        put().map_err(|e: std::io::Error| self.failed(e))
+    }
+
+    fn part(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn failed(&self, detail: impl ToString) -> OutputError {
+        OutputError::Write { path: self.path.clone(), detail: detail.to_string() }
+    }
+}
+
+/// A record's file to be: its format and its [`Place`].
+pub struct Output {
+    format: Format,
+    place: Place,
+}
+
+impl Output {
+    /// Chooses the format by the extension and makes the place.
+    ///
+    /// # Errors
+    /// [`OutputError`] for an unknown extension or a folder that cannot be written.
+    pub fn create(path: &Path) -> Result<Output, OutputError> {
+        let format = match extension(path).as_str() {
+            "safetensors" => Format::Safetensors,
+            "npz" => Format::Npz,
+            "json" => Format::Json,
+            "csv" => Format::Csv,
+            _ => return Err(OutputError::Format { path: path.into(), known: ".safetensors, .npz, .json or .csv" }),
+        };
+        Ok(Output { format, place: Place::create(path)? })
+    }
+
+    /// Where it will be.
+    pub fn path(&self) -> &Path {
+        self.place.path()
     }
 
     /// How many bytes the file will have; `None` where that depends on the values (.json, .csv).
@@ -196,7 +244,7 @@ impl Output {
     /// [`OutputError::Write`] for a file that no reader would take.
     pub fn size(&self, record: &Record<'_>, shapes: Vec<(Site, Vec<usize>)>) -> Result<Option<u64>, OutputError> {
         Ok(match self.format {
-            Format::Safetensors => Some(safetensors::layout(record, shapes).map_err(|e| self.failed(e))?.size),
+            Format::Safetensors => Some(safetensors::layout(record, shapes).map_err(|e| self.place.failed(e))?.size),
             Format::Npz => Some(Npz::new(record, shapes.clone()).layout(shapes).size),
             Format::Json | Format::Csv => None,
         })
@@ -215,15 +263,15 @@ impl Output {
         let create = |name: &str, layout: &Layout, sums: bool| {
             let failed = |e: std::io::Error| match e.kind() {
                 ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-                    self.failed(format!("it takes {} bytes, and {e}", layout.size))
+                    self.place.failed(format!("it takes {} bytes, and {e}", layout.size))
                 }
-                _ => self.failed(e),
+                _ => self.place.failed(e),
             };
-            Store::create(&self.folder.path().join(name), layout, sums).map_err(failed)
+            Store::create(&self.place.part(name), layout, sums).map_err(failed)
         };
         let (store, body) = match self.format {
             Format::Safetensors => {
-                let layout = safetensors::layout(record, shapes).map_err(|e| self.failed(e))?;
+                let layout = safetensors::layout(record, shapes).map_err(|e| self.place.failed(e))?;
                 (create(PART, &layout, false)?, Body::Whole)
             }
             Format::Npz => {
@@ -235,10 +283,11 @@ impl Output {
         };
         Ok(Writing { output: self, record, store, body })
     }
+}
 
-    fn failed(&self, detail: impl ToString) -> OutputError {
-        OutputError::Write { path: self.path.clone(), detail: detail.to_string() }
-    }
+/// A file name's extension in small letters; empty where it has none.
+pub fn extension(path: &Path) -> String {
+    path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase).unwrap_or_default()
 }
 
 /// The file, in the folder of its own.
@@ -268,7 +317,7 @@ enum Body {
 impl Sink for Writing<'_> {
     fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
         // The error travels through the run as one of the system's; it must not lose the file's name on its way.
-        self.store.put(site, text, values).map_err(|e| std::io::Error::new(e.kind(), self.output.failed(e)))
+        self.store.put(site, text, values).map_err(|e| std::io::Error::new(e.kind(), self.output.place.failed(e)))
     }
 }
 
@@ -280,28 +329,15 @@ impl Writing<'_> {
     /// [`OutputError::Write`]; then nothing is left behind.
     pub fn finish(self) -> Result<u64, OutputError> {
         let Writing { output, record, mut store, body } = self;
-        let part = output.folder.path().join(PART);
-        let format = output.format;
-        let ended = match body {
+        let Output { format, place } = output;
+        place.fill(|part| match body {
             Body::Whole => Ok(()),
             Body::Npz(npz) => npz.finish(&mut store),
-            Body::Text => buffered(&part, |out| match format {
+            Body::Text => buffered(part, |out| match format {
                 Format::Csv => csv::write(record, &store, out),
                 _ => json::write(record, &store, out),
             }),
-        };
-        let put = || {
-            ended?;
-            // Closed before it is renamed: Windows wants that.
-            drop(store);
-            if let Ok(old) = std::fs::metadata(&output.path) {
-                std::fs::set_permissions(&part, old.permissions())?;
-            }
-            let bytes = std::fs::metadata(&part)?.len();
-            std::fs::rename(&part, &output.path)?;
-            Ok(bytes)
-        };
-        put().map_err(|e: std::io::Error| output.failed(e))
+        })
     }
 }
 

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 pub const CLASSIC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/classic");
 
-/// The binary, stopped where it hangs, without this machine's cache of models and without the hub.
+/// The binary, stopped where it hangs, without this machine's cache of models, the hub, and its owner's taste in colours.
 pub fn actscope<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> assert_cmd::Command {
     let mut command = assert_cmd::Command::cargo_bin("actscope").unwrap();
     command.args(args).timeout(Duration::from_secs(60));
     command.env("HF_HUB_CACHE", "/there/is/no/such/cache").env("HF_HUB_OFFLINE", "1");
+    command.env_remove("CLICOLOR_FORCE").env_remove("NO_COLOR");
     command
 }
 

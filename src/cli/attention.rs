@@ -1,0 +1,123 @@
+//! `actscope attention`: which token looks at which, one head or a grid of heads by layers.
+
+use super::Failure;
+use super::picture::{PictureArgs, checked};
+use crate::hooks::Select;
+use crate::output::Nested;
+use crate::plot::attention::{Attention, Head};
+use crate::plot::colour::Scale;
+use crate::sites::Site;
+use clap::{Args, ValueEnum};
+use ndarray::{ArrayView2, Axis, Ix2};
+use serde::Serialize;
+
+/// Arguments of `actscope attention`.
+#[derive(Args)]
+pub struct AttentionCommand {
+    #[command(flatten)]
+    picture: PictureArgs,
+    /// Layers, counted from 0; without it, all. Repeatable
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
+    layer: Vec<usize>,
+    /// Heads, counted from 0; without it, all. Repeatable
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    head: Vec<usize>,
+    /// What to show of a head
+    #[arg(long, value_enum, default_value_t = Kind::Pattern)]
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// The softmax over keys: each row adds up to 1
+    Pattern,
+    /// What goes into the softmax: query times key, scaled
+    Scores,
+}
+
+/// The numbers behind the picture.
+#[derive(Serialize)]
+struct Numbers<'a> {
+    heads: Vec<HeadNumbers<'a>>,
+}
+
+#[derive(Serialize)]
+struct HeadNumbers<'a> {
+    layer: usize,
+    head: usize,
+    /// The hook that the values are from.
+    hook: String,
+    /// [query, key]; null where the key comes after the query.
+    values: Nested<'a>,
+}
+
+impl AttentionCommand {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let (files, canvas) = self.picture.open()?;
+        let layers = checked("layer", &self.layer, files.config().n_layer)?;
+        let heads = checked("head", &self.head, files.config().n_head)?;
+        // Heads between the first and the last come along: a tap takes a range.
+        let range = heads[0]..heads[heads.len() - 1] + 1;
+        let mut hooks = files.hooks();
+        for layer in &layers {
+            hooks.tap_at(self.site(*layer), Select::all().heads(range.clone()))?;
+        }
+        let session = self.picture.session(files)?;
+        let run = async |told: &dyn Fn(usize, usize)| session.run_async(&canvas.batch, &hooks, Some(told)).await;
+        let mut capture = self.picture.model.with_progress("blocks", run)?;
+        self.picture.model.warn_of_nan(capture.first_not_a_number());
+
+        let mut shown = Vec::with_capacity(layers.len() * heads.len());
+        for layer in &layers {
+            // Taken out layer by layer: all of a long text is hundreds of megabytes, which are not needed twice.
+            let array = capture.take(self.site(*layer)).expect("a tapped site is in the capture");
+            for head in &heads {
+                let values = array.index_axis(Axis(0), 0).index_axis_move(Axis(0), head - range.start);
+                let values = values.into_dimensionality::<Ix2>().expect("attention is [batch, head, query, key]");
+                shown.push(Head { layer: *layer, head: *head, values: masked(values) });
+            }
+        }
+        let scale = match self.kind {
+            Kind::Pattern => Scale::share(),
+            Kind::Scores => Scale::linear(shown.iter().flat_map(|head| head.values.iter().copied())),
+        };
+        if let Some(warning) = scale.warning() {
+            self.picture.model.say(format_args!("note: {warning}"));
+        }
+        let (noun, name) = match self.kind {
+            Kind::Pattern => ("attention pattern", "Attention"),
+            Kind::Scores => ("attention scores", "Score"),
+        };
+        let what = match shown.as_slice() {
+            [Head { layer, head, .. }] => format!("{noun} of layer {layer}, head {head}"),
+            several => format!("{noun} of {} heads", several.len()),
+        };
+        let heading = canvas.heading(format!("{what} of {}", session.files().name()));
+        let picture = Attention { heading, name, heads: shown, scale };
+        let numbers = Numbers { heads: picture.heads.iter().map(|head| self.numbers(head)).collect() };
+        self.picture.show(canvas, &session, &picture, &numbers)
+    }
+
+    fn site(&self, layer: usize) -> Site {
+        match self.kind {
+            Kind::Pattern => Site::Pattern(layer),
+            Kind::Scores => Site::AttnScores(layer),
+        }
+    }
+
+    fn numbers<'a>(&self, head: &'a Head) -> HeadNumbers<'a> {
+        let values = Nested(head.values.view().into_dyn());
+        HeadNumbers { layer: head.layer, head: head.head, hook: self.site(head.layer).name(), values }
+    }
+}
+
+/// A head's values with -inf for keys that the query cannot see.
+fn masked(values: ArrayView2<'_, f32>) -> ndarray::Array2<f32> {
+    let mut values = values.to_owned();
+    for ((query, key), value) in values.indexed_iter_mut() {
+        if key > query {
+            *value = f32::NEG_INFINITY;
+        }
+    }
+    values
+}

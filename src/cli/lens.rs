@@ -1,0 +1,103 @@
+//! `actscope lens`: the logit lens, layer by layer.
+
+use super::Failure;
+use super::picture::PictureArgs;
+use crate::lens::{LensRow, Reading};
+use crate::plot::lens::{Cell, LensTable};
+use crate::session::Session;
+use crate::sites::Site;
+use clap::Args;
+use serde::Serialize;
+
+/// Arguments of `actscope lens`.
+#[derive(Args)]
+pub struct LensCommand {
+    #[command(flatten)]
+    picture: PictureArgs,
+}
+
+/// How many of the likeliest tokens --json tells.
+const TOP: usize = 5;
+
+/// The numbers behind the picture.
+#[derive(Serialize)]
+struct Numbers {
+    /// In run order; the last is the model's output.
+    lens: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    hook: String,
+    positions: Vec<Position>,
+}
+
+#[derive(Serialize)]
+struct Position {
+    /// The likeliest tokens, likeliest first.
+    top: Vec<Guess>,
+    /// Of the whole distribution, in nats.
+    entropy: f32,
+    /// The token that really comes next; null at the last position.
+    next: Option<Next>,
+}
+
+#[derive(Serialize)]
+struct Guess {
+    id: u32,
+    token: String,
+    probability: f32,
+}
+
+#[derive(Serialize)]
+struct Next {
+    #[serde(flatten)]
+    guess: Guess,
+    /// 1 where no token is likelier.
+    rank: usize,
+}
+
+impl LensCommand {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let (files, canvas) = self.picture.open()?;
+        let session = self.picture.session(files)?;
+        let hooks = session.files().hooks();
+        let run = async |told: &dyn Fn(usize, usize)| session.lens_async(&canvas.batch, &hooks, TOP, Some(told)).await;
+        let (rows, capture) = self.picture.model.with_progress("layers", run)?;
+        self.picture.model.warn_of_nan(capture.first_not_a_number());
+
+        let n_layer = session.files().config().n_layer;
+        let picture = LensTable {
+            heading: canvas.heading(format!("logit lens of {}", session.files().name())),
+            rows: rows.iter().map(|row| (name(row.site, n_layer), cells(&session, row))).collect(),
+        };
+        let numbers = Numbers { lens: rows.iter().map(|row| numbers(&session, row)).collect() };
+        self.picture.show(canvas, &session, &picture, &numbers)
+    }
+}
+
+fn name(site: Site, n_layer: usize) -> String {
+    match site {
+        Site::ResidPost(layer) if layer + 1 == n_layer => format!("layer {layer}: output"),
+        Site::ResidPost(layer) => format!("layer {layer}"),
+        _ => "input".into(),
+    }
+}
+
+fn cells(session: &Session, row: &LensRow) -> Vec<Cell> {
+    let cell = |Reading { top, next, .. }: &Reading| {
+        let (id, probability) = top[0];
+        Cell { token: session.files().token(id), probability, hit: next.is_some_and(|next| next.id == id) }
+    };
+    row.texts[0].iter().map(cell).collect()
+}
+
+fn numbers(session: &Session, row: &LensRow) -> Row {
+    let guess = |id: u32, probability: f32| Guess { id, token: session.files().token(id).text(), probability };
+    let position = |Reading { top, entropy, next }: &Reading| Position {
+        top: top.iter().map(|(id, probability)| guess(*id, *probability)).collect(),
+        entropy: *entropy,
+        next: next.map(|next| Next { guess: guess(next.id, next.probability), rank: next.rank }),
+    };
+    Row { hook: row.site.name(), positions: row.texts[0].iter().map(position).collect() }
+}

@@ -1,0 +1,135 @@
+//! What the commands that draw share: their arguments, one text, and where a picture goes: a file, the terminal, or as
+//! numbers to stdout.
+
+use super::run::RunArgs;
+use super::{Failure, ModelArgs, TextArgs, size};
+use crate::batch::Batch;
+use crate::plot::terminal::Terminal;
+use crate::plot::{File, Heading, Picture};
+use crate::session::{Files, Session};
+use crate::sites::Site;
+use crate::text::Token;
+use clap::Args;
+use serde::Serialize;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Arguments of every picture.
+#[derive(Args)]
+pub(super) struct PictureArgs {
+    #[command(flatten)]
+    texts: TextArgs,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Where to draw: .png or .svg. Without it, on the terminal
+    #[arg(short, long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// A picture's text, and where the picture goes.
+pub(super) struct Canvas {
+    pub batch: Batch,
+    pub tokens: Vec<Token>,
+    file: Option<File>,
+}
+
+/// What stands in the JSON of every picture beside its own numbers, under `extract`'s names.
+#[derive(Serialize)]
+struct Document<'a, T> {
+    model: &'a str,
+    model_fingerprint: String,
+    device: String,
+    actscope_version: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<String>,
+    tokens: Vec<String>,
+    input_ids: &'a [u32],
+    #[serde(flatten)]
+    numbers: &'a T,
+}
+
+impl PictureArgs {
+    /// Opens everything that can be wrong before weights are loaded.
+    pub fn open(&self) -> Result<(Files, Canvas), Failure> {
+        let texts = self.texts.texts()?;
+        let file = self.out.as_deref().map(File::create).transpose()?;
+        let files = self.model.open()?;
+        if let Some(file) = &file {
+            self.texts.refuse_to_overwrite(file.path(), &files)?;
+        }
+        let batch = self.texts.batch(&files, &texts, &self.model)?;
+        let several = batch.texts().len();
+        if several > 1 {
+            return Err(Failure::Usage(format!(
+                "a picture shows one text and {several} were given; give one (in quotes, if it is several words)"
+            )));
+        }
+        let tokens = files.tokens(&batch).remove(0);
+        Ok((files, Canvas { batch, tokens, file }))
+    }
+
+    /// Brings the model to the device.
+    pub fn session(&self, files: Files) -> Result<Session, Failure> {
+        self.run.session(files, &self.model)
+    }
+
+    /// Shows the picture where it was asked for, its numbers with --json.
+    pub fn show(
+        &self,
+        canvas: Canvas,
+        session: &Session,
+        picture: &dyn Picture,
+        numbers: &impl Serialize,
+    ) -> Result<(), Failure> {
+        let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
+        let path = canvas.file.as_ref().map(|file| file.path().display().to_string());
+        if let Some(file) = canvas.file {
+            let bytes = file.write(picture)?;
+            self.model.say(format_args!("wrote {}: {}", path.as_deref().unwrap_or_default(), size(bytes)));
+        } else if !self.model.json {
+            picture.print(&Terminal::of_stdout(), &mut stdout)?;
+        }
+        if self.model.json {
+            let document = Document {
+                model: session.files().name(),
+                model_fingerprint: session.files().checkpoint().fingerprint(false),
+                device: session.device().to_string(),
+                actscope_version: env!("CARGO_PKG_VERSION"),
+                file: path,
+                tokens: canvas.tokens.iter().map(Token::text).collect(),
+                input_ids: canvas.batch.ids(),
+                numbers,
+            };
+            serde_json::to_writer(&mut stdout, &document).map_err(std::io::Error::from)?;
+            writeln!(stdout)?;
+        }
+        stdout.flush()?;
+        Ok(())
+    }
+}
+
+impl Canvas {
+    /// What stands above the picture.
+    pub fn heading(&self, what: String) -> Heading {
+        Heading { text: self.tokens.clone(), what }
+    }
+}
+
+/// A hook of another shape than a picture shows.
+pub(super) fn wrong_shape(site: Site, shows: &str) -> Failure {
+    let letters: Vec<&str> = site.axes().iter().map(|axis| axis.letter()).collect();
+    Failure::Usage(format!("{site} is [{}], and this picture shows {shows}", letters.join(", ")))
+}
+
+/// The chosen layers or heads in order, each once; all where none is chosen.
+pub(super) fn checked(what: &str, asked: &[usize], n: usize) -> Result<Vec<usize>, Failure> {
+    if let Some(number) = asked.iter().find(|number| **number >= n) {
+        return Err(Failure::Usage(format!("{what} {number} does not exist: this model has {what}s 0 to {}", n - 1)));
+    }
+    let mut chosen = if asked.is_empty() { (0..n).collect() } else { asked.to_vec() };
+    chosen.sort_unstable();
+    chosen.dedup();
+    Ok(chosen)
+}

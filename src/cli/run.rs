@@ -1,0 +1,140 @@
+//! What the commands that run a model share: where to compute, which hooks and which tokens, progress, and that a run never
+//! replaces what it reads.
+
+use super::{DeviceArg, Failure, ModelArgs, TextArgs, WeightsArg};
+use crate::hooks::{HookError, Hooks, Select};
+use crate::session::{Files, Session};
+use crate::sites::Site;
+use crate::text::{self, Token};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Where to compute.
+#[derive(Args)]
+pub(super) struct RunArgs {
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    device: DeviceArg,
+    /// How to keep the weights while computing
+    #[arg(long, value_enum, default_value_t = WeightsArg::Stored)]
+    weights: WeightsArg,
+}
+
+impl RunArgs {
+    /// Brings the model to the device and says which it is.
+    pub fn session(&self, files: Files, model: &ModelArgs) -> Result<Session, Failure> {
+        let session = files.on(self.device.into(), self.weights.dtype())?;
+        let device = session.device();
+        model.say(format_args!("device: {device}"));
+        if device.software {
+            model.say(format_args!("note: this adapter is a program on the CPU; --device cpu is faster"));
+        }
+        Ok(session)
+    }
+}
+
+/// Which hooks.
+#[derive(Args)]
+pub(super) struct SiteArgs {
+    /// Hooks by name; `*` matches anything, so '*' alone is all of them. Repeatable
+    #[arg(short = 'k', long, value_name = "PATTERN")]
+    hook: Vec<String>,
+    /// Layers: N >= 0 is block N's output, -1 is after the final LayerNorm, -2 the last block but one; or `all`. Repeatable
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
+    layer: Vec<String>,
+}
+
+impl SiteArgs {
+    /// The request: hooks and layers together; the output after the final LayerNorm where neither is given.
+    pub fn hooks(&self, files: &Files) -> Result<Hooks, Failure> {
+        let n_layer = files.config().n_layer;
+        let mut hooks = files.hooks();
+        for pattern in &self.hook {
+            hooks.tap(pattern)?;
+        }
+        let mut layers: Vec<i64> = Vec::new();
+        for layer in &self.layer {
+            match layer.as_str() {
+                "all" => layers.extend((0..n_layer as i64).chain([-1])),
+                number => {
+                    layers.push(number.parse().map_err(|_| {
+                        Failure::Usage(format!("--layer: {number:?} is neither a whole number nor `all`"))
+                    })?)
+                }
+            }
+        }
+        if self.hook.is_empty() && layers.is_empty() {
+            layers.push(-1);
+        }
+        for layer in layers {
+            hooks.tap_at(Site::from_layer(layer, n_layer).map_err(HookError::from)?, Select::all())?;
+        }
+        Ok(hooks)
+    }
+}
+
+/// Which tokens.
+#[derive(Args)]
+pub(super) struct TokenArgs {
+    /// Tokens to keep: an index, a negative index, a..b, or a token's text such as " cat". Repeatable
+    #[arg(short, long, value_name = "TOKEN", allow_hyphen_values = true)]
+    token: Vec<String>,
+}
+
+impl TokenArgs {
+    /// The positions that --token keeps of every text; `None` without it.
+    pub fn positions(&self, tokens: &[Vec<Token>]) -> Result<Option<Vec<Vec<usize>>>, Failure> {
+        if self.token.is_empty() {
+            return Ok(None);
+        }
+        let of_text = |(i, tokens): (usize, &Vec<Token>)| text::select(&self.token, tokens, i);
+        Ok(Some(tokens.iter().enumerate().map(of_text).collect::<Result<_, _>>()?))
+    }
+}
+
+impl TextArgs {
+    /// A run must not replace what it reads.
+    pub(super) fn refuse_to_overwrite(&self, path: &Path, files: &Files) -> Result<(), Failure> {
+        let Ok(path) = path.canonicalize() else { return Ok(()) };
+        let same = |input: &PathBuf| input.canonicalize().is_ok_and(|input| input == path);
+        let read = files.paths().into_iter().chain(self.file.clone());
+        match read.into_iter().find(same) {
+            Some(input) => Err(Failure::Usage(format!(
+                "--out {} is a file that this run reads; choose another name",
+                input.display()
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl ModelArgs {
+    /// Runs with a progress bar on stderr, which appears once a second has passed. `run` tells how many steps are done.
+    pub(super) fn with_progress<T>(&self, steps: &str, run: impl AsyncFnOnce(&dyn Fn(usize, usize)) -> T) -> T {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}, {elapsed} gone, {eta} to go");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_message(steps.to_string());
+        let start = Instant::now();
+        let told = |done: usize, of: usize| {
+            if bar.is_hidden() && !self.quiet && start.elapsed() > PATIENCE {
+                bar.set_draw_target(ProgressDrawTarget::stderr());
+            }
+            bar.set_length(of as u64);
+            bar.set_position(done as u64);
+        };
+        let result = pollster::block_on(run(&told));
+        bar.finish_and_clear();
+        result
+    }
+
+    /// Says where numbers stop being numbers.
+    pub(super) fn warn_of_nan(&self, first: Option<Site>) {
+        if let Some(site) = first {
+            self.say(format_args!("note: {site} holds NaN or infinity, and so may everything after it"));
+        }
+    }
+}

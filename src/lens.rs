@@ -1,0 +1,221 @@
+//! The logit lens (nostalgebraist 2020, "interpreting GPT: the logit lens"): what the model would say if it stopped after
+//! each block. Every residual stream goes through the final LayerNorm and the unembedding, with the device's own kernels;
+//! what is kept per token is small, so no more than a part of one layer's logits is ever in memory at once.
+//! Owns the reading of logits. Read next: `session.rs`, where `lens_async` is the way in.
+
+use crate::batch::Batch;
+use crate::device::{Device, Edit, Window};
+use crate::hooks::Capture;
+use crate::model::RunError;
+use crate::params::Params;
+use crate::sites::Site;
+use ndarray::{ArrayView2, Axis, Ix2};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// One residual stream, read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LensRow {
+    /// Where in the run: [`sites`] in order.
+    pub site: Site,
+    /// `[text][position]`.
+    pub texts: Vec<Vec<Reading>>,
+}
+
+/// What the logits of one position say about the token after it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reading {
+    /// The likeliest tokens with their probabilities, likeliest first; the smaller id first where two are alike.
+    pub top: Vec<(u32, f32)>,
+    /// Entropy of the whole distribution, in nats: from 0 (certain) to `ln(vocab_size)` (no idea).
+    pub entropy: f32,
+    /// The token that really comes next; `None` at a text's last position.
+    pub next: Option<Next>,
+}
+
+/// What a distribution makes of the token that really comes next.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Next {
+    /// The token.
+    pub id: u32,
+    /// Its probability.
+    pub probability: f32,
+    /// 1 where no token is likelier, 2 where one is, and so on.
+    pub rank: usize,
+}
+
+/// The streams that the lens reads: what enters the first block, and what leaves each. The last is what the model says.
+pub fn sites(n_layer: usize) -> impl Iterator<Item = Site> {
+    std::iter::once(Site::ResidPre(0)).chain((0..n_layer).map(Site::ResidPost))
+}
+
+/// Logits that are on their way from the device at once, in numbers: 64 MB.
+const PART: usize = 16 << 20;
+
+/// Reads every stream of [`sites`] from a capture that holds them and the logits, whole. The last row comes from the model's
+/// own logits, so it is the model's output to the last bit. `top` is how many of the likeliest tokens are kept; `progress`
+/// is told after each row.
+///
+/// # Errors
+/// [`RunError`] when a weight cannot be loaded or the device fails.
+pub(crate) async fn read<D: Device>(
+    dev: &D,
+    params: &Params<D>,
+    batch: &Batch,
+    capture: &Capture,
+    top: usize,
+    progress: &dyn Fn(usize),
+) -> Result<Vec<LensRow>, RunError> {
+    let n_layer = params.config().n_layer;
+    let mut rows = Vec::with_capacity(n_layer + 1);
+    for (n, site) in sites(n_layer).enumerate() {
+        let is_last = n == n_layer;
+        let array = capture.get(if is_last { Site::Unembed } else { site }).expect("the lens' sites are tapped");
+        let mut texts = Vec::with_capacity(batch.texts().len());
+        for (text, padded) in array.axis_iter(Axis(0)).enumerate() {
+            let ids = batch.ids_of(text);
+            let padded = padded.into_dimensionality::<Ix2>().expect("streams and logits are [batch, pos, n]");
+            let values = padded.slice_move(ndarray::s![..ids.len(), ..]);
+            texts.push(match is_last {
+                true => readings(values.as_slice().expect("a text's rows are dense"), 0, ids, values.ncols(), top),
+                false => decode(dev, params, values, ids, top, PART).await?,
+            });
+        }
+        rows.push(LensRow { site, texts });
+        progress(n + 1);
+    }
+    Ok(rows)
+}
+
+/// One stream [P, D] of one text through ln_f and the unembedding, at most `part` logits at once (a row at least). While a
+/// part is read here, the device works on the next.
+async fn decode<D: Device>(
+    dev: &D,
+    params: &Params<D>,
+    stream: ArrayView2<'_, f32>,
+    ids: &[u32],
+    top: usize,
+    part: usize,
+) -> Result<Vec<Reading>, RunError> {
+    let config = params.config();
+    let (ln_f, unembedding) = (params.ln_f(dev)?, params.unembedding(dev)?);
+    let (n_pos, width) = stream.dim();
+    let whole = |rows: Range<usize>, cols: usize| Window { rows: vec![rows], cols: 0..cols };
+    let mut x = dev.empty(n_pos, width);
+    dev.edit(&mut x, &whole(0..n_pos, width), &Edit::Replace(stream.iter().copied().collect()));
+    let x = dev.layer_norm(&x, &ln_f.weight, &ln_f.bias, config.layer_norm_epsilon);
+
+    let n_vocab = config.vocab_size;
+    let rows_at_once = (part.min(dev.limits().in_parts) / n_vocab).max(1);
+    let mut read = Vec::with_capacity(n_pos);
+    let mut under_way = None;
+    for start in (0..n_pos).step_by(rows_at_once) {
+        let rows = start..n_pos.min(start + rows_at_once);
+        let logits = dev.unembed(&x, rows.clone(), unembedding);
+        let staged = dev.copy_out(&logits, &whole(0..rows.len(), n_vocab));
+        dev.submit();
+        if let Some((start, staged)) = under_way.replace((start, staged)) {
+            read.extend(readings(&dev.read(staged).await?, start, ids, n_vocab, top));
+        }
+    }
+    if let Some((start, staged)) = under_way {
+        read.extend(readings(&dev.read(staged).await?, start, ids, n_vocab, top));
+    }
+    Ok(read)
+}
+
+/// Rows of logits, the first of them at position `start` of a text with these ids.
+fn readings(logits: &[f32], start: usize, ids: &[u32], n_vocab: usize, top: usize) -> Vec<Reading> {
+    let of_row = |(i, row): (usize, &[f32])| reading(row, ids.get(start + i + 1).copied(), top);
+    logits.par_chunks(n_vocab).enumerate().map(of_row).collect()
+}
+
+/// One row of logits.
+fn reading(logits: &[f32], next: Option<u32>, top: usize) -> Reading {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    // Sums in f64: fifty thousand f32 terms would lose four digits. With e = exp(x - max) and z = sum e, the entropy
+    // -sum p ln p is ln z - sum e (x - max) / z.
+    let (mut z, mut weighted) = (0.0f64, 0.0f64);
+    for &x in logits {
+        let e = f64::from((x - max).exp());
+        z += e;
+        if e > 0.0 {
+            weighted += e * f64::from(x - max);
+        }
+    }
+    let probability = |id: u32| (f64::from((logits[id as usize] - max).exp()) / z) as f32;
+    let next = next.map(|id| {
+        let rank = 1 + logits.iter().filter(|x| **x > logits[id as usize]).count();
+        Next { id, probability: probability(id), rank }
+    });
+    let top = likeliest(logits, top).into_iter().map(|id| (id, probability(id))).collect();
+    // Where z is NaN so is the entropy; `max` would hide that.
+    let entropy = (z.ln() - weighted / z) as f32;
+    Reading { top, entropy: if entropy < 0.0 { 0.0 } else { entropy }, next }
+}
+
+/// The indices of the `n` largest numbers, largest first.
+fn likeliest(logits: &[f32], n: usize) -> Vec<u32> {
+    let n = n.min(logits.len());
+    let mut best: Vec<u32> = Vec::with_capacity(n + 1);
+    for (id, x) in logits.iter().enumerate() {
+        let beaten = |other: &u32| logits[*other as usize].total_cmp(x).is_lt();
+        if best.len() < n || best.last().is_some_and(beaten) {
+            let place = best.partition_point(|other| !beaten(other));
+            best.insert(place, id as u32);
+            best.truncate(n);
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reading_of_known_logits() {
+        // Probabilities 1/2, 1/4, 1/8, 1/8.
+        let logits = [2.0f32, 4.0, 1.0, 1.0].map(|p| p.ln() + 100.0);
+        let Reading { top, entropy, next } = reading(&logits, Some(3), 3);
+        assert_eq!(
+            top.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
+            [1, 0, 2],
+            "the smaller id first where two are alike"
+        );
+        top.iter().zip([0.5, 0.25, 0.125]).for_each(|((_, got), want)| assert!((got - want).abs() < 1e-5, "{got}"));
+        assert!((entropy - 1.75 * 2f32.ln()).abs() < 1e-5, "{entropy}");
+        let next = next.unwrap();
+        assert_eq!((next.id, next.rank), (3, 3));
+        assert!((next.probability - 0.125).abs() < 1e-5);
+    }
+
+    #[test]
+    fn parts_join_without_a_seam() {
+        use crate::device::reference::Reference;
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/classic");
+        let checkpoint = crate::weights::Checkpoint::open(folder.as_ref()).unwrap();
+        let (n_vocab, width) = (checkpoint.config().vocab_size, checkpoint.config().n_embd);
+        let params = Params::<Reference>::new(std::rc::Rc::new(checkpoint), None);
+        let stream = ndarray::Array2::from_shape_fn((7, width), |(p, d)| ((p * 31 + d * 17) % 23) as f32 - 11.0);
+        let ids = [3, 1, 4, 1, 5, 9, 2];
+        let in_parts = |part| pollster::block_on(decode(&Reference, &params, stream.view(), &ids, 3, part)).unwrap();
+        let whole = in_parts(usize::MAX);
+        assert_eq!(whole.len(), 7);
+        assert_eq!(
+            whole.iter().map(|r| r.next.map(|n| n.id)).collect::<Vec<_>>(),
+            [1, 4, 1, 5, 9, 2].map(Some).into_iter().chain([None]).collect::<Vec<_>>()
+        );
+        for part in [1, 2 * n_vocab, 3 * n_vocab + 1] {
+            assert_eq!(in_parts(part), whole, "{part} logits at once");
+        }
+    }
+
+    #[test]
+    fn certainty_masked_and_broken_logits() {
+        let Reading { top, entropy, .. } = reading(&[0.0, 1e4, f32::NEG_INFINITY], None, 9);
+        assert_eq!((top[0], top.len(), entropy), ((1, 1.0), 3, 0.0));
+        let Reading { top, entropy, .. } = reading(&[0.0, f32::NAN, 1.0], None, 1);
+        assert!(top[0].1.is_nan() && entropy.is_nan(), "NaN is never a quiet zero");
+    }
+}

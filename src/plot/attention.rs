@@ -1,0 +1,193 @@
+//! Attention as squares: rows are queries (the tokens that look), columns are keys (the tokens looked at). One head large, or
+//! a grid with a row for every layer and a column for every head. Draws `hook_pattern` and `hook_attn_scores`.
+
+use super::colour::{Rgb, Scale};
+use super::scene::{Anchor, BAR_ROOM, Scene, TEXT};
+use super::terminal::{self, Terminal};
+use super::{BLACK, HEADING, Heading, Picture, draw_heading, every, font, label, print_heading, shared, strongest};
+use ndarray::{Array2, Axis};
+use std::io::Write;
+
+/// One head.
+#[derive(Clone, Debug)]
+pub struct Head {
+    /// Its block.
+    pub layer: usize,
+    /// Its number within the block.
+    pub head: usize,
+    /// [query, key]; -inf where the key comes after the query.
+    pub values: Array2<f32>,
+}
+
+/// The picture.
+#[derive(Clone, Debug)]
+pub struct Attention {
+    /// Above it; its text has one token for every query and key.
+    pub heading: Heading,
+    /// What the colours are: `Attention` or `Score`.
+    pub name: &'static str,
+    /// At least one, layer by layer, each layer with the same heads.
+    pub heads: Vec<Head>,
+    /// The colours of all.
+    pub scale: Scale,
+}
+
+/// Pixels of a head's side at most: alone, and in a grid.
+const LARGE: usize = 1100;
+/// Pixels that the heads of a grid have beside one another, and what each then gets.
+const ACROSS: usize = 1400;
+const SIDE: (usize, usize) = (110, 300);
+const GAP: f32 = 14.0;
+
+impl Attention {
+    /// How many heads stand beside one another.
+    fn per_layer(&self) -> usize {
+        self.heads.iter().take_while(|head| head.layer == self.heads[0].layer).count()
+    }
+
+    /// Pixels of a cell, and cells of a head's side after neighbours were joined where there are more than pixels.
+    fn cells(&self) -> (f32, usize) {
+        let n = self.heading.text.len();
+        let (side, largest) = match self.heads.len() {
+            1 => (LARGE, 44),
+            _ => ((ACROSS / self.per_layer()).clamp(SIDE.0, SIDE.1), 30),
+        };
+        ((side / n).clamp(1, largest) as f32, super::cells(n, side))
+    }
+}
+
+fn colour(value: f32, scale: &Scale) -> Rgb {
+    if value == f32::NEG_INFINITY { Rgb::EMPTY } else { scale.colour(value) }
+}
+
+impl Picture for Attention {
+    fn scene(&self) -> Scene {
+        let tokens = &self.heading.text;
+        let (cell, n_cells) = self.cells();
+        let side = cell * n_cells as f32;
+        let across = self.per_layer();
+        let down = self.heads.len() / across;
+        let alone = self.heads.len() == 1;
+        let labels: Vec<String> = tokens.iter().enumerate().map(|(i, token)| label(i, token)).collect();
+        let step = side / tokens.len() as f32;
+        let every = every(12.0, step);
+        let shown = labels.iter().step_by(every);
+        let label_room = shown.map(|l| font::width(l, TEXT)).fold(20.0, f32::max).ceil() + 10.0;
+        // Left: the layer's name, the axis' name, the labels. Below: the labels, the axis' name.
+        let left = label_room + if alone { 30.0 } else { 52.0 };
+        let top = HEADING + if alone { 8.0 } else { 24.0 };
+        let grid_width = across as f32 * (side + GAP) - GAP;
+        let grid_height = down as f32 * (side + GAP) - GAP;
+        let width = (left + grid_width + 24.0 + BAR_ROOM).max(420.0);
+        let height = (top + grid_height + label_room + 30.0).max(top + BAR + 60.0);
+        let cells = self.heads.len() * n_cells * n_cells;
+        let mut scene = Scene::new(width, height, cells, &self.heading.title());
+        let n = tokens.len();
+        draw_heading(&mut scene, &self.heading, &shared((n, n), (n_cells, n_cells)), width);
+        for (i, head) in self.heads.iter().enumerate() {
+            let (row, col) = (i / across, i % across);
+            let (x, y) = (left + col as f32 * (side + GAP), top + row as f32 * (side + GAP));
+            let values = strongest(head.values.view(), (n_cells, n_cells));
+            let colours = values.map(|value| colour(*value, &self.scale));
+            let joined = n_cells < n;
+            scene.grid((x, y), (cell, cell), &colours, |query, key| match joined || key > query {
+                true => String::new(),
+                false => {
+                    let Head { layer, head, values } = head;
+                    let (from, to) = (&labels[query], &labels[key]);
+                    format!("layer {layer}, head {head}, {from} looks at {to}: {}", values[[query, key]])
+                }
+            });
+            scene.frame(x, y, side, side, 0.8);
+            if !alone && row == 0 {
+                scene.text(x + side / 2.0, y - 7.0, TEXT, Anchor::Middle, BLACK, &format!("head {}", head.head));
+            }
+            if !alone && col == 0 {
+                scene.text_upwards(38.0, y + side / 2.0, TEXT, Anchor::Middle, &format!("layer {}", head.layer));
+            }
+            for (p, label) in labels.iter().enumerate().step_by(every) {
+                let at = (p as f32 + 0.5) * step;
+                if col == 0 {
+                    scene.line((x - 3.0, y + at), (x, y + at));
+                    scene.text(x - 6.0, y + at + 4.0, TEXT, Anchor::End, BLACK, label);
+                }
+                if row + 1 == down {
+                    scene.line((x + at, y + side), (x + at, y + side + 3.0));
+                    scene.text_upwards(x + at + 4.0, y + side + 6.0, TEXT, Anchor::End, label);
+                }
+            }
+        }
+        scene.text_upwards(18.0, top + grid_height / 2.0, TEXT, Anchor::Middle, "Query: the token that looks");
+        let below = top + grid_height + label_room + 14.0;
+        scene.text(left + grid_width / 2.0, below, TEXT, Anchor::Middle, BLACK, "Key: the token looked at");
+        scene.colour_bar(
+            (left + grid_width + 24.0, top),
+            BAR.min(grid_height.max(140.0)).floor(),
+            &self.scale,
+            self.name,
+        );
+        scene
+    }
+
+    fn print(&self, terminal: &Terminal, out: &mut dyn Write) -> std::io::Result<()> {
+        print_heading(&self.heading, terminal, out)?;
+        match self.heads.as_slice() {
+            [head] => self.print_one(head, terminal, out)?,
+            _ => self.print_grid(terminal, out)?,
+        }
+        writeln!(out, "{}", terminal.legend(&self.scale, self.name))
+    }
+}
+
+/// Height of the colour bar.
+const BAR: f32 = 320.0;
+
+impl Attention {
+    fn print_one(&self, head: &Head, terminal: &Terminal, out: &mut dyn Write) -> std::io::Result<()> {
+        let labels: Vec<String> = self.heading.text.iter().map(terminal::label).collect();
+        let wide = terminal::widest(&labels).min(terminal.width / 4).max(5);
+        let room = terminal.width - wide - 6;
+        let n = labels.len();
+        let sharing = shared((1, n), (1, terminal.cells(n, &self.scale, room)));
+        writeln!(out, "rows look at columns, which are the same tokens in the same order{sharing}")?;
+        for (query, values) in head.values.axis_iter(Axis(0)).enumerate() {
+            let row = terminal.row(&values.to_vec(), &self.scale, room);
+            writeln!(out, "{query:>4} {} {}", terminal::column(&labels[query], wide), row.trim_end())?;
+        }
+        Ok(())
+    }
+
+    /// Heads beside one another as far as the window goes.
+    fn print_grid(&self, terminal: &Terminal, out: &mut dyn Write) -> std::io::Result<()> {
+        let across = self.per_layer();
+        let plain = terminal.colours == terminal::Colours::None;
+        let per_value = if plain && self.scale.signed() { 2 } else { 1 };
+        let least = ((terminal.width + 2) / across).saturating_sub(2) / per_value;
+        let n = self.heading.text.len();
+        let side = super::cells(n, least.max(SMALLEST));
+        let beside = ((terminal.width + 2) / (side * per_value + 2)).clamp(1, across);
+        writeln!(out, "layer.head; rows look at columns{}", shared((n, n), (side, side)))?;
+        let (high, wide) = (side, side * per_value);
+        for heads in self.heads.chunks(across).flat_map(|layer| layer.chunks(beside)) {
+            let names = heads.iter().map(|head| format!("{:<wide$}", format!("{}.{}", head.layer, head.head)));
+            writeln!(out, "{}", names.collect::<Vec<_>>().join("  ").trim_end())?;
+            let tables: Vec<Array2<f32>> = heads.iter().map(|h| strongest(h.values.view(), (high, side))).collect();
+            for upper in (0..high).step_by(2) {
+                let row = |table: &Array2<f32>, i: usize| (i < high).then(|| table.row(i).to_vec());
+                let drawn = tables.iter().map(|table| {
+                    let first = row(table, upper).unwrap_or_default();
+                    terminal.two_rows(&first, row(table, upper + 1).as_deref(), &self.scale)
+                });
+                let drawn: Vec<Vec<String>> = drawn.collect();
+                for line in 0..drawn[0].len() {
+                    let line: Vec<&str> = drawn.iter().map(|head| head[line].as_str()).collect();
+                    writeln!(out, "{}", line.join("  ").trim_end())?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Columns of a head at least, however many there are.
+const SMALLEST: usize = 8;

@@ -1,0 +1,181 @@
+//! Activations as pictures: PNG and SVG files, and coloured blocks on a terminal. Owns what the pictures share; each picture
+//! is one file here, and says where its numbers come from. Knows captures and tokens, no model and no device.
+//! `scene.rs` draws, `terminal.rs` prints, `colour.rs` turns numbers into colours, `font.rs` has the fonts.
+
+pub mod attention;
+pub mod colour;
+pub mod font;
+pub mod heatmap;
+pub mod lens;
+pub mod scene;
+pub mod terminal;
+
+use crate::output::{OutputError, Place, extension};
+use crate::text::Token;
+use colour::Rgb;
+use ndarray::{Array2, ArrayView2};
+use scene::{Anchor, Scene};
+use std::io::Write;
+use std::path::Path;
+use terminal::Terminal;
+
+/// Anything that can be looked at.
+pub trait Picture {
+    /// Draws it.
+    fn scene(&self) -> Scene;
+
+    /// Prints it.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    fn print(&self, terminal: &Terminal, out: &mut dyn Write) -> std::io::Result<()>;
+}
+
+/// What stands above a picture.
+#[derive(Clone, Debug)]
+pub struct Heading {
+    /// All tokens of the text.
+    pub text: Vec<Token>,
+    /// What is shown of which model.
+    pub what: String,
+}
+
+impl Heading {
+    /// For people who cannot see the picture.
+    fn title(&self) -> String {
+        format!("{}: \"{}\"", self.what, Token::label_of(&self.text, |_| true))
+    }
+}
+
+/// A picture's file to be.
+pub struct File {
+    is_svg: bool,
+    place: Place,
+}
+
+impl File {
+    /// Chooses the format by the extension and makes the place, before anything is computed.
+    ///
+    /// # Errors
+    /// [`OutputError`] for an unknown extension or a folder that cannot be written.
+    pub fn create(path: &Path) -> Result<File, OutputError> {
+        let is_svg = match extension(path).as_str() {
+            "svg" => true,
+            "png" => false,
+            _ => return Err(OutputError::Format { path: path.into(), known: ".png or .svg" }),
+        };
+        Ok(File { is_svg, place: Place::create(path)? })
+    }
+
+    /// Where it will be.
+    pub fn path(&self) -> &Path {
+        self.place.path()
+    }
+
+    /// Draws into the file; gives back its size in bytes.
+    ///
+    /// # Errors
+    /// [`OutputError::Write`]; then nothing is left behind.
+    pub fn write(self, picture: &dyn Picture) -> Result<u64, OutputError> {
+        let scene = picture.scene();
+        let is_svg = self.is_svg;
+        self.place.fill(|part| {
+            let bytes = if is_svg { scene.svg().map(String::into_bytes) } else { scene.png() };
+            std::fs::write(part, bytes.map_err(std::io::Error::other)?)
+        })
+    }
+}
+
+/// Of several values the one that is furthest from zero; NaN before all. -inf stands for nothing, and is what nothing gives.
+fn strongest_of(values: impl Iterator<Item = f32>) -> f32 {
+    let stronger = |a: f32, b: f32| match () {
+        () if a.is_nan() || b == f32::NEG_INFINITY => a,
+        () if b.is_nan() || a == f32::NEG_INFINITY || b.abs() > a.abs() => b,
+        () => a,
+    };
+    values.fold(f32::NEG_INFINITY, stronger)
+}
+
+/// How many cells `n` values get where there is room for `most`: each shows about as many values as its neighbours.
+fn cells(n: usize, most: usize) -> usize {
+    n.div_ceil(n.div_ceil(most.max(1)).max(1)).max(1)
+}
+
+/// A table with at most so many rows and columns, in which neighbours share a cell that has the strongest of them.
+fn strongest(values: ArrayView2<'_, f32>, most: (usize, usize)) -> Array2<f32> {
+    let (rows, cols) = values.dim();
+    let shape = (cells(rows, most.0), cells(cols, most.1));
+    if shape == (rows, cols) {
+        return values.to_owned();
+    }
+    let part = |i: usize, of: usize, n: usize| i * n / of..(i + 1) * n / of;
+    Array2::from_shape_fn(shape, |(r, c)| {
+        let part = values.slice(ndarray::s![part(r, shape.0, rows), part(c, shape.1, cols)]);
+        strongest_of(part.iter().copied())
+    })
+}
+
+/// How many marks of an axis lie from one label to the next, where a label takes `room` pixels and a mark `step`: 1, 2, 5,
+/// 10, 20, ...
+fn every(room: f32, step: f32) -> usize {
+    let least = room / step;
+    let steps = (0..9).flat_map(|decade| [1, 2, 5].map(|n| n * 10usize.pow(decade)));
+    steps.into_iter().find(|n| *n as f32 >= least).unwrap_or(usize::MAX)
+}
+
+/// A token's label in a picture: its position, and itself as far as there is room for so many characters.
+fn label(position: usize, token: &Token) -> String {
+    format!("{position} {}", font::cut(&token.mark(font::has), LONGEST_LABEL))
+}
+
+/// Characters of a token that a label shows.
+const LONGEST_LABEL: usize = 18;
+
+/// Room above a picture for its heading.
+const HEADING: f32 = 52.0;
+const BLACK: Rgb = Rgb(0, 0, 0);
+
+/// Says that neighbours share a cell where there are fewer cells than values; empty where there are not.
+fn shared(values: (usize, usize), cells: (usize, usize)) -> String {
+    let (down, across) = (values.0.div_ceil(cells.0.max(1)), values.1.div_ceil(cells.1.max(1)));
+    match (down, across) {
+        (1, 1) => String::new(),
+        (1, n) | (n, 1) => format!("; each cell is the strongest of up to {n} values"),
+        _ => format!("; each cell is the strongest of up to {down} x {across} values"),
+    }
+}
+
+/// Writes the heading into a scene of this width, with a note behind what is shown.
+fn draw_heading(scene: &mut Scene, heading: &Heading, note: &str, width: f32) {
+    let text = format!("\"{}\"", font::fit(&Token::label_of(&heading.text, font::has), 15.0, width - 50.0));
+    scene.text(16.0, 24.0, 15.0, Anchor::Start, BLACK, &text);
+    let what = heading.what.clone() + note;
+    scene.text(16.0, 42.0, scene::TEXT, Anchor::Start, BLACK, &font::fit(&what, scene::TEXT, width - 32.0));
+}
+
+/// Prints the heading.
+fn print_heading(heading: &Heading, terminal: &Terminal, out: &mut dyn Write) -> std::io::Result<()> {
+    let text = Token::label_of(&heading.text, |_| true);
+    writeln!(out, "\"{}\"", terminal::column(&text, terminal.width - 2).trim_end())?;
+    writeln!(out, "{}", heading.what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_that_share_a_cell_show_the_strongest() {
+        const NOTHING: f32 = f32::NEG_INFINITY;
+        let values =
+            ndarray::array![[1.0, -3.0, 0.0, 2.0], [2.0, 0.5, NOTHING, NOTHING], [0.0, f32::NAN, NOTHING, NOTHING]];
+        assert_eq!(
+            strongest(values.view(), (9, 2)).slice(ndarray::s![..2, ..]),
+            ndarray::array![[-3.0, 2.0], [2.0, NOTHING]]
+        );
+        assert!(strongest(values.view(), (9, 2))[[2, 0]].is_nan());
+        assert_eq!(strongest(values.view(), (2, 1)).row(0)[0], -3.0);
+        assert_eq!([cells(7, 9), cells(4096, 2400), cells(1024, 116), cells(5, 0)], [7, 2048, 114, 1]);
+        assert_eq!([every(12.0, 22.0), every(12.0, 7.0), every(12.0, 2.0), every(30.0, 1.0)], [1, 2, 10, 50]);
+    }
+}

@@ -1,0 +1,254 @@
+//! A picture while it is drawn: text, lines and grids of coloured cells in pixels, and out of them SVG and PNG. Knows no
+//! activations. Drawing is left to resvg.
+//!
+//! Text in an SVG stays text, so that it can be selected, searched and edited. The fonts that it needs go along inside the
+//! file; viewers that ignore such fonts fall back to a monospaced one of the same width. A grid of few cells is rectangles
+//! which tell their value when pointed at; a large one is an embedded image, which nearly every viewer shows far faster.
+
+use super::colour::{Rgb, Scale, number};
+use super::font::{self, FONTS};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use ndarray::Array2;
+use resvg::tiny_skia::{FilterQuality, Pixmap, PixmapPaint, Transform};
+use resvg::usvg;
+use std::fmt::Write;
+
+/// Pixels of a PNG for one of the scene's, where it is not too large.
+const SHARPNESS: f32 = 2.0;
+/// A PNG with more pixels than this is drawn without [`SHARPNESS`].
+const MANY_PIXELS: f32 = 6e7;
+/// Cells of a picture that are drawn as rectangles at most.
+const MOST_RECTANGLES: usize = 10_000;
+
+/// Which point of a text is placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // named after what they are
+pub enum Anchor {
+    Start,
+    Middle,
+    End,
+}
+
+/// A grid as an image: one pixel a cell, shown larger.
+struct Image {
+    x: f32,
+    y: f32,
+    cell: (f32, f32),
+    cells: Pixmap,
+}
+
+/// A picture.
+pub struct Scene {
+    width: f32,
+    height: f32,
+    images: Vec<Image>,
+    rectangles: String,
+    rectangles_left: usize,
+    over: String,
+    /// Which of [`FONTS`] the texts need.
+    fonts: [bool; FONTS.len()],
+    title: String,
+}
+
+/// The size of a picture's text.
+pub const TEXT: f32 = 11.0;
+
+impl Scene {
+    /// An empty picture whose grids have so many cells altogether. `title` is for people who cannot see it.
+    pub fn new(width: f32, height: f32, cells: usize, title: &str) -> Scene {
+        let rectangles_left = if cells <= MOST_RECTANGLES { cells } else { 0 };
+        Scene {
+            width: width.ceil(),
+            height: height.ceil(),
+            images: Vec::new(),
+            rectangles: String::new(),
+            rectangles_left,
+            over: String::new(),
+            fonts: [false; FONTS.len()],
+            title: title.into(),
+        }
+    }
+
+    /// A text with its baseline at `y`.
+    pub fn text(&mut self, x: f32, y: f32, size: f32, anchor: Anchor, colour: Rgb, text: &str) {
+        self.put(&format!("x=\"{x:.1}\" y=\"{y:.1}\""), size, anchor, colour, text);
+    }
+
+    /// A text that is read from below, with its baseline at `x`.
+    pub fn text_upwards(&mut self, x: f32, y: f32, size: f32, anchor: Anchor, text: &str) {
+        self.put(&format!("transform=\"translate({x:.1} {y:.1}) rotate(-90)\""), size, anchor, Rgb(0, 0, 0), text);
+    }
+
+    fn put(&mut self, place: &str, size: f32, anchor: Anchor, colour: Rgb, text: &str) {
+        for font in text.chars().filter_map(font::font_of) {
+            self.fonts[font] = true;
+        }
+        let anchor = match anchor {
+            Anchor::Start => "",
+            Anchor::Middle => " text-anchor=\"middle\"",
+            Anchor::End => " text-anchor=\"end\"",
+        };
+        let fill = if colour == Rgb(0, 0, 0) { String::new() } else { format!(" fill=\"{}\"", colour.css()) };
+        let size = if size == TEXT { String::new() } else { format!(" font-size=\"{size}\"") };
+        let _ = writeln!(self.over, "<text {place}{size}{anchor}{fill}>{}</text>", escaped(text));
+    }
+
+    /// A line.
+    pub fn line(&mut self, (x1, y1): (f32, f32), (x2, y2): (f32, f32)) {
+        let _ =
+            writeln!(self.over, "<path d=\"M{x1:.1} {y1:.1}L{x2:.1} {y2:.1}\" stroke=\"#000\" stroke-width=\"0.8\"/>");
+    }
+
+    /// The outline of a rectangle.
+    pub fn frame(&mut self, x: f32, y: f32, width: f32, height: f32, stroke: f32) {
+        let _ = writeln!(
+            self.over,
+            "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" fill=\"none\" stroke=\"#000\" stroke-width=\"{stroke}\"/>"
+        );
+    }
+
+    /// A triangle of colour through three points.
+    fn triangle(&mut self, points: [(f32, f32); 3], colour: Rgb) {
+        let [a, b, c] = points.map(|(x, y)| format!("{x:.1} {y:.1}"));
+        let _ = writeln!(
+            self.over,
+            "<path d=\"M{a}L{b}L{c}Z\" fill=\"{}\" stroke=\"#000\" stroke-width=\"0.8\"/>",
+            colour.css()
+        );
+    }
+
+    /// Coloured cells of `cell` pixels (width, height), row by row from (x, y). `tell` says what is behind a cell.
+    pub fn grid(
+        &mut self,
+        (x, y): (f32, f32),
+        cell: (f32, f32),
+        colours: &Array2<Rgb>,
+        tell: impl Fn(usize, usize) -> String,
+    ) {
+        let (rows, cols) = colours.dim();
+        if colours.len() <= self.rectangles_left {
+            self.rectangles_left -= colours.len();
+            for ((row, col), colour) in colours.indexed_iter() {
+                let (x, y) = (x + col as f32 * cell.0, y + row as f32 * cell.1);
+                let ((width, height), fill) = (cell, colour.css());
+                let place = format!("<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" fill=\"{fill}\"");
+                let _ = match tell(row, col) {
+                    told if told.is_empty() => writeln!(self.rectangles, "{place}/>"),
+                    told => writeln!(self.rectangles, "{place}><title>{}</title></rect>", escaped(&told)),
+                };
+            }
+        } else if let Some(mut cells) = Pixmap::new(cols as u32, rows as u32) {
+            for (pixel, Rgb(r, g, b)) in cells.data_mut().chunks_exact_mut(4).zip(colours) {
+                pixel.copy_from_slice(&[*r, *g, *b, 255]);
+            }
+            self.images.push(Image { x, y, cell, cells });
+        }
+    }
+
+    /// A scale as an upright bar from (x, y), whole pixels high, with its numbers to the right, notes below, and its name beside it. Where
+    /// values are beyond its ends, the ends are arrows.
+    pub fn colour_bar(&mut self, (x, y): (f32, f32), height: f32, scale: &Scale, name: &str) {
+        let lowest = if scale.signed() { -1.0 } else { 0.0 };
+        let steps = height as usize;
+        let at = |step: usize| 1.0 - (1.0 - lowest) * (step as f32 + 0.5) / height;
+        let bar = Array2::from_shape_fn((steps, 1), |(step, _)| scale.colour_at(at(step)));
+        self.rectangles_left += steps;
+        self.grid((x, y), (BAR_WIDTH, 1.0), &bar, |_, _| String::new());
+        self.frame(x, y, BAR_WIDTH, height, 0.8);
+        if scale.clipped() {
+            let middle = x + BAR_WIDTH / 2.0;
+            let bottom = y + height;
+            self.triangle([(x, y), (middle, y - 8.0), (x + BAR_WIDTH, y)], scale.colour_at(1.0));
+            self.triangle([(x, bottom), (middle, bottom + 8.0), (x + BAR_WIDTH, bottom)], scale.colour_at(-1.0));
+        }
+        for tick in scale.ticks((height / 26.0) as usize) {
+            let place = (scale.place(tick) - lowest) / (1.0 - lowest);
+            let at = y + height * (1.0 - place);
+            self.line((x + BAR_WIDTH, at), (x + BAR_WIDTH + 4.0, at));
+            self.text(x + BAR_WIDTH + 7.0, at + 4.0, TEXT, Anchor::Start, Rgb(0, 0, 0), &number(tick));
+        }
+        self.text_upwards(x + BAR_WIDTH + 62.0, y + height / 2.0, TEXT, Anchor::Middle, name);
+        for (i, note) in scale.notes().iter().enumerate() {
+            self.text(x, y + height + 24.0 + 14.0 * i as f32, 10.0, Anchor::Start, Rgb(0, 0, 0), note);
+        }
+    }
+
+    /// The picture as an SVG document.
+    pub fn svg(&self) -> Result<String, String> {
+        let mut fonts = String::new();
+        for (font, _) in FONTS.iter().zip(self.fonts).filter(|(_, used)| *used) {
+            let data = BASE64_STANDARD.encode(font.woff2);
+            let family = font.family;
+            let _ = writeln!(fonts, "@font-face{{font-family:'{family}';src:url(data:font/woff2;base64,{data})}}");
+        }
+        let mut images = String::new();
+        for Image { x, y, cell, cells } in &self.images {
+            // One image pixel for each of the scene's, so that viewers which blur what they enlarge have little to blur.
+            let large = enlarged(cells, (cell.0.round().max(1.0), cell.1.round().max(1.0)))?;
+            let data = BASE64_STANDARD.encode(large.encode_png().map_err(|e| e.to_string())?);
+            let (width, height) = (cells.width() as f32 * cell.0, cells.height() as f32 * cell.1);
+            let _ = writeln!(
+                images,
+                "<image x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" preserveAspectRatio=\"none\" style=\"image-rendering:pixelated\" href=\"data:image/png;base64,{data}\"/>"
+            );
+        }
+        Ok(self.document(&format!(
+            "<style>{fonts}</style>\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n{images}"
+        )))
+    }
+
+    /// The picture as a PNG file, two pixels for each of the scene's.
+    pub fn png(&self) -> Result<Vec<u8>, String> {
+        let sharpness = if self.width * self.height * SHARPNESS * SHARPNESS > MANY_PIXELS { 1.0 } else { SHARPNESS };
+        let (width, height) = (self.width * sharpness, self.height * sharpness);
+        let too_large =
+            || format!("a picture of {width} x {height} pixels is more than can be drawn; choose less, or .svg");
+        let mut pixels = Pixmap::new(width as u32, height as u32).ok_or_else(too_large)?;
+        pixels.fill(resvg::tiny_skia::Color::WHITE);
+        let paint = PixmapPaint { quality: FilterQuality::Nearest, ..PixmapPaint::default() };
+        for Image { x, y, cell, cells } in &self.images {
+            let place = Transform::from_row(cell.0, 0.0, 0.0, cell.1, *x, *y).post_scale(sharpness, sharpness);
+            pixels.draw_pixmap(0, 0, cells.as_ref(), &paint, place, None);
+        }
+        let mut options = usvg::Options { font_family: FONTS[0].family.into(), ..usvg::Options::default() };
+        options.fontdb = font::database();
+        let tree = usvg::Tree::from_str(&self.document(""), &options).map_err(|e| e.to_string())?;
+        resvg::render(&tree, Transform::from_scale(sharpness, sharpness), &mut pixels.as_mut());
+        pixels.encode_png().map_err(|e| e.to_string())
+    }
+
+    /// The document with something between its head and the rectangles.
+    fn document(&self, first: &str) -> String {
+        let (width, height) = (self.width, self.height);
+        let families: Vec<String> = FONTS.iter().map(|font| format!("'{}'", font.family)).collect();
+        format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" \
+             role=\"img\" xml:space=\"preserve\" font-family=\"{},Menlo,Consolas,monospace\" font-size=\"{TEXT}\">\n\
+             <title>{}</title>\n{first}<g shape-rendering=\"crispEdges\">\n{}</g>\n{}</svg>\n",
+            families.join(","),
+            escaped(&self.title),
+            self.rectangles,
+            self.over
+        )
+    }
+}
+
+/// Width of a colour bar's colours.
+const BAR_WIDTH: f32 = 14.0;
+/// Width of a colour bar with its numbers, notes and name.
+pub const BAR_ROOM: f32 = 120.0;
+
+/// Every pixel as a rectangle of so many.
+fn enlarged(cells: &Pixmap, by: (f32, f32)) -> Result<Pixmap, String> {
+    let (width, height) = (cells.width() * by.0 as u32, cells.height() * by.1 as u32);
+    let mut large = Pixmap::new(width, height).ok_or("the picture is larger than can be drawn; choose less")?;
+    let paint = PixmapPaint { quality: FilterQuality::Nearest, ..PixmapPaint::default() };
+    large.draw_pixmap(0, 0, cells.as_ref(), &paint, Transform::from_scale(by.0, by.1), None);
+    Ok(large)
+}
+
+/// A text within XML.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
