@@ -113,6 +113,9 @@ pub enum HookError {
         /// Values of the whole window.
         all: usize,
     },
+    /// A request that changes activations, where only what the model itself does can be compared.
+    #[error("a run with edits cannot be checked against the reference; leave the edits or the check out")]
+    Edited,
     /// A request that was made for another model.
     #[error("these hooks were made for a model of another shape; make them with this model's `files().hooks()`")]
     OtherModel,
@@ -197,6 +200,48 @@ impl Hooks {
         self.check(site, &select)?;
         self.edits.push((site, select, edit));
         Ok(self)
+    }
+
+    /// These sites, whole.
+    ///
+    /// # Panics
+    /// For sites that a model of this shape does not have.
+    pub(crate) fn whole(config: &Config, sites: &[Site]) -> Hooks {
+        let mut hooks = Hooks::new(config);
+        for site in sites {
+            hooks.tap_at(*site, Select::all()).expect("sites of this model, each once and whole");
+        }
+        hooks
+    }
+
+    /// What is asked of some of the recorded sites, for a run of the first `tokens` of one text alone; `None` where no
+    /// position of theirs is asked for.
+    ///
+    /// # Errors
+    /// [`HookError::Edited`]: a prefix of an edited text is not the edited text's prefix.
+    pub(crate) fn of_prefix(&self, sites: &[Site], text: usize, tokens: usize) -> Result<Option<Hooks>, HookError> {
+        if !self.edits.is_empty() {
+            return Err(HookError::Edited);
+        }
+        let mut part = Hooks::new(&self.config);
+        for site in sites {
+            let mut select = self.taps.get(site).cloned().unwrap_or_default();
+            if let Some(per_text) = &mut select.positions {
+                let here: Vec<usize> = per_text[text].iter().copied().filter(|p| *p < tokens).collect();
+                if here.is_empty() {
+                    return Ok(None);
+                }
+                *per_text = vec![here];
+            }
+            part.taps.insert(*site, select);
+        }
+        Ok(Some(part))
+    }
+
+    /// The position that slot `slot` of a text's recorded positions holds.
+    pub(crate) fn position(&self, site: Site, text: usize, slot: usize) -> usize {
+        let positions = self.taps.get(&site).and_then(|select| select.positions.as_ref());
+        positions.map_or(slot, |per_text| per_text[text][slot])
     }
 
     /// The recorded sites in run order.

@@ -41,6 +41,7 @@ pub mod report;
 pub mod session;
 pub mod sites;
 pub mod text;
+pub mod verify;
 pub mod weights;
 
 pub use capture::Capture;

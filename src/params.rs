@@ -63,6 +63,11 @@ impl<D: Device> Params<D> {
         Params { checkpoint, precision, wte, wpe, blocks, ln_f, lm_head }
     }
 
+    /// The same weights for another device, none of them brought there yet.
+    pub fn for_device<E: Device>(&self) -> Params<E> {
+        Params::new(self.checkpoint.clone(), self.precision)
+    }
+
     /// Sizes and switches.
     pub fn config(&self) -> &Config {
         self.checkpoint.config()

@@ -14,6 +14,7 @@ use crate::model::{self, RunError};
 use crate::params::{LoadError, Params};
 use crate::sites::Site;
 use crate::text::{Text, TextError, Token};
+use crate::verify;
 use crate::weights::{Checkpoint, WeightsError};
 use ndarray::{Array2, Axis, Ix3};
 use std::path::PathBuf;
@@ -127,6 +128,14 @@ impl Files {
     /// Sizes and switches.
     pub fn config(&self) -> &Config {
         self.checkpoint.config()
+    }
+
+    /// True for the model inside the binary.
+    pub fn is_demo(&self) -> bool {
+        #[cfg(feature = "demo")]
+        return matches!(self.source, Source::Demo);
+        #[cfg(not(feature = "demo"))]
+        false
     }
 
     /// The checkpoint.
@@ -328,6 +337,30 @@ impl Session {
     #[cfg(not(target_arch = "wasm32"))]
     pub fn run(&self, batch: &Batch, hooks: &Hooks) -> Result<Capture, Error> {
         pollster::block_on(self.run_async(batch, hooks, None))
+    }
+
+    /// Are the numbers right on this machine? Puts the device on trial, with this model and in general; `tell` hears how far
+    /// that is.
+    ///
+    /// # Errors
+    /// [`enum@Error`] when the device failed. What is wrong with its numbers stands in the report.
+    pub async fn verify_async(&self, tell: verify::Tell<'_>) -> Result<verify::Report, Error> {
+        on_engine!(&self.engine, (dev, params) => verify::verify(dev, &self.files, params, tell).await)
+    }
+
+    /// Holds what was seen of a run of `hooks` on `batch` on this device against the reference ([`verify::sample`]). `progress`
+    /// is told how many of how many parts are done.
+    ///
+    /// # Errors
+    /// [`enum@Error`] when the device failed. What is wrong with its numbers stands in the result.
+    pub async fn check_async(
+        &self,
+        batch: &Batch,
+        hooks: &Hooks,
+        sample: verify::sample::Sample,
+        progress: &dyn Fn(usize, usize),
+    ) -> Result<verify::sample::Checked, Error> {
+        on_engine!(&self.engine, (dev, params) => Ok(sample.check(dev, params, batch, hooks, progress).await?))
     }
 
     /// The logit lens: what the model would say after each block, one row per site of [`lens::sites`], the last of them the

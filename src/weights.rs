@@ -224,6 +224,11 @@ impl Checkpoint {
         self.files.iter().map(|(_, bytes, _)| bytes.bytes().len() as u64).sum()
     }
 
+    /// How many numbers the weights hold.
+    pub fn parameters(&self) -> usize {
+        self.tensors.values().map(|w| w.rows * w.cols).sum()
+    }
+
     /// The weight files, as paths or names.
     pub fn files(&self) -> impl Iterator<Item = &str> {
         self.files.iter().map(|(file, ..)| file.as_str())

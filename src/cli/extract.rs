@@ -1,7 +1,7 @@
 //! `actscope extract`: activations of one or more texts, as a file or a readable summary.
 
 use super::run::{RunArgs, SiteArgs, TokenArgs};
-use super::{Failure, ModelArgs, TextArgs, size};
+use super::{Failure, ModelArgs, TextArgs, check, size};
 use crate::batch::Batch;
 use crate::capture::{Capture, Sink, has_non_number};
 use crate::hooks::Hooks;
@@ -9,6 +9,7 @@ use crate::output::summary::Summary;
 use crate::output::{self, Output, Provenance, Record};
 use crate::session::Session;
 use crate::sites::Site;
+use crate::verify::sample::Sample;
 use clap::Args;
 use ndarray::ArrayViewD;
 use serde_json::json;
@@ -34,6 +35,9 @@ pub struct Extract {
     /// Fingerprint every byte of the weights, not only their headers
     #[arg(long)]
     hash: bool,
+    /// Hold a sample of the values against the reference, and write nothing where they part
+    #[arg(long)]
+    check: bool,
     /// Say what would be computed and how large it is, and stop
     #[arg(long)]
     dry_run: bool,
@@ -109,7 +113,8 @@ impl Extract {
         Ok(())
     }
 
-    /// Runs with a progress bar, and says where the first value is that is no number.
+    /// Runs with a progress bar, says where the first value is that is no number, and with --check ends in an error where the
+    /// values are not to be trusted.
     fn run_with_progress(
         &self,
         session: &Session,
@@ -117,12 +122,16 @@ impl Extract {
         hooks: &Hooks,
         sink: &mut dyn Sink,
     ) -> Result<(), Failure> {
-        let mut watched = Watched { sink, first_non_number: None };
+        let sample = self.check.then(|| Sample::new(session.files().config(), batch, hooks));
+        let mut watched = Watched { sink, first_non_number: None, sample };
         let run =
             async |told: &dyn Fn(usize, usize)| session.run_into_async(batch, hooks, &mut watched, Some(told)).await;
         self.model.with_progress("blocks", run)?;
         self.model.warn_of_nan(watched.first_non_number);
-        Ok(())
+        match watched.sample {
+            Some(sample) => check::hold(sample, session, batch, hooks, &self.model),
+            None => Ok(()),
+        }
     }
 
     /// Shapes, bytes on disk, and memory, without computing anything.
@@ -163,16 +172,20 @@ impl Extract {
     }
 }
 
-/// Passes values on, and remembers the first hook with a value that is no number.
+/// Passes values on, and remembers the first hook with a value that is no number, and the sample that --check compares.
 struct Watched<'a> {
     sink: &'a mut dyn Sink,
     first_non_number: Option<Site>,
+    sample: Option<Sample>,
 }
 
 impl Sink for Watched<'_> {
     fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
         if self.first_non_number.is_none_or(|first| site < first) && has_non_number(site, &values) {
             self.first_non_number = Some(site);
+        }
+        if let Some(sample) = &mut self.sample {
+            sample.see(site, text, values.view());
         }
         self.sink.put(site, text, values)
     }

@@ -2,6 +2,7 @@
 //! stderr, and exit codes (0 done, 1 the run failed, 2 wrong usage). Each command is one file here.
 
 mod attention;
+mod check;
 mod devices;
 mod extract;
 mod fetch;
@@ -13,6 +14,7 @@ mod picture;
 mod report;
 mod run;
 mod tokens;
+mod verify;
 
 use crate::batch::Batch;
 use crate::device::{Choice, Dtype};
@@ -53,6 +55,8 @@ enum Command {
     Devices(devices::Devices),
     /// Models that are here and models that can be fetched: sizes, shapes, and what is wrong with one
     Models(models::Models),
+    /// Are the numbers right on this machine? Every kernel, every hook and every operation against plain loops in f64
+    Verify(verify::Verify),
 }
 
 /// Which model.
@@ -202,6 +206,7 @@ pub fn main() -> ExitCode {
         Command::Hooks(command) => command.run(),
         Command::Devices(command) => command.run(),
         Command::Models(command) => command.run(),
+        Command::Verify(command) => command.run(),
     };
     let (code, message) = match result {
         Ok(()) | Err(Failure::ClosedPipe) => return ExitCode::SUCCESS,

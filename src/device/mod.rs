@@ -7,9 +7,14 @@
 
 pub mod cpu;
 pub mod gpu;
+pub mod lockstep;
+mod op;
 pub mod reference;
+pub mod rounded;
 
 pub use crate::config::Activation;
+pub use op::Op;
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
@@ -395,6 +400,17 @@ pub trait Device {
     /// # Errors
     /// [`DeviceError::Fault`] when anything on the device went wrong up to here.
     fn read(&self, staged: Self::Staged) -> impl Future<Output = Result<Vec<f32>, DeviceError>>;
+
+    /// Every kernel that this device may choose on this machine, by the name that messages give it; none where operations
+    /// have no kernels to choose from. `verify` insists that each has run.
+    fn kernels(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// The kernels that were recorded since this was last asked.
+    fn kernels_run(&self) -> BTreeSet<&'static str> {
+        BTreeSet::new()
+    }
 }
 
 /// Which device a person wants.

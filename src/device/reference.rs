@@ -115,9 +115,16 @@ impl Device for Reference {
 
     fn linear(&self, x: &Tensor, w: &Tensor, bias: &Tensor) -> Tensor {
         assert!(x.cols == w.rows && bias.cols == w.cols);
-        Tensor::from_fn(x.rows, w.cols, |t, n| {
-            (0..w.rows).map(|k| x.at(t, k) * w.at(k, n)).sum::<f64>() + bias.at(0, n)
-        })
+        let mut y = self.empty(x.rows, w.cols);
+        // k outside n, since that is how w lies in memory: every sum still runs over k from first to last.
+        for t in 0..x.rows {
+            let sums = &mut y.data[t * w.cols..][..w.cols];
+            for k in 0..w.rows {
+                sums.iter_mut().zip(w.row(k)).for_each(|(sum, w)| *sum += x.at(t, k) * w);
+            }
+            sums.iter_mut().zip(bias.row(0)).for_each(|(sum, bias)| *sum += bias);
+        }
+        y
     }
 
     fn linear_by_head(&self, z: &Tensor, w: &Tensor, n_head: usize) -> Tensor {

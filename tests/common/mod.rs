@@ -1,10 +1,12 @@
-//! What the tests share: the three devices, fixtures, and the two measures of closeness.
+//! What the tests share: the three devices, fixtures, and closeness.
 #![allow(dead_code)] // each test binary uses its part
 
 pub mod checkpoint;
 
 use actscope::device::Choice;
-use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn};
+use actscope::sites;
+use actscope::verify::measure;
+use ndarray::{ArrayD, ArrayViewD, IxDyn};
 use safetensors::SafeTensors;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -64,60 +66,17 @@ impl Golden {
     }
 }
 
-/// Worst relative error over tokens: max ||got - want|| / ||want||, norms over all that the hook holds at that token (for
-/// scores and patterns: over its query row in every head). Infinite where a NaN appears, a -inf is misplaced, or a padded
-/// slot is not zero. The same measure as tools/goldens/compare.py.
+/// [`measure::tokens`] of a hook that is known by name.
 pub fn worst_token_error(hook: &str, got: ArrayViewD<'_, f32>, want: &ArrayD<f64>) -> f64 {
-    assert_eq!(got.shape(), want.shape(), "{hook}");
-    let token_axis = if hook.ends_with("attn_scores") || hook.ends_with("pattern") { 2 } else { 1 };
-    let mut worst = 0.0f64;
-    for (got, want) in got.axis_iter(Axis(0)).zip(want.axis_iter(Axis(0))) {
-        for (got, want) in got.axis_iter(Axis(token_axis - 1)).zip(want.axis_iter(Axis(token_axis - 1))) {
-            let (mut apart, mut size) = (0.0, 0.0);
-            for (g, w) in got.iter().zip(&want) {
-                let g = f64::from(*g);
-                if *w == f64::NEG_INFINITY && g == f64::NEG_INFINITY {
-                    continue;
-                }
-                apart += (g - w) * (g - w);
-                size += w * w;
-            }
-            // A NaN or an infinity on either side makes `apart` one of them, and then the error infinite.
-            let error = if apart.is_finite() {
-                apart.sqrt() / if size == 0.0 { 1.0 } else { size.sqrt() }
-            } else {
-                f64::INFINITY
-            };
-            worst = worst.max(error);
-        }
-    }
-    worst
+    const BLOCKS: usize = 64; // more than any model has
+    let site = sites::resolve(hook, BLOCKS).unwrap()[0];
+    measure::tokens(site, got, want.view()).error
 }
 
-/// NaN and infinity fail first, then `|a - b| <= atol + rtol |b|`.
+/// [`measure::elements`], none of them further off than allowed.
 pub fn assert_close(what: &str, got: &[f32], want: &[f32], atol: f64, rtol: f64) {
-    assert_eq!(got.len(), want.len(), "{what}: length");
-    let (mut worst, mut at, mut total) = (0.0, 0, 0.0);
-    for (i, (g, w)) in got.iter().zip(want).enumerate() {
-        assert!(!g.is_nan() && g.is_infinite() == w.is_infinite(), "{what}: {g} at {i}, expected {w}");
-        if g.is_infinite() {
-            assert_eq!(g, w, "{what} at {i}");
-            continue;
-        }
-        let off = (f64::from(*g) - f64::from(*w)).abs();
-        total += off;
-        let share = off / (atol + rtol * f64::from(*w).abs());
-        if share > worst {
-            (worst, at) = (share, i);
-        }
-    }
-    assert!(
-        worst <= 1.0,
-        "{what}: {} at {at}, expected {}: {worst:.3} times the tolerance ({atol:e} + {rtol:e} |x|), mean error {:e}",
-        got[at],
-        want[at],
-        total / got.len() as f64
-    );
+    let off = measure::elements(got, want, atol, rtol);
+    assert!(off.share <= 1.0, "{what}: {off:?} times the tolerance ({atol:e} + {rtol:e} |x|)");
 }
 
 /// A Python with the package `module`: independent readers for what we write. Made by tools/check.sh; ACTSCOPE_PYTHON names

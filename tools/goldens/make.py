@@ -2,6 +2,7 @@
 
     python tools/goldens/make.py [NAME]...   the tiny fixtures, all or those named
     python tools/goldens/make.py demo        models/demo on three texts, and the tokenizer's odd strings
+    python tools/goldens/make.py verify      PyTorch's own float32 error on the texts of `actscope verify`
     python tools/goldens/make.py faults      plants each likely mistake and shows that it is refused
 """
 
@@ -36,6 +37,15 @@ TOLERANCE = 1e-12
 F32_AT_MOST = 1e-4
 
 DEMO = ROOT / "models" / "demo"
+# Those of `actscope verify`: rows on both sides of what the kernels for few rows take, and of their tiles of 64.
+VERIFY_TEXTS = [
+    "Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in my purse, and nothing"
+    " particular to interest me on shore, I thought I would sail about a little and see the watery part of the world. It"
+    " is a way I have of driving off the spleen and regulating the circulation.",  # Melville 1851
+    "Yes",
+    "Ça? 🙂",
+    "The cat sat on the mat.",
+]
 TEXTS = ["The cat sat on the mat.", "Yes", "Ça? 🙂"]  # of different length, one far from ASCII
 DEMO_AT_MOST = 5e6  # bytes of its golden file
 
@@ -117,17 +127,38 @@ def demo():
     tokenizer_strings.write(DEMO, FIXTURES)
 
 
+def verify():
+    """src/verify/demo.json: the texts of `actscope verify`, and PyTorch's float32 error per hook of models/demo on them."""
+    tokenizer = GPT2TokenizerFast.from_pretrained(DEMO)
+    rows = [tokenizer.encode(text, add_special_tokens=False) for text in VERIFY_TEXTS]
+    true = [truth.activations(truth.load(DEMO, torch.float64), ids) for ids in rows]
+    check(DEMO, rows, true)
+    f32 = compare.worst_hook([truth.activations(truth.load(DEMO, torch.float32), ids) for ids in rows], true)
+    compare.refuse_above(F32_AT_MOST, f32, "PyTorch in float32")
+    table = {
+        "recipe": {name: version(name).split("+")[0] for name in PACKAGES},
+        "model_sha256": hashlib.sha256((DEMO / "model.safetensors").read_bytes()).hexdigest(),
+        "texts": VERIFY_TEXTS,
+        "torch_f32_error": {name: float(f"{error:.3g}") for name, error in f32.items()},
+    }
+    path = ROOT / "src" / "verify" / "demo.json"
+    path.write_text(json.dumps(table, ensure_ascii=False, indent=1) + "\n")
+    print(f"{path.name}: tokens {[len(row) for row in rows]}, torch f32 at worst {max(f32.values()):.1e}")
+
+
 def main(names):
     by_name = {spec.name: spec for spec in SPECS}
-    unknown = [name for name in names if name not in by_name and name not in ("demo", "faults")]
+    unknown = [name for name in names if name not in by_name and name not in ("demo", "verify", "faults")]
     if unknown:
-        raise SystemExit(f"no such fixture: {' '.join(unknown)}; there are: {' '.join(by_name)}, demo, faults")
+        raise SystemExit(f"no such fixture: {' '.join(unknown)}; there are: {' '.join(by_name)}, demo, verify, faults")
     FIXTURES.mkdir(parents=True, exist_ok=True)
     for name in names or by_name:
         if name == "faults":
             faults.show(TOLERANCE, F32_AT_MOST)
         elif name == "demo":
             demo()
+        elif name == "verify":
+            verify()
         else:
             tiny(by_name[name])
 

@@ -4,6 +4,8 @@
 
 mod adapter;
 mod fault;
+#[cfg(feature = "faults")]
+pub mod faults;
 pub mod kernels;
 mod memory;
 mod record;
@@ -16,6 +18,7 @@ use fault::Fault;
 use kernels::Kernel;
 use memory::{Chunk, Pool, Staging};
 use record::{Binding, Recording, Variant};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -237,6 +240,14 @@ impl Device for Gpu {
 
     fn info(&self) -> DeviceInfo {
         self.info.clone()
+    }
+
+    fn kernels(&self) -> Vec<String> {
+        kernels::ALL.iter().map(|kernel| kernel.name.to_string()).collect()
+    }
+
+    fn kernels_run(&self) -> BTreeSet<&'static str> {
+        self.recording.kernels_run()
     }
 
     fn limits(&self) -> Limits {

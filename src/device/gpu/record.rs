@@ -6,8 +6,8 @@
 
 use super::kernels::{Access, Kernel, Params};
 use super::memory::Staging;
-use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::num::NonZeroU64;
 use std::rc::Rc;
 
@@ -44,6 +44,8 @@ type PipelineKey = (&'static str, Option<u32>, Option<u32>);
 struct Pipeline {
     layout: wgpu::BindGroupLayout,
     pipeline: wgpu::ComputePipeline,
+    /// Whether it was recorded since somebody last asked.
+    run: Cell<bool>,
 }
 
 enum Command {
@@ -99,6 +101,7 @@ impl Recording {
             self.send();
         }
         let pipeline = self.pipeline(variant);
+        pipeline.run.set(true);
         let of_params = Binding { buffer: &self.arena, offset: 0, size: size_of::<P>() as u64 };
         let resources = std::iter::once(&of_params).chain(bindings);
         let entries: Vec<_> = (0..).zip(resources).map(|(binding, part)| entry(binding, part)).collect();
@@ -193,6 +196,12 @@ impl Recording {
         }
     }
 
+    /// The kernels that were recorded since this was last asked.
+    pub(super) fn kernels_run(&self) -> BTreeSet<&'static str> {
+        let pipelines = self.pipelines.borrow();
+        pipelines.iter().filter(|(_, pipeline)| pipeline.run.take()).map(|((name, ..), _)| *name).collect()
+    }
+
     fn pipeline(&self, variant: Variant) -> Rc<Pipeline> {
         let key = (variant.kernel.name, variant.with_override, variant.with_const);
         if let Some(pipeline) = self.pipelines.borrow().get(&key) {
@@ -252,10 +261,11 @@ fn compile(device: &wgpu::Device, variant: Variant) -> Pipeline {
         Some((names.first()?.0, value?))
     };
     let consts: Vec<_> = named(kernel.consts, variant.with_const).into_iter().collect();
-    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-        label,
-        source: wgpu::ShaderSource::Wgsl(kernel.module(&consts).into()),
-    });
+    let text = kernel.module(&consts);
+    #[cfg(feature = "faults")]
+    let text = super::faults::planted(kernel.name, text);
+    let source = wgpu::ShaderSource::Wgsl(text.into());
+    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor { label, source });
     let overrides: Vec<_> =
         named(kernel.overrides, variant.with_override).into_iter().map(|(name, v)| (name, f64::from(v))).collect();
     let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
@@ -270,5 +280,5 @@ fn compile(device: &wgpu::Device, variant: Variant) -> Pipeline {
         },
         cache: None,
     });
-    Pipeline { layout, pipeline }
+    Pipeline { layout, pipeline, run: Cell::new(false) }
 }

@@ -1,0 +1,57 @@
+//! `extract --check`: says what of a run's values was held against the reference, and refuses to go on where they part.
+
+use super::{Failure, ModelArgs};
+use crate::batch::Batch;
+use crate::hooks::Hooks;
+use crate::session::Session;
+use crate::sites::Site;
+use crate::verify::sample::{Found, Probe, Sample};
+
+/// Compares a sample of a run of `hooks` on `batch`.
+///
+/// # Errors
+/// [`Failure::Run`] where it and the reference part: before anything is written.
+pub(super) fn hold(
+    sample: Sample,
+    session: &Session,
+    batch: &Batch,
+    hooks: &Hooks,
+    model: &ModelArgs,
+) -> Result<(), Failure> {
+    let check = async |told: &dyn Fn(usize, usize)| session.check_async(batch, hooks, sample, told).await;
+    let checked = model.with_progress("parts checked", check)?;
+    for Probe { text, tokens, sites, positions, apart } in &checked.probes {
+        let what = match sites.as_slice() {
+            [one] => one.to_string(),
+            [first, .., last] => format!("{} hooks from {first} to {last}", sites.len()),
+            [] => String::new(),
+        };
+        let (all, how) = (batch.texts()[*text].len(), if *apart { ", run once more by themselves" } else { "" });
+        model.say(format_args!(
+            "checked against f64: text {text}, {positions} of the first {tokens} of its {all} tokens{how}: {what}"
+        ));
+    }
+    let share = |found: &Found| found.worst.error / found.allowed;
+    let mut parted = checked.parted();
+    let Some(Found { site, worst, allowed }) = parted.next() else {
+        if let Some(nearest) = checked.found.iter().max_by(|a, b| share(a).total_cmp(&share(b))) {
+            let Found { site, worst, allowed } = nearest;
+            model.say(format_args!(
+                "all as it should be; {site} comes nearest to a fault, {:.1e} off where {allowed:.1e} is allowed",
+                worst.error
+            ));
+        }
+        return Ok(());
+    };
+    let others: Vec<Site> = parted.map(|found| found.site).collect();
+    let others = if others.is_empty() { String::new() } else { format!(", and {} hooks after it", others.len()) };
+    let device = session.device();
+    Err(Failure::Run(format!(
+        "these values are wrong, and nothing was written: on {device}, {site} is off by {:.1e} at text {}, token {} ({allowed:.1e} is allowed){others}; `actscope verify --model {} --device {}` says what is at fault; try --device cpu",
+        worst.error,
+        worst.text,
+        worst.position,
+        session.files().name(),
+        device.kind,
+    )))
+}

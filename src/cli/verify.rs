@@ -1,0 +1,252 @@
+//! `actscope verify`: are the numbers right on this machine? Owns the table; `src/verify/` does the work.
+
+use super::{DeviceArg, Failure, ModelArgs};
+use crate::session::Session;
+use crate::sites::{Row, Site};
+use crate::verify::hooks::{HookRow, ROUNDING, TIMES_ROUNDED, TIMES_TORCH};
+use crate::verify::{Report, Stage};
+use clap::Args;
+use serde_json::{Value, json};
+use std::io::Write;
+
+/// Arguments of `actscope verify`.
+#[derive(Args)]
+pub struct Verify {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The device to hold against the reference
+    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    device: DeviceArg,
+}
+
+impl Verify {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let session = self.model.open()?.on(self.device.into(), None)?;
+        self.model.say(format_args!("device: {}", session.device()));
+        let verify = async |told: &dyn Fn(usize, usize)| {
+            // About how much of the time has gone where a stage begins, and what it takes.
+            let share = |stage: Stage| match stage {
+                Stage::Kernels => (0, 60),
+                Stage::Hooks => (60, 20),
+                Stage::Lockstep => (80, 20),
+            };
+            let percent = |stage: Stage, done: usize, of: usize| told(share(stage).0 + share(stage).1 * done / of, 100);
+            session.verify_async(&percent).await
+        };
+        let report = self.model.with_progress("percent", verify)?;
+        let line = bug_report_line(&session, &report);
+        let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+        if self.model.json {
+            writeln!(out, "{}", as_json(&session, &report, &line))?;
+        } else {
+            kernels(&report, &mut out)?;
+            hooks(&report, &mut out)?;
+            steps(&report, &mut out)?;
+            writeln!(out, "\nTo paste into a bug report:\n{line}")?;
+        }
+        out.flush()?;
+        match report.ok() {
+            true => Ok(()),
+            false => Err(Failure::Run(format!(
+                "the numbers of {} are not to be trusted: {}; until that is mended, use {}, and please report the line above",
+                report.device,
+                first_fault(&report).unwrap_or_default(),
+                if report.device.kind == "gpu" { "--device cpu or another driver" } else { "--device reference" },
+            ))),
+        }
+    }
+}
+
+/// The first thing that is off, in the order in which causes come before effects.
+fn first_fault(report: &Report) -> Option<String> {
+    let kernel = report.kernels.iter().find(|row| !row.ok()).map(|row| match row.cases {
+        0 => format!("kernel {} was never run", row.kernel),
+        _ => format!("kernel {} is off at {}", row.kernel, row.worst),
+    });
+    let step =
+        || report.steps.parted.first().map(|step| format!("{} parts in {}, {}", step.op, step.place(), step.shape));
+    let hook = || {
+        // Every operation is right by itself, and yet the whole is not.
+        let hook = report.hooks.iter().find(|row| !row.ok())?;
+        Some(format!(
+            "{} is off by {:.1e} although every operation is right by itself, as if memory were not what was last written to it",
+            hook.site, hook.worst.error
+        ))
+    };
+    kernel.or_else(step).or_else(hook)
+}
+
+fn mark(ok: bool) -> &'static str {
+    if ok { "ok" } else { "OFF" }
+}
+
+/// A number's size in eight characters: an exact zero as such.
+fn figure(x: f64) -> String {
+    if x == 0.0 { "0".into() } else { format!("{x:.1e}") }
+}
+
+fn kernels(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
+    let cases: usize = report.kernels.iter().map(|row| row.cases).sum();
+    writeln!(
+        out,
+        "1. Every kernel by itself: {} kernels, {cases} cases of awkward shapes and hostile values, against plain loops in f64",
+        report.kernels.len()
+    )?;
+    writeln!(out, "   {:22} {:>5}  {:>7}       worst case", "kernel", "cases", "error")?;
+    for row in &report.kernels {
+        let share = if row.off.share.is_finite() { format!("{:.2}", row.off.share) } else { "inf".into() };
+        let worst = if row.ok() && row.off.share == 0.0 { "none, all are exact" } else { &row.worst };
+        writeln!(out, "   {:22} {:>5}  {share:>7}  {:3}  {worst}", row.kernel, row.cases, mark(row.ok()))?;
+    }
+    writeln!(out, "   error: of the worst element, as a share of what rounding explains; 1 and less is right")
+}
+
+/// Hooks of one kind in all layers.
+struct Group<'a> {
+    row: &'static Row,
+    hooks: Vec<&'a HookRow>,
+}
+
+impl<'a> Group<'a> {
+    fn all(hooks: &'a [HookRow]) -> Vec<Group<'a>> {
+        let of = |row: &'static Row| hooks.iter().filter(|h| std::ptr::eq(h.site.row(), row)).collect();
+        Site::rows().map(|row| Group { row, hooks: of(row) }).collect()
+    }
+
+    /// The hook that comes nearest to what is allowed, or passes it by most.
+    fn worst(&self) -> &'a HookRow {
+        let share = |hook: &HookRow| hook.worst.error / hook.allowed;
+        self.hooks
+            .iter()
+            .copied()
+            .reduce(|a, b| if share(b) > share(a) { b } else { a })
+            .expect("every kind of hook is in every model")
+    }
+}
+
+fn hooks(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
+    let rows = Group::all(&report.hooks);
+    let layers = report.hooks.iter().filter_map(|row| row.site.layer()).max().map_or(0, |l| l + 1);
+    writeln!(
+        out,
+        "\n2. Whole runs, every hook: {} texts of {:?} tokens, {layers} blocks, against the same run in f64",
+        report.tokens.len(),
+        report.tokens
+    )?;
+    let torch = if report.torch_is_of_this_model { "PyTorch" } else { "PyTorch*" };
+    writeln!(out, "   {:36} {:>8} {:>8}  {:>8} {torch:>9}       worst at", "hook", "error", "allowed", "f32 alone")?;
+    for group in &rows {
+        let worst = group.worst();
+        let name = group.row.name.replace("{i}", "*");
+        let known = worst.torch.map_or("-".into(), figure);
+        let place = worst.site.layer().map_or(String::new(), |layer| format!("block {layer}, "));
+        let place = if worst.worst.error == 0.0 {
+            String::new()
+        } else {
+            format!("{place}text {}, token {}", report.text_of(worst), worst.worst.position)
+        };
+        let ok = group.hooks.iter().all(|hook| hook.ok());
+        let line = format!(
+            "   {name:36} {:>8} {:>8}  {:>8} {known:>9}  {:3}  {place}",
+            figure(worst.worst.error),
+            figure(worst.allowed),
+            figure(worst.rounded),
+            mark(ok),
+        );
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    writeln!(
+        out,
+        "   each row is the block that comes nearest to what is allowed, at its worst token; error: |device - f64| / |f64| there"
+    )?;
+    writeln!(
+        out,
+        "   f32 alone: exact operations whose results are kept as f32. PyTorch: its own f32 run on a CPU, against f64"
+    )?;
+    match report.torch_is_of_this_model {
+        true => writeln!(out, "   allowed: {TIMES_TORCH} times PyTorch's error on the hook, or {ROUNDING:e}"),
+        false => writeln!(
+            out,
+            "   * of the demo model, for orientation: nobody has measured it here\n   allowed: {TIMES_ROUNDED} times what f32 alone costs, or {ROUNDING:e}"
+        ),
+    }
+}
+
+fn steps(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
+    let steps = &report.steps;
+    writeln!(
+        out,
+        "\n3. The same runs, operation by operation, both sides given the same inputs: {} compared",
+        steps.compared
+    )?;
+    for step in &steps.parted {
+        writeln!(
+            out,
+            "   OFF  {} in {}: {}; off by {} in row {}, {:.1} times what is allowed",
+            step.op,
+            step.place(),
+            step.shape,
+            figure(step.error),
+            step.row,
+            step.share
+        )?;
+    }
+    match (&steps.worst, steps.parted.is_empty()) {
+        (Some(worst), true) => writeln!(
+            out,
+            "   ok   none parts; {} in {} comes nearest, with {:.2} of what is allowed",
+            worst.op,
+            worst.place(),
+            worst.share
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// All that somebody who cannot see this machine needs, on one line.
+fn bug_report_line(session: &Session, report: &Report) -> String {
+    let verdict = first_fault(report).unwrap_or_else(|| "all right".into());
+    format!(
+        "actscope {}; {}; {} {}; model {} {}; {verdict}",
+        env!("CARGO_PKG_VERSION"),
+        report.device,
+        os_info::get(),
+        std::env::consts::ARCH,
+        session.files().name(),
+        session.files().checkpoint().fingerprint(false),
+    )
+}
+
+fn as_json(session: &Session, report: &Report, line: &str) -> Value {
+    // JSON has no infinity.
+    let number = |x: f64| if x.is_finite() { json!(x) } else { json!("infinite") };
+    let kernels = report.kernels.iter().map(|row| {
+        json!({"kernel": row.kernel, "cases": row.cases, "failed": row.failed, "worst_case": row.worst,
+               "share_of_allowed": number(row.off.share), "ok": row.ok()})
+    });
+    let hooks = report.hooks.iter().map(|row| {
+        json!({"hook": row.site.name(), "error": number(row.worst.error), "allowed": number(row.allowed), "f32_alone": number(row.rounded),
+               "torch_f32": row.torch, "text": report.text_of(row), "position": row.worst.position, "ok": row.ok()})
+    });
+    let parted = report.steps.parted.iter().map(|step| {
+        json!({"op": step.op, "place": step.place(), "weight": step.weight, "shape": step.shape, "row": step.row,
+               "error": number(step.error), "share_of_allowed": number(step.share)})
+    });
+    let device = &report.device;
+    json!({
+        "ok": report.ok(),
+        "first_fault": first_fault(report),
+        "device": {"kind": device.kind, "name": device.name, "detail": device.detail, "software": device.software},
+        "os": os_info::get().to_string(),
+        "actscope_version": env!("CARGO_PKG_VERSION"),
+        "model": session.files().name(),
+        "model_fingerprint": session.files().checkpoint().fingerprint(false),
+        "tokens": report.tokens,
+        "kernels": kernels.collect::<Vec<_>>(),
+        "hooks": hooks.collect::<Vec<_>>(),
+        "torch_is_of_this_model": report.torch_is_of_this_model,
+        "operations_compared": report.steps.compared,
+        "operations_parted": parted.collect::<Vec<_>>(),
+        "bug_report": line,
+    })
+}

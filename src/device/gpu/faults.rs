@@ -1,0 +1,175 @@
+//! Planted faults, in builds with the feature `faults` only (the tests turn it on; releases have nothing of it): a kernel's
+//! text is changed as it is compiled, so that `verify` can be seen to catch it. Owns the table and the changing. A plant that
+//! no longer fits its kernel is a panic: it would be a check that cannot fail.
+
+use std::cell::Cell;
+
+/// A fault in one kernel.
+#[derive(Debug)]
+pub struct Plant {
+    /// What is wrong, in words that can be typed.
+    pub name: &'static str,
+    /// The kernel that gets it.
+    pub kernel: &'static str,
+    /// What stands in its module, exactly once,
+    find: &'static str,
+    /// and what stands there instead.
+    put: &'static str,
+}
+
+const fn plant(name: &'static str, kernel: &'static str, find: &'static str, put: &'static str) -> Plant {
+    Plant { name, kernel, find, put }
+}
+
+/// Every plant. Each kernel has at least one, which a test holds.
+pub static ALL: &[Plant] = &[
+    plant("mask lets the next key in", "attention", "my_key <= query &&", "my_key <= query + 1u &&"),
+    plant("running maximum not scaled down", "attention", "total *= shrink;", ""),
+    plant(
+        "heads swapped",
+        "attention",
+        "let head_start = wg.y * p.head_dim;",
+        "let head_start = p.n_embd - (wg.y + 1u) * p.head_dim;",
+    ),
+    plant(
+        "stale key block",
+        "attention",
+        "k_tile[lane.y * 17u + lane.x] = k_value;",
+        "if d0 == 0u { k_tile[lane.y * 17u + lane.x] = k_value; }",
+    ),
+    plant(
+        "barrier missing after the pattern",
+        "attention",
+        "exp_f32(score - new_highest);\n        workgroupBarrier();",
+        "exp_f32(score - new_highest);",
+    ),
+    plant("mask lets the next key in", "attention_scores", "key <= query)", "key <= query + 1u)"),
+    plant("scale forgotten", "attention_scores", "score * p.scale", "score"),
+    plant(
+        "maximum not subtracted",
+        "attention_pattern",
+        "highest = workgroup_max(lane, highest);",
+        "highest = workgroup_max(lane, highest) * 0.0;",
+    ),
+    plant(
+        "barrier missing in the reduction",
+        "attention_pattern",
+        "reduce_scratch[lane] += reduce_scratch[lane + half];\n        }\n        workgroupBarrier();",
+        "reduce_scratch[lane] += reduce_scratch[lane + half];\n        }",
+    ),
+    plant(
+        "scratch read before it is written",
+        "attention_pattern",
+        "reduce_scratch[lane] = value;\n    workgroupBarrier();\n    for (var half = REDUCE_LANES / 2u; half > 0u; half /= 2u) {\n        if lane < half {\n            reduce_scratch[lane] +=",
+        "workgroupBarrier();\n    for (var half = REDUCE_LANES / 2u; half > 0u; half /= 2u) {\n        if lane < half {\n            reduce_scratch[lane] +=",
+    ),
+    plant(
+        "heads swapped",
+        "attention_mix",
+        "2u * p.n_embd + head * p.head_dim + d",
+        "3u * p.n_embd - (head + 1u) * p.head_dim + d",
+    ),
+    plant("last key left out", "attention_mix", "k0 + lane.x < p.n_pos", "k0 + lane.x + 1u < p.n_pos"),
+    plant("erf for tanh", "activation", "case 0u: { return gelu_tanh(x); }", "case 0u: { return gelu_erf(x); }"),
+    plant(
+        "half precision",
+        "activation",
+        "y[i] = f(x[i]);",
+        "y[i] = unpack2x16float(pack2x16float(vec2<f32>(f(x[i]), 0.0))).x;",
+    ),
+    plant(
+        "NaN becomes a number",
+        "attention_pattern",
+        "select(select(result, 0.0, x < -87.0), x, is_nan)",
+        "select(result, 0.0, x < -87.0)",
+    ),
+    plant(
+        "exp overflows",
+        "activation",
+        "let bounded = clamp(x, -87.0, 88.0);",
+        "let bounded = clamp(x, -150.0, 150.0);",
+    ),
+    plant("second dimension of the grid forgotten", "activation", "(wg.y * n_wg.x + wg.x)", "(wg.x)"),
+    plant("epsilon a tenth", "layer_norm", "mean, p.eps)", "mean, p.eps * 0.1)"),
+    plant("mean not subtracted", "layer_norm", "(x[start + c] - mean) / scale", "x[start + c] / scale"),
+    plant(
+        "variance as a difference of squares",
+        "layer_norm",
+        "squares += d * d;",
+        "squares += x[start + c] * x[start + c] - mean * mean;",
+    ),
+    plant("epsilon a tenth", "layer_norm_scale", "mean, p.eps)", "mean, p.eps * 0.1)"),
+    plant("unbiased variance", "layer_norm_scale", "/ f32(max(cols, 1u)) + eps", "/ f32(max(cols, 2u) - 1u) + eps"),
+    plant(
+        "NaN in one lane",
+        "layer_norm_normalize",
+        "y[start + c] = (x[start + c] - mean) / scale[row];",
+        "y[start + c] = select((x[start + c] - mean) / scale[row], bitcast<f32>(0x7fc00000u | lane), lane == 77u);",
+    ),
+    plant("scale of the first row for all", "layer_norm_normalize", "scale[row]", "scale[0]"),
+    plant("stale buffer: the last value is never written", "gain_bias", "if i < p.n", "if i + 1u < p.n"),
+    plant("bias dropped", "gain_bias", "x[i] * gain[c] + bias[c]", "x[i] * gain[c]"),
+    plant("bias dropped", "linear", "p.has_bias != 0u", "p.has_bias == 2u"),
+    plant("last column lost", "linear", "col + c < p.cols", "col + c + 1u < p.cols"),
+    plant("k one short", "linear", "x_row < p.rows && k < p.k", "x_row < p.rows && k + 1u < p.k"),
+    plant("wrong beyond row 512", "linear", "= result;", "= select(result, result * 1.001, row + r >= 512u);"),
+    plant(
+        "barrier missing before the tile is read",
+        "linear",
+        "w_tile[lane.y * 16u + lane.x] = four;\n        workgroupBarrier();",
+        "w_tile[lane.y * 16u + lane.x] = four;",
+    ),
+    plant("bias dropped", "linear_few", "p.has_bias != 0u", "p.has_bias == 2u"),
+    plant("half precision", "linear_few", "= result;", "= unpack2x16float(pack2x16float(vec2<f32>(result, 0.0))).x;"),
+    plant("one share of the sum left out", "linear_few", "share < 16u; share", "share < 15u; share"),
+    plant("one head left out", "sum_heads", "var head = 0u;", "var head = 1u;"),
+    plant("one row off", "rows", "(id - p.first) * p.w_stride", "(id - p.first + 1u) * p.w_stride"),
+    plant(
+        "small numbers flushed",
+        "rows",
+        "select(normal, subnormal, exponent == 0u)",
+        "select(normal, 0.0, exponent == 0u)",
+    ),
+    plant(
+        "halves of a word swapped",
+        "rows",
+        "widen_f16(word & 0xffffu), widen_f16(word >> 16u)",
+        "widen_f16(word >> 16u), widen_f16(word & 0xffffu)",
+    ),
+    plant("one last bit in a hundred thousand", "add", "a[i] + b[i]", "(a[i] + b[i]) * 1.00001"),
+    plant("second dimension of the grid forgotten", "add", "(wg.y * n_wg.x + wg.x)", "(wg.x)"),
+    plant("k one short", "unembed", "x_row < p.rows && k < p.k", "x_row < p.rows && k + 1u < p.k"),
+    plant("first row of x forgotten", "unembed", "x[p.x_first + x_row", "x[x_row"),
+    plant("padding multiplied with the next row", "unembed_few", "let n = min(4u, k_end - k);", "let n = 4u;"),
+    plant("factor forgotten", "edit", "x[at] * p.factor", "x[at]"),
+    plant("first column forgotten", "copy_out", "p.first_col + i % p.cols", "i % p.cols"),
+];
+
+thread_local! {
+    static PLANTED: Cell<Option<&'static Plant>> = Cell::new(from_environment());
+}
+
+/// Plants a fault in the kernels that this thread compiles from now on, or takes it away.
+pub fn plant_here(plant: Option<&'static Plant>) {
+    PLANTED.set(plant);
+}
+
+/// The plant of a whole process: `ACTSCOPE_PLANT` is a kernel and, after a colon, a plant's name.
+fn from_environment() -> Option<&'static Plant> {
+    let wanted = std::env::var("ACTSCOPE_PLANT").ok()?;
+    let is_it = |plant: &&Plant| wanted.split_once(": ") == Some((plant.kernel, plant.name));
+    Some(ALL.iter().find(is_it).unwrap_or_else(|| panic!("no plant {wanted:?}")))
+}
+
+/// A kernel's text with what is planted.
+pub(super) fn planted(kernel: &str, text: String) -> String {
+    let Some(plant) = PLANTED.get().filter(|plant| plant.kernel == kernel) else { return text };
+    assert_eq!(
+        text.matches(plant.find).count(),
+        1,
+        "{kernel}: {}: {:?} is not there exactly once",
+        plant.name,
+        plant.find
+    );
+    text.replace(plant.find, plant.put)
+}

@@ -1,0 +1,245 @@
+//! One operation on given inputs: what tests, `verify` and benches have in common. Owns the inputs and the comparison with
+//! the reference; which cases there are is `list.rs`'s to say.
+
+use super::measure::{self, Off};
+use crate::device::reference::Reference;
+use crate::device::{Blob, Device, DeviceError, Dtype, Edit, Op, Weight, Window};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Numbers from a fixed seed, roughly normal with deviation 1 (the sum of four uniform ones).
+pub struct Numbers(pub u64);
+
+impl Numbers {
+    /// The next number.
+    #[allow(clippy::should_implement_trait)] // an endless one is no iterator that anybody wants to collect
+    pub fn next(&mut self) -> f32 {
+        let uniform = |state: &mut u64| {
+            // Steele et al. 2014, splitmix64.
+            *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+        };
+        (0..4).map(|_| uniform(&mut self.0)).sum::<f32>() * 1.7
+    }
+
+    /// `n` numbers of deviation `scale`.
+    pub fn many(&mut self, n: usize, scale: f32) -> Vec<f32> {
+        (0..n).map(|_| self.next() * scale).collect()
+    }
+}
+
+/// A matrix [rows, cols] on the host, row-major.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+    /// `rows * cols` numbers.
+    pub values: Vec<f32>,
+}
+
+impl Host {
+    /// Random numbers of deviation `scale`.
+    pub fn random(rows: usize, cols: usize, scale: f32, seed: u64) -> Host {
+        Host { rows, cols, values: Numbers(seed).many(rows * cols, scale) }
+    }
+
+    /// All of it.
+    pub fn window(&self) -> Window {
+        Window { rows: vec![0..self.rows], cols: 0..self.cols }
+    }
+
+    /// As a tensor on a device.
+    pub fn on<D: Device>(&self, dev: &D) -> D::Tensor {
+        let mut x = dev.empty(self.rows, self.cols);
+        dev.edit(&mut x, &self.window(), &Edit::Replace(self.values.clone()));
+        x
+    }
+
+    /// As a weight, stored as `dtype` has it; where that cannot hold a number it becomes infinite.
+    pub fn weight(&self, dtype: Dtype) -> Weight {
+        let bytes: Vec<u8> = match dtype {
+            Dtype::F32 => self.values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Dtype::F16 => self.values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
+            Dtype::Bf16 => self.values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+        };
+        let range = 0..bytes.len();
+        let (rows, cols, blob) = (self.rows, self.cols, Blob::new(Arc::new(bytes), range));
+        Weight { name: "case".into(), dtype, rows, cols, blob }
+    }
+
+    fn only(&self, rows: &[usize]) -> Host {
+        let values = rows.iter().flat_map(|r| &self.values[r * self.cols..][..self.cols]).copied().collect();
+        Host { rows: rows.len(), cols: self.cols, values }
+    }
+}
+
+/// One operation on given inputs, and how near to the reference its result must come.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// The operation. One that changes a tensor in place changes the last of `tensors`.
+    pub op: Op,
+    /// The tensors that it takes.
+    pub tensors: Vec<Host>,
+    /// The weights that it takes, and how they are stored.
+    pub weights: Vec<(Host, Dtype)>,
+    /// The part of the result that is looked at; all of it, unless that would be more than the reference can do in time.
+    pub looked_at: Option<Window>,
+    /// `|got - want|` may be this much,
+    pub atol: f64,
+    /// and this part of `|want|`.
+    pub rtol: f64,
+    /// What is special about the values, for messages.
+    pub note: &'static str,
+}
+
+/// A case's inputs, on a device.
+pub struct Inputs<D: Device> {
+    tensors: Vec<D::Tensor>,
+    weights: Vec<D::Matrix>,
+}
+
+impl Case {
+    /// An operation on tensors and weights, exact unless `within` says otherwise.
+    pub fn new(op: Op, tensors: Vec<Host>, weights: Vec<(Host, Dtype)>) -> Case {
+        Case { op, tensors, weights, looked_at: None, atol: 0.0, rtol: 0.0, note: "" }
+    }
+
+    /// Allows `|got - want| <= atol + rtol |want|`.
+    pub fn within(self, atol: f64, rtol: f64) -> Case {
+        Case { atol, rtol, ..self }
+    }
+
+    /// Says what is special about the values.
+    pub fn noted(self, note: &'static str) -> Case {
+        Case { note, ..self }
+    }
+
+    /// Looks at these rows of the result only, of an operation each of whose rows comes from the same row of every tensor.
+    pub fn looking_at(self, rows: &[usize], cols: usize) -> Case {
+        let rows = rows.iter().map(|r| *r..r + 1).collect();
+        Case { looked_at: Some(Window { rows, cols: 0..cols }), ..self }
+    }
+
+    /// The case in words: shapes in the order of the operation's arguments, and how its weights are stored.
+    pub fn what(&self) -> String {
+        let shape = |host: &Host| format!("[{}, {}]", host.rows, host.cols);
+        let mut words: Vec<String> =
+            self.tensors.iter().chain(self.weights.iter().map(|(w, _)| w)).map(shape).collect();
+        match &self.op {
+            Op::Attention { texts, heads } => words.push(format!(
+                "{} heads, texts {:?}",
+                heads.n_head,
+                texts.iter().map(Range::len).collect::<Vec<_>>()
+            )),
+            Op::AttentionScores { text, heads } | Op::AttentionMix { text, heads } => {
+                words.push(format!("{} heads, rows {text:?}", heads.n_head))
+            }
+            Op::LinearByHead { n_head } | Op::SumHeads { n_head } => words.push(format!("{n_head} heads")),
+            Op::Rows { ids } => words.push(format!("{} ids", ids.len())),
+            Op::Unembed { rows } => words.push(format!("rows {rows:?}")),
+            Op::LayerNorm { eps } | Op::LayerNormScale { eps } => words.push(format!("eps {eps:e}")),
+            Op::Activation(f) | Op::LinearActivation(f) => words.push(format!("{f:?}")),
+            Op::Edit { window, edit } => {
+                let kind = match edit {
+                    Edit::Zero => "zero",
+                    Edit::Scale(_) => "scale",
+                    Edit::Add(_) => "add",
+                    Edit::Replace(_) => "replace",
+                };
+                words.push(format!("{kind} rows {:?} columns {:?}", window.rows, window.cols));
+            }
+            Op::Linear | Op::LinearAdd | Op::LayerNormNormalize | Op::GainBias | Op::AttentionPattern | Op::Add => {}
+        }
+        // Vectors are f32 whatever the file has, and say nothing.
+        words.extend(self.weights.iter().filter(|(w, _)| w.rows > 1).map(|(_, dtype)| format!("{dtype:?}")));
+        words.extend((!self.note.is_empty()).then(|| self.note.to_string()));
+        words.join(" ")
+    }
+
+    /// Brings the inputs to a device.
+    ///
+    /// # Errors
+    /// [`DeviceError::TooLarge`] where it cannot bind a weight.
+    pub fn inputs<D: Device>(&self, dev: &D) -> Result<Inputs<D>, DeviceError> {
+        let weights = self.weights.iter().map(|(w, dtype)| dev.load(&w.weight(*dtype))).collect::<Result<_, _>>()?;
+        Ok(Inputs { tensors: self.tensors.iter().map(|x| x.on(dev)).collect(), weights })
+    }
+
+    /// Carries out the operation; gives back its result.
+    pub fn run<D: Device>(&self, dev: &D, inputs: Inputs<D>) -> D::Tensor {
+        let Inputs { mut tensors, weights } = inputs;
+        if self.op.is_change() {
+            let mut y = tensors.pop().expect("what is changed in place is among the tensors");
+            self.op.change(dev, &tensors.iter().collect::<Vec<_>>(), &mut y);
+            return y;
+        }
+        self.op.make(dev, &tensors.iter().collect::<Vec<_>>(), &weights.iter().collect::<Vec<_>>())
+    }
+
+    /// What a device gives for the part that is looked at.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the device failed.
+    pub async fn on<D: Device>(&self, dev: &D) -> Result<Vec<f32>, DeviceError> {
+        let inputs = self.inputs(dev)?;
+        if !self.op.is_change() {
+            self.poison(dev);
+        }
+        let y = self.run(dev, inputs);
+        let [rows, cols] = dev.shape(&y);
+        let all = Window { rows: vec![0..rows], cols: 0..cols };
+        let staged = dev.copy_out(&y, self.looked_at.as_ref().unwrap_or(&all));
+        dev.submit();
+        dev.read(staged).await
+    }
+
+    /// Leaves NaN in the memory that the result will probably be given, so that what the operation does not write is seen.
+    fn poison<D: Device>(&self, dev: &D) {
+        let [rows, cols] = self.result_shape();
+        let mut before = dev.empty(rows, cols);
+        dev.edit(&mut before, &Window { rows: vec![0..rows], cols: 0..cols }, &Edit::Replace(vec![f32::NAN; cols]));
+    }
+
+    fn result_shape(&self) -> [usize; 2] {
+        let x = self.tensors.first();
+        let ([rows, cols], w) = (x.map_or([0, 0], |x| [x.rows, x.cols]), self.weights.first().map(|(w, _)| w));
+        let w_cols = w.map_or(0, |w| w.cols);
+        match &self.op {
+            Op::Rows { ids } => [ids.len(), w_cols],
+            Op::LayerNormScale { .. } => [rows, 1],
+            Op::Linear | Op::LinearActivation(_) | Op::SumHeads { .. } => [rows, w_cols],
+            Op::LinearByHead { n_head } => [rows, n_head * w_cols],
+            Op::Attention { .. } => [rows, cols / 3],
+            Op::AttentionScores { text, heads } => [heads.n_head * text.len(), text.len()],
+            Op::Unembed { rows } => [rows.len(), w.map_or(0, |w| w.rows)],
+            _ => [rows, cols],
+        }
+    }
+
+    /// What the reference gives for the part that is looked at.
+    pub fn expected(&self) -> Vec<f32> {
+        let (of_rows, cols) = match &self.looked_at {
+            // Row by row: the other rows need not be computed.
+            Some(window) if !self.op.is_change() => {
+                let rows: Vec<usize> = window.rows.iter().flat_map(|r| r.clone()).collect();
+                let tensors = self.tensors.iter().map(|x| x.only(&rows)).collect();
+                (Case { tensors, looked_at: None, ..self.clone() }, Some(window.cols.clone()))
+            }
+            _ => (self.clone(), None),
+        };
+        let inputs = of_rows.inputs(&Reference).expect("the reference takes weights of any size");
+        let y = of_rows.run(&Reference, inputs);
+        let [rows, all_cols] = Reference.shape(&y);
+        let whole = Window { rows: vec![0..rows], cols: cols.unwrap_or(0..all_cols) };
+        Reference.copy_out(&y, of_rows.looked_at.as_ref().unwrap_or(&whole))
+    }
+
+    /// Holds a result against the reference's.
+    pub fn judge(&self, got: &[f32], expected: &[f32]) -> Off {
+        measure::elements(got, expected, self.atol, self.rtol)
+    }
+}

@@ -1,0 +1,143 @@
+//! Whole runs on real text: every hook of a device against the reference, at the token that is furthest off. Owns the bound
+//! beyond which a hook is called wrong.
+//!
+//! Every hook is taken twice: once with everything tapped, which makes attention and LayerNorm run in steps, and once with
+//! only what splits no kernel, which makes them run in one.
+
+use super::measure::{self, TokenError};
+use super::{Stage, Tell};
+use crate::batch::Batch;
+use crate::capture::Capture;
+use crate::config::Config;
+use crate::device::Device;
+use crate::device::reference::Reference;
+use crate::device::rounded::Rounded;
+use crate::hooks::Hooks;
+use crate::model::{self, RunError};
+use crate::params::Params;
+use crate::sites::Site;
+
+/// The numeric policy's bound: off by this part of a token's norm is rounding in another order, whatever the hook.
+pub const ROUNDING: f64 = 4e-6;
+
+/// How many times PyTorch's own f32 error a hook may be off.
+pub const TIMES_TORCH: f64 = 4.0;
+
+/// How many times the error of exact operations with f32 results a hook may be off, where PyTorch's is not known: PyTorch's own
+/// runs are off by up to 4.6 times that on the fixtures, and [`TIMES_TORCH`] times as much is allowed.
+pub const TIMES_ROUNDED: f64 = 16.0;
+
+/// One hook.
+#[derive(Clone, Copy, Debug)]
+pub struct HookRow {
+    /// Which.
+    pub site: Site,
+    /// The worst relative error over tokens, and where.
+    pub worst: TokenError,
+    /// The batch that `worst` counts its texts in.
+    pub batch: usize,
+    /// The same error of a run whose operations are exact and whose results are f32.
+    pub rounded: f64,
+    /// The same error of PyTorch's f32 run on a CPU: on this model or on the demo, see [`super::Report`].
+    pub torch: Option<f64>,
+    /// How large `worst` may be.
+    pub allowed: f64,
+}
+
+impl HookRow {
+    /// True when the hook is near enough.
+    pub fn ok(&self) -> bool {
+        self.worst.error <= self.allowed
+    }
+
+    /// Sets what is allowed: [`TIMES_TORCH`] where PyTorch's error is of this model, else [`TIMES_ROUNDED`], but at least
+    /// [`ROUNDING`].
+    pub(super) fn judge(&mut self, by_torch: bool) {
+        self.allowed = match self.torch.filter(|_| by_torch) {
+            Some(torch) => ROUNDING.max(TIMES_TORCH * torch),
+            None => ROUNDING.max(TIMES_ROUNDED * self.rounded),
+        };
+    }
+}
+
+/// True for the hooks whose taps make a fused kernel run in steps.
+fn splits(site: Site) -> bool {
+    use Site::{AttnOut, AttnScores, MlpOut, MlpPre, Pattern};
+    use Site::{Ln1Normalized, Ln1Scale, Ln2Normalized, Ln2Scale, LnFinalNormalized, LnFinalScale};
+    matches!(site, AttnScores(_) | Pattern(_) | Site::Result(_) | AttnOut(_) | MlpPre(_) | MlpOut(_))
+        || matches!(site, Ln1Scale(_) | Ln1Normalized(_) | Ln2Scale(_) | Ln2Normalized(_))
+        || matches!(site, LnFinalScale | LnFinalNormalized)
+}
+
+/// The two requests: everything, and everything that splits no kernel.
+pub(super) fn both_ways(config: &Config) -> [Hooks; 2] {
+    let all: Vec<Site> = Site::all(config.n_layer).collect();
+    let fused: Vec<Site> = all.iter().copied().filter(|site| !splits(*site)).collect();
+    [Hooks::whole(config, &all), Hooks::whole(config, &fused)]
+}
+
+/// One run over a whole batch.
+pub(super) async fn run<D: Device>(
+    dev: &D,
+    params: &Params<D>,
+    batch: &Batch,
+    hooks: &Hooks,
+) -> Result<Capture, RunError> {
+    let mut capture = Capture::empty(hooks, batch)?;
+    model::forward(dev, params, batch, 0..batch.texts().len(), hooks, &mut capture, None).await?;
+    Ok(capture)
+}
+
+/// Every request on a device that is given the weights for it, and gives them back before the next one takes as much.
+pub(super) async fn runs<D: Device, E: Device>(
+    dev: &E,
+    params: &Params<D>,
+    asked: &[(Batch, Hooks)],
+    tell: &dyn Fn(usize),
+) -> Result<Vec<Capture>, RunError> {
+    let weights = params.for_device();
+    let mut captures = Vec::new();
+    for (batch, hooks) in asked {
+        tell(captures.len());
+        captures.push(run(dev, &weights, batch, hooks).await?);
+    }
+    Ok(captures)
+}
+
+/// Every hook of the model, on all batches.
+///
+/// # Errors
+/// [`RunError`] when the device failed.
+pub async fn check<D: Device>(
+    dev: &D,
+    params: &Params<D>,
+    batches: &[Batch],
+    tell: Tell<'_>,
+) -> Result<Vec<HookRow>, RunError> {
+    let [all, fused] = both_ways(params.config());
+    let asked: Vec<_> = batches.iter().map(|batch| (batch.clone(), all.clone())).collect();
+    let said = |done: usize| tell(Stage::Hooks, done, 4 * batches.len());
+    let truth = runs(&Reference, params, &asked, &said).await?;
+    let floor = runs(&Rounded, params, &asked, &|done| said(batches.len() + done)).await?;
+    let mut rows: Vec<HookRow> = Vec::new();
+    for (n, batch) in batches.iter().enumerate() {
+        said(2 * (batches.len() + n));
+        let got = [run(dev, params, batch, &all).await?, run(dev, params, batch, &fused).await?];
+        for (at, (site, want)) in truth[n].iter().enumerate() {
+            let error = |capture: &Capture| capture.get(site).map(|got| measure::tokens(site, got, want.view()));
+            if rows.len() == at {
+                let worst = TokenError::default();
+                rows.push(HookRow { site, worst, batch: n, rounded: 0.0, torch: None, allowed: ROUNDING });
+            }
+            let row = &mut rows[at];
+            row.rounded = row.rounded.max(error(&floor[n]).map_or(0.0, |e| e.error));
+            for worst in got.iter().filter_map(error) {
+                if worst.error > row.worst.error {
+                    (row.worst, row.batch) = (worst, n);
+                }
+            }
+        }
+    }
+    said(4 * batches.len());
+    Ok(rows)
+}

@@ -1,0 +1,119 @@
+//! Every case of the list on one device, against the reference. Owns what came of it per kernel: where the device says which
+//! kernels ran they are named, else the operation stands for them.
+
+use super::cases::Case;
+use super::measure::Off;
+use super::{Stage, Tell, list};
+use crate::device::{Device, DeviceError};
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
+
+/// What came of the cases that ran one kernel.
+#[derive(Clone, Debug)]
+pub struct KernelRow {
+    /// The kernel's file stem, or the operation's name on devices that do not say which kernels they choose.
+    pub kernel: String,
+    /// How many cases ran it.
+    pub cases: usize,
+    /// How many of them were off.
+    pub failed: usize,
+    /// The worst of them: the operation and its case in words,
+    pub worst: String,
+    /// and its worst element, as a share of what is allowed.
+    pub off: Off,
+}
+
+impl KernelRow {
+    fn add(&mut self, case: &Case, off: Off) {
+        if self.cases == 0 || off.share > self.off.share {
+            (self.worst, self.off) = (format!("{} {}", case.op.name(), case.what()), off);
+        }
+        self.cases += 1;
+        self.failed += usize::from(off.share > 1.0);
+    }
+
+    /// True when every case came near enough, and there was one.
+    pub fn ok(&self) -> bool {
+        self.cases > 0 && self.failed == 0
+    }
+}
+
+/// The cases, and what the reference gives for each once somebody has asked.
+pub struct Suite {
+    operations: Vec<Operation>,
+}
+
+struct Operation {
+    name: &'static str,
+    cases: list::MakeCases,
+    expected: OnceLock<Vec<Vec<f32>>>,
+}
+
+impl Suite {
+    /// Every case there is.
+    pub fn new() -> Suite {
+        let operation = |&(name, cases)| Operation { name, cases, expected: OnceLock::new() };
+        Suite { operations: list::OPERATIONS.iter().map(operation).collect() }
+    }
+
+    /// The cases of one operation.
+    pub fn of(name: &str) -> Suite {
+        let mut suite = Suite::new();
+        suite.operations.retain(|operation| operation.name == name);
+        suite
+    }
+
+    /// Runs every case on every variant of a device. A kernel that one of them could choose and that no case ran has a row
+    /// without cases, which is not in order: it has not been checked.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the device failed.
+    pub async fn check<D: Device>(&self, variants: &[&D], tell: Tell<'_>) -> Result<Vec<KernelRow>, DeviceError> {
+        let mut rows: Vec<KernelRow> = Vec::new();
+        variants.iter().for_each(|dev| drop(dev.kernels_run()));
+        for (n, operation) in self.operations.iter().enumerate() {
+            tell(Stage::Kernels, n, self.operations.len());
+            let cases = (operation.cases)();
+            let expected = operation.expected.get_or_init(|| cases.iter().map(Case::expected).collect());
+            for (case, expected) in cases.iter().zip(expected) {
+                for dev in variants {
+                    let off = case.judge(&case.on(*dev).await?, expected);
+                    for kernel in blamed(case, dev.kernels_run()) {
+                        row_of(&mut rows, &kernel).add(case, off);
+                    }
+                }
+            }
+        }
+        tell(Stage::Kernels, self.operations.len(), self.operations.len());
+        for kernel in variants.iter().flat_map(|dev| dev.kernels()) {
+            row_of(&mut rows, &kernel);
+        }
+        Ok(rows)
+    }
+}
+
+/// The row of a kernel, which is made where there is none.
+fn row_of<'a>(rows: &'a mut Vec<KernelRow>, kernel: &str) -> &'a mut KernelRow {
+    let at = rows.iter().position(|row| row.kernel == kernel).unwrap_or_else(|| {
+        let off = Off { share: 0.0, at: 0, got: 0.0, want: 0.0 };
+        rows.push(KernelRow { kernel: kernel.into(), cases: 0, failed: 0, worst: "no case ran it".into(), off });
+        rows.len() - 1
+    });
+    &mut rows[at]
+}
+
+/// The kernels whose result a case looked at. `edit` brings every tensor to the device and is blamed for its own cases only,
+/// `copy_out` for those that read a part of columns.
+fn blamed(case: &Case, run: BTreeSet<&'static str>) -> Vec<String> {
+    let (name, in_part) = (case.op.name(), case.note == list::READ_IN_PART);
+    let carries = |kernel: &str| matches!(kernel, "edit" | "copy_out") && name != "edit" || kernel == "edit" && in_part;
+    let own: Vec<String> = run.into_iter().filter(|kernel| !carries(kernel)).map(String::from).collect();
+    // Of several that ran one after the other none is to blame more than the others; each has cases of its own.
+    if own.len() == 1 { own } else { vec![name.into()] }
+}
+
+impl Default for Suite {
+    fn default() -> Suite {
+        Suite::new()
+    }
+}

@@ -1,0 +1,389 @@
+//! The list of cases: every operation of the device trait on awkward shapes and hostile values. Tests, `verify` and whoever
+//! adds a kernel variant use this one list; a variant that only some shapes choose needs such a shape here.
+//!
+//! Tolerances: inputs are of order 1 and weights of order 1/sqrt(k), so results are of order 1. The mean error of a product
+//! with k = 768 is then 3.4e-7 in f32 and the worst of 10^5 about six times that; allowed is ten times. Where e^x follows, an
+//! error of a score of size 10 counts ten times. Each was seen to fail on a planted fault; some figures stand beside them.
+
+use super::cases::{Case, Host, Numbers};
+use crate::device::{Activation, Dtype, Edit, Heads, Op, Window};
+use std::ops::Range;
+
+const ROWS: [usize; 7] = [1, 2, 8, 9, 63, 65, 257];
+const COLS: [usize; 6] = [1, 11, 32, 33, 96, 768];
+const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+
+/// Notes a case that looks at how values are read back.
+pub const READ_IN_PART: &str = "read in part";
+
+/// More rows than one dimension of a dispatch has workgroups.
+const MANY_ROWS: usize = 65_537;
+
+/// More elements than one dimension of a dispatch has lanes, as rows of 1,024.
+const MANY: usize = 4_097;
+
+/// Makes the cases of one operation.
+pub type MakeCases = fn() -> Vec<Case>;
+
+/// Every operation's cases, made when they are wanted: together they are several hundred megabytes. What brings values to the
+/// device and back comes first: where that is wrong, nothing else can be judged.
+pub static OPERATIONS: &[(&str, MakeCases)] = &[
+    ("edit", edit),
+    ("rows", rows),
+    ("layer_norm", layer_norm),
+    ("layer_norm_scale", layer_norm_scale),
+    ("layer_norm_normalize", layer_norm_normalize),
+    ("gain_bias", gain_bias),
+    ("linear", linear),
+    ("linear_by_head", linear_by_head),
+    ("sum_heads", sum_heads),
+    ("attention", attention),
+    ("attention_scores", attention_scores),
+    ("attention_pattern", attention_pattern),
+    ("attention_mix", attention_mix),
+    ("activation", activation),
+    ("add", add),
+    ("unembed", unembed),
+    ("linear_activation", linear_activation),
+    ("linear_add", linear_add),
+];
+
+/// Random numbers. The shape is part of the seed: what an earlier case left in memory is not this one's result by chance.
+fn random(rows: usize, cols: usize, scale: f32, seed: u64) -> Host {
+    Host::random(rows, cols, scale, seed ^ ((rows as u64) << 40) ^ ((cols as u64) << 16))
+}
+
+fn f32(host: Host) -> (Host, Dtype) {
+    (host, Dtype::F32)
+}
+
+/// Some rows of many: both ends, both sides of powers of two, and an even spread.
+fn some_of(n: usize) -> Vec<usize> {
+    let near_powers = (4..usize::BITS).map(|bit| 1usize << bit).flat_map(|p| [p - 1, p]);
+    let mut rows: Vec<usize> = near_powers.chain((0..=8).map(|i| i * (n - 1) / 8)).filter(|r| *r < n).collect();
+    rows.sort_unstable();
+    rows.dedup();
+    rows
+}
+
+fn edit() -> Vec<Case> {
+    let mut list = Vec::new();
+    for (rows, cols) in [(1usize, 1usize), (5, 33), (65, 768)] {
+        let mid = cols / 3..cols / 3 + cols.div_ceil(3).min(cols - cols / 3);
+        let some: Vec<Range<usize>> = if rows > 4 { vec![0..1, 3..rows] } else { vec![0..rows] };
+        let all = Window { rows: vec![0..rows], cols: 0..cols };
+        for window in [all, Window { rows: some, cols: mid }] {
+            let one_row = Numbers(20).many(window.cols.len(), 1.0);
+            let every = Numbers(21).many(window.len(), 1.0);
+            for edit in [
+                Edit::Zero,
+                Edit::Scale(-2.5),
+                Edit::Add(one_row.clone()),
+                Edit::Replace(one_row),
+                Edit::Add(every.clone()),
+                Edit::Replace(every),
+            ] {
+                let op = Op::Edit { window: window.clone(), edit };
+                list.push(Case::new(op, vec![random(rows, cols, 1.0, 22)], vec![]).within(1e-7, 1e-7));
+            }
+            // Read back in part: exact.
+            let nothing = Op::Edit { window: window.clone(), edit: Edit::Scale(1.0) };
+            let part =
+                Case { looked_at: Some(window), ..Case::new(nothing, vec![random(rows, cols, 1.0, 23)], vec![]) };
+            list.push(part.noted(READ_IN_PART));
+        }
+    }
+    // Read back in part, more elements than one dimension of a dispatch has lanes.
+    let x = random(MANY + 1, 1025, 1.0, 24);
+    let nothing = Op::Edit { window: x.window(), edit: Edit::Scale(1.0) };
+    let looked_at = Some(Window { rows: vec![0..MANY + 1], cols: 1..1025 });
+    list.push(Case { looked_at, ..Case::new(nothing, vec![x], vec![]).noted(READ_IN_PART) });
+    list
+}
+
+fn rows() -> Vec<Case> {
+    let mut list = Vec::new();
+    for (n, cols) in [(1, 1), (3, 11), (101, 33), (300, 768)] {
+        for dtype in DTYPES {
+            // Exact: nothing is computed. F16 numbers down to the subnormal ones.
+            let mut table = random(n, cols, 1.0, 1);
+            table.values.iter_mut().enumerate().for_each(|(i, v)| *v *= [1.0, 1e-5, 3e-7][i % 3]);
+            let ids = [0, n - 1, n / 2, 0, n / 3].iter().map(|id| *id as u32).collect();
+            list.push(Case::new(Op::Rows { ids }, vec![], vec![(table, dtype)]));
+        }
+    }
+    let ids = (0..MANY_ROWS as u32).map(|i| i * 7 % 11).collect();
+    list.push(Case::new(Op::Rows { ids }, vec![], vec![f32(random(11, 3, 1.0, 1))]));
+    list
+}
+
+fn layer_norm() -> Vec<Case> {
+    let mut list = Vec::new();
+    let mut one = |rows, cols, eps, scale: f32| {
+        let mut x = random(rows, cols, scale, 2);
+        let (gain, bias) = (random(1, cols, 1.0, 3), random(1, cols, 1.0, 4));
+        // Some dimensions in the thousands, as gpt2's residual stream has.
+        let offset = |i: usize| if i % cols == 7 { 3000.0 * scale } else { 10.0 * scale };
+        x.values.iter_mut().enumerate().for_each(|(i, v)| *v += offset(i));
+        // Seen red: eps 1e-6 for 1e-5 is 2.3 times this at scale 1e-3 (and 3.4e5 times layer_norm_scale's).
+        // The mean of cols values of size 3000 / cols is only known to 1e-7 of itself.
+        let case = Case::new(Op::LayerNorm { eps }, vec![x], vec![f32(gain), f32(bias)]);
+        list.push(case.within(2e-5, 2e-5));
+    };
+    for rows in ROWS {
+        for cols in COLS {
+            for (eps, scale) in [(1e-5, 1.0), (1e-5, 1e-3), (1e-3, 3.0)] {
+                one(rows, cols, eps, scale);
+            }
+        }
+    }
+    one(MANY_ROWS, 11, 1e-5, 1.0);
+    // An offset alone, which a variance by E[x²] - E[x]² does not survive: seen red at 150 times what is allowed. A mean of 300
+    // is only known to 3e-5.
+    let mut x = random(65, 768, 1.0, 2);
+    x.values.iter_mut().for_each(|v| *v += 300.0);
+    let weights = vec![f32(random(1, 768, 1.0, 3)), f32(random(1, 768, 1.0, 4))];
+    let case = Case::new(Op::LayerNorm { eps: 1e-5 }, vec![x], weights);
+    list.push(case.within(2e-4, 2e-5).noted("around 300"));
+    list
+}
+
+fn layer_norm_scale() -> Vec<Case> {
+    let one = |(rows, cols, eps, scale)| {
+        Case::new(Op::LayerNormScale { eps }, vec![random(rows, cols, scale, 5)], vec![]).within(0.0, 2e-6)
+    };
+    // The last is all but nothing beside eps: what a wrong one does shows whole.
+    let shapes =
+        [(1, 1, 1e-5, 2.0), (2, 33, 1e12, 2.0), (65, 768, 1e-5, 2.0), (MANY_ROWS, 11, 1e-5, 2.0), (9, 96, 1e-5, 1e-3)];
+    shapes.into_iter().map(one).collect()
+}
+
+fn layer_norm_normalize() -> Vec<Case> {
+    let one = |(rows, cols)| {
+        let mut scale = random(rows, 1, 1.0, 25);
+        scale.values.iter_mut().for_each(|v| *v = 0.5 + v.abs());
+        let tensors = vec![random(rows, cols, 2.0, 5), scale];
+        Case::new(Op::LayerNormNormalize, tensors, vec![]).within(4e-6, 4e-6)
+    };
+    [(1, 1), (2, 33), (65, 768), (MANY_ROWS, 11)].into_iter().map(one).collect()
+}
+
+fn gain_bias() -> Vec<Case> {
+    let one = |(rows, cols)| {
+        let weights = vec![f32(random(1, cols, 1.0, 6)), f32(random(1, cols, 1.0, 7))];
+        sampled(Case::new(Op::GainBias, vec![random(rows, cols, 2.0, 5)], weights).within(1e-6, 1e-6))
+    };
+    [(1, 1), (2, 33), (65, 768), (MANY, 1024)].into_iter().map(one).collect()
+}
+
+/// A case of many rows, of which some are looked at.
+fn sampled(case: Case) -> Case {
+    let (rows, cols) = (case.tensors[0].rows, case.weights.first().map_or(case.tensors[0].cols, |(w, _)| w.cols));
+    if rows > 1000 { case.looking_at(&some_of(rows), cols) } else { case }
+}
+
+fn linear() -> Vec<Case> {
+    let mut list = Vec::new();
+    let mut one = |rows, k: usize, cols, dtype| {
+        let w = random(k, cols, 1.0 / (k as f32).sqrt(), 9);
+        let weights = vec![(w, dtype), f32(random(1, cols, 1.0, 10))];
+        // Seen red: a k loop that ends one short is 1.4e5 times this.
+        list.push(sampled(Case::new(Op::Linear, vec![random(rows, k, 1.0, 8)], weights).within(4e-6, 2e-6)));
+    };
+    for rows in ROWS {
+        for (k, cols) in [(1, 1), (1, 33), (11, 3), (33, 99), (96, 65), (768, 129), (257, 768)] {
+            for dtype in DTYPES {
+                one(rows, k, cols, dtype);
+            }
+        }
+    }
+    // gpt2's own largest; rows beyond 1,024; more columns than one dimension of a dispatch has lanes.
+    for dtype in DTYPES {
+        one(8, 3072, 768, dtype);
+    }
+    one(1030, 768, 513, Dtype::F32);
+    one(1, 1, 1024 * MANY, Dtype::F32);
+    list
+}
+
+/// Rows, k and columns of products that end in something else.
+const ENDINGS: [(usize, usize, usize); 7] =
+    [(1, 1, 1), (2, 33, 99), (8, 768, 129), (9, 257, 65), (65, 96, 768), (257, 33, 33), (1030, 96, 65)];
+
+fn linear_activation() -> Vec<Case> {
+    let mut list = Vec::new();
+    for f in Activation::ALL {
+        for (rows, k, cols) in ENDINGS {
+            for dtype in DTYPES {
+                // Wide enough to reach where the function bends; its slope is at most 1.13.
+                let weights =
+                    vec![(random(k, cols, 3.0 / (k as f32).sqrt(), 29), dtype), f32(random(1, cols, 1.0, 30))];
+                let case = Case::new(Op::LinearActivation(f), vec![random(rows, k, 1.0, 31)], weights);
+                list.push(sampled(case.within(1.5e-5, 4e-6)));
+            }
+        }
+    }
+    list
+}
+
+fn linear_add() -> Vec<Case> {
+    let one = |(rows, k, cols)| {
+        DTYPES.map(|dtype| {
+            let weights = vec![(random(k, cols, 1.0 / (k as f32).sqrt(), 32), dtype), f32(random(1, cols, 1.0, 33))];
+            let tensors = vec![random(rows, cols, 1.0, 34), random(rows, k, 1.0, 35)];
+            sampled(Case::new(Op::LinearAdd, tensors, weights).within(4e-6, 2e-6))
+        })
+    };
+    ENDINGS.into_iter().flat_map(one).collect()
+}
+
+/// Rows, heads, their width, and columns.
+const BY_HEAD: [(usize, usize, usize, usize); 10] = [
+    (1, 1, 1, 1),
+    (1, 3, 11, 33),
+    (1, 12, 64, 768),
+    (8, 1, 1, 1),
+    (8, 3, 11, 33),
+    (8, 12, 64, 768),
+    (65, 1, 1, 1),
+    (65, 3, 11, 33),
+    (65, 12, 64, 768),
+    (1030, 2, 16, 33),
+];
+
+fn linear_by_head() -> Vec<Case> {
+    let one = |(rows, n_head, head_dim, cols)| {
+        let k = n_head * head_dim;
+        let (z, w) = (random(rows, k, 1.0, 11), random(k, cols, 0.1, 12));
+        Case::new(Op::LinearByHead { n_head }, vec![z], vec![f32(w)]).within(4e-6, 2e-6)
+    };
+    BY_HEAD.into_iter().map(one).collect()
+}
+
+fn sum_heads() -> Vec<Case> {
+    let one = |(rows, n_head, _, cols)| {
+        let (parts, bias) = (random(rows, n_head * cols, 0.3, 26), random(1, cols, 1.0, 13));
+        sampled(Case::new(Op::SumHeads { n_head }, vec![parts], vec![f32(bias)]).within(4e-6, 4e-6))
+    };
+    BY_HEAD.into_iter().chain([(MANY, 2, 1, 1024)]).map(one).collect()
+}
+
+/// Queries, keys and values, the texts they belong to, and how they are cut into heads.
+fn attention_inputs() -> Vec<(Host, Vec<Range<usize>>, Heads)> {
+    let mut list = Vec::new();
+    let mut one = |lengths: &[usize], n_head: usize, head_dim: usize| {
+        let mut start = 0;
+        let texts = lengths.iter().map(|len| {
+            start += len;
+            start - len..start
+        });
+        let texts: Vec<Range<usize>> = texts.collect();
+        // The spread makes some softmax rows nearly one-hot.
+        let qkv = random(lengths.iter().sum(), 3 * n_head * head_dim, 1.5, 14);
+        list.push((qkv, texts, Heads { n_head, scale: 1.0 / (head_dim as f64).sqrt() }));
+    };
+    for lengths in [&[1][..], &[2], &[16], &[17], &[63, 1, 65], &[257]] {
+        for (n_head, head_dim) in [(1, 1), (3, 11), (2, 64), (1, 80), (1, 257)] {
+            one(lengths, n_head, head_dim);
+        }
+    }
+    one(&[7, 1030], 2, 16);
+    list
+}
+
+fn attention() -> Vec<Case> {
+    // Seen red: a mask that lets the next key in is 22 times this at two tokens, far more beyond.
+    let one = |(qkv, texts, heads)| Case::new(Op::Attention { texts, heads }, vec![qkv], vec![]).within(1e-5, 4e-6);
+    attention_inputs().into_iter().map(one).collect()
+}
+
+fn attention_scores() -> Vec<Case> {
+    let one = |(qkv, texts, heads): (Host, Vec<Range<usize>>, Heads)| {
+        let text = texts[texts.len() / 2].clone();
+        Case::new(Op::AttentionScores { text, heads }, vec![qkv], vec![]).within(4e-6, 4e-6)
+    };
+    attention_inputs().into_iter().map(one).collect()
+}
+
+fn attention_mix() -> Vec<Case> {
+    let one = |(qkv, texts, heads): (Host, Vec<Range<usize>>, Heads)| {
+        let text = texts[texts.len() / 2].clone();
+        let n_pos = text.len();
+        // Every key counts, not only those up to the query: a pattern may have been changed. Rows of z that belong to
+        // other texts keep what they hold.
+        let pattern = random(heads.n_head * n_pos, n_pos, 1.0 / (n_pos as f32).sqrt(), 28);
+        let z = Host { rows: qkv.rows, cols: qkv.cols / 3, values: vec![7.0; qkv.rows * qkv.cols / 3] };
+        Case::new(Op::AttentionMix { text, heads }, vec![pattern, qkv, z], vec![]).within(1e-5, 4e-6)
+    };
+    attention_inputs().into_iter().map(one).collect()
+}
+
+fn attention_pattern() -> Vec<Case> {
+    let one =
+        |(rows, cols)| Case::new(Op::AttentionPattern, vec![random(rows, cols, 3.0, 27)], vec![]).within(2e-6, 1e-5);
+    let shapes = [(1, 1), (4, 2), (33, 11), (48, 16), (34, 17), (129, 129), (257, 257), (2060, 1030), (MANY_ROWS, 3)];
+    let mut list: Vec<Case> = shapes.into_iter().map(one).collect();
+    let rows: [[f32; 5]; 5] = [
+        [1e30, -1e30, 0.0, 1e30, f32::MIN],
+        [0.0, 1e4, 0.0, 0.0, 0.0],
+        [-3e38; 5],
+        [f32::NEG_INFINITY, 88.0, 89.0, 0.0, f32::NEG_INFINITY],
+        [f32::MIN, f32::MIN, f32::MIN, f32::MIN, 5.0],
+    ];
+    let huge = Host { rows: 5, cols: 5, values: rows.concat() };
+    list.push(Case::new(Op::AttentionPattern, vec![huge], vec![]).within(1e-7, 1e-6).noted("huge and one-hot rows"));
+    // A NaN is never turned into a number: silence would be worse. Seen red on llvmpipe with `exp_f32` as it was, whose
+    // clamp made it 1e-38.
+    let nan = Host { rows: 2, cols: 3, values: vec![1.0, f32::NAN, 2.0, 0.0, 1.0, f32::MIN] };
+    list.push(Case::new(Op::AttentionPattern, vec![nan], vec![]).within(2e-6, 1e-5).noted("NaN in a row"));
+    list
+}
+
+fn activation() -> Vec<Case> {
+    let mut list = Vec::new();
+    for f in Activation::ALL {
+        for n in [1, 2, 63, 64, 65, 70_001] {
+            let mut x = random(1, n, 3.0, 15);
+            // ±150 is where a tanh by exponentials overflows on some drivers; the rest are edges of the formulas.
+            let edges = [
+                150.0, -150.0, 0.0, -0.0, 1e-30, -1e-30, 14.0, -14.0, 15.0, -15.0, 9.1, -5.5, 87.0, -88.5, 1e30, -1e30,
+            ];
+            x.values.iter_mut().zip(edges).for_each(|(slot, edge)| *slot = edge);
+            // Seen red: erf for tanh is 800 times this.
+            list.push(Case::new(Op::Activation(f), vec![x], vec![]).within(5e-7, 2e-6));
+        }
+        let nan = Host { rows: 1, cols: 3, values: vec![1.0, f32::NAN, -2.0] };
+        list.push(Case::new(Op::Activation(f), vec![nan], vec![]).within(5e-7, 2e-6).noted("NaN"));
+    }
+    let case = Case::new(Op::Activation(Activation::GeluTanh), vec![random(MANY, 1024, 3.0, 15)], vec![]);
+    list.push(sampled(case.within(5e-7, 2e-6)));
+    list
+}
+
+fn add() -> Vec<Case> {
+    let one = |(rows, cols)| {
+        let tensors = vec![random(rows, cols, 1.0, 16), random(rows, cols, 1.0, 17)];
+        sampled(Case::new(Op::Add, tensors, vec![]).within(1e-7, 1e-7))
+    };
+    [(1, 1), (3, 33), (257, 768), (MANY, 1024)].into_iter().map(one).collect()
+}
+
+fn unembed() -> Vec<Case> {
+    let mut list = Vec::new();
+    let mut one = |n: usize, rows: Range<usize>, k: usize, vocab, dtype| {
+        let (mut x, table) = (random(n, k, 1.0, 18), random(vocab, k, 1.0 / (k as f32).sqrt(), 19));
+        // The row after the last is not this product's to touch, not even to multiply it by a padding's 0.
+        x.values.iter_mut().skip(rows.end * k).for_each(|v| *v = f32::INFINITY);
+        list.push(Case::new(Op::Unembed { rows }, vec![x], vec![(table, dtype)]).within(4e-6, 2e-6));
+    };
+    for (n, rows) in [(1, 0..1), (10, 1..9), (9, 0..9), (131, 3..130)] {
+        for (k, vocab) in [(1, 1), (11, 3), (33, 101), (768, 1009)] {
+            for dtype in DTYPES {
+                one(n, rows.clone(), k, vocab, dtype);
+            }
+        }
+    }
+    one(530, 0..529, 33, 2050, Dtype::F32);
+    one(1, 0..1, 1, 1_048_577, Dtype::F32);
+    list
+}

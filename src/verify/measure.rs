@@ -1,0 +1,82 @@
+//! How far two results are apart: element by element for single operations, token by token for whole runs. Both count a NaN,
+//! and an infinity in the wrong place, as infinitely far.
+
+use crate::sites::{Axis, Site};
+use ndarray::{ArrayViewD, Axis as NdAxis};
+
+/// The worst element of a comparison.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Off {
+    /// How far it is off, as a share of what is allowed; above 1 is too far.
+    pub share: f64,
+    /// Its index.
+    pub at: usize,
+    /// What it is.
+    pub got: f32,
+    /// What it should be.
+    pub want: f32,
+}
+
+/// `|got - want| / (atol + rtol |want|)` of the element where that is largest. Where `want` is NaN or infinite, `got` must
+/// be the same.
+pub fn elements(got: &[f32], want: &[f32], atol: f64, rtol: f64) -> Off {
+    assert_eq!(got.len(), want.len(), "results of one operation have one shape");
+    let mut worst = Off { share: 0.0, at: 0, got: 0.0, want: 0.0 };
+    for (at, (&got, &want)) in got.iter().zip(want).enumerate() {
+        let share = match (got.is_finite(), want.is_finite()) {
+            (true, true) => {
+                let off = (f64::from(got) - f64::from(want)).abs();
+                if off == 0.0 { 0.0 } else { off / (atol + rtol * f64::from(want).abs()) }
+            }
+            _ if got == want || got.is_nan() && want.is_nan() => 0.0,
+            _ => f64::INFINITY,
+        };
+        if share > worst.share {
+            worst = Off { share, at, got, want };
+        }
+    }
+    worst
+}
+
+/// Where two runs are furthest apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TokenError {
+    /// `||got - want|| / ||want||` at that token.
+    pub error: f64,
+    /// The text.
+    pub text: usize,
+    /// The position in it.
+    pub position: usize,
+}
+
+/// The worst relative error over tokens: max `||got - want|| / ||want||`, the norms taken over all that the hook holds at
+/// that token (for scores and patterns: over its query row in every head). Masked scores must be -inf on both sides, padding
+/// zero. The same measure as in tools/goldens/compare.py.
+pub fn tokens<T: Copy + Into<f64>>(site: Site, got: ArrayViewD<'_, f32>, want: ArrayViewD<'_, T>) -> TokenError {
+    assert_eq!(got.shape(), want.shape(), "{site}");
+    let token_axis = 1 + site.axes().iter().position(|axis| *axis == Axis::Pos).expect("every hook has positions");
+    let mut worst = TokenError::default();
+    for (text, (got, want)) in got.axis_iter(NdAxis(0)).zip(want.axis_iter(NdAxis(0))).enumerate() {
+        let rows = got.axis_iter(NdAxis(token_axis - 1)).zip(want.axis_iter(NdAxis(token_axis - 1)));
+        for (position, (got, want)) in rows.enumerate() {
+            let (mut apart, mut size) = (0.0, 0.0);
+            for (g, w) in got.iter().zip(&want) {
+                let (g, w) = (f64::from(*g), (*w).into());
+                if w == f64::NEG_INFINITY && g == f64::NEG_INFINITY {
+                    continue;
+                }
+                apart += (g - w) * (g - w);
+                size += w * w;
+            }
+            // A NaN or an infinity on either side makes `apart` one of them, and then the error infinite.
+            let error = match apart.is_finite() {
+                true => apart.sqrt() / if size == 0.0 { 1.0 } else { size.sqrt() },
+                false => f64::INFINITY,
+            };
+            if error > worst.error {
+                worst = TokenError { error, text, position };
+            }
+        }
+    }
+    worst
+}

@@ -1,0 +1,131 @@
+//! Are the numbers right on this machine? Owns the three questions that `actscope verify` puts to a device, each against the
+//! reference, and the report: every kernel on awkward inputs (`kernels.rs`), every hook of whole runs on real text
+//! (`hooks.rs`), and every operation of such runs by itself (`lockstep.rs`). `sample.rs` holds one run's values against the
+//! reference before they are written. Prints nothing and touches no file.
+//! Read next: `hooks.rs`.
+
+pub mod cases;
+pub mod hooks;
+pub mod kernels;
+pub mod list;
+pub mod lockstep;
+pub mod measure;
+pub mod sample;
+
+use crate::batch::Batch;
+use crate::device::{Device, DeviceInfo};
+use crate::params::Params;
+use crate::session::{Error, Files};
+use hooks::HookRow;
+use kernels::{KernelRow, Suite};
+use lockstep::Steps;
+use serde::Deserialize;
+use std::collections::HashMap;
+
+/// What is being done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Cases of the list.
+    Kernels,
+    /// Whole runs.
+    Hooks,
+    /// Operations side by side.
+    Lockstep,
+}
+
+/// Hears what is being done, and how much of it is.
+pub type Tell<'a> = &'a dyn Fn(Stage, usize, usize);
+
+/// What came of it all.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The device on trial.
+    pub device: DeviceInfo,
+    /// Every kernel, in the order in which they were run.
+    pub kernels: Vec<KernelRow>,
+    /// Every hook, in the order of a run.
+    pub hooks: Vec<HookRow>,
+    /// Every operation of such runs.
+    pub steps: Steps,
+    /// The texts of the runs, as tokens: how many of each.
+    pub tokens: Vec<usize>,
+    /// The first text of each batch.
+    pub first_texts: Vec<usize>,
+    /// Whether PyTorch's errors, which the rows of `hooks` carry, were measured on this very model and these texts. Else they
+    /// are the demo model's, for orientation, and nothing is judged by them.
+    pub torch_is_of_this_model: bool,
+}
+
+impl Report {
+    /// True when nothing is off.
+    pub fn ok(&self) -> bool {
+        self.kernels.iter().all(KernelRow::ok) && self.hooks.iter().all(HookRow::ok) && self.steps.parted.is_empty()
+    }
+}
+
+impl Report {
+    /// Which text a hook is furthest off in, counted through all batches.
+    pub fn text_of(&self, hook: &HookRow) -> usize {
+        self.first_texts[hook.batch] + hook.worst.text
+    }
+}
+
+/// The texts, and PyTorch's error on them with the demo model. Made by `tools/goldens/make.py verify`.
+#[derive(Deserialize)]
+struct Demo {
+    texts: Vec<String>,
+    torch_f32_error: HashMap<String, f64>,
+}
+
+fn demo() -> Demo {
+    serde_json::from_str(include_str!("demo.json")).expect("a file of this crate, which a test reads")
+}
+
+/// Multiply-adds that one run through the reference may cost: a few seconds.
+const REFERENCE_WORK: usize = 4_000_000_000;
+
+/// The texts on which a model is tried: one batch of several, long and short, and one short text alone, which takes the kernels
+/// for few rows. Large models get shorter ones, since the reference is slow. A model without a tokenizer gets ids from all
+/// over its vocabulary instead.
+///
+/// # Errors
+/// [`Error::Text`] for a broken tokenizer.
+fn batches(files: &Files) -> Result<[Batch; 2], Error> {
+    let config = files.config();
+    let mut texts: Vec<Vec<u32>> = match files.text() {
+        Ok(text) => demo().texts.iter().map(|t| text.encode(t)).collect::<Result<_, _>>()?,
+        Err(_) => [80, 2, 9, 7].map(|n| (0..n).map(|i| i * 7919 + n).collect()).into(),
+    };
+    let mut afford = (REFERENCE_WORK / files.checkpoint().parameters()).max(16);
+    let share = afford / 4;
+    // The first text is the longest: it gets what the others leave.
+    for (i, text) in texts.iter_mut().enumerate().rev() {
+        text.truncate(if i == 0 { afford } else { share }.min(config.n_positions));
+        text.iter_mut().for_each(|id| *id %= config.vocab_size as u32);
+        afford -= text.len().min(afford - 1);
+    }
+    let alone = texts.pop().into_iter().collect::<Vec<_>>();
+    Ok([files.batch(&texts)?, files.batch(&alone)?])
+}
+
+/// Puts all three questions to a device that holds a model.
+///
+/// # Errors
+/// [`enum@Error`] when the device failed, which is an answer too, but no comparison.
+pub async fn verify<D: Device>(dev: &D, files: &Files, params: &Params<D>, tell: Tell<'_>) -> Result<Report, Error> {
+    let batches = batches(files)?;
+    let known = demo().torch_f32_error;
+    let torch_is_of_this_model = files.is_demo();
+    // Where a device may be set up in several ways on one machine, each of them belongs here.
+    let variants = [dev];
+    let kernels = Suite::new().check(&variants, tell).await?;
+    let mut hooks = hooks::check(dev, params, &batches, tell).await?;
+    for row in &mut hooks {
+        row.torch = known.get(&row.site.name()).copied();
+        row.judge(torch_is_of_this_model);
+    }
+    let steps = lockstep::check(dev, params, &batches, tell).await?;
+    let first_texts = vec![0, batches[0].texts().len()];
+    let tokens = batches.iter().flat_map(|batch| batch.texts()).map(|text| text.len()).collect();
+    Ok(Report { device: dev.info(), kernels, hooks, steps, tokens, first_texts, torch_is_of_this_model })
+}

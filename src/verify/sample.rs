@@ -1,0 +1,199 @@
+//! Holds what a run is about to hand out against the reference, on a sample that stays cheap however long the texts are. Owns
+//! the choice of the sample: because attention is causal, the first tokens of a text have the activations that they would
+//! have alone, so a prefix is checked by running the prefix.
+//!
+//! Of up to three texts (the first, the middle one, the last) one prefix is run to the deepest block that was asked for, and a
+//! longer one to the shallowest, each as long as its share of the work allows; every hook that was asked for there is compared
+//! at every position that was asked for. Where all positions come too late for that, the device runs the prefix too.
+
+use super::hooks::{ROUNDING, TIMES_ROUNDED, run, runs};
+use super::measure::{self, TokenError};
+use crate::batch::Batch;
+use crate::config::Config;
+use crate::device::Device;
+use crate::device::reference::Reference;
+use crate::device::rounded::Rounded;
+use crate::hooks::Hooks;
+use crate::model::RunError;
+use crate::params::Params;
+use crate::sites::{Axis, Site};
+use ndarray::{ArrayD, ArrayViewD, Axis as NdAxis, Slice};
+use std::collections::HashMap;
+
+/// Multiply-adds that the reference may spend on one check.
+const WORK: usize = 4_000_000_000;
+
+/// A prefix of a text, and the hooks that are compared on it.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    /// The text.
+    pub text: usize,
+    /// How many of its tokens.
+    pub tokens: usize,
+    /// Which of the hooks that were asked for.
+    pub sites: Vec<Site>,
+    /// How many of its positions were compared.
+    pub positions: usize,
+    /// True where none of the positions asked for lies in the prefix, so that the device has run it by itself.
+    pub apart: bool,
+}
+
+/// A hook on a probe, where it is furthest off.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    /// Which hook.
+    pub site: Site,
+    /// The worst relative error over the tokens compared, in the text and at the position that it names.
+    pub worst: TokenError,
+    /// How large it may be.
+    pub allowed: f64,
+}
+
+/// What was compared, and what came of it.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// The sample.
+    pub probes: Vec<Probe>,
+    /// Every hook of every probe, in order.
+    pub found: Vec<Found>,
+}
+
+impl Checked {
+    /// The hooks that are further off than they may be.
+    pub fn parted(&self) -> impl Iterator<Item = &Found> {
+        self.found.iter().filter(|found| found.worst.error > found.allowed)
+    }
+}
+
+/// The values of one run that will be compared: filled while they pass by.
+pub struct Sample {
+    probes: Vec<Probe>,
+    kept: HashMap<(Site, usize), ArrayD<f32>>,
+}
+
+impl Sample {
+    /// Chooses what to compare of a run of `hooks` on `batch`.
+    pub fn new(config: &Config, batch: &Batch, hooks: &Hooks) -> Sample {
+        Sample { probes: probes(config, batch, hooks), kept: HashMap::new() }
+    }
+
+    /// Sees one text's values at one site, without the batch axis and without padding, and keeps what it needs of them.
+    pub fn see(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) {
+        let tokens = self.probes.iter().filter(|p| p.text == text && p.sites.contains(&site)).map(|p| p.tokens).max();
+        if let Some(tokens) = tokens {
+            // Positions ascend, so no more than so many of them lie in the prefix.
+            let kept = cut(site, values, |_, n| n.min(tokens)).to_owned();
+            self.kept.insert((site, text), kept);
+        }
+    }
+
+    /// Compares what was seen of a run of `hooks` on `batch` with the reference. `progress` is told how many of how many
+    /// probes are done.
+    ///
+    /// # Errors
+    /// [`RunError`] when the device failed, or when `hooks` edits: a sample is of what the model itself does.
+    pub async fn check<D: Device>(
+        self,
+        dev: &D,
+        params: &Params<D>,
+        batch: &Batch,
+        hooks: &Hooks,
+        progress: &dyn Fn(usize, usize),
+    ) -> Result<Checked, RunError> {
+        let config = params.config();
+        let mut checked = Checked { probes: self.probes, found: Vec::new() };
+        let mut asked = Vec::new();
+        for probe in &mut checked.probes {
+            let ids = &batch.ids_of(probe.text)[..probe.tokens];
+            let alone = Batch::new(&[ids], config).expect("a part of a checked batch");
+            let part = hooks.of_prefix(&probe.sites, probe.text, probe.tokens)?;
+            probe.apart = part.is_none();
+            asked.push((alone, part.unwrap_or_else(|| Hooks::whole(config, &probe.sites))));
+        }
+        let n = asked.len();
+        let truth = runs(&Reference, params, &asked, &|done| progress(done, 2 * n)).await?;
+        let floor = runs(&Rounded, params, &asked, &|done| progress(n + done, 2 * n)).await?;
+        for ((probe, (alone, request)), (truth, floor)) in
+            checked.probes.iter_mut().zip(&asked).zip(truth.iter().zip(&floor))
+        {
+            let by_itself = if probe.apart { Some(run(dev, params, alone, request).await?) } else { None };
+            for (site, want) in truth.iter() {
+                let rounded = measure::tokens(site, floor.get(site).expect("the same request"), want.view()).error;
+                let shape = &want.shape()[1..];
+                probe.positions = shape[position_axis(site)];
+                let got = match &by_itself {
+                    Some(capture) => capture.get(site).map(|got| got.index_axis_move(NdAxis(0), 0)),
+                    None => {
+                        self.kept.get(&(site, probe.text)).map(|kept| cut(site, kept.view(), |axis, _| shape[axis]))
+                    }
+                };
+                // What was never seen is as wrong as can be.
+                let unseen = TokenError { error: f64::INFINITY, ..TokenError::default() };
+                let mut worst =
+                    got.map_or(unseen, |got| measure::tokens(site, got.insert_axis(NdAxis(0)), want.view()));
+                worst.text = probe.text;
+                worst.position = request.position(site, 0, worst.position);
+                checked.found.push(Found { site, worst, allowed: ROUNDING.max(TIMES_ROUNDED * rounded) });
+            }
+        }
+        progress(2 * n, 2 * n);
+        Ok(checked)
+    }
+}
+
+fn position_axis(site: Site) -> usize {
+    site.axes().iter().position(|axis| *axis == Axis::Pos).expect("every hook has positions")
+}
+
+/// One text's values with their axes of positions cut to the length that `len` makes of axis and length: positions ascend, so
+/// those of a prefix come first.
+fn cut<'a>(site: Site, mut values: ArrayViewD<'a, f32>, len: impl Fn(usize, usize) -> usize) -> ArrayViewD<'a, f32> {
+    for (axis, kind) in site.axes().iter().enumerate() {
+        if matches!(kind, Axis::Pos | Axis::Key) {
+            values.slice_axis_inplace(NdAxis(axis), Slice::from(..len(axis, values.shape()[axis])));
+        }
+    }
+    values
+}
+
+/// The sample.
+fn probes(config: &Config, batch: &Batch, hooks: &Hooks) -> Vec<Probe> {
+    let sites: Vec<Site> = hooks.sites().collect();
+    let (Some(first), Some(last)) = (sites.first(), sites.last()) else { return Vec::new() };
+    let n = batch.texts().len();
+    let mut texts = vec![0, n / 2, n - 1];
+    texts.dedup();
+    let share = WORK / (2 * texts.len());
+    let mut probes = Vec::new();
+    for text in texts {
+        let all = batch.texts()[text].len();
+        let probe = |tokens, sites| Probe { text, tokens, sites, positions: 0, apart: false };
+        let deep = affordable(config, *last, all, share);
+        probes.push(probe(deep, sites.clone()));
+        let shallow: Vec<Site> =
+            sites.iter().copied().filter(|site| depth(config, *site) == depth(config, *first)).collect();
+        let long = affordable(config, *first, all, share);
+        if long > deep {
+            probes.push(probe(long, shallow));
+        }
+    }
+    probes
+}
+
+/// How many blocks a site lies behind; the logits count as one more.
+fn depth(config: &Config, site: Site) -> usize {
+    match site {
+        Site::Embed | Site::PosEmbed => 0,
+        Site::Unembed => config.n_layer + 1,
+        _ => site.layer().map_or(config.n_layer, |layer| layer + 1),
+    }
+}
+
+/// How many of `tokens` the reference can run up to `site` with so much work; at least one.
+fn affordable(config: &Config, site: Site, tokens: usize, work: usize) -> usize {
+    let (d, blocks) = (config.n_embd, depth(config, site).min(config.n_layer));
+    let per_token =
+        blocks * d * (4 * d + 2 * config.n_inner) + if site == Site::Unembed { d * config.vocab_size } else { 0 };
+    let cost = |n: usize| n.saturating_mul(per_token + blocks * n * d);
+    (1..=tokens).take_while(|n| *n == 1 || cost(*n) <= work).last().unwrap_or(1)
+}
