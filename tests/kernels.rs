@@ -20,10 +20,10 @@ fn check<D: Device>(dev: &D, suite: &Suite) {
     let run: Vec<_> = rows.iter().filter(|row| row.cases > 0).collect();
     assert!(!run.is_empty(), "no cases");
     for row in run {
-        let (kind, of) = (dev.info().kind, &row.kernel);
+        let (device, of) = (dev.info(), &row.kernel);
         assert!(
             row.ok(),
-            "{kind}, {of}: {} of {} cases are off, worst {}: {:?}",
+            "{device}, {of}: {} of {} cases are off, worst {}: {:?}",
             row.failed,
             row.cases,
             row.worst,
@@ -34,7 +34,7 @@ fn check<D: Device>(dev: &D, suite: &Suite) {
 
 fn hold(op: &str) {
     let suite = Suite::of(op);
-    check(&Cpu::new(), &suite);
+    Cpu::all().iter().for_each(|cpu| check(cpu, &suite));
     check(&gpu(), &suite);
 }
 
