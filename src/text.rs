@@ -125,6 +125,13 @@ impl Token {
     }
 }
 
+/// True for what does something instead of being seen: control characters, line ends, and the controls of bidirectional text
+/// (Unicode UAX #9), which show letters in another order than they have.
+pub(crate) fn is_control(c: char) -> bool {
+    const BIDI: [char; 3] = ['\u{61c}', '\u{200e}', '\u{200f}'];
+    c.is_control() || BIDI.contains(&c) || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// False for combining and invisible characters, all spaces but the plain one, and the backslash, which begins escapes.
 fn seen_as_it_is(c: char) -> bool {
     matches!(c, '\'' | '"') || c.escape_debug().len() == 1

@@ -35,6 +35,8 @@ fn complaints(output: &Output, culprit: &str) -> Vec<String> {
     demand(err.starts_with("error: ") || err.lines().count() == 1, "there is more than one line on stderr".into());
     demand(err.len() < 2000, format!("{} bytes on stderr: too long to read", err.len()));
     demand(!err.contains(|c: char| c.is_control() && c != '\n'), "stderr holds raw control characters".into());
+    let reorders = |c: char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    demand(!err.contains(reorders), "stderr holds characters that show others in another order".into());
     demand(out.is_empty(), format!("stdout is not empty: {:.80}", out));
     if !wrong.is_empty() {
         wrong.push(format!("stderr was: {:.500}", err.trim_end().escape_debug().to_string()));
@@ -781,6 +783,7 @@ fn bad_texts() {
             ("a file that is not UTF-8", &["extract", "--file", "FOLDER/latin1"], 1, "line 2"),
             ("a file in UTF-16", &["extract", "--file", "FOLDER/utf16"], 1, "utf16"),
             ("a file that is not there", &["extract", "--file", "FOLDER/nowhere"], 1, "nowhere"),
+            ("a file's name that reads backwards", &["extract", "--file", "FOLDER/\u{202e}x"], 1, "x"),
             ("a folder for a file", &["extract", "--file", "FOLDER"], 1, "directory"),
             ("nothing on stdin", &["extract", "--file", "-"], 1, "stdin"),
             ("a text too long", &["extract", "--file", "FOLDER/long"], 1, "44 more than the 256"),

@@ -411,6 +411,27 @@ fn panels_never_overlap() {
             assert!(beside.clone().all(|b| (a.x - b.x).abs() >= room), "{a:?} {labels:?}");
         }
     }
+    // Heads of one token are wide enough for their names. Seen to fail with cells of 30 pixels at most: 44 for 46.2.
+    let drawing = Drawing::of(&svg(&["attention", "a"]));
+    let mut ends: Vec<f32> =
+        drawing.labels.iter().filter(|label| label.text.starts_with("layer ")).map(|label| label.y).collect();
+    ends.sort_by(f32::total_cmp);
+    assert!(ends.len() == 4 && ends.windows(2).all(|pair| pair[1] - pair[0] >= 6.6 * 7.0 + 4.0), "{ends:?}");
+}
+
+/// A model's folder may have any name; the heading shows each of its characters, or an escape. Seen to fail with the name
+/// as it is.
+#[test]
+fn odd_names_of_models() {
+    let folder = tempfile::tempdir().unwrap();
+    let odd = folder.path().join("你\u{202e}");
+    std::fs::create_dir(&odd).unwrap();
+    copy_of_classic(&odd);
+    let args = ["heatmap", "--ids", "1 2", "-m", odd.to_str().unwrap()];
+    let drawing = Drawing::of(&svg(&args));
+    assert!(drawing.says("\\u{4f60}\\u{202e}"), "{:?}", drawing.labels);
+    let printed = run_well(args.iter().chain(&["-q"]));
+    assert!(printed.contains("你\\u{202e}\n"), "{printed}");
 }
 
 /// Tokens that differ look different, and each character has a glyph.
@@ -505,7 +526,7 @@ fn refusals() {
     let texts = at("texts.svg");
     std::fs::write(&texts, "a text\n").unwrap();
     let (no_folder, pdf, good) = (at("none/x.png"), at("x.pdf"), at("x.png"));
-    let cases: [(&[&str], i32, &str); 15] = [
+    let cases: [(&[&str], i32, &str); 16] = [
         (&["heatmap", "a", "b"], 2, "one text and 2 were given"),
         (&["heatmap"], 2, "give a text"),
         (&["heatmap", "a", "-k", "pattern.0"], 2, "blocks.0.attn.hook_pattern is [H, P, P]"),
@@ -517,6 +538,7 @@ fn refusals() {
         (&["heatmap", "a", "--token", "7"], 2, "matches no token"),
         (&["attention", "a", "--head", "5"], 2, "head 5 does not exist: this model has heads 0 to 4"),
         (&["attention", "a", "--layer", "4"], 2, "layers 0 to 3"),
+        (&["attention", "a", "--layer", "-1"], 2, "whole numbers from 0 on"),
         (&["attention", "a", "--kind", "values"], 2, "possible values: pattern, scores"),
         (&["lens", "a", "-o", &pdf], 2, "must end in .png or .svg"),
         (&["lens", "a", "-o", &no_folder], 1, "cannot write"),

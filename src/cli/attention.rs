@@ -17,14 +17,18 @@ pub struct AttentionCommand {
     #[command(flatten)]
     picture: PictureArgs,
     /// Layers, counted from 0; without it, all. Repeatable
-    #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = counted)]
     layer: Vec<usize>,
     /// Heads, counted from 0; without it, all. Repeatable
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = counted)]
     head: Vec<usize>,
     /// What to show of a head
     #[arg(long, value_enum, default_value_t = Kind::Pattern)]
     kind: Kind,
+}
+
+fn counted(number: &str) -> Result<usize, &'static str> {
+    number.parse().map_err(|_| "blocks and heads are whole numbers from 0 on")
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

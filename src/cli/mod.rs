@@ -222,7 +222,7 @@ pub fn main() -> ExitCode {
 fn printable(message: &str) -> String {
     const MOST: usize = 1000;
     let shown: String =
-        message.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.into() }).collect();
+        message.chars().map(|c| if text::is_control(c) { c.escape_default().to_string() } else { c.into() }).collect();
     let n = shown.chars().count();
     if n <= MOST {
         return shown;
@@ -348,6 +348,16 @@ impl TextArgs {
             list.truncate(most);
         }
         Ok(files.batch(&ids)?)
+    }
+}
+
+/// The arguments of [`TextArgs`] in the words of a command that takes one text.
+fn one_text(arg: clap::Arg) -> clap::Arg {
+    match arg.get_id().as_str() {
+        "texts" => arg.help("The text, one (in quotes, if it is several words)"),
+        "file" => arg.help("A file with the text on one line; `-` is stdin"),
+        "ids" => arg.help("Token ids instead of text, such as \"464 3797\""),
+        _ => arg,
     }
 }
 

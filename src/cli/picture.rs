@@ -16,6 +16,7 @@ use std::path::PathBuf;
 
 /// Arguments of every picture.
 #[derive(Args)]
+#[command(mut_args(super::one_text))]
 pub(super) struct PictureArgs {
     #[command(flatten)]
     texts: TextArgs,

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 /// Arguments of `actscope report`.
 #[derive(Args)]
+#[command(mut_args(super::one_text))]
 pub struct Report {
     #[command(flatten)]
     texts: TextArgs,

@@ -37,6 +37,8 @@ const LARGE: usize = 1100;
 /// Pixels that the heads of a grid have beside one another, and what each then gets.
 const ACROSS: usize = 1400;
 const SIDE: (usize, usize) = (110, 300);
+/// Pixels of a head's side at least, as long as `layer 10`.
+const NAME: usize = 54;
 const GAP: f32 = 14.0;
 
 impl Attention {
@@ -50,7 +52,7 @@ impl Attention {
         let n = self.heading.text.len();
         let (side, largest) = match self.heads.len() {
             1 => (LARGE, 44),
-            _ => ((ACROSS / self.per_layer()).clamp(SIDE.0, SIDE.1), 30),
+            _ => ((ACROSS / self.per_layer()).clamp(SIDE.0, SIDE.1), 30.max(NAME.div_ceil(n))),
         };
         ((side / n).clamp(1, largest) as f32, super::cells(n, side))
     }
@@ -79,7 +81,8 @@ impl Picture for Attention {
         let grid_width = across as f32 * (side + GAP) - GAP;
         let grid_height = down as f32 * (side + GAP) - GAP;
         let width = (left + grid_width + 24.0 + BAR_ROOM).max(420.0);
-        let height = (top + grid_height + label_room + 30.0).max(top + BAR + 60.0);
+        let bar = BAR.min(grid_height.max(140.0)).floor();
+        let height = (top + grid_height + label_room + 30.0).max(top + bar + 60.0);
         let cells = self.heads.len() * n_cells * n_cells;
         let mut scene = Scene::new(width, height, cells, &self.heading.title());
         let n = tokens.len();
@@ -120,12 +123,7 @@ impl Picture for Attention {
         scene.text_upwards(18.0, top + grid_height / 2.0, TEXT, Anchor::Middle, "Query: the token that looks");
         let below = top + grid_height + label_room + 14.0;
         scene.text(left + grid_width / 2.0, below, TEXT, Anchor::Middle, BLACK, "Key: the token looked at");
-        scene.colour_bar(
-            (left + grid_width + 24.0, top),
-            BAR.min(grid_height.max(140.0)).floor(),
-            &self.scale,
-            self.name,
-        );
+        scene.colour_bar((left + grid_width + 24.0, top), bar, &self.scale, self.name);
         scene
     }
 

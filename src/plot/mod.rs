@@ -11,7 +11,7 @@ pub mod scene;
 pub mod terminal;
 
 use crate::output::{OutputError, Place, extension};
-use crate::text::Token;
+use crate::text::{self, Token};
 use colour::Rgb;
 use ndarray::{Array2, ArrayView2};
 use scene::{Anchor, Scene};
@@ -43,7 +43,13 @@ pub struct Heading {
 impl Heading {
     /// For people who cannot see the picture.
     fn title(&self) -> String {
-        format!("{}: \"{}\"", self.what, Token::label_of(&self.text, |_| true))
+        format!("{}: \"{}\"", self.what(|_| true), Token::label_of(&self.text, |_| true))
+    }
+
+    /// [`Heading::what`] with controls escaped, and what `has` says no to: a model's folder may have any name.
+    fn what(&self, has: impl Fn(char) -> bool) -> String {
+        let shown = |c: char| if text::is_control(c) || !has(c) { c.escape_default().to_string() } else { c.into() };
+        self.what.chars().map(shown).collect()
     }
 }
 
@@ -149,7 +155,7 @@ fn shared(values: (usize, usize), cells: (usize, usize)) -> String {
 fn draw_heading(scene: &mut Scene, heading: &Heading, note: &str, width: f32) {
     let text = format!("\"{}\"", font::fit(&Token::label_of(&heading.text, font::has), 15.0, width - 50.0));
     scene.text(16.0, 24.0, 15.0, Anchor::Start, BLACK, &text);
-    let what = heading.what.clone() + note;
+    let what = heading.what(font::has) + note;
     scene.text(16.0, 42.0, scene::TEXT, Anchor::Start, BLACK, &font::fit(&what, scene::TEXT, width - 32.0));
 }
 
@@ -157,7 +163,7 @@ fn draw_heading(scene: &mut Scene, heading: &Heading, note: &str, width: f32) {
 fn print_heading(heading: &Heading, terminal: &Terminal, out: &mut dyn Write) -> std::io::Result<()> {
     let text = Token::label_of(&heading.text, |_| true);
     writeln!(out, "\"{}\"", terminal::column(&text, terminal.width - 2).trim_end())?;
-    writeln!(out, "{}", heading.what)
+    writeln!(out, "{}", heading.what(|_| true))
 }
 
 #[cfg(test)]

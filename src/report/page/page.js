@@ -174,7 +174,7 @@ function drawLens() {
 /** What is kept, and how; where it comes from. */
 function drawAbout() {
   byId("model").textContent = model.name;
-  byId("facts").textContent = `${model.n_layer} layers · ${model.n_head} heads · ${model.n_embd} dimensions · ${model.n_inner} neurons a layer · ${nPos} tokens`;
+  byId("facts").textContent = `${model.n_layer} layers · ${model.n_head} heads · ${model.n_embd} dimensions · ${model.n_inner} neurons a layer · ${nPos} token${nPos === 1 ? "" : "s"}`;
   const stream = {
     "f16": "Every dimension of every token and layer, as f16 (11 significant bits: the fourth digit may be off by one).",
     "8-bit": `Every dimension of every token and layer, in 8 bits: ${kept.stream.block} neighbours share a scale, and ± says how far a number may be off. The command beside a number prints it exactly.`,
