@@ -91,8 +91,8 @@ impl Cpu {
         assert!(x.cols == k && bias.weight.cols == n);
         let mut y = self.pool.tensor(x.rows, n);
         let finish = Finish { bias: Some(bias.vector()), then };
-        let few = x.rows <= product::tile_shape(self.arch).0;
-        // The first few rows: packing would cost more than it saves, and may never be needed.
+        // Packing takes as much fresh memory as the model has weights: too dear for what may be the only run, unless it is long.
+        let few = x.rows <= product::MOST_IN_PLACE;
         match w.in_place() {
             Some(values) if few && w.panels.get().is_none() && !w.used.replace(true) => {
                 product::product_in_place(self.arch, Rows::of(x), values, n, finish, &mut y);

@@ -1,8 +1,8 @@
 //! Matrix products of the `cpu` device: which rows and columns are computed by whom, from where. Owns packed weights
 //! ([`Panels`]) and the loops around `tile.rs`.
 //!
-//! A weight is packed, once, into panels as wide as a tile, in the order in which tiles read them; that costs one pass over
-//! it, so a weight that is read once for a few rows is multiplied from where it lies instead.
+//! A weight is packed, once, into panels as wide as a tile, in the order in which tiles read them. The first time, unless the
+//! rows are many, it is multiplied from where it lies instead: a program that runs once never packs.
 
 use super::memory::{Aligned, Tensor};
 use super::ops;
@@ -16,6 +16,9 @@ use std::ops::Range;
 
 /// Below this many multiply-adds a product is done before a second thread would have woken up.
 const WORTH_SHARING: usize = 1 << 17;
+
+/// Rows up to which a weight that is used for the first time is better left where it is.
+pub const MOST_IN_PLACE: usize = 256;
 
 /// Tiles of rows whose left sides are copied side by side: 252 rows of [`KC`] numbers, a quarter of a second-level cache.
 const GROUP: usize = 18;
@@ -110,12 +113,19 @@ pub struct Panels {
 impl Panels {
     /// Packs `w` [k, n].
     pub fn new(arch: Arch, w: &Weight) -> Panels {
+        // Several panels at a time: a row of one is too short a piece for memory that is read for the first time.
+        const TOGETHER: usize = 8;
         let mut panels = Panels::empty(arch, w.rows, w.cols);
-        let width = panels.columns;
-        panels.each(|panel, out| {
-            let cols = panel * width..((panel + 1) * width).min(w.cols);
-            for (row, out) in out.chunks_exact_mut(width).enumerate() {
-                w.widen(row * w.cols + cols.start, &mut out[..cols.len()]);
+        let (width, size) = (panels.columns, panels.columns * panels.k);
+        panels.data.par_chunks_mut(TOGETHER * size).enumerate().for_each(|(i, panels)| {
+            let first = i * TOGETHER * width;
+            let mut row = vec![0.0; panels.len() / size * width];
+            let whole = row.len().min(w.cols - first);
+            for k in 0..w.rows {
+                w.widen(k * w.cols + first, &mut row[..whole]);
+                for (panel, values) in panels.chunks_exact_mut(size).zip(row.chunks_exact(width)) {
+                    panel[k * width..][..width].copy_from_slice(values);
+                }
             }
         });
         panels
@@ -124,8 +134,8 @@ impl Panels {
     /// Packs the transpose of `table` [n, k].
     pub fn transposed(arch: Arch, table: &Weight) -> Panels {
         let mut panels = Panels::empty(arch, table.cols, table.rows);
-        let width = panels.columns;
-        panels.each(|panel, out| {
+        let (width, size) = (panels.columns, panels.columns * panels.k);
+        panels.data.par_chunks_exact_mut(size).enumerate().for_each(|(panel, out)| {
             let mut row = vec![0.0; table.cols];
             for (j, token) in (panel * width..((panel + 1) * width).min(table.rows)).enumerate() {
                 table.widen(token * table.cols, &mut row);
@@ -138,10 +148,6 @@ impl Panels {
     fn empty(arch: Arch, k: usize, n: usize) -> Panels {
         let columns = tile_shape(arch).1;
         Panels { k, n, columns, data: Aligned::zeros(n.div_ceil(columns) * columns * k) }
-    }
-
-    fn each(&mut self, fill: impl Fn(usize, &mut [f32]) + Sync) {
-        self.data.par_chunks_exact_mut(self.k * self.columns).enumerate().for_each(|(i, panel)| fill(i, panel));
     }
 
     fn panel(&self, i: usize) -> &[f32] {
@@ -172,10 +178,11 @@ pub fn product(
     });
 }
 
-/// [`product`] of a few rows with a weight as it lies in the checkpoint, row-major [k, n].
+/// [`product`] with a weight as it lies in the checkpoint, row-major [k, n]. The same sums in the same order; half as fast for
+/// many rows, but without the fresh memory that packing takes.
 pub fn product_in_place(arch: Arch, x: Rows<'_>, w: &[f32], n: usize, finish: Finish<'_>, out: &mut [f32]) {
     let k = w.len() / n;
-    assert!(x.n <= tile_shape(arch).0 && x.reach(k) <= x.data.len());
+    assert!(x.reach(k) <= x.data.len());
     let (out, width) = (Shared::new(out, n, x.n, n), tile_shape(arch).1);
     share(x.n * k * n, n.div_ceil(width), 1, |tiles, _| {
         arch.dispatch(InPlace {
@@ -421,7 +428,7 @@ impl WithSimd for InPlace<'_> {
     type Output = ();
 
     /// Eight rows of the weight at a time, from the first column to the last, as they lie in memory; the sums under way wait
-    /// in the first-level cache.
+    /// in the first-level cache. Further tiles find a block of the weight in the second-level cache.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         const STEPS: usize = 8;
@@ -430,10 +437,12 @@ impl WithSimd for InPlace<'_> {
         let padded = cols.len().next_multiple_of(width);
         SCRATCH.with_borrow_mut(|[left, sums]| {
             let left = left.at_least(most_rows::<S>() * STRIDE);
-            let (sums, edge) = sums.at_least((x.n + STEPS) * padded.max(width)).split_at_mut(x.n * padded);
-            for k0 in (0..w.n).step_by(KC) {
-                let ks = k0..(k0 + KC).min(w.n);
-                copy_left(left, x, 0..x.n, ks.clone());
+            let most = x.n.min(most_rows::<S>());
+            let (sums, edge) = sums.at_least((most + STEPS) * padded.max(width)).split_at_mut(most * padded);
+            let n_tiles = x.n.div_ceil(most_rows::<S>());
+            for (k0, i) in (0..w.n).step_by(KC).flat_map(|k0| (0..n_tiles).map(move |i| (k0, i))) {
+                let (ks, rows) = (k0..(k0 + KC).min(w.n), tile_rows(i, n_tiles, x.n));
+                copy_left(left, x, rows.clone(), ks.clone());
                 for k in ks.clone().step_by(STEPS) {
                     let steps = STEPS.min(ks.end - k);
                     for col in cols.clone().step_by(width) {
@@ -455,11 +464,11 @@ impl WithSimd for InPlace<'_> {
                             next: b.0.wrapping_add(STEPS * b.1),
                             next_stride: b.1,
                         };
-                        // SAFETY: `left` holds the rows of x, b `steps` rows of the weight, and `sums` whole tiles.
-                        unsafe { tile(simd, x.n, operands, sums[col - cols.start..].as_mut_ptr(), padded) };
+                        // SAFETY: `left` holds the tile's rows of x, b `steps` rows of the weight, and `sums` whole tiles.
+                        unsafe { tile(simd, rows.len(), operands, sums[col - cols.start..].as_mut_ptr(), padded) };
                     }
                 }
-                for (row, sums) in sums.chunks_exact(padded).enumerate() {
+                for (row, sums) in rows.zip(sums.chunks_exact(padded)) {
                     // SAFETY: `product_in_place` checked rows and columns; the columns are this task's.
                     let stored = unsafe { out.row(row, cols.clone()) };
                     match k0 {
