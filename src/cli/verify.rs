@@ -94,7 +94,7 @@ fn kernels(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
     let cases: usize = report.kernels.iter().map(|row| row.cases).sum();
     writeln!(
         out,
-        "1. Every kernel by itself: {} kernels, {cases} cases of awkward shapes and hostile values, against plain loops in f64",
+        "1. Every kernel by itself: {} kernels and operations, {cases} cases of awkward shapes and hostile values, against plain loops in f64",
         report.kernels.len()
     )?;
     writeln!(out, "   {:22} {:>5}  {:>7}       worst case", "kernel", "cases", "error")?;
