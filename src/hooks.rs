@@ -10,8 +10,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use thiserror::Error;
 
-pub use crate::capture::Capture;
-
 /// Which part of a site's values: all of them, unless narrowed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Select {

@@ -4,8 +4,8 @@
 //! Owns the reading of logits. Read next: `session.rs`, where `lens_async` is the way in.
 
 use crate::batch::Batch;
+use crate::capture::Capture;
 use crate::device::{Device, Edit, Window};
-use crate::hooks::Capture;
 use crate::model::RunError;
 use crate::params::Params;
 use crate::sites::Site;

@@ -4,10 +4,10 @@
 //! Read next: `model.rs`.
 
 use crate::batch::{Batch, BatchError};
-use crate::capture::Sink;
+use crate::capture::{Capture, Sink};
 use crate::config::Config;
 use crate::device::{AnyDevice, Choice, DeviceError, DeviceInfo, Dtype};
-use crate::hooks::{Capture, HookError, Hooks, Select};
+use crate::hooks::{HookError, Hooks, Select};
 use crate::hub::{self, HubError, Source};
 use crate::lens::{self, LensRow};
 use crate::model::{self, RunError};

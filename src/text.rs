@@ -1,6 +1,7 @@
 //! Text and tokens: the checkpoint's own tokenizer (the `tokenizers` crate), tokens as people can read them, and finding
 //! tokens by index or by text. Knows no model and no device.
 
+use crate::weights;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -150,7 +151,7 @@ impl Text {
     /// [`TextError::Tokenizer`] for broken files.
     pub fn from_folder(folder: &Path) -> Result<Option<Text>, TextError> {
         let fail = |file: &Path, detail: String| TextError::Tokenizer { file: file.display().to_string(), detail };
-        let read = |file: &Path| std::fs::read(file).map_err(|e| fail(file, e.to_string()));
+        let read = |file: &Path| weights::read_file(file).map_err(|e| fail(file, e.to_string()));
         let json = folder.join("tokenizer.json");
         if json.exists() {
             return Text::from_bytes(&json.display().to_string(), &read(&json)?).map(Some);
@@ -161,6 +162,7 @@ impl Text {
         }
         // The crate reads both files at once and does not say which one is broken.
         serde_json::from_slice::<HashMap<String, u32>>(&read(&vocab)?).map_err(|e| fail(&vocab, e.to_string()))?;
+        weights::be_a_file(&merges).map_err(|e| fail(&merges, e.to_string()))?;
         let built = guarded(|| BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy()).build());
         let bpe = built.map_err(|detail| fail(&merges, detail))?;
         let mut tokenizer = Tokenizer::new(bpe);

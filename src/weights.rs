@@ -10,6 +10,7 @@ use memmap2::Mmap;
 use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeSet, HashMap};
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -121,6 +122,7 @@ struct Mapped {
 
 impl Mapped {
     fn open(path: &Path) -> std::io::Result<Mapped> {
+        be_a_file(path)?;
         let file = std::fs::File::open(path)?;
         let opened = size_and_time(&file)?;
         // SAFETY: see the promises above.
@@ -288,8 +290,24 @@ struct Found {
     blob: Blob,
 }
 
-fn read(path: &Path) -> Result<String, WeightsError> {
-    let bytes = std::fs::read(path).map_err(|source| WeightsError::Io { path: path.into(), source })?;
+/// All bytes of a checkpoint's file, and of nothing else: opening a pipe waits for ever, and a device may have no end.
+pub(crate) fn read_file(path: &Path) -> std::io::Result<Vec<u8>> {
+    be_a_file(path)?;
+    std::fs::read(path)
+}
+
+/// # Errors
+/// Where `path` leads to no file, or to something that is none.
+pub(crate) fn be_a_file(path: &Path) -> std::io::Result<()> {
+    match std::fs::metadata(path)?.is_file() {
+        true => Ok(()),
+        false => Err(std::io::Error::new(ErrorKind::InvalidInput, "it is a folder, a pipe or a device, not a file")),
+    }
+}
+
+/// A checkpoint's JSON file.
+pub(crate) fn read(path: &Path) -> Result<String, WeightsError> {
+    let bytes = read_file(path).map_err(|source| WeightsError::Io { path: path.into(), source })?;
     // Lossy: a stray byte then surfaces as a JSON error that names its place.
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

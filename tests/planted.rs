@@ -105,7 +105,7 @@ fn what_makes_a_model_wrong_is_named_in_lockstep() {
             assert!(named, "{plant:?}: what parts first is {first:?}");
             let hook = rows.iter().find(|row| !row.ok()).and_then(|row| row.site.layer());
             // The sum of the embeddings is block 0's input.
-            let is_there = |layer| first.place() == format!("block {layer}") || layer == 0 && op == "add";
+            let is_there = |layer| first.place() == format!("in block {layer}") || layer == 0 && op == "add";
             assert!(hook.is_none_or(is_there), "{plant:?}: hooks say {hook:?}, {first:?}");
             seen.insert(plant.kernel);
         }
@@ -253,5 +253,5 @@ fn another_formula_on_the_cpu_is_named_in_lockstep() {
     assert_eq!(first.site.name(), "blocks.0.mlp.hook_post");
     let steps = pollster::block_on(lockstep::check(&dev, &params, &[batch], &|_, _, _| {})).unwrap();
     let named: Vec<_> = steps.parted.iter().map(|step| (step.op, step.place())).collect();
-    assert_eq!(named, [0, 1, 2].map(|l| ("activation", format!("block {l}"))));
+    assert_eq!(named, [0, 1, 2].map(|l| ("activation", format!("in block {l}"))));
 }

@@ -51,6 +51,13 @@ fn a_right_device_is_called_right() {
 }
 
 #[test]
+fn the_reference_is_no_judge_of_itself() {
+    let output = run(["verify", "--device", "reference"]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("agrees with itself") && stdout(&output).is_empty());
+}
+
+#[test]
 fn json_says_what_the_table_says() {
     let classic = fixtures().join("classic");
     let json = run_well(["verify", "--json", "--device", "cpu", "--model", &classic.to_string_lossy()]);

@@ -3,7 +3,7 @@
 use super::Failure;
 use super::picture::{PictureArgs, wrong_shape};
 use super::run::{SiteArgs, TokenArgs};
-use crate::hooks::Capture;
+use crate::capture::Capture;
 use crate::output::Nested;
 use crate::plot::colour::Scale;
 use crate::plot::heatmap::{Dims, Heatmap, Panel};

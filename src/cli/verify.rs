@@ -1,6 +1,7 @@
 //! `actscope verify`: are the numbers right on this machine? Owns the table; `src/verify/` does the work.
 
 use super::{DeviceArg, Failure, ModelArgs};
+use crate::device::lockstep::LAST_BITS;
 use crate::session::Session;
 use crate::sites::{Row, Site};
 use crate::verify::hooks::{HookRow, ROUNDING, TIMES_ROUNDED, TIMES_TORCH};
@@ -21,6 +22,11 @@ pub struct Verify {
 
 impl Verify {
     pub(super) fn run(self) -> Result<(), Failure> {
+        if matches!(self.device, DeviceArg::Reference) {
+            return Err(Failure::Usage(
+                "--device reference: it is what the others are held against, and agrees with itself whatever it does; verify gpu or cpu".into(),
+            ));
+        }
         let session = self.model.open()?.on(self.device.into(), None)?;
         self.model.say(format_args!("device: {}", session.device()));
         let verify = async |told: &dyn Fn(usize, usize)| {
@@ -63,8 +69,7 @@ fn first_fault(report: &Report) -> Option<String> {
         0 => format!("kernel {} was never run", row.kernel),
         _ => format!("kernel {} is off at {}", row.kernel, row.worst),
     });
-    let step =
-        || report.steps.parted.first().map(|step| format!("{} parts in {}, {}", step.op, step.place(), step.shape));
+    let step = || report.steps.parted.first().map(|step| format!("{} parts {}, {}", step.op, step.place(), step.shape));
     let hook = || {
         // Every operation is right by itself, and yet the whole is not.
         let hook = report.hooks.iter().find(|row| !row.ok())?;
@@ -89,7 +94,7 @@ fn kernels(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
     let cases: usize = report.kernels.iter().map(|row| row.cases).sum();
     writeln!(
         out,
-        "1. Every kernel by itself: {} kernels, {cases} cases of awkward shapes and hostile values, against plain loops in f64",
+        "1. Every kernel by itself: {} kernels and operations, {cases} cases of awkward shapes and hostile values, against plain loops in f64",
         report.kernels.len()
     )?;
     writeln!(out, "   {:22} {:>5}  {:>7}       worst case", "kernel", "cases", "error")?;
@@ -182,7 +187,7 @@ fn steps(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
     for step in &steps.parted {
         writeln!(
             out,
-            "   OFF  {} in {}: {}; off by {} in row {}, {:.1} times what is allowed",
+            "   OFF  {} {}: {}; off by {} in row {}, {:.1} times what is allowed",
             step.op,
             step.place(),
             step.shape,
@@ -191,16 +196,19 @@ fn steps(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
             step.share
         )?;
     }
-    match (&steps.worst, steps.parted.is_empty()) {
-        (Some(worst), true) => writeln!(
+    if let (Some(worst), true) = (&steps.worst, steps.parted.is_empty()) {
+        writeln!(
             out,
-            "   ok   none parts; {} in {} comes nearest, with {:.2} of what is allowed",
+            "   ok   none parts; {} {} comes nearest, with {:.2} of what is allowed",
             worst.op,
             worst.place(),
             worst.share
-        ),
-        _ => Ok(()),
+        )?;
     }
+    writeln!(
+        out,
+        "   allowed, in the norm of a row: {LAST_BITS} times what a last bit in every input changes, and {ROUNDING:e} of the row beside it"
+    )
 }
 
 /// All that somebody who cannot see this machine needs, on one line.

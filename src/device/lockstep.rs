@@ -18,7 +18,7 @@ use std::cell::{Cell, RefCell};
 
 /// How many times the change that a last bit in every input makes a result may be off, beside [`ROUNDING`]. A sum of k
 /// products, added up one by one in f32, is off by about sqrt(k) / 3 of that change: 18 for gpt2's longest, k = 3,072.
-const LAST_BITS: f64 = 32.0;
+pub const LAST_BITS: f64 = 32.0;
 
 /// The part of its own norm by which a row may be off whatever its inputs are: the numeric policy's bound.
 const ROUNDING: f64 = 4e-6;

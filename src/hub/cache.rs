@@ -217,7 +217,7 @@ pub(super) fn has_weights(folder: &Path) -> bool {
     if folder.join("model.safetensors").exists() {
         return true;
     }
-    let shards = fs::read_to_string(&index).ok().and_then(|text| weights::shards(&index, &text).ok());
+    let shards = weights::read(&index).ok().and_then(|text| weights::shards(&index, &text).ok());
     shards.is_some_and(|shards| shards.iter().all(|shard| folder.join(shard).exists()))
 }
 

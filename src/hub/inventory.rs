@@ -3,7 +3,7 @@
 
 use super::cache::{self, Repo};
 use crate::config::Config;
-use crate::weights::Checkpoint;
+use crate::weights::{self, Checkpoint};
 use std::path::{Path, PathBuf};
 
 /// A model on this machine.
@@ -75,7 +75,7 @@ fn entry(name: String, folder: PathBuf, unfinished: u64) -> Entry {
 
 /// Another architecture is named before its weights are missed: that is the reason that counts.
 fn look(folder: &Path) -> Result<Config, String> {
-    if let Ok(text) = std::fs::read_to_string(folder.join("config.json")) {
+    if let Ok(text) = weights::read(&folder.join("config.json")) {
         Config::from_json(&text).map_err(|e| e.to_string())?;
     }
     Checkpoint::open(folder).map(|checkpoint| checkpoint.config().clone()).map_err(|e| e.to_string())

@@ -5,8 +5,9 @@
 use super::Page;
 use super::pack::{self, BLOCK, Coarse, Rows, strongest};
 use crate::batch::Batch;
+use crate::capture::Capture;
 use crate::config::Config;
-use crate::hooks::{Capture, Select};
+use crate::hooks::Select;
 use crate::lens::{self, LensRow};
 use crate::session::{Error, Files, Session};
 use crate::sites::Site;

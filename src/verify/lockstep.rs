@@ -21,12 +21,12 @@ pub struct Steps {
 }
 
 impl Step {
-    /// Where in the model: `block 3`, `before the blocks` or `after the blocks`.
+    /// Where in the model: `in block 3`, `before the blocks` or `after the blocks`.
     pub fn place(&self) -> String {
         let name = self.weight.as_deref().unwrap_or_default();
         let layer = name.strip_prefix("h.").and_then(|rest| rest.split('.').next());
         match layer {
-            Some(layer) => format!("block {layer}"),
+            Some(layer) => format!("in block {layer}"),
             None if name.starts_with("wpe") || name.starts_with("wte") && self.op == "rows" => {
                 "before the blocks".into()
             }

@@ -85,11 +85,11 @@ fn demo() -> Demo {
 const REFERENCE_WORK: usize = 4_000_000_000;
 
 /// The texts on which a model is tried: one batch of several, long and short, and one short text alone, which takes the kernels
-/// for few rows. Large models get shorter ones, since the reference is slow. A model without a tokenizer gets ids from all
-/// over its vocabulary instead.
+/// for few rows. Large models get shorter ones, since the reference is slow. A model without a tokenizer that
+/// works gets ids from all over its vocabulary instead.
 ///
 /// # Errors
-/// [`Error::Text`] for a broken tokenizer.
+/// [`Error::Text`] where the tokenizer cannot cut them.
 fn batches(files: &Files) -> Result<[Batch; 2], Error> {
     let config = files.config();
     let mut texts: Vec<Vec<u32>> = match files.text() {
