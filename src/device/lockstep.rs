@@ -16,7 +16,7 @@ use super::reference::{self, Reference};
 use super::{Device, DeviceError, DeviceInfo, Edit, Limits, MASKED, Op, Weight, Window};
 use std::cell::{Cell, RefCell};
 
-/// How many times the change that a last bit in every input makes a result may be off, beside [`ROUNDING`]. A sum of k
+/// How many times the change that a last bit in every input makes a result may be off, beside `ROUNDING`. A sum of k
 /// products, added up one by one in f32, is off by about sqrt(k) / 3 of that change: 18 for gpt2's longest, k = 3,072.
 pub const LAST_BITS: f64 = 32.0;
 
