@@ -113,19 +113,12 @@ pub struct Panels {
 impl Panels {
     /// Packs `w` [k, n].
     pub fn new(arch: Arch, w: &Weight) -> Panels {
-        // Several panels at a time: a row of one is too short a piece for memory that is read for the first time.
-        const TOGETHER: usize = 8;
         let mut panels = Panels::empty(arch, w.rows, w.cols);
         let (width, size) = (panels.columns, panels.columns * panels.k);
-        panels.data.par_chunks_mut(TOGETHER * size).enumerate().for_each(|(i, panels)| {
-            let first = i * TOGETHER * width;
-            let mut row = vec![0.0; panels.len() / size * width];
-            let whole = row.len().min(w.cols - first);
-            for k in 0..w.rows {
-                w.widen(k * w.cols + first, &mut row[..whole]);
-                for (panel, values) in panels.chunks_exact_mut(size).zip(row.chunks_exact(width)) {
-                    panel[k * width..][..width].copy_from_slice(values);
-                }
+        panels.data.par_chunks_exact_mut(size).enumerate().for_each(|(panel, out)| {
+            let cols = panel * width..((panel + 1) * width).min(w.cols);
+            for (k, out) in out.chunks_exact_mut(width).enumerate() {
+                w.widen(k * w.cols + cols.start, &mut out[..cols.len()]);
             }
         });
         panels
