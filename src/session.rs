@@ -345,7 +345,10 @@ impl Session {
     /// # Errors
     /// [`enum@Error`] when the device failed. What is wrong with its numbers stands in the report.
     pub async fn verify_async(&self, tell: verify::Tell<'_>) -> Result<verify::Report, Error> {
-        on_engine!(&self.engine, (dev, params) => verify::verify(dev, &self.files, params, tell).await)
+        let [several, alone] = verify::texts(&self.files.checkpoint, self.files.text.as_ref().ok())?;
+        let batches = [self.files.batch(&several)?, self.files.batch(&alone)?];
+        let is_demo = self.files.is_demo();
+        on_engine!(&self.engine, (dev, params) => Ok(verify::verify(dev, params, batches, is_demo, tell).await?))
     }
 
     /// Holds what was seen of a run of `hooks` on `batch` on this device against the reference ([`verify::sample`]). `progress`

@@ -14,8 +14,10 @@ pub mod sample;
 
 use crate::batch::Batch;
 use crate::device::{Device, DeviceInfo};
+use crate::model::RunError;
 use crate::params::Params;
-use crate::session::{Error, Files};
+use crate::text::{Text, TextError};
+use crate::weights::Checkpoint;
 use hooks::HookRow;
 use kernels::{KernelRow, Suite};
 use lockstep::Steps;
@@ -89,14 +91,14 @@ const REFERENCE_WORK: usize = 4_000_000_000;
 /// works gets ids from all over its vocabulary instead.
 ///
 /// # Errors
-/// [`Error::Text`] where the tokenizer cannot cut them.
-fn batches(files: &Files) -> Result<[Batch; 2], Error> {
-    let config = files.config();
-    let mut texts: Vec<Vec<u32>> = match files.text() {
-        Ok(text) => demo().texts.iter().map(|t| text.encode(t)).collect::<Result<_, _>>()?,
-        Err(_) => [80, 2, 9, 7].map(|n| (0..n).map(|i| i * 7919 + n).collect()).into(),
+/// [`TextError`] where the tokenizer cannot cut them.
+pub(crate) fn texts(checkpoint: &Checkpoint, text: Option<&Text>) -> Result<[Vec<Vec<u32>>; 2], TextError> {
+    let config = checkpoint.config();
+    let mut texts: Vec<Vec<u32>> = match text {
+        Some(text) => demo().texts.iter().map(|t| text.encode(t)).collect::<Result<_, _>>()?,
+        None => [80, 2, 9, 7].map(|n| (0..n).map(|i| i * 7919 + n).collect()).into(),
     };
-    let mut afford = (REFERENCE_WORK / files.checkpoint().parameters()).max(16);
+    let mut afford = (REFERENCE_WORK / checkpoint.parameters()).max(16);
     let share = afford / 4;
     // The first text is the longest: it gets what the others leave.
     for (i, text) in texts.iter_mut().enumerate().rev() {
@@ -105,17 +107,21 @@ fn batches(files: &Files) -> Result<[Batch; 2], Error> {
         afford -= text.len().min(afford - 1);
     }
     let alone = texts.pop().into_iter().collect::<Vec<_>>();
-    Ok([files.batch(&texts)?, files.batch(&alone)?])
+    Ok([texts, alone])
 }
 
 /// Puts all three questions to a device that holds a model.
 ///
 /// # Errors
-/// [`enum@Error`] when the device failed, which is an answer too, but no comparison.
-pub async fn verify<D: Device>(dev: &D, files: &Files, params: &Params<D>, tell: Tell<'_>) -> Result<Report, Error> {
-    let batches = batches(files)?;
+/// [`RunError`] when the device failed, which is an answer too, but no comparison.
+pub(crate) async fn verify<D: Device>(
+    dev: &D,
+    params: &Params<D>,
+    batches: [Batch; 2],
+    torch_is_of_this_model: bool,
+    tell: Tell<'_>,
+) -> Result<Report, RunError> {
     let known = demo().torch_f32_error;
-    let torch_is_of_this_model = files.is_demo();
     // Where a device may be set up in several ways on one machine, each of them belongs here.
     let variants = [dev];
     let kernels = Suite::new().check(&variants, tell).await?;
