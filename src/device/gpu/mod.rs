@@ -65,20 +65,38 @@ impl Gpu {
         Ok(Gpu::new(&adapter, device, queue, family, Tile::DEFAULT))
     }
 
-    /// The best adapter once with each family of kernels that it can run and, of the tiles, with each way of cutting them,
-    /// so that every kernel can be checked on any machine.
+    /// Opens the best adapter to run a certain family of kernels on it.
+    ///
+    /// # Errors
+    /// As [`Gpu::open`]; where the adapter cannot run them, [`DeviceError::NoAdapter`].
+    pub async fn open_as(family: Family) -> Result<Gpu, DeviceError> {
+        let gpu = Gpu::open(false).await?;
+        match family == Family::Tiles || gpu.family == family {
+            true => Ok(Gpu { family, ..gpu }),
+            false => Err(DeviceError::NoAdapter { detail: format!("{} is not one for {family:?}", gpu.info) }),
+        }
+    }
+
+    /// The best adapter once with each family of kernels that it can run, so that all can be checked on one machine.
     ///
     /// # Errors
     /// As [`Gpu::open`].
-    pub async fn all() -> Result<Vec<Gpu>, DeviceError> {
-        let mut all = Vec::new();
-        let (adapter, device, queue) = adapter::open(false).await?;
-        if adapter::family(&adapter) == Family::Broadcast {
-            all.push(Gpu::new(&adapter, device, queue, Family::Broadcast, Tile::DEFAULT));
+    pub async fn families() -> Result<Vec<Gpu>, DeviceError> {
+        let mut all = vec![Gpu::open(false).await?];
+        if all[0].family != Family::Tiles {
+            all.push(Gpu::open_as(Family::Tiles).await?);
         }
+        Ok(all)
+    }
+
+    /// The best adapter once with each way of cutting the tiles of a product.
+    ///
+    /// # Errors
+    /// As [`Gpu::open`].
+    pub async fn tiles() -> Result<Vec<Gpu>, DeviceError> {
+        let mut all = Vec::new();
         for tile in Tile::PRESETS {
-            let (adapter, device, queue) = adapter::open(false).await?;
-            all.push(Gpu::new(&adapter, device, queue, Family::Tiles, tile));
+            all.push(Gpu { tile, ..Gpu::open_as(Family::Tiles).await? });
         }
         Ok(all)
     }
@@ -313,7 +331,11 @@ impl Device for Gpu {
         let y = self.empty(z.rows, n_head * w.cols);
         for head in 0..n_head {
             let rows = head * head_dim..(head + 1) * head_dim;
-            self.multiply(product::Product { x: z, w, rows, bias: None, added: None, then: Then::Done }, &y, head * w.cols);
+            self.multiply(
+                product::Product { x: z, w, rows, bias: None, added: None, then: Then::Done },
+                &y,
+                head * w.cols,
+            );
         }
         y
     }
@@ -352,12 +374,7 @@ impl Device for Gpu {
         let blocks = text.len().div_ceil(16) as u32;
         let params = attention_params(qkv, &text, heads);
         let groups = [blocks, blocks, heads.n_head as u32];
-        self.recording.dispatch(
-            (&kernels::ATTENTION_SCORES).into(),
-            &params,
-            &[all(qkv), all(&scores)],
-            groups,
-        );
+        self.recording.dispatch((&kernels::ATTENTION_SCORES).into(), &params, &[all(qkv), all(&scores)], groups);
         scores
     }
 
@@ -391,12 +408,7 @@ impl Device for Gpu {
         assert_eq!([a.rows, a.cols], [b.rows, b.cols]);
         let y = self.empty(a.rows, a.cols);
         let params = kernels::Elements { n: a.len() as u32 };
-        self.recording.dispatch(
-            (&kernels::ADD).into(),
-            &params,
-            &[all(a), all(b), all(&y)],
-            elements(a.len()),
-        );
+        self.recording.dispatch((&kernels::ADD).into(), &params, &[all(a), all(b), all(&y)], elements(a.len()));
         y
     }
 

@@ -32,14 +32,7 @@ fn panels(tiles: usize, panels: usize) -> [u32; 3] {
 
 impl Gpu {
     /// The product with a whole weight, as a new tensor.
-    pub(super) fn product(
-        &self,
-        x: &Tensor,
-        w: &Matrix,
-        bias: &Matrix,
-        added: Option<&Tensor>,
-        then: Then,
-    ) -> Tensor {
+    pub(super) fn product(&self, x: &Tensor, w: &Matrix, bias: &Matrix, added: Option<&Tensor>, then: Then) -> Tensor {
         assert!(x.cols == w.rows && bias.cols == w.cols);
         let y = self.empty(x.rows, w.cols);
         self.multiply(Product { x, w, rows: 0..w.rows, bias: Some(bias), added, then }, &y, 0);

@@ -17,8 +17,7 @@ impl Tile {
     pub(super) const DEFAULT: Tile = Tile::new(16, 4, 1);
 
     /// All ways. Workgroup memory, 256 bytes for every row and every column of the tile, is at most what WebGPU promises.
-    pub(super) const PRESETS: [Tile; 4] =
-        [Tile::DEFAULT, Tile::new(16, 8, 1), Tile::new(16, 8, 2), Tile::new(8, 8, 2)];
+    pub(super) const PRESETS: [Tile; 4] = [Tile::DEFAULT, Tile::new(16, 8, 1), Tile::new(16, 8, 2), Tile::new(8, 8, 2)];
 
     /// The constants of a kernel that is cut so, in the order of its table entry.
     pub(super) fn settings(self) -> [u32; 3] {
