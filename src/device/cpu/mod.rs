@@ -99,7 +99,7 @@ impl Cpu {
             }
             _ => {
                 let panels = w.panels(|w| Panels::new(self.arch, w));
-                product::product(self.arch, Rows::of(x), panels, 0..k, finish, &mut y, n);
+                product::product(self.arch, &self.pool, Rows::of(x), panels, 0..k, finish, &mut y, n);
             }
         }
         y
@@ -204,7 +204,7 @@ impl Device for Cpu {
             let dims = head * head_dim..(head + 1) * head_dim;
             let of_head = Rows { data: &z[dims.start..], n: z.rows, stride: z.cols };
             let finish = Finish { bias: None, then: Then::Nothing };
-            product::product(self.arch, of_head, panels, dims, finish, &mut y[head * n..], n_head * n);
+            product::product(self.arch, &self.pool, of_head, panels, dims, finish, &mut y[head * n..], n_head * n);
         }
         y
     }
@@ -257,7 +257,7 @@ impl Device for Cpu {
         } else {
             let panels = table.panels(|table| Panels::transposed(self.arch, table));
             let finish = Finish { bias: None, then: Then::Nothing };
-            product::product(self.arch, of_text, panels, 0..x.cols, finish, &mut y, n);
+            product::product(self.arch, &self.pool, of_text, panels, 0..x.cols, finish, &mut y, n);
         }
         y
     }
