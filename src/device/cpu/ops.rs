@@ -4,13 +4,17 @@
 //! nothing that takes `simd` is called from one.
 
 use crate::config::Activation;
-use crate::device::MASKED;
+use crate::device::Window;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, LOG2_E};
+use std::ops::Range;
 
 /// Below this many values a loop is done before a second thread would have woken up.
 const WORTH_SHARING: usize = 1 << 15;
+
+/// The same for values that are only copied.
+const WORTH_SHARING_A_COPY: usize = 1 << 17;
 
 /// Partial sums side by side: the error of a sum grows with n / LANES. The same on every processor, so that they agree.
 const LANES: usize = 16;
@@ -35,6 +39,33 @@ pub fn map_rows(arch: Arch, x: &[f32], x_cols: usize, y: &mut [f32], y_cols: usi
         true => some((0, (x, y))),
         false => x.par_chunks(each * x_cols).zip(y.par_chunks_mut(each * y_cols)).enumerate().for_each(some),
     }
+}
+
+/// The values of a window of x. All threads copy a large one: its memory is fresh, and the first touch is most of the work.
+pub fn copy_window(x: &[f32], x_cols: usize, window: &Window) -> Vec<f32> {
+    let (cols, n) = (&window.cols, window.len());
+    let x_of = |rows: &Range<usize>| &x[rows.start * x_cols..rows.end * x_cols];
+    let mut values = match n < WORTH_SHARING_A_COPY {
+        true => Vec::with_capacity(n),
+        false => vec![0.0; n],
+    };
+    if values.is_empty() {
+        for rows in &window.rows {
+            x_of(rows).chunks_exact(x_cols).for_each(|x| values.extend_from_slice(&x[cols.clone()]));
+        }
+        return values;
+    }
+    let mut rest = values.as_mut_slice();
+    for rows in &window.rows {
+        let (out, later) = rest.split_at_mut(rows.len() * cols.len());
+        rest = later;
+        let each = rows.len().div_ceil(4 * rayon::current_num_threads());
+        x_of(rows).par_chunks(each * x_cols).zip(out.par_chunks_mut(each * cols.len())).for_each(|(x, out)| {
+            let rows = x.chunks_exact(x_cols).zip(out.chunks_exact_mut(cols.len()));
+            rows.for_each(|(x, out)| out.copy_from_slice(&x[cols.clone()]));
+        });
+    }
+    values
 }
 
 /// Some rows of [`map_rows`].
@@ -330,6 +361,7 @@ fn activate<S: Simd>(simd: S, f: Activation, x: S::f32s) -> S::f32s {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::MASKED;
     use crate::device::cpu::Cpu;
 
     /// [`exp`] of many numbers.

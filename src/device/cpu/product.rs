@@ -24,11 +24,11 @@ pub const MOST_IN_PLACE: usize = 256;
 /// second-level cache.
 const GROUP: usize = 20;
 
-/// Rows of a left side that are copied by one thread; for two times as many a second thread would come too late.
+/// Rows of a left side that are copied by one thread; for four times as many a second thread would come too late.
 const PACKED_AT_ONCE: usize = 64;
 
 /// Tasks for each thread, so that a thread that was held up does not hold up all.
-const TASKS: usize = 4;
+const TASKS: usize = 2;
 
 /// Rows of a matrix somewhere in memory.
 #[derive(Clone, Copy)]
@@ -183,7 +183,7 @@ fn pack_left(pool: &Pool, x: Rows<'_>, k: usize) -> Tensor {
         }
     };
     let each = PACKED_AT_ONCE * STRIDE;
-    match left.len() <= 2 * each {
+    match left.len() <= 4 * each {
         true => left.chunks_mut(each).enumerate().for_each(some),
         false => left.par_chunks_mut(each).enumerate().for_each(some),
     }
