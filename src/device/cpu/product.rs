@@ -149,36 +149,40 @@ impl Panels {
     }
 }
 
-/// `out[t][..n] = finish(x[t] . w[ks])`, out having rows of `stride`; the columns of x are those of `ks`.
-#[allow(clippy::too_many_arguments)] // a product has two sides, what follows it, and where it goes
+/// `out[t][i][..n] = finish(x[t][ks_i] . w[ks_i])` for every range of `parts`: one of all k for a product, the heads' for
+/// their parts of it, which have no bias.
 pub fn product(
     arch: Arch,
     pool: &Pool,
     x: Rows<'_>,
     w: &Panels,
-    ks: Range<usize>,
+    parts: &[Range<usize>],
     finish: Finish<'_>,
     out: &mut [f32],
-    stride: usize,
 ) {
-    assert!(ks.end <= w.k && x.reach(ks.len()) <= x.data.len());
-    let left = &*pack_left(pool, x, ks.len());
-    let (n_rows, out) = (x.n, Shared::new(out, stride, x.n, w.n));
+    assert!(parts.iter().all(|ks| ks.end <= w.k) && x.reach(w.k) <= x.data.len());
+    assert!(parts.len() == 1 || finish.bias.is_none());
+    let lefts: Vec<_> = parts.iter().map(|ks| pack_left(pool, x, ks)).collect();
+    let lefts: Vec<&[f32]> = lefts.iter().map(|left| &**left).collect();
+    let stride = parts.len() * w.n;
+    let (n_rows, out) = (x.n, Shared::new(out, stride, x.n, stride));
     let (n_tiles, n_panels) = (x.n.div_ceil(tile_shape(arch).0), w.n.div_ceil(w.columns));
     let groups = n_tiles.div_ceil(GROUP);
-    share(x.n * ks.len() * w.n, n_panels, groups, |panels, group| {
-        let tiles = tile_rows(group, groups, n_tiles);
-        arch.dispatch(Packed { left, n_rows, n_tiles, w, ks: ks.clone(), finish, out, panels, tiles });
+    let work = x.n * w.n * parts.iter().map(|ks| ks.len()).sum::<usize>();
+    share(work, n_panels, groups * parts.len(), |panels, task| {
+        let (part, tiles) = (task / groups, tile_rows(task % groups, groups, n_tiles));
+        let (left, ks) = (lefts[part], parts[part].clone());
+        arch.dispatch(Packed { left, n_rows, n_tiles, w, ks, finish, out, to: part * w.n, panels, tiles });
     });
 }
 
-/// The first `k` columns of x as tiles read them: [k / KC][rows][STRIDE].
-fn pack_left(pool: &Pool, x: Rows<'_>, k: usize) -> Tensor {
-    let mut left = pool.tensor(k.div_ceil(KC) * x.n, STRIDE);
+/// Columns `ks` of x as tiles read them: [ks / KC][rows][STRIDE].
+fn pack_left(pool: &Pool, x: Rows<'_>, ks: &Range<usize>) -> Tensor {
+    let mut left = pool.tensor(ks.len().div_ceil(KC) * x.n, STRIDE);
     let some = |(i, left): (usize, &mut [f32])| {
         for (i, left) in (i * PACKED_AT_ONCE..).zip(left.chunks_exact_mut(STRIDE)) {
-            let first = i / x.n * KC;
-            let values = &x.row(i % x.n)[first..(first + KC).min(k)];
+            let first = ks.start + i / x.n * KC;
+            let values = &x.row(i % x.n)[first..(first + KC).min(ks.end)];
             left[..values.len()].copy_from_slice(values);
         }
     };
@@ -344,6 +348,8 @@ struct Packed<'a> {
     ks: Range<usize>,
     finish: Finish<'a>,
     out: Shared<'a>,
+    /// The first column in `out`.
+    to: usize,
     panels: Range<usize>,
     tiles: Range<usize>,
 }
@@ -372,7 +378,7 @@ impl Packed<'_> {
     #[inline(always)]
     fn block<S: Simd>(&self, simd: S, panel: usize, ks: Range<usize>) {
         let width = columns::<S>();
-        let cols = panel * width..((panel + 1) * width).min(self.w.n);
+        let cols = self.to + panel * width..self.to + ((panel + 1) * width).min(self.w.n);
         let block = &self.w.panel(panel)[ks.start * width..ks.end * width];
         let (first, last) = (ks.start == self.ks.start, ks.end == self.ks.end);
         let alone = self.n_tiles == 1;
