@@ -237,16 +237,32 @@ fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     fold(lanes, |a, b| a + b)
 }
 
-/// The scalar product of two rows.
+/// The scalar products of a row with some others, at once: a sum alone would wait for each of its own additions.
 #[inline(always)]
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0; LANES];
-    let ((whole_a, rest_a), (whole_b, rest_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    for (a, b) in whole_a.iter().zip(whole_b) {
-        lanes.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += a * b);
+pub fn dots<S: Simd, const N: usize>(simd: S, a: &[f32], others: [&[f32]; N]) -> [f32; N] {
+    let each = LANES / S::F32_LANES;
+    let whole = a.len() / LANES * LANES;
+    let (a, a_rest) = a.split_at(whole);
+    let (a, mut dots) = (S::as_simd_f32s(a).0, [0.0; N]);
+    // Of the vectors of a sum only `each` are used: as many as hold LANES numbers.
+    let mut sums = [[simd.splat_f32s(0.0); LANES]; N];
+    for i in (0..a.len()).step_by(each) {
+        for (row, sums) in others.iter().zip(&mut sums) {
+            let b = S::as_simd_f32s(&row[..whole]).0;
+            for lane in 0..each {
+                sums[lane] = simd.mul_add_e_f32s(a[i + lane], b[i + lane], sums[lane]);
+            }
+        }
     }
-    lanes.iter_mut().zip(rest_a.iter().zip(rest_b)).for_each(|(sum, (a, b))| *sum += a * b);
-    fold(lanes, |a, b| a + b)
+    for ((dot, row), sums) in dots.iter_mut().zip(others).zip(&sums) {
+        let mut lanes = [0.0; LANES];
+        lanes.copy_from_slice(bytemuck::cast_slice(&sums[..each]));
+        *dot = fold(lanes, |a, b| a + b);
+        for (a, b) in a_rest.iter().zip(&row[whole..]) {
+            *dot += a * b;
+        }
+    }
+    dots
 }
 
 /// Mean and `sqrt(var + eps)` of a row; the variance around the mean, in a second pass, as its formula says.

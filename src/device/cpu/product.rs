@@ -232,14 +232,20 @@ impl WithSimd for Dots<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        let k = self.table.cols;
+    fn with_simd<S: Simd>(self, simd: S) {
+        const AT_ONCE: usize = 4;
+        let (k, n) = (self.table.cols, self.x.n);
         let mut numbers = vec![0.0; k];
         for token in self.tokens {
             self.table.widen(token * k, &mut numbers);
-            for row in 0..self.x.n {
-                // SAFETY: every row has a column for each token, and the tokens are this task's.
-                unsafe { self.out.row(row, token..token + 1)[0] = ops::dot(&self.x.row(row)[..k], &numbers) };
+            for first in (0..n).step_by(AT_ONCE) {
+                // The last row again, where there are no more.
+                let rows = [0, 1, 2, 3].map(|i| (first + i).min(n - 1));
+                let dots = ops::dots::<S, AT_ONCE>(simd, &numbers, rows.map(|row| &self.x.row(row)[..k]));
+                for (row, dot) in rows.into_iter().zip(dots) {
+                    // SAFETY: every row has a column for each token, and the tokens are this task's.
+                    unsafe { self.out.row(row, token..token + 1)[0] = dot };
+                }
             }
         }
     }
