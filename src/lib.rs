@@ -28,6 +28,8 @@ pub mod config;
 pub mod device;
 pub mod hooks;
 pub mod hub;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod keep;
 pub mod lens;
 pub mod model;
 #[cfg(not(target_arch = "wasm32"))]

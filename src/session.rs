@@ -200,7 +200,11 @@ impl Files {
         let engine = match crate::device::open(choice).await? {
             AnyDevice::Reference(dev) => Engine::Reference(dev, Params::new(self.checkpoint.clone(), weights)),
             AnyDevice::Cpu(dev) => Engine::Cpu(dev, Params::new(self.checkpoint.clone(), weights)),
-            AnyDevice::Gpu(dev) => Engine::Gpu(dev, Params::new(self.checkpoint.clone(), weights)),
+            AnyDevice::Gpu(dev) => {
+                #[cfg(not(target_arch = "wasm32"))]
+                let dev = dev.tuned(&crate::keep::CacheFile::of_user()).await?;
+                Engine::Gpu(dev, Params::new(self.checkpoint.clone(), weights))
+            }
         };
         Ok(Session { files: self, engine })
     }

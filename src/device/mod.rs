@@ -413,6 +413,15 @@ pub trait Device {
     }
 }
 
+/// What a device found out about its machine and wants to know the next time. Nothing depends on it being kept.
+pub trait Keep {
+    /// What was kept under a name.
+    fn get(&self, name: &str) -> Option<String>;
+
+    /// Keeps a value, if that is possible.
+    fn put(&self, name: &str, value: &str);
+}
+
 /// Which device a person wants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Choice {

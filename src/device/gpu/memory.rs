@@ -16,11 +16,12 @@ pub(super) struct Pool {
     usage: wgpu::BufferUsages,
     label: &'static str,
     free: RefCell<VecDeque<wgpu::Buffer>>,
+    let_go: Cell<bool>,
 }
 
 impl Pool {
     pub(super) fn new(device: &wgpu::Device, usage: wgpu::BufferUsages, label: &'static str) -> Rc<Pool> {
-        Rc::new(Pool { device: device.clone(), usage, label, free: RefCell::default() })
+        Rc::new(Pool { device: device.clone(), usage, label, free: RefCell::default(), let_go: Cell::default() })
     }
 
     /// A buffer of at least `bytes`: the smallest free one that is not more than twice as large, or a new one.
@@ -43,6 +44,11 @@ impl Pool {
         };
         Pooled { buffer, pool: self.clone() }
     }
+
+    /// Whether buffers were given up since this was last asked: whoever else holds them should let go of them too.
+    pub(super) fn let_go(&self) -> bool {
+        self.let_go.take()
+    }
 }
 
 /// A pool's buffer; goes back when dropped.
@@ -58,6 +64,7 @@ impl Drop for Pooled {
         // What has lain there longest goes, so that texts of many lengths do not each leave their buffers behind.
         while free.len() > 1 && free.iter().map(wgpu::Buffer::size).sum::<u64>() > FREE_BYTES {
             free.pop_front();
+            self.pool.let_go.set(true);
         }
     }
 }

@@ -150,7 +150,7 @@ impl Gpu {
         let start = 4 * rows.start * x.cols;
         let offset = start / BINDING_STEP * BINDING_STEP;
         let size = (4 * rows.end * x.cols - offset) as u64;
-        (Binding { buffer: x.buffer(), offset: offset as u64, size }, ((start - offset) / 4) as u32)
+        (Binding { buffer: x.buffer(), offset: offset as u64, size, once: false }, ((start - offset) / 4) as u32)
     }
 
     /// Cuts rows so that each part of a tensor of `cols` columns fits one binding.
@@ -204,11 +204,16 @@ impl Gpu {
 
 /// A tensor, without what the pool's buffer has beyond it.
 fn all(x: &Tensor) -> Binding<'_> {
-    Binding { buffer: x.buffer(), offset: 0, size: 4 * x.len() as u64 }
+    Binding { buffer: x.buffer(), offset: 0, size: 4 * x.len() as u64, once: false }
 }
 
 fn whole(buffer: &wgpu::Buffer) -> Binding<'_> {
-    Binding { buffer, offset: 0, size: buffer.size() }
+    Binding { buffer, offset: 0, size: buffer.size(), once: false }
+}
+
+/// What was uploaded for one dispatch.
+fn once(buffer: &wgpu::Buffer) -> Binding<'_> {
+    Binding { once: true, ..whole(buffer) }
 }
 
 /// `n` workgroups in one line, folded where one dimension does not hold them; kernels number them row by row and ignore
@@ -269,7 +274,7 @@ impl Device for Gpu {
                 first: chunk.rows.start as u32,
                 n_rows: chunk.rows.len() as u32,
             };
-            let bindings = [whole(&ids_buffer), whole(&chunk.buffer), all(&y)];
+            let bindings = [once(&ids_buffer), whole(&chunk.buffer), all(&y)];
             self.recording.dispatch(variant, &params, &bindings, grid(ids.len()));
         }
         y
@@ -445,7 +450,7 @@ impl Device for Gpu {
                 n_values: values.len() as u32,
                 first_value,
             };
-            self.recording.dispatch((&kernels::EDIT).into(), &params, &[whole(&values_buffer), target], elements(n));
+            self.recording.dispatch((&kernels::EDIT).into(), &params, &[once(&values_buffer), target], elements(n));
             first_value += n as u32;
         }
     }
@@ -486,6 +491,9 @@ impl Device for Gpu {
 
     fn submit(&self) {
         self.recording.submit();
+        if self.tensors.let_go() {
+            self.recording.forget_bind_groups();
+        }
     }
 
     async fn settle(&self, running: usize) -> Result<(), DeviceError> {

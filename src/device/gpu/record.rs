@@ -20,7 +20,21 @@ pub(super) struct Binding<'a> {
     pub(super) buffer: &'a wgpu::Buffer,
     pub(super) offset: u64,
     pub(super) size: u64,
+    /// Made for this dispatch only: nobody will bind it again.
+    pub(super) once: bool,
 }
+
+impl Binding<'_> {
+    fn part(&self) -> Part {
+        (self.buffer.clone(), self.offset, self.size)
+    }
+}
+
+/// What a [`Binding`] binds.
+type Part = (wgpu::Buffer, u64, u64);
+
+/// Bind groups that are kept at most. A run of GPT-2 binds what the run before bound, since its tensors come from a pool.
+const MOST_BIND_GROUPS: usize = 1024;
 
 /// A kernel with the constants it is compiled for.
 #[derive(Clone, Copy)]
@@ -40,6 +54,10 @@ impl Variant {
         let mut all = [0; MOST_SETTINGS];
         all[..settings.len()].copy_from_slice(settings);
         Variant { kernel, settings: all }
+    }
+
+    fn key(self) -> PipelineKey {
+        (self.kernel.name, self.settings)
     }
 }
 
@@ -70,6 +88,7 @@ pub(super) struct Recording {
     queue: wgpu::Queue,
     arena: wgpu::Buffer,
     pipelines: RefCell<HashMap<PipelineKey, Rc<Pipeline>>>,
+    bind_groups: RefCell<HashMap<(PipelineKey, Vec<Part>), wgpu::BindGroup>>,
     commands: RefCell<Vec<Command>>,
     slots: RefCell<Vec<u8>>,
     staging: RefCell<Vec<Rc<Staging>>>,
@@ -96,6 +115,7 @@ impl Recording {
             queue: queue.clone(),
             arena,
             pipelines: RefCell::default(),
+            bind_groups: RefCell::default(),
             commands: RefCell::default(),
             slots: RefCell::default(),
             staging: RefCell::default(),
@@ -113,19 +133,41 @@ impl Recording {
         }
         let pipeline = self.pipeline(variant);
         pipeline.run.set(true);
-        let of_params = Binding { buffer: &self.arena, offset: 0, size: size_of::<P>() as u64 };
-        let resources = std::iter::once(&of_params).chain(bindings);
-        let entries: Vec<_> = (0..).zip(resources).map(|(binding, part)| entry(binding, part)).collect();
-        let bindings = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(variant.kernel.name),
-            layout: &pipeline.layout,
-            entries: &entries,
-        });
+        let bindings = self.bind_group::<P>(variant, &pipeline, bindings);
         let mut slots = self.slots.borrow_mut();
         let slot = slots.len() as u32;
         slots.extend_from_slice(bytemuck::bytes_of(params));
         slots.resize(slot as usize + SLOT, 0);
         self.commands.borrow_mut().push(Command::Dispatch { pipeline, bindings, slot, groups });
+    }
+
+    /// The kept bind group of a kernel and its bindings, or a new one.
+    fn bind_group<P>(&self, variant: Variant, pipeline: &Pipeline, bindings: &[Binding<'_>]) -> wgpu::BindGroup {
+        let key = (variant.key(), bindings.iter().map(Binding::part).collect::<Vec<_>>());
+        let mut kept = self.bind_groups.borrow_mut();
+        if let Some(bind_group) = kept.get(&key) {
+            return bind_group.clone();
+        }
+        let of_params = Binding { buffer: &self.arena, offset: 0, size: size_of::<P>() as u64, once: false };
+        let resources = std::iter::once(&of_params).chain(bindings);
+        let entries: Vec<_> = (0..).zip(resources).map(|(binding, part)| entry(binding, part)).collect();
+        let bind_group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(variant.kernel.name),
+            layout: &pipeline.layout,
+            entries: &entries,
+        });
+        if bindings.iter().all(|binding| !binding.once) {
+            if kept.len() == MOST_BIND_GROUPS {
+                kept.clear();
+            }
+            kept.insert(key, bind_group.clone());
+        }
+        bind_group
+    }
+
+    /// Lets go of all kept bind groups, and with them of buffers that nobody else holds.
+    pub(super) fn forget_bind_groups(&self) {
+        self.bind_groups.borrow_mut().clear();
     }
 
     /// Records a copy into a staging buffer; gives back where it will be.
@@ -214,7 +256,7 @@ impl Recording {
     }
 
     fn pipeline(&self, variant: Variant) -> Rc<Pipeline> {
-        let key = (variant.kernel.name, variant.settings);
+        let key = variant.key();
         if let Some(pipeline) = self.pipelines.borrow().get(&key) {
             return pipeline.clone();
         }
@@ -234,7 +276,7 @@ pub(super) fn wait(device: &wgpu::Device, index: wgpu::SubmissionIndex) -> Resul
 }
 
 fn entry<'a>(binding: u32, part: &Binding<'a>) -> wgpu::BindGroupEntry<'a> {
-    let Binding { buffer, offset, size } = *part;
+    let Binding { buffer, offset, size, .. } = *part;
     let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size: NonZeroU64::new(size) });
     wgpu::BindGroupEntry { binding, resource }
 }

@@ -1,11 +1,18 @@
-//! How the tiles of a product are cut. Owns the ways there are; which of them is fastest is the adapter's to say.
+//! How the tiles of a product are cut. Owns the ways there are, and finding out which of them is the fastest on an adapter:
+//! no cut is the best on all, and a poor one costs half of what a GPU can do. All give the same numbers.
+
+use super::Gpu;
+use super::kernels::Family;
+use crate::device::{Blob, Device, DeviceError, Dtype, Edit, Keep, Weight, Window};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// A workgroup's tile: `lanes` x `lanes` invocations, each with `rows` rows x `4 * fours` columns of the result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tile {
-    pub(super) lanes: u32,
-    pub(super) rows: u32,
-    pub(super) fours: u32,
+    lanes: u32,
+    rows: u32,
+    fours: u32,
 }
 
 impl Tile {
@@ -16,7 +23,7 @@ impl Tile {
     /// 64 x 64 results.
     pub(super) const DEFAULT: Tile = Tile::new(16, 4, 1);
 
-    /// All ways. Workgroup memory, 256 bytes for every row and every column of the tile, is at most what WebGPU promises.
+    /// All ways. Workgroup memory, 64 bytes for every row and every column of the tile, is at most what WebGPU promises.
     pub(super) const PRESETS: [Tile; 4] = [Tile::DEFAULT, Tile::new(16, 8, 1), Tile::new(16, 8, 2), Tile::new(8, 8, 2)];
 
     /// The constants of a kernel that is cut so, in the order of its table entry.
@@ -28,5 +35,96 @@ impl Tile {
     pub(super) fn groups(self, rows: usize, cols: usize) -> [u32; 3] {
         let of = |n: usize, each: u32| n.div_ceil(each as usize) as u32;
         [of(cols, 4 * self.lanes * self.fours), of(rows, self.lanes * self.rows), 1]
+    }
+
+    /// As it is kept.
+    fn name(self) -> String {
+        format!("{}x{}x{}", self.lanes, self.rows, self.fours)
+    }
+}
+
+/// No other cut is begun after this long: with the one that is under way it stays below two seconds on whatever runs a
+/// product of this size in a tenth of one.
+const PATIENCE: Duration = Duration::from_millis(1000);
+
+/// gpt2's c_fc at 256 tokens: rows, k, columns.
+const TRIAL: [usize; 3] = [256, 768, 3072];
+
+impl Gpu {
+    /// The device with the cut that is the fastest here: the one that `keep` has for this adapter, driver and version of the
+    /// kernels, else the one that wins a trial, which is kept. Adapters that are programs are not tried, and none is where
+    /// `ACTSCOPE_TUNING` is `off`.
+    ///
+    /// # Errors
+    /// [`DeviceError::Fault`] when the device failed meanwhile.
+    pub async fn tuned(self, keep: &dyn Keep) -> Result<Gpu, DeviceError> {
+        let off = std::env::var("ACTSCOPE_TUNING").is_ok_and(|value| value == "off");
+        match self.family == Family::Broadcast || self.info.software || off {
+            true => Ok(self),
+            false => self.with_best_tile(keep).await,
+        }
+    }
+
+    /// [`Gpu::tuned`], whatever the adapter.
+    #[doc(hidden)]
+    pub async fn with_best_tile(mut self, keep: &dyn Keep) -> Result<Gpu, DeviceError> {
+        let name = format!("tile, actscope {}, {} ({})", env!("CARGO_PKG_VERSION"), self.info.name, self.info.detail);
+        let kept = keep.get(&name);
+        self.tile = match Tile::PRESETS.into_iter().find(|tile| kept.as_ref() == Some(&tile.name())) {
+            Some(tile) => tile,
+            None => {
+                let tile = self.fastest_tile().await?;
+                keep.put(&name, &tile.name());
+                tile
+            }
+        };
+        Ok(self)
+    }
+
+    async fn fastest_tile(&mut self) -> Result<Tile, DeviceError> {
+        let [rows, k, cols] = TRIAL;
+        let numbers = |n: usize| (0..n).map(|i| (i * 7919 % 1013) as f32 / 1013.0 - 0.5).collect::<Vec<f32>>();
+        let weight = |rows: usize, cols: usize| {
+            let bytes: Vec<u8> = bytemuck::cast_slice(&numbers(rows * cols)).to_vec();
+            let blob = Blob::new(Arc::new(bytes), 0..4 * rows * cols);
+            self.load(&Weight { name: "trial".into(), dtype: Dtype::F32, rows, cols, blob })
+        };
+        let (w, bias) = (weight(k, cols)?, weight(1, cols)?);
+        let mut x = self.empty(rows, k);
+        self.edit(&mut x, &Window { rows: vec![0..rows], cols: 0..k }, &Edit::Replace(numbers(rows * k)));
+
+        let begin = Instant::now();
+        let (mut best, mut shortest) = (Tile::DEFAULT, Duration::MAX);
+        for tile in Tile::PRESETS {
+            if begin.elapsed() > PATIENCE {
+                break;
+            }
+            self.tile = tile;
+            // The first product compiles the kernel; then the shortest of three turns counts.
+            self.products(&x, &w, &bias, 1).await?;
+            let mut of_tile = Duration::MAX;
+            for _ in 0..3 {
+                let turn = Instant::now();
+                self.products(&x, &w, &bias, 4).await?;
+                of_tile = of_tile.min(turn.elapsed());
+            }
+            if of_tile < shortest {
+                (best, shortest) = (tile, of_tile);
+            }
+        }
+        Ok(best)
+    }
+
+    /// Carries out `n` products and waits for them.
+    async fn products(
+        &self,
+        x: &super::Tensor,
+        w: &super::Matrix,
+        bias: &super::Matrix,
+        n: usize,
+    ) -> Result<(), DeviceError> {
+        (0..n).for_each(|_| drop(self.linear(x, w, bias)));
+        self.submit();
+        self.settle(0).await
     }
 }
