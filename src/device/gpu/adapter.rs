@@ -75,6 +75,8 @@ pub(super) async fn open(hardware_only: bool) -> Result<(wgpu::Adapter, wgpu::De
     };
     let descriptor = wgpu::DeviceDescriptor {
         label: Some("actscope"),
+        // Costs nothing until somebody starts the clock.
+        required_features: adapter.features() & wgpu::Features::TIMESTAMP_QUERY,
         required_limits: limits.or_worse_values_from(&adapter.limits()),
         ..Default::default()
     };

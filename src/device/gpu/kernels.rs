@@ -58,6 +58,10 @@ params! {
     Attention { first: u32, n_pos: u32, n_embd: u32, head_dim: u32, scale: f32 }
     /// Of `attention_mix.wgsl`.
     AttentionMix { first: u32, n_pos: u32, n_embd: u32, head_dim: u32 }
+    /// Of `probe_arithmetic.wgsl`.
+    ProbeArithmetic { rounds: u32, factor: f32, addend: f32 }
+    /// Of `probe_reading.wgsl`.
+    ProbeReading { n: u32, lanes: u32 }
 }
 
 /// What a kernel does with a storage binding.
@@ -101,7 +105,7 @@ const WEIGHT_OVERRIDE: &[(&str, u32)] = &[("WEIGHT", 2)];
 use Access::{Read, Write};
 
 macro_rules! kernels {
-    ($($konst:ident $file:literal $params:ident [$($access:ident),*] libs $libs:expr, overrides $overrides:expr, consts $consts:expr;)*) => {
+    ($(#[$doc:meta])* $list:ident; $($konst:ident $file:literal $params:ident [$($access:ident),*] libs $libs:expr, overrides $overrides:expr, consts $consts:expr;)*) => {
         $(
             #[doc = concat!("`shaders/", $file, ".wgsl`")]
             pub static $konst: Kernel = Kernel {
@@ -115,12 +119,14 @@ macro_rules! kernels {
             };
         )*
 
-        /// Every kernel there is.
-        pub static ALL: &[&Kernel] = &[$(&$konst),*];
+        $(#[$doc])*
+        pub static $list: &[&Kernel] = &[$(&$konst),*];
     };
 }
 
 kernels! {
+    /// Every kernel of an operation.
+    ALL;
     ROWS "rows" Rows [Read, Read, Write] libs &[WEIGHT], overrides WEIGHT_OVERRIDE, consts &[];
     LAYER_NORM "layer_norm" LayerNorm [Read, Read, Read, Write] libs &[REDUCE, MOMENTS], overrides &[], consts &[];
     LAYER_NORM_SCALE "layer_norm_scale" LayerNorm [Read, Write] libs &[REDUCE, MOMENTS], overrides &[], consts &[];
@@ -139,6 +145,13 @@ kernels! {
     UNEMBED_FEW "unembed_few" Unembed [Read, Read, Write] libs &[WEIGHT], overrides WEIGHT_OVERRIDE, consts &[];
     EDIT "edit" Edit [Read, Write] libs &[], overrides &[], consts &[];
     COPY_OUT "copy_out" CopyOut [Read, Write] libs &[], overrides &[], consts &[];
+}
+
+kernels! {
+    /// Kernels that measure the adapter and belong to no operation.
+    PROBES;
+    PROBE_ARITHMETIC "probe_arithmetic" ProbeArithmetic [Write] libs &[], overrides &[], consts &[];
+    PROBE_READING "probe_reading" ProbeReading [Read, Write] libs &[], overrides &[], consts &[];
 }
 
 impl Kernel {
