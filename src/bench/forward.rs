@@ -134,6 +134,10 @@ pub(super) async fn measure<D: Measured>(
                 budget.leave_out(&row, format!("it brings {:.2} GB to the host", 1e-9 * bytes as f64));
                 continue;
             }
+            if let Err(e) = model::check_size(dev, config, &batch, &hooks) {
+                budget.leave_out(&row, e.to_string());
+                continue;
+            }
             memory::forget_peak();
             let mut times_untapped = Vec::new();
             let both = async |runs: usize| {
