@@ -1,7 +1,7 @@
-// y = x . w + bias for many rows.
-// One workgroup a tile of 64 rows x 64 columns, 16 x 16 lanes with 4 x 4 results each; 16 steps of k at a time pass through
-// workgroup memory. Every 16 products are summed by themselves before they join the total, so that the rounding error
-// grows with k / 16 + 16, not with k.
+// y = x . w + bias, then what THEN says, for many rows.
+// One workgroup a tile, LANES x LANES lanes with ROWS x 4 FOURS results each; 16 steps of k at a time pass through workgroup
+// memory. LANES, ROWS and FOURS are appended as consts: which are fastest depends on the adapter (gpu/tile.rs).
+// Every 4 products are summed by themselves before they join the total, so that the rounding error grows with k / 4.
 
 struct Params {
     rows: u32,
@@ -20,61 +20,73 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<f32>;        // x [T, x_stride]
 @group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [.., w_stride], as lib/weight.wgsl packs it
 @group(0) @binding(3) var<storage, read> bias: array<f32>;     // bias [cols]
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
+@group(0) @binding(4) var<storage, read> added: array<f32>;    // added [T, y_stride], looked at if THEN is 1
+@group(0) @binding(5) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
 
-var<workgroup> x_tile: array<f32, 1024>;        // [k 16][row 64]
-var<workgroup> w_tile: array<vec4<f32>, 256>;   // [k 16][column / 4 16]
+const TILE_ROWS: u32 = LANES * ROWS;
+const TILE_FOURS: u32 = LANES * FOURS;
 
-@compute @workgroup_size(16, 16)
+var<workgroup> x_tile: array<vec4<f32>, TILE_ROWS * 4u>;    // [row][k / 4 4]
+var<workgroup> w_tile: array<vec4<f32>, 16u * TILE_FOURS>;  // [k 16][column / 4]
+
+@compute @workgroup_size(LANES, LANES)
 fn linear(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) lane: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    let row = wg.y * 64u + 4u * lane.y; // this lane's first row and column
-    let col = wg.x * 64u + 4u * lane.x;
-    // What this lane fetches: four steps of k of one row of x, four columns of one row of w.
-    let x_row = wg.y * 64u + index / 4u;
-    let x_k = 4u * (index % 4u);
+    let tile_row = wg.y * TILE_ROWS;
+    let tile_col = wg.x * TILE_FOURS * 4u;
 
-    var total = array<vec4<f32>, 4>();
+    var total = array<vec4<f32>, ROWS * FOURS>();
     for (var k0 = 0u; k0 < p.k; k0 += 16u) {
-        for (var i = 0u; i < 4u; i += 1u) {
-            let k = k0 + x_k + i;
-            var value = 0.0;
-            if x_row < p.rows && k < p.k {
-                value = x[x_row * p.x_stride + p.x_first + k];
+        for (var i = index; i < TILE_ROWS * 4u; i += LANES * LANES) {
+            let row = tile_row + i / 4u;
+            let k = k0 + 4u * (i % 4u);
+            var four = vec4<f32>();
+            if row < p.rows && k < p.k {
+                let at = row * p.x_stride + p.x_first + k;
+                let n = p.k - k;
+                four.x = x[at];
+                if n > 1u { four.y = x[at + 1u]; }
+                if n > 2u { four.z = x[at + 2u]; }
+                if n > 3u { four.w = x[at + 3u]; }
             }
-            x_tile[(x_k + i) * 64u + index / 4u] = value;
+            x_tile[i] = four;
         }
-        let w_row = k0 + lane.y;
-        var four = vec4<f32>();
-        if w_row < p.k && col < p.w_stride {
-            four = weight4(((p.w_first_row + w_row) * p.w_stride + col) / 4u);
+        for (var i = index; i < 16u * TILE_FOURS; i += LANES * LANES) {
+            let k = k0 + i / TILE_FOURS;
+            let col = tile_col + 4u * (i % TILE_FOURS);
+            var four = vec4<f32>();
+            if k < p.k && col < p.w_stride {
+                four = weight4(((p.w_first_row + k) * p.w_stride + col) / 4u);
+            }
+            w_tile[i] = four;
         }
-        w_tile[lane.y * 16u + lane.x] = four;
         workgroupBarrier();
 
-        var part = array<vec4<f32>, 4>();
-        for (var k = 0u; k < 16u; k += 1u) {
-            let b = w_tile[k * 16u + lane.x];
-            let a = k * 64u + 4u * lane.y;
-            part[0] += x_tile[a] * b;
-            part[1] += x_tile[a + 1u] * b;
-            part[2] += x_tile[a + 2u] * b;
-            part[3] += x_tile[a + 3u] * b;
+        for (var k4 = 0u; k4 < 4u; k4 += 1u) {
+            for (var f = 0u; f < FOURS; f += 1u) {
+                let at = 4u * k4 * TILE_FOURS + f * LANES + lane.x;
+                let b0 = w_tile[at];
+                let b1 = w_tile[at + TILE_FOURS];
+                let b2 = w_tile[at + 2u * TILE_FOURS];
+                let b3 = w_tile[at + 3u * TILE_FOURS];
+                for (var r = 0u; r < ROWS; r += 1u) {
+                    let a = x_tile[(r * LANES + lane.y) * 4u + k4];
+                    total[r * FOURS + f] += (a.x * b0 + a.y * b1) + (a.z * b2 + a.w * b3);
+                }
+            }
         }
-        total[0] += part[0];
-        total[1] += part[1];
-        total[2] += part[2];
-        total[3] += part[3];
         workgroupBarrier();
     }
 
-    for (var r = 0u; r < 4u; r += 1u) {
-        for (var c = 0u; c < 4u; c += 1u) {
-            if row + r < p.rows && col + c < p.cols {
-                var result = total[r][c];
-                if p.has_bias != 0u {
-                    result += bias[col + c];
+    for (var r = 0u; r < ROWS; r += 1u) {
+        let row = tile_row + r * LANES + lane.y;
+        for (var f = 0u; f < FOURS; f += 1u) {
+            let first = tile_col + 4u * (f * LANES + lane.x);
+            for (var c = 0u; c < 4u; c += 1u) {
+                let col = first + c;
+                if row < p.rows && col < p.cols {
+                    let at = row * p.y_stride + p.y_first + col;
+                    y[at] = finish(total[r * FOURS + f][c], col, at);
                 }
-                y[(row + r) * p.y_stride + p.y_first + col + c] = result;
             }
         }
     }

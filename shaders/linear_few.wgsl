@@ -1,6 +1,6 @@
-// y = x . w + bias for at most 8 rows: the weight is what costs, and each of its numbers is read once.
-// One workgroup 64 columns, 16 lanes with four each, times 16 lanes that share k among them; their sums meet in workgroup
-// memory, row by row.
+// y = x . w + bias, then what THEN says, for at most 8 rows: the weight is what costs, and each of its numbers is read once.
+// One workgroup 16 columns, four lanes with four each, times 64 lanes that share k among them, so that narrow weights still
+// keep a GPU busy; the shares meet in workgroup memory, row by row.
 
 struct Params {
     rows: u32,
@@ -19,17 +19,20 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<f32>;        // x [T, x_stride], T <= 8
 @group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [.., w_stride], as lib/weight.wgsl packs it
 @group(0) @binding(3) var<storage, read> bias: array<f32>;     // bias [cols]
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
+@group(0) @binding(4) var<storage, read> added: array<f32>;    // added [T, y_stride], looked at if THEN is 1
+@group(0) @binding(5) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
 
-var<workgroup> sums: array<vec4<f32>, 256>; // [share of k 16][column / 4 16]
+var<workgroup> shares: array<vec4<f32>, 256>; // [share of k 64][column / 4 4]
+var<workgroup> quarters: array<f32, 64>;      // [quarter of the shares 4][column 16]
 
-@compute @workgroup_size(16, 16)
-fn linear_few(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_id) lane: vec3<u32>) {
-    let col = (wg.y * n_wg.x + wg.x) * 64u + 4u * lane.x;
+@compute @workgroup_size(256)
+fn linear_few(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let tile_col = (wg.y * n_wg.x + wg.x) * 16u;
+    let col = tile_col + 4u * (lane % 4u);
     let k_end = select(0u, p.k, col < p.w_stride);
 
     var total = array<vec4<f32>, 8>();
-    for (var k = lane.y; k < k_end; k += 16u) {
+    for (var k = lane / 4u; k < k_end; k += 64u) {
         let four = weight4(((p.w_first_row + k) * p.w_stride + col) / 4u);
         for (var r = 0u; r < 8u; r += 1u) {
             // Rows beyond the last read the last one again; their sums are never stored.
@@ -39,17 +42,20 @@ fn linear_few(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_w
 
     for (var r = 0u; r < p.rows; r += 1u) {
         workgroupBarrier();
-        sums[lane.y * 16u + lane.x] = total[r];
+        shares[lane] = total[r];
         workgroupBarrier();
-        if lane.y < 4u && col + lane.y < p.cols {
-            var result = 0.0;
+        if lane < 64u {
+            var sum = 0.0;
             for (var share = 0u; share < 16u; share += 1u) {
-                result += sums[share * 16u + lane.x][lane.y];
+                sum += shares[(lane / 16u * 16u + share) * 4u + lane % 16u / 4u][lane % 4u];
             }
-            if p.has_bias != 0u {
-                result += bias[col + lane.y];
-            }
-            y[r * p.y_stride + p.y_first + col + lane.y] = result;
+            quarters[lane] = sum;
+        }
+        workgroupBarrier();
+        if lane < 16u && tile_col + lane < p.cols {
+            let sum = (quarters[lane] + quarters[lane + 16u]) + (quarters[lane + 32u] + quarters[lane + 48u]);
+            let at = r * p.y_stride + p.y_first + tile_col + lane;
+            y[at] = finish(sum, tile_col + lane, at);
         }
     }
 }

@@ -1,6 +1,6 @@
 // y = x . wᵀ for many rows: both sides lie row by row along k.
-// One workgroup a tile of 64 rows x 64 tokens, 16 x 16 lanes with 4 x 4 results each; 16 steps of k at a time pass through
-// workgroup memory, and are summed by themselves before they join the total (see linear.wgsl).
+// One workgroup a tile, LANES x LANES lanes with ROWS x 4 FOURS results each; 16 steps of k at a time pass through workgroup
+// memory, and every 4 are summed by themselves before they join the total (see linear.wgsl).
 
 struct Params {
     rows: u32,
@@ -17,57 +17,73 @@ struct Params {
 @group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [cols, w_stride], as lib/weight.wgsl packs it
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
 
-var<workgroup> x_tile: array<f32, 1024>; // [k 16][row 64]
-var<workgroup> w_tile: array<f32, 1024>; // [k 16][token 64]
+const TILE_ROWS: u32 = LANES * ROWS;
+const TILE_COLS: u32 = 4u * LANES * FOURS;
 
-@compute @workgroup_size(16, 16)
+var<workgroup> x_tile: array<vec4<f32>, TILE_ROWS * 4u>; // [row][k / 4 4]
+var<workgroup> w_tile: array<vec4<f32>, TILE_COLS * 4u>; // [token][k / 4 4]
+
+// Where four numbers of a token lie: neighbours' fours are spread over the memory banks.
+fn slot(token: u32, k4: u32) -> u32 {
+    return token * 4u + (k4 ^ ((token >> 1u) & 3u));
+}
+
+@compute @workgroup_size(LANES, LANES)
 fn unembed(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) lane: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    let row = wg.y * 64u + 4u * lane.y; // this lane's first row and token
-    let col = wg.x * 64u + 4u * lane.x;
-    // What this lane fetches of each side: four steps of k of one row.
-    let at = index / 4u;
-    let at_k = 4u * (index % 4u);
-    let x_row = wg.y * 64u + at;
-    let w_row = wg.x * 64u + at;
+    let tile_row = wg.y * TILE_ROWS;
+    let tile_col = wg.x * TILE_COLS;
 
-    var total = array<vec4<f32>, 4>();
+    var total = array<vec4<f32>, ROWS * FOURS>();
     for (var k0 = 0u; k0 < p.k; k0 += 16u) {
-        var four = vec4<f32>();
-        if w_row < p.cols && k0 + at_k < p.w_stride {
-            four = weight4((w_row * p.w_stride + k0 + at_k) / 4u);
-        }
-        for (var i = 0u; i < 4u; i += 1u) {
-            let k = k0 + at_k + i;
-            var value = 0.0;
-            if x_row < p.rows && k < p.k {
-                value = x[p.x_first + x_row * p.k + k];
+        for (var i = index; i < TILE_ROWS * 4u; i += LANES * LANES) {
+            let row = tile_row + i / 4u;
+            let k = k0 + 4u * (i % 4u);
+            var four = vec4<f32>();
+            if row < p.rows && k < p.k {
+                let at = p.x_first + row * p.k + k;
+                let n = p.k - k;
+                four.x = x[at];
+                if n > 1u { four.y = x[at + 1u]; }
+                if n > 2u { four.z = x[at + 2u]; }
+                if n > 3u { four.w = x[at + 3u]; }
             }
-            x_tile[(at_k + i) * 64u + at] = value;
-            w_tile[(at_k + i) * 64u + at] = four[i];
+            x_tile[i] = four;
+        }
+        for (var i = index; i < TILE_COLS * 4u; i += LANES * LANES) {
+            let col = tile_col + i / 4u;
+            let k = k0 + 4u * (i % 4u);
+            var four = vec4<f32>();
+            if col < p.cols && k < p.w_stride {
+                four = weight4((col * p.w_stride + k) / 4u);
+            }
+            w_tile[slot(i / 4u, i % 4u)] = four;
         }
         workgroupBarrier();
 
-        var part = array<vec4<f32>, 4>();
-        for (var k = 0u; k < 16u; k += 1u) {
-            let b = k * 64u + 4u * lane.x;
-            let four_w = vec4<f32>(w_tile[b], w_tile[b + 1u], w_tile[b + 2u], w_tile[b + 3u]);
-            let a = k * 64u + 4u * lane.y;
-            part[0] += x_tile[a] * four_w;
-            part[1] += x_tile[a + 1u] * four_w;
-            part[2] += x_tile[a + 2u] * four_w;
-            part[3] += x_tile[a + 3u] * four_w;
+        for (var k4 = 0u; k4 < 4u; k4 += 1u) {
+            for (var f = 0u; f < FOURS; f += 1u) {
+                let token = 4u * f * LANES + lane.x;
+                let b0 = w_tile[slot(token, k4)];
+                let b1 = w_tile[slot(token + LANES, k4)];
+                let b2 = w_tile[slot(token + 2u * LANES, k4)];
+                let b3 = w_tile[slot(token + 3u * LANES, k4)];
+                for (var r = 0u; r < ROWS; r += 1u) {
+                    let a = x_tile[(r * LANES + lane.y) * 4u + k4];
+                    total[r * FOURS + f] += vec4<f32>(dot(a, b0), dot(a, b1), dot(a, b2), dot(a, b3));
+                }
+            }
         }
-        total[0] += part[0];
-        total[1] += part[1];
-        total[2] += part[2];
-        total[3] += part[3];
         workgroupBarrier();
     }
 
-    for (var r = 0u; r < 4u; r += 1u) {
-        for (var c = 0u; c < 4u; c += 1u) {
-            if row + r < p.rows && col + c < p.cols {
-                y[p.y_first + (row + r) * p.y_stride + col + c] = total[r][c];
+    for (var r = 0u; r < ROWS; r += 1u) {
+        let row = tile_row + r * LANES + lane.y;
+        for (var f = 0u; f < FOURS; f += 1u) {
+            for (var c = 0u; c < 4u; c += 1u) {
+                let col = tile_col + (4u * f + c) * LANES + lane.x;
+                if row < p.rows && col < p.cols {
+                    y[p.y_first + row * p.y_stride + col] = total[r * FOURS + f][c];
+                }
             }
         }
     }

@@ -11,8 +11,8 @@ use actscope::verify::kernels::Suite;
 use actscope::verify::list;
 use std::collections::BTreeSet;
 
-fn gpu() -> Gpu {
-    pollster::block_on(Gpu::open(false)).expect("a GPU adapter, llvmpipe at least")
+fn gpus() -> Vec<Gpu> {
+    pollster::block_on(Gpu::all()).expect("a GPU adapter, llvmpipe at least")
 }
 
 fn check<D: Device>(dev: &D, suite: &Suite) {
@@ -35,7 +35,7 @@ fn check<D: Device>(dev: &D, suite: &Suite) {
 fn hold(op: &str) {
     let suite = Suite::of(op);
     Cpu::all().iter().for_each(|cpu| check(cpu, &suite));
-    check(&gpu(), &suite);
+    gpus().iter().for_each(|gpu| check(gpu, &suite));
 }
 
 macro_rules! operations {
@@ -73,5 +73,5 @@ fn copies_are_of_their_moment() {
     }
     check(&Reference);
     check(&Cpu::new());
-    check(&gpu());
+    gpus().iter().for_each(check);
 }

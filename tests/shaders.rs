@@ -1,9 +1,10 @@
 //! What can be known about the shaders without a driver: every kernel parses, keeps to WebGPU's default limits, agrees with
 //! its Rust side, and translates to SPIR-V, MSL and HLSL. Native wgpu enforces little of this; browsers all of it.
 
-use actscope::device::gpu::kernels::{self, Access, Kernel};
+use actscope::device::gpu::kernels::{self, Access, Family, Kernel};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, ScalarKind, StorageAccess, TypeInner};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Those of operations, and those that measure the adapter.
@@ -18,22 +19,27 @@ fn module(kernel: &Kernel) -> (naga::Module, ModuleInfo) {
         .unwrap_or_else(|e| panic!("{}", e.emit_to_string_with_path(&text, kernel.name)));
     let info = validate(kernel, &module);
     let constants = kernel.overrides.iter().map(|(name, value)| (name.to_string(), f64::from(*value))).collect();
-    let entry = Some((naga::ShaderStage::Compute, kernel.name));
+    let entry = Some((naga::ShaderStage::Compute, kernel.file));
     let (module, info) = naga::back::pipeline_constants::process_overrides(&module, &info, entry, &constants)
         .unwrap_or_else(|e| panic!("{}: {e}", kernel.name));
     (module.into_owned(), info.into_owned())
 }
 
-/// No capability beyond WebGPU's own.
+/// No capability beyond WebGPU's own, except where lanes hand values to each other: those kernels are chosen by what the
+/// adapter can do, and never the only way.
 fn validate(kernel: &Kernel, module: &naga::Module) -> ModuleInfo {
-    Validator::new(ValidationFlags::all(), Capabilities::empty())
+    let capabilities = match kernel.family {
+        Some(Family::Broadcast) => Capabilities::SUBGROUP,
+        _ => Capabilities::empty(),
+    };
+    Validator::new(ValidationFlags::all(), capabilities)
         .validate(module)
         .unwrap_or_else(|e| panic!("{}: {e:?}", kernel.name))
 }
 
 fn entry<'a>(kernel: &Kernel, module: &'a naga::Module) -> &'a naga::EntryPoint {
     assert_eq!(module.entry_points.len(), 1, "{}: one entry point", kernel.name);
-    assert_eq!(module.entry_points[0].name, kernel.name, "the entry point has the file's name");
+    assert_eq!(module.entry_points[0].name, kernel.file, "the entry point has the file's name");
     &module.entry_points[0]
 }
 
@@ -123,9 +129,10 @@ fn every_shader_file_is_in_the_table() {
         .map(|path| path.file_stem().unwrap().to_string_lossy().into_owned())
         .collect();
     files.sort();
-    let mut names: Vec<String> = every_kernel().map(|kernel| kernel.name.to_string()).collect();
-    names.sort();
-    assert_eq!(files, names);
+    let stems: BTreeSet<String> = every_kernel().map(|kernel| kernel.file.to_string()).collect();
+    assert_eq!(files, stems.into_iter().collect::<Vec<_>>());
+    let names: BTreeSet<&str> = every_kernel().map(|kernel| kernel.name).collect();
+    assert_eq!(names.len(), every_kernel().count(), "each has a name of its own");
 }
 
 /// A kernel's source without its comments.

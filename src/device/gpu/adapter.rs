@@ -1,5 +1,6 @@
-//! Which adapters this machine has, and which one is taken. Owns the wgpu instance; knows no kernel.
+//! Which adapters this machine has, which one is taken, and the family of kernels that suits it. Owns the wgpu instance.
 
+use super::kernels::Family;
 use crate::device::{DeviceError, DeviceInfo};
 
 /// An adapter as `actscope devices` shows it.
@@ -60,6 +61,19 @@ pub async fn list() -> Vec<AdapterInfo> {
     adapters().await.iter().map(describe_one).collect()
 }
 
+/// The kernels that suit an adapter: those that broadcast need a workgroup of 8 lanes to be one subgroup, and pay only where
+/// lanes are the vectors of a program. A driver never gets them because of its name.
+pub(super) fn family(adapter: &wgpu::Adapter) -> Family {
+    let info = adapter.get_info();
+    let of_eight = info.subgroup_min_size == 8 && info.subgroup_max_size == 8;
+    let has_subgroups = adapter.features().contains(wgpu::Features::SUBGROUP);
+    if info.device_type == wgpu::DeviceType::Cpu && of_eight && has_subgroups {
+        Family::Broadcast
+    } else {
+        Family::Tiles
+    }
+}
+
 /// The first adapter, and a device on it. With `hardware_only`, none that is a program on the CPU.
 pub(super) async fn open(hardware_only: bool) -> Result<(wgpu::Adapter, wgpu::Device, wgpu::Queue), DeviceError> {
     let found = adapters().await;
@@ -75,8 +89,12 @@ pub(super) async fn open(hardware_only: bool) -> Result<(wgpu::Adapter, wgpu::De
     };
     let descriptor = wgpu::DeviceDescriptor {
         label: Some("actscope"),
-        // Costs nothing until somebody starts the clock.
-        required_features: adapter.features() & wgpu::Features::TIMESTAMP_QUERY,
+        // Timestamps cost nothing until somebody starts the clock.
+        required_features: adapter.features() & wgpu::Features::TIMESTAMP_QUERY
+            | match family(&adapter) {
+                Family::Broadcast => wgpu::Features::SUBGROUP,
+                Family::Tiles => wgpu::Features::empty(),
+            },
         required_limits: limits.or_worse_values_from(&adapter.limits()),
         ..Default::default()
     };

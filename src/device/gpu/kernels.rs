@@ -1,6 +1,6 @@
 //! The table of kernels: which file, which library files go with it, what it binds, what its parameters are. A faster
 //! variant of a kernel is one more entry here; the static shader tests walk this table.
-//! Owns no GPU object; `pipelines.rs` makes those.
+//! Owns no GPU object; `record.rs` makes those.
 
 use crate::device::{Activation, Dtype};
 
@@ -47,14 +47,14 @@ params! {
     Edit { n: u32, first_row: u32, first_col: u32, cols: u32, x_stride: u32, kind: u32, factor: f32, n_values: u32, first_value: u32 }
     /// Of `copy_out.wgsl`.
     CopyOut { n: u32, first_row: u32, first_col: u32, cols: u32, x_stride: u32, first: u32 }
-    /// Of `linear.wgsl` and `linear_few.wgsl`.
+    /// Of `linear.wgsl`, `linear_few.wgsl` and `linear_broadcast.wgsl`.
     Linear {
         rows: u32, k: u32, cols: u32, x_stride: u32, x_first: u32, w_stride: u32, w_first_row: u32, y_stride: u32,
         y_first: u32, has_bias: u32,
     }
-    /// Of `unembed.wgsl` and `unembed_few.wgsl`.
+    /// Of `unembed.wgsl`, `unembed_few.wgsl` and `unembed_broadcast.wgsl`.
     Unembed { rows: u32, k: u32, cols: u32, x_first: u32, w_stride: u32, y_stride: u32, y_first: u32 }
-    /// Of `attention.wgsl` and `attention_scores.wgsl`.
+    /// Of `attention.wgsl`, `attention_broadcast.wgsl` and `attention_scores.wgsl`.
     Attention { first: u32, n_pos: u32, n_embd: u32, head_dim: u32, scale: f32 }
     /// Of `attention_mix.wgsl`.
     AttentionMix { first: u32, n_pos: u32, n_embd: u32, head_dim: u32 }
@@ -73,11 +73,24 @@ pub enum Access {
     Write,
 }
 
-/// A kernel. Its entry point has its name; binding 0 is its `Params`, the storage bindings follow.
+/// Kernels that do the same for adapters of different kinds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Many lanes share what they load through workgroup memory: every GPU.
+    Tiles,
+    /// The 8 lanes of a subgroup, which is the whole workgroup, hand it to each other: adapters that are programs.
+    Broadcast,
+}
+
+/// A kernel. Binding 0 is its `Params`, the storage bindings follow.
 #[derive(Debug)]
 pub struct Kernel {
-    /// File stem, entry point and pipeline label.
+    /// What messages call it, and its pipelines' label: the file's stem, and where two kernels share a file, a suffix.
     pub name: &'static str,
+    /// Stem of the file, which is its entry point too.
+    pub file: &'static str,
+    /// The family it belongs to; `None` where one kernel serves all.
+    pub family: Option<Family>,
     /// The file's text.
     pub source: &'static str,
     /// Library files that it names.
@@ -86,9 +99,9 @@ pub struct Kernel {
     pub bindings: &'static [Access],
     /// Fields of its `Params`.
     pub params: &'static [Field],
-    /// Pipeline-overridable constants, each with the values it is used with.
+    /// Pipeline-overridable constants, each with its largest value.
     pub overrides: &'static [(&'static str, u32)],
-    /// `const`s that are generated, each with a value for tests.
+    /// `const`s that are generated, each with its largest value.
     pub consts: &'static [(&'static str, u32)],
 }
 
@@ -98,18 +111,30 @@ const MOMENTS: &str = include_str!("../../../shaders/lib/moments.wgsl");
 const SCORE: &str = include_str!("../../../shaders/lib/score.wgsl");
 const EXP: &str = include_str!("../../../shaders/lib/exp.wgsl");
 const GELU: &str = include_str!("../../../shaders/lib/gelu.wgsl");
+const ACTIVATION_LIB: &str = include_str!("../../../shaders/lib/activation.wgsl");
+const FINISH: &str = include_str!("../../../shaders/lib/finish.wgsl");
+const STEP: &str = include_str!("../../../shaders/lib/step.wgsl");
+const REDUCE_BROADCAST: &str = include_str!("../../../shaders/lib/reduce_broadcast.wgsl");
 
-/// The override of `lib/weight.wgsl` and its largest value.
-const WEIGHT_OVERRIDE: &[(&str, u32)] = &[("WEIGHT", 2)];
+/// The override of `lib/weight.wgsl`.
+const WEIGHT_OVERRIDE: (&str, u32) = ("WEIGHT", 2);
+
+/// That of `lib/finish.wgsl`.
+const THEN_OVERRIDE: (&str, u32) = ("THEN", 6);
+
+/// How a product's tile is cut, as `tile.rs` has it.
+const TILE: &[(&str, u32)] = &[("LANES", 16), ("ROWS", 8), ("FOURS", 2)];
 
 use Access::{Read, Write};
 
 macro_rules! kernels {
-    ($(#[$doc:meta])* $list:ident; $($konst:ident $file:literal $params:ident [$($access:ident),*] libs $libs:expr, overrides $overrides:expr, consts $consts:expr;)*) => {
+    ($(#[$doc:meta])* $list:ident; $($konst:ident $file:literal $(+ $suffix:literal)? $family:expr, $params:ident [$($access:ident),*] libs $libs:expr, overrides $overrides:expr, consts $consts:expr;)*) => {
         $(
             #[doc = concat!("`shaders/", $file, ".wgsl`")]
             pub static $konst: Kernel = Kernel {
-                name: $file,
+                name: concat!($file $(, $suffix)?),
+                file: $file,
+                family: $family,
                 source: include_str!(concat!("../../../shaders/", $file, ".wgsl")),
                 libs: $libs,
                 bindings: &[$($access),*],
@@ -124,34 +149,53 @@ macro_rules! kernels {
     };
 }
 
+const ANY: Option<Family> = None;
+const TILES: Option<Family> = Some(Family::Tiles);
+const BROADCAST: Option<Family> = Some(Family::Broadcast);
+const PRODUCT: &[&str] = &[WEIGHT, FINISH, ACTIVATION_LIB, EXP, GELU];
+
 kernels! {
     /// Every kernel of an operation.
     ALL;
-    ROWS "rows" Rows [Read, Read, Write] libs &[WEIGHT], overrides WEIGHT_OVERRIDE, consts &[];
-    LAYER_NORM "layer_norm" LayerNorm [Read, Read, Read, Write] libs &[REDUCE, MOMENTS], overrides &[], consts &[];
-    LAYER_NORM_SCALE "layer_norm_scale" LayerNorm [Read, Write] libs &[REDUCE, MOMENTS], overrides &[], consts &[];
-    LAYER_NORM_NORMALIZE "layer_norm_normalize" Matrix [Read, Read, Write] libs &[REDUCE, MOMENTS], overrides &[], consts &[];
-    GAIN_BIAS "gain_bias" GainBias [Read, Read, Read, Write] libs &[], overrides &[], consts &[];
-    LINEAR "linear" Linear [Read, Read, Read, Write] libs &[WEIGHT], overrides WEIGHT_OVERRIDE, consts &[];
-    LINEAR_FEW "linear_few" Linear [Read, Read, Read, Write] libs &[WEIGHT], overrides WEIGHT_OVERRIDE, consts &[];
-    SUM_HEADS "sum_heads" SumHeads [Read, Read, Write] libs &[], overrides &[], consts &[];
-    ATTENTION "attention" Attention [Read, Write] libs &[SCORE, EXP], overrides &[], consts &[("PARTS", 16)];
-    ATTENTION_SCORES "attention_scores" Attention [Read, Write] libs &[SCORE], overrides &[], consts &[];
-    ATTENTION_PATTERN "attention_pattern" Matrix [Read, Write] libs &[REDUCE, EXP], overrides &[], consts &[];
-    ATTENTION_MIX "attention_mix" AttentionMix [Read, Read, Write] libs &[], overrides &[], consts &[];
-    ACTIVATION "activation" Elements [Read, Write] libs &[EXP, GELU], overrides &[("FUNCTION", 4)], consts &[];
-    ADD "add" Elements [Read, Read, Write] libs &[], overrides &[], consts &[];
-    UNEMBED "unembed" Unembed [Read, Read, Write] libs &[WEIGHT], overrides WEIGHT_OVERRIDE, consts &[];
-    UNEMBED_FEW "unembed_few" Unembed [Read, Read, Write] libs &[WEIGHT], overrides WEIGHT_OVERRIDE, consts &[];
-    EDIT "edit" Edit [Read, Write] libs &[], overrides &[], consts &[];
-    COPY_OUT "copy_out" CopyOut [Read, Write] libs &[], overrides &[], consts &[];
+    ROWS "rows" ANY, Rows [Read, Read, Write] libs &[WEIGHT], overrides &[WEIGHT_OVERRIDE], consts &[];
+    LAYER_NORM "layer_norm" TILES, LayerNorm [Read, Read, Read, Write] libs &[REDUCE, MOMENTS], overrides &[], consts &[];
+    LAYER_NORM_BROADCAST "layer_norm" + "_broadcast" BROADCAST, LayerNorm [Read, Read, Read, Write] libs &[REDUCE_BROADCAST, MOMENTS], overrides &[], consts &[];
+    LAYER_NORM_SCALE "layer_norm_scale" TILES, LayerNorm [Read, Write] libs &[REDUCE, MOMENTS], overrides &[], consts &[];
+    LAYER_NORM_SCALE_BROADCAST "layer_norm_scale" + "_broadcast" BROADCAST, LayerNorm [Read, Write] libs &[REDUCE_BROADCAST, MOMENTS], overrides &[], consts &[];
+    LAYER_NORM_NORMALIZE "layer_norm_normalize" TILES, Matrix [Read, Read, Write] libs &[REDUCE, MOMENTS], overrides &[], consts &[];
+    LAYER_NORM_NORMALIZE_BROADCAST "layer_norm_normalize" + "_broadcast" BROADCAST, Matrix [Read, Read, Write] libs &[REDUCE_BROADCAST, MOMENTS], overrides &[], consts &[];
+    GAIN_BIAS "gain_bias" ANY, GainBias [Read, Read, Read, Write] libs &[], overrides &[], consts &[];
+    LINEAR "linear" TILES, Linear [Read, Read, Read, Read, Write] libs PRODUCT, overrides &[WEIGHT_OVERRIDE, THEN_OVERRIDE], consts TILE;
+    LINEAR_FEW "linear_few" TILES, Linear [Read, Read, Read, Read, Write] libs PRODUCT, overrides &[WEIGHT_OVERRIDE, THEN_OVERRIDE], consts &[];
+    LINEAR_BROADCAST "linear_broadcast" BROADCAST, Linear [Read, Read, Read, Read, Write] libs &[WEIGHT, FINISH, ACTIVATION_LIB, EXP, GELU, STEP], overrides &[WEIGHT_OVERRIDE, THEN_OVERRIDE], consts &[];
+    SUM_HEADS "sum_heads" ANY, SumHeads [Read, Read, Write] libs &[], overrides &[], consts &[];
+    ATTENTION "attention" TILES, Attention [Read, Write] libs &[SCORE, EXP], overrides &[], consts &[("PARTS", 16)];
+    ATTENTION_BROADCAST "attention_broadcast" BROADCAST, Attention [Read, Write] libs &[STEP, EXP], overrides &[], consts &[];
+    ATTENTION_SCORES "attention_scores" ANY, Attention [Read, Write] libs &[SCORE], overrides &[], consts &[];
+    ATTENTION_PATTERN "attention_pattern" TILES, Matrix [Read, Write] libs &[REDUCE, EXP], overrides &[], consts &[];
+    ATTENTION_PATTERN_BROADCAST "attention_pattern" + "_broadcast" BROADCAST, Matrix [Read, Write] libs &[REDUCE_BROADCAST, EXP], overrides &[], consts &[];
+    ATTENTION_MIX "attention_mix" ANY, AttentionMix [Read, Read, Write] libs &[], overrides &[], consts &[];
+    ACTIVATION "activation" ANY, Elements [Read, Write] libs &[ACTIVATION_LIB, EXP, GELU], overrides &[("FUNCTION", 4)], consts &[];
+    ADD "add" ANY, Elements [Read, Read, Write] libs &[], overrides &[], consts &[];
+    UNEMBED "unembed" TILES, Unembed [Read, Read, Write] libs &[WEIGHT], overrides &[WEIGHT_OVERRIDE], consts TILE;
+    UNEMBED_FEW "unembed_few" TILES, Unembed [Read, Read, Write] libs &[WEIGHT], overrides &[WEIGHT_OVERRIDE], consts &[];
+    UNEMBED_BROADCAST "unembed_broadcast" BROADCAST, Unembed [Read, Read, Write] libs &[WEIGHT, STEP], overrides &[WEIGHT_OVERRIDE], consts &[];
+    EDIT "edit" ANY, Edit [Read, Write] libs &[], overrides &[], consts &[];
+    COPY_OUT "copy_out" ANY, CopyOut [Read, Write] libs &[], overrides &[], consts &[];
+}
+
+impl Family {
+    /// Whether a kernel is among this family's.
+    pub fn has(self, kernel: &Kernel) -> bool {
+        kernel.family.is_none_or(|family| family == self)
+    }
 }
 
 kernels! {
     /// Kernels that measure the adapter and belong to no operation.
     PROBES;
-    PROBE_ARITHMETIC "probe_arithmetic" ProbeArithmetic [Write] libs &[], overrides &[], consts &[];
-    PROBE_READING "probe_reading" ProbeReading [Read, Write] libs &[], overrides &[], consts &[];
+    PROBE_ARITHMETIC "probe_arithmetic" ANY, ProbeArithmetic [Write] libs &[], overrides &[], consts &[];
+    PROBE_READING "probe_reading" ANY, ProbeReading [Read, Write] libs &[], overrides &[], consts &[];
 }
 
 impl Kernel {
@@ -173,7 +217,27 @@ pub fn weight_override(dtype: Dtype) -> u32 {
     }
 }
 
-/// The value of `FUNCTION` in `activation.wgsl`.
+/// What becomes of a sum of products before it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// Nothing.
+    Done,
+    /// Another tensor joins it.
+    Add,
+    /// The activation function.
+    Activate(Activation),
+}
+
+/// The value of `THEN` in `lib/finish.wgsl`.
+pub fn then_override(then: Then) -> u32 {
+    match then {
+        Then::Done => 0,
+        Then::Add => 1,
+        Then::Activate(f) => 2 + function_override(f),
+    }
+}
+
+/// The number of a function in `lib/activation.wgsl`.
 pub fn function_override(f: Activation) -> u32 {
     match f {
         Activation::GeluTanh => 0,

@@ -5,7 +5,7 @@
 //! dropped while work that reads it is still queued: whoever gets its buffer next writes it later in the same order.
 
 use crate::device::{DeviceError, Dtype, Weight};
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::rc::Rc;
@@ -92,19 +92,42 @@ impl Tensor {
     }
 }
 
+/// How the numbers of a weight lie on the device. Each operation asks for the layout that its kernel reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// One row of f32, whatever the file has.
+    Vector,
+    /// Row by row, each padded to a multiple of 8 numbers, so that a `vec4<u32>` never holds numbers of two rows; cut by rows
+    /// into as many buffers as the adapter's largest binding demands.
+    Rows,
+    /// In panels of [`PANEL`] columns, one after the other, each row by row; the last is filled up with zeros.
+    Panels,
+}
+
+/// Columns of a panel.
+pub(super) const PANEL: usize = 32;
+
 /// Some rows of a weight in a buffer of their own.
 pub(super) struct Chunk {
     pub(super) buffer: wgpu::Buffer,
     pub(super) rows: Range<usize>,
 }
 
-/// A weight [rows, cols] in as many buffers as the adapter's largest binding demands, cut by rows. Every row is padded to a
-/// multiple of 8 numbers, so that a `vec4<u32>` never holds numbers of two rows. Vectors are f32 whatever the file has.
+/// A weight [rows, cols]. It is uploaded by the first operation that takes it, which knows in which layout.
 pub struct Matrix {
     pub(super) name: String,
-    pub(super) dtype: Dtype,
     pub(super) rows: usize,
     pub(super) cols: usize,
+    /// Until it is uploaded.
+    source: RefCell<Option<Weight>>,
+    placed: OnceCell<Placed>,
+}
+
+/// A weight on the device.
+pub(super) struct Placed {
+    layout: Layout,
+    pub(super) dtype: Dtype,
+    /// Numbers from one row to the next; in panels, from one panel to the next.
     pub(super) stride: usize,
     pub(super) chunks: Vec<Chunk>,
 }
@@ -113,79 +136,128 @@ pub struct Matrix {
 const UPLOAD_STEP: usize = 8 << 20;
 
 impl Matrix {
-    pub(super) fn upload(
+    /// Holds a weight whose rows each fit one binding.
+    pub(super) fn new(weight: &Weight, max_binding: u64) -> Result<Matrix, DeviceError> {
+        let (name, bytes) = (weight.name.clone(), (padded(weight.cols) * weight.dtype.size()) as u64);
+        if bytes > max_binding {
+            return Err(DeviceError::TooLarge { name, bytes, limit: max_binding });
+        }
+        let (rows, cols, source) = (weight.rows, weight.cols, RefCell::new(Some(weight.clone())));
+        Ok(Matrix { name, rows, cols, source, placed: OnceCell::new() })
+    }
+
+    /// The weight on the device.
+    ///
+    /// # Panics
+    /// When it lies there in another layout: an operation of each kind has one, and no weight is an operand of two kinds.
+    pub(super) fn place(
+        &self,
         device: &wgpu::Device,
         queue: &wgpu::Queue,
         max_binding: u64,
-        weight: &Weight,
-    ) -> Result<Matrix, DeviceError> {
-        let dtype = if weight.rows == 1 { Dtype::F32 } else { weight.dtype };
-        let stride = weight.cols.next_multiple_of(8);
-        let row_bytes = stride * dtype.size();
-        // At most as many rows as one dimension of a dispatch has tiles for, 64 rows each.
-        let rows_at_once = (max_binding as usize / row_bytes).min(weight.rows).min(64 * 65_535);
-        if rows_at_once == 0 {
-            return Err(DeviceError::TooLarge {
-                name: weight.name.clone(),
-                bytes: row_bytes as u64,
-                limit: max_binding,
-            });
-        }
-        let widened = (dtype != weight.dtype).then(|| weight.to_f32());
-        let bytes = widened.as_deref().map_or(weight.blob.bytes(), bytemuck::cast_slice);
-        let mut chunks = Vec::new();
-        for first in (0..weight.rows).step_by(rows_at_once) {
-            let rows = first..weight.rows.min(first + rows_at_once);
-            let buffer = device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some(&weight.name),
-                size: (rows.len() * row_bytes) as u64,
-                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            });
-            write_rows(
-                device,
-                queue,
-                &buffer,
-                &bytes[rows.start * weight.cols * dtype.size()..],
-                rows.len(),
-                weight.cols * dtype.size(),
-                row_bytes,
-            );
-            chunks.push(Chunk { buffer, rows });
-        }
-        weight.blob.release();
-        Ok(Matrix { name: weight.name.clone(), dtype, rows: weight.rows, cols: weight.cols, stride, chunks })
+        layout: Layout,
+    ) -> &Placed {
+        let placed = self.placed.get_or_init(|| {
+            let weight = self.source.take().expect("taken once, here");
+            let placed = Placed::upload(&Upload { device, queue }, max_binding, &weight, layout);
+            weight.blob.release();
+            placed
+        });
+        assert_eq!(placed.layout, layout, "{:?}: a weight is an operand of one kind", self.name);
+        placed
     }
 }
 
-/// Writes rows of `from` bytes into a buffer whose rows have `to` bytes.
-fn write_rows(
-    device: &wgpu::Device,
-    queue: &wgpu::Queue,
-    buffer: &wgpu::Buffer,
-    bytes: &[u8],
-    rows: usize,
-    from: usize,
-    to: usize,
-) {
-    let step = (UPLOAD_STEP / to).clamp(1, rows);
-    for first in (0..rows).step_by(step) {
-        let n = step.min(rows - first);
-        let part = &bytes[first * from..(first + n) * from];
-        if from == to {
-            queue.write_buffer(buffer, (first * to) as u64, part);
-        } else {
-            let mut padded = vec![0u8; n * to];
-            padded
-                .chunks_exact_mut(to)
-                .zip(part.chunks_exact(from))
-                .for_each(|(slot, row)| slot[..from].copy_from_slice(row));
-            queue.write_buffer(buffer, (first * to) as u64, &padded);
+/// Columns with their padding.
+fn padded(cols: usize) -> usize {
+    cols.next_multiple_of(8)
+}
+
+impl Placed {
+    fn upload(to: &Upload<'_>, max_binding: u64, weight: &Weight, layout: Layout) -> Placed {
+        let dtype = if layout == Layout::Vector { Dtype::F32 } else { weight.dtype };
+        let widened = (dtype != weight.dtype).then(|| weight.to_f32());
+        let bytes = widened.as_deref().map_or(weight.blob.bytes(), bytemuck::cast_slice);
+        if layout == Layout::Panels {
+            let (stride, panel_bytes) = (weight.rows * PANEL, weight.rows * PANEL * dtype.size());
+            let buffer = to.buffer(&weight.name, weight.cols.div_ceil(PANEL) * panel_bytes);
+            to.panels(&buffer, bytes, weight.cols * dtype.size(), PANEL * dtype.size(), panel_bytes);
+            return Placed { layout, dtype, stride, chunks: vec![Chunk { buffer, rows: 0..weight.rows }] };
         }
-        if n * to >= UPLOAD_STEP / 2 {
+        let stride = padded(weight.cols);
+        let row_bytes = stride * dtype.size();
+        // At most as many rows as one dimension of a dispatch has tiles for, 32 rows each.
+        let rows_at_once = (max_binding as usize / row_bytes).clamp(1, 32 * 65_535);
+        let chunk = |first: usize| {
+            let rows = first..weight.rows.min(first + rows_at_once);
+            let buffer = to.buffer(&weight.name, rows.len() * row_bytes);
+            let file_row = weight.cols * dtype.size();
+            to.rows(&buffer, &bytes[rows.start * file_row..], rows.len(), file_row, row_bytes);
+            Chunk { buffer, rows }
+        };
+        let chunks = (0..weight.rows).step_by(rows_at_once).map(chunk).collect();
+        Placed { layout, dtype, stride, chunks }
+    }
+}
+
+/// The way to the device for what is on the host.
+struct Upload<'a> {
+    device: &'a wgpu::Device,
+    queue: &'a wgpu::Queue,
+}
+
+impl Upload<'_> {
+    fn buffer(&self, name: &str, bytes: usize) -> wgpu::Buffer {
+        self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(name),
+            size: bytes as u64,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        })
+    }
+
+    /// Writes rows of `from` bytes into a buffer whose rows have `to` bytes.
+    fn rows(&self, buffer: &wgpu::Buffer, bytes: &[u8], rows: usize, from: usize, to: usize) {
+        let step = (UPLOAD_STEP / to).clamp(1, rows);
+        for first in (0..rows).step_by(step) {
+            let n = step.min(rows - first);
+            let part = &bytes[first * from..(first + n) * from];
+            if from == to {
+                self.write(buffer, first * to, part);
+            } else {
+                let mut padded = vec![0u8; n * to];
+                padded
+                    .chunks_exact_mut(to)
+                    .zip(part.chunks_exact(from))
+                    .for_each(|(slot, row)| slot[..from].copy_from_slice(row));
+                self.write(buffer, first * to, &padded);
+            }
+        }
+    }
+
+    /// Writes rows of `row` bytes as panels of `panel` bytes to each row, and `panel_bytes` to each panel.
+    fn panels(&self, buffer: &wgpu::Buffer, bytes: &[u8], row: usize, panel: usize, panel_bytes: usize) {
+        let n_panels = row.div_ceil(panel);
+        let step = (UPLOAD_STEP / panel_bytes).clamp(1, n_panels);
+        for first in (0..n_panels).step_by(step) {
+            let n = step.min(n_panels - first);
+            let columns = first * panel..row.min((first + n) * panel);
+            let mut packed = vec![0u8; n * panel_bytes];
+            for (k, whole_row) in bytes.chunks_exact(row).enumerate() {
+                for (i, part) in whole_row[columns.clone()].chunks(panel).enumerate() {
+                    packed[i * panel_bytes + k * panel..][..part.len()].copy_from_slice(part);
+                }
+            }
+            self.write(buffer, first * panel_bytes, &packed);
+        }
+    }
+
+    fn write(&self, buffer: &wgpu::Buffer, at: usize, bytes: &[u8]) {
+        self.queue.write_buffer(buffer, at as u64, bytes);
+        if bytes.len() >= UPLOAD_STEP / 2 {
             // The queue keeps a copy until the write is done: let it begin, and collect what has finished.
-            queue.submit([]);
-            let _ = device.poll(wgpu::PollType::Poll);
+            self.queue.submit([]);
+            let _ = self.device.poll(wgpu::PollType::Poll);
         }
     }
 }

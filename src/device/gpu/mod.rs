@@ -11,7 +11,9 @@ pub mod kernels;
 mod memory;
 #[cfg(not(target_arch = "wasm32"))]
 mod probe;
+mod product;
 mod record;
+mod tile;
 
 pub use adapter::{AdapterInfo, list as adapters};
 pub use clock::Span;
@@ -19,16 +21,14 @@ pub use memory::{Matrix, Tensor};
 
 use super::{Activation, Device, DeviceError, DeviceInfo, Edit, Heads, Limits, Weight, Window};
 use fault::Fault;
-use kernels::Kernel;
-use memory::{Chunk, Pool, Staging};
+use kernels::{Family, Kernel, Then};
+use memory::{Layout, Placed, Pool, Staging};
 use record::{Binding, Recording, Variant};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
-
-/// At most this many rows go through the kernels made for few rows.
-const FEW_ROWS: usize = 8;
+use tile::Tile;
 
 /// The most workgroups that one dimension of a dispatch may have.
 const MAX_GROUPS: usize = 65_535;
@@ -39,6 +39,8 @@ const BINDING_STEP: usize = 256;
 /// The device `gpu`.
 pub struct Gpu {
     info: DeviceInfo,
+    family: Family,
+    tile: Tile,
     device: wgpu::Device,
     queue: wgpu::Queue,
     max_binding: u64,
@@ -63,6 +65,29 @@ impl Gpu {
     /// [`DeviceError::NoAdapter`] or [`DeviceError::Request`].
     pub async fn open(hardware_only: bool) -> Result<Gpu, DeviceError> {
         let (adapter, device, queue) = adapter::open(hardware_only).await?;
+        let family = adapter::family(&adapter);
+        Ok(Gpu::new(&adapter, device, queue, family, Tile::DEFAULT))
+    }
+
+    /// The best adapter once with each family of kernels that it can run and, of the tiles, with each way of cutting them,
+    /// so that every kernel can be checked on any machine.
+    ///
+    /// # Errors
+    /// As [`Gpu::open`].
+    pub async fn all() -> Result<Vec<Gpu>, DeviceError> {
+        let mut all = Vec::new();
+        let (adapter, device, queue) = adapter::open(false).await?;
+        if adapter::family(&adapter) == Family::Broadcast {
+            all.push(Gpu::new(&adapter, device, queue, Family::Broadcast, Tile::DEFAULT));
+        }
+        for tile in Tile::PRESETS {
+            let (adapter, device, queue) = adapter::open(false).await?;
+            all.push(Gpu::new(&adapter, device, queue, Family::Tiles, tile));
+        }
+        Ok(all)
+    }
+
+    fn new(adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue, family: Family, tile: Tile) -> Gpu {
         let fault = Fault::default();
         let on_error = fault.clone();
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| match e {
@@ -74,8 +99,10 @@ impl Gpu {
         device.set_device_lost_callback(move |_, message| on_lost.lost(&message));
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let staging_usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        Ok(Gpu {
-            info: adapter::describe(&adapter),
+        Gpu {
+            info: adapter::describe(adapter),
+            family,
+            tile,
             // Kernels count in u32, and Metal tells them a binding's size in one.
             max_binding: device.limits().max_storage_buffer_binding_size.min(1 << 31),
             // Pooled sizes are rounded up, at most to a power of two.
@@ -86,7 +113,7 @@ impl Gpu {
             device,
             queue,
             fault,
-        })
+        }
     }
 
     /// Ends the device, as a driver does that resets its GPU: whatever runs on it fails from here on. For tests of that.
@@ -104,11 +131,6 @@ impl Gpu {
         self.fault.or(result)
     }
 
-    /// The whole of a tensor.
-    fn all<'a>(&self, x: &'a Tensor) -> Binding<'a> {
-        Binding { buffer: x.buffer(), offset: 0, size: 4 * x.len() as u64 }
-    }
-
     /// Some rows of a tensor, and how many numbers of the binding come before them: bindings begin at coarse steps.
     fn some_rows<'a>(&self, x: &'a Tensor, rows: &Range<usize>) -> (Binding<'a>, u32) {
         let start = 4 * rows.start * x.cols;
@@ -124,13 +146,32 @@ impl Gpu {
         rows.step_by(step).map(move |first| first..end.min(first + step))
     }
 
+    /// A weight as an operation's kernel reads it.
+    fn place<'a>(&self, w: &'a Matrix, layout: Layout) -> &'a Placed {
+        w.place(&self.device, &self.queue, self.max_binding, layout)
+    }
+
     /// The one buffer of a weight that operations do not cut.
-    fn uncut<'a>(&self, w: &'a Matrix) -> Binding<'a> {
-        if w.chunks.len() > 1 {
+    fn uncut<'a>(&self, w: &'a Matrix, layout: Layout) -> Binding<'a> {
+        let chunks = &self.place(w, layout).chunks;
+        if chunks.len() > 1 || chunks[0].buffer.size() > self.max_binding {
             let (name, most) = (&w.name, self.max_binding);
             self.fault.keep(&format!("the weight {name:?} is larger than one binding of this adapter ({most} bytes)"));
         }
-        whole(&w.chunks[0].buffer)
+        whole(&chunks[0].buffer)
+    }
+
+    /// A vector: a bias or a gain.
+    fn vector<'a>(&self, w: &'a Matrix) -> Binding<'a> {
+        self.uncut(w, Layout::Vector)
+    }
+
+    /// The kernel of this device's family.
+    fn either(&self, tiles: &'static Kernel, broadcast: &'static Kernel) -> Variant {
+        match self.family {
+            Family::Tiles => tiles.into(),
+            Family::Broadcast => broadcast.into(),
+        }
     }
 
     /// Small numbers from the host, in a buffer that only this run uses.
@@ -145,85 +186,15 @@ impl Gpu {
         self.queue.write_buffer(&buffer, 0, bytes);
         buffer
     }
+}
 
-    /// `x[.., from x_first] . w[rows]` into columns of y, through the kernel that suits the number of rows.
-    fn multiply(
-        &self,
-        x: &Tensor,
-        w: &Matrix,
-        w_rows: Range<usize>,
-        bias: Option<&Matrix>,
-        y: &Tensor,
-        y_first: usize,
-    ) {
-        let few = x.rows <= FEW_ROWS;
-        let params = kernels::Linear {
-            rows: x.rows as u32,
-            k: w_rows.len() as u32,
-            cols: w.cols as u32,
-            x_stride: x.cols as u32,
-            x_first: w_rows.start as u32,
-            w_stride: w.stride as u32,
-            w_first_row: w_rows.start as u32,
-            y_stride: y.cols as u32,
-            y_first: y_first as u32,
-            has_bias: bias.is_some() as u32,
-        };
-        let weight = self.uncut(w);
-        // Without a bias its binding still needs a buffer; the kernel does not look at it.
-        let bias = bias.map_or(weight, |b| whole(&b.chunks[0].buffer));
-        let bindings = [self.all(x), weight, bias, self.all(y)];
-        let columns = w.cols.div_ceil(64);
-        if few {
-            self.recording.dispatch(weighted(&kernels::LINEAR_FEW, w), &params, &bindings, grid(columns));
-        } else {
-            let groups = [columns as u32, x.rows.div_ceil(64) as u32, 1];
-            self.recording.dispatch(weighted(&kernels::LINEAR, w), &params, &bindings, groups);
-        }
-    }
-
-    fn unembed_part(
-        &self,
-        x: &Tensor,
-        rows: Range<usize>,
-        chunk: &Chunk,
-        table: &Matrix,
-        y: &Tensor,
-        y_rows: Range<usize>,
-    ) {
-        let few = rows.len() <= FEW_ROWS;
-        let (to, before) = self.some_rows(y, &y_rows);
-        let params = kernels::Unembed {
-            rows: rows.len() as u32,
-            k: x.cols as u32,
-            cols: chunk.rows.len() as u32,
-            x_first: (rows.start * x.cols) as u32,
-            w_stride: table.stride as u32,
-            y_stride: y.cols as u32,
-            y_first: before + chunk.rows.start as u32,
-        };
-        let bindings = [self.all(x), whole(&chunk.buffer), to];
-        if few {
-            self.recording.dispatch(
-                weighted(&kernels::UNEMBED_FEW, table),
-                &params,
-                &bindings,
-                grid(chunk.rows.len().div_ceil(16)),
-            );
-        } else {
-            let groups = [chunk.rows.len().div_ceil(64) as u32, rows.len().div_ceil(64) as u32, 1];
-            self.recording.dispatch(weighted(&kernels::UNEMBED, table), &params, &bindings, groups);
-        }
-    }
+/// A tensor, without what the pool's buffer has beyond it.
+fn all(x: &Tensor) -> Binding<'_> {
+    Binding { buffer: x.buffer(), offset: 0, size: 4 * x.len() as u64 }
 }
 
 fn whole(buffer: &wgpu::Buffer) -> Binding<'_> {
     Binding { buffer, offset: 0, size: buffer.size() }
-}
-
-/// A kernel compiled for the way in which a weight is stored.
-fn weighted(kernel: &'static Kernel, w: &Matrix) -> Variant {
-    Variant { kernel, with_override: Some(kernels::weight_override(w.dtype)), with_const: None }
 }
 
 /// `n` workgroups in one line, folded where one dimension does not hold them; kernels number them row by row and ignore
@@ -247,7 +218,7 @@ impl Device for Gpu {
     }
 
     fn kernels(&self) -> Vec<String> {
-        kernels::ALL.iter().map(|kernel| kernel.name.to_string()).collect()
+        kernels::ALL.iter().filter(|kernel| self.family.has(kernel)).map(|kernel| kernel.name.to_string()).collect()
     }
 
     fn kernels_run(&self) -> BTreeSet<&'static str> {
@@ -260,7 +231,7 @@ impl Device for Gpu {
     }
 
     fn load(&self, weight: &Weight) -> Result<Matrix, DeviceError> {
-        Matrix::upload(&self.device, &self.queue, self.max_binding, weight)
+        Matrix::new(weight, self.max_binding)
     }
 
     fn shape(&self, x: &Tensor) -> [usize; 2] {
@@ -274,16 +245,18 @@ impl Device for Gpu {
     fn rows(&self, table: &Matrix, ids: &[u32]) -> Tensor {
         let y = self.empty(ids.len(), table.cols);
         let ids_buffer = self.uploaded("ids", ids);
-        for chunk in &table.chunks {
+        let placed = self.place(table, Layout::Rows);
+        let variant = Variant::new(&kernels::ROWS, &[kernels::weight_override(placed.dtype)]);
+        for chunk in &placed.chunks {
             let params = kernels::Rows {
                 n_ids: ids.len() as u32,
                 cols: table.cols as u32,
-                w_stride: table.stride as u32,
+                w_stride: placed.stride as u32,
                 first: chunk.rows.start as u32,
                 n_rows: chunk.rows.len() as u32,
             };
-            let bindings = [whole(&ids_buffer), whole(&chunk.buffer), self.all(&y)];
-            self.recording.dispatch(weighted(&kernels::ROWS, table), &params, &bindings, grid(ids.len()));
+            let bindings = [whole(&ids_buffer), whole(&chunk.buffer), all(&y)];
+            self.recording.dispatch(variant, &params, &bindings, grid(ids.len()));
         }
         y
     }
@@ -292,20 +265,17 @@ impl Device for Gpu {
         assert!(gain.cols == x.cols && bias.cols == x.cols);
         let y = self.empty(x.rows, x.cols);
         let params = kernels::LayerNorm { rows: x.rows as u32, cols: x.cols as u32, eps: eps as f32 };
-        let bindings = [self.all(x), self.uncut(gain), self.uncut(bias), self.all(&y)];
-        self.recording.dispatch((&kernels::LAYER_NORM).into(), &params, &bindings, grid(x.rows));
+        let bindings = [all(x), self.vector(gain), self.vector(bias), all(&y)];
+        let variant = self.either(&kernels::LAYER_NORM, &kernels::LAYER_NORM_BROADCAST);
+        self.recording.dispatch(variant, &params, &bindings, grid(x.rows));
         y
     }
 
     fn layer_norm_scale(&self, x: &Tensor, eps: f64) -> Tensor {
         let scale = self.empty(x.rows, 1);
         let params = kernels::LayerNorm { rows: x.rows as u32, cols: x.cols as u32, eps: eps as f32 };
-        self.recording.dispatch(
-            (&kernels::LAYER_NORM_SCALE).into(),
-            &params,
-            &[self.all(x), self.all(&scale)],
-            grid(x.rows),
-        );
+        let variant = self.either(&kernels::LAYER_NORM_SCALE, &kernels::LAYER_NORM_SCALE_BROADCAST);
+        self.recording.dispatch(variant, &params, &[all(x), all(&scale)], grid(x.rows));
         scale
     }
 
@@ -313,8 +283,9 @@ impl Device for Gpu {
         assert_eq!([scale.rows, scale.cols], [x.rows, 1]);
         let y = self.empty(x.rows, x.cols);
         let params = kernels::Matrix { rows: x.rows as u32, cols: x.cols as u32 };
-        let bindings = [self.all(x), self.all(scale), self.all(&y)];
-        self.recording.dispatch((&kernels::LAYER_NORM_NORMALIZE).into(), &params, &bindings, grid(x.rows));
+        let bindings = [all(x), all(scale), all(&y)];
+        let variant = self.either(&kernels::LAYER_NORM_NORMALIZE, &kernels::LAYER_NORM_NORMALIZE_BROADCAST);
+        self.recording.dispatch(variant, &params, &bindings, grid(x.rows));
         y
     }
 
@@ -322,16 +293,22 @@ impl Device for Gpu {
         assert!(gain.cols == x.cols && bias.cols == x.cols);
         let y = self.empty(x.rows, x.cols);
         let params = kernels::GainBias { n: x.len() as u32, cols: x.cols as u32 };
-        let bindings = [self.all(x), self.uncut(gain), self.uncut(bias), self.all(&y)];
+        let bindings = [all(x), self.vector(gain), self.vector(bias), all(&y)];
         self.recording.dispatch((&kernels::GAIN_BIAS).into(), &params, &bindings, elements(x.len()));
         y
     }
 
     fn linear(&self, x: &Tensor, w: &Matrix, bias: &Matrix) -> Tensor {
-        assert!(x.cols == w.rows && bias.cols == w.cols);
-        let y = self.empty(x.rows, w.cols);
-        self.multiply(x, w, 0..w.rows, Some(bias), &y, 0);
-        y
+        self.product(x, w, bias, None, Then::Done)
+    }
+
+    fn linear_activation(&self, x: &Tensor, w: &Matrix, bias: &Matrix, f: Activation) -> Tensor {
+        self.product(x, w, bias, None, Then::Activate(f))
+    }
+
+    fn linear_add(&self, a: &Tensor, x: &Tensor, w: &Matrix, bias: &Matrix) -> Tensor {
+        assert_eq!([a.rows, a.cols], [x.rows, w.cols]);
+        self.product(x, w, bias, Some(a), Then::Add)
     }
 
     fn linear_by_head(&self, z: &Tensor, w: &Matrix, n_head: usize) -> Tensor {
@@ -339,7 +316,12 @@ impl Device for Gpu {
         let head_dim = z.cols / n_head;
         let y = self.empty(z.rows, n_head * w.cols);
         for head in 0..n_head {
-            self.multiply(z, w, head * head_dim..(head + 1) * head_dim, None, &y, head * w.cols);
+            let rows = head * head_dim..(head + 1) * head_dim;
+            self.multiply(
+                product::Product { x: z, w, rows, bias: None, added: None, then: Then::Done },
+                &y,
+                head * w.cols,
+            );
         }
         y
     }
@@ -348,7 +330,7 @@ impl Device for Gpu {
         assert_eq!(parts.cols, n_head * bias.cols);
         let y = self.empty(parts.rows, bias.cols);
         let params = kernels::SumHeads { n: y.len() as u32, cols: y.cols as u32, n_head: n_head as u32 };
-        let bindings = [self.all(parts), self.uncut(bias), self.all(&y)];
+        let bindings = [all(parts), self.vector(bias), all(&y)];
         self.recording.dispatch((&kernels::SUM_HEADS).into(), &params, &bindings, elements(y.len()));
         y
     }
@@ -357,10 +339,18 @@ impl Device for Gpu {
         let z = self.empty(qkv.rows, qkv.cols / 3);
         for text in texts {
             let params = attention_params(qkv, text, heads);
-            let parts = (params.head_dim as usize).div_ceil(16) as u32;
-            let variant = Variant { kernel: &kernels::ATTENTION, with_override: None, with_const: Some(parts) };
-            let groups = [text.len().div_ceil(16) as u32, heads.n_head as u32, 1];
-            self.recording.dispatch(variant, &params, &[self.all(qkv), self.all(&z)], groups);
+            let head_dim = params.head_dim as usize;
+            let (variant, groups) = match self.family {
+                Family::Tiles => (
+                    Variant::new(&kernels::ATTENTION, &[head_dim.div_ceil(16) as u32]),
+                    [text.len().div_ceil(16) as u32, heads.n_head as u32, 1],
+                ),
+                Family::Broadcast => (
+                    (&kernels::ATTENTION_BROADCAST).into(),
+                    [text.len().div_ceil(8) as u32, heads.n_head as u32, head_dim.div_ceil(64) as u32],
+                ),
+            };
+            self.recording.dispatch(variant, &params, &[all(qkv), all(&z)], groups);
         }
         z
     }
@@ -370,20 +360,16 @@ impl Device for Gpu {
         let blocks = text.len().div_ceil(16) as u32;
         let params = attention_params(qkv, &text, heads);
         let groups = [blocks, blocks, heads.n_head as u32];
-        self.recording.dispatch(
-            (&kernels::ATTENTION_SCORES).into(),
-            &params,
-            &[self.all(qkv), self.all(&scores)],
-            groups,
-        );
+        self.recording.dispatch((&kernels::ATTENTION_SCORES).into(), &params, &[all(qkv), all(&scores)], groups);
         scores
     }
 
     fn attention_pattern(&self, scores: &Tensor) -> Tensor {
         let pattern = self.empty(scores.rows, scores.cols);
         let params = kernels::Matrix { rows: scores.rows as u32, cols: scores.cols as u32 };
-        let bindings = [self.all(scores), self.all(&pattern)];
-        self.recording.dispatch((&kernels::ATTENTION_PATTERN).into(), &params, &bindings, grid(scores.rows));
+        let bindings = [all(scores), all(&pattern)];
+        let variant = self.either(&kernels::ATTENTION_PATTERN, &kernels::ATTENTION_PATTERN_BROADCAST);
+        self.recording.dispatch(variant, &params, &bindings, grid(scores.rows));
         pattern
     }
 
@@ -392,19 +378,15 @@ impl Device for Gpu {
         let kernels::Attention { first, n_pos, n_embd, head_dim, .. } = attention_params(qkv, &text, heads);
         let params = kernels::AttentionMix { first, n_pos, n_embd, head_dim };
         let groups = [head_dim.div_ceil(16), n_pos.div_ceil(16), heads.n_head as u32];
-        let bindings = [self.all(pattern), self.all(qkv), self.all(z)];
+        let bindings = [all(pattern), all(qkv), all(z)];
         self.recording.dispatch((&kernels::ATTENTION_MIX).into(), &params, &bindings, groups);
     }
 
     fn activation(&self, x: &Tensor, f: Activation) -> Tensor {
         let y = self.empty(x.rows, x.cols);
-        let variant = Variant {
-            kernel: &kernels::ACTIVATION,
-            with_override: Some(kernels::function_override(f)),
-            with_const: None,
-        };
+        let variant = Variant::new(&kernels::ACTIVATION, &[kernels::function_override(f)]);
         let params = kernels::Elements { n: x.len() as u32 };
-        self.recording.dispatch(variant, &params, &[self.all(x), self.all(&y)], elements(x.len()));
+        self.recording.dispatch(variant, &params, &[all(x), all(&y)], elements(x.len()));
         y
     }
 
@@ -412,12 +394,7 @@ impl Device for Gpu {
         assert_eq!([a.rows, a.cols], [b.rows, b.cols]);
         let y = self.empty(a.rows, a.cols);
         let params = kernels::Elements { n: a.len() as u32 };
-        self.recording.dispatch(
-            (&kernels::ADD).into(),
-            &params,
-            &[self.all(a), self.all(b), self.all(&y)],
-            elements(a.len()),
-        );
+        self.recording.dispatch((&kernels::ADD).into(), &params, &[all(a), all(b), all(&y)], elements(a.len()));
         y
     }
 
@@ -425,9 +402,7 @@ impl Device for Gpu {
         assert_eq!(x.cols, table.cols);
         let y = self.empty(rows.len(), table.rows);
         for part in self.bindable(0..rows.len(), table.rows) {
-            for chunk in &table.chunks {
-                self.unembed_part(x, rows.start + part.start..rows.start + part.end, chunk, table, &y, part.clone());
-            }
+            self.unembed_part(x, rows.start + part.start..rows.start + part.end, table, &y, part.clone());
         }
         y
     }
@@ -485,7 +460,7 @@ impl Device for Gpu {
                     x_stride: x.cols as u32,
                     first: 0,
                 };
-                let bindings = [source, self.all(&gathered)];
+                let bindings = [source, all(&gathered)];
                 self.recording.dispatch((&kernels::COPY_OUT).into(), &params, &bindings, elements(gathered.len()));
                 let part = 4 * gathered.len() as u64;
                 self.recording.stage(gathered.buffer(), 0, part, &staging, at);

@@ -1,7 +1,7 @@
 //! The limits of the adapter, measured by two kernels of their own, and the clock by which its kernels are timed. Owns how
 //! those are asked for; `clock.rs` has the timestamps.
 
-use super::{Gpu, kernels};
+use super::{Gpu, all, kernels};
 use crate::device::probe::{Measured, Probes};
 use crate::device::{Device, DeviceError, Edit, Window};
 use std::time::Instant;
@@ -40,20 +40,20 @@ impl Measured for Gpu {
         let row: Vec<f32> = (1..=4096).map(|i| (i as f32 * 0.618_034).fract()).collect();
         let bytes = self.max_binding.min(self.max_buffer).min(MOST_BYTES);
         let mut numbers = self.empty(bytes as usize / 4 / row.len(), row.len());
-        let all = Window { rows: vec![0..numbers.rows], cols: 0..numbers.cols };
-        self.edit(&mut numbers, &all, &Edit::Replace(row));
+        let everything = Window { rows: vec![0..numbers.rows], cols: 0..numbers.cols };
+        self.edit(&mut numbers, &everything, &Edit::Replace(row));
         let rounds = if self.info.software { 1 << 6 } else { 1 << 11 };
         Probes {
             arithmetic: Box::new(move || {
                 let params = kernels::ProbeArithmetic { rounds, factor: 0.999, addend: 0.001 };
                 let kernel = &kernels::PROBE_ARITHMETIC;
-                self.recording.dispatch(kernel.into(), &params, &[self.all(&sums)], [GROUPS, 1, 1]);
+                self.recording.dispatch(kernel.into(), &params, &[all(&sums)], [GROUPS, 1, 1]);
                 // Four steps of three vectors of four numbers.
                 2.0 * 48.0 * f64::from(rounds) * f64::from(lanes)
             }),
             reading: Box::new(move || {
                 let params = kernels::ProbeReading { n: (numbers.len() / 4) as u32, lanes };
-                let bindings = [self.all(&numbers), self.all(&more_sums)];
+                let bindings = [all(&numbers), all(&more_sums)];
                 self.recording.dispatch((&kernels::PROBE_READING).into(), &params, &bindings, [GROUPS, 1, 1]);
                 4.0 * numbers.len() as f64
             }),

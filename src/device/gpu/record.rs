@@ -26,21 +26,32 @@ pub(super) struct Binding<'a> {
 /// A kernel with the constants it is compiled for.
 #[derive(Clone, Copy)]
 pub(super) struct Variant {
-    pub(super) kernel: &'static Kernel,
-    /// The value of its one override.
-    pub(super) with_override: Option<u32>,
-    /// The value of its one generated constant.
-    pub(super) with_const: Option<u32>,
+    kernel: &'static Kernel,
+    /// The values of its overrides, then those of its generated constants, in the order of its table entry.
+    settings: [u32; MOST_SETTINGS],
+}
+
+/// The most overrides and constants that a kernel has.
+const MOST_SETTINGS: usize = 5;
+
+impl Variant {
+    /// `settings` as the kernel's table entry names them: overrides first, then constants.
+    pub(super) fn new(kernel: &'static Kernel, settings: &[u32]) -> Variant {
+        assert_eq!(kernel.overrides.len() + kernel.consts.len(), settings.len(), "{}", kernel.name);
+        let mut all = [0; MOST_SETTINGS];
+        all[..settings.len()].copy_from_slice(settings);
+        Variant { kernel, settings: all }
+    }
 }
 
 impl From<&'static Kernel> for Variant {
     fn from(kernel: &'static Kernel) -> Variant {
-        Variant { kernel, with_override: None, with_const: None }
+        Variant::new(kernel, &[])
     }
 }
 
-/// A [`Variant`] by name and constants.
-type PipelineKey = (&'static str, Option<u32>, Option<u32>);
+/// A [`Variant`] by name and settings.
+type PipelineKey = (&'static str, [u32; MOST_SETTINGS]);
 
 struct Pipeline {
     layout: wgpu::BindGroupLayout,
@@ -213,7 +224,7 @@ impl Recording {
     }
 
     fn pipeline(&self, variant: Variant) -> Rc<Pipeline> {
-        let key = (variant.kernel.name, variant.with_override, variant.with_const);
+        let key = (variant.kernel.name, variant.settings);
         if let Some(pipeline) = self.pipelines.borrow().get(&key) {
             return pipeline.clone();
         }
@@ -267,22 +278,20 @@ fn compile(device: &wgpu::Device, variant: Variant) -> Pipeline {
         bind_group_layouts: &[Some(&layout)],
         immediate_size: 0,
     });
-    let named = |names: &[(&'static str, u32)], value: Option<u32>| -> Option<(&'static str, u32)> {
-        Some((names.first()?.0, value?))
-    };
-    let consts: Vec<_> = named(kernel.consts, variant.with_const).into_iter().collect();
+    let mut named = kernel.overrides.iter().chain(kernel.consts).map(|(name, _)| *name).zip(variant.settings);
+    let overrides: Vec<_> =
+        named.by_ref().take(kernel.overrides.len()).map(|(name, value)| (name, f64::from(value))).collect();
+    let consts: Vec<_> = named.collect();
     let text = kernel.module(&consts);
     #[cfg(feature = "faults")]
     let text = super::faults::planted(kernel.name, text);
     let source = wgpu::ShaderSource::Wgsl(text.into());
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor { label, source });
-    let overrides: Vec<_> =
-        named(kernel.overrides, variant.with_override).into_iter().map(|(name, v)| (name, f64::from(v))).collect();
     let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
         label,
         layout: Some(&pipeline_layout),
         module: &module,
-        entry_point: Some(kernel.name),
+        entry_point: Some(kernel.file),
         compilation_options: wgpu::PipelineCompilationOptions {
             constants: &overrides,
             // Every kernel writes its workgroup memory before it reads it.

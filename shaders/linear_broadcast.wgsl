@@ -1,0 +1,75 @@
+// y = x . w + bias, then what THEN says, for adapters that are programs (llvmpipe): there every number that is loaded costs
+// as much as dozens of products, and workgroup memory more than either, so lanes hand each other what they have loaded.
+// One workgroup is one subgroup of 8 lanes: 8 rows x 32 columns, four columns a lane. Each lane loads one step of k of every
+// row, and all lanes hear it in turn. w lies in panels of 32 columns, so that a lane's fours follow one another along k.
+// Every 64 products are summed by themselves before they join the total (see linear.wgsl).
+
+struct Params {
+    rows: u32,
+    k: u32,
+    cols: u32,
+    x_stride: u32,    // columns of x
+    x_first: u32,     // the column of x with which k begins
+    w_stride: u32,    // numbers from one panel of w to the next
+    w_first_row: u32, // the row of w with which k begins
+    y_stride: u32,    // columns of y
+    y_first: u32,     // the column of y with which the result begins
+    has_bias: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<f32>;        // x [T, x_stride]
+@group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [cols / 32, .., 32], as lib/weight.wgsl packs it
+@group(0) @binding(3) var<storage, read> bias: array<f32>;     // bias [cols]
+@group(0) @binding(4) var<storage, read> added: array<f32>;    // added [T, y_stride], looked at if THEN is 1
+@group(0) @binding(5) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
+
+@compute @workgroup_size(8)
+fn linear_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = wg.x * 8u;
+    let panel = wg.z * n_wg.y + wg.y;
+    // A panel beyond the last has nothing to add up.
+    let k_end = select(0u, p.k, panel * 32u < p.cols);
+    let whole = k_end / 8u * 8u;
+    let x_lo = rows_lo(row, p.rows - 1u) * p.x_stride + p.x_first;
+    let x_hi = rows_hi(row, p.rows - 1u) * p.x_stride + p.x_first;
+    var w_at = (panel * p.w_stride + p.w_first_row * 32u) / 4u + lane;
+
+    var total = array<vec4<f32>, 8>();
+    for (var block = 0u; block < whole; block += 64u) {
+        var part = array<vec4<f32>, 8>();
+        let end = min(block + 64u, whole);
+        for (var k0 = block; k0 < end; k0 += 8u) {
+            let k = k0 + lane;
+            let lo = vec4<f32>(x[x_lo.x + k], x[x_lo.y + k], x[x_lo.z + k], x[x_lo.w + k]);
+            let hi = vec4<f32>(x[x_hi.x + k], x[x_hi.y + k], x[x_hi.z + k], x[x_hi.w + k]);
+            multiply_add(&part, subgroupBroadcast(lo, 0u), subgroupBroadcast(hi, 0u), weight4(w_at));
+            multiply_add(&part, subgroupBroadcast(lo, 1u), subgroupBroadcast(hi, 1u), weight4(w_at + 8u));
+            multiply_add(&part, subgroupBroadcast(lo, 2u), subgroupBroadcast(hi, 2u), weight4(w_at + 16u));
+            multiply_add(&part, subgroupBroadcast(lo, 3u), subgroupBroadcast(hi, 3u), weight4(w_at + 24u));
+            multiply_add(&part, subgroupBroadcast(lo, 4u), subgroupBroadcast(hi, 4u), weight4(w_at + 32u));
+            multiply_add(&part, subgroupBroadcast(lo, 5u), subgroupBroadcast(hi, 5u), weight4(w_at + 40u));
+            multiply_add(&part, subgroupBroadcast(lo, 6u), subgroupBroadcast(hi, 6u), weight4(w_at + 48u));
+            multiply_add(&part, subgroupBroadcast(lo, 7u), subgroupBroadcast(hi, 7u), weight4(w_at + 56u));
+            w_at += 64u;
+        }
+        join(&total, part);
+    }
+    // What is left of k: every lane loads the same number of a row.
+    for (var k = whole; k < k_end; k += 1u) {
+        let lo = vec4<f32>(x[x_lo.x + k], x[x_lo.y + k], x[x_lo.z + k], x[x_lo.w + k]);
+        let hi = vec4<f32>(x[x_hi.x + k], x[x_hi.y + k], x[x_hi.z + k], x[x_hi.w + k]);
+        multiply_add(&total, lo, hi, weight4(w_at));
+        w_at += 8u;
+    }
+
+    for (var r = 0u; r < 8u; r += 1u) {
+        for (var c = 0u; c < 4u; c += 1u) {
+            let col = panel * 32u + lane * 4u + c;
+            if row + r < p.rows && col < p.cols {
+                let at = (row + r) * p.y_stride + p.y_first + col;
+                y[at] = finish(total[r][c], col, at);
+            }
+        }
+    }
+}

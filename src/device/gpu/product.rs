@@ -1,0 +1,123 @@
+//! Products: with weights as Conv1D stores them, and with the unembedding's table. Owns which kernel takes one, by the
+//! adapter's family and the number of rows.
+
+use super::kernels::{self, Family, Then, then_override, weight_override};
+use super::memory::{Layout, Matrix, PANEL, Tensor};
+use super::record::Variant;
+use super::{Gpu, all, grid, whole};
+use crate::device::Device;
+use std::ops::Range;
+
+/// At most this many rows go through the kernels made for few rows.
+const FEW_ROWS: usize = 8;
+
+/// Rows of a tile of the kernels that broadcast.
+const BROADCAST_ROWS: usize = 8;
+
+/// `x[.., rows] . w[rows] + bias`, and then what `then` says.
+pub(super) struct Product<'a> {
+    pub(super) x: &'a Tensor,
+    pub(super) w: &'a Matrix,
+    pub(super) rows: Range<usize>,
+    pub(super) bias: Option<&'a Matrix>,
+    pub(super) added: Option<&'a Tensor>,
+    pub(super) then: Then,
+}
+
+/// `panels` x `tiles` workgroups; kernels ignore panels beyond the last.
+fn panels(tiles: usize, panels: usize) -> [u32; 3] {
+    let [y, z, _] = grid(panels);
+    [tiles as u32, y, z]
+}
+
+impl Gpu {
+    /// The product with a whole weight, as a new tensor.
+    pub(super) fn product(&self, x: &Tensor, w: &Matrix, bias: &Matrix, added: Option<&Tensor>, then: Then) -> Tensor {
+        assert!(x.cols == w.rows && bias.cols == w.cols);
+        let y = self.empty(x.rows, w.cols);
+        self.multiply(Product { x, w, rows: 0..w.rows, bias: Some(bias), added, then }, &y, 0);
+        y
+    }
+
+    /// Writes a product into the columns of y from `y_first` on.
+    pub(super) fn multiply(&self, product: Product<'_>, y: &Tensor, y_first: usize) {
+        let Product { x, w, rows, bias, added, then } = product;
+        let layout = match self.family {
+            Family::Tiles => Layout::Rows,
+            Family::Broadcast => Layout::Panels,
+        };
+        let (weight, placed) = (self.uncut(w, layout), self.place(w, layout));
+        let params = kernels::Linear {
+            rows: x.rows as u32,
+            k: rows.len() as u32,
+            cols: w.cols as u32,
+            x_stride: x.cols as u32,
+            x_first: rows.start as u32,
+            w_stride: placed.stride as u32,
+            w_first_row: rows.start as u32,
+            y_stride: y.cols as u32,
+            y_first: y_first as u32,
+            has_bias: bias.is_some() as u32,
+        };
+        // What is not there needs a buffer all the same; the kernel does not look at it.
+        let bias = bias.map_or(weight, |b| self.vector(b));
+        let bindings = [all(x), weight, bias, added.map_or(weight, |a| all(a)), all(y)];
+        let (dtype, then) = (weight_override(placed.dtype), then_override(then));
+        let (variant, groups) = match self.family {
+            Family::Broadcast => (
+                Variant::new(&kernels::LINEAR_BROADCAST, &[dtype, then]),
+                panels(x.rows.div_ceil(BROADCAST_ROWS), w.cols.div_ceil(PANEL)),
+            ),
+            Family::Tiles if x.rows <= FEW_ROWS => {
+                (Variant::new(&kernels::LINEAR_FEW, &[dtype, then]), grid(w.cols.div_ceil(16)))
+            }
+            Family::Tiles => {
+                let [lanes, tile_rows, fours] = self.tile.settings();
+                let variant = Variant::new(&kernels::LINEAR, &[dtype, then, lanes, tile_rows, fours]);
+                (variant, self.tile.groups(x.rows, w.cols))
+            }
+        };
+        self.recording.dispatch(variant, &params, &bindings, groups);
+    }
+
+    /// `x[rows] . tableᵀ` into rows of y.
+    pub(super) fn unembed_part(
+        &self,
+        x: &Tensor,
+        rows: Range<usize>,
+        table: &Matrix,
+        y: &Tensor,
+        y_rows: Range<usize>,
+    ) {
+        let placed = self.place(table, Layout::Rows);
+        let dtype = weight_override(placed.dtype);
+        let (to, before) = self.some_rows(y, &y_rows);
+        for chunk in &placed.chunks {
+            let cols = chunk.rows.len();
+            let params = kernels::Unembed {
+                rows: rows.len() as u32,
+                k: x.cols as u32,
+                cols: cols as u32,
+                x_first: (rows.start * x.cols) as u32,
+                w_stride: placed.stride as u32,
+                y_stride: y.cols as u32,
+                y_first: before + chunk.rows.start as u32,
+            };
+            let (variant, groups) = match self.family {
+                Family::Broadcast => (
+                    Variant::new(&kernels::UNEMBED_BROADCAST, &[dtype]),
+                    panels(rows.len().div_ceil(BROADCAST_ROWS), cols.div_ceil(32)),
+                ),
+                Family::Tiles if rows.len() <= FEW_ROWS => {
+                    (Variant::new(&kernels::UNEMBED_FEW, &[dtype]), grid(cols.div_ceil(16)))
+                }
+                Family::Tiles => {
+                    let [lanes, tile_rows, fours] = self.tile.settings();
+                    let variant = Variant::new(&kernels::UNEMBED, &[dtype, lanes, tile_rows, fours]);
+                    (variant, self.tile.groups(rows.len(), cols))
+                }
+            };
+            self.recording.dispatch(variant, &params, &[all(x), whole(&chunk.buffer), to], groups);
+        }
+    }
+}
