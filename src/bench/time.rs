@@ -60,20 +60,24 @@ impl<'a> Budget<'a> {
         mut batch: impl AsyncFnMut(usize) -> Result<f64, E>,
     ) -> Result<Result<Timing, f64>, E> {
         let begin = Instant::now();
-        let fits = |once: f64, runs: usize, left: f64| once <= self.longest && once * runs as f64 <= left;
-        let too_long = |once: f64, about: &str| match once > 0.0 {
-            true => format!("one run takes {about}{once:.2} s"),
-            false => "the time for these rows was used up".into(),
+        let longest = self.longest;
+        let too_long = |once: f64, about: &str| match once {
+            0.0 => "the time for these rows was used up".into(),
+            _ if once > longest => format!("one run takes {about}{once:.2} s"),
+            _ => format!("one run takes {about}{once:.2} s, and the time for these rows was nearly used up"),
         };
-        if !fits(expected, 1 + FEW_BATCHES, self.left) {
+        if expected > self.longest || expected * (1 + FEW_BATCHES) as f64 > self.left {
             self.leave_out(row, too_long(expected, "about "));
             return Ok(Err(expected));
         }
         // The first run compiles kernels and takes memory.
         batch(1).await?;
         let once = batch(1).await?;
-        if !fits(once, FEW_BATCHES - 1, self.left - begin.elapsed().as_secs_f64()) {
-            self.left -= begin.elapsed().as_secs_f64();
+        // A batch may do more than what it times.
+        let so_far = begin.elapsed().as_secs_f64();
+        let more = so_far / 2.0 * (FEW_BATCHES - 1) as f64;
+        if once > self.longest || once > BATCH && so_far + more > self.left {
+            self.left -= so_far;
             self.leave_out(row, too_long(once, ""));
             return Ok(Err(once));
         }

@@ -124,7 +124,8 @@ impl Measurement {
         writeln!(
             out,
             "   a multiply-add is two operations; bytes: what goes in, weights too, read once, and what comes out written once\n   \
-             copies of the weights take turns, since in a run they come from memory; the rest may come from caches, faster than 100 %"
+             copies of the weights take turns, since in a run they come from memory; what comes from caches, or is read more\n   \
+             cleverly than by the plain loops that measure the limits, may pass 100 %"
         )?;
         writeln!(out, "\n3. Whole runs of one text, model {}, by the host's clock", self.model)?;
         writeln!(
