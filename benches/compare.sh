@@ -9,7 +9,8 @@
 #
 # The ratios are printed and written to benches/results/, with versions, driver and date; MACHINE=name names the machine there.
 # Makes two Python environments with the peers (about 7 GB) and a random checkpoint of gpt2-small's shape in PEERS_DIR, target/peers by
-# default. On software Vulkan ONNX Runtime WebGPU wants Mesa 23 or later; VK_DRIVER_FILES names another driver for both sides.
+# default. ONNX Runtime WebGPU does not take the software Vulkan of Mesa 22.3 but that of 25.0; VK_DRIVER_FILES
+# names another driver, to both sides.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PEERS_DIR=${PEERS_DIR:-target/peers}

@@ -28,19 +28,24 @@ def draw(rows, path):
                 if points:
                     ax.plot(*zip(*points), color=colour, marker=marker, linewidth=width, markersize=6, label=who)
             ax.set_xscale("log", base=2)
-            ax.set_yscale("log")
             ticks = sorted({int(row[axis]) for row in rows if row[fixed] == at})
             ax.set_xticks(ticks, [str(tick) for tick in ticks])
+            if field == "ms":
+                ax.set_yscale("log")
+                low, high = ax.get_ylim()
+                steps = [n * 10**power for power in range(-1, 7) for n in (1, 2, 5)]
+                ticks = [step for step in steps if low <= step <= high]
+                ax.set_yticks(ticks, [f"{step:g}" if step < 1 else f"{step:,.0f}" for step in ticks])
+            else:
+                ax.set_ylim(bottom=0)
+                ax.yaxis.set_major_formatter("{x:,.0f}")
             ax.minorticks_off()
-            low, high = ax.get_ylim()
-            steps = [n * 10**power for power in range(-1, 7) for n in (1, 2, 5)]
-            ticks = [step for step in steps if low <= step <= high]
-            ax.set_yticks(ticks, [f"{step:g}" if step < 1 else f"{step:,.0f}" for step in ticks])
             ax.set_xlabel(label, fontsize=12)
             ax.set_ylabel(unit, fontsize=12)
             ax.tick_params(labelsize=11)
             ax.grid(color="#dddddd", linewidth=0.7)
-    axes[0][0].legend(fontsize=11, frameon=False)
+    # One that is in the first picture is in all of them.
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=11, frameon=False)
     figure.suptitle("gpt2-small's shape, 13 hidden states to the host, f32", fontsize=14)
     figure.savefig(path, dpi=110)
     plt.close(figure)
