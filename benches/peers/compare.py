@@ -117,7 +117,7 @@ class Worker:
 
 
 class Results:
-    """One file for each day and machine, to which rows are added as they are measured."""
+    """One file for each day and machine, written whenever a row has been measured."""
 
     def __init__(self):
         RESULTS.mkdir(exist_ok=True)
@@ -132,13 +132,16 @@ class Results:
         return next((row for row in self.rows if all(row[field] == key[field] for field in key)), None)
 
     def add(self, row):
-        self.rows.append({field: str(value) for field, value in row.items()})
-        new = not self.path.exists()
-        with open(self.path, "a", newline="") as file:
+        """In place of an older one: a group of which one row is missing is measured again as a whole."""
+        row = {field: str(value) for field, value in row.items()}
+        older = self.find(*(row[field] for field in FIELDS[:5]))
+        self.rows = [other for other in self.rows if other is not older] + [row]
+        unfinished = self.path.with_suffix(".unfinished")
+        with open(unfinished, "w", newline="") as file:
             writer = csv.DictWriter(file, FIELDS)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        unfinished.rename(self.path)
 
     def know(self, workers):
         self.about.update({who: [w.about["version"], w.about["device"]] for who, w in workers.items()})
