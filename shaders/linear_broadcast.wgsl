@@ -24,6 +24,17 @@ struct Params {
 @group(0) @binding(4) var<storage, read> added: array<f32>;    // added [T, y_stride], looked at if THEN is 1
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
 
+// Called row by row: indices that the driver knows keep the sums in registers.
+fn store(row: u32, first: u32, sums: vec4<f32>) {
+    for (var c = 0u; c < 4u; c += 1u) {
+        let col = first + c;
+        if row < p.rows && col < p.cols {
+            let at = row * p.y_stride + p.y_first + col;
+            y[at] = finish(sums[c], col, at);
+        }
+    }
+}
+
 @compute @workgroup_size(8)
 fn linear_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = wg.x * 8u;
@@ -63,13 +74,13 @@ fn linear_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroup
         w_at += 8u;
     }
 
-    for (var r = 0u; r < 8u; r += 1u) {
-        for (var c = 0u; c < 4u; c += 1u) {
-            let col = panel * 32u + lane * 4u + c;
-            if row + r < p.rows && col < p.cols {
-                let at = (row + r) * p.y_stride + p.y_first + col;
-                y[at] = finish(total[r][c], col, at);
-            }
-        }
-    }
+    let col = panel * 32u + lane * 4u;
+    store(row + 0u, col, total[0]);
+    store(row + 1u, col, total[1]);
+    store(row + 2u, col, total[2]);
+    store(row + 3u, col, total[3]);
+    store(row + 4u, col, total[4]);
+    store(row + 5u, col, total[5]);
+    store(row + 6u, col, total[6]);
+    store(row + 7u, col, total[7]);
 }

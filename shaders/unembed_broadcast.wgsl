@@ -16,6 +16,15 @@ struct Params {
 @group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [cols, w_stride], as lib/weight.wgsl packs it
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
 
+// Called row by row: indices that the driver knows keep the sums in registers.
+fn store(row: u32, token: u32, sums: vec4<f32>) {
+    for (var c = 0u; c < 4u; c += 1u) {
+        if row < p.rows && token + c < p.cols {
+            y[p.y_first + row * p.y_stride + token + c] = sums[c];
+        }
+    }
+}
+
 @compute @workgroup_size(8)
 fn unembed_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = wg.x * 8u;
@@ -29,11 +38,10 @@ fn unembed_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgrou
         var part = array<vec4<f32>, 8>();
         let end = min(block + 64u, p.k);
         for (var k0 = block; k0 < end; k0 += 8u) {
-            // The table's rows are padded with zeros to a multiple of 8 numbers, x's are followed by the next row.
+            // The table's rows are padded with zeros to a multiple of 8 numbers; x's row ends, and the next may hold anything.
             let k = min(k0 + lane, p.k - 1u);
-            let inside = k0 + lane < p.k;
-            let lo = select(vec4<f32>(), vec4<f32>(x[x_lo.x + k], x[x_lo.y + k], x[x_lo.z + k], x[x_lo.w + k]), inside);
-            let hi = select(vec4<f32>(), vec4<f32>(x[x_hi.x + k], x[x_hi.y + k], x[x_hi.z + k], x[x_hi.w + k]), inside);
+            let lo = vec4<f32>(x[x_lo.x + k], x[x_lo.y + k], x[x_lo.z + k], x[x_lo.w + k]);
+            let hi = vec4<f32>(x[x_hi.x + k], x[x_hi.y + k], x[x_hi.z + k], x[x_hi.w + k]);
             let at = w_at + k0 / 4u;
             var a = weight4(at.x);
             var b = weight4(at.y);
@@ -55,11 +63,12 @@ fn unembed_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgrou
         join(&total, part);
     }
 
-    for (var r = 0u; r < 8u; r += 1u) {
-        for (var c = 0u; c < 4u; c += 1u) {
-            if row + r < p.rows && token + c < p.cols {
-                y[p.y_first + (row + r) * p.y_stride + token + c] = total[r][c];
-            }
-        }
-    }
+    store(row + 0u, token, total[0]);
+    store(row + 1u, token, total[1]);
+    store(row + 2u, token, total[2]);
+    store(row + 3u, token, total[3]);
+    store(row + 4u, token, total[4]);
+    store(row + 5u, token, total[5]);
+    store(row + 6u, token, total[6]);
+    store(row + 7u, token, total[7]);
 }

@@ -17,6 +17,14 @@ pub trait Sink {
     /// # Errors
     /// Ends the run: a full disk, say.
     fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()>;
+
+    /// [`Sink::put`] of values that the sink may keep instead of copying them.
+    ///
+    /// # Errors
+    /// As [`Sink::put`].
+    fn give(&mut self, site: Site, text: usize, values: ArrayD<f32>) -> std::io::Result<()> {
+        self.put(site, text, values.view())
+    }
 }
 
 /// Where values can be had again, text by text: what formats that are written from front to back read.
@@ -93,6 +101,17 @@ impl Sink for Capture {
         }
         of_text.assign(&values);
         Ok(())
+    }
+
+    fn give(&mut self, site: Site, text: usize, values: ArrayD<f32>) -> std::io::Result<()> {
+        match self.arrays.get_mut(&site) {
+            // All that this array will ever hold: its own memory was never touched.
+            Some(array) if array.shape()[0] == 1 && array.len() == values.len() => {
+                *array = values.insert_axis(Axis(0));
+                Ok(())
+            }
+            _ => self.put(site, text, values.view()),
+        }
     }
 }
 

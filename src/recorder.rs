@@ -9,7 +9,7 @@ use crate::capture::Sink;
 use crate::device::{Device, DeviceError, Edit, MASKED, Window};
 use crate::hooks::Hooks;
 use crate::sites::Site;
-use ndarray::{ArrayViewD, IxDyn};
+use ndarray::{ArrayD, ArrayViewD, IxDyn};
 use std::ops::Range;
 
 /// Why a forward pass ended before its last operation. `Done` is no fault: everything asked for is recorded.
@@ -180,10 +180,16 @@ impl<'a, D: Device> Recorder<'a, D> {
     /// Gives a window's values to the sink, text by text.
     fn hand_over(&mut self, site: Site, text: Option<usize>, mut values: Vec<f32>) -> std::io::Result<()> {
         if matches!(site, Site::AttnScores(_)) {
-            values.iter_mut().filter(|v| **v == MASKED).for_each(|v| *v = f32::NEG_INFINITY);
+            values.iter_mut().for_each(|v| *v = if *v == MASKED { f32::NEG_INFINITY } else { *v });
+        }
+        let texts = text.map_or(self.texts.clone(), |i| i..i + 1);
+        if texts.len() == 1 && !values.is_empty() {
+            let shape = self.hooks.shape_of_text(site, self.batch, texts.start);
+            let values = ArrayD::from_shape_vec(IxDyn(&shape), values).expect("a window of one text is its shape");
+            return self.sink.give(site, texts.start, values);
         }
         let mut rest = values.as_slice();
-        for i in text.map_or(self.texts.clone(), |i| i..i + 1) {
+        for i in texts {
             let shape = self.hooks.shape_of_text(site, self.batch, i);
             let (of_text, later) = rest.split_at(shape.iter().product());
             rest = later;

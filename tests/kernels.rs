@@ -12,7 +12,7 @@ use actscope::verify::list;
 use std::collections::BTreeSet;
 
 fn gpus() -> Vec<Gpu> {
-    pollster::block_on(Gpu::all()).expect("a GPU adapter, llvmpipe at least")
+    pollster::block_on(Gpu::families()).expect("a GPU adapter, llvmpipe at least")
 }
 
 fn check<D: Device>(dev: &D, suite: &Suite) {
@@ -53,6 +53,15 @@ macro_rules! operations {
 operations! {
     rows layer_norm layer_norm_scale layer_norm_normalize gain_bias linear linear_by_head sum_heads attention attention_scores
     attention_pattern attention_mix activation add unembed edit linear_activation linear_add
+}
+
+/// Whatever way of cutting tiles is the fastest on somebody's GPU, it is right.
+#[test]
+fn products_are_right_in_tiles_of_every_cut() {
+    for op in ["linear", "unembed"] {
+        let suite = Suite::of(op);
+        pollster::block_on(Gpu::tiles()).unwrap().iter().for_each(|gpu| check(gpu, &suite));
+    }
 }
 
 /// A copy is of the moment at which it was recorded, whatever happens to the tensor afterwards.

@@ -71,7 +71,7 @@ impl<'a> Head<'a> {
         panels
     }
 
-    /// `scale q . k`, masked, of some queries that make one tile, with all keys up to the last of them, into rows of `stride`
+    /// `scale q . k`, as (scale q) . k, masked, of some queries that make one tile, with all keys up to the last of them, into rows of `stride`
     /// filled up to whole panels.
     #[inline(always)]
     fn scores<S: Simd>(
@@ -88,7 +88,8 @@ impl<'a> Head<'a> {
         for d0 in (0..self.head_dim).step_by(KC) {
             let dims = d0..(d0 + KC).min(self.head_dim);
             for (left, query) in left.chunks_mut(STRIDE).zip(queries.clone()) {
-                left[..dims.len()].copy_from_slice(&self.part(Q, query)[dims.clone()]);
+                let query = &self.part(Q, query)[dims.clone()];
+                left.iter_mut().zip(query).for_each(|(left, q)| *left = q * self.scale);
             }
             for (i, panel) in keys.chunks_exact(width * self.head_dim).take(n_keys.div_ceil(width)).enumerate() {
                 let b = &panel[dims.start * width..dims.end * width];
@@ -108,8 +109,7 @@ impl<'a> Head<'a> {
             }
         }
         for (query, row) in queries.zip(out.chunks_mut(stride)) {
-            let row = &mut row[..n_keys.next_multiple_of(width)];
-            simd.vectorize(ops::ScaleAndMask { row, n_seen: query + 1, scale: self.scale });
+            row[query + 1..n_keys.next_multiple_of(width)].fill(MASKED);
         }
     }
 

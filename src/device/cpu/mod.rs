@@ -101,7 +101,7 @@ impl Cpu {
             }
             _ => {
                 let panels = w.panels(|w| Panels::new(self.arch, w));
-                product::product(self.arch, Rows::of(x), panels, 0..k, finish, &mut y, n);
+                product::product(self.arch, &self.pool, Rows::of(x), panels, &[0..k], finish, &mut y);
             }
         }
         y
@@ -199,15 +199,12 @@ impl Device for Cpu {
 
     fn linear_by_head(&self, z: &Tensor, w: &Matrix, n_head: usize) -> Tensor {
         assert_eq!(z.cols, w.weight.rows);
-        let (head_dim, n) = (z.cols / n_head, w.weight.cols);
+        let head_dim = z.cols / n_head;
+        let heads: Vec<_> = (0..n_head).map(|head| head * head_dim..(head + 1) * head_dim).collect();
         let panels = w.panels(|w| Panels::new(self.arch, w));
-        let mut y = self.pool.tensor(z.rows, n_head * n);
-        for head in 0..n_head {
-            let dims = head * head_dim..(head + 1) * head_dim;
-            let of_head = Rows { data: &z[dims.start..], n: z.rows, stride: z.cols };
-            let finish = Finish { bias: None, then: Then::Nothing };
-            product::product(self.arch, of_head, panels, dims, finish, &mut y[head * n..], n_head * n);
-        }
+        let mut y = self.pool.tensor(z.rows, n_head * w.weight.cols);
+        let finish = Finish { bias: None, then: Then::Nothing };
+        product::product(self.arch, &self.pool, Rows::of(z), panels, &heads, finish, &mut y);
         y
     }
 
@@ -252,14 +249,13 @@ impl Device for Cpu {
     fn unembed(&self, x: &Tensor, rows: Range<usize>, table: &Matrix) -> Tensor {
         assert_eq!(x.cols, table.weight.cols);
         let mut y = self.pool.tensor(rows.len(), table.weight.rows);
-        let n = table.weight.rows;
         let of_text = Rows { data: x.row(rows.start), n: rows.len(), stride: x.cols };
         if rows.len() <= product::tile_shape(self.arch).0 {
             product::dots(self.arch, of_text, &table.weight, &mut y);
         } else {
             let panels = table.panels(|table| Panels::transposed(self.arch, table));
             let finish = Finish { bias: None, then: Then::Nothing };
-            product::product(self.arch, of_text, panels, 0..x.cols, finish, &mut y, n);
+            product::product(self.arch, &self.pool, of_text, panels, &[0..x.cols], finish, &mut y);
         }
         y
     }
@@ -283,15 +279,7 @@ impl Device for Cpu {
 
     fn copy_out(&self, x: &Tensor, window: &Window) -> Vec<f32> {
         window.assert_within([x.rows, x.cols]);
-        let mut values = Vec::with_capacity(window.len());
-        for rows in &window.rows {
-            if window.cols == (0..x.cols) {
-                values.extend_from_slice(&x[rows.start * x.cols..rows.end * x.cols]);
-            } else {
-                rows.clone().for_each(|row| values.extend_from_slice(&x.row(row)[window.cols.clone()]));
-            }
-        }
-        values
+        ops::copy_window(x, x.cols, window)
     }
 
     fn submit(&self) {}

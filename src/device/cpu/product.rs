@@ -4,7 +4,7 @@
 //! A weight is packed, once, into panels as wide as a tile, in the order in which tiles read them. The first time, unless the
 //! rows are many, it is multiplied from where it lies instead: a program that runs once never packs.
 
-use super::memory::{Aligned, Tensor};
+use super::memory::{Aligned, Pool, Tensor};
 use super::ops;
 use super::tile::{KC, LARGEST, Operands, STRIDE, Sum, columns, most_rows, tile};
 use crate::device::{Activation, Weight};
@@ -20,8 +20,12 @@ const WORTH_SHARING: usize = 1 << 17;
 /// Rows up to which a weight that is used for the first time is better left where it is.
 pub const MOST_IN_PLACE: usize = 256;
 
-/// Tiles of rows whose left sides are copied side by side: 252 rows of [`KC`] numbers, a quarter of a second-level cache.
-const GROUP: usize = 18;
+/// Tiles of rows that are visited for one block of the right side after the other: 280 rows of [`KC`] numbers, a quarter of a
+/// second-level cache.
+const GROUP: usize = 20;
+
+/// Rows of a left side that are copied by one thread; for four times as many a second thread would come too late.
+const PACKED_AT_ONCE: usize = 64;
 
 /// Tasks for each thread, so that a thread that was held up does not hold up all.
 const TASKS: usize = 2;
@@ -81,21 +85,18 @@ impl WithSimd for FinishTile<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
+    fn with_simd<S: Simd>(self, simd: S) {
         let FinishTile { finish, out, rows, cols } = self;
         for row in rows {
             // SAFETY: a tile that was just written by the same task.
             let values = unsafe { out.row(row, cols.clone()) };
             if let Some(bias) = finish.bias {
-                values.iter_mut().zip(&bias[cols.clone()]).for_each(|(y, b)| *y += b);
+                ops::add(simd, values, &bias[cols.clone()]);
             }
             match finish.then {
                 Then::Nothing => {}
-                Then::Activation(f) => ops::activation(f, values),
-                Then::Add(other) => {
-                    let other = &other[row * out.stride + cols.start..];
-                    values.iter_mut().zip(other).for_each(|(y, x)| *y += x);
-                }
+                Then::Activation(f) => ops::activation(simd, f, values),
+                Then::Add(other) => ops::add(simd, values, &other[row * out.stride + cols.start..]),
             }
         }
     }
@@ -148,27 +149,49 @@ impl Panels {
     }
 }
 
-/// `out[t][..n] = finish(x[t] . w[ks])`, out having rows of `stride`; the columns of x are those of `ks`.
+/// `out[t][i][..n] = finish(x[t][ks_i] . w[ks_i])` for every range of `parts`: one of all k for a product, the heads' for
+/// their parts of it, which have no bias.
 pub fn product(
     arch: Arch,
+    pool: &Pool,
     x: Rows<'_>,
     w: &Panels,
-    ks: Range<usize>,
+    parts: &[Range<usize>],
     finish: Finish<'_>,
     out: &mut [f32],
-    stride: usize,
 ) {
-    assert!(ks.end <= w.k && x.reach(ks.len()) <= x.data.len());
-    let out = Shared::new(out, stride, x.n, w.n);
+    assert!(parts.iter().all(|ks| ks.end <= w.k) && x.reach(w.k) <= x.data.len());
+    assert!(parts.len() == 1 || finish.bias.is_none());
+    let lefts: Vec<_> = parts.iter().map(|ks| pack_left(pool, x, ks)).collect();
+    let lefts: Vec<&[f32]> = lefts.iter().map(|left| &**left).collect();
+    let stride = parts.len() * w.n;
+    let (n_rows, out) = (x.n, Shared::new(out, stride, x.n, stride));
     let (n_tiles, n_panels) = (x.n.div_ceil(tile_shape(arch).0), w.n.div_ceil(w.columns));
-    // Many rows are shared out too: each thread copies its own left sides only.
-    let threads = rayon::current_num_threads();
-    let row_parts = if n_tiles > GROUP { n_tiles.div_ceil(GROUP).next_multiple_of(threads).min(n_tiles) } else { 1 };
-    let work = x.n * ks.len() * w.n;
-    share(work, n_panels, row_parts, |panels, part| {
-        let tiles = part * n_tiles / row_parts..(part + 1) * n_tiles / row_parts;
-        arch.dispatch(Packed { x, w, ks: ks.clone(), finish, out, panels, tiles });
+    let groups = n_tiles.div_ceil(GROUP);
+    let work = x.n * w.n * parts.iter().map(|ks| ks.len()).sum::<usize>();
+    share(work, n_panels, groups * parts.len(), |panels, task| {
+        let (part, tiles) = (task / groups, tile_rows(task % groups, groups, n_tiles));
+        let (left, ks) = (lefts[part], parts[part].clone());
+        arch.dispatch(Packed { left, n_rows, n_tiles, w, ks, finish, out, to: part * w.n, panels, tiles });
     });
+}
+
+/// Columns `ks` of x as tiles read them: [ks / KC][rows][STRIDE].
+fn pack_left(pool: &Pool, x: Rows<'_>, ks: &Range<usize>) -> Tensor {
+    let mut left = pool.tensor(ks.len().div_ceil(KC) * x.n, STRIDE);
+    let some = |(i, left): (usize, &mut [f32])| {
+        for (i, left) in (i * PACKED_AT_ONCE..).zip(left.chunks_exact_mut(STRIDE)) {
+            let first = ks.start + i / x.n * KC;
+            let values = &x.row(i % x.n)[first..(first + KC).min(ks.end)];
+            left[..values.len()].copy_from_slice(values);
+        }
+    };
+    let each = PACKED_AT_ONCE * STRIDE;
+    match left.len() <= 4 * each {
+        true => left.chunks_mut(each).enumerate().for_each(some),
+        false => left.par_chunks_mut(each).enumerate().for_each(some),
+    }
+    left
 }
 
 /// [`product`] with a weight as it lies in the checkpoint, row-major [k, n]. The same sums in the same order; half as fast for
@@ -209,14 +232,20 @@ impl WithSimd for Dots<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        let k = self.table.cols;
+    fn with_simd<S: Simd>(self, simd: S) {
+        const AT_ONCE: usize = 4;
+        let (k, n) = (self.table.cols, self.x.n);
         let mut numbers = vec![0.0; k];
         for token in self.tokens {
             self.table.widen(token * k, &mut numbers);
-            for row in 0..self.x.n {
-                // SAFETY: every row has a column for each token, and the tokens are this task's.
-                unsafe { self.out.row(row, token..token + 1)[0] = ops::dot(&self.x.row(row)[..k], &numbers) };
+            for first in (0..n).step_by(AT_ONCE) {
+                // The last row again, where there are no more.
+                let rows = [0, 1, 2, 3].map(|i| (first + i).min(n - 1));
+                let dots = ops::dots::<S, AT_ONCE>(simd, &numbers, rows.map(|row| &self.x.row(row)[..k]));
+                for (row, dot) in rows.into_iter().zip(dots) {
+                    // SAFETY: every row has a column for each token, and the tokens are this task's.
+                    unsafe { self.out.row(row, token..token + 1)[0] = dot };
+                }
             }
         }
     }
@@ -318,11 +347,15 @@ thread_local! {
 
 /// Some panels and some tiles of rows of a [`product`].
 struct Packed<'a> {
-    x: Rows<'a>,
+    left: &'a [f32],
+    n_rows: usize,
+    n_tiles: usize,
     w: &'a Panels,
     ks: Range<usize>,
     finish: Finish<'a>,
     out: Shared<'a>,
+    /// The first column in `out`.
+    to: usize,
     panels: Range<usize>,
     tiles: Range<usize>,
 }
@@ -330,80 +363,55 @@ struct Packed<'a> {
 impl WithSimd for Packed<'_> {
     type Output = ();
 
-    /// Rows go in groups whose left sides stay in the second-level cache. A block of a panel comes from memory for the
-    /// first tile and lies in the first-level cache for the others; meanwhile the next block is asked for.
+    /// The left sides stay in the second-level cache. A block of a panel comes from memory for the first tile and lies in the
+    /// first-level cache for the others; meanwhile the next block is asked for. A single row of tiles takes a panel from end
+    /// to end, so that memory is read in one stream; several take one block of all panels after the other, so that one block
+    /// of their left sides is read again and again.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let n_tiles = self.x.n.div_ceil(most_rows::<S>());
-        let tile_size = most_rows::<S>() * STRIDE;
-        SCRATCH.with_borrow_mut(|[left, _]| {
-            let left = left.at_least(self.tiles.len().min(GROUP) * tile_size);
-            for group in self.tiles.clone().step_by(GROUP).map(|first| first..(first + GROUP).min(self.tiles.end)) {
-                for_each_block(self.ks.clone(), self.panels.clone(), n_tiles == 1, |panel, ks| {
-                    if n_tiles == 1 || panel == self.panels.start {
-                        let cols = ks.start - self.ks.start..ks.end - self.ks.start;
-                        for (left, i) in left.chunks_mut(tile_size).zip(group.clone()) {
-                            copy_left(left, self.x, tile_rows(i, n_tiles, self.x.n), cols.clone());
-                        }
-                    }
-                    for (nth, i) in group.clone().enumerate() {
-                        let share = nth * ks.len().div_ceil(group.len());
-                        let rows = tile_rows(i, n_tiles, self.x.n);
-                        self.one_tile(simd, &left[nth * tile_size..], rows, panel, ks.clone(), share);
-                    }
-                });
-            }
-        });
-    }
-}
-
-/// Calls `f` for every panel and every block of k. Few rows take a panel from end to end, so that memory is read in one
-/// stream; many take one block of all panels after the other, so that their left sides are copied once.
-#[inline(always)]
-fn for_each_block(ks: Range<usize>, panels: Range<usize>, end_to_end: bool, mut f: impl FnMut(usize, Range<usize>)) {
-    let block = |k0: usize| k0..(k0 + KC).min(ks.end);
-    if end_to_end {
-        panels.for_each(|panel| ks.clone().step_by(KC).for_each(|k0| f(panel, block(k0))));
-    } else {
-        ks.clone().step_by(KC).for_each(|k0| panels.clone().for_each(|panel| f(panel, block(k0))));
+        let block = |k0: usize| k0..(k0 + KC).min(self.ks.end);
+        let k0s = self.ks.clone().step_by(KC);
+        if self.n_tiles == 1 {
+            self.panels.clone().for_each(|panel| k0s.clone().for_each(|k0| self.block(simd, panel, block(k0))));
+        } else {
+            k0s.for_each(|k0| self.panels.clone().for_each(|panel| self.block(simd, panel, block(k0))));
+        }
     }
 }
 
 impl Packed<'_> {
-    /// One block of one tile, finished if it is the last. `share` is the number of steps of the next block that the tiles
-    /// before this one asked for.
+    /// One block of one panel, finished if it is the last of the panel.
     #[inline(always)]
-    fn one_tile<S: Simd>(
-        &self,
-        simd: S,
-        left: &[f32],
-        rows: Range<usize>,
-        panel: usize,
-        ks: Range<usize>,
-        share: usize,
-    ) {
+    fn block<S: Simd>(&self, simd: S, panel: usize, ks: Range<usize>) {
         let width = columns::<S>();
-        let cols = panel * width..((panel + 1) * width).min(self.w.n);
+        let cols = self.to + panel * width..self.to + ((panel + 1) * width).min(self.w.n);
         let block = &self.w.panel(panel)[ks.start * width..ks.end * width];
         let (first, last) = (ks.start == self.ks.start, ks.end == self.ks.end);
-        let alone = rows.len() == self.x.n;
-        let operands = Operands {
-            a: left.as_ptr(),
-            b: block.as_ptr(),
-            b_stride: width,
-            k: ks.len(),
-            sum: if first { Sum::First } else { Sum::Further },
-            // One row of tiles reads on; several take turns to ask for the same block of the next panel.
-            next: block.as_ptr().wrapping_add(if alone { block.len() } else { (self.w.k + share) * width }),
-            next_stride: if alone { width } else { width / 2 },
-        };
-        // SAFETY: `product` checked rows and columns against the matrix, and the columns are this task's; `left` holds the
-        // tile's rows and `block` its steps of k.
-        unsafe {
-            self.out.tile(simd, rows.clone(), cols.clone(), operands);
-        }
-        if last {
-            simd.vectorize(FinishTile { finish: self.finish, out: self.out, rows, cols });
+        let alone = self.n_tiles == 1;
+        let left = &self.left[(ks.start - self.ks.start) / KC * self.n_rows * STRIDE..];
+        for (nth, i) in self.tiles.clone().enumerate() {
+            let rows = tile_rows(i, self.n_tiles, self.n_rows);
+            // Steps of the next block that the tiles before this one asked for.
+            let share = nth * ks.len().div_ceil(self.tiles.len());
+            let left = &left[rows.start * STRIDE..rows.end * STRIDE];
+            let operands = Operands {
+                a: left.as_ptr(),
+                b: block.as_ptr(),
+                b_stride: width,
+                k: ks.len(),
+                sum: if first { Sum::First } else { Sum::Further },
+                // One row of tiles reads on; several take turns to ask for the same block of the next panel.
+                next: block.as_ptr().wrapping_add(if alone { block.len() } else { (self.w.k + share) * width }),
+                next_stride: if alone { width } else { width / 2 },
+            };
+            // SAFETY: `product` checked rows and columns against the matrix, and the columns are this task's; `left` holds
+            // the tile's rows and `block` its steps of k.
+            unsafe {
+                self.out.tile(simd, rows.clone(), cols.clone(), operands);
+            }
+            if last {
+                simd.vectorize(FinishTile { finish: self.finish, out: self.out, rows, cols: cols.clone() });
+            }
         }
     }
 }

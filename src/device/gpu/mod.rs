@@ -69,20 +69,38 @@ impl Gpu {
         Ok(Gpu::new(&adapter, device, queue, family, Tile::DEFAULT))
     }
 
-    /// The best adapter once with each family of kernels that it can run and, of the tiles, with each way of cutting them,
-    /// so that every kernel can be checked on any machine.
+    /// Opens the best adapter to run a certain family of kernels on it.
+    ///
+    /// # Errors
+    /// As [`Gpu::open`]; where the adapter cannot run them, [`DeviceError::NoAdapter`].
+    pub async fn open_as(family: Family) -> Result<Gpu, DeviceError> {
+        let gpu = Gpu::open(false).await?;
+        match family == Family::Tiles || gpu.family == family {
+            true => Ok(Gpu { family, ..gpu }),
+            false => Err(DeviceError::NoAdapter { detail: format!("{} is not one for {family:?}", gpu.info) }),
+        }
+    }
+
+    /// The best adapter once with each family of kernels that it can run, so that all can be checked on one machine.
     ///
     /// # Errors
     /// As [`Gpu::open`].
-    pub async fn all() -> Result<Vec<Gpu>, DeviceError> {
-        let mut all = Vec::new();
-        let (adapter, device, queue) = adapter::open(false).await?;
-        if adapter::family(&adapter) == Family::Broadcast {
-            all.push(Gpu::new(&adapter, device, queue, Family::Broadcast, Tile::DEFAULT));
+    pub async fn families() -> Result<Vec<Gpu>, DeviceError> {
+        let mut all = vec![Gpu::open(false).await?];
+        if all[0].family != Family::Tiles {
+            all.push(Gpu::open_as(Family::Tiles).await?);
         }
+        Ok(all)
+    }
+
+    /// The best adapter once with each way of cutting the tiles of a product.
+    ///
+    /// # Errors
+    /// As [`Gpu::open`].
+    pub async fn tiles() -> Result<Vec<Gpu>, DeviceError> {
+        let mut all = Vec::new();
         for tile in Tile::PRESETS {
-            let (adapter, device, queue) = adapter::open(false).await?;
-            all.push(Gpu::new(&adapter, device, queue, Family::Tiles, tile));
+            all.push(Gpu { tile, ..Gpu::open_as(Family::Tiles).await? });
         }
         Ok(all)
     }
