@@ -1,43 +1,52 @@
-//! Whole runs, with nothing tapped but the last value, with every block's output tapped, and with everything:
-//! cargo bench --bench forward
+//! Whole runs with nothing tapped, with the hidden states, and with everything, on `cpu` and `gpu`: cargo bench --bench forward
 //!
-//! On the demo model, or on the one that ACTSCOPE_MODEL names. Throughput is tokens per second.
+//! On gpt2-small's shape with random weights, or on the model that ACTSCOPE_MODEL names. What the three kinds of runs are stands in
+//! `src/bench/forward.rs`. Throughput is tokens per second.
 
-use actscope::{Choice, Files};
+use actscope::batch::Batch;
+use actscope::bench::forward::{Taps, ids};
+use actscope::bench::{TOKENS, random};
+use actscope::capture::Capture;
+use actscope::device::cpu::Cpu;
+use actscope::device::gpu::Gpu;
+use actscope::device::probe::Measured;
+use actscope::params::Params;
+use actscope::weights::Checkpoint;
+use actscope::{Files, model};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use std::rc::Rc;
 
-const TOKENS: [usize; 4] = [8, 64, 256, 1024];
+fn bench<D: Measured>(c: &mut Criterion, dev: &D, name: &str, checkpoint: &Rc<Checkpoint>) {
+    let (info, config, params) = (dev.info(), checkpoint.config(), Params::new(checkpoint.clone(), None));
+    let mut group =
+        c.benchmark_group(format!("{} {} {}", info.kind, info.name.replace('/', " "), name.replace('/', " ")));
+    group.sample_size(10);
+    for t in TOKENS.into_iter().filter(|t| *t <= config.n_positions) {
+        let batch = Batch::new(&[ids(t, config)], config).expect("ids of this vocabulary");
+        group.throughput(Throughput::Elements(t as u64));
+        for taps in Taps::ALL {
+            let hooks = taps.hooks(config, &batch);
+            let run = || {
+                let mut capture = Capture::empty(&hooks, &batch).expect("a request of this model");
+                let run = model::forward(dev, &params, &batch, 0..1, &hooks, &mut capture, None);
+                pollster::block_on(run).expect("a run");
+                capture
+            };
+            group.bench_function(BenchmarkId::new(taps.name(), t), |b| b.iter(run));
+        }
+    }
+    group.finish();
+}
 
 fn forward(c: &mut Criterion) {
-    let model = std::env::var("ACTSCOPE_MODEL").unwrap_or_else(|_| "demo".into());
-    for choice in [Choice::Cpu, Choice::Gpu] {
-        let session = match Files::open(&model).and_then(|files| files.on(choice, None)) {
-            Ok(session) => session,
-            Err(e) => {
-                eprintln!("no figures for {choice:?}: {e}");
-                continue;
-            }
-        };
-        let (info, config) = (session.device(), session.files().config().clone());
-        let mut group =
-            c.benchmark_group(format!("{} {} {}", info.kind, info.name.replace('/', " "), model.replace('/', " ")));
-        group.sample_size(10);
-        for t in TOKENS.into_iter().filter(|t| *t <= config.n_positions) {
-            let ids: Vec<u32> =
-                (0..t as u32).map(|i| i.wrapping_mul(7919).wrapping_add(13) % config.vocab_size as u32).collect();
-            let batch = session.files().batch(&[ids]).expect("ids of this vocabulary");
-            group.throughput(Throughput::Elements(t as u64));
-            for (name, pattern) in
-                [("last", "ln_final.hook_out"), ("every block", "*.hook_resid_post"), ("everything", "*")]
-            {
-                let mut hooks = session.files().hooks();
-                hooks.tap(pattern).and_then(|hooks| hooks.tap("ln_final.hook_out")).expect("hooks of every GPT-2");
-                group.bench_function(BenchmarkId::new(name, t), |b| {
-                    b.iter(|| session.run(&batch, &hooks).expect("a run"))
-                });
-            }
-        }
-        group.finish();
+    let (name, checkpoint) = match std::env::var("ACTSCOPE_MODEL") {
+        Ok(name) => (name.clone(), Files::open(&name).expect("ACTSCOPE_MODEL names a model").checkpoint().clone()),
+        Err(_) => (random::NAME.into(), Rc::new(random::gpt2_small().expect("it is made to be read"))),
+    };
+    bench(c, &Cpu::new(), &name, &checkpoint);
+    match pollster::block_on(Gpu::open(false)) {
+        Ok(gpu) => bench(c, &gpu, &name, &checkpoint),
+        Err(e) => eprintln!("no gpu figures: {e}"),
     }
 }
 

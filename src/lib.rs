@@ -21,6 +21,8 @@
 //! dictionary) and [`device`] (what the forward pass asks of a device). ARCHITECTURE.md is the map.
 
 pub mod batch;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod bench;
 pub mod capture;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod cli;

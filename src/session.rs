@@ -139,7 +139,7 @@ impl Files {
     }
 
     /// The checkpoint.
-    pub fn checkpoint(&self) -> &Checkpoint {
+    pub fn checkpoint(&self) -> &Rc<Checkpoint> {
         &self.checkpoint
     }
 

@@ -372,10 +372,35 @@ fn headers(file: &str, owner: &Arc<dyn Bytes>, found: &mut HashMap<String, Found
     Ok(start)
 }
 
+/// Name and shape of every tensor that a config calls for whatever else the file has: all but `lm_head.weight`.
+pub(crate) fn names_and_shapes(config: &Config) -> impl Iterator<Item = (String, Vec<usize>)> {
+    let (d, inner) = (config.n_embd, config.n_inner);
+    let named = |(name, shape): (&str, Vec<usize>)| (name.to_string(), shape);
+    let of_layer = move |layer: usize| {
+        let parts = [
+            ("ln_1.weight", vec![d]),
+            ("ln_1.bias", vec![d]),
+            ("attn.c_attn.weight", vec![d, 3 * d]),
+            ("attn.c_attn.bias", vec![3 * d]),
+            ("attn.c_proj.weight", vec![d, d]),
+            ("attn.c_proj.bias", vec![d]),
+            ("ln_2.weight", vec![d]),
+            ("ln_2.bias", vec![d]),
+            ("mlp.c_fc.weight", vec![d, inner]),
+            ("mlp.c_fc.bias", vec![inner]),
+            ("mlp.c_proj.weight", vec![inner, d]),
+            ("mlp.c_proj.bias", vec![d]),
+        ];
+        parts.map(|(part, shape)| (format!("h.{layer}.{part}"), shape))
+    };
+    let embeddings = [("wte.weight", vec![config.vocab_size, d]), ("wpe.weight", vec![config.n_positions, d])];
+    let last = [("ln_f.weight", vec![d]), ("ln_f.bias", vec![d])];
+    embeddings.map(named).into_iter().chain((0..config.n_layer).flat_map(of_layer)).chain(last.map(named))
+}
+
 /// Holds the tensors found against those that `config` calls for. Walks them in order and ends at the first that is not
 /// there, so that an absurd `n_layer` costs nothing.
 fn check(config: &Config, mut found: HashMap<String, Found>) -> Result<HashMap<String, Weight>, WeightsError> {
-    let (d, inner, vocab) = (config.n_embd, config.n_inner, config.vocab_size);
     let has_lm_head = found.contains_key("lm_head.weight");
     let mut tensors = HashMap::new();
     let mut take = |name: String, shape: &[usize]| -> Result<(), WeightsError> {
@@ -386,31 +411,12 @@ fn check(config: &Config, mut found: HashMap<String, Found>) -> Result<HashMap<S
         tensors.insert(name, weight);
         Ok(())
     };
-    take("wte.weight".into(), &[vocab, d])?;
-    take("wpe.weight".into(), &[config.n_positions, d])?;
-    for layer in 0..config.n_layer {
-        for (part, shape) in [
-            ("ln_1.weight", &[d][..]),
-            ("ln_1.bias", &[d]),
-            ("attn.c_attn.weight", &[d, 3 * d]),
-            ("attn.c_attn.bias", &[3 * d]),
-            ("attn.c_proj.weight", &[d, d]),
-            ("attn.c_proj.bias", &[d]),
-            ("ln_2.weight", &[d]),
-            ("ln_2.bias", &[d]),
-            ("mlp.c_fc.weight", &[d, inner]),
-            ("mlp.c_fc.bias", &[inner]),
-            ("mlp.c_proj.weight", &[inner, d]),
-            ("mlp.c_proj.bias", &[d]),
-        ] {
-            take(format!("h.{layer}.{part}"), shape)?;
-        }
+    for (name, shape) in names_and_shapes(config) {
+        take(name, &shape)?;
     }
-    take("ln_f.weight".into(), &[d])?;
-    take("ln_f.bias".into(), &[d])?;
     // Absent only where it is tied. Where it is there, it counts, whatever the config says: transformers does the same.
     if has_lm_head || !config.tie_word_embeddings {
-        take("lm_head.weight".into(), &[vocab, d])?;
+        take("lm_head.weight".into(), &[config.vocab_size, config.n_embd])?;
     }
 
     // The causal mask's buffers: in many files, in no formula.

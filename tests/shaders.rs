@@ -7,6 +7,11 @@ use naga::{AddressSpace, ScalarKind, StorageAccess, TypeInner};
 use std::collections::BTreeSet;
 use std::path::Path;
 
+/// Those of operations, and those that measure the adapter.
+fn every_kernel() -> impl Iterator<Item = &'static Kernel> {
+    kernels::ALL.iter().chain(kernels::PROBES).copied()
+}
+
 /// A kernel's module as the GPU device compiles it, with the largest constants it is used with, and its overrides resolved.
 fn module(kernel: &Kernel) -> (naga::Module, ModuleInfo) {
     let text = kernel.module(kernel.consts);
@@ -41,7 +46,7 @@ fn entry<'a>(kernel: &Kernel, module: &'a naga::Module) -> &'a naga::EntryPoint 
 /// WebGPU's default limits: 256 invocations, 16,384 bytes of workgroup memory, 8 storage buffers.
 #[test]
 fn kernels_keep_to_webgpus_default_limits() {
-    for kernel in kernels::ALL {
+    for kernel in every_kernel() {
         let (module, _) = module(kernel);
         let size = entry(kernel, &module).workgroup_size;
         assert!(size.iter().product::<u32>() <= 256 && size[2] <= 64, "{}: {size:?} invocations", kernel.name);
@@ -55,7 +60,7 @@ fn kernels_keep_to_webgpus_default_limits() {
 /// Access modes, the order of bindings, and every field of `Params` are what the table says.
 #[test]
 fn kernels_agree_with_their_table() {
-    for kernel in kernels::ALL {
+    for kernel in every_kernel() {
         let (module, _) = module(kernel);
         let mut seen = 0;
         for (_, variable) in module.global_variables.iter() {
@@ -94,7 +99,7 @@ fn kernels_agree_with_their_table() {
 
 #[test]
 fn kernels_translate_to_every_backend() {
-    for kernel in kernels::ALL {
+    for kernel in every_kernel() {
         let (module, info) = module(kernel);
         entry(kernel, &module);
         naga::back::spv::write_vec(&module, &info, &naga::back::spv::Options::default(), None)
@@ -124,10 +129,10 @@ fn every_shader_file_is_in_the_table() {
         .map(|path| path.file_stem().unwrap().to_string_lossy().into_owned())
         .collect();
     files.sort();
-    let stems: BTreeSet<String> = kernels::ALL.iter().map(|kernel| kernel.file.to_string()).collect();
+    let stems: BTreeSet<String> = every_kernel().map(|kernel| kernel.file.to_string()).collect();
     assert_eq!(files, stems.into_iter().collect::<Vec<_>>());
-    let names: BTreeSet<&str> = kernels::ALL.iter().map(|kernel| kernel.name).collect();
-    assert_eq!(names.len(), kernels::ALL.len(), "each has a name of its own");
+    let names: BTreeSet<&str> = every_kernel().map(|kernel| kernel.name).collect();
+    assert_eq!(names.len(), every_kernel().count(), "each has a name of its own");
 }
 
 /// A kernel's source without its comments.
@@ -139,7 +144,7 @@ fn code(source: &str) -> String {
 /// return above a barrier is undefined behaviour that naga lets pass, and so is a barrier under a branch on a lane.
 #[test]
 fn kernels_avoid_what_breaks_elsewhere() {
-    for kernel in kernels::ALL {
+    for kernel in every_kernel() {
         let text = code(&kernel.module(kernel.consts));
         for word in ["tanh", "exp", "unpack2x16float", "enable", "immediate"] {
             let mut words = text.split(|c: char| !c.is_alphanumeric() && c != '_');

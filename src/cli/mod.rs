@@ -2,6 +2,7 @@
 //! stderr, and exit codes (0 done, 1 the run failed, 2 wrong usage). Each command is one file here.
 
 mod attention;
+mod bench;
 mod check;
 mod devices;
 mod extract;
@@ -57,6 +58,8 @@ enum Command {
     Models(models::Models),
     /// Are the numbers right on this machine? Every kernel, every hook and every operation against plain loops in f64
     Verify(verify::Verify),
+    /// How fast is this machine? Operations and whole runs, beside what it can do at most; under a minute
+    Bench(bench::Bench),
 }
 
 /// Which model.
@@ -207,6 +210,7 @@ pub fn main() -> ExitCode {
         Command::Devices(command) => command.run(),
         Command::Models(command) => command.run(),
         Command::Verify(command) => command.run(),
+        Command::Bench(command) => command.run(),
     };
     let (code, message) = match result {
         Ok(()) | Err(Failure::ClosedPipe) => return ExitCode::SUCCESS,

@@ -9,6 +9,8 @@ pub mod cpu;
 pub mod gpu;
 pub mod lockstep;
 mod op;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod probe;
 pub mod reference;
 pub mod rounded;
 

@@ -5,6 +5,8 @@
 mod attention;
 mod memory;
 mod ops;
+#[cfg(not(target_arch = "wasm32"))]
+mod probe;
 mod product;
 mod tile;
 

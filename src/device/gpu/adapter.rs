@@ -89,10 +89,12 @@ pub(super) async fn open(hardware_only: bool) -> Result<(wgpu::Adapter, wgpu::De
     };
     let descriptor = wgpu::DeviceDescriptor {
         label: Some("actscope"),
-        required_features: match family(&adapter) {
-            Family::Broadcast => wgpu::Features::SUBGROUP,
-            Family::Tiles => wgpu::Features::empty(),
-        },
+        // Timestamps cost nothing until somebody starts the clock.
+        required_features: adapter.features() & wgpu::Features::TIMESTAMP_QUERY
+            | match family(&adapter) {
+                Family::Broadcast => wgpu::Features::SUBGROUP,
+                Family::Tiles => wgpu::Features::empty(),
+            },
         required_limits: limits.or_worse_values_from(&adapter.limits()),
         ..Default::default()
     };

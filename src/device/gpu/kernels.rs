@@ -58,6 +58,10 @@ params! {
     Attention { first: u32, n_pos: u32, n_embd: u32, head_dim: u32, scale: f32 }
     /// Of `attention_mix.wgsl`.
     AttentionMix { first: u32, n_pos: u32, n_embd: u32, head_dim: u32 }
+    /// Of `probe_arithmetic.wgsl`.
+    ProbeArithmetic { rounds: u32, factor: f32, addend: f32 }
+    /// Of `probe_reading.wgsl`.
+    ProbeReading { n: u32, lanes: u32 }
 }
 
 /// What a kernel does with a storage binding.
@@ -124,7 +128,7 @@ const TILE: &[(&str, u32)] = &[("LANES", 16), ("ROWS", 8), ("FOURS", 2)];
 use Access::{Read, Write};
 
 macro_rules! kernels {
-    ($($konst:ident $file:literal $(+ $suffix:literal)? $family:expr, $params:ident [$($access:ident),*] libs $libs:expr, overrides $overrides:expr, consts $consts:expr;)*) => {
+    ($(#[$doc:meta])* $list:ident; $($konst:ident $file:literal $(+ $suffix:literal)? $family:expr, $params:ident [$($access:ident),*] libs $libs:expr, overrides $overrides:expr, consts $consts:expr;)*) => {
         $(
             #[doc = concat!("`shaders/", $file, ".wgsl`")]
             pub static $konst: Kernel = Kernel {
@@ -140,8 +144,8 @@ macro_rules! kernels {
             };
         )*
 
-        /// Every kernel there is.
-        pub static ALL: &[&Kernel] = &[$(&$konst),*];
+        $(#[$doc])*
+        pub static $list: &[&Kernel] = &[$(&$konst),*];
     };
 }
 
@@ -151,6 +155,8 @@ const BROADCAST: Option<Family> = Some(Family::Broadcast);
 const PRODUCT: &[&str] = &[WEIGHT, FINISH, ACTIVATION_LIB, EXP, GELU];
 
 kernels! {
+    /// Every kernel of an operation.
+    ALL;
     ROWS "rows" ANY, Rows [Read, Read, Write] libs &[WEIGHT], overrides &[WEIGHT_OVERRIDE], consts &[];
     LAYER_NORM "layer_norm" TILES, LayerNorm [Read, Read, Read, Write] libs &[REDUCE, MOMENTS], overrides &[], consts &[];
     LAYER_NORM_BROADCAST "layer_norm" + "_broadcast" BROADCAST, LayerNorm [Read, Read, Read, Write] libs &[REDUCE_BROADCAST, MOMENTS], overrides &[], consts &[];
@@ -183,6 +189,13 @@ impl Family {
     pub fn has(self, kernel: &Kernel) -> bool {
         kernel.family.is_none_or(|family| family == self)
     }
+}
+
+kernels! {
+    /// Kernels that measure the adapter and belong to no operation.
+    PROBES;
+    PROBE_ARITHMETIC "probe_arithmetic" ANY, ProbeArithmetic [Write] libs &[], overrides &[], consts &[];
+    PROBE_READING "probe_reading" ANY, ProbeReading [Read, Write] libs &[], overrides &[], consts &[];
 }
 
 impl Kernel {

@@ -3,16 +3,20 @@
 //! Read next: `kernels.rs` for the table of kernels, `record.rs` for how work is sent, `memory.rs` for buffers.
 
 mod adapter;
+mod clock;
 mod fault;
 #[cfg(feature = "faults")]
 pub mod faults;
 pub mod kernels;
 mod memory;
+#[cfg(not(target_arch = "wasm32"))]
+mod probe;
 mod product;
 mod record;
 mod tile;
 
 pub use adapter::{AdapterInfo, list as adapters};
+pub use clock::Span;
 pub use memory::{Matrix, Tensor};
 
 use super::{Activation, Device, DeviceError, DeviceInfo, Edit, Heads, Limits, Weight, Window};

@@ -4,6 +4,7 @@
 //! Parameters lie in 256-byte slots of one buffer, bound with a dynamic offset and written once per submit. (One uniform
 //! rewritten between two dispatches of an encoder would show both the last value; immediates do not exist in browsers.)
 
+use super::clock::Clock;
 use super::kernels::{Access, Kernel, Params};
 use super::memory::Staging;
 use std::cell::{Cell, RefCell};
@@ -92,6 +93,8 @@ pub(super) struct Recording {
     commands: RefCell<Vec<Command>>,
     slots: RefCell<Vec<u8>>,
     staging: RefCell<Vec<Rc<Staging>>>,
+    /// Notes when the device works, where somebody asked.
+    pub(super) clock: RefCell<Option<Clock>>,
     /// Submits that nobody has waited for, in order.
     running: RefCell<VecDeque<Submitted>>,
 }
@@ -119,6 +122,7 @@ impl Recording {
             commands: RefCell::default(),
             slots: RefCell::default(),
             staging: RefCell::default(),
+            clock: RefCell::default(),
             running: RefCell::default(),
         }
     }
@@ -217,6 +221,7 @@ impl Recording {
             self.queue.write_buffer(&self.arena, 0, &slots);
         }
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let clock = self.clock.borrow();
         let mut rest = commands.as_slice();
         while let Some(first) = rest.first() {
             if let Command::Copy { from, start, to, at, bytes } = first {
@@ -224,13 +229,18 @@ impl Recording {
                 rest = &rest[1..];
                 continue;
             }
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            let timestamp_writes = clock.as_ref().and_then(Clock::pass);
+            let mut pass =
+                encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { timestamp_writes, ..Default::default() });
             while let Some(Command::Dispatch { pipeline, bindings, slot, groups: [x, y, z] }) = rest.first() {
                 pass.set_pipeline(&pipeline.pipeline);
                 pass.set_bind_group(0, bindings, &[*slot]);
                 pass.dispatch_workgroups(*x, *y, *z);
                 rest = &rest[1..];
             }
+        }
+        if let Some(clock) = &*clock {
+            clock.submitted();
         }
         self.queue.submit([encoder.finish()])
     }

@@ -1,0 +1,189 @@
+//! `actscope bench`: how fast is this machine? Owns the table; `src/bench/` does the measuring.
+
+use super::{DeviceArg, Failure, ModelArgs, size};
+use crate::bench::{self, Report, random};
+use crate::device::probe::Measured;
+use crate::device::{self, AnyDevice, DeviceInfo};
+use crate::session::Error;
+use crate::weights::Checkpoint;
+use clap::Args;
+use serde_json::{Value, json};
+use std::io::Write;
+use std::rc::Rc;
+
+/// Arguments of `actscope bench`.
+#[derive(Args)]
+#[command(mut_arg("model", model_or_random))]
+pub struct Bench {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The device to measure
+    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    device: DeviceArg,
+}
+
+fn model_or_random(arg: clap::Arg) -> clap::Arg {
+    arg.default_value(random::NAME).help(
+        "What the whole runs are of: `random`, which is gpt2-small's shape with random weights made in memory, `demo`, a folder with a checkpoint, or a hub name",
+    )
+}
+
+/// What was measured, on what.
+struct Measurement {
+    report: Report,
+    device: DeviceInfo,
+    clock: &'static str,
+    model: String,
+}
+
+impl Bench {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        if matches!(self.device, DeviceArg::Reference) {
+            return Err(Failure::Usage(
+                "--device reference: it is made to be right, not fast, and has no speed to measure; bench gpu or cpu"
+                    .into(),
+            ));
+        }
+        let checkpoint = match self.model.model.as_str() {
+            random::NAME => Rc::new(random::gpt2_small().map_err(Error::from)?),
+            _ => self.model.open()?.checkpoint().clone(),
+        };
+        let measurement = match pollster::block_on(device::open(self.device.into())).map_err(Error::from)? {
+            AnyDevice::Cpu(dev) => self.measure(&dev, checkpoint)?,
+            AnyDevice::Gpu(dev) => self.measure(&dev, checkpoint)?,
+            AnyDevice::Reference(_) => unreachable!("refused above, and `auto` never takes it"),
+        };
+        let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+        match self.model.json {
+            true => writeln!(out, "{}", measurement.as_json())?,
+            false => measurement.write(&mut out)?,
+        }
+        Ok(out.flush()?)
+    }
+
+    fn measure<D: Measured>(&self, dev: &D, checkpoint: Rc<Checkpoint>) -> Result<Measurement, Failure> {
+        self.model.say(format_args!("device: {}", dev.info()));
+        let measure = async |told: &dyn Fn(usize, usize)| bench::bench(dev, checkpoint, told).await;
+        let report = self.model.with_progress("figures", measure).map_err(Error::from)?;
+        Ok(Measurement { report, device: dev.info(), clock: dev.clock(), model: self.model.model.clone() })
+    }
+}
+
+/// A rate in units of 10^9 a second, in three digits.
+fn giga(rate: f64) -> String {
+    digits(1e-9 * rate)
+}
+
+/// A number in three digits, or all that it has before the point.
+fn digits(x: f64) -> String {
+    let decimals = if x < 9.995 { 2 } else { usize::from(x < 99.95) };
+    format!("{x:.decimals$}")
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.0} %", 100.0 * share)
+}
+
+impl Measurement {
+    fn write(&self, out: &mut impl Write) -> std::io::Result<()> {
+        let Report { limits, operations, forwards, left_out } = &self.report;
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        writeln!(
+            out,
+            "actscope {}; {}; {} {}, {threads} threads",
+            env!("CARGO_PKG_VERSION"),
+            self.device,
+            os_info::get(),
+            std::env::consts::ARCH
+        )?;
+        writeln!(
+            out,
+            "\n1. The limits of this device, measured: {} GFLOP/s (multiply-adds in registers), {} GB/s (reading memory)",
+            giga(limits.arithmetic),
+            giga(limits.reading)
+        )?;
+        writeln!(out, "\n2. Operations by themselves, at gpt2-small's shapes, random f32, by {}", self.clock)?;
+        writeln!(
+            out,
+            "   {:24} {:>6} {:>10} {:>9} {:>8} {:>8} {:>8}",
+            "operation", "tokens", "ms", "GFLOP/s", "of limit", "GB/s", "of limit"
+        )?;
+        for row in operations {
+            writeln!(
+                out,
+                "   {:24} {:>6} {:>10.4} {:>9} {:>8} {:>8} {:>8}",
+                row.name,
+                row.tokens,
+                1e3 * row.timing.seconds,
+                giga(row.arithmetic),
+                percent(row.arithmetic / limits.arithmetic),
+                giga(row.moving),
+                percent(row.moving / limits.reading),
+            )?;
+        }
+        writeln!(
+            out,
+            "   a multiply-add is two operations; bytes: what goes in, weights too, read once, and what comes out written once\n   \
+             copies of the weights take turns, since in a run they come from memory; what comes from caches, or is read more\n   \
+             cleverly than by the plain loops that measure the limits, may pass 100 %"
+        )?;
+        writeln!(out, "\n3. Whole runs of one text, model {}, by the host's clock", self.model)?;
+        writeln!(
+            out,
+            "   {:>6} {:14} {:>10} {:>9} {:>9} {:>10} {:>10}",
+            "tokens", "tapped", "ms", "tokens/s", "of none", "to host", "peak memory"
+        )?;
+        for row in forwards {
+            writeln!(
+                out,
+                "   {:>6} {:14} {:>10.2} {:>9} {:>9} {:>10} {:>10}",
+                row.tokens,
+                row.taps.name(),
+                1e3 * row.timing.seconds,
+                digits(row.tokens as f64 / row.timing.seconds),
+                format!("{:.2} x", row.times_untapped),
+                size(row.bytes as u64),
+                row.peak.map_or("-".into(), size),
+            )?;
+        }
+        writeln!(
+            out,
+            "   none: the last token's last hidden state alone; hidden states: transformers' n_layer + 1; everything: every hook, with logits\n   \
+             peak memory: of this process in main memory, weights and all; nobody says how much of its own a GPU has used"
+        )?;
+        writeln!(
+            out,
+            "\nMedians over batches after warming up.{}",
+            if left_out.is_empty() { "" } else { " Left out:" }
+        )?;
+        left_out.iter().try_for_each(|left| writeln!(out, "   {}: {}", left.row, left.why))
+    }
+
+    fn as_json(&self) -> Value {
+        let Report { limits, operations, forwards, left_out } = &self.report;
+        let operations = operations.iter().map(|row| {
+            json!({"operation": row.name, "tokens": row.tokens, "ms": 1e3 * row.timing.seconds, "gflops": 1e-9 * row.arithmetic,
+                   "share_of_arithmetic": row.arithmetic / limits.arithmetic, "gbytes_per_second": 1e-9 * row.moving,
+                   "share_of_reading": row.moving / limits.reading, "batches": row.timing.batches, "runs_per_batch": row.timing.runs})
+        });
+        let forwards = forwards.iter().map(|row| {
+            json!({"tokens": row.tokens, "tapped": row.taps.name(), "ms": 1e3 * row.timing.seconds,
+                   "tokens_per_second": row.tokens as f64 / row.timing.seconds, "times_untapped": row.times_untapped,
+                   "bytes_to_host": row.bytes, "peak_bytes": row.peak, "batches": row.timing.batches, "runs_per_batch": row.timing.runs})
+        });
+        let device = &self.device;
+        json!({
+            "actscope_version": env!("CARGO_PKG_VERSION"),
+            "device": {"kind": device.kind, "name": device.name, "detail": device.detail, "software": device.software},
+            "os": os_info::get().to_string(),
+            "arch": std::env::consts::ARCH,
+            "threads": std::thread::available_parallelism().map_or(1, usize::from),
+            "limits": {"gflops": 1e-9 * limits.arithmetic, "gbytes_per_second": 1e-9 * limits.reading},
+            "clock": self.clock,
+            "operations": operations.collect::<Vec<_>>(),
+            "model": self.model,
+            "runs": forwards.collect::<Vec<_>>(),
+            "left_out": left_out.iter().map(|left| json!({"row": left.row, "why": left.why})).collect::<Vec<_>>(),
+        })
+    }
+}
