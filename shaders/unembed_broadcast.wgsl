@@ -34,9 +34,9 @@ fn unembed_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgrou
     let w_at = rows_lo(token, p.cols - 1u) * (p.w_stride / 4u);
 
     var total = array<vec4<f32>, 8>();
-    for (var block = 0u; block < p.k; block += 64u) {
+    for (var block = 0u; block < p.k; block += 256u) {
         var part = array<vec4<f32>, 8>();
-        let end = min(block + 64u, p.k);
+        let end = min(block + 256u, p.k);
         for (var k0 = block; k0 < end; k0 += 8u) {
             // The table's rows are padded with zeros to a multiple of 8 numbers; x's row ends, and the next may hold anything.
             let k = min(k0 + lane, p.k - 1u);

@@ -1,12 +1,15 @@
 //! What comes back from a run. Owns [`Sink`], where recorded values go as they leave the device, and [`Capture`], the sink
-//! that keeps them in memory. `output/` has the sinks that write files. Knows sites, batches and requests; no device.
+//! that keeps them in memory. `output/` has the sinks that write files. Knows sites, batches and requests, and of devices only where the
+//! memory of values comes from.
 //! Read next: `recorder.rs`, which fills a sink.
 
 use crate::batch::Batch;
+use crate::device::host;
 use crate::hooks::{HookError, Hooks};
 use crate::sites::Site;
 use ndarray::{ArrayD, ArrayViewD, Axis, CowArray, IxDyn, Slice};
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 /// Takes what a run records, piece by piece, so that nobody has to hold all of it.
 pub trait Sink {
@@ -23,7 +26,9 @@ pub trait Sink {
     /// # Errors
     /// As [`Sink::put`].
     fn give(&mut self, site: Site, text: usize, values: ArrayD<f32>) -> std::io::Result<()> {
-        self.put(site, text, values.view())
+        let put = self.put(site, text, values.view());
+        host::give_back(values.into_raw_vec_and_offset().0);
+        put
     }
 }
 
@@ -49,7 +54,40 @@ pub fn has_non_number(site: Site, values: &ArrayViewD<'_, f32>) -> bool {
 /// than the longest are padded on the right with zeros.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Capture {
-    arrays: BTreeMap<Site, ArrayD<f32>>,
+    slots: BTreeMap<Site, Slot>,
+}
+
+/// Room for one array. Its memory is taken when it is first used: one text's values come in one piece, which becomes the array.
+#[derive(Clone, Debug)]
+struct Slot {
+    shape: Vec<usize>,
+    values: OnceLock<ArrayD<f32>>,
+}
+
+impl Slot {
+    /// The array; all zero where nothing was recorded.
+    fn array(&self) -> &ArrayD<f32> {
+        self.values.get_or_init(|| ArrayD::zeros(IxDyn(&self.shape)))
+    }
+
+    fn array_mut(&mut self) -> &mut ArrayD<f32> {
+        self.array();
+        self.values.get_mut().expect("made in the line before")
+    }
+}
+
+impl PartialEq for Slot {
+    fn eq(&self, other: &Slot) -> bool {
+        self.array() == other.array()
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(array) = self.values.take() {
+            host::give_back(array.into_raw_vec_and_offset().0);
+        }
+    }
 }
 
 impl Capture {
@@ -63,22 +101,23 @@ impl Capture {
         let numbers = |shape: &[usize]| shape.iter().map(|&n| n as u128).product::<u128>();
         let bytes = shapes.iter().map(|(_, shape)| size_of::<f32>() as u128 * numbers(shape)).sum();
         // All of it in one go: the system says no to a single request beyond what it has, and to many small ones too late.
-        // `zeros` takes memory that the system has zeroed, page by page as it is used, but aborts where there is none.
+        // Arrays are made as they are used, of memory that the system has zeroed, but that aborts where there is none.
         let room = usize::try_from(bytes).is_ok_and(|n| Vec::<u8>::new().try_reserve_exact(n).is_ok());
         if !room {
             return Err(HookError::Memory { bytes });
         }
-        Ok(Capture { arrays: shapes.into_iter().map(|(site, shape)| (site, ArrayD::zeros(IxDyn(&shape)))).collect() })
+        let slot = |shape| Slot { shape, values: OnceLock::new() };
+        Ok(Capture { slots: shapes.into_iter().map(|(site, shape)| (site, slot(shape))).collect() })
     }
 
     /// The values of one site; `None` if it was not tapped.
     pub fn get(&self, site: Site) -> Option<ArrayViewD<'_, f32>> {
-        self.arrays.get(&site).map(|array| array.view())
+        self.slots.get(&site).map(|slot| slot.array().view())
     }
 
     /// Takes the values of one site out.
     pub fn take(&mut self, site: Site) -> Option<ArrayD<f32>> {
-        self.arrays.remove(&site)
+        self.slots.remove(&site).map(|mut slot| std::mem::take(slot.array_mut()))
     }
 
     /// The first site that holds a NaN or an infinity which is not a masked score's.
@@ -88,14 +127,14 @@ impl Capture {
 
     /// All sites in run order.
     pub fn iter(&self) -> impl Iterator<Item = (Site, &ArrayD<f32>)> {
-        self.arrays.iter().map(|(site, array)| (*site, array))
+        self.slots.iter().map(|(site, slot)| (*site, slot.array()))
     }
 }
 
 impl Sink for Capture {
     fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
-        let Some(array) = self.arrays.get_mut(&site) else { return Ok(()) };
-        let mut of_text = array.index_axis_mut(Axis(0), text);
+        let Some(slot) = self.slots.get_mut(&site) else { return Ok(()) };
+        let mut of_text = slot.array_mut().index_axis_mut(Axis(0), text);
         for (axis, n) in values.shape().iter().enumerate() {
             of_text.slice_axis_inplace(Axis(axis), Slice::from(..*n));
         }
@@ -104,10 +143,10 @@ impl Sink for Capture {
     }
 
     fn give(&mut self, site: Site, text: usize, values: ArrayD<f32>) -> std::io::Result<()> {
-        match self.arrays.get_mut(&site) {
-            // All that this array will ever hold: its own memory was never touched.
-            Some(array) if array.shape()[0] == 1 && array.len() == values.len() => {
-                *array = values.insert_axis(Axis(0));
+        match self.slots.get_mut(&site) {
+            // All that this array will ever hold.
+            Some(slot) if slot.shape[0] == 1 && slot.shape[1..] == *values.shape() => {
+                slot.values = OnceLock::from(values.insert_axis(Axis(0)));
                 Ok(())
             }
             _ => self.put(site, text, values.view()),
@@ -121,6 +160,6 @@ impl Arrays for Capture {
     }
 
     fn of_text(&self, site: Site, text: usize) -> std::io::Result<CowArray<'_, f32, IxDyn>> {
-        Ok(self.arrays[&site].index_axis(Axis(0), text).into())
+        Ok(self.slots[&site].array().index_axis(Axis(0), text).into())
     }
 }

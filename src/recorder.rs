@@ -6,7 +6,7 @@
 
 use crate::batch::Batch;
 use crate::capture::Sink;
-use crate::device::{Device, DeviceError, Edit, MASKED, Window};
+use crate::device::{Device, DeviceError, Edit, MASKED, Window, host};
 use crate::hooks::Hooks;
 use crate::sites::Site;
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
@@ -198,6 +198,7 @@ impl<'a, D: Device> Recorder<'a, D> {
                 self.sink.put(site, i, of_text)?;
             }
         }
+        host::give_back(values);
         Ok(())
     }
 }

@@ -117,6 +117,30 @@ fn looking_changes_nothing() {
     }
 }
 
+/// The memory of captures is used again: what it held never shows.
+#[cfg(feature = "demo")]
+#[test]
+fn captures_know_nothing_of_those_before() {
+    let ids = |seed: u32| (0..150).map(|i| (seed + 37 * i * i) % 2000).collect::<Vec<u32>>();
+    let session = Files::open("demo").unwrap().on(Choice::Cpu, None).unwrap();
+    let first = run(&session, &[ids(1)], everything);
+    let kept = first.clone();
+    drop(first);
+    for other in [vec![ids(2)], vec![ids(3)[..90].to_vec(), ids(4)]] {
+        drop(run(&session, &other, everything));
+        assert_eq!(run(&session, &[ids(1)], everything), kept);
+    }
+    // Texts of unequal length are padded with zeros, whatever the memory held.
+    let two = run(&session, &[ids(1), ids(2)[..3].to_vec()], everything);
+    for (site, array) in two.iter() {
+        let padding = array
+            .index_axis(Axis(0), 1)
+            .slice_axis(Axis(if site.is_square() { 1 } else { 0 }), Slice::from(3..))
+            .to_owned();
+        assert!(padding.iter().all(|v| *v == 0.0), "{site}");
+    }
+}
+
 /// For every site: its own values put in its place change no bit of the logits, and other values do.
 #[test]
 fn patching() {

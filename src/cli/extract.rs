@@ -11,7 +11,7 @@ use crate::session::Session;
 use crate::sites::Site;
 use crate::verify::sample::Sample;
 use clap::Args;
-use ndarray::ArrayViewD;
+use ndarray::{ArrayD, ArrayViewD};
 use serde_json::json;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -181,12 +181,23 @@ struct Watched<'a> {
 
 impl Sink for Watched<'_> {
     fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
-        if self.first_non_number.is_none_or(|first| site < first) && has_non_number(site, &values) {
+        self.watch(site, text, &values);
+        self.sink.put(site, text, values)
+    }
+
+    fn give(&mut self, site: Site, text: usize, values: ArrayD<f32>) -> std::io::Result<()> {
+        self.watch(site, text, &values.view());
+        self.sink.give(site, text, values)
+    }
+}
+
+impl Watched<'_> {
+    fn watch(&mut self, site: Site, text: usize, values: &ArrayViewD<'_, f32>) {
+        if self.first_non_number.is_none_or(|first| site < first) && has_non_number(site, values) {
             self.first_non_number = Some(site);
         }
         if let Some(sample) = &mut self.sample {
             sample.see(site, text, values.view());
         }
-        self.sink.put(site, text, values)
     }
 }

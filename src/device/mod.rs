@@ -7,6 +7,7 @@
 
 pub mod cpu;
 pub mod gpu;
+pub mod host;
 pub mod lockstep;
 mod op;
 #[cfg(not(target_arch = "wasm32"))]

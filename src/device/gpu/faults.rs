@@ -190,10 +190,10 @@ pub static ALL: &[Plant] = &[
     plant("a row too many", "linear_broadcast", "(*sums)[7] += hi.w * four;", "(*sums)[7] += hi.z * four;"),
     plant("added forgotten", "linear_broadcast", "return added[at] + result;", "return result;"),
     plant(
-        "half a block left out",
+        "blocks after the first left out",
         "linear_broadcast",
         "    join(&total, part);",
-        "    if end == block + 64u || block == 0u { join(&total, part); }",
+        "    if block == 0u { join(&total, part); }",
     ),
     plant(
         "halves of a word swapped",
