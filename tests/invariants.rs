@@ -4,6 +4,8 @@
 mod common;
 
 use actscope::batch::Batch;
+#[cfg(feature = "demo")]
+use actscope::device::host;
 use actscope::device::reference::{Reference, Tensor};
 use actscope::device::{Activation, Choice, Device, DeviceError, DeviceInfo, Edit, Heads, Limits, Weight, Window};
 use actscope::hooks::HookError;
@@ -117,18 +119,18 @@ fn looking_changes_nothing() {
     }
 }
 
-/// The memory of captures is used again: what it held never shows.
+/// The memory of captures is used again: what it held never shows. Seen red with a copy that leaves out a row.
 #[cfg(feature = "demo")]
 #[test]
 fn captures_know_nothing_of_those_before() {
     let ids = |seed: u32| (0..150).map(|i| (seed + 37 * i * i) % 2000).collect::<Vec<u32>>();
     let session = Files::open("demo").unwrap().on(Choice::Cpu, None).unwrap();
     let first = run(&session, &[ids(1)], everything);
-    let kept = first.clone();
-    drop(first);
     for other in [vec![ids(2)], vec![ids(3)[..90].to_vec(), ids(4)]] {
         drop(run(&session, &other, everything));
-        assert_eq!(run(&session, &[ids(1)], everything), kept);
+        let lengths = first.iter().map(|(_, array)| array.len());
+        lengths.for_each(|n| host::give_back(vec![f32::NAN; n]));
+        assert_eq!(run(&session, &[ids(1)], everything), first);
     }
     // Texts of unequal length are padded with zeros, whatever the memory held.
     let two = run(&session, &[ids(1), ids(2)[..3].to_vec()], everything);
