@@ -149,14 +149,18 @@ impl Sink for Capture {
                 slot.values = OnceLock::from(values.insert_axis(Axis(0)));
                 Ok(())
             }
-            _ => self.put(site, text, values.view()),
+            _ => {
+                let put = self.put(site, text, values.view());
+                host::give_back(values.into_raw_vec_and_offset().0);
+                put
+            }
         }
     }
 }
 
 impl Arrays for Capture {
     fn shapes(&self) -> Vec<(Site, Vec<usize>)> {
-        self.iter().map(|(site, array)| (site, array.shape().to_vec())).collect()
+        self.slots.iter().map(|(site, slot)| (*site, slot.shape.clone())).collect()
     }
 
     fn of_text(&self, site: Site, text: usize) -> std::io::Result<CowArray<'_, f32, IxDyn>> {

@@ -2,6 +2,7 @@
 //! its Rust side, and translates to SPIR-V, MSL and HLSL. Native wgpu enforces little of this; browsers all of it.
 
 use actscope::device::gpu::kernels::{self, Access, Family, Kernel};
+use actscope::device::gpu::tile::Tile;
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, ScalarKind, StorageAccess, TypeInner};
 use std::collections::BTreeSet;
@@ -14,11 +15,33 @@ fn every_kernel() -> impl Iterator<Item = &'static Kernel> {
 
 /// A kernel's module as the GPU device compiles it, with the largest constants it is used with, and its overrides resolved.
 fn module(kernel: &Kernel) -> (naga::Module, ModuleInfo) {
-    let text = kernel.module(kernel.consts);
+    compiled(kernel, kernel.overrides, kernel.consts)
+}
+
+/// Its modules with every value of its overrides, and every cut of its tiles.
+fn modules(kernel: &Kernel) -> Vec<(naga::Module, ModuleInfo)> {
+    let named = |values: Vec<u32>, of: &[(&'static str, u32)]| of.iter().map(|(name, _)| *name).zip(values).collect();
+    let consts: Vec<Vec<(&str, u32)>> = match kernel.consts.len() {
+        3 => Tile::PRESETS.iter().map(|tile| named(tile.settings().to_vec(), kernel.consts)).collect(),
+        _ => vec![kernel.consts.to_vec()],
+    };
+    let all = kernel.overrides.iter().fold(vec![Vec::new()], |all, (_, largest)| {
+        all.iter().flat_map(|values| (0..=*largest).map(move |value| [values.clone(), vec![value]].concat())).collect()
+    });
+    let overrides: Vec<Vec<(&str, u32)>> = all.into_iter().map(|values| named(values, kernel.overrides)).collect();
+    consts.iter().flat_map(|consts| overrides.iter().map(|values| compiled(kernel, values, consts))).collect()
+}
+
+fn compiled(
+    kernel: &Kernel,
+    overrides: &[(&'static str, u32)],
+    consts: &[(&'static str, u32)],
+) -> (naga::Module, ModuleInfo) {
+    let text = kernel.module(consts);
     let module = naga::front::wgsl::parse_str(&text)
         .unwrap_or_else(|e| panic!("{}", e.emit_to_string_with_path(&text, kernel.name)));
     let info = validate(kernel, &module);
-    let constants = kernel.overrides.iter().map(|(name, value)| (name.to_string(), f64::from(*value))).collect();
+    let constants = overrides.iter().map(|(name, value)| (name.to_string(), f64::from(*value))).collect();
     let entry = Some((naga::ShaderStage::Compute, kernel.file));
     let (module, info) = naga::back::pipeline_constants::process_overrides(&module, &info, entry, &constants)
         .unwrap_or_else(|e| panic!("{}: {e}", kernel.name));
@@ -46,8 +69,8 @@ fn entry<'a>(kernel: &Kernel, module: &'a naga::Module) -> &'a naga::EntryPoint 
 /// WebGPU's default limits: 256 invocations, 16,384 bytes of workgroup memory, 8 storage buffers.
 #[test]
 fn kernels_keep_to_webgpus_default_limits() {
-    for kernel in every_kernel() {
-        let (module, _) = module(kernel);
+    let all = every_kernel().flat_map(|kernel| modules(kernel).into_iter().map(move |module| (kernel, module)));
+    for (kernel, (module, _)) in all {
         let size = entry(kernel, &module).workgroup_size;
         assert!(size.iter().product::<u32>() <= 256 && size[2] <= 64, "{}: {size:?} invocations", kernel.name);
         let shared = module.global_variables.iter().filter(|(_, v)| v.space == AddressSpace::WorkGroup);
@@ -99,8 +122,8 @@ fn kernels_agree_with_their_table() {
 
 #[test]
 fn kernels_translate_to_every_backend() {
-    for kernel in every_kernel() {
-        let (module, info) = module(kernel);
+    let all = every_kernel().flat_map(|kernel| modules(kernel).into_iter().map(move |module| (kernel, module)));
+    for (kernel, (module, info)) in all {
         entry(kernel, &module);
         naga::back::spv::write_vec(&module, &info, &naga::back::spv::Options::default(), None)
             .unwrap_or_else(|e| panic!("{} to SPIR-V: {e}", kernel.name));
@@ -156,7 +179,7 @@ fn kernels_avoid_what_breaks_elsewhere() {
         for (i, line) in body
             .lines()
             .enumerate()
-            .filter(|(_, line)| line.contains("workgroupBarrier") || line.contains("workgroup_"))
+            .filter(|(_, line)| ["workgroupBarrier", "workgroup_", "subgroup"].iter().any(|w| line.contains(w)))
         {
             let before: Vec<&str> = body.lines().take(i).collect();
             assert!(!under_if(&before), "{}: a barrier under an if, line {:?}", kernel.name, line.trim());

@@ -1,5 +1,5 @@
 // Mean and divisor of a row of x, what the LayerNorm kernels have in common. The kernel declares `x` and names
-// lib/reduce.wgsl; every lane of its workgroups calls these in uniform control flow.
+// lib/reduce.wgsl or its namesake that broadcasts; every lane of its workgroups calls these in uniform control flow.
 
 fn row_mean(lane: u32, start: u32, cols: u32) -> f32 {
     var total = 0.0;

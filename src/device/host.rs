@@ -29,25 +29,25 @@ impl Free {
     fn vector(&self, len: usize) -> Vec<f32> {
         let kept = || {
             let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let fitting = free.iter().rposition(|v| (len..=len + len / 4).contains(&v.len()))?;
+            let fitting = free.iter().rposition(|v| (len..=len + len / 4).contains(&v.capacity()))?;
             Some(free.remove(fitting))
         };
         let mut vector = (len >= WORTH_KEEPING).then(kept).flatten().unwrap_or_else(|| vec![0.0; len]);
-        vector.truncate(len);
+        vector.resize(len, 0.0);
         vector
     }
 
     fn give_back(&self, vector: Vec<f32>) {
-        if !(WORTH_KEEPING..=KEPT).contains(&vector.len()) {
+        if !(WORTH_KEEPING..=KEPT).contains(&vector.capacity()) {
             return;
         }
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         free.push(vector);
         // What has lain there longest goes.
-        let mut all: usize = free.iter().map(Vec::len).sum();
+        let mut all: usize = free.iter().map(Vec::capacity).sum();
         let go = free.iter().take_while(|v| {
             let goes = all > KEPT;
-            all -= v.len() * usize::from(goes);
+            all -= v.capacity() * usize::from(goes);
             goes
         });
         let go = go.count();

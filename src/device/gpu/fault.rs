@@ -28,6 +28,11 @@ impl Fault {
         self.kept().lost.get_or_insert(one_line(&detail));
     }
 
+    /// Forgets what went wrong with something that is given up; that the device is lost stays.
+    pub(super) fn forget(&self) {
+        self.kept().first = None;
+    }
+
     /// True once anything went wrong.
     pub(super) fn any(&self) -> bool {
         let kept = self.kept();

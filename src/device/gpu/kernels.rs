@@ -101,7 +101,7 @@ pub struct Kernel {
     pub params: &'static [Field],
     /// Pipeline-overridable constants, each with its largest value.
     pub overrides: &'static [(&'static str, u32)],
-    /// `const`s that are generated, each with its largest value.
+    /// `const`s that are generated, each with a large value.
     pub consts: &'static [(&'static str, u32)],
 }
 
@@ -169,7 +169,7 @@ kernels! {
     LINEAR_FEW "linear_few" TILES, Linear [Read, Read, Read, Read, Write] libs PRODUCT, overrides &[WEIGHT_OVERRIDE, THEN_OVERRIDE], consts &[];
     LINEAR_BROADCAST "linear_broadcast" BROADCAST, Linear [Read, Read, Read, Read, Write] libs &[WEIGHT, FINISH, ACTIVATION_LIB, EXP, GELU, STEP], overrides &[WEIGHT_OVERRIDE, THEN_OVERRIDE], consts &[];
     SUM_HEADS "sum_heads" ANY, SumHeads [Read, Read, Write] libs &[], overrides &[], consts &[];
-    ATTENTION "attention" TILES, Attention [Read, Write] libs &[SCORE, EXP], overrides &[], consts &[("PARTS", 16)];
+    ATTENTION "attention" TILES, Attention [Read, Write] libs &[SCORE, EXP], overrides &[], consts &[("PARTS", 17)];
     ATTENTION_BROADCAST "attention_broadcast" BROADCAST, Attention [Read, Write] libs &[STEP, EXP], overrides &[], consts &[];
     ATTENTION_SCORES "attention_scores" ANY, Attention [Read, Write] libs &[SCORE], overrides &[], consts &[];
     ATTENTION_PATTERN "attention_pattern" TILES, Matrix [Read, Write] libs &[REDUCE, EXP], overrides &[], consts &[];

@@ -4,7 +4,9 @@
 //! Pooled buffers are written by dispatches and copies only, in the order in which they are recorded, so a tensor may be
 //! dropped while work that reads it is still queued: whoever gets its buffer next writes it later in the same order.
 
-use crate::device::{DeviceError, Dtype, Weight};
+use super::bind::BindGroups;
+use super::record::PipelineKey;
+use crate::device::{DeviceError, Dtype, Weight, host};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -16,21 +18,29 @@ pub(super) struct Pool {
     usage: wgpu::BufferUsages,
     label: &'static str,
     free: RefCell<VecDeque<wgpu::Buffer>>,
-    let_go: Cell<bool>,
+    bind_groups: BindGroups<PipelineKey>,
 }
 
 impl Pool {
-    pub(super) fn new(device: &wgpu::Device, usage: wgpu::BufferUsages, label: &'static str) -> Rc<Pool> {
-        Rc::new(Pool { device: device.clone(), usage, label, free: RefCell::default(), let_go: Cell::default() })
+    pub(super) fn new(
+        device: &wgpu::Device,
+        usage: wgpu::BufferUsages,
+        label: &'static str,
+        bind_groups: &BindGroups<PipelineKey>,
+    ) -> Rc<Pool> {
+        let (device, bind_groups) = (device.clone(), bind_groups.clone());
+        Rc::new(Pool { device, usage, label, free: RefCell::default(), bind_groups })
     }
 
-    /// A buffer of at least `bytes`: the smallest free one that is not more than twice as large, or a new one.
+    /// A buffer of at least `bytes`: the smallest free one that is not more than twice as large, of equals the one given back
+    /// last, so that every block of a run gets the same ones; or a new one.
     fn take(self: &Rc<Pool>, bytes: u64) -> Pooled {
         let size = size_class(bytes);
         let mut free = self.free.borrow_mut();
         let fits = free
             .iter()
             .enumerate()
+            .rev()
             .filter(|(_, b)| (size..=2 * size).contains(&b.size()))
             .min_by_key(|(_, b)| b.size());
         let buffer = match fits.map(|(i, _)| i).and_then(|i| free.remove(i)) {
@@ -43,11 +53,6 @@ impl Pool {
             }),
         };
         Pooled { buffer, pool: self.clone() }
-    }
-
-    /// Whether buffers were given up since this was last asked: whoever else holds them should let go of them too.
-    pub(super) fn let_go(&self) -> bool {
-        self.let_go.take()
     }
 }
 
@@ -64,7 +69,7 @@ impl Drop for Pooled {
         // What has lain there longest goes, so that texts of many lengths do not each leave their buffers behind.
         while free.len() > 1 && free.iter().map(wgpu::Buffer::size).sum::<u64>() > FREE_BYTES {
             free.pop_front();
-            self.pool.let_go.set(true);
+            self.pool.bind_groups.clear();
         }
     }
 }
@@ -128,6 +133,15 @@ pub struct Matrix {
     /// Until it is uploaded.
     source: RefCell<Option<Weight>>,
     placed: OnceCell<Placed>,
+    bind_groups: BindGroups<PipelineKey>,
+}
+
+impl Drop for Matrix {
+    fn drop(&mut self) {
+        if self.placed.get().is_some() {
+            self.bind_groups.clear();
+        }
+    }
 }
 
 /// A weight on the device.
@@ -144,13 +158,17 @@ const UPLOAD_STEP: usize = 8 << 20;
 
 impl Matrix {
     /// Holds a weight whose rows each fit one binding.
-    pub(super) fn new(weight: &Weight, max_binding: u64) -> Result<Matrix, DeviceError> {
+    pub(super) fn new(
+        weight: &Weight,
+        max_binding: u64,
+        bind_groups: &BindGroups<PipelineKey>,
+    ) -> Result<Matrix, DeviceError> {
         let (name, bytes) = (weight.name.clone(), (padded(weight.cols) * weight.dtype.size()) as u64);
         if bytes > max_binding {
             return Err(DeviceError::TooLarge { name, bytes, limit: max_binding });
         }
         let (rows, cols, source) = (weight.rows, weight.cols, RefCell::new(Some(weight.clone())));
-        Ok(Matrix { name, rows, cols, source, placed: OnceCell::new() })
+        Ok(Matrix { name, rows, cols, source, placed: OnceCell::new(), bind_groups: bind_groups.clone() })
     }
 
     /// The weight on the device.
@@ -193,8 +211,8 @@ impl Placed {
         }
         let stride = padded(weight.cols);
         let row_bytes = stride * dtype.size();
-        // At most as many rows as one dimension of a dispatch has tiles for, 32 rows each.
-        let rows_at_once = (max_binding as usize / row_bytes).clamp(1, 32 * 65_535);
+        // At most as many rows as one dimension of a dispatch has tiles for, 64 rows each.
+        let rows_at_once = (max_binding as usize / row_bytes).clamp(1, 64 * 65_535);
         let chunk = |first: usize| {
             let rows = first..weight.rows.min(first + rows_at_once);
             let buffer = to.buffer(&weight.name, rows.len() * row_bytes);
@@ -321,7 +339,9 @@ impl Staging {
             done.await.map_err(|_| "the readback was dropped".to_string())?.map_err(|e| e.to_string())?;
         }
         let view = self.memory.buffer.get_mapped_range(start..start + 4 * len as u64).map_err(|e| e.to_string())?;
-        Ok(bytemuck::cast_slice(&view).to_vec())
+        let mut values = host::vector(len);
+        values.copy_from_slice(bytemuck::cast_slice(&view));
+        Ok(values)
     }
 }
 

@@ -1,8 +1,9 @@
 //! The GPU device: wgpu on Metal, Vulkan and DirectX 12, with the kernels of `shaders/`. Owns which kernel an operation
-//! takes, and its parameters. Nothing here waits for the device but `read`.
+//! takes, and its parameters. Nothing here waits for the device but `read`, `settle` and the trial of tiles.
 //! Read next: `kernels.rs` for the table of kernels, `record.rs` for how work is sent, `memory.rs` for buffers.
 
 mod adapter;
+mod bind;
 mod clock;
 mod fault;
 #[cfg(feature = "faults")]
@@ -13,17 +14,18 @@ mod memory;
 mod probe;
 mod product;
 mod record;
-mod tile;
+pub mod tile;
 
 pub use adapter::{AdapterInfo, list as adapters};
 pub use clock::Span;
 pub use memory::{Matrix, Tensor};
 
 use super::{Activation, Device, DeviceError, DeviceInfo, Edit, Heads, Limits, Weight, Window};
+use bind::{BindGroups, Binding};
 use fault::Fault;
 use kernels::{Family, Kernel, Then};
 use memory::{Layout, Placed, Pool, Staging};
-use record::{Binding, Recording, Variant};
+use record::{PipelineKey, Recording, Variant};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
@@ -48,6 +50,7 @@ pub struct Gpu {
     tensors: Rc<Pool>,
     staging: Rc<Pool>,
     recording: Recording,
+    bind_groups: BindGroups<PipelineKey>,
     fault: Fault,
 }
 
@@ -117,6 +120,7 @@ impl Gpu {
         device.set_device_lost_callback(move |_, message| on_lost.lost(&message));
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let staging_usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let bind_groups = BindGroups::default();
         Gpu {
             info: adapter::describe(adapter),
             family,
@@ -125,9 +129,10 @@ impl Gpu {
             max_binding: device.limits().max_storage_buffer_binding_size.min(1 << 31),
             // Pooled sizes are rounded up, at most to a power of two.
             max_buffer: 1 << device.limits().max_buffer_size.max(1).ilog2(),
-            tensors: Pool::new(&device, usage, "tensor"),
-            staging: Pool::new(&device, staging_usage, "staging"),
-            recording: Recording::new(&device, &queue),
+            tensors: Pool::new(&device, usage, "tensor", &bind_groups),
+            staging: Pool::new(&device, staging_usage, "staging", &bind_groups),
+            recording: Recording::new(&device, &queue, bind_groups.clone()),
+            bind_groups,
             device,
             queue,
             fault,
@@ -254,7 +259,7 @@ impl Device for Gpu {
     }
 
     fn load(&self, weight: &Weight) -> Result<Matrix, DeviceError> {
-        Matrix::new(weight, self.max_binding)
+        Matrix::new(weight, self.max_binding, &self.bind_groups)
     }
 
     fn shape(&self, x: &Tensor) -> [usize; 2] {
@@ -495,9 +500,6 @@ impl Device for Gpu {
 
     fn submit(&self) {
         self.recording.submit();
-        if self.tensors.let_go() {
-            self.recording.forget_bind_groups();
-        }
     }
 
     async fn settle(&self, running: usize) -> Result<(), DeviceError> {

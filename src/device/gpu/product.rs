@@ -14,6 +14,9 @@ const FEW_ROWS: usize = 8;
 /// Rows of a tile of the kernels that broadcast.
 const BROADCAST_ROWS: usize = 8;
 
+/// Tokens of one of the unembedding.
+const BROADCAST_TOKENS: usize = 32;
+
 /// `x[.., rows] . w[rows] + bias`, and then what `then` says.
 pub(super) struct Product<'a> {
     pub(super) x: &'a Tensor,
@@ -106,7 +109,7 @@ impl Gpu {
             let (variant, groups) = match self.family {
                 Family::Broadcast => (
                     Variant::new(&kernels::UNEMBED_BROADCAST, &[dtype]),
-                    panels(rows.len().div_ceil(BROADCAST_ROWS), cols.div_ceil(32)),
+                    panels(rows.len().div_ceil(BROADCAST_ROWS), cols.div_ceil(BROADCAST_TOKENS)),
                 ),
                 Family::Tiles if rows.len() <= FEW_ROWS => {
                     (Variant::new(&kernels::UNEMBED_FEW, &[dtype]), grid(cols.div_ceil(16)))

@@ -4,6 +4,7 @@
 //! Parameters lie in 256-byte slots of one buffer, bound with a dynamic offset and written once per submit. (One uniform
 //! rewritten between two dispatches of an encoder would show both the last value; immediates do not exist in browsers.)
 
+use super::bind::{BindGroups, Binding};
 use super::clock::Clock;
 use super::kernels::{Access, Kernel, Params};
 use super::memory::Staging;
@@ -14,28 +15,6 @@ use std::rc::Rc;
 
 const SLOT: usize = 256;
 const SLOTS: usize = 1024;
-
-/// A part of a buffer: bytes `offset .. offset + size`.
-#[derive(Clone, Copy)]
-pub(super) struct Binding<'a> {
-    pub(super) buffer: &'a wgpu::Buffer,
-    pub(super) offset: u64,
-    pub(super) size: u64,
-    /// Made for this dispatch only: nobody will bind it again.
-    pub(super) once: bool,
-}
-
-impl Binding<'_> {
-    fn part(&self) -> Part {
-        (self.buffer.clone(), self.offset, self.size)
-    }
-}
-
-/// What a [`Binding`] binds.
-type Part = (wgpu::Buffer, u64, u64);
-
-/// Bind groups that are kept at most. A run of GPT-2 binds what the run before bound, since its tensors come from a pool.
-const MOST_BIND_GROUPS: usize = 1024;
 
 /// A kernel with the constants it is compiled for.
 #[derive(Clone, Copy)]
@@ -69,7 +48,7 @@ impl From<&'static Kernel> for Variant {
 }
 
 /// A [`Variant`] by name and settings.
-type PipelineKey = (&'static str, [u32; MOST_SETTINGS]);
+pub(super) type PipelineKey = (&'static str, [u32; MOST_SETTINGS]);
 
 struct Pipeline {
     layout: wgpu::BindGroupLayout,
@@ -89,7 +68,7 @@ pub(super) struct Recording {
     queue: wgpu::Queue,
     arena: wgpu::Buffer,
     pipelines: RefCell<HashMap<PipelineKey, Rc<Pipeline>>>,
-    bind_groups: RefCell<HashMap<(PipelineKey, Vec<Part>), wgpu::BindGroup>>,
+    bind_groups: BindGroups<PipelineKey>,
     commands: RefCell<Vec<Command>>,
     slots: RefCell<Vec<u8>>,
     staging: RefCell<Vec<Rc<Staging>>>,
@@ -106,7 +85,7 @@ struct Submitted {
 }
 
 impl Recording {
-    pub(super) fn new(device: &wgpu::Device, queue: &wgpu::Queue) -> Recording {
+    pub(super) fn new(device: &wgpu::Device, queue: &wgpu::Queue, bind_groups: BindGroups<PipelineKey>) -> Recording {
         let arena = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("params"),
             size: (SLOT * SLOTS) as u64,
@@ -118,7 +97,7 @@ impl Recording {
             queue: queue.clone(),
             arena,
             pipelines: RefCell::default(),
-            bind_groups: RefCell::default(),
+            bind_groups,
             commands: RefCell::default(),
             slots: RefCell::default(),
             staging: RefCell::default(),
@@ -137,7 +116,7 @@ impl Recording {
         }
         let pipeline = self.pipeline(variant);
         pipeline.run.set(true);
-        let bindings = self.bind_group::<P>(variant, &pipeline, bindings);
+        let bindings = self.bind_group(variant, &pipeline, bindings);
         let mut slots = self.slots.borrow_mut();
         let slot = slots.len() as u32;
         slots.extend_from_slice(bytemuck::bytes_of(params));
@@ -146,32 +125,18 @@ impl Recording {
     }
 
     /// The kept bind group of a kernel and its bindings, or a new one.
-    fn bind_group<P>(&self, variant: Variant, pipeline: &Pipeline, bindings: &[Binding<'_>]) -> wgpu::BindGroup {
-        let key = (variant.key(), bindings.iter().map(Binding::part).collect::<Vec<_>>());
-        let mut kept = self.bind_groups.borrow_mut();
-        if let Some(bind_group) = kept.get(&key) {
-            return bind_group.clone();
-        }
-        let of_params = Binding { buffer: &self.arena, offset: 0, size: size_of::<P>() as u64, once: false };
-        let resources = std::iter::once(&of_params).chain(bindings);
-        let entries: Vec<_> = (0..).zip(resources).map(|(binding, part)| entry(binding, part)).collect();
-        let bind_group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(variant.kernel.name),
-            layout: &pipeline.layout,
-            entries: &entries,
-        });
-        if bindings.iter().all(|binding| !binding.once) {
-            if kept.len() == MOST_BIND_GROUPS {
-                kept.clear();
-            }
-            kept.insert(key, bind_group.clone());
-        }
-        bind_group
-    }
-
-    /// Lets go of all kept bind groups, and with them of buffers that nobody else holds.
-    pub(super) fn forget_bind_groups(&self) {
-        self.bind_groups.borrow_mut().clear();
+    fn bind_group(&self, variant: Variant, pipeline: &Pipeline, bindings: &[Binding<'_>]) -> wgpu::BindGroup {
+        self.bind_groups.get(variant.key(), bindings, || {
+            let size = 4 * variant.kernel.params.len() as u64;
+            let of_params = Binding { buffer: &self.arena, offset: 0, size, once: false };
+            let resources = std::iter::once(&of_params).chain(bindings);
+            let entries: Vec<_> = (0..).zip(resources).map(|(binding, part)| entry(binding, part)).collect();
+            self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(variant.kernel.name),
+                layout: &pipeline.layout,
+                entries: &entries,
+            })
+        })
     }
 
     /// Records a copy into a staging buffer; gives back where it will be.
