@@ -6,6 +6,7 @@ use actscope::device::gpu::Gpu;
 use actscope::device::gpu::kernels::Family;
 use actscope::keep::CacheFile;
 use std::cell::RefCell;
+use std::time::Duration;
 
 /// Remembers, and counts how often it was told.
 #[derive(Default)]
@@ -29,18 +30,23 @@ fn open() -> Gpu {
     pollster::block_on(Gpu::open_as(Family::Tiles)).expect("a GPU adapter, llvmpipe at least")
 }
 
+/// Long enough for an adapter that is a program.
+const PATIENT: Duration = Duration::from_secs(600);
+
 #[test]
 fn the_cut_is_found_out_once() {
     let keep = Counting::default();
-    pollster::block_on(open().with_best_tile(&keep)).unwrap();
+    pollster::block_on(open().with_best_tile(&keep, Duration::ZERO)).unwrap();
+    assert_eq!(*keep.told.borrow(), 0, "half a trial is none");
+    pollster::block_on(open().with_best_tile(&keep, PATIENT)).unwrap();
     assert_eq!(*keep.told.borrow(), 1);
     let (name, first) = keep.inner.borrow().clone().unwrap();
     assert!(name.contains(&actscope::device::Device::info(&open()).name), "{name}");
-    pollster::block_on(open().with_best_tile(&keep)).unwrap();
+    pollster::block_on(open().with_best_tile(&keep, PATIENT)).unwrap();
     assert_eq!(*keep.told.borrow(), 1, "what is kept is taken");
 
     *keep.inner.borrow_mut() = Some((name, "999x1x1".into()));
-    pollster::block_on(open().with_best_tile(&keep)).unwrap();
+    pollster::block_on(open().with_best_tile(&keep, PATIENT)).unwrap();
     assert_eq!(*keep.told.borrow(), 2, "what is no cut is not taken, and {first} was");
 }
 

@@ -68,20 +68,20 @@ impl Gpu {
         let off = std::env::var("ACTSCOPE_TUNING").is_ok_and(|value| value == "off");
         match self.info.software || off {
             true => Ok(self),
-            false => self.with_best_tile(keep).await,
+            false => self.with_best_tile(keep, PATIENCE).await,
         }
     }
 
-    /// [`Gpu::tuned`], whatever the adapter.
+    /// [`Gpu::tuned`], whatever the adapter. What came of a trial that ran out of patience is not kept.
     #[doc(hidden)]
-    pub async fn with_best_tile(mut self, keep: &dyn Keep) -> Result<Gpu, DeviceError> {
+    pub async fn with_best_tile(mut self, keep: &dyn Keep, patience: Duration) -> Result<Gpu, DeviceError> {
         let kernel = crc32fast::hash(super::kernels::LINEAR.source.as_bytes());
         let name = format!("tile of kernel {kernel:08x} on {} ({})", self.info.name, self.info.detail);
         let kept = keep.get(&name);
         if let Some(tile) = Tile::PRESETS.into_iter().find(|tile| kept.as_ref() == Some(&tile.name())) {
             return Ok(Gpu { tile, ..self });
         }
-        let trial = self.trial().await?;
+        let trial = self.trial(patience).await?;
         self.tile = trial.best;
         if trial.all_tried {
             keep.put(&name, &trial.best.name());
@@ -91,7 +91,7 @@ impl Gpu {
 
     /// Every cut in turn, compiled and warmed up before any is timed, three times; the shortest time of each counts. A cut that
     /// fails, since a driver refuses it, is out.
-    async fn trial(&mut self) -> Result<Trial, DeviceError> {
+    async fn trial(&mut self, patience: Duration) -> Result<Trial, DeviceError> {
         let [rows, k, cols] = TRIAL;
         let numbers = |n: usize| (0..n).map(|i| (i * 7919 % 1013) as f32 / 1013.0 - 0.5).collect::<Vec<f32>>();
         let weight = |rows: usize, cols: usize| {
@@ -107,7 +107,7 @@ impl Gpu {
         let mut shortest = Tile::PRESETS.map(|_| None);
         for round in 0..4 {
             for (tile, shortest) in Tile::PRESETS.into_iter().zip(&mut shortest) {
-                if begin.elapsed() > PATIENCE || round > 0 && shortest.is_none() {
+                if begin.elapsed() > patience || round > 0 && shortest.is_none() {
                     continue;
                 }
                 self.tile = tile;
@@ -123,7 +123,7 @@ impl Gpu {
                 };
             }
         }
-        let all_tried = begin.elapsed() <= PATIENCE;
+        let all_tried = begin.elapsed() <= patience;
         let of_default = shortest[0].unwrap_or(Duration::MAX);
         let mut best =
             (Tile::DEFAULT, if of_default == Duration::MAX { of_default } else { of_default.mul_f64(CLEARLY) });
