@@ -1,6 +1,6 @@
 //! What comes back from a run. Owns [`Sink`], where recorded values go as they leave the device, and [`Capture`], the sink
-//! that keeps them in memory. `output/` has the sinks that write files. Knows sites, batches and requests, and of devices only where the
-//! memory of values comes from.
+//! that keeps them in memory. `output/` has the sinks that write files. Knows sites, batches and requests, and of devices
+//! only where the memory of values comes from.
 //! Read next: `recorder.rs`, which fills a sink.
 
 use crate::batch::Batch;
@@ -26,10 +26,15 @@ pub trait Sink {
     /// # Errors
     /// As [`Sink::put`].
     fn give(&mut self, site: Site, text: usize, values: ArrayD<f32>) -> std::io::Result<()> {
-        let put = self.put(site, text, values.view());
-        host::give_back(values.into_raw_vec_and_offset().0);
-        put
+        put_owned(self, site, text, values)
     }
+}
+
+/// Has a sink copy values that nobody needs any more.
+fn put_owned<S: Sink + ?Sized>(sink: &mut S, site: Site, text: usize, values: ArrayD<f32>) -> std::io::Result<()> {
+    let put = sink.put(site, text, values.view());
+    host::give_back(values.into_raw_vec_and_offset().0);
+    put
 }
 
 /// Where values can be had again, text by text: what formats that are written from front to back read.
@@ -149,11 +154,7 @@ impl Sink for Capture {
                 slot.values = OnceLock::from(values.insert_axis(Axis(0)));
                 Ok(())
             }
-            _ => {
-                let put = self.put(site, text, values.view());
-                host::give_back(values.into_raw_vec_and_offset().0);
-                put
-            }
+            _ => put_owned(self, site, text, values),
         }
     }
 }

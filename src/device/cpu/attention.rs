@@ -71,8 +71,8 @@ impl<'a> Head<'a> {
         panels
     }
 
-    /// `scale q . k`, as (scale q) . k, masked, of some queries that make one tile, with all keys up to the last of them, into rows of `stride`
-    /// filled up to whole panels.
+    /// `scale q . k`, as (scale q) . k, masked, of some queries that make one tile, with all keys up to the last of them, into
+    /// rows of `stride` filled up to whole panels.
     #[inline(always)]
     fn scores<S: Simd>(
         &self,

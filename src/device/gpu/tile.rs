@@ -59,8 +59,9 @@ struct Trial {
 const TRIAL: [usize; 3] = [256, 768, 3072];
 
 impl Gpu {
-    /// The device with the cut that is the fastest here: the one that `keep` has for this adapter, driver and kernel, else the one that wins a trial, which is kept. Adapters that are programs are not tried, and none is where
-    /// `ACTSCOPE_TUNING` is `off`.
+    /// The device with the cut that is the fastest here: the one that `keep` has for this adapter, driver and kernel, else the
+    /// one that wins a trial, which is kept. Adapters that are programs are not tried, and none is where `ACTSCOPE_TUNING` is
+    /// `off`.
     ///
     /// # Errors
     /// [`DeviceError::Fault`] when the device failed meanwhile.
