@@ -271,6 +271,23 @@ fn an_edit_touches_its_window_only() {
     }
 }
 
+/// What was tapped stays what it was when the same tensor is changed at the next site.
+#[test]
+fn an_edit_leaves_earlier_taps_alone() {
+    for choice in DEVICES {
+        let session = session(choice);
+        let before = run(&session, &texts(), everything);
+        let after = run(&session, &texts(), |hooks| {
+            everything(hooks);
+            hooks.edit_at(Site::ResidPre(1), Select::all(), Edit::Zero).unwrap();
+        });
+        assert_eq!(after.get(Site::ResidPost(0)), before.get(Site::ResidPost(0)), "{choice:?}");
+        // NaN where a text ends.
+        let changed = after.get(Site::ResidPre(1)).unwrap();
+        assert!(changed.iter().all(|v| *v == 0.0 || v.is_nan()), "{choice:?}");
+    }
+}
+
 #[test]
 fn requests_that_make_no_sense_are_refused() {
     let session = session(Choice::Reference);

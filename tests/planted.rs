@@ -5,7 +5,7 @@
 mod common;
 
 use actscope::batch::Batch;
-use actscope::device::cpu::Cpu;
+use actscope::device::cpu::{self, Cpu};
 use actscope::device::gpu::kernels::{self, Family};
 use actscope::device::gpu::{Gpu, faults};
 use actscope::device::{Activation, Device, DeviceError, DeviceInfo, Edit, Limits, Op, Weight, Window};
@@ -185,7 +185,7 @@ impl Faulty {
         }
         let [rows, cols] = self.inner.shape(y);
         let all = Window { rows: vec![0..rows], cols: 0..cols };
-        let mut values = self.inner.copy_out(y, &all);
+        let mut values = pollster::block_on(self.inner.read(self.inner.copy_out(y, &all))).unwrap();
         let right = values.clone();
         match self.fault {
             Fault::Nan => values[rows * cols / 2] = f32::NAN,
@@ -204,17 +204,17 @@ impl Faulty {
 impl Device for Faulty {
     type Tensor = Tensor;
     type Matrix = Matrix;
-    type Staged = Vec<f32>;
+    type Staged = cpu::Staged;
     actscope::wrap_device!();
     fn info(&self) -> DeviceInfo { self.inner.info() }
     fn limits(&self) -> Limits { self.inner.limits() }
     fn load(&self, weight: &Weight) -> Result<Matrix, DeviceError> { self.inner.load(weight) }
     fn shape(&self, x: &Tensor) -> [usize; 2] { self.inner.shape(x) }
     fn empty(&self, rows: usize, cols: usize) -> Tensor { self.inner.empty(rows, cols) }
-    fn copy_out(&self, x: &Tensor, w: &Window) -> Vec<f32> { self.inner.copy_out(x, w) }
+    fn copy_out(&self, x: &Tensor, w: &Window) -> cpu::Staged { self.inner.copy_out(x, w) }
     fn submit(&self) {}
     async fn settle(&self, _running: usize) -> Result<(), DeviceError> { Ok(()) }
-    async fn read(&self, staged: Vec<f32>) -> Result<Vec<f32>, DeviceError> { Ok(staged) }
+    async fn read(&self, staged: cpu::Staged) -> Result<Vec<f32>, DeviceError> { self.inner.read(staged).await }
 }
 
 #[test]
@@ -252,17 +252,17 @@ fn another_formula_on_the_cpu_is_named_in_lockstep() {
     impl Device for Erf {
         type Tensor = Tensor;
         type Matrix = Matrix;
-        type Staged = Vec<f32>;
+        type Staged = cpu::Staged;
         actscope::wrap_device!();
         fn info(&self) -> DeviceInfo { self.0.info() }
         fn limits(&self) -> Limits { self.0.limits() }
         fn load(&self, weight: &Weight) -> Result<Matrix, DeviceError> { self.0.load(weight) }
         fn shape(&self, x: &Tensor) -> [usize; 2] { self.0.shape(x) }
         fn empty(&self, rows: usize, cols: usize) -> Tensor { self.0.empty(rows, cols) }
-        fn copy_out(&self, x: &Tensor, w: &Window) -> Vec<f32> { self.0.copy_out(x, w) }
+        fn copy_out(&self, x: &Tensor, w: &Window) -> cpu::Staged { self.0.copy_out(x, w) }
         fn submit(&self) {}
         async fn settle(&self, _running: usize) -> Result<(), DeviceError> { Ok(()) }
-        async fn read(&self, staged: Vec<f32>) -> Result<Vec<f32>, DeviceError> { Ok(staged) }
+        async fn read(&self, staged: cpu::Staged) -> Result<Vec<f32>, DeviceError> { self.0.read(staged).await }
     }
     let checkpoint = Rc::new(Checkpoint::open(&fixtures().join("classic")).unwrap());
     let batch = Batch::new(&[[1u32, 2, 3, 4, 5, 6, 7, 8, 9]], checkpoint.config()).unwrap();

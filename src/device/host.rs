@@ -1,5 +1,6 @@
-//! Memory for the values that leave a device: vectors that captures let go of, for the next captures. Fresh pages cost more
-//! than what is written to them: whoever runs text after text with many taps waits for the system as long as for the model.
+//! Memory for values on the host, those of captures and of the `cpu` device: vectors that were let go of, for whoever needs some next.
+//! Fresh pages cost more than what is written to them: text after text with many taps would wait for the system as long as
+//! for the model.
 //! Owns that memory, which all threads share; knows nothing of what it held.
 
 use std::sync::{Mutex, PoisonError};
@@ -7,11 +8,23 @@ use std::sync::{Mutex, PoisonError};
 /// Numbers that are kept at most: 256 MB.
 const KEPT: usize = 64 << 20;
 
+/// Numbers that are kept besides, where the system may take their pages as long as nobody uses them: 3 GB, everything there is
+/// of one text of 1,024 tokens in gpt2.
+const LENT: usize = 768 << 20;
+
+/// All of that.
+const MOST: usize = KEPT + if cfg!(target_os = "linux") { LENT } else { 0 };
+
 /// Numbers below which a vector is not worth keeping: the allocator does as well.
 const WORTH_KEEPING: usize = 16 << 10;
 
 /// Vectors that nobody uses at the moment, the one that was given back last at the end.
-struct Free(Mutex<Vec<Vec<f32>>>);
+struct Free(Mutex<Vec<Kept>>);
+
+struct Kept {
+    vector: Vec<f32>,
+    lent: bool,
+}
 
 static FREE: Free = Free(Mutex::new(Vec::new()));
 
@@ -29,8 +42,8 @@ impl Free {
     fn vector(&self, len: usize) -> Vec<f32> {
         let kept = || {
             let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let fitting = free.iter().rposition(|v| (len..=len + len / 4).contains(&v.capacity()))?;
-            Some(free.remove(fitting))
+            let fitting = free.iter().rposition(|kept| (len..=len + len / 4).contains(&kept.vector.capacity()))?;
+            Some(free.remove(fitting).vector)
         };
         let mut vector = (len >= WORTH_KEEPING).then(kept).flatten().unwrap_or_else(|| vec![0.0; len]);
         vector.resize(len, 0.0);
@@ -38,23 +51,53 @@ impl Free {
     }
 
     fn give_back(&self, vector: Vec<f32>) {
-        if !(WORTH_KEEPING..=KEPT).contains(&vector.capacity()) {
+        if !(WORTH_KEEPING..=MOST).contains(&vector.capacity()) {
             return;
         }
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        free.push(vector);
-        // What has lain there longest goes.
-        let mut all: usize = free.iter().map(Vec::capacity).sum();
-        let go = free.iter().take_while(|v| {
-            let goes = all > KEPT;
-            all -= v.capacity() * usize::from(goes);
-            goes
-        });
-        let go = go.count();
-        let gone: Vec<_> = free.drain(..go).collect();
+        free.push(Kept { vector, lent: false });
+        // What has lain there longest is lent, and in the end goes.
+        let (mut all, mut stay) = (0, free.len());
+        for (i, kept) in free.iter_mut().enumerate().rev() {
+            all += kept.vector.capacity();
+            if all > MOST {
+                break;
+            }
+            if all > KEPT && !kept.lent {
+                kept.lent = pages::lend(&mut kept.vector);
+            }
+            if all > KEPT && !kept.lent {
+                break;
+            }
+            stay = i;
+        }
+        let gone: Vec<_> = free.drain(..stay).collect();
         // The system takes its time with large vectors; nobody else need wait for that.
         drop(free);
         drop(gone);
+    }
+}
+
+/// What can be said to the system about the pages of a vector.
+#[cfg(target_os = "linux")]
+mod pages {
+    use rustix::mm::{Advice, madvise};
+
+    /// Leaves the pages to the system, should it need them; whoever writes to them has them back. What the vector held may be gone.
+    pub fn lend(vector: &mut Vec<f32>) -> bool {
+        let (page, begin) = (rustix::param::page_size(), vector.as_mut_ptr());
+        let skip = begin.align_offset(page);
+        let bytes = (4 * vector.capacity()).saturating_sub(4 * skip) / page * page;
+        // SAFETY: whole pages within the vector's own memory, which nobody else sees; afterwards they hold what they held, or
+        // zeros, and either are numbers.
+        bytes == 0 || unsafe { madvise(begin.add(skip).cast(), bytes, Advice::LinuxFree) }.is_ok()
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod pages {
+    pub fn lend(_: &mut Vec<f32>) -> bool {
+        false
     }
 }
 
@@ -75,9 +118,23 @@ mod tests {
         free.give_back(vec![1.0; WORTH_KEEPING - 1]);
         assert_eq!(free.0.lock().unwrap().len(), 0, "small ones are not kept");
 
-        (0..6).for_each(|_| free.give_back(vec![0.0; KEPT / 4]));
-        free.give_back(vec![0.0; KEPT + 1]);
-        let kept: Vec<usize> = free.0.lock().unwrap().iter().map(Vec::len).collect();
-        assert_eq!(kept, [KEPT / 4; 4]);
+        // Beyond what is kept, memory is lent to the system where that can be, and beyond that it goes.
+        let lent = (MOST - KEPT) / (KEPT / 4);
+        (0..lent + 6).for_each(|_| free.give_back(Vec::with_capacity(KEPT / 4)));
+        let kept: Vec<bool> = free.0.lock().unwrap().iter().map(|kept| kept.lent).collect();
+        assert_eq!(kept, [vec![true; lent], vec![false; 4]].concat());
+        free.give_back(Vec::with_capacity(MOST + 1));
+        assert_eq!(free.0.lock().unwrap().len(), lent + 4, "what is too large is not kept");
+    }
+
+    #[test]
+    fn what_was_lent_can_be_used() {
+        let free = Free(Mutex::default());
+        free.give_back(vec![1.0; KEPT / 2]);
+        free.give_back(vec![2.0; KEPT]);
+        let mut again = free.vector(KEPT / 2);
+        again.fill(3.0);
+        assert!(again.iter().all(|v| *v == 3.0));
+        assert_eq!(free.vector(KEPT)[KEPT - 1], 2.0, "what was given back last is as it was");
     }
 }

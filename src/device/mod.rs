@@ -180,6 +180,12 @@ impl Window {
         self.len() == 0
     }
 
+    /// True when it holds all values of a matrix of this shape, in their order.
+    pub(crate) fn is_all(&self, shape: [usize; 2]) -> bool {
+        let next = self.rows.iter().try_fold(0, |next, rows| (rows.start == next).then_some(rows.end));
+        self.cols == (0..shape[1]) && next == Some(shape[0])
+    }
+
     pub(crate) fn assert_within(&self, shape: [usize; 2]) {
         let inside = |r: &Range<usize>, n: usize| r.start < r.end && r.end <= n;
         assert!(

@@ -222,6 +222,12 @@ mod tests {
                 });
                 assert!(done.iter().all(|done| done.load(Ordering::Relaxed) == 1), "{n} pieces, {threads} threads");
             }
+            let done = AtomicUsize::new(0);
+            cores.each(8, |i| {
+                std::thread::sleep(Duration::from_millis(i as u64));
+                done.fetch_add(1, Ordering::Relaxed);
+            });
+            assert_eq!(done.into_inner(), 8, "slow pieces, {threads} threads");
             let mut values = vec![0.0; 1000];
             cores.each_piece(&mut values, 7, |i, piece| piece.iter_mut().for_each(|v| *v += i as f32));
             assert!(values.iter().enumerate().all(|(i, v)| *v == (i / 7) as f32));

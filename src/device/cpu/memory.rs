@@ -1,7 +1,7 @@
-//! Memory of the `cpu` device: tensors whose buffers go back to a pool when they are dropped, so that a run touches no
-//! fresh pages after its first block, and numbers aligned to a cache line for what is packed. Computes nothing.
+//! Memory of the `cpu` device: tensors, whose memory is used again, so that a run touches no fresh pages after its first block; numbers
+//! aligned to a cache line for what is packed; a matrix that many write. Computes nothing.
 
-use std::cell::RefCell;
+use crate::device::host;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
 use std::rc::Rc;
@@ -46,37 +46,28 @@ impl DerefMut for Aligned {
     }
 }
 
-/// Buffers that nobody uses at the moment, the one that was given back last at the end.
-#[derive(Clone, Default)]
-pub struct Pool(Rc<RefCell<Vec<Vec<f32>>>>);
-
-/// Numbers that a pool keeps for later: 256 MB.
-const KEPT: usize = 64 << 20;
-
-impl Pool {
-    /// A tensor whose values are whatever the memory held.
-    pub fn tensor(&self, rows: usize, cols: usize) -> Tensor {
-        let len = rows * cols;
-        let mut free = self.0.borrow_mut();
-        // The one given back last is most likely still in a cache.
-        let fitting = free.iter().rposition(|b| (len..=2 * len).contains(&b.len()));
-        let data = fitting.map_or_else(|| vec![0.0; len], |i| free.remove(i));
-        Tensor { rows, cols, data, pool: self.clone() }
-    }
-}
-
-/// A matrix [rows, cols] of f32, row-major.
+/// A matrix [rows, cols] of f32, row-major. Whoever taps all of it gets its memory, not a copy, if nobody else wants it any more by then;
+/// whoever writes to it meanwhile writes to a copy.
 pub struct Tensor {
     pub(super) rows: usize,
     pub(super) cols: usize,
-    data: Vec<f32>,
-    pool: Pool,
+    data: Rc<Memory>,
 }
 
 impl Tensor {
+    /// One whose values are whatever the memory held.
+    pub fn new(rows: usize, cols: usize) -> Tensor {
+        Tensor { rows, cols, data: Rc::new(Memory(host::vector(rows * cols))) }
+    }
+
     /// From the first number of a row on.
     pub fn row(&self, row: usize) -> &[f32] {
         &self[row * self.cols..]
+    }
+
+    /// All of its values, as they are now.
+    pub fn share(&self) -> Rc<Memory> {
+        self.data.clone()
     }
 }
 
@@ -84,24 +75,38 @@ impl Deref for Tensor {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &self.data[..self.rows * self.cols]
+        &self.data.0
     }
 }
 
 impl DerefMut for Tensor {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.data[..self.rows * self.cols]
+        &mut Rc::make_mut(&mut self.data).0
     }
 }
 
-impl Drop for Tensor {
+/// A tensor's numbers. Their memory goes back when nobody has them any more.
+pub struct Memory(Vec<f32>);
+
+impl Memory {
+    /// The numbers: themselves if nobody else has them, else a copy.
+    pub fn take(this: Rc<Memory>) -> Vec<f32> {
+        let mut memory = Rc::unwrap_or_clone(this);
+        std::mem::take(&mut memory.0)
+    }
+}
+
+impl Clone for Memory {
+    fn clone(&self) -> Memory {
+        let mut copy = host::vector(self.0.len());
+        copy.copy_from_slice(&self.0);
+        Memory(copy)
+    }
+}
+
+impl Drop for Memory {
     fn drop(&mut self) {
-        let mut free = self.pool.0.borrow_mut();
-        free.push(std::mem::take(&mut self.data));
-        // What has lain there longest goes, so that texts of many lengths do not each leave their buffers behind.
-        while free.len() > 1 && free.iter().map(Vec::len).sum::<usize>() > KEPT {
-            free.remove(0);
-        }
+        host::give_back(std::mem::take(&mut self.0));
     }
 }
 

@@ -11,15 +11,15 @@ mod probe;
 mod product;
 mod tile;
 
-pub use memory::Tensor;
+pub use memory::{Memory, Tensor};
 
 use super::{Activation, Device, DeviceError, DeviceInfo, Dtype, Edit, Heads, Limits, Weight, Window};
 use cores::Cores;
-use memory::Pool;
 use product::{Finish, Panels, Rows, Then};
 use pulp::Arch;
 use std::cell::{Cell, OnceCell};
 use std::ops::Range;
+use std::rc::Rc;
 
 /// A weight [rows, cols]: where the checkpoint has it, and in the forms that operations asked for so far.
 pub struct Matrix {
@@ -53,10 +53,17 @@ impl Matrix {
     }
 }
 
+/// Values that were tapped.
+pub enum Staged {
+    /// A whole tensor's.
+    All(Rc<Memory>),
+    /// A copy of some.
+    Part(Vec<f32>),
+}
+
 /// The device `cpu`.
 pub struct Cpu {
     cores: Cores,
-    pool: Pool,
 }
 
 impl Cpu {
@@ -80,12 +87,12 @@ impl Cpu {
     }
 
     fn with(arch: Arch) -> Cpu {
-        Cpu { cores: Cores::new(arch), pool: Pool::default() }
+        Cpu { cores: Cores::new(arch) }
     }
 
     /// A tensor of `cols` columns whose every row `op` makes from x's.
     fn map_rows(&self, x: &Tensor, cols: usize, op: impl ops::RowOp) -> Tensor {
-        let mut y = self.pool.tensor(x.rows, cols);
+        let mut y = Tensor::new(x.rows, cols);
         ops::map_rows(&self.cores, x, x.cols, &mut y, cols, op);
         y
     }
@@ -93,7 +100,7 @@ impl Cpu {
     fn multiply(&self, x: &Tensor, w: &Matrix, bias: &Matrix, then: Then<'_>) -> Tensor {
         let [k, n] = [w.weight.rows, w.weight.cols];
         assert!(x.cols == k && bias.weight.cols == n);
-        let mut y = self.pool.tensor(x.rows, n);
+        let mut y = Tensor::new(x.rows, n);
         let finish = Finish { bias: Some(bias.vector()), then };
         // Packing takes as much fresh memory as the model has weights: too dear for what may be the only run, unless it is long.
         let few = x.rows <= product::MOST_IN_PLACE;
@@ -103,7 +110,7 @@ impl Cpu {
             }
             _ => {
                 let panels = w.panels(|w| Panels::new(&self.cores, w));
-                product::product(&self.cores, &self.pool, Rows::of(x), panels, &[0..k], finish, &mut y);
+                product::product(&self.cores, Rows::of(x), panels, &[0..k], finish, &mut y);
             }
         }
         y
@@ -119,7 +126,7 @@ impl Default for Cpu {
 impl Device for Cpu {
     type Tensor = Tensor;
     type Matrix = Matrix;
-    type Staged = Vec<f32>;
+    type Staged = Staged;
 
     fn info(&self) -> DeviceInfo {
         let vectors = match self.cores.arch {
@@ -153,12 +160,12 @@ impl Device for Cpu {
     }
 
     fn empty(&self, rows: usize, cols: usize) -> Tensor {
-        self.pool.tensor(rows, cols)
+        Tensor::new(rows, cols)
     }
 
     fn rows(&self, table: &Matrix, ids: &[u32]) -> Tensor {
         let cols = table.weight.cols;
-        let mut y = self.pool.tensor(ids.len(), cols);
+        let mut y = Tensor::new(ids.len(), cols);
         for (row, &id) in y.chunks_exact_mut(cols).zip(ids) {
             table.weight.widen(id as usize * cols, row);
         }
@@ -204,9 +211,9 @@ impl Device for Cpu {
         let head_dim = z.cols / n_head;
         let heads: Vec<_> = (0..n_head).map(|head| head * head_dim..(head + 1) * head_dim).collect();
         let panels = w.panels(|w| Panels::new(&self.cores, w));
-        let mut y = self.pool.tensor(z.rows, n_head * w.weight.cols);
+        let mut y = Tensor::new(z.rows, n_head * w.weight.cols);
         let finish = Finish { bias: None, then: Then::Nothing };
-        product::product(&self.cores, &self.pool, Rows::of(z), panels, &heads, finish, &mut y);
+        product::product(&self.cores, Rows::of(z), panels, &heads, finish, &mut y);
         y
     }
 
@@ -217,13 +224,13 @@ impl Device for Cpu {
     }
 
     fn attention(&self, qkv: &Tensor, texts: &[Range<usize>], heads: Heads) -> Tensor {
-        let mut z = self.pool.tensor(qkv.rows, qkv.cols / 3);
+        let mut z = Tensor::new(qkv.rows, qkv.cols / 3);
         attention::attention(&self.cores, qkv, texts, heads, &mut z);
         z
     }
 
     fn attention_scores(&self, qkv: &Tensor, text: Range<usize>, heads: Heads) -> Tensor {
-        let mut scores = self.pool.tensor(heads.n_head * text.len(), text.len());
+        let mut scores = Tensor::new(heads.n_head * text.len(), text.len());
         attention::scores(&self.cores, qkv, text, heads, &mut scores);
         scores
     }
@@ -243,21 +250,21 @@ impl Device for Cpu {
 
     fn add(&self, a: &Tensor, b: &Tensor) -> Tensor {
         assert_eq!([a.rows, a.cols], [b.rows, b.cols]);
-        let mut y = self.pool.tensor(a.rows, a.cols);
+        let mut y = Tensor::new(a.rows, a.cols);
         y.iter_mut().zip(a.iter().zip(b.iter())).for_each(|(y, (a, b))| *y = a + b);
         y
     }
 
     fn unembed(&self, x: &Tensor, rows: Range<usize>, table: &Matrix) -> Tensor {
         assert_eq!(x.cols, table.weight.cols);
-        let mut y = self.pool.tensor(rows.len(), table.weight.rows);
+        let mut y = Tensor::new(rows.len(), table.weight.rows);
         let of_text = Rows { data: x.row(rows.start), n: rows.len(), stride: x.cols };
         if rows.len() <= product::tile_shape(self.cores.arch).0 {
             product::dots(&self.cores, of_text, &table.weight, &mut y);
         } else {
             let panels = table.panels(|table| Panels::transposed(&self.cores, table));
             let finish = Finish { bias: None, then: Then::Nothing };
-            product::product(&self.cores, &self.pool, of_text, panels, &[0..x.cols], finish, &mut y);
+            product::product(&self.cores, of_text, panels, &[0..x.cols], finish, &mut y);
         }
         y
     }
@@ -279,9 +286,12 @@ impl Device for Cpu {
         }
     }
 
-    fn copy_out(&self, x: &Tensor, window: &Window) -> Vec<f32> {
+    fn copy_out(&self, x: &Tensor, window: &Window) -> Staged {
         window.assert_within([x.rows, x.cols]);
-        ops::copy_window(&self.cores, x, x.cols, window)
+        match window.is_all([x.rows, x.cols]) {
+            true => Staged::All(x.share()),
+            false => Staged::Part(ops::copy_window(&self.cores, x, x.cols, window)),
+        }
     }
 
     fn submit(&self) {}
@@ -290,7 +300,10 @@ impl Device for Cpu {
         Ok(())
     }
 
-    async fn read(&self, staged: Vec<f32>) -> Result<Vec<f32>, DeviceError> {
-        Ok(staged)
+    async fn read(&self, staged: Staged) -> Result<Vec<f32>, DeviceError> {
+        Ok(match staged {
+            Staged::All(memory) => Memory::take(memory),
+            Staged::Part(values) => values,
+        })
     }
 }

@@ -5,7 +5,7 @@
 //! rows are many, it is multiplied from where it lies instead: a program that runs once never packs.
 
 use super::cores::Cores;
-use super::memory::{Aligned, Pool, Shared, Tensor};
+use super::memory::{Aligned, Shared, Tensor};
 use super::ops;
 use super::tile::{KC, LARGEST, Operands, STRIDE, Sum, columns, most_rows, tile};
 use crate::device::{Activation, Weight};
@@ -152,19 +152,11 @@ impl Panels {
 
 /// `out[t][i][..n] = finish(x[t][ks_i] . w[ks_i])` for every range of `parts`: one of all k for a product, the heads' for
 /// their parts of it, which have no bias.
-pub fn product(
-    cores: &Cores,
-    pool: &Pool,
-    x: Rows<'_>,
-    w: &Panels,
-    parts: &[Range<usize>],
-    finish: Finish<'_>,
-    out: &mut [f32],
-) {
+pub fn product(cores: &Cores, x: Rows<'_>, w: &Panels, parts: &[Range<usize>], finish: Finish<'_>, out: &mut [f32]) {
     assert!(parts.iter().all(|ks| ks.end <= w.k) && x.reach(w.k) <= x.data.len());
     assert!(parts.len() == 1 || finish.bias.is_none());
     let arch = cores.arch;
-    let lefts: Vec<_> = parts.iter().map(|ks| pack_left(cores, pool, x, ks)).collect();
+    let lefts: Vec<_> = parts.iter().map(|ks| pack_left(cores, x, ks)).collect();
     let lefts: Vec<&[f32]> = lefts.iter().map(|left| &**left).collect();
     let stride = parts.len() * w.n;
     let (n_rows, out) = (x.n, Shared::new(out, stride, x.n, stride));
@@ -179,8 +171,8 @@ pub fn product(
 }
 
 /// Columns `ks` of x as tiles read them: [ks / KC][rows][STRIDE].
-fn pack_left(cores: &Cores, pool: &Pool, x: Rows<'_>, ks: &Range<usize>) -> Tensor {
-    let mut left = pool.tensor(ks.len().div_ceil(KC) * x.n, STRIDE);
+fn pack_left(cores: &Cores, x: Rows<'_>, ks: &Range<usize>) -> Tensor {
+    let mut left = Tensor::new(ks.len().div_ceil(KC) * x.n, STRIDE);
     let some = |i: usize, left: &mut [f32]| {
         for (i, left) in (i * PACKED_AT_ONCE..).zip(left.chunks_exact_mut(STRIDE)) {
             let first = ks.start + i / x.n * KC;
