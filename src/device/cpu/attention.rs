@@ -2,13 +2,13 @@
 //! softmax, the mix of values. Owns the packing of keys and values. In one go or in steps, every value is made by the same
 //! operations in the same order, so looking at scores or patterns changes no bit.
 
-use super::memory::{Aligned, Tensor};
+use super::cores::Cores;
+use super::memory::{Aligned, Shared, Tensor};
 use super::ops;
-use super::product::{Rows, Shared, copy_left, tile_rows};
+use super::product::{Rows, copy_left, tile_rows};
 use super::tile::{KC, Operands, STRIDE, Sum, columns, most_rows, tile};
 use crate::device::{Heads, MASKED};
-use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
+use pulp::{Simd, WithSimd};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -244,13 +244,13 @@ impl WithSimd for Task<'_> {
 /// Runs `task` for every head of every text, its queries in as many parts as keep all threads busy; later queries have more
 /// keys, so their parts are shorter, and come first.
 fn share<'a>(
-    arch: Arch,
+    cores: &Cores,
     texts: &[Range<usize>],
     n_head: usize,
     n_embd: usize,
     task: impl Fn(&Range<usize>, usize, Range<usize>) -> Task<'a> + Sync,
 ) {
-    let threads = rayon::current_num_threads();
+    let (arch, threads) = (cores.arch, cores.threads);
     let work: usize = texts.iter().map(|text| text.len() * text.len() * n_embd).sum();
     let alone = threads == 1 || work < WORTH_SHARING;
     let n_parts = |text: &Range<usize>| match alone {
@@ -266,19 +266,22 @@ fn share<'a>(
             .flat_map(move |part| (0..n_head).map(move |head| (text, head, until(text, part)..until(text, part + 1))))
     });
     let parts: Vec<_> = parts.filter(|(_, _, queries)| !queries.is_empty()).collect();
-    let run = |(text, head, queries): (&Range<usize>, usize, Range<usize>)| arch.dispatch(task(text, head, queries));
+    let run = |i: usize| {
+        let (text, head, queries) = &parts[i];
+        arch.dispatch(task(text, *head, queries.clone()));
+    };
     match alone {
-        true => parts.into_iter().for_each(run),
-        false => parts.into_par_iter().with_max_len(1).for_each(run),
+        true => (0..parts.len()).for_each(run),
+        false => cores.each(parts.len(), run),
     }
 }
 
 /// Causal attention of every text in one go; no more of the pattern than a tile is ever stored.
-pub fn attention(arch: Arch, qkv: &Tensor, texts: &[Range<usize>], heads: Heads, z: &mut Tensor) {
+pub fn attention(cores: &Cores, qkv: &Tensor, texts: &[Range<usize>], heads: Heads, z: &mut Tensor) {
     let (rows, cols) = (z.rows, z.cols);
     let z = Shared::new(z, cols, rows, cols);
     let qkv = Rows::of(qkv);
-    share(arch, texts, heads.n_head, cols, |text, head, queries| Task {
+    share(cores, texts, heads.n_head, cols, |text, head, queries| Task {
         head: Head::new(qkv, text, heads, head),
         queries,
         goal: Goal::Z(z),
@@ -286,13 +289,13 @@ pub fn attention(arch: Arch, qkv: &Tensor, texts: &[Range<usize>], heads: Heads,
 }
 
 /// All scores of one text, [`MASKED`] where the key comes after the query, into [H P, P].
-pub fn scores(arch: Arch, qkv: &Tensor, text: Range<usize>, heads: Heads, out: &mut [f32]) {
+pub fn scores(cores: &Cores, qkv: &Tensor, text: Range<usize>, heads: Heads, out: &mut [f32]) {
     let n_pos = text.len();
     assert_eq!(out.len(), heads.n_head * n_pos * n_pos);
     let of_heads: Vec<_> =
         out.chunks_exact_mut(n_pos * n_pos).map(|head| Shared::new(head, n_pos, n_pos, n_pos)).collect();
     let (qkv, n_embd) = (Rows::of(qkv), qkv.cols / 3);
-    share(arch, &[text], heads.n_head, n_embd, |text, head, queries| Task {
+    share(cores, &[text], heads.n_head, n_embd, |text, head, queries| Task {
         head: Head::new(qkv, text, heads, head),
         queries,
         goal: Goal::Scores(of_heads[head]),
@@ -300,12 +303,12 @@ pub fn scores(arch: Arch, qkv: &Tensor, text: Range<usize>, heads: Heads, out: &
 }
 
 /// z of one text from a pattern [H P, P], every key counting that the pattern lets count.
-pub fn mix(arch: Arch, pattern: &Tensor, qkv: &Tensor, text: Range<usize>, heads: Heads, z: &mut Tensor) {
+pub fn mix(cores: &Cores, pattern: &Tensor, qkv: &Tensor, text: Range<usize>, heads: Heads, z: &mut Tensor) {
     let n_pos = text.len();
     let (rows, cols) = (z.rows, z.cols);
     let z = Shared::new(z, cols, rows, cols);
     let (qkv, pattern) = (Rows::of(qkv), Rows::of(pattern));
-    share(arch, &[text], heads.n_head, cols, |text, head, queries| Task {
+    share(cores, &[text], heads.n_head, cols, |text, head, queries| Task {
         head: Head::new(qkv, text, heads, head),
         queries,
         goal: Goal::Mix(Rows { data: pattern.row(head * n_pos), n: n_pos, ..pattern }, z),

@@ -2,7 +2,8 @@
 //! fresh pages after its first block, and numbers aligned to a cache line for what is packed. Computes nothing.
 
 use std::cell::RefCell;
-use std::ops::{Deref, DerefMut};
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut, Range};
 use std::rc::Rc;
 
 /// Numbers that begin on a cache line, so that no vector load crosses one.
@@ -17,9 +18,9 @@ pub struct Aligned {
 struct Line([f32; 16]);
 
 impl Aligned {
-    /// `len` numbers, all zero.
+    /// `len` numbers, all zero. Its pages are first touched by whoever writes to them.
     pub fn zeros(len: usize) -> Aligned {
-        Aligned { lines: vec![bytemuck::Zeroable::zeroed(); len.div_ceil(16)], len }
+        Aligned { lines: bytemuck::zeroed_vec(len.div_ceil(16)), len }
     }
 
     /// Makes it at least `len` long; what it held may be lost.
@@ -101,5 +102,32 @@ impl Drop for Tensor {
         while free.len() > 1 && free.iter().map(Vec::len).sum::<usize>() > KEPT {
             free.remove(0);
         }
+    }
+}
+
+/// A matrix that several threads write, each in cells of its own.
+#[derive(Clone, Copy)]
+pub struct Shared<'a> {
+    pub(super) data: *mut f32,
+    pub(super) stride: usize,
+    of: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: every task is given cells of its own, and the borrow lasts as long as the tasks.
+unsafe impl Send for Shared<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Shared<'_> {}
+
+impl<'a> Shared<'a> {
+    pub fn new(data: &'a mut [f32], stride: usize, rows: usize, cols: usize) -> Shared<'a> {
+        assert!(rows > 0 && cols <= stride && (rows - 1) * stride + cols <= data.len());
+        Shared { data: data.as_mut_ptr(), stride, of: PhantomData }
+    }
+
+    /// # Safety
+    /// The row and the columns are within the matrix, and nobody else has these cells at the moment.
+    pub unsafe fn row(&self, row: usize, cols: Range<usize>) -> &'a mut [f32] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.stride + cols.start), cols.len()) }
     }
 }

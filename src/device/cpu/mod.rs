@@ -3,6 +3,7 @@
 //! Read next: `tile.rs`, the innermost loop; `product.rs` around it; `attention.rs`; `ops.rs`, everything row by row.
 
 mod attention;
+mod cores;
 mod memory;
 mod ops;
 #[cfg(not(target_arch = "wasm32"))]
@@ -13,6 +14,7 @@ mod tile;
 pub use memory::Tensor;
 
 use super::{Activation, Device, DeviceError, DeviceInfo, Dtype, Edit, Heads, Limits, Weight, Window};
+use cores::Cores;
 use memory::Pool;
 use product::{Finish, Panels, Rows, Then};
 use pulp::Arch;
@@ -53,7 +55,7 @@ impl Matrix {
 
 /// The device `cpu`.
 pub struct Cpu {
-    arch: Arch,
+    cores: Cores,
     pool: Pool,
 }
 
@@ -67,24 +69,24 @@ impl Cpu {
     pub fn all() -> Vec<Cpu> {
         let mut all = vec![Cpu::new()];
         #[cfg(target_arch = "x86_64")]
-        if matches!(all[0].arch, Arch::V4(_)) {
+        if matches!(all[0].cores.arch, Arch::V4(_)) {
             all.extend(pulp::x86::V3::try_new().map(|v3| Cpu::with(Arch::V3(v3))));
         }
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-        if !matches!(all[0].arch, Arch::Scalar) {
+        if !matches!(all[0].cores.arch, Arch::Scalar) {
             all.push(Cpu::with(Arch::Scalar));
         }
         all
     }
 
     fn with(arch: Arch) -> Cpu {
-        Cpu { arch, pool: Pool::default() }
+        Cpu { cores: Cores::new(arch), pool: Pool::default() }
     }
 
     /// A tensor of `cols` columns whose every row `op` makes from x's.
     fn map_rows(&self, x: &Tensor, cols: usize, op: impl ops::RowOp) -> Tensor {
         let mut y = self.pool.tensor(x.rows, cols);
-        ops::map_rows(self.arch, x, x.cols, &mut y, cols, op);
+        ops::map_rows(&self.cores, x, x.cols, &mut y, cols, op);
         y
     }
 
@@ -97,11 +99,11 @@ impl Cpu {
         let few = x.rows <= product::MOST_IN_PLACE;
         match w.in_place() {
             Some(values) if few && w.panels.get().is_none() && !w.used.replace(true) => {
-                product::product_in_place(self.arch, Rows::of(x), values, n, finish, &mut y);
+                product::product_in_place(&self.cores, Rows::of(x), values, n, finish, &mut y);
             }
             _ => {
-                let panels = w.panels(|w| Panels::new(self.arch, w));
-                product::product(self.arch, &self.pool, Rows::of(x), panels, &[0..k], finish, &mut y);
+                let panels = w.panels(|w| Panels::new(&self.cores, w));
+                product::product(&self.cores, &self.pool, Rows::of(x), panels, &[0..k], finish, &mut y);
             }
         }
         y
@@ -120,7 +122,7 @@ impl Device for Cpu {
     type Staged = Vec<f32>;
 
     fn info(&self) -> DeviceInfo {
-        let vectors = match self.arch {
+        let vectors = match self.cores.arch {
             #[cfg(target_arch = "x86_64")]
             Arch::V4(_) => "AVX-512",
             #[cfg(target_arch = "x86_64")]
@@ -131,7 +133,7 @@ impl Device for Cpu {
         };
         DeviceInfo {
             kind: "cpu",
-            name: format!("{}, {} threads", std::env::consts::ARCH, rayon::current_num_threads()),
+            name: format!("{}, {} threads", std::env::consts::ARCH, self.cores.threads),
             detail: format!("f32, {vectors}"),
             software: false,
         }
@@ -201,10 +203,10 @@ impl Device for Cpu {
         assert_eq!(z.cols, w.weight.rows);
         let head_dim = z.cols / n_head;
         let heads: Vec<_> = (0..n_head).map(|head| head * head_dim..(head + 1) * head_dim).collect();
-        let panels = w.panels(|w| Panels::new(self.arch, w));
+        let panels = w.panels(|w| Panels::new(&self.cores, w));
         let mut y = self.pool.tensor(z.rows, n_head * w.weight.cols);
         let finish = Finish { bias: None, then: Then::Nothing };
-        product::product(self.arch, &self.pool, Rows::of(z), panels, &heads, finish, &mut y);
+        product::product(&self.cores, &self.pool, Rows::of(z), panels, &heads, finish, &mut y);
         y
     }
 
@@ -216,13 +218,13 @@ impl Device for Cpu {
 
     fn attention(&self, qkv: &Tensor, texts: &[Range<usize>], heads: Heads) -> Tensor {
         let mut z = self.pool.tensor(qkv.rows, qkv.cols / 3);
-        attention::attention(self.arch, qkv, texts, heads, &mut z);
+        attention::attention(&self.cores, qkv, texts, heads, &mut z);
         z
     }
 
     fn attention_scores(&self, qkv: &Tensor, text: Range<usize>, heads: Heads) -> Tensor {
         let mut scores = self.pool.tensor(heads.n_head * text.len(), text.len());
-        attention::scores(self.arch, qkv, text, heads, &mut scores);
+        attention::scores(&self.cores, qkv, text, heads, &mut scores);
         scores
     }
 
@@ -232,7 +234,7 @@ impl Device for Cpu {
 
     fn attention_mix(&self, pattern: &Tensor, qkv: &Tensor, text: Range<usize>, heads: Heads, z: &mut Tensor) {
         assert_eq!([pattern.rows, pattern.cols], [heads.n_head * text.len(), text.len()]);
-        attention::mix(self.arch, pattern, qkv, text, heads, z);
+        attention::mix(&self.cores, pattern, qkv, text, heads, z);
     }
 
     fn activation(&self, x: &Tensor, f: Activation) -> Tensor {
@@ -250,12 +252,12 @@ impl Device for Cpu {
         assert_eq!(x.cols, table.weight.cols);
         let mut y = self.pool.tensor(rows.len(), table.weight.rows);
         let of_text = Rows { data: x.row(rows.start), n: rows.len(), stride: x.cols };
-        if rows.len() <= product::tile_shape(self.arch).0 {
-            product::dots(self.arch, of_text, &table.weight, &mut y);
+        if rows.len() <= product::tile_shape(self.cores.arch).0 {
+            product::dots(&self.cores, of_text, &table.weight, &mut y);
         } else {
-            let panels = table.panels(|table| Panels::transposed(self.arch, table));
+            let panels = table.panels(|table| Panels::transposed(&self.cores, table));
             let finish = Finish { bias: None, then: Then::Nothing };
-            product::product(self.arch, &self.pool, of_text, panels, &[0..x.cols], finish, &mut y);
+            product::product(&self.cores, &self.pool, of_text, panels, &[0..x.cols], finish, &mut y);
         }
         y
     }
@@ -279,7 +281,7 @@ impl Device for Cpu {
 
     fn copy_out(&self, x: &Tensor, window: &Window) -> Vec<f32> {
         window.assert_within([x.rows, x.cols]);
-        ops::copy_window(x, x.cols, window)
+        ops::copy_window(&self.cores, x, x.cols, window)
     }
 
     fn submit(&self) {}

@@ -3,12 +3,11 @@
 //! of them are forced into functions that are compiled for each kind of processor (`pulp`), which a closure would not be:
 //! nothing that takes `simd` is called from one.
 
+use super::cores::Cores;
 use crate::config::Activation;
 use crate::device::{Window, host};
-use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
+use pulp::{Simd, WithSimd};
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, LOG2_E};
-use std::ops::Range;
 
 /// Below this many values a loop is done before a second thread would have woken up.
 const WORTH_SHARING: usize = 1 << 15;
@@ -26,43 +25,29 @@ pub trait RowOp: Copy + Sync {
 }
 
 /// Does `op` for all rows, by all threads where that pays.
-pub fn map_rows(arch: Arch, x: &[f32], x_cols: usize, y: &mut [f32], y_cols: usize, op: impl RowOp) {
-    let each = if x.len() < WORTH_SHARING {
-        x.len() / x_cols
-    } else {
-        (x.len() / x_cols).div_ceil(4 * rayon::current_num_threads())
-    };
-    let some = |(n, (x, y)): (usize, (&[f32], &mut [f32]))| {
-        arch.dispatch(SomeRows { first: n * each, x, x_cols, y, y_cols, op })
-    };
-    match x.len() < WORTH_SHARING {
-        true => some((0, (x, y))),
-        false => x.par_chunks(each * x_cols).zip(y.par_chunks_mut(each * y_cols)).enumerate().for_each(some),
-    }
+pub fn map_rows(cores: &Cores, x: &[f32], x_cols: usize, y: &mut [f32], y_cols: usize, op: impl RowOp) {
+    let rows = x.len() / x_cols;
+    let each = if x.len() < WORTH_SHARING { rows } else { rows.div_ceil(4 * cores.threads) };
+    let arch = cores.arch;
+    cores.each_piece(y, each * y_cols, |i, y| {
+        let x = &x[i * each * x_cols..][..y.len() / y_cols * x_cols];
+        arch.dispatch(SomeRows { first: i * each, x, x_cols, y, y_cols, op });
+    });
 }
 
 /// The values of a window of x. All threads copy a large one: where its memory is fresh, the first touch is most of the work.
-pub fn copy_window(x: &[f32], x_cols: usize, window: &Window) -> Vec<f32> {
+pub fn copy_window(cores: &Cores, x: &[f32], x_cols: usize, window: &Window) -> Vec<f32> {
     let (cols, n) = (&window.cols, window.len());
-    let x_of = |rows: &Range<usize>| &x[rows.start * x_cols..rows.end * x_cols];
     let mut values = host::vector(n);
     let mut rest = values.as_mut_slice();
     for rows in &window.rows {
         let (out, later) = rest.split_at_mut(rows.len() * cols.len());
         rest = later;
-        let copy = |x: &[f32], out: &mut [f32]| {
-            let rows = x.chunks_exact(x_cols).zip(out.chunks_exact_mut(cols.len()));
-            rows.for_each(|(x, out)| out.copy_from_slice(&x[cols.clone()]));
-        };
-        if n < WORTH_SHARING_A_COPY {
-            copy(x_of(rows), out);
-            continue;
-        }
-        let each = rows.len().div_ceil(4 * rayon::current_num_threads());
-        x_of(rows)
-            .par_chunks(each * x_cols)
-            .zip(out.par_chunks_mut(each * cols.len()))
-            .for_each(|(x, out)| copy(x, out));
+        let each = if n < WORTH_SHARING_A_COPY { rows.len() } else { rows.len().div_ceil(4 * cores.threads) };
+        cores.each_piece(out, (each * cols.len()).max(1), |i, out| {
+            let x = x[(rows.start + i * each) * x_cols..].chunks(x_cols);
+            x.zip(out.chunks_exact_mut(cols.len())).for_each(|(x, out)| out.copy_from_slice(&x[cols.clone()]));
+        });
     }
     values
 }
@@ -400,7 +385,7 @@ mod tests {
     fn exp_is_exact_to_the_last_place() {
         for cpu in Cpu::all() {
             let exp = |mut values: Vec<f32>| {
-                cpu.arch.dispatch(Exp(&mut values));
+                cpu.cores.arch.dispatch(Exp(&mut values));
                 values
             };
             let unit = 2f64.powi(-23);

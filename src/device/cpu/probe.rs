@@ -5,8 +5,8 @@ use super::Cpu;
 use crate::device::DeviceError;
 use crate::device::probe::{Measured, Probes};
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// Sums that do not wait for one another: more than a multiply-add takes cycles times how many begin in each, and few enough
@@ -26,10 +26,10 @@ struct MultiplyAdd;
 
 impl WithSimd for MultiplyAdd {
     /// How many floating-point operations that were.
-    type Output = f64;
+    type Output = usize;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> f64 {
+    fn with_simd<S: Simd>(self, simd: S) -> usize {
         let (factor, addend) = (simd.splat_f32s(black_box(0.999)), simd.splat_f32s(black_box(0.001)));
         let mut sums = [simd.splat_f32s(black_box(1.0)); CHAINS];
         for _ in 0..STEPS {
@@ -38,7 +38,7 @@ impl WithSimd for MultiplyAdd {
             }
         }
         black_box(sums.into_iter().map(|sum| simd.reduce_sum_f32s(sum)).sum::<f32>());
-        (2 * CHAINS * STEPS * S::F32_LANES) as f64
+        2 * CHAINS * STEPS * S::F32_LANES
     }
 }
 
@@ -75,11 +75,19 @@ impl Measured for Cpu {
     fn probes(&self) -> Probes<'_> {
         // Written, not only taken: pages that nobody has written to are all the same one.
         let numbers = vec![1.0f32; NUMBERS];
-        let (arch, part) = (self.arch, NUMBERS.div_ceil(rayon::current_num_threads()));
+        let cores = &self.cores;
+        let (arch, part) = (cores.arch, NUMBERS.div_ceil(cores.threads));
         Probes {
-            arithmetic: Box::new(move || rayon::broadcast(|_| arch.dispatch(MultiplyAdd)).into_iter().sum()),
+            arithmetic: Box::new(move || {
+                let done = AtomicUsize::new(0);
+                cores.each(cores.threads, |_| {
+                    done.fetch_add(arch.dispatch(MultiplyAdd), Ordering::Relaxed);
+                });
+                done.into_inner() as f64
+            }),
             reading: Box::new(move || {
-                numbers.par_chunks(part).for_each(|numbers| arch.dispatch(Read(numbers)));
+                let parts: Vec<_> = numbers.chunks(part).collect();
+                cores.each(parts.len(), |i| arch.dispatch(Read(parts[i])));
                 (4 * NUMBERS) as f64
             }),
         }

@@ -4,14 +4,13 @@
 //! A weight is packed, once, into panels as wide as a tile, in the order in which tiles read them. The first time, unless the
 //! rows are many, it is multiplied from where it lies instead: a program that runs once never packs.
 
-use super::memory::{Aligned, Pool, Tensor};
+use super::cores::Cores;
+use super::memory::{Aligned, Pool, Shared, Tensor};
 use super::ops;
 use super::tile::{KC, LARGEST, Operands, STRIDE, Sum, columns, most_rows, tile};
 use crate::device::{Activation, Weight};
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 use std::cell::RefCell;
-use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Below this many multiply-adds a product is done before a second thread would have woken up.
@@ -20,9 +19,11 @@ const WORTH_SHARING: usize = 1 << 17;
 /// Rows up to which a weight that is used for the first time is better left where it is.
 pub const MOST_IN_PLACE: usize = 256;
 
-/// Tiles of rows that are visited for one block of the right side after the other: 280 rows of [`KC`] numbers, a quarter of a
-/// second-level cache.
+/// Tiles of rows that one task takes a panel to: fewer, and the panels pass by too often.
 const GROUP: usize = 20;
+
+/// Numbers of a left side that are used again for every panel, at most: 1 MB, a second-level cache.
+const LEFT_AT_ONCE: usize = 256 << 10;
 
 /// Rows of a left side that are copied by one thread; for four times as many a second thread would come too late.
 const PACKED_AT_ONCE: usize = 64;
@@ -113,10 +114,10 @@ pub struct Panels {
 
 impl Panels {
     /// Packs `w` [k, n].
-    pub fn new(arch: Arch, w: &Weight) -> Panels {
-        let mut panels = Panels::empty(arch, w.rows, w.cols);
+    pub fn new(cores: &Cores, w: &Weight) -> Panels {
+        let mut panels = Panels::empty(cores.arch, w.rows, w.cols);
         let (width, size) = (panels.columns, panels.columns * panels.k);
-        panels.data.par_chunks_exact_mut(size).enumerate().for_each(|(panel, out)| {
+        cores.each_piece(&mut panels.data, size, |panel, out| {
             let cols = panel * width..((panel + 1) * width).min(w.cols);
             for (k, out) in out.chunks_exact_mut(width).enumerate() {
                 w.widen(k * w.cols + cols.start, &mut out[..cols.len()]);
@@ -126,10 +127,10 @@ impl Panels {
     }
 
     /// Packs the transpose of `table` [n, k].
-    pub fn transposed(arch: Arch, table: &Weight) -> Panels {
-        let mut panels = Panels::empty(arch, table.cols, table.rows);
+    pub fn transposed(cores: &Cores, table: &Weight) -> Panels {
+        let mut panels = Panels::empty(cores.arch, table.cols, table.rows);
         let (width, size) = (panels.columns, panels.columns * panels.k);
-        panels.data.par_chunks_exact_mut(size).enumerate().for_each(|(panel, out)| {
+        cores.each_piece(&mut panels.data, size, |panel, out| {
             let mut row = vec![0.0; table.cols];
             for (j, token) in (panel * width..((panel + 1) * width).min(table.rows)).enumerate() {
                 table.widen(token * table.cols, &mut row);
@@ -152,7 +153,7 @@ impl Panels {
 /// `out[t][i][..n] = finish(x[t][ks_i] . w[ks_i])` for every range of `parts`: one of all k for a product, the heads' for
 /// their parts of it, which have no bias.
 pub fn product(
-    arch: Arch,
+    cores: &Cores,
     pool: &Pool,
     x: Rows<'_>,
     w: &Panels,
@@ -162,14 +163,15 @@ pub fn product(
 ) {
     assert!(parts.iter().all(|ks| ks.end <= w.k) && x.reach(w.k) <= x.data.len());
     assert!(parts.len() == 1 || finish.bias.is_none());
-    let lefts: Vec<_> = parts.iter().map(|ks| pack_left(pool, x, ks)).collect();
+    let arch = cores.arch;
+    let lefts: Vec<_> = parts.iter().map(|ks| pack_left(cores, pool, x, ks)).collect();
     let lefts: Vec<&[f32]> = lefts.iter().map(|left| &**left).collect();
     let stride = parts.len() * w.n;
     let (n_rows, out) = (x.n, Shared::new(out, stride, x.n, stride));
     let (n_tiles, n_panels) = (x.n.div_ceil(tile_shape(arch).0), w.n.div_ceil(w.columns));
     let groups = n_tiles.div_ceil(GROUP);
     let work = x.n * w.n * parts.iter().map(|ks| ks.len()).sum::<usize>();
-    share(work, n_panels, groups * parts.len(), |panels, task| {
+    share(cores, work, n_panels, groups * parts.len(), |panels, task| {
         let (part, tiles) = (task / groups, tile_rows(task % groups, groups, n_tiles));
         let (left, ks) = (lefts[part], parts[part].clone());
         arch.dispatch(Packed { left, n_rows, n_tiles, w, ks, finish, out, to: part * w.n, panels, tiles });
@@ -177,9 +179,9 @@ pub fn product(
 }
 
 /// Columns `ks` of x as tiles read them: [ks / KC][rows][STRIDE].
-fn pack_left(pool: &Pool, x: Rows<'_>, ks: &Range<usize>) -> Tensor {
+fn pack_left(cores: &Cores, pool: &Pool, x: Rows<'_>, ks: &Range<usize>) -> Tensor {
     let mut left = pool.tensor(ks.len().div_ceil(KC) * x.n, STRIDE);
-    let some = |(i, left): (usize, &mut [f32])| {
+    let some = |i: usize, left: &mut [f32]| {
         for (i, left) in (i * PACKED_AT_ONCE..).zip(left.chunks_exact_mut(STRIDE)) {
             let first = ks.start + i / x.n * KC;
             let values = &x.row(i % x.n)[first..(first + KC).min(ks.end)];
@@ -188,19 +190,20 @@ fn pack_left(pool: &Pool, x: Rows<'_>, ks: &Range<usize>) -> Tensor {
     };
     let each = PACKED_AT_ONCE * STRIDE;
     match left.len() <= 4 * each {
-        true => left.chunks_mut(each).enumerate().for_each(some),
-        false => left.par_chunks_mut(each).enumerate().for_each(some),
+        true => some(0, &mut left),
+        false => cores.each_piece(&mut left, each, some),
     }
     left
 }
 
 /// [`product`] with a weight as it lies in the checkpoint, row-major [k, n]. The same sums in the same order; half as fast for
 /// many rows, but without the fresh memory that packing takes.
-pub fn product_in_place(arch: Arch, x: Rows<'_>, w: &[f32], n: usize, finish: Finish<'_>, out: &mut [f32]) {
+pub fn product_in_place(cores: &Cores, x: Rows<'_>, w: &[f32], n: usize, finish: Finish<'_>, out: &mut [f32]) {
     let k = w.len() / n;
     assert!(x.reach(k) <= x.data.len());
+    let arch = cores.arch;
     let (out, width) = (Shared::new(out, n, x.n, n), tile_shape(arch).1);
-    share(x.n * k * n, n.div_ceil(width), 1, |tiles, _| {
+    share(cores, x.n * k * n, n.div_ceil(width), 1, |tiles, _| {
         arch.dispatch(InPlace {
             x,
             w: Rows { data: w, n: k, stride: n },
@@ -213,11 +216,11 @@ pub fn product_in_place(arch: Arch, x: Rows<'_>, w: &[f32], n: usize, finish: Fi
 
 /// `x . tableᵀ` for a few rows: a token's numbers are read once, in one stream. Its sums run in lanes, not in tiles, so they
 /// differ in the last bits from those of [`product`]; which of the two runs depends on the number of rows alone.
-pub fn dots(arch: Arch, x: Rows<'_>, table: &Weight, out: &mut [f32]) {
+pub fn dots(cores: &Cores, x: Rows<'_>, table: &Weight, out: &mut [f32]) {
     let (n, k) = (table.rows, table.cols);
     assert!(x.reach(k) <= x.data.len());
-    let out = Shared::new(out, n, x.n, n);
-    share(x.n * n * k, n, 1, |tokens, _| arch.dispatch(Dots { x, table, out, tokens }));
+    let (arch, out) = (cores.arch, Shared::new(out, n, x.n, n));
+    share(cores, x.n * n * k, n, 1, |tokens, _| arch.dispatch(Dots { x, table, out, tokens }));
 }
 
 /// Some tokens of [`dots`].
@@ -266,43 +269,16 @@ pub fn tile_shape(arch: Arch) -> (usize, usize) {
 
 /// Calls `task` for every one of `parts` with all of `n` pieces, cut so that all threads have work; or does everything here
 /// where it is not worth sharing.
-fn share(work: usize, n: usize, parts: usize, task: impl Fn(Range<usize>, usize) + Sync) {
-    let threads = rayon::current_num_threads();
-    if threads == 1 || work < WORTH_SHARING {
+fn share(cores: &Cores, work: usize, n: usize, parts: usize, task: impl Fn(Range<usize>, usize) + Sync) {
+    if cores.threads == 1 || work < WORTH_SHARING {
         return (0..parts).for_each(|part| task(0..n, part));
     }
-    let chunk = n.div_ceil((TASKS * threads).div_ceil(parts));
+    let chunk = n.div_ceil((TASKS * cores.threads).div_ceil(parts));
     let chunks = n.div_ceil(chunk);
-    let each = |i: usize| task(i % chunks * chunk..((i % chunks + 1) * chunk).min(n), i / chunks);
-    (0..chunks * parts).into_par_iter().with_max_len(1).for_each(each);
+    cores.each(chunks * parts, |i| task(i / parts * chunk..((i / parts + 1) * chunk).min(n), i % parts));
 }
 
-/// A matrix that several threads write, each in cells of its own.
-#[derive(Clone, Copy)]
-pub struct Shared<'a> {
-    data: *mut f32,
-    stride: usize,
-    of: PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: every task is given cells of its own, and the borrow lasts as long as the tasks.
-unsafe impl Send for Shared<'_> {}
-// SAFETY: as above.
-unsafe impl Sync for Shared<'_> {}
-
-impl<'a> Shared<'a> {
-    pub fn new(data: &'a mut [f32], stride: usize, rows: usize, cols: usize) -> Shared<'a> {
-        assert!(rows > 0 && cols <= stride && (rows - 1) * stride + cols <= data.len());
-        Shared { data: data.as_mut_ptr(), stride, of: PhantomData }
-    }
-
-    /// # Safety
-    /// The row and the columns are within the matrix, and nobody else has these cells at the moment.
-    pub unsafe fn row(&self, row: usize, cols: Range<usize>) -> &'a mut [f32] {
-        // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.stride + cols.start), cols.len()) }
-    }
-
+impl Shared<'_> {
     /// A tile into these rows and columns, which may be fewer columns than a tile has.
     ///
     /// # Safety
@@ -363,31 +339,35 @@ struct Packed<'a> {
 impl WithSimd for Packed<'_> {
     type Output = ();
 
-    /// The left sides stay in the second-level cache. A block of a panel comes from memory for the first tile and lies in the
-    /// first-level cache for the others; meanwhile the next block is asked for. A single row of tiles takes a panel from end
-    /// to end, so that memory is read in one stream; several take one block of all panels after the other, so that one block
-    /// of their left sides is read again and again.
+    /// As many blocks of the left side as stay in the second-level cache are multiplied with one panel after the other, so that a
+    /// tile's sums are still in the caches when the next block joins them. A block of a panel comes from further away for the first
+    /// tile and lies near for the others; meanwhile the next block is asked for.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let block = |k0: usize| k0..(k0 + KC).min(self.ks.end);
-        let k0s = self.ks.clone().step_by(KC);
-        if self.n_tiles == 1 {
-            self.panels.clone().for_each(|panel| k0s.clone().for_each(|k0| self.block(simd, panel, block(k0))));
-        } else {
-            k0s.for_each(|k0| self.panels.clone().for_each(|panel| self.block(simd, panel, block(k0))));
+        let at_once = KC * (LEFT_AT_ONCE / (self.tiles.len() * most_rows::<S>() * STRIDE)).max(1);
+        for k1 in self.ks.clone().step_by(at_once) {
+            let ks = k1..(k1 + at_once).min(self.ks.end);
+            for panel in self.panels.clone() {
+                for k0 in ks.clone().step_by(KC) {
+                    let block = k0..(k0 + KC).min(ks.end);
+                    let next = if block.end < ks.end { (panel, block.end) } else { (panel + 1, ks.start) };
+                    self.block(simd, panel, block, next);
+                }
+            }
         }
     }
 }
 
 impl Packed<'_> {
-    /// One block of one panel, finished if it is the last of the panel.
+    /// One block of one panel, finished if it is the last of the panel. `next` is where the one after it begins: panel and k.
     #[inline(always)]
-    fn block<S: Simd>(&self, simd: S, panel: usize, ks: Range<usize>) {
+    fn block<S: Simd>(&self, simd: S, panel: usize, ks: Range<usize>, next: (usize, usize)) {
         let width = columns::<S>();
         let cols = self.to + panel * width..self.to + ((panel + 1) * width).min(self.w.n);
         let block = &self.w.panel(panel)[ks.start * width..ks.end * width];
         let (first, last) = (ks.start == self.ks.start, ks.end == self.ks.end);
-        let alone = self.n_tiles == 1;
+        let alone = self.tiles.len() == 1;
+        let next = (next.0 * self.w.k + next.1) * width;
         let left = &self.left[(ks.start - self.ks.start) / KC * self.n_rows * STRIDE..];
         for (nth, i) in self.tiles.clone().enumerate() {
             let rows = tile_rows(i, self.n_tiles, self.n_rows);
@@ -400,8 +380,8 @@ impl Packed<'_> {
                 b_stride: width,
                 k: ks.len(),
                 sum: if first { Sum::First } else { Sum::Further },
-                // One row of tiles reads on; several take turns to ask for the same block of the next panel.
-                next: block.as_ptr().wrapping_add(if alone { block.len() } else { (self.w.k + share) * width }),
+                // One row of tiles asks for all of it; several take turns.
+                next: self.w.data.as_ptr().wrapping_add(if alone { next } else { next + share * width }),
                 next_stride: if alone { width } else { width / 2 },
             };
             // SAFETY: `product` checked rows and columns against the matrix, and the columns are this task's; `left` holds
