@@ -40,6 +40,8 @@ case " $parts " in *" gpu "* | *" scaling "*) venv "$PEERS_PYTHON_WEBGPU" benche
 "$PEERS_PYTHON" benches/peers/make_model.py "$PEERS_DIR"
 
 cargo build --quiet --release --example compare_worker
+# Examples are built with what tests need, and tests leave this off.
+export ACTSCOPE_TUNING=${ACTSCOPE_TUNING:-on}
 export OUR_WORKER=target/release/examples/compare_worker
 case " $parts " in *" matmul "*)
     cargo build --quiet --release --manifest-path benches/burn/Cargo.toml --target-dir target/burn

@@ -1,51 +1,50 @@
-//! What devices found out about this machine, in one small file of the user's cache folder. Owns the file; what is in it is
-//! the devices' own. Whatever goes wrong here costs a second of the next run, so nothing here is an error.
+//! What devices found out about this machine, in the user's cache folder: a file for each of it. Owns the files; what is in
+//! them is the devices' own. Whatever goes wrong here costs a second of the next run, so nothing here is an error.
 
 use crate::device::Keep;
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// The file, where the user has a cache folder.
-pub struct CacheFile(Option<PathBuf>);
+/// The folder, where the user has one.
+pub struct CacheFolder(Option<PathBuf>);
 
-impl CacheFile {
-    /// `actscope/devices.json` in the user's cache folder.
-    pub fn of_user() -> CacheFile {
-        CacheFile(dirs::cache_dir().map(|folder| folder.join("actscope").join("devices.json")))
+impl CacheFolder {
+    /// `actscope` in the user's cache folder.
+    pub fn of_user() -> CacheFolder {
+        CacheFolder(dirs::cache_dir().map(|folder| folder.join("actscope")))
     }
 
-    /// A file in a place of its own.
-    pub fn at(path: impl Into<PathBuf>) -> CacheFile {
-        CacheFile(Some(path.into()))
-    }
-
-    fn read(&self) -> BTreeMap<String, String> {
-        let text = self.0.as_ref().and_then(|path| fs::read(path).ok());
-        text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+    /// A folder of its own, which is made when something is kept.
+    pub fn at(path: impl Into<PathBuf>) -> CacheFolder {
+        CacheFolder(Some(path.into()))
     }
 
     /// Written beside and renamed, so that whoever reads meanwhile sees all of the old or all of the new.
-    fn write(&self, all: &BTreeMap<String, String>) -> std::io::Result<()> {
-        let Some((path, folder)) = self.0.as_ref().and_then(|path| Some((path, path.parent()?))) else { return Ok(()) };
+    fn write(&self, name: &str, value: &[u8]) -> std::io::Result<()> {
+        let Some(folder) = &self.0 else { return Ok(()) };
         fs::create_dir_all(folder)?;
         let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(&serde_json::to_vec_pretty(all)?)?;
-        file.persist(path)?;
+        file.write_all(value)?;
+        file.persist(path(folder, name))?;
         Ok(())
     }
 }
 
-impl Keep for CacheFile {
-    fn get(&self, name: &str) -> Option<String> {
-        self.read().remove(name)
+/// Where a value is. Names hold what drivers call themselves, which no file system need allow, so a checksum tells them apart.
+fn path(folder: &Path, name: &str) -> PathBuf {
+    let allowed = |c: char| if c.is_ascii_alphanumeric() || "-.".contains(c) { c } else { '_' };
+    let readable: String = name.chars().map(allowed).take(100).collect();
+    folder.join(format!("{readable}-{:08x}", crc32fast::hash(name.as_bytes())))
+}
+
+impl Keep for CacheFolder {
+    fn get(&self, name: &str) -> Option<Vec<u8>> {
+        fs::read(path(self.0.as_ref()?, name)).ok()
     }
 
-    fn put(&self, name: &str, value: &str) {
-        let mut all = self.read();
-        all.insert(name.into(), value.into());
+    fn put(&self, name: &str, value: &[u8]) {
         // A read-only home, a full disk: the next run finds it out again.
-        let _ = self.write(&all);
+        let _ = self.write(name, value);
     }
 }

@@ -202,7 +202,7 @@ impl Files {
             AnyDevice::Cpu(dev) => Engine::Cpu(dev, Params::new(self.checkpoint.clone(), weights)),
             AnyDevice::Gpu(dev) => {
                 #[cfg(not(target_arch = "wasm32"))]
-                let dev = dev.tuned(&crate::keep::CacheFile::of_user()).await?;
+                let dev = dev.tuned(Rc::new(crate::keep::CacheFolder::of_user())).await?;
                 Engine::Gpu(dev, Params::new(self.checkpoint.clone(), weights))
             }
         };

@@ -1,27 +1,50 @@
-//! The cut of tiles is found out once per adapter, driver and version, and kept; what is kept is never trusted blindly.
-//! Driven on whatever adapter there is, with the kernels of real GPUs: which cut wins is not asked here.
+//! What devices find out about this machine and keep: the cut of tiles, once per adapter, driver and version, and the pipelines
+//! that the driver compiled. What is kept is never trusted blindly. Driven on whatever adapter there is, the cuts with the
+//! kernels of real GPUs: which cut wins is not asked here.
 
-use actscope::device::Keep;
+#[path = "common/binary.rs"]
+mod binary;
+
 use actscope::device::gpu::Gpu;
 use actscope::device::gpu::kernels::Family;
-use actscope::keep::CacheFile;
+use actscope::device::{Device, Edit, Keep, Window};
+use actscope::keep::CacheFolder;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// Remembers, and counts how often it was told.
 #[derive(Default)]
 struct Counting {
-    inner: RefCell<Option<(String, String)>>,
+    inner: RefCell<BTreeMap<String, Vec<u8>>>,
     told: RefCell<usize>,
 }
 
-impl Keep for Counting {
-    fn get(&self, name: &str) -> Option<String> {
-        self.inner.borrow().as_ref().filter(|(of, _)| of == name).map(|(_, value)| value.clone())
+impl Counting {
+    /// The one thing that it was told.
+    fn only(&self) -> (String, Vec<u8>) {
+        let inner = self.inner.borrow();
+        assert_eq!(inner.len(), 1);
+        inner.iter().next().map(|(name, value)| (name.clone(), value.clone())).unwrap()
     }
 
-    fn put(&self, name: &str, value: &str) {
-        *self.inner.borrow_mut() = Some((name.into(), value.into()));
+    fn set(&self, name: &str, value: &[u8]) {
+        self.inner.borrow_mut().insert(name.into(), value.into());
+    }
+
+    fn told(&self) -> usize {
+        *self.told.borrow()
+    }
+}
+
+impl Keep for Counting {
+    fn get(&self, name: &str) -> Option<Vec<u8>> {
+        self.inner.borrow().get(name).cloned()
+    }
+
+    fn put(&self, name: &str, value: &[u8]) {
+        self.set(name, value);
         *self.told.borrow_mut() += 1;
     }
 }
@@ -37,48 +60,139 @@ const PATIENT: Duration = Duration::from_secs(600);
 fn the_cut_is_found_out_once() {
     let keep = Counting::default();
     pollster::block_on(open().with_best_tile(&keep, Duration::ZERO)).unwrap();
-    assert_eq!(*keep.told.borrow(), 0, "half a trial is none");
+    assert_eq!(keep.told(), 0, "half a trial is none");
     pollster::block_on(open().with_best_tile(&keep, PATIENT)).unwrap();
-    assert_eq!(*keep.told.borrow(), 1);
-    let (name, first) = keep.inner.borrow().clone().unwrap();
-    assert!(name.contains(&actscope::device::Device::info(&open()).name), "{name}");
+    assert_eq!(keep.told(), 1);
+    let (name, first) = keep.only();
+    assert!(name.contains(&open().info().name), "{name}");
     pollster::block_on(open().with_best_tile(&keep, PATIENT)).unwrap();
-    assert_eq!(*keep.told.borrow(), 1, "what is kept is taken");
+    assert_eq!(keep.told(), 1, "what is kept is taken");
 
-    *keep.inner.borrow_mut() = Some((name, "999x1x1".into()));
+    keep.set(&name, b"999x1x1");
     pollster::block_on(open().with_best_tile(&keep, PATIENT)).unwrap();
-    assert_eq!(*keep.told.borrow(), 2, "what is no cut is not taken, and {first} was");
+    assert_eq!(keep.told(), 2, "what is no cut is not taken, and {first:?} was");
 }
 
 /// An adapter that is a program is not tried: it has other kernels.
 #[test]
 fn programs_are_not_tried() {
-    let keep = Counting::default();
-    let gpu = open();
-    let software = actscope::device::Device::info(&gpu).software;
-    if software {
-        pollster::block_on(gpu.tuned(&keep)).unwrap();
-        assert_eq!(*keep.told.borrow(), 0);
+    let gpu = pollster::block_on(open().tuned_anyway(Rc::new(Counting::default()))).unwrap();
+    assert_eq!(gpu.kernels_run().is_empty(), gpu.info().software);
+}
+
+/// wgpu hands pipelines out on Vulkan, whatever the driver, and nowhere else.
+fn hands_out_pipelines() -> bool {
+    open().info().detail.starts_with("Vulkan")
+}
+
+/// A device that keeps its pipelines, and what an operation or two gave on it before it was dropped.
+fn with_pipelines(keep: &Rc<Counting>, twice: bool) -> Vec<f32> {
+    let dev = pollster::block_on(open().keeping_pipelines(keep.clone()));
+    let mut x = dev.empty(3, 4);
+    let numbers = (0..12).map(|i| 0.37 * i as f32).collect();
+    dev.edit(&mut x, &Window { rows: vec![0..3], cols: 0..4 }, &Edit::Replace(numbers));
+    let y = if twice { dev.add(&x, &x) } else { x };
+    let staged = dev.copy_out(&y, &Window { rows: vec![0..3], cols: 0..4 });
+    dev.submit();
+    pollster::block_on(dev.read(staged)).unwrap()
+}
+
+#[test]
+fn pipelines_are_kept_once_and_the_numbers_stay() {
+    let keep = Rc::new(Counting::default());
+    drop(pollster::block_on(open().keeping_pipelines(keep.clone())));
+    assert_eq!(keep.told(), 0, "nothing was compiled");
+    let numbers = with_pipelines(&keep, true);
+    assert_eq!(keep.told(), usize::from(hands_out_pipelines()));
+    if !hands_out_pipelines() {
+        return;
+    }
+    let (name, whole) = keep.only();
+    assert_eq!(with_pipelines(&keep, true), numbers);
+    assert_eq!(keep.told(), 1, "all was there");
+    with_pipelines(&keep, false);
+    assert_eq!(keep.told(), 1, "what was not needed this time stays");
+
+    let middle = whole.len() / 2;
+    let flipped: Vec<u8> = whole.iter().enumerate().map(|(i, byte)| byte ^ u8::from(i == middle)).collect();
+    let another_sum: Vec<u8> = whole.iter().enumerate().map(|(i, byte)| byte ^ u8::from(i == 8)).collect();
+    for (n, broken) in [&whole[..middle], b"", b"{}", &flipped, &another_sum].into_iter().enumerate() {
+        keep.set(&name, broken);
+        assert_eq!(with_pipelines(&keep, true), numbers);
+        assert_eq!(keep.told(), 2 + n, "what is broken is replaced");
+        assert_eq!(keep.only().1.len(), whole.len());
+    }
+}
+
+/// A device that a driver's reset has taken away has nothing to keep, and says no more than it did without.
+#[test]
+fn a_lost_device_keeps_nothing() {
+    let keep = Rc::new(Counting::default());
+    let dev = pollster::block_on(open().keeping_pipelines(keep.clone()));
+    let x = dev.empty(1, 1);
+    dev.add(&x, &x);
+    dev.submit();
+    pollster::block_on(dev.settle(0)).unwrap();
+    dev.destroy();
+    drop(dev);
+    assert_eq!(keep.told(), 0);
+}
+
+/// The whole program: what it keeps, and where. Only Linux lets a test name the user's cache folder.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_program_keeps_pipelines_in_the_users_cache_folder() {
+    let cache = tempfile::tempdir().unwrap();
+    let folder = cache.path().join("actscope");
+    let run = |tuning: Option<&str>| {
+        let mut command = binary::actscope(["extract", "The cat sat.", "-l", "0", "--device", "gpu", "--json"]);
+        command.env("XDG_CACHE_HOME", cache.path()).timeout(Duration::from_secs(600));
+        match tuning {
+            Some(value) => command.env("ACTSCOPE_TUNING", value),
+            None => command.env_remove("ACTSCOPE_TUNING"),
+        };
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", binary::stderr(&output));
+        binary::stdout(&output)
+    };
+    let kept = || -> Vec<String> { if folder.exists() { binary::names_in(&folder) } else { Vec::new() } };
+    let numbers = run(None);
+    assert_eq!(kept(), Vec::<String>::new(), "tests leave their user's folder alone");
+    run(Some("off"));
+    assert_eq!(kept(), Vec::<String>::new(), "off is off");
+
+    assert_eq!(run(Some("on")), numbers);
+    let pipelines: Vec<_> = kept().into_iter().filter(|name| name.starts_with("pipelines")).collect();
+    assert_eq!(pipelines.len(), usize::from(hands_out_pipelines()), "{pipelines:?}");
+    for name in pipelines {
+        let file = folder.join(name);
+        let whole = std::fs::read(&file).unwrap();
+        std::fs::write(&file, &whole[..whole.len() - 1]).unwrap();
+        assert_eq!(run(Some("on")), numbers);
+        assert_eq!(std::fs::read(&file).unwrap().len(), whole.len(), "what was cut off is whole again");
     }
 }
 
 #[test]
-fn what_is_kept_lasts_and_a_broken_file_is_an_empty_one() {
+fn what_is_kept_lasts_and_what_cannot_be_kept_is_let_go() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("deeper").join("devices.json");
-    let keep = CacheFile::at(&path);
+    let path = folder.path().join("deeper").join("actscope");
+    let keep = CacheFolder::at(&path);
     assert_eq!(keep.get("a"), None);
-    keep.put("a", "1");
-    keep.put("b", "2");
-    assert_eq!((CacheFile::at(&path).get("a"), keep.get("b")), (Some("1".into()), Some("2".into())));
-
-    std::fs::write(&path, b"{\"a\": ").unwrap();
-    assert_eq!(keep.get("a"), None);
-    keep.put("c", "3");
-    assert_eq!(keep.get("c"), Some("3".into()));
+    keep.put("a", b"1");
+    keep.put("b", b"2");
+    keep.put("a/b", b"3");
+    keep.put("a_b", b"4");
+    keep.put(&"../".repeat(200), b"5");
+    let again = CacheFolder::at(&path);
+    let got = ["a", "b", "a/b", "a_b", &"../".repeat(200)].map(|name| again.get(name));
+    assert_eq!(got, [b"1", b"2", b"3", b"4", b"5"].map(|value| Some(value.to_vec())));
+    keep.put("a", b"6");
+    assert_eq!(again.get("a"), Some(b"6".to_vec()));
+    assert_eq!(binary::names_in(&path).len(), 5, "one file each, and nothing half-written");
 
     // No folder can be made below a file.
-    let nowhere = CacheFile::at(path.join("devices.json"));
-    nowhere.put("a", "1");
+    let nowhere = CacheFolder::at(path.join(&binary::names_in(&path)[0]));
+    nowhere.put("a", b"1");
     assert_eq!(nowhere.get("a"), None);
 }

@@ -37,9 +37,6 @@ if ! target/venv/bin/python -c 'import numpy, huggingface_hub' 2>/dev/null; then
     target/venv/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 fi
 
-# Which cut of tiles is the fastest on a GPU does not matter to the tests.
-export ACTSCOPE_TUNING=off
-
 cargo fmt --check
 cargo clippy --quiet --all-targets -- -D warnings
 cargo clippy --quiet --all-targets --no-default-features -- -D warnings

@@ -4,7 +4,7 @@ use super::{DeviceArg, Failure, ModelArgs, size};
 use crate::bench::{self, Report, random};
 use crate::device::probe::Measured;
 use crate::device::{self, AnyDevice, DeviceInfo};
-use crate::keep::CacheFile;
+use crate::keep::CacheFolder;
 use crate::session::Error;
 use crate::weights::Checkpoint;
 use clap::Args;
@@ -53,7 +53,7 @@ impl Bench {
             AnyDevice::Cpu(dev) => self.measure(&dev, checkpoint)?,
             // As a session opens it: what is measured is what runs.
             AnyDevice::Gpu(dev) => {
-                let dev = pollster::block_on(dev.tuned(&CacheFile::of_user())).map_err(Error::from)?;
+                let dev = pollster::block_on(dev.tuned(Rc::new(CacheFolder::of_user()))).map_err(Error::from)?;
                 self.measure(&dev, checkpoint)?
             }
             AnyDevice::Reference(_) => unreachable!("refused above, and `auto` never takes it"),

@@ -425,10 +425,10 @@ pub trait Device {
 /// What a device found out about its machine and wants to know the next time. Nothing depends on it being kept.
 pub trait Keep {
     /// What was kept under a name.
-    fn get(&self, name: &str) -> Option<String>;
+    fn get(&self, name: &str) -> Option<Vec<u8>>;
 
     /// Keeps a value, if that is possible.
-    fn put(&self, name: &str, value: &str);
+    fn put(&self, name: &str, value: &[u8]);
 }
 
 /// Which device a person wants.

@@ -89,8 +89,8 @@ pub(super) async fn open(hardware_only: bool) -> Result<(wgpu::Adapter, wgpu::De
     };
     let descriptor = wgpu::DeviceDescriptor {
         label: Some("actscope"),
-        // Timestamps cost nothing until somebody starts the clock.
-        required_features: adapter.features() & wgpu::Features::TIMESTAMP_QUERY
+        // Timestamps cost nothing until somebody starts the clock, a pipeline cache until somebody makes one.
+        required_features: adapter.features() & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE)
             | match family(&adapter) {
                 Family::Broadcast => wgpu::Features::SUBGROUP,
                 Family::Tiles => wgpu::Features::empty(),

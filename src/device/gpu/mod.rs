@@ -10,6 +10,7 @@ mod fault;
 pub mod faults;
 pub mod kernels;
 mod memory;
+mod pipeline_cache;
 #[cfg(not(target_arch = "wasm32"))]
 mod probe;
 mod product;
@@ -20,11 +21,12 @@ pub use adapter::{AdapterInfo, list as adapters};
 pub use clock::Span;
 pub use memory::{Matrix, Tensor};
 
-use super::{Activation, Device, DeviceError, DeviceInfo, Edit, Heads, Limits, Weight, Window};
+use super::{Activation, Device, DeviceError, DeviceInfo, Edit, Heads, Keep, Limits, Weight, Window};
 use bind::{BindGroups, Binding};
 use fault::Fault;
 use kernels::{Family, Kernel, Then};
 use memory::{Layout, Placed, Pool, Staging};
+use pipeline_cache::PipelineCache;
 use record::{PipelineKey, Recording, Variant};
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -106,6 +108,13 @@ impl Gpu {
             all.push(Gpu { tile, ..Gpu::open_as(Family::Tiles).await? });
         }
         Ok(all)
+    }
+
+    /// The device with the pipelines that `keep` has for this adapter and driver. When the device is dropped, those that it
+    /// compiled anew are kept too. Only where the backend hands pipelines out, which is Vulkan.
+    pub async fn keeping_pipelines(mut self, keep: Rc<dyn Keep>) -> Gpu {
+        self.recording.pipeline_cache = PipelineCache::open(&self.device, keep).await;
+        self
     }
 
     fn new(adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue, family: Family, tile: Tile) -> Gpu {

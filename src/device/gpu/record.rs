@@ -8,6 +8,7 @@ use super::bind::{BindGroups, Binding};
 use super::clock::Clock;
 use super::kernels::{Access, Kernel, Params};
 use super::memory::Staging;
+use super::pipeline_cache::PipelineCache;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::num::NonZeroU64;
@@ -68,6 +69,8 @@ pub(super) struct Recording {
     queue: wgpu::Queue,
     arena: wgpu::Buffer,
     pipelines: RefCell<HashMap<PipelineKey, Rc<Pipeline>>>,
+    /// Where pipelines are kept from run to run, where they are.
+    pub(super) pipeline_cache: Option<PipelineCache>,
     bind_groups: BindGroups<PipelineKey>,
     commands: RefCell<Vec<Command>>,
     slots: RefCell<Vec<u8>>,
@@ -97,6 +100,7 @@ impl Recording {
             queue: queue.clone(),
             arena,
             pipelines: RefCell::default(),
+            pipeline_cache: None,
             bind_groups,
             commands: RefCell::default(),
             slots: RefCell::default(),
@@ -235,7 +239,7 @@ impl Recording {
         if let Some(pipeline) = self.pipelines.borrow().get(&key) {
             return pipeline.clone();
         }
-        let pipeline = Rc::new(compile(&self.device, variant));
+        let pipeline = Rc::new(compile(&self.device, self.pipeline_cache.as_ref(), variant));
         self.pipelines.borrow_mut().insert(key, pipeline.clone());
         pipeline
     }
@@ -256,7 +260,7 @@ fn entry<'a>(binding: u32, part: &Binding<'a>) -> wgpu::BindGroupEntry<'a> {
     wgpu::BindGroupEntry { binding, resource }
 }
 
-fn compile(device: &wgpu::Device, variant: Variant) -> Pipeline {
+fn compile(device: &wgpu::Device, cache: Option<&PipelineCache>, variant: Variant) -> Pipeline {
     let kernel = variant.kernel;
     let params_size = NonZeroU64::new(4 * kernel.params.len() as u64);
     let of_params = wgpu::BindingType::Buffer {
@@ -304,7 +308,7 @@ fn compile(device: &wgpu::Device, variant: Variant) -> Pipeline {
             // Every kernel writes its workgroup memory before it reads it.
             zero_initialize_workgroup_memory: false,
         },
-        cache: None,
+        cache: cache.map(PipelineCache::of_driver),
     });
     Pipeline { layout, pipeline, run: Cell::new(false) }
 }

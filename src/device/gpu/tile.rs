@@ -3,6 +3,7 @@
 
 use super::Gpu;
 use crate::device::{Blob, Device, DeviceError, Dtype, Edit, Keep, Weight, Window};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -59,17 +60,28 @@ struct Trial {
 const TRIAL: [usize; 3] = [256, 768, 3072];
 
 impl Gpu {
-    /// The device with the cut that is the fastest here: the one that `keep` has for this adapter, driver and kernel, else the
-    /// one that wins a trial, which is kept. Adapters that are programs are not tried, and none is where `ACTSCOPE_TUNING` is
-    /// `off`.
+    /// The device with what is known of this machine: its pipelines, as [`Gpu::keeping_pipelines`] says, and the cut that is the
+    /// fastest here, the one that `keep` has for this adapter, driver and kernel, else the one that wins a trial, which is kept.
+    /// Adapters that are programs are not tried. Where the environment variable `ACTSCOPE_TUNING` is `off`, as it is by default in
+    /// builds for tests, nothing is tried and nothing is kept.
     ///
     /// # Errors
     /// [`DeviceError::Fault`] when the device failed meanwhile.
-    pub async fn tuned(self, keep: &dyn Keep) -> Result<Gpu, DeviceError> {
-        let off = std::env::var("ACTSCOPE_TUNING").is_ok_and(|value| value == "off");
-        match self.info.software || off {
+    pub async fn tuned(self, keep: Rc<dyn Keep>) -> Result<Gpu, DeviceError> {
+        let off = std::env::var("ACTSCOPE_TUNING").map_or(cfg!(feature = "faults"), |value| value == "off");
+        match off {
             true => Ok(self),
-            false => self.with_best_tile(keep, PATIENCE).await,
+            false => self.tuned_anyway(keep).await,
+        }
+    }
+
+    /// [`Gpu::tuned`], whatever the environment says.
+    #[doc(hidden)]
+    pub async fn tuned_anyway(self, keep: Rc<dyn Keep>) -> Result<Gpu, DeviceError> {
+        let gpu = self.keeping_pipelines(keep.clone()).await;
+        match gpu.info.software {
+            true => Ok(gpu),
+            false => gpu.with_best_tile(&*keep, PATIENCE).await,
         }
     }
 
@@ -79,13 +91,13 @@ impl Gpu {
         let kernel = crc32fast::hash(super::kernels::LINEAR.source.as_bytes());
         let name = format!("tile of kernel {kernel:08x} on {} ({})", self.info.name, self.info.detail);
         let kept = keep.get(&name);
-        if let Some(tile) = Tile::PRESETS.into_iter().find(|tile| kept.as_ref() == Some(&tile.name())) {
+        if let Some(tile) = Tile::PRESETS.into_iter().find(|tile| kept.as_deref() == Some(tile.name().as_bytes())) {
             return Ok(Gpu { tile, ..self });
         }
         let trial = self.trial(patience).await?;
         self.tile = trial.best;
         if trial.all_tried {
-            keep.put(&name, &trial.best.name());
+            keep.put(&name, trial.best.name().as_bytes());
         }
         Ok(self)
     }
