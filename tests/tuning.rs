@@ -2,8 +2,8 @@
 //! Driven on whatever adapter there is, with the kernels of real GPUs: which cut wins is not asked here.
 
 use actscope::device::Keep;
-use actscope::device::gpu::Gpu;
 use actscope::device::gpu::kernels::Family;
+use actscope::device::gpu::{Gpu, faults};
 use actscope::keep::CacheFile;
 use std::cell::RefCell;
 use std::time::Duration;
@@ -48,6 +48,23 @@ fn the_cut_is_found_out_once() {
     *keep.inner.borrow_mut() = Some((name, "999x1x1".into()));
     pollster::block_on(open().with_best_tile(&keep, PATIENT)).unwrap();
     assert_eq!(*keep.told.borrow(), 2, "what is no cut is not taken, and {first} was");
+}
+
+/// Whatever cut is the fastest, without a look at its results one of the two would be kept: red with `is_right` always true.
+#[test]
+fn a_cut_whose_products_are_wrong_is_not_taken() {
+    let kept = |plant| {
+        faults::plant_here(Some(plant));
+        let keep = Counting::default();
+        pollster::block_on(open().with_best_tile(&keep, PATIENT)).unwrap();
+        faults::plant_here(None);
+        keep.inner.take().expect("a whole trial is kept").1
+    };
+    let [in_default, in_others] = &faults::OF_CUTS;
+    assert_ne!(kept(in_default), "16x4x1");
+    // The cut with matrices has a kernel of its own, in which nothing was planted.
+    let right = kept(in_others);
+    assert!(right == "16x4x1" || right.starts_with("matrices"), "{right}");
 }
 
 /// An adapter that is a program is not tried: it has other kernels.

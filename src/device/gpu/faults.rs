@@ -288,6 +288,22 @@ pub static ALL: &[Plant] = &[
     plant("first column forgotten", "copy_out", "p.first_col + i % p.cols", "i % p.cols"),
 ];
 
+/// Wrong in the default cut of tiles only, and wrong in every other: what a driver may do, seen by the trial of cuts alone.
+pub static OF_CUTS: [Plant; 2] = [
+    plant(
+        "wrong in the default cut",
+        "linear",
+        "finish(total[r * FOURS + f][c]",
+        "finish(total[r * FOURS + f][c] * select(1.0, 1.001, ROWS == 4u)",
+    ),
+    plant(
+        "wrong in other cuts",
+        "linear",
+        "finish(total[r * FOURS + f][c]",
+        "finish(total[r * FOURS + f][c] * select(1.0, 1.001, ROWS != 4u)",
+    ),
+];
+
 thread_local! {
     static PLANTED: Cell<Option<&'static Plant>> = Cell::new(from_environment());
 }
