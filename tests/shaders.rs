@@ -21,10 +21,14 @@ fn module(kernel: &Kernel) -> (naga::Module, ModuleInfo) {
 /// Its modules with every value of its overrides, and every cut of its tiles.
 fn modules(kernel: &Kernel) -> Vec<(naga::Module, ModuleInfo)> {
     let named = |values: Vec<u32>, of: &[(&'static str, u32)]| of.iter().map(|(name, _)| *name).zip(values).collect();
-    let consts: Vec<Vec<(&str, u32)>> = match kernel.consts.len() {
-        3 => Tile::PRESETS.iter().map(|tile| named(tile.settings().to_vec(), kernel.consts)).collect(),
-        _ => vec![kernel.consts.to_vec()],
-    };
+    // Subgroups of every size that an adapter with matrices may have: llvmpipe's, Apple's, and the largest.
+    let with_matrices = [8, 32, 64].map(|lanes| Tile::Matrices { lanes });
+    let cuts = Tile::PRESETS.into_iter().chain(with_matrices);
+    let mine = cuts.filter(|tile| tile.kernels().iter().any(|one| one.name == kernel.name));
+    let mut consts: Vec<Vec<(&str, u32)>> = mine.map(|tile| named(tile.settings(), kernel.consts)).collect();
+    if consts.is_empty() {
+        consts.push(kernel.consts.to_vec());
+    }
     let all = kernel.overrides.iter().fold(vec![Vec::new()], |all, (_, largest)| {
         all.iter().flat_map(|values| (0..=*largest).map(move |value| [values.clone(), vec![value]].concat())).collect()
     });
@@ -48,11 +52,12 @@ fn compiled(
     (module.into_owned(), info.into_owned())
 }
 
-/// No capability beyond WebGPU's own, except where lanes hand values to each other: those kernels are chosen by what the
-/// adapter can do, and never the only way.
+/// No capability beyond WebGPU's own, except where lanes hand values to each other or multiply matrices together: those kernels
+/// are chosen by what the adapter can do, and never the only way.
 fn validate(kernel: &Kernel, module: &naga::Module) -> ModuleInfo {
     let capabilities = match kernel.family {
         Some(Family::Broadcast) => Capabilities::SUBGROUP,
+        _ if kernel.matrices => Capabilities::COOPERATIVE_MATRIX | Capabilities::SUBGROUP,
         _ => Capabilities::empty(),
     };
     Validator::new(ValidationFlags::all(), capabilities)
@@ -120,6 +125,7 @@ fn kernels_agree_with_their_table() {
     }
 }
 
+/// Kernels with matrices go to Metal and Vulkan alone: HLSL has none, and no adapter of DirectX 12 offers them.
 #[test]
 fn kernels_translate_to_every_backend() {
     let all = every_kernel().flat_map(|kernel| modules(kernel).into_iter().map(move |module| (kernel, module)));
@@ -127,11 +133,16 @@ fn kernels_translate_to_every_backend() {
         entry(kernel, &module);
         naga::back::spv::write_vec(&module, &info, &naga::back::spv::Options::default(), None)
             .unwrap_or_else(|e| panic!("{} to SPIR-V: {e}", kernel.name));
-        let options = naga::back::msl::Options { fake_missing_bindings: true, ..Default::default() };
+        let lang_version = if kernel.matrices { (2, 3) } else { naga::back::msl::Options::default().lang_version };
+        let options = naga::back::msl::Options { fake_missing_bindings: true, lang_version, ..Default::default() };
         let (msl, _) =
             naga::back::msl::write_string(&module, &info, &options, &naga::back::msl::PipelineOptions::default())
                 .unwrap_or_else(|e| panic!("{} to MSL: {e}", kernel.name));
         assert!(msl.contains("kernel void"), "{}", kernel.name);
+        assert_eq!(msl.contains("simdgroup_multiply_accumulate"), kernel.matrices, "{}", kernel.name);
+        if kernel.matrices {
+            continue;
+        }
         let mut hlsl = String::new();
         let options = naga::back::hlsl::Options { fake_missing_bindings: true, ..Default::default() };
         naga::back::hlsl::Writer::new(&mut hlsl, &options, &naga::back::hlsl::PipelineOptions::default())
@@ -169,7 +180,11 @@ fn code(source: &str) -> String {
 fn kernels_avoid_what_breaks_elsewhere() {
     for kernel in every_kernel() {
         let text = code(&kernel.module(kernel.consts));
-        for word in ["tanh", "exp", "unpack2x16float", "enable", "immediate"] {
+        // What a kernel enables is what its table entry says.
+        let enabled: Vec<&str> = text.lines().filter(|line| line.starts_with("enable")).collect();
+        let expected: &[&str] = if kernel.matrices { &["enable wgpu_cooperative_matrix;"] } else { &[] };
+        assert_eq!(enabled, expected, "{}", kernel.name);
+        for word in ["tanh", "exp", "unpack2x16float", "immediate"] {
             let mut words = text.split(|c: char| !c.is_alphanumeric() && c != '_');
             assert!(!words.any(|w| w == word), "{} uses {word:?}", kernel.name);
         }
@@ -179,7 +194,7 @@ fn kernels_avoid_what_breaks_elsewhere() {
         for (i, line) in body
             .lines()
             .enumerate()
-            .filter(|(_, line)| ["workgroupBarrier", "workgroup_", "subgroup"].iter().any(|w| line.contains(w)))
+            .filter(|(_, line)| ["workgroupBarrier", "workgroup_", "subgroup", "coop"].iter().any(|w| line.contains(w)))
         {
             let before: Vec<&str> = body.lines().take(i).collect();
             assert!(!under_if(&before), "{}: a barrier under an if, line {:?}", kernel.name, line.trim());

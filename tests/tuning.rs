@@ -5,8 +5,8 @@
 #[path = "common/binary.rs"]
 mod binary;
 
-use actscope::device::gpu::Gpu;
 use actscope::device::gpu::kernels::Family;
+use actscope::device::gpu::{Gpu, faults};
 use actscope::device::{Device, Edit, Keep, Window};
 use actscope::keep::CacheFolder;
 use std::cell::RefCell;
@@ -71,6 +71,23 @@ fn the_cut_is_found_out_once() {
     keep.set(&name, b"999x1x1");
     pollster::block_on(open().with_best_tile(&keep, PATIENT)).unwrap();
     assert_eq!(keep.told(), 2, "what is no cut is not taken, and {first:?} was");
+}
+
+/// Whatever cut is the fastest, without a look at its results one of the two would be kept: red with `is_right` always true.
+#[test]
+fn a_cut_whose_products_are_wrong_is_not_taken() {
+    let kept = |plant| {
+        faults::plant_here(Some(plant));
+        let keep = Counting::default();
+        pollster::block_on(open().with_best_tile(&keep, PATIENT)).unwrap();
+        faults::plant_here(None);
+        String::from_utf8(keep.only().1).unwrap()
+    };
+    let [in_default, in_others] = &faults::OF_CUTS;
+    assert_ne!(kept(in_default), "16x4x1");
+    // The cut with matrices has a kernel of its own, in which nothing was planted.
+    let right = kept(in_others);
+    assert!(right == "16x4x1" || right.starts_with("matrices"), "{right}");
 }
 
 /// An adapter that is a program is not tried: it has other kernels.

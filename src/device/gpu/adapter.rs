@@ -74,13 +74,52 @@ pub(super) fn family(adapter: &wgpu::Adapter) -> Family {
     }
 }
 
-/// The first adapter, and a device on it. With `hardware_only`, none that is a program on the CPU.
-pub(super) async fn open(hardware_only: bool) -> Result<(wgpu::Adapter, wgpu::Device, wgpu::Queue), DeviceError> {
+/// Lanes of a subgroup, where subgroups multiply matrices of 8 x 8 whose numbers and sums are f32: the sizes of the kernels
+/// that do, and nothing rounded to fewer bits. Only among the kernels of tiles: no program is faster for having them.
+fn matrices(adapter: &wgpu::Adapter, family: Family) -> Option<u32> {
+    let info = adapter.get_info();
+    let is_f32 = |of: wgpu::CooperativeScalarType| of == wgpu::CooperativeScalarType::F32;
+    let offered = adapter.cooperative_matrix_properties();
+    let exact =
+        offered.iter().any(|m| [m.m_size, m.n_size, m.k_size] == [8; 3] && is_f32(m.ab_type) && is_f32(m.cr_type));
+    let lanes = match info.backend {
+        // wgpu states the sizes of all GPUs that Metal has run on; those with matrices, Apple's, have 32.
+        wgpu::Backend::Metal => 32,
+        _ if info.subgroup_min_size == info.subgroup_max_size => info.subgroup_min_size,
+        _ => return None,
+    };
+    let fits = (1..=64).contains(&lanes); // four subgroups within WebGPU's 256 invocations
+    (family == Family::Tiles && adapter.features().contains(MATRICES) && exact && fits).then_some(lanes)
+}
+
+/// What the kernels with matrices need: those, and a subgroup's number.
+const MATRICES: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SUBGROUP);
+
+/// An adapter with a device on it.
+pub(super) struct Opened {
+    pub(super) adapter: wgpu::Adapter,
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    /// The kernels that it is opened for.
+    pub(super) family: Family,
+    /// Lanes of the subgroups that multiply matrices, where the device can.
+    pub(super) matrices: Option<u32>,
+}
+
+/// Opens the first adapter, for the kernels that suit it or for those that are wanted. With `hardware_only`, none that is a
+/// program on the CPU.
+pub(super) async fn open(hardware_only: bool, wanted: Option<Family>) -> Result<Opened, DeviceError> {
     let found = adapters().await;
     let adapter = found
         .into_iter()
         .find(|a| !hardware_only || a.get_info().device_type != wgpu::DeviceType::Cpu)
         .ok_or_else(|| DeviceError::NoAdapter { detail: "no Vulkan, Metal or DirectX 12 driver answered".into() })?;
+    let suits = family(&adapter);
+    let family = wanted.unwrap_or(suits);
+    if family == Family::Broadcast && suits != family {
+        return Err(DeviceError::NoAdapter { detail: format!("{} is not one for {family:?}", describe(&adapter)) });
+    }
+    let matrices = matrices(&adapter, family);
     // WebGPU's defaults, so that what runs here runs in a browser too, but buffers as large as the adapter has them.
     let limits = wgpu::Limits {
         max_buffer_size: adapter.limits().max_buffer_size,
@@ -91,10 +130,17 @@ pub(super) async fn open(hardware_only: bool) -> Result<(wgpu::Adapter, wgpu::De
         label: Some("actscope"),
         // Timestamps cost nothing until somebody starts the clock, a pipeline cache until somebody makes one.
         required_features: adapter.features() & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE)
-            | match family(&adapter) {
+            | match family {
                 Family::Broadcast => wgpu::Features::SUBGROUP,
+                Family::Tiles if matrices.is_some() => MATRICES,
                 Family::Tiles => wgpu::Features::empty(),
             },
+        experimental_features: match matrices {
+            // SAFETY: asks for no more than to know that wgpu's matrices may have faults. Every address that the kernels
+            // compute is within their memory, and they are taken where their results were seen to be right (tile.rs).
+            Some(_) => unsafe { wgpu::ExperimentalFeatures::enabled() },
+            None => wgpu::ExperimentalFeatures::disabled(),
+        },
         required_limits: limits.or_worse_values_from(&adapter.limits()),
         ..Default::default()
     };
@@ -102,5 +148,5 @@ pub(super) async fn open(hardware_only: bool) -> Result<(wgpu::Adapter, wgpu::De
         .request_device(&descriptor)
         .await
         .map_err(|e| DeviceError::Request { adapter: adapter.get_info().name, detail: e.to_string() })?;
-    Ok((adapter, device, queue))
+    Ok(Opened { adapter, device, queue, family, matrices })
 }

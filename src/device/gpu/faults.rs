@@ -163,6 +163,35 @@ pub static ALL: &[Plant] = &[
     ),
     plant("added twice", "linear", "return added[at] + result;", "return added[at] + added[at] + result;"),
     plant("erf for tanh", "linear", "case 0u: { return gelu_tanh(x); }", "case 0u: { return gelu_erf(x); }"),
+    plant("bias dropped", "linear_matrices", "p.has_bias != 0u", "p.has_bias == 2u"),
+    plant(
+        "right side transposed",
+        "linear_matrices",
+        "let b2 = coopLoadT<Right>(&tile[w_at + 16u], W_STRIDE);",
+        "let b2 = coopLoad<Right>(&tile[w_at + 16u], W_STRIDE);",
+    ),
+    plant("sums not cleared", "linear_matrices", "tile[i] = 0.0;", ""),
+    plant("a column too many", "linear_matrices", "col < p.cols", "col <= p.cols"),
+    plant("last of four steps of k lost", "linear_matrices", "if n > 3u", "if n > 4u"),
+    plant(
+        "ten bits of x",
+        "linear_matrices",
+        "put_four(i / 4u * X_STRIDE + 4u * (i % 4u), four);",
+        "put_four(i / 4u * X_STRIDE + 4u * (i % 4u), bitcast<vec4<f32>>(bitcast<vec4<u32>>(four) & vec4<u32>(0xffffe000u)));",
+    ),
+    plant(
+        "barrier missing before the tile is read",
+        "linear_matrices",
+        "put_four(W_TILE + i / 16u * W_STRIDE + 4u * (i % 16u), four);\n        }\n        workgroupBarrier();",
+        "put_four(W_TILE + i / 16u * W_STRIDE + 4u * (i % 16u), four);\n        }",
+    ),
+    plant("lower quarters left out", "linear_matrices", "subgroup / 2u % 2u", "subgroup / 2u % 1u"),
+    plant(
+        "one matrix stored twice",
+        "linear_matrices",
+        "c30, c31, c32, c33);\n    work",
+        "c30, c31, c32, c32);\n    work",
+    ),
     plant("bias dropped", "linear_few", "p.has_bias != 0u", "p.has_bias == 2u"),
     plant(
         "half precision",
@@ -225,6 +254,21 @@ pub static ALL: &[Plant] = &[
         "k4 ^ ((token >> 1u) & 3u)",
         "k4 ^ ((token >> 3u) & 1u) ^ select(0u, 1u, k4 == 2u && token == 5u)",
     ),
+    plant(
+        "right side not transposed",
+        "unembed_matrices",
+        "let b0 = coopLoad<Right>(&tile[w_at], K_STRIDE);",
+        "let b0 = coopLoadT<Right>(&tile[w_at], K_STRIDE);",
+    ),
+    plant("sums not cleared", "unembed_matrices", "tile[i] = 0.0;", ""),
+    plant(
+        "first row of x forgotten",
+        "unembed_matrices",
+        "let at = p.x_first + row * p.k + k;",
+        "let at = row * p.k + k;",
+    ),
+    plant("last of four steps of k lost", "unembed_matrices", "if n > 3u", "if n > 4u"),
+    plant("last token lost", "unembed_matrices", "col < p.cols {\n            y", "col + 1u < p.cols {\n            y"),
     plant("first row of x forgotten", "unembed_broadcast", "p.x_first + rows_hi", "rows_hi"),
     plant(
         "padding multiplied with the next row",
@@ -242,6 +286,22 @@ pub static ALL: &[Plant] = &[
     plant("padding multiplied with the next row", "unembed_few", "let n = min(4u, k_end - k);", "let n = 4u;"),
     plant("factor forgotten", "edit", "x[at] * p.factor", "x[at]"),
     plant("first column forgotten", "copy_out", "p.first_col + i % p.cols", "i % p.cols"),
+];
+
+/// Wrong in the default cut of tiles only, and wrong in every other: what a driver may do, seen by the trial of cuts alone.
+pub static OF_CUTS: [Plant; 2] = [
+    plant(
+        "wrong in the default cut",
+        "linear",
+        "finish(total[r * FOURS + f][c]",
+        "finish(total[r * FOURS + f][c] * select(1.0, 1.001, ROWS == 4u)",
+    ),
+    plant(
+        "wrong in other cuts",
+        "linear",
+        "finish(total[r * FOURS + f][c]",
+        "finish(total[r * FOURS + f][c] * select(1.0, 1.001, ROWS != 4u)",
+    ),
 ];
 
 thread_local! {

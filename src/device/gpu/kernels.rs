@@ -47,12 +47,12 @@ params! {
     Edit { n: u32, first_row: u32, first_col: u32, cols: u32, x_stride: u32, kind: u32, factor: f32, n_values: u32, first_value: u32 }
     /// Of `copy_out.wgsl`.
     CopyOut { n: u32, first_row: u32, first_col: u32, cols: u32, x_stride: u32, first: u32 }
-    /// Of `linear.wgsl`, `linear_few.wgsl` and `linear_broadcast.wgsl`.
+    /// Of `linear.wgsl`, `linear_matrices.wgsl`, `linear_few.wgsl` and `linear_broadcast.wgsl`.
     Linear {
         rows: u32, k: u32, cols: u32, x_stride: u32, x_first: u32, w_stride: u32, w_first_row: u32, y_stride: u32,
         y_first: u32, has_bias: u32,
     }
-    /// Of `unembed.wgsl`, `unembed_few.wgsl` and `unembed_broadcast.wgsl`.
+    /// Of `unembed.wgsl`, `unembed_matrices.wgsl`, `unembed_few.wgsl` and `unembed_broadcast.wgsl`.
     Unembed { rows: u32, k: u32, cols: u32, x_first: u32, w_stride: u32, y_stride: u32, y_first: u32 }
     /// Of `attention.wgsl`, `attention_broadcast.wgsl` and `attention_scores.wgsl`.
     Attention { first: u32, n_pos: u32, n_embd: u32, head_dim: u32, scale: f32 }
@@ -91,6 +91,8 @@ pub struct Kernel {
     pub file: &'static str,
     /// The family it belongs to; `None` where one kernel serves all.
     pub family: Option<Family>,
+    /// Whether it multiplies cooperative matrices of 8 x 8, which few adapters have in f32 and DirectX does not know.
+    pub matrices: bool,
     /// The file's text.
     pub source: &'static str,
     /// Library files that it names.
@@ -125,16 +127,20 @@ const THEN_OVERRIDE: (&str, u32) = ("THEN", 6);
 /// How a product's tile is cut, as `tile.rs` has it.
 const TILE: &[(&str, u32)] = &[("LANES", 16), ("ROWS", 8), ("FOURS", 2)];
 
+/// How many lanes a subgroup has that multiplies matrices.
+const LANES: &[(&str, u32)] = &[("LANES", 64)];
+
 use Access::{Read, Write};
 
 macro_rules! kernels {
-    ($(#[$doc:meta])* $list:ident; $($konst:ident $file:literal $(+ $suffix:literal)? $family:expr, $params:ident [$($access:ident),*] libs $libs:expr, overrides $overrides:expr, consts $consts:expr;)*) => {
+    ($(#[$doc:meta])* $list:ident; $($konst:ident $file:literal $(+ $suffix:literal)? $family:expr, $params:ident [$($access:ident),*] libs $libs:expr, overrides $overrides:expr, consts $consts:expr $(, $matrices:ident)?;)*) => {
         $(
             #[doc = concat!("`shaders/", $file, ".wgsl`")]
             pub static $konst: Kernel = Kernel {
                 name: concat!($file $(, $suffix)?),
                 file: $file,
                 family: $family,
+                matrices: false $(|| kernels!(@$matrices))?,
                 source: include_str!(concat!("../../../shaders/", $file, ".wgsl")),
                 libs: $libs,
                 bindings: &[$($access),*],
@@ -147,6 +153,7 @@ macro_rules! kernels {
         $(#[$doc])*
         pub static $list: &[&Kernel] = &[$(&$konst),*];
     };
+    (@matrices) => { true };
 }
 
 const ANY: Option<Family> = None;
@@ -166,6 +173,7 @@ kernels! {
     LAYER_NORM_NORMALIZE_BROADCAST "layer_norm_normalize" + "_broadcast" BROADCAST, Matrix [Read, Read, Write] libs &[REDUCE_BROADCAST, MOMENTS], overrides &[], consts &[];
     GAIN_BIAS "gain_bias" ANY, GainBias [Read, Read, Read, Write] libs &[], overrides &[], consts &[];
     LINEAR "linear" TILES, Linear [Read, Read, Read, Read, Write] libs PRODUCT, overrides &[WEIGHT_OVERRIDE, THEN_OVERRIDE], consts TILE;
+    LINEAR_MATRICES "linear_matrices" TILES, Linear [Read, Read, Read, Read, Write] libs PRODUCT, overrides &[WEIGHT_OVERRIDE, THEN_OVERRIDE], consts LANES, matrices;
     LINEAR_FEW "linear_few" TILES, Linear [Read, Read, Read, Read, Write] libs PRODUCT, overrides &[WEIGHT_OVERRIDE, THEN_OVERRIDE], consts &[];
     LINEAR_BROADCAST "linear_broadcast" BROADCAST, Linear [Read, Read, Read, Read, Write] libs &[WEIGHT, FINISH, ACTIVATION_LIB, EXP, GELU, STEP], overrides &[WEIGHT_OVERRIDE, THEN_OVERRIDE], consts &[];
     SUM_HEADS "sum_heads" ANY, SumHeads [Read, Read, Write] libs &[], overrides &[], consts &[];
@@ -178,6 +186,7 @@ kernels! {
     ACTIVATION "activation" ANY, Elements [Read, Write] libs &[ACTIVATION_LIB, EXP, GELU], overrides &[("FUNCTION", 4)], consts &[];
     ADD "add" ANY, Elements [Read, Read, Write] libs &[], overrides &[], consts &[];
     UNEMBED "unembed" TILES, Unembed [Read, Read, Write] libs &[WEIGHT], overrides &[WEIGHT_OVERRIDE], consts TILE;
+    UNEMBED_MATRICES "unembed_matrices" TILES, Unembed [Read, Read, Write] libs &[WEIGHT], overrides &[WEIGHT_OVERRIDE], consts LANES, matrices;
     UNEMBED_FEW "unembed_few" TILES, Unembed [Read, Read, Write] libs &[WEIGHT], overrides &[WEIGHT_OVERRIDE], consts &[];
     UNEMBED_BROADCAST "unembed_broadcast" BROADCAST, Unembed [Read, Read, Write] libs &[WEIGHT, STEP], overrides &[WEIGHT_OVERRIDE], consts &[];
     EDIT "edit" ANY, Edit [Read, Write] libs &[], overrides &[], consts &[];

@@ -44,6 +44,8 @@ const BINDING_STEP: usize = 256;
 pub struct Gpu {
     info: DeviceInfo,
     family: Family,
+    /// Lanes of the subgroups that multiply matrices, where the adapter has those.
+    matrices: Option<u32>,
     tile: Tile,
     device: wgpu::Device,
     queue: wgpu::Queue,
@@ -69,9 +71,7 @@ impl Gpu {
     /// # Errors
     /// [`DeviceError::NoAdapter`] or [`DeviceError::Request`].
     pub async fn open(hardware_only: bool) -> Result<Gpu, DeviceError> {
-        let (adapter, device, queue) = adapter::open(hardware_only).await?;
-        let family = adapter::family(&adapter);
-        Ok(Gpu::new(&adapter, device, queue, family, Tile::DEFAULT))
+        Ok(Gpu::new(adapter::open(hardware_only, None).await?))
     }
 
     /// Opens the best adapter to run a certain family of kernels on it.
@@ -79,14 +79,23 @@ impl Gpu {
     /// # Errors
     /// As [`Gpu::open`]; where the adapter cannot run them, [`DeviceError::NoAdapter`].
     pub async fn open_as(family: Family) -> Result<Gpu, DeviceError> {
-        let gpu = Gpu::open(false).await?;
-        match family == Family::Tiles || gpu.family == family {
-            true => Ok(Gpu { family, ..gpu }),
-            false => Err(DeviceError::NoAdapter { detail: format!("{} is not one for {family:?}", gpu.info) }),
+        Ok(Gpu::new(adapter::open(false, Some(family)).await?))
+    }
+
+    /// Opens the best adapter so that a certain kernel is among those it may choose.
+    ///
+    /// # Errors
+    /// As [`Gpu::open_as`].
+    pub async fn open_for(kernel: &Kernel) -> Result<Gpu, DeviceError> {
+        let gpu = Gpu::open_as(kernel.family.unwrap_or(Family::Tiles)).await?;
+        match gpu.cuts().into_iter().find(|tile| tile.has(kernel)) {
+            Some(tile) => Ok(Gpu { tile, ..gpu }),
+            None => Err(DeviceError::NoAdapter { detail: format!("{} cannot run {}", gpu.info, kernel.name) }),
         }
     }
 
-    /// The best adapter once with each family of kernels that it can run, so that all can be checked on one machine.
+    /// The best adapter once with each family of kernels that it can run, and with its matrices, so that all can be checked on
+    /// one machine.
     ///
     /// # Errors
     /// As [`Gpu::open`].
@@ -95,16 +104,19 @@ impl Gpu {
         if all[0].family != Family::Tiles {
             all.push(Gpu::open_as(Family::Tiles).await?);
         }
+        if all.iter().any(|gpu| gpu.matrices.is_some()) {
+            all.push(Gpu::open_for(&kernels::LINEAR_MATRICES).await?);
+        }
         Ok(all)
     }
 
-    /// The best adapter once with each way of cutting the tiles of a product.
+    /// The best adapter once with each way of cutting the tiles of a product that it has.
     ///
     /// # Errors
     /// As [`Gpu::open`].
     pub async fn tiles() -> Result<Vec<Gpu>, DeviceError> {
         let mut all = Vec::new();
-        for tile in Tile::PRESETS {
+        for tile in Gpu::open_as(Family::Tiles).await?.cuts() {
             all.push(Gpu { tile, ..Gpu::open_as(Family::Tiles).await? });
         }
         Ok(all)
@@ -117,7 +129,8 @@ impl Gpu {
         self
     }
 
-    fn new(adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue, family: Family, tile: Tile) -> Gpu {
+    fn new(opened: adapter::Opened) -> Gpu {
+        let adapter::Opened { adapter, device, queue, family, matrices } = opened;
         let fault = Fault::default();
         let on_error = fault.clone();
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| match e {
@@ -131,9 +144,10 @@ impl Gpu {
         let staging_usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let bind_groups = BindGroups::default();
         Gpu {
-            info: adapter::describe(adapter),
+            info: adapter::describe(&adapter),
             family,
-            tile,
+            matrices,
+            tile: Tile::DEFAULT,
             // Kernels count in u32, and Metal tells them a binding's size in one.
             max_binding: device.limits().max_storage_buffer_binding_size.min(1 << 31),
             // Pooled sizes are rounded up, at most to a power of two.
@@ -255,7 +269,8 @@ impl Device for Gpu {
     }
 
     fn kernels(&self) -> Vec<String> {
-        kernels::ALL.iter().filter(|kernel| self.family.has(kernel)).map(|kernel| kernel.name.to_string()).collect()
+        let mine = kernels::ALL.iter().filter(|kernel| self.family.has(kernel) && self.tile.has(kernel));
+        mine.map(|kernel| kernel.name.to_string()).collect()
     }
 
     fn kernels_run(&self) -> BTreeSet<&'static str> {

@@ -136,7 +136,8 @@ mod tests {
     /// wgpu calls data of another backend an error even where it may fall back, and errors that nobody expects panic here.
     #[test]
     fn what_wgpu_refuses_is_no_error() {
-        let (adapter, device, _) = pollster::block_on(super::super::adapter::open(false)).unwrap();
+        let super::super::adapter::Opened { adapter, device, .. } =
+            pollster::block_on(super::super::adapter::open(false, None)).unwrap();
         let open = |data: &[u8]| {
             let keep = Rc::new(Gives(seal(&owner(&adapter.get_info()), data)));
             pollster::block_on(PipelineCache::open(&device, keep))

@@ -75,9 +75,9 @@ impl Gpu {
                 (Variant::new(&kernels::LINEAR_FEW, &[dtype, then]), grid(w.cols.div_ceil(16)))
             }
             Family::Tiles => {
-                let [lanes, tile_rows, fours] = self.tile.settings();
-                let variant = Variant::new(&kernels::LINEAR, &[dtype, then, lanes, tile_rows, fours]);
-                (variant, self.tile.groups(x.rows, w.cols))
+                let [kernel, _] = self.tile.kernels();
+                let settings = [vec![dtype, then], self.tile.settings()].concat();
+                (Variant::new(kernel, &settings), self.tile.groups(x.rows, w.cols))
             }
         };
         self.recording.dispatch(variant, &params, &bindings, groups);
@@ -115,9 +115,9 @@ impl Gpu {
                     (Variant::new(&kernels::UNEMBED_FEW, &[dtype]), grid(cols.div_ceil(16)))
                 }
                 Family::Tiles => {
-                    let [lanes, tile_rows, fours] = self.tile.settings();
-                    let variant = Variant::new(&kernels::UNEMBED, &[dtype, lanes, tile_rows, fours]);
-                    (variant, self.tile.groups(rows.len(), cols))
+                    let [_, kernel] = self.tile.kernels();
+                    let settings = [vec![dtype], self.tile.settings()].concat();
+                    (Variant::new(kernel, &settings), self.tile.groups(rows.len(), cols))
                 }
             };
             self.recording.dispatch(variant, &params, &[all(x), whole(&chunk.buffer), to], groups);
