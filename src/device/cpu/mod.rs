@@ -251,7 +251,7 @@ impl Device for Cpu {
     fn add(&self, a: &Tensor, b: &Tensor) -> Tensor {
         assert_eq!([a.rows, a.cols], [b.rows, b.cols]);
         let mut y = Tensor::new(a.rows, a.cols);
-        y.iter_mut().zip(a.iter().zip(b.iter())).for_each(|(y, (a, b))| *y = a + b);
+        ops::sum_of(&self.cores, a, b, &mut y);
         y
     }
 

@@ -35,6 +35,16 @@ pub fn map_rows(cores: &Cores, x: &[f32], x_cols: usize, y: &mut [f32], y_cols: 
     });
 }
 
+/// `y = a + b`.
+pub fn sum_of(cores: &Cores, a: &[f32], b: &[f32], y: &mut [f32]) {
+    let n = y.len();
+    let each = if n < WORTH_SHARING_A_COPY { n } else { n.div_ceil(4 * cores.threads) };
+    cores.each_piece(y, each, |i, y| {
+        let (a, b) = (&a[i * each..], &b[i * each..]);
+        y.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (a, b))| *y = a + b);
+    });
+}
+
 /// The values of a window of x. All threads copy a large one: where its memory is fresh, the first touch is most of the work.
 pub fn copy_window(cores: &Cores, x: &[f32], x_cols: usize, window: &Window) -> Vec<f32> {
     let (cols, n) = (&window.cols, window.len());

@@ -126,27 +126,33 @@ pub(super) async fn open(hardware_only: bool, wanted: Option<Family>) -> Result<
         max_storage_buffer_binding_size: adapter.limits().max_storage_buffer_binding_size,
         ..wgpu::Limits::default()
     };
-    let descriptor = wgpu::DeviceDescriptor {
-        label: Some("actscope"),
-        // Timestamps cost nothing until somebody starts the clock, a pipeline cache until somebody makes one.
-        required_features: adapter.features() & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE)
-            | match family {
-                Family::Broadcast => wgpu::Features::SUBGROUP,
-                Family::Tiles if matrices.is_some() => MATRICES,
-                Family::Tiles => wgpu::Features::empty(),
+    let request = async |matrices: Option<u32>| {
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("actscope"),
+            // Timestamps cost nothing until somebody starts the clock, a pipeline cache until somebody makes one.
+            required_features: adapter.features() & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE)
+                | match family {
+                    Family::Broadcast => wgpu::Features::SUBGROUP,
+                    Family::Tiles if matrices.is_some() => MATRICES,
+                    Family::Tiles => wgpu::Features::empty(),
+                },
+            experimental_features: match matrices {
+                // SAFETY: asks for no more than to know that wgpu's matrices may have faults. Every address that the kernels
+                // compute is within their memory, and they are taken where their results were seen to be right (tile.rs).
+                Some(_) => unsafe { wgpu::ExperimentalFeatures::enabled() },
+                None => wgpu::ExperimentalFeatures::disabled(),
             },
-        experimental_features: match matrices {
-            // SAFETY: asks for no more than to know that wgpu's matrices may have faults. Every address that the kernels
-            // compute is within their memory, and they are taken where their results were seen to be right (tile.rs).
-            Some(_) => unsafe { wgpu::ExperimentalFeatures::enabled() },
-            None => wgpu::ExperimentalFeatures::disabled(),
-        },
-        required_limits: limits.or_worse_values_from(&adapter.limits()),
-        ..Default::default()
+            required_limits: limits.clone().or_worse_values_from(&adapter.limits()),
+            ..Default::default()
+        };
+        adapter.request_device(&descriptor).await
     };
-    let (device, queue) = adapter
-        .request_device(&descriptor)
-        .await
-        .map_err(|e| DeviceError::Request { adapter: adapter.get_info().name, detail: e.to_string() })?;
+    let (opened, matrices) = match request(matrices).await {
+        // A driver that offers them and then does not have them has everything else.
+        Err(_) if matrices.is_some() => (request(None).await, None),
+        opened => (opened, matrices),
+    };
+    let (device, queue) =
+        opened.map_err(|e| DeviceError::Request { adapter: adapter.get_info().name, detail: e.to_string() })?;
     Ok(Opened { adapter, device, queue, family, matrices })
 }
