@@ -72,7 +72,10 @@ struct Slot {
 impl Slot {
     /// The array; all zero where nothing was recorded.
     fn array(&self) -> &ArrayD<f32> {
-        self.values.get_or_init(|| ArrayD::zeros(IxDyn(&self.shape)))
+        self.values.get_or_init(|| {
+            let zeros = host::zeros(self.shape.iter().product());
+            ArrayD::from_shape_vec(IxDyn(&self.shape), zeros).expect("as many as the shape has")
+        })
     }
 
     fn array_mut(&mut self) -> &mut ArrayD<f32> {

@@ -33,6 +33,11 @@ pub fn vector(len: usize) -> Vec<f32> {
     FREE.vector(len)
 }
 
+/// `len` zeros.
+pub fn zeros(len: usize) -> Vec<f32> {
+    FREE.zeros(len)
+}
+
 /// Takes back memory that is not needed any more.
 pub fn give_back(vector: Vec<f32>) {
     FREE.give_back(vector);
@@ -40,14 +45,28 @@ pub fn give_back(vector: Vec<f32>) {
 
 impl Free {
     fn vector(&self, len: usize) -> Vec<f32> {
-        let kept = || {
-            let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let fitting = free.iter().rposition(|kept| (len..=len + len / 4).contains(&kept.vector.capacity()))?;
-            Some(free.remove(fitting).vector)
-        };
-        let mut vector = (len >= WORTH_KEEPING).then(kept).flatten().unwrap_or_else(|| vec![0.0; len]);
+        let mut vector = self.kept(len).unwrap_or_else(|| vec![0.0; len]);
         vector.resize(len, 0.0);
         vector
+    }
+
+    fn zeros(&self, len: usize) -> Vec<f32> {
+        let again = |mut vector: Vec<f32>| {
+            vector.clear();
+            vector.resize(len, 0.0);
+            vector
+        };
+        self.kept(len).map_or_else(|| vec![0.0; len], again)
+    }
+
+    /// The one that was given back last of those that are large enough, and not much larger.
+    fn kept(&self, len: usize) -> Option<Vec<f32>> {
+        if len < WORTH_KEEPING {
+            return None;
+        }
+        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fitting = free.iter().rposition(|kept| (len..=len + len / 4).contains(&kept.vector.capacity()))?;
+        Some(free.remove(fitting).vector)
     }
 
     fn give_back(&self, vector: Vec<f32>) {
@@ -115,6 +134,9 @@ mod tests {
         free.give_back(first);
         let second = free.vector(len - 3);
         assert_eq!((second.as_ptr(), second.len()), (at, len - 3));
+        free.give_back(second);
+        let third = free.zeros(len - 5);
+        assert_eq!((third.as_ptr(), third), (at, vec![0.0; len - 5]));
         free.give_back(vec![1.0; WORTH_KEEPING - 1]);
         assert_eq!(free.0.lock().unwrap().len(), 0, "small ones are not kept");
 
