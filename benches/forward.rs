@@ -10,6 +10,7 @@ use actscope::capture::Capture;
 use actscope::device::cpu::Cpu;
 use actscope::device::gpu::Gpu;
 use actscope::device::probe::Measured;
+use actscope::keep::CacheFolder;
 use actscope::params::Params;
 use actscope::weights::Checkpoint;
 use actscope::{Files, model};
@@ -44,7 +45,8 @@ fn forward(c: &mut Criterion) {
         Err(_) => (random::NAME.into(), Rc::new(random::gpt2_small().expect("it is made to be read"))),
     };
     bench(c, &Cpu::new(), &name, &checkpoint);
-    match pollster::block_on(Gpu::open(false)) {
+    let gpu = async { Gpu::open(false).await?.tuned(Rc::new(CacheFolder::of_user())).await };
+    match pollster::block_on(gpu) {
         Ok(gpu) => bench(c, &gpu, &name, &checkpoint),
         Err(e) => eprintln!("no gpu figures: {e}"),
     }

@@ -9,7 +9,9 @@ use actscope::bench::operations::OPERATIONS;
 use actscope::device::cpu::Cpu;
 use actscope::device::gpu::Gpu;
 use actscope::device::probe::Measured;
+use actscope::keep::CacheFolder;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use std::rc::Rc;
 use std::time::Duration;
 
 /// Runs that are sent at once: a queue should not grow without end.
@@ -39,7 +41,8 @@ fn bench<D: Measured>(c: &mut Criterion, dev: &D) {
 
 fn kernels(c: &mut Criterion) {
     bench(c, &Cpu::new());
-    match pollster::block_on(Gpu::open(false)) {
+    let gpu = async { Gpu::open(false).await?.tuned(Rc::new(CacheFolder::of_user())).await };
+    match pollster::block_on(gpu) {
         Ok(gpu) => bench(c, &gpu),
         Err(e) => eprintln!("no gpu figures: {e}"),
     }

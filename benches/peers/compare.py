@@ -244,7 +244,7 @@ def report(results):
     """What was found, as Markdown, on stdout and beside the rows."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE).stdout.strip()
     lines = [f"# Ours and others', {datetime.date.today()}", ""]
-    lines += [f"- {cpu_name()}, {os.cpu_count()} threads, {platform.platform()}", f"- commit {commit}; `benches/compare.sh`"]
+    lines += [f"- {cpu_name()}, {os.cpu_count()} threads, {platform.platform()}", f"- commit {commit} when the last row was measured, the csv has each row's time; `benches/compare.sh`"]
     lines += [f"- {who}: {version}; {device}" for who, (version, device) in results.about.items()]
     lines += ["", "gpt2-small's shape, random weights, f32, one text. Milliseconds of one run with its values on the host: medians of clean batches, the",
               "two sides of a ratio asked in turn. hidden: 13 hidden states; full: everything TransformerLens caches; none: the last token's last hidden",

@@ -1,6 +1,6 @@
-//! Memory for values on the host, those of captures and of the `cpu` device: vectors that were let go of, for whoever needs some next.
-//! Fresh pages cost more than what is written to them: text after text with many taps would wait for the system as long as
-//! for the model.
+//! Memory for values on the host, those of captures and of the `cpu` device: vectors that were let go of, for whoever needs
+//! some next. Fresh pages cost more than what is written to them: text after text with many taps would wait for the system as
+//! long as for the model.
 //! Owns that memory, which all threads share; knows nothing of what it held.
 
 use std::sync::{Mutex, PoisonError};

@@ -44,7 +44,7 @@ impl Cores {
 
     /// [`Cores::each`] for pieces of `size` numbers of `values`, the last of which may be shorter.
     pub fn each_piece(&self, values: &mut [f32], size: usize, task: impl Fn(usize, &mut [f32]) + Sync) {
-        let n = values.len();
+        let (n, size) = (values.len(), size.max(1));
         let values = Shared::new(values, n, 1, n);
         self.each(n.div_ceil(size), |i| {
             // SAFETY: within the values, and only this call has this i.

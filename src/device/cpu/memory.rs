@@ -1,5 +1,5 @@
-//! Memory of the `cpu` device: tensors, whose memory is used again, so that a run touches no fresh pages after its first block; numbers
-//! aligned to a cache line for what is packed; a matrix that many write. Computes nothing.
+//! Memory of the `cpu` device: tensors, whose memory is used again, so that a run touches no fresh pages after its first block;
+//! numbers aligned to a cache line for what is packed; a matrix that many write. Computes nothing.
 
 use crate::device::host;
 use std::marker::PhantomData;
@@ -46,8 +46,8 @@ impl DerefMut for Aligned {
     }
 }
 
-/// A matrix [rows, cols] of f32, row-major. Whoever taps all of it gets its memory, not a copy, if nobody else wants it any more by then;
-/// whoever writes to it meanwhile writes to a copy.
+/// A matrix [rows, cols] of f32, row-major. Whoever taps all of it gets its memory, not a copy, if nobody else wants it any more
+/// by then; whoever writes to it meanwhile writes to a copy.
 pub struct Tensor {
     pub(super) rows: usize,
     pub(super) cols: usize,

@@ -54,7 +54,7 @@ pub fn copy_window(cores: &Cores, x: &[f32], x_cols: usize, window: &Window) -> 
         let (out, later) = rest.split_at_mut(rows.len() * cols.len());
         rest = later;
         let each = if n < WORTH_SHARING_A_COPY { rows.len() } else { rows.len().div_ceil(4 * cores.threads) };
-        cores.each_piece(out, (each * cols.len()).max(1), |i, out| {
+        cores.each_piece(out, each * cols.len(), |i, out| {
             let x = x[(rows.start + i * each) * x_cols..].chunks(x_cols);
             x.zip(out.chunks_exact_mut(cols.len())).for_each(|(x, out)| out.copy_from_slice(&x[cols.clone()]));
         });
