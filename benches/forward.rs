@@ -3,17 +3,18 @@
 //! On gpt2-small's shape with random weights, or on the model that ACTSCOPE_MODEL names. What the three kinds of runs are stands in
 //! `src/bench/forward.rs`. Throughput is tokens per second.
 
-use actscope::batch::Batch;
+use actscope::Model;
 use actscope::bench::forward::{Taps, ids};
 use actscope::bench::{TOKENS, random};
-use actscope::capture::Capture;
+use actscope::cache::CacheFolder;
 use actscope::device::cpu::Cpu;
 use actscope::device::gpu::Gpu;
 use actscope::device::probe::Measured;
-use actscope::keep::CacheFolder;
-use actscope::params::Params;
-use actscope::weights::Checkpoint;
-use actscope::{Files, model};
+use actscope::hooks::capture::Capture;
+use actscope::model::batch::Batch;
+use actscope::model::checkpoint::Checkpoint;
+use actscope::model::forward;
+use actscope::model::params::Params;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::rc::Rc;
 
@@ -29,7 +30,7 @@ fn bench<D: Measured>(c: &mut Criterion, dev: &D, name: &str, checkpoint: &Rc<Ch
             let hooks = taps.hooks(config, &batch);
             let run = || {
                 let mut capture = Capture::empty(&hooks, &batch).expect("a request of this model");
-                let run = model::forward(dev, &params, &batch, 0..1, &hooks, &mut capture, None);
+                let run = forward::forward(dev, &params, &batch, 0..1, &hooks, &mut capture, None);
                 pollster::block_on(run).expect("a run");
                 capture
             };
@@ -41,7 +42,7 @@ fn bench<D: Measured>(c: &mut Criterion, dev: &D, name: &str, checkpoint: &Rc<Ch
 
 fn forward(c: &mut Criterion) {
     let (name, checkpoint) = match std::env::var("ACTSCOPE_MODEL") {
-        Ok(name) => (name.clone(), Files::open(&name).expect("ACTSCOPE_MODEL names a model").checkpoint().clone()),
+        Ok(name) => (name.clone(), Model::open(&name).expect("ACTSCOPE_MODEL names a model").checkpoint().clone()),
         Err(_) => (random::NAME.into(), Rc::new(random::gpt2_small().expect("it is made to be read"))),
     };
     bench(c, &Cpu::new(), &name, &checkpoint);

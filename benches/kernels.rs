@@ -6,10 +6,10 @@
 
 use actscope::bench::TOKENS;
 use actscope::bench::operations::OPERATIONS;
+use actscope::cache::CacheFolder;
 use actscope::device::cpu::Cpu;
 use actscope::device::gpu::Gpu;
 use actscope::device::probe::Measured;
-use actscope::keep::CacheFolder;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::rc::Rc;
 use std::time::Duration;

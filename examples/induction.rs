@@ -9,7 +9,7 @@ use ndarray::s;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let session = Session::open("demo")?;
-    let files = session.files();
+    let files = session.model();
     let once = files.text()?.encode(" the quick brown fox jumps over the lazy dog")?;
     let twice = [once.clone(), once.clone()].concat();
 

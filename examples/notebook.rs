@@ -11,7 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let session = Session::open("demo")?;
     let activations = session.get_activations(&text, layer)?; // [n_pos, n_embd]
-    let tokens = session.files().tokens(&session.files().encode(&[&text])?).remove(0);
+    let tokens = session.model().tokens(&session.model().encode(&[&text])?).remove(0);
     println!("layer {layer} on {}: {:?}", session.device(), activations.shape());
     for (token, row) in tokens.iter().zip(activations.rows()) {
         println!("{:>12}  {:+.3?} …", token.label(), &row.to_vec()[..6.min(row.len())]);

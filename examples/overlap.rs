@@ -3,14 +3,15 @@
 //!
 //! cargo run --release --example overlap -- 64
 
-use actscope::batch::Batch;
 use actscope::bench::{forward::ids, random};
-use actscope::capture::{Capture, Sink};
 use actscope::device::Device;
 use actscope::device::gpu::{Gpu, Span};
-use actscope::params::Params;
+use actscope::hooks::capture::{Capture, Sink};
+use actscope::model::batch::Batch;
+use actscope::model::forward;
+use actscope::model::params::Params;
 use actscope::verify::cases::Host;
-use actscope::{Hooks, Site, model};
+use actscope::{Hooks, Site};
 use ndarray::ArrayViewD;
 use std::rc::Rc;
 use std::time::Instant;
@@ -53,11 +54,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     hooks.staging_budget = 0;
     let start = Instant::now();
     let run = |noting: &mut Noting| {
-        let run = model::forward(&gpu, &params, &batch, 0..1, &hooks, noting, None);
+        let run = forward::forward(&gpu, &params, &batch, 0..1, &hooks, noting, None);
         pollster::block_on(run)
     };
     let noting = || {
-        Ok::<_, actscope::hooks::HookError>(Noting {
+        Ok::<_, actscope::hooks::request::HookError>(Noting {
             capture: Capture::empty(&hooks, &batch)?,
             start,
             came: vec![0.0; config.n_layer],

@@ -4,14 +4,15 @@
 //! Whatever the bytes are: no panic, no endless loop, no memory beyond what they hold; and what is accepted keeps what its
 //! type promises.
 
-use actscope::batch::Batch;
-use actscope::config::Config;
 use actscope::device::reference::Reference;
-use actscope::params::Params;
-use actscope::sites;
-use actscope::text::{self, Text, Token};
-use actscope::weights::{self, Checkpoint};
-use actscope::{Capture, Hooks, model};
+use actscope::hooks::site;
+use actscope::model::batch::Batch;
+use actscope::model::checkpoint::{self, Checkpoint};
+use actscope::model::config::Config;
+use actscope::model::forward;
+use actscope::model::params::Params;
+use actscope::model::tokenizer::{self, Token, Tokenizer};
+use actscope::{Capture, Hooks};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 /// libFuzzer's crate ends the process at every panic; those of the `tokenizers` crate are caught and turned into errors.
 pub fn let_guarded_panics_pass() {
     std::panic::set_hook(Box::new(|panic| {
-        if !text::panics_are_guarded() {
+        if !tokenizer::panics_are_guarded() {
             eprintln!("{panic}");
             std::process::abort();
         }
@@ -69,7 +70,7 @@ pub fn safetensors(data: &[u8]) {
     hooks.tap("*").expect("every model has hooks");
     let mut capture = Capture::empty(&hooks, &batch).expect("a few tokens of a small model fit");
     let params = Params::new(checkpoint, None);
-    let mut run = std::pin::pin!(model::forward(&Reference, &params, &batch, 0..1, &hooks, &mut capture, None));
+    let mut run = std::pin::pin!(forward::forward(&Reference, &params, &batch, 0..1, &hooks, &mut capture, None));
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     match run.as_mut().poll(&mut context) {
         std::task::Poll::Ready(Ok(())) => {}
@@ -80,7 +81,7 @@ pub fn safetensors(data: &[u8]) {
 /// `model.safetensors.index.json`.
 pub fn shard_index(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    match weights::shards(Path::new("index.json"), text) {
+    match checkpoint::shards(Path::new("index.json"), text) {
         Ok(names) => {
             assert!(!names.is_empty() && names.is_sorted());
             // Every shard lies beside its index.
@@ -93,7 +94,7 @@ pub fn shard_index(data: &[u8]) {
 
 /// `tokenizer.json`. What is accepted cuts texts and shows tokens.
 pub fn tokenizer(data: &[u8]) {
-    match Text::from_bytes("tokenizer.json", data) {
+    match Tokenizer::from_bytes("tokenizer.json", data) {
         Ok(text) => {
             for sample in ["The cat sat on the mat.", "a", "\n\n  \t", "<|endoftext|>", "naïve 🙂 \u{202e}x", "1234 's"]
             {
@@ -111,7 +112,7 @@ pub fn tokenizer(data: &[u8]) {
 pub fn hook_pattern(data: &[u8]) {
     let Ok(pattern) = std::str::from_utf8(data) else { return };
     for n_layer in [1, 3] {
-        match sites::resolve(pattern, n_layer) {
+        match site::resolve(pattern, n_layer) {
             Ok(found) => {
                 assert!(!found.is_empty() && found.is_sorted());
                 assert!(found.iter().all(|site| site.layer().is_none_or(|layer| layer < n_layer)));
@@ -129,7 +130,7 @@ pub fn token_selector(data: &[u8]) {
     let words = [token(b"The"), token(b" cat"), token(b"3"), token(b"\xf0\x9f"), token(b".."), token(b"\n")];
     let unread = [Token { id: 464, bytes: None }, Token { id: 3797, bytes: None }];
     for tokens in [&words[..], &unread, &words[..1]] {
-        match text::select(&selectors, tokens, 0) {
+        match tokenizer::select(&selectors, tokens, 0) {
             Ok(positions) => {
                 assert!(positions.is_sorted_by(|a, b| a < b) && positions.iter().all(|p| *p < tokens.len()));
                 assert_eq!(positions.is_empty(), selectors.is_empty());

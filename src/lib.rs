@@ -5,9 +5,9 @@
 //!
 //! // A name (`demo`, `gpt2`, `owner/name@revision`) or a checkpoint's folder, on the device that suits this machine.
 //! let session = Session::open("demo")?;
-//! let batch = session.files().encode(&["The cat sat on the mat.", "A shorter one"])?;
+//! let batch = session.model().encode(&["The cat sat on the mat.", "A shorter one"])?;
 //!
-//! let mut hooks = session.files().hooks();
+//! let mut hooks = session.model().hooks();
 //! hooks.tap("blocks.*.hook_resid_post")?.tap("pattern.0")?;
 //! let capture = session.run(&batch, &hooks)?;
 //!
@@ -17,39 +17,31 @@
 //! # Ok::<(), actscope::Error>(())
 //! ```
 //!
-//! To read the code, begin with [`session`] (the front door), then [`model`] (the forward pass), [`sites`] (the hook
+//! To read the code, begin with [`session`] (the front door), then [`model::forward`] (the forward pass), [`hooks::site`] (the hook
 //! dictionary) and [`device`] (what the forward pass asks of a device). ARCHITECTURE.md is the map.
 
-pub mod batch;
+pub mod analysis;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod bench;
-pub mod capture;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod cache;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod cli;
-pub mod config;
 pub mod device;
 pub mod hooks;
 pub mod hub;
-#[cfg(not(target_arch = "wasm32"))]
-pub mod keep;
-pub mod lens;
 pub mod model;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod output;
-pub mod params;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod plot;
-pub mod recorder;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod report;
 pub mod session;
-pub mod sites;
-pub mod text;
 pub mod verify;
-pub mod weights;
 
-pub use capture::Capture;
 pub use device::{Choice, Edit};
-pub use hooks::{Hooks, Select};
-pub use session::{Error, Files, Session};
-pub use sites::Site;
+pub use hooks::capture::Capture;
+pub use hooks::request::{Hooks, Select};
+pub use hooks::site::Site;
+pub use session::{Error, Model, Session};

@@ -3,19 +3,19 @@
 //! wait, and exist on native targets only.
 //! Read next: `model.rs`.
 
-use crate::batch::{Batch, BatchError};
-use crate::capture::{Capture, Sink};
-use crate::config::Config;
+use crate::analysis::lens::{self, LensRow};
 use crate::device::{AnyDevice, Choice, DeviceError, DeviceInfo, Dtype};
-use crate::hooks::{HookError, Hooks, Select};
+use crate::hooks::capture::{Capture, Sink};
+use crate::hooks::request::{HookError, Hooks, Select};
+use crate::hooks::site::Site;
 use crate::hub::{self, HubError, Source};
-use crate::lens::{self, LensRow};
-use crate::model::{self, RunError};
-use crate::params::{LoadError, Params};
-use crate::sites::Site;
-use crate::text::{Text, TextError, Token};
+use crate::model::batch::{Batch, BatchError};
+use crate::model::checkpoint::{Checkpoint, WeightsError};
+use crate::model::config::Config;
+use crate::model::forward::{self, RunError};
+use crate::model::params::{LoadError, Params};
+use crate::model::tokenizer::{Token, Tokenizer, TokenizerError};
 use crate::verify;
-use crate::weights::{Checkpoint, WeightsError};
 use ndarray::{Array2, Axis, Ix3};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -32,7 +32,7 @@ pub enum Error {
     Weights(#[from] WeightsError),
     /// Text and tokens.
     #[error(transparent)]
-    Text(#[from] TextError),
+    Tokenizer(#[from] TokenizerError),
     /// The ids cannot be run.
     #[error(transparent)]
     Batch(#[from] BatchError),
@@ -62,43 +62,43 @@ impl From<RunError> for Error {
 }
 
 /// A model's files, opened and checked, on no device yet.
-pub struct Files {
+pub struct Model {
     name: String,
     source: Source,
     checkpoint: Rc<Checkpoint>,
     /// Kept as an error until somebody wants to read text: ids need no tokenizer.
-    text: Result<Text, TextError>,
+    text: Result<Tokenizer, TokenizerError>,
 }
 
-impl Files {
+impl Model {
     /// Finds a model by name (`demo`, a folder, a hub name) and opens its files. What the hub cache lacks is downloaded.
     ///
     /// # Errors
     /// [`Error::Hub`] or [`Error::Weights`] name the file at fault. A broken tokenizer is an error once text is to be read.
-    pub fn open(name: &str) -> Result<Files, Error> {
-        Files::open_telling(name, &mut |_| {})
+    pub fn open(name: &str) -> Result<Model, Error> {
+        Model::open_telling(name, &mut |_| {})
     }
 
-    /// [`Files::open`], with `tell` hearing of a download.
+    /// [`Model::open`], with `tell` hearing of a download.
     ///
     /// # Errors
-    /// As [`Files::open`].
-    pub fn open_telling(name: &str, tell: &mut dyn FnMut(hub::Event<'_>)) -> Result<Files, Error> {
+    /// As [`Model::open`].
+    pub fn open_telling(name: &str, tell: &mut dyn FnMut(hub::Event<'_>)) -> Result<Model, Error> {
         let source = hub::resolve(name, tell)?;
         let (checkpoint, text) = match &source {
             #[cfg(feature = "demo")]
             Source::Demo => {
                 use hub::demo;
                 let weights = std::sync::Arc::new(demo::SAFETENSORS);
-                let text = Text::from_bytes("demo/tokenizer.json", demo::TOKENIZER);
+                let text = Tokenizer::from_bytes("demo/tokenizer.json", demo::TOKENIZER);
                 (Checkpoint::from_bytes("demo", demo::CONFIG, weights)?, text)
             }
             Source::Folder(folder) | Source::Cache(folder) => {
-                let missing = || TextError::Missing { model: name.into() };
-                (Checkpoint::open(folder)?, Text::from_folder(folder).and_then(|text| text.ok_or_else(missing)))
+                let missing = || TokenizerError::Missing { model: name.into() };
+                (Checkpoint::open(folder)?, Tokenizer::from_folder(folder).and_then(|text| text.ok_or_else(missing)))
             }
         };
-        Ok(Files { name: name.into(), source, checkpoint: Rc::new(checkpoint), text })
+        Ok(Model { name: name.into(), source, checkpoint: Rc::new(checkpoint), text })
     }
 
     /// The name under which it was asked for.
@@ -146,9 +146,9 @@ impl Files {
     /// The tokenizer.
     ///
     /// # Errors
-    /// [`TextError::Missing`] where the checkpoint has none, [`TextError::Tokenizer`] where it is broken.
-    pub fn text(&self) -> Result<&Text, TextError> {
-        self.text.as_ref().map_err(TextError::clone)
+    /// [`TokenizerError::Missing`] where the checkpoint has none, [`TokenizerError::Tokenizer`] where it is broken.
+    pub fn text(&self) -> Result<&Tokenizer, TokenizerError> {
+        self.text.as_ref().map_err(TokenizerError::clone)
     }
 
     /// The token with this id, with its text where there is a tokenizer.
@@ -163,14 +163,14 @@ impl Files {
 
     /// The id that begins a text: config.json's `bos_token_id`, else the tokenizer's `<|endoftext|>`.
     pub fn bos(&self) -> Option<u32> {
-        let of_text = || self.text.as_ref().ok().and_then(Text::end_of_text);
+        let of_text = || self.text.as_ref().ok().and_then(Tokenizer::end_of_text);
         self.config().bos_token_id.filter(|id| (*id as usize) < self.config().vocab_size).or_else(of_text)
     }
 
     /// Texts as a batch.
     ///
     /// # Errors
-    /// [`Error::Text`] without a tokenizer, [`Error::Batch`] for empty or too long texts.
+    /// [`Error::Tokenizer`] without a tokenizer, [`Error::Batch`] for empty or too long texts.
     pub fn encode(&self, texts: &[&str]) -> Result<Batch, Error> {
         let text = self.text()?;
         let encode =
@@ -202,17 +202,17 @@ impl Files {
             AnyDevice::Cpu(dev) => Engine::Cpu(dev, Params::new(self.checkpoint.clone(), weights)),
             AnyDevice::Gpu(dev) => {
                 #[cfg(not(target_arch = "wasm32"))]
-                let dev = dev.tuned(Rc::new(crate::keep::CacheFolder::of_user())).await?;
+                let dev = dev.tuned(Rc::new(crate::cache::CacheFolder::of_user())).await?;
                 Engine::Gpu(dev, Params::new(self.checkpoint.clone(), weights))
             }
         };
         Ok(Session { files: self, engine })
     }
 
-    /// [`Files::on_async`], waiting.
+    /// [`Model::on_async`], waiting.
     ///
     /// # Errors
-    /// As [`Files::on_async`].
+    /// As [`Model::on_async`].
     #[cfg(not(target_arch = "wasm32"))]
     pub fn on(self, choice: Choice, weights: Option<Dtype>) -> Result<Session, Error> {
         pollster::block_on(self.on_async(choice, weights))
@@ -221,7 +221,7 @@ impl Files {
 
 /// A model on a device.
 pub struct Session {
-    files: Files,
+    files: Model,
     engine: Engine,
 }
 
@@ -254,14 +254,14 @@ impl Session {
     /// Opens a model by name on the device that suits this machine.
     ///
     /// # Errors
-    /// As [`Files::open`] and [`Files::on`].
+    /// As [`Model::open`] and [`Model::on`].
     #[cfg(not(target_arch = "wasm32"))]
     pub fn open(name: &str) -> Result<Session, Error> {
-        Files::open(name)?.on(Choice::Auto, None)
+        Model::open(name)?.on(Choice::Auto, None)
     }
 
     /// The model's files.
-    pub fn files(&self) -> &Files {
+    pub fn model(&self) -> &Model {
         &self.files
     }
 
@@ -310,7 +310,7 @@ impl Session {
         self.check(batch, hooks)?;
         let config = self.files.config();
         on_engine!(&self.engine, (dev, params) => {
-            let max_tokens = model::max_tokens(dev, config, hooks).min(MAX_TOKENS);
+            let max_tokens = forward::max_tokens(dev, config, hooks).min(MAX_TOKENS);
             // A text that records much counts as more tokens than it has.
             let cost = |text: usize| {
                 let bytes = hooks.bytes_at_once(batch, text);
@@ -318,7 +318,7 @@ impl Session {
             };
             let groups = batch.groups(max_tokens, cost);
             for texts in &groups {
-                model::check_size(dev, config, &batch.part(texts.clone()), hooks)?;
+                forward::check_size(dev, config, &batch.part(texts.clone()), hooks)?;
             }
             let per_group = hooks.blocks();
             let steps = groups.len() * per_group;
@@ -328,7 +328,7 @@ impl Session {
                         progress(n * per_group + done.min(per_group), steps);
                     }
                 };
-                model::forward(dev, params, batch, texts, hooks, sink, Some(&told)).await?;
+                forward::forward(dev, params, batch, texts, hooks, sink, Some(&told)).await?;
             }
         });
         Ok(self.files.checkpoint.check_unchanged()?)
@@ -414,7 +414,7 @@ impl Session {
     /// ```
     /// let session = actscope::Session::open("demo")?;
     /// let activations = session.get_activations("The cat sat on the mat.", 2)?;
-    /// assert_eq!(activations.ncols(), session.files().config().n_embd);
+    /// assert_eq!(activations.ncols(), session.model().config().n_embd);
     /// # Ok::<(), actscope::Error>(())
     /// ```
     ///

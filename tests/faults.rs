@@ -5,12 +5,13 @@
 mod binary;
 mod common;
 
-use actscope::batch::Batch;
-use actscope::capture::Sink;
 use actscope::device::{self, AnyDevice, Choice};
-use actscope::params::Params;
-use actscope::weights::Checkpoint;
-use actscope::{Hooks, Site, model};
+use actscope::hooks::capture::Sink;
+use actscope::model::batch::Batch;
+use actscope::model::checkpoint::Checkpoint;
+use actscope::model::forward;
+use actscope::model::params::Params;
+use actscope::{Hooks, Site};
 use binary::*;
 use ndarray::ArrayViewD;
 use std::path::{Path, PathBuf};
@@ -44,7 +45,7 @@ fn a_lost_device_ends_the_run() {
             gpu.destroy();
         }
         let mut sink = Losing(&gpu, at);
-        let run = model::forward(&gpu, &params, &batch, 0..2, &hooks, &mut sink, None);
+        let run = forward::forward(&gpu, &params, &batch, 0..2, &hooks, &mut sink, None);
         // Before there was anything to look for it, this said that some buffer is invalid.
         let error = pollster::block_on(run).unwrap_err().to_string();
         assert!(error.contains("the device was lost") && error.contains("--device cpu"), "{at:?}: {error}");

@@ -9,7 +9,7 @@
 mod common;
 
 use actscope::device::Choice;
-use actscope::session::Files;
+use actscope::session::Model;
 use actscope::verify::hooks::{ROUNDING, TIMES_TORCH};
 use actscope::verify::measure;
 use common::{DEVICES, Golden, fixtures};
@@ -22,9 +22,9 @@ fn check(folder: &Path, choice: Choice) -> Result<(), Failed> {
         return Err("it has no golden.safetensors; tools/goldens makes fixtures, whole".into());
     }
     let golden = Golden::read(folder);
-    let session = Files::open(&golden.model(folder).to_string_lossy())?.on(choice, None)?;
-    let batch = session.files().batch(&golden.ids)?;
-    let mut hooks = session.files().hooks();
+    let session = Model::open(&golden.model(folder).to_string_lossy())?.on(choice, None)?;
+    let batch = session.model().batch(&golden.ids)?;
+    let mut hooks = session.model().hooks();
     hooks.tap("*")?;
     let capture = session.run(&batch, &hooks)?;
 

@@ -3,16 +3,18 @@
 
 mod common;
 
-use actscope::batch::Batch;
 #[cfg(feature = "demo")]
-use actscope::device::host;
+use actscope::device::buffer_pool;
 use actscope::device::reference::{Reference, Tensor};
-use actscope::device::{Activation, Choice, Device, DeviceError, DeviceInfo, Edit, Heads, Limits, Weight, Window};
-use actscope::hooks::HookError;
-use actscope::model;
-use actscope::params::Params;
-use actscope::weights::Checkpoint;
-use actscope::{Capture, Files, Hooks, Select, Session, Site};
+use actscope::device::{
+    Activation, Choice, Device, DeviceError, DeviceInfo, Edit, Heads, Limits, StoredWeight, Window,
+};
+use actscope::hooks::request::HookError;
+use actscope::model::batch::Batch;
+use actscope::model::checkpoint::Checkpoint;
+use actscope::model::forward;
+use actscope::model::params::Params;
+use actscope::{Capture, Hooks, Model, Select, Session, Site};
 use common::{DEVICES, fixtures};
 use ndarray::{ArrayD, ArrayViewD, Axis, Slice, s};
 use std::cell::RefCell;
@@ -20,7 +22,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 fn session(choice: Choice) -> Session {
-    Files::open(&fixtures().join("classic").to_string_lossy()).unwrap().on(choice, None).unwrap()
+    Model::open(&fixtures().join("classic").to_string_lossy()).unwrap().on(choice, None).unwrap()
 }
 
 /// Lengths on both sides of what the kernels for few rows take.
@@ -30,9 +32,9 @@ fn texts() -> Vec<Vec<u32>> {
 }
 
 fn run(session: &Session, ids: &[Vec<u32>], ask: impl Fn(&mut Hooks)) -> Capture {
-    let mut hooks = session.files().hooks();
+    let mut hooks = session.model().hooks();
     ask(&mut hooks);
-    session.run(&session.files().batch(ids).unwrap(), &hooks).unwrap()
+    session.run(&session.model().batch(ids).unwrap(), &hooks).unwrap()
 }
 
 fn everything(hooks: &mut Hooks) {
@@ -124,12 +126,12 @@ fn looking_changes_nothing() {
 #[test]
 fn captures_know_nothing_of_those_before() {
     let ids = |seed: u32| (0..150).map(|i| (seed + 37 * i * i) % 2000).collect::<Vec<u32>>();
-    let session = Files::open("demo").unwrap().on(Choice::Cpu, None).unwrap();
+    let session = Model::open("demo").unwrap().on(Choice::Cpu, None).unwrap();
     let first = run(&session, &[ids(1)], everything);
     for other in [vec![ids(2)], vec![ids(3)[..90].to_vec(), ids(4)]] {
         drop(run(&session, &other, everything));
         let lengths = first.iter().map(|(_, array)| array.len());
-        lengths.for_each(|n| host::give_back(vec![f32::NAN; n]));
+        lengths.for_each(|n| buffer_pool::give_back(vec![f32::NAN; n]));
         assert_eq!(run(&session, &[ids(1)], everything), first);
     }
     // Texts of unequal length are padded with zeros, whatever the memory held.
@@ -289,8 +291,8 @@ fn an_edit_leaves_earlier_taps_alone() {
 #[test]
 fn requests_that_make_no_sense_are_refused() {
     let session = session(Choice::Reference);
-    let batch = session.files().batch(&texts()).unwrap();
-    let mut hooks = session.files().hooks();
+    let batch = session.model().batch(&texts()).unwrap();
+    let mut hooks = session.model().hooks();
     assert!(matches!(hooks.tap("blocks.3.hook_resid_post"), Err(HookError::Site(_))));
     assert!(matches!(hooks.tap_at(Site::ResidPost(9), Select::all()), Err(HookError::Site(_))));
     assert!(matches!(hooks.tap_at(Site::Z(0), Select::all().heads(2..5)), Err(HookError::Window { .. })));
@@ -300,7 +302,7 @@ fn requests_that_make_no_sense_are_refused() {
     assert!(matches!(hooks.tap("*"), Err(HookError::Twice { .. })));
 
     let refused = |select: Select, edit: Edit| {
-        let mut hooks = session.files().hooks();
+        let mut hooks = session.model().hooks();
         hooks.edit_at(Site::ResidPost(0), select, edit).unwrap();
         session.run(&batch, &hooks).unwrap_err().to_string()
     };
@@ -312,12 +314,12 @@ fn requests_that_make_no_sense_are_refused() {
     assert!(refused(Select::all().positions(vec![vec![]; 4]), Edit::Zero).contains("nothing"));
 
     // Rows of patterns are as long as their text: one row cannot serve texts of different length.
-    let mut hooks = session.files().hooks();
+    let mut hooks = session.model().hooks();
     hooks.edit_at(Site::Pattern(0), Select::all(), Edit::Replace(vec![0.5; 12])).unwrap();
     assert!(session.run(&batch, &hooks).unwrap_err().to_string().contains("12 values"));
 
     // What was made for another model is not run on this one.
-    let other = Files::open(&fixtures().join("odd_bf16_sharded").to_string_lossy()).unwrap();
+    let other = Model::open(&fixtures().join("odd_bf16_sharded").to_string_lossy()).unwrap();
     let mut hooks = other.hooks();
     hooks.tap("resid_post.0").unwrap();
     assert!(session.run(&batch, &hooks).unwrap_err().to_string().contains("another shape"));
@@ -340,14 +342,14 @@ macro_rules! count {
 #[rustfmt::skip]
 impl Device for Counting {
     type Tensor = Tensor;
-    type Matrix = Tensor;
+    type Weight = Tensor;
     type Staged = Vec<f32>;
     fn info(&self) -> DeviceInfo { Reference.info() }
     fn limits(&self) -> Limits { Reference.limits() }
-    fn load(&self, weight: &Weight) -> Result<Tensor, DeviceError> { count!(self, load(weight)) }
+    fn load(&self, weight: &StoredWeight) -> Result<Tensor, DeviceError> { count!(self, load(weight)) }
     fn shape(&self, x: &Tensor) -> [usize; 2] { Reference.shape(x) }
     fn empty(&self, rows: usize, cols: usize) -> Tensor { Reference.empty(rows, cols) }
-    fn rows(&self, table: &Tensor, ids: &[u32]) -> Tensor { count!(self, rows(table, ids)) }
+    fn embed(&self, table: &Tensor, ids: &[u32]) -> Tensor { count!(self, embed(table, ids)) }
     fn layer_norm(&self, x: &Tensor, g: &Tensor, b: &Tensor, eps: f64) -> Tensor { count!(self, layer_norm(x, g, b, eps)) }
     fn layer_norm_scale(&self, x: &Tensor, eps: f64) -> Tensor { count!(self, layer_norm_scale(x, eps)) }
     fn layer_norm_normalize(&self, x: &Tensor, s: &Tensor) -> Tensor { count!(self, layer_norm_normalize(x, s)) }
@@ -384,7 +386,7 @@ fn counted(patterns: &[&str], groups: &[Range<usize>], edit: Option<(Site, Edit)
     let params = Params::new(checkpoint, None);
     let mut capture = Capture::empty(&hooks, &batch).unwrap();
     for group in groups {
-        pollster::block_on(model::forward(&dev, &params, &batch, group.clone(), &hooks, &mut capture, None)).unwrap();
+        pollster::block_on(forward::forward(&dev, &params, &batch, group.clone(), &hooks, &mut capture, None)).unwrap();
     }
     (dev.log.into_inner(), capture)
 }
@@ -396,7 +398,7 @@ fn nothing_is_computed_that_was_not_asked_for() {
 
     assert!(ops(&[]).iter().all(|op| *op != "copy_out" && *op != "linear"), "nothing asked, nothing done");
     let embed = ops(&["hook_embed"]);
-    assert_eq!(embed, ["load", "rows", "copy_out"], "the embedding alone");
+    assert_eq!(embed, ["load", "embed", "copy_out"], "the embedding alone");
 
     let first = ops(&["resid_post.0"]);
     assert_eq!((count(&first, "linear"), count(&first, "copy_out"), count(&first, "unembed")), (4, 1, 0));

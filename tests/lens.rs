@@ -2,9 +2,9 @@
 
 mod common;
 
+use actscope::analysis::lens::{self, LensRow, Reading};
 use actscope::device::Choice;
-use actscope::lens::{self, LensRow, Reading};
-use actscope::{Edit, Files, Hooks, Select, Session, Site};
+use actscope::{Edit, Hooks, Model, Select, Session, Site};
 use common::{DEVICES, Golden, fixtures};
 use ndarray::{Array1, Array2, Axis, Ix2};
 
@@ -12,11 +12,11 @@ use ndarray::{Array1, Array2, Axis, Ix2};
 const IDS: [&[u32]; 2] = [&[5, 17, 5, 99, 0, 42, 7, 5, 17, 3], &[100, 2, 3]];
 
 fn on(model: &str, device: Choice) -> Session {
-    Files::open(model).unwrap().on(device, None).unwrap()
+    Model::open(model).unwrap().on(device, None).unwrap()
 }
 
 fn lens(session: &Session, hooks: &Hooks) -> Vec<LensRow> {
-    let batch = session.files().batch(&IDS).unwrap();
+    let batch = session.model().batch(&IDS).unwrap();
     pollster::block_on(session.lens_async(&batch, hooks, 4, None)).unwrap().0
 }
 
@@ -36,11 +36,11 @@ fn close(a: &Reading, b: &Reading, within: f64) -> bool {
 fn a_row_is_what_the_model_says_when_later_blocks_add_nothing() {
     for device in DEVICES {
         let session = on(fixtures().join("classic").to_str().unwrap(), device);
-        let n_layer = session.files().config().n_layer;
-        let rows = lens(&session, &session.files().hooks());
+        let n_layer = session.model().config().n_layer;
+        let rows = lens(&session, &session.model().hooks());
         assert!(rows.iter().map(|row| row.site).eq(lens::sites(n_layer)));
         for (n, row) in rows.iter().enumerate() {
-            let mut hooks = session.files().hooks();
+            let mut hooks = session.model().hooks();
             for later in n..n_layer {
                 for site in [Site::AttnOut(later), Site::MlpOut(later)] {
                     hooks.edit_at(site, Select::all(), Edit::Zero).unwrap();
@@ -62,12 +62,12 @@ fn a_row_is_what_the_model_says_when_later_blocks_add_nothing() {
 fn the_last_row_is_the_models_output() {
     for device in DEVICES {
         let session = on("demo", device);
-        let batch = session.files().batch(&IDS).unwrap();
-        let mut hooks = session.files().hooks();
+        let batch = session.model().batch(&IDS).unwrap();
+        let mut hooks = session.model().hooks();
         hooks.tap("logits").unwrap();
         let logits = session.run(&batch, &hooks).unwrap();
         let logits = logits.get(Site::Unembed).unwrap();
-        let rows = lens(&session, &session.files().hooks());
+        let rows = lens(&session, &session.model().hooks());
         for (text, ids) in IDS.iter().enumerate() {
             for p in 0..ids.len() {
                 let row = logits.slice(ndarray::s![text, p, ..]);
@@ -91,7 +91,7 @@ fn goldens() {
     for case in ["classic", "untied_erf"] {
         let folder = fixtures().join(case);
         let golden = Golden::read(&folder);
-        let files = Files::open(folder.to_str().unwrap()).unwrap();
+        let files = Model::open(folder.to_str().unwrap()).unwrap();
         let config = files.config().clone();
         let weight = |name: &str| {
             let w = files.checkpoint().tensor(name).unwrap();
@@ -104,7 +104,7 @@ fn goldens() {
         };
         let batch = files.batch(&golden.ids).unwrap();
         let session = files.on(Choice::Cpu, None).unwrap();
-        let rows = pollster::block_on(session.lens_async(&batch, &session.files().hooks(), 1, None)).unwrap().0;
+        let rows = pollster::block_on(session.lens_async(&batch, &session.model().hooks(), 1, None)).unwrap().0;
         for row in &rows {
             let streams = &golden.hooks[&row.site.name()];
             for (text, ids) in golden.ids.iter().enumerate() {
@@ -142,8 +142,8 @@ fn goldens() {
 #[test]
 fn what_else_was_asked_for_comes_back() {
     let session = on("demo", Choice::Cpu);
-    let batch = session.files().batch(&IDS).unwrap();
-    let mut hooks = session.files().hooks();
+    let batch = session.model().batch(&IDS).unwrap();
+    let mut hooks = session.model().hooks();
     hooks.tap("pattern.1").unwrap();
     let steps = std::cell::RefCell::new(Vec::new());
     let told = |done: usize, of: usize| steps.borrow_mut().push((done, of));

@@ -4,15 +4,15 @@
 
 mod common;
 
-use actscope::batch::Batch;
 use actscope::device::cpu::{self, Cpu};
 use actscope::device::gpu::kernels::{self, Family};
-use actscope::device::gpu::{Gpu, faults};
-use actscope::device::{Activation, Device, DeviceError, DeviceInfo, Edit, Limits, Op, Weight, Window};
-use actscope::params::Params;
+use actscope::device::gpu::{Gpu, mutants};
+use actscope::device::{Activation, Device, DeviceError, DeviceInfo, Edit, Limits, Op, StoredWeight, Window};
+use actscope::model::batch::Batch;
+use actscope::model::checkpoint::Checkpoint;
+use actscope::model::params::Params;
 use actscope::verify::kernels::{KernelRow, Suite};
 use actscope::verify::{hooks, list, lockstep};
-use actscope::weights::Checkpoint;
 use common::fixtures;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,12 +63,12 @@ fn operations_of_kernels() -> BTreeMap<String, BTreeSet<&'static str>> {
 #[test]
 fn every_fault_in_a_kernel_is_caught_and_named() {
     let operations = operations_of_kernels();
-    let planted: BTreeSet<&str> = faults::ALL.iter().map(|plant| plant.kernel).collect();
+    let planted: BTreeSet<&str> = mutants::ALL.iter().map(|plant| plant.kernel).collect();
     assert_eq!(planted, kernels::ALL.iter().map(|kernel| kernel.name).collect(), "every kernel has a plant");
 
     let mut uncaught = Vec::new();
-    for plant in faults::ALL {
-        faults::plant_here(Some(plant));
+    for plant in mutants::ALL {
+        mutants::plant_here(Some(plant));
         let Some(gpu) = gpu_with(plant.kernel) else { continue };
         let (mut off, mut worst) = (BTreeSet::new(), 0.0f64);
         for (_, suite) in SUITES.iter().filter(|(op, _)| operations[plant.kernel].contains(op)) {
@@ -82,7 +82,7 @@ fn every_fault_in_a_kernel_is_caught_and_named() {
             uncaught.push(format!("{}: {}: what was called wrong is {off:?}", plant.kernel, plant.name));
         }
     }
-    faults::plant_here(None);
+    mutants::plant_here(None);
     assert!(uncaught.is_empty(), "{uncaught:#?}");
 }
 
@@ -93,9 +93,9 @@ fn what_makes_a_model_wrong_is_named_in_lockstep() {
     let ids = |n: u32| (0..n).map(|i| (3 + 37 * i * i) % 101).collect::<Vec<u32>>();
     let batches = [vec![ids(12), ids(1)], vec![ids(5)]].map(|texts| Batch::new(&texts, checkpoint.config()).unwrap());
     let mut seen = BTreeSet::new();
-    for plant in std::iter::once(None).chain(faults::ALL.iter().map(Some)) {
-        faults::plant_here(plant);
-        let Some(gpu) = gpu_with(plant.map_or("rows", |plant| plant.kernel)) else { continue };
+    for plant in std::iter::once(None).chain(mutants::ALL.iter().map(Some)) {
+        mutants::plant_here(plant);
+        let Some(gpu) = gpu_with(plant.map_or("embed", |plant| plant.kernel)) else { continue };
         let params = Params::new(checkpoint.clone(), None);
         let rows = pollster::block_on(hooks::check(&gpu, &params, &batches, &|_, _, _| {})).unwrap();
         let steps = pollster::block_on(lockstep::check(&gpu, &params, &batches, &|_, _, _| {})).unwrap();
@@ -126,7 +126,7 @@ fn what_makes_a_model_wrong_is_named_in_lockstep() {
             seen.insert(plant.kernel);
         }
     }
-    faults::plant_here(None);
+    mutants::plant_here(None);
     // Those that a small model does not see need the list of cases: edits, f16, columns read in part.
     assert!(seen.len() >= 12, "{seen:?}");
 }
@@ -159,10 +159,10 @@ const FAULTS: [Fault; 6] =
     [Fault::Nan, Fault::LastColumn, Fault::RowOff, Fault::Half, Fault::BeyondRow512, Fault::Stale];
 
 type Tensor = <Cpu as Device>::Tensor;
-type Matrix = <Cpu as Device>::Matrix;
+type Weight = <Cpu as Device>::Weight;
 
 impl Faulty {
-    fn make(&self, op: &Op, x: &[&Tensor], w: &[&Matrix]) -> Tensor {
+    fn make(&self, op: &Op, x: &[&Tensor], w: &[&Weight]) -> Tensor {
         let mut y = op.make(&self.inner, x, w);
         self.spoil(op, &mut y);
         y
@@ -200,12 +200,12 @@ impl Faulty {
 #[rustfmt::skip]
 impl Device for Faulty {
     type Tensor = Tensor;
-    type Matrix = Matrix;
+    type Weight = Weight;
     type Staged = cpu::Staged;
     actscope::wrap_device!();
     fn info(&self) -> DeviceInfo { self.inner.info() }
     fn limits(&self) -> Limits { self.inner.limits() }
-    fn load(&self, weight: &Weight) -> Result<Matrix, DeviceError> { self.inner.load(weight) }
+    fn load(&self, weight: &StoredWeight) -> Result<Weight, DeviceError> { self.inner.load(weight) }
     fn shape(&self, x: &Tensor) -> [usize; 2] { self.inner.shape(x) }
     fn empty(&self, rows: usize, cols: usize) -> Tensor { self.inner.empty(rows, cols) }
     fn copy_out(&self, x: &Tensor, w: &Window) -> cpu::Staged { self.inner.copy_out(x, w) }
@@ -235,7 +235,7 @@ fn every_fault_in_an_operation_of_the_cpu_is_caught_and_named() {
 fn another_formula_on_the_cpu_is_named_in_lockstep() {
     struct Erf(Cpu);
     impl Erf {
-        fn make(&self, op: &Op, x: &[&Tensor], w: &[&Matrix]) -> Tensor {
+        fn make(&self, op: &Op, x: &[&Tensor], w: &[&Weight]) -> Tensor {
             match op {
                 Op::Activation(_) => self.0.activation(x[0], Activation::GeluErf),
                 _ => op.make(&self.0, x, w),
@@ -248,12 +248,12 @@ fn another_formula_on_the_cpu_is_named_in_lockstep() {
     #[rustfmt::skip]
     impl Device for Erf {
         type Tensor = Tensor;
-        type Matrix = Matrix;
+        type Weight = Weight;
         type Staged = cpu::Staged;
         actscope::wrap_device!();
         fn info(&self) -> DeviceInfo { self.0.info() }
         fn limits(&self) -> Limits { self.0.limits() }
-        fn load(&self, weight: &Weight) -> Result<Matrix, DeviceError> { self.0.load(weight) }
+        fn load(&self, weight: &StoredWeight) -> Result<Weight, DeviceError> { self.0.load(weight) }
         fn shape(&self, x: &Tensor) -> [usize; 2] { self.0.shape(x) }
         fn empty(&self, rows: usize, cols: usize) -> Tensor { self.0.empty(rows, cols) }
         fn copy_out(&self, x: &Tensor, w: &Window) -> cpu::Staged { self.0.copy_out(x, w) }

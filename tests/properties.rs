@@ -7,15 +7,16 @@ mod common;
 #[allow(dead_code)] // panics need no hook here
 mod fuzz;
 
-use actscope::batch::Batch;
-use actscope::capture::{Capture, Sink};
-use actscope::config::Config;
 use actscope::device::{self, AnyDevice, Choice, Device};
+use actscope::hooks::capture::{Capture, Sink};
+use actscope::model::batch::Batch;
+use actscope::model::checkpoint::Checkpoint;
+use actscope::model::config::Config;
+use actscope::model::forward;
+use actscope::model::params::Params;
+use actscope::model::tokenizer::Token;
 use actscope::output::{Output, Provenance, Record};
-use actscope::params::Params;
-use actscope::text::Token;
-use actscope::weights::Checkpoint;
-use actscope::{Hooks, Site, model};
+use actscope::{Hooks, Site};
 use common::checkpoint;
 use ndarray::ArrayD;
 use proptest::prelude::*;
@@ -91,7 +92,7 @@ fn everything<D: Device>(dev: &D, checkpoint: Rc<Checkpoint>, batch: &Batch) -> 
     let mut capture = Capture::empty(&hooks, batch).unwrap();
     let params = Params::new(checkpoint, None);
     let texts = 0..batch.texts().len();
-    pollster::block_on(model::forward(dev, &params, batch, texts, &hooks, &mut capture, None)).unwrap();
+    pollster::block_on(forward::forward(dev, &params, batch, texts, &hooks, &mut capture, None)).unwrap();
     capture
 }
 
@@ -196,7 +197,7 @@ fn what_is_written_can_be_read_back() {
             // One text after the other, as groups come.
             for i in 0..made.texts.len() {
                 let dev = device::reference::Reference;
-                pollster::block_on(model::forward(&dev, &params, &batch, i..i + 1, &hooks, sink, None)).unwrap();
+                pollster::block_on(forward::forward(&dev, &params, &batch, i..i + 1, &hooks, sink, None)).unwrap();
             }
         };
         let mut want = Capture::empty(&hooks, &batch).unwrap();
@@ -214,7 +215,7 @@ fn what_is_written_can_be_read_back() {
         let read = read_safetensors(&folder.path().join("x.safetensors"));
         prop_assert_eq!(read.len(), want.iter().count());
         for (name, array) in read {
-            let site = actscope::sites::resolve(&name, checkpoint.config().n_layer).unwrap()[0];
+            let site = actscope::hooks::site::resolve(&name, checkpoint.config().n_layer).unwrap()[0];
             prop_assert!(want.get(site).unwrap() == array, "{}", name);
         }
         let json: Value = serde_json::from_slice(&std::fs::read(folder.path().join("x.json")).unwrap()).unwrap();

@@ -8,7 +8,7 @@ mod browser;
 
 use actscope::output::Provenance;
 use actscope::report::{self, About};
-use actscope::{Choice, Files};
+use actscope::{Choice, Model};
 use binary::*;
 use browser::Browser;
 use serde_json::Value;
@@ -203,7 +203,7 @@ fn the_lens_is_the_lens() {
     let page = report(folder.path(), &[CAT]);
     let mut browser = Browser::start();
     browser.open(&page);
-    let files = Files::open("demo").unwrap();
+    let files = Model::open("demo").unwrap();
     let label = |token: &Value| files.token(token["id"].as_u64().unwrap() as u32).label();
     let printed = run_well(["lens", "-q", "--json", "--device", "cpu", CAT]);
     let lens: Value = serde_json::from_str(&printed).unwrap();
@@ -374,7 +374,7 @@ fn hostile_texts_stay_text() {
         let page = report(folder.path(), &["--", text]);
         browser.open(&page);
         assert_eq!(browser.eval("typeof window.hacked"), "undefined");
-        let files = Files::open("demo").unwrap();
+        let files = Model::open("demo").unwrap();
         let ids = files.text().unwrap().encode(text).unwrap();
         let labels: Vec<String> = ids.iter().map(|id| files.token(*id).label()).collect();
         assert_eq!(browser.texts(".tok"), labels);
@@ -446,17 +446,17 @@ fn what_does_not_fit_is_said() {
     let folder = tempfile::tempdir().unwrap();
     let mut browser = Browser::start();
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let session = Files::open("demo").unwrap().on(Choice::Cpu, None).unwrap();
-    let ids = session.files().text().unwrap().encode(&text).unwrap()[..200].to_vec();
-    let batch = session.files().batch(&[&ids]).unwrap();
-    let mut hooks = session.files().hooks();
+    let session = Model::open("demo").unwrap().on(Choice::Cpu, None).unwrap();
+    let ids = session.model().text().unwrap().encode(&text).unwrap()[..200].to_vec();
+    let batch = session.model().batch(&[&ids]).unwrap();
+    let mut hooks = session.model().hooks();
     hooks.tap("blocks.2.hook_resid_post").unwrap().tap("pattern.2").unwrap();
     let truth = session.run(&batch, &hooks).unwrap();
     let stream = truth.get(actscope::Site::ResidPost(2)).unwrap();
     let pattern = truth.get(actscope::Site::Pattern(2)).unwrap();
     let provenance = Provenance { model: "demo".into(), fingerprint: String::new(), device: String::new() };
-    let tokens = session.files().tokens(&batch).swap_remove(0);
-    let about = About { files: session.files(), tokens: &tokens, arguments: "--ids 1", provenance: &provenance };
+    let tokens = session.model().tokens(&batch).swap_remove(0);
+    let about = About { files: session.model(), tokens: &tokens, arguments: "--ids 1", provenance: &provenance };
     for (largest, stream_as) in [(20_000_000, "f16"), (900_000, "8-bit"), (400_000, "strongest")] {
         let page = pollster::block_on(report::gather(&session, &batch, largest, None)).unwrap();
         assert_eq!(page.kept["stream"]["as"], stream_as, "{}", page.kept);

@@ -1,8 +1,8 @@
 //! What can be known about the shaders without a driver: every kernel parses, keeps to WebGPU's default limits, agrees with
 //! its Rust side, and translates to SPIR-V, MSL and HLSL. Native wgpu enforces little of this; browsers all of it.
 
+use actscope::device::gpu::autotune::Tile;
 use actscope::device::gpu::kernels::{self, Access, Family, Kernel};
-use actscope::device::gpu::tile::Tile;
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, ScalarKind, StorageAccess, TypeInner};
 use std::collections::BTreeSet;

@@ -3,7 +3,7 @@
 
 mod common;
 
-use actscope::Files;
+use actscope::Model;
 use serde_json::Value;
 
 fn entries(file: &str) -> Vec<(String, Vec<u32>)> {
@@ -16,7 +16,7 @@ fn entries(file: &str) -> Vec<(String, Vec<u32>)> {
 /// Seen red: with white space cut off the end, 258 strings differ.
 #[test]
 fn odd_strings_are_cut_as_transformers_cuts_them() {
-    let files = Files::open("demo").unwrap();
+    let files = Model::open("demo").unwrap();
     let text = files.text().unwrap();
     let entries = entries("tokenizer_odd_strings.json");
     assert!(entries.len() >= 3000);
@@ -28,7 +28,7 @@ fn odd_strings_are_cut_as_transformers_cuts_them() {
 /// wrong in the table of characters.
 #[test]
 fn tokens_put_together_are_the_text() {
-    let files = Files::open("demo").unwrap();
+    let files = Model::open("demo").unwrap();
     for file in ["tokenizer_odd_strings.json", "tokenizer_odd_ids.json"] {
         for (text, ids) in entries(file) {
             let bytes: Vec<u8> = ids.iter().flat_map(|id| files.token(*id).bytes.unwrap()).collect();

@@ -5,10 +5,10 @@
 #[path = "common/binary.rs"]
 mod binary;
 
+use actscope::cache::CacheFolder;
 use actscope::device::gpu::kernels::Family;
-use actscope::device::gpu::{Gpu, faults};
+use actscope::device::gpu::{Gpu, mutants};
 use actscope::device::{Device, Edit, Keep, Window};
-use actscope::keep::CacheFolder;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -77,13 +77,13 @@ fn the_cut_is_found_out_once() {
 #[test]
 fn a_cut_whose_products_are_wrong_is_not_taken() {
     let kept = |plant| {
-        faults::plant_here(Some(plant));
+        mutants::plant_here(Some(plant));
         let keep = Counting::default();
         pollster::block_on(open().with_best_tile(&keep, PATIENT)).unwrap();
-        faults::plant_here(None);
+        mutants::plant_here(None);
         String::from_utf8(keep.only().1).unwrap()
     };
-    let [in_default, in_others] = &faults::OF_CUTS;
+    let [in_default, in_others] = &mutants::OF_CUTS;
     assert_ne!(kept(in_default), "16x4x1");
     // The cut with matrices has a kernel of its own, in which nothing was planted.
     let right = kept(in_others);

@@ -5,17 +5,18 @@
 mod binary;
 mod common;
 
-use actscope::batch::Batch;
-use actscope::capture::Capture;
 use actscope::device::reference::Reference;
 use actscope::device::rounded::Rounded;
 use actscope::device::{Choice, Device};
-use actscope::params::Params;
+use actscope::hooks::capture::Capture;
+use actscope::model::batch::Batch;
+use actscope::model::checkpoint::Checkpoint;
+use actscope::model::forward;
+use actscope::model::params::Params;
 use actscope::verify::hooks::{ROUNDING, TIMES_ROUNDED};
 use actscope::verify::measure;
 use actscope::verify::sample::{Checked, Sample};
-use actscope::weights::Checkpoint;
-use actscope::{Files, Hooks, Select, Site, model};
+use actscope::{Hooks, Model, Select, Site};
 use binary::{actscope, names_in, run, run_well, stderr, stdout};
 use common::{Golden, fixtures};
 use serde_json::Value;
@@ -84,7 +85,7 @@ fn a_fault_ends_in_exit_code_1_and_names_the_kernel() {
     let table = stdout(&output);
     let of =
         |name: &str| table.lines().find(|line| line.trim_start().starts_with(name)).unwrap_or_default().to_string();
-    assert!(of("activation").contains("OFF") && of("rows").contains("ok"), "{table}");
+    assert!(of("activation").contains("OFF") && of("embed").contains("ok"), "{table}");
     assert!(of("blocks.*.mlp.hook_post").contains("OFF") && of("blocks.*.mlp.hook_pre").contains("block"), "{table}");
     assert!(of("OFF  activation in block 0").contains("times what is allowed"), "{table}");
     assert!(table.lines().last().unwrap().contains("kernel activation is off"), "the line for a bug report: {table}");
@@ -152,13 +153,13 @@ fn checked(
     ask: impl Fn(&mut Hooks),
     spoil: impl Fn(Site, usize, &mut ndarray::ArrayD<f32>),
 ) -> Checked {
-    let files = Files::open(&fixtures().join("classic").to_string_lossy()).unwrap();
+    let files = Model::open(&fixtures().join("classic").to_string_lossy()).unwrap();
     let session = files.on(Choice::Cpu, None).unwrap();
-    let batch = session.files().batch(ids).unwrap();
-    let mut hooks = session.files().hooks();
+    let batch = session.model().batch(ids).unwrap();
+    let mut hooks = session.model().hooks();
     ask(&mut hooks);
     let capture = session.run(&batch, &hooks).unwrap();
-    let mut sample = Sample::new(session.files().config(), &batch, &hooks);
+    let mut sample = Sample::new(session.model().config(), &batch, &hooks);
     for (site, array) in capture.iter() {
         for text in 0..ids.len() {
             let mut values = array.index_axis(ndarray::Axis(0), text).to_owned();
@@ -205,7 +206,7 @@ fn a_sample_knows_its_positions() {
     assert_eq!(spoilt.probes[0].positions, 2);
     assert_eq!(spoilt.parted().map(|found| found.worst.position).collect::<Vec<_>>(), [8]);
     // What was never seen is as wrong as can be.
-    let (files, session) = (Files::open("demo").unwrap(), Files::open("demo").unwrap().on(Choice::Cpu, None).unwrap());
+    let (files, session) = (Model::open("demo").unwrap(), Model::open("demo").unwrap().on(Choice::Cpu, None).unwrap());
     let batch = files.batch(&[[1u32, 2, 3]]).unwrap();
     let mut hooks = files.hooks();
     hooks.tap("resid_post.0").unwrap();
@@ -250,7 +251,7 @@ fn everything<D: Device>(dev: &D, checkpoint: &Rc<Checkpoint>, batch: &Batch, ho
     let mut capture = Capture::empty(hooks, batch).unwrap();
     let params = Params::new(checkpoint.clone(), None);
     let texts = 0..batch.texts().len();
-    pollster::block_on(model::forward(dev, &params, batch, texts, hooks, &mut capture, None)).unwrap();
+    pollster::block_on(forward::forward(dev, &params, batch, texts, hooks, &mut capture, None)).unwrap();
     capture
 }
 
@@ -263,7 +264,7 @@ fn the_table_is_of_this_demo_model() {
     let hash = Sha256::digest(std::fs::read(root.join("models/demo/model.safetensors")).unwrap());
     let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(table["model_sha256"], hash, "run tools/goldens/make.py verify again");
-    for site in Site::all(Files::open("demo").unwrap().config().n_layer) {
+    for site in Site::all(Model::open("demo").unwrap().config().n_layer) {
         assert!(table["torch_f32_error"][site.name()].is_f64(), "{site}");
     }
 }

@@ -9,7 +9,7 @@ use actscope::bench::forward::{Taps, ids};
 use actscope::device::gpu::Gpu;
 use actscope::device::{Device, Dtype};
 use actscope::verify::cases::Host;
-use actscope::{Choice, Files, Hooks, Select, Session, Site};
+use actscope::{Choice, Hooks, Model, Select, Session, Site};
 use serde::Deserialize;
 use serde_json::json;
 use std::error::Error;
@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [device, model] = arguments.as_slice() else { return Err("give cpu or gpu, and a model".into()) };
     let choice = if device == "gpu" { Choice::Gpu } else { Choice::Cpu };
-    let session = Files::open(model)?.on(choice, None)?;
+    let session = Model::open(model)?.on(choice, None)?;
     let version = format!("actscope {}", env!("CARGO_PKG_VERSION"));
     println!("{}", json!({"version": version, "device": session.device().to_string()}));
     for line in std::io::stdin().lock().lines() {
@@ -58,8 +58,8 @@ fn time(seconds: f64, mut run: impl FnMut() -> Result<(), Box<dyn Error>>) -> Re
 }
 
 fn forward(session: &Session, request: &Request) -> Result<(f64, u32), Box<dyn Error>> {
-    let config = session.files().config();
-    let batch = session.files().batch(&vec![ids(request.tokens, config); request.batch])?;
+    let config = session.model().config();
+    let batch = session.model().batch(&vec![ids(request.tokens, config); request.batch])?;
     let hooks = match request.taps.as_str() {
         "none" => Taps::None.hooks(config, &batch),
         "hidden" => Taps::HiddenStates.hooks(config, &batch),

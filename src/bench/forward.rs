@@ -3,14 +3,14 @@
 
 use super::time::{Budget, Timing, median};
 use super::{FEW, LeftOut, TOKENS, memory};
-use crate::batch::Batch;
-use crate::capture::Capture;
-use crate::config::Config;
 use crate::device::probe::Measured;
-use crate::hooks::{Hooks, Select};
-use crate::model::{self, RunError};
-use crate::params::Params;
-use crate::sites::Site;
+use crate::hooks::capture::Capture;
+use crate::hooks::request::{Hooks, Select};
+use crate::hooks::site::Site;
+use crate::model::batch::Batch;
+use crate::model::config::Config;
+use crate::model::forward::{self, RunError};
+use crate::model::params::Params;
 use std::time::Instant;
 
 /// Seconds for all of them,
@@ -115,7 +115,7 @@ pub(super) async fn measure<D: Measured>(
             let begin = Instant::now();
             for _ in 0..runs {
                 let mut capture = Capture::empty(hooks, &batch)?;
-                model::forward(dev, params, &batch, 0..1, hooks, &mut capture, None).await?;
+                forward::forward(dev, params, &batch, 0..1, hooks, &mut capture, None).await?;
             }
             Ok::<f64, RunError>(begin.elapsed().as_secs_f64())
         };
@@ -134,7 +134,7 @@ pub(super) async fn measure<D: Measured>(
                 budget.leave_out(&row, format!("it brings {:.2} GB to the host", 1e-9 * bytes as f64));
                 continue;
             }
-            if let Err(e) = model::check_size(dev, config, &batch, &hooks) {
+            if let Err(e) = forward::check_size(dev, config, &batch, &hooks) {
                 budget.leave_out(&row, e.to_string());
                 continue;
             }

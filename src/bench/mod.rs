@@ -12,9 +12,9 @@ pub mod time;
 
 use crate::device::DeviceError;
 use crate::device::probe::{Measured, Work};
-use crate::model::RunError;
-use crate::params::Params;
-use crate::weights::Checkpoint;
+use crate::model::checkpoint::Checkpoint;
+use crate::model::forward::RunError;
+use crate::model::params::Params;
 use forward::ForwardRow;
 use operations::OperationRow;
 use std::rc::Rc;

@@ -158,7 +158,7 @@ impl Operation {
 pub struct OnDevice<'a, D: Measured> {
     operation: &'a Operation,
     dev: &'a D,
-    weights: Vec<Vec<D::Matrix>>,
+    weights: Vec<Vec<D::Weight>>,
 }
 
 impl<D: Measured> OnDevice<'_, D> {

@@ -2,11 +2,11 @@
 
 use super::Failure;
 use super::picture::{PictureArgs, checked};
-use crate::hooks::Select;
+use crate::hooks::request::Select;
+use crate::hooks::site::Site;
 use crate::output::Nested;
 use crate::plot::attention::{Attention, Head};
 use crate::plot::colour::Scale;
-use crate::sites::Site;
 use clap::{Args, ValueEnum};
 use ndarray::{ArrayView2, Axis, Ix2};
 use serde::Serialize;
@@ -96,7 +96,7 @@ impl AttentionCommand {
             [Head { layer, head, .. }] => format!("{noun} of layer {layer}, head {head}"),
             several => format!("{noun} of {} heads", several.len()),
         };
-        let heading = canvas.heading(format!("{what} of {}", session.files().name()));
+        let heading = canvas.heading(format!("{what} of {}", session.model().name()));
         let picture = Attention { heading, name, heads: shown, scale };
         let numbers = Numbers { heads: picture.heads.iter().map(|head| self.numbers(head)).collect() };
         self.picture.show(canvas, &session, &picture, &numbers)

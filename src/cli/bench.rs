@@ -2,11 +2,11 @@
 
 use super::{DeviceArg, Failure, ModelArgs, size};
 use crate::bench::{self, Report, random};
+use crate::cache::CacheFolder;
 use crate::device::probe::Measured;
 use crate::device::{self, AnyDevice, DeviceInfo};
-use crate::keep::CacheFolder;
+use crate::model::checkpoint::Checkpoint;
 use crate::session::Error;
-use crate::weights::Checkpoint;
 use clap::Args;
 use serde_json::{Value, json};
 use std::io::Write;

@@ -1,10 +1,10 @@
 //! `extract --check`: says what of a run's values was held against the reference, and refuses to go on where they part.
 
 use super::{Failure, ModelArgs};
-use crate::batch::Batch;
-use crate::hooks::Hooks;
+use crate::hooks::request::Hooks;
+use crate::hooks::site::Site;
+use crate::model::batch::Batch;
 use crate::session::Session;
-use crate::sites::Site;
 use crate::verify::sample::{Found, Probe, Sample};
 
 /// Compares a sample of a run of `hooks` on `batch`.
@@ -51,7 +51,7 @@ pub(super) fn hold(
         worst.error,
         worst.text,
         worst.position,
-        session.files().name(),
+        session.model().name(),
         device.kind,
     )))
 }

@@ -2,13 +2,13 @@
 
 use super::run::{RunArgs, SiteArgs, TokenArgs};
 use super::{Failure, ModelArgs, TextArgs, check, size};
-use crate::batch::Batch;
-use crate::capture::{Capture, Sink, has_non_number};
-use crate::hooks::Hooks;
+use crate::hooks::capture::{Capture, Sink, has_non_number};
+use crate::hooks::request::Hooks;
+use crate::hooks::site::Site;
+use crate::model::batch::Batch;
 use crate::output::summary::Summary;
 use crate::output::{self, Output, Provenance, Record};
 use crate::session::Session;
-use crate::sites::Site;
 use crate::verify::sample::Sample;
 use clap::Args;
 use ndarray::{ArrayD, ArrayViewD};
@@ -67,8 +67,8 @@ impl Extract {
 
         let session = self.run.session(files, &self.model)?;
         let provenance = Provenance {
-            model: session.files().name().to_string(),
-            fingerprint: session.files().checkpoint().fingerprint(self.hash && !self.dry_run),
+            model: session.model().name().to_string(),
+            fingerprint: session.model().checkpoint().fingerprint(self.hash && !self.dry_run),
             device: session.device().to_string(),
         };
         let record = Record {
@@ -122,7 +122,7 @@ impl Extract {
         hooks: &Hooks,
         sink: &mut dyn Sink,
     ) -> Result<(), Failure> {
-        let sample = self.check.then(|| Sample::new(session.files().config(), batch, hooks));
+        let sample = self.check.then(|| Sample::new(session.model().config(), batch, hooks));
         let mut watched = Watched { sink, first_non_number: None, sample };
         let run =
             async |told: &dyn Fn(usize, usize)| session.run_into_async(batch, hooks, &mut watched, Some(told)).await;

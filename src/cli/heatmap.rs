@@ -3,11 +3,11 @@
 use super::Failure;
 use super::picture::{PictureArgs, wrong_shape};
 use super::run::{SiteArgs, TokenArgs};
-use crate::capture::Capture;
+use crate::hooks::capture::Capture;
+use crate::hooks::site::{Axis as SiteAxis, Site};
 use crate::output::Nested;
 use crate::plot::colour::Scale;
 use crate::plot::heatmap::{Dims, Heatmap, Panel};
-use crate::sites::{Axis as SiteAxis, Site};
 use clap::{Args, ValueEnum};
 use ndarray::{Array2, ArrayView2, Axis, Ix2};
 use serde::Serialize;
@@ -98,7 +98,7 @@ impl HeatmapCommand {
             several => format!("{} hooks", several.len()),
         };
         let heatmap = Heatmap {
-            heading: canvas.heading(format!("{names} of {}", session.files().name())),
+            heading: canvas.heading(format!("{names} of {}", session.model().name())),
             rows: positions.iter().map(|p| (*p, canvas.tokens[*p].clone())).collect(),
             panels,
             per_layer: self.scale == ScaleArg::PerLayer,

@@ -1,9 +1,9 @@
 //! `actscope hooks`: the dictionary. Without a pattern one row per kind of hook; with one, every hook it names in this model.
 
 use super::{Failure, ModelArgs};
-use crate::config::Config;
-use crate::hooks::HookError;
-use crate::sites::{self, Axis, Row, Site};
+use crate::hooks::request::HookError;
+use crate::hooks::site::{self, Axis, Row, Site};
+use crate::model::config::Config;
 use clap::Args;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -36,7 +36,7 @@ impl HooksCommand {
                     aliases: row.aliases.iter().map(|a| a.to_string()).collect(),
                 })
                 .collect(),
-            Some(pattern) => sites::resolve(pattern, config.n_layer)
+            Some(pattern) => site::resolve(pattern, config.n_layer)
                 .map_err(HookError::from)?
                 .into_iter()
                 .map(|site| Line { name: site.name(), row: site.row(), aliases: site.aliases().collect() })

@@ -2,10 +2,10 @@
 
 use super::Failure;
 use super::picture::PictureArgs;
-use crate::lens::{LensRow, Reading};
+use crate::analysis::lens::{LensRow, Reading};
+use crate::hooks::site::Site;
 use crate::plot::lens::{Cell, LensTable};
 use crate::session::Session;
-use crate::sites::Site;
 use clap::Args;
 use serde::Serialize;
 
@@ -61,14 +61,14 @@ impl LensCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         let (files, canvas) = self.picture.open()?;
         let session = self.picture.session(files)?;
-        let hooks = session.files().hooks();
+        let hooks = session.model().hooks();
         let run = async |told: &dyn Fn(usize, usize)| session.lens_async(&canvas.batch, &hooks, TOP, Some(told)).await;
         let (rows, capture) = self.picture.model.with_progress("layers", run)?;
         self.picture.model.warn_of_nan(capture.first_not_a_number());
 
-        let n_layer = session.files().config().n_layer;
+        let n_layer = session.model().config().n_layer;
         let picture = LensTable {
-            heading: canvas.heading(format!("logit lens of {}", session.files().name())),
+            heading: canvas.heading(format!("logit lens of {}", session.model().name())),
             rows: rows.iter().map(|row| (name(row.site, n_layer), cells(&session, row))).collect(),
         };
         let numbers = Numbers { lens: rows.iter().map(|row| numbers(&session, row)).collect() };
@@ -87,13 +87,13 @@ fn name(site: Site, n_layer: usize) -> String {
 fn cells(session: &Session, row: &LensRow) -> Vec<Cell> {
     let cell = |Reading { top, next, .. }: &Reading| {
         let (id, probability) = top[0];
-        Cell { token: session.files().token(id), probability, hit: next.is_some_and(|next| next.id == id) }
+        Cell { token: session.model().token(id), probability, hit: next.is_some_and(|next| next.id == id) }
     };
     row.texts[0].iter().map(cell).collect()
 }
 
 fn numbers(session: &Session, row: &LensRow) -> Row {
-    let guess = |id: u32, probability: f32| Guess { id, token: session.files().token(id).text(), probability };
+    let guess = |id: u32, probability: f32| Guess { id, token: session.model().token(id).text(), probability };
     let position = |Reading { top, entropy, next }: &Reading| Position {
         top: top.iter().map(|(id, probability)| guess(*id, *probability)).collect(),
         entropy: *entropy,

@@ -17,12 +17,12 @@ mod run;
 mod tokens;
 mod verify;
 
-use crate::batch::Batch;
 use crate::device::{Choice, Dtype};
-use crate::hooks::HookError;
+use crate::hooks::request::HookError;
+use crate::model::batch::Batch;
+use crate::model::tokenizer::{self, TokenizerError};
 use crate::output::OutputError;
-use crate::session::{Error, Files};
-use crate::text::{self, TextError};
+use crate::session::{Error, Model};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
@@ -162,7 +162,7 @@ impl From<Error> for Failure {
     fn from(e: Error) -> Failure {
         match e {
             Error::Hook(HookError::Memory { .. }) => Failure::Run(e.to_string()),
-            Error::Hook(_) | Error::Text(TextError::NoMatch { .. }) => Failure::Usage(e.to_string()),
+            Error::Hook(_) | Error::Tokenizer(TokenizerError::NoMatch { .. }) => Failure::Usage(e.to_string()),
             _ => Failure::Run(e.to_string()),
         }
     }
@@ -183,8 +183,8 @@ impl From<HookError> for Failure {
     }
 }
 
-impl From<TextError> for Failure {
-    fn from(e: TextError) -> Failure {
+impl From<TokenizerError> for Failure {
+    fn from(e: TokenizerError) -> Failure {
         Error::from(e).into()
     }
 }
@@ -194,7 +194,7 @@ pub fn main() -> ExitCode {
     // A panic that is caught and turned into an error is not worth a report.
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        if !text::panics_are_guarded() {
+        if !tokenizer::panics_are_guarded() {
             report(panic);
         }
     }));
@@ -225,8 +225,10 @@ pub fn main() -> ExitCode {
 /// A message on one line that a terminal can be trusted with: names in it may come from a hostile file.
 fn printable(message: &str) -> String {
     const MOST: usize = 1000;
-    let shown: String =
-        message.chars().map(|c| if text::is_control(c) { c.escape_default().to_string() } else { c.into() }).collect();
+    let shown: String = message
+        .chars()
+        .map(|c| if tokenizer::is_control(c) { c.escape_default().to_string() } else { c.into() })
+        .collect();
     let n = shown.chars().count();
     if n <= MOST {
         return shown;
@@ -278,9 +280,9 @@ fn end_tidily_on_signals() {}
 
 impl ModelArgs {
     /// Opens the model's files and says where they were found.
-    fn open(&self) -> Result<Files, Failure> {
+    fn open(&self) -> Result<Model, Failure> {
         let mut talk = fetch::Talk::new(self.quiet);
-        let files = Files::open_telling(&self.model, &mut |event| talk.hear(event))?;
+        let files = Model::open_telling(&self.model, &mut |event| talk.hear(event))?;
         self.say(format_args!("model: {}, from {}", files.name(), files.source()));
         Ok(files)
     }
@@ -325,7 +327,7 @@ impl TextArgs {
     }
 
     /// The token ids of every text.
-    fn batch(&self, files: &Files, texts: &[String], model: &ModelArgs) -> Result<Batch, Failure> {
+    fn batch(&self, files: &Model, texts: &[String], model: &ModelArgs) -> Result<Batch, Failure> {
         let mut ids = if !self.ids.is_empty() {
             self.ids.iter().map(|list| parse_ids(list)).collect::<Result<Vec<_>, _>>()?
         } else if !texts.is_empty() {

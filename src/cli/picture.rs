@@ -3,12 +3,12 @@
 
 use super::run::RunArgs;
 use super::{Failure, ModelArgs, TextArgs, size};
-use crate::batch::Batch;
+use crate::hooks::site::Site;
+use crate::model::batch::Batch;
+use crate::model::tokenizer::Token;
 use crate::plot::terminal::Terminal;
 use crate::plot::{File, Heading, Picture};
-use crate::session::{Files, Session};
-use crate::sites::Site;
-use crate::text::Token;
+use crate::session::{Model, Session};
 use clap::Args;
 use serde::Serialize;
 use std::io::Write;
@@ -53,7 +53,7 @@ struct Document<'a, T> {
 
 impl PictureArgs {
     /// Opens everything that can be wrong before weights are loaded.
-    pub fn open(&self) -> Result<(Files, Canvas), Failure> {
+    pub fn open(&self) -> Result<(Model, Canvas), Failure> {
         let texts = self.texts.texts()?;
         let file = self.out.as_deref().map(File::create).transpose()?;
         let files = self.model.open()?;
@@ -72,7 +72,7 @@ impl PictureArgs {
     }
 
     /// Brings the model to the device.
-    pub fn session(&self, files: Files) -> Result<Session, Failure> {
+    pub fn session(&self, files: Model) -> Result<Session, Failure> {
         self.run.session(files, &self.model)
     }
 
@@ -94,8 +94,8 @@ impl PictureArgs {
         }
         if self.model.json {
             let document = Document {
-                model: session.files().name(),
-                model_fingerprint: session.files().checkpoint().fingerprint(false),
+                model: session.model().name(),
+                model_fingerprint: session.model().checkpoint().fingerprint(false),
                 device: session.device().to_string(),
                 actscope_version: env!("CARGO_PKG_VERSION"),
                 file: path,

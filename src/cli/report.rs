@@ -48,11 +48,11 @@ impl Report {
             .model
             .with_progress("steps", async |told| report::gather(&session, &batch, report::LARGEST, Some(told)).await)?;
         let provenance = Provenance {
-            model: session.files().name().to_string(),
-            fingerprint: session.files().checkpoint().fingerprint(false),
+            model: session.model().name().to_string(),
+            fingerprint: session.model().checkpoint().fingerprint(false),
             device: session.device().to_string(),
         };
-        let about = About { files: session.files(), tokens: &tokens, arguments: &arguments, provenance: &provenance };
+        let about = About { files: session.model(), tokens: &tokens, arguments: &arguments, provenance: &provenance };
         let path = place.path().display().to_string();
         let bytes = place.fill(|part| output::buffered(part, |out| page.write(&about, out)))?;
         self.model.say(format_args!("wrote {path}: {} tokens, {}", tokens.len(), size(bytes)));

@@ -2,10 +2,10 @@
 //! replaces what it reads.
 
 use super::{DeviceArg, Failure, ModelArgs, TextArgs, WeightsArg};
-use crate::hooks::{HookError, Hooks, Select};
-use crate::session::{Files, Session};
-use crate::sites::Site;
-use crate::text::{self, Token};
+use crate::hooks::request::{HookError, Hooks, Select};
+use crate::hooks::site::Site;
+use crate::model::tokenizer::{self, Token};
+use crate::session::{Model, Session};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ pub(super) struct RunArgs {
 
 impl RunArgs {
     /// Brings the model to the device and says which it is.
-    pub fn session(&self, files: Files, model: &ModelArgs) -> Result<Session, Failure> {
+    pub fn session(&self, files: Model, model: &ModelArgs) -> Result<Session, Failure> {
         let session = files.on(self.device.into(), self.weights.dtype())?;
         let device = session.device();
         model.say(format_args!("device: {device}"));
@@ -54,7 +54,7 @@ pub(super) struct SiteArgs {
 
 impl SiteArgs {
     /// The request: hooks and layers together; the output after the final LayerNorm where neither is given.
-    pub fn hooks(&self, files: &Files) -> Result<Hooks, Failure> {
+    pub fn hooks(&self, files: &Model) -> Result<Hooks, Failure> {
         let n_layer = files.config().n_layer;
         let mut hooks = files.hooks();
         for pattern in &self.hook {
@@ -95,14 +95,14 @@ impl TokenArgs {
         if self.token.is_empty() {
             return Ok(None);
         }
-        let of_text = |(i, tokens): (usize, &Vec<Token>)| text::select(&self.token, tokens, i);
+        let of_text = |(i, tokens): (usize, &Vec<Token>)| tokenizer::select(&self.token, tokens, i);
         Ok(Some(tokens.iter().enumerate().map(of_text).collect::<Result<_, _>>()?))
     }
 }
 
 impl TextArgs {
     /// A run must not replace what it reads.
-    pub(super) fn refuse_to_overwrite(&self, path: &Path, files: &Files) -> Result<(), Failure> {
+    pub(super) fn refuse_to_overwrite(&self, path: &Path, files: &Model) -> Result<(), Failure> {
         let Ok(path) = path.canonicalize() else { return Ok(()) };
         let same = |input: &PathBuf| input.canonicalize().is_ok_and(|input| input == path);
         let read = files.paths().into_iter().chain(self.file.clone());

@@ -22,8 +22,9 @@ impl Tokens {
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
         let tokens = files.tokens(&batch);
         if self.model.json {
-            let token = |(position, token): (usize, &crate::text::Token)| json!({"position": position, "id": token.id, "token": token.text()});
-            let of_text = |tokens: &Vec<crate::text::Token>| tokens.iter().enumerate().map(token).collect::<Vec<_>>();
+            let token = |(position, token): (usize, &crate::model::tokenizer::Token)| json!({"position": position, "id": token.id, "token": token.text()});
+            let of_text =
+                |tokens: &Vec<crate::model::tokenizer::Token>| tokens.iter().enumerate().map(token).collect::<Vec<_>>();
             writeln!(out, "{}", json!(tokens.iter().map(of_text).collect::<Vec<_>>()))?;
         } else {
             writeln!(out, "{:>4} {:>4} {:>6}  token", "text", "pos", "id")?;

@@ -2,8 +2,8 @@
 
 use super::{DeviceArg, Failure, ModelArgs};
 use crate::device::lockstep::LAST_BITS;
+use crate::hooks::site::{Row, Site};
 use crate::session::Session;
-use crate::sites::{Row, Site};
 use crate::verify::hooks::{HookRow, ROUNDING, TIMES_ROUNDED, TIMES_TORCH};
 use crate::verify::{Report, Stage};
 use clap::Args;
@@ -220,8 +220,8 @@ fn bug_report_line(session: &Session, report: &Report) -> String {
         report.device,
         os_info::get(),
         std::env::consts::ARCH,
-        session.files().name(),
-        session.files().checkpoint().fingerprint(false),
+        session.model().name(),
+        session.model().checkpoint().fingerprint(false),
     )
 }
 
@@ -247,8 +247,8 @@ fn as_json(session: &Session, report: &Report, line: &str) -> Value {
         "device": {"kind": device.kind, "name": device.name, "detail": device.detail, "software": device.software},
         "os": os_info::get().to_string(),
         "actscope_version": env!("CARGO_PKG_VERSION"),
-        "model": session.files().name(),
-        "model_fingerprint": session.files().checkpoint().fingerprint(false),
+        "model": session.model().name(),
+        "model_fingerprint": session.model().checkpoint().fingerprint(false),
         "tokens": report.tokens,
         "kernels": kernels.collect::<Vec<_>>(),
         "hooks": hooks.collect::<Vec<_>>(),

@@ -13,7 +13,7 @@
 //! Read next: `../verify/lockstep.rs`, which drives it.
 
 use super::reference::{self, Reference};
-use super::{Device, DeviceError, DeviceInfo, Edit, Limits, MASKED, Op, Weight, Window};
+use super::{Device, DeviceError, DeviceInfo, Edit, Limits, MASKED, Op, StoredWeight, Window};
 use std::cell::{Cell, RefCell};
 
 /// How many times the change that a last bit in every input makes a result may be off, beside `ROUNDING`. A sum of k
@@ -107,7 +107,7 @@ impl<'a, D: Device> Lockstep<'a, D> {
         Ok(steps)
     }
 
-    fn make(&self, op: &Op, x: &[&Tensor<D>], w: &[&Named<D::Matrix>]) -> Tensor<D> {
+    fn make(&self, op: &Op, x: &[&Tensor<D>], w: &[&Named<D::Weight>]) -> Tensor<D> {
         let on_trial: Vec<_> = x.iter().map(|x| &x.on_trial).collect();
         let (w_on_trial, w_truth): (Vec<_>, Vec<_>) = w.iter().map(|w| (&w.weight.on_trial, &w.weight.truth)).unzip();
         let truths: Vec<_> = x.iter().map(|x| &x.truth).collect();
@@ -233,7 +233,7 @@ fn whole([rows, cols]: [usize; 2]) -> Window {
 
 impl<D: Device> Device for Lockstep<'_, D> {
     type Tensor = Tensor<D>;
-    type Matrix = Named<D::Matrix>;
+    type Weight = Named<D::Weight>;
     type Staged = Vec<f32>;
 
     crate::wrap_device!();
@@ -246,7 +246,7 @@ impl<D: Device> Device for Lockstep<'_, D> {
         self.on_trial.limits()
     }
 
-    fn load(&self, weight: &Weight) -> Result<Named<D::Matrix>, DeviceError> {
+    fn load(&self, weight: &StoredWeight) -> Result<Named<D::Weight>, DeviceError> {
         let weight_of = Both { on_trial: self.on_trial.load(weight)?, truth: Reference.load(weight)? };
         Ok(Named { name: weight.name.clone(), weight: weight_of })
     }

@@ -5,9 +5,9 @@
 //! below one another as rows, and only attention needs to know where one text ends.
 //! Read next: `reference.rs`, where each operation is a plain loop.
 
+pub mod buffer_pool;
 pub mod cpu;
 pub mod gpu;
-pub mod host;
 pub mod lockstep;
 mod op;
 #[cfg(not(target_arch = "wasm32"))]
@@ -15,7 +15,7 @@ pub mod probe;
 pub mod reference;
 pub mod rounded;
 
-pub use crate::config::Activation;
+pub use crate::model::config::Activation;
 pub use op::Op;
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -100,7 +100,7 @@ impl Blob {
 
 /// A weight as the checkpoint stores it: a matrix [rows, cols] in row-major order, a vector being one row.
 #[derive(Clone)]
-pub struct Weight {
+pub struct StoredWeight {
     /// The name in the checkpoint, for messages and labels.
     pub name: String,
     /// How its numbers are stored.
@@ -113,7 +113,7 @@ pub struct Weight {
     pub blob: Blob,
 }
 
-impl Weight {
+impl StoredWeight {
     /// Element `i` in storage order, widened to f64 without loss.
     pub fn to_f64(&self) -> Vec<f64> {
         self.to_f32().into_iter().map(f64::from).collect()
@@ -139,7 +139,7 @@ impl Weight {
     }
 
     /// The same numbers, rounded to another way of storing them; `None` where a finite one would become infinite.
-    pub fn converted(&self, dtype: Dtype) -> Option<Weight> {
+    pub fn converted(&self, dtype: Dtype) -> Option<StoredWeight> {
         let values = self.to_f32();
         let fits = |rounded: fn(f32) -> f32| values.iter().all(|x| rounded(*x).is_finite() || !x.is_finite());
         let bytes: Vec<u8> = match dtype {
@@ -151,7 +151,7 @@ impl Weight {
         };
         self.blob.release();
         let range = 0..bytes.len();
-        Some(Weight { name: self.name.clone(), dtype, blob: Blob::new(Arc::new(bytes), range), ..*self })
+        Some(StoredWeight { name: self.name.clone(), dtype, blob: Blob::new(Arc::new(bytes), range), ..*self })
     }
 }
 
@@ -298,7 +298,7 @@ pub trait Device {
     /// A matrix [rows, cols] on the device. Dropping it gives its memory back.
     type Tensor;
     /// A weight on the device, in whatever form its kernels want.
-    type Matrix;
+    type Weight;
     /// Values on their way to the host.
     type Staged;
 
@@ -312,7 +312,7 @@ pub trait Device {
     ///
     /// # Errors
     /// [`DeviceError::TooLarge`] where the device cannot bind it.
-    fn load(&self, weight: &Weight) -> Result<Self::Matrix, DeviceError>;
+    fn load(&self, weight: &StoredWeight) -> Result<Self::Weight, DeviceError>;
 
     /// [rows, cols] of a tensor.
     fn shape(&self, x: &Self::Tensor) -> [usize; 2];
@@ -321,10 +321,10 @@ pub trait Device {
     fn empty(&self, rows: usize, cols: usize) -> Self::Tensor;
 
     /// `y[t] = table[ids[t]]`, table [N, D] -> [T, D].
-    fn rows(&self, table: &Self::Matrix, ids: &[u32]) -> Self::Tensor;
+    fn embed(&self, table: &Self::Weight, ids: &[u32]) -> Self::Tensor;
 
     /// `(x - mean) / sqrt(var + eps) * gain + bias` per row of x [T, D]; biased variance.
-    fn layer_norm(&self, x: &Self::Tensor, gain: &Self::Matrix, bias: &Self::Matrix, eps: f64) -> Self::Tensor;
+    fn layer_norm(&self, x: &Self::Tensor, gain: &Self::Weight, bias: &Self::Weight, eps: f64) -> Self::Tensor;
 
     /// `sqrt(var + eps)` per row: [T, D] -> [T, 1].
     fn layer_norm_scale(&self, x: &Self::Tensor, eps: f64) -> Self::Tensor;
@@ -333,32 +333,32 @@ pub trait Device {
     fn layer_norm_normalize(&self, x: &Self::Tensor, scale: &Self::Tensor) -> Self::Tensor;
 
     /// `x * gain + bias` per column: [T, D] -> [T, D].
-    fn gain_bias(&self, x: &Self::Tensor, gain: &Self::Matrix, bias: &Self::Matrix) -> Self::Tensor;
+    fn gain_bias(&self, x: &Self::Tensor, gain: &Self::Weight, bias: &Self::Weight) -> Self::Tensor;
 
     /// `x . w + bias`: x [T, K], w [K, N] as Conv1D stores it, bias [1, N] -> [T, N].
-    fn linear(&self, x: &Self::Tensor, w: &Self::Matrix, bias: &Self::Matrix) -> Self::Tensor;
+    fn linear(&self, x: &Self::Tensor, w: &Self::Weight, bias: &Self::Weight) -> Self::Tensor;
 
     /// `f(x . w + bias)`: as [`Device::linear`] and [`Device::activation`], in one go where a device can.
     fn linear_activation(
         &self,
         x: &Self::Tensor,
-        w: &Self::Matrix,
-        bias: &Self::Matrix,
+        w: &Self::Weight,
+        bias: &Self::Weight,
         f: Activation,
     ) -> Self::Tensor {
         self.activation(&self.linear(x, w, bias), f)
     }
 
     /// `a + x . w + bias`: as [`Device::linear`] and [`Device::add`], in one go where a device can.
-    fn linear_add(&self, a: &Self::Tensor, x: &Self::Tensor, w: &Self::Matrix, bias: &Self::Matrix) -> Self::Tensor {
+    fn linear_add(&self, a: &Self::Tensor, x: &Self::Tensor, w: &Self::Weight, bias: &Self::Weight) -> Self::Tensor {
         self.add(a, &self.linear(x, w, bias))
     }
 
     /// Each head's own part of `z . w`: z [T, H d], w [H d, N] -> [T, H N], head by head.
-    fn linear_by_head(&self, z: &Self::Tensor, w: &Self::Matrix, n_head: usize) -> Self::Tensor;
+    fn linear_by_head(&self, z: &Self::Tensor, w: &Self::Weight, n_head: usize) -> Self::Tensor;
 
     /// The parts of [`Device::linear_by_head`] added up, plus bias: [T, H N] -> [T, N].
-    fn sum_heads(&self, parts: &Self::Tensor, bias: &Self::Matrix, n_head: usize) -> Self::Tensor;
+    fn sum_heads(&self, parts: &Self::Tensor, bias: &Self::Weight, n_head: usize) -> Self::Tensor;
 
     /// Causal softmax attention of every text (`texts` are row ranges) in one go: qkv [T, 3D] -> z [T, D]. The pattern is
     /// never stored.
@@ -387,7 +387,7 @@ pub trait Device {
     fn add(&self, a: &Self::Tensor, b: &Self::Tensor) -> Self::Tensor;
 
     /// `x[rows] . tableᵀ`: x [T, D], table [V, D] -> [rows, V].
-    fn unembed(&self, x: &Self::Tensor, rows: Range<usize>, table: &Self::Matrix) -> Self::Tensor;
+    fn unembed(&self, x: &Self::Tensor, rows: Range<usize>, table: &Self::Weight) -> Self::Tensor;
 
     /// Changes a window of x in place.
     fn edit(&self, x: &mut Self::Tensor, window: &Window, edit: &Edit);

@@ -10,7 +10,7 @@ use std::ops::Range;
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)] // each is the method of `Device` that has its name
 pub enum Op {
-    Rows { ids: Vec<u32> },
+    Embed { ids: Vec<u32> },
     LayerNorm { eps: f64 },
     LayerNormScale { eps: f64 },
     LayerNormNormalize,
@@ -34,7 +34,7 @@ impl Op {
     /// The name of its method, which is the stem of its kernel too.
     pub fn name(&self) -> &'static str {
         match self {
-            Op::Rows { .. } => "rows",
+            Op::Embed { .. } => "embed",
             Op::LayerNorm { .. } => "layer_norm",
             Op::LayerNormScale { .. } => "layer_norm_scale",
             Op::LayerNormNormalize => "layer_norm_normalize",
@@ -59,9 +59,9 @@ impl Op {
     ///
     /// # Panics
     /// For the two that change a tensor in place: those are [`Op::change`]'s.
-    pub fn make<D: Device>(&self, dev: &D, x: &[&D::Tensor], w: &[&D::Matrix]) -> D::Tensor {
+    pub fn make<D: Device>(&self, dev: &D, x: &[&D::Tensor], w: &[&D::Weight]) -> D::Tensor {
         match self {
-            Op::Rows { ids } => dev.rows(w[0], ids),
+            Op::Embed { ids } => dev.embed(w[0], ids),
             Op::LayerNorm { eps } => dev.layer_norm(x[0], w[0], w[1], *eps),
             Op::LayerNormScale { eps } => dev.layer_norm_scale(x[0], *eps),
             Op::LayerNormNormalize => dev.layer_norm_normalize(x[0], x[1]),
@@ -104,10 +104,10 @@ impl Op {
 #[macro_export]
 macro_rules! wrap_device {
     () => {
-        fn rows(&self, table: &Self::Matrix, ids: &[u32]) -> Self::Tensor {
-            self.make(&$crate::device::Op::Rows { ids: ids.to_vec() }, &[], &[table])
+        fn embed(&self, table: &Self::Weight, ids: &[u32]) -> Self::Tensor {
+            self.make(&$crate::device::Op::Embed { ids: ids.to_vec() }, &[], &[table])
         }
-        fn layer_norm(&self, x: &Self::Tensor, gain: &Self::Matrix, bias: &Self::Matrix, eps: f64) -> Self::Tensor {
+        fn layer_norm(&self, x: &Self::Tensor, gain: &Self::Weight, bias: &Self::Weight, eps: f64) -> Self::Tensor {
             self.make(&$crate::device::Op::LayerNorm { eps }, &[x], &[gain, bias])
         }
         fn layer_norm_scale(&self, x: &Self::Tensor, eps: f64) -> Self::Tensor {
@@ -116,17 +116,17 @@ macro_rules! wrap_device {
         fn layer_norm_normalize(&self, x: &Self::Tensor, scale: &Self::Tensor) -> Self::Tensor {
             self.make(&$crate::device::Op::LayerNormNormalize, &[x, scale], &[])
         }
-        fn gain_bias(&self, x: &Self::Tensor, gain: &Self::Matrix, bias: &Self::Matrix) -> Self::Tensor {
+        fn gain_bias(&self, x: &Self::Tensor, gain: &Self::Weight, bias: &Self::Weight) -> Self::Tensor {
             self.make(&$crate::device::Op::GainBias, &[x], &[gain, bias])
         }
-        fn linear(&self, x: &Self::Tensor, w: &Self::Matrix, bias: &Self::Matrix) -> Self::Tensor {
+        fn linear(&self, x: &Self::Tensor, w: &Self::Weight, bias: &Self::Weight) -> Self::Tensor {
             self.make(&$crate::device::Op::Linear, &[x], &[w, bias])
         }
         fn linear_activation(
             &self,
             x: &Self::Tensor,
-            w: &Self::Matrix,
-            bias: &Self::Matrix,
+            w: &Self::Weight,
+            bias: &Self::Weight,
             f: $crate::device::Activation,
         ) -> Self::Tensor {
             self.make(&$crate::device::Op::LinearActivation(f), &[x], &[w, bias])
@@ -135,15 +135,15 @@ macro_rules! wrap_device {
             &self,
             a: &Self::Tensor,
             x: &Self::Tensor,
-            w: &Self::Matrix,
-            bias: &Self::Matrix,
+            w: &Self::Weight,
+            bias: &Self::Weight,
         ) -> Self::Tensor {
             self.make(&$crate::device::Op::LinearAdd, &[a, x], &[w, bias])
         }
-        fn linear_by_head(&self, z: &Self::Tensor, w: &Self::Matrix, n_head: usize) -> Self::Tensor {
+        fn linear_by_head(&self, z: &Self::Tensor, w: &Self::Weight, n_head: usize) -> Self::Tensor {
             self.make(&$crate::device::Op::LinearByHead { n_head }, &[z], &[w])
         }
-        fn sum_heads(&self, parts: &Self::Tensor, bias: &Self::Matrix, n_head: usize) -> Self::Tensor {
+        fn sum_heads(&self, parts: &Self::Tensor, bias: &Self::Weight, n_head: usize) -> Self::Tensor {
             self.make(&$crate::device::Op::SumHeads { n_head }, &[parts], &[bias])
         }
         fn attention(
@@ -181,7 +181,7 @@ macro_rules! wrap_device {
         fn add(&self, a: &Self::Tensor, b: &Self::Tensor) -> Self::Tensor {
             self.make(&$crate::device::Op::Add, &[a, b], &[])
         }
-        fn unembed(&self, x: &Self::Tensor, rows: std::ops::Range<usize>, table: &Self::Matrix) -> Self::Tensor {
+        fn unembed(&self, x: &Self::Tensor, rows: std::ops::Range<usize>, table: &Self::Weight) -> Self::Tensor {
             self.make(&$crate::device::Op::Unembed { rows }, &[x], &[table])
         }
         fn edit(&self, x: &mut Self::Tensor, window: &$crate::device::Window, edit: &$crate::device::Edit) {

@@ -1,7 +1,7 @@
 //! The oracle: every operation as a plain loop in f64, in the paper's order. It exists to be believed; never optimise it.
 //! Sources: Radford et al. 2019 (GPT-2), Ba et al. 2016 (LayerNorm), Hendrycks & Gimpel 2016 (GELU).
 
-use super::{Activation, Device, DeviceError, DeviceInfo, Edit, Heads, Limits, MASKED, Weight, Window};
+use super::{Activation, Device, DeviceError, DeviceInfo, Edit, Heads, Limits, MASKED, StoredWeight, Window};
 use std::ops::Range;
 
 /// A matrix [rows, cols] of f64, row-major.
@@ -66,7 +66,7 @@ fn activate(x: f64, f: Activation) -> f64 {
 
 impl Device for Reference {
     type Tensor = Tensor;
-    type Matrix = Tensor;
+    type Weight = Tensor;
     type Staged = Vec<f32>;
 
     fn info(&self) -> DeviceInfo {
@@ -77,7 +77,7 @@ impl Device for Reference {
         Limits::NONE
     }
 
-    fn load(&self, w: &Weight) -> Result<Tensor, DeviceError> {
+    fn load(&self, w: &StoredWeight) -> Result<Tensor, DeviceError> {
         Ok(Tensor { rows: w.rows, cols: w.cols, data: w.to_f64() })
     }
 
@@ -89,7 +89,7 @@ impl Device for Reference {
         Tensor::from_fn(rows, cols, |_, _| 0.0)
     }
 
-    fn rows(&self, table: &Tensor, ids: &[u32]) -> Tensor {
+    fn embed(&self, table: &Tensor, ids: &[u32]) -> Tensor {
         Tensor::from_fn(ids.len(), table.cols, |t, c| table.at(ids[t] as usize, c))
     }
 

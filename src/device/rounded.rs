@@ -2,7 +2,7 @@
 //! yardstick that `verify` has for models whose error in PyTorch nobody has measured. Owns no arithmetic.
 
 use super::reference::{Reference, Tensor};
-use super::{Device, DeviceError, DeviceInfo, Edit, Limits, Op, Weight, Window};
+use super::{Device, DeviceError, DeviceInfo, Edit, Limits, Op, StoredWeight, Window};
 
 /// The device.
 pub struct Rounded;
@@ -29,7 +29,7 @@ impl Rounded {
 
 impl Device for Rounded {
     type Tensor = Tensor;
-    type Matrix = Tensor;
+    type Weight = Tensor;
     type Staged = Vec<f32>;
 
     crate::wrap_device!();
@@ -42,7 +42,7 @@ impl Device for Rounded {
         Reference.limits()
     }
 
-    fn load(&self, weight: &Weight) -> Result<Tensor, DeviceError> {
+    fn load(&self, weight: &StoredWeight) -> Result<Tensor, DeviceError> {
         Reference.load(weight)
     }
 

@@ -3,7 +3,7 @@
 //! `.no_exist/<commit>/<file>` (known to be absent). Owns paths, links and locks; knows no network.
 //! The same on every side: huggingface_hub's file_download.py is the reference.
 
-use crate::weights;
+use crate::model::checkpoint;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -217,7 +217,7 @@ pub(super) fn has_weights(folder: &Path) -> bool {
     if folder.join("model.safetensors").exists() {
         return true;
     }
-    let shards = weights::read(&index).ok().and_then(|text| weights::shards(&index, &text).ok());
+    let shards = checkpoint::read(&index).ok().and_then(|text| checkpoint::shards(&index, &text).ok());
     shards.is_some_and(|shards| shards.iter().all(|shard| folder.join(shard).exists()))
 }
 

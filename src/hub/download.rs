@@ -8,8 +8,8 @@ use super::cache::{Lock, Repo};
 use super::check::Check;
 use super::http::{Client, Meta, Refusal, TRIES, host, pause};
 use super::{Event, HubError, Name, known};
-use crate::config::Config;
-use crate::weights;
+use crate::model::checkpoint;
+use crate::model::config::Config;
 use serde_json::Value;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -73,7 +73,7 @@ impl Job<'_> {
             let meta = self.head(INDEX)?;
             self.fetch(INDEX, &meta)?;
             let index = folder.join(INDEX);
-            let shards = weights::shards(&index, &self.read(&index)?);
+            let shards = checkpoint::shards(&index, &self.read(&index)?);
             wanted.extend(shards.map_err(|e| self.protocol(e.to_string()))?);
         }
 

@@ -2,8 +2,8 @@
 //! what is called usable is. Reads headers only; changes nothing.
 
 use super::cache::{self, Repo};
-use crate::config::Config;
-use crate::weights::{self, Checkpoint};
+use crate::model::checkpoint::{self, Checkpoint};
+use crate::model::config::Config;
 use std::path::{Path, PathBuf};
 
 /// A model on this machine.
@@ -75,7 +75,7 @@ fn entry(name: String, folder: PathBuf, unfinished: u64) -> Entry {
 
 /// Another architecture is named before its weights are missed: that is the reason that counts.
 fn look(folder: &Path) -> Result<Config, String> {
-    if let Ok(text) = weights::read(&folder.join("config.json")) {
+    if let Ok(text) = checkpoint::read(&folder.join("config.json")) {
         Config::from_json(&text).map_err(|e| e.to_string())?;
     }
     Checkpoint::open(folder).map(|checkpoint| checkpoint.config().clone()).map_err(|e| e.to_string())

@@ -2,8 +2,8 @@
 //! the last axis in columns `0`, `1`, ... as many as the widest hook has. Padding is left out.
 
 use super::Record;
-use crate::capture::Arrays;
-use crate::sites::Axis as SiteAxis;
+use crate::hooks::capture::Arrays;
+use crate::hooks::site::Axis as SiteAxis;
 use ndarray::{ArrayViewD, Axis};
 use std::io::Write;
 

@@ -2,8 +2,8 @@
 //! no -inf: masked attention scores are null.
 
 use super::Record;
-use crate::capture::Arrays;
-use crate::sites::Site;
+use crate::hooks::capture::Arrays;
+use crate::hooks::site::Site;
 use ndarray::{ArrayViewD, Axis};
 use serde::ser::{Error, Serialize, SerializeMap, SerializeSeq, Serializer};
 use std::io::Write;

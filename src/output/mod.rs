@@ -9,10 +9,10 @@ mod store;
 pub mod summary;
 mod unfinished;
 
-use crate::batch::Batch;
-use crate::capture::Sink;
-use crate::sites::Site;
-use crate::text::Token;
+use crate::hooks::capture::Sink;
+use crate::hooks::site::Site;
+use crate::model::batch::Batch;
+use crate::model::tokenizer::Token;
 use ndarray::{Array2, ArrayViewD};
 use npz::Npz;
 use serde_json::{Value, json};
@@ -31,7 +31,7 @@ pub use unfinished::abandon;
 pub struct Provenance {
     /// The model's name as asked for.
     pub model: String,
-    /// [`crate::weights::Checkpoint::fingerprint`].
+    /// [`crate::model::checkpoint::Checkpoint::fingerprint`].
     pub fingerprint: String,
     /// The device in words.
     pub device: String,
@@ -279,7 +279,7 @@ impl Output {
                 (create(PART, &npz.layout(shapes), true)?, Body::Npz(npz))
             }
             // Written from front to back, hook by hook: the values wait in a file of their own until all are there.
-            Format::Json | Format::Csv => (create(VALUES, &Layout::bare(shapes), false)?, Body::Text),
+            Format::Json | Format::Csv => (create(VALUES, &Layout::bare(shapes), false)?, Body::Tokenizer),
         };
         Ok(Writing { output: self, record, store, body })
     }
@@ -311,7 +311,7 @@ enum Body {
     /// Checksums and the directory.
     Npz(Npz),
     /// Everything.
-    Text,
+    Tokenizer,
 }
 
 impl Sink for Writing<'_> {
@@ -333,7 +333,7 @@ impl Writing<'_> {
         place.fill(|part| match body {
             Body::Whole => Ok(()),
             Body::Npz(npz) => npz.finish(&mut store),
-            Body::Text => buffered(part, |out| match format {
+            Body::Tokenizer => buffered(part, |out| match format {
                 Format::Csv => csv::write(record, &store, out),
                 _ => json::write(record, &store, out),
             }),

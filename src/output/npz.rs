@@ -9,7 +9,7 @@
 
 use super::Record;
 use super::store::{Layout, Place, Store, bytes_of};
-use crate::sites::Site;
+use crate::hooks::site::Site;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 

@@ -6,7 +6,7 @@
 
 use super::Record;
 use super::store::{Layout, Place};
-use crate::sites::Site;
+use crate::hooks::site::Site;
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde_json::{Map, Value, json};

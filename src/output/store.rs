@@ -2,8 +2,8 @@
 //! so that nobody has to hold them all. Owns the file and the checksums; the formats own the layout and what stands between
 //! the arrays.
 
-use crate::capture::{Arrays, Sink};
-use crate::sites::Site;
+use crate::hooks::capture::{Arrays, Sink};
+use crate::hooks::site::Site;
 use ndarray::{ArrayD, ArrayViewD, Axis, CowArray, IxDyn};
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -2,9 +2,9 @@
 //! dimensions; for many, one line each.
 
 use super::Record;
-use crate::capture::Sink;
-use crate::sites::{Axis as SiteAxis, Site};
-use crate::text::Token;
+use crate::hooks::capture::Sink;
+use crate::hooks::site::{Axis as SiteAxis, Site};
+use crate::model::tokenizer::Token;
 use ndarray::{ArrayViewD, Axis};
 use std::collections::BTreeMap;
 use std::io::Write;

@@ -5,7 +5,7 @@ use super::colour::{Rgb, Scale};
 use super::scene::{Anchor, BAR_ROOM, Scene, TEXT};
 use super::terminal::{self, Terminal};
 use super::{BLACK, HEADING, Heading, Picture, draw_heading, every, font, label, print_heading, shared, strongest};
-use crate::text::Token;
+use crate::model::tokenizer::Token;
 use ndarray::{Array2, ArrayView2, Axis};
 use std::io::Write;
 use std::str::FromStr;

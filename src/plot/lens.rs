@@ -6,7 +6,7 @@ use super::colour::{Rgb, Scale};
 use super::scene::{Anchor, BAR_ROOM, Scene, TEXT};
 use super::terminal::{self, Colours, Terminal};
 use super::{BLACK, HEADING, Heading, Picture, draw_heading, font, print_heading};
-use crate::text::Token;
+use crate::model::tokenizer::Token;
 use ndarray::Array2;
 use std::io::Write;
 use std::ops::Range;

@@ -10,8 +10,8 @@ pub mod lens;
 pub mod scene;
 pub mod terminal;
 
+use crate::model::tokenizer::{self, Token};
 use crate::output::{OutputError, Place, extension};
-use crate::text::{self, Token};
 use colour::Rgb;
 use ndarray::{Array2, ArrayView2};
 use scene::{Anchor, Scene};
@@ -48,7 +48,8 @@ impl Heading {
 
     /// [`Heading::what`] with controls escaped, and what `has` says no to: a model's folder may have any name.
     fn what(&self, has: impl Fn(char) -> bool) -> String {
-        let shown = |c: char| if text::is_control(c) || !has(c) { c.escape_default().to_string() } else { c.into() };
+        let shown =
+            |c: char| if tokenizer::is_control(c) || !has(c) { c.escape_default().to_string() } else { c.into() };
         self.what.chars().map(shown).collect()
     }
 }

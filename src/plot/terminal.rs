@@ -3,7 +3,7 @@
 
 use super::colour::{Rgb, Scale};
 use super::strongest_of;
-use crate::text::Token;
+use crate::model::tokenizer::Token;
 use std::io::IsTerminal;
 use unicode_width::UnicodeWidthStr;
 

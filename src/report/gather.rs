@@ -4,13 +4,13 @@
 
 use super::Page;
 use super::pack::{self, BLOCK, Coarse, Rows, strongest};
-use crate::batch::Batch;
-use crate::capture::Capture;
-use crate::config::Config;
-use crate::hooks::Select;
-use crate::lens::{self, LensRow};
-use crate::session::{Error, Files, Session};
-use crate::sites::Site;
+use crate::analysis::lens::{self, LensRow};
+use crate::hooks::capture::Capture;
+use crate::hooks::request::Select;
+use crate::hooks::site::Site;
+use crate::model::batch::Batch;
+use crate::model::config::Config;
+use crate::session::{Error, Model, Session};
 use ndarray::{Array, Array2, Array3, ArrayView1, Axis, Dimension, s};
 use serde_json::{Value, json};
 use std::cell::Cell;
@@ -105,7 +105,7 @@ pub async fn gather(
     largest: usize,
     progress: Option<&dyn Fn(usize, usize)>,
 ) -> Result<Page, Error> {
-    let config = session.files().config();
+    let config = session.model().config();
     let n_pos = batch.n_pos();
     let room = room(largest, n_pos);
     let per_layer = 4 * n_pos * (config.n_inner + config.n_head * n_pos);
@@ -118,7 +118,7 @@ pub async fn gather(
     let before = Cell::new(0);
     let told = |done: usize, _of: usize| progress.iter().for_each(|tell| tell(before.get() + done, steps));
 
-    let mut hooks = session.files().hooks();
+    let mut hooks = session.model().hooks();
     for site in (0..config.n_layer).map(Site::ResidMid).chain([Site::LnFinalOut]) {
         hooks.tap_at(site, Select::all())?;
     }
@@ -130,12 +130,12 @@ pub async fn gather(
     let mut parts = pack_stream(stream, &stages);
     parts.push(pack_norms(&stages, &mids));
     drop((mids, stages, capture));
-    parts.extend(pack_lens(session.files(), &readings));
+    parts.extend(pack_lens(session.model(), &readings));
 
     let mut neurons = Picked::default();
     let mut attention = Attention::new(config, n_pos, room.saturating_sub(total(&parts)));
     for group in groups {
-        let mut hooks = session.files().hooks();
+        let mut hooks = session.model().hooks();
         for &layer in group {
             hooks.tap_at(Site::MlpPost(layer), Select::all())?.tap_at(Site::Pattern(layer), Select::all())?;
         }
@@ -199,7 +199,7 @@ fn pack_norms(stages: &[Array2<f32>], mids: &[Array2<f32>]) -> (String, Vec<u8>)
 
 /// By layer and position: the likeliest tokens' ids, their probabilities, the entropy, and rank and probability of the token
 /// that comes next (zeros at the last position); and the text of every token named.
-fn pack_lens(files: &Files, rows: &[LensRow]) -> Parts {
+fn pack_lens(files: &Model, rows: &[LensRow]) -> Parts {
     let (mut ids, mut ranks, mut labels) = (Vec::new(), Vec::new(), BTreeMap::new());
     let (mut probabilities, mut entropies, mut nexts) = (Rows::default(), Rows::default(), Rows::default());
     for readings in rows.iter().map(|row| &row.texts[0]) {

@@ -7,9 +7,9 @@ mod pack;
 
 pub use gather::{LARGEST, gather};
 
+use crate::model::tokenizer::Token;
 use crate::output::{HOOK_DEFINITIONS, Provenance};
-use crate::session::Files;
-use crate::text::Token;
+use crate::session::Model;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::io::Write;
@@ -35,7 +35,7 @@ pub struct Page {
 /// What the page says of the run besides its numbers.
 pub struct About<'a> {
     /// The model.
-    pub files: &'a Files,
+    pub files: &'a Model,
     /// The text's tokens.
     pub tokens: &'a [Token],
     /// The arguments that name model and text in every command, quoted for a POSIX shell.

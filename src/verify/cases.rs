@@ -3,7 +3,7 @@
 
 use super::measure::{self, Off};
 use crate::device::reference::Reference;
-use crate::device::{Blob, Device, DeviceError, Dtype, Edit, Op, Weight, Window};
+use crate::device::{Blob, Device, DeviceError, Dtype, Edit, Op, StoredWeight, Window};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -60,7 +60,7 @@ impl Host {
     }
 
     /// As a weight, stored as `dtype` has it; where that cannot hold a number it becomes infinite.
-    pub fn weight(&self, dtype: Dtype) -> Weight {
+    pub fn weight(&self, dtype: Dtype) -> StoredWeight {
         let bytes: Vec<u8> = match dtype {
             Dtype::F32 => self.values.iter().flat_map(|v| v.to_le_bytes()).collect(),
             Dtype::F16 => self.values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
@@ -68,7 +68,7 @@ impl Host {
         };
         let range = 0..bytes.len();
         let (rows, cols, blob) = (self.rows, self.cols, Blob::new(Arc::new(bytes), range));
-        Weight { name: "case".into(), dtype, rows, cols, blob }
+        StoredWeight { name: "case".into(), dtype, rows, cols, blob }
     }
 
     fn only(&self, rows: &[usize]) -> Host {
@@ -99,7 +99,7 @@ pub struct Case {
 /// A case's inputs, on a device.
 pub struct Inputs<D: Device> {
     tensors: Vec<D::Tensor>,
-    weights: Vec<D::Matrix>,
+    weights: Vec<D::Weight>,
 }
 
 impl Case {
@@ -139,7 +139,7 @@ impl Case {
                 words.push(format!("{} heads, rows {text:?}", heads.n_head))
             }
             Op::LinearByHead { n_head } | Op::SumHeads { n_head } => words.push(format!("{n_head} heads")),
-            Op::Rows { ids } => words.push(format!("{} ids", ids.len())),
+            Op::Embed { ids } => words.push(format!("{} ids", ids.len())),
             Op::Unembed { rows } => words.push(format!("rows {rows:?}")),
             Op::LayerNorm { eps } | Op::LayerNormScale { eps } => words.push(format!("eps {eps:e}")),
             Op::Activation(f) | Op::LinearActivation(f) => words.push(format!("{f:?}")),
@@ -209,7 +209,7 @@ impl Case {
         let ([rows, cols], w) = (x.map_or([0, 0], |x| [x.rows, x.cols]), self.weights.first().map(|(w, _)| w));
         let w_cols = w.map_or(0, |w| w.cols);
         match &self.op {
-            Op::Rows { ids } => [ids.len(), w_cols],
+            Op::Embed { ids } => [ids.len(), w_cols],
             Op::LayerNormScale { .. } => [rows, 1],
             Op::Linear | Op::LinearActivation(_) | Op::SumHeads { .. } => [rows, w_cols],
             Op::LinearByHead { n_head } => [rows, n_head * w_cols],

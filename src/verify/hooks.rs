@@ -6,16 +6,16 @@
 
 use super::measure::{self, TokenError};
 use super::{Stage, Tell};
-use crate::batch::Batch;
-use crate::capture::Capture;
-use crate::config::Config;
 use crate::device::Device;
 use crate::device::reference::Reference;
 use crate::device::rounded::Rounded;
-use crate::hooks::Hooks;
-use crate::model::{self, RunError};
-use crate::params::Params;
-use crate::sites::Site;
+use crate::hooks::capture::Capture;
+use crate::hooks::request::Hooks;
+use crate::hooks::site::Site;
+use crate::model::batch::Batch;
+use crate::model::config::Config;
+use crate::model::forward::{self, RunError};
+use crate::model::params::Params;
 
 /// The numeric policy's bound: off by this part of a token's norm is rounding in another order, whatever the hook.
 pub const ROUNDING: f64 = 4e-6;
@@ -84,7 +84,7 @@ pub(super) async fn run<D: Device>(
     hooks: &Hooks,
 ) -> Result<Capture, RunError> {
     let mut capture = Capture::empty(hooks, batch)?;
-    model::forward(dev, params, batch, 0..batch.texts().len(), hooks, &mut capture, None).await?;
+    forward::forward(dev, params, batch, 0..batch.texts().len(), hooks, &mut capture, None).await?;
     Ok(capture)
 }
 

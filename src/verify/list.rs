@@ -29,7 +29,7 @@ pub type MakeCases = fn() -> Vec<Case>;
 /// device and back comes first: where that is wrong, nothing else can be judged.
 pub static OPERATIONS: &[(&str, MakeCases)] = &[
     ("edit", edit),
-    ("rows", rows),
+    ("embed", embed),
     ("layer_norm", layer_norm),
     ("layer_norm_scale", layer_norm_scale),
     ("layer_norm_normalize", layer_norm_normalize),
@@ -101,7 +101,7 @@ fn edit() -> Vec<Case> {
     list
 }
 
-fn rows() -> Vec<Case> {
+fn embed() -> Vec<Case> {
     let mut list = Vec::new();
     for (n, cols) in [(1, 1), (3, 11), (101, 33), (300, 768)] {
         for dtype in DTYPES {
@@ -109,11 +109,11 @@ fn rows() -> Vec<Case> {
             let mut table = random(n, cols, 1.0, 1);
             table.values.iter_mut().enumerate().for_each(|(i, v)| *v *= [1.0, 1e-5, 3e-7][i % 3]);
             let ids = [0, n - 1, n / 2, 0, n / 3].iter().map(|id| *id as u32).collect();
-            list.push(Case::new(Op::Rows { ids }, vec![], vec![(table, dtype)]));
+            list.push(Case::new(Op::Embed { ids }, vec![], vec![(table, dtype)]));
         }
     }
     let ids = (0..MANY_ROWS as u32).map(|i| i * 7 % 11).collect();
-    list.push(Case::new(Op::Rows { ids }, vec![], vec![f32(random(11, 3, 1.0, 1))]));
+    list.push(Case::new(Op::Embed { ids }, vec![], vec![f32(random(11, 3, 1.0, 1))]));
     list
 }
 

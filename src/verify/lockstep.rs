@@ -3,11 +3,11 @@
 
 use super::hooks::{both_ways, run};
 use super::{Stage, Tell};
-use crate::batch::Batch;
 use crate::device::Device;
 use crate::device::lockstep::{Lockstep, Step};
-use crate::model::RunError;
-use crate::params::Params;
+use crate::model::batch::Batch;
+use crate::model::forward::RunError;
+use crate::model::params::Params;
 
 /// What came of it.
 #[derive(Clone, Debug, Default)]
@@ -27,7 +27,7 @@ impl Step {
         let layer = name.strip_prefix("h.").and_then(|rest| rest.split('.').next());
         match layer {
             Some(layer) => format!("in block {layer}"),
-            None if name.starts_with("wpe") || name.starts_with("wte") && self.op == "rows" => {
+            None if name.starts_with("wpe") || name.starts_with("wte") && self.op == "embed" => {
                 "before the blocks".into()
             }
             None => "after the blocks".into(),

@@ -1,7 +1,7 @@
 //! How far two results are apart: element by element for single operations, token by token for whole runs. Both count a NaN,
 //! and an infinity in the wrong place, as infinitely far.
 
-use crate::sites::{Axis, Site};
+use crate::hooks::site::{Axis, Site};
 use ndarray::{ArrayViewD, Axis as NdAxis};
 
 /// The worst element of a comparison.

@@ -12,12 +12,12 @@ pub mod lockstep;
 pub mod measure;
 pub mod sample;
 
-use crate::batch::Batch;
 use crate::device::{Device, DeviceInfo};
-use crate::model::RunError;
-use crate::params::Params;
-use crate::text::{Text, TextError};
-use crate::weights::Checkpoint;
+use crate::model::batch::Batch;
+use crate::model::checkpoint::Checkpoint;
+use crate::model::forward::RunError;
+use crate::model::params::Params;
+use crate::model::tokenizer::{Tokenizer, TokenizerError};
 use hooks::HookRow;
 use kernels::{KernelRow, Suite};
 use lockstep::Steps;
@@ -91,8 +91,8 @@ const REFERENCE_WORK: usize = 4_000_000_000;
 /// works gets ids from all over its vocabulary instead.
 ///
 /// # Errors
-/// [`TextError`] where the tokenizer cannot cut them.
-pub(crate) fn texts(checkpoint: &Checkpoint, text: Option<&Text>) -> Result<[Vec<Vec<u32>>; 2], TextError> {
+/// [`TokenizerError`] where the tokenizer cannot cut them.
+pub(crate) fn texts(checkpoint: &Checkpoint, text: Option<&Tokenizer>) -> Result<[Vec<Vec<u32>>; 2], TokenizerError> {
     let config = checkpoint.config();
     let mut texts: Vec<Vec<u32>> = match text {
         Some(text) => demo().texts.iter().map(|t| text.encode(t)).collect::<Result<_, _>>()?,

@@ -204,7 +204,9 @@ impl Browser {
         }
         self.socket.send(Message::text(call.to_string())).unwrap();
         loop {
-            let Message::Text(text) = self.socket.read().unwrap_or_else(|e| panic!("{method}: {e}")) else { continue };
+            let Message::Text(text) = self.socket.read().unwrap_or_else(|e| panic!("{method}: {e}")) else {
+                continue;
+            };
             let message: Value = serde_json::from_str(&text).unwrap();
             if message["id"] == self.calls {
                 assert!(message.get("error").is_none(), "{call}: {}", message["error"]);

@@ -4,7 +4,7 @@
 pub mod checkpoint;
 
 use actscope::device::Choice;
-use actscope::sites;
+use actscope::hooks::site;
 use actscope::verify::measure;
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
 use safetensors::SafeTensors;
@@ -69,7 +69,7 @@ impl Golden {
 /// [`measure::tokens`] of a hook that is known by name.
 pub fn worst_token_error(hook: &str, got: ArrayViewD<'_, f32>, want: &ArrayD<f64>) -> f64 {
     const BLOCKS: usize = 64; // more than any model has
-    let site = sites::resolve(hook, BLOCKS).unwrap()[0];
+    let site = site::resolve(hook, BLOCKS).unwrap()[0];
     measure::tokens(site, got, want.view()).error
 }
 

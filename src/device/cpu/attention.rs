@@ -2,11 +2,11 @@
 //! softmax, the mix of values. Owns the packing of keys and values. In one go or in steps, every value is made by the same
 //! operations in the same order, so looking at scores or patterns changes no bit.
 
-use super::cores::Cores;
-use super::memory::{Aligned, Shared, Tensor};
-use super::ops;
-use super::product::{Rows, copy_left, tile_rows};
-use super::tile::{KC, Operands, STRIDE, Sum, columns, most_rows, tile};
+use super::buffers::{Aligned, Shared, Tensor};
+use super::microkernel::{KC, Operands, STRIDE, Sum, columns, most_rows, tile};
+use super::products::{RowsView, copy_left, tile_rows};
+use super::row_wise;
+use super::workers::Workers;
 use crate::device::{Heads, MASKED};
 use pulp::{Simd, WithSimd};
 use std::cell::RefCell;
@@ -21,7 +21,7 @@ const TASKS: usize = 4;
 /// One head of one text: where its queries, keys and values lie in qkv [T, 3D].
 #[derive(Clone)]
 struct Head<'a> {
-    qkv: Rows<'a>,
+    qkv: RowsView<'a>,
     text: Range<usize>,
     n_embd: usize,
     head: usize,
@@ -35,7 +35,7 @@ const K: usize = 1;
 const V: usize = 2;
 
 impl<'a> Head<'a> {
-    fn new(qkv: Rows<'a>, text: &Range<usize>, heads: Heads, head: usize) -> Head<'a> {
+    fn new(qkv: RowsView<'a>, text: &Range<usize>, heads: Heads, head: usize) -> Head<'a> {
         let n_embd = qkv.stride / 3;
         assert!(text.end <= qkv.n && n_embd.is_multiple_of(heads.n_head));
         Head { qkv, text: text.clone(), n_embd, head, head_dim: n_embd / heads.n_head, scale: heads.scale as f32 }
@@ -153,7 +153,7 @@ impl<'a> Head<'a> {
 
 /// A tile's rows of a pattern, and how many keys it looks at.
 struct Pattern<'a> {
-    rows: Rows<'a>,
+    rows: RowsView<'a>,
     n_keys: usize,
 }
 
@@ -165,7 +165,7 @@ enum Goal<'a> {
     /// Their scores, in a matrix [P, P] of this head.
     Scores(Shared<'a>),
     /// Their z, from rows of a pattern [P, P] of this head.
-    Mix(Rows<'a>, Shared<'a>),
+    Mix(RowsView<'a>, Shared<'a>),
 }
 
 /// Some queries of one head of one text.
@@ -211,9 +211,10 @@ impl WithSimd for Task<'_> {
                         head.scores(simd, tile.clone(), keys, left, pattern, stride);
                         let seen = tile.end.next_multiple_of(width);
                         for row in pattern.chunks_exact_mut(stride).take(tile.len()) {
-                            simd.vectorize(ops::Softmax(&mut row[..seen]));
+                            simd.vectorize(row_wise::Softmax(&mut row[..seen]));
                         }
-                        let pattern = Pattern { rows: Rows { data: pattern, n: tile.len(), stride }, n_keys: tile.end };
+                        let pattern =
+                            Pattern { rows: RowsView { data: pattern, n: tile.len(), stride }, n_keys: tile.end };
                         head.mix(simd, pattern, values, left, z, tile);
                     }
                 }
@@ -232,7 +233,7 @@ impl WithSimd for Task<'_> {
                 Goal::Mix(pattern, z) => {
                     let values = head.pack_values(n_pos, width, &mut scratch.values);
                     for tile in tiles {
-                        let rows = Rows { data: pattern.row(tile.start), n: tile.len(), ..pattern };
+                        let rows = RowsView { data: pattern.row(tile.start), n: tile.len(), ..pattern };
                         head.mix(simd, Pattern { rows, n_keys: n_pos }, values, left, z, tile);
                     }
                 }
@@ -244,13 +245,13 @@ impl WithSimd for Task<'_> {
 /// Runs `task` for every head of every text, its queries in as many parts as keep all threads busy; later queries have more
 /// keys, so their parts are shorter, and come first.
 fn share<'a>(
-    cores: &Cores,
+    workers: &Workers,
     texts: &[Range<usize>],
     n_head: usize,
     n_embd: usize,
     task: impl Fn(&Range<usize>, usize, Range<usize>) -> Task<'a> + Sync,
 ) {
-    let (arch, threads) = (cores.arch, cores.threads);
+    let (arch, threads) = (workers.arch, workers.threads);
     let work: usize = texts.iter().map(|text| text.len() * text.len() * n_embd).sum();
     let alone = threads == 1 || work < WORTH_SHARING;
     let n_parts = |text: &Range<usize>| match alone {
@@ -272,16 +273,16 @@ fn share<'a>(
     };
     match alone {
         true => (0..parts.len()).for_each(run),
-        false => cores.each(parts.len(), run),
+        false => workers.each(parts.len(), run),
     }
 }
 
 /// Causal attention of every text in one go; no more of the pattern than a tile is ever stored.
-pub fn attention(cores: &Cores, qkv: &Tensor, texts: &[Range<usize>], heads: Heads, z: &mut Tensor) {
+pub fn attention(workers: &Workers, qkv: &Tensor, texts: &[Range<usize>], heads: Heads, z: &mut Tensor) {
     let (rows, cols) = (z.rows, z.cols);
     let z = Shared::new(z, cols, rows, cols);
-    let qkv = Rows::of(qkv);
-    share(cores, texts, heads.n_head, cols, |text, head, queries| Task {
+    let qkv = RowsView::of(qkv);
+    share(workers, texts, heads.n_head, cols, |text, head, queries| Task {
         head: Head::new(qkv, text, heads, head),
         queries,
         goal: Goal::Z(z),
@@ -289,13 +290,13 @@ pub fn attention(cores: &Cores, qkv: &Tensor, texts: &[Range<usize>], heads: Hea
 }
 
 /// All scores of one text, [`MASKED`] where the key comes after the query, into [H P, P].
-pub fn scores(cores: &Cores, qkv: &Tensor, text: Range<usize>, heads: Heads, out: &mut [f32]) {
+pub fn scores(workers: &Workers, qkv: &Tensor, text: Range<usize>, heads: Heads, out: &mut [f32]) {
     let n_pos = text.len();
     assert_eq!(out.len(), heads.n_head * n_pos * n_pos);
     let of_heads: Vec<_> =
         out.chunks_exact_mut(n_pos * n_pos).map(|head| Shared::new(head, n_pos, n_pos, n_pos)).collect();
-    let (qkv, n_embd) = (Rows::of(qkv), qkv.cols / 3);
-    share(cores, &[text], heads.n_head, n_embd, |text, head, queries| Task {
+    let (qkv, n_embd) = (RowsView::of(qkv), qkv.cols / 3);
+    share(workers, &[text], heads.n_head, n_embd, |text, head, queries| Task {
         head: Head::new(qkv, text, heads, head),
         queries,
         goal: Goal::Scores(of_heads[head]),
@@ -303,14 +304,14 @@ pub fn scores(cores: &Cores, qkv: &Tensor, text: Range<usize>, heads: Heads, out
 }
 
 /// z of one text from a pattern [H P, P], every key counting that the pattern lets count.
-pub fn mix(cores: &Cores, pattern: &Tensor, qkv: &Tensor, text: Range<usize>, heads: Heads, z: &mut Tensor) {
+pub fn mix(workers: &Workers, pattern: &Tensor, qkv: &Tensor, text: Range<usize>, heads: Heads, z: &mut Tensor) {
     let n_pos = text.len();
     let (rows, cols) = (z.rows, z.cols);
     let z = Shared::new(z, cols, rows, cols);
-    let (qkv, pattern) = (Rows::of(qkv), Rows::of(pattern));
-    share(cores, &[text], heads.n_head, cols, |text, head, queries| Task {
+    let (qkv, pattern) = (RowsView::of(qkv), RowsView::of(pattern));
+    share(workers, &[text], heads.n_head, cols, |text, head, queries| Task {
         head: Head::new(qkv, text, heads, head),
         queries,
-        goal: Goal::Mix(Rows { data: pattern.row(head * n_pos), n: n_pos, ..pattern }, z),
+        goal: Goal::Mix(RowsView { data: pattern.row(head * n_pos), n: n_pos, ..pattern }, z),
     });
 }

@@ -1,42 +1,42 @@
-//! The device for machines without a GPU: f32, all cores, the widest vectors that the processor has. Owns which loop runs
+//! The device for machines without a GPU: f32, all workers, the widest vectors that the processor has. Owns which loop runs
 //! where. Weights stay where the checkpoint is mapped until they are worth packing.
 //! Read next: `tile.rs`, the innermost loop; `product.rs` around it; `attention.rs`; `ops.rs`, everything row by row.
 
 mod attention;
-mod cores;
-mod memory;
-mod ops;
+mod buffers;
+mod microkernel;
 #[cfg(not(target_arch = "wasm32"))]
 mod probe;
-mod product;
-mod tile;
+mod products;
+mod row_wise;
+mod workers;
 
-pub use memory::{Memory, Tensor};
+pub use buffers::{Memory, Tensor};
 
-use super::{Activation, Device, DeviceError, DeviceInfo, Dtype, Edit, Heads, Limits, Weight, Window};
-use cores::Cores;
-use product::{Finish, Panels, Rows, Then};
+use super::{Activation, Device, DeviceError, DeviceInfo, Dtype, Edit, Heads, Limits, StoredWeight, Window};
+use products::{Finish, Panels, RowsView, Then};
 use pulp::Arch;
 use std::cell::{Cell, OnceCell};
 use std::ops::Range;
 use std::rc::Rc;
+use workers::Workers;
 
 /// A weight [rows, cols]: where the checkpoint has it, and in the forms that operations asked for so far.
-pub struct Matrix {
-    weight: Weight,
+pub struct Weight {
+    weight: StoredWeight,
     vector: OnceCell<Vec<f32>>,
     panels: OnceCell<Panels>,
     used: Cell<bool>,
 }
 
-impl Matrix {
+impl Weight {
     /// A gain or a bias.
     fn vector(&self) -> &[f32] {
         self.vector.get_or_init(|| self.weight.to_f32())
     }
 
     /// Packed as [rows, cols], or as its transpose; no weight is used both ways.
-    fn panels(&self, pack: impl FnOnce(&Weight) -> Panels) -> &Panels {
+    fn panels(&self, pack: impl FnOnce(&StoredWeight) -> Panels) -> &Panels {
         self.panels.get_or_init(|| {
             let panels = pack(&self.weight);
             self.weight.blob.release();
@@ -63,7 +63,7 @@ pub enum Staged {
 
 /// The device `cpu`.
 pub struct Cpu {
-    cores: Cores,
+    workers: Workers,
 }
 
 impl Cpu {
@@ -76,41 +76,41 @@ impl Cpu {
     pub fn all() -> Vec<Cpu> {
         let mut all = vec![Cpu::new()];
         #[cfg(target_arch = "x86_64")]
-        if matches!(all[0].cores.arch, Arch::V4(_)) {
+        if matches!(all[0].workers.arch, Arch::V4(_)) {
             all.extend(pulp::x86::V3::try_new().map(|v3| Cpu::with(Arch::V3(v3))));
         }
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-        if !matches!(all[0].cores.arch, Arch::Scalar) {
+        if !matches!(all[0].workers.arch, Arch::Scalar) {
             all.push(Cpu::with(Arch::Scalar));
         }
         all
     }
 
     fn with(arch: Arch) -> Cpu {
-        Cpu { cores: Cores::new(arch) }
+        Cpu { workers: Workers::new(arch) }
     }
 
     /// A tensor of `cols` columns whose every row `op` makes from x's.
-    fn map_rows(&self, x: &Tensor, cols: usize, op: impl ops::RowOp) -> Tensor {
+    fn map_rows(&self, x: &Tensor, cols: usize, op: impl row_wise::RowOp) -> Tensor {
         let mut y = Tensor::new(x.rows, cols);
-        ops::map_rows(&self.cores, x, x.cols, &mut y, cols, op);
+        row_wise::map_rows(&self.workers, x, x.cols, &mut y, cols, op);
         y
     }
 
-    fn multiply(&self, x: &Tensor, w: &Matrix, bias: &Matrix, then: Then<'_>) -> Tensor {
+    fn multiply(&self, x: &Tensor, w: &Weight, bias: &Weight, then: Then<'_>) -> Tensor {
         let [k, n] = [w.weight.rows, w.weight.cols];
         assert!(x.cols == k && bias.weight.cols == n);
         let mut y = Tensor::new(x.rows, n);
         let finish = Finish { bias: Some(bias.vector()), then };
         // Packing takes as much fresh memory as the model has weights: too dear for what may be the only run, unless it is long.
-        let few = x.rows <= product::MOST_IN_PLACE;
+        let few = x.rows <= products::MOST_IN_PLACE;
         match w.in_place() {
             Some(values) if few && w.panels.get().is_none() && !w.used.replace(true) => {
-                product::product_in_place(&self.cores, Rows::of(x), values, n, finish, &mut y);
+                products::product_in_place(&self.workers, RowsView::of(x), values, n, finish, &mut y);
             }
             _ => {
-                let panels = w.panels(|w| Panels::new(&self.cores, w));
-                product::product(&self.cores, Rows::of(x), panels, &[0..k], finish, &mut y);
+                let panels = w.panels(|w| Panels::new(&self.workers, w));
+                products::product(&self.workers, RowsView::of(x), panels, &[0..k], finish, &mut y);
             }
         }
         y
@@ -125,11 +125,11 @@ impl Default for Cpu {
 
 impl Device for Cpu {
     type Tensor = Tensor;
-    type Matrix = Matrix;
+    type Weight = Weight;
     type Staged = Staged;
 
     fn info(&self) -> DeviceInfo {
-        let vectors = match self.cores.arch {
+        let vectors = match self.workers.arch {
             #[cfg(target_arch = "x86_64")]
             Arch::V4(_) => "AVX-512",
             #[cfg(target_arch = "x86_64")]
@@ -140,7 +140,7 @@ impl Device for Cpu {
         };
         DeviceInfo {
             kind: "cpu",
-            name: format!("{}, {} threads", std::env::consts::ARCH, self.cores.threads),
+            name: format!("{}, {} threads", std::env::consts::ARCH, self.workers.threads),
             detail: format!("f32, {vectors}"),
             software: false,
         }
@@ -150,9 +150,9 @@ impl Device for Cpu {
         Limits::NONE
     }
 
-    fn load(&self, w: &Weight) -> Result<Matrix, DeviceError> {
+    fn load(&self, w: &StoredWeight) -> Result<Weight, DeviceError> {
         let (vector, panels, used) = Default::default();
-        Ok(Matrix { weight: w.clone(), vector, panels, used })
+        Ok(Weight { weight: w.clone(), vector, panels, used })
     }
 
     fn shape(&self, x: &Tensor) -> [usize; 2] {
@@ -163,7 +163,7 @@ impl Device for Cpu {
         Tensor::new(rows, cols)
     }
 
-    fn rows(&self, table: &Matrix, ids: &[u32]) -> Tensor {
+    fn embed(&self, table: &Weight, ids: &[u32]) -> Tensor {
         let cols = table.weight.cols;
         let mut y = Tensor::new(ids.len(), cols);
         for (row, &id) in y.chunks_exact_mut(cols).zip(ids) {
@@ -172,76 +172,76 @@ impl Device for Cpu {
         y
     }
 
-    fn layer_norm(&self, x: &Tensor, gain: &Matrix, bias: &Matrix, eps: f64) -> Tensor {
+    fn layer_norm(&self, x: &Tensor, gain: &Weight, bias: &Weight, eps: f64) -> Tensor {
         let (gain, bias) = (gain.vector(), bias.vector());
         assert!(gain.len() == x.cols && bias.len() == x.cols);
-        self.map_rows(x, x.cols, ops::LayerNorm { gain, bias, eps })
+        self.map_rows(x, x.cols, row_wise::LayerNorm { gain, bias, eps })
     }
 
     fn layer_norm_scale(&self, x: &Tensor, eps: f64) -> Tensor {
-        self.map_rows(x, 1, ops::Scale { eps })
+        self.map_rows(x, 1, row_wise::Scale { eps })
     }
 
     fn layer_norm_normalize(&self, x: &Tensor, scale: &Tensor) -> Tensor {
         assert_eq!([scale.rows, scale.cols], [x.rows, 1]);
-        self.map_rows(x, x.cols, ops::Normalize { scales: scale })
+        self.map_rows(x, x.cols, row_wise::Normalize { scales: scale })
     }
 
-    fn gain_bias(&self, x: &Tensor, gain: &Matrix, bias: &Matrix) -> Tensor {
+    fn gain_bias(&self, x: &Tensor, gain: &Weight, bias: &Weight) -> Tensor {
         let (gain, bias) = (gain.vector(), bias.vector());
         assert!(gain.len() == x.cols && bias.len() == x.cols);
-        self.map_rows(x, x.cols, ops::GainBias { gain, bias })
+        self.map_rows(x, x.cols, row_wise::GainBias { gain, bias })
     }
 
-    fn linear(&self, x: &Tensor, w: &Matrix, bias: &Matrix) -> Tensor {
+    fn linear(&self, x: &Tensor, w: &Weight, bias: &Weight) -> Tensor {
         self.multiply(x, w, bias, Then::Nothing)
     }
 
-    fn linear_activation(&self, x: &Tensor, w: &Matrix, bias: &Matrix, f: Activation) -> Tensor {
+    fn linear_activation(&self, x: &Tensor, w: &Weight, bias: &Weight, f: Activation) -> Tensor {
         self.multiply(x, w, bias, Then::Activation(f))
     }
 
-    fn linear_add(&self, a: &Tensor, x: &Tensor, w: &Matrix, bias: &Matrix) -> Tensor {
+    fn linear_add(&self, a: &Tensor, x: &Tensor, w: &Weight, bias: &Weight) -> Tensor {
         assert_eq!([a.rows, a.cols], [x.rows, w.weight.cols]);
         self.multiply(x, w, bias, Then::Add(a))
     }
 
-    fn linear_by_head(&self, z: &Tensor, w: &Matrix, n_head: usize) -> Tensor {
+    fn linear_by_head(&self, z: &Tensor, w: &Weight, n_head: usize) -> Tensor {
         assert_eq!(z.cols, w.weight.rows);
         let head_dim = z.cols / n_head;
         let heads: Vec<_> = (0..n_head).map(|head| head * head_dim..(head + 1) * head_dim).collect();
-        let panels = w.panels(|w| Panels::new(&self.cores, w));
+        let panels = w.panels(|w| Panels::new(&self.workers, w));
         let mut y = Tensor::new(z.rows, n_head * w.weight.cols);
         let finish = Finish { bias: None, then: Then::Nothing };
-        product::product(&self.cores, Rows::of(z), panels, &heads, finish, &mut y);
+        products::product(&self.workers, RowsView::of(z), panels, &heads, finish, &mut y);
         y
     }
 
-    fn sum_heads(&self, parts: &Tensor, bias: &Matrix, n_head: usize) -> Tensor {
+    fn sum_heads(&self, parts: &Tensor, bias: &Weight, n_head: usize) -> Tensor {
         let bias = bias.vector();
         assert_eq!(parts.cols, n_head * bias.len());
-        self.map_rows(parts, bias.len(), ops::SumParts { bias })
+        self.map_rows(parts, bias.len(), row_wise::SumParts { bias })
     }
 
     fn attention(&self, qkv: &Tensor, texts: &[Range<usize>], heads: Heads) -> Tensor {
         let mut z = Tensor::new(qkv.rows, qkv.cols / 3);
-        attention::attention(&self.cores, qkv, texts, heads, &mut z);
+        attention::attention(&self.workers, qkv, texts, heads, &mut z);
         z
     }
 
     fn attention_scores(&self, qkv: &Tensor, text: Range<usize>, heads: Heads) -> Tensor {
         let mut scores = Tensor::new(heads.n_head * text.len(), text.len());
-        attention::scores(&self.cores, qkv, text, heads, &mut scores);
+        attention::scores(&self.workers, qkv, text, heads, &mut scores);
         scores
     }
 
     fn attention_pattern(&self, scores: &Tensor) -> Tensor {
-        self.map_rows(scores, scores.cols, ops::SoftmaxOf)
+        self.map_rows(scores, scores.cols, row_wise::SoftmaxOf)
     }
 
     fn attention_mix(&self, pattern: &Tensor, qkv: &Tensor, text: Range<usize>, heads: Heads, z: &mut Tensor) {
         assert_eq!([pattern.rows, pattern.cols], [heads.n_head * text.len(), text.len()]);
-        attention::mix(&self.cores, pattern, qkv, text, heads, z);
+        attention::mix(&self.workers, pattern, qkv, text, heads, z);
     }
 
     fn activation(&self, x: &Tensor, f: Activation) -> Tensor {
@@ -251,20 +251,20 @@ impl Device for Cpu {
     fn add(&self, a: &Tensor, b: &Tensor) -> Tensor {
         assert_eq!([a.rows, a.cols], [b.rows, b.cols]);
         let mut y = Tensor::new(a.rows, a.cols);
-        ops::sum_of(&self.cores, a, b, &mut y);
+        row_wise::sum_of(&self.workers, a, b, &mut y);
         y
     }
 
-    fn unembed(&self, x: &Tensor, rows: Range<usize>, table: &Matrix) -> Tensor {
+    fn unembed(&self, x: &Tensor, rows: Range<usize>, table: &Weight) -> Tensor {
         assert_eq!(x.cols, table.weight.cols);
         let mut y = Tensor::new(rows.len(), table.weight.rows);
-        let of_text = Rows { data: x.row(rows.start), n: rows.len(), stride: x.cols };
-        if rows.len() <= product::tile_shape(self.cores.arch).0 {
-            product::dots(&self.cores, of_text, &table.weight, &mut y);
+        let of_text = RowsView { data: x.row(rows.start), n: rows.len(), stride: x.cols };
+        if rows.len() <= products::tile_shape(self.workers.arch).0 {
+            products::dots(&self.workers, of_text, &table.weight, &mut y);
         } else {
-            let panels = table.panels(|table| Panels::transposed(&self.cores, table));
+            let panels = table.panels(|table| Panels::transposed(&self.workers, table));
             let finish = Finish { bias: None, then: Then::Nothing };
-            product::product(&self.cores, of_text, panels, &[0..x.cols], finish, &mut y);
+            products::product(&self.workers, of_text, panels, &[0..x.cols], finish, &mut y);
         }
         y
     }
@@ -290,7 +290,7 @@ impl Device for Cpu {
         window.assert_within([x.rows, x.cols]);
         match window.is_all([x.rows, x.cols]) {
             true => Staged::All(x.share()),
-            false => Staged::Part(ops::copy_window(&self.cores, x, x.cols, window)),
+            false => Staged::Part(row_wise::copy_window(&self.workers, x, x.cols, window)),
         }
     }
 

@@ -75,19 +75,19 @@ impl Measured for Cpu {
     fn probes(&self) -> Probes<'_> {
         // Written, not only taken: pages that nobody has written to are all the same one.
         let numbers = vec![1.0f32; NUMBERS];
-        let cores = &self.cores;
-        let (arch, part) = (cores.arch, NUMBERS.div_ceil(cores.threads));
+        let workers = &self.workers;
+        let (arch, part) = (workers.arch, NUMBERS.div_ceil(workers.threads));
         Probes {
             arithmetic: Box::new(move || {
                 let done = AtomicUsize::new(0);
-                cores.each(cores.threads, |_| {
+                workers.each(workers.threads, |_| {
                     done.fetch_add(arch.dispatch(MultiplyAdd), Ordering::Relaxed);
                 });
                 done.into_inner() as f64
             }),
             reading: Box::new(move || {
                 let parts: Vec<_> = numbers.chunks(part).collect();
-                cores.each(parts.len(), |i| arch.dispatch(Read(parts[i])));
+                workers.each(parts.len(), |i| arch.dispatch(Read(parts[i])));
                 (4 * NUMBERS) as f64
             }),
         }

@@ -31,12 +31,12 @@ macro_rules! params {
 }
 
 params! {
-    /// Of `rows.wgsl`.
-    Rows { n_ids: u32, cols: u32, w_stride: u32, first: u32, n_rows: u32 }
+    /// Of `embed.wgsl`.
+    Embed { n_ids: u32, cols: u32, w_stride: u32, first: u32, n_rows: u32 }
     /// Of `layer_norm.wgsl` and `layer_norm_scale.wgsl`.
     LayerNorm { rows: u32, cols: u32, eps: f32 }
     /// Of `layer_norm_normalize.wgsl` and `attention_pattern.wgsl`.
-    Matrix { rows: u32, cols: u32 }
+    Shape { rows: u32, cols: u32 }
     /// Of `gain_bias.wgsl`.
     GainBias { n: u32, cols: u32 }
     /// Of `add.wgsl` and `activation.wgsl`.
@@ -114,14 +114,14 @@ const SCORE: &str = include_str!("../../../shaders/lib/score.wgsl");
 const EXP: &str = include_str!("../../../shaders/lib/exp.wgsl");
 const GELU: &str = include_str!("../../../shaders/lib/gelu.wgsl");
 const ACTIVATION_LIB: &str = include_str!("../../../shaders/lib/activation.wgsl");
-const FINISH: &str = include_str!("../../../shaders/lib/finish.wgsl");
+const FINISH: &str = include_str!("../../../shaders/lib/epilogue.wgsl");
 const STEP: &str = include_str!("../../../shaders/lib/step.wgsl");
 const REDUCE_BROADCAST: &str = include_str!("../../../shaders/lib/reduce_broadcast.wgsl");
 
 /// The override of `lib/weight.wgsl`.
 const WEIGHT_OVERRIDE: (&str, u32) = ("WEIGHT", 2);
 
-/// That of `lib/finish.wgsl`.
+/// That of `lib/epilogue.wgsl`.
 const THEN_OVERRIDE: (&str, u32) = ("THEN", 6);
 
 /// How a product's tile is cut, as `tile.rs` has it.
@@ -164,13 +164,13 @@ const PRODUCT: &[&str] = &[WEIGHT, FINISH, ACTIVATION_LIB, EXP, GELU];
 kernels! {
     /// Every kernel of an operation.
     ALL;
-    ROWS "rows" ANY, Rows [Read, Read, Write] libs &[WEIGHT], overrides &[WEIGHT_OVERRIDE], consts &[];
+    EMBED "embed" ANY, Embed [Read, Read, Write] libs &[WEIGHT], overrides &[WEIGHT_OVERRIDE], consts &[];
     LAYER_NORM "layer_norm" TILES, LayerNorm [Read, Read, Read, Write] libs &[REDUCE, MOMENTS], overrides &[], consts &[];
     LAYER_NORM_BROADCAST "layer_norm" + "_broadcast" BROADCAST, LayerNorm [Read, Read, Read, Write] libs &[REDUCE_BROADCAST, MOMENTS], overrides &[], consts &[];
     LAYER_NORM_SCALE "layer_norm_scale" TILES, LayerNorm [Read, Write] libs &[REDUCE, MOMENTS], overrides &[], consts &[];
     LAYER_NORM_SCALE_BROADCAST "layer_norm_scale" + "_broadcast" BROADCAST, LayerNorm [Read, Write] libs &[REDUCE_BROADCAST, MOMENTS], overrides &[], consts &[];
-    LAYER_NORM_NORMALIZE "layer_norm_normalize" TILES, Matrix [Read, Read, Write] libs &[REDUCE, MOMENTS], overrides &[], consts &[];
-    LAYER_NORM_NORMALIZE_BROADCAST "layer_norm_normalize" + "_broadcast" BROADCAST, Matrix [Read, Read, Write] libs &[REDUCE_BROADCAST, MOMENTS], overrides &[], consts &[];
+    LAYER_NORM_NORMALIZE "layer_norm_normalize" TILES, Shape [Read, Read, Write] libs &[REDUCE, MOMENTS], overrides &[], consts &[];
+    LAYER_NORM_NORMALIZE_BROADCAST "layer_norm_normalize" + "_broadcast" BROADCAST, Shape [Read, Read, Write] libs &[REDUCE_BROADCAST, MOMENTS], overrides &[], consts &[];
     GAIN_BIAS "gain_bias" ANY, GainBias [Read, Read, Read, Write] libs &[], overrides &[], consts &[];
     LINEAR "linear" TILES, Linear [Read, Read, Read, Read, Write] libs PRODUCT, overrides &[WEIGHT_OVERRIDE, THEN_OVERRIDE], consts TILE;
     LINEAR_MATRICES "linear_matrices" TILES, Linear [Read, Read, Read, Read, Write] libs PRODUCT, overrides &[WEIGHT_OVERRIDE, THEN_OVERRIDE], consts LANES, matrices;
@@ -180,8 +180,8 @@ kernels! {
     ATTENTION "attention" TILES, Attention [Read, Write] libs &[SCORE, EXP], overrides &[], consts &[("PARTS", 17)];
     ATTENTION_BROADCAST "attention_broadcast" BROADCAST, Attention [Read, Write] libs &[STEP, EXP], overrides &[], consts &[];
     ATTENTION_SCORES "attention_scores" ANY, Attention [Read, Write] libs &[SCORE], overrides &[], consts &[];
-    ATTENTION_PATTERN "attention_pattern" TILES, Matrix [Read, Write] libs &[REDUCE, EXP], overrides &[], consts &[];
-    ATTENTION_PATTERN_BROADCAST "attention_pattern" + "_broadcast" BROADCAST, Matrix [Read, Write] libs &[REDUCE_BROADCAST, EXP], overrides &[], consts &[];
+    ATTENTION_PATTERN "attention_pattern" TILES, Shape [Read, Write] libs &[REDUCE, EXP], overrides &[], consts &[];
+    ATTENTION_PATTERN_BROADCAST "attention_pattern" + "_broadcast" BROADCAST, Shape [Read, Write] libs &[REDUCE_BROADCAST, EXP], overrides &[], consts &[];
     ATTENTION_MIX "attention_mix" ANY, AttentionMix [Read, Read, Write] libs &[], overrides &[], consts &[];
     ACTIVATION "activation" ANY, Elements [Read, Write] libs &[ACTIVATION_LIB, EXP, GELU], overrides &[("FUNCTION", 4)], consts &[];
     ADD "add" ANY, Elements [Read, Read, Write] libs &[], overrides &[], consts &[];
@@ -237,7 +237,7 @@ pub enum Then {
     Activate(Activation),
 }
 
-/// The value of `THEN` in `lib/finish.wgsl`.
+/// The value of `THEN` in `lib/epilogue.wgsl`.
 pub fn then_override(then: Then) -> u32 {
     match then {
         Then::Done => 0,

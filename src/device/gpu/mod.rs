@@ -3,36 +3,36 @@
 //! Read next: `kernels.rs` for the table of kernels, `record.rs` for how work is sent, `memory.rs` for buffers.
 
 mod adapter;
-mod bind;
-mod clock;
-mod fault;
-#[cfg(feature = "faults")]
-pub mod faults;
+pub mod autotune;
+mod bind_groups;
+mod buffers;
+mod encoder;
+mod errors;
 pub mod kernels;
-mod memory;
+#[cfg(feature = "mutants")]
+pub mod mutants;
 mod pipeline_cache;
 #[cfg(not(target_arch = "wasm32"))]
 mod probe;
-mod product;
-mod record;
-pub mod tile;
+mod products;
+mod timestamps;
 
 pub use adapter::{AdapterInfo, list as adapters};
-pub use clock::Span;
-pub use memory::{Matrix, Tensor};
+pub use buffers::{Tensor, Weight};
+pub use timestamps::Span;
 
-use super::{Activation, Device, DeviceError, DeviceInfo, Edit, Heads, Keep, Limits, Weight, Window};
-use bind::{BindGroups, Binding};
-use fault::Fault;
+use super::{Activation, Device, DeviceError, DeviceInfo, Edit, Heads, Keep, Limits, StoredWeight, Window};
+use autotune::Tile;
+use bind_groups::{BindGroups, Binding};
+use buffers::{Layout, Placed, Pool, Staging};
+use encoder::{PipelineKey, Recording, Variant};
+use errors::Fault;
 use kernels::{Family, Kernel, Then};
-use memory::{Layout, Placed, Pool, Staging};
 use pipeline_cache::PipelineCache;
-use record::{PipelineKey, Recording, Variant};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
-use tile::Tile;
 
 /// The most workgroups that one dimension of a dispatch may have.
 const MAX_GROUPS: usize = 65_535;
@@ -193,12 +193,12 @@ impl Gpu {
     }
 
     /// A weight as an operation's kernel reads it.
-    fn place<'a>(&self, w: &'a Matrix, layout: Layout) -> &'a Placed {
+    fn place<'a>(&self, w: &'a Weight, layout: Layout) -> &'a Placed {
         w.place(&self.device, &self.queue, self.max_binding, layout)
     }
 
     /// The one buffer of a weight that operations do not cut.
-    fn uncut<'a>(&self, w: &'a Matrix, layout: Layout) -> Binding<'a> {
+    fn uncut<'a>(&self, w: &'a Weight, layout: Layout) -> Binding<'a> {
         let chunks = &self.place(w, layout).chunks;
         if chunks.len() > 1 || chunks[0].buffer.size() > self.max_binding {
             let (name, most) = (&w.name, self.max_binding);
@@ -208,7 +208,7 @@ impl Gpu {
     }
 
     /// A vector: a bias or a gain.
-    fn vector<'a>(&self, w: &'a Matrix) -> Binding<'a> {
+    fn vector<'a>(&self, w: &'a Weight) -> Binding<'a> {
         self.uncut(w, Layout::Vector)
     }
 
@@ -261,7 +261,7 @@ fn elements(n: usize) -> [u32; 3] {
 
 impl Device for Gpu {
     type Tensor = Tensor;
-    type Matrix = Matrix;
+    type Weight = Weight;
     type Staged = Staged;
 
     fn info(&self) -> DeviceInfo {
@@ -282,8 +282,8 @@ impl Device for Gpu {
         Limits { whole, in_parts: self.max_buffer as usize / 4 }
     }
 
-    fn load(&self, weight: &Weight) -> Result<Matrix, DeviceError> {
-        Matrix::new(weight, self.max_binding, &self.bind_groups)
+    fn load(&self, weight: &StoredWeight) -> Result<Weight, DeviceError> {
+        Weight::new(weight, self.max_binding, &self.bind_groups)
     }
 
     fn shape(&self, x: &Tensor) -> [usize; 2] {
@@ -294,13 +294,13 @@ impl Device for Gpu {
         Tensor::new(&self.tensors, rows, cols)
     }
 
-    fn rows(&self, table: &Matrix, ids: &[u32]) -> Tensor {
+    fn embed(&self, table: &Weight, ids: &[u32]) -> Tensor {
         let y = self.empty(ids.len(), table.cols);
         let ids_buffer = self.uploaded("ids", ids);
         let placed = self.place(table, Layout::Rows);
-        let variant = Variant::new(&kernels::ROWS, &[kernels::weight_override(placed.dtype)]);
+        let variant = Variant::new(&kernels::EMBED, &[kernels::weight_override(placed.dtype)]);
         for chunk in &placed.chunks {
-            let params = kernels::Rows {
+            let params = kernels::Embed {
                 n_ids: ids.len() as u32,
                 cols: table.cols as u32,
                 w_stride: placed.stride as u32,
@@ -313,7 +313,7 @@ impl Device for Gpu {
         y
     }
 
-    fn layer_norm(&self, x: &Tensor, gain: &Matrix, bias: &Matrix, eps: f64) -> Tensor {
+    fn layer_norm(&self, x: &Tensor, gain: &Weight, bias: &Weight, eps: f64) -> Tensor {
         assert!(gain.cols == x.cols && bias.cols == x.cols);
         let y = self.empty(x.rows, x.cols);
         let params = kernels::LayerNorm { rows: x.rows as u32, cols: x.cols as u32, eps: eps as f32 };
@@ -334,14 +334,14 @@ impl Device for Gpu {
     fn layer_norm_normalize(&self, x: &Tensor, scale: &Tensor) -> Tensor {
         assert_eq!([scale.rows, scale.cols], [x.rows, 1]);
         let y = self.empty(x.rows, x.cols);
-        let params = kernels::Matrix { rows: x.rows as u32, cols: x.cols as u32 };
+        let params = kernels::Shape { rows: x.rows as u32, cols: x.cols as u32 };
         let bindings = [all(x), all(scale), all(&y)];
         let variant = self.either(&kernels::LAYER_NORM_NORMALIZE, &kernels::LAYER_NORM_NORMALIZE_BROADCAST);
         self.recording.dispatch(variant, &params, &bindings, grid(x.rows));
         y
     }
 
-    fn gain_bias(&self, x: &Tensor, gain: &Matrix, bias: &Matrix) -> Tensor {
+    fn gain_bias(&self, x: &Tensor, gain: &Weight, bias: &Weight) -> Tensor {
         assert!(gain.cols == x.cols && bias.cols == x.cols);
         let y = self.empty(x.rows, x.cols);
         let params = kernels::GainBias { n: x.len() as u32, cols: x.cols as u32 };
@@ -350,27 +350,27 @@ impl Device for Gpu {
         y
     }
 
-    fn linear(&self, x: &Tensor, w: &Matrix, bias: &Matrix) -> Tensor {
+    fn linear(&self, x: &Tensor, w: &Weight, bias: &Weight) -> Tensor {
         self.product(x, w, bias, None, Then::Done)
     }
 
-    fn linear_activation(&self, x: &Tensor, w: &Matrix, bias: &Matrix, f: Activation) -> Tensor {
+    fn linear_activation(&self, x: &Tensor, w: &Weight, bias: &Weight, f: Activation) -> Tensor {
         self.product(x, w, bias, None, Then::Activate(f))
     }
 
-    fn linear_add(&self, a: &Tensor, x: &Tensor, w: &Matrix, bias: &Matrix) -> Tensor {
+    fn linear_add(&self, a: &Tensor, x: &Tensor, w: &Weight, bias: &Weight) -> Tensor {
         assert_eq!([a.rows, a.cols], [x.rows, w.cols]);
         self.product(x, w, bias, Some(a), Then::Add)
     }
 
-    fn linear_by_head(&self, z: &Tensor, w: &Matrix, n_head: usize) -> Tensor {
+    fn linear_by_head(&self, z: &Tensor, w: &Weight, n_head: usize) -> Tensor {
         assert_eq!(z.cols, w.rows);
         let head_dim = z.cols / n_head;
         let y = self.empty(z.rows, n_head * w.cols);
         for head in 0..n_head {
             let rows = head * head_dim..(head + 1) * head_dim;
             self.multiply(
-                product::Product { x: z, w, rows, bias: None, added: None, then: Then::Done },
+                products::Product { x: z, w, rows, bias: None, added: None, then: Then::Done },
                 &y,
                 head * w.cols,
             );
@@ -378,7 +378,7 @@ impl Device for Gpu {
         y
     }
 
-    fn sum_heads(&self, parts: &Tensor, bias: &Matrix, n_head: usize) -> Tensor {
+    fn sum_heads(&self, parts: &Tensor, bias: &Weight, n_head: usize) -> Tensor {
         assert_eq!(parts.cols, n_head * bias.cols);
         let y = self.empty(parts.rows, bias.cols);
         let params = kernels::SumHeads { n: y.len() as u32, cols: y.cols as u32, n_head: n_head as u32 };
@@ -418,7 +418,7 @@ impl Device for Gpu {
 
     fn attention_pattern(&self, scores: &Tensor) -> Tensor {
         let pattern = self.empty(scores.rows, scores.cols);
-        let params = kernels::Matrix { rows: scores.rows as u32, cols: scores.cols as u32 };
+        let params = kernels::Shape { rows: scores.rows as u32, cols: scores.cols as u32 };
         let bindings = [all(scores), all(&pattern)];
         let variant = self.either(&kernels::ATTENTION_PATTERN, &kernels::ATTENTION_PATTERN_BROADCAST);
         self.recording.dispatch(variant, &params, &bindings, grid(scores.rows));
@@ -450,7 +450,7 @@ impl Device for Gpu {
         y
     }
 
-    fn unembed(&self, x: &Tensor, rows: Range<usize>, table: &Matrix) -> Tensor {
+    fn unembed(&self, x: &Tensor, rows: Range<usize>, table: &Weight) -> Tensor {
         assert_eq!(x.cols, table.cols);
         let y = self.empty(rows.len(), table.rows);
         for part in self.bindable(0..rows.len(), table.rows) {

@@ -5,14 +5,14 @@
 //!
 //! `?` after `hooks.at` ends the run once nothing further was asked for; see [`Stop`].
 
-use crate::batch::Batch;
-use crate::capture::Sink;
-use crate::config::Config;
 use crate::device::{Device, DeviceError, Heads};
-use crate::hooks::{HookError, Hooks};
-use crate::params::{Biased, Block, LoadError, Params};
-use crate::recorder::{Recorder, Stop};
-use crate::sites::Site;
+use crate::hooks::capture::Sink;
+use crate::hooks::recorder::{Recorder, Stop};
+use crate::hooks::request::{HookError, Hooks};
+use crate::hooks::site::Site;
+use crate::model::batch::Batch;
+use crate::model::config::Config;
+use crate::model::params::{Biased, Block, LoadError, Params};
 use std::ops::Range;
 use thiserror::Error;
 
@@ -135,8 +135,8 @@ pub fn check_size<D: Device>(dev: &D, config: &Config, batch: &Batch, hooks: &Ho
 
 async fn run<D: Device>(dev: &D, params: &Params<D>, batch: &Batch, hooks: &mut Recorder<'_, D>) -> Result<(), End> {
     let config = params.config();
-    let tokens = hooks.at(dev, Site::Embed, dev.rows(params.wte(dev)?, batch.ids()))?;
-    let positions = hooks.at(dev, Site::PosEmbed, dev.rows(params.wpe(dev)?, batch.positions()))?;
+    let tokens = hooks.at(dev, Site::Embed, dev.embed(params.wte(dev)?, batch.ids()))?;
+    let positions = hooks.at(dev, Site::PosEmbed, dev.embed(params.wpe(dev)?, batch.positions()))?;
     let mut x = dev.add(&tokens, &positions);
     for layer in 0..config.n_layer {
         x = block(dev, config, layer, params.block(dev, layer)?, x, batch, hooks)?;
@@ -156,7 +156,7 @@ fn block<D: Device>(
     dev: &D,
     config: &Config,
     layer: usize,
-    w: &Block<D::Matrix>,
+    w: &Block<D::Weight>,
     x: D::Tensor,
     batch: &Batch,
     hooks: &mut Recorder<'_, D>,
@@ -173,7 +173,7 @@ fn block<D: Device>(
 fn norm<D: Device>(
     dev: &D,
     config: &Config,
-    w: &Biased<D::Matrix>,
+    w: &Biased<D::Weight>,
     x: &D::Tensor,
     [scale_site, normalized_site, out_site]: [Site; 3],
     hooks: &mut Recorder<'_, D>,
@@ -195,7 +195,7 @@ fn attention<D: Device>(
     dev: &D,
     config: &Config,
     l: usize,
-    w: &Block<D::Matrix>,
+    w: &Block<D::Weight>,
     x: &D::Tensor,
     batch: &Batch,
     hooks: &mut Recorder<'_, D>,
@@ -231,7 +231,7 @@ fn mlp<D: Device>(
     dev: &D,
     config: &Config,
     l: usize,
-    w: &Block<D::Matrix>,
+    w: &Block<D::Weight>,
     x: &D::Tensor,
     hooks: &mut Recorder<'_, D>,
 ) -> Result<D::Tensor, Stop> {
@@ -251,7 +251,7 @@ fn add_projection<D: Device>(
     dev: &D,
     x: &D::Tensor,
     y: &D::Tensor,
-    w: &Biased<D::Matrix>,
+    w: &Biased<D::Weight>,
     added: Site,
     hooks: &mut Recorder<'_, D>,
 ) -> Result<D::Tensor, Stop> {

@@ -4,11 +4,11 @@
 //! What is tapped is what flows on: [`Recorder::at`] takes a value, changes it if asked, records it if asked, and hands it
 //! on. Read next: `model.rs`, which calls it.
 
-use crate::batch::Batch;
-use crate::capture::Sink;
-use crate::device::{Device, DeviceError, Edit, MASKED, Window, host};
-use crate::hooks::Hooks;
-use crate::sites::Site;
+use crate::device::{Device, DeviceError, Edit, MASKED, Window, buffer_pool};
+use crate::hooks::capture::Sink;
+use crate::hooks::request::Hooks;
+use crate::hooks::site::Site;
+use crate::model::batch::Batch;
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
 use std::ops::Range;
 
@@ -198,7 +198,7 @@ impl<'a, D: Device> Recorder<'a, D> {
                 self.sink.put(site, i, of_text)?;
             }
         }
-        host::give_back(values);
+        buffer_pool::give_back(values);
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 //! queries; whoever asks turns it on and off. Ordinary runs have none of it.
 
 use super::Gpu;
-use super::memory::{Pool, Staging};
+use super::buffers::{Pool, Staging};
 use crate::device::DeviceError;
 use std::cell::{Cell, RefCell};
 use std::ops::Range;

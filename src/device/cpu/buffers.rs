@@ -1,7 +1,7 @@
 //! Memory of the `cpu` device: tensors, whose memory is used again, so that a run touches no fresh pages after its first block;
 //! numbers aligned to a cache line for what is packed; a matrix that many write. Computes nothing.
 
-use crate::device::host;
+use crate::device::buffer_pool;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
 use std::rc::Rc;
@@ -57,7 +57,7 @@ pub struct Tensor {
 impl Tensor {
     /// One whose values are whatever the memory held.
     pub fn new(rows: usize, cols: usize) -> Tensor {
-        Tensor { rows, cols, data: Rc::new(Memory(host::vector(rows * cols))) }
+        Tensor { rows, cols, data: Rc::new(Memory(buffer_pool::vector(rows * cols))) }
     }
 
     /// From the first number of a row on.
@@ -98,7 +98,7 @@ impl Memory {
 
 impl Clone for Memory {
     fn clone(&self) -> Memory {
-        let mut copy = host::vector(self.0.len());
+        let mut copy = buffer_pool::vector(self.0.len());
         copy.copy_from_slice(&self.0);
         Memory(copy)
     }
@@ -106,7 +106,7 @@ impl Clone for Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        host::give_back(std::mem::take(&mut self.0));
+        buffer_pool::give_back(std::mem::take(&mut self.0));
     }
 }
 

@@ -1,14 +1,14 @@
-//! Matrix products of the `cpu` device: which rows and columns are computed by whom, from where. Owns packed weights
+//! Weight products of the `cpu` device: which rows and columns are computed by whom, from where. Owns packed weights
 //! ([`Panels`]) and the loops around `tile.rs`.
 //!
 //! A weight is packed, once, into panels as wide as a tile, in the order in which tiles read them. The first time, unless the
 //! rows are many, it is multiplied from where it lies instead: a program that runs once never packs.
 
-use super::cores::Cores;
-use super::memory::{Aligned, Shared, Tensor};
-use super::ops;
-use super::tile::{KC, LARGEST, Operands, STRIDE, Sum, columns, most_rows, tile};
-use crate::device::{Activation, Weight};
+use super::buffers::{Aligned, Shared, Tensor};
+use super::microkernel::{KC, LARGEST, Operands, STRIDE, Sum, columns, most_rows, tile};
+use super::row_wise;
+use super::workers::Workers;
+use crate::device::{Activation, StoredWeight};
 use pulp::{Arch, Simd, WithSimd};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -16,7 +16,7 @@ use std::ops::Range;
 /// Below this many multiply-adds a product is done before a second thread would have woken up.
 const WORTH_SHARING: usize = 1 << 17;
 
-/// Rows up to which a weight that is used for the first time is better left where it is.
+/// RowsView up to which a weight that is used for the first time is better left where it is.
 pub const MOST_IN_PLACE: usize = 256;
 
 /// Tiles of rows that one task takes a panel to: fewer, and the panels pass by too often.
@@ -25,29 +25,29 @@ const GROUP: usize = 20;
 /// Numbers of a left side that are used again for every panel, at most: 1 MB, a second-level cache.
 const LEFT_AT_ONCE: usize = 256 << 10;
 
-/// Rows of a left side that are copied by one thread; for four times as many a second thread would come too late.
+/// RowsView of a left side that are copied by one thread; for four times as many a second thread would come too late.
 const PACKED_AT_ONCE: usize = 64;
 
 /// Tasks for each thread, so that a thread that was held up does not hold up all.
 const TASKS: usize = 2;
 
-/// Rows of a matrix somewhere in memory.
+/// RowsView of a matrix somewhere in memory.
 #[derive(Clone, Copy)]
-pub struct Rows<'a> {
+pub struct RowsView<'a> {
     pub data: &'a [f32],
     pub n: usize,
     /// Numbers from one row to the next.
     pub stride: usize,
 }
 
-impl<'a> Rows<'a> {
+impl<'a> RowsView<'a> {
     pub fn row(&self, row: usize) -> &'a [f32] {
         &self.data[row * self.stride..]
     }
 
     /// All rows of a tensor.
-    pub fn of(x: &'a Tensor) -> Rows<'a> {
-        Rows { data: x, n: x.rows, stride: x.cols }
+    pub fn of(x: &'a Tensor) -> RowsView<'a> {
+        RowsView { data: x, n: x.rows, stride: x.cols }
     }
 
     /// One past the last number, where each row has `cols`.
@@ -92,12 +92,12 @@ impl WithSimd for FinishTile<'_> {
             // SAFETY: a tile that was just written by the same task.
             let values = unsafe { out.row(row, cols.clone()) };
             if let Some(bias) = finish.bias {
-                ops::add(simd, values, &bias[cols.clone()]);
+                row_wise::add(simd, values, &bias[cols.clone()]);
             }
             match finish.then {
                 Then::Nothing => {}
-                Then::Activation(f) => ops::activation(simd, f, values),
-                Then::Add(other) => ops::add(simd, values, &other[row * out.stride + cols.start..]),
+                Then::Activation(f) => row_wise::activation(simd, f, values),
+                Then::Add(other) => row_wise::add(simd, values, &other[row * out.stride + cols.start..]),
             }
         }
     }
@@ -114,10 +114,10 @@ pub struct Panels {
 
 impl Panels {
     /// Packs `w` [k, n].
-    pub fn new(cores: &Cores, w: &Weight) -> Panels {
-        let mut panels = Panels::empty(cores.arch, w.rows, w.cols);
+    pub fn new(workers: &Workers, w: &StoredWeight) -> Panels {
+        let mut panels = Panels::empty(workers.arch, w.rows, w.cols);
         let (width, size) = (panels.columns, panels.columns * panels.k);
-        cores.each_piece(&mut panels.data, size, |panel, out| {
+        workers.each_piece(&mut panels.data, size, |panel, out| {
             let cols = panel * width..((panel + 1) * width).min(w.cols);
             for (k, out) in out.chunks_exact_mut(width).enumerate() {
                 w.widen(k * w.cols + cols.start, &mut out[..cols.len()]);
@@ -127,10 +127,10 @@ impl Panels {
     }
 
     /// Packs the transpose of `table` [n, k].
-    pub fn transposed(cores: &Cores, table: &Weight) -> Panels {
-        let mut panels = Panels::empty(cores.arch, table.cols, table.rows);
+    pub fn transposed(workers: &Workers, table: &StoredWeight) -> Panels {
+        let mut panels = Panels::empty(workers.arch, table.cols, table.rows);
         let (width, size) = (panels.columns, panels.columns * panels.k);
-        cores.each_piece(&mut panels.data, size, |panel, out| {
+        workers.each_piece(&mut panels.data, size, |panel, out| {
             let mut row = vec![0.0; table.cols];
             for (j, token) in (panel * width..((panel + 1) * width).min(table.rows)).enumerate() {
                 table.widen(token * table.cols, &mut row);
@@ -152,18 +152,25 @@ impl Panels {
 
 /// `out[t][i][..n] = finish(x[t][ks_i] . w[ks_i])` for every range of `parts`: one of all k for a product, the heads' for
 /// their parts of it, which have no bias.
-pub fn product(cores: &Cores, x: Rows<'_>, w: &Panels, parts: &[Range<usize>], finish: Finish<'_>, out: &mut [f32]) {
+pub fn product(
+    workers: &Workers,
+    x: RowsView<'_>,
+    w: &Panels,
+    parts: &[Range<usize>],
+    finish: Finish<'_>,
+    out: &mut [f32],
+) {
     assert!(parts.iter().all(|ks| ks.end <= w.k) && x.reach(w.k) <= x.data.len());
     assert!(parts.len() == 1 || finish.bias.is_none());
-    let arch = cores.arch;
-    let lefts: Vec<_> = parts.iter().map(|ks| pack_left(cores, x, ks)).collect();
+    let arch = workers.arch;
+    let lefts: Vec<_> = parts.iter().map(|ks| pack_left(workers, x, ks)).collect();
     let lefts: Vec<&[f32]> = lefts.iter().map(|left| &**left).collect();
     let stride = parts.len() * w.n;
     let (n_rows, out) = (x.n, Shared::new(out, stride, x.n, stride));
     let (n_tiles, n_panels) = (x.n.div_ceil(tile_shape(arch).0), w.n.div_ceil(w.columns));
     let groups = n_tiles.div_ceil(GROUP);
     let work = x.n * w.n * parts.iter().map(|ks| ks.len()).sum::<usize>();
-    share(cores, work, n_panels, groups * parts.len(), |panels, task| {
+    share(workers, work, n_panels, groups * parts.len(), |panels, task| {
         let (part, tiles) = (task / groups, tile_rows(task % groups, groups, n_tiles));
         let (left, ks) = (lefts[part], parts[part].clone());
         arch.dispatch(Packed { left, n_rows, n_tiles, w, ks, finish, out, to: part * w.n, panels, tiles });
@@ -171,7 +178,7 @@ pub fn product(cores: &Cores, x: Rows<'_>, w: &Panels, parts: &[Range<usize>], f
 }
 
 /// Columns `ks` of x as tiles read them: [ks / KC][rows][STRIDE].
-fn pack_left(cores: &Cores, x: Rows<'_>, ks: &Range<usize>) -> Tensor {
+fn pack_left(workers: &Workers, x: RowsView<'_>, ks: &Range<usize>) -> Tensor {
     let mut left = Tensor::new(ks.len().div_ceil(KC) * x.n, STRIDE);
     let some = |i: usize, left: &mut [f32]| {
         for (i, left) in (i * PACKED_AT_ONCE..).zip(left.chunks_exact_mut(STRIDE)) {
@@ -183,22 +190,22 @@ fn pack_left(cores: &Cores, x: Rows<'_>, ks: &Range<usize>) -> Tensor {
     let each = PACKED_AT_ONCE * STRIDE;
     match left.len() <= 4 * each {
         true => some(0, &mut left),
-        false => cores.each_piece(&mut left, each, some),
+        false => workers.each_piece(&mut left, each, some),
     }
     left
 }
 
 /// [`product`] with a weight as it lies in the checkpoint, row-major [k, n]. The same sums in the same order; half as fast for
 /// many rows, but without the fresh memory that packing takes.
-pub fn product_in_place(cores: &Cores, x: Rows<'_>, w: &[f32], n: usize, finish: Finish<'_>, out: &mut [f32]) {
+pub fn product_in_place(workers: &Workers, x: RowsView<'_>, w: &[f32], n: usize, finish: Finish<'_>, out: &mut [f32]) {
     let k = w.len() / n;
     assert!(x.reach(k) <= x.data.len());
-    let arch = cores.arch;
+    let arch = workers.arch;
     let (out, width) = (Shared::new(out, n, x.n, n), tile_shape(arch).1);
-    share(cores, x.n * k * n, n.div_ceil(width), 1, |tiles, _| {
+    share(workers, x.n * k * n, n.div_ceil(width), 1, |tiles, _| {
         arch.dispatch(InPlace {
             x,
-            w: Rows { data: w, n: k, stride: n },
+            w: RowsView { data: w, n: k, stride: n },
             finish,
             out,
             cols: tiles.start * width..(tiles.end * width).min(n),
@@ -208,17 +215,17 @@ pub fn product_in_place(cores: &Cores, x: Rows<'_>, w: &[f32], n: usize, finish:
 
 /// `x . tableᵀ` for a few rows: a token's numbers are read once, in one stream. Its sums run in lanes, not in tiles, so they
 /// differ in the last bits from those of [`product`]; which of the two runs depends on the number of rows alone.
-pub fn dots(cores: &Cores, x: Rows<'_>, table: &Weight, out: &mut [f32]) {
+pub fn dots(workers: &Workers, x: RowsView<'_>, table: &StoredWeight, out: &mut [f32]) {
     let (n, k) = (table.rows, table.cols);
     assert!(x.reach(k) <= x.data.len());
-    let (arch, out) = (cores.arch, Shared::new(out, n, x.n, n));
-    share(cores, x.n * n * k, n, 1, |tokens, _| arch.dispatch(Dots { x, table, out, tokens }));
+    let (arch, out) = (workers.arch, Shared::new(out, n, x.n, n));
+    share(workers, x.n * n * k, n, 1, |tokens, _| arch.dispatch(Dots { x, table, out, tokens }));
 }
 
 /// Some tokens of [`dots`].
 struct Dots<'a> {
-    x: Rows<'a>,
-    table: &'a Weight,
+    x: RowsView<'a>,
+    table: &'a StoredWeight,
     out: Shared<'a>,
     tokens: Range<usize>,
 }
@@ -236,7 +243,7 @@ impl WithSimd for Dots<'_> {
             for first in (0..n).step_by(AT_ONCE) {
                 // The last row again, where there are no more.
                 let rows = [0, 1, 2, 3].map(|i| (first + i).min(n - 1));
-                let dots = ops::dots::<S, AT_ONCE>(simd, &numbers, rows.map(|row| &self.x.row(row)[..k]));
+                let dots = row_wise::dots::<S, AT_ONCE>(simd, &numbers, rows.map(|row| &self.x.row(row)[..k]));
                 for (row, dot) in rows.into_iter().zip(dots) {
                     // SAFETY: every row has a column for each token, and the tokens are this task's.
                     unsafe { self.out.row(row, token..token + 1)[0] = dot };
@@ -261,13 +268,13 @@ pub fn tile_shape(arch: Arch) -> (usize, usize) {
 
 /// Calls `task` for every one of `parts` with all of `n` pieces, cut so that all threads have work; or does everything here
 /// where it is not worth sharing.
-fn share(cores: &Cores, work: usize, n: usize, parts: usize, task: impl Fn(Range<usize>, usize) + Sync) {
-    if cores.threads == 1 || work < WORTH_SHARING {
+fn share(workers: &Workers, work: usize, n: usize, parts: usize, task: impl Fn(Range<usize>, usize) + Sync) {
+    if workers.threads == 1 || work < WORTH_SHARING {
         return (0..parts).for_each(|part| task(0..n, part));
     }
-    let chunk = n.div_ceil((TASKS * cores.threads).div_ceil(parts));
+    let chunk = n.div_ceil((TASKS * workers.threads).div_ceil(parts));
     let chunks = n.div_ceil(chunk);
-    cores.each(chunks * parts, |i| task(i / parts * chunk..((i / parts + 1) * chunk).min(n), i % parts));
+    workers.each(chunks * parts, |i| task(i / parts * chunk..((i / parts + 1) * chunk).min(n), i % parts));
 }
 
 impl Shared<'_> {
@@ -296,13 +303,13 @@ impl Shared<'_> {
     }
 }
 
-/// Rows of the i-th of `n` tiles over `rows` rows: as even as can be.
+/// RowsView of the i-th of `n` tiles over `rows` rows: as even as can be.
 pub fn tile_rows(i: usize, n: usize, rows: usize) -> Range<usize> {
     i * rows / n..(i + 1) * rows / n
 }
 
 /// Copies columns `cols` of some rows to where a tile finds them.
-pub fn copy_left(left: &mut [f32], x: Rows<'_>, rows: Range<usize>, cols: Range<usize>) {
+pub fn copy_left(left: &mut [f32], x: RowsView<'_>, rows: Range<usize>, cols: Range<usize>) {
     for (out, row) in left.chunks_mut(STRIDE).zip(rows) {
         out[..cols.len()].copy_from_slice(&x.row(row)[cols.clone()]);
     }
@@ -390,8 +397,8 @@ impl Packed<'_> {
 
 /// Some columns of a [`product_in_place`].
 struct InPlace<'a> {
-    x: Rows<'a>,
-    w: Rows<'a>,
+    x: RowsView<'a>,
+    w: RowsView<'a>,
     finish: Finish<'a>,
     out: Shared<'a>,
     cols: Range<usize>,

@@ -4,9 +4,9 @@
 //! Pooled buffers are written by dispatches and copies only, in the order in which they are recorded, so a tensor may be
 //! dropped while work that reads it is still queued: whoever gets its buffer next writes it later in the same order.
 
-use super::bind::BindGroups;
-use super::record::PipelineKey;
-use crate::device::{DeviceError, Dtype, Weight, host};
+use super::bind_groups::BindGroups;
+use super::encoder::PipelineKey;
+use crate::device::{DeviceError, Dtype, StoredWeight, buffer_pool};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -126,17 +126,17 @@ pub(super) struct Chunk {
 }
 
 /// A weight [rows, cols]. It is uploaded by the first operation that takes it, which knows in which layout.
-pub struct Matrix {
+pub struct Weight {
     pub(super) name: String,
     pub(super) rows: usize,
     pub(super) cols: usize,
     /// Until it is uploaded.
-    source: RefCell<Option<Weight>>,
+    source: RefCell<Option<StoredWeight>>,
     placed: OnceCell<Placed>,
     bind_groups: BindGroups<PipelineKey>,
 }
 
-impl Drop for Matrix {
+impl Drop for Weight {
     fn drop(&mut self) {
         if self.placed.get().is_some() {
             self.bind_groups.clear();
@@ -156,19 +156,19 @@ pub(super) struct Placed {
 /// Bytes that go through the queue at once: what an upload may cost in host memory beyond the weight itself.
 const UPLOAD_STEP: usize = 8 << 20;
 
-impl Matrix {
+impl Weight {
     /// Holds a weight whose rows each fit one binding.
     pub(super) fn new(
-        weight: &Weight,
+        weight: &StoredWeight,
         max_binding: u64,
         bind_groups: &BindGroups<PipelineKey>,
-    ) -> Result<Matrix, DeviceError> {
+    ) -> Result<Weight, DeviceError> {
         let (name, bytes) = (weight.name.clone(), (padded(weight.cols) * weight.dtype.size()) as u64);
         if bytes > max_binding {
             return Err(DeviceError::TooLarge { name, bytes, limit: max_binding });
         }
         let (rows, cols, source) = (weight.rows, weight.cols, RefCell::new(Some(weight.clone())));
-        Ok(Matrix { name, rows, cols, source, placed: OnceCell::new(), bind_groups: bind_groups.clone() })
+        Ok(Weight { name, rows, cols, source, placed: OnceCell::new(), bind_groups: bind_groups.clone() })
     }
 
     /// The weight on the device.
@@ -199,7 +199,7 @@ fn padded(cols: usize) -> usize {
 }
 
 impl Placed {
-    fn upload(to: &Upload<'_>, max_binding: u64, weight: &Weight, layout: Layout) -> Placed {
+    fn upload(to: &Upload<'_>, max_binding: u64, weight: &StoredWeight, layout: Layout) -> Placed {
         let dtype = if layout == Layout::Vector { Dtype::F32 } else { weight.dtype };
         let widened = (dtype != weight.dtype).then(|| weight.to_f32());
         let bytes = widened.as_deref().map_or(weight.blob.bytes(), bytemuck::cast_slice);
@@ -335,11 +335,11 @@ impl Staging {
     pub(super) async fn read(&self, device: &wgpu::Device, start: u64, len: usize) -> Result<Vec<f32>, String> {
         let mapping = self.mapping.borrow_mut().take();
         if let Some(Mapping { index, done }) = mapping {
-            super::record::wait(device, index)?;
+            super::encoder::wait(device, index)?;
             done.await.map_err(|_| "the readback was dropped".to_string())?.map_err(|e| e.to_string())?;
         }
         let view = self.memory.buffer.get_mapped_range(start..start + 4 * len as u64).map_err(|e| e.to_string())?;
-        let mut values = host::vector(len);
+        let mut values = buffer_pool::vector(len);
         values.copy_from_slice(bytemuck::cast_slice(&view));
         Ok(values)
     }

@@ -4,7 +4,7 @@
 use super::Gpu;
 use super::kernels::{self, Kernel};
 use crate::device::lockstep::Lockstep;
-use crate::device::{Blob, Device, DeviceError, Dtype, Edit, Keep, Weight, Window};
+use crate::device::{Blob, Device, DeviceError, Dtype, Edit, Keep, StoredWeight, Window};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -105,10 +105,10 @@ fn numbers(n: usize) -> Vec<f32> {
     (0..n).map(|i| (i * 7919 % 1013) as f32 / 1013.0 - 0.5).collect()
 }
 
-fn weight(rows: usize, cols: usize) -> Weight {
+fn weight(rows: usize, cols: usize) -> StoredWeight {
     let bytes: Vec<u8> = bytemuck::cast_slice(&numbers(rows * cols)).to_vec();
     let blob = Blob::new(Arc::new(bytes), 0..4 * rows * cols);
-    Weight { name: "trial".into(), dtype: Dtype::F32, rows, cols, blob }
+    StoredWeight { name: "trial".into(), dtype: Dtype::F32, rows, cols, blob }
 }
 
 fn tensor<D: Device>(dev: &D, rows: usize, cols: usize) -> D::Tensor {
@@ -126,7 +126,7 @@ impl Gpu {
     /// # Errors
     /// [`DeviceError::Fault`] when the device failed meanwhile.
     pub async fn tuned(self, keep: Rc<dyn Keep>) -> Result<Gpu, DeviceError> {
-        let off = std::env::var("ACTSCOPE_TUNING").map_or(cfg!(feature = "faults"), |value| value == "off");
+        let off = std::env::var("ACTSCOPE_TUNING").map_or(cfg!(feature = "mutants"), |value| value == "off");
         match off {
             true => Ok(self),
             false => self.tuned_anyway(keep).await,
@@ -237,8 +237,8 @@ impl Gpu {
     async fn products(
         &self,
         x: &super::Tensor,
-        w: &super::Matrix,
-        bias: &super::Matrix,
+        w: &super::Weight,
+        bias: &super::Weight,
         n: usize,
     ) -> Result<(), DeviceError> {
         (0..n).for_each(|_| drop(self.linear(x, w, bias)));

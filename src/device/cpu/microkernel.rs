@@ -16,7 +16,7 @@ pub const STRIDE: usize = KC + 16;
 /// Numbers of the largest tile on any processor.
 pub const LARGEST: usize = 14 * 32;
 
-/// Rows that a tile may have: two accumulators each, and four registers for the rest.
+/// RowsView that a tile may have: two accumulators each, and four registers for the rest.
 pub const fn most_rows<S: Simd>() -> usize {
     if S::REGISTER_COUNT >= 32 { 14 } else { 6 }
 }

@@ -3,9 +3,9 @@
 //! of them are forced into functions that are compiled for each kind of processor (`pulp`), which a closure would not be:
 //! nothing that takes `simd` is called from one.
 
-use super::cores::Cores;
-use crate::config::Activation;
-use crate::device::{Window, host};
+use super::workers::Workers;
+use crate::device::{Window, buffer_pool};
+use crate::model::config::Activation;
 use pulp::{Simd, WithSimd};
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, LOG2_E};
 
@@ -25,36 +25,36 @@ pub trait RowOp: Copy + Sync {
 }
 
 /// Does `op` for all rows, by all threads where that pays.
-pub fn map_rows(cores: &Cores, x: &[f32], x_cols: usize, y: &mut [f32], y_cols: usize, op: impl RowOp) {
+pub fn map_rows(workers: &Workers, x: &[f32], x_cols: usize, y: &mut [f32], y_cols: usize, op: impl RowOp) {
     let rows = x.len() / x_cols;
-    let each = if x.len() < WORTH_SHARING { rows } else { rows.div_ceil(4 * cores.threads) };
-    let arch = cores.arch;
-    cores.each_piece(y, each * y_cols, |i, y| {
+    let each = if x.len() < WORTH_SHARING { rows } else { rows.div_ceil(4 * workers.threads) };
+    let arch = workers.arch;
+    workers.each_piece(y, each * y_cols, |i, y| {
         let x = &x[i * each * x_cols..][..y.len() / y_cols * x_cols];
         arch.dispatch(SomeRows { first: i * each, x, x_cols, y, y_cols, op });
     });
 }
 
 /// `y = a + b`.
-pub fn sum_of(cores: &Cores, a: &[f32], b: &[f32], y: &mut [f32]) {
+pub fn sum_of(workers: &Workers, a: &[f32], b: &[f32], y: &mut [f32]) {
     let n = y.len();
-    let each = if n < WORTH_SHARING_A_COPY { n } else { n.div_ceil(4 * cores.threads) };
-    cores.each_piece(y, each, |i, y| {
+    let each = if n < WORTH_SHARING_A_COPY { n } else { n.div_ceil(4 * workers.threads) };
+    workers.each_piece(y, each, |i, y| {
         let (a, b) = (&a[i * each..], &b[i * each..]);
         y.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (a, b))| *y = a + b);
     });
 }
 
 /// The values of a window of x. All threads copy a large one: where its memory is fresh, the first touch is most of the work.
-pub fn copy_window(cores: &Cores, x: &[f32], x_cols: usize, window: &Window) -> Vec<f32> {
+pub fn copy_window(workers: &Workers, x: &[f32], x_cols: usize, window: &Window) -> Vec<f32> {
     let (cols, n) = (&window.cols, window.len());
-    let mut values = host::vector(n);
+    let mut values = buffer_pool::vector(n);
     let mut rest = values.as_mut_slice();
     for rows in &window.rows {
         let (out, later) = rest.split_at_mut(rows.len() * cols.len());
         rest = later;
-        let each = if n < WORTH_SHARING_A_COPY { rows.len() } else { rows.len().div_ceil(4 * cores.threads) };
-        cores.each_piece(out, each * cols.len(), |i, out| {
+        let each = if n < WORTH_SHARING_A_COPY { rows.len() } else { rows.len().div_ceil(4 * workers.threads) };
+        workers.each_piece(out, each * cols.len(), |i, out| {
             let x = x[(rows.start + i * each) * x_cols..].chunks(x_cols);
             x.zip(out.chunks_exact_mut(cols.len())).for_each(|(x, out)| out.copy_from_slice(&x[cols.clone()]));
         });
@@ -395,7 +395,7 @@ mod tests {
     fn exp_is_exact_to_the_last_place() {
         for cpu in Cpu::all() {
             let exp = |mut values: Vec<f32>| {
-                cpu.cores.arch.dispatch(Exp(&mut values));
+                cpu.workers.arch.dispatch(Exp(&mut values));
                 values
             };
             let unit = 2f64.powi(-23);

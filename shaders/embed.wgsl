@@ -16,7 +16,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;   // y [T, cols]
 
 @compute @workgroup_size(64)
-fn rows(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn embed(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let t = wg.y * n_wg.x + wg.x;
     if t < p.n_ids {
         let id = ids[t];

@@ -1,9 +1,9 @@
 //! Products: with weights as Conv1D stores them, and with the unembedding's table. Owns which kernel takes one, by the
 //! adapter's family and the number of rows.
 
+use super::buffers::{Layout, PANEL, Tensor, Weight};
+use super::encoder::Variant;
 use super::kernels::{self, Family, Then, then_override, weight_override};
-use super::memory::{Layout, Matrix, PANEL, Tensor};
-use super::record::Variant;
 use super::{Gpu, all, grid, whole};
 use crate::device::Device;
 use std::ops::Range;
@@ -20,9 +20,9 @@ const BROADCAST_TOKENS: usize = 32;
 /// `x[.., rows] . w[rows] + bias`, and then what `then` says.
 pub(super) struct Product<'a> {
     pub(super) x: &'a Tensor,
-    pub(super) w: &'a Matrix,
+    pub(super) w: &'a Weight,
     pub(super) rows: Range<usize>,
-    pub(super) bias: Option<&'a Matrix>,
+    pub(super) bias: Option<&'a Weight>,
     pub(super) added: Option<&'a Tensor>,
     pub(super) then: Then,
 }
@@ -35,7 +35,7 @@ fn panels(tiles: usize, panels: usize) -> [u32; 3] {
 
 impl Gpu {
     /// The product with a whole weight, as a new tensor.
-    pub(super) fn product(&self, x: &Tensor, w: &Matrix, bias: &Matrix, added: Option<&Tensor>, then: Then) -> Tensor {
+    pub(super) fn product(&self, x: &Tensor, w: &Weight, bias: &Weight, added: Option<&Tensor>, then: Then) -> Tensor {
         assert!(x.cols == w.rows && bias.cols == w.cols);
         let y = self.empty(x.rows, w.cols);
         self.multiply(Product { x, w, rows: 0..w.rows, bias: Some(bias), added, then }, &y, 0);
@@ -88,7 +88,7 @@ impl Gpu {
         &self,
         x: &Tensor,
         rows: Range<usize>,
-        table: &Matrix,
+        table: &Weight,
         y: &Tensor,
         y_rows: Range<usize>,
     ) {

@@ -2,7 +2,7 @@
 //! to them: the caller works too and goes on when the last piece is done, and whoever has worked stays awake a moment longer,
 //! for an operation of a short text takes less time than waking a thread.
 
-use super::memory::Shared;
+use super::buffers::Shared;
 use pulp::Arch;
 use std::any::Any;
 use std::cell::OnceCell;
@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_micros(100);
 
 /// The vectors and the threads of a device. Nobody but the device's own thread hands out work, and no piece of work does: this is
 /// not `Sync`.
-pub struct Cores {
+pub struct Workers {
     pub arch: Arch,
     /// The caller among them.
     pub threads: usize,
@@ -27,10 +27,10 @@ pub struct Cores {
     helpers: OnceCell<Helpers>,
 }
 
-impl Cores {
+impl Workers {
     /// As many threads as the process may have running.
-    pub fn new(arch: Arch) -> Cores {
-        Cores { arch, threads: available_parallelism().map_or(1, usize::from), helpers: OnceCell::new() }
+    pub fn new(arch: Arch) -> Workers {
+        Workers { arch, threads: available_parallelism().map_or(1, usize::from), helpers: OnceCell::new() }
     }
 
     /// Calls `task` with every number below `n`, each once and the low ones first, on whichever thread is free; returns when all
@@ -42,7 +42,7 @@ impl Cores {
         }
     }
 
-    /// [`Cores::each`] for pieces of `size` numbers of `values`, the last of which may be shorter.
+    /// [`Workers::each`] for pieces of `size` numbers of `values`, the last of which may be shorter.
     pub fn each_piece(&self, values: &mut [f32], size: usize, task: impl Fn(usize, &mut [f32]) + Sync) {
         let (n, size) = (values.len(), size.max(1));
         let values = Shared::new(values, n, 1, n);
@@ -207,41 +207,41 @@ fn look_out(happened: impl Fn() -> bool) -> bool {
 mod tests {
     use super::*;
 
-    fn of_threads(threads: usize) -> Cores {
-        Cores { threads, ..Cores::new(Arch::new()) }
+    fn of_threads(threads: usize) -> Workers {
+        Workers { threads, ..Workers::new(Arch::new()) }
     }
 
     #[test]
     fn every_piece_is_done_once_and_before_the_end() {
         for threads in [1, 2, 3, 8] {
-            let cores = of_threads(threads);
+            let workers = of_threads(threads);
             for n in (0..40).chain([1000]).cycle().take(2000) {
                 let done: Vec<_> = (0..n).map(|_| AtomicUsize::new(0)).collect();
-                cores.each(n, |i| {
+                workers.each(n, |i| {
                     done[i].fetch_add(1, Ordering::Relaxed);
                 });
                 assert!(done.iter().all(|done| done.load(Ordering::Relaxed) == 1), "{n} pieces, {threads} threads");
             }
             let done = AtomicUsize::new(0);
-            cores.each(8, |i| {
+            workers.each(8, |i| {
                 std::thread::sleep(Duration::from_millis(i as u64));
                 done.fetch_add(1, Ordering::Relaxed);
             });
             assert_eq!(done.into_inner(), 8, "slow pieces, {threads} threads");
             let mut values = vec![0.0; 1000];
-            cores.each_piece(&mut values, 7, |i, piece| piece.iter_mut().for_each(|v| *v += i as f32));
+            workers.each_piece(&mut values, 7, |i, piece| piece.iter_mut().for_each(|v| *v += i as f32));
             assert!(values.iter().enumerate().all(|(i, v)| *v == (i / 7) as f32));
         }
     }
 
     #[test]
     fn helpers_wake_up_again() {
-        let cores = of_threads(3);
+        let workers = of_threads(3);
         for pause in [0, 1, 20, 0, 2] {
             std::thread::sleep(Duration::from_millis(pause));
             // Pieces that wait for one another: it takes three threads to end this.
             let met = std::sync::Barrier::new(3);
-            cores.each(3, |_| {
+            workers.each(3, |_| {
                 met.wait();
             });
         }
@@ -249,14 +249,14 @@ mod tests {
 
     #[test]
     fn a_panic_comes_out_where_the_work_was_given() {
-        let cores = of_threads(3);
+        let workers = of_threads(3);
         for bad in 0..9 {
-            let outcome = catch_unwind(AssertUnwindSafe(|| cores.each(9, |i| assert!(i != bad, "piece {i}"))));
+            let outcome = catch_unwind(AssertUnwindSafe(|| workers.each(9, |i| assert!(i != bad, "piece {i}"))));
             let message = outcome.expect_err("a piece panicked");
             assert_eq!(*message.downcast::<String>().expect("a message"), format!("piece {bad}"));
         }
         let sum = AtomicUsize::new(0);
-        cores.each(9, |i| {
+        workers.each(9, |i| {
             sum.fetch_add(i, Ordering::Relaxed);
         });
         assert_eq!(sum.into_inner(), 36);

@@ -2,10 +2,10 @@
 //! columns of which tensor a request means is decided here.
 //! Read next: `capture.rs` for what comes back, `recorder.rs`, which carries a request out while the forward pass runs.
 
-use crate::batch::Batch;
-use crate::config::Config;
 use crate::device::{Edit, Window};
-use crate::sites::{self, Axis, Site, SiteError};
+use crate::hooks::site::{self, Axis, Site, SiteError};
+use crate::model::batch::Batch;
+use crate::model::config::Config;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use thiserror::Error;
@@ -115,7 +115,7 @@ pub enum HookError {
     #[error("a run with edits cannot be checked against the reference; leave the edits or the check out")]
     Edited,
     /// A request that was made for another model.
-    #[error("these hooks were made for a model of another shape; make them with this model's `files().hooks()`")]
+    #[error("these hooks were made for a model of another shape; make them with this model's `model().hooks()`")]
     OtherModel,
     /// An edit that would never apply.
     #[error("{site}: the edit's window holds nothing, so it would change nothing")]
@@ -147,7 +147,7 @@ pub struct Hooks {
     config: Config,
     taps: BTreeMap<Site, Select>,
     edits: Vec<(Site, Select, Edit)>,
-    /// Staged bytes after which a block boundary begins to read back: see [`crate::recorder::Recorder::boundary`].
+    /// Staged bytes after which a block boundary begins to read back: see [`crate::hooks::recorder::Recorder::boundary`].
     pub staging_budget: usize,
 }
 
@@ -157,12 +157,12 @@ impl Hooks {
         Hooks { config: config.clone(), taps: BTreeMap::new(), edits: Vec::new(), staging_budget: 64 << 20 }
     }
 
-    /// Records every site that `pattern` names ([`sites::resolve`]).
+    /// Records every site that `pattern` names ([`site::resolve`]).
     ///
     /// # Errors
     /// [`SiteError::Unknown`] with near names.
     pub fn tap(&mut self, pattern: &str) -> Result<&mut Hooks, HookError> {
-        for site in sites::resolve(pattern, self.config.n_layer)? {
+        for site in site::resolve(pattern, self.config.n_layer)? {
             self.tap_at(site, Select::all())?;
         }
         Ok(self)

@@ -3,12 +3,12 @@
 //! what is kept per token is small, so no more than a part of one layer's logits is ever in memory at once.
 //! Owns the reading of logits. Read next: `session.rs`, where `lens_async` is the way in.
 
-use crate::batch::Batch;
-use crate::capture::Capture;
 use crate::device::{Device, Edit, Window};
-use crate::model::RunError;
-use crate::params::Params;
-use crate::sites::Site;
+use crate::hooks::capture::Capture;
+use crate::hooks::site::Site;
+use crate::model::batch::Batch;
+use crate::model::forward::RunError;
+use crate::model::params::Params;
 use ndarray::{ArrayView2, Axis, Ix2};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -194,7 +194,7 @@ mod tests {
     fn parts_join_without_a_seam() {
         use crate::device::reference::Reference;
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/classic");
-        let checkpoint = crate::weights::Checkpoint::open(folder.as_ref()).unwrap();
+        let checkpoint = crate::model::checkpoint::Checkpoint::open(folder.as_ref()).unwrap();
         let (n_vocab, width) = (checkpoint.config().vocab_size, checkpoint.config().n_embd);
         let params = Params::<Reference>::new(std::rc::Rc::new(checkpoint), None);
         let stream = ndarray::Array2::from_shape_fn((7, width), |(p, d)| ((p * 31 + d * 17) % 23) as f32 - 11.0);

@@ -1,21 +1,21 @@
 //! Text and tokens: the checkpoint's own tokenizer (the `tokenizers` crate), tokens as people can read them, and finding
 //! tokens by index or by text. Knows no model and no device.
 
-use crate::weights;
+use crate::model::checkpoint;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use thiserror::Error;
-use tokenizers::Tokenizer;
+
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 /// What can go wrong between text and tokens.
 #[derive(Clone, Debug, Error)]
-pub enum TextError {
+pub enum TokenizerError {
     /// The tokenizer's files are broken.
     #[error("cannot use the tokenizer {file}: {detail}; fetch it again, or give token ids with --ids")]
     Tokenizer {
@@ -139,22 +139,22 @@ fn seen_as_it_is(c: char) -> bool {
 }
 
 /// A checkpoint's tokenizer.
-pub struct Text {
-    tokenizer: Tokenizer,
+pub struct Tokenizer {
+    tokenizer: tokenizers::Tokenizer,
 }
 
-impl Text {
+impl Tokenizer {
     /// The tokenizer of a checkpoint's folder: `tokenizer.json`, else `vocab.json` with `merges.txt`; `None` if it has
     /// neither.
     ///
     /// # Errors
-    /// [`TextError::Tokenizer`] for broken files.
-    pub fn from_folder(folder: &Path) -> Result<Option<Text>, TextError> {
-        let fail = |file: &Path, detail: String| TextError::Tokenizer { file: file.display().to_string(), detail };
-        let read = |file: &Path| weights::read_file(file).map_err(|e| fail(file, e.to_string()));
+    /// [`TokenizerError::Tokenizer`] for broken files.
+    pub fn from_folder(folder: &Path) -> Result<Option<Tokenizer>, TokenizerError> {
+        let fail = |file: &Path, detail: String| TokenizerError::Tokenizer { file: file.display().to_string(), detail };
+        let read = |file: &Path| checkpoint::read_file(file).map_err(|e| fail(file, e.to_string()));
         let json = folder.join("tokenizer.json");
         if json.exists() {
-            return Text::from_bytes(&json.display().to_string(), &read(&json)?).map(Some);
+            return Tokenizer::from_bytes(&json.display().to_string(), &read(&json)?).map(Some);
         }
         let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
         if !vocab.exists() || !merges.exists() {
@@ -162,10 +162,10 @@ impl Text {
         }
         // The crate reads both files at once and does not say which one is broken.
         serde_json::from_slice::<HashMap<String, u32>>(&read(&vocab)?).map_err(|e| fail(&vocab, e.to_string()))?;
-        weights::be_a_file(&merges).map_err(|e| fail(&merges, e.to_string()))?;
+        checkpoint::be_a_file(&merges).map_err(|e| fail(&merges, e.to_string()))?;
         let built = guarded(|| BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy()).build());
         let bpe = built.map_err(|detail| fail(&merges, detail))?;
-        let mut tokenizer = Tokenizer::new(bpe);
+        let mut tokenizer = tokenizers::Tokenizer::new(bpe);
         tokenizer.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(false)));
         tokenizer.with_decoder(Some(ByteLevel::default()));
         let end = "<|endoftext|>";
@@ -173,30 +173,30 @@ impl Text {
             let added = tokenizer.add_special_tokens([tokenizers::AddedToken::from(end, true)]);
             added.map_err(|e| fail(&vocab, e.to_string()))?;
         }
-        Ok(Some(Text { tokenizer }))
+        Ok(Some(Tokenizer { tokenizer }))
     }
 
     /// A tokenizer from the text of a `tokenizer.json`; `file` names it in messages.
     ///
     /// # Errors
-    /// [`TextError::Tokenizer`] for broken files.
-    pub fn from_bytes(file: &str, bytes: &[u8]) -> Result<Text, TextError> {
+    /// [`TokenizerError::Tokenizer`] for broken files.
+    pub fn from_bytes(file: &str, bytes: &[u8]) -> Result<Tokenizer, TokenizerError> {
         let load = || {
-            let mut tokenizer = Tokenizer::from_bytes(bytes)?;
+            let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes)?;
             // A file may ask for truncation or padding; both would change activations without a word.
             tokenizer.with_truncation(None)?;
             tokenizer.with_padding(None);
-            Ok(Text { tokenizer })
+            Ok(Tokenizer { tokenizer })
         };
-        guarded(load).map_err(|detail| TextError::Tokenizer { file: file.into(), detail })
+        guarded(load).map_err(|detail| TokenizerError::Tokenizer { file: file.into(), detail })
     }
 
     /// Cuts a text into token ids, as transformers' tokenizer does: special tokens written out in it count as such.
     ///
     /// # Errors
-    /// [`TextError::Encode`].
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
-        let encoding = guarded(|| self.tokenizer.encode_fast(text, true)).map_err(TextError::Encode)?;
+    /// [`TokenizerError::Encode`].
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = guarded(|| self.tokenizer.encode_fast(text, true)).map_err(TokenizerError::Encode)?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -204,9 +204,9 @@ impl Text {
     /// the text's size in memory. `index` is the text's number, for the message.
     ///
     /// # Errors
-    /// [`TextError::TooLong`]. Text below a megabyte passes, and so does every text where tokens may stand for more bytes
+    /// [`TokenizerError::TooLong`]. Text below a megabyte passes, and so does every text where tokens may stand for more bytes
     /// than they have (tokenizers that are not byte-level).
-    pub fn check_length(&self, index: usize, text: &str, n_positions: usize) -> Result<(), TextError> {
+    pub fn check_length(&self, index: usize, text: &str, n_positions: usize) -> Result<(), TokenizerError> {
         const SHORT: usize = 1 << 20;
         let byte_level = matches!(self.tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(_)));
         if text.len() <= SHORT || !byte_level || self.tokenizer.get_normalizer().is_some() {
@@ -215,7 +215,7 @@ impl Text {
         let longest = self.tokenizer.get_vocab(true).keys().map(|written| written.len()).max().unwrap_or(0);
         let most = longest.saturating_mul(n_positions);
         if text.len() > most {
-            return Err(TextError::TooLong { text: index, bytes: text.len(), n_positions, most });
+            return Err(TokenizerError::TooLong { text: index, bytes: text.len(), n_positions, most });
         }
         Ok(())
     }
@@ -326,15 +326,15 @@ impl Selector {
 /// The positions that `selectors` choose in one text, ascending, each once. `text` counts from 0, for messages.
 ///
 /// # Errors
-/// [`TextError::NoMatch`] for a selector that matches nothing: it is never silently dropped.
-pub fn select(selectors: &[String], tokens: &[Token], text: usize) -> Result<Vec<usize>, TextError> {
+/// [`TokenizerError::NoMatch`] for a selector that matches nothing: it is never silently dropped.
+pub fn select(selectors: &[String], tokens: &[Token], text: usize) -> Result<Vec<usize>, TokenizerError> {
     let mut positions = Vec::new();
     for written in selectors {
         let selector = Selector::parse(written);
         let found = selector.positions(tokens);
         if found.is_empty() {
             let hint = no_match_hint(&selector, tokens);
-            return Err(TextError::NoMatch { selector: written.clone(), text, hint });
+            return Err(TokenizerError::NoMatch { selector: written.clone(), text, hint });
         }
         positions.extend(found);
     }

@@ -3,10 +3,10 @@
 //! only where the memory of values comes from.
 //! Read next: `recorder.rs`, which fills a sink.
 
-use crate::batch::Batch;
-use crate::device::host;
-use crate::hooks::{HookError, Hooks};
-use crate::sites::Site;
+use crate::device::buffer_pool;
+use crate::hooks::request::{HookError, Hooks};
+use crate::hooks::site::Site;
+use crate::model::batch::Batch;
 use ndarray::{ArrayD, ArrayViewD, Axis, CowArray, IxDyn, Slice};
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -33,7 +33,7 @@ pub trait Sink {
 /// Has a sink copy values that nobody needs any more.
 fn put_owned<S: Sink + ?Sized>(sink: &mut S, site: Site, text: usize, values: ArrayD<f32>) -> std::io::Result<()> {
     let put = sink.put(site, text, values.view());
-    host::give_back(values.into_raw_vec_and_offset().0);
+    buffer_pool::give_back(values.into_raw_vec_and_offset().0);
     put
 }
 
@@ -73,7 +73,7 @@ impl Slot {
     /// The array; all zero where nothing was recorded.
     fn array(&self) -> &ArrayD<f32> {
         self.values.get_or_init(|| {
-            let zeros = host::zeros(self.shape.iter().product());
+            let zeros = buffer_pool::zeros(self.shape.iter().product());
             ArrayD::from_shape_vec(IxDyn(&self.shape), zeros).expect("as many as the shape has")
         })
     }
@@ -93,7 +93,7 @@ impl PartialEq for Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         if let Some(array) = self.values.take() {
-            host::give_back(array.into_raw_vec_and_offset().0);
+            buffer_pool::give_back(array.into_raw_vec_and_offset().0);
         }
     }
 }

@@ -231,16 +231,16 @@ pub static ALL: &[Plant] = &[
         "widen_f16(word >> 16u), widen_f16(word & 0xffffu)",
     ),
     plant("one head left out", "sum_heads", "var head = 0u;", "var head = 1u;"),
-    plant("one row off", "rows", "(id - p.first) * p.w_stride", "(id - p.first + 1u) * p.w_stride"),
+    plant("one row off", "embed", "(id - p.first) * p.w_stride", "(id - p.first + 1u) * p.w_stride"),
     plant(
         "small numbers flushed",
-        "rows",
+        "embed",
         "select(normal, subnormal, exponent == 0u)",
         "select(normal, 0.0, exponent == 0u)",
     ),
     plant(
         "halves of a word swapped",
-        "rows",
+        "embed",
         "widen_f16(word & 0xffffu), widen_f16(word >> 16u)",
         "widen_f16(word >> 16u), widen_f16(word & 0xffffu)",
     ),
@@ -294,13 +294,13 @@ pub static OF_CUTS: [Plant; 2] = [
         "wrong in the default cut",
         "linear",
         "finish(total[r * FOURS + f][c]",
-        "finish(total[r * FOURS + f][c] * select(1.0, 1.001, ROWS == 4u)",
+        "finish(total[r * FOURS + f][c] * select(1.0, 1.001, EMBED == 4u)",
     ),
     plant(
         "wrong in other cuts",
         "linear",
         "finish(total[r * FOURS + f][c]",
-        "finish(total[r * FOURS + f][c] * select(1.0, 1.001, ROWS != 4u)",
+        "finish(total[r * FOURS + f][c] * select(1.0, 1.001, EMBED != 4u)",
     ),
 ];
 

@@ -1,9 +1,9 @@
 //! A checkpoint's weights on a device, each brought there when a run first needs it: a run that ends early never pays for
 //! the rest. Owns what belongs to which block; computes nothing. Read next: `model.rs`, which does.
 
-use crate::config::Config;
-use crate::device::{Device, DeviceError, Dtype, Weight};
-use crate::weights::{Checkpoint, WeightsError};
+use crate::device::{Device, DeviceError, Dtype, StoredWeight};
+use crate::model::checkpoint::{Checkpoint, WeightsError};
+use crate::model::config::Config;
 use std::cell::OnceCell;
 use std::rc::Rc;
 use thiserror::Error;
@@ -48,11 +48,11 @@ pub struct Block<M> {
 pub struct Params<D: Device> {
     checkpoint: Rc<Checkpoint>,
     precision: Option<Dtype>,
-    wte: OnceCell<D::Matrix>,
-    wpe: OnceCell<D::Matrix>,
-    blocks: Vec<OnceCell<Block<D::Matrix>>>,
-    ln_f: OnceCell<Biased<D::Matrix>>,
-    lm_head: OnceCell<Option<D::Matrix>>,
+    wte: OnceCell<D::Weight>,
+    wpe: OnceCell<D::Weight>,
+    blocks: Vec<OnceCell<Block<D::Weight>>>,
+    ln_f: OnceCell<Biased<D::Weight>>,
+    lm_head: OnceCell<Option<D::Weight>>,
 }
 
 impl<D: Device> Params<D> {
@@ -73,11 +73,11 @@ impl<D: Device> Params<D> {
         self.checkpoint.config()
     }
 
-    fn load(&self, dev: &D, name: &str) -> Result<D::Matrix, LoadError> {
+    fn load(&self, dev: &D, name: &str) -> Result<D::Weight, LoadError> {
         self.bring(dev, self.checkpoint.tensor(name)?)
     }
 
-    fn bring(&self, dev: &D, weight: &Weight) -> Result<D::Matrix, LoadError> {
+    fn bring(&self, dev: &D, weight: &StoredWeight) -> Result<D::Weight, LoadError> {
         match self.precision {
             Some(dtype) if weight.rows > 1 && weight.dtype != dtype => {
                 let overflow = || LoadError::Overflow { name: weight.name.clone(), dtype };
@@ -87,14 +87,14 @@ impl<D: Device> Params<D> {
         }
     }
 
-    fn biased(&self, dev: &D, name: &str) -> Result<Biased<D::Matrix>, LoadError> {
+    fn biased(&self, dev: &D, name: &str) -> Result<Biased<D::Weight>, LoadError> {
         Ok(Biased {
             weight: self.load(dev, &format!("{name}.weight"))?,
             bias: self.load(dev, &format!("{name}.bias"))?,
         })
     }
 
-    pub(crate) fn block(&self, dev: &D, layer: usize) -> Result<&Block<D::Matrix>, LoadError> {
+    pub(crate) fn block(&self, dev: &D, layer: usize) -> Result<&Block<D::Weight>, LoadError> {
         once(&self.blocks[layer], || {
             let part = |name: &str| self.biased(dev, &format!("h.{layer}.{name}"));
             Ok(Block {
@@ -108,19 +108,19 @@ impl<D: Device> Params<D> {
         })
     }
 
-    pub(crate) fn wte(&self, dev: &D) -> Result<&D::Matrix, LoadError> {
+    pub(crate) fn wte(&self, dev: &D) -> Result<&D::Weight, LoadError> {
         once(&self.wte, || self.load(dev, "wte.weight"))
     }
 
-    pub(crate) fn wpe(&self, dev: &D) -> Result<&D::Matrix, LoadError> {
+    pub(crate) fn wpe(&self, dev: &D) -> Result<&D::Weight, LoadError> {
         once(&self.wpe, || self.load(dev, "wpe.weight"))
     }
 
-    pub(crate) fn ln_f(&self, dev: &D) -> Result<&Biased<D::Matrix>, LoadError> {
+    pub(crate) fn ln_f(&self, dev: &D) -> Result<&Biased<D::Weight>, LoadError> {
         once(&self.ln_f, || self.biased(dev, "ln_f"))
     }
 
-    pub(crate) fn unembedding(&self, dev: &D) -> Result<&D::Matrix, LoadError> {
+    pub(crate) fn unembedding(&self, dev: &D) -> Result<&D::Weight, LoadError> {
         let untied =
             once(&self.lm_head, || self.checkpoint.untied_unembedding().map(|w| self.bring(dev, w)).transpose())?;
         match untied {

@@ -4,11 +4,11 @@
 //! Parameters lie in 256-byte slots of one buffer, bound with a dynamic offset and written once per submit. (One uniform
 //! rewritten between two dispatches of an encoder would show both the last value; immediates do not exist in browsers.)
 
-use super::bind::{BindGroups, Binding};
-use super::clock::Clock;
+use super::bind_groups::{BindGroups, Binding};
+use super::buffers::Staging;
 use super::kernels::{Access, Kernel, Params};
-use super::memory::Staging;
 use super::pipeline_cache::PipelineCache;
+use super::timestamps::Clock;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::num::NonZeroU64;
@@ -294,8 +294,8 @@ fn compile(device: &wgpu::Device, cache: Option<&PipelineCache>, variant: Varian
         named.by_ref().take(kernel.overrides.len()).map(|(name, value)| (name, f64::from(value))).collect();
     let consts: Vec<_> = named.collect();
     let text = kernel.module(&consts);
-    #[cfg(feature = "faults")]
-    let text = super::faults::planted(kernel.name, text);
+    #[cfg(feature = "mutants")]
+    let text = super::mutants::planted(kernel.name, text);
     let source = wgpu::ShaderSource::Wgsl(text.into());
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor { label, source });
     let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {

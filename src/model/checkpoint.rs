@@ -4,8 +4,8 @@
 //!
 //! Names are Hugging Face's without the optional `transformer.` in front. Conv1D weights are [in, out] and stay so.
 
-use crate::config::{Config, ConfigError};
-use crate::device::{Blob, Bytes, Dtype, Weight};
+use crate::device::{Blob, Bytes, Dtype, StoredWeight};
+use crate::model::config::{Config, ConfigError};
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
@@ -157,7 +157,7 @@ impl Bytes for Mapped {
 /// A checkpoint, opened and checked.
 pub struct Checkpoint {
     config: Config,
-    tensors: HashMap<String, Weight>,
+    tensors: HashMap<String, StoredWeight>,
     /// What the fingerprint covers: config.json, then per file its name, its bytes, and the length of its header.
     config_json: String,
     files: Vec<(String, Arc<dyn Bytes>, usize)>,
@@ -245,12 +245,12 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`WeightsError::Missing`] for a name that this GPT-2 does not have.
-    pub fn tensor(&self, name: &str) -> Result<&Weight, WeightsError> {
+    pub fn tensor(&self, name: &str) -> Result<&StoredWeight, WeightsError> {
         self.tensors.get(name).ok_or_else(|| WeightsError::Missing { name: name.into() })
     }
 
     /// The matrix that turns the final LayerNorm's output into logits, where it is another one than the token embedding.
-    pub fn untied_unembedding(&self) -> Option<&Weight> {
+    pub fn untied_unembedding(&self) -> Option<&StoredWeight> {
         let (head, wte) = (self.tensors.get("lm_head.weight")?, self.tensors.get("wte.weight")?);
         (head.dtype != wte.dtype || head.blob.bytes() != wte.blob.bytes()).then_some(head)
     }
@@ -400,7 +400,7 @@ pub(crate) fn names_and_shapes(config: &Config) -> impl Iterator<Item = (String,
 
 /// Holds the tensors found against those that `config` calls for. Walks them in order and ends at the first that is not
 /// there, so that an absurd `n_layer` costs nothing.
-fn check(config: &Config, mut found: HashMap<String, Found>) -> Result<HashMap<String, Weight>, WeightsError> {
+fn check(config: &Config, mut found: HashMap<String, Found>) -> Result<HashMap<String, StoredWeight>, WeightsError> {
     let has_lm_head = found.contains_key("lm_head.weight");
     let mut tensors = HashMap::new();
     let mut take = |name: String, shape: &[usize]| -> Result<(), WeightsError> {
@@ -429,7 +429,7 @@ fn check(config: &Config, mut found: HashMap<String, Found>) -> Result<HashMap<S
     }
 }
 
-fn weight(name: &str, found: Found, shape: &[usize]) -> Result<Weight, WeightsError> {
+fn weight(name: &str, found: Found, shape: &[usize]) -> Result<StoredWeight, WeightsError> {
     if found.shape != shape {
         return Err(WeightsError::Shape { name: name.into(), found: found.shape, expected: shape.into() });
     }
@@ -444,5 +444,5 @@ fn weight(name: &str, found: Found, shape: &[usize]) -> Result<Weight, WeightsEr
         [cols] => (1, cols),
         _ => return Err(WeightsError::Shape { name: name.into(), found: found.shape, expected: shape.into() }),
     };
-    Ok(Weight { name: name.into(), dtype, rows, cols, blob: found.blob })
+    Ok(StoredWeight { name: name.into(), dtype, rows, cols, blob: found.blob })
 }

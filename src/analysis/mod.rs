@@ -1,0 +1,3 @@
+//! What is computed from activations. Each file extends `Session` with its own methods.
+
+pub mod lens;

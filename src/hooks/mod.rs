@@ -1,0 +1,7 @@
+//! What a person may ask of a run, and how it is carried out.
+//! Read in this order: `site.rs`, `request.rs`, `recorder.rs`, `capture.rs`.
+
+pub mod capture;
+pub mod recorder;
+pub mod request;
+pub mod site;
