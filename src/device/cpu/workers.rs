@@ -3,13 +3,13 @@
 //! for an operation of a short text takes less time than waking a thread.
 
 use super::buffers::Shared;
+use crate::device::buffer_pool::BufferPool;
 use pulp::Arch;
 use std::any::Any;
-use std::cell::OnceCell;
 use std::hint::spin_loop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{Builder, JoinHandle, available_parallelism, yield_now};
 use std::time::{Duration, Instant};
 
@@ -17,20 +17,31 @@ use std::time::{Duration, Instant};
 /// than it takes to wake one or two.
 const PATIENCE: Duration = Duration::from_micros(100);
 
-/// The vectors and the threads of a device. Nobody but the device's own thread hands out work, and no piece of work does: this is
-/// not `Sync`.
+/// What a device computes with: vectors, threads, memory. Several threads may call [`Workers::each`]; they take turns. A task
+/// must not call it.
+#[derive(Debug)]
 pub struct Workers {
     pub arch: Arch,
+    /// Memory of tensors.
+    pub memory: Arc<BufferPool>,
     /// The caller among them.
     pub threads: usize,
     /// Called together when there first is enough to do.
-    helpers: OnceCell<Helpers>,
+    helpers: OnceLock<Helpers>,
+    /// Held by the thread whose job the workers have.
+    turn: Mutex<()>,
 }
 
 impl Workers {
     /// As many threads as the process may have running.
     pub fn new(arch: Arch) -> Workers {
-        Workers { arch, threads: available_parallelism().map_or(1, usize::from), helpers: OnceCell::new() }
+        Workers {
+            arch,
+            memory: Arc::default(),
+            threads: available_parallelism().map_or(1, usize::from),
+            helpers: OnceLock::new(),
+            turn: Mutex::new(()),
+        }
     }
 
     /// Calls `task` with every number below `n`, each once and the low ones first, on whichever thread is free; returns when all
@@ -38,7 +49,10 @@ impl Workers {
     pub fn each(&self, n: usize, task: impl Fn(usize) + Sync) {
         match n.min(self.threads) {
             0 | 1 => (0..n).for_each(task),
-            _ => self.helpers.get_or_init(|| Helpers::new(self.threads - 1)).each(n, &task),
+            _ => {
+                let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+                self.helpers.get_or_init(|| Helpers::new(self.threads - 1)).each(n, &task);
+            }
         }
     }
 
@@ -54,6 +68,7 @@ impl Workers {
 }
 
 /// The threads besides the caller's.
+#[derive(Debug)]
 struct Helpers {
     office: Arc<Office>,
     threads: Vec<JoinHandle<()>>,
@@ -61,7 +76,7 @@ struct Helpers {
 
 /// What the caller and its helpers have in common. Each counter has cache lines of its own: helpers stare at one while another is
 /// written.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Office {
     board: Mutex<Board>,
     news: Condvar,
@@ -73,7 +88,7 @@ struct Office {
     helping: Padded,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 #[repr(align(128))]
 struct Padded(AtomicUsize);
 
@@ -141,6 +156,12 @@ impl Drop for Helpers {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
+    }
+}
+
+impl std::fmt::Debug for Board {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Board").field("asleep", &self.asleep).field("closed", &self.closed).finish_non_exhaustive()
     }
 }
 

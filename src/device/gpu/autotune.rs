@@ -4,8 +4,7 @@
 use super::Gpu;
 use super::kernels::{self, Kernel};
 use crate::device::lockstep::Lockstep;
-use crate::device::{Blob, Device, DeviceError, Dtype, Edit, Keep, StoredWeight, Window};
-use std::rc::Rc;
+use crate::device::{Blob, Device, DeviceError, Dtype, Edit, DeviceCache, StoredWeight, Window};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -125,7 +124,7 @@ impl Gpu {
     ///
     /// # Errors
     /// [`DeviceError::Fault`] when the device failed meanwhile.
-    pub async fn tuned(self, keep: Rc<dyn Keep>) -> Result<Gpu, DeviceError> {
+    pub async fn tuned(self, keep: Arc<dyn DeviceCache>) -> Result<Gpu, DeviceError> {
         let off = std::env::var("ACTSCOPE_TUNING").map_or(cfg!(feature = "mutants"), |value| value == "off");
         match off {
             true => Ok(self),
@@ -135,7 +134,7 @@ impl Gpu {
 
     /// [`Gpu::tuned`], whatever the environment says.
     #[doc(hidden)]
-    pub async fn tuned_anyway(self, keep: Rc<dyn Keep>) -> Result<Gpu, DeviceError> {
+    pub async fn tuned_anyway(self, keep: Arc<dyn DeviceCache>) -> Result<Gpu, DeviceError> {
         let gpu = self.keeping_pipelines(keep.clone()).await;
         match gpu.info.software {
             true => Ok(gpu),
@@ -145,7 +144,7 @@ impl Gpu {
 
     /// [`Gpu::tuned`], whatever the adapter. What came of a trial that ran out of patience is not kept.
     #[doc(hidden)]
-    pub async fn with_best_tile(mut self, keep: &dyn Keep, patience: Duration) -> Result<Gpu, DeviceError> {
+    pub async fn with_best_tile(mut self, keep: &dyn DeviceCache, patience: Duration) -> Result<Gpu, DeviceError> {
         let mut hash = crc32fast::Hasher::new();
         let cuts = self.cuts();
         cuts.iter().flat_map(|tile| tile.kernels()).for_each(|kernel| hash.update(kernel.source.as_bytes()));

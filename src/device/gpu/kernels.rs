@@ -2,7 +2,7 @@
 //! variant of a kernel is one more entry here; the static shader tests walk this table.
 //! Owns no GPU object; `record.rs` makes those.
 
-use crate::device::{Activation, Dtype};
+use crate::device::{Activation, Dtype, Epilogue};
 
 /// A field of a kernel's `Params`: name, and whether it is a float.
 pub type Field = (&'static str, bool);
@@ -44,9 +44,9 @@ params! {
     /// Of `sum_heads.wgsl`.
     SumHeads { n: u32, cols: u32, n_head: u32 }
     /// Of `edit.wgsl`.
-    Edit { n: u32, first_row: u32, first_col: u32, cols: u32, x_stride: u32, kind: u32, factor: f32, n_values: u32, first_value: u32 }
+    Edit { n: u32, first_col: u32, cols: u32, x_stride: u32, kind: u32, factor: f32, n_values: u32, first_value: u32, values_stride: u32 }
     /// Of `copy_out.wgsl`.
-    CopyOut { n: u32, first_row: u32, first_col: u32, cols: u32, x_stride: u32, first: u32 }
+    CopyOut { n: u32, first_col: u32, cols: u32, x_stride: u32, y_first: u32, y_stride: u32 }
     /// Of `linear.wgsl`, `linear_matrices.wgsl`, `linear_few.wgsl` and `linear_broadcast.wgsl`.
     Linear {
         rows: u32, k: u32, cols: u32, x_stride: u32, x_first: u32, w_stride: u32, w_first_row: u32, y_stride: u32,
@@ -226,23 +226,12 @@ pub fn weight_override(dtype: Dtype) -> u32 {
     }
 }
 
-/// What becomes of a sum of products before it is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Then {
-    /// Nothing.
-    Done,
-    /// Another tensor joins it.
-    Add,
-    /// The activation function.
-    Activate(Activation),
-}
-
 /// The value of `THEN` in `lib/epilogue.wgsl`.
-pub fn then_override(then: Then) -> u32 {
-    match then {
-        Then::Done => 0,
-        Then::Add => 1,
-        Then::Activate(f) => 2 + function_override(f),
+pub(crate) fn epilogue_override<T>(epilogue: &Epilogue<'_, T>) -> u32 {
+    match epilogue {
+        Epilogue::None => 0,
+        Epilogue::Add(_) => 1,
+        Epilogue::Activation(f) => 2 + function_override(*f),
     }
 }
 
