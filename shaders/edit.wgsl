@@ -1,9 +1,8 @@
 // Changes a window of x in place: some rows, some columns.
-// One lane an element of the window.
+// One invocation per element of the window.
 
 struct Params {
     n: u32,         // elements of the window
-    first_row: u32,
     first_col: u32,
     cols: u32,      // columns of the window
     x_stride: u32,  // columns of x
@@ -18,10 +17,10 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> x: array<f32>;  // x [.., x_stride]
 
 @compute @workgroup_size(64)
-fn edit(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let i = (wg.y * n_wg.x + wg.x) * 64u + lane;
+fn edit(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
+    let i = (wg.y * n_wg.x + wg.x) * 64u + invocation;
     if i < p.n {
-        let at = (p.first_row + i / p.cols) * p.x_stride + p.first_col + i % p.cols;
+        let at = i / p.cols * p.x_stride + p.first_col + i % p.cols;
         let value = values[(p.first_value + i) % p.n_values];
         switch p.kind {
             case 0u: { x[at] = 0.0; }

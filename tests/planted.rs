@@ -68,7 +68,7 @@ fn every_fault_in_a_kernel_is_caught_and_named() {
 
     let mut uncaught = Vec::new();
     for plant in mutants::ALL {
-        mutants::plant_here(Some(plant));
+        mutants::inject(Some(plant));
         let Some(gpu) = gpu_with(plant.kernel) else { continue };
         let (mut off, mut worst) = (BTreeSet::new(), 0.0f64);
         for (_, suite) in SUITES.iter().filter(|(op, _)| operations[plant.kernel].contains(op)) {
@@ -82,7 +82,7 @@ fn every_fault_in_a_kernel_is_caught_and_named() {
             uncaught.push(format!("{}: {}: what was called wrong is {off:?}", plant.kernel, plant.name));
         }
     }
-    mutants::plant_here(None);
+    mutants::inject(None);
     assert!(uncaught.is_empty(), "{uncaught:#?}");
 }
 
@@ -94,7 +94,7 @@ fn what_makes_a_model_wrong_is_named_in_lockstep() {
     let batches = [vec![ids(12), ids(1)], vec![ids(5)]].map(|texts| Batch::new(&texts, checkpoint.config()).unwrap());
     let mut seen = BTreeSet::new();
     for plant in std::iter::once(None).chain(mutants::ALL.iter().map(Some)) {
-        mutants::plant_here(plant);
+        mutants::inject(plant);
         let Some(gpu) = gpu_with(plant.map_or("embed", |plant| plant.kernel)) else { continue };
         let params = Params::new(checkpoint.clone(), None);
         let rows = pollster::block_on(hooks::check(&gpu, &params, &batches, &|_, _, _| {})).unwrap();
@@ -126,7 +126,7 @@ fn what_makes_a_model_wrong_is_named_in_lockstep() {
             seen.insert(plant.kernel);
         }
     }
-    mutants::plant_here(None);
+    mutants::inject(None);
     // Those that a small model does not see need the list of cases: edits, f16, columns read in part.
     assert!(seen.len() >= 12, "{seen:?}");
 }

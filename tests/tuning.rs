@@ -77,13 +77,13 @@ fn the_cut_is_found_out_once() {
 #[test]
 fn a_cut_whose_products_are_wrong_is_not_taken() {
     let kept = |plant| {
-        mutants::plant_here(Some(plant));
+        mutants::inject(Some(plant));
         let keep = Counting::default();
         pollster::block_on(open().with_best_tile(&keep, PATIENT)).unwrap();
-        mutants::plant_here(None);
+        mutants::inject(None);
         String::from_utf8(keep.only().1).unwrap()
     };
-    let [in_default, in_others] = &mutants::OF_CUTS;
+    let [in_default, in_others] = &mutants::OF_TILES;
     assert_ne!(kept(in_default), "16x4x1");
     // The cut with matrices has a kernel of its own, in which nothing was planted.
     let right = kept(in_others);

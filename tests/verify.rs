@@ -35,7 +35,7 @@ fn patient(args: &[&str]) -> assert_cmd::Command {
 
 /// The binary with a fault planted in one of its kernels.
 fn planted(plant: &str, args: &[&str]) -> Output {
-    patient(args).env("ACTSCOPE_PLANT", plant).output().unwrap()
+    patient(args).env("ACTSCOPE_MUTANT", plant).output().unwrap()
 }
 
 #[test]

@@ -295,7 +295,7 @@ fn compile(device: &wgpu::Device, cache: Option<&PipelineCache>, variant: Varian
     let consts: Vec<_> = named.collect();
     let text = kernel.module(&consts);
     #[cfg(feature = "mutants")]
-    let text = super::mutants::planted(kernel.name, text);
+    let text = super::mutants::applied(kernel.name, text);
     let source = wgpu::ShaderSource::Wgsl(text.into());
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor { label, source });
     let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {

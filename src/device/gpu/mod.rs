@@ -27,7 +27,7 @@ use bind_groups::{BindGroups, Binding};
 use buffers::{Layout, Placed, Pool, Staging};
 use encoder::{PipelineKey, Recording, Variant};
 use errors::Fault;
-use kernels::{Family, Kernel, Then};
+use kernels::{Epilogue, Family, Kernel};
 use pipeline_cache::PipelineCache;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -334,7 +334,7 @@ impl Device for Gpu {
     fn layer_norm_normalize(&self, x: &Tensor, scale: &Tensor) -> Tensor {
         assert_eq!([scale.rows, scale.cols], [x.rows, 1]);
         let y = self.empty(x.rows, x.cols);
-        let params = kernels::Shape { rows: x.rows as u32, cols: x.cols as u32 };
+        let params = kernels::LayerNormNormalize { rows: x.rows as u32, cols: x.cols as u32 };
         let bindings = [all(x), all(scale), all(&y)];
         let variant = self.either(&kernels::LAYER_NORM_NORMALIZE, &kernels::LAYER_NORM_NORMALIZE_BROADCAST);
         self.recording.dispatch(variant, &params, &bindings, grid(x.rows));
@@ -351,16 +351,16 @@ impl Device for Gpu {
     }
 
     fn linear(&self, x: &Tensor, w: &Weight, bias: &Weight) -> Tensor {
-        self.product(x, w, bias, None, Then::Done)
+        self.product(x, w, bias, None, Epilogue::None)
     }
 
     fn linear_activation(&self, x: &Tensor, w: &Weight, bias: &Weight, f: Activation) -> Tensor {
-        self.product(x, w, bias, None, Then::Activate(f))
+        self.product(x, w, bias, None, Epilogue::Activation(f))
     }
 
     fn linear_add(&self, a: &Tensor, x: &Tensor, w: &Weight, bias: &Weight) -> Tensor {
         assert_eq!([a.rows, a.cols], [x.rows, w.cols]);
-        self.product(x, w, bias, Some(a), Then::Add)
+        self.product(x, w, bias, Some(a), Epilogue::Add)
     }
 
     fn linear_by_head(&self, z: &Tensor, w: &Weight, n_head: usize) -> Tensor {
@@ -370,7 +370,7 @@ impl Device for Gpu {
         for head in 0..n_head {
             let rows = head * head_dim..(head + 1) * head_dim;
             self.multiply(
-                products::Product { x: z, w, rows, bias: None, added: None, then: Then::Done },
+                products::Product { x: z, w, rows, bias: None, added: None, epilogue: Epilogue::None },
                 &y,
                 head * w.cols,
             );
@@ -418,7 +418,7 @@ impl Device for Gpu {
 
     fn attention_pattern(&self, scores: &Tensor) -> Tensor {
         let pattern = self.empty(scores.rows, scores.cols);
-        let params = kernels::Shape { rows: scores.rows as u32, cols: scores.cols as u32 };
+        let params = kernels::AttentionPattern { rows: scores.rows as u32, cols: scores.cols as u32 };
         let bindings = [all(scores), all(&pattern)];
         let variant = self.either(&kernels::ATTENTION_PATTERN, &kernels::ATTENTION_PATTERN_BROADCAST);
         self.recording.dispatch(variant, &params, &bindings, grid(scores.rows));
@@ -437,7 +437,7 @@ impl Device for Gpu {
     fn activation(&self, x: &Tensor, f: Activation) -> Tensor {
         let y = self.empty(x.rows, x.cols);
         let variant = Variant::new(&kernels::ACTIVATION, &[kernels::function_override(f)]);
-        let params = kernels::Elements { n: x.len() as u32 };
+        let params = kernels::Activation { n: x.len() as u32 };
         self.recording.dispatch(variant, &params, &[all(x), all(&y)], elements(x.len()));
         y
     }
@@ -445,7 +445,7 @@ impl Device for Gpu {
     fn add(&self, a: &Tensor, b: &Tensor) -> Tensor {
         assert_eq!([a.rows, a.cols], [b.rows, b.cols]);
         let y = self.empty(a.rows, a.cols);
-        let params = kernels::Elements { n: a.len() as u32 };
+        let params = kernels::Add { n: a.len() as u32 };
         self.recording.dispatch((&kernels::ADD).into(), &params, &[all(a), all(b), all(&y)], elements(a.len()));
         y
     }
@@ -474,7 +474,6 @@ impl Device for Gpu {
             let n = rows.len() * window.cols.len();
             let params = kernels::Edit {
                 n: n as u32,
-                first_row: 0,
                 first_col: before + window.cols.start as u32,
                 cols: window.cols.len() as u32,
                 x_stride: x.cols as u32,
@@ -506,11 +505,9 @@ impl Device for Gpu {
                 let gathered = self.empty(rows.len(), window.cols.len());
                 let params = kernels::CopyOut {
                     n: gathered.len() as u32,
-                    first_row: 0,
-                    first_col: before + window.cols.start as u32,
+                        first_col: before + window.cols.start as u32,
                     cols: window.cols.len() as u32,
                     x_stride: x.cols as u32,
-                    first: 0,
                 };
                 let bindings = [source, all(&gathered)];
                 self.recording.dispatch((&kernels::COPY_OUT).into(), &params, &bindings, elements(gathered.len()));
