@@ -31,6 +31,7 @@ pub mod device;
 pub mod hooks;
 pub mod hub;
 pub mod model;
+pub mod options;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod output;
 #[cfg(not(target_arch = "wasm32"))]
@@ -40,8 +41,9 @@ pub mod report;
 pub mod session;
 pub mod verify;
 
-pub use device::{Choice, Edit};
+pub use device::Choice;
 pub use hooks::capture::Capture;
-pub use hooks::request::{Hooks, Select};
+pub use hooks::request::{Edit, Hooks, Select};
 pub use hooks::site::Site;
+pub use options::Options;
 pub use session::{Error, Model, Session};

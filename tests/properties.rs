@@ -9,10 +9,11 @@ mod fuzz;
 
 use actscope::device::{self, AnyDevice, Choice, Device};
 use actscope::hooks::capture::{Capture, Sink};
+use actscope::hooks::layout::Layout;
 use actscope::model::batch::Batch;
 use actscope::model::checkpoint::Checkpoint;
 use actscope::model::config::Config;
-use actscope::model::forward;
+use actscope::model::forward::{self, Run};
 use actscope::model::params::Params;
 use actscope::model::tokenizer::Token;
 use actscope::output::{Output, Provenance, Record};
@@ -23,7 +24,6 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config as Cases, TestRng, TestRunner};
 use serde_json::{Value, json};
 use std::path::Path;
-use std::rc::Rc;
 use std::sync::Arc;
 
 /// A runner that tries the same cases every time.
@@ -68,17 +68,17 @@ prop_compose! {
 }
 
 impl Made {
-    fn checkpoint(&self) -> Rc<Checkpoint> {
+    fn checkpoint(&self) -> Arc<Checkpoint> {
         self.of(checkpoint::random(&self.config, |i| self.dtypes[i % self.dtypes.len()], self.seed))
     }
 
     /// The same with every weight off by a few rounding errors.
-    fn nudged(&self, nudge: u64) -> Rc<Checkpoint> {
+    fn nudged(&self, nudge: u64) -> Arc<Checkpoint> {
         self.of(checkpoint::random_nudged(&self.config, |i| self.dtypes[i % self.dtypes.len()], self.seed, nudge))
     }
 
-    fn of(&self, weights: Vec<u8>) -> Rc<Checkpoint> {
-        Rc::new(Checkpoint::from_bytes("made", &self.config.to_string(), Arc::new(weights)).unwrap())
+    fn of(&self, weights: Vec<u8>) -> Arc<Checkpoint> {
+        Arc::new(Checkpoint::from_bytes("made", &self.config.to_string(), Arc::new(weights)).unwrap())
     }
 
     fn batch(&self, config: &Config) -> Batch {
@@ -86,13 +86,14 @@ impl Made {
     }
 }
 
-fn everything<D: Device>(dev: &D, checkpoint: Rc<Checkpoint>, batch: &Batch) -> Capture {
+fn everything<D: Device>(dev: &D, checkpoint: Arc<Checkpoint>, batch: &Batch) -> Capture {
     let mut hooks = Hooks::new(checkpoint.config());
     hooks.tap("*").unwrap();
     let mut capture = Capture::empty(&hooks, batch).unwrap();
     let params = Params::new(checkpoint, None);
     let texts = 0..batch.texts().len();
-    pollster::block_on(forward::forward(dev, &params, batch, texts, &hooks, &mut capture, None)).unwrap();
+    let layout = Layout::new(&hooks, batch).unwrap();
+    pollster::block_on(forward::forward(dev, &params, Run::new(&layout, texts), &mut capture, None)).unwrap();
     capture
 }
 
@@ -196,8 +197,9 @@ fn what_is_written_can_be_read_back() {
             let params = Params::new(checkpoint.clone(), None);
             // One text after the other, as groups come.
             for i in 0..made.texts.len() {
-                let dev = device::reference::Reference;
-                pollster::block_on(forward::forward(&dev, &params, &batch, i..i + 1, &hooks, sink, None)).unwrap();
+                let dev = device::reference::Reference::default();
+                let layout = Layout::new(&hooks, &batch).unwrap();
+                pollster::block_on(forward::forward(&dev, &params, Run::new(&layout, i..i + 1), sink, None)).unwrap();
             }
         };
         let mut want = Capture::empty(&hooks, &batch).unwrap();

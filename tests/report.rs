@@ -375,7 +375,7 @@ fn hostile_texts_stay_text() {
         browser.open(&page);
         assert_eq!(browser.eval("typeof window.hacked"), "undefined");
         let files = Model::open("demo").unwrap();
-        let ids = files.text().unwrap().encode(text).unwrap();
+        let ids = files.tokenizer().unwrap().encode(text).unwrap();
         let labels: Vec<String> = ids.iter().map(|id| files.token(*id).label()).collect();
         assert_eq!(browser.texts(".tok"), labels);
         let seen = browser.eval("[...document.querySelectorAll('.tok')].every((t) => t.getClientRects().length > 0)");
@@ -446,8 +446,8 @@ fn what_does_not_fit_is_said() {
     let folder = tempfile::tempdir().unwrap();
     let mut browser = Browser::start();
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let session = Model::open("demo").unwrap().on(Choice::Cpu, None).unwrap();
-    let ids = session.model().text().unwrap().encode(&text).unwrap()[..200].to_vec();
+    let session = Model::open("demo").unwrap().on(Choice::Cpu).unwrap();
+    let ids = session.model().tokenizer().unwrap().encode(&text).unwrap()[..200].to_vec();
     let batch = session.model().batch(&[&ids]).unwrap();
     let mut hooks = session.model().hooks();
     hooks.tap("blocks.2.hook_resid_post").unwrap().tap("pattern.2").unwrap();

@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [device, model] = arguments.as_slice() else { return Err("give cpu or gpu, and a model".into()) };
     let choice = if device == "gpu" { Choice::Gpu } else { Choice::Cpu };
-    let session = Model::open(model)?.on(choice, None)?;
+    let session = Model::open(model)?.on(choice)?;
     let version = format!("actscope {}", env!("CARGO_PKG_VERSION"));
     println!("{}", json!({"version": version, "device": session.device().to_string()}));
     for line in std::io::stdin().lock().lines() {

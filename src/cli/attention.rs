@@ -7,6 +7,7 @@ use crate::hooks::site::Site;
 use crate::output::Nested;
 use crate::plot::attention::{Attention, Head};
 use crate::plot::colour::Scale;
+use crate::session::Progress;
 use clap::{Args, ValueEnum};
 use ndarray::{ArrayView2, Axis, Ix2};
 use serde::Serialize;
@@ -67,7 +68,7 @@ impl AttentionCommand {
             hooks.tap_at(self.site(*layer), Select::all().heads(range.clone()))?;
         }
         let session = self.picture.session(files)?;
-        let run = async |told: &dyn Fn(usize, usize)| session.run_async(&canvas.batch, &hooks, Some(told)).await;
+        let run = async |told: Progress<'_>| session.run_async(&canvas.batch, &hooks, Some(told)).await;
         let mut capture = self.picture.model.with_progress("blocks", run)?;
         self.picture.model.warn_of_nan(capture.first_not_a_number());
 

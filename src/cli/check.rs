@@ -4,7 +4,7 @@ use super::{Failure, ModelArgs};
 use crate::hooks::request::Hooks;
 use crate::hooks::site::Site;
 use crate::model::batch::Batch;
-use crate::session::Session;
+use crate::session::{Progress, Session};
 use crate::verify::sample::{Found, Probe, Sample};
 
 /// Compares a sample of a run of `hooks` on `batch`.
@@ -18,7 +18,12 @@ pub(super) fn hold(
     hooks: &Hooks,
     model: &ModelArgs,
 ) -> Result<(), Failure> {
-    let check = async |told: &dyn Fn(usize, usize)| session.check_async(batch, hooks, sample, told).await;
+    let check = async |told: Progress<'_>| {
+        let hear = |done: usize, of: usize| {
+            let _ = told(done, of);
+        };
+        session.check_async(batch, hooks, sample, &hear).await
+    };
     let checked = model.with_progress("parts checked", check)?;
     for Probe { text, tokens, sites, positions, apart } in &checked.probes {
         let what = match sites.as_slice() {
@@ -32,7 +37,7 @@ pub(super) fn hold(
         ));
     }
     let share = |found: &Found| found.worst.error / found.allowed;
-    let mut parted = checked.parted();
+    let mut parted = checked.mismatches();
     let Some(Found { site, worst, allowed }) = parted.next() else {
         if let Some(nearest) = checked.found.iter().max_by(|a, b| share(a).total_cmp(&share(b))) {
             let Found { site, worst, allowed } = nearest;

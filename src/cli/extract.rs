@@ -8,7 +8,7 @@ use crate::hooks::site::Site;
 use crate::model::batch::Batch;
 use crate::output::summary::Summary;
 use crate::output::{self, Output, Provenance, Record};
-use crate::session::Session;
+use crate::session::{Progress, Session};
 use crate::verify::sample::Sample;
 use clap::Args;
 use ndarray::{ArrayD, ArrayViewD};
@@ -124,8 +124,7 @@ impl Extract {
     ) -> Result<(), Failure> {
         let sample = self.check.then(|| Sample::new(session.model().config(), batch, hooks));
         let mut watched = Watched { sink, first_non_number: None, sample };
-        let run =
-            async |told: &dyn Fn(usize, usize)| session.run_into_async(batch, hooks, &mut watched, Some(told)).await;
+        let run = async |told: Progress<'_>| session.run_into_async(batch, hooks, &mut watched, Some(told)).await;
         self.model.with_progress("blocks", run)?;
         self.model.warn_of_nan(watched.first_non_number);
         match watched.sample {
@@ -185,7 +184,7 @@ impl Sink for Watched<'_> {
         self.sink.put(site, text, values)
     }
 
-    fn give(&mut self, site: Site, text: usize, values: ArrayD<f32>) -> std::io::Result<()> {
+    fn give(&mut self, site: Site, text: usize, values: ArrayD<f32>) -> std::io::Result<Option<ArrayD<f32>>> {
         self.watch(site, text, &values.view());
         self.sink.give(site, text, values)
     }

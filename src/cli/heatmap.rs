@@ -8,6 +8,7 @@ use crate::hooks::site::{Axis as SiteAxis, Site};
 use crate::output::Nested;
 use crate::plot::colour::Scale;
 use crate::plot::heatmap::{Dims, Heatmap, Panel};
+use crate::session::Progress;
 use clap::{Args, ValueEnum};
 use ndarray::{Array2, ArrayView2, Axis, Ix2};
 use serde::Serialize;
@@ -84,7 +85,7 @@ impl HeatmapCommand {
             }
         }
         let session = self.picture.session(files)?;
-        let run = async |told: &dyn Fn(usize, usize)| session.run_async(&canvas.batch, &hooks, Some(told)).await;
+        let run = async |told: Progress<'_>| session.run_async(&canvas.batch, &hooks, Some(told)).await;
         let capture = self.picture.model.with_progress("blocks", run)?;
         self.picture.model.warn_of_nan(capture.first_not_a_number());
 

@@ -5,7 +5,7 @@ use super::picture::PictureArgs;
 use crate::analysis::lens::{LensRow, Reading};
 use crate::hooks::site::Site;
 use crate::plot::lens::{Cell, LensTable};
-use crate::session::Session;
+use crate::session::{Progress, Session};
 use clap::Args;
 use serde::Serialize;
 
@@ -62,7 +62,7 @@ impl LensCommand {
         let (files, canvas) = self.picture.open()?;
         let session = self.picture.session(files)?;
         let hooks = session.model().hooks();
-        let run = async |told: &dyn Fn(usize, usize)| session.lens_async(&canvas.batch, &hooks, TOP, Some(told)).await;
+        let run = async |told: Progress<'_>| session.lens_async(&canvas.batch, &hooks, TOP, Some(told)).await;
         let (rows, capture) = self.picture.model.with_progress("layers", run)?;
         self.picture.model.warn_of_nan(capture.first_not_a_number());
 

@@ -8,6 +8,7 @@ mod devices;
 mod extract;
 mod fetch;
 mod heatmap;
+mod hints;
 mod hooks;
 mod lens;
 mod models;
@@ -24,6 +25,7 @@ use crate::model::tokenizer::{self, TokenizerError};
 use crate::output::OutputError;
 use crate::session::{Error, Model};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use hints::with_hint;
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -161,9 +163,9 @@ impl From<std::io::Error> for Failure {
 impl From<Error> for Failure {
     fn from(e: Error) -> Failure {
         match e {
-            Error::Hook(HookError::Memory { .. }) => Failure::Run(e.to_string()),
-            Error::Hook(_) | Error::Tokenizer(TokenizerError::NoMatch { .. }) => Failure::Usage(e.to_string()),
-            _ => Failure::Run(e.to_string()),
+            Error::Hook(HookError::Memory { .. }) => Failure::Run(with_hint(&e)),
+            Error::Hook(_) | Error::Tokenizer(TokenizerError::NoMatch { .. }) => Failure::Usage(with_hint(&e)),
+            _ => Failure::Run(with_hint(&e)),
         }
     }
 }
@@ -331,7 +333,7 @@ impl TextArgs {
         let mut ids = if !self.ids.is_empty() {
             self.ids.iter().map(|list| parse_ids(list)).collect::<Result<Vec<_>, _>>()?
         } else if !texts.is_empty() {
-            let tokenizer = files.text()?;
+            let tokenizer = files.tokenizer()?;
             if !self.truncate {
                 let most = files.config().n_positions;
                 texts.iter().enumerate().try_for_each(|(i, text)| tokenizer.check_length(i, text, most))?;

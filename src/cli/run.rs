@@ -2,13 +2,18 @@
 //! replaces what it reads.
 
 use super::{DeviceArg, Failure, ModelArgs, TextArgs, WeightsArg};
+use crate::cache::CacheFolder;
+use crate::device::DeviceCache;
 use crate::hooks::request::{HookError, Hooks, Select};
 use crate::hooks::site::Site;
 use crate::model::tokenizer::{self, Token};
-use crate::session::{Model, Session};
+use crate::options::Options;
+use crate::session::{Model, Progress, Session};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Where to compute.
@@ -25,7 +30,7 @@ pub(super) struct RunArgs {
 impl RunArgs {
     /// Brings the model to the device and says which it is.
     pub fn session(&self, files: Model, model: &ModelArgs) -> Result<Session, Failure> {
-        let session = files.on(self.device.into(), self.weights.dtype())?;
+        let session = files.on(options(self.device, self.weights))?;
         let device = session.device();
         model.say(format_args!("device: {device}"));
         if device.software {
@@ -39,6 +44,14 @@ impl RunArgs {
         let said = Some(self.weights).filter(|weights| *weights != WeightsArg::Stored);
         said.and_then(|weights| Some(weights.to_possible_value()?.get_name().to_string()))
     }
+}
+
+/// How the command line brings a model to a device: what is found out about this machine is kept in the user's cache folder.
+/// The environment variable ACTSCOPE_TUNING=off turns both the autotuning and the cache off.
+pub(super) fn options(device: DeviceArg, weights: WeightsArg) -> Options {
+    let off = std::env::var("ACTSCOPE_TUNING").is_ok_and(|value| value == "off");
+    let cache = (!off).then(|| Arc::new(CacheFolder::of_user()) as Arc<dyn DeviceCache>);
+    Options { device: device.into(), weights: weights.dtype(), autotune: !off, cache }
 }
 
 /// Which hooks.
@@ -118,7 +131,7 @@ impl TextArgs {
 
 impl ModelArgs {
     /// Runs with a progress bar on stderr, which appears once a second has passed. `run` tells how many steps are done.
-    pub(super) fn with_progress<T>(&self, steps: &str, run: impl AsyncFnOnce(&dyn Fn(usize, usize)) -> T) -> T {
+    pub(super) fn with_progress<T>(&self, steps: &str, run: impl AsyncFnOnce(Progress<'_>) -> T) -> T {
         const PATIENCE: Duration = Duration::from_secs(1);
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}, {elapsed} gone, {eta} to go");
@@ -131,6 +144,7 @@ impl ModelArgs {
             }
             bar.set_length(of as u64);
             bar.set_position(done as u64);
+            ControlFlow::Continue(())
         };
         let result = pollster::block_on(run(&told));
         bar.finish_and_clear();

@@ -57,6 +57,8 @@ pub struct Step {
     /// The part of the model: that of the last weight that went into any operation before, and for the steps of a LayerNorm
     /// that of the weight after them.
     pub part: Part,
+    /// The name of that weight; none before the first.
+    pub weight: Option<String>,
     /// The row that was furthest off.
     pub row: usize,
     /// How far off, in the norm of that row. Infinite where a NaN or infinity came out.
@@ -76,7 +78,9 @@ pub struct Lockstep<'a, D: Device> {
 
 #[derive(Debug)]
 struct Steps<D: Device> {
+    /// The part and the name of the last weight that went into an operation.
     part: Part,
+    weight: Option<String>,
     pending: Vec<Pending<D>>,
     compared: Vec<Step>,
 }
@@ -92,6 +96,7 @@ pub struct Both<A, B> {
 #[derive(Debug)]
 pub struct Weight<A> {
     part: Part,
+    name: String,
     values: Both<A, reference::Tensor>,
 }
 
@@ -115,7 +120,7 @@ type Tensor<D> = Both<<D as Device>::Tensor, reference::Tensor>;
 impl<'a, D: Device> Lockstep<'a, D> {
     /// Puts a device under test.
     pub fn new(device: &'a D) -> Lockstep<'a, D> {
-        let steps = Steps { part: Part::Embedding, pending: Vec::new(), compared: Vec::new() };
+        let steps = Steps { part: Part::Embedding, weight: None, pending: Vec::new(), compared: Vec::new() };
         Lockstep { device, reference: Reference::default(), steps: Mutex::new(steps), moves: AtomicU64::new(0) }
     }
 
@@ -132,17 +137,19 @@ impl<'a, D: Device> Lockstep<'a, D> {
         self.compare().await?;
         let mut steps = std::mem::take(&mut self.steps().compared);
         // The steps of a LayerNorm come before the weight that tells whose it is, and a copy belongs to what it is of.
-        let mut after = Part::Head;
+        let mut after = (Part::Head, None);
         for step in steps.iter_mut().rev() {
             match step.kind {
                 StepKind::CopyOut => {}
-                StepKind::Operation(OpKind::LayerNormScale | OpKind::LayerNormNormalize) => step.part = after,
-                StepKind::Operation(_) => after = step.part,
+                StepKind::Operation(OpKind::LayerNormScale | OpKind::LayerNormNormalize) => {
+                    (step.part, step.weight) = after.clone();
+                }
+                StepKind::Operation(_) => after = (step.part, step.weight.clone()),
             }
         }
         for i in 1..steps.len() {
             if steps[i].kind == StepKind::CopyOut {
-                steps[i].part = steps[i - 1].part;
+                (steps[i].part, steps[i].weight) = (steps[i - 1].part, steps[i - 1].weight.clone());
             }
         }
         Ok(steps)
@@ -222,7 +229,7 @@ impl<D: Device> Device for Lockstep<'_, D> {
 
     fn load(&self, weight: &StoredWeight) -> Result<Weight<D::Weight>, DeviceError> {
         let values = Both { device: self.device.load(weight)?, reference: self.reference.load(weight)? };
-        Ok(Weight { part: weight.part, values })
+        Ok(Weight { part: weight.part, name: weight.name.clone(), values })
     }
 
     fn upload(&self, shape: [usize; 2], values: Vec<f32>) -> Tensor<D> {
@@ -258,11 +265,13 @@ impl<D: Device> Device for Lockstep<'_, D> {
         if let Some(w) = weights.first() {
             // A tied embedding is also the unembedding, so its own part does not tell where it is used.
             steps.part = if matches!(op, Op::Unembed {}) { Part::Head } else { w.part };
+            steps.weight = Some(w.name.clone());
         }
         let step = Step {
             kind: StepKind::Operation(op.kind()),
             shape: format!("{} -> {shape:?}", shapes.join(" ")),
             part: steps.part,
+            weight: steps.weight.clone(),
             row: 0,
             error: 0.0,
             share: 0.0,
@@ -295,7 +304,8 @@ impl<D: Device> Device for Lockstep<'_, D> {
         let of = self.reference.shape(&x.reference);
         let shape = format!("rows {:?} columns {:?} of {of:?}", window.rows, window.cols);
         let mut steps = self.steps();
-        let step = Step { kind: StepKind::CopyOut, shape, part: steps.part, row: 0, error: 0.0, share: 0.0 };
+        let (part, weight) = (steps.part, steps.weight.clone());
+        let step = Step { kind: StepKind::CopyOut, shape, part, weight, row: 0, error: 0.0, share: 0.0 };
         steps.pending.push(Pending {
             step,
             staged: self.device.copy_out(&x.device, window),

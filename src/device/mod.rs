@@ -302,7 +302,8 @@ impl TensorLimits {
 }
 
 /// The three backends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum DeviceKind {
     /// Plain loops in f64.
     Reference,
@@ -345,9 +346,7 @@ impl fmt::Display for DeviceInfo {
 #[derive(Clone, Debug, Error)]
 pub enum DeviceError {
     /// No adapter answers.
-    #[error(
-        "no GPU adapter was found ({detail})"
-    )]
+    #[error("no GPU adapter was found ({detail})")]
     NoAdapter {
         /// What the graphics API said.
         detail: String,
@@ -361,9 +360,7 @@ pub enum DeviceError {
         detail: String,
     },
     /// A weight that no buffer of this adapter can hold.
-    #[error(
-        "the weight {name:?} needs {bytes} bytes in one binding and this adapter binds at most {limit}"
-    )]
+    #[error("the weight {name:?} needs {bytes} bytes in one binding and this adapter binds at most {limit}")]
     TooLarge {
         /// The tensor's name.
         name: String,
@@ -373,9 +370,7 @@ pub enum DeviceError {
         limit: u64,
     },
     /// The device failed while it was working: out of memory, lost, or a fault in a kernel.
-    #[error(
-        "the GPU failed while running: {detail}"
-    )]
+    #[error("the GPU failed while running: {detail}")]
     Fault {
         /// What the graphics API said.
         detail: String,
@@ -482,7 +477,11 @@ pub enum Choice {
 
 /// Any of the three devices.
 #[derive(Debug)]
-#[allow(missing_docs, clippy::large_enum_variant, reason = "the variants are named after their devices; a session has one")]
+#[allow(
+    missing_docs,
+    clippy::large_enum_variant,
+    reason = "the variants are named after their devices; a session has one"
+)]
 pub enum AnyDevice {
     Reference(reference::Reference),
     Cpu(cpu::Cpu),

@@ -39,7 +39,7 @@ impl<D: Device + ?Sized> std::fmt::Debug for Operands<'_, D> {
 }
 
 /// What happens to a sum of products before it is stored.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) enum Epilogue<'a, T> {
     /// Nothing more.
     None,
@@ -48,6 +48,14 @@ pub(crate) enum Epilogue<'a, T> {
     /// A tensor of the same shape is added.
     Add(&'a T),
 }
+
+impl<T> Clone for Epilogue<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Epilogue<'_, T> {}
 
 /// The queries of one text: which rows of the tensor they are, and which text of a cache holds their keys and values. The
 /// queries are the last positions of that text: with `n` keys, query `i` of `m` has position `n - m + i` and sees the keys
@@ -80,7 +88,7 @@ pub type RowsOf = (usize, Range<usize>);
 /// Binds the names of a row's operands to a slice of them.
 macro_rules! bind {
     ($name:expr, $slice:expr, [$($operand:ident),*]) => {
-        let &[$($operand),*] = $slice else { panic!("{} takes {} operands, not {}", $name, [$(stringify!($operand)),*].len(), $slice.len()) };
+        let &[$($operand),*] = $slice else { panic!("{} takes {} operands, not {}", $name, (&[$(stringify!($operand)),*] as &[&str]).len(), $slice.len()) };
     };
     ($name:expr, $slice:expr, [$operands:ident ..]) => {
         let $operands = $slice;

@@ -3,9 +3,7 @@
 
 use super::buffer_pool::BufferPool;
 use super::reference::{Cache, Reference, Tensor};
-use super::{
-    Device, DeviceError, DeviceInfo, Heads, Op, Operands, Queries, StoredWeight, TensorLimits, Window,
-};
+use super::{Device, DeviceError, DeviceInfo, Heads, Op, Operands, Queries, StoredWeight, TensorLimits, Window};
 use std::sync::Arc;
 
 /// The device.

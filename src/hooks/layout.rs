@@ -106,7 +106,9 @@ impl<'a> Layout<'a> {
             let rows = texts.flat_map(|i| {
                 let text = &batch.texts()[i];
                 let start = text.start - first;
-                ranges(select.positions.as_ref(), i, text.len()).into_iter().map(move |r| start + r.start..start + r.end)
+                ranges(select.positions.as_ref(), i, text.len())
+                    .into_iter()
+                    .map(move |r| start + r.start..start + r.end)
             });
             return vec![(None, Window { rows: join(rows), cols: columns(site, select, config) })];
         }
@@ -122,7 +124,10 @@ impl<'a> Layout<'a> {
             } else if self.logits_of(i).is_some() {
                 // Only these rows were computed.
                 let n: usize = within.iter().map(ExactSizeIterator::len).sum();
-                Window { rows: join(std::iter::once(0..n).filter(|all| n > 0 && !all.is_empty())), cols: columns(site, select, config) }
+                Window {
+                    rows: join(std::iter::once(0..n).filter(|all| n > 0 && !all.is_empty())),
+                    cols: columns(site, select, config),
+                }
             } else {
                 Window { rows: within, cols: columns(site, select, config) }
             };

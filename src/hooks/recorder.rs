@@ -208,7 +208,7 @@ impl<'a, D: Device> Recorder<'a, D> {
         mut x: D::Tensor,
     ) -> Result<D::Tensor, Stop> {
         for text in texts.clone() {
-            for window in self.windows_of_text(site, select, text, &texts) {
+            if let Some(window) = self.window_of_text(site, select, text, &texts) {
                 let staged = dev.copy_out(&x, &window);
                 dev.submit();
                 let mut values = dev.read(staged).await?;
@@ -235,7 +235,7 @@ impl<'a, D: Device> Recorder<'a, D> {
     }
 
     /// The window of one of the texts that are run together, in the tensor that carries the site; nothing where it is empty.
-    fn windows_of_text(&self, site: Site, select: &Select, text: usize, texts: &Range<usize>) -> Option<Window> {
+    fn window_of_text(&self, site: Site, select: &Select, text: usize, texts: &Range<usize>) -> Option<Window> {
         let batch = self.layout.batch();
         let (_, mut window) = self.layout.windows(site, select, text..text + 1).pop()?;
         let before = batch.texts()[text].start - batch.texts()[texts.start].start;

@@ -441,8 +441,9 @@ impl Hooks {
 
     /// The checks that need no batch.
     fn check(&self, site: Site, select: &Select) -> Result<(), HookError> {
-        let fail =
-            |what, asked: &[usize], has: String| Err(HookError::Window { site: site.name(), what, asked: asked.into(), has });
+        let fail = |what, asked: &[usize], has: String| {
+            Err(HookError::Window { site: site.name(), what, asked: asked.into(), has })
+        };
         if let Some(layer) = site.layer().filter(|layer| *layer >= self.config.n_layer) {
             return Err(SiteError::Layer { layer: layer as i64, n_layer: self.config.n_layer }.into());
         }

@@ -306,6 +306,24 @@ fn nearest(wanted: &str, n_layer: usize) -> Vec<String> {
     scored.into_iter().take(3).map(|(_, site)| site.name()).collect()
 }
 
+impl std::str::FromStr for Site {
+    type Err = SiteError;
+
+    /// A site by its name in any dialect that [`resolve`] reads. It must name one site; a model may have fewer blocks.
+    fn from_str(name: &str) -> Result<Site, SiteError> {
+        let numbers = name.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse::<usize>().ok());
+        // A name holds its block's number and those of its words (`ln_1`). More blocks than any model has only cost time.
+        let n_layer = numbers.max().map_or(1, |n| n.saturating_add(1)).min(MOST_LAYERS);
+        match resolve(name, n_layer)?.as_slice() {
+            [one] => Ok(*one),
+            _ => Err(SiteError::Unknown { pattern: name.into(), near: nearest(name, n_layer) }),
+        }
+    }
+}
+
+/// Blocks of the largest model whose sites can be parsed without it.
+const MOST_LAYERS: usize = 1000;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,9 +12,7 @@ pub enum BatchError {
     #[error("there is no text to run")]
     NoTexts,
     /// A text without tokens has no activations.
-    #[error(
-        "text {text} has no tokens, so it has no activations"
-    )]
+    #[error("text {text} has no tokens, so it has no activations")]
     Empty {
         /// Which text.
         text: usize,
@@ -157,7 +155,10 @@ impl Batch {
         Batch {
             ids: self.ids[rows.clone()].to_vec(),
             positions: self.positions[rows.clone()].to_vec(),
-            texts: self.texts[texts.clone()].iter().map(|text| text.start - rows.start..text.end - rows.start).collect(),
+            texts: self.texts[texts.clone()]
+                .iter()
+                .map(|text| text.start - rows.start..text.end - rows.start)
+                .collect(),
             first_positions: self.first_positions[texts].to_vec(),
         }
     }

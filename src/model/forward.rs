@@ -27,9 +27,7 @@ pub enum RunError {
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// A tensor that is larger than this device allows.
-    #[error(
-        "the {what} of {tokens} tokens take {bytes} bytes and this device holds at most {most} together"
-    )]
+    #[error("the {what} of {tokens} tokens take {bytes} bytes and this device holds at most {most} together")]
     TooLarge {
         /// Which tensor.
         what: String,
@@ -230,7 +228,9 @@ impl<D: Device> Pass<'_, D> {
         let uploaded = |values: &[f32]| dev.upload([values.len() / config.n_embd, config.n_embd], values.to_vec());
         let (first, mut x) = match start {
             Start::Stream { layer, values } => (layer, uploaded(values)),
-            Start::Tokens => (0, self.embed(dev.embed(params.wte(dev).await?, self.batch.ids().to_vec()), hooks).await?),
+            Start::Tokens => {
+                (0, self.embed(dev.embed(params.wte(dev).await?, self.batch.ids().to_vec()), hooks).await?)
+            }
             Start::Embeddings(values) => (0, self.embed(uploaded(values), hooks).await?),
         };
         for layer in first..config.n_layer {

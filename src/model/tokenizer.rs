@@ -143,6 +143,12 @@ pub struct Tokenizer {
     tokenizer: tokenizers::Tokenizer,
 }
 
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer").finish_non_exhaustive()
+    }
+}
+
 impl Tokenizer {
     /// The tokenizer of a checkpoint's folder: `tokenizer.json`, else `vocab.json` with `merges.txt`; `None` if it has
     /// neither.

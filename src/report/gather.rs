@@ -10,11 +10,12 @@ use crate::hooks::request::Select;
 use crate::hooks::site::Site;
 use crate::model::batch::Batch;
 use crate::model::config::Config;
-use crate::session::{Error, Model, Session};
+use crate::session::{Error, Model, Progress, Session};
 use ndarray::{Array, Array2, Array3, ArrayView1, Axis, Dimension, s};
 use serde_json::{Value, json};
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 /// Pages are kept below this many bytes: browsers open that at once and it can still be mailed.
 pub const LARGEST: usize = 20_000_000;
@@ -103,7 +104,7 @@ pub async fn gather(
     session: &Session,
     batch: &Batch,
     largest: usize,
-    progress: Option<&dyn Fn(usize, usize)>,
+    progress: Option<Progress<'_>>,
 ) -> Result<Page, Error> {
     let config = session.model().config();
     let n_pos = batch.n_pos();
@@ -116,7 +117,9 @@ pub async fn gather(
     let of_lens = 2 * config.n_layer + 1;
     let steps = of_lens + groups.iter().map(|group| blocks_of(group)).sum::<usize>();
     let before = Cell::new(0);
-    let told = |done: usize, _of: usize| progress.iter().for_each(|tell| tell(before.get() + done, steps));
+    let told = |done: usize, _of: usize| {
+        progress.map_or(ControlFlow::Continue(()), |progress| progress(before.get() + done, steps))
+    };
 
     let mut hooks = session.model().hooks();
     for site in (0..config.n_layer).map(Site::ResidMid).chain([Site::LnFinalOut]) {

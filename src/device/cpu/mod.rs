@@ -16,8 +16,8 @@ pub use buffers::{Memory, Tensor};
 
 use super::buffer_pool::BufferPool;
 use super::{
-    Activation, Change, Device, DeviceError, DeviceInfo, DeviceKind, Dtype, Epilogue, Heads, Op, Operands, Queries,
-    RowsOf, StoredWeight, TensorLimits, Window,
+    Change, Device, DeviceError, DeviceInfo, DeviceKind, Dtype, Epilogue, Heads, Op, Operands, Queries, RowsOf,
+    StoredWeight, TensorLimits, Window,
 };
 use attention::Attended;
 use products::{Finish, Panels, RowsView};

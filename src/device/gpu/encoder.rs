@@ -241,7 +241,11 @@ impl Encoder {
     /// The kernels that were recorded since this was last asked.
     pub(super) fn kernels_run(&self) -> BTreeSet<&'static str> {
         let pipelines = self.pipelines.lock();
-        pipelines.iter().filter(|(_, pipeline)| pipeline.run.swap(false, Ordering::Relaxed)).map(|((name, ..), _)| *name).collect()
+        pipelines
+            .iter()
+            .filter(|(_, pipeline)| pipeline.run.swap(false, Ordering::Relaxed))
+            .map(|((name, ..), _)| *name)
+            .collect()
     }
 
     fn pipeline(&self, variant: Variant) -> Arc<Pipeline> {
@@ -300,7 +304,7 @@ fn compile(device: &wgpu::Device, cache: Option<&PipelineCache>, variant: Varian
     let consts: Vec<_> = named.collect();
     let text = kernel.module(&consts);
     #[cfg(feature = "mutants")]
-    let text = super::mutants::planted(kernel.name, text);
+    let text = super::mutants::applied(kernel.name, text);
     let source = wgpu::ShaderSource::Wgsl(text.into());
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor { label, source });
     let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {

@@ -23,10 +23,9 @@ pub use timestamps::Span;
 
 use super::buffer_pool::BufferPool;
 use super::{
-    Activation, Change, Device, DeviceCache, DeviceError, DeviceInfo, Heads, Op, Operands, Operations, Queries, RowsOf,
+    Activation, Change, Device, DeviceCache, DeviceError, DeviceInfo, Epilogue, Heads, Op, Operands, Queries, RowsOf,
     StoredWeight, TensorLimits, Window,
 };
-use super::Epilogue;
 use autotune::Tile;
 use bind_groups::{BindGroups, Binding};
 use buffers::{Placed, Pool, Staging, WeightLayout};
@@ -34,6 +33,7 @@ use encoder::{Encoder, PipelineKey, Variant};
 use errors::Fault;
 use kernels::{Family, Kernel};
 use pipeline_cache::PipelineCache;
+use products::Product;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
@@ -133,10 +133,10 @@ impl Gpu {
         Ok(all)
     }
 
-    /// The device with the pipelines that `keep` has for this adapter and driver. When the device is dropped, those that it
-    /// compiled anew are kept too. Only where the backend hands pipelines out, which is Vulkan.
-    pub async fn keeping_pipelines(mut self, keep: Arc<dyn DeviceCache>) -> Gpu {
-        self.encoder.pipeline_cache = PipelineCache::open(&self.device, keep).await;
+    /// The device with the pipelines that `cache` has for this adapter and driver. When the device is dropped, those that it
+    /// compiled anew are stored too. Only where the backend hands pipelines out, which is Vulkan.
+    pub async fn with_cached_pipelines(mut self, cache: Arc<dyn DeviceCache>) -> Gpu {
+        self.encoder.pipeline_cache = PipelineCache::open(&self.device, cache).await;
         self
     }
 
@@ -317,7 +317,7 @@ impl Gpu {
     fn layer_norm_normalize(&self, x: &Tensor, scale: &Tensor) -> Tensor {
         assert_eq!([scale.rows, scale.cols], [x.rows, 1]);
         let y = self.empty(x.rows, x.cols);
-        let params = kernels::Shape { rows: x.rows as u32, cols: x.cols as u32 };
+        let params = kernels::LayerNormNormalize { rows: x.rows as u32, cols: x.cols as u32 };
         let bindings = [all(x), all(scale), all(&y)];
         let variant = self.either(&kernels::LAYER_NORM_NORMALIZE, &kernels::LAYER_NORM_NORMALIZE_BROADCAST);
         self.encoder.dispatch(variant, &params, &bindings, grid(x.rows));
@@ -339,7 +339,8 @@ impl Gpu {
         let y = self.empty(z.rows, n_head * w.cols);
         for head in 0..n_head {
             let rows = head * head_dim..(head + 1) * head_dim;
-            self.multiply(product(z, w, rows, None, Epilogue::None), &y, head * w.cols);
+            let product = Product { x: z, w, rows, bias: None, epilogue: Epilogue::None };
+            self.multiply(product, &y, head * w.cols);
         }
         y
     }
@@ -365,7 +366,7 @@ impl Gpu {
 
     fn attention_pattern(&self, scores: &Tensor) -> Tensor {
         let pattern = self.empty(scores.rows, scores.cols);
-        let params = kernels::Shape { rows: scores.rows as u32, cols: scores.cols as u32 };
+        let params = kernels::AttentionPattern { rows: scores.rows as u32, cols: scores.cols as u32 };
         let bindings = [all(scores), all(&pattern)];
         let variant = self.either(&kernels::ATTENTION_PATTERN, &kernels::ATTENTION_PATTERN_BROADCAST);
         self.encoder.dispatch(variant, &params, &bindings, grid(scores.rows));
@@ -375,7 +376,7 @@ impl Gpu {
     fn activation(&self, x: &Tensor, f: Activation) -> Tensor {
         let y = self.empty(x.rows, x.cols);
         let variant = Variant::new(&kernels::ACTIVATION, &[kernels::function_override(f)]);
-        let params = kernels::Elements { n: x.len() as u32 };
+        let params = kernels::Activation { n: x.len() as u32 };
         self.encoder.dispatch(variant, &params, &[all(x), all(&y)], elements(x.len()));
         y
     }
@@ -383,7 +384,7 @@ impl Gpu {
     fn add(&self, a: &Tensor, b: &Tensor) -> Tensor {
         assert_eq!([a.rows, a.cols], [b.rows, b.cols]);
         let y = self.empty(a.rows, a.cols);
-        let params = kernels::Elements { n: a.len() as u32 };
+        let params = kernels::Add { n: a.len() as u32 };
         self.encoder.dispatch((&kernels::ADD).into(), &params, &[all(a), all(b), all(&y)], elements(a.len()));
         y
     }
@@ -394,7 +395,7 @@ impl Gpu {
             assert_eq!([a.rows, a.cols], [x.rows, w.cols]);
         }
         let y = self.empty(x.rows, w.cols);
-        self.multiply(product(x, w, 0..w.rows, Some(bias), epilogue), &y, 0);
+        self.multiply(Product { x, w, rows: 0..w.rows, bias: Some(bias), epilogue }, &y, 0);
         y
     }
 
@@ -535,7 +536,7 @@ impl Device for Gpu {
         x
     }
 
-    fn run(&self, op: &Op, Operands { tensors: x, weights: w, cache }: Operands<'_, Gpu>) -> Tensor {
+    fn run(&self, op: &Op, Operands { tensors: x, weights: w, .. }: Operands<'_, Gpu>) -> Tensor {
         match op {
             Op::Embed { ids } => self.embed(w[0], ids),
             Op::LayerNorm { eps } => self.layer_norm(x[0], w[0], w[1], *eps),

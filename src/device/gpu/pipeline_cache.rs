@@ -49,6 +49,12 @@ impl PipelineCache {
     }
 }
 
+impl std::fmt::Debug for PipelineCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PipelineCache").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 impl Drop for PipelineCache {
     fn drop(&mut self) {
         if !self.used.load(Ordering::Relaxed) {

@@ -1,11 +1,11 @@
 //! Products: with weights as Conv1D stores them, and with the unembedding's table. Owns which kernel takes one, by the
 //! adapter's family and the number of rows.
 
-use super::buffers::{WeightLayout, PANEL, Tensor, Weight};
+use super::buffers::{PANEL, Tensor, Weight, WeightLayout};
 use super::encoder::Variant;
 use super::kernels::{self, Family, epilogue_override, weight_override};
-use crate::device::Epilogue;
 use super::{Gpu, all, grid, whole};
+use crate::device::Epilogue;
 use std::ops::Range;
 
 /// At most this many rows go through the kernels made for few rows.
@@ -19,21 +19,11 @@ const BROADCAST_TOKENS: usize = 32;
 
 /// `epilogue(x[.., rows] . w[rows] + bias)`.
 pub(super) struct Product<'a> {
-    x: &'a Tensor,
-    w: &'a Weight,
-    rows: Range<usize>,
-    bias: Option<&'a Weight>,
-    epilogue: Epilogue<'a, Tensor>,
-}
-
-pub(super) fn product<'a>(
-    x: &'a Tensor,
-    w: &'a Weight,
-    rows: Range<usize>,
-    bias: Option<&'a Weight>,
-    epilogue: Epilogue<'a, Tensor>,
-) -> Product<'a> {
-    Product { x, w, rows, bias, epilogue }
+    pub(super) x: &'a Tensor,
+    pub(super) w: &'a Weight,
+    pub(super) rows: Range<usize>,
+    pub(super) bias: Option<&'a Weight>,
+    pub(super) epilogue: Epilogue<'a, Tensor>,
 }
 
 /// `panels` x `tiles` workgroups; kernels ignore panels beyond the last.
@@ -67,18 +57,18 @@ impl Gpu {
         let bias = bias.map_or(weight, |b| self.vector(b));
         let added = if let Epilogue::Add(a) = epilogue { Some(a) } else { None };
         let bindings = [all(x), weight, bias, added.map_or(weight, all), all(y)];
-        let (dtype, then) = (weight_override(placed.dtype), epilogue_override(&epilogue));
+        let (dtype, epilogue) = (weight_override(placed.dtype), epilogue_override(&epilogue));
         let (variant, groups) = match self.family {
             Family::Broadcast => (
-                Variant::new(&kernels::LINEAR_BROADCAST, &[dtype, then]),
+                Variant::new(&kernels::LINEAR_BROADCAST, &[dtype, epilogue]),
                 panels(x.rows.div_ceil(BROADCAST_ROWS), w.cols.div_ceil(PANEL)),
             ),
             Family::Tiles if x.rows <= FEW_ROWS => {
-                (Variant::new(&kernels::LINEAR_FEW, &[dtype, then]), grid(w.cols.div_ceil(16)))
+                (Variant::new(&kernels::LINEAR_FEW, &[dtype, epilogue]), grid(w.cols.div_ceil(16)))
             }
             Family::Tiles => {
                 let [kernel, _] = self.tile.kernels();
-                let settings = [vec![dtype, then], self.tile.settings()].concat();
+                let settings = [vec![dtype, epilogue], self.tile.settings()].concat();
                 (Variant::new(kernel, &settings), self.tile.groups(x.rows, w.cols))
             }
         };

@@ -126,6 +126,6 @@ impl Timestamps {
         let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&halves);
         let period = 1e-9 * f64::from(queue.get_timestamp_period());
         let seconds = |query: u32| ticks[query as usize].wrapping_sub(ticks[0]) as i64 as f64 * period;
-                Ok(submits.iter().map(|of| Span { begin: seconds(of.start), end: seconds(of.end - 1) }).collect())
+        Ok(submits.iter().map(|of| Span { begin: seconds(of.start), end: seconds(of.end - 1) }).collect())
     }
 }
