@@ -16,6 +16,7 @@ use crate::model::batch::{Batch, BatchError};
 use crate::model::checkpoint::{Checkpoint, WeightsError};
 use crate::model::config::Config;
 use crate::model::forward::{self, Run, RunError};
+use crate::model::model_dir::ModelDir;
 use crate::model::params::{LoadError, Params};
 use crate::model::tokenizer::{Token, Tokenizer, TokenizerError};
 use crate::options::Options;
@@ -123,16 +124,21 @@ impl Model {
 
     /// Every file that belongs to the model, whether it was needed or not.
     pub fn paths(&self) -> Vec<PathBuf> {
-        const BESIDE: [&str; 5] =
-            ["config.json", "model.safetensors.index.json", "tokenizer.json", "vocab.json", "merges.txt"];
         match &self.source {
             #[cfg(feature = "demo")]
             Source::Demo => Vec::new(),
             Source::Folder(folder) | Source::Cache(folder) => {
-                let beside = BESIDE.iter().map(|name| folder.join(name));
-                beside.chain(self.checkpoint.files().map(PathBuf::from)).collect()
+                let beside = ModelDir::new(folder);
+                beside.beside_weights().chain(self.checkpoint.files().map(PathBuf::from)).collect()
             }
         }
+    }
+
+    /// What its user should know of how the files were read, one line each: tensors that were left out, tokens that have
+    /// another id than a file says, and so on.
+    pub fn notes(&self) -> impl Iterator<Item = &str> {
+        let of_tokenizer = self.tokenizer.iter().flat_map(Tokenizer::notes);
+        self.checkpoint.notes().iter().chain(of_tokenizer).map(String::as_str)
     }
 
     /// Sizes and switches.

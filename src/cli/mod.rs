@@ -93,6 +93,9 @@ struct TextArgs {
     /// Put the beginning-of-text token in front of every text
     #[arg(long)]
     prepend_bos: bool,
+    /// Read special tokens in a text, such as <|endoftext|>, as the characters that they are written with
+    #[arg(long)]
+    no_special: bool,
     /// Cut texts that are longer than the model has positions, instead of refusing them
     #[arg(long)]
     truncate: bool,
@@ -286,6 +289,7 @@ impl ModelArgs {
         let mut talk = fetch::Talk::new(self.quiet);
         let files = Model::open_telling(&self.model, &mut |event| talk.hear(event))?;
         self.say(format_args!("model: {}, from {}", files.name(), files.source()));
+        files.notes().for_each(|note| self.say(format_args!("note: {}", printable(note))));
         Ok(files)
     }
 
@@ -338,7 +342,22 @@ impl TextArgs {
                 let most = files.config().n_positions;
                 texts.iter().enumerate().try_for_each(|(i, text)| tokenizer.check_length(i, text, most))?;
             }
-            texts.iter().map(|text| tokenizer.encode(text)).collect::<Result<Vec<_>, _>>()?
+            if self.no_special {
+                texts.iter().map(|text| tokenizer.encode_plain(text)).collect::<Result<Vec<_>, _>>()?
+            } else {
+                for (i, text) in texts.iter().enumerate() {
+                    let special = tokenizer.special_tokens_in(text)?;
+                    if !special.is_empty() {
+                        let (what, kind) = if special.len() > 1 { ("each", "tokens") } else { ("it", "token") };
+                        model.say(format_args!(
+                            "note: text {i} holds the special {kind} {}, and {what} is taken as one token; --no-special reads \
+                             characters",
+                            printable(&special.join(" "))
+                        ));
+                    }
+                }
+                texts.iter().map(|text| tokenizer.encode(text)).collect::<Result<Vec<_>, _>>()?
+            }
         } else {
             return Err(Failure::Usage(
                 "give a text, a file of texts with --file, or token ids with --ids; see --help".into(),

@@ -64,6 +64,11 @@ pub trait Bytes: Send + Sync {
     /// All of them.
     fn bytes(&self) -> &[u8];
 
+    /// How many there are.
+    fn size(&self) -> usize {
+        self.bytes().len()
+    }
+
     /// Tells the owner that `range` will probably not be read again, so that its memory may be used for something else.
     fn release(&self, _range: Range<usize>) {}
 
@@ -98,13 +103,18 @@ impl Blob {
     /// # Panics
     /// When the range is not within the bytes: the checkpoint reader checks it first.
     pub fn new(owner: Arc<dyn Bytes>, range: Range<usize>) -> Blob {
-        assert!(range.start <= range.end && range.end <= owner.bytes().len(), "a blob lies within its owner");
+        assert!(range.start <= range.end && range.end <= owner.size(), "a blob lies within its owner");
         Blob { owner, range }
     }
 
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.owner.bytes()[self.range.clone()]
+    }
+
+    /// How many there are.
+    pub fn size(&self) -> usize {
+        self.range.len()
     }
 
     /// [`Bytes::release`] of this range.

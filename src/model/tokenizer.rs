@@ -1,17 +1,17 @@
 //! Text and tokens: the checkpoint's own tokenizer (the `tokenizers` crate), tokens as people can read them, and finding
 //! tokens by index or by text. Knows no model and no device.
 
-use crate::model::checkpoint;
+use crate::model::model_dir::ModelDir;
+use crate::model::tokenizer_files;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::OnceLock;
 use thiserror::Error;
-
-use tokenizers::models::bpe::BPE;
+use tokenizers::AddedToken;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 /// What can go wrong between text and tokens.
 #[derive(Clone, Debug, Error)]
@@ -24,9 +24,20 @@ pub enum TokenizerError {
         /// What is wrong.
         detail: String,
     },
+    /// A tokenizer of a kind that is not read.
+    #[error("cannot use the tokenizer {file}: {what}; {remedy}, or give token ids with --ids")]
+    Unsupported {
+        /// The file.
+        file: String,
+        /// What it has that is not read.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
     /// There is no tokenizer.
     #[error(
-        "the model {model} has no tokenizer (tokenizer.json, or vocab.json with merges.txt), so it cannot read text; give token ids with --ids"
+        "the model {model} has no tokenizer (tokenizer.json, or vocab.json with merges.txt, or vocab.txt), so it cannot read \
+         text; give token ids with --ids"
     )]
     Missing {
         /// The model's name.
@@ -141,6 +152,14 @@ fn seen_as_it_is(c: char) -> bool {
 /// A checkpoint's tokenizer.
 pub struct Tokenizer {
     tokenizer: tokenizers::Tokenizer,
+    /// The same, reading special tokens in a text as characters: made when it is first asked for.
+    plain: OnceLock<Box<tokenizers::Tokenizer>>,
+    added: HashMap<u32, AddedToken>,
+    /// Whether tokens are written with one character a byte.
+    byte_level: bool,
+    /// Bytes of the longest token.
+    longest: OnceLock<usize>,
+    notes: Vec<String>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -150,60 +169,88 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// The tokenizer of a checkpoint's folder: `tokenizer.json`, else `vocab.json` with `merges.txt`; `None` if it has
-    /// neither.
+    /// The tokenizer of a checkpoint's folder, with the tokens that the folder adds, as transformers reads it:
+    /// `tokenizer.json`, else `vocab.json` with `merges.txt`, else `vocab.txt`, and beside it `tokenizer_config.json`,
+    /// `added_tokens.json` and `special_tokens_map.json`. `None` if it has none of them.
     ///
     /// # Errors
-    /// [`TokenizerError::Tokenizer`] for broken files.
+    /// [`TokenizerError::Tokenizer`] for broken files, [`TokenizerError::Unsupported`] for what is not read.
     pub fn from_folder(folder: &Path) -> Result<Option<Tokenizer>, TokenizerError> {
-        let fail = |file: &Path, detail: String| TokenizerError::Tokenizer { file: file.display().to_string(), detail };
-        let read = |file: &Path| checkpoint::read_file(file).map_err(|e| fail(file, e.to_string()));
-        let json = folder.join("tokenizer.json");
-        if json.exists() {
-            return Tokenizer::from_bytes(&json.display().to_string(), &read(&json)?).map(Some);
-        }
-        let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
-        if !vocab.exists() || !merges.exists() {
-            return Ok(None);
-        }
-        // The crate reads both files at once and does not say which one is broken.
-        serde_json::from_slice::<HashMap<String, u32>>(&read(&vocab)?).map_err(|e| fail(&vocab, e.to_string()))?;
-        checkpoint::be_a_file(&merges).map_err(|e| fail(&merges, e.to_string()))?;
-        let built = guarded(|| BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy()).build());
-        let bpe = built.map_err(|detail| fail(&merges, detail))?;
-        let mut tokenizer = tokenizers::Tokenizer::new(bpe);
-        tokenizer.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(false)));
-        tokenizer.with_decoder(Some(ByteLevel::default()));
-        let end = "<|endoftext|>";
-        if tokenizer.token_to_id(end).is_some() {
-            let added = tokenizer.add_special_tokens([tokenizers::AddedToken::from(end, true)]);
-            added.map_err(|e| fail(&vocab, e.to_string()))?;
-        }
-        Ok(Some(Tokenizer { tokenizer }))
+        let read = tokenizer_files::read(&ModelDir::new(folder))?;
+        read.map(|read| Tokenizer::new(read.tokenizer, read.notes)).transpose()
     }
 
-    /// A tokenizer from the text of a `tokenizer.json`; `file` names it in messages.
+    /// A tokenizer from the text of a `tokenizer.json` alone; `file` names it in messages.
     ///
     /// # Errors
     /// [`TokenizerError::Tokenizer`] for broken files.
     pub fn from_bytes(file: &str, bytes: &[u8]) -> Result<Tokenizer, TokenizerError> {
-        let load = || {
-            let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes)?;
-            // A file may ask for truncation or padding; both would change activations without a word.
-            tokenizer.with_truncation(None)?;
-            tokenizer.with_padding(None);
-            Ok(Tokenizer { tokenizer })
-        };
-        guarded(load).map_err(|detail| TokenizerError::Tokenizer { file: file.into(), detail })
+        let read = guarded(|| tokenizers::Tokenizer::from_bytes(bytes));
+        let fail = |detail| TokenizerError::Tokenizer { file: file.into(), detail };
+        Tokenizer::new(read.map_err(fail)?, Vec::new())
     }
 
-    /// Cuts a text into token ids, as transformers' tokenizer does: special tokens written out in it count as such.
+    fn new(mut tokenizer: tokenizers::Tokenizer, notes: Vec<String>) -> Result<Tokenizer, TokenizerError> {
+        // A file may ask for truncation or padding; both would change activations without a word, and transformers does
+        // neither unless it is asked to.
+        let without = guarded(|| tokenizer.with_truncation(None).map(drop));
+        without.map_err(TokenizerError::Encode)?;
+        tokenizer.with_padding(None);
+        let added = tokenizer.get_added_vocabulary().get_added_tokens_decoder();
+        let added = added.iter().map(|(id, token)| (*id, token.clone())).collect();
+        let written = [
+            serde_json::to_string(&tokenizer.get_pre_tokenizer()),
+            serde_json::to_string(&tokenizer.get_decoder()),
+            serde_json::to_string(&tokenizer.get_normalizer()),
+        ];
+        let byte_level = written.iter().flatten().any(|part| part.contains("\"ByteLevel\""));
+        let (plain, longest) = Default::default();
+        Ok(Tokenizer { tokenizer, plain, added, byte_level, longest, notes })
+    }
+
+    /// What its user should know of how the files were read, one line each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Cuts a text into token ids, as transformers' tokenizer does: special tokens written out in it count as such, and
+    /// what the tokenizer puts in front of every text or behind it is there.
     ///
     /// # Errors
     /// [`TokenizerError::Encode`].
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = guarded(|| self.tokenizer.encode_fast(text, true)).map_err(TokenizerError::Encode)?;
-        Ok(encoding.get_ids().to_vec())
+        encode(&self.tokenizer, text)
+    }
+
+    /// [`Tokenizer::encode`] with special tokens in the text, such as `<|endoftext|>`, read as the characters that they are
+    /// written with (`split_special_tokens` of transformers).
+    ///
+    /// # Errors
+    /// [`TokenizerError::Encode`].
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let plain = self.plain.get_or_init(|| {
+            let mut plain = Box::new(self.tokenizer.clone());
+            plain.set_encode_special_tokens(true);
+            plain
+        });
+        encode(plain, text)
+    }
+
+    /// The special tokens that [`Tokenizer::encode`] finds written out in a text, each once, in the order of their ids.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Encode`].
+    pub fn special_tokens_in(&self, text: &str) -> Result<Vec<&str>, TokenizerError> {
+        let special = |token: &&AddedToken| token.special && text.contains(&token.content);
+        // Nearly every text has none, and is not cut for this.
+        if !self.added.values().any(|token| special(&token)) {
+            return Ok(Vec::new());
+        }
+        let encoding = guarded(|| self.tokenizer.encode_fast(text, false)).map_err(TokenizerError::Encode)?;
+        let mut ids = encoding.get_ids().to_vec();
+        ids.sort_unstable();
+        ids.dedup();
+        Ok(ids.iter().filter_map(|id| self.added.get(id)).filter(special).map(|token| token.content.as_str()).collect())
     }
 
     /// Says no to a text of so many bytes that it surely has more than `n_positions` tokens: cutting takes a hundred times
@@ -215,10 +262,13 @@ impl Tokenizer {
     pub fn check_length(&self, index: usize, text: &str, n_positions: usize) -> Result<(), TokenizerError> {
         const SHORT: usize = 1 << 20;
         let byte_level = matches!(self.tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(_)));
-        if text.len() <= SHORT || !byte_level || self.tokenizer.get_normalizer().is_some() {
+        // Some added tokens take all white space beside them.
+        let strips = || self.added.values().any(|token| token.lstrip || token.rstrip);
+        if text.len() <= SHORT || !byte_level || self.tokenizer.get_normalizer().is_some() || strips() {
             return Ok(());
         }
-        let longest = self.tokenizer.get_vocab(true).keys().map(|written| written.len()).max().unwrap_or(0);
+        let of_vocabulary = || self.tokenizer.get_vocab(true).keys().map(|written| written.len()).max().unwrap_or(0);
+        let longest = *self.longest.get_or_init(of_vocabulary);
         let most = longest.saturating_mul(n_positions);
         if text.len() > most {
             return Err(TokenizerError::TooLong { text: index, bytes: text.len(), n_positions, most });
@@ -228,9 +278,11 @@ impl Tokenizer {
 
     /// The token with this id.
     pub fn token(&self, id: u32) -> Token {
-        let bytes = match self.tokenizer.get_added_tokens_decoder().get(&id) {
+        let written = || self.tokenizer.id_to_token(id);
+        let bytes = match self.added.get(&id) {
             Some(added) => Some(added.content.as_bytes().to_vec()),
-            None => self.tokenizer.id_to_token(id).map(|written| bytes_of(&written)),
+            None if self.byte_level => written().map(|written| bytes_of(&written)),
+            None => written().map(String::into_bytes),
         };
         Token { id, bytes }
     }
@@ -239,6 +291,11 @@ impl Tokenizer {
     pub fn end_of_text(&self) -> Option<u32> {
         self.tokenizer.token_to_id("<|endoftext|>")
     }
+}
+
+fn encode(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>, TokenizerError> {
+    let encoding = guarded(|| tokenizer.encode_fast(text, true)).map_err(TokenizerError::Encode)?;
+    Ok(encoding.get_ids().to_vec())
 }
 
 thread_local! {
@@ -251,7 +308,7 @@ pub fn panics_are_guarded() -> bool {
 }
 
 /// Calls into the `tokenizers` crate, which panics on some of the things that a `tokenizer.json` can say.
-fn guarded<T>(call: impl FnOnce() -> Result<T, tokenizers::Error>) -> Result<T, String> {
+pub(super) fn guarded<T>(call: impl FnOnce() -> Result<T, tokenizers::Error>) -> Result<T, String> {
     GUARDED.set(true);
     let result = catch_unwind(AssertUnwindSafe(call));
     GUARDED.set(false);
