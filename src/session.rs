@@ -200,6 +200,7 @@ impl Model {
         let engine = match crate::device::open(choice).await? {
             AnyDevice::Reference(dev) => Engine::Reference(dev, Params::new(self.checkpoint.clone(), weights)),
             AnyDevice::Cpu(dev) => Engine::Cpu(dev, Params::new(self.checkpoint.clone(), weights)),
+            #[cfg(feature = "gpu")]
             AnyDevice::Gpu(dev) => {
                 #[cfg(not(target_arch = "wasm32"))]
                 let dev = dev.tuned(Rc::new(crate::cache::CacheFolder::of_user())).await?;
@@ -229,6 +230,7 @@ pub struct Session {
 enum Engine {
     Reference(crate::device::reference::Reference, Params<crate::device::reference::Reference>),
     Cpu(crate::device::cpu::Cpu, Params<crate::device::cpu::Cpu>),
+    #[cfg(feature = "gpu")]
     Gpu(crate::device::gpu::Gpu, Params<crate::device::gpu::Gpu>),
 }
 
@@ -238,6 +240,7 @@ macro_rules! on_engine {
         match $engine {
             Engine::Reference($dev, $params) => $body,
             Engine::Cpu($dev, $params) => $body,
+            #[cfg(feature = "gpu")]
             Engine::Gpu($dev, $params) => $body,
         }
     };

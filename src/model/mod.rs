@@ -5,5 +5,7 @@ pub mod batch;
 pub mod checkpoint;
 pub mod config;
 pub mod forward;
+#[cfg(not(feature = "tokenizer"))]
+mod no_tokenizer;
 pub mod params;
 pub mod tokenizer;
