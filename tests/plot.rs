@@ -474,22 +474,24 @@ fn fonts_of_the_system_draw_what_ours_lack() {
         actscope(args).env("HOME", home.path()).assert().success();
         file
     };
-    // Black pixels with black to their left and above, many of which only a square has.
-    let inside = |file: &Path| {
+    // Of the heading's first line: black pixels with black to their left and above, many of which only a square has, and
+    // where the text ends.
+    let heading = |file: &Path| {
         let picture = Pixmap::load_png(file).unwrap();
         let black = |x: u32, y: u32| picture.pixel(x, y).is_some_and(|p| p.red() < 40 && p.blue() < 40);
-        let (width, height) = (picture.width(), picture.height());
-        let is_inside = |(x, y): (u32, u32)| (0..6).all(|i| black(x - i, y) && black(x, y - i));
-        (6..height.min(104)).flat_map(|y| (6..width).map(move |x| (x, y))).filter(|p| is_inside(*p)).count()
+        let is_inside = |(x, y): &(u32, u32)| (0..6).all(|i| black(x - i, *y) && black(*x, y - i));
+        let pixels: Vec<_> = (6..60).flat_map(|y| (6..picture.width()).map(move |x| (x, y))).collect();
+        let end = pixels.iter().filter(|(x, y)| black(*x, *y)).map(|(x, _)| *x).max().unwrap();
+        (pixels.iter().filter(|p| is_inside(p)).count(), end)
     };
-    let escaped = inside(&draw("escaped.png"));
+    let escaped = heading(&draw("escaped.png"));
     let fonts = home.path().join(".local/share/fonts");
     std::fs::create_dir_all(&fonts).unwrap();
     std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fonts/square.ttf"), fonts.join("square.ttf")).unwrap();
-    let drawn = inside(&draw("drawn.png"));
-    // The heading's square is 30 pixels wide.
-    assert!(escaped < 200 && drawn > 500, "{escaped} {drawn}");
-    assert!(std::fs::read_to_string(draw("x.svg")).unwrap().contains("\"\u{13000}\""));
+    let drawn = heading(&draw("drawn.png"));
+    // The square is 30 pixels wide. The escape has 9 characters of 18 pixels, and quotes.
+    assert!(escaped.0 < 100 && drawn.0 > 500 && escaped.1 > 200 && drawn.1 < 150, "{escaped:?} {drawn:?}");
+    assert!(std::fs::read_to_string(draw("x.svg")).unwrap().contains("&quot;\u{13000}&quot;"));
 }
 
 /// What a pipe gets: no escape sequences, and each value's sign and tenths.

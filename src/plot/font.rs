@@ -9,7 +9,7 @@
 
 use flate2::read::ZlibDecoder;
 use resvg::usvg::FontResolver;
-use resvg::usvg::fontdb::{Database, ID, Source};
+use resvg::usvg::fontdb::{Database, FaceInfo, ID, Source, Style};
 use skrifa::charmap::Charmap;
 use skrifa::{FontRef, MetadataProvider};
 use std::collections::HashMap;
@@ -121,6 +121,13 @@ static ALL: LazyLock<Arc<Database>> = LazyLock::new(|| {
     Arc::new(all)
 });
 
+/// This machine's fonts, those of regular weight and style first.
+static OF_SYSTEM: LazyLock<Vec<ID>> = LazyLock::new(|| {
+    let mut faces: Vec<&FaceInfo> = ALL.faces().skip(FONTS.len()).collect();
+    faces.sort_by_key(|face| (face.style != Style::Normal, face.weight.0.abs_diff(400)));
+    faces.into_iter().map(|face| face.id).collect()
+});
+
 /// The first font of this machine that can draw a character that the embedded fonts lack.
 fn face_of_system(c: char) -> Option<ID> {
     static FOUND: LazyLock<Mutex<HashMap<char, Option<ID>>>> = LazyLock::new(Mutex::default);
@@ -131,10 +138,7 @@ fn face_of_system(c: char) -> Option<ID> {
             .map(c)
             .is_some_and(|glyph| font.outline_glyphs().get(glyph).is_some() || font.color_glyphs().get(glyph).is_some())
     };
-    let find = || {
-        let of_system = ALL.faces().skip(FONTS.len());
-        of_system.map(|face| face.id).find(|id| ALL.with_face_data(*id, draws).unwrap_or(false))
-    };
+    let find = || OF_SYSTEM.iter().copied().find(|id| ALL.with_face_data(*id, draws).unwrap_or(false));
     *FOUND.lock().ok()?.entry(c).or_insert_with(find)
 }
 

@@ -27,7 +27,7 @@ font.setupCharacterMap({0x13000: "square"})
 font.setupGlyf({".notdef": square(0), "square": square(1000)})
 font.setupHorizontalMetrics({".notdef": (0, 0), "square": (1000, 0)})
 font.setupHorizontalHeader(ascent=1000, descent=0)
-font.setupNameTable({"familyName": "Square", "styleName": "Regular"})
+font.setupNameTable({"familyName": "Square", "styleName": "Regular", "psName": "Square-Regular"})
 font.setupOS2()
 font.setupPost()
 font.font["head"].created = font.font["head"].modified = 0
