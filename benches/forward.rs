@@ -29,6 +29,7 @@ fn bench<D: Measured>(c: &mut Criterion, dev: &D, name: &str, checkpoint: &Arc<C
         group.throughput(Throughput::Elements(t as u64));
         for taps in Taps::ALL {
             let hooks = taps.hooks(config, &batch);
+            let layout = Layout::new(&hooks, &batch).expect("a request of this model");
             let run = || {
                 let mut capture = Capture::empty(&hooks, &batch).expect("a request of this model");
                 let run = forward::forward(dev, &params, Run::new(&layout, 0..1), &mut capture, None);
@@ -47,7 +48,7 @@ fn forward(c: &mut Criterion) {
         Err(_) => (random::NAME.into(), Arc::new(random::gpt2_small().expect("it is made to be read"))),
     };
     bench(c, &Cpu::new(), &name, &checkpoint);
-    let gpu = async { Gpu::open(false).await?.tuned(Arc::new(CacheFolder::of_user())).await };
+    let gpu = async { Gpu::open(false).await?.autotuned(Some(&CacheFolder::of_user())).await };
     match pollster::block_on(gpu) {
         Ok(gpu) => bench(c, &gpu, &name, &checkpoint),
         Err(e) => eprintln!("no gpu figures: {e}"),

@@ -4,6 +4,7 @@
 
 use crate::device::buffer_pool::BufferPool;
 use crate::device::cpu::Cpu;
+#[cfg(feature = "gpu")]
 use crate::device::gpu::Gpu;
 use crate::device::reference::Reference;
 use crate::device::{AnyDevice, Device, DeviceError, DeviceInfo};
@@ -219,6 +220,7 @@ impl Model {
         let engine = match crate::device::open(options.device).await? {
             AnyDevice::Reference(dev) => Engine::Reference(dev, params),
             AnyDevice::Cpu(dev) => Engine::Cpu(dev, params.for_device()),
+            #[cfg(feature = "gpu")]
             AnyDevice::Gpu(dev) => Engine::Gpu(as_asked(dev, &options).await?, params.for_device()),
         };
         Ok(Session { model: self, engine, turn: async_lock::Mutex::new(()) })
@@ -238,6 +240,7 @@ impl Model {
 ///
 /// # Errors
 /// [`Error::Device`] when the device failed meanwhile.
+#[cfg(feature = "gpu")]
 pub(crate) async fn as_asked(gpu: Gpu, options: &Options) -> Result<Gpu, Error> {
     let gpu = match &options.cache {
         Some(cache) => gpu.with_cached_pipelines(cache.clone()).await,
@@ -273,6 +276,7 @@ pub struct Session {
 pub(crate) enum Engine {
     Reference(Reference, Params<Reference>),
     Cpu(Cpu, Params<Cpu>),
+    #[cfg(feature = "gpu")]
     Gpu(Gpu, Params<Gpu>),
 }
 
@@ -282,6 +286,7 @@ macro_rules! on_engine {
         match $engine {
             $crate::session::Engine::Reference($dev, $params) => $body,
             $crate::session::Engine::Cpu($dev, $params) => $body,
+            #[cfg(feature = "gpu")]
             $crate::session::Engine::Gpu($dev, $params) => $body,
         }
     };

@@ -100,6 +100,7 @@ fn read_with_numpy(path: &Path) -> Vec<(String, String, Vec<usize>, Vec<u8>)> {
 /// Two texts of different lengths, so that there is padding.
 const RAGGED: &[&str] = &["--ids", "1 2 3 4 5", "--ids", "100 0"];
 
+#[cfg_attr(not(feature = "external-tests"), ignore = "needs Python with numpy; tools/check.sh runs it")]
 #[test]
 fn four_formats_hold_the_same_numbers() {
     let folder = tempfile::tempdir().unwrap();

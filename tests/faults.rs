@@ -129,6 +129,7 @@ fn an_interrupted_run_ends_as_the_signal_says_and_leaves_nothing() {
 /// Ctrl-C typed at a terminal, while a progress bar is shown there: the bar goes, the cursor is there, the shell's next
 /// prompt begins at the left.
 #[cfg(target_os = "linux")]
+#[cfg_attr(not(feature = "external-tests"), ignore = "needs Python; tools/check.sh runs it")]
 #[test]
 fn an_interrupted_run_leaves_the_terminal_as_it_was() {
     const SCRIPT: &str = r#"

@@ -120,7 +120,7 @@ fn apart(got: &ArrayD<f32>, want: &ArrayD<f32>) -> f64 {
 }
 
 fn agree(choice: Choice, cases: u32) {
-    let reference = device::reference::Reference;
+    let reference = device::reference::Reference::default();
     let dev = pollster::block_on(device::open(choice)).unwrap();
     let worst = std::cell::RefCell::new((0.0, String::new()));
     let one = |made: Made| {

@@ -4,6 +4,7 @@
 mod attention;
 mod bench;
 mod check;
+mod completions;
 mod devices;
 mod extract;
 mod fetch;
@@ -11,6 +12,7 @@ mod heatmap;
 mod hints;
 mod hooks;
 mod lens;
+mod man;
 mod models;
 mod picture;
 mod report;
@@ -62,6 +64,10 @@ enum Command {
     Verify(verify::Verify),
     /// How fast is this machine? Operations and whole runs, beside what it can do at most; under a minute
     Bench(bench::Bench),
+    /// A script that completes commands and options in a shell
+    Completions(completions::Completions),
+    /// The manual page, in roff
+    Man(man::Man),
 }
 
 /// Which model.
@@ -216,6 +222,8 @@ pub fn main() -> ExitCode {
         Command::Models(command) => command.run(),
         Command::Verify(command) => command.run(),
         Command::Bench(command) => command.run(),
+        Command::Completions(command) => command.run(),
+        Command::Man(command) => command.run(),
     };
     let (code, message) = match result {
         Ok(()) | Err(Failure::ClosedPipe) => return ExitCode::SUCCESS,

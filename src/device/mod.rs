@@ -7,6 +7,7 @@
 
 pub mod buffer_pool;
 pub mod cpu;
+#[cfg(feature = "gpu")]
 pub mod gpu;
 pub mod lockstep;
 mod op;
@@ -361,6 +362,9 @@ pub enum DeviceError {
         /// What the graphics API said.
         detail: String,
     },
+    /// This build has no gpu device.
+    #[error("this build of actscope has no gpu device (the cargo feature `gpu`); the cpu device computes the same")]
+    NotBuilt,
     /// The adapter is there but gives no device.
     #[error("the GPU adapter {adapter:?} gives no device: {detail}")]
     Request {
@@ -495,6 +499,7 @@ pub enum Choice {
 pub enum AnyDevice {
     Reference(reference::Reference),
     Cpu(cpu::Cpu),
+    #[cfg(feature = "gpu")]
     Gpu(gpu::Gpu),
 }
 
@@ -506,11 +511,17 @@ pub async fn open(choice: Choice) -> Result<AnyDevice, DeviceError> {
     match choice {
         Choice::Reference => Ok(AnyDevice::Reference(reference::Reference::default())),
         Choice::Cpu => Ok(AnyDevice::Cpu(cpu::Cpu::new())),
+        #[cfg(feature = "gpu")]
         Choice::Gpu => Ok(AnyDevice::Gpu(gpu::Gpu::open(false).await?)),
+        #[cfg(not(feature = "gpu"))]
+        Choice::Gpu => Err(DeviceError::NotBuilt),
+        #[cfg(feature = "gpu")]
         Choice::Auto => match gpu::Gpu::open(true).await {
             Ok(gpu) => Ok(AnyDevice::Gpu(gpu)),
             Err(_) => Ok(AnyDevice::Cpu(cpu::Cpu::new())),
         },
+        #[cfg(not(feature = "gpu"))]
+        Choice::Auto => Ok(AnyDevice::Cpu(cpu::Cpu::new())),
     }
 }
 

@@ -7,6 +7,9 @@ pub mod checkpoint;
 pub mod config;
 pub mod forward;
 pub(crate) mod model_dir;
+#[cfg(not(feature = "tokenizer"))]
+mod no_tokenizer;
 pub mod params;
 pub mod tokenizer;
+#[cfg(feature = "tokenizer")]
 mod tokenizer_files;

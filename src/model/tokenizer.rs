@@ -1,16 +1,27 @@
 //! Text and tokens: the checkpoint's own tokenizer (the `tokenizers` crate), tokens as people can read them, and finding
 //! tokens by index or by text. Knows no model and no device.
 
+#[cfg(feature = "tokenizer")]
 use crate::model::model_dir::ModelDir;
+#[cfg(feature = "tokenizer")]
 use crate::model::tokenizer_files;
 use std::cell::Cell;
+#[cfg(feature = "tokenizer")]
 use std::collections::HashMap;
 use std::ops::Range;
+#[cfg(feature = "tokenizer")]
 use std::panic::{AssertUnwindSafe, catch_unwind};
+#[cfg(feature = "tokenizer")]
 use std::path::Path;
+#[cfg(feature = "tokenizer")]
 use std::sync::OnceLock;
 use thiserror::Error;
+
+#[cfg(not(feature = "tokenizer"))]
+pub use super::no_tokenizer::Tokenizer;
+#[cfg(feature = "tokenizer")]
 use tokenizers::AddedToken;
+#[cfg(feature = "tokenizer")]
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 
 /// What can go wrong between text and tokens.
@@ -40,6 +51,14 @@ pub enum TokenizerError {
          text; give token ids with --ids"
     )]
     Missing {
+        /// The model's name.
+        model: String,
+    },
+    /// This build has no tokenizer.
+    #[error(
+        "this build of actscope reads no text (it lacks the cargo feature `tokenizer`), only token ids; the model is {model}"
+    )]
+    NotBuilt {
         /// The model's name.
         model: String,
     },
@@ -139,6 +158,7 @@ impl Token {
 
 /// True for what does something instead of being seen: control characters, line ends, and the controls of bidirectional text
 /// (Unicode UAX #9), which show letters in another order than they have.
+#[cfg_attr(not(feature = "plot"), allow(dead_code))]
 pub(crate) fn is_control(c: char) -> bool {
     const BIDI: [char; 3] = ['\u{61c}', '\u{200e}', '\u{200f}'];
     c.is_control() || BIDI.contains(&c) || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -150,6 +170,7 @@ fn seen_as_it_is(c: char) -> bool {
 }
 
 /// A checkpoint's tokenizer.
+#[cfg(feature = "tokenizer")]
 pub struct Tokenizer {
     tokenizer: tokenizers::Tokenizer,
     /// The same, reading special tokens in a text as characters: made when it is first asked for.
@@ -162,12 +183,14 @@ pub struct Tokenizer {
     notes: Vec<String>,
 }
 
+#[cfg(feature = "tokenizer")]
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokenizer").finish_non_exhaustive()
     }
 }
 
+#[cfg(feature = "tokenizer")]
 impl Tokenizer {
     /// The tokenizer of a checkpoint's folder, with the tokens that the folder adds, as transformers reads it:
     /// `tokenizer.json`, else `vocab.json` with `merges.txt`, else `vocab.txt`, and beside it `tokenizer_config.json`,
@@ -293,6 +316,7 @@ impl Tokenizer {
     }
 }
 
+#[cfg(feature = "tokenizer")]
 fn encode(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>, TokenizerError> {
     let encoding = guarded(|| tokenizer.encode_fast(text, true)).map_err(TokenizerError::Encode)?;
     Ok(encoding.get_ids().to_vec())
@@ -308,6 +332,7 @@ pub fn panics_are_guarded() -> bool {
 }
 
 /// Calls into the `tokenizers` crate, which panics on some of the things that a `tokenizer.json` can say.
+#[cfg(feature = "tokenizer")]
 pub(super) fn guarded<T>(call: impl FnOnce() -> Result<T, tokenizers::Error>) -> Result<T, String> {
     GUARDED.set(true);
     let result = catch_unwind(AssertUnwindSafe(call));
@@ -320,6 +345,7 @@ pub(super) fn guarded<T>(call: impl FnOnce() -> Result<T, tokenizers::Error>) ->
 
 /// The bytes that a byte-level token stands for. GPT-2 writes each byte as one printable character: printable Latin-1 as
 /// itself, the other 68 bytes as U+0100 and up, in order (Radford et al. 2019, `bytes_to_unicode`).
+#[cfg(any(feature = "tokenizer", test))]
 fn bytes_of(written: &str) -> Vec<u8> {
     let as_itself = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let others: Vec<u8> = (0..=255u8).filter(|b| !as_itself(u32::from(*b))).collect();

@@ -4,7 +4,7 @@
 use super::colour::{Rgb, Scale};
 use super::scene::{Anchor, BAR_ROOM, Scene, TEXT};
 use super::terminal::{self, Terminal};
-use super::{BLACK, HEADING, Heading, Picture, draw_heading, every, font, label, print_heading, shared, strongest};
+use super::{BLACK, HEADING, Heading, Picture, Shows, draw_heading, every, font, label, print_heading, shared, strongest};
 use crate::model::tokenizer::Token;
 use ndarray::{Array2, ArrayView2, Axis};
 use std::io::Write;
@@ -164,19 +164,19 @@ const ABOVE: f32 = 20.0;
 const WIDEST: f32 = 1500.0;
 
 impl Heatmap {
-    fn labels(&self) -> Vec<String> {
-        self.rows.iter().map(|(position, token)| label(*position, token)).collect()
+    fn labels(&self, shows: Shows) -> Vec<String> {
+        self.rows.iter().map(|(position, token)| label(*position, token, shows)).collect()
     }
 
-    /// Labels beside and below a panel whose cells begin at (x, y).
-    fn draw_axes(&self, scene: &mut Scene, panel: &Panel, layout: &Layout, (x, y): (f32, f32), with_tokens: bool) {
+    /// Labels beside (where there are any) and below a panel whose cells begin at (x, y).
+    fn draw_axes(&self, scene: &mut Scene, panel: &Panel, layout: &Layout, (x, y): (f32, f32), labels: Option<&[String]>) {
         let per_row = layout.height() / self.rows.len() as f32;
         let step = every(12.0, per_row);
-        for (i, label) in self.labels().iter().enumerate().step_by(step) {
+        for i in (0..self.rows.len()).step_by(step) {
             let at = y + (i as f32 + 0.5) * per_row;
             scene.line((x - 3.0, at), (x, at));
-            if with_tokens {
-                scene.text(x - 6.0, at + 4.0, TEXT, Anchor::End, BLACK, label);
+            if let Some(labels) = labels {
+                scene.text(x - 6.0, at + 4.0, TEXT, Anchor::End, BLACK, &labels[i]);
             }
         }
         let per_col = layout.width() / panel.dims.len() as f32;
@@ -203,13 +203,14 @@ impl Heatmap {
 }
 
 impl Picture for Heatmap {
-    fn scene(&self) -> Scene {
+    fn scene(&self, shows: Shows) -> Scene {
         let alone = self.panels.len() == 1;
         let layouts: Vec<Layout> = self.panels.iter().map(|panel| Layout::of(panel, alone)).collect();
         // Of the labels that are shown, which depends on the panels' height only.
         let every = every(12.0, layouts[0].height() / self.rows.len() as f32);
-        let shown = self.labels().into_iter().step_by(every);
-        let label_room = shown.map(|label| font::width(&label, TEXT)).fold(40.0, f32::max).ceil() + 34.0;
+        let labels = self.labels(shows);
+        let shown = labels.iter().step_by(every);
+        let label_room = shown.map(|label| font::width(label, TEXT)).fold(40.0, f32::max).ceil() + 34.0;
         let bar_room = if self.per_layer { BAR_ROOM } else { 0.0 };
         let rooms = layouts.iter().zip(&self.panels).map(|(layout, panel)| layout.room(panel, alone));
         let widest = rooms.fold(0.0, f32::max) + bar_room + if alone { 0.0 } else { 24.0 };
@@ -225,7 +226,7 @@ impl Picture for Heatmap {
         let cells = layouts.iter().map(|layout| layout.values.len()).sum();
         let mut scene = Scene::new(width, height, cells, &self.heading.title());
         let sharing = layouts.iter().zip(&self.panels).map(|(l, panel)| shared(panel.values.dim(), l.values.dim()));
-        draw_heading(&mut scene, &self.heading, &sharing.max().unwrap_or_default(), width);
+        draw_heading(&mut scene, &self.heading, &sharing.max().unwrap_or_default(), width, shows);
         for (i, (panel, layout)) in self.panels.iter().zip(&layouts).enumerate() {
             let x = label_room + (i % across) as f32 * widest;
             let y = HEADING + ABOVE + (i / across) as f32 * highest_with_room;
@@ -238,11 +239,11 @@ impl Picture for Heatmap {
                 true => String::new(),
                 false => {
                     let value = panel.values[[row, col]];
-                    format!("{}, dimension {}: {value}", label(self.rows[row].0, &self.rows[row].1), panel.dims[col])
+                    format!("{}, dimension {}: {value}", label(self.rows[row].0, &self.rows[row].1, shows), panel.dims[col])
                 }
             });
             scene.frame(x, y, layout.width(), layout.height(), 0.8);
-            self.draw_axes(&mut scene, panel, layout, (x, y), i % across == 0);
+            self.draw_axes(&mut scene, panel, layout, (x, y), (i % across == 0).then_some(&labels));
             if self.per_layer {
                 scene.colour_bar((x + layout.width() + 12.0, y), bar_height(layout.height()), &panel.scale, VALUE);
             }
