@@ -856,7 +856,7 @@ fn bad_requests() {
             ("an empty range", &["extract", "The cat", "-t", "1..1"], 2, "1..1"),
             ("a range backwards", &["extract", "The cat", "-t", "2..0"], 2, "2..0"),
             ("a token that does not occur", &["extract", "The cat", "-t", " dog"], 2, " dog"),
-            ("a token without its space", &["extract", "The cat", "-t", "cat"], 2, " cat"),
+            ("a token with a space too many", &["extract", "The cat", "-t", "  cat"], 2, " cat"),
             ("a token in only one of two texts", &["extract", "The cat", "A dog", "-t", " cat"], 2, "text 1"),
             ("an empty token", &["extract", "The cat", "-t", ""], 2, "\"\""),
             ("texts and ids", &["extract", "hi", "--ids", "1"], 2, "--ids"),

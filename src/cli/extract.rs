@@ -55,7 +55,7 @@ impl Extract {
         let batch = self.texts.batch(&files, &texts, &self.model)?;
         let tokens = files.tokens(&batch);
         let mut hooks = self.sites.hooks(&files)?;
-        let positions = self.token.positions(&tokens)?;
+        let positions = self.token.positions(&tokens, &self.model)?;
         if let Some(positions) = &positions {
             hooks.at_positions(positions);
         }

@@ -72,7 +72,7 @@ impl HeatmapCommand {
                 return Err(wrong_shape(site, &format!("hooks of [P, n]{instead}")));
             }
         }
-        let positions = self.token.positions(std::slice::from_ref(&canvas.tokens))?;
+        let positions = self.token.positions(std::slice::from_ref(&canvas.tokens), &self.picture.model)?;
         if let Some(positions) = &positions {
             hooks.at_positions(positions);
         }

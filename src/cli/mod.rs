@@ -20,6 +20,7 @@ mod verify;
 use crate::device::{Choice, Dtype};
 use crate::hooks::request::HookError;
 use crate::model::batch::Batch;
+use crate::model::token_select::SelectError;
 use crate::model::tokenizer::{self, TokenizerError};
 use crate::output::OutputError;
 use crate::session::{Error, Model};
@@ -162,7 +163,7 @@ impl From<Error> for Failure {
     fn from(e: Error) -> Failure {
         match e {
             Error::Hook(HookError::Memory { .. }) => Failure::Run(e.to_string()),
-            Error::Hook(_) | Error::Tokenizer(TokenizerError::NoMatch { .. }) => Failure::Usage(e.to_string()),
+            Error::Hook(_) => Failure::Usage(e.to_string()),
             _ => Failure::Run(e.to_string()),
         }
     }
@@ -180,6 +181,12 @@ impl From<OutputError> for Failure {
 impl From<HookError> for Failure {
     fn from(e: HookError) -> Failure {
         Error::from(e).into()
+    }
+}
+
+impl From<SelectError> for Failure {
+    fn from(e: SelectError) -> Failure {
+        Failure::Usage(format!("--token {e}"))
     }
 }
 

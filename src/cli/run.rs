@@ -4,7 +4,8 @@
 use super::{DeviceArg, Failure, ModelArgs, TextArgs, WeightsArg};
 use crate::hooks::request::{HookError, Hooks, Select};
 use crate::hooks::site::Site;
-use crate::model::tokenizer::{self, Token};
+use crate::model::token_select::{self, Selection};
+use crate::model::tokenizer::Token;
 use crate::session::{Model, Session};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -84,19 +85,25 @@ impl SiteArgs {
 /// Which tokens.
 #[derive(Args)]
 pub(super) struct TokenArgs {
-    /// Tokens to keep: an index, a negative index, a..b, or a token's text such as " cat". Repeatable
+    /// Tokens to keep: an index, a negative index, a..b, or a word or phrase such as "cathedral", all of
+    /// whose tokens are kept (`first:cathedral`, `last:cathedral` for one); digits as text in quotes: '"5"'. Repeatable
     #[arg(short, long, value_name = "TOKEN", allow_hyphen_values = true)]
     token: Vec<String>,
 }
 
 impl TokenArgs {
-    /// The positions that --token keeps of every text; `None` without it.
-    pub fn positions(&self, tokens: &[Vec<Token>]) -> Result<Option<Vec<Vec<usize>>>, Failure> {
+    /// The positions that --token keeps of every text; `None` without it. Says where a selector has a second reading.
+    pub fn positions(&self, tokens: &[Vec<Token>], model: &ModelArgs) -> Result<Option<Vec<Vec<usize>>>, Failure> {
         if self.token.is_empty() {
             return Ok(None);
         }
-        let of_text = |(i, tokens): (usize, &Vec<Token>)| tokenizer::select(&self.token, tokens, i);
-        Ok(Some(tokens.iter().enumerate().map(of_text).collect::<Result<_, _>>()?))
+        let of_text = |(i, tokens): (usize, &Vec<Token>)| token_select::select(&self.token, tokens, i);
+        let selections: Vec<Selection> = tokens.iter().enumerate().map(of_text).collect::<Result<_, _>>()?;
+        for (text, selection) in selections.iter().enumerate() {
+            let which = if tokens.len() == 1 { String::new() } else { format!("text {text}: ") };
+            selection.notes.iter().for_each(|note| model.say(format_args!("note: {which}--token {note}")));
+        }
+        Ok(Some(selections.into_iter().map(|selection| selection.positions).collect()))
     }
 }
 
