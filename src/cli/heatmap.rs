@@ -5,7 +5,7 @@ use super::picture::{PictureArgs, wrong_shape};
 use super::run::{SiteArgs, TokenArgs};
 use crate::hooks::capture::Capture;
 use crate::hooks::site::{Axis as SiteAxis, Site};
-use crate::output::Nested;
+use crate::output::{Nested, number};
 use crate::plot::colour::Scale;
 use crate::plot::heatmap::{Dims, Heatmap, Panel};
 use clap::{Args, ValueEnum};
@@ -22,7 +22,7 @@ pub struct HeatmapCommand {
     sites: SiteArgs,
     #[command(flatten)]
     token: TokenArgs,
-    /// Dimensions to show: all, a number of them evenly spaced, a..b, or top:N for the N strongest
+    /// Dimensions to show: all, a number of them evenly spaced, a list such as 5,6,7, a..b, or top:N for the N strongest
     #[arg(long, value_name = "DIMS", default_value = "100")]
     dims: Dims,
     /// How numbers become colours
@@ -53,6 +53,7 @@ struct Table<'a> {
     /// [positions, dims]
     values: Nested<'a>,
     /// Where the colours end.
+    #[serde(serialize_with = "number")]
     limit: f32,
 }
 
@@ -79,14 +80,14 @@ impl HeatmapCommand {
         // The numbers of dimensions are known before anything is computed, and so is whether those asked for exist.
         for site in hooks.sites() {
             let n = hooks.shape(site, &canvas.batch)[2];
-            if let Dims::Span(..) = self.dims {
+            if let Dims::Span(..) | Dims::List(_) = self.dims {
                 self.dims.of(&[], n).map_err(|e| Failure::Usage(format!("--dims: {site}: {e}")))?;
             }
         }
         let session = self.picture.session(files)?;
         let run = async |told: &dyn Fn(usize, usize)| session.run_async(&canvas.batch, &hooks, Some(told)).await;
         let capture = self.picture.model.with_progress("blocks", run)?;
-        self.picture.model.warn_of_nan(capture.first_not_a_number());
+        self.picture.nan.judge_capture(&capture, positions.as_ref().map(|of_texts| of_texts[0].as_slice()))?;
 
         let positions = positions.map_or((0..canvas.tokens.len()).collect(), |mut of_texts| of_texts.remove(0));
         let panels = self.panels(&capture)?;

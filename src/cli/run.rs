@@ -1,7 +1,11 @@
 //! What the commands that run a model share: where to compute, which hooks and which tokens, progress, and that a run never
 //! replaces what it reads.
 
-use super::{DeviceArg, Failure, ModelArgs, TextArgs, WeightsArg};
+use super::lists::{self, Part};
+use super::texts::TextArgs;
+use super::{DeviceArg, Failure, ModelArgs, WeightsArg};
+use crate::hooks::capture::Capture;
+use crate::hooks::non_number::NonNumber;
 use crate::hooks::request::{HookError, Hooks, Select};
 use crate::hooks::site::Site;
 use crate::model::token_select::{self, Selection};
@@ -9,6 +13,7 @@ use crate::model::tokenizer::Token;
 use crate::session::{Model, Session};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -48,8 +53,9 @@ pub(super) struct SiteArgs {
     /// Hooks by name; `*` matches anything, so '*' alone is all of them. Repeatable
     #[arg(short = 'k', long, value_name = "PATTERN")]
     hook: Vec<String>,
-    /// Layers: N >= 0 is block N's output, -1 is after the final LayerNorm, -2 the last block but one; or `all`. Repeatable
-    #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
+    /// Layers: N >= 0 is block N's output; -1 is the last, after the final LayerNorm, -2 the last block but one; also 1,3
+    /// or 1..3 (without 3), or `all`. Repeatable
+    #[arg(short, long, value_name = "N", allow_hyphen_values = true)]
     layer: Vec<String>,
 }
 
@@ -62,13 +68,17 @@ impl SiteArgs {
             hooks.tap(pattern)?;
         }
         let mut layers: Vec<i64> = Vec::new();
-        for layer in &self.layer {
-            match layer.as_str() {
-                "all" => layers.extend((0..n_layer as i64).chain([-1])),
-                number => {
-                    layers.push(number.parse().map_err(|_| {
-                        Failure::Usage(format!("--layer: {number:?} is neither a whole number nor `all`"))
-                    })?)
+        for part in lists::parts("layer", &self.layer)? {
+            match part {
+                Part::All => layers.extend((0..n_layer as i64).chain([-1])),
+                Part::One(layer) => layers.push(layer),
+                // As in Python's list of hidden states, whose last entry is after the final LayerNorm.
+                Part::Span(Some(from), None) if from < 0 => {
+                    lists::span("layer", Some(from), None, n_layer)?;
+                    layers.extend(from..0);
+                }
+                Part::Span(from, to) => {
+                    layers.extend(lists::span("layer", from, to, n_layer)?.map(|layer| layer as i64));
                 }
             }
         }
@@ -112,14 +122,49 @@ impl TextArgs {
     pub(super) fn refuse_to_overwrite(&self, path: &Path, files: &Model) -> Result<(), Failure> {
         let Ok(path) = path.canonicalize() else { return Ok(()) };
         let same = |input: &PathBuf| input.canonicalize().is_ok_and(|input| input == path);
-        let read = files.paths().into_iter().chain(self.file.clone());
-        match read.into_iter().find(same) {
+        match files.paths().into_iter().chain(self.files()).find(same) {
             Some(input) => Err(Failure::Usage(format!(
                 "--out {} is a file that this run reads; choose another name",
                 input.display()
             ))),
             None => Ok(()),
         }
+    }
+}
+
+/// What to do where numbers stop being numbers.
+#[derive(Args)]
+pub(super) struct NanArgs {
+    /// Go on where a value is NaN or an infinity, which otherwise ends the run in exit code 1 and leaves no file
+    #[arg(long)]
+    pub allow_nan: bool,
+}
+
+impl NanArgs {
+    /// Says where the first value is that is no number, even with -q. `position` is its token's place in the text.
+    ///
+    /// # Errors
+    /// [`Failure::Run`] unless such values are allowed.
+    pub fn judge(&self, found: Option<&NonNumber>, position: impl FnOnce(&NonNumber) -> usize) -> Result<(), Failure> {
+        let Some(found) = found else { return Ok(()) };
+        let place = format!(
+            "{} holds {} at text {}, position {}, and what follows from it is not to be relied on",
+            found.site,
+            found.what(),
+            found.text,
+            position(found)
+        );
+        if !self.allow_nan {
+            return Err(Failure::Run(format!("{place}; nothing was written; --allow-nan goes on all the same")));
+        }
+        let _ = writeln!(std::io::stderr(), "note: {place}");
+        Ok(())
+    }
+
+    /// [`NanArgs::judge`] for a capture of whole texts, or of the first text's `positions`.
+    pub fn judge_capture(&self, capture: &Capture, positions: Option<&[usize]>) -> Result<(), Failure> {
+        let position = |found: &NonNumber| positions.map_or(found.slot(), |positions| positions[found.slot()]);
+        self.judge(NonNumber::find_in(capture).as_ref(), position)
     }
 }
 
@@ -142,12 +187,5 @@ impl ModelArgs {
         let result = pollster::block_on(run(&told));
         bar.finish_and_clear();
         result
-    }
-
-    /// Says where numbers stop being numbers.
-    pub(super) fn warn_of_nan(&self, first: Option<Site>) {
-        if let Some(site) = first {
-            self.say(format_args!("note: {site} holds NaN or infinity, and so may everything after it"));
-        }
     }
 }

@@ -2,6 +2,7 @@
 //! Read in this order: `site.rs`, `request.rs`, `recorder.rs`, `capture.rs`.
 
 pub mod capture;
+pub mod non_number;
 pub mod recorder;
 pub mod request;
 pub mod site;

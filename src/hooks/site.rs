@@ -209,6 +209,11 @@ impl Site {
         self.axes().iter().map(|axis| axis.len(config, n_pos)).collect()
     }
 
+    /// Which of the axes is the position: 1 for scores and pattern, whose first axis is the head, 0 for all others.
+    pub fn pos_axis(self) -> usize {
+        self.axes().iter().position(|axis| *axis == Axis::Pos).expect("every hook has positions")
+    }
+
     /// True for the scores and the pattern: [H, P, P], computed text by text.
     pub fn is_square(self) -> bool {
         self.axes().last() == Some(&Key)

@@ -8,3 +8,4 @@ pub mod forward;
 pub mod params;
 pub mod token_select;
 pub mod tokenizer;
+pub mod windows;

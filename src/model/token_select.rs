@@ -280,35 +280,50 @@ pub struct Offsets {
     pub chars: Range<usize>,
 }
 
-/// Where each token lies in the text that it was cut from. A token that was put in front of the text lies at its beginning
-/// and is empty there. `None` for every token from the first one that does not spell what the text holds (a tokenizer that
-/// changes the text).
-pub fn offsets(text: &str, tokens: &[Token]) -> Vec<Option<Offsets>> {
-    let (mut at, mut chars, mut lost) = (0, 0, false);
-    let starts = |byte: usize| text.as_bytes().get(byte).is_none_or(|b| b & 0xc0 != 0x80);
-    let mut count = |to: usize, from: &mut usize| {
-        // Characters that begin in the bytes passed.
-        chars += (*from..to).filter(|byte| starts(*byte)).count();
-        *from = to;
-        chars
-    };
-    let mut counted = 0;
-    let mut found = Vec::with_capacity(tokens.len());
-    for (i, token) in tokens.iter().enumerate() {
-        let place = token.bytes.as_deref().filter(|_| !lost).and_then(|bytes| place(text.as_bytes(), at, bytes));
-        let Some(bytes) = place else {
-            // In front: a beginning-of-text token that the text does not hold.
-            lost |= i > 0;
-            found.push(Some(Offsets { bytes: 0..0, chars: 0..0 }).filter(|_| i == 0 && token.bytes.is_some()));
-            continue;
-        };
-        at = bytes.end;
-        let mut first = count(bytes.start, &mut counted);
-        first -= usize::from(!starts(bytes.start));
-        let end = count(bytes.end, &mut counted);
-        found.push(Some(Offsets { bytes, chars: first..end }));
+/// Finds where each token lies in the text that it was cut from, token by token.
+pub struct Offsetter<'a> {
+    text: &'a [u8],
+    /// Where the next token begins.
+    at: usize,
+    /// Bytes whose characters are counted, and how many characters begin in them.
+    counted: (usize, usize),
+    tokens: usize,
+    lost: bool,
+}
+
+impl<'a> Offsetter<'a> {
+    /// At the beginning of a text.
+    pub fn new(text: &'a str) -> Offsetter<'a> {
+        Offsetter { text: text.as_bytes(), at: 0, counted: (0, 0), tokens: 0, lost: false }
     }
-    found
+
+    /// Where the next token lies. A token that was put in front of the text lies at its beginning and is empty there. `None`
+    /// for every token from the first one that does not spell what the text holds (a tokenizer that changes the text).
+    pub fn next(&mut self, token: &Token) -> Option<Offsets> {
+        self.tokens += 1;
+        let bytes = token.bytes.as_deref().filter(|_| !self.lost)?;
+        let Some(bytes) = place(self.text, self.at, bytes) else {
+            // In front: a beginning-of-text token that the text does not hold.
+            self.lost = self.tokens > 1;
+            return Some(Offsets { bytes: 0..0, chars: 0..0 }).filter(|_| !self.lost);
+        };
+        self.at = bytes.end;
+        let first = self.chars(bytes.start) - usize::from(!self.begins(bytes.start));
+        Some(Offsets { chars: first..self.chars(bytes.end), bytes })
+    }
+
+    /// True where a character begins at a byte, or the text ends.
+    fn begins(&self, byte: usize) -> bool {
+        self.text.get(byte).is_none_or(|b| b & 0xc0 != 0x80)
+    }
+
+    /// How many characters begin before a byte, which is not in front of the last one asked for.
+    fn chars(&mut self, to: usize) -> usize {
+        let (from, chars) = self.counted;
+        let chars = chars + (from..to).filter(|byte| self.begins(*byte)).count();
+        self.counted = (to, chars);
+        chars
+    }
 }
 
 /// Where a token's bytes lie at or after `at`: there, behind white space that the tokenizer dropped, or without the space
@@ -474,13 +489,14 @@ mod tests {
         assert_eq!(select(&["#464".into()], &tokens, 0).unwrap().positions, [0]);
         assert!(select(&["x".into()], &tokens, 0).is_err());
         assert!(words(&tokens).is_empty());
-        assert_eq!(offsets("ab", &tokens), [None, None]);
+        assert_eq!(Offsetter::new("ab").next(&tokens[0]), None);
     }
 
     #[test]
     fn where_tokens_lie() {
         let at = |text, parts: &[&str]| -> Vec<Option<(Range<usize>, Range<usize>)>> {
-            offsets(text, &tokens(parts)).into_iter().map(|place| place.map(|o| (o.bytes, o.chars))).collect()
+            let mut offsets = Offsetter::new(text);
+            tokens(parts).iter().map(|token| offsets.next(token).map(|o| (o.bytes, o.chars))).collect()
         };
         assert_eq!(at("né a", &["n", "é", " a"]), [Some((0..1, 0..1)), Some((1..3, 1..2)), Some((3..5, 2..4))]);
         assert_eq!(at("a", &["<bos>", "a"]), [Some((0..0, 0..0)), Some((0..1, 0..1))]);
@@ -488,7 +504,8 @@ mod tests {
         assert_eq!(at("A b", &["A", " c", " d"]), [Some((0..1, 0..1)), None, None]);
         // A character in two tokens lies in both.
         let halves = [vec![b'x', 0xc3], vec![0xa9], b"y".to_vec()].map(|bytes| Token { id: 0, bytes: Some(bytes) });
-        let places: Vec<_> = offsets("xéy", &halves).into_iter().flatten().map(|o| (o.bytes, o.chars)).collect();
+        let mut offsets = Offsetter::new("xéy");
+        let places: Vec<_> = halves.iter().filter_map(|half| offsets.next(half)).map(|o| (o.bytes, o.chars)).collect();
         assert_eq!(places, [(0..2, 0..2), (2..3, 1..2), (3..4, 2..3)]);
     }
 

@@ -11,6 +11,7 @@ use thiserror::Error;
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::processors::PostProcessorWrapper;
 
 /// What can go wrong between text and tokens.
 #[derive(Clone, Debug, Error)]
@@ -187,6 +188,46 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let encoding = guarded(|| self.tokenizer.encode_fast(text, true)).map_err(TokenizerError::Encode)?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// [`Tokenizer::encode`] of a text of any length. Cutting takes a hundred times the text's size in memory, so a long text is
+    /// cut piece by piece, between words, where that changes no token.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Encode`].
+    pub fn encode_in_pieces(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        const PIECE: usize = 1 << 18;
+        if text.len() <= PIECE || !self.may_cut_between_words() {
+            return self.encode(text);
+        }
+        let (mut ids, mut rest) = (Vec::new(), text);
+        while !rest.is_empty() {
+            // A letter, a space, a letter: the pattern of byte-level BPE begins a new part at such a space.
+            let bytes = rest.as_bytes();
+            let is_cut = |at: &usize| {
+                bytes[*at] == b' ' && bytes[at - 1].is_ascii_lowercase() && bytes[at + 1].is_ascii_lowercase()
+            };
+            let end = (PIECE..bytes.len().saturating_sub(1)).find(is_cut).unwrap_or(rest.len());
+            ids.extend(self.encode(&rest[..end])?);
+            rest = &rest[end..];
+        }
+        Ok(ids)
+    }
+
+    /// True where nothing but the pattern of byte-level BPE looks across the space between two words.
+    fn may_cut_between_words(&self) -> bool {
+        let byte_level = matches!(self.tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(of)) if !of.add_prefix_space && of.use_regex);
+        let nothing_added =
+            matches!(self.tokenizer.get_post_processor(), None | Some(PostProcessorWrapper::ByteLevel(_)));
+        let added = self.tokenizer.get_added_tokens_decoder();
+        let no_spaces = added.values().all(|token| !token.rstrip && !token.content.contains(char::is_whitespace));
+        byte_level && nothing_added && no_spaces && self.tokenizer.get_normalizer().is_none()
+    }
+
+    /// The special tokens with their written forms, by id.
+    pub fn special_tokens(&self) -> HashMap<u32, String> {
+        let added = self.tokenizer.get_added_tokens_decoder();
+        added.into_iter().filter(|(_, token)| token.special).map(|(id, token)| (id, token.content)).collect()
     }
 
     /// Says no to a text of so many bytes that it surely has more than `n_positions` tokens: cutting takes a hundred times
