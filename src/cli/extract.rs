@@ -97,7 +97,7 @@ impl Extract {
         let length = if self.window.is_some() { Length::Any } else { Length::Context };
         let ids = self.texts.ids(&input, &files, length, &self.model)?;
         let plan = self.plan(&files, ids)?;
-        let mut hooks = self.sites.hooks(&files)?;
+        let mut hooks = self.sites.hooks(&files, &self.model)?;
         plan.narrow(&mut hooks)?;
         let shapes = plan.shapes(&hooks, files.config());
         if let Some(output) = &output {

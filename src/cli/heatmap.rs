@@ -66,7 +66,7 @@ impl Table<'_> {
 impl HeatmapCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         let (files, canvas) = self.picture.open()?;
-        let mut hooks = self.sites.hooks(&files)?;
+        let mut hooks = self.sites.hooks(&files, &self.picture.model)?;
         for site in hooks.sites() {
             if !matches!(site.axes(), [SiteAxis::Pos, _]) {
                 let instead = if site.is_square() { "; `actscope attention` shows it" } else { "" };

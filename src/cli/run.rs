@@ -7,7 +7,7 @@ use super::{DeviceArg, Failure, ModelArgs, WeightsArg};
 use crate::hooks::capture::Capture;
 use crate::hooks::non_number::NonNumber;
 use crate::hooks::request::{HookError, Hooks, Select};
-use crate::hooks::site::Site;
+use crate::hooks::site::{self, Site};
 use crate::model::token_select::{self, Selection};
 use crate::model::tokenizer::Token;
 use crate::session::{Model, Session};
@@ -61,11 +61,14 @@ pub(super) struct SiteArgs {
 
 impl SiteArgs {
     /// The request: hooks and layers together; the output after the final LayerNorm where neither is given.
-    pub fn hooks(&self, files: &Model) -> Result<Hooks, Failure> {
+    pub fn hooks(&self, files: &Model, model: &ModelArgs) -> Result<Hooks, Failure> {
         let n_layer = files.config().n_layer;
         let mut hooks = files.hooks();
         for pattern in &self.hook {
             hooks.tap(pattern)?;
+            if let Some(trap) = site::trap(pattern, n_layer) {
+                model.say(format_args!("note: {trap}"));
+            }
         }
         let mut layers: Vec<i64> = Vec::new();
         for part in lists::parts("layer", &self.layer)? {
