@@ -12,6 +12,7 @@ use actscope::model::checkpoint::{self, Checkpoint};
 use actscope::model::config::Config;
 use actscope::model::forward::{self, Run};
 use actscope::model::params::Params;
+use actscope::model::token_select::{self, Selection};
 use actscope::model::tokenizer::{self, Token, Tokenizer};
 use actscope::{Capture, Hooks};
 use std::path::Path;
@@ -131,8 +132,8 @@ pub fn token_selector(data: &[u8]) {
     let words = [token(b"The"), token(b" cat"), token(b"3"), token(b"\xf0\x9f"), token(b".."), token(b"\n")];
     let unread = [Token { id: 464, bytes: None }, Token { id: 3797, bytes: None }];
     for tokens in [&words[..], &unread, &words[..1]] {
-        match tokenizer::select(&selectors, tokens, 0) {
-            Ok(positions) => {
+        match token_select::select(&selectors, tokens, 0) {
+            Ok(Selection { positions, .. }) => {
                 assert!(positions.is_sorted_by(|a, b| a < b) && positions.iter().all(|p| *p < tokens.len()));
                 assert_eq!(positions.is_empty(), selectors.is_empty());
             }

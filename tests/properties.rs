@@ -16,7 +16,7 @@ use actscope::model::config::Config;
 use actscope::model::forward::{self, Run};
 use actscope::model::params::Params;
 use actscope::model::tokenizer::Token;
-use actscope::output::{Output, Provenance, Record};
+use actscope::output::{Output, Provenance, Record, Rows};
 use actscope::{Hooks, Site};
 use common::checkpoint;
 use ndarray::ArrayD;
@@ -192,7 +192,8 @@ fn what_is_written_can_be_read_back() {
         let tokens: Vec<Vec<Token>> =
             made.texts.iter().map(|ids| ids.iter().map(|id| Token { id: *id, bytes: None }).collect()).collect();
         let provenance = Provenance { model: "made".into(), fingerprint: "0".into(), device: "\u{1F642} \"\\".into() };
-        let record = Record { batch: &batch, tokens: &tokens, texts: &[], positions: chosen, provenance: &provenance };
+        let rows = chosen.map_or(Rows::All, Rows::Positions);
+        let record = Record { tokens: &tokens, texts: &[], rows, windows: None, provenance: &provenance };
         let run = |sink: &mut dyn Sink| {
             let params = Params::new(checkpoint.clone(), None);
             // One text after the other, as groups come.
@@ -244,7 +245,7 @@ fn a_header_that_no_reader_takes_is_refused_up_front() {
     let provenance = Provenance { model: "made".into(), fingerprint: "0".into(), device: "none".into() };
     let begin = |extension: &str, bytes: usize| {
         let tokens = vec![vec![Token { id: 1, bytes: Some(vec![b'a'; bytes]) }]];
-        let record = Record { batch: &batch, tokens: &tokens, texts: &[], positions: None, provenance: &provenance };
+        let record = Record { tokens: &tokens, texts: &[], rows: Rows::All, windows: None, provenance: &provenance };
         let output = Output::create(&folder.path().join(format!("x.{extension}"))).unwrap();
         output.begin(&record, hooks.shapes(&batch)).map(drop).map_err(|e| e.to_string())
     };
@@ -255,11 +256,11 @@ fn a_header_that_no_reader_takes_is_refused_up_front() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
-/// The numbers of nested lists in order; null is a masked score.
+/// The numbers of nested lists in order; "-Infinity" is a masked score.
 fn flatten(value: &Value, into: &mut Vec<f32>) {
     match value {
         Value::Array(list) => list.iter().for_each(|value| flatten(value, into)),
-        Value::Null => into.push(f32::NEG_INFINITY),
+        Value::String(masked) if masked == "-Infinity" => into.push(f32::NEG_INFINITY),
         number => into.push(number.as_f64().unwrap() as f32),
     }
 }

@@ -3,6 +3,7 @@
 //! what is kept per token is small, so no more than a part of one layer's logits is ever in memory at once.
 //! Owns `Session::lens` and the reading of logits.
 
+use crate::analysis::top::largest;
 use crate::device::{Device, Operations, Window};
 use crate::hooks::capture::Capture;
 use crate::hooks::request::{Hooks, Select};
@@ -199,25 +200,10 @@ fn reading(logits: &[f32], next: Option<u32>, top: usize) -> Reading {
         let rank = 1 + logits.iter().filter(|x| **x > logits[id as usize]).count();
         Next { id, probability: probability(id), rank }
     });
-    let top = likeliest(logits, top).into_iter().map(|id| (id, probability(id))).collect();
+    let top = largest(logits.len(), top, |id| logits[id]).into_iter().map(|id| (id, probability(id))).collect();
     // Where z is NaN so is the entropy; `max` would hide that.
     let entropy = (z.ln() - weighted / z) as f32;
     Reading { top, entropy: if entropy < 0.0 { 0.0 } else { entropy }, next }
-}
-
-/// The indices of the `n` largest numbers, largest first.
-fn likeliest(logits: &[f32], n: usize) -> Vec<u32> {
-    let n = n.min(logits.len());
-    let mut best: Vec<u32> = Vec::with_capacity(n + 1);
-    for (id, x) in logits.iter().enumerate() {
-        let beaten = |other: &u32| logits[*other as usize].total_cmp(x).is_lt();
-        if best.len() < n || best.last().is_some_and(beaten) {
-            let place = best.partition_point(|other| !beaten(other));
-            best.insert(place, id as u32);
-            best.truncate(n);
-        }
-    }
-    best
 }
 
 #[cfg(test)]

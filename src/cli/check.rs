@@ -7,7 +7,7 @@ use crate::model::batch::Batch;
 use crate::session::{Progress, Session};
 use crate::verify::sample::{Found, Probe, Sample};
 
-/// Compares a sample of a run of `hooks` on `batch`.
+/// Compares a sample of a run of `hooks` on `batch`, whose texts are called `what_is_run`.
 ///
 /// # Errors
 /// [`Failure::Run`] where it and the reference part: before anything is written.
@@ -17,6 +17,7 @@ pub(super) fn hold(
     batch: &Batch,
     hooks: &Hooks,
     model: &ModelArgs,
+    what_is_run: &str,
 ) -> Result<(), Failure> {
     let check = async |told: Progress<'_>| {
         let hear = |done: usize, of: usize| {
@@ -33,7 +34,7 @@ pub(super) fn hold(
         };
         let (all, how) = (batch.texts()[*text].len(), if *apart { ", run once more by themselves" } else { "" });
         model.say(format_args!(
-            "checked against f64: text {text}, {positions} of the first {tokens} of its {all} tokens{how}: {what}"
+            "checked against f64: {what_is_run} {text}, {positions} of the first {tokens} of its {all} tokens{how}: {what}"
         ));
     }
     let share = |found: &Found| found.worst.error / found.allowed;

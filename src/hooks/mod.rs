@@ -3,6 +3,7 @@
 
 pub mod capture;
 pub mod layout;
+pub mod non_number;
 pub mod recorder;
 pub mod request;
 pub mod site;

@@ -42,14 +42,6 @@ impl Tokenizer {
         match self.0 {}
     }
 
-    /// The special tokens that a text holds.
-    ///
-    /// # Errors
-    /// None: there is no such tokenizer.
-    pub fn special_tokens_in(&self, _text: &str) -> Result<Vec<&str>, TokenizerError> {
-        match self.0 {}
-    }
-
     /// What its user should know of how it was read.
     pub fn notes(&self) -> &[String] {
         match self.0 {}

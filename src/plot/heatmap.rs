@@ -4,7 +4,10 @@
 use super::colour::{Rgb, Scale};
 use super::scene::{Anchor, BAR_ROOM, Scene, TEXT};
 use super::terminal::{self, Terminal};
-use super::{BLACK, HEADING, Heading, Picture, Shows, draw_heading, every, font, label, print_heading, shared, strongest};
+use super::{
+    BLACK, HEADING, Heading, Picture, Shows, draw_heading, every, font, label, print_heading, shared, strongest,
+};
+use crate::analysis::top::largest;
 use crate::model::tokenizer::Token;
 use ndarray::{Array2, ArrayView2, Axis};
 use std::io::Write;
@@ -17,6 +20,8 @@ pub enum Dims {
     All,
     /// So many, evenly spaced from the first to the last.
     Sampled(usize),
+    /// Those of a list, in its order.
+    List(Vec<usize>),
     /// `a..b` without `b`; either end may be left out.
     Span(Option<usize>, Option<usize>),
     /// So many of the largest magnitudes over all shown tokens and panels, strongest first.
@@ -27,7 +32,7 @@ impl FromStr for Dims {
     type Err = String;
 
     fn from_str(written: &str) -> Result<Dims, String> {
-        let wrong = || format!("{written:?} is none of: all, a number, a..b, top:N");
+        let wrong = || format!("{written:?} is none of: all, a number of them, a list such as 5,6,7, a..b, top:N");
         let count = |text: &str| text.parse().ok().filter(|n| *n > 0).ok_or_else(wrong);
         if written == "all" {
             return Ok(Dims::All);
@@ -38,6 +43,10 @@ impl FromStr for Dims {
         if let Some((from, to)) = written.split_once("..") {
             let end = |text: &str| if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(|_| wrong()) };
             return Ok(Dims::Span(end(from)?, end(to)?));
+        }
+        if written.contains(',') {
+            let dims = written.split(',').map(|dim| dim.trim().parse().map_err(|_| wrong()));
+            return dims.collect::<Result<_, _>>().map(Dims::List);
         }
         count(written).map(Dims::Sampled)
     }
@@ -58,6 +67,10 @@ impl Dims {
                 let step = (n - 1) as f64 / (count - 1) as f64;
                 Ok((0..*count).map(|i| if i + 1 == *count { n - 1 } else { (i as f64 * step) as usize }).collect())
             }
+            Dims::List(dims) => match dims.iter().find(|dim| **dim >= n) {
+                Some(dim) => Err(format!("dimension {dim} does not exist; there are 0..{n}")),
+                None => Ok(dims.clone()),
+            },
             Dims::Span(from, to) => {
                 let (from, to) = (from.unwrap_or(0), to.unwrap_or(n));
                 match from < to && to <= n {
@@ -72,10 +85,8 @@ impl Dims {
                         .map(f32::abs)
                         .fold(0.0, |a: f32, b: f32| if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) })
                 };
-                let mut sized: Vec<(f32, usize)> = (0..n).map(|dim| (size(dim), dim)).collect();
-                // A stable sort: of two alike, the first comes first.
-                sized.sort_by(|a, b| b.0.total_cmp(&a.0));
-                Ok(sized.into_iter().take(*count).map(|(_, dim)| dim).collect())
+                let sizes: Vec<f32> = (0..n).map(size).collect();
+                Ok(largest(n, *count, |dim| sizes[dim]).into_iter().map(|dim| dim as usize).collect())
             }
         }
     }
@@ -85,7 +96,7 @@ impl Dims {
         match self {
             _ if shown == of => format!("all {of}"),
             Dims::Sampled(_) | Dims::All => format!("{shown} of {of}, evenly spaced"),
-            Dims::Span(..) => format!("{shown} of {of}"),
+            Dims::Span(..) | Dims::List(_) => format!("{shown} of {of}"),
             Dims::Top(_) => format!("the {shown} strongest of {of}, strongest first"),
         }
     }
@@ -169,7 +180,14 @@ impl Heatmap {
     }
 
     /// Labels beside (where there are any) and below a panel whose cells begin at (x, y).
-    fn draw_axes(&self, scene: &mut Scene, panel: &Panel, layout: &Layout, (x, y): (f32, f32), labels: Option<&[String]>) {
+    fn draw_axes(
+        &self,
+        scene: &mut Scene,
+        panel: &Panel,
+        layout: &Layout,
+        (x, y): (f32, f32),
+        labels: Option<&[String]>,
+    ) {
         let per_row = layout.height() / self.rows.len() as f32;
         let step = every(12.0, per_row);
         for i in (0..self.rows.len()).step_by(step) {
@@ -239,7 +257,11 @@ impl Picture for Heatmap {
                 true => String::new(),
                 false => {
                     let value = panel.values[[row, col]];
-                    format!("{}, dimension {}: {value}", label(self.rows[row].0, &self.rows[row].1, shows), panel.dims[col])
+                    format!(
+                        "{}, dimension {}: {value}",
+                        label(self.rows[row].0, &self.rows[row].1, shows),
+                        panel.dims[col]
+                    )
                 }
             });
             scene.frame(x, y, layout.width(), layout.height(), 0.8);

@@ -6,6 +6,7 @@ use super::Page;
 use super::pack::{self, BLOCK, Coarse, Rows, strongest};
 use crate::analysis::lens::{self, LensRow};
 use crate::hooks::capture::Capture;
+use crate::hooks::non_number::NonNumber;
 use crate::hooks::request::Select;
 use crate::hooks::site::Site;
 use crate::model::batch::Batch;
@@ -127,6 +128,7 @@ pub async fn gather(
     }
     let (readings, mut capture) = session.lens_async(batch, &hooks, LIKELIEST, Some(&told)).await?;
     before.set(of_lens);
+    let mut non_number = NonNumber::find_in(&capture);
     let mids: Vec<Array2<f32>> = (0..config.n_layer).map(|layer| taken(&mut capture, Site::ResidMid(layer))).collect();
     let stages: Vec<Array2<f32>> = streams(config).map(|site| taken(&mut capture, site)).collect();
     let stream = Stream::choose(config, n_pos, room);
@@ -144,6 +146,11 @@ pub async fn gather(
         }
         let mut capture = session.run_async(batch, &hooks, Some(&told)).await?;
         before.set(before.get() + blocks_of(group));
+        let found = NonNumber::find_in(&capture);
+        let is_first = |found: &NonNumber| non_number.as_ref().is_none_or(|first| found.site < first.site);
+        if found.as_ref().is_some_and(is_first) {
+            non_number = found;
+        }
         for &layer in group {
             let posts: Array2<f32> = taken(&mut capture, Site::MlpPost(layer));
             posts.rows().into_iter().for_each(|row| neurons.push(&strongest(&row.to_vec(), NEURONS)));
@@ -158,7 +165,7 @@ pub async fn gather(
         "stream": stream.describe(), "attention": described, "neurons": NEURONS.min(config.n_inner),
         "lens": LIKELIEST.min(config.vocab_size),
     });
-    Ok(Page { kept, parts })
+    Ok(Page { kept, non_number, parts })
 }
 
 /// The values of the one text at a site.

@@ -120,7 +120,7 @@ impl Sample {
             for (site, want) in expected.iter() {
                 let rounded = measure::tokens(site, floor.get(site).expect("the same request"), want.view()).error;
                 let shape = &want.shape()[1..];
-                probe.positions = shape[position_axis(site)];
+                probe.positions = shape[site.pos_axis()];
                 let got = match &by_itself {
                     Some(capture) => capture.get(site).map(|got| got.index_axis_move(NdAxis(0), 0)),
                     None => {
@@ -139,10 +139,6 @@ impl Sample {
         progress(2 * n, 2 * n);
         Ok(checked)
     }
-}
-
-fn position_axis(site: Site) -> usize {
-    site.axes().iter().position(|axis| *axis == Axis::Pos).expect("every hook has positions")
 }
 
 /// One text's values with their axes of positions cut to the length that `len` makes of axis and length: positions ascend, so
