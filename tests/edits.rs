@@ -46,7 +46,8 @@ fn off(got: impl Iterator<Item = f64>, want: &[f64]) -> f64 {
     let got: Vec<f64> = got.collect();
     assert_eq!(got.len(), want.len());
     let largest = want.iter().fold(0.0f64, |a, b| a.max(b.abs()));
-    got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, |a, b| if b.is_nan() { f64::NAN } else { a.max(b) }) / largest
+    got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, |a, b| if b.is_nan() { f64::NAN } else { a.max(b) })
+        / largest
 }
 
 /// The plan of edits as they are written, `direction` standing for a file.
@@ -88,7 +89,10 @@ fn every_edit_gives_what_transformers_gives() {
                         let array = capture.get(site).unwrap();
                         let of_row = array.index_axis(Axis(0), text).index_axis_move(Axis(0), row);
                         let off = off(of_row.iter().map(|v| f64::from(*v)), &floats(want));
-                        assert!(off <= BOUND, "{choice:?} {name} {written:?}: {site} of text {text} is off by {off:.1e}");
+                        assert!(
+                            off <= BOUND,
+                            "{choice:?} {name} {written:?}: {site} of text {text} is off by {off:.1e}"
+                        );
                     }
                 }
             }
@@ -153,8 +157,12 @@ fn every_sweep_gives_what_transformers_gives() {
                     assert!((got - want).abs() <= BOUND * want.abs().max(1.0), "{what}: {got} for {want}");
                 };
                 match (wanted["noise"].as_bool(), swept.source.first()) {
-                    (Some(false), Some(source)) => (near(*source, &wanted["clean"]), near(unchanged, &wanted["corrupt"])).0,
-                    (Some(true), Some(source)) => (near(*source, &wanted["corrupt"]), near(unchanged, &wanted["clean"])).0,
+                    (Some(false), Some(source)) => {
+                        (near(*source, &wanted["clean"]), near(unchanged, &wanted["corrupt"])).0
+                    }
+                    (Some(true), Some(source)) => {
+                        (near(*source, &wanted["corrupt"]), near(unchanged, &wanted["clean"])).0
+                    }
                     _ => near(unchanged, &wanted["base"]),
                 }
             }
@@ -177,15 +185,22 @@ fn patching_from_itself_changes_nothing() {
     use SweepAxis::{Head, Layer, Pos};
     for choice in DEVICES {
         let (golden, session) = (golden("classic"), session("classic", choice));
-        for (at, axes) in
-            [("resid_pre", &[Layer, Pos][..]), ("z", &[Layer, Head]), ("pattern", &[Layer, Head]), ("mlp_post", &[Layer])]
-        {
+        for (at, axes) in [
+            ("resid_pre", &[Layer, Pos][..]),
+            ("z", &[Layer, Head]),
+            ("pattern", &[Layer, Head]),
+            ("mlp_post", &[Layer]),
+        ] {
             let (sweep, cases) = pair(&session, &golden, at, axes, "corrupt");
             let swept = session.sweep(&sweep, &cases).unwrap();
             // Where the pattern is needed, attention goes in steps, which on the GPU is another kernel; so are 8 rows and fewer.
             let allowed = if choice == Choice::Gpu || at == "pattern" { 1e-5 } else { 0.0 };
             for value in &swept.values[0] {
-                assert!((value - swept.unchanged[0]).abs() <= allowed, "{choice:?} {at}: {value} for {}", swept.unchanged[0]);
+                assert!(
+                    (value - swept.unchanged[0]).abs() <= allowed,
+                    "{choice:?} {at}: {value} for {}",
+                    swept.unchanged[0]
+                );
             }
         }
     }
@@ -227,7 +242,8 @@ fn zeroing_all_heads_leaves_the_bias() {
 fn cells_together_are_cells_alone() {
     for choice in DEVICES {
         let (golden, session) = (golden("untied_erf"), session("untied_erf", choice));
-        let (sweep, cases) = pair(&session, &golden, "z", &[SweepAxis::Layer, SweepAxis::Pos, SweepAxis::Head], "clean");
+        let (sweep, cases) =
+            pair(&session, &golden, "z", &[SweepAxis::Layer, SweepAxis::Pos, SweepAxis::Head], "clean");
         let swept = session.sweep(&sweep, &cases).unwrap();
         let model = session.model();
         let (n_head, n_pos) = (model.config().n_head, cases[0].ids.len());
@@ -243,7 +259,10 @@ fn cells_together_are_cells_alone() {
             hooks.tap("logits").unwrap();
             let logits = session.run(&batch, &hooks).unwrap().take(Site::Unembed).unwrap();
             let alone = f64::from(logits[[0, n_pos - 1, 1]]) - f64::from(logits[[0, n_pos - 1, 2]]);
-            assert!((alone - value).abs() < 2e-5, "{choice:?} layer {layer}, pos {pos}, head {head}: {value} for {alone}");
+            assert!(
+                (alone - value).abs() < 2e-5,
+                "{choice:?} layer {layer}, pos {pos}, head {head}: {value} for {alone}"
+            );
         }
     }
 }
@@ -267,7 +286,9 @@ fn edits_that_cannot_be_made() {
     let mut none = |_: &str, _: Option<&str>, _: Site| Err("no file".to_string());
     let mut of = |written: &str, ids: &[&[u32]]| {
         let batch = model.batch(ids).unwrap();
-        EditPlan::new(&[written.parse().unwrap()], model, &batch, Sources::default(), &mut none).unwrap_err().to_string()
+        EditPlan::new(&[written.parse().unwrap()], model, &batch, Sources::default(), &mut none)
+            .unwrap_err()
+            .to_string()
     };
     assert!(of("z.0:mean", &[&[1]]).contains("one token"));
     assert!(of("pattern.0:mean", &[&[1, 2]]).contains("two or more"));
