@@ -6,3 +6,4 @@ pub mod metric;
 pub mod statistics;
 pub mod sweep;
 pub mod top;
+pub mod weights;

@@ -114,8 +114,14 @@ impl SweepSite {
         let one = |name: &str| site::resolve(name, config.n_layer).map(|sites| sites[0]);
         let unknown = |e: SiteError| match e {
             SiteError::Unknown { near, .. } => {
-                let near = near.into_iter().map(|name| name.trim_end_matches(".0").to_string()).collect();
-                SiteError::Unknown { pattern: name.into(), near }
+                // The short names, without a layer, each once.
+                let short = |name: String| {
+                    let site = site::resolve(&name, config.n_layer).ok().map(|sites| sites[0]);
+                    let alias = site.and_then(|site| site.row().aliases.first().copied()).unwrap_or(&name);
+                    alias.trim_end_matches(".{i}").to_string()
+                };
+                let near: BTreeSet<String> = near.into_iter().map(short).collect();
+                SiteError::Unknown { pattern: name.into(), near: near.into_iter().collect() }
             }
             other => other,
         };

@@ -24,6 +24,7 @@ mod texts;
 mod tips;
 mod tokens;
 mod verify;
+mod weights;
 
 use crate::device::{Choice, Dtype};
 use crate::hooks::request::HookError;
@@ -64,6 +65,8 @@ enum Command {
     Tokens(tokens::Tokens),
     /// The dictionary of hooks: name, shape, formula, bytes
     Hooks(hooks::HooksCommand),
+    /// Weights under TransformerLens's names and in its shapes
+    Weights(weights::Weights),
     /// GPU adapters, their limits, and which one `auto` picks
     Devices(devices::Devices),
     /// Models that are here and models that can be fetched: sizes, shapes, and what is wrong with one
@@ -221,6 +224,7 @@ pub fn main() -> ExitCode {
         Command::Report(command) => command.run(),
         Command::Tokens(command) => command.run(),
         Command::Hooks(command) => command.run(),
+        Command::Weights(command) => command.run(),
         Command::Devices(command) => command.run(),
         Command::Models(command) => command.run(),
         Command::Verify(command) => command.run(),

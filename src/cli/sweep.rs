@@ -271,6 +271,9 @@ impl Target {
 
 impl Patch {
     pub(super) fn run(self) -> Result<(), Failure> {
+        if self.texts.given() {
+            return Err(Failure::Usage("patch takes its texts as --clean and --corrupt, or as --pairs".into()));
+        }
         let target = self.sweep.target()?;
         let files = self.model.open()?;
         if let Some(target) = &target {
@@ -779,15 +782,18 @@ impl Found<'_> {
                 (format!("ablated with {with}"), format!("Change of {}", self.sweep.metric.name()), &document.effects)
             }
             (None, Some(normalized)) => {
-                let how = if self.noise { "0: unharmed, -1: as corrupt" } else { "0: as corrupt, 1: as clean" };
-                ("patched".to_string(), format!("Normalized ({how})"), normalized)
+                let how = match self.noise {
+                    true => "values of the corrupt run put in (0: unharmed, -1: as corrupt)",
+                    false => "values of the clean run put in (0: as corrupt, 1: as clean)",
+                };
+                (how.to_string(), "Normalized".into(), normalized)
             }
             (None, None) => {
                 ("patched".to_string(), format!("Change of {}", self.sweep.metric.name()), &document.effects)
             }
         };
         let what = format!(
-            "{} of {} {what}, {}{of}{}",
+            "{} of {}: {what}, {}{of}{}",
             names.join(", "),
             session.model().name(),
             self.sweep.metric.name(),
