@@ -25,7 +25,16 @@ fn flat(value: &Value) -> Vec<f64> {
 }
 
 const PAIR: [&str; 10] = [
-    "patch", "-m", CLASSIC, "--clean-ids", "1 2 3 4 5 6", "--corrupt-ids", "1 2 9 4 5 6", "--answer", "id:7", "--wrong=id:8",
+    "patch",
+    "-m",
+    CLASSIC,
+    "--clean-ids",
+    "1 2 3 4 5 6",
+    "--corrupt-ids",
+    "1 2 9 4 5 6",
+    "--answer",
+    "id:7",
+    "--wrong=id:8",
 ];
 
 #[test]
@@ -33,8 +42,21 @@ fn the_json_of_a_sweep() {
     let one = json_of(&PAIR);
     let keys: Vec<&str> = one.as_object().unwrap().keys().map(String::as_str).collect();
     let contract = [
-        "command", "at", "by", "shape", "metric", "values", "clean", "corrupt", "base", "normalized", "n", "standard_error",
-        "ci", "p", "labels",
+        "command",
+        "at",
+        "by",
+        "shape",
+        "metric",
+        "values",
+        "clean",
+        "corrupt",
+        "base",
+        "normalized",
+        "n",
+        "standard_error",
+        "ci",
+        "p",
+        "labels",
     ];
     assert_eq!(keys[..contract.len()], contract);
     assert_eq!(
@@ -102,7 +124,11 @@ fn ablation_by_every_way() {
     let texts = ["ablate", "-m", CLASSIC, "--ids", "1 2 3 4", "--ids", "5 6 7 8", "--at", "z"];
     for with in ["zero", "mean", &other] {
         let found = json_of(&[&texts[..], &["--with", with]].concat());
-        assert_eq!((&found["shape"], &found["metric"], &found["n"]), (&json!([3, 4]), &json!("loss"), &json!(2)), "{with}");
+        assert_eq!(
+            (&found["shape"], &found["metric"], &found["n"]),
+            (&json!([3, 4]), &json!("loss"), &json!(2)),
+            "{with}"
+        );
         assert_eq!((&found["clean"], &found["normalized"]), (&Value::Null, &Value::Null));
         assert!(found["base"].is_f64());
     }

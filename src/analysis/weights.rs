@@ -43,7 +43,8 @@ pub fn all(config: &Config) -> Vec<NamedWeight> {
     add("embed.W_E".into(), &[vocab_size, d_model], 0, Kind::TokenEmbedding);
     add("pos_embed.W_pos".into(), &[n_positions, d_model], 0, Kind::PositionEmbedding);
     for layer in 0..config.n_layer {
-        let mut of_block = |name: &str, shape: &[usize], kind: Kind| add(format!("blocks.{layer}.{name}"), shape, layer, kind);
+        let mut of_block =
+            |name: &str, shape: &[usize], kind: Kind| add(format!("blocks.{layer}.{name}"), shape, layer, kind);
         of_block("ln1.w", &[d_model], Kind::Stored("ln_1.weight"));
         of_block("ln1.b", &[d_model], Kind::Stored("ln_1.bias"));
         for (n, letter) in ["Q", "K", "V"].into_iter().enumerate() {
@@ -141,7 +142,10 @@ mod tests {
         assert_eq!(get("blocks.0.attn.W_O")[[1, 2, 7]], c_proj[(d_head + 2) * d_model + 7]);
         let head = checkpoint.tensor("lm_head.weight").unwrap().to_f32();
         assert_eq!(get("W_U")[[4, 9]], head[9 * d_model + 4], "the untied head, as [D, V]");
-        assert_eq!((find("W_U", config)[0].name.as_str(), find("*W_U", config)[0].name.as_str()), ("W_U", "unembed.W_U"));
+        assert_eq!(
+            (find("W_U", config)[0].name.as_str(), find("*W_U", config)[0].name.as_str()),
+            ("W_U", "unembed.W_U")
+        );
         assert!(find("blocks.1.attn.W_X", config).is_empty());
         assert_eq!(find("blocks.*.attn.W_?", config).len(), 4 * config.n_layer);
     }

@@ -19,6 +19,9 @@ use std::path::Path;
 pub struct LensCommand {
     #[command(flatten)]
     picture: PictureArgs,
+    /// Show every layer before and after the edits
+    #[arg(long, requires = "edit")]
+    compare: bool,
     /// Read a direction instead of a text: [F*]FILE[#ARRAY] with [n_embd] or [n, n_embd] numbers, through the unembedding
     #[arg(long, value_name = "FILE#ARRAY")]
     vector: Option<String>,
@@ -35,6 +38,9 @@ const TOP: usize = 5;
 struct Numbers {
     /// In run order; the last is the model's output.
     lens: Vec<Row>,
+    /// The same of the run without edits, with --compare.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unedited: Option<Vec<Row>>,
 }
 
 #[derive(Serialize)]
@@ -92,11 +98,25 @@ impl LensCommand {
             )));
         }
         let n_layer = session.model().config().n_layer;
-        let picture = LensTable {
-            heading: canvas.heading(format!("logit lens of {}", session.model().name())),
-            rows: rows.iter().map(|row| (name(row.site, n_layer), cells(&session, row))).collect(),
+        let unedited = match self.compare {
+            true => {
+                let plain = session.model().hooks();
+                let run = async |told: Progress<'_>| session.lens_async(&canvas.batch, &plain, TOP, Some(told)).await;
+                Some(self.picture.model.with_progress("layers", run)?.0)
+            }
+            false => None,
         };
-        let numbers = Numbers { lens: rows.iter().map(|row| numbers(&session, row)).collect() };
+        let mut shown = Vec::new();
+        for (n, row) in rows.iter().enumerate() {
+            let after = if self.compare { ", edited" } else { "" };
+            // The picture has the first row at the bottom: what was stands above what is.
+            shown.push((name(row.site, n_layer) + after, cells(&session, row)));
+            shown.extend(unedited.as_ref().map(|rows| (name(row.site, n_layer), cells(&session, &rows[n]))));
+        }
+        let picture =
+            LensTable { heading: canvas.heading(format!("logit lens of {}", session.model().name())), rows: shown };
+        let all = |rows: &[LensRow]| rows.iter().map(|row| numbers(&session, row)).collect::<Vec<Row>>();
+        let numbers = Numbers { lens: all(&rows), unedited: unedited.as_deref().map(all) };
         self.picture.show(canvas, &session, &picture, &numbers)
     }
 }
@@ -115,13 +135,18 @@ impl LensCommand {
         let width = files.config().n_embd;
         let values = arrays::read(Path::new(&path), array.as_deref(), None).map_err(usage)?.mapv(|v| factor * v);
         if values.shape().last() != Some(&width) {
-            return Err(usage(format!("{path} is {:?}, and a direction of this model has {width} numbers", values.shape())));
+            return Err(usage(format!(
+                "{path} is {:?}, and a direction of this model has {width} numbers",
+                values.shape()
+            )));
         }
         let values = values.to_shape((values.len() / width, width)).map_err(|e| usage(e.to_string()))?.into_owned();
-        let vectors = lens::directions(files.checkpoint(), values.view(), self.ln).map_err(crate::session::Error::from)?;
+        let vectors =
+            lens::directions(files.checkpoint(), values.view(), self.ln).map_err(crate::session::Error::from)?;
         let guess = |(id, logit): &(u32, f64)| json!({"id": id, "token": files.token(*id).text(), "logit": logit});
         let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
-        let ends: Vec<(Vec<(u32, f64)>, Vec<(u32, f64)>)> = vectors.iter().map(|logits| lens::ends(logits, ENDS)).collect();
+        let ends: Vec<(Vec<(u32, f64)>, Vec<(u32, f64)>)> =
+            vectors.iter().map(|logits| lens::ends(logits, ENDS)).collect();
         if self.picture.model.json {
             let both = ends.iter().map(|(top, bottom)| {
                 json!({"top": top.iter().map(guess).collect::<Vec<_>>(), "bottom": bottom.iter().map(guess).collect::<Vec<_>>()})

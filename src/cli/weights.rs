@@ -26,7 +26,9 @@ pub struct Weights {
 impl Weights {
     pub(super) fn run(self) -> Result<(), Failure> {
         let place = match &self.out {
-            Some(path) if ["npz", "safetensors"].contains(&output::extension(path).as_str()) => Some(Place::create(path)?),
+            Some(path) if ["npz", "safetensors"].contains(&output::extension(path).as_str()) => {
+                Some(Place::create(path)?)
+            }
             Some(path) => {
                 return Err(OutputError::Format { path: path.clone(), known: ".npz or .safetensors" }.into());
             }
@@ -54,7 +56,9 @@ impl Weights {
             let listed = |weight: &NamedWeight| json!({"name": weight.name, "shape": weight.shape});
             match self.model.json {
                 true => writeln!(stdout, "{}", json!(found.iter().map(listed).collect::<Vec<_>>()))?,
-                false => found.iter().try_for_each(|weight| writeln!(stdout, "{:<24} {:?}", weight.name, weight.shape))?,
+                false => {
+                    found.iter().try_for_each(|weight| writeln!(stdout, "{:<24} {:?}", weight.name, weight.shape))?
+                }
             }
             return Ok(stdout.flush()?);
         };
