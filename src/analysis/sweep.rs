@@ -447,6 +447,7 @@ impl Session {
                 Values::Whole(sites.iter().map(of).collect::<Result<_, EditError>>()?)
             }
         };
+        let from_source = case.from_source && case.source.is_some();
         // Log-probabilities, which only a divergence keeps.
         let mut of_source = Vec::new();
         if let Some((ids, question)) = &case.source {
@@ -467,15 +468,15 @@ impl Session {
         let streams: BTreeSet<Site> =
             sites.iter().filter(|site| **site >= Site::ResidPre(0)).map(|site| Site::ResidPre(first(*site))).collect();
         let mut both = Both { kept: Kept::new(streams, BTreeSet::new()), reading: reading(&case.ids, &case.question) };
-        both.reading.unchanged = Some(of_source.as_slice()).filter(|_| case.from_source && case.source.is_some());
+        both.reading.unchanged = Some(of_source.as_slice()).filter(|_| from_source);
         self.run_once(&case.ids, &edits, &mut both).await?;
         swept.unchanged.push(both.reading.values[0]);
         let Both { kept: streams, reading: Reading { log_probabilities, .. } } = both;
-        let (distribution, of_other) = match case.from_source {
+        let (distribution, of_other) = match from_source {
             true => (of_source, log_probabilities),
             false => (log_probabilities, of_source),
         };
-        if let (Metric::Kl, false, Some(source)) = (sweep.metric, case.from_source, swept.source.last_mut()) {
+        if let (Metric::Kl, false, Some(source)) = (sweep.metric, from_source, swept.source.last_mut()) {
             *source = divergence(&distribution, &of_other);
         }
 
