@@ -128,8 +128,11 @@ pub fn directions(checkpoint: &Checkpoint, rows: ArrayView2<'_, f32>, ln: bool) 
     Ok(rows.rows().into_iter().map(of_row).collect())
 }
 
+/// Tokens with their logits.
+pub type TokenLogits = Vec<(u32, f64)>;
+
 /// The `n` largest and the `n` smallest of a list of logits, each furthest first, with their ids.
-pub fn ends(logits: &[f64], n: usize) -> (Vec<(u32, f64)>, Vec<(u32, f64)>) {
+pub fn ends(logits: &[f64], n: usize) -> (TokenLogits, TokenLogits) {
     let of = |sign: f64| {
         let found = largest(logits.len(), n, |id| (sign * logits[id]) as f32);
         found.into_iter().map(|id| (id, logits[id as usize])).collect()

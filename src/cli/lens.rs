@@ -145,7 +145,7 @@ impl LensCommand {
             lens::directions(files.checkpoint(), values.view(), self.ln).map_err(crate::session::Error::from)?;
         let guess = |(id, logit): &(u32, f64)| json!({"id": id, "token": files.token(*id).text(), "logit": logit});
         let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
-        let ends: Vec<(Vec<(u32, f64)>, Vec<(u32, f64)>)> =
+        let ends: Vec<(lens::TokenLogits, lens::TokenLogits)> =
             vectors.iter().map(|logits| lens::ends(logits, ENDS)).collect();
         if self.picture.model.json {
             let both = ends.iter().map(|(top, bottom)| {

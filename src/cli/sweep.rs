@@ -170,7 +170,6 @@ struct Pair {
 /// What was swept, and all that is said of it.
 struct Found<'a> {
     command: &'static str,
-    args: &'a SweepArgs,
     sweep: &'a Sweep,
     swept: Swept,
     noise: bool,
@@ -524,7 +523,7 @@ impl Begun<'_> {
         let run = async |told: Progress<'_>| session.sweep_async(sweep, cases, &hooks, &source_hooks, Some(told)).await;
         let swept = model.with_progress("changed runs", run)?;
         let aligned = cases.iter().map(|case| case.aligned).min().unwrap_or(0);
-        let found = Found { command, args, sweep, swept, noise, tokens, aligned, edits, with };
+        let found = Found { command, sweep, swept, noise, tokens, aligned, edits, with };
         let document = found.document(&session);
         let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
         match target {
