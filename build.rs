@@ -28,7 +28,9 @@ fn main() {
         let same = seen.iter().find(|s| s.params == shader.params && shader.stem.starts_with(&format!("{}_", s.stem)));
         match same {
             Some(first) => alias(&mut out, &shader.stem, &first.stem),
-            None => write_struct(&mut out, &camel(&shader.stem), &format!("shaders/{}.wgsl", shader.stem), &shader.params),
+            None => {
+                write_struct(&mut out, &camel(&shader.stem), &format!("shaders/{}.wgsl", shader.stem), &shader.params)
+            }
         }
         seen.push(shader);
     }
@@ -84,8 +86,9 @@ fn fields(text: &str, name: &str, file: &str) -> Vec<Field> {
         let (name, kind) = code.trim().strip_suffix(',')?.split_once(": ")?;
         matches!(kind, "u32" | "f32").then(|| (name.to_string(), kind.to_string(), comment.trim().to_string()))
     };
-    let fields: Vec<Field> =
-        lines.map(|l| field(l).unwrap_or_else(|| panic!("{file}: {l:?} is not `name: u32,` or `name: f32,`"))).collect();
+    let fields: Vec<Field> = lines
+        .map(|l| field(l).unwrap_or_else(|| panic!("{file}: {l:?} is not `name: u32,` or `name: f32,`")))
+        .collect();
     assert!(!fields.is_empty(), "{file} has no `{begin}`");
     fields
 }
@@ -98,7 +101,8 @@ fn camel(stem: &str) -> String {
 
 fn alias(out: &mut String, stem: &str, first: &str) {
     let (name, first) = (camel(stem), camel(first));
-    writeln!(out, "/// Parameters of `shaders/{stem}.wgsl`.\npub type {name} = {first};\n").expect("a String takes all");
+    writeln!(out, "/// Parameters of `shaders/{stem}.wgsl`.\npub type {name} = {first};\n")
+        .expect("a String takes all");
 }
 
 fn write_struct(out: &mut String, name: &str, file: &str, fields: &[Field]) {

@@ -51,17 +51,17 @@ macro_rules! operations {
 }
 
 operations! {
-    rows layer_norm layer_norm_scale layer_norm_normalize gain_bias linear linear_by_head sum_heads attention attention_scores
+    embed layer_norm layer_norm_scale layer_norm_normalize gain_bias linear linear_by_head sum_heads attention attention_scores
     attention_pattern attention_mix activation add unembed edit linear_activation linear_add
 }
 
-/// Whatever way of cutting tiles is the fastest on somebody's GPU, it is right. The one with matrices is among them where the
+/// Whatever tile configuration is the fastest on somebody's GPU, it is right. The one with matrices is among them where the
 /// adapter has those in f32.
 #[test]
-fn products_are_right_in_tiles_of_every_cut() {
+fn products_are_right_in_every_tile() {
     for op in ["linear", "unembed"] {
         let suite = Suite::of(op);
-        pollster::block_on(Gpu::tiles()).unwrap().iter().for_each(|gpu| check(gpu, &suite));
+        pollster::block_on(Gpu::with_each_tile()).unwrap().iter().for_each(|gpu| check(gpu, &suite));
     }
 }
 

@@ -3,6 +3,7 @@
 
 use actscope::device::gpu::autotune::Tile;
 use actscope::device::gpu::kernels::{self, Access, Family, Kernel};
+use actscope::device::gpu::unroll;
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, ScalarKind, StorageAccess, TypeInner};
 use std::collections::BTreeSet;
@@ -22,7 +23,7 @@ fn module(kernel: &Kernel) -> (naga::Module, ModuleInfo) {
 fn modules(kernel: &Kernel) -> Vec<(naga::Module, ModuleInfo)> {
     let named = |values: Vec<u32>, of: &[(&'static str, u32)]| of.iter().map(|(name, _)| *name).zip(values).collect();
     // Subgroups of every size that an adapter with matrices may have: llvmpipe's, Apple's, and the largest.
-    let with_matrices = [8, 32, 64].map(|lanes| Tile::Matrices { lanes });
+    let with_matrices = [8, 32, 64].map(|subgroup_size| Tile::Matrices { subgroup_size });
     let cuts = Tile::PRESETS.into_iter().chain(with_matrices);
     let mine = cuts.filter(|tile| tile.kernels().iter().any(|one| one.name == kernel.name));
     let mut consts: Vec<Vec<(&str, u32)>> = mine.map(|tile| named(tile.settings(), kernel.consts)).collect();
@@ -41,7 +42,7 @@ fn compiled(
     overrides: &[(&'static str, u32)],
     consts: &[(&'static str, u32)],
 ) -> (naga::Module, ModuleInfo) {
-    let text = kernel.module(consts);
+    let text = unroll::unrolled(&kernel.module(consts));
     let module = naga::front::wgsl::parse_str(&text)
         .unwrap_or_else(|e| panic!("{}", e.emit_to_string_with_path(&text, kernel.name)));
     let info = validate(kernel, &module);

@@ -108,6 +108,10 @@ fn blamed(case: &Case, run: BTreeSet<&'static str>) -> Vec<String> {
     let (name, in_part) = (case.op.name(), case.note == list::READ_IN_PART);
     let carries = |kernel: &str| matches!(kernel, "edit" | "copy_out") && name != "edit" || kernel == "edit" && in_part;
     let own: Vec<String> = run.into_iter().filter(|kernel| !carries(kernel)).map(String::from).collect();
+    // A product in shares of k is the work of two kernels, and either may be at fault.
+    if own.len() == 2 && own.iter().any(|kernel| kernel == "linear_join") {
+        return own;
+    }
     // Of several that ran one after the other none is to blame more than the others; each has cases of its own.
     if own.len() == 1 { own } else { vec![name.into()] }
 }

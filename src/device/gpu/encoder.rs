@@ -26,7 +26,7 @@ pub(super) struct Variant {
 }
 
 /// The most overrides and constants that a kernel has.
-const MOST_SETTINGS: usize = 5;
+const MOST_SETTINGS: usize = 8;
 
 impl Variant {
     /// `settings` as the kernel's table entry names them: overrides first, then constants.
@@ -51,7 +51,7 @@ impl From<&'static Kernel> for Variant {
 /// A [`Variant`] by name and settings.
 pub(super) type PipelineKey = (&'static str, [u32; MOST_SETTINGS]);
 
-struct Pipeline {
+pub(super) struct Pipeline {
     layout: wgpu::BindGroupLayout,
     pipeline: wgpu::ComputePipeline,
     /// Whether it was recorded since somebody last asked.
@@ -234,7 +234,7 @@ impl Recording {
         pipelines.iter().filter(|(_, pipeline)| pipeline.run.take()).map(|((name, ..), _)| *name).collect()
     }
 
-    fn pipeline(&self, variant: Variant) -> Rc<Pipeline> {
+    pub(super) fn pipeline(&self, variant: Variant) -> Rc<Pipeline> {
         let key = variant.key();
         if let Some(pipeline) = self.pipelines.borrow().get(&key) {
             return pipeline.clone();
@@ -258,6 +258,18 @@ fn entry<'a>(binding: u32, part: &Binding<'a>) -> wgpu::BindGroupEntry<'a> {
     let Binding { buffer, offset, size, .. } = *part;
     let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size: NonZeroU64::new(size) });
     wgpu::BindGroupEntry { binding, resource }
+}
+
+/// Whether a kernel is compiled with checks of its indices and bounds on its loops: only one with an injected fault, which may
+/// index anything. The checks cost up to a third of a kernel's speed. In a browser they are always on.
+fn checked(kernel: &Kernel) -> bool {
+    #[cfg(feature = "mutants")]
+    return super::mutants::is_injected(kernel.name);
+    #[cfg(not(feature = "mutants"))]
+    {
+        let _ = kernel;
+        false
+    }
 }
 
 fn compile(device: &wgpu::Device, cache: Option<&PipelineCache>, variant: Variant) -> Pipeline {
@@ -296,8 +308,12 @@ fn compile(device: &wgpu::Device, cache: Option<&PipelineCache>, variant: Varian
     let text = kernel.module(&consts);
     #[cfg(feature = "mutants")]
     let text = super::mutants::applied(kernel.name, text);
-    let source = wgpu::ShaderSource::Wgsl(text.into());
-    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor { label, source });
+    let source = wgpu::ShaderSource::Wgsl(super::unroll::unrolled(&text).into());
+    let checks =
+        if checked(kernel) { wgpu::ShaderRuntimeChecks::checked() } else { wgpu::ShaderRuntimeChecks::unchecked() };
+    // SAFETY: what the checks would catch must not happen. Every loop of our kernels counts up to a bound, every divisor is at
+    // least 1, and `tests/bounds.rs` runs every kernel on shapes of all kinds and sees that no index leaves its binding.
+    let module = unsafe { device.create_shader_module_trusted(wgpu::ShaderModuleDescriptor { label, source }, checks) };
     let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
         label,
         layout: Some(&pipeline_layout),

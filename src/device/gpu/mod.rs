@@ -3,6 +3,7 @@
 //! Read next: `kernels.rs` for the table of kernels, `record.rs` for how work is sent, `memory.rs` for buffers.
 
 mod adapter;
+mod attention;
 pub mod autotune;
 mod bind_groups;
 mod buffers;
@@ -14,20 +15,22 @@ pub mod mutants;
 mod pipeline_cache;
 #[cfg(not(target_arch = "wasm32"))]
 mod probe;
-mod products;
+pub mod products;
 mod timestamps;
+pub mod unroll;
 
 pub use adapter::{AdapterInfo, list as adapters};
 pub use buffers::{Tensor, Weight};
 pub use timestamps::Span;
 
 use super::{Activation, Device, DeviceError, DeviceInfo, Edit, Heads, Keep, Limits, StoredWeight, Window};
-use autotune::Tile;
+use attention::{HeadShape, Qkv};
+use autotune::Tuning;
 use bind_groups::{BindGroups, Binding};
 use buffers::{Layout, Placed, Pool, Staging};
 use encoder::{PipelineKey, Recording, Variant};
 use errors::Fault;
-use kernels::{Epilogue, Family, Kernel};
+use kernels::{Epilogue, Family, Kernel, TextRows};
 use pipeline_cache::PipelineCache;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -46,7 +49,7 @@ pub struct Gpu {
     family: Family,
     /// Lanes of the subgroups that multiply matrices, where the adapter has those.
     matrices: Option<u32>,
-    tile: Tile,
+    tuning: Tuning,
     device: wgpu::Device,
     queue: wgpu::Queue,
     max_binding: u64,
@@ -56,6 +59,7 @@ pub struct Gpu {
     recording: Recording,
     bind_groups: BindGroups<PipelineKey>,
     fault: Fault,
+    rows_table: attention::RowsTable,
 }
 
 /// Values on their way: where in a staging buffer they will be.
@@ -88,8 +92,11 @@ impl Gpu {
     /// As [`Gpu::open_as`].
     pub async fn open_for(kernel: &Kernel) -> Result<Gpu, DeviceError> {
         let gpu = Gpu::open_as(kernel.family.unwrap_or(Family::Tiles)).await?;
-        match gpu.cuts().into_iter().find(|tile| tile.has(kernel)) {
-            Some(tile) => Ok(Gpu { tile, ..gpu }),
+        if gpu.tuning.has(kernel) {
+            return Ok(gpu);
+        }
+        match gpu.tiles().into_iter().find(|tile| tile.has(kernel)) {
+            Some(tile) => Ok(Gpu { tuning: Tuning::all(tile), ..gpu }),
             None => Err(DeviceError::NoAdapter { detail: format!("{} cannot run {}", gpu.info, kernel.name) }),
         }
     }
@@ -110,14 +117,14 @@ impl Gpu {
         Ok(all)
     }
 
-    /// The best adapter once with each way of cutting the tiles of a product that it has.
+    /// The best adapter once with each tile configuration that it has.
     ///
     /// # Errors
     /// As [`Gpu::open`].
-    pub async fn tiles() -> Result<Vec<Gpu>, DeviceError> {
+    pub async fn with_each_tile() -> Result<Vec<Gpu>, DeviceError> {
         let mut all = Vec::new();
-        for tile in Gpu::open_as(Family::Tiles).await?.cuts() {
-            all.push(Gpu { tile, ..Gpu::open_as(Family::Tiles).await? });
+        for tile in Gpu::open_as(Family::Tiles).await?.tiles() {
+            all.push(Gpu { tuning: Tuning::all(tile), ..Gpu::open_as(Family::Tiles).await? });
         }
         Ok(all)
     }
@@ -147,7 +154,7 @@ impl Gpu {
             info: adapter::describe(&adapter),
             family,
             matrices,
-            tile: Tile::DEFAULT,
+            tuning: Tuning::DEFAULT,
             // Kernels count in u32, and Metal tells them a binding's size in one.
             max_binding: device.limits().max_storage_buffer_binding_size.min(1 << 31),
             // Pooled sizes are rounded up, at most to a power of two.
@@ -159,6 +166,7 @@ impl Gpu {
             device,
             queue,
             fault,
+            rows_table: attention::RowsTable::default(),
         }
     }
 
@@ -269,7 +277,7 @@ impl Device for Gpu {
     }
 
     fn kernels(&self) -> Vec<String> {
-        let mine = kernels::ALL.iter().filter(|kernel| self.family.has(kernel) && self.tile.has(kernel));
+        let mine = kernels::ALL.iter().filter(|kernel| self.family.has(kernel) && self.tuning.has(kernel));
         mine.map(|kernel| kernel.name.to_string()).collect()
     }
 
@@ -364,18 +372,7 @@ impl Device for Gpu {
     }
 
     fn linear_by_head(&self, z: &Tensor, w: &Weight, n_head: usize) -> Tensor {
-        assert_eq!(z.cols, w.rows);
-        let head_dim = z.cols / n_head;
-        let y = self.empty(z.rows, n_head * w.cols);
-        for head in 0..n_head {
-            let rows = head * head_dim..(head + 1) * head_dim;
-            self.multiply(
-                products::Product { x: z, w, rows, bias: None, added: None, epilogue: Epilogue::None },
-                &y,
-                head * w.cols,
-            );
-        }
-        y
+        self.product_by_head(z, w, n_head)
     }
 
     fn sum_heads(&self, parts: &Tensor, bias: &Weight, n_head: usize) -> Tensor {
@@ -389,31 +386,13 @@ impl Device for Gpu {
 
     fn attention(&self, qkv: &Tensor, texts: &[Range<usize>], heads: Heads) -> Tensor {
         let z = self.empty(qkv.rows, qkv.cols / 3);
-        for text in texts {
-            let params = attention_params(qkv, text, heads);
-            let head_dim = params.head_dim as usize;
-            let (variant, groups) = match self.family {
-                Family::Tiles => (
-                    Variant::new(&kernels::ATTENTION, &[head_dim.div_ceil(16) as u32]),
-                    [text.len().div_ceil(16) as u32, heads.n_head as u32, 1],
-                ),
-                Family::Broadcast => (
-                    (&kernels::ATTENTION_BROADCAST).into(),
-                    [text.len().div_ceil(8) as u32, heads.n_head as u32, head_dim.div_ceil(64) as u32],
-                ),
-            };
-            self.recording.dispatch(variant, &params, &[all(qkv), all(&z)], groups);
-        }
+        let rows: Vec<TextRows> = texts.iter().map(whole_text).collect();
+        self.attend(Qkv::of(qkv), &rows, head_shape(z.cols, heads), &z);
         z
     }
 
     fn attention_scores(&self, qkv: &Tensor, text: Range<usize>, heads: Heads) -> Tensor {
-        let scores = self.empty(heads.n_head * text.len(), text.len());
-        let blocks = text.len().div_ceil(16) as u32;
-        let params = attention_params(qkv, &text, heads);
-        let groups = [blocks, blocks, heads.n_head as u32];
-        self.recording.dispatch((&kernels::ATTENTION_SCORES).into(), &params, &[all(qkv), all(&scores)], groups);
-        scores
+        self.scores(Qkv::of(qkv), whole_text(&text), head_shape(qkv.cols / 3, heads))
     }
 
     fn attention_pattern(&self, scores: &Tensor) -> Tensor {
@@ -426,12 +405,8 @@ impl Device for Gpu {
     }
 
     fn attention_mix(&self, pattern: &Tensor, qkv: &Tensor, text: Range<usize>, heads: Heads, z: &mut Tensor) {
-        assert_eq!([pattern.rows, pattern.cols], [heads.n_head * text.len(), text.len()]);
-        let kernels::Attention { first, n_pos, n_embd, head_dim, .. } = attention_params(qkv, &text, heads);
-        let params = kernels::AttentionMix { first, n_pos, n_embd, head_dim };
-        let groups = [head_dim.div_ceil(16), n_pos.div_ceil(16), heads.n_head as u32];
-        let bindings = [all(pattern), all(qkv), all(z)];
-        self.recording.dispatch((&kernels::ATTENTION_MIX).into(), &params, &bindings, groups);
+        let heads = head_shape(z.cols, heads);
+        self.mix(pattern, qkv, 2 * z.cols, whole_text(&text), heads, z);
     }
 
     fn activation(&self, x: &Tensor, f: Activation) -> Tensor {
@@ -505,7 +480,7 @@ impl Device for Gpu {
                 let gathered = self.empty(rows.len(), window.cols.len());
                 let params = kernels::CopyOut {
                     n: gathered.len() as u32,
-                        first_col: before + window.cols.start as u32,
+                    first_col: before + window.cols.start as u32,
                     cols: window.cols.len() as u32,
                     x_stride: x.cols as u32,
                 };
@@ -532,13 +507,12 @@ impl Device for Gpu {
     }
 }
 
-fn attention_params(qkv: &Tensor, text: &Range<usize>, heads: Heads) -> kernels::Attention {
-    let n_embd = qkv.cols / 3;
-    kernels::Attention {
-        first: text.start as u32,
-        n_pos: text.len() as u32,
-        n_embd: n_embd as u32,
-        head_dim: (n_embd / heads.n_head) as u32,
-        scale: heads.scale as f32,
-    }
+/// A text whose queries see its own keys alone.
+fn whole_text(text: &Range<usize>) -> TextRows {
+    let (row, n) = (text.start as u32, text.len() as u32);
+    TextRows { q_row: row, n_query: n, position: 0, k_row: row, n_key: n }
+}
+
+fn head_shape(n_embd: usize, heads: Heads) -> HeadShape {
+    HeadShape { n_head: heads.n_head, head_dim: n_embd / heads.n_head, scale: heads.scale as f32 }
 }

@@ -1,0 +1,44 @@
+//! Compiles every kernel of real GPUs as a run of gpt2 does, so that the driver can print what it makes of each. Owns the list.
+//! Runs nothing: `gpu-isa.sh` starts it on devices that have a compiler and no hardware.
+
+use actscope::device::gpu::Gpu;
+use actscope::device::gpu::autotune::Tile;
+use actscope::device::gpu::kernels::{self, Family};
+use std::io::Write;
+
+unsafe extern "C" {
+    /// Of the C library, in whose buffers drivers write what they print.
+    fn fflush(stream: *mut core::ffi::c_void) -> core::ffi::c_int;
+}
+
+/// Writes a line to both streams that comes after all that was printed before it.
+fn mark(line: &str) {
+    // SAFETY: null stands for all streams.
+    unsafe { fflush(core::ptr::null_mut()) };
+    println!("=== {line}");
+    std::io::stdout().flush().expect("stdout");
+    eprintln!("=== {line}");
+}
+
+fn main() {
+    let gpu = pollster::block_on(Gpu::open_as(Family::Tiles)).expect("an adapter");
+    for kernel in kernels::ALL.iter().filter(|k| Family::Tiles.has(k) && !k.matrices) {
+        let consts: Vec<Vec<u32>> = match kernel.name {
+            "linear" | "unembed" => Tile::PRESETS.iter().map(|tile| tile.settings()).collect(),
+            "linear_few" | "unembed_few" => [1, 2, 4, 8].map(|rows| vec![rows]).to_vec(),
+            "attention" | "attention_scores" | "attention_mix" => vec![vec![64]],
+            _ => vec![vec![]],
+        };
+        for consts in consts {
+            // Weights in f32, no epilogue; gpt2's shapes are aligned.
+            let overrides = kernel.overrides.iter().map(|(name, _)| u32::from(*name == "ALIGNED"));
+            let settings: Vec<u32> = overrides.chain(consts.iter().copied()).collect();
+            let name: Vec<String> = consts.iter().map(u32::to_string).collect();
+            mark(format!("{} {}", kernel.name, name.join("x")).trim());
+            gpu.compile(kernel, &settings);
+        }
+    }
+    mark("end");
+    // Some of these drivers hang when their device is closed.
+    std::process::exit(0);
+}
