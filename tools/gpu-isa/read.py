@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Reads what drivers print about our kernels and writes one row per chip and kernel as CSV.
 
-read.py FOLDER   FOLDER holds CHIP.out and CHIP.err of compile.rs for the chips amd, apple, nvidia
+read.py FOLDER               FOLDER holds CHIP.out and CHIP.err of compile.rs for the chips amd, apple, nvidia
+read.py FOLDER THRESHOLDS    compares instead: THRESHOLDS has chip, kernel, the most spills and the least share of multiply-adds
 
 registers    of one invocation, as the driver counts them (apple: of 16 bits)
 spills       registers that did not fit
@@ -144,22 +145,51 @@ def nvidia(out, err):
     return row(code, loops, lambda l: "ffma" in l, lambda l: "wt=0b000000" not in l and "wt=" in l, number("Num GPRs"), spills)
 
 
-def main():
-    folder = Path(sys.argv[1])
-    groups = {}
-    columns = ["chip", "kernel", "registers", "spills", "instructions", "loop", "fma", "waits", "share"]
-    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
-    writer.writeheader()
+def table(folder):
     for chip, reader in (("amd", amd), ("apple", apple), ("nvidia", nvidia)):
         out, err = sections(folder / f"{chip}.out"), sections(folder / f"{chip}.err")
         if not err:
             sys.exit(f"{chip}: the driver compiled nothing; see {folder}/{chip}.err")
         for kernel in err:
             try:
-                found = reader(out.get(kernel, []), err[kernel])
+                yield dict(chip=chip, kernel=kernel, **reader(out.get(kernel, []), err[kernel]))
             except (ValueError, KeyError) as e:
                 sys.exit(f"{chip}, {kernel}: the driver's text has another form ({e!r})")
-            writer.writerow(dict(chip=chip, kernel=kernel, **found))
+
+
+def check(rows, thresholds):
+    """True where every row of the thresholds is met. A kernel without a row is an error: it would be checked by nothing."""
+    limits = {(limit["chip"], limit["kernel"]): limit for limit in thresholds}
+    good = True
+    for row in rows:
+        limit = limits.pop((row["chip"], row["kernel"]), None)
+        name = f"{row['chip']}, {row['kernel']}"
+        if limit is None:
+            print(f"{name}: thresholds.csv has no row for it")
+            good = False
+            continue
+        if row["spills"] > int(limit["spills"]):
+            print(f"{name}: {row['spills']} spilled registers, at most {limit['spills']} are allowed")
+            good = False
+        if row["share"] < int(limit["share"]):
+            print(f"{name}: {row['share']} % of its hottest loop multiply and add, at least {limit['share']} are wanted")
+            good = False
+    for chip, kernel in limits:
+        print(f"{chip}, {kernel}: in thresholds.csv, and no longer compiled")
+        good = False
+    return good
+
+
+def main():
+    rows = list(table(Path(sys.argv[1])))
+    if len(sys.argv) > 2:
+        with open(sys.argv[2], newline="") as file:
+            good = check(rows, csv.DictReader(file))
+        print(f"gpu-isa: {len(rows)} kernels compiled, {'all within' if good else 'not all within'} their thresholds")
+        sys.exit(0 if good else 1)
+    writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
 
 
 main()

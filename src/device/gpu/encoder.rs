@@ -135,6 +135,16 @@ impl Recording {
             let of_params = Binding { buffer: &self.arena, offset: 0, size, once: false };
             let resources = std::iter::once(&of_params).chain(bindings);
             let entries: Vec<_> = (0..).zip(resources).map(|(binding, part)| entry(binding, part)).collect();
+            #[cfg(feature = "mutants")]
+            let notes = super::audit::notes();
+            #[cfg(feature = "mutants")]
+            let entries = {
+                let number = entries.len() as u32;
+                let more = notes
+                    .as_ref()
+                    .map(|notes| wgpu::BindGroupEntry { binding: number, resource: notes.as_entire_binding() });
+                entries.into_iter().chain(more).collect::<Vec<_>>()
+            };
             self.device.create_bind_group(&wgpu::BindGroupDescriptor {
                 label: Some(variant.kernel.name),
                 layout: &pipeline.layout,
@@ -264,7 +274,7 @@ fn entry<'a>(binding: u32, part: &Binding<'a>) -> wgpu::BindGroupEntry<'a> {
 /// index anything. The checks cost up to a third of a kernel's speed. In a browser they are always on.
 fn checked(kernel: &Kernel) -> bool {
     #[cfg(feature = "mutants")]
-    return super::mutants::is_injected(kernel.name);
+    return super::mutants::is_injected(kernel.name) || super::audit::notes().is_some();
     #[cfg(not(feature = "mutants"))]
     {
         let _ = kernel;
@@ -280,7 +290,11 @@ fn compile(device: &wgpu::Device, cache: Option<&PipelineCache>, variant: Varian
         has_dynamic_offset: true,
         min_binding_size: params_size,
     };
-    let storage = kernel.bindings.iter().map(|access| wgpu::BindingType::Buffer {
+    #[cfg(feature = "mutants")]
+    let notes = super::audit::notes().map(|_| &Access::Write);
+    #[cfg(not(feature = "mutants"))]
+    let notes = None;
+    let storage = kernel.bindings.iter().chain(notes).map(|access| wgpu::BindingType::Buffer {
         ty: wgpu::BufferBindingType::Storage { read_only: *access == Access::Read },
         has_dynamic_offset: false,
         min_binding_size: None,
@@ -308,6 +322,8 @@ fn compile(device: &wgpu::Device, cache: Option<&PipelineCache>, variant: Varian
     let text = kernel.module(&consts);
     #[cfg(feature = "mutants")]
     let text = super::mutants::applied(kernel.name, text);
+    #[cfg(feature = "mutants")]
+    let text = if super::audit::notes().is_some() { super::audit::instrumented(kernel, &text) } else { text };
     let source = wgpu::ShaderSource::Wgsl(super::unroll::unrolled(&text).into());
     let checks =
         if checked(kernel) { wgpu::ShaderRuntimeChecks::checked() } else { wgpu::ShaderRuntimeChecks::unchecked() };

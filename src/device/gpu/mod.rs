@@ -4,6 +4,8 @@
 
 mod adapter;
 mod attention;
+#[cfg(feature = "mutants")]
+mod audit;
 pub mod autotune;
 mod bind_groups;
 mod buffers;

@@ -341,6 +341,18 @@ pub static OF_TILES: [Mutant; 2] = [
     ),
 ];
 
+/// Faults that leave a kernel's memory: most change no result, since nothing reads what they touch.
+pub static OUTSIDE: [Mutant; 3] = [
+    mutant("a value too many", "add", "if i < p.n {", "if i < p.n + 1u {"),
+    mutant("rows beyond the last", "linear", "min(tile_row + place / 4u, p.rows - 1u)", "(tile_row + place / 4u)"),
+    mutant(
+        "a slot too far",
+        "linear",
+        "w_tile[w_slot(index + i * INVOCATIONS)]",
+        "w_tile[w_slot(index + i * INVOCATIONS) + 1u]",
+    ),
+];
+
 thread_local! {
     static INJECTED: Cell<Option<&'static Mutant>> = Cell::new(from_environment());
 }
