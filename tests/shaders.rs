@@ -1,8 +1,9 @@
 //! What can be known about the shaders without a driver: every kernel parses, keeps to WebGPU's default limits, agrees with
 //! its Rust side, and translates to SPIR-V, MSL and HLSL. Native wgpu enforces little of this; browsers all of it.
 
-use actscope::device::gpu::autotune::Tile;
+use actscope::device::gpu::autotune::{Tile, Tuning};
 use actscope::device::gpu::kernels::{self, Access, Family, Kernel};
+use actscope::device::gpu::products::Plan;
 use actscope::device::gpu::unroll;
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, ScalarKind, StorageAccess, TypeInner};
@@ -218,4 +219,16 @@ fn under_if(lines: &[&str]) -> bool {
         }
     }
     open.contains(&true)
+}
+
+/// Even a large GPU has something to do for every core, from a few tokens on.
+#[test]
+fn products_of_gpt2_have_workgroups_enough() {
+    // c_attn, the attention's output, c_fc and the MLP's output of gpt2-small.
+    for (k, cols) in [(768, 2304), (768, 768), (768, 3072), (3072, 768)] {
+        for rows in [9, 16, 17, 32, 33, 64, 65, 128, 129, 256, 1024] {
+            let plan = Plan::linear(&Tuning::DEFAULT, rows, k, cols);
+            assert!(plan.workgroups() >= 128, "{rows} x {k} x {cols}: {plan:?}");
+        }
+    }
 }

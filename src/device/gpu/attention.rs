@@ -63,8 +63,8 @@ pub(super) fn all4(x: &Tensor) -> Binding<'_> {
 
 /// The value of `ALIGNED` for tensors that are read from certain columns on.
 fn aligned(heads: HeadShape, tensors: &[(&Tensor, usize)]) -> u32 {
-    let fits = |(x, col): &(&Tensor, usize)| x.cols % 4 == 0 && col % 4 == 0;
-    u32::from(heads.head_dim % 4 == 0 && tensors.iter().all(fits))
+    let fits = |(x, col): &(&Tensor, usize)| x.cols.is_multiple_of(4) && col.is_multiple_of(4);
+    u32::from(heads.head_dim.is_multiple_of(4) && tensors.iter().all(fits))
 }
 
 impl Gpu {

@@ -159,6 +159,9 @@ const PATIENCE: Duration = Duration::from_millis(1500);
 /// The part of the default's time that another configuration may take at most to be taken: less is chance.
 const CLEARLY: f64 = 0.97;
 
+/// A time so long that measuring it once is enough.
+const CLEAR: Duration = Duration::from_millis(30);
+
 /// Rows of the products that each class is measured with.
 const TRIAL_ROWS: [usize; CLASSES.len() + 1] = [16, 32, 64, 512];
 
@@ -314,21 +317,23 @@ impl Gpu {
     ) -> Vec<Choice> {
         let choices = self.choices(class);
         let mut shortest = vec![None; choices.len()];
-        for round in 0..4 {
+        for repeats in [0, 1, 4, 4] {
             for (choice, shortest) in choices.iter().zip(&mut shortest) {
-                if begin.elapsed() > patience || round > 0 && shortest.is_none() {
+                let warm = repeats > 0;
+                let clear = repeats > 1 && shortest.is_some_and(|time| time > CLEAR);
+                if begin.elapsed() > patience || warm && shortest.is_none() || clear {
                     continue;
                 }
                 self.tuning.0[class] = *choice;
                 let turn = Instant::now();
-                let done = self.products(inputs, if round == 0 { 1 } else { 4 }).await;
-                *shortest = match (done, round) {
+                let done = self.products(inputs, repeats.max(1)).await;
+                *shortest = match (done, repeats) {
                     (Err(_), _) => {
                         self.fault.forget();
                         None
                     }
                     (Ok(()), 0) => Some(Duration::MAX),
-                    (Ok(()), _) => Some(turn.elapsed().min(shortest.unwrap_or(Duration::MAX))),
+                    (Ok(()), n) => Some((turn.elapsed() / n).min(shortest.unwrap_or(Duration::MAX))),
                 };
             }
         }
@@ -364,7 +369,7 @@ impl Gpu {
     }
 
     /// Carries out each product `n` times and waits for them.
-    async fn products(&self, inputs: &TrialInputs, n: usize) -> Result<(), DeviceError> {
+    async fn products(&self, inputs: &TrialInputs, n: u32) -> Result<(), DeviceError> {
         for _ in 0..n {
             inputs.weights.iter().for_each(|[w, bias]| drop(self.linear(&inputs.x, w, bias)));
         }

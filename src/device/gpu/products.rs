@@ -109,7 +109,7 @@ fn panels(tiles: usize, panels: usize) -> [u32; 3] {
 
 /// Whether kernels may read x four elements at a time, as `lib/x4.wgsl` says.
 fn aligned(x_stride: usize, k: usize, k_part: usize) -> bool {
-    x_stride % 4 == 0 && k % 16 == 0 && k_part % 16 == 0
+    x_stride.is_multiple_of(4) && k.is_multiple_of(16) && k_part.is_multiple_of(16)
 }
 
 impl Gpu {
