@@ -3,6 +3,7 @@
 # its no-op kernel interfaces compile for the chip, and nothing runs.
 #   gpu-isa.sh          prints a table: chip, kernel, registers, spills, instructions, and of its hottest loop instructions,
 #                       multiply-adds, waits and the share of multiply-adds in percent; read.py says what each column means
+#   gpu-isa.sh workgroups   prints how many workgroups each product of gpt2-small has; needs no driver
 #   gpu-isa.sh check    compares it with thresholds.csv; exit code 1 where a kernel spills or has become worse
 # The drivers are unpacked from Debian sid into target/gpu-isa (430 MB, once), and run through their own loader: the system stays
 # as it is. Where that cannot be had (no Debian, no network), the exit code is 77 and a message says why.
@@ -46,8 +47,10 @@ setup() {
 
 # Compiles every kernel with the driver of one chip: compile CHIP SHIM
 compile() {
-    local loader
-    loader=$(ls "$folder"/root/usr/lib64/ld-linux-*.so.2 "$folder"/root/usr/lib/ld-linux-*.so.* 2>/dev/null | head -n 1)
+    local loader=
+    for loader in "$folder"/root/usr/lib64/ld-linux-*.so.2 "$folder"/root/usr/lib/ld-linux-*.so.*; do
+        [ ! -e "$loader" ] || break
+    done
     VK_DRIVER_FILES=$folder/icd/$1.json MESA_SHADER_CACHE_DISABLE=true NODEVICE_SELECT=1 \
         AMDGPU_GPU_ID=navi31 RADV_DEBUG=shaders,shaderstats \
         HK_PERFTEST=norobust AGX_MESA_DEBUG=shaders,shaderdb \
@@ -60,6 +63,7 @@ compile() {
     }
 }
 
+if [ "${1:-}" = workgroups ]; then exec cargo run --quiet --example gpu_isa_compile workgroups; fi
 command -v python3 >/dev/null || skip "python3 is not installed"
 [ -e "$folder/complete" ] || setup
 cargo build --quiet --example gpu_isa_compile

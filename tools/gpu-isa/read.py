@@ -11,6 +11,7 @@ loop         instructions of the loop that holds most multiply-adds; the whole k
 fma          multiply-adds among them, each counted once for one number
 waits        among them, for memory
 share        fma / loop in percent
+cycles       of one pass through the whole kernel, as the driver's own model estimates (amd: latency; apple: none)
 """
 import csv
 import re
@@ -36,7 +37,7 @@ def best_loop(code, loops, is_fma):
     return max(loops or [code], key=lambda part: (sum(map(is_fma, part)), -len(part)))
 
 
-def row(code, loops, is_fma, is_wait, registers, spills):
+def row(code, loops, is_fma, is_wait, registers, spills, cycles=""):
     loop = best_loop(code, loops, is_fma)
     fma = sum(map(is_fma, loop))
     return dict(
@@ -47,6 +48,7 @@ def row(code, loops, is_fma, is_wait, registers, spills):
         fma=fma,
         waits=sum(map(is_wait, loop)),
         share=round(100 * fma / max(len(loop), 1)),
+        cycles=cycles,
     )
 
 
@@ -79,7 +81,7 @@ def amd(out, err):
     def is_wait(part):
         return part[0].startswith(("s_waitcnt", "s_wait_"))
 
-    return row(code, [code[a : b + 1] for a, b in loops], is_fma, is_wait, stats["VGPRs"], stats.get("Spilled VGPRs", 0))
+    return row(code, [code[a : b + 1] for a, b in loops], is_fma, is_wait, stats["VGPRs"], stats.get("Spilled VGPRs", 0), stats["Latency"])
 
 
 def apple(out, err):
@@ -141,8 +143,9 @@ def nvidia(out, err):
     code = [line for block in blocks for line in block["code"]]
     stats = " ".join(err)
     number = lambda word: max(map(int, re.findall(word + r": (\d+)", stats)), default=0)
-    spills = sum(map(int, re.findall(r"Spills(?: to \w+)?: (\d+)", stats)))
-    return row(code, loops, lambda l: "ffma" in l, lambda l: "wt=0b000000" not in l and "wt=" in l, number("Num GPRs"), spills)
+    spills = sum(map(int, re.findall(r"Spills to mem: (\d+)", stats)))
+    cycles = number("Static cycle count")
+    return row(code, loops, lambda l: "ffma" in l, lambda l: "wt=0b000000" not in l and "wt=" in l, number("Num GPRs"), spills, cycles)
 
 
 def table(folder):
