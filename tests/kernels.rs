@@ -56,13 +56,13 @@ operations! {
     gather_rows
 }
 
-/// Whatever way of cutting tiles is the fastest on somebody's GPU, it is right. The one with matrices is among them where the
+/// Whatever tile configuration is the fastest on somebody's GPU, it is right. The one with matrices is among them where the
 /// adapter has those in f32.
 #[test]
-fn products_are_right_in_tiles_of_every_cut() {
+fn products_are_right_in_every_tile() {
     for op in [OpKind::Linear, OpKind::Unembed] {
         let suite = Suite::of(op);
-        pollster::block_on(Gpu::tiles()).unwrap().iter().for_each(|gpu| check(gpu, &suite));
+        pollster::block_on(Gpu::with_each_tile()).unwrap().iter().for_each(|gpu| check(gpu, &suite));
     }
 }
 

@@ -37,6 +37,8 @@ if ! target/venv/bin/python -c 'import numpy, huggingface_hub' 2>/dev/null; then
     target/venv/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 fi
 
+tools/gpu-isa/gpu-isa.sh check || [ $? -eq 77 ]
+
 cargo fmt --check
 cargo clippy --quiet --all-targets -- -D warnings
 cargo clippy --quiet --all-targets --no-default-features -- -D warnings
