@@ -71,9 +71,12 @@ impl Class {
 }
 
 /// A token as a file describes it.
-#[derive(Clone, Deserialize)]
+#[derive(Clone, Deserialize, PartialEq)]
 struct Added {
     content: String,
+    /// Given by its text alone. To transformers that is another token than one with the same text and flags.
+    #[serde(skip)]
+    bare: bool,
     #[serde(default)]
     single_word: bool,
     #[serde(default)]
@@ -91,6 +94,7 @@ impl Added {
     fn special(content: &str) -> Added {
         Added {
             content: content.into(),
+            bare: true,
             single_word: false,
             lstrip: false,
             rstrip: false,
@@ -175,8 +179,14 @@ fn nothing_to_read(dir: &ModelDir, settings: &Settings) -> Result<Option<Read>, 
 struct Settings {
     class: Option<String>,
     fields: Map<String, Value>,
+    /// Named tokens that this tokenizer alone has, as far as they are told from the settings by themselves.
+    own: Vec<(String, Value)>,
     notes: Vec<String>,
 }
+
+/// The key of special tokens without a name, and the one that it had before transformers 5.
+const EXTRA: &str = "extra_special_tokens";
+const EXTRA_BEFORE: &str = "additional_special_tokens";
 
 impl Settings {
     fn read(dir: &ModelDir) -> Result<Settings, TokenizerError> {
@@ -200,17 +210,47 @@ impl Settings {
                 path.display()
             ));
         }
+        let is_empty = |value: &Value| match value {
+            Value::Array(list) => list.is_empty(),
+            Value::Object(map) => map.is_empty(),
+            value => value.is_null(),
+        };
+        if fields.get(EXTRA).is_none_or(is_empty)
+            && let Some(before) = fields.shift_remove(EXTRA_BEFORE)
+        {
+            fields.insert(EXTRA.into(), before);
+        }
+        let mut own: Vec<(String, Value)> = Vec::new();
+        let is_own = |(name, value): &(&String, &Value)| {
+            value.is_string() && name.ends_with("_token") && !NAMED.contains(&name.as_str())
+        };
+        own.extend(fields.iter().filter(is_own).map(|(name, value)| (name.clone(), value.clone())));
+        own.iter().for_each(|(name, _)| drop(fields.shift_remove(name)));
+        if let Some(Value::Object(named)) = fields.get(EXTRA) {
+            own.extend(named.clone());
+            fields.shift_remove(EXTRA);
+        }
         // Only folders of before transformers 4.34 have no added_tokens_decoder and need the map.
         if !fields.contains_key("added_tokens_decoder") {
             let map = object(&dir.path(file::SPECIAL_TOKENS_MAP))?.unwrap_or_default();
             for (name, mut value) in map {
-                if let Some(token) = value.as_object_mut().filter(|_| name != "extra_special_tokens") {
-                    token.insert("special".into(), true.into());
+                match (&mut value, fields.get_mut(&name)) {
+                    (Value::Array(new), Some(Value::Array(list))) if name == EXTRA => {
+                        new.retain(|token| !list.contains(token));
+                        list.append(new);
+                        continue;
+                    }
+                    (Value::Object(named), _) if name == EXTRA => {
+                        own.extend(named.clone());
+                        continue;
+                    }
+                    (Value::Object(token), _) => drop(token.insert("special".into(), true.into())),
+                    _ => {}
                 }
                 fields.insert(name, value);
             }
         }
-        Ok(Settings { class, fields, notes })
+        Ok(Settings { class, fields, own, notes })
     }
 
     fn flag(&self, name: &str) -> Option<bool> {
@@ -228,19 +268,18 @@ impl Settings {
                 None => named.extend(class.default_of(name).map(|token| (name.to_string(), Added::special(token)))),
             }
         }
-        let own = self.fields.iter().filter(|(name, _)| name.ends_with("_token") && !NAMED.contains(&name.as_str()));
-        let extra = self.fields.get("extra_special_tokens").and_then(Value::as_object).into_iter().flatten();
+        let others = self.fields.iter().filter(|(name, _)| name.ends_with("_token") && !NAMED.contains(&name.as_str()));
+        let own = self.own.iter().map(|(name, value)| (name, value));
         // Switches such as add_bos_token end the same way.
-        named.extend(own.chain(extra).filter_map(|(name, value)| Some((name.clone(), token(value)?))));
+        named.extend(others.chain(own).filter_map(|(name, value)| Some((name.clone(), token(value)?))));
         Ok(named)
     }
 
     /// The special tokens without a name.
     fn extra(&self, path: &Path) -> Result<Vec<Added>, TokenizerError> {
-        const NAMES: [&str; 2] = ["extra_special_tokens", "additional_special_tokens"];
-        let list = |name: &&str| self.fields.get(*name).and_then(Value::as_array).filter(|list| !list.is_empty());
-        let Some((name, list)) = NAMES.iter().find_map(|name| Some((name, list(name)?))) else { return Ok(Vec::new()) };
-        list.iter().map(|value| token(value).ok_or_else(|| not_a_token(path, name))).collect()
+        let name = if self.fields.contains_key(EXTRA) { EXTRA } else { EXTRA_BEFORE };
+        let list = self.fields.get(name).and_then(Value::as_array).into_iter().flatten();
+        list.map(|value| token(value).ok_or_else(|| not_a_token(path, name))).collect()
     }
 }
 
@@ -462,12 +501,12 @@ fn finish(
     let is_named = |token: &Added| named.iter().any(|(_, other)| other.content == token.content);
 
     let mut tokens: Vec<Added> = stated.values().map(|(token, _)| token.clone()).collect();
-    let known = |tokens: &[Added], content: &str, tokenizer: &Tokenizer| {
-        let there = tokenizer.get_added_vocabulary().get_vocab().contains_key(content);
-        there || tokens.iter().any(|token| token.content == content)
-    };
+    let before = tokens.len();
     for token in named.iter().map(|(_, token)| token).chain(&extra) {
-        if !known(&tokens, &token.content, &read.tokenizer) {
+        let there = read.tokenizer.get_added_vocabulary().get_vocab().contains_key(&token.content);
+        let is_stated = tokens[..before].iter().any(|other| other.content == token.content);
+        // Of two that differ in flags alone, the later one counts.
+        if !(there || is_stated || tokens.contains(token)) {
             tokens.push(token.clone());
         }
     }
@@ -493,7 +532,10 @@ fn finish(
         Some((token.content.clone(), read.tokenizer.token_to_id(&token.content)?))
     };
     let around = match class {
-        Class::Bert => [id("cls_token"), id("sep_token")],
+        // The class writes what is not there as Python does, with the ids of BERT's own vocabulary.
+        Class::Bert => {
+            [("cls_token", 2), ("sep_token", 3)].map(|(name, of_bert)| id(name).or(Some(("None".into(), of_bert))))
+        }
         // Where there is a tokenizer.json, it alone decides.
         Class::Gpt2 if beside.is_none() => {
             let asked = |switch: &str, name: &str| id(name).filter(|_| settings.flag(switch) == Some(true));
@@ -539,17 +581,19 @@ fn stated(
         return Ok(stated);
     }
     let path = dir.path(file::ADDED_TOKENS);
-    let extra = settings.fields.get("extra_special_tokens").and_then(Value::as_array);
-    let extra: Vec<Added> = extra.into_iter().flatten().filter_map(token).collect();
-    // Only those that a file names: what a class has by default does not count here.
-    let named: Vec<Added> = NAMED.iter().filter_map(|name| token(settings.fields.get(*name)?)).collect();
+    // Those that a file names by their text, or special_tokens_map.json with flags: transformers finds no others here.
+    let by_text = |value: &&Value| value.get("__type").is_none();
+    let named = NAMED.iter().filter_map(|name| settings.fields.get(*name));
+    let extra = settings.fields.get(EXTRA).and_then(Value::as_array).into_iter().flatten();
+    let special: Vec<Added> = named.chain(extra).filter(by_text).filter_map(token).collect();
     for (content, id) in object(&path)?.unwrap_or_default() {
         let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
         let id = id.ok_or_else(|| broken(&path, format!("the id of {content:?} is not a whole number from 0 on")))?;
-        let mut tokens = named.iter().chain(&extra);
-        let special = tokens.any(|token| token.content == content);
+        let special = special.iter().any(|token| token.content == content);
         let token = Added { special, normalized: Some(!special), ..Added::special(&content) };
-        stated.insert(id, (token, file::ADDED_TOKENS));
+        if let Some((other, _)) = stated.insert(id, (token, file::ADDED_TOKENS)) {
+            return Err(broken(&path, format!("{:?} and {content:?} have the same id {id}", other.content)));
+        }
     }
     for WithId { id, token } in beside.into_iter().flat_map(|beside| &beside.added_tokens) {
         stated.insert(*id, (token.clone(), file::TOKENIZER));
