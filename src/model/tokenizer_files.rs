@@ -257,15 +257,20 @@ impl Settings {
         self.fields.get(name).and_then(Value::as_bool)
     }
 
-    /// The named special tokens that there are: those of every tokenizer, then those of this one alone.
-    fn named(&self, class: Class, path: &Path) -> Result<Vec<(String, Added)>, TokenizerError> {
+    /// The named special tokens that there are: those of every tokenizer, then those of this one alone. `padding` is the
+    /// token that a tokenizer.json pads with.
+    fn named(&self, class: Class, padding: Option<&str>, path: &Path) -> Result<Vec<(String, Added)>, TokenizerError> {
         let mut named = Vec::new();
         for name in NAMED {
             match self.fields.get(name) {
                 // Said to be none.
                 Some(Value::Null) => {}
                 Some(value) => named.push((name.into(), token(value).ok_or_else(|| not_a_token(path, name))?)),
-                None => named.extend(class.default_of(name).map(|token| (name.to_string(), Added::special(token)))),
+                None => {
+                    let of_file = padding.filter(|_| name == "pad_token" && class == Class::AsItStands);
+                    let default = of_file.or(class.default_of(name));
+                    named.extend(default.map(|token| (name.to_string(), Added::special(token))));
+                }
             }
         }
         let others = self.fields.iter().filter(|(name, _)| name.ends_with("_token") && !NAMED.contains(&name.as_str()));
@@ -279,7 +284,8 @@ impl Settings {
     fn extra(&self, path: &Path) -> Result<Vec<Added>, TokenizerError> {
         let name = if self.fields.contains_key(EXTRA) { EXTRA } else { EXTRA_BEFORE };
         let list = self.fields.get(name).and_then(Value::as_array).into_iter().flatten();
-        list.map(|value| token(value).ok_or_else(|| not_a_token(path, name))).collect()
+        let wrong = || not_a_token(path, "extra_special_tokens (or additional_special_tokens)");
+        list.map(|value| token(value).ok_or_else(wrong)).collect()
     }
 }
 
@@ -369,7 +375,7 @@ fn from_json(dir: &ModelDir, class: Class, settings: &Settings) -> Result<(Read,
             Some(ModelWrapper::WordPiece(pieces))
         }
         (Class::AsItStands, _) => {
-            as_it_stands(&path, &tokenizer, settings)?;
+            notes.extend(as_it_stands(&path, &tokenizer, settings)?);
             return Ok((Read { tokenizer, notes }, beside));
         }
         // A class that is not named, or is wrong: there is one sensible reading.
@@ -404,25 +410,45 @@ fn dropped(tokenizer: &Tokenizer, settings: &Settings) -> Vec<&'static str> {
     parts.into_iter().filter(|(_, dropped)| *dropped).map(|(part, _)| part).collect()
 }
 
-/// Classes that are not known here may build a part anew. Where tokenizer_config.json then says another thing than
-/// tokenizer.json, nobody can tell which counts.
-fn as_it_stands(path: &Path, tokenizer: &Tokenizer, settings: &Settings) -> Result<(), TokenizerError> {
-    const BASE: [&str; 3] = ["PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend"];
+/// Refuses and notes what a class other than the plain one may not take from tokenizer.json as it stands.
+fn as_it_stands(path: &Path, tokenizer: &Tokenizer, settings: &Settings) -> Result<Option<String>, TokenizerError> {
+    const PLAIN: [&str; 3] = ["PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend"];
+    /// Byte-level classes that build the pre-tokenizer anew from tokenizer_config.json.
+    const BYTE_LEVEL: [&str; 14] = [
+        "BartTokenizer",
+        "BlenderbotTokenizer",
+        "CodeGenTokenizer",
+        "DebertaTokenizer",
+        "GPTNeoXTokenizer",
+        "LEDTokenizer",
+        "LayoutLMv3Tokenizer",
+        "LongformerTokenizer",
+        "LukeTokenizer",
+        "MarkupLMTokenizer",
+        "MvpTokenizer",
+        "Qwen2Tokenizer",
+        "RobertaTokenizer",
+        "WhisperTokenizer",
+    ];
     let class = settings.class.as_deref().unwrap_or_default();
-    let said = settings.flag("add_prefix_space");
-    match tokenizer.get_pre_tokenizer() {
-        Some(PreTokenizerWrapper::ByteLevel(own))
-            if !BASE.contains(&class) && said.is_some_and(|said| said != own.add_prefix_space) =>
-        {
-            let what = format!(
-                "it has add_prefix_space {}, tokenizer_config.json has {}, and which of them counts for the class {class} is \
-                 not known here",
-                own.add_prefix_space, !own.add_prefix_space
-            );
-            Err(unsupported(path, what, "write the same in both"))
-        }
-        _ => Ok(()),
+    if PLAIN.contains(&class) {
+        return Ok(None);
     }
+    let said = settings.flag("add_prefix_space").unwrap_or(false);
+    if let Some(PreTokenizerWrapper::ByteLevel(own)) = tokenizer.get_pre_tokenizer()
+        && BYTE_LEVEL.contains(&class.strip_suffix("Fast").unwrap_or(class))
+        && said != own.add_prefix_space
+    {
+        let what = format!(
+            "it has add_prefix_space {}, and for the tokenizer's class {class} tokenizer_config.json counts, which has {said}",
+            own.add_prefix_space
+        );
+        return Err(unsupported(path, what, "write the same in both"));
+    }
+    Ok(Some(format!(
+        "{} is used as it stands; if transformers knows the tokenizer's class {class}, that may build parts of it anew",
+        path.display()
+    )))
 }
 
 fn unk(settings: &Settings) -> String {
@@ -488,15 +514,8 @@ fn finish(
     beside: Option<Beside>,
 ) -> Result<Read, TokenizerError> {
     let path = dir.path(file::TOKENIZER_CONFIG);
-    let (mut named, extra) = (settings.named(class, &path)?, settings.extra(&path)?);
-    // A tokenizer.json that pads names its padding token.
     let padding = beside.as_ref().and_then(|beside| beside.padding.as_ref()?.get("pad_token")?.as_str());
-    if let Some(pad) = padding
-        && class == Class::AsItStands
-        && !settings.fields.contains_key("pad_token")
-    {
-        named.push(("pad_token".into(), Added::special(pad)));
-    }
+    let (named, extra) = (settings.named(class, padding, &path)?, settings.extra(&path)?);
     let stated = stated(dir, &settings, beside.as_ref())?;
     let is_named = |token: &Added| named.iter().any(|(_, other)| other.content == token.content);
 
