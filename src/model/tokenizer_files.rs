@@ -25,7 +25,7 @@ use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{AddedToken, AddedVocabulary, Tokenizer};
+use tokenizers::{AddedToken, AddedVocabulary, NormalizedString, Normalizer, Tokenizer};
 
 /// A tokenizer, and what its user should know of how it was read.
 pub(super) struct Read {
@@ -515,8 +515,15 @@ fn finish(
 ) -> Result<Read, TokenizerError> {
     let path = dir.path(file::TOKENIZER_CONFIG);
     let padding = beside.as_ref().and_then(|beside| beside.padding.as_ref()?.get("pad_token")?.as_str());
-    let (named, extra) = (settings.named(class, padding, &path)?, settings.extra(&path)?);
-    let stated = stated(dir, &settings, beside.as_ref())?;
+    let (mut named, extra) = (settings.named(class, padding, &path)?, settings.extra(&path)?);
+    let Stated { tokens: stated, replaced } = stated(dir, &settings, beside.as_ref())?;
+    // A token that lost its id to another one still lends its flags to the name.
+    for (name, token) in named.iter_mut().filter(|(name, _)| NAMED.contains(&name.as_str())) {
+        let same = replaced.iter().find(|other| other.content == token.content);
+        if let Some(other) = same.filter(|_| settings.fields.contains_key(name.as_str())) {
+            *token = other.clone();
+        }
+    }
     let is_named = |token: &Added| named.iter().any(|(_, other)| other.content == token.content);
 
     let mut tokens: Vec<Added> = stated.values().map(|(token, _)| token.clone()).collect();
@@ -546,6 +553,8 @@ fn finish(
         }
     }
 
+    read.notes.extend(alike(&read.tokenizer));
+
     let id = |name: &str| {
         let token = &named.iter().find(|(other, _)| other == name)?.1;
         Some((token.content.clone(), read.tokenizer.token_to_id(&token.content)?))
@@ -571,6 +580,22 @@ fn finish(
     Ok(read)
 }
 
+/// Says which added tokens the normalizer makes the same: the `tokenizers` crate takes one of them, and not always the same.
+fn alike(tokenizer: &Tokenizer) -> Option<String> {
+    let normalizer = tokenizer.get_normalizer()?;
+    let mut written: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for token in tokenizer.get_added_vocabulary().get_added_tokens_decoder().values().filter(|token| token.normalized) {
+        let mut text = NormalizedString::from(token.content.as_str());
+        guarded(|| normalizer.normalize(&mut text)).ok()?;
+        written.entry(text.get().to_string()).or_default().push(token.content.clone());
+    }
+    let mut same = written.into_values().find(|tokens| tokens.len() > 1)?;
+    same.sort();
+    Some(format!(
+        "the added tokens {same:?} are the same after the tokenizer's normalizer, and either may be found in a text"
+    ))
+}
+
 /// A text between two tokens, either of which may be left out.
 fn template(around: &[Option<(String, u32)>; 2]) -> Result<TemplateProcessing, String> {
     let piece = |token: &Option<(String, u32)>| token.as_ref().map(|(token, _)| format!("{token}:0"));
@@ -582,20 +607,22 @@ fn template(around: &[Option<(String, u32)>; 2]) -> Result<TemplateProcessing, S
     built.map_err(|e| e.to_string())
 }
 
-/// The tokens that the files state with an id, each with the file that does.
-fn stated(
-    dir: &ModelDir,
-    settings: &Settings,
-    beside: Option<&Beside>,
-) -> Result<BTreeMap<u32, (Added, &'static str)>, TokenizerError> {
-    let mut stated = BTreeMap::new();
+/// The tokens that the files state with an id, each with the file that does, and those whose id another file gives away.
+#[derive(Default)]
+struct Stated {
+    tokens: BTreeMap<u32, (Added, &'static str)>,
+    replaced: Vec<Added>,
+}
+
+fn stated(dir: &ModelDir, settings: &Settings, beside: Option<&Beside>) -> Result<Stated, TokenizerError> {
+    let mut stated = Stated::default();
     if let Some(decoder) = settings.fields.get("added_tokens_decoder") {
         let path = dir.path(file::TOKENIZER_CONFIG);
         let wrong = || broken(&path, "added_tokens_decoder is not a map from ids to tokens".into());
         for (id, value) in decoder.as_object().ok_or_else(wrong)? {
             let id = id.parse().map_err(|_| wrong())?;
             let token = Added::deserialize(value).map_err(|_| wrong())?;
-            stated.insert(id, (token, file::TOKENIZER_CONFIG));
+            stated.tokens.insert(id, (token, file::TOKENIZER_CONFIG));
         }
         return Ok(stated);
     }
@@ -610,12 +637,13 @@ fn stated(
         let id = id.ok_or_else(|| broken(&path, format!("the id of {content:?} is not a whole number from 0 on")))?;
         let special = special.iter().any(|token| token.content == content);
         let token = Added { special, normalized: Some(!special), ..Added::special(&content) };
-        if let Some((other, _)) = stated.insert(id, (token, file::ADDED_TOKENS)) {
+        if let Some((other, _)) = stated.tokens.insert(id, (token, file::ADDED_TOKENS)) {
             return Err(broken(&path, format!("{:?} and {content:?} have the same id {id}", other.content)));
         }
     }
     for WithId { id, token } in beside.into_iter().flat_map(|beside| &beside.added_tokens) {
-        stated.insert(*id, (token.clone(), file::TOKENIZER));
+        let before = stated.tokens.insert(*id, (token.clone(), file::TOKENIZER));
+        stated.replaced.extend(before.map(|(token, _)| token));
     }
     Ok(stated)
 }
