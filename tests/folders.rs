@@ -18,7 +18,8 @@ fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
-/// Every folder as AutoTokenizer reads it.
+/// Every folder as AutoTokenizer reads it. Seen red with an added_tokens.json, a special_tokens_map.json, a class, lstrip,
+/// add_prefix_space, do_lower_case and split_special_tokens taken out of a folder, in turn.
 #[test]
 fn tokens_are_those_of_transformers() {
     let expected = json(inputs("tokenizers/ids.json"));
@@ -81,7 +82,7 @@ fn special_tokens_in_a_text_are_told_from_those_around_it() {
 #[test]
 fn tokens_of_every_vocabulary_have_their_text() {
     for (name, text, expected) in [
-        ("v5_bert_flags", "naïve cathedral", "naïve cat ##he ##d ##r ##a ##l"),
+        ("v5_bert_flags", "naïve cathedral", "naïve cathedral"),
         ("v5_plain", " naïve", " n a\\xC3 \\xAFve"),
         ("fast_word_level", "The cat", "the cat"),
         ("v5_pad_chat", "<pad>", "<pad>"),
@@ -89,11 +90,13 @@ fn tokens_of_every_vocabulary_have_their_text() {
         let tokenizer = Tokenizer::from_folder(&inputs("tokenizers").join(name)).unwrap().unwrap();
         let shown: Vec<String> = tokenizer.encode(text).unwrap().iter().map(|id| tokenizer.token(*id).text()).collect();
         let shown: Vec<&str> = shown.iter().map(String::as_str).filter(|t| !t.starts_with('[')).collect();
-        assert_eq!(shown.join(" "), expected, "{name}");
+        // Pieces of a word are written with ## in front.
+        assert_eq!(shown.join(" ").replace(" ##", ""), expected, "{name}");
     }
 }
 
-/// The residual stream after the last LayerNorm, against transformers in f64, and what is said of how the file was read.
+/// The residual stream after the last LayerNorm, against transformers in f64, and what is said of how the file was read. Seen
+/// red with another epsilon, and with a head of another name.
 #[test]
 fn weights_are_read_as_they_are_saved() {
     let expected = json(inputs("weights/expected.json"));
