@@ -194,7 +194,7 @@ impl Settings {
         let mut fields = object(&path)?.unwrap_or_default();
         let mut notes = Vec::new();
         let of_config = || object(&dir.path(file::CONFIG)).ok().flatten()?.get("tokenizer_class").cloned();
-        let class = fields.remove("tokenizer_class").filter(|class| !class.is_null()).or_else(of_config);
+        let class = fields.shift_remove("tokenizer_class").filter(|class| !class.is_null()).or_else(of_config);
         let class = class.and_then(|class| class.as_str().map(str::to_string));
         if fields.contains_key("fast_tokenizer_files") {
             let what = "it names several tokenizer files by the version of transformers (fast_tokenizer_files)".into();
