@@ -1,5 +1,5 @@
 // y = f(x), f chosen when the pipeline is made.
-// One lane an element.
+// One invocation per element.
 
 override FUNCTION: u32 = 0u; // as lib/activation.wgsl numbers them
 
@@ -12,8 +12,8 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;  // y [n]
 
 @compute @workgroup_size(64)
-fn activation(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let i = (wg.y * n_wg.x + wg.x) * 64u + lane;
+fn activation(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
+    let i = (wg.y * n_wg.x + wg.x) * 64u + invocation;
     if i < p.n {
         y[i] = activate(FUNCTION, x[i]);
     }

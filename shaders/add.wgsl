@@ -1,5 +1,5 @@
 // y = a + b.
-// One lane an element.
+// One invocation per element.
 
 struct Params {
     n: u32,
@@ -11,8 +11,8 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;  // y [n]
 
 @compute @workgroup_size(64)
-fn add(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let i = (wg.y * n_wg.x + wg.x) * 64u + lane;
+fn add(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
+    let i = (wg.y * n_wg.x + wg.x) * 64u + invocation;
     if i < p.n {
         y[i] = a[i] + b[i];
     }

@@ -1,7 +1,7 @@
 // z = softmax(scale q . k, keys up to the query) . v of one text, without ever storing the pattern, for adapters that are
 // programs (see linear_broadcast.wgsl). The softmax runs along as in attention.wgsl.
-// One workgroup is one subgroup of 8 lanes: 8 queries of one head and 64 of its dimensions. It goes through the keys 8 at a
-// time: first each lane scores one key for all queries, then it gathers its dimensions, four of the first 32 and four of the
+// One workgroup is one subgroup of 8 invocations: 8 queries of one head and 64 of its dimensions. It goes through the keys 8 at a
+// time: first each invocation scores one key for all queries, then it gathers its dimensions, four of the first 32 and four of the
 // last, from all keys. Heads wider than 64 are scored once for every 64 dimensions.
 
 struct Params {
@@ -44,8 +44,8 @@ fn shrink(sums: ptr<function, array<vec4<f32>, 8>>, lo: vec4<f32>, hi: vec4<f32>
     (*sums)[7] *= hi.w;
 }
 
-// The dimensions that a lane gathers, and whether there are any beyond the first 32.
-struct Lanes {
+// The dimensions that an invocation gathers, and whether there are any beyond the first 32.
+struct Dimensions {
     left: vec4<u32>,
     right: vec4<u32>,
     wide: bool,
@@ -53,16 +53,16 @@ struct Lanes {
 
 // One key's share of z: 8 queries' patterns at that key, times its values.
 fn gather(
-    lanes: Lanes,
+    mine: Dimensions,
     lo: vec4<f32>,
     hi: vec4<f32>,
     v_at: u32,
     left: ptr<function, array<vec4<f32>, 8>>,
     right: ptr<function, array<vec4<f32>, 8>>,
 ) {
-    multiply_add(left, lo, hi, dimension(lanes.left, v_at));
-    if lanes.wide {
-        multiply_add(right, lo, hi, dimension(lanes.right, v_at));
+    multiply_add(left, lo, hi, dimension(mine.left, v_at));
+    if mine.wide {
+        multiply_add(right, lo, hi, dimension(mine.right, v_at));
     }
 }
 
@@ -76,7 +76,7 @@ fn store(query: u32, head: u32, dims: u32, four: vec4<f32>) {
 }
 
 @compute @workgroup_size(8)
-fn attention_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn attention_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let query = wg.x * 8u;
     let last = p.n_pos - 1u;
     let last_dim = p.head_dim - 1u;
@@ -86,9 +86,9 @@ fn attention_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invo
     let v_head = k_head + p.n_embd;
     let q_lo = q_head + rows_lo(query, last) * stride;
     let q_hi = q_head + rows_hi(query, last) * stride;
-    // This lane's dimensions; those beyond the last are read as the last and never stored.
-    let dims = wg.z * 64u + lane * 4u;
-    let lanes = Lanes(rows_lo(dims, last_dim), rows_lo(dims + 32u, last_dim), wg.z * 64u + 32u < p.head_dim);
+    // This invocation's dimensions; those beyond the last are read as the last and never stored.
+    let dims = wg.z * 64u + invocation * 4u;
+    let mine = Dimensions(rows_lo(dims, last_dim), rows_lo(dims + 32u, last_dim), wg.z * 64u + 32u < p.head_dim);
 
     var highest_lo = vec4<f32>(LOWEST);
     var highest_hi = vec4<f32>(LOWEST);
@@ -97,12 +97,12 @@ fn attention_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invo
     var z_left = array<vec4<f32>, 8>();
     var z_right = array<vec4<f32>, 8>();
     for (var key = 0u; key <= min(query + 7u, last); key += 8u) {
-        let k_at = k_head + min(key + lane, last) * stride;
+        let k_at = k_head + min(key + invocation, last) * stride;
         var s_lo = vec4<f32>();
         var s_hi = vec4<f32>();
         for (var d0 = 0u; d0 < p.head_dim; d0 += 8u) {
-            let d = min(d0 + lane, last_dim);
-            let inside = d0 + lane < p.head_dim;
+            let d = min(d0 + invocation, last_dim);
+            let inside = d0 + invocation < p.head_dim;
             let lo = select(vec4<f32>(), dimension(q_lo, d), inside);
             let hi = select(vec4<f32>(), dimension(q_hi, d), inside);
             var k: f32;
@@ -131,8 +131,8 @@ fn attention_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invo
             s_lo += subgroupBroadcast(lo, 7u) * k;
             s_hi += subgroupBroadcast(hi, 7u) * k;
         }
-        s_lo = masked(s_lo, key + lane, query);
-        s_hi = masked(s_hi, key + lane, query + 4u);
+        s_lo = masked(s_lo, key + invocation, query);
+        s_hi = masked(s_hi, key + invocation, query + 4u);
 
         let new_lo = max(highest_lo, subgroupMax(s_lo));
         let new_hi = max(highest_hi, subgroupMax(s_hi));
@@ -147,14 +147,14 @@ fn attention_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invo
         shrink(&z_left, shrink_lo, shrink_hi);
         shrink(&z_right, shrink_lo, shrink_hi);
 
-        gather(lanes, subgroupBroadcast(p_lo, 0u), subgroupBroadcast(p_hi, 0u), v_head + min(key + 0u, last) * stride, &z_left, &z_right);
-        gather(lanes, subgroupBroadcast(p_lo, 1u), subgroupBroadcast(p_hi, 1u), v_head + min(key + 1u, last) * stride, &z_left, &z_right);
-        gather(lanes, subgroupBroadcast(p_lo, 2u), subgroupBroadcast(p_hi, 2u), v_head + min(key + 2u, last) * stride, &z_left, &z_right);
-        gather(lanes, subgroupBroadcast(p_lo, 3u), subgroupBroadcast(p_hi, 3u), v_head + min(key + 3u, last) * stride, &z_left, &z_right);
-        gather(lanes, subgroupBroadcast(p_lo, 4u), subgroupBroadcast(p_hi, 4u), v_head + min(key + 4u, last) * stride, &z_left, &z_right);
-        gather(lanes, subgroupBroadcast(p_lo, 5u), subgroupBroadcast(p_hi, 5u), v_head + min(key + 5u, last) * stride, &z_left, &z_right);
-        gather(lanes, subgroupBroadcast(p_lo, 6u), subgroupBroadcast(p_hi, 6u), v_head + min(key + 6u, last) * stride, &z_left, &z_right);
-        gather(lanes, subgroupBroadcast(p_lo, 7u), subgroupBroadcast(p_hi, 7u), v_head + min(key + 7u, last) * stride, &z_left, &z_right);
+        gather(mine, subgroupBroadcast(p_lo, 0u), subgroupBroadcast(p_hi, 0u), v_head + min(key + 0u, last) * stride, &z_left, &z_right);
+        gather(mine, subgroupBroadcast(p_lo, 1u), subgroupBroadcast(p_hi, 1u), v_head + min(key + 1u, last) * stride, &z_left, &z_right);
+        gather(mine, subgroupBroadcast(p_lo, 2u), subgroupBroadcast(p_hi, 2u), v_head + min(key + 2u, last) * stride, &z_left, &z_right);
+        gather(mine, subgroupBroadcast(p_lo, 3u), subgroupBroadcast(p_hi, 3u), v_head + min(key + 3u, last) * stride, &z_left, &z_right);
+        gather(mine, subgroupBroadcast(p_lo, 4u), subgroupBroadcast(p_hi, 4u), v_head + min(key + 4u, last) * stride, &z_left, &z_right);
+        gather(mine, subgroupBroadcast(p_lo, 5u), subgroupBroadcast(p_hi, 5u), v_head + min(key + 5u, last) * stride, &z_left, &z_right);
+        gather(mine, subgroupBroadcast(p_lo, 6u), subgroupBroadcast(p_hi, 6u), v_head + min(key + 6u, last) * stride, &z_left, &z_right);
+        gather(mine, subgroupBroadcast(p_lo, 7u), subgroupBroadcast(p_hi, 7u), v_head + min(key + 7u, last) * stride, &z_left, &z_right);
     }
 
     store(query + 0u, wg.y, dims, z_left[0] / total_lo.x);

@@ -1,5 +1,5 @@
 // pattern = softmax of each row of the scores.
-// One workgroup a row; lanes stride over the keys.
+// One workgroup per row; invocations stride over the keys.
 
 struct Params {
     rows: u32,
@@ -10,24 +10,24 @@ struct Params {
 @group(0) @binding(1) var<storage, read> scores: array<f32>;         // scores [H P, P]
 @group(0) @binding(2) var<storage, read_write> pattern: array<f32>;  // pattern [H P, P]
 
-@compute @workgroup_size(REDUCE_LANES)
-fn attention_pattern(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn attention_pattern(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let row = wg.y * n_wg.x + wg.x;
     // A workgroup beyond the last row has no columns: it meets every barrier and stores nothing.
     let cols = select(0u, p.cols, row < p.rows);
     let start = row * p.cols;
 
     var highest = -3.4028234663852886e38;
-    for (var c = lane; c < cols; c += REDUCE_LANES) {
+    for (var c = invocation; c < cols; c += WORKGROUP_SIZE) {
         highest = max(highest, scores[start + c]);
     }
-    highest = workgroup_max(lane, highest);
+    highest = workgroup_max(invocation, highest);
     var total = 0.0;
-    for (var c = lane; c < cols; c += REDUCE_LANES) {
+    for (var c = invocation; c < cols; c += WORKGROUP_SIZE) {
         total += exp_f32(scores[start + c] - highest);
     }
-    total = workgroup_sum(lane, total);
-    for (var c = lane; c < cols; c += REDUCE_LANES) {
+    total = workgroup_sum(invocation, total);
+    for (var c = invocation; c < cols; c += WORKGROUP_SIZE) {
         pattern[start + c] = exp_f32(scores[start + c] - highest) / total;
     }
 }

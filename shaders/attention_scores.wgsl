@@ -16,12 +16,12 @@ struct Params {
 const LOWEST: f32 = -3.4028234663852886e38;
 
 @compute @workgroup_size(16, 16)
-fn attention_scores(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) lane: vec3<u32>) {
-    let query = wg.y * 16u + lane.y;
-    let key = wg.x * 16u + lane.x;
+fn attention_scores(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) invocation: vec3<u32>) {
+    let query = wg.y * 16u + invocation.y;
+    let key = wg.x * 16u + invocation.x;
     // Blocks after the diagonal are masked whole.
     let depth = select(0u, p.head_dim, wg.x <= wg.y);
-    let score = block_score(lane.xy, wg.z, wg.y, wg.x, depth);
+    let score = block_score(invocation.xy, wg.z, wg.y, wg.x, depth);
     if query < p.n_pos && key < p.n_pos {
         scores[(wg.z * p.n_pos + query) * p.n_pos + key] = select(LOWEST, score * p.scale, key <= query);
     }

@@ -1,16 +1,16 @@
-// Changes a window of x in place: some rows, some columns.
-// One lane an element of the window.
+// Changes a window of x in place: some rows, one range of columns.
+// One invocation per element of the window.
 
 struct Params {
     n: u32,         // elements of the window
-    first_row: u32,
     first_col: u32,
     cols: u32,      // columns of the window
     x_stride: u32,  // columns of x
     kind: u32,      // 0 zero, 1 scale, 2 add, 3 replace
     factor: f32,    // for scale
-    n_values: u32,  // for add and replace: cols (one row for all) or n
-    first_value: u32, // where this window's values begin
+    n_values: u32,  // for add and replace: one row for all rows, or a row for each
+    first_value: u32,   // the value of the first element
+    values_stride: u32, // from the values of one row to those of the next
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -18,11 +18,11 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> x: array<f32>;  // x [.., x_stride]
 
 @compute @workgroup_size(64)
-fn edit(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let i = (wg.y * n_wg.x + wg.x) * 64u + lane;
+fn edit(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
+    let i = (wg.y * n_wg.x + wg.x) * 64u + invocation;
     if i < p.n {
-        let at = (p.first_row + i / p.cols) * p.x_stride + p.first_col + i % p.cols;
-        let value = values[(p.first_value + i) % p.n_values];
+        let at = i / p.cols * p.x_stride + p.first_col + i % p.cols;
+        let value = values[(p.first_value + i / p.cols * p.values_stride + i % p.cols) % p.n_values];
         switch p.kind {
             case 0u: { x[at] = 0.0; }
             case 1u: { x[at] = x[at] * p.factor; }

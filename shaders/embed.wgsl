@@ -1,6 +1,6 @@
 // y[t] = table[ids[t]]: the embedding gather. A table too large for one binding is cut by rows; each dispatch fills the
 // rows of y whose token is in its part, and every token is in exactly one.
-// One workgroup a row of y; lanes stride over the columns.
+// One workgroup a row of y; invocations stride over the columns.
 
 struct Params {
     n_ids: u32,
@@ -16,12 +16,12 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;   // y [T, cols]
 
 @compute @workgroup_size(64)
-fn embed(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn embed(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let t = wg.y * n_wg.x + wg.x;
     if t < p.n_ids {
         let id = ids[t];
         if id >= p.first && id - p.first < p.n_rows {
-            for (var c = lane; c < p.cols; c += 64u) {
+            for (var c = invocation; c < p.cols; c += 64u) {
                 y[t * p.cols + c] = weight((id - p.first) * p.w_stride + c);
             }
         }

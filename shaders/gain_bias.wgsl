@@ -1,5 +1,5 @@
 // y = x * gain + bias per column: the last step of layer_norm.wgsl.
-// One lane an element.
+// One invocation per element.
 
 struct Params {
     n: u32, // T * C
@@ -13,8 +13,8 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;  // y [T, C]
 
 @compute @workgroup_size(64)
-fn gain_bias(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let i = (wg.y * n_wg.x + wg.x) * 64u + lane;
+fn gain_bias(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
+    let i = (wg.y * n_wg.x + wg.x) * 64u + invocation;
     if i < p.n {
         let c = i % p.cols;
         y[i] = x[i] * gain[c] + bias[c];

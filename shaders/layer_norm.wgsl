@@ -1,5 +1,5 @@
 // y = (x - mean) / sqrt(var + eps) * gain + bias per row; biased variance around the mean, in a second pass.
-// One workgroup a row; lanes stride over the columns.
+// One workgroup per row; invocations stride over the columns.
 
 struct Params {
     rows: u32,
@@ -13,16 +13,16 @@ struct Params {
 @group(0) @binding(3) var<storage, read> bias: array<f32>;     // bias [C]
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;  // y [T, C]
 
-@compute @workgroup_size(REDUCE_LANES)
-fn layer_norm(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn layer_norm(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let row = wg.y * n_wg.x + wg.x;
     // A workgroup beyond the last row has no columns: it meets every barrier and stores nothing.
     let cols = select(0u, p.cols, row < p.rows);
     let start = row * p.cols;
 
-    let mean = row_mean(lane, start, cols);
-    let scale = row_scale(lane, start, cols, mean, p.eps);
-    for (var c = lane; c < cols; c += REDUCE_LANES) {
+    let mean = row_mean(invocation, start, cols);
+    let scale = row_scale(invocation, start, cols, mean, p.eps);
+    for (var c = invocation; c < cols; c += WORKGROUP_SIZE) {
         y[start + c] = (x[start + c] - mean) / scale * gain[c] + bias[c];
     }
 }

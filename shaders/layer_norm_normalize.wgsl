@@ -1,5 +1,5 @@
 // y = (x - mean) / scale per row: what layer_norm.wgsl does before gain and bias, with a scale that may have been changed.
-// One workgroup a row; lanes stride over the columns.
+// One workgroup per row; invocations stride over the columns.
 
 struct Params {
     rows: u32,
@@ -11,15 +11,15 @@ struct Params {
 @group(0) @binding(2) var<storage, read> scale: array<f32>;    // scale [T, 1]
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;  // y [T, C]
 
-@compute @workgroup_size(REDUCE_LANES)
-fn layer_norm_normalize(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn layer_norm_normalize(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let row = wg.y * n_wg.x + wg.x;
     // A workgroup beyond the last row has no columns: it meets every barrier and stores nothing.
     let cols = select(0u, p.cols, row < p.rows);
     let start = row * p.cols;
 
-    let mean = row_mean(lane, start, cols);
-    for (var c = lane; c < cols; c += REDUCE_LANES) {
+    let mean = row_mean(invocation, start, cols);
+    for (var c = invocation; c < cols; c += WORKGROUP_SIZE) {
         y[start + c] = (x[start + c] - mean) / scale[row];
     }
 }

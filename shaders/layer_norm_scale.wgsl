@@ -1,5 +1,5 @@
 // scale = sqrt(var + eps) per row; biased variance around the mean, in a second pass. The divisor of layer_norm.wgsl.
-// One workgroup a row; lanes stride over the columns.
+// One workgroup per row; invocations stride over the columns.
 
 struct Params {
     rows: u32,
@@ -11,16 +11,16 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<f32>;           // x [T, C]
 @group(0) @binding(2) var<storage, read_write> scale: array<f32>; // scale [T, 1]
 
-@compute @workgroup_size(REDUCE_LANES)
-fn layer_norm_scale(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn layer_norm_scale(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let row = wg.y * n_wg.x + wg.x;
     // A workgroup beyond the last row has no columns: it meets every barrier and stores nothing.
     let cols = select(0u, p.cols, row < p.rows);
     let start = row * p.cols;
 
-    let mean = row_mean(lane, start, cols);
-    let result = row_scale(lane, start, cols, mean, p.eps);
-    if lane == 0u && row < p.rows {
+    let mean = row_mean(invocation, start, cols);
+    let result = row_scale(invocation, start, cols, mean, p.eps);
+    if invocation == 0u && row < p.rows {
         scale[row] = result;
     }
 }

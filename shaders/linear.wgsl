@@ -1,6 +1,6 @@
-// y = x . w + bias, then what THEN says, for many rows.
-// One workgroup a tile, LANES x LANES lanes with ROWS x 4 FOURS results each; 16 steps of k at a time pass through workgroup
-// memory. LANES, ROWS and FOURS are appended as consts: which are fastest depends on the adapter (gpu/tile.rs).
+// y = x . w + bias, then what EPILOGUE says, for many rows.
+// One workgroup per tile, SIDE x SIDE invocations with ROWS x 4 FOURS results each; 16 steps of k at a time pass through workgroup
+// memory. SIDE, ROWS and FOURS are appended as consts: which are fastest depends on the adapter (gpu/tile.rs).
 // Every 4 products are summed by themselves before they join the total, so that the rounding error grows with k / 4.
 
 struct Params {
@@ -20,23 +20,23 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<f32>;        // x [T, x_stride]
 @group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [.., w_stride], as lib/weight.wgsl packs it
 @group(0) @binding(3) var<storage, read> bias: array<f32>;     // bias [cols]
-@group(0) @binding(4) var<storage, read> added: array<f32>;    // added [T, y_stride], looked at if THEN is 1
+@group(0) @binding(4) var<storage, read> added: array<f32>;    // added [T, y_stride], looked at if EPILOGUE is 1
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
 
-const TILE_ROWS: u32 = LANES * ROWS;
-const TILE_FOURS: u32 = LANES * FOURS;
+const TILE_ROWS: u32 = SIDE * ROWS;
+const TILE_FOURS: u32 = SIDE * FOURS;
 
 var<workgroup> x_tile: array<vec4<f32>, TILE_ROWS * 4u>;    // [row][k / 4 4]
 var<workgroup> w_tile: array<vec4<f32>, 16u * TILE_FOURS>;  // [k 16][column / 4]
 
-@compute @workgroup_size(LANES, LANES)
-fn linear(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) lane: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+@compute @workgroup_size(SIDE, SIDE)
+fn linear(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) invocation: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let tile_row = wg.y * TILE_ROWS;
     let tile_col = wg.x * TILE_FOURS * 4u;
 
     var total = array<vec4<f32>, ROWS * FOURS>();
     for (var k0 = 0u; k0 < p.k; k0 += 16u) {
-        for (var i = index; i < TILE_ROWS * 4u; i += LANES * LANES) {
+        for (var i = index; i < TILE_ROWS * 4u; i += SIDE * SIDE) {
             let row = tile_row + i / 4u;
             let k = k0 + 4u * (i % 4u);
             var four = vec4<f32>();
@@ -50,7 +50,7 @@ fn linear(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) la
             }
             x_tile[i] = four;
         }
-        for (var i = index; i < 16u * TILE_FOURS; i += LANES * LANES) {
+        for (var i = index; i < 16u * TILE_FOURS; i += SIDE * SIDE) {
             let k = k0 + i / TILE_FOURS;
             let col = tile_col + 4u * (i % TILE_FOURS);
             var four = vec4<f32>();
@@ -63,13 +63,13 @@ fn linear(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) la
 
         for (var k4 = 0u; k4 < 4u; k4 += 1u) {
             for (var f = 0u; f < FOURS; f += 1u) {
-                let at = 4u * k4 * TILE_FOURS + f * LANES + lane.x;
+                let at = 4u * k4 * TILE_FOURS + f * SIDE + invocation.x;
                 let b0 = w_tile[at];
                 let b1 = w_tile[at + TILE_FOURS];
                 let b2 = w_tile[at + 2u * TILE_FOURS];
                 let b3 = w_tile[at + 3u * TILE_FOURS];
                 for (var r = 0u; r < ROWS; r += 1u) {
-                    let a = x_tile[(r * LANES + lane.y) * 4u + k4];
+                    let a = x_tile[(r * SIDE + invocation.y) * 4u + k4];
                     total[r * FOURS + f] += (a.x * b0 + a.y * b1) + (a.z * b2 + a.w * b3);
                 }
             }
@@ -78,14 +78,14 @@ fn linear(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) la
     }
 
     for (var r = 0u; r < ROWS; r += 1u) {
-        let row = tile_row + r * LANES + lane.y;
+        let row = tile_row + r * SIDE + invocation.y;
         for (var f = 0u; f < FOURS; f += 1u) {
-            let first = tile_col + 4u * (f * LANES + lane.x);
+            let first = tile_col + 4u * (f * SIDE + invocation.x);
             for (var c = 0u; c < 4u; c += 1u) {
                 let col = first + c;
                 if row < p.rows && col < p.cols {
                     let at = row * p.y_stride + p.y_first + col;
-                    y[at] = finish(total[r * FOURS + f][c], col, at);
+                    y[at] = epilogue(total[r * FOURS + f][c], col, at);
                 }
             }
         }

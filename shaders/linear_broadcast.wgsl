@@ -1,7 +1,7 @@
-// y = x . w + bias, then what THEN says, for adapters that are programs (llvmpipe): there every number that is loaded costs
-// as much as dozens of products, and workgroup memory more than either, so lanes hand each other what they have loaded.
-// One workgroup is one subgroup of 8 lanes: 8 rows x 32 columns, four columns a lane. Each lane loads one step of k of every
-// row, and all lanes hear it in turn. w lies in panels of 32 columns, so that a lane's fours follow one another along k.
+// y = x . w + bias, then what EPILOGUE says, for adapters that are programs (llvmpipe): there every number that is loaded costs
+// as much as dozens of products, and workgroup memory more than either, so invocations hand each other what they have loaded.
+// One workgroup is one subgroup of 8 invocations: 8 rows x 32 columns, four columns an invocation. Each invocation loads one step of k of every
+// row, and all invocations hear it in turn. w lies in panels of 32 columns, so that an invocation's fours follow one another along k.
 // Every 256 products are summed by themselves before they join the total, so that the rounding error does not grow with k:
 // fewer cost a tenth of the speed.
 
@@ -22,7 +22,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<f32>;        // x [T, x_stride]
 @group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [cols / 32, .., 32], as lib/weight.wgsl packs it
 @group(0) @binding(3) var<storage, read> bias: array<f32>;     // bias [cols]
-@group(0) @binding(4) var<storage, read> added: array<f32>;    // added [T, y_stride], looked at if THEN is 1
+@group(0) @binding(4) var<storage, read> added: array<f32>;    // added [T, y_stride], looked at if EPILOGUE is 1
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
 
 // Called row by row: indices that the driver knows keep the sums in registers.
@@ -31,13 +31,13 @@ fn store(row: u32, first: u32, sums: vec4<f32>) {
         let col = first + c;
         if row < p.rows && col < p.cols {
             let at = row * p.y_stride + p.y_first + col;
-            y[at] = finish(sums[c], col, at);
+            y[at] = epilogue(sums[c], col, at);
         }
     }
 }
 
 @compute @workgroup_size(8)
-fn linear_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn linear_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let row = wg.x * 8u;
     let panel = wg.z * n_wg.y + wg.y;
     // A panel beyond the last has nothing to add up.
@@ -45,14 +45,14 @@ fn linear_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroup
     let whole = k_end / 8u * 8u;
     let x_lo = rows_lo(row, p.rows - 1u) * p.x_stride + p.x_first;
     let x_hi = rows_hi(row, p.rows - 1u) * p.x_stride + p.x_first;
-    var w_at = (panel * p.w_stride + p.w_first_row * 32u) / 4u + lane;
+    var w_at = (panel * p.w_stride + p.w_first_row * 32u) / 4u + invocation;
 
     var total = array<vec4<f32>, 8>();
     for (var block = 0u; block < whole; block += 256u) {
         var part = array<vec4<f32>, 8>();
         let end = min(block + 256u, whole);
         for (var k0 = block; k0 < end; k0 += 8u) {
-            let k = k0 + lane;
+            let k = k0 + invocation;
             let lo = vec4<f32>(x[x_lo.x + k], x[x_lo.y + k], x[x_lo.z + k], x[x_lo.w + k]);
             let hi = vec4<f32>(x[x_hi.x + k], x[x_hi.y + k], x[x_hi.z + k], x[x_hi.w + k]);
             multiply_add(&part, subgroupBroadcast(lo, 0u), subgroupBroadcast(hi, 0u), weight4(w_at));
@@ -67,7 +67,7 @@ fn linear_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroup
         }
         join(&total, part);
     }
-    // What is left of k: every lane loads the same number of a row.
+    // What is left of k: every invocation loads the same number of a row.
     for (var k = whole; k < k_end; k += 1u) {
         let lo = vec4<f32>(x[x_lo.x + k], x[x_lo.y + k], x[x_lo.z + k], x[x_lo.w + k]);
         let hi = vec4<f32>(x[x_hi.x + k], x[x_hi.y + k], x[x_hi.z + k], x[x_hi.w + k]);
@@ -75,7 +75,7 @@ fn linear_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroup
         w_at += 8u;
     }
 
-    let col = panel * 32u + lane * 4u;
+    let col = panel * 32u + invocation * 4u;
     store(row + 0u, col, total[0]);
     store(row + 1u, col, total[1]);
     store(row + 2u, col, total[2]);

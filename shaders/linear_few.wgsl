@@ -1,5 +1,5 @@
-// y = x . w + bias, then what THEN says, for at most 8 rows: the weight is what costs, and each of its numbers is read once.
-// One workgroup 16 columns, four lanes with four each, times 64 lanes that share k among them, so that narrow weights still
+// y = x . w + bias, then what EPILOGUE says, for at most 8 rows: the weight is what costs, and each of its numbers is read once.
+// One workgroup 16 columns, four invocations with four each, times 64 invocations that share k among them, so that narrow weights still
 // keep a GPU busy; the shares meet in workgroup memory, row by row.
 
 struct Params {
@@ -19,20 +19,20 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<f32>;        // x [T, x_stride], T <= 8
 @group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [.., w_stride], as lib/weight.wgsl packs it
 @group(0) @binding(3) var<storage, read> bias: array<f32>;     // bias [cols]
-@group(0) @binding(4) var<storage, read> added: array<f32>;    // added [T, y_stride], looked at if THEN is 1
+@group(0) @binding(4) var<storage, read> added: array<f32>;    // added [T, y_stride], looked at if EPILOGUE is 1
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
 
 var<workgroup> shares: array<vec4<f32>, 256>; // [share of k 64][column / 4 4]
 var<workgroup> quarters: array<f32, 64>;      // [quarter of the shares 4][column 16]
 
 @compute @workgroup_size(256)
-fn linear_few(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn linear_few(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let tile_col = (wg.y * n_wg.x + wg.x) * 16u;
-    let col = tile_col + 4u * (lane % 4u);
+    let col = tile_col + 4u * (invocation % 4u);
     let k_end = select(0u, p.k, col < p.w_stride);
 
     var total = array<vec4<f32>, 8>();
-    for (var k = lane / 4u; k < k_end; k += 64u) {
+    for (var k = invocation / 4u; k < k_end; k += 64u) {
         let four = weight4(((p.w_first_row + k) * p.w_stride + col) / 4u);
         for (var r = 0u; r < 8u; r += 1u) {
             // Rows beyond the last read the last one again; their sums are never stored.
@@ -42,20 +42,20 @@ fn linear_few(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_w
 
     for (var r = 0u; r < p.rows; r += 1u) {
         workgroupBarrier();
-        shares[lane] = total[r];
+        shares[invocation] = total[r];
         workgroupBarrier();
-        if lane < 64u {
+        if invocation < 64u {
             var sum = 0.0;
             for (var share = 0u; share < 16u; share += 1u) {
-                sum += shares[(lane / 16u * 16u + share) * 4u + lane % 16u / 4u][lane % 4u];
+                sum += shares[(invocation / 16u * 16u + share) * 4u + invocation % 16u / 4u][invocation % 4u];
             }
-            quarters[lane] = sum;
+            quarters[invocation] = sum;
         }
         workgroupBarrier();
-        if lane < 16u && tile_col + lane < p.cols {
-            let sum = (quarters[lane] + quarters[lane + 16u]) + (quarters[lane + 32u] + quarters[lane + 48u]);
-            let at = r * p.y_stride + p.y_first + tile_col + lane;
-            y[at] = finish(sum, tile_col + lane, at);
+        if invocation < 16u && tile_col + invocation < p.cols {
+            let sum = (quarters[invocation] + quarters[invocation + 16u]) + (quarters[invocation + 32u] + quarters[invocation + 48u]);
+            let at = r * p.y_stride + p.y_first + tile_col + invocation;
+            y[at] = epilogue(sum, tile_col + invocation, at);
         }
     }
 }

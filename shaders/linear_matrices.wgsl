@@ -1,7 +1,7 @@
-// y = x . w + bias, then what THEN says, for many rows, where the adapter multiplies 8 x 8 matrices in f32 (on Metal, the
+// y = x . w + bias, then what EPILOGUE says, for many rows, where the adapter multiplies 8 x 8 matrices in f32 (on Metal, the
 // matrices of a simdgroup).
-// One workgroup a tile of 64 x 64 results, four subgroups with 32 x 32 each, as 4 x 4 matrices; 16 steps of k at a time pass
-// through workgroup memory, with zeros beyond the edges. LANES, the lanes of a subgroup, is appended as a const.
+// One workgroup per tile of 64 x 64 results, four subgroups with 32 x 32 each, as 4 x 4 matrices; 16 steps of k at a time pass
+// through workgroup memory, with zeros beyond the edges. SUBGROUP_SIZE, the invocations of a subgroup, is appended as a const.
 // The sums have names: in an array they would live in memory and not in registers.
 enable wgpu_cooperative_matrix;
 
@@ -22,7 +22,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<f32>;        // x [T, x_stride]
 @group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [.., w_stride], as lib/weight.wgsl packs it
 @group(0) @binding(3) var<storage, read> bias: array<f32>;     // bias [cols]
-@group(0) @binding(4) var<storage, read> added: array<f32>;    // added [T, y_stride], looked at if THEN is 1
+@group(0) @binding(4) var<storage, read> added: array<f32>;    // added [T, y_stride], looked at if EPILOGUE is 1
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
 
 alias Left = coop_mat8x8<f32, A>;
@@ -57,27 +57,27 @@ fn put_sums(at: u32, c0: Sum, c1: Sum, c2: Sum, c3: Sum) {
 }
 
 // Rows first_row .. +16 and +32 .. +48 of y.
-fn finish_half(index: u32, first_row: u32, first_col: u32) {
-    for (var i = index; i < 32u * 64u; i += 4u * LANES) {
+fn store_half(index: u32, first_row: u32, first_col: u32) {
+    for (var i = index; i < 32u * 64u; i += 4u * SUBGROUP_SIZE) {
         let row = first_row + 32u * (i / 1024u) + i / 64u % 16u;
         let col = first_col + i % 64u;
         if row < p.rows && col < p.cols {
             let at = row * p.y_stride + p.y_first + col;
-            y[at] = finish(tile[i / 64u * W_STRIDE + i % 64u], col, at);
+            y[at] = epilogue(tile[i / 64u * W_STRIDE + i % 64u], col, at);
         }
     }
 }
 
-@compute @workgroup_size(4u * LANES)
+@compute @workgroup_size(4u * SUBGROUP_SIZE)
 fn linear_matrices(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32, @builtin(subgroup_id) subgroup: u32) {
     let tile_row = wg.y * 64u;
     let tile_col = wg.x * 64u;
-    // Of the subgroup's quarter. Were there more subgroups than LANES promises, they would still keep within the tile.
+    // Of the subgroup's quarter. Were there more subgroups than SUBGROUP_SIZE promises, they would still keep within the tile.
     let my_row = 32u * (subgroup / 2u % 2u);
     let my_col = 32u * (subgroup % 2u);
 
     // Zeros come from memory: that a matrix which nothing was loaded into holds any is up to the driver's compiler.
-    for (var i = index; i < 64u; i += 4u * LANES) {
+    for (var i = index; i < 64u; i += 4u * SUBGROUP_SIZE) {
         tile[i] = 0.0;
     }
     workgroupBarrier();
@@ -89,7 +89,7 @@ fn linear_matrices(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocati
     workgroupBarrier();
 
     for (var k0 = 0u; k0 < p.k; k0 += 16u) {
-        for (var i = index; i < 64u * 4u; i += 4u * LANES) {
+        for (var i = index; i < 64u * 4u; i += 4u * SUBGROUP_SIZE) {
             let row = tile_row + i / 4u;
             let k = k0 + 4u * (i % 4u);
             var four = vec4<f32>();
@@ -103,7 +103,7 @@ fn linear_matrices(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocati
             }
             put_four(i / 4u * X_STRIDE + 4u * (i % 4u), four);
         }
-        for (var i = index; i < 16u * 16u; i += 4u * LANES) {
+        for (var i = index; i < 16u * 16u; i += 4u * SUBGROUP_SIZE) {
             let k = k0 + i / 16u;
             let col = tile_col + 4u * (i % 16u);
             var four = vec4<f32>();
@@ -149,10 +149,10 @@ fn linear_matrices(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocati
     put_sums(at, c00, c01, c02, c03);
     put_sums(at + 8u * W_STRIDE, c10, c11, c12, c13);
     workgroupBarrier();
-    finish_half(index, tile_row, tile_col);
+    store_half(index, tile_row, tile_col);
     workgroupBarrier();
     put_sums(at, c20, c21, c22, c23);
     put_sums(at + 8u * W_STRIDE, c30, c31, c32, c33);
     workgroupBarrier();
-    finish_half(index, tile_row + 16u, tile_col);
+    store_half(index, tile_row + 16u, tile_col);
 }

@@ -1,6 +1,6 @@
-// y[lane] = the sum of 12 chains x -> x * factor + addend, each 4 * rounds long: arithmetic and nothing else, by which `actscope
+// y[invocation] = the sum of 12 chains x -> x * factor + addend, each 4 * rounds long: arithmetic and nothing else, by which `actscope
 // bench` measures what an adapter can do at most.
-// One lane 12 chains, as three vectors; four steps a round, so that the loop itself costs little.
+// One invocation 12 chains, as three vectors; four steps a round, so that the loop itself costs little.
 
 struct Params {
     rounds: u32,
@@ -9,7 +9,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> y: array<f32>;  // y [lanes]
+@group(0) @binding(1) var<storage, read_write> y: array<f32>;  // y [invocations]
 
 @compute @workgroup_size(256)
 fn probe_arithmetic(@builtin(global_invocation_id) id: vec3<u32>) {

@@ -1,5 +1,5 @@
 // y[t, c] = bias[c] + sum over heads of parts[t, head, c].
-// One lane an element of y.
+// One invocation per element of y.
 
 struct Params {
     n: u32, // T * C
@@ -13,8 +13,8 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;  // y [T, C]
 
 @compute @workgroup_size(64)
-fn sum_heads(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let i = (wg.y * n_wg.x + wg.x) * 64u + lane;
+fn sum_heads(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
+    let i = (wg.y * n_wg.x + wg.x) * 64u + invocation;
     if i < p.n {
         let t = i / p.cols;
         let c = i % p.cols;

@@ -1,5 +1,5 @@
 // y = x . wᵀ for many rows: both sides lie row by row along k.
-// One workgroup a tile, LANES x LANES lanes with ROWS x 4 FOURS results each; 16 steps of k at a time pass through workgroup
+// One workgroup per tile, SIDE x SIDE invocations with ROWS x 4 FOURS results each; 16 steps of k at a time pass through workgroup
 // memory, and every 4 are summed by themselves before they join the total (see linear.wgsl).
 
 struct Params {
@@ -17,8 +17,8 @@ struct Params {
 @group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [cols, w_stride], as lib/weight.wgsl packs it
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
 
-const TILE_ROWS: u32 = LANES * ROWS;
-const TILE_COLS: u32 = 4u * LANES * FOURS;
+const TILE_ROWS: u32 = SIDE * ROWS;
+const TILE_COLS: u32 = 4u * SIDE * FOURS;
 
 var<workgroup> x_tile: array<vec4<f32>, TILE_ROWS * 4u>; // [row][k / 4 4]
 var<workgroup> w_tile: array<vec4<f32>, TILE_COLS * 4u>; // [token][k / 4 4]
@@ -28,14 +28,14 @@ fn slot(token: u32, k4: u32) -> u32 {
     return token * 4u + (k4 ^ ((token >> 1u) & 3u));
 }
 
-@compute @workgroup_size(LANES, LANES)
-fn unembed(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) lane: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+@compute @workgroup_size(SIDE, SIDE)
+fn unembed(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) invocation: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let tile_row = wg.y * TILE_ROWS;
     let tile_col = wg.x * TILE_COLS;
 
     var total = array<vec4<f32>, ROWS * FOURS>();
     for (var k0 = 0u; k0 < p.k; k0 += 16u) {
-        for (var i = index; i < TILE_ROWS * 4u; i += LANES * LANES) {
+        for (var i = index; i < TILE_ROWS * 4u; i += SIDE * SIDE) {
             let row = tile_row + i / 4u;
             let k = k0 + 4u * (i % 4u);
             var four = vec4<f32>();
@@ -49,7 +49,7 @@ fn unembed(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) l
             }
             x_tile[i] = four;
         }
-        for (var i = index; i < TILE_COLS * 4u; i += LANES * LANES) {
+        for (var i = index; i < TILE_COLS * 4u; i += SIDE * SIDE) {
             let col = tile_col + i / 4u;
             let k = k0 + 4u * (i % 4u);
             var four = vec4<f32>();
@@ -62,13 +62,13 @@ fn unembed(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) l
 
         for (var k4 = 0u; k4 < 4u; k4 += 1u) {
             for (var f = 0u; f < FOURS; f += 1u) {
-                let token = 4u * f * LANES + lane.x;
+                let token = 4u * f * SIDE + invocation.x;
                 let b0 = w_tile[slot(token, k4)];
-                let b1 = w_tile[slot(token + LANES, k4)];
-                let b2 = w_tile[slot(token + 2u * LANES, k4)];
-                let b3 = w_tile[slot(token + 3u * LANES, k4)];
+                let b1 = w_tile[slot(token + SIDE, k4)];
+                let b2 = w_tile[slot(token + 2u * SIDE, k4)];
+                let b3 = w_tile[slot(token + 3u * SIDE, k4)];
                 for (var r = 0u; r < ROWS; r += 1u) {
-                    let a = x_tile[(r * LANES + lane.y) * 4u + k4];
+                    let a = x_tile[(r * SIDE + invocation.y) * 4u + k4];
                     total[r * FOURS + f] += vec4<f32>(dot(a, b0), dot(a, b1), dot(a, b2), dot(a, b3));
                 }
             }
@@ -77,10 +77,10 @@ fn unembed(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) l
     }
 
     for (var r = 0u; r < ROWS; r += 1u) {
-        let row = tile_row + r * LANES + lane.y;
+        let row = tile_row + r * SIDE + invocation.y;
         for (var f = 0u; f < FOURS; f += 1u) {
             for (var c = 0u; c < 4u; c += 1u) {
-                let col = tile_col + (4u * f + c) * LANES + lane.x;
+                let col = tile_col + (4u * f + c) * SIDE + invocation.x;
                 if row < p.rows && col < p.cols {
                     y[p.y_first + row * p.y_stride + col] = total[r * FOURS + f][c];
                 }

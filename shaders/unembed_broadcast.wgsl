@@ -1,5 +1,5 @@
 // y = x . wᵀ for adapters that are programs (see linear_broadcast.wgsl): both sides lie row by row along k.
-// One workgroup is one subgroup of 8 lanes: 8 rows x 32 tokens, four tokens a lane.
+// One workgroup is one subgroup of 8 invocations: 8 rows x 32 tokens, four tokens an invocation.
 
 struct Params {
     rows: u32,
@@ -26,9 +26,9 @@ fn store(row: u32, token: u32, sums: vec4<f32>) {
 }
 
 @compute @workgroup_size(8)
-fn unembed_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn unembed_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let row = wg.x * 8u;
-    let token = (wg.z * n_wg.y + wg.y) * 32u + lane * 4u; // this lane's first
+    let token = (wg.z * n_wg.y + wg.y) * 32u + invocation * 4u; // this invocation's first
     let x_lo = p.x_first + rows_lo(row, p.rows - 1u) * p.k;
     let x_hi = p.x_first + rows_hi(row, p.rows - 1u) * p.k;
     let w_at = rows_lo(token, p.cols - 1u) * (p.w_stride / 4u);
@@ -39,7 +39,7 @@ fn unembed_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgrou
         let end = min(block + 256u, p.k);
         for (var k0 = block; k0 < end; k0 += 8u) {
             // The table's rows are padded with zeros to a multiple of 8 numbers; x's row ends, and the next may hold anything.
-            let k = min(k0 + lane, p.k - 1u);
+            let k = min(k0 + invocation, p.k - 1u);
             let lo = vec4<f32>(x[x_lo.x + k], x[x_lo.y + k], x[x_lo.z + k], x[x_lo.w + k]);
             let hi = vec4<f32>(x[x_hi.x + k], x[x_hi.y + k], x[x_hi.z + k], x[x_hi.w + k]);
             let at = w_at + k0 / 4u;

@@ -1,5 +1,5 @@
 // y = x . wᵀ for at most 8 rows: the table is what costs, and each of its numbers is read once.
-// One workgroup 16 tokens, times 16 lanes that share k among them, four numbers at a time; their sums meet in workgroup
+// One workgroup 16 tokens, times 16 invocations that share k among them, four numbers at a time; their sums meet in workgroup
 // memory, row by row.
 
 struct Params {
@@ -20,12 +20,12 @@ struct Params {
 var<workgroup> sums: array<f32, 256>; // [token 16][share of k 16]
 
 @compute @workgroup_size(16, 16)
-fn unembed_few(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_id) lane: vec3<u32>) {
-    let token = (wg.y * n_wg.x + wg.x) * 16u + lane.y;
+fn unembed_few(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_id) invocation: vec3<u32>) {
+    let token = (wg.y * n_wg.x + wg.x) * 16u + invocation.y;
     let k_end = select(0u, p.k, token < p.cols);
 
     var total = array<f32, 8>();
-    for (var k = 4u * lane.x; k < k_end; k += 64u) {
+    for (var k = 4u * invocation.x; k < k_end; k += 64u) {
         let four = weight4((token * p.w_stride + k) / 4u);
         // The table's padding is zero, but x has none: the last numbers of a row are followed by the next row's.
         let n = min(4u, k_end - k);
@@ -41,12 +41,12 @@ fn unembed_few(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_
 
     for (var r = 0u; r < p.rows; r += 1u) {
         workgroupBarrier();
-        sums[lane.y * 16u + lane.x] = total[r];
+        sums[invocation.y * 16u + invocation.x] = total[r];
         workgroupBarrier();
-        if lane.x == 0u && token < p.cols {
+        if invocation.x == 0u && token < p.cols {
             var result = 0.0;
             for (var share = 0u; share < 16u; share += 1u) {
-                result += sums[lane.y * 16u + share];
+                result += sums[invocation.y * 16u + share];
             }
             y[p.y_first + r * p.y_stride + token] = result;
         }

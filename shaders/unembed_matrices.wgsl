@@ -1,6 +1,6 @@
 // y = x . wᵀ for many rows, where the adapter multiplies 8 x 8 matrices in f32: both sides lie row by row along k.
-// One workgroup a tile of 64 x 64 results, four subgroups with 32 x 32 each (see linear_matrices.wgsl); 16 steps of k at a time
-// pass through workgroup memory, with zeros beyond the edges. LANES, the lanes of a subgroup, is appended as a const.
+// One workgroup per tile of 64 x 64 results, four subgroups with 32 x 32 each (see linear_matrices.wgsl); 16 steps of k at a time
+// pass through workgroup memory, with zeros beyond the edges. SUBGROUP_SIZE, the invocations of a subgroup, is appended as a const.
 enable wgpu_cooperative_matrix;
 
 struct Params {
@@ -51,7 +51,7 @@ fn put_sums(at: u32, c0: Sum, c1: Sum, c2: Sum, c3: Sum) {
 
 // Rows first_row .. +16 and +32 .. +48 of y.
 fn store_half(index: u32, first_row: u32, first_col: u32) {
-    for (var i = index; i < 32u * 64u; i += 4u * LANES) {
+    for (var i = index; i < 32u * 64u; i += 4u * SUBGROUP_SIZE) {
         let row = first_row + 32u * (i / 1024u) + i / 64u % 16u;
         let col = first_col + i % 64u;
         if row < p.rows && col < p.cols {
@@ -60,16 +60,16 @@ fn store_half(index: u32, first_row: u32, first_col: u32) {
     }
 }
 
-@compute @workgroup_size(4u * LANES)
+@compute @workgroup_size(4u * SUBGROUP_SIZE)
 fn unembed_matrices(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32, @builtin(subgroup_id) subgroup: u32) {
     let tile_row = wg.y * 64u;
     let tile_col = wg.x * 64u;
-    // Of the subgroup's quarter. Were there more subgroups than LANES promises, they would still keep within the tile.
+    // Of the subgroup's quarter. Were there more subgroups than SUBGROUP_SIZE promises, they would still keep within the tile.
     let my_row = 32u * (subgroup / 2u % 2u);
     let my_col = 32u * (subgroup % 2u);
 
     // Zeros come from memory: that a matrix which nothing was loaded into holds any is up to the driver's compiler.
-    for (var i = index; i < 64u; i += 4u * LANES) {
+    for (var i = index; i < 64u; i += 4u * SUBGROUP_SIZE) {
         tile[i] = 0.0;
     }
     workgroupBarrier();
@@ -81,7 +81,7 @@ fn unembed_matrices(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocat
     workgroupBarrier();
 
     for (var k0 = 0u; k0 < p.k; k0 += 16u) {
-        for (var i = index; i < 64u * 4u; i += 4u * LANES) {
+        for (var i = index; i < 64u * 4u; i += 4u * SUBGROUP_SIZE) {
             let row = tile_row + i / 4u;
             let k = k0 + 4u * (i % 4u);
             var four = vec4<f32>();
@@ -95,7 +95,7 @@ fn unembed_matrices(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocat
             }
             put_four(i / 4u * K_STRIDE + 4u * (i % 4u), four);
         }
-        for (var i = index; i < 64u * 4u; i += 4u * LANES) {
+        for (var i = index; i < 64u * 4u; i += 4u * SUBGROUP_SIZE) {
             let col = tile_col + i / 4u;
             let k = k0 + 4u * (i % 4u);
             var four = vec4<f32>();

@@ -17,7 +17,7 @@ fn entries(file: &str) -> Vec<(String, Vec<u32>)> {
 #[test]
 fn odd_strings_are_cut_as_transformers_cuts_them() {
     let files = Model::open("demo").unwrap();
-    let text = files.text().unwrap();
+    let text = files.tokenizer().unwrap();
     let entries = entries("tokenizer_odd_strings.json");
     assert!(entries.len() >= 3000);
     let differ: Vec<_> = entries.iter().filter(|(string, ids)| text.encode(string).unwrap() != *ids).collect();

@@ -1,20 +1,20 @@
 // Mean and divisor of a row of x, what the LayerNorm kernels have in common. The kernel declares `x` and names
-// lib/reduce.wgsl or its namesake that broadcasts; every lane of its workgroups calls these in uniform control flow.
+// lib/reduce.wgsl or its namesake that broadcasts; every invocation of its workgroups calls these in uniform control flow.
 
-fn row_mean(lane: u32, start: u32, cols: u32) -> f32 {
+fn row_mean(invocation: u32, start: u32, cols: u32) -> f32 {
     var total = 0.0;
-    for (var c = lane; c < cols; c += REDUCE_LANES) {
+    for (var c = invocation; c < cols; c += WORKGROUP_SIZE) {
         total += x[start + c];
     }
-    return workgroup_sum(lane, total) / f32(max(cols, 1u));
+    return workgroup_sum(invocation, total) / f32(max(cols, 1u));
 }
 
 // sqrt(var + eps); biased variance around the mean, in a second pass, as its formula says.
-fn row_scale(lane: u32, start: u32, cols: u32, mean: f32, eps: f32) -> f32 {
+fn row_scale(invocation: u32, start: u32, cols: u32, mean: f32, eps: f32) -> f32 {
     var squares = 0.0;
-    for (var c = lane; c < cols; c += REDUCE_LANES) {
+    for (var c = invocation; c < cols; c += WORKGROUP_SIZE) {
         let d = x[start + c] - mean;
         squares += d * d;
     }
-    return sqrt(workgroup_sum(lane, squares) / f32(max(cols, 1u)) + eps);
+    return sqrt(workgroup_sum(invocation, squares) / f32(max(cols, 1u)) + eps);
 }

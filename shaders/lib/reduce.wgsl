@@ -1,31 +1,31 @@
-// Sums and maxima over a workgroup of REDUCE_LANES lanes in one dimension. Every lane of the workgroup must call them, in
-// uniform control flow, and every lane gets the result. The first barrier of each call also protects the scratch from the
+// Sums and maxima over a workgroup of WORKGROUP_SIZE invocations in one dimension. Every invocation of the workgroup must call them, in
+// uniform control flow, and every invocation gets the result. The first barrier of each call also protects the scratch from the
 // call before it.
 
-const REDUCE_LANES: u32 = 128u;
+const WORKGROUP_SIZE: u32 = 128u;
 
-var<workgroup> reduce_scratch: array<f32, REDUCE_LANES>;
+var<workgroup> reduce_scratch: array<f32, WORKGROUP_SIZE>;
 
-fn workgroup_sum(lane: u32, value: f32) -> f32 {
+fn workgroup_sum(invocation: u32, value: f32) -> f32 {
     workgroupBarrier();
-    reduce_scratch[lane] = value;
+    reduce_scratch[invocation] = value;
     workgroupBarrier();
-    for (var half = REDUCE_LANES / 2u; half > 0u; half /= 2u) {
-        if lane < half {
-            reduce_scratch[lane] += reduce_scratch[lane + half];
+    for (var half = WORKGROUP_SIZE / 2u; half > 0u; half /= 2u) {
+        if invocation < half {
+            reduce_scratch[invocation] += reduce_scratch[invocation + half];
         }
         workgroupBarrier();
     }
     return workgroupUniformLoad(&reduce_scratch[0]);
 }
 
-fn workgroup_max(lane: u32, value: f32) -> f32 {
+fn workgroup_max(invocation: u32, value: f32) -> f32 {
     workgroupBarrier();
-    reduce_scratch[lane] = value;
+    reduce_scratch[invocation] = value;
     workgroupBarrier();
-    for (var half = REDUCE_LANES / 2u; half > 0u; half /= 2u) {
-        if lane < half {
-            reduce_scratch[lane] = max(reduce_scratch[lane], reduce_scratch[lane + half]);
+    for (var half = WORKGROUP_SIZE / 2u; half > 0u; half /= 2u) {
+        if invocation < half {
+            reduce_scratch[invocation] = max(reduce_scratch[invocation], reduce_scratch[invocation + half]);
         }
         workgroupBarrier();
     }

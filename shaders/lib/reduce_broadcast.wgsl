@@ -1,11 +1,11 @@
-// The functions of lib/reduce.wgsl for adapters whose subgroup is the whole workgroup of 8 lanes: no memory, no barriers.
+// The functions of lib/reduce.wgsl for adapters whose subgroup is the whole workgroup of 8 invocations: no memory, no barriers.
 
-const REDUCE_LANES: u32 = 8u;
+const WORKGROUP_SIZE: u32 = 8u;
 
-fn workgroup_sum(lane: u32, value: f32) -> f32 {
+fn workgroup_sum(invocation: u32, value: f32) -> f32 {
     return subgroupAdd(value);
 }
 
-fn workgroup_max(lane: u32, value: f32) -> f32 {
+fn workgroup_max(invocation: u32, value: f32) -> f32 {
     return subgroupMax(value);
 }

@@ -1,4 +1,4 @@
-// One step of a product whose left side is spread over the lanes: 8 rows of one number each times four columns per lane.
+// One step of a product whose left side is spread over the invocations: 8 rows of one number each times four columns per invocation.
 // Written out row by row: indices that the driver knows keep the sums in registers.
 
 fn multiply_add(sums: ptr<function, array<vec4<f32>, 8>>, lo: vec4<f32>, hi: vec4<f32>, four: vec4<f32>) {

@@ -54,6 +54,17 @@ pub enum HubError {
         /// What forbids it.
         why: &'static str,
     },
+    /// Not in the cache, and this build has no downloads.
+    #[error(
+        "{lack} the Hugging Face cache {cache}, and this build of actscope has no downloads (the \
+         cargo feature `download`); fetch the model by other means and give its folder"
+    )]
+    NotBuilt {
+        /// Which model "is not in", or "is not whole in", and which other revisions of it are there.
+        lack: String,
+        /// The cache's folder.
+        cache: PathBuf,
+    },
     /// HF_ENDPOINT is no address.
     #[error("HF_ENDPOINT is {endpoint:?}, which is no address; it must begin with https:// (or http://)")]
     Endpoint {

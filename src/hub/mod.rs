@@ -2,18 +2,20 @@
 //! names and the order in which they are looked up; `checkpoint.rs` and `tokenizer.rs` read what is found.
 //! Read next: `given.rs` (what a name means), `cache.rs` (where things lie), `download.rs` (how they get there).
 
+#[cfg_attr(not(feature = "download"), allow(dead_code))] // what writes is for downloads
 mod cache;
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(all(feature = "download", not(target_arch = "wasm32")))]
 mod check;
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(all(feature = "download", not(target_arch = "wasm32")))]
 mod download;
 mod error;
 mod given;
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(all(feature = "download", not(target_arch = "wasm32")))]
 mod http;
 mod inventory;
+#[cfg_attr(not(feature = "download"), allow(dead_code))] // the nearest name is for downloads
 mod known;
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(all(feature = "download", not(target_arch = "wasm32")))]
 mod token;
 
 pub use error::HubError;
@@ -173,10 +175,13 @@ pub fn resolve(name: &str, tell: &mut dyn FnMut(Event<'_>)) -> Result<Source, Hu
     match (fetch(&name, &cache, tell), cached) {
         (Ok(snapshot), _) => Ok(Source::Cache(snapshot)),
         // It has a message of its own.
-        (Err(HubError::Offline { .. }), Cached::Other(snapshot)) => Ok(Source::Cache(snapshot)),
+        (Err(HubError::Offline { .. } | HubError::NotBuilt { .. }), Cached::Other(snapshot)) => {
+            Ok(Source::Cache(snapshot))
+        }
         (Err(e), Cached::Part(snapshot, missing)) => {
             let why = match &e {
                 HubError::Offline { why, .. } => format!("{why} forbids downloads"),
+                HubError::NotBuilt { .. } => "this build has no downloads".into(),
                 e => e.to_string(),
             };
             tell(Event::Note(&format!("note: the cache lacks {missing}, of {}, and {why}", name.repo)));
@@ -186,7 +191,7 @@ pub fn resolve(name: &str, tell: &mut dyn FnMut(Event<'_>)) -> Result<Source, Hu
     }
 }
 
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(all(feature = "download", not(target_arch = "wasm32")))]
 fn fetch(name: &Name, cache: &Path, tell: &mut dyn FnMut(Event<'_>)) -> Result<PathBuf, HubError> {
     match ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].into_iter().find(|variable| cache::is_true(variable)) {
         Some(why) => Err(offline(name, cache, why)),
@@ -194,11 +199,12 @@ fn fetch(name: &Name, cache: &Path, tell: &mut dyn FnMut(Event<'_>)) -> Result<P
     }
 }
 
-#[cfg(target_arch = "wasm32")]
+#[cfg(not(all(feature = "download", not(target_arch = "wasm32"))))]
 fn fetch(name: &Name, cache: &Path, _tell: &mut dyn FnMut(Event<'_>)) -> Result<PathBuf, HubError> {
-    Err(offline(name, cache, "this platform"))
+    Err(HubError::NotBuilt { lack: name.lack(cache), cache: cache.into() })
 }
 
+#[cfg(all(feature = "download", not(target_arch = "wasm32")))]
 fn offline(name: &Name, cache: &Path, why: &'static str) -> HubError {
     HubError::Offline { lack: name.lack(cache), cache: cache.into(), near: known::did_you_mean(&name.given), why }
 }

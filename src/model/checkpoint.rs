@@ -5,7 +5,7 @@
 //!
 //! Names are Hugging Face's without the optional `transformer.` in front. Conv1D weights are [in, out] and stay so.
 
-use crate::device::{Blob, Bytes, Dtype, StoredWeight};
+use crate::device::{Blob, Bytes, Dtype, Part, StoredWeight};
 use crate::model::config::{Config, ConfigError};
 use crate::model::model_dir::{Kind, ModelDir, be_a_file, file, read_file};
 use memmap2::Mmap;
@@ -216,6 +216,12 @@ pub struct Checkpoint {
     /// What the fingerprint covers: config.json, then per file its name, its bytes, and the length of its header.
     config_json: String,
     files: Vec<(String, Arc<dyn Bytes>, usize)>,
+}
+
+impl std::fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Checkpoint").field("config", &self.config).finish_non_exhaustive()
+    }
 }
 
 impl Checkpoint {
@@ -586,5 +592,5 @@ fn weight(name: &str, found: Found, shape: &[usize]) -> Result<StoredWeight, Wei
         [cols] => (1, cols),
         _ => return Err(WeightsError::Shape { name: name.into(), found: found.shape, expected: shape.into() }),
     };
-    Ok(StoredWeight { name: name.into(), dtype, rows, cols, blob })
+    Ok(StoredWeight { name: name.into(), part: Part::default(), dtype, rows, cols, blob })
 }

@@ -4,8 +4,7 @@
 use super::Gpu;
 use super::kernels::{self, Kernel};
 use crate::device::lockstep::Lockstep;
-use crate::device::{Blob, Device, DeviceError, Dtype, Edit, Keep, StoredWeight, Window};
-use std::rc::Rc;
+use crate::device::{Blob, Device, DeviceCache, DeviceError, Dtype, Operations, Part, StoredWeight};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -108,56 +107,43 @@ fn numbers(n: usize) -> Vec<f32> {
 fn weight(rows: usize, cols: usize) -> StoredWeight {
     let bytes: Vec<u8> = bytemuck::cast_slice(&numbers(rows * cols)).to_vec();
     let blob = Blob::new(Arc::new(bytes), 0..4 * rows * cols);
-    StoredWeight { name: "trial".into(), dtype: Dtype::F32, rows, cols, blob }
+    StoredWeight { name: "trial".into(), part: Part::default(), dtype: Dtype::F32, rows, cols, blob }
 }
 
 fn tensor<D: Device>(dev: &D, rows: usize, cols: usize) -> D::Tensor {
-    let mut x = dev.empty(rows, cols);
-    dev.edit(&mut x, &Window { rows: vec![0..rows], cols: 0..cols }, &Edit::Replace(numbers(rows * cols)));
-    x
+    dev.upload([rows, cols], numbers(rows * cols))
 }
 
 impl Gpu {
-    /// The device with what is known of this machine: its pipelines, as [`Gpu::keeping_pipelines`] says, and the cut that is the
-    /// fastest here, the one that `keep` has for this adapter, driver and kernel, else the one that wins a trial, which is kept.
-    /// Adapters that are programs are not tried. Where the environment variable `ACTSCOPE_TUNING` is `off`, as it is by default in
-    /// builds for tests, nothing is tried and nothing is kept.
+    /// The device with the tile configuration that is the fastest on this machine: the one that `cache` has for this adapter,
+    /// driver and kernel, else the one that wins when they are timed, which is stored. Software adapters have other kernels and
+    /// are left as they are.
     ///
     /// # Errors
     /// [`DeviceError::Fault`] when the device failed meanwhile.
-    pub async fn tuned(self, keep: Rc<dyn Keep>) -> Result<Gpu, DeviceError> {
-        let off = std::env::var("ACTSCOPE_TUNING").map_or(cfg!(feature = "mutants"), |value| value == "off");
-        match off {
-            true => Ok(self),
-            false => self.tuned_anyway(keep).await,
-        }
+    pub async fn autotuned(self, cache: Option<&dyn DeviceCache>) -> Result<Gpu, DeviceError> {
+        if self.info.software { Ok(self) } else { self.with_best_tile(cache, PATIENCE).await }
     }
 
-    /// [`Gpu::tuned`], whatever the environment says.
+    /// [`Gpu::autotuned`], whatever the adapter. The result of a trial that ran out of time is not stored.
     #[doc(hidden)]
-    pub async fn tuned_anyway(self, keep: Rc<dyn Keep>) -> Result<Gpu, DeviceError> {
-        let gpu = self.keeping_pipelines(keep.clone()).await;
-        match gpu.info.software {
-            true => Ok(gpu),
-            false => gpu.with_best_tile(&*keep, PATIENCE).await,
-        }
-    }
-
-    /// [`Gpu::tuned`], whatever the adapter. What came of a trial that ran out of patience is not kept.
-    #[doc(hidden)]
-    pub async fn with_best_tile(mut self, keep: &dyn Keep, patience: Duration) -> Result<Gpu, DeviceError> {
+    pub async fn with_best_tile(
+        mut self,
+        cache: Option<&dyn DeviceCache>,
+        patience: Duration,
+    ) -> Result<Gpu, DeviceError> {
         let mut hash = crc32fast::Hasher::new();
         let cuts = self.cuts();
         cuts.iter().flat_map(|tile| tile.kernels()).for_each(|kernel| hash.update(kernel.source.as_bytes()));
         let name = format!("tile of kernel {:08x} on {} ({})", hash.finalize(), self.info.name, self.info.detail);
-        let kept = keep.get(&name);
+        let kept = cache.and_then(|cache| cache.get(&name));
         if let Some(tile) = cuts.into_iter().find(|tile| kept.as_deref() == Some(tile.name().as_bytes())) {
             return Ok(Gpu { tile, ..self });
         }
         let trial = self.trial(patience).await?;
         self.tile = trial.best;
-        if trial.all_tried {
-            keep.put(&name, trial.best.name().as_bytes());
+        if let (true, Some(cache)) = (trial.all_tried, cache) {
+            cache.put(&name, trial.best.name().as_bytes());
         }
         Ok(self)
     }
@@ -222,7 +208,7 @@ impl Gpu {
                 (both.load(&weight(k, cols))?, both.load(&weight(1, cols))?, both.load(&weight(cols, k))?);
             let x = tensor(&both, rows, k);
             both.linear(&x, &w, &bias);
-            both.unembed(&x, 0..rows, &table);
+            both.unembed(&x, &table);
             Ok::<_, DeviceError>(())
         };
         let steps = match sample.await {
@@ -241,7 +227,7 @@ impl Gpu {
         bias: &super::Weight,
         n: usize,
     ) -> Result<(), DeviceError> {
-        (0..n).for_each(|_| drop(self.linear(x, w, bias)));
+        (0..n).for_each(|_| drop(Operations::linear(self, x, w, bias)));
         self.submit();
         self.settle(0).await
     }

@@ -1,68 +1,27 @@
-//! The table of kernels: which file, which library files go with it, what it binds, what its parameters are. A faster
-//! variant of a kernel is one more entry here; the static shader tests walk this table.
-//! Owns no GPU object; `record.rs` makes those.
+//! The table of kernels: which file, which library files go with it, which constants it takes. A faster variant of a kernel is
+//! one more entry here; the static shader tests walk this table. What a kernel binds and the Rust twin of its `Params` are
+//! generated from its file (`build.rs`). Owns no GPU object; `encoder.rs` makes those.
 
-use crate::device::{Activation, Dtype};
+use crate::device::{self, Dtype, Epilogue};
 
 /// A field of a kernel's `Params`: name, and whether it is a float.
 pub type Field = (&'static str, bool);
 
-/// Parameters of a kernel: a Pod twin of the `Params` struct in its WGSL file, field for field. `FIELDS` lets a test hold
-/// the two against each other.
+/// A Pod twin of a struct in a WGSL file, field for field.
 pub trait Params: bytemuck::Pod {
     /// Every field in order; each is four bytes.
     const FIELDS: &'static [Field];
 }
 
-macro_rules! params {
-    ($($(#[$doc:meta])* $name:ident { $($field:ident: $type:ident),* $(,)? })*) => {$(
-        $(#[$doc])*
-        #[repr(C)]
-        #[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
-        #[allow(missing_docs)] // the WGSL file says what each field is
-        pub struct $name { $(pub $field: $type),* }
-
-        impl Params for $name {
-            const FIELDS: &'static [Field] = &[$((stringify!($field), params!(@float $type))),*];
-        }
-    )*};
-    (@float f32) => { true };
-    (@float u32) => { false };
+/// What the build script has read in a kernel's file.
+struct File {
+    stem: &'static str,
+    text: &'static str,
+    bindings: &'static [Access],
+    params: &'static [Field],
 }
 
-params! {
-    /// Of `embed.wgsl`.
-    Embed { n_ids: u32, cols: u32, w_stride: u32, first: u32, n_rows: u32 }
-    /// Of `layer_norm.wgsl` and `layer_norm_scale.wgsl`.
-    LayerNorm { rows: u32, cols: u32, eps: f32 }
-    /// Of `layer_norm_normalize.wgsl` and `attention_pattern.wgsl`.
-    Shape { rows: u32, cols: u32 }
-    /// Of `gain_bias.wgsl`.
-    GainBias { n: u32, cols: u32 }
-    /// Of `add.wgsl` and `activation.wgsl`.
-    Elements { n: u32 }
-    /// Of `sum_heads.wgsl`.
-    SumHeads { n: u32, cols: u32, n_head: u32 }
-    /// Of `edit.wgsl`.
-    Edit { n: u32, first_row: u32, first_col: u32, cols: u32, x_stride: u32, kind: u32, factor: f32, n_values: u32, first_value: u32 }
-    /// Of `copy_out.wgsl`.
-    CopyOut { n: u32, first_row: u32, first_col: u32, cols: u32, x_stride: u32, first: u32 }
-    /// Of `linear.wgsl`, `linear_matrices.wgsl`, `linear_few.wgsl` and `linear_broadcast.wgsl`.
-    Linear {
-        rows: u32, k: u32, cols: u32, x_stride: u32, x_first: u32, w_stride: u32, w_first_row: u32, y_stride: u32,
-        y_first: u32, has_bias: u32,
-    }
-    /// Of `unembed.wgsl`, `unembed_matrices.wgsl`, `unembed_few.wgsl` and `unembed_broadcast.wgsl`.
-    Unembed { rows: u32, k: u32, cols: u32, x_first: u32, w_stride: u32, y_stride: u32, y_first: u32 }
-    /// Of `attention.wgsl`, `attention_broadcast.wgsl` and `attention_scores.wgsl`.
-    Attention { first: u32, n_pos: u32, n_embd: u32, head_dim: u32, scale: f32 }
-    /// Of `attention_mix.wgsl`.
-    AttentionMix { first: u32, n_pos: u32, n_embd: u32, head_dim: u32 }
-    /// Of `probe_arithmetic.wgsl`.
-    ProbeArithmetic { rounds: u32, factor: f32, addend: f32 }
-    /// Of `probe_reading.wgsl`.
-    ProbeReading { n: u32, lanes: u32 }
-}
+include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// What a kernel does with a storage binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,83 +73,92 @@ const SCORE: &str = include_str!("../../../shaders/lib/score.wgsl");
 const EXP: &str = include_str!("../../../shaders/lib/exp.wgsl");
 const GELU: &str = include_str!("../../../shaders/lib/gelu.wgsl");
 const ACTIVATION_LIB: &str = include_str!("../../../shaders/lib/activation.wgsl");
-const FINISH: &str = include_str!("../../../shaders/lib/epilogue.wgsl");
+const EPILOGUE: &str = include_str!("../../../shaders/lib/epilogue.wgsl");
 const STEP: &str = include_str!("../../../shaders/lib/step.wgsl");
 const REDUCE_BROADCAST: &str = include_str!("../../../shaders/lib/reduce_broadcast.wgsl");
 
 /// The override of `lib/weight.wgsl`.
 const WEIGHT_OVERRIDE: (&str, u32) = ("WEIGHT", 2);
 
-/// That of `lib/epilogue.wgsl`.
-const THEN_OVERRIDE: (&str, u32) = ("THEN", 6);
+/// A tile's sizes, as `autotune.rs` has them.
+const TILE: &[(&str, u32)] = &[("SIDE", 16), ("ROWS", 8), ("FOURS", 2)];
 
-/// How a product's tile is cut, as `tile.rs` has it.
-const TILE: &[(&str, u32)] = &[("LANES", 16), ("ROWS", 8), ("FOURS", 2)];
-
-/// How many lanes a subgroup has that multiplies matrices.
-const LANES: &[(&str, u32)] = &[("LANES", 64)];
-
-use Access::{Read, Write};
+/// Invocations of a subgroup that multiplies matrices.
+const SUBGROUP_SIZE: &[(&str, u32)] = &[("SUBGROUP_SIZE", 64)];
 
 macro_rules! kernels {
-    ($(#[$doc:meta])* $list:ident; $($konst:ident $file:literal $(+ $suffix:literal)? $family:expr, $params:ident [$($access:ident),*] libs $libs:expr, overrides $overrides:expr, consts $consts:expr $(, $matrices:ident)?;)*) => {
+    ($(#[$doc:meta])* $list:ident; $($konst:ident $file:ident $name:literal $family:ident $(matrices $matrices:ident)? [$($lib:ident),*] $(overrides $overrides:expr)? $(, consts $consts:expr)?;)*) => {
         $(
-            #[doc = concat!("`shaders/", $file, ".wgsl`")]
+            #[doc = concat!("The kernel `", $name, "`.")]
             pub static $konst: Kernel = Kernel {
-                name: concat!($file $(, $suffix)?),
-                file: $file,
+                name: $name,
+                file: $file.stem,
                 family: $family,
-                matrices: false $(|| kernels!(@$matrices))?,
-                source: include_str!(concat!("../../../shaders/", $file, ".wgsl")),
-                libs: $libs,
-                bindings: &[$($access),*],
-                params: $params::FIELDS,
-                overrides: $overrides,
-                consts: $consts,
+                matrices: false $(|| $matrices)?,
+                source: $file.text,
+                libs: &[$($lib),*],
+                bindings: $file.bindings,
+                params: $file.params,
+                overrides: kernels!(@or_none $($overrides)?),
+                consts: kernels!(@or_none $($consts)?),
             };
         )*
 
         $(#[$doc])*
         pub static $list: &[&Kernel] = &[$(&$konst),*];
     };
-    (@matrices) => { true };
+    (@or_none) => { &[] };
+    (@or_none $list:expr) => { $list };
 }
 
 const ANY: Option<Family> = None;
 const TILES: Option<Family> = Some(Family::Tiles);
 const BROADCAST: Option<Family> = Some(Family::Broadcast);
-const PRODUCT: &[&str] = &[WEIGHT, FINISH, ACTIVATION_LIB, EXP, GELU];
+const YES: bool = true;
 
+/// The overrides of a product: how its weight is stored, and its epilogue.
+const PRODUCT: &[(&str, u32)] = &[WEIGHT_OVERRIDE, ("EPILOGUE", 6)];
+
+// The columns: name in Rust, file, name in messages, family, library files, then overrides and generated constants.
+#[rustfmt::skip]
 kernels! {
     /// Every kernel of an operation.
     ALL;
-    EMBED "embed" ANY, Embed [Read, Read, Write] libs &[WEIGHT], overrides &[WEIGHT_OVERRIDE], consts &[];
-    LAYER_NORM "layer_norm" TILES, LayerNorm [Read, Read, Read, Write] libs &[REDUCE, MOMENTS], overrides &[], consts &[];
-    LAYER_NORM_BROADCAST "layer_norm" + "_broadcast" BROADCAST, LayerNorm [Read, Read, Read, Write] libs &[REDUCE_BROADCAST, MOMENTS], overrides &[], consts &[];
-    LAYER_NORM_SCALE "layer_norm_scale" TILES, LayerNorm [Read, Write] libs &[REDUCE, MOMENTS], overrides &[], consts &[];
-    LAYER_NORM_SCALE_BROADCAST "layer_norm_scale" + "_broadcast" BROADCAST, LayerNorm [Read, Write] libs &[REDUCE_BROADCAST, MOMENTS], overrides &[], consts &[];
-    LAYER_NORM_NORMALIZE "layer_norm_normalize" TILES, Shape [Read, Read, Write] libs &[REDUCE, MOMENTS], overrides &[], consts &[];
-    LAYER_NORM_NORMALIZE_BROADCAST "layer_norm_normalize" + "_broadcast" BROADCAST, Shape [Read, Read, Write] libs &[REDUCE_BROADCAST, MOMENTS], overrides &[], consts &[];
-    GAIN_BIAS "gain_bias" ANY, GainBias [Read, Read, Read, Write] libs &[], overrides &[], consts &[];
-    LINEAR "linear" TILES, Linear [Read, Read, Read, Read, Write] libs PRODUCT, overrides &[WEIGHT_OVERRIDE, THEN_OVERRIDE], consts TILE;
-    LINEAR_MATRICES "linear_matrices" TILES, Linear [Read, Read, Read, Read, Write] libs PRODUCT, overrides &[WEIGHT_OVERRIDE, THEN_OVERRIDE], consts LANES, matrices;
-    LINEAR_FEW "linear_few" TILES, Linear [Read, Read, Read, Read, Write] libs PRODUCT, overrides &[WEIGHT_OVERRIDE, THEN_OVERRIDE], consts &[];
-    LINEAR_BROADCAST "linear_broadcast" BROADCAST, Linear [Read, Read, Read, Read, Write] libs &[WEIGHT, FINISH, ACTIVATION_LIB, EXP, GELU, STEP], overrides &[WEIGHT_OVERRIDE, THEN_OVERRIDE], consts &[];
-    SUM_HEADS "sum_heads" ANY, SumHeads [Read, Read, Write] libs &[], overrides &[], consts &[];
-    ATTENTION "attention" TILES, Attention [Read, Write] libs &[SCORE, EXP], overrides &[], consts &[("PARTS", 17)];
-    ATTENTION_BROADCAST "attention_broadcast" BROADCAST, Attention [Read, Write] libs &[STEP, EXP], overrides &[], consts &[];
-    ATTENTION_SCORES "attention_scores" ANY, Attention [Read, Write] libs &[SCORE], overrides &[], consts &[];
-    ATTENTION_PATTERN "attention_pattern" TILES, Shape [Read, Write] libs &[REDUCE, EXP], overrides &[], consts &[];
-    ATTENTION_PATTERN_BROADCAST "attention_pattern" + "_broadcast" BROADCAST, Shape [Read, Write] libs &[REDUCE_BROADCAST, EXP], overrides &[], consts &[];
-    ATTENTION_MIX "attention_mix" ANY, AttentionMix [Read, Read, Write] libs &[], overrides &[], consts &[];
-    ACTIVATION "activation" ANY, Elements [Read, Write] libs &[ACTIVATION_LIB, EXP, GELU], overrides &[("FUNCTION", 4)], consts &[];
-    ADD "add" ANY, Elements [Read, Read, Write] libs &[], overrides &[], consts &[];
-    UNEMBED "unembed" TILES, Unembed [Read, Read, Write] libs &[WEIGHT], overrides &[WEIGHT_OVERRIDE], consts TILE;
-    UNEMBED_MATRICES "unembed_matrices" TILES, Unembed [Read, Read, Write] libs &[WEIGHT], overrides &[WEIGHT_OVERRIDE], consts LANES, matrices;
-    UNEMBED_FEW "unembed_few" TILES, Unembed [Read, Read, Write] libs &[WEIGHT], overrides &[WEIGHT_OVERRIDE], consts &[];
-    UNEMBED_BROADCAST "unembed_broadcast" BROADCAST, Unembed [Read, Read, Write] libs &[WEIGHT, STEP], overrides &[WEIGHT_OVERRIDE], consts &[];
-    EDIT "edit" ANY, Edit [Read, Write] libs &[], overrides &[], consts &[];
-    COPY_OUT "copy_out" ANY, CopyOut [Read, Write] libs &[], overrides &[], consts &[];
+    EMBED FILE_EMBED "embed" ANY [WEIGHT] overrides &[WEIGHT_OVERRIDE];
+    LAYER_NORM FILE_LAYER_NORM "layer_norm" TILES [REDUCE, MOMENTS];
+    LAYER_NORM_BROADCAST FILE_LAYER_NORM "layer_norm_broadcast" BROADCAST [REDUCE_BROADCAST, MOMENTS];
+    LAYER_NORM_SCALE FILE_LAYER_NORM_SCALE "layer_norm_scale" TILES [REDUCE, MOMENTS];
+    LAYER_NORM_SCALE_BROADCAST FILE_LAYER_NORM_SCALE "layer_norm_scale_broadcast" BROADCAST [REDUCE_BROADCAST, MOMENTS];
+    LAYER_NORM_NORMALIZE FILE_LAYER_NORM_NORMALIZE "layer_norm_normalize" TILES [REDUCE, MOMENTS];
+    LAYER_NORM_NORMALIZE_BROADCAST FILE_LAYER_NORM_NORMALIZE "layer_norm_normalize_broadcast" BROADCAST [REDUCE_BROADCAST, MOMENTS];
+    GAIN_BIAS FILE_GAIN_BIAS "gain_bias" ANY [];
+    LINEAR FILE_LINEAR "linear" TILES [WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts TILE;
+    LINEAR_MATRICES FILE_LINEAR_MATRICES "linear_matrices" TILES matrices YES [WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts SUBGROUP_SIZE;
+    LINEAR_FEW FILE_LINEAR_FEW "linear_few" TILES [WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT;
+    LINEAR_BROADCAST FILE_LINEAR_BROADCAST "linear_broadcast" BROADCAST [WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU, STEP] overrides PRODUCT;
+    SUM_HEADS FILE_SUM_HEADS "sum_heads" ANY [];
+    ATTENTION FILE_ATTENTION "attention" TILES [SCORE, EXP] overrides &[], consts &[("PARTS", 17)];
+    ATTENTION_BROADCAST FILE_ATTENTION_BROADCAST "attention_broadcast" BROADCAST [STEP, EXP];
+    ATTENTION_SCORES FILE_ATTENTION_SCORES "attention_scores" ANY [SCORE];
+    ATTENTION_PATTERN FILE_ATTENTION_PATTERN "attention_pattern" TILES [REDUCE, EXP];
+    ATTENTION_PATTERN_BROADCAST FILE_ATTENTION_PATTERN "attention_pattern_broadcast" BROADCAST [REDUCE_BROADCAST, EXP];
+    ATTENTION_MIX FILE_ATTENTION_MIX "attention_mix" ANY [];
+    ACTIVATION FILE_ACTIVATION "activation" ANY [ACTIVATION_LIB, EXP, GELU] overrides &[("FUNCTION", 4)];
+    ADD FILE_ADD "add" ANY [];
+    UNEMBED FILE_UNEMBED "unembed" TILES [WEIGHT] overrides &[WEIGHT_OVERRIDE], consts TILE;
+    UNEMBED_MATRICES FILE_UNEMBED_MATRICES "unembed_matrices" TILES matrices YES [WEIGHT] overrides &[WEIGHT_OVERRIDE], consts SUBGROUP_SIZE;
+    UNEMBED_FEW FILE_UNEMBED_FEW "unembed_few" TILES [WEIGHT] overrides &[WEIGHT_OVERRIDE];
+    UNEMBED_BROADCAST FILE_UNEMBED_BROADCAST "unembed_broadcast" BROADCAST [WEIGHT, STEP] overrides &[WEIGHT_OVERRIDE];
+    EDIT FILE_EDIT "edit" ANY [];
+    COPY_OUT FILE_COPY_OUT "copy_out" ANY [];
+}
+
+#[rustfmt::skip]
+kernels! {
+    /// Kernels that measure the adapter and belong to no operation.
+    PROBES;
+    PROBE_ARITHMETIC FILE_PROBE_ARITHMETIC "probe_arithmetic" ANY [];
+    PROBE_READING FILE_PROBE_READING "probe_reading" ANY [];
 }
 
 impl Family {
@@ -198,13 +166,6 @@ impl Family {
     pub fn has(self, kernel: &Kernel) -> bool {
         kernel.family.is_none_or(|family| family == self)
     }
-}
-
-kernels! {
-    /// Kernels that measure the adapter and belong to no operation.
-    PROBES;
-    PROBE_ARITHMETIC "probe_arithmetic" ANY, ProbeArithmetic [Write] libs &[], overrides &[], consts &[];
-    PROBE_READING "probe_reading" ANY, ProbeReading [Read, Write] libs &[], overrides &[], consts &[];
 }
 
 impl Kernel {
@@ -226,33 +187,22 @@ pub fn weight_override(dtype: Dtype) -> u32 {
     }
 }
 
-/// What becomes of a sum of products before it is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Then {
-    /// Nothing.
-    Done,
-    /// Another tensor joins it.
-    Add,
-    /// The activation function.
-    Activate(Activation),
-}
-
-/// The value of `THEN` in `lib/epilogue.wgsl`.
-pub fn then_override(then: Then) -> u32 {
-    match then {
-        Then::Done => 0,
-        Then::Add => 1,
-        Then::Activate(f) => 2 + function_override(f),
+/// The value of `EPILOGUE` in `lib/epilogue.wgsl`.
+pub(crate) fn epilogue_override<T>(epilogue: &Epilogue<'_, T>) -> u32 {
+    match epilogue {
+        Epilogue::None => 0,
+        Epilogue::Add(_) => 1,
+        Epilogue::Activation(f) => 2 + function_override(*f),
     }
 }
 
 /// The number of a function in `lib/activation.wgsl`.
-pub fn function_override(f: Activation) -> u32 {
+pub fn function_override(f: device::Activation) -> u32 {
     match f {
-        Activation::GeluTanh => 0,
-        Activation::GeluErf => 1,
-        Activation::Relu => 2,
-        Activation::Silu => 3,
-        Activation::QuickGelu => 4,
+        device::Activation::GeluTanh => 0,
+        device::Activation::GeluErf => 1,
+        device::Activation::Relu => 2,
+        device::Activation::Silu => 3,
+        device::Activation::QuickGelu => 4,
     }
 }

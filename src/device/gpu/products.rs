@@ -1,11 +1,11 @@
 //! Products: with weights as Conv1D stores them, and with the unembedding's table. Owns which kernel takes one, by the
 //! adapter's family and the number of rows.
 
-use super::buffers::{Layout, PANEL, Tensor, Weight};
+use super::buffers::{PANEL, Tensor, Weight, WeightLayout};
 use super::encoder::Variant;
-use super::kernels::{self, Family, Then, then_override, weight_override};
+use super::kernels::{self, Family, epilogue_override, weight_override};
 use super::{Gpu, all, grid, whole};
-use crate::device::Device;
+use crate::device::Epilogue;
 use std::ops::Range;
 
 /// At most this many rows go through the kernels made for few rows.
@@ -17,14 +17,13 @@ const BROADCAST_ROWS: usize = 8;
 /// Tokens of one of the unembedding.
 const BROADCAST_TOKENS: usize = 32;
 
-/// `x[.., rows] . w[rows] + bias`, and then what `then` says.
+/// `epilogue(x[.., rows] . w[rows] + bias)`.
 pub(super) struct Product<'a> {
     pub(super) x: &'a Tensor,
     pub(super) w: &'a Weight,
     pub(super) rows: Range<usize>,
     pub(super) bias: Option<&'a Weight>,
-    pub(super) added: Option<&'a Tensor>,
-    pub(super) then: Then,
+    pub(super) epilogue: Epilogue<'a, Tensor>,
 }
 
 /// `panels` x `tiles` workgroups; kernels ignore panels beyond the last.
@@ -34,20 +33,12 @@ fn panels(tiles: usize, panels: usize) -> [u32; 3] {
 }
 
 impl Gpu {
-    /// The product with a whole weight, as a new tensor.
-    pub(super) fn product(&self, x: &Tensor, w: &Weight, bias: &Weight, added: Option<&Tensor>, then: Then) -> Tensor {
-        assert!(x.cols == w.rows && bias.cols == w.cols);
-        let y = self.empty(x.rows, w.cols);
-        self.multiply(Product { x, w, rows: 0..w.rows, bias: Some(bias), added, then }, &y, 0);
-        y
-    }
-
     /// Writes a product into the columns of y from `y_first` on.
     pub(super) fn multiply(&self, product: Product<'_>, y: &Tensor, y_first: usize) {
-        let Product { x, w, rows, bias, added, then } = product;
+        let Product { x, w, rows, bias, epilogue } = product;
         let layout = match self.family {
-            Family::Tiles => Layout::Rows,
-            Family::Broadcast => Layout::Panels,
+            Family::Tiles => WeightLayout::Rows,
+            Family::Broadcast => WeightLayout::Panels,
         };
         let (weight, placed) = (self.uncut(w, layout), self.place(w, layout));
         let params = kernels::Linear {
@@ -64,37 +55,31 @@ impl Gpu {
         };
         // What is not there needs a buffer all the same; the kernel does not look at it.
         let bias = bias.map_or(weight, |b| self.vector(b));
-        let bindings = [all(x), weight, bias, added.map_or(weight, |a| all(a)), all(y)];
-        let (dtype, then) = (weight_override(placed.dtype), then_override(then));
+        let added = if let Epilogue::Add(a) = epilogue { Some(a) } else { None };
+        let bindings = [all(x), weight, bias, added.map_or(weight, all), all(y)];
+        let (dtype, epilogue) = (weight_override(placed.dtype), epilogue_override(&epilogue));
         let (variant, groups) = match self.family {
             Family::Broadcast => (
-                Variant::new(&kernels::LINEAR_BROADCAST, &[dtype, then]),
+                Variant::new(&kernels::LINEAR_BROADCAST, &[dtype, epilogue]),
                 panels(x.rows.div_ceil(BROADCAST_ROWS), w.cols.div_ceil(PANEL)),
             ),
             Family::Tiles if x.rows <= FEW_ROWS => {
-                (Variant::new(&kernels::LINEAR_FEW, &[dtype, then]), grid(w.cols.div_ceil(16)))
+                (Variant::new(&kernels::LINEAR_FEW, &[dtype, epilogue]), grid(w.cols.div_ceil(16)))
             }
             Family::Tiles => {
                 let [kernel, _] = self.tile.kernels();
-                let settings = [vec![dtype, then], self.tile.settings()].concat();
+                let settings = [vec![dtype, epilogue], self.tile.settings()].concat();
                 (Variant::new(kernel, &settings), self.tile.groups(x.rows, w.cols))
             }
         };
-        self.recording.dispatch(variant, &params, &bindings, groups);
+        self.encoder.dispatch(variant, &params, &bindings, groups);
     }
 
     /// `x[rows] . tableᵀ` into rows of y.
-    pub(super) fn unembed_part(
-        &self,
-        x: &Tensor,
-        rows: Range<usize>,
-        table: &Weight,
-        y: &Tensor,
-        y_rows: Range<usize>,
-    ) {
-        let placed = self.place(table, Layout::Rows);
+    pub(super) fn unembed_part(&self, x: &Tensor, table: &Weight, y: &Tensor, rows: Range<usize>) {
+        let placed = self.place(table, WeightLayout::Rows);
         let dtype = weight_override(placed.dtype);
-        let (to, before) = self.some_rows(y, &y_rows);
+        let (to, before) = self.some_rows(y, &rows);
         for chunk in &placed.chunks {
             let cols = chunk.rows.len();
             let params = kernels::Unembed {
@@ -120,7 +105,7 @@ impl Gpu {
                     (Variant::new(kernel, &settings), self.tile.groups(rows.len(), cols))
                 }
             };
-            self.recording.dispatch(variant, &params, &[all(x), whole(&chunk.buffer), to], groups);
+            self.encoder.dispatch(variant, &params, &[all(x), whole(&chunk.buffer), to], groups);
         }
     }
 }
