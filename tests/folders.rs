@@ -63,20 +63,6 @@ fn tokenizers_have_notes_where_files_disagree() {
     }
 }
 
-/// Special tokens that a text holds are found, and those that the tokenizer puts around it are not.
-#[test]
-fn special_tokens_in_a_text_are_told_from_those_around_it() {
-    let of = |name: &str, text: &str| -> Vec<String> {
-        let tokenizer = Tokenizer::from_folder(&inputs("tokenizers").join(name)).unwrap().unwrap();
-        tokenizer.special_tokens_in(text).unwrap().into_iter().map(str::to_string).collect()
-    };
-    assert_eq!(of("v5_plain", "a<|endoftext|>b<|endoftext|>"), ["<|endoftext|>"]);
-    assert_eq!(of("v5_plain", "a<|endoftext|"), [""; 0]);
-    assert_eq!(of("vocab_txt", "the cat"), [""; 0]);
-    assert_eq!(of("vocab_txt", "[MASK] [CLS]"), ["[CLS]", "[MASK]"]);
-    assert_eq!(of("v5_split_special", "<|endoftext|>"), [""; 0], "it is read as characters anyway");
-}
-
 /// The bytes of a token are those of its text, in vocabularies that are not byte-level too. Seen red: with `é` of a WordPiece
 /// vocabulary taken for a byte of a byte-level one.
 #[test]
@@ -124,7 +110,7 @@ fn weights_are_read_as_they_are_saved() {
         assert_eq!(said.is_empty(), words.is_empty(), "{name}: {said}");
         words.iter().for_each(|word| assert!(said.contains(word), "{name}: {word:?} is not in {said}"));
 
-        let session = model.on(Choice::Cpu, None).unwrap();
+        let session = model.on(Choice::Cpu).unwrap();
         let batch = session.model().batch(&[&ids]).unwrap();
         let site = Site::LnFinalOut;
         let mut hooks = session.model().hooks();
