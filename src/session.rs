@@ -180,8 +180,9 @@ impl Model {
 
     /// The id that begins a text: config.json's `bos_token_id`, else the tokenizer's `<|endoftext|>`.
     pub fn bos(&self) -> Option<u32> {
-        let of_tokenizer = || self.tokenizer.as_ref().ok().and_then(Tokenizer::end_of_text);
-        self.config().bos_token_id.filter(|id| (*id as usize) < self.config().vocab_size).or_else(of_tokenizer)
+        let of_text = self.tokenizer.as_ref().ok().and_then(Tokenizer::end_of_text);
+        // A tokenizer may have more tokens than the model.
+        [self.config().bos_token_id, of_text].into_iter().flatten().find(|id| (*id as usize) < self.config().vocab_size)
     }
 
     /// Texts as a batch.
