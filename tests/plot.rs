@@ -487,7 +487,8 @@ fn fonts_of_the_system_draw_what_ours_lack() {
     let escaped = heading(&draw("escaped.png"));
     let fonts = home.path().join(".local/share/fonts");
     std::fs::create_dir_all(&fonts).unwrap();
-    std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fonts/square.ttf"), fonts.join("square.ttf")).unwrap();
+    std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fonts/square.ttf"), fonts.join("square.ttf"))
+        .unwrap();
     let drawn = heading(&draw("drawn.png"));
     // The square is 30 pixels wide. The escape has 9 characters of 18 pixels, and quotes.
     assert!(escaped.0 < 100 && drawn.0 > 500 && escaped.1 > 200 && drawn.1 < 150, "{escaped:?} {drawn:?}");

@@ -7,7 +7,9 @@ use std::io::Write;
 
 /// Arguments of `actscope man`.
 #[derive(Args)]
-#[command(after_help = "To read it: actscope man | man -l -\nTo keep it: actscope man > ~/.local/share/man/man1/actscope.1")]
+#[command(
+    after_help = "To read it: actscope man | man -l -\nTo keep it: actscope man > ~/.local/share/man/man1/actscope.1"
+)]
 pub struct Man {}
 
 impl Man {

@@ -153,9 +153,10 @@ pub fn resolve(name: &str, tell: &mut dyn FnMut(Event<'_>)) -> Result<Source, Hu
     match (fetch(&name, &cache, tell), cached) {
         (Ok(snapshot), _) => Ok(Source::Cache(snapshot)),
         // Token ids can be run without a tokenizer; a pickle has a message of its own.
-        (Err(HubError::Offline { .. } | HubError::NotBuilt { .. }), Cached::NoTokenizer(snapshot) | Cached::Pickle(snapshot)) => {
-            Ok(Source::Cache(snapshot))
-        }
+        (
+            Err(HubError::Offline { .. } | HubError::NotBuilt { .. }),
+            Cached::NoTokenizer(snapshot) | Cached::Pickle(snapshot),
+        ) => Ok(Source::Cache(snapshot)),
         (Err(e), Cached::NoTokenizer(snapshot)) => {
             tell(Event::Note(&format!("note: the cache has no tokenizer of {}, and {e}", name.repo)));
             Ok(Source::Cache(snapshot))

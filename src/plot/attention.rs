@@ -4,7 +4,9 @@
 use super::colour::{Rgb, Scale};
 use super::scene::{Anchor, BAR_ROOM, Scene, TEXT};
 use super::terminal::{self, Terminal};
-use super::{BLACK, HEADING, Heading, Picture, Shows, draw_heading, every, font, label, print_heading, shared, strongest};
+use super::{
+    BLACK, HEADING, Heading, Picture, Shows, draw_heading, every, font, label, print_heading, shared, strongest,
+};
 use ndarray::{Array2, Axis};
 use std::io::Write;
 

@@ -4,7 +4,9 @@
 use super::colour::{Rgb, Scale};
 use super::scene::{Anchor, BAR_ROOM, Scene, TEXT};
 use super::terminal::{self, Terminal};
-use super::{BLACK, HEADING, Heading, Picture, Shows, draw_heading, every, font, label, print_heading, shared, strongest};
+use super::{
+    BLACK, HEADING, Heading, Picture, Shows, draw_heading, every, font, label, print_heading, shared, strongest,
+};
 use crate::model::tokenizer::Token;
 use ndarray::{Array2, ArrayView2, Axis};
 use std::io::Write;
@@ -169,7 +171,14 @@ impl Heatmap {
     }
 
     /// Labels beside (where there are any) and below a panel whose cells begin at (x, y).
-    fn draw_axes(&self, scene: &mut Scene, panel: &Panel, layout: &Layout, (x, y): (f32, f32), labels: Option<&[String]>) {
+    fn draw_axes(
+        &self,
+        scene: &mut Scene,
+        panel: &Panel,
+        layout: &Layout,
+        (x, y): (f32, f32),
+        labels: Option<&[String]>,
+    ) {
         let per_row = layout.height() / self.rows.len() as f32;
         let step = every(12.0, per_row);
         for i in (0..self.rows.len()).step_by(step) {
@@ -239,7 +248,11 @@ impl Picture for Heatmap {
                 true => String::new(),
                 false => {
                     let value = panel.values[[row, col]];
-                    format!("{}, dimension {}: {value}", label(self.rows[row].0, &self.rows[row].1, shows), panel.dims[col])
+                    format!(
+                        "{}, dimension {}: {value}",
+                        label(self.rows[row].0, &self.rows[row].1, shows),
+                        panel.dims[col]
+                    )
                 }
             });
             scene.frame(x, y, layout.width(), layout.height(), 0.8);
