@@ -45,6 +45,7 @@ done
 for features in "" gpu tokenizer download output plot report; do
     cargo clippy --locked --quiet --lib --no-default-features --features "$features" -- -D warnings
 done
+cargo test --locked --quiet --lib --no-default-features
 cargo test --locked --quiet --features external-tests
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --quiet --no-deps
 
