@@ -58,7 +58,7 @@ mod tests {
     use crate::device::Choice;
     use crate::session::{Error, Model};
 
-    /// Seen to fail with a text that is taken as no tokens.
+    /// Seen to fail where the tokenizer was said to be missing.
     #[test]
     fn texts_are_refused_and_ids_run() {
         let classic = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/classic");
