@@ -433,12 +433,13 @@ fn odd_names_of_models() {
     assert!(printed.contains("你\\u{202e}\n"), "{printed}");
 }
 
-/// Tokens that differ look different.
+/// Tokens that differ look different, and nothing is left that cannot be seen.
 #[test]
 fn odd_tokens_can_be_told_apart() {
     for command in ["heatmap", "attention", "lens"] {
         let drawn = svg(&[command, ODD]);
-        let drawing = Drawing::of(&drawn);
+        let invisible = |c: char| c.is_control() || "\u{200b}\u{301}".contains(c);
+        assert!(!Drawing::of(&drawn).labels.iter().any(|label| label.text.contains(invisible)), "{command}");
         assert!(
             drawn.contains("font-family:'DejaVu Sans Mono'") && drawn.contains("font-family:'DejaVu Sans'"),
             "{command}"
