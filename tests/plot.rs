@@ -557,7 +557,7 @@ fn refusals() {
     let at = |name: &str| folder.path().join(name).display().to_string();
     let texts = at("texts.svg");
     std::fs::write(&texts, "a text\n").unwrap();
-    let (no_folder, pdf, good) = (at("none/x.png"), at("x.pdf"), at("x.png"));
+    let (no_folder, gif, good) = (at("none/x.png"), at("x.gif"), at("x.png"));
     let cases: [(&[&str], i32, &str); 17] = [
         (&["heatmap", "a", "b"], 2, "one text and 2 were given"),
         (&["heatmap"], 2, "give a text"),
@@ -577,7 +577,7 @@ fn refusals() {
         ),
         (&["heatmap", "a", "--dims", "5,160"], 2, "dimension 160 does not exist; there are 0..160"),
         (&["attention", "a", "--kind", "values"], 2, "possible values: pattern, scores"),
-        (&["lens", "a", "-o", &pdf], 2, "must end in .png or .svg"),
+        (&["lens", "a", "-o", &gif], 2, "must end in .png, .svg or .pdf"),
         (&["lens", "a", "-o", &no_folder], 1, "cannot write"),
         (&["lens", "--file", &texts, "-o", &texts], 2, "a file that this run reads"),
     ];

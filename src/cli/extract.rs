@@ -44,7 +44,7 @@ pub struct Extract {
     /// token from the window where it has most context
     #[arg(long, value_name = "N[:STRIDE]", conflicts_with = "truncate")]
     window: Option<Windows>,
-    /// Where to write: .safetensors, .npz, .npy (one hook), .json, .jsonl or .csv
+    /// Where to write: .safetensors, .npz, .npy (one hook), .json, .jsonl, .csv or .parquet
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]

@@ -161,7 +161,9 @@ impl From<Error> for Failure {
 impl From<OutputError> for Failure {
     fn from(e: OutputError) -> Failure {
         match e {
-            OutputError::Format { .. } | OutputError::Several { .. } => Failure::Usage(e.to_string()),
+            OutputError::Format { .. } | OutputError::Feature { .. } | OutputError::Several { .. } => {
+                Failure::Usage(e.to_string())
+            }
             OutputError::Write { .. } => Failure::Run(e.to_string()),
         }
     }

@@ -6,6 +6,8 @@ mod json;
 mod jsonl;
 mod npy;
 mod npz;
+#[cfg(feature = "parquet")]
+mod parquet;
 pub mod rows;
 mod safetensors;
 mod store;
@@ -223,6 +225,8 @@ pub enum Format {
     Jsonl,
     /// `.csv`: one row per hook, text, position and head.
     Csv,
+    /// `.parquet`: the same rows; in builds with the feature `parquet`.
+    Parquet,
 }
 
 /// Why a file could not be written.
@@ -235,6 +239,18 @@ pub enum OutputError {
         path: PathBuf,
         /// The extensions there are, in words.
         known: &'static str,
+    },
+    /// The format is known, but not to this build.
+    #[error(
+        "{path}: this actscope was built without the feature `{feature}`; build it with --features {feature}, or write {instead}"
+    )]
+    Feature {
+        /// The file.
+        path: PathBuf,
+        /// The Cargo feature.
+        feature: &'static str,
+        /// Another format.
+        instead: &'static str,
     },
     /// The format holds one array.
     #[error("{path} can hold one array, and {hooks} hooks were asked for; name one, or write .npz or .safetensors")]
@@ -344,6 +360,8 @@ impl Output {
             "json" => Format::Json,
             "jsonl" => Format::Jsonl,
             "csv" => Format::Csv,
+            "parquet" if cfg!(feature = "parquet") => Format::Parquet,
+            "parquet" => return Err(OutputError::Feature { path: path.into(), feature: "parquet", instead: ".csv" }),
             _ => return Err(OutputError::Format { path: path.into(), known: KNOWN }),
         };
         Ok(Output { format, place: Place::create(path)? })
@@ -365,7 +383,7 @@ impl Output {
         }
     }
 
-    /// How many bytes the file will have; `None` where that depends on the values (.json, .jsonl, .csv).
+    /// How many bytes the file will have; `None` where that depends on the values (the formats of text, and .parquet).
     ///
     /// # Errors
     /// [`OutputError::Write`] for a file that no reader would take.
@@ -374,7 +392,7 @@ impl Output {
             Format::Safetensors => Some(safetensors::layout(record, shapes).map_err(|e| self.place.failed(e))?.size),
             Format::Npz => Some(Npz::new(record, shapes.clone()).layout(shapes).size),
             Format::Npy => Some(npy::layout(shapes).size),
-            Format::Json | Format::Jsonl | Format::Csv => None,
+            Format::Json | Format::Jsonl | Format::Csv | Format::Parquet => None,
         })
     }
 
@@ -408,14 +426,21 @@ impl Output {
             }
             Format::Npy => (create(PART, &npy::layout(shapes), false)?, Body::Whole),
             // Written from front to back, hook by hook: the values wait in a file of their own until all are there.
-            Format::Json | Format::Jsonl | Format::Csv => (create(VALUES, &Layout::bare(shapes), false)?, Body::Text),
+            Format::Json | Format::Jsonl | Format::Csv | Format::Parquet => {
+                (create(VALUES, &Layout::bare(shapes), false)?, Body::Text)
+            }
         };
         Ok(Writing { output: self, record, store, body })
     }
 }
 
 /// The extensions there are, in words.
-const KNOWN: &str = ".safetensors, .npz, .npy, .json, .jsonl or .csv";
+const KNOWN: &str = ".safetensors, .npz, .npy, .json, .jsonl, .csv or .parquet";
+
+/// Text for XML and HTML.
+pub(crate) fn escape_xml(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
 
 /// A file name's extension in small letters; empty where it has none.
 pub fn extension(path: &Path) -> String {
@@ -505,6 +530,8 @@ impl Writing<'_> {
             Body::Text => buffered(part, |out| match format {
                 Format::Csv => csv::write(record, &store, out),
                 Format::Jsonl => jsonl::write(record, &store, out),
+                #[cfg(feature = "parquet")]
+                Format::Parquet => parquet::write(record, &store, out),
                 _ => json::write(record, &store, out),
             }),
         })
