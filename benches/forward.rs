@@ -11,14 +11,15 @@ use actscope::device::cpu::Cpu;
 use actscope::device::gpu::Gpu;
 use actscope::device::probe::Measured;
 use actscope::hooks::capture::Capture;
+use actscope::hooks::layout::Layout;
 use actscope::model::batch::Batch;
 use actscope::model::checkpoint::Checkpoint;
-use actscope::model::forward;
+use actscope::model::forward::{self, Run};
 use actscope::model::params::Params;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use std::rc::Rc;
+use std::sync::Arc;
 
-fn bench<D: Measured>(c: &mut Criterion, dev: &D, name: &str, checkpoint: &Rc<Checkpoint>) {
+fn bench<D: Measured>(c: &mut Criterion, dev: &D, name: &str, checkpoint: &Arc<Checkpoint>) {
     let (info, config, params) = (dev.info(), checkpoint.config(), Params::new(checkpoint.clone(), None));
     let mut group =
         c.benchmark_group(format!("{} {} {}", info.kind, info.name.replace('/', " "), name.replace('/', " ")));
@@ -28,9 +29,10 @@ fn bench<D: Measured>(c: &mut Criterion, dev: &D, name: &str, checkpoint: &Rc<Ch
         group.throughput(Throughput::Elements(t as u64));
         for taps in Taps::ALL {
             let hooks = taps.hooks(config, &batch);
+            let layout = Layout::new(&hooks, &batch).expect("a request of this model");
             let run = || {
                 let mut capture = Capture::empty(&hooks, &batch).expect("a request of this model");
-                let run = forward::forward(dev, &params, &batch, 0..1, &hooks, &mut capture, None);
+                let run = forward::forward(dev, &params, Run::new(&layout, 0..1), &mut capture, None);
                 pollster::block_on(run).expect("a run");
                 capture
             };
@@ -43,10 +45,10 @@ fn bench<D: Measured>(c: &mut Criterion, dev: &D, name: &str, checkpoint: &Rc<Ch
 fn forward(c: &mut Criterion) {
     let (name, checkpoint) = match std::env::var("ACTSCOPE_MODEL") {
         Ok(name) => (name.clone(), Model::open(&name).expect("ACTSCOPE_MODEL names a model").checkpoint().clone()),
-        Err(_) => (random::NAME.into(), Rc::new(random::gpt2_small().expect("it is made to be read"))),
+        Err(_) => (random::NAME.into(), Arc::new(random::gpt2_small().expect("it is made to be read"))),
     };
     bench(c, &Cpu::new(), &name, &checkpoint);
-    let gpu = async { Gpu::open(false).await?.tuned(Rc::new(CacheFolder::of_user())).await };
+    let gpu = async { Gpu::open(false).await?.autotuned(Some(&CacheFolder::of_user())).await };
     match pollster::block_on(gpu) {
         Ok(gpu) => bench(c, &gpu, &name, &checkpoint),
         Err(e) => eprintln!("no gpu figures: {e}"),

@@ -10,7 +10,7 @@ use ndarray::s;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let session = Session::open("demo")?;
     let files = session.model();
-    let once = files.text()?.encode(" the quick brown fox jumps over the lazy dog")?;
+    let once = files.tokenizer()?.encode(" the quick brown fox jumps over the lazy dog")?;
     let twice = [once.clone(), once.clone()].concat();
 
     let mut hooks = files.hooks();

@@ -7,13 +7,14 @@ use actscope::bench::{forward::ids, random};
 use actscope::device::Device;
 use actscope::device::gpu::{Gpu, Span};
 use actscope::hooks::capture::{Capture, Sink};
+use actscope::hooks::layout::Layout;
 use actscope::model::batch::Batch;
-use actscope::model::forward;
+use actscope::model::forward::{self, Run};
 use actscope::model::params::Params;
 use actscope::verify::cases::Host;
 use actscope::{Hooks, Site};
 use ndarray::ArrayViewD;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Keeps what comes, and when the last values of each block did.
@@ -45,16 +46,17 @@ fn tick(gpu: &Gpu, start: Instant) -> Result<[f64; 2], actscope::device::DeviceE
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let tokens: usize = std::env::args().nth(1).map_or(Ok(64), |n| n.parse())?;
     let gpu = pollster::block_on(Gpu::open(false))?;
-    let params = Params::new(Rc::new(random::gpt2_small()?), None);
+    let params = Params::new(Arc::new(random::gpt2_small()?), None);
     let config = params.config();
     let batch = Batch::new(&[ids(tokens, config)], config)?;
     let mut hooks = Hooks::new(config);
     hooks.tap("blocks.*")?;
     // Read block by block, however little it is.
     hooks.staging_budget = 0;
+    let layout = Layout::new(&hooks, &batch)?;
     let start = Instant::now();
     let run = |noting: &mut Noting| {
-        let run = forward::forward(&gpu, &params, &batch, 0..1, &hooks, noting, None);
+        let run = forward::forward(&gpu, &params, Run::new(&layout, 0..1), noting, None);
         pollster::block_on(run)
     };
     let noting = || {

@@ -5,16 +5,17 @@
 //! type promises.
 
 use actscope::device::reference::Reference;
+use actscope::hooks::layout::Layout;
 use actscope::hooks::site;
 use actscope::model::batch::Batch;
 use actscope::model::checkpoint::{self, Checkpoint};
 use actscope::model::config::Config;
-use actscope::model::forward;
+use actscope::model::forward::{self, Run};
 use actscope::model::params::Params;
+use actscope::model::token_select::{self, Selection};
 use actscope::model::tokenizer::{self, Token, Tokenizer};
 use actscope::{Capture, Hooks};
 use std::path::Path;
-use std::rc::Rc;
 use std::sync::Arc;
 
 /// libFuzzer's crate ends the process at every panic; those of the `tokenizers` crate are caught and turned into errors.
@@ -56,7 +57,7 @@ pub fn safetensors(data: &[u8]) {
     };
     let n_bytes = weights.len();
     let checkpoint = match Checkpoint::from_bytes("fuzzed", config, Arc::new(weights)) {
-        Ok(checkpoint) => Rc::new(checkpoint),
+        Ok(checkpoint) => Arc::new(checkpoint),
         Err(e) => return assert!(!e.to_string().is_empty()),
     };
     assert_eq!(checkpoint.fingerprint(true).len(), 64);
@@ -70,7 +71,8 @@ pub fn safetensors(data: &[u8]) {
     hooks.tap("*").expect("every model has hooks");
     let mut capture = Capture::empty(&hooks, &batch).expect("a few tokens of a small model fit");
     let params = Params::new(checkpoint, None);
-    let mut run = std::pin::pin!(forward::forward(&Reference, &params, &batch, 0..1, &hooks, &mut capture, None));
+    let (dev, layout) = (Reference::default(), Layout::new(&hooks, &batch).expect("a request without positions"));
+    let mut run = std::pin::pin!(forward::forward(&dev, &params, Run::new(&layout, 0..1), &mut capture, None));
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     match run.as_mut().poll(&mut context) {
         std::task::Poll::Ready(Ok(())) => {}
@@ -130,8 +132,8 @@ pub fn token_selector(data: &[u8]) {
     let words = [token(b"The"), token(b" cat"), token(b"3"), token(b"\xf0\x9f"), token(b".."), token(b"\n")];
     let unread = [Token { id: 464, bytes: None }, Token { id: 3797, bytes: None }];
     for tokens in [&words[..], &unread, &words[..1]] {
-        match tokenizer::select(&selectors, tokens, 0) {
-            Ok(positions) => {
+        match token_select::select(&selectors, tokens, 0) {
+            Ok(Selection { positions, .. }) => {
                 assert!(positions.is_sorted_by(|a, b| a < b) && positions.iter().all(|p| *p < tokens.len()));
                 assert_eq!(positions.is_empty(), selectors.is_empty());
             }

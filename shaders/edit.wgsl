@@ -1,4 +1,4 @@
-// Changes a window of x in place: some rows, some columns.
+// Changes a window of x in place: some rows, one range of columns.
 // One invocation per element of the window.
 
 struct Params {
@@ -8,8 +8,9 @@ struct Params {
     x_stride: u32,  // columns of x
     kind: u32,      // 0 zero, 1 scale, 2 add, 3 replace
     factor: f32,    // for scale
-    n_values: u32,  // for add and replace: cols (one row for all) or n
-    first_value: u32, // where this window's values begin
+    n_values: u32,  // for add and replace: one row for all rows, or a row for each
+    first_value: u32,   // the value of the first element
+    values_stride: u32, // from the values of one row to those of the next
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -21,7 +22,7 @@ fn edit(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec
     let i = (wg.y * n_wg.x + wg.x) * 64u + invocation;
     if i < p.n {
         let at = i / p.cols * p.x_stride + p.first_col + i % p.cols;
-        let value = values[(p.first_value + i) % p.n_values];
+        let value = values[(p.first_value + i / p.cols * p.values_stride + i % p.cols) % p.n_values];
         switch p.kind {
             case 0u: { x[at] = 0.0; }
             case 1u: { x[at] = x[at] * p.factor; }

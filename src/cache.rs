@@ -1,12 +1,13 @@
-//! What devices found out about this machine, in the user's cache folder: a file for each of it. Owns the files; what is in
-//! them is the devices' own. Whatever goes wrong here costs a second of the next run, so nothing here is an error.
+//! A folder of what devices found out about this machine, one file for each value. Owns the files; their contents are the
+//! devices'. A file that cannot be read or written costs a second of the next run, so nothing here is an error.
 
-use crate::device::Keep;
+use crate::device::DeviceCache;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// The folder, where the user has one.
+/// The folder; none where the user has none.
+#[derive(Clone, Debug)]
 pub struct CacheFolder(Option<PathBuf>);
 
 impl CacheFolder {
@@ -15,12 +16,12 @@ impl CacheFolder {
         CacheFolder(dirs::cache_dir().map(|folder| folder.join("actscope")))
     }
 
-    /// A folder of its own, which is made when something is kept.
+    /// This folder, which is made when the first value is stored.
     pub fn at(path: impl Into<PathBuf>) -> CacheFolder {
         CacheFolder(Some(path.into()))
     }
 
-    /// Written beside and renamed, so that whoever reads meanwhile sees all of the old or all of the new.
+    /// Written beside and renamed, so that a process that reads meanwhile sees all of the old value or all of the new.
     fn write(&self, name: &str, value: &[u8]) -> std::io::Result<()> {
         let Some(folder) = &self.0 else { return Ok(()) };
         fs::create_dir_all(folder)?;
@@ -38,13 +39,13 @@ fn path(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{readable}-{:08x}", crc32fast::hash(name.as_bytes())))
 }
 
-impl Keep for CacheFolder {
+impl DeviceCache for CacheFolder {
     fn get(&self, name: &str) -> Option<Vec<u8>> {
         fs::read(path(self.0.as_ref()?, name)).ok()
     }
 
     fn put(&self, name: &str, value: &[u8]) {
-        // A read-only home, a full disk: the next run finds it out again.
+        // A read-only home or a full disk: the next run finds the value out again.
         let _ = self.write(name, value);
     }
 }

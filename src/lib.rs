@@ -21,27 +21,29 @@
 //! dictionary) and [`device`] (what the forward pass asks of a device). ARCHITECTURE.md is the map.
 
 pub mod analysis;
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(feature = "cli")]
 pub mod bench;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod cache;
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod device;
 pub mod hooks;
 pub mod hub;
 pub mod model;
-#[cfg(not(target_arch = "wasm32"))]
+pub mod options;
+#[cfg(feature = "output")]
 pub mod output;
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(feature = "plot")]
 pub mod plot;
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(feature = "report")]
 pub mod report;
 pub mod session;
 pub mod verify;
 
-pub use device::{Choice, Edit};
+pub use device::Choice;
 pub use hooks::capture::Capture;
-pub use hooks::request::{Hooks, Select};
+pub use hooks::request::{Edit, Hooks, Select};
 pub use hooks::site::Site;
+pub use options::Options;
 pub use session::{Error, Model, Session};

@@ -1,24 +1,30 @@
-//! The front door: open a model on a device, run texts or ids with hooks, get arrays back. Owns how the parts meet; the
-//! command line and every later binding use only this. Async underneath; the functions without `_async` in their names
-//! wait, and exist on native targets only.
-//! Read next: `model.rs`.
+//! The front door: open a model on a device, run texts or ids with hooks, get arrays back. Owns how the parts meet. Async
+//! underneath; the functions without `_async` in their names wait, and exist on native targets only.
+//! A session can be shared by threads: runs take turns. Read next: `options.rs`, then `model/forward.rs`.
 
-use crate::analysis::lens::{self, LensRow};
-use crate::device::{AnyDevice, Choice, DeviceError, DeviceInfo, Dtype};
+use crate::device::buffer_pool::BufferPool;
+use crate::device::cpu::Cpu;
+#[cfg(feature = "gpu")]
+use crate::device::gpu::Gpu;
+use crate::device::reference::Reference;
+use crate::device::{AnyDevice, Device, DeviceError, DeviceInfo};
 use crate::hooks::capture::{Capture, Sink};
+use crate::hooks::layout::Layout;
 use crate::hooks::request::{HookError, Hooks, Select};
 use crate::hooks::site::Site;
 use crate::hub::{self, HubError, Source};
 use crate::model::batch::{Batch, BatchError};
 use crate::model::checkpoint::{Checkpoint, WeightsError};
 use crate::model::config::Config;
-use crate::model::forward::{self, RunError};
+use crate::model::forward::{self, Run, RunError};
+use crate::model::model_dir::ModelDir;
 use crate::model::params::{LoadError, Params};
 use crate::model::tokenizer::{Token, Tokenizer, TokenizerError};
-use crate::verify;
+use crate::options::Options;
 use ndarray::{Array2, Axis, Ix3};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 use thiserror::Error;
 
 /// Everything that can go wrong, by where it did.
@@ -45,6 +51,9 @@ pub enum Error {
     /// The run failed.
     #[error(transparent)]
     Run(RunError),
+    /// The progress callback ended the run.
+    #[error("the run was cancelled")]
+    Cancelled,
 }
 
 impl From<RunError> for Error {
@@ -54,6 +63,7 @@ impl From<RunError> for Error {
             RunError::Device(e) => Error::Device(e),
             RunError::Load(LoadError::Weights(e)) => Error::Weights(e),
             RunError::Load(LoadError::Device(e)) => Error::Device(e),
+            RunError::Cancelled => Error::Cancelled,
             e @ (RunError::TooLarge { .. } | RunError::Load(LoadError::Overflow { .. }) | RunError::Sink(_)) => {
                 Error::Run(e)
             }
@@ -61,13 +71,15 @@ impl From<RunError> for Error {
     }
 }
 
-/// A model's files, opened and checked, on no device yet.
+/// A model's files, opened and checked: configuration, weights, tokenizer. It is on no device yet: [`Model::on`] brings it to
+/// one.
+#[derive(Debug)]
 pub struct Model {
     name: String,
     source: Source,
-    checkpoint: Rc<Checkpoint>,
-    /// Kept as an error until somebody wants to read text: ids need no tokenizer.
-    text: Result<Tokenizer, TokenizerError>,
+    checkpoint: Arc<Checkpoint>,
+    /// An error stays here until a text is to be encoded: ids need no tokenizer.
+    tokenizer: Result<Tokenizer, TokenizerError>,
 }
 
 impl Model {
@@ -85,20 +97,20 @@ impl Model {
     /// As [`Model::open`].
     pub fn open_telling(name: &str, tell: &mut dyn FnMut(hub::Event<'_>)) -> Result<Model, Error> {
         let source = hub::resolve(name, tell)?;
-        let (checkpoint, text) = match &source {
+        let (checkpoint, tokenizer) = match &source {
             #[cfg(feature = "demo")]
             Source::Demo => {
                 use hub::demo;
                 let weights = std::sync::Arc::new(demo::SAFETENSORS);
-                let text = Tokenizer::from_bytes("demo/tokenizer.json", demo::TOKENIZER);
-                (Checkpoint::from_bytes("demo", demo::CONFIG, weights)?, text)
+                let tokenizer = Tokenizer::from_bytes("demo/tokenizer.json", demo::TOKENIZER);
+                (Checkpoint::from_bytes("demo", demo::CONFIG, weights)?, tokenizer)
             }
             Source::Folder(folder) | Source::Cache(folder) => {
                 let missing = || TokenizerError::Missing { model: name.into() };
-                (Checkpoint::open(folder)?, Tokenizer::from_folder(folder).and_then(|text| text.ok_or_else(missing)))
+                (Checkpoint::open(folder)?, Tokenizer::from_folder(folder).and_then(|found| found.ok_or_else(missing)))
             }
         };
-        Ok(Model { name: name.into(), source, checkpoint: Rc::new(checkpoint), text })
+        Ok(Model { name: name.into(), source, checkpoint: Arc::new(checkpoint), tokenizer })
     }
 
     /// The name under which it was asked for.
@@ -113,16 +125,21 @@ impl Model {
 
     /// Every file that belongs to the model, whether it was needed or not.
     pub fn paths(&self) -> Vec<PathBuf> {
-        const BESIDE: [&str; 5] =
-            ["config.json", "model.safetensors.index.json", "tokenizer.json", "vocab.json", "merges.txt"];
         match &self.source {
             #[cfg(feature = "demo")]
             Source::Demo => Vec::new(),
             Source::Folder(folder) | Source::Cache(folder) => {
-                let beside = BESIDE.iter().map(|name| folder.join(name));
-                beside.chain(self.checkpoint.files().map(PathBuf::from)).collect()
+                let beside = ModelDir::new(folder);
+                beside.beside_weights().chain(self.checkpoint.files().map(PathBuf::from)).collect()
             }
         }
+    }
+
+    /// What its user should know of how the files were read, one line each: tensors that were left out, tokens that have
+    /// another id than a file says, and so on.
+    pub fn notes(&self) -> impl Iterator<Item = &str> {
+        let of_tokenizer = self.tokenizer.iter().flat_map(Tokenizer::notes);
+        self.checkpoint.notes().iter().chain(of_tokenizer).map(String::as_str)
     }
 
     /// Sizes and switches.
@@ -139,7 +156,7 @@ impl Model {
     }
 
     /// The checkpoint.
-    pub fn checkpoint(&self) -> &Rc<Checkpoint> {
+    pub fn checkpoint(&self) -> &Arc<Checkpoint> {
         &self.checkpoint
     }
 
@@ -147,13 +164,13 @@ impl Model {
     ///
     /// # Errors
     /// [`TokenizerError::Missing`] where the checkpoint has none, [`TokenizerError::Tokenizer`] where it is broken.
-    pub fn text(&self) -> Result<&Tokenizer, TokenizerError> {
-        self.text.as_ref().map_err(TokenizerError::clone)
+    pub fn tokenizer(&self) -> Result<&Tokenizer, TokenizerError> {
+        self.tokenizer.as_ref().map_err(TokenizerError::clone)
     }
 
     /// The token with this id, with its text where there is a tokenizer.
     pub fn token(&self, id: u32) -> Token {
-        self.text.as_ref().map_or(Token { id, bytes: None }, |text| text.token(id))
+        self.tokenizer.as_ref().map_or(Token { id, bytes: None }, |tokenizer| tokenizer.token(id))
     }
 
     /// The tokens of every text of a batch.
@@ -163,8 +180,8 @@ impl Model {
 
     /// The id that begins a text: config.json's `bos_token_id`, else the tokenizer's `<|endoftext|>`.
     pub fn bos(&self) -> Option<u32> {
-        let of_text = || self.text.as_ref().ok().and_then(Tokenizer::end_of_text);
-        self.config().bos_token_id.filter(|id| (*id as usize) < self.config().vocab_size).or_else(of_text)
+        let of_tokenizer = || self.tokenizer.as_ref().ok().and_then(Tokenizer::end_of_text);
+        self.config().bos_token_id.filter(|id| (*id as usize) < self.config().vocab_size).or_else(of_tokenizer)
     }
 
     /// Texts as a batch.
@@ -172,9 +189,10 @@ impl Model {
     /// # Errors
     /// [`Error::Tokenizer`] without a tokenizer, [`Error::Batch`] for empty or too long texts.
     pub fn encode(&self, texts: &[&str]) -> Result<Batch, Error> {
-        let text = self.text()?;
-        let encode =
-            |(i, t): (usize, &&str)| text.check_length(i, t, self.config().n_positions).and_then(|()| text.encode(t));
+        let tokenizer = self.tokenizer()?;
+        let encode = |(i, t): (usize, &&str)| {
+            tokenizer.check_length(i, t, self.config().n_positions).and_then(|()| tokenizer.encode(t))
+        };
         let ids = texts.iter().enumerate().map(encode).collect::<Result<Vec<_>, _>>()?;
         Ok(Batch::new(&ids, self.config())?)
     }
@@ -192,21 +210,20 @@ impl Model {
         Hooks::new(self.config())
     }
 
-    /// Brings the model to a device. With `weights`, matrices are converted to that precision first.
+    /// Brings the model to a device: a [`crate::Choice`], or [`Options`] for more.
     ///
     /// # Errors
     /// [`Error::Device`] when there is none.
-    pub async fn on_async(self, choice: Choice, weights: Option<Dtype>) -> Result<Session, Error> {
-        let engine = match crate::device::open(choice).await? {
-            AnyDevice::Reference(dev) => Engine::Reference(dev, Params::new(self.checkpoint.clone(), weights)),
-            AnyDevice::Cpu(dev) => Engine::Cpu(dev, Params::new(self.checkpoint.clone(), weights)),
-            AnyDevice::Gpu(dev) => {
-                #[cfg(not(target_arch = "wasm32"))]
-                let dev = dev.tuned(Rc::new(crate::cache::CacheFolder::of_user())).await?;
-                Engine::Gpu(dev, Params::new(self.checkpoint.clone(), weights))
-            }
+    pub async fn on_async(self, options: impl Into<Options>) -> Result<Session, Error> {
+        let options = options.into();
+        let params = Params::<Reference>::new(self.checkpoint.clone(), options.weights);
+        let engine = match crate::device::open(options.device).await? {
+            AnyDevice::Reference(dev) => Engine::Reference(dev, params),
+            AnyDevice::Cpu(dev) => Engine::Cpu(dev, params.for_device()),
+            #[cfg(feature = "gpu")]
+            AnyDevice::Gpu(dev) => Engine::Gpu(as_asked(dev, &options).await?, params.for_device()),
         };
-        Ok(Session { files: self, engine })
+        Ok(Session { model: self, engine, turn: async_lock::Mutex::new(()) })
     }
 
     /// [`Model::on_async`], waiting.
@@ -214,34 +231,67 @@ impl Model {
     /// # Errors
     /// As [`Model::on_async`].
     #[cfg(not(target_arch = "wasm32"))]
-    pub fn on(self, choice: Choice, weights: Option<Dtype>) -> Result<Session, Error> {
-        pollster::block_on(self.on_async(choice, weights))
+    pub fn on(self, options: impl Into<Options>) -> Result<Session, Error> {
+        pollster::block_on(self.on_async(options))
     }
 }
 
-/// A model on a device.
-pub struct Session {
-    files: Model,
-    engine: Engine,
+/// A GPU with its cache and tile configuration as `options` ask.
+///
+/// # Errors
+/// [`Error::Device`] when the device failed meanwhile.
+#[cfg(feature = "gpu")]
+pub(crate) async fn as_asked(gpu: Gpu, options: &Options) -> Result<Gpu, Error> {
+    let gpu = match &options.cache {
+        Some(cache) => gpu.with_cached_pipelines(cache.clone()).await,
+        None => gpu,
+    };
+    Ok(if options.autotune { gpu.autotuned(options.cache.as_deref()).await? } else { gpu })
 }
 
-#[allow(clippy::large_enum_variant)] // there is one of it
-enum Engine {
-    Reference(crate::device::reference::Reference, Params<crate::device::reference::Reference>),
-    Cpu(crate::device::cpu::Cpu, Params<crate::device::cpu::Cpu>),
-    Gpu(crate::device::gpu::Gpu, Params<crate::device::gpu::Gpu>),
+/// A model on a device. Threads may share one: their runs take turns.
+///
+/// ```
+/// use actscope::{Choice, Model};
+///
+/// let session = Model::open("demo")?.on(Choice::Cpu)?;
+/// let batch = session.model().encode(&["The cat sat on the mat.", "A shorter one"])?;
+/// let mut hooks = session.model().hooks();
+/// hooks.tap("blocks.*.hook_resid_post")?;
+/// let capture = session.run(&batch, &hooks)?;
+/// let stream = &capture["blocks.0.hook_resid_post"]; // [batch, pos, n_embd], padded with zeros
+/// assert_eq!(stream.shape()[..2], [2, batch.n_pos()]);
+/// # Ok::<(), actscope::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Session {
+    model: Model,
+    engine: Engine,
+    /// Held by the run that the device works on.
+    turn: async_lock::Mutex<()>,
+}
+
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "a session has one")]
+pub(crate) enum Engine {
+    Reference(Reference, Params<Reference>),
+    Cpu(Cpu, Params<Cpu>),
+    #[cfg(feature = "gpu")]
+    Gpu(Gpu, Params<Gpu>),
 }
 
 /// One body for the three devices.
 macro_rules! on_engine {
     ($engine:expr, ($dev:ident, $params:ident) => $body:expr) => {
         match $engine {
-            Engine::Reference($dev, $params) => $body,
-            Engine::Cpu($dev, $params) => $body,
-            Engine::Gpu($dev, $params) => $body,
+            $crate::session::Engine::Reference($dev, $params) => $body,
+            $crate::session::Engine::Cpu($dev, $params) => $body,
+            #[cfg(feature = "gpu")]
+            $crate::session::Engine::Gpu($dev, $params) => $body,
         }
     };
 }
+pub(crate) use on_engine;
 
 /// Tokens of a run at most, so that memory for what is computed does not grow with the number of texts.
 const MAX_TOKENS: usize = 8192;
@@ -250,6 +300,9 @@ const MAX_TOKENS: usize = 8192;
 /// their way to the host at once.
 const MAX_BYTES_AT_ONCE: usize = 256 << 20;
 
+/// Hears how many of how many steps are done, and may end the run, which then fails with [`Error::Cancelled`].
+pub type Progress<'a> = &'a dyn Fn(usize, usize) -> ControlFlow<()>;
+
 impl Session {
     /// Opens a model by name on the device that suits this machine.
     ///
@@ -257,21 +310,38 @@ impl Session {
     /// As [`Model::open`] and [`Model::on`].
     #[cfg(not(target_arch = "wasm32"))]
     pub fn open(name: &str) -> Result<Session, Error> {
-        Model::open(name)?.on(Choice::Auto, None)
+        Model::open(name)?.on(Options::default())
     }
 
     /// The model's files.
     pub fn model(&self) -> &Model {
-        &self.files
+        &self.model
     }
 
     /// The device.
     pub fn device(&self) -> DeviceInfo {
-        use crate::device::Device;
         on_engine!(&self.engine, (dev, _params) => dev.info())
     }
 
-    /// Runs a batch and gives back what `hooks` asked for. `progress` is told how many of how many blocks are done.
+    /// Memory for values on the host. For tests of what it held before.
+    #[doc(hidden)]
+    pub fn host_memory(&self) -> &Arc<BufferPool> {
+        on_engine!(&self.engine, (dev, _params) => dev.host_memory())
+    }
+
+    /// The device with the model's weights, once other runs are done.
+    pub(crate) async fn engine(&self) -> (&Engine, async_lock::MutexGuard<'_, ()>) {
+        (&self.engine, self.turn.lock().await)
+    }
+
+    /// Checks a request and a batch against this model and each other.
+    fn layout<'a>(&self, batch: &'a Batch, hooks: &'a Hooks) -> Result<Layout<'a>, Error> {
+        hooks.check_model(self.model.config())?;
+        batch.check(self.model.config())?;
+        Ok(Layout::new(hooks, batch)?)
+    }
+
+    /// Runs a batch and returns what `hooks` asked for.
     ///
     /// # Errors
     /// [`enum@Error`]: a request that does not fit, or a device that failed.
@@ -279,24 +349,17 @@ impl Session {
         &self,
         batch: &Batch,
         hooks: &Hooks,
-        progress: Option<&dyn Fn(usize, usize)>,
+        progress: Option<Progress<'_>>,
     ) -> Result<Capture, Error> {
-        self.check(batch, hooks)?;
-        let mut capture = Capture::empty(hooks, batch)?;
-        self.run_into_async(batch, hooks, &mut capture, progress).await?;
+        let layout = self.layout(batch, hooks)?;
+        let memory = on_engine!(&self.engine, (dev, _params) => Arc::downgrade(dev.host_memory()));
+        let mut capture = Capture::unchecked(hooks, batch, memory)?;
+        self.run_layout(&layout, &mut capture, progress).await?;
         Ok(capture)
     }
 
-    /// That a request and a batch are for this model, and for each other.
-    fn check(&self, batch: &Batch, hooks: &Hooks) -> Result<(), Error> {
-        hooks.check_model(self.files.config())?;
-        batch.check(self.files.config())?;
-        Ok(hooks.check_batch(batch)?)
-    }
-
     /// Runs a batch and hands what `hooks` asked for to `sink` as it comes: memory does not grow with the number of texts.
-    /// What the sink has is worth nothing unless this succeeds: only then was the checkpoint left alone meanwhile.
-    /// `progress` is told how many of how many blocks are done.
+    /// What the sink has is valid only if this succeeds: only then was the checkpoint left alone meanwhile.
     ///
     /// # Errors
     /// [`enum@Error`]: a request that does not fit, a device or a sink that failed.
@@ -305,15 +368,25 @@ impl Session {
         batch: &Batch,
         hooks: &Hooks,
         sink: &mut dyn Sink,
-        progress: Option<&dyn Fn(usize, usize)>,
+        progress: Option<Progress<'_>>,
     ) -> Result<(), Error> {
-        self.check(batch, hooks)?;
-        let config = self.files.config();
-        on_engine!(&self.engine, (dev, params) => {
+        let layout = self.layout(batch, hooks)?;
+        self.run_layout(&layout, sink, progress).await
+    }
+
+    async fn run_layout(
+        &self,
+        layout: &Layout<'_>,
+        sink: &mut dyn Sink,
+        progress: Option<Progress<'_>>,
+    ) -> Result<(), Error> {
+        let (config, batch, hooks) = (self.model.config(), layout.batch(), layout.hooks());
+        let (engine, _turn) = self.engine().await;
+        on_engine!(engine, (dev, params) => {
             let max_tokens = forward::max_tokens(dev, config, hooks).min(MAX_TOKENS);
             // A text that records much counts as more tokens than it has.
             let cost = |text: usize| {
-                let bytes = hooks.bytes_at_once(batch, text);
+                let bytes = layout.bytes_at_once(text);
                 batch.texts()[text].len().max(bytes / (MAX_BYTES_AT_ONCE / MAX_TOKENS))
             };
             let groups = batch.groups(max_tokens, cost);
@@ -323,15 +396,14 @@ impl Session {
             let per_group = hooks.blocks();
             let steps = groups.len() * per_group;
             for (n, texts) in groups.into_iter().enumerate() {
-                let told = |done: usize| {
-                    if let Some(progress) = progress {
-                        progress(n * per_group + done.min(per_group), steps);
-                    }
+                let of_all = |done: usize| match progress {
+                    Some(progress) => progress(n * per_group + done.min(per_group), steps),
+                    None => ControlFlow::Continue(()),
                 };
-                forward::forward(dev, params, batch, texts, hooks, sink, Some(&told)).await?;
+                forward::forward(dev, params, Run::new(layout, texts), sink, Some(&of_all)).await?;
             }
         });
-        Ok(self.files.checkpoint.check_unchanged()?)
+        Ok(self.model.checkpoint.check_unchanged()?)
     }
 
     /// [`Session::run_async`], waiting.
@@ -343,73 +415,31 @@ impl Session {
         pollster::block_on(self.run_async(batch, hooks, None))
     }
 
-    /// Are the numbers right on this machine? Puts the device on trial, with this model and in general; `tell` hears how far
-    /// that is.
+    /// [`Session::run_into_async`], waiting.
     ///
     /// # Errors
-    /// [`enum@Error`] when the device failed. What is wrong with its numbers stands in the report.
-    pub async fn verify_async(&self, tell: verify::Tell<'_>) -> Result<verify::Report, Error> {
-        let [several, alone] = verify::texts(&self.files.checkpoint, self.files.text.as_ref().ok())?;
-        let batches = [self.files.batch(&several)?, self.files.batch(&alone)?];
-        let is_demo = self.files.is_demo();
-        on_engine!(&self.engine, (dev, params) => Ok(verify::verify(dev, params, batches, is_demo, tell).await?))
-    }
-
-    /// Holds what was seen of a run of `hooks` on `batch` on this device against the reference ([`verify::sample`]). `progress`
-    /// is told how many of how many parts are done.
-    ///
-    /// # Errors
-    /// [`enum@Error`] when the device failed. What is wrong with its numbers stands in the result.
-    pub async fn check_async(
-        &self,
-        batch: &Batch,
-        hooks: &Hooks,
-        sample: verify::sample::Sample,
-        progress: &dyn Fn(usize, usize),
-    ) -> Result<verify::sample::Checked, Error> {
-        on_engine!(&self.engine, (dev, params) => Ok(sample.check(dev, params, batch, hooks, progress).await?))
-    }
-
-    /// The logit lens: what the model would say after each block, one row per site of [`lens::sites`], the last of them the
-    /// model's own output. `hooks` may ask for more and change things on the way; the capture holds what they asked for
-    /// and the residual streams. `top` is how many of the likeliest tokens are kept. `progress` as in
-    /// [`Session::run_async`], with one step more for every row.
-    ///
-    /// # Errors
-    /// As [`Session::run_async`]; also where `hooks` taps a part of what the lens needs whole.
-    pub async fn lens_async(
-        &self,
-        batch: &Batch,
-        hooks: &Hooks,
-        top: usize,
-        progress: Option<&dyn Fn(usize, usize)>,
-    ) -> Result<(Vec<LensRow>, Capture), Error> {
-        let n_layer = self.files.config().n_layer;
-        let mut all = hooks.clone();
-        for site in lens::sites(n_layer).chain([Site::Unembed]) {
-            all.tap_at(site, Select::all())?;
-        }
-        let of_run = std::cell::Cell::new(0);
-        let told = |done: usize, of: usize| {
-            of_run.set(of);
-            if let Some(progress) = progress {
-                progress(done, of + n_layer + 1);
-            }
-        };
-        let mut capture = self.run_async(batch, &all, Some(&told)).await?;
-        let read = |rows: usize| told(of_run.get() + rows, of_run.get());
-        let rows = on_engine!(&self.engine, (dev, params) => {
-            lens::read(dev, params, batch, &capture, top, &read).await?
-        });
-        if hooks.sites().all(|site| site != Site::Unembed) {
-            // The largest array by far.
-            capture.take(Site::Unembed);
-        }
-        Ok((rows, capture))
+    /// As [`Session::run_into_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn run_into(&self, batch: &Batch, hooks: &Hooks, sink: &mut dyn Sink) -> Result<(), Error> {
+        pollster::block_on(self.run_into_async(batch, hooks, sink, None))
     }
 
     /// The notebook's question in one call: the activations [n_pos, n_embd] of one text after block `layer`; -1 is after
     /// the final LayerNorm, -2 the last block but one, as Python's `h[-2]`.
+    ///
+    /// # Errors
+    /// [`enum@Error`]: no such layer, an empty text, a device that failed.
+    pub async fn get_activations_async(&self, text: &str, layer: i64) -> Result<Array2<f32>, Error> {
+        let batch = self.model.encode(&[text])?;
+        let site = Site::from_layer(layer, self.model.config().n_layer).map_err(HookError::from)?;
+        let mut hooks = self.model.hooks();
+        hooks.tap_at(site, Select::all())?;
+        let array = self.run_async(&batch, &hooks, None).await?.take(site).expect("a tapped site is in the capture");
+        let array = array.into_dimensionality::<Ix3>().expect("residual stream sites are [batch, pos, n_embd]");
+        Ok(array.index_axis_move(Axis(0), 0))
+    }
+
+    /// [`Session::get_activations_async`], waiting.
     ///
     /// ```
     /// let session = actscope::Session::open("demo")?;
@@ -419,15 +449,9 @@ impl Session {
     /// ```
     ///
     /// # Errors
-    /// [`enum@Error`]: no such layer, an empty text, a device that failed.
+    /// As [`Session::get_activations_async`].
     #[cfg(not(target_arch = "wasm32"))]
     pub fn get_activations(&self, text: &str, layer: i64) -> Result<Array2<f32>, Error> {
-        let batch = self.files.encode(&[text])?;
-        let site = Site::from_layer(layer, self.files.config().n_layer).map_err(HookError::from)?;
-        let mut hooks = self.files.hooks();
-        hooks.tap_at(site, Select::all())?;
-        let array = self.run(&batch, &hooks)?.take(site).expect("a tapped site is in the capture");
-        let array = array.into_dimensionality::<Ix3>().expect("residual stream sites are [batch, pos, n_embd]");
-        Ok(array.index_axis_move(Axis(0), 0))
+        pollster::block_on(self.get_activations_async(text, layer))
     }
 }

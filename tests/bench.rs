@@ -78,7 +78,7 @@ fn what_is_timed_is_right() {
     let gpu = pollster::block_on(Gpu::open(false)).expect("a GPU adapter, llvmpipe at least");
     for operation in OPERATIONS {
         let case = operation.case(3);
-        assert!(operation.name.split(' ').next() == Some(case.op.name()), "{}", operation.name);
+        assert!(operation.name.split(' ').next() == Some(case.op.kind().name()), "{}", operation.name);
         let expected = case.expected();
         for got in [pollster::block_on(case.on(&Cpu::new())), pollster::block_on(case.on(&gpu))] {
             let off = case.judge(&got.unwrap(), &expected);

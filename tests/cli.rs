@@ -100,6 +100,7 @@ fn read_with_numpy(path: &Path) -> Vec<(String, String, Vec<usize>, Vec<u8>)> {
 /// Two texts of different lengths, so that there is padding.
 const RAGGED: &[&str] = &["--ids", "1 2 3 4 5", "--ids", "100 0"];
 
+#[cfg_attr(not(feature = "external-tests"), ignore = "needs Python with numpy; tools/check.sh runs it")]
 #[test]
 fn four_formats_hold_the_same_numbers() {
     let folder = tempfile::tempdir().unwrap();
@@ -750,17 +751,20 @@ fn tokens_command() {
     let tokens: Value = serde_json::from_str(&run_well(["tokens", "--json", "-q", text, "A"])).unwrap();
     let list = tokens.as_array().unwrap();
     assert_eq!(list.len(), 2);
-    assert_eq!(list[0][0], json!({"position": 0, "id": 557, "token": "The"}));
+    assert_eq!(list[0][0], json!({"position": 0, "id": 557, "token": "The", "bytes": [0, 3], "chars": [0, 3]}));
     assert_eq!(list[0][1]["token"], " cat");
     assert_eq!(list[0][2]["token"], "\n");
-    assert_eq!(list[1], json!([{"position": 0, "id": 32, "token": "A"}]));
+    assert_eq!(list[1], json!([{"position": 0, "id": 32, "token": "A", "bytes": [0, 1], "chars": [0, 1]}]));
     let table = run_well(["tokens", "-q", text, "A"]);
     assert_eq!(table.lines().count(), 1 + list[0].as_array().unwrap().len() + 1, "one line a token:\n{table}");
     assert!(table.contains("\" cat\"") && table.contains("\"\\n\""), "{table}");
     let of_ids = run_well(["tokens", "-q", "-m", CLASSIC, "--ids", "7 8"]);
     assert!(of_ids.contains("#7") && of_ids.contains("#8"), "{of_ids}");
     let special = run_well(["tokens", "-q", "--json", "<|endoftext|>"]);
-    assert_eq!(special.trim_end(), r#"[[{"position":0,"id":4095,"token":"<|endoftext|>"}]]"#);
+    assert_eq!(
+        special.trim_end(),
+        r#"[[{"position":0,"id":4095,"token":"<|endoftext|>","bytes":[0,13],"chars":[0,13]}]]"#
+    );
     assert_eq!(
         run_well(["tokens", "-q", "--", "-5", "--help"]).lines().last().unwrap().split_whitespace().next(),
         Some("1")

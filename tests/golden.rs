@@ -22,7 +22,7 @@ fn check(folder: &Path, choice: Choice) -> Result<(), Failed> {
         return Err("it has no golden.safetensors; tools/goldens makes fixtures, whole".into());
     }
     let golden = Golden::read(folder);
-    let session = Model::open(&golden.model(folder).to_string_lossy())?.on(choice, None)?;
+    let session = Model::open(&golden.model(folder).to_string_lossy())?.on(choice)?;
     let batch = session.model().batch(&golden.ids)?;
     let mut hooks = session.model().hooks();
     hooks.tap("*")?;

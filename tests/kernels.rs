@@ -5,7 +5,7 @@
 use actscope::device::cpu::Cpu;
 use actscope::device::gpu::Gpu;
 use actscope::device::reference::Reference;
-use actscope::device::{Device, Edit, Window};
+use actscope::device::{Change, Device, OpKind, Operations, Window};
 use actscope::verify::cases::Host;
 use actscope::verify::kernels::Suite;
 use actscope::verify::list;
@@ -33,7 +33,7 @@ fn check<D: Device>(dev: &D, suite: &Suite) {
 }
 
 fn hold(op: &str) {
-    let suite = Suite::of(op);
+    let suite = Suite::of(*OpKind::ALL.iter().find(|kind| kind.name() == op).expect("an operation"));
     Cpu::all().iter().for_each(|cpu| check(cpu, &suite));
     gpus().iter().for_each(|gpu| check(gpu, &suite));
 }
@@ -45,7 +45,7 @@ macro_rules! operations {
         /// Nothing is left out.
         #[test]
         fn every_operation_has_a_test() {
-            assert_eq!(list::OPERATIONS.iter().map(|(op, _)| *op).collect::<BTreeSet<_>>(), BTreeSet::from([$(stringify!($op)),*]));
+            assert_eq!(list::OPERATIONS.iter().map(|(op, _)| op.name()).collect::<BTreeSet<_>>(), BTreeSet::from([$(stringify!($op)),*]));
         }
     };
 }
@@ -53,13 +53,14 @@ macro_rules! operations {
 operations! {
     embed layer_norm layer_norm_scale layer_norm_normalize gain_bias linear linear_by_head sum_heads attention attention_scores
     attention_pattern attention_mix activation add unembed edit linear_activation linear_add
+    gather_rows
 }
 
 /// Whatever tile configuration is the fastest on somebody's GPU, it is right. The one with matrices is among them where the
 /// adapter has those in f32.
 #[test]
 fn products_are_right_in_every_tile() {
-    for op in ["linear", "unembed"] {
+    for op in [OpKind::Linear, OpKind::Unembed] {
         let suite = Suite::of(op);
         pollster::block_on(Gpu::with_each_tile()).unwrap().iter().for_each(|gpu| check(gpu, &suite));
     }
@@ -69,19 +70,21 @@ fn products_are_right_in_every_tile() {
 #[test]
 fn copies_are_of_their_moment() {
     fn check<D: Device>(dev: &D) {
-        let all = Window { rows: vec![0..2], cols: 0..3 };
-        let mut x = Host { rows: 2, cols: 3, values: vec![1.0; 6] }.on(dev);
+        let all = Window::all([2, 3]);
+        let x = Host { rows: 2, cols: 3, values: vec![1.0; 6] }.on(dev);
         let before = dev.copy_out(&x, &all);
-        dev.edit(&mut x, &all, &Edit::Zero);
-        let after = dev.copy_out(&x, &all);
-        drop(x);
+        let zero = dev.edit(&x, all.clone(), Change::Zero);
+        let after = dev.copy_out(&zero, &all);
+        let unchanged = dev.copy_out(&x, &all);
+        drop((x, zero));
         // Its memory may be given to the next tensor before anything has run.
         let _other = Host { rows: 2, cols: 3, values: vec![9.0; 6] }.on(dev);
         dev.submit();
         assert_eq!(pollster::block_on(dev.read(before)).unwrap(), [1.0; 6]);
         assert_eq!(pollster::block_on(dev.read(after)).unwrap(), [0.0; 6]);
+        assert_eq!(pollster::block_on(dev.read(unchanged)).unwrap(), [1.0; 6], "no operation changes a tensor");
     }
-    check(&Reference);
+    check(&Reference::default());
     check(&Cpu::new());
     gpus().iter().for_each(check);
 }

@@ -12,7 +12,7 @@ use ndarray::{Array1, Array2, Axis, Ix2};
 const IDS: [&[u32]; 2] = [&[5, 17, 5, 99, 0, 42, 7, 5, 17, 3], &[100, 2, 3]];
 
 fn on(model: &str, device: Choice) -> Session {
-    Model::open(model).unwrap().on(device, None).unwrap()
+    Model::open(model).unwrap().on(device).unwrap()
 }
 
 fn lens(session: &Session, hooks: &Hooks) -> Vec<LensRow> {
@@ -103,7 +103,7 @@ fn goldens() {
             None => weight("wte.weight"),
         };
         let batch = files.batch(&golden.ids).unwrap();
-        let session = files.on(Choice::Cpu, None).unwrap();
+        let session = files.on(Choice::Cpu).unwrap();
         let rows = pollster::block_on(session.lens_async(&batch, &session.model().hooks(), 1, None)).unwrap().0;
         for row in &rows {
             let streams = &golden.hooks[&row.site.name()];
@@ -146,7 +146,10 @@ fn what_else_was_asked_for_comes_back() {
     let mut hooks = session.model().hooks();
     hooks.tap("pattern.1").unwrap();
     let steps = std::cell::RefCell::new(Vec::new());
-    let told = |done: usize, of: usize| steps.borrow_mut().push((done, of));
+    let told = |done: usize, of: usize| {
+        steps.borrow_mut().push((done, of));
+        std::ops::ControlFlow::Continue(())
+    };
     let (rows, capture) = pollster::block_on(session.lens_async(&batch, &hooks, 1, Some(&told))).unwrap();
     assert!(capture.get(Site::Pattern(1)).is_some() && capture.get(Site::Unembed).is_none());
     assert!(rows.iter().all(|row| capture.get(row.site).is_some()));

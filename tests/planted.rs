@@ -3,25 +3,27 @@
 //! longer fits the kernel it was made for.
 
 mod common;
+#[path = "common/wrapped.rs"]
+mod wrapped;
 
-use actscope::device::cpu::{self, Cpu};
+use actscope::device::cpu::Cpu;
 use actscope::device::gpu::kernels::{self, Family};
 use actscope::device::gpu::{Gpu, mutants};
-use actscope::device::{Activation, Device, DeviceError, DeviceInfo, Edit, Limits, Op, StoredWeight, Window};
+use actscope::device::{Activation, Device, Op, OpKind, Operands, Operations, Part, Window};
 use actscope::model::batch::Batch;
 use actscope::model::checkpoint::Checkpoint;
 use actscope::model::params::Params;
 use actscope::verify::kernels::{KernelRow, Suite};
 use actscope::verify::{hooks, list, lockstep};
 use common::fixtures;
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
-use std::sync::LazyLock;
+use std::sync::Arc;
+use std::sync::{LazyLock, Mutex};
+use wrapped::Wrapped;
 
 /// The cases by operation; what the reference gives is computed once for all tests.
-static SUITES: LazyLock<Vec<(&str, Suite)>> =
-    LazyLock::new(|| list::OPERATIONS.iter().map(|(op, _)| (*op, Suite::of(op))).collect());
+static SUITES: LazyLock<Vec<(OpKind, Suite)>> =
+    LazyLock::new(|| list::OPERATIONS.iter().map(|(op, _)| (*op, Suite::of(*op))).collect());
 
 fn check<D: Device>(dev: &D, suite: &Suite) -> Vec<KernelRow> {
     let rows = pollster::block_on(suite.check(&[dev], &|_, _, _| {})).unwrap();
@@ -45,13 +47,13 @@ fn gpu_with(kernel: &str) -> Option<Gpu> {
 }
 
 /// The operations whose cases run each kernel.
-fn operations_of_kernels() -> BTreeMap<String, BTreeSet<&'static str>> {
-    let mut operations = BTreeMap::<String, BTreeSet<&str>>::new();
+fn operations_of_kernels() -> BTreeMap<String, BTreeSet<OpKind>> {
+    let mut operations = BTreeMap::<String, BTreeSet<OpKind>>::new();
     for gpu in pollster::block_on(Gpu::families()).expect("a GPU adapter, llvmpipe at least") {
         for (op, suite) in SUITES.iter() {
             for row in check(&gpu, suite) {
                 assert!(row.ok(), "nothing is planted, and {row:?}");
-                operations.entry(row.kernel).or_default().insert(op);
+                operations.entry(row.kernel).or_default().insert(*op);
             }
         }
     }
@@ -95,7 +97,7 @@ fn every_fault_in_a_kernel_is_caught_and_named() {
 /// On a whole model: what makes hooks wrong is named by the operation and the layer in which it first is.
 #[test]
 fn what_makes_a_model_wrong_is_named_in_lockstep() {
-    let checkpoint = Rc::new(Checkpoint::open(&fixtures().join("classic")).unwrap());
+    let checkpoint = Arc::new(Checkpoint::open(&fixtures().join("classic")).unwrap());
     let ids = |n: u32| (0..n).map(|i| (3 + 37 * i * i) % 101).collect::<Vec<u32>>();
     let batches = [vec![ids(12), ids(1)], vec![ids(5)]].map(|texts| Batch::new(&texts, checkpoint.config()).unwrap());
     let mut seen = BTreeSet::new();
@@ -107,10 +109,10 @@ fn what_makes_a_model_wrong_is_named_in_lockstep() {
         let steps = pollster::block_on(lockstep::check(&gpu, &params, &batches, &|_, _, _| {})).unwrap();
         let Some(plant) = plant else {
             assert!(rows.iter().all(|row| row.ok()), "nothing is planted");
-            assert!(steps.parted.is_empty(), "nothing is planted, and {:?}", steps.parted);
+            assert!(steps.mismatches.is_empty(), "nothing is planted, and {:?}", steps.mismatches);
             continue;
         };
-        let first = steps.parted.first();
+        let first = steps.mismatches.first();
         if rows.iter().any(|row| !row.ok()) {
             let first = first.unwrap_or_else(|| panic!("{plant:?}: hooks are off and no operation is"));
             // Kernels for few rows, with matrices and of other families share their operation.
@@ -121,14 +123,14 @@ fn what_makes_a_model_wrong_is_named_in_lockstep() {
                 plant.kernel,
                 plant.name,
                 first.share,
-                first.op,
-                first.place()
+                first.kind.name(),
+                first.part
             );
-            let named = first.op == op || op == "linear" && first.op.starts_with("linear_");
+            let named = first.kind.name() == op || op == "linear" && first.kind.name().starts_with("linear_");
             assert!(named, "{plant:?}: what parts first is {first:?}");
             let hook = rows.iter().find(|row| !row.ok()).and_then(|row| row.site.layer());
             // The sum of the embeddings is block 0's input.
-            let is_there = |layer| first.place() == format!("in block {layer}") || layer == 0 && op == "add";
+            let is_there = |layer| first.part == Part::Block(layer) || layer == 0 && op == "add";
             assert!(hook.is_none_or(is_there), "{plant:?}: hooks say {hook:?}, {first:?}");
             seen.insert(plant.kernel);
         }
@@ -136,14 +138,6 @@ fn what_makes_a_model_wrong_is_named_in_lockstep() {
     mutants::inject(None);
     // Those that a small model does not see need the list of cases: edits, f16, columns read in part.
     assert!(seen.len() >= 12, "{seen:?}");
-}
-
-/// The CPU device with a fault in one operation.
-struct Faulty {
-    inner: Cpu,
-    op: &'static str,
-    fault: Fault,
-    last: RefCell<Vec<f32>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -166,59 +160,30 @@ const FAULTS: [Fault; 6] =
     [Fault::Nan, Fault::LastColumn, Fault::RowOff, Fault::Half, Fault::BeyondRow512, Fault::Stale];
 
 type Tensor = <Cpu as Device>::Tensor;
-type Weight = <Cpu as Device>::Weight;
 
-impl Faulty {
-    fn make(&self, op: &Op, x: &[&Tensor], w: &[&Weight]) -> Tensor {
-        let mut y = op.make(&self.inner, x, w);
-        self.spoil(op, &mut y);
-        y
-    }
-
-    fn change(&self, op: &Op, x: &[&Tensor], y: &mut Tensor) {
-        op.change(&self.inner, x, y);
-        // What brings a case's tensor to the device replaces all of it; a fault there would be everywhere.
-        if !matches!(op, Op::Edit { edit: Edit::Replace(_), .. }) {
-            self.spoil(op, y);
-        }
-    }
-
-    fn spoil(&self, op: &Op, y: &mut Tensor) {
-        if op.name() != self.op {
-            return;
-        }
-        let [rows, cols] = self.inner.shape(y);
-        let all = Window { rows: vec![0..rows], cols: 0..cols };
-        let mut values = pollster::block_on(self.inner.read(self.inner.copy_out(y, &all))).unwrap();
-        let right = values.clone();
-        match self.fault {
-            Fault::Nan => values[rows * cols / 2] = f32::NAN,
-            Fault::LastColumn => values.chunks_mut(cols).for_each(|row| row[cols - 1] = 0.0),
-            Fault::RowOff => values.rotate_left(cols),
-            Fault::Half => values.iter_mut().for_each(|v| *v = f32::from_bits(v.to_bits() & 0xffff_e000)),
-            Fault::BeyondRow512 => values.iter_mut().skip(512 * cols).for_each(|v| *v *= 1.001),
-            Fault::Stale => values.iter_mut().zip(self.last.borrow().iter()).for_each(|(v, before)| *v = *before),
-        }
-        self.last.replace(right);
-        self.inner.edit(y, &all, &Edit::Replace(values));
-    }
+/// The CPU device with a fault in one operation.
+fn faulty(kind: OpKind, fault: Fault) -> impl Device {
+    let last = Mutex::new(Vec::new());
+    Wrapped::new(Cpu::new(), move |cpu: &Cpu, op: &Op, operands: Operands<'_, Cpu>| {
+        let y = cpu.run(op, operands);
+        if op.kind() == kind { spoiled(cpu, &y, fault, &mut last.lock().unwrap()) } else { y }
+    })
 }
 
-#[rustfmt::skip]
-impl Device for Faulty {
-    type Tensor = Tensor;
-    type Weight = Weight;
-    type Staged = cpu::Staged;
-    actscope::wrap_device!();
-    fn info(&self) -> DeviceInfo { self.inner.info() }
-    fn limits(&self) -> Limits { self.inner.limits() }
-    fn load(&self, weight: &StoredWeight) -> Result<Weight, DeviceError> { self.inner.load(weight) }
-    fn shape(&self, x: &Tensor) -> [usize; 2] { self.inner.shape(x) }
-    fn empty(&self, rows: usize, cols: usize) -> Tensor { self.inner.empty(rows, cols) }
-    fn copy_out(&self, x: &Tensor, w: &Window) -> cpu::Staged { self.inner.copy_out(x, w) }
-    fn submit(&self) {}
-    async fn settle(&self, _running: usize) -> Result<(), DeviceError> { Ok(()) }
-    async fn read(&self, staged: cpu::Staged) -> Result<Vec<f32>, DeviceError> { self.inner.read(staged).await }
+fn spoiled(cpu: &Cpu, y: &Tensor, fault: Fault, last: &mut Vec<f32>) -> Tensor {
+    let [rows, cols] = cpu.shape(y);
+    let mut values = pollster::block_on(cpu.read(cpu.copy_out(y, &Window::all([rows, cols])))).unwrap();
+    let right = values.clone();
+    match fault {
+        Fault::Nan => values[rows * cols / 2] = f32::NAN,
+        Fault::LastColumn => values.chunks_mut(cols).for_each(|row| row[cols - 1] = 0.0),
+        Fault::RowOff => values.rotate_left(cols),
+        Fault::Half => values.iter_mut().for_each(|v| *v = f32::from_bits(v.to_bits() & 0xffff_e000)),
+        Fault::BeyondRow512 => values.iter_mut().skip(512 * cols).for_each(|v| *v *= 1.001),
+        Fault::Stale => values.iter_mut().zip(last.iter()).for_each(|(v, before)| *v = *before),
+    }
+    *last = right;
+    cpu.upload([rows, cols], values)
 }
 
 #[test]
@@ -226,11 +191,11 @@ fn every_fault_in_an_operation_of_the_cpu_is_caught_and_named() {
     let mut uncaught = Vec::new();
     for (op, suite) in SUITES.iter() {
         for fault in FAULTS {
-            let dev = Faulty { inner: Cpu::new(), op, fault, last: RefCell::default() };
+            let dev = faulty(*op, fault);
             let off: Vec<String> =
                 check(&dev, suite).into_iter().filter(|row| !row.ok()).map(|row| row.kernel).collect();
-            if off != [*op] {
-                uncaught.push(format!("{op} {fault:?}: {off:?}"));
+            if off != [op.name()] {
+                uncaught.push(format!("{} {fault:?}: {off:?}", op.name()));
             }
         }
     }
@@ -240,41 +205,17 @@ fn every_fault_in_an_operation_of_the_cpu_is_caught_and_named() {
 /// The formula is another one, as in nanoGPT with gpt2's weights: seen in whole runs, and named by block.
 #[test]
 fn another_formula_on_the_cpu_is_named_in_lockstep() {
-    struct Erf(Cpu);
-    impl Erf {
-        fn make(&self, op: &Op, x: &[&Tensor], w: &[&Weight]) -> Tensor {
-            match op {
-                Op::Activation(_) => self.0.activation(x[0], Activation::GeluErf),
-                _ => op.make(&self.0, x, w),
-            }
-        }
-        fn change(&self, op: &Op, x: &[&Tensor], y: &mut Tensor) {
-            op.change(&self.0, x, y);
-        }
-    }
-    #[rustfmt::skip]
-    impl Device for Erf {
-        type Tensor = Tensor;
-        type Weight = Weight;
-        type Staged = cpu::Staged;
-        actscope::wrap_device!();
-        fn info(&self) -> DeviceInfo { self.0.info() }
-        fn limits(&self) -> Limits { self.0.limits() }
-        fn load(&self, weight: &StoredWeight) -> Result<Weight, DeviceError> { self.0.load(weight) }
-        fn shape(&self, x: &Tensor) -> [usize; 2] { self.0.shape(x) }
-        fn empty(&self, rows: usize, cols: usize) -> Tensor { self.0.empty(rows, cols) }
-        fn copy_out(&self, x: &Tensor, w: &Window) -> cpu::Staged { self.0.copy_out(x, w) }
-        fn submit(&self) {}
-        async fn settle(&self, _running: usize) -> Result<(), DeviceError> { Ok(()) }
-        async fn read(&self, staged: cpu::Staged) -> Result<Vec<f32>, DeviceError> { self.0.read(staged).await }
-    }
-    let checkpoint = Rc::new(Checkpoint::open(&fixtures().join("classic")).unwrap());
+    let erf = |cpu: &Cpu, op: &Op, operands: Operands<'_, Cpu>| match op {
+        Op::Activation { .. } => cpu.activation(operands.tensors[0], Activation::GeluErf),
+        _ => cpu.run(op, operands),
+    };
+    let checkpoint = Arc::new(Checkpoint::open(&fixtures().join("classic")).unwrap());
     let batch = Batch::new(&[[1u32, 2, 3, 4, 5, 6, 7, 8, 9]], checkpoint.config()).unwrap();
-    let (dev, params) = (Erf(Cpu::new()), Params::new(checkpoint, None));
+    let (dev, params) = (Wrapped::new(Cpu::new(), erf), Params::new(checkpoint, None));
     let rows = pollster::block_on(hooks::check(&dev, &params, std::slice::from_ref(&batch), &|_, _, _| {})).unwrap();
     let first = rows.iter().find(|row| !row.ok()).expect("erf for tanh is 2e-4 away");
     assert_eq!(first.site.name(), "blocks.0.mlp.hook_post");
     let steps = pollster::block_on(lockstep::check(&dev, &params, &[batch], &|_, _, _| {})).unwrap();
-    let named: Vec<_> = steps.parted.iter().map(|step| (step.op, step.place())).collect();
-    assert_eq!(named, [0, 1, 2].map(|l| ("activation", format!("in block {l}"))));
+    let named: Vec<_> = steps.mismatches.iter().map(|step| (step.kind.name(), step.part)).collect();
+    assert_eq!(named, [0, 1, 2].map(|l| ("activation", Part::Block(l))));
 }

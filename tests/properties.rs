@@ -9,13 +9,14 @@ mod fuzz;
 
 use actscope::device::{self, AnyDevice, Choice, Device};
 use actscope::hooks::capture::{Capture, Sink};
+use actscope::hooks::layout::Layout;
 use actscope::model::batch::Batch;
 use actscope::model::checkpoint::Checkpoint;
 use actscope::model::config::Config;
-use actscope::model::forward;
+use actscope::model::forward::{self, Run};
 use actscope::model::params::Params;
 use actscope::model::tokenizer::Token;
-use actscope::output::{Output, Provenance, Record};
+use actscope::output::{Output, Provenance, Record, Rows};
 use actscope::{Hooks, Site};
 use common::checkpoint;
 use ndarray::ArrayD;
@@ -23,7 +24,6 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config as Cases, TestRng, TestRunner};
 use serde_json::{Value, json};
 use std::path::Path;
-use std::rc::Rc;
 use std::sync::Arc;
 
 /// A runner that tries the same cases every time.
@@ -68,17 +68,17 @@ prop_compose! {
 }
 
 impl Made {
-    fn checkpoint(&self) -> Rc<Checkpoint> {
+    fn checkpoint(&self) -> Arc<Checkpoint> {
         self.of(checkpoint::random(&self.config, |i| self.dtypes[i % self.dtypes.len()], self.seed))
     }
 
     /// The same with every weight off by a few rounding errors.
-    fn nudged(&self, nudge: u64) -> Rc<Checkpoint> {
+    fn nudged(&self, nudge: u64) -> Arc<Checkpoint> {
         self.of(checkpoint::random_nudged(&self.config, |i| self.dtypes[i % self.dtypes.len()], self.seed, nudge))
     }
 
-    fn of(&self, weights: Vec<u8>) -> Rc<Checkpoint> {
-        Rc::new(Checkpoint::from_bytes("made", &self.config.to_string(), Arc::new(weights)).unwrap())
+    fn of(&self, weights: Vec<u8>) -> Arc<Checkpoint> {
+        Arc::new(Checkpoint::from_bytes("made", &self.config.to_string(), Arc::new(weights)).unwrap())
     }
 
     fn batch(&self, config: &Config) -> Batch {
@@ -86,13 +86,14 @@ impl Made {
     }
 }
 
-fn everything<D: Device>(dev: &D, checkpoint: Rc<Checkpoint>, batch: &Batch) -> Capture {
+fn everything<D: Device>(dev: &D, checkpoint: Arc<Checkpoint>, batch: &Batch) -> Capture {
     let mut hooks = Hooks::new(checkpoint.config());
     hooks.tap("*").unwrap();
     let mut capture = Capture::empty(&hooks, batch).unwrap();
     let params = Params::new(checkpoint, None);
     let texts = 0..batch.texts().len();
-    pollster::block_on(forward::forward(dev, &params, batch, texts, &hooks, &mut capture, None)).unwrap();
+    let layout = Layout::new(&hooks, batch).unwrap();
+    pollster::block_on(forward::forward(dev, &params, Run::new(&layout, texts), &mut capture, None)).unwrap();
     capture
 }
 
@@ -119,7 +120,7 @@ fn apart(got: &ArrayD<f32>, want: &ArrayD<f32>) -> f64 {
 }
 
 fn agree(choice: Choice, cases: u32) {
-    let reference = device::reference::Reference;
+    let reference = device::reference::Reference::default();
     let dev = pollster::block_on(device::open(choice)).unwrap();
     let worst = std::cell::RefCell::new((0.0, String::new()));
     let one = |made: Made| {
@@ -191,13 +192,15 @@ fn what_is_written_can_be_read_back() {
         let tokens: Vec<Vec<Token>> =
             made.texts.iter().map(|ids| ids.iter().map(|id| Token { id: *id, bytes: None }).collect()).collect();
         let provenance = Provenance { model: "made".into(), fingerprint: "0".into(), device: "\u{1F642} \"\\".into() };
-        let record = Record { batch: &batch, tokens: &tokens, texts: &[], positions: chosen, provenance: &provenance };
+        let rows = chosen.map_or(Rows::All, Rows::Positions);
+        let record = Record { tokens: &tokens, texts: &[], rows, windows: None, provenance: &provenance };
         let run = |sink: &mut dyn Sink| {
             let params = Params::new(checkpoint.clone(), None);
             // One text after the other, as groups come.
             for i in 0..made.texts.len() {
-                let dev = device::reference::Reference;
-                pollster::block_on(forward::forward(&dev, &params, &batch, i..i + 1, &hooks, sink, None)).unwrap();
+                let dev = device::reference::Reference::default();
+                let layout = Layout::new(&hooks, &batch).unwrap();
+                pollster::block_on(forward::forward(&dev, &params, Run::new(&layout, i..i + 1), sink, None)).unwrap();
             }
         };
         let mut want = Capture::empty(&hooks, &batch).unwrap();
@@ -242,7 +245,7 @@ fn a_header_that_no_reader_takes_is_refused_up_front() {
     let provenance = Provenance { model: "made".into(), fingerprint: "0".into(), device: "none".into() };
     let begin = |extension: &str, bytes: usize| {
         let tokens = vec![vec![Token { id: 1, bytes: Some(vec![b'a'; bytes]) }]];
-        let record = Record { batch: &batch, tokens: &tokens, texts: &[], positions: None, provenance: &provenance };
+        let record = Record { tokens: &tokens, texts: &[], rows: Rows::All, windows: None, provenance: &provenance };
         let output = Output::create(&folder.path().join(format!("x.{extension}"))).unwrap();
         output.begin(&record, hooks.shapes(&batch)).map(drop).map_err(|e| e.to_string())
     };
@@ -253,11 +256,11 @@ fn a_header_that_no_reader_takes_is_refused_up_front() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
-/// The numbers of nested lists in order; null is a masked score.
+/// The numbers of nested lists in order; "-Infinity" is a masked score.
 fn flatten(value: &Value, into: &mut Vec<f32>) {
     match value {
         Value::Array(list) => list.iter().for_each(|value| flatten(value, into)),
-        Value::Null => into.push(f32::NEG_INFINITY),
+        Value::String(masked) if masked == "-Infinity" => into.push(f32::NEG_INFINITY),
         number => into.push(number.as_f64().unwrap() as f32),
     }
 }

@@ -43,6 +43,7 @@ fn no_complaints(browser: &mut Browser) {
     assert_eq!(browser.complaints(), Vec::<String>::new());
 }
 
+#[cfg_attr(not(feature = "external-tests"), ignore = "needs Chromium; tools/check.sh runs it")]
 #[test]
 fn what_is_dimension_42_at_mat_in_layer_3() {
     let folder = tempfile::tempdir().unwrap();
@@ -103,6 +104,7 @@ fn floats(list: &Value) -> Vec<f64> {
     list.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
 }
 
+#[cfg_attr(not(feature = "external-tests"), ignore = "needs Chromium; tools/check.sh runs it")]
 #[test]
 fn attention_under_the_pointer() {
     let folder = tempfile::tempdir().unwrap();
@@ -166,6 +168,7 @@ fn hover(browser: &mut Browser, n: usize, query: usize, key: usize) {
 
 /// The map's pixels, not only its words: near a corner of each cell, where no digits are, stands the colour of the square root
 /// of the weight that `extract` gives.
+#[cfg_attr(not(feature = "external-tests"), ignore = "needs Chromium; tools/check.sh runs it")]
 #[test]
 fn the_maps_colours_are_the_weights() {
     let folder = tempfile::tempdir().unwrap();
@@ -197,6 +200,7 @@ fn the_maps_colours_are_the_weights() {
     no_complaints(&mut browser);
 }
 
+#[cfg_attr(not(feature = "external-tests"), ignore = "needs Chromium; tools/check.sh runs it")]
 #[test]
 fn the_lens_is_the_lens() {
     let folder = tempfile::tempdir().unwrap();
@@ -249,6 +253,7 @@ fn assert_three_digits(shown: &str, want: &Value) {
 /// Everything by keyboard: what has the focus is seen, and what changes is told to screen readers.
 /// Every shade leaves the text on it readable: WCAG 2 asks for a contrast of 4.5. Seen red with the 85 % of colour that there
 /// once was: 3.6 on light.
+#[cfg_attr(not(feature = "external-tests"), ignore = "needs Chromium; tools/check.sh runs it")]
 #[test]
 fn shaded_text_can_be_read() {
     let folder = tempfile::tempdir().unwrap();
@@ -280,6 +285,7 @@ fn shaded_text_can_be_read() {
     }
 }
 
+#[cfg_attr(not(feature = "external-tests"), ignore = "needs Chromium; tools/check.sh runs it")]
 #[test]
 fn keys_alone_do() {
     let folder = tempfile::tempdir().unwrap();
@@ -360,6 +366,7 @@ fn keys_alone_do() {
 }
 
 /// Whatever a text says, it stays text: on the page, in its title, in its data, and in the commands.
+#[cfg_attr(not(feature = "external-tests"), ignore = "needs Chromium; tools/check.sh runs it")]
 #[test]
 fn hostile_texts_stay_text() {
     let folder = tempfile::tempdir().unwrap();
@@ -375,7 +382,7 @@ fn hostile_texts_stay_text() {
         browser.open(&page);
         assert_eq!(browser.eval("typeof window.hacked"), "undefined");
         let files = Model::open("demo").unwrap();
-        let ids = files.text().unwrap().encode(text).unwrap();
+        let ids = files.tokenizer().unwrap().encode(text).unwrap();
         let labels: Vec<String> = ids.iter().map(|id| files.token(*id).label()).collect();
         assert_eq!(browser.texts(".tok"), labels);
         let seen = browser.eval("[...document.querySelectorAll('.tok')].every((t) => t.getClientRects().length > 0)");
@@ -412,6 +419,7 @@ fn run_in_shell(command: &str, folder: &Path) -> String {
 }
 
 /// Every command that the page offers runs, whatever is chosen.
+#[cfg_attr(not(feature = "external-tests"), ignore = "needs Chromium; tools/check.sh runs it")]
 #[test]
 fn every_command_runs() {
     let folder = tempfile::tempdir().unwrap();
@@ -441,13 +449,14 @@ fn every_command_runs() {
 }
 
 /// Where not everything fits, numbers are coarser or left out, the page says so, and what it shows is still right.
+#[cfg_attr(not(feature = "external-tests"), ignore = "needs Chromium; tools/check.sh runs it")]
 #[test]
 fn what_does_not_fit_is_said() {
     let folder = tempfile::tempdir().unwrap();
     let mut browser = Browser::start();
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let session = Model::open("demo").unwrap().on(Choice::Cpu, None).unwrap();
-    let ids = session.model().text().unwrap().encode(&text).unwrap()[..200].to_vec();
+    let session = Model::open("demo").unwrap().on(Choice::Cpu).unwrap();
+    let ids = session.model().tokenizer().unwrap().encode(&text).unwrap()[..200].to_vec();
     let batch = session.model().batch(&[&ids]).unwrap();
     let mut hooks = session.model().hooks();
     hooks.tap("blocks.2.hook_resid_post").unwrap().tap("pattern.2").unwrap();
@@ -538,6 +547,7 @@ fn by_size(row: &[f64]) -> Vec<usize> {
 }
 
 /// The same request gives the same bytes; what cannot be done is said before anything is computed.
+#[cfg_attr(not(feature = "external-tests"), ignore = "needs Chromium; tools/check.sh runs it")]
 #[test]
 fn the_command_line() {
     let folder = tempfile::tempdir().unwrap();

@@ -81,6 +81,41 @@ fn a_run_holds_a_part_of_what_it_records() {
     assert_eq!(stdout(&output), "None\n(40, 12, 256, 256) True\n", "{}", stderr(&output));
 }
 
+/// A document of many windows, of which no more than a few are in memory. (A text of 1 MB at one layer, 195 MB of values, took
+/// 172 MB.)
+#[cfg(target_os = "linux")]
+#[test]
+fn a_long_document_streams() {
+    let folder = tempfile::tempdir().unwrap();
+    let (text, out) = (folder.path().join("war.txt"), folder.path().join("x.npz"));
+    let words = ["war", "and", "peace", "the", "prince", "said", "of", "his", "old", "general", "in", "Moscow"];
+    let mut random = checkpoint::Random(3);
+    let all: Vec<&str> = (0..42_000).map(|_| words[(random.next() % 12) as usize]).collect();
+    std::fs::write(&text, all.join(" ")).unwrap();
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin("actscope"));
+    command.args([
+        "extract",
+        "-q",
+        "--device",
+        "cpu",
+        "--window",
+        "256:192",
+        "-k",
+        "blocks.0.*mlp*",
+        "-k",
+        "blocks.0.*ln?.*",
+        "-o",
+    ]);
+    command.arg(&out).arg("--document").arg(&text).stdin(Stdio::null());
+    let (peak, ended) = peak_of(command);
+    assert!(ended.success());
+    let bytes = std::fs::metadata(&out).unwrap().len();
+    println!("{bytes} bytes, peak {peak}");
+    assert!(bytes > 400 << 20, "{bytes} bytes are too few to tell");
+    // Two groups of windows on their way take 230 MB.
+    assert!(peak < 320 << 20, "{peak} bytes of memory for a file of {bytes}");
+}
+
 /// 10.7 GB in 246 arrays, of which each fits in 3 GB and all do not: said before anything is computed, and not by the system
 /// in the middle of the run.
 #[cfg(target_os = "linux")]

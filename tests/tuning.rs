@@ -8,44 +8,43 @@ mod binary;
 use actscope::cache::CacheFolder;
 use actscope::device::gpu::kernels::Family;
 use actscope::device::gpu::{Gpu, mutants};
-use actscope::device::{Device, Edit, Keep, Window};
-use std::cell::RefCell;
+use actscope::device::{Change, Device, DeviceCache, Operations, Window};
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Remembers, and counts how often it was told.
 #[derive(Default)]
 struct Counting {
-    inner: RefCell<BTreeMap<String, Vec<u8>>>,
-    told: RefCell<usize>,
+    inner: Mutex<BTreeMap<String, Vec<u8>>>,
+    told: Mutex<usize>,
 }
 
 impl Counting {
     /// The one thing that it was told.
     fn only(&self) -> (String, Vec<u8>) {
-        let inner = self.inner.borrow();
+        let inner = self.inner.lock().unwrap();
         assert_eq!(inner.len(), 1);
         inner.iter().next().map(|(name, value)| (name.clone(), value.clone())).unwrap()
     }
 
     fn set(&self, name: &str, value: &[u8]) {
-        self.inner.borrow_mut().insert(name.into(), value.into());
+        self.inner.lock().unwrap().insert(name.into(), value.into());
     }
 
     fn told(&self) -> usize {
-        *self.told.borrow()
+        *self.told.lock().unwrap()
     }
 }
 
-impl Keep for Counting {
+impl DeviceCache for Counting {
     fn get(&self, name: &str) -> Option<Vec<u8>> {
-        self.inner.borrow().get(name).cloned()
+        self.inner.lock().unwrap().get(name).cloned()
     }
 
     fn put(&self, name: &str, value: &[u8]) {
         self.set(name, value);
-        *self.told.borrow_mut() += 1;
+        *self.told.lock().unwrap() += 1;
     }
 }
 
@@ -59,17 +58,17 @@ const PATIENT: Duration = Duration::from_secs(600);
 #[test]
 fn the_cut_is_found_out_once() {
     let keep = Counting::default();
-    pollster::block_on(open().autotuned(&keep, Duration::ZERO)).unwrap();
+    pollster::block_on(open().with_best_tiles(Some(&keep), Duration::ZERO)).unwrap();
     assert_eq!(keep.told(), 0, "half a trial is none");
-    pollster::block_on(open().autotuned(&keep, PATIENT)).unwrap();
+    pollster::block_on(open().with_best_tiles(Some(&keep), PATIENT)).unwrap();
     assert_eq!(keep.told(), 1);
     let (name, first) = keep.only();
     assert!(name.contains(&open().info().name), "{name}");
-    pollster::block_on(open().autotuned(&keep, PATIENT)).unwrap();
+    pollster::block_on(open().with_best_tiles(Some(&keep), PATIENT)).unwrap();
     assert_eq!(keep.told(), 1, "what is kept is taken");
 
     keep.set(&name, b"999x1x1");
-    pollster::block_on(open().autotuned(&keep, PATIENT)).unwrap();
+    pollster::block_on(open().with_best_tiles(Some(&keep), PATIENT)).unwrap();
     assert_eq!(keep.told(), 2, "what is no cut is not taken, and {first:?} was");
 }
 
@@ -79,13 +78,13 @@ fn a_cut_whose_products_are_wrong_is_not_taken() {
     let kept = |plant| {
         mutants::inject(Some(plant));
         let keep = Counting::default();
-        pollster::block_on(open().autotuned(&keep, PATIENT)).unwrap();
+        pollster::block_on(open().with_best_tiles(Some(&keep), PATIENT)).unwrap();
         mutants::inject(None);
         String::from_utf8(keep.only().1).unwrap()
     };
     let [in_default, in_others] = &mutants::OF_TILES;
     assert!(!kept(in_default).contains("16x16x4x1"), "{}", kept(in_default));
-    // The tile with matrices has a kernel of its own, in which nothing is wrong.
+    // The cut with matrices has a kernel of its own, in which nothing was planted.
     let right = kept(in_others);
     assert!(right.split(' ').all(|one| one.starts_with("16x16x4x1/") || one.contains('m')), "{right}");
 }
@@ -93,7 +92,7 @@ fn a_cut_whose_products_are_wrong_is_not_taken() {
 /// An adapter that is a program is not tried: it has other kernels.
 #[test]
 fn programs_are_not_tried() {
-    let gpu = pollster::block_on(open().tuned_anyway(Rc::new(Counting::default()))).unwrap();
+    let gpu = pollster::block_on(open().autotuned(Some(&Counting::default()))).unwrap();
     assert_eq!(gpu.kernels_run().is_empty(), gpu.info().software);
 }
 
@@ -103,21 +102,20 @@ fn hands_out_pipelines() -> bool {
 }
 
 /// A device that keeps its pipelines, and what an operation or two gave on it before it was dropped.
-fn with_pipelines(keep: &Rc<Counting>, twice: bool) -> Vec<f32> {
-    let dev = pollster::block_on(open().keeping_pipelines(keep.clone()));
-    let mut x = dev.empty(3, 4);
-    let numbers = (0..12).map(|i| 0.37 * i as f32).collect();
-    dev.edit(&mut x, &Window { rows: vec![0..3], cols: 0..4 }, &Edit::Replace(numbers));
+fn with_pipelines(keep: &Arc<Counting>, twice: bool) -> Vec<f32> {
+    let dev = pollster::block_on(open().with_cached_pipelines(keep.clone()));
+    let x = dev.upload([3, 4], (0..12).map(|i| 0.37 * i as f32).collect());
+    let x = dev.edit(&x, Window::all([3, 4]), Change::Scale(1.0));
     let y = if twice { dev.add(&x, &x) } else { x };
-    let staged = dev.copy_out(&y, &Window { rows: vec![0..3], cols: 0..4 });
+    let staged = dev.copy_out(&y, &Window::all([3, 4]));
     dev.submit();
     pollster::block_on(dev.read(staged)).unwrap()
 }
 
 #[test]
 fn pipelines_are_kept_once_and_the_numbers_stay() {
-    let keep = Rc::new(Counting::default());
-    drop(pollster::block_on(open().keeping_pipelines(keep.clone())));
+    let keep = Arc::new(Counting::default());
+    drop(pollster::block_on(open().with_cached_pipelines(keep.clone())));
     assert_eq!(keep.told(), 0, "nothing was compiled");
     let numbers = with_pipelines(&keep, true);
     assert_eq!(keep.told(), usize::from(hands_out_pipelines()));
@@ -144,9 +142,9 @@ fn pipelines_are_kept_once_and_the_numbers_stay() {
 /// A device that a driver's reset has taken away has nothing to keep, and says no more than it did without.
 #[test]
 fn a_lost_device_keeps_nothing() {
-    let keep = Rc::new(Counting::default());
-    let dev = pollster::block_on(open().keeping_pipelines(keep.clone()));
-    let x = dev.empty(1, 1);
+    let keep = Arc::new(Counting::default());
+    let dev = pollster::block_on(open().with_cached_pipelines(keep.clone()));
+    let x = dev.upload([1, 1], vec![1.0]);
     dev.add(&x, &x);
     dev.submit();
     pollster::block_on(dev.settle(0)).unwrap();
@@ -173,19 +171,17 @@ fn the_program_keeps_pipelines_in_the_users_cache_folder() {
         binary::stdout(&output)
     };
     let kept = || -> Vec<String> { if folder.exists() { binary::names_in(&folder) } else { Vec::new() } };
-    let numbers = run(None);
-    assert_eq!(kept(), Vec::<String>::new(), "tests leave their user's folder alone");
-    run(Some("off"));
+    let numbers = run(Some("off"));
     assert_eq!(kept(), Vec::<String>::new(), "off is off");
 
-    assert_eq!(run(Some("on")), numbers);
+    assert_eq!(run(None), numbers);
     let pipelines: Vec<_> = kept().into_iter().filter(|name| name.starts_with("pipelines")).collect();
     assert_eq!(pipelines.len(), usize::from(hands_out_pipelines()), "{pipelines:?}");
     for name in pipelines {
         let file = folder.join(name);
         let whole = std::fs::read(&file).unwrap();
         std::fs::write(&file, &whole[..whole.len() - 1]).unwrap();
-        assert_eq!(run(Some("on")), numbers);
+        assert_eq!(run(None), numbers);
         assert_eq!(std::fs::read(&file).unwrap().len(), whole.len(), "what was cut off is whole again");
     }
 }

@@ -9,9 +9,10 @@ use actscope::device::reference::Reference;
 use actscope::device::rounded::Rounded;
 use actscope::device::{Choice, Device};
 use actscope::hooks::capture::Capture;
+use actscope::hooks::layout::Layout;
 use actscope::model::batch::Batch;
 use actscope::model::checkpoint::Checkpoint;
-use actscope::model::forward;
+use actscope::model::forward::{self, Run};
 use actscope::model::params::Params;
 use actscope::verify::hooks::{ROUNDING, TIMES_ROUNDED};
 use actscope::verify::measure;
@@ -23,7 +24,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::path::Path;
 use std::process::Output;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The binary, with time for a machine that has other things to do.
@@ -154,7 +155,7 @@ fn checked(
     spoil: impl Fn(Site, usize, &mut ndarray::ArrayD<f32>),
 ) -> Checked {
     let files = Model::open(&fixtures().join("classic").to_string_lossy()).unwrap();
-    let session = files.on(Choice::Cpu, None).unwrap();
+    let session = files.on(Choice::Cpu).unwrap();
     let batch = session.model().batch(ids).unwrap();
     let mut hooks = session.model().hooks();
     ask(&mut hooks);
@@ -177,7 +178,7 @@ fn a_sample_sees_one_wrong_number() {
         hooks.tap("*").unwrap();
     };
     let clean = checked(&ids, everything, |_, _, _| {});
-    assert_eq!(clean.parted().count(), 0);
+    assert_eq!(clean.mismatches().count(), 0);
     assert_eq!(clean.probes.iter().map(|probe| probe.text).collect::<Vec<_>>(), [0, 1, 2]);
     assert_eq!(clean.found.len(), 3 * Site::all(3).count());
     for site in Site::all(3) {
@@ -187,7 +188,8 @@ fn a_sample_sees_one_wrong_number() {
                 values.iter_mut().take(1).for_each(|v| *v = *v * 1.001 + 1e-3);
             }
         });
-        let found: Vec<_> = spoilt.parted().map(|found| (found.site, found.worst.text, found.worst.position)).collect();
+        let found: Vec<_> =
+            spoilt.mismatches().map(|found| (found.site, found.worst.text, found.worst.position)).collect();
         assert_eq!(found, [(site, 2, 0)]);
     }
 }
@@ -204,15 +206,15 @@ fn a_sample_knows_its_positions() {
     };
     let spoilt = checked(&ids, at(vec![3, 8]), |_, _, values| values[[1, 0]] += 1.0);
     assert_eq!(spoilt.probes[0].positions, 2);
-    assert_eq!(spoilt.parted().map(|found| found.worst.position).collect::<Vec<_>>(), [8]);
+    assert_eq!(spoilt.mismatches().map(|found| found.worst.position).collect::<Vec<_>>(), [8]);
     // What was never seen is as wrong as can be.
-    let (files, session) = (Model::open("demo").unwrap(), Model::open("demo").unwrap().on(Choice::Cpu, None).unwrap());
+    let (files, session) = (Model::open("demo").unwrap(), Model::open("demo").unwrap().on(Choice::Cpu).unwrap());
     let batch = files.batch(&[[1u32, 2, 3]]).unwrap();
     let mut hooks = files.hooks();
     hooks.tap("resid_post.0").unwrap();
     let sample = Sample::new(files.config(), &batch, &hooks);
     let checked = pollster::block_on(session.check_async(&batch, &hooks, sample, &|_, _| {})).unwrap();
-    assert_eq!(checked.parted().count(), 1);
+    assert_eq!(checked.mismatches().count(), 1);
 }
 
 /// The bound for models that PyTorch's error is not known of: PyTorch itself would pass it everywhere on the fixtures, where its
@@ -227,12 +229,12 @@ fn pytorch_would_pass_the_bound_for_unmeasured_models() {
             continue;
         }
         let golden = Golden::read(&folder);
-        let checkpoint = Rc::new(Checkpoint::open(&golden.model(&folder)).unwrap());
+        let checkpoint = Arc::new(Checkpoint::open(&golden.model(&folder)).unwrap());
         let batch = Batch::new(&golden.ids, checkpoint.config()).unwrap();
         let mut hooks = Hooks::new(checkpoint.config());
         hooks.tap("*").unwrap();
-        let floor = everything(&Rounded, &checkpoint, &batch, &hooks);
-        let truth = everything(&Reference, &checkpoint, &batch, &hooks);
+        let floor = everything(&Rounded::default(), &checkpoint, &batch, &hooks);
+        let truth = everything(&Reference::default(), &checkpoint, &batch, &hooks);
         for (site, want) in truth.iter() {
             let rounded = measure::tokens(site, floor.get(site).unwrap(), want.view()).error;
             let torch = golden.torch_error(&site.name());
@@ -247,11 +249,12 @@ fn pytorch_would_pass_the_bound_for_unmeasured_models() {
     assert!(most.0 > TIMES_ROUNDED / 4.0, "the bound is wider than it need be: {most:?}");
 }
 
-fn everything<D: Device>(dev: &D, checkpoint: &Rc<Checkpoint>, batch: &Batch, hooks: &Hooks) -> Capture {
+fn everything<D: Device>(dev: &D, checkpoint: &Arc<Checkpoint>, batch: &Batch, hooks: &Hooks) -> Capture {
     let mut capture = Capture::empty(hooks, batch).unwrap();
     let params = Params::new(checkpoint.clone(), None);
     let texts = 0..batch.texts().len();
-    pollster::block_on(forward::forward(dev, &params, batch, texts, hooks, &mut capture, None)).unwrap();
+    let layout = Layout::new(hooks, batch).unwrap();
+    pollster::block_on(forward::forward(dev, &params, Run::new(&layout, texts), &mut capture, None)).unwrap();
     capture
 }
 

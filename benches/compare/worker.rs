@@ -6,6 +6,7 @@
 //! `{"run": "matmul", ...}` is [tokens, 768] x [768, 3072] on the GPU.
 
 use actscope::bench::forward::{Taps, ids};
+use actscope::device::Operations;
 use actscope::device::gpu::Gpu;
 use actscope::device::{Device, Dtype};
 use actscope::verify::cases::Host;
@@ -31,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [device, model] = arguments.as_slice() else { return Err("give cpu or gpu, and a model".into()) };
     let choice = if device == "gpu" { Choice::Gpu } else { Choice::Cpu };
-    let session = Model::open(model)?.on(choice, None)?;
+    let session = Model::open(model)?.on(choice)?;
     let version = format!("actscope {}", env!("CARGO_PKG_VERSION"));
     println!("{}", json!({"version": version, "device": session.device().to_string()}));
     for line in std::io::stdin().lock().lines() {
@@ -87,7 +88,7 @@ fn matmul(request: &Request) -> Result<(f64, u32), Box<dyn Error>> {
         let w = gpu.load(&Host::random(768, 3072, 0.04, 2).weight(Dtype::F32))?;
         let bias = gpu.load(&Host::random(1, 3072, 0.0, 3).weight(Dtype::F32))?;
         let product = || {
-            drop(gpu.linear(&x, &w, &bias));
+            drop(Operations::linear(gpu, &x, &w, &bias));
             gpu.submit();
             Ok(pollster::block_on(gpu.settle(0))?)
         };

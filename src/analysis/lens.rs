@@ -1,17 +1,20 @@
 //! The logit lens (nostalgebraist 2020, "interpreting GPT: the logit lens"): what the model would say if it stopped after
 //! each block. Every residual stream goes through the final LayerNorm and the unembedding, with the device's own kernels;
 //! what is kept per token is small, so no more than a part of one layer's logits is ever in memory at once.
-//! Owns the reading of logits. Read next: `session.rs`, where `lens_async` is the way in.
+//! Owns `Session::lens` and the reading of logits.
 
-use crate::device::{Device, Edit, Window};
+use crate::analysis::top::largest;
+use crate::device::{Device, Operations, Window};
 use crate::hooks::capture::Capture;
+use crate::hooks::request::{Hooks, Select};
 use crate::hooks::site::Site;
 use crate::model::batch::Batch;
 use crate::model::forward::RunError;
 use crate::model::params::Params;
+use crate::session::{Error, Progress, Session, on_engine};
 use ndarray::{ArrayView2, Axis, Ix2};
 use rayon::prelude::*;
-use std::ops::Range;
+use std::ops::ControlFlow;
 
 /// One residual stream, read.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,12 +52,60 @@ pub fn sites(n_layer: usize) -> impl Iterator<Item = Site> {
     std::iter::once(Site::ResidPre(0)).chain((0..n_layer).map(Site::ResidPost))
 }
 
+impl Session {
+    /// The logit lens: what the model would say after each block, one row per site of [`sites`], the last of them the
+    /// model's own output. `hooks` may ask for more and change things on the way; the capture holds what they asked for
+    /// and the residual streams. `top` is how many of the likeliest tokens are kept. `progress` as in
+    /// [`Session::run_async`], with one step more for every row.
+    ///
+    /// # Errors
+    /// As [`Session::run_async`]; also where `hooks` taps a part of what the lens needs whole.
+    pub async fn lens_async(
+        &self,
+        batch: &Batch,
+        hooks: &Hooks,
+        top: usize,
+        progress: Option<Progress<'_>>,
+    ) -> Result<(Vec<LensRow>, Capture), Error> {
+        let n_layer = self.model().config().n_layer;
+        let mut all = hooks.clone();
+        for site in sites(n_layer).chain([Site::Unembed]) {
+            all.tap_at(site, Select::all())?;
+        }
+        let steps_of_run = std::cell::Cell::new(0);
+        let hear = |done: usize, of: usize| {
+            steps_of_run.set(of);
+            progress.map_or(ControlFlow::Continue(()), |progress| progress(done, of + n_layer + 1))
+        };
+        let mut capture = self.run_async(batch, &all, Some(&hear)).await?;
+        let read = |rows: usize| hear(steps_of_run.get() + rows, steps_of_run.get());
+        let (engine, _turn) = self.engine().await;
+        let rows = on_engine!(engine, (dev, params) => {
+            self::read(dev, params, batch, &capture, top, &read).await?
+        });
+        if hooks.sites().all(|site| site != Site::Unembed) {
+            // The largest array by far.
+            capture.take(Site::Unembed);
+        }
+        Ok((rows, capture))
+    }
+
+    /// [`Session::lens_async`], waiting.
+    ///
+    /// # Errors
+    /// As [`Session::lens_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn lens(&self, batch: &Batch, hooks: &Hooks, top: usize) -> Result<(Vec<LensRow>, Capture), Error> {
+        pollster::block_on(self.lens_async(batch, hooks, top, None))
+    }
+}
+
 /// Logits that are on their way from the device at once, in numbers: 64 MB.
 const PART: usize = 16 << 20;
 
 /// Reads every stream of [`sites`] from a capture that holds them and the logits, whole. The last row comes from the model's
 /// own logits, so it is the model's output to the last bit. `top` is how many of the likeliest tokens are kept; `progress`
-/// is told after each row.
+/// is called after each row.
 ///
 /// # Errors
 /// [`RunError`] when a weight cannot be loaded or the device fails.
@@ -64,7 +115,7 @@ pub(crate) async fn read<D: Device>(
     batch: &Batch,
     capture: &Capture,
     top: usize,
-    progress: &dyn Fn(usize),
+    progress: &dyn Fn(usize) -> ControlFlow<()>,
 ) -> Result<Vec<LensRow>, RunError> {
     let n_layer = params.config().n_layer;
     let mut rows = Vec::with_capacity(n_layer + 1);
@@ -76,13 +127,16 @@ pub(crate) async fn read<D: Device>(
             let ids = batch.ids_of(text);
             let padded = padded.into_dimensionality::<Ix2>().expect("streams and logits are [batch, pos, n]");
             let values = padded.slice_move(ndarray::s![..ids.len(), ..]);
-            texts.push(match is_last {
-                true => readings(values.as_slice().expect("a text's rows are dense"), 0, ids, values.ncols(), top),
-                false => decode(dev, params, values, ids, top, PART).await?,
+            texts.push(if is_last {
+                readings(values.as_slice().expect("a text's rows are dense"), 0, ids, values.ncols(), top)
+            } else {
+                decode(dev, params, values, ids, top, PART).await?
             });
         }
         rows.push(LensRow { site, texts });
-        progress(n + 1);
+        if progress(n + 1).is_break() {
+            return Err(RunError::Cancelled);
+        }
     }
     Ok(rows)
 }
@@ -98,27 +152,25 @@ async fn decode<D: Device>(
     part: usize,
 ) -> Result<Vec<Reading>, RunError> {
     let config = params.config();
-    let (ln_f, unembedding) = (params.ln_f(dev)?, params.unembedding(dev)?);
+    let (ln_f, unembedding) = (params.ln_f(dev).await?, params.unembedding(dev).await?);
     let (n_pos, width) = stream.dim();
-    let whole = |rows: Range<usize>, cols: usize| Window { rows: vec![rows], cols: 0..cols };
-    let mut x = dev.empty(n_pos, width);
-    dev.edit(&mut x, &whole(0..n_pos, width), &Edit::Replace(stream.iter().copied().collect()));
+    let x = dev.upload([n_pos, width], stream.iter().copied().collect());
     let x = dev.layer_norm(&x, &ln_f.weight, &ln_f.bias, config.layer_norm_epsilon);
 
     let n_vocab = config.vocab_size;
-    let rows_at_once = (part.min(dev.limits().in_parts) / n_vocab).max(1);
+    let rows_at_once = (part.min(dev.tensor_limits().in_parts) / n_vocab).max(1);
     let mut read = Vec::with_capacity(n_pos);
-    let mut under_way = None;
+    let mut in_flight = None;
     for start in (0..n_pos).step_by(rows_at_once) {
         let rows = start..n_pos.min(start + rows_at_once);
-        let logits = dev.unembed(&x, rows.clone(), unembedding);
-        let staged = dev.copy_out(&logits, &whole(0..rows.len(), n_vocab));
+        let logits = dev.unembed(&dev.gather_rows(&[&x], vec![(0, rows)]), unembedding);
+        let staged = dev.copy_out(&logits, &Window::all(dev.shape(&logits)));
         dev.submit();
-        if let Some((start, staged)) = under_way.replace((start, staged)) {
+        if let Some((start, staged)) = in_flight.replace((start, staged)) {
             read.extend(readings(&dev.read(staged).await?, start, ids, n_vocab, top));
         }
     }
-    if let Some((start, staged)) = under_way {
+    if let Some((start, staged)) = in_flight {
         read.extend(readings(&dev.read(staged).await?, start, ids, n_vocab, top));
     }
     Ok(read)
@@ -148,25 +200,10 @@ fn reading(logits: &[f32], next: Option<u32>, top: usize) -> Reading {
         let rank = 1 + logits.iter().filter(|x| **x > logits[id as usize]).count();
         Next { id, probability: probability(id), rank }
     });
-    let top = likeliest(logits, top).into_iter().map(|id| (id, probability(id))).collect();
+    let top = largest(logits.len(), top, |id| logits[id]).into_iter().map(|id| (id, probability(id))).collect();
     // Where z is NaN so is the entropy; `max` would hide that.
     let entropy = (z.ln() - weighted / z) as f32;
     Reading { top, entropy: if entropy < 0.0 { 0.0 } else { entropy }, next }
-}
-
-/// The indices of the `n` largest numbers, largest first.
-fn likeliest(logits: &[f32], n: usize) -> Vec<u32> {
-    let n = n.min(logits.len());
-    let mut best: Vec<u32> = Vec::with_capacity(n + 1);
-    for (id, x) in logits.iter().enumerate() {
-        let beaten = |other: &u32| logits[*other as usize].total_cmp(x).is_lt();
-        if best.len() < n || best.last().is_some_and(beaten) {
-            let place = best.partition_point(|other| !beaten(other));
-            best.insert(place, id as u32);
-            best.truncate(n);
-        }
-    }
-    best
 }
 
 #[cfg(test)]
@@ -196,10 +233,11 @@ mod tests {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/classic");
         let checkpoint = crate::model::checkpoint::Checkpoint::open(folder.as_ref()).unwrap();
         let (n_vocab, width) = (checkpoint.config().vocab_size, checkpoint.config().n_embd);
-        let params = Params::<Reference>::new(std::rc::Rc::new(checkpoint), None);
+        let params = Params::<Reference>::new(std::sync::Arc::new(checkpoint), None);
         let stream = ndarray::Array2::from_shape_fn((7, width), |(p, d)| ((p * 31 + d * 17) % 23) as f32 - 11.0);
         let ids = [3, 1, 4, 1, 5, 9, 2];
-        let in_parts = |part| pollster::block_on(decode(&Reference, &params, stream.view(), &ids, 3, part)).unwrap();
+        let in_parts =
+            |part| pollster::block_on(decode(&Reference::default(), &params, stream.view(), &ids, 3, part)).unwrap();
         let whole = in_parts(usize::MAX);
         assert_eq!(whole.len(), 7);
         assert_eq!(

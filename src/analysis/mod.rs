@@ -1,3 +1,4 @@
 //! What is computed from activations. Each file extends `Session` with its own methods.
 
 pub mod lens;
+pub mod top;

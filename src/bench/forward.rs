@@ -5,12 +5,14 @@ use super::time::{Budget, Timing, median};
 use super::{FEW, LeftOut, TOKENS, memory};
 use crate::device::probe::Measured;
 use crate::hooks::capture::Capture;
+use crate::hooks::layout::Layout;
 use crate::hooks::request::{Hooks, Select};
 use crate::hooks::site::Site;
 use crate::model::batch::Batch;
 use crate::model::config::Config;
-use crate::model::forward::{self, RunError};
+use crate::model::forward::{self, Run, RunError};
 use crate::model::params::Params;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Seconds for all of them,
@@ -114,8 +116,9 @@ pub(super) async fn measure<D: Measured>(
         let run = async |hooks: &Hooks, runs: usize| {
             let begin = Instant::now();
             for _ in 0..runs {
-                let mut capture = Capture::empty(hooks, &batch)?;
-                forward::forward(dev, params, &batch, 0..1, hooks, &mut capture, None).await?;
+                let layout = Layout::new(hooks, &batch)?;
+                let mut capture = Capture::unchecked(hooks, &batch, Arc::downgrade(dev.host_memory()))?;
+                forward::forward(dev, params, Run::new(&layout, 0..1), &mut capture, None).await?;
             }
             Ok::<f64, RunError>(begin.elapsed().as_secs_f64())
         };

@@ -17,7 +17,7 @@ use crate::model::forward::RunError;
 use crate::model::params::Params;
 use forward::ForwardRow;
 use operations::OperationRow;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Numbers of tokens that everything is measured at.
 pub const TOKENS: [usize; 5] = [1, 8, 64, 256, 1024];
@@ -62,7 +62,7 @@ pub struct Report {
 /// [`RunError`] when the device failed.
 pub async fn bench<D: Measured>(
     dev: &D,
-    checkpoint: Rc<Checkpoint>,
+    checkpoint: Arc<Checkpoint>,
     progress: &dyn Fn(usize, usize),
 ) -> Result<Report, RunError> {
     let steps = 1 + operations::OPERATIONS.len() + forward::count(checkpoint.config());

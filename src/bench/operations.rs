@@ -4,7 +4,7 @@
 use super::time::{Budget, Timing};
 use super::{FEW, LeftOut, TOKENS};
 use crate::device::probe::Measured;
-use crate::device::{Activation, DeviceError, Dtype, Heads, Op};
+use crate::device::{Activation, DeviceError, Dtype, Heads, Op, Operands, Queries};
 use crate::verify::cases::{Case, Host};
 
 const N_EMBD: usize = 768;
@@ -51,7 +51,7 @@ pub static OPERATIONS: &[Operation] = &[
     },
     Operation {
         name: "linear c_attn",
-        op: |_| Op::Linear,
+        op: |_| Op::Linear {},
         tensors: &[N_EMBD],
         weights: &[[N_EMBD, 3 * N_EMBD], [1, 3 * N_EMBD]],
         result: 3 * N_EMBD,
@@ -59,7 +59,7 @@ pub static OPERATIONS: &[Operation] = &[
     },
     Operation {
         name: "attention",
-        op: |t| Op::Attention { texts: vec![0..t], heads: Heads { n_head: N_HEAD, scale: 0.125 } },
+        op: |t| Op::Attention { texts: vec![Queries::whole(0..t)], heads: Heads { n_head: N_HEAD, scale: 0.125 } },
         tensors: &[3 * N_EMBD],
         weights: &[],
         result: N_EMBD,
@@ -68,7 +68,7 @@ pub static OPERATIONS: &[Operation] = &[
     },
     Operation {
         name: "linear_add attn.c_proj",
-        op: |_| Op::LinearAdd,
+        op: |_| Op::LinearAdd {},
         tensors: &[N_EMBD, N_EMBD],
         weights: &[[N_EMBD, N_EMBD], [1, N_EMBD]],
         result: N_EMBD,
@@ -76,7 +76,7 @@ pub static OPERATIONS: &[Operation] = &[
     },
     Operation {
         name: "linear_activation c_fc",
-        op: |_| Op::LinearActivation(Activation::GeluTanh),
+        op: |_| Op::LinearActivation { f: Activation::GeluTanh },
         tensors: &[N_EMBD],
         weights: &[[N_EMBD, N_INNER], [1, N_INNER]],
         result: N_INNER,
@@ -84,7 +84,7 @@ pub static OPERATIONS: &[Operation] = &[
     },
     Operation {
         name: "linear_add mlp.c_proj",
-        op: |_| Op::LinearAdd,
+        op: |_| Op::LinearAdd {},
         tensors: &[N_EMBD, N_INNER],
         weights: &[[N_INNER, N_EMBD], [1, N_EMBD]],
         result: N_EMBD,
@@ -92,7 +92,7 @@ pub static OPERATIONS: &[Operation] = &[
     },
     Operation {
         name: "unembed wte",
-        op: |t| Op::Unembed { rows: 0..t },
+        op: |_| Op::Unembed {},
         tensors: &[N_EMBD],
         weights: &[[N_VOCAB, N_EMBD]],
         result: N_VOCAB,
@@ -171,7 +171,7 @@ impl<D: Measured> OnDevice<'_, D> {
         move |times| {
             for weights in next.by_ref().take(times) {
                 let (x, w): (Vec<_>, Vec<_>) = (tensors.iter().collect(), weights.iter().collect());
-                drop(case.op.make(self.dev, &x, &w));
+                drop(self.dev.run(&case.op, Operands::new(&x, &w)));
             }
         }
     }

@@ -1,34 +1,32 @@
 //! `actscope attention`: which token looks at which, one head or a grid of heads by layers.
 
 use super::Failure;
-use super::picture::{PictureArgs, checked};
+use super::lists;
+use super::picture::PictureArgs;
 use crate::hooks::request::Select;
 use crate::hooks::site::Site;
-use crate::output::Nested;
+use crate::output::number;
 use crate::plot::attention::{Attention, Head};
 use crate::plot::colour::Scale;
+use crate::session::Progress;
 use clap::{Args, ValueEnum};
-use ndarray::{ArrayView2, Axis, Ix2};
-use serde::Serialize;
+use ndarray::{ArrayView1, ArrayView2, Axis, Ix2};
+use serde::ser::{Serialize, SerializeSeq, Serializer};
 
 /// Arguments of `actscope attention`.
 #[derive(Args)]
 pub struct AttentionCommand {
     #[command(flatten)]
     picture: PictureArgs,
-    /// Layers, counted from 0; without it, all. Repeatable
-    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = counted)]
-    layer: Vec<usize>,
-    /// Heads, counted from 0; without it, all. Repeatable
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = counted)]
-    head: Vec<usize>,
+    /// Layers, counted from 0, or from the end: -1 is the last; also 1,3 or 1..3 (without 3). Without it, all. Repeatable
+    #[arg(short, long, value_name = "N", allow_hyphen_values = true)]
+    layer: Vec<String>,
+    /// Heads, as layers are counted. Without it, all. Repeatable
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    head: Vec<String>,
     /// What to show of a head
     #[arg(long, value_enum, default_value_t = Kind::Pattern)]
     kind: Kind,
-}
-
-fn counted(number: &str) -> Result<usize, &'static str> {
-    number.parse().map_err(|_| "blocks and heads are whole numbers from 0 on")
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -40,26 +38,52 @@ enum Kind {
 }
 
 /// The numbers behind the picture.
-#[derive(Serialize)]
+#[derive(serde::Serialize)]
 struct Numbers<'a> {
     heads: Vec<HeadNumbers<'a>>,
 }
 
-#[derive(Serialize)]
+#[derive(serde::Serialize)]
 struct HeadNumbers<'a> {
     layer: usize,
     head: usize,
     /// The hook that the values are from.
     hook: String,
     /// [query, key]; null where the key comes after the query.
-    values: Nested<'a>,
+    values: Seen<'a>,
+}
+
+/// [query, key] as nested lists, null where the query does not see the key.
+struct Seen<'a>(ArrayView2<'a, f32>);
+
+impl Serialize for Seen<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        struct Row<'a>(usize, ArrayView1<'a, f32>);
+        struct Value(f32);
+        impl Serialize for Value {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                number(&self.0, to)
+            }
+        }
+        impl Serialize for Row<'_> {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                let seen = |(key, value): (usize, &f32)| (key <= self.0).then_some(Value(*value));
+                to.collect_seq(self.1.iter().enumerate().map(seen))
+            }
+        }
+        let mut rows = to.serialize_seq(Some(self.0.nrows()))?;
+        for (query, row) in self.0.rows().into_iter().enumerate() {
+            rows.serialize_element(&Row(query, row))?;
+        }
+        rows.end()
+    }
 }
 
 impl AttentionCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         let (files, canvas) = self.picture.open()?;
-        let layers = checked("layer", &self.layer, files.config().n_layer)?;
-        let heads = checked("head", &self.head, files.config().n_head)?;
+        let layers = lists::chosen("layer", &self.layer, files.config().n_layer)?;
+        let heads = lists::chosen("head", &self.head, files.config().n_head)?;
         // Heads between the first and the last come along: a tap takes a range.
         let range = heads[0]..heads[heads.len() - 1] + 1;
         let mut hooks = files.hooks();
@@ -67,9 +91,9 @@ impl AttentionCommand {
             hooks.tap_at(self.site(*layer), Select::all().heads(range.clone()))?;
         }
         let session = self.picture.session(files)?;
-        let run = async |told: &dyn Fn(usize, usize)| session.run_async(&canvas.batch, &hooks, Some(told)).await;
+        let run = async |told: Progress<'_>| session.run_async(&canvas.batch, &hooks, Some(told)).await;
         let mut capture = self.picture.model.with_progress("blocks", run)?;
-        self.picture.model.warn_of_nan(capture.first_not_a_number());
+        self.picture.nan.judge_capture(&capture, None)?;
 
         let mut shown = Vec::with_capacity(layers.len() * heads.len());
         for layer in &layers {
@@ -110,7 +134,7 @@ impl AttentionCommand {
     }
 
     fn numbers<'a>(&self, head: &'a Head) -> HeadNumbers<'a> {
-        let values = Nested(head.values.view().into_dyn());
+        let values = Seen(head.values.view());
         HeadNumbers { layer: head.layer, head: head.head, hook: self.site(head.layer).name(), values }
     }
 }

@@ -1,16 +1,16 @@
 //! `actscope bench`: how fast is this machine? Owns the table; `src/bench/` does the measuring.
 
-use super::{DeviceArg, Failure, ModelArgs, size};
+use super::run::options;
+use super::{DeviceArg, Failure, ModelArgs, WeightsArg, size};
 use crate::bench::{self, Report, random};
-use crate::cache::CacheFolder;
 use crate::device::probe::Measured;
 use crate::device::{self, AnyDevice, DeviceInfo};
 use crate::model::checkpoint::Checkpoint;
-use crate::session::Error;
+use crate::session::{Error, Progress};
 use clap::Args;
 use serde_json::{Value, json};
 use std::io::Write;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Arguments of `actscope bench`.
 #[derive(Args)]
@@ -46,14 +46,14 @@ impl Bench {
             ));
         }
         let checkpoint = match self.model.model.as_str() {
-            random::NAME => Rc::new(random::gpt2_small().map_err(Error::from)?),
+            random::NAME => Arc::new(random::gpt2_small().map_err(Error::from)?),
             _ => self.model.open()?.checkpoint().clone(),
         };
         let measurement = match pollster::block_on(device::open(self.device.into())).map_err(Error::from)? {
             AnyDevice::Cpu(dev) => self.measure(&dev, checkpoint)?,
             // As a session opens it: what is measured is what runs.
             AnyDevice::Gpu(dev) => {
-                let dev = pollster::block_on(dev.tuned(Rc::new(CacheFolder::of_user()))).map_err(Error::from)?;
+                let dev = pollster::block_on(crate::session::as_asked(dev, &options(self.device, WeightsArg::Stored)))?;
                 self.measure(&dev, checkpoint)?
             }
             AnyDevice::Reference(_) => unreachable!("refused above, and `auto` never takes it"),
@@ -66,9 +66,14 @@ impl Bench {
         Ok(out.flush()?)
     }
 
-    fn measure<D: Measured>(&self, dev: &D, checkpoint: Rc<Checkpoint>) -> Result<Measurement, Failure> {
+    fn measure<D: Measured>(&self, dev: &D, checkpoint: Arc<Checkpoint>) -> Result<Measurement, Failure> {
         self.model.say(format_args!("device: {}", dev.info()));
-        let measure = async |told: &dyn Fn(usize, usize)| bench::bench(dev, checkpoint, told).await;
+        let measure = async |told: Progress<'_>| {
+            let hear = |done: usize, of: usize| {
+                let _ = told(done, of);
+            };
+            bench::bench(dev, checkpoint, &hear).await
+        };
         let report = self.model.with_progress("figures", measure).map_err(Error::from)?;
         Ok(Measurement { report, device: dev.info(), clock: dev.clock(), model: self.model.model.clone() })
     }

@@ -4,10 +4,10 @@ use super::{Failure, ModelArgs};
 use crate::hooks::request::Hooks;
 use crate::hooks::site::Site;
 use crate::model::batch::Batch;
-use crate::session::Session;
+use crate::session::{Progress, Session};
 use crate::verify::sample::{Found, Probe, Sample};
 
-/// Compares a sample of a run of `hooks` on `batch`.
+/// Compares a sample of a run of `hooks` on `batch`, whose texts are called `what_is_run`.
 ///
 /// # Errors
 /// [`Failure::Run`] where it and the reference part: before anything is written.
@@ -17,8 +17,14 @@ pub(super) fn hold(
     batch: &Batch,
     hooks: &Hooks,
     model: &ModelArgs,
+    what_is_run: &str,
 ) -> Result<(), Failure> {
-    let check = async |told: &dyn Fn(usize, usize)| session.check_async(batch, hooks, sample, told).await;
+    let check = async |told: Progress<'_>| {
+        let hear = |done: usize, of: usize| {
+            let _ = told(done, of);
+        };
+        session.check_async(batch, hooks, sample, &hear).await
+    };
     let checked = model.with_progress("parts checked", check)?;
     for Probe { text, tokens, sites, positions, apart } in &checked.probes {
         let what = match sites.as_slice() {
@@ -28,11 +34,11 @@ pub(super) fn hold(
         };
         let (all, how) = (batch.texts()[*text].len(), if *apart { ", run once more by themselves" } else { "" });
         model.say(format_args!(
-            "checked against f64: text {text}, {positions} of the first {tokens} of its {all} tokens{how}: {what}"
+            "checked against f64: {what_is_run} {text}, {positions} of the first {tokens} of its {all} tokens{how}: {what}"
         ));
     }
     let share = |found: &Found| found.worst.error / found.allowed;
-    let mut parted = checked.parted();
+    let mut parted = checked.mismatches();
     let Some(Found { site, worst, allowed }) = parted.next() else {
         if let Some(nearest) = checked.found.iter().max_by(|a, b| share(a).total_cmp(&share(b))) {
             let Found { site, worst, allowed } = nearest;

@@ -1,16 +1,23 @@
 //! `actscope extract`: activations of one or more texts, as a file or a readable summary.
 
-use super::run::{RunArgs, SiteArgs, TokenArgs};
-use super::{Failure, ModelArgs, TextArgs, check, size};
-use crate::hooks::capture::{Capture, Sink, has_non_number};
+use super::run::{NanArgs, RunArgs, SiteArgs, TokenArgs};
+use super::texts::{Length, TextArgs};
+use super::{Failure, ModelArgs, check, size};
+use crate::hooks::capture::{Capture, Sink};
+use crate::hooks::non_number::NonNumber;
 use crate::hooks::request::Hooks;
-use crate::hooks::site::Site;
-use crate::model::batch::Batch;
+use crate::hooks::site::{Axis, Site};
+use crate::model::batch::{Batch, BatchError};
+use crate::model::config::Config;
+use crate::model::token_select::{self, Word};
+use crate::model::tokenizer::Token;
+use crate::model::windows::{Piece, Windows};
+use crate::output::rows::{Joined, Mean, RowSink, Whole};
 use crate::output::summary::Summary;
-use crate::output::{self, Output, Provenance, Record};
-use crate::session::Session;
+use crate::output::{self, Output, Pool, Provenance, Record, Rows, Scratch};
+use crate::session::{Error, Model, Progress, Session};
 use crate::verify::sample::Sample;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use ndarray::{ArrayD, ArrayViewD};
 use serde_json::json;
 use std::io::Write;
@@ -27,11 +34,23 @@ pub struct Extract {
     sites: SiteArgs,
     #[command(flatten)]
     token: TokenArgs,
-    /// Where to write: .safetensors, .npz, .json or .csv
+    /// One row a word instead of one a token; with --token, the words that hold a chosen token
+    #[arg(long)]
+    words: bool,
+    /// How the tokens of a word become one row
+    #[arg(long, value_enum, default_value_t = PoolArg::Mean, requires = "words")]
+    pool: PoolArg,
+    /// Run longer texts in windows of N tokens, each STRIDE after the one before (half of N without it), and keep every
+    /// token from the window where it has most context
+    #[arg(long, value_name = "N[:STRIDE]", conflicts_with = "truncate")]
+    window: Option<Windows>,
+    /// Where to write: .safetensors, .npz, .npy (one hook), .json, .jsonl or .csv
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
     run: RunArgs,
+    #[command(flatten)]
+    nan: NanArgs,
     /// Fingerprint every byte of the weights, not only their headers
     #[arg(long)]
     hash: bool,
@@ -43,23 +62,47 @@ pub struct Extract {
     dry_run: bool,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PoolArg {
+    /// Their mean
+    Mean,
+    /// The last one
+    Last,
+}
+
+/// What is run, and how its rows become those of the output.
+struct Plan {
+    /// The tokens of every text, however long.
+    tokens: Vec<Vec<Token>>,
+    /// The positions that are computed of every text, where not all are.
+    kept: Option<Vec<Vec<usize>>>,
+    words: Option<Vec<Vec<Word>>>,
+    pool: Pool,
+    windows: Option<Windows>,
+    /// With windows, the texts of the batch.
+    pieces: Vec<Piece>,
+    lengths: Vec<usize>,
+    batch: Batch,
+}
+
 impl Extract {
     /// Everything that can be wrong with the request is found before any weight is loaded.
     pub(super) fn run(self) -> Result<(), Failure> {
-        let texts = self.texts.texts()?;
+        let input = self.texts.read(&self.model)?;
         let output = self.out.as_deref().map(Output::create).transpose()?;
         let files = self.model.open()?;
         if let Some(output) = &output {
             self.texts.refuse_to_overwrite(output.path(), &files)?;
         }
-        let batch = self.texts.batch(&files, &texts, &self.model)?;
-        let tokens = files.tokens(&batch);
-        let mut hooks = self.sites.hooks(&files)?;
-        let positions = self.token.positions(&tokens)?;
-        if let Some(positions) = &positions {
-            hooks.at_positions(positions);
+        let length = if self.window.is_some() { Length::Any } else { Length::Context };
+        let ids = self.texts.ids(&input, &files, length, &self.model)?;
+        let plan = self.plan(&files, ids)?;
+        let mut hooks = self.sites.hooks(&files, &self.model)?;
+        plan.narrow(&mut hooks)?;
+        let shapes = plan.shapes(&hooks, files.config());
+        if let Some(output) = &output {
+            output.check(shapes.len())?;
         }
-        let shapes = hooks.shapes(&batch);
         let weight_bytes = files.checkpoint().file_bytes();
         if self.dry_run && output.is_none() {
             return self.forecast(&shapes, weight_bytes, None);
@@ -71,15 +114,9 @@ impl Extract {
             fingerprint: session.model().checkpoint().fingerprint(self.hash && !self.dry_run),
             device: session.device().to_string(),
         };
-        let record = Record {
-            batch: &batch,
-            tokens: &tokens,
-            texts: if self.texts.ids.is_empty() { &texts } else { &[] },
-            positions: positions.as_deref(),
-            provenance: &provenance,
-        };
+        let record = plan.record(input.texts(), &provenance);
 
-        let run = |sink: &mut dyn Sink| self.run_with_progress(&session, &batch, &hooks, sink);
+        let run = |sink: &mut dyn Sink| self.run_with_progress(&session, &plan, &hooks, sink);
         let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
         match output {
             Some(output) if self.dry_run => {
@@ -89,7 +126,10 @@ impl Extract {
             Some(output) => {
                 let path = output.path().display().to_string();
                 let mut writing = output.begin(&record, shapes.clone())?;
-                run(&mut writing)?;
+                match plan.is_plain() {
+                    true => run(&mut writing)?,
+                    false => plan.through(&mut writing, run)?,
+                }
                 let bytes = writing.finish()?;
                 self.model.say(format_args!("wrote {path}: {} hooks, {}", shapes.len(), size(bytes)));
                 if self.model.json {
@@ -98,14 +138,22 @@ impl Extract {
                     writeln!(stdout, "{}", json!({"file": path, "bytes": bytes, "hooks": hooks}))?;
                 }
             }
-            None if self.model.json => {
-                let mut capture = Capture::empty(&hooks, &batch)?;
+            None if self.model.json && plan.is_plain() => {
+                let mut capture = Capture::empty(&hooks, &plan.batch)?;
                 run(&mut capture)?;
                 output::write_json(&record, &capture, &mut stdout)?;
             }
+            None if self.model.json => {
+                let temporary =
+                    |e| Failure::Run(format!("cannot keep the values in the folder for temporary files: {e}"));
+                let mut scratch = Scratch::create(shapes).map_err(temporary)?;
+                plan.through(&mut scratch, run)?;
+                output::write_json(&record, scratch.arrays(), &mut stdout)?;
+            }
             None => {
-                let mut summary = Summary::new(&record, shapes);
-                run(&mut summary)?;
+                let token = |id| session.model().token(id);
+                let mut summary = Summary::new(&record, &token, shapes);
+                plan.through(&mut summary, run)?;
                 summary.write(&mut stdout)?;
             }
         }
@@ -113,23 +161,69 @@ impl Extract {
         Ok(())
     }
 
-    /// Runs with a progress bar, says where the first value is that is no number, and with --check ends in an error where the
-    /// values are not to be trusted.
+    /// What is to be run of texts with these ids.
+    fn plan(&self, files: &Model, ids: Vec<Vec<u32>>) -> Result<Plan, Failure> {
+        let config = files.config();
+        if let Some(Windows { size, .. }) = self.window
+            && size > config.n_positions
+        {
+            return Err(Failure::Usage(format!(
+                "--window {size} is more than the {} positions of this model; {} is the most",
+                config.n_positions, config.n_positions
+            )));
+        }
+        // Of windows, the batch would name the window and not the text.
+        let whole =
+            if self.window.is_some() { check_ids(&ids, config).map(|()| None)? } else { Some(files.batch(&ids)?) };
+        let tokens: Vec<Vec<Token>> = ids.iter().map(|ids| ids.iter().map(|id| files.token(*id)).collect()).collect();
+        let mut kept = self.token.positions(&tokens, &self.model)?;
+        let pool = if self.pool == PoolArg::Last { Pool::Last } else { Pool::Mean };
+        let words = if self.words { Some(words(files, &tokens, kept.as_deref())?) } else { None };
+        if let Some(words) = &words {
+            let positions = |word: &Word| match pool {
+                Pool::Mean => word.tokens.clone(),
+                Pool::Last => word.tokens.end - 1..word.tokens.end,
+            };
+            kept = Some(words.iter().map(|words| words.iter().flat_map(positions).collect()).collect());
+        }
+        let lengths: Vec<usize> = ids.iter().map(Vec::len).collect();
+        let (pieces, batch) = match (self.window, whole) {
+            (Some(windows), _) => {
+                let pieces = windows.plan(&lengths, kept.as_deref());
+                let of_piece = |piece: &Piece| &ids[piece.document][piece.tokens.clone()];
+                let batch = files.batch(&pieces.iter().map(of_piece).collect::<Vec<_>>())?;
+                self.model.say(format_args!("{} windows of at most {} tokens", pieces.len(), windows.size));
+                (pieces, batch)
+            }
+            (None, Some(batch)) => (Vec::new(), batch),
+            (None, None) => (Vec::new(), files.batch(&ids)?),
+        };
+        Ok(Plan { tokens, kept, words, pool, windows: self.window, pieces, lengths, batch })
+    }
+
+    /// Runs with a progress bar; ends in an error where a value is no number, unless that is allowed, and with --check where
+    /// the values are not to be trusted.
     fn run_with_progress(
         &self,
         session: &Session,
-        batch: &Batch,
+        plan: &Plan,
         hooks: &Hooks,
         sink: &mut dyn Sink,
     ) -> Result<(), Failure> {
+        let batch = &plan.batch;
         let sample = self.check.then(|| Sample::new(session.model().config(), batch, hooks));
-        let mut watched = Watched { sink, first_non_number: None, sample };
-        let run =
-            async |told: &dyn Fn(usize, usize)| session.run_into_async(batch, hooks, &mut watched, Some(told)).await;
-        self.model.with_progress("blocks", run)?;
-        self.model.warn_of_nan(watched.first_non_number);
+        let mut watched = Watched { sink, first: None, goes_on: self.nan.allow_nan, sample };
+        let run = async |told: Progress<'_>| session.run_into_async(batch, hooks, &mut watched, Some(told)).await;
+        let result: Result<(), Error> = self.model.with_progress("blocks", run);
+        let found = watched.first.map(|found| plan.in_document(found));
+        self.nan
+            .judge(found.as_ref().map(|(found, _)| found), |_| found.as_ref().map_or(0, |(_, position)| *position))?;
+        result?;
         match watched.sample {
-            Some(sample) => check::hold(sample, session, batch, hooks, &self.model),
+            Some(sample) => {
+                let what = if plan.windows.is_some() { "window" } else { "text" };
+                check::hold(sample, session, batch, hooks, &self.model, what)
+            }
             None => Ok(()),
         }
     }
@@ -141,13 +235,12 @@ impl Extract {
         weight_bytes: u64,
         file: Option<(&Path, Option<u64>)>,
     ) -> Result<(), Failure> {
-        let bytes = |shape: &[usize]| 4 * shape.iter().map(|&n| n as u64).product::<u64>();
-        let total: u64 = shapes.iter().map(|(_, shape)| bytes(shape)).sum();
+        let total: u64 = shapes.iter().map(|(_, shape)| output::bytes_of(shape)).sum();
         let mut out = std::io::stdout().lock();
         if self.model.json {
             let list: Vec<_> = shapes
                 .iter()
-                .map(|(site, shape)| json!({"name": site.name(), "shape": shape, "bytes": bytes(shape)}))
+                .map(|(site, shape)| json!({"name": site.name(), "shape": shape, "bytes": output::bytes_of(shape)}))
                 .collect();
             let file_bytes = file.and_then(|(_, bytes)| bytes);
             let all = json!({"hooks": list, "bytes": total, "weight_bytes": weight_bytes, "file_bytes": file_bytes});
@@ -156,7 +249,8 @@ impl Extract {
         }
         let width = shapes.iter().map(|(site, _)| site.name().len()).max().unwrap_or(0);
         for (site, shape) in shapes {
-            writeln!(out, "{:width$}  {:<22} {:>12}", site.name(), format!("{shape:?}"), size(bytes(shape)))?;
+            let bytes = size(output::bytes_of(shape));
+            writeln!(out, "{:width$}  {:<22} {bytes:>12}", site.name(), format!("{shape:?}"))?;
         }
         let n = shapes.len();
         writeln!(out, "{n} hooks, {} ({total} bytes) of values; weights of {}", size(total), size(weight_bytes))?;
@@ -172,32 +266,159 @@ impl Extract {
     }
 }
 
-/// Passes values on, and remembers the first hook with a value that is no number, and the sample that --check compares.
+/// The checks of a batch on texts of any length.
+fn check_ids(ids: &[Vec<u32>], config: &Config) -> Result<(), Error> {
+    let vocab_size = config.vocab_size;
+    for (text, ids) in ids.iter().enumerate() {
+        if ids.is_empty() {
+            return Err(BatchError::Empty { text }.into());
+        }
+        if let Some(&id) = ids.iter().find(|id| **id as usize >= vocab_size) {
+            return Err(BatchError::Id { text, id, vocab_size }.into());
+        }
+    }
+    Ok(())
+}
+
+/// The words of every text; with `kept`, those that hold one of its positions.
+fn words(files: &Model, tokens: &[Vec<Token>], kept: Option<&[Vec<usize>]>) -> Result<Vec<Vec<Word>>, Failure> {
+    files.tokenizer()?;
+    let of_text = |(text, tokens): (usize, &Vec<Token>)| {
+        let mut words = token_select::words(tokens);
+        if let Some(kept) = kept {
+            words.retain(|word| kept[text].iter().any(|position| word.tokens.contains(position)));
+        }
+        if words.is_empty() {
+            return Err(Failure::Run(format!("text {text} holds no word, only white space; leave --words out")));
+        }
+        Ok(words)
+    };
+    tokens.iter().enumerate().map(of_text).collect()
+}
+
+impl Plan {
+    /// True where the texts of the batch are those of the output, row by row.
+    fn is_plain(&self) -> bool {
+        self.windows.is_none() && self.mean().is_none()
+    }
+
+    /// The words whose tokens become their mean.
+    fn mean(&self) -> Option<&[Vec<Word>]> {
+        self.words.as_deref().filter(|_| self.pool == Pool::Mean)
+    }
+
+    /// Restricts a request to what is kept.
+    fn narrow(&self, hooks: &mut Hooks) -> Result<(), Failure> {
+        if let (Some(site), Some(_)) = (hooks.sites().find(|site| site.is_square()), &self.words) {
+            return Err(Failure::Usage(format!(
+                "{site} is about pairs of tokens, and --words makes rows of words; leave one of the two out"
+            )));
+        }
+        if self.windows.is_some() {
+            let within = |piece: &Piece| piece.kept.iter().map(|position| position - piece.tokens.start).collect();
+            hooks.at_positions(&self.pieces.iter().map(within).collect::<Vec<_>>());
+        } else if let Some(kept) = &self.kept {
+            hooks.at_positions(kept);
+        }
+        Ok(())
+    }
+
+    /// Shapes of the output's arrays.
+    fn shapes(&self, hooks: &Hooks, config: &Config) -> Vec<(Site, Vec<usize>)> {
+        if self.is_plain() {
+            return hooks.shapes(&self.batch);
+        }
+        let most = |lists: &dyn Fn(usize) -> usize| (0..self.tokens.len()).map(lists).max().unwrap_or(0);
+        let longest = most(&|text| self.lengths[text]);
+        let rows = most(&|text| match (self.mean(), &self.kept) {
+            (Some(words), _) => words[text].len(),
+            (None, Some(kept)) => kept[text].len(),
+            (None, None) => self.lengths[text],
+        });
+        let shape = |site: Site| {
+            let axes = site.axes().iter().map(|axis| if *axis == Axis::Pos { rows } else { axis.len(config, longest) });
+            (site, std::iter::once(self.tokens.len()).chain(axes).collect())
+        };
+        hooks.sites().map(shape).collect()
+    }
+
+    fn record<'a>(&'a self, texts: &'a [String], provenance: &'a Provenance) -> Record<'a> {
+        let rows = match (&self.words, &self.kept) {
+            (Some(words), _) => Rows::Words(words, self.pool),
+            (None, Some(kept)) => Rows::Positions(kept),
+            (None, None) => Rows::All,
+        };
+        Record { tokens: &self.tokens, texts, rows, windows: self.windows, provenance }
+    }
+
+    /// Runs into a sink that puts the rows of the output together for `target`.
+    fn through(
+        &self,
+        target: &mut dyn RowSink,
+        run: impl FnOnce(&mut dyn Sink) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut mean;
+        let to: &mut dyn RowSink = match self.mean() {
+            Some(words) => {
+                mean = Mean::new(words, target);
+                &mut mean
+            }
+            None => target,
+        };
+        match self.windows {
+            Some(_) => run(&mut Joined { pieces: &self.pieces, lengths: &self.lengths, to }),
+            None => run(&mut Whole(to)),
+        }
+    }
+
+    /// A place in the batch as one in the texts, with its position there.
+    fn in_document(&self, mut found: NonNumber) -> (NonNumber, usize) {
+        let slot = found.slot();
+        if self.windows.is_some() {
+            let piece = &self.pieces[found.text];
+            found.text = piece.document;
+            return (found, piece.kept[slot]);
+        }
+        let position = self.kept.as_ref().map_or(slot, |kept| kept[found.text][slot]);
+        (found, position)
+    }
+}
+
+/// Passes values on, and remembers the first that is no number, and the sample that --check compares.
 struct Watched<'a> {
     sink: &'a mut dyn Sink,
-    first_non_number: Option<Site>,
+    first: Option<NonNumber>,
+    /// Whether the run goes on where a value is no number.
+    goes_on: bool,
     sample: Option<Sample>,
 }
 
 impl Sink for Watched<'_> {
     fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
-        self.watch(site, text, &values);
+        self.watch(site, text, &values)?;
         self.sink.put(site, text, values)
     }
 
-    fn give(&mut self, site: Site, text: usize, values: ArrayD<f32>) -> std::io::Result<()> {
-        self.watch(site, text, &values.view());
+    fn give(&mut self, site: Site, text: usize, values: ArrayD<f32>) -> std::io::Result<Option<ArrayD<f32>>> {
+        self.watch(site, text, &values.view())?;
         self.sink.give(site, text, values)
     }
 }
 
 impl Watched<'_> {
-    fn watch(&mut self, site: Site, text: usize, values: &ArrayViewD<'_, f32>) {
-        if self.first_non_number.is_none_or(|first| site < first) && has_non_number(site, values) {
-            self.first_non_number = Some(site);
+    /// # Errors
+    /// Ends a run that is not to go on. What is said of it is made from `first`.
+    fn watch(&mut self, site: Site, text: usize, values: &ArrayViewD<'_, f32>) -> std::io::Result<()> {
+        let is_earlier = self.first.as_ref().is_none_or(|first| site < first.site);
+        if let Some(found) = is_earlier.then(|| NonNumber::find(site, text, values)).flatten() {
+            self.first = Some(found);
+            if !self.goes_on {
+                return Err(std::io::Error::other("a value is no number"));
+            }
         }
         if let Some(sample) = &mut self.sample {
             sample.see(site, text, values.view());
         }
+        Ok(())
     }
 }

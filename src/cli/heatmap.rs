@@ -5,9 +5,10 @@ use super::picture::{PictureArgs, wrong_shape};
 use super::run::{SiteArgs, TokenArgs};
 use crate::hooks::capture::Capture;
 use crate::hooks::site::{Axis as SiteAxis, Site};
-use crate::output::Nested;
+use crate::output::{Nested, number};
 use crate::plot::colour::Scale;
 use crate::plot::heatmap::{Dims, Heatmap, Panel};
+use crate::session::Progress;
 use clap::{Args, ValueEnum};
 use ndarray::{Array2, ArrayView2, Axis, Ix2};
 use serde::Serialize;
@@ -22,7 +23,7 @@ pub struct HeatmapCommand {
     sites: SiteArgs,
     #[command(flatten)]
     token: TokenArgs,
-    /// Dimensions to show: all, a number of them evenly spaced, a..b, or top:N for the N strongest
+    /// Dimensions to show: all, a number of them evenly spaced, a list such as 5,6,7, a..b, or top:N for the N strongest
     #[arg(long, value_name = "DIMS", default_value = "100")]
     dims: Dims,
     /// How numbers become colours
@@ -53,6 +54,7 @@ struct Table<'a> {
     /// [positions, dims]
     values: Nested<'a>,
     /// Where the colours end.
+    #[serde(serialize_with = "number")]
     limit: f32,
 }
 
@@ -65,28 +67,28 @@ impl Table<'_> {
 impl HeatmapCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         let (files, canvas) = self.picture.open()?;
-        let mut hooks = self.sites.hooks(&files)?;
+        let mut hooks = self.sites.hooks(&files, &self.picture.model)?;
         for site in hooks.sites() {
             if !matches!(site.axes(), [SiteAxis::Pos, _]) {
                 let instead = if site.is_square() { "; `actscope attention` shows it" } else { "" };
                 return Err(wrong_shape(site, &format!("hooks of [P, n]{instead}")));
             }
         }
-        let positions = self.token.positions(std::slice::from_ref(&canvas.tokens))?;
+        let positions = self.token.positions(std::slice::from_ref(&canvas.tokens), &self.picture.model)?;
         if let Some(positions) = &positions {
             hooks.at_positions(positions);
         }
         // The numbers of dimensions are known before anything is computed, and so is whether those asked for exist.
         for site in hooks.sites() {
             let n = hooks.shape(site, &canvas.batch)[2];
-            if let Dims::Span(..) = self.dims {
+            if let Dims::Span(..) | Dims::List(_) = self.dims {
                 self.dims.of(&[], n).map_err(|e| Failure::Usage(format!("--dims: {site}: {e}")))?;
             }
         }
         let session = self.picture.session(files)?;
-        let run = async |told: &dyn Fn(usize, usize)| session.run_async(&canvas.batch, &hooks, Some(told)).await;
+        let run = async |told: Progress<'_>| session.run_async(&canvas.batch, &hooks, Some(told)).await;
         let capture = self.picture.model.with_progress("blocks", run)?;
-        self.picture.model.warn_of_nan(capture.first_not_a_number());
+        self.picture.nan.judge_capture(&capture, positions.as_ref().map(|of_texts| of_texts[0].as_slice()))?;
 
         let positions = positions.map_or((0..canvas.tokens.len()).collect(), |mut of_texts| of_texts.remove(0));
         let panels = self.panels(&capture)?;

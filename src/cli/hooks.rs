@@ -2,10 +2,11 @@
 
 use super::{Failure, ModelArgs};
 use crate::hooks::request::HookError;
-use crate::hooks::site::{self, Axis, Row, Site};
+use crate::hooks::site::{self, Axis, Dialect, Row, Site};
 use crate::model::config::Config;
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::io::Write;
 
 /// Arguments of `actscope hooks`.
@@ -22,6 +23,8 @@ struct Line {
     name: String,
     row: &'static Row,
     aliases: Vec<String>,
+    /// Every name by whose it is; where a pattern was given.
+    dialects: BTreeMap<Dialect, Vec<String>>,
 }
 
 impl HooksCommand {
@@ -34,14 +37,23 @@ impl HooksCommand {
                     name: row.name.into(),
                     row,
                     aliases: row.aliases.iter().map(|a| a.to_string()).collect(),
+                    dialects: BTreeMap::new(),
                 })
                 .collect(),
             Some(pattern) => site::resolve(pattern, config.n_layer)
                 .map_err(HookError::from)?
                 .into_iter()
-                .map(|site| Line { name: site.name(), row: site.row(), aliases: site.aliases().collect() })
+                .map(|site| Line {
+                    name: site.name(),
+                    row: site.row(),
+                    aliases: site.aliases().collect(),
+                    dialects: site.dialects(config.n_layer),
+                })
                 .collect(),
         };
+        if let Some(trap) = self.pattern.as_ref().and_then(|pattern| site::trap(pattern, config.n_layer)) {
+            self.model.say(format_args!("note: {trap}"));
+        }
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
         if self.model.json {
             let list: Value = lines.iter().map(|line| describe(line, config)).collect();
@@ -75,8 +87,8 @@ impl HooksCommand {
                 bytes(line.row, c),
                 line.row.formula
             )?;
-            if self.pattern.is_some() {
-                writeln!(out, "{:width$}  also: {}", "", line.aliases.join(", "))?;
+            for (dialect, names) in &line.dialects {
+                writeln!(out, "  {:16} {}", format!("{}:", dialect.name()), names.join(", "))?;
             }
         }
         Ok(())
@@ -104,6 +116,7 @@ fn describe(line: &Line, config: &Config) -> Value {
         "shape": letters(line.row).split(' ').collect::<Vec<_>>(),
         "formula": line.row.formula,
         "aliases": line.aliases,
+        "dialects": line.dialects.iter().map(|(dialect, names)| (dialect.name().to_string(), json!(names))).collect::<Map<_, _>>(),
         if square { "bytes_per_token_pair" } else { "bytes_per_token" }: per_token(line.row, config),
     })
 }

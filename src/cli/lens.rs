@@ -4,8 +4,9 @@ use super::Failure;
 use super::picture::PictureArgs;
 use crate::analysis::lens::{LensRow, Reading};
 use crate::hooks::site::Site;
+use crate::output::number;
 use crate::plot::lens::{Cell, LensTable};
-use crate::session::Session;
+use crate::session::{Progress, Session};
 use clap::Args;
 use serde::Serialize;
 
@@ -37,6 +38,7 @@ struct Position {
     /// The likeliest tokens, likeliest first.
     top: Vec<Guess>,
     /// Of the whole distribution, in nats.
+    #[serde(serialize_with = "number")]
     entropy: f32,
     /// The token that really comes next; null at the last position.
     next: Option<Next>,
@@ -46,6 +48,7 @@ struct Position {
 struct Guess {
     id: u32,
     token: String,
+    #[serde(serialize_with = "number")]
     probability: f32,
 }
 
@@ -62,10 +65,18 @@ impl LensCommand {
         let (files, canvas) = self.picture.open()?;
         let session = self.picture.session(files)?;
         let hooks = session.model().hooks();
-        let run = async |told: &dyn Fn(usize, usize)| session.lens_async(&canvas.batch, &hooks, TOP, Some(told)).await;
+        let run = async |told: Progress<'_>| session.lens_async(&canvas.batch, &hooks, TOP, Some(told)).await;
         let (rows, capture) = self.picture.model.with_progress("layers", run)?;
-        self.picture.model.warn_of_nan(capture.first_not_a_number());
+        self.picture.nan.judge_capture(&capture, None)?;
 
+        if let Some((row, position)) = broken(&rows)
+            && !self.picture.nan.allow_nan
+        {
+            return Err(Failure::Run(format!(
+                "the logits that {} gives at position {position} are no numbers; nothing was written; --allow-nan goes on all the same",
+                row.site
+            )));
+        }
         let n_layer = session.model().config().n_layer;
         let picture = LensTable {
             heading: canvas.heading(format!("logit lens of {}", session.model().name())),
@@ -74,6 +85,11 @@ impl LensCommand {
         let numbers = Numbers { lens: rows.iter().map(|row| numbers(&session, row)).collect() };
         self.picture.show(canvas, &session, &picture, &numbers)
     }
+}
+
+/// The first reading of logits that are no numbers.
+fn broken(rows: &[LensRow]) -> Option<(&LensRow, usize)> {
+    rows.iter().find_map(|row| Some((row, row.texts[0].iter().position(|reading| !reading.entropy.is_finite())?)))
 }
 
 fn name(site: Site, n_layer: usize) -> String {

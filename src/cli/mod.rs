@@ -4,28 +4,34 @@
 mod attention;
 mod bench;
 mod check;
+mod completions;
 mod devices;
 mod extract;
 mod fetch;
 mod heatmap;
+mod hints;
 mod hooks;
 mod lens;
+mod lists;
+mod man;
 mod models;
 mod picture;
 mod report;
 mod run;
+mod texts;
+mod tips;
 mod tokens;
 mod verify;
 
 use crate::device::{Choice, Dtype};
 use crate::hooks::request::HookError;
-use crate::model::batch::Batch;
+use crate::model::token_select::SelectError;
 use crate::model::tokenizer::{self, TokenizerError};
 use crate::output::OutputError;
 use crate::session::{Error, Model};
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::io::{BufRead, IsTerminal, Write};
-use std::path::PathBuf;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use hints::with_hint;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 /// See inside GPT-2: every activation by name, by token, on your own GPU.
@@ -60,6 +66,10 @@ enum Command {
     Verify(verify::Verify),
     /// How fast is this machine? Operations and whole runs, beside what it can do at most; under a minute
     Bench(bench::Bench),
+    /// A script that completes commands and options in a shell
+    Completions(completions::Completions),
+    /// The manual page, in roff
+    Man(man::Man),
 }
 
 /// Which model.
@@ -74,26 +84,6 @@ struct ModelArgs {
     /// Machine-readable output
     #[arg(long)]
     json: bool,
-}
-
-/// Which texts.
-#[derive(Args)]
-struct TextArgs {
-    /// The text; several are run as one batch
-    #[arg(value_name = "TEXT")]
-    texts: Vec<String>,
-    /// A file with one text a line; `-` is stdin
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["texts", "ids"])]
-    file: Option<PathBuf>,
-    /// Token ids instead of text, such as "464 3797"; repeat for several texts
-    #[arg(long, value_name = "IDS", conflicts_with = "texts", allow_hyphen_values = true)]
-    ids: Vec<String>,
-    /// Put the beginning-of-text token in front of every text
-    #[arg(long)]
-    prepend_bos: bool,
-    /// Cut texts that are longer than the model has positions, instead of refusing them
-    #[arg(long)]
-    truncate: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -161,9 +151,9 @@ impl From<std::io::Error> for Failure {
 impl From<Error> for Failure {
     fn from(e: Error) -> Failure {
         match e {
-            Error::Hook(HookError::Memory { .. }) => Failure::Run(e.to_string()),
-            Error::Hook(_) | Error::Tokenizer(TokenizerError::NoMatch { .. }) => Failure::Usage(e.to_string()),
-            _ => Failure::Run(e.to_string()),
+            Error::Hook(HookError::Memory { .. }) => Failure::Run(with_hint(&e)),
+            Error::Hook(_) => Failure::Usage(with_hint(&e)),
+            _ => Failure::Run(with_hint(&e)),
         }
     }
 }
@@ -171,7 +161,7 @@ impl From<Error> for Failure {
 impl From<OutputError> for Failure {
     fn from(e: OutputError) -> Failure {
         match e {
-            OutputError::Format { .. } => Failure::Usage(e.to_string()),
+            OutputError::Format { .. } | OutputError::Several { .. } => Failure::Usage(e.to_string()),
             OutputError::Write { .. } => Failure::Run(e.to_string()),
         }
     }
@@ -180,6 +170,12 @@ impl From<OutputError> for Failure {
 impl From<HookError> for Failure {
     fn from(e: HookError) -> Failure {
         Error::from(e).into()
+    }
+}
+
+impl From<SelectError> for Failure {
+    fn from(e: SelectError) -> Failure {
+        Failure::Usage(format!("--token {e}"))
     }
 }
 
@@ -199,7 +195,17 @@ pub fn main() -> ExitCode {
         }
     }));
     end_tidily_on_signals();
-    let result = match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let args: Vec<String> = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+            match tips::unknown_option(&e, &Cli::command(), &args) {
+                Some(message) => return end(Err(Failure::Usage(message))),
+                None => e.exit(),
+            }
+        }
+    };
+    end(match cli.command {
         Command::Extract(command) => command.run(),
         Command::Heatmap(command) => command.run(),
         Command::Attention(command) => command.run(),
@@ -211,7 +217,13 @@ pub fn main() -> ExitCode {
         Command::Models(command) => command.run(),
         Command::Verify(command) => command.run(),
         Command::Bench(command) => command.run(),
-    };
+        Command::Completions(command) => command.run(),
+        Command::Man(command) => command.run(),
+    })
+}
+
+/// Says what went wrong, and makes the exit code.
+fn end(result: Result<(), Failure>) -> ExitCode {
     let (code, message) = match result {
         Ok(()) | Err(Failure::ClosedPipe) => return ExitCode::SUCCESS,
         Err(Failure::Run(message)) => (1, message),
@@ -284,6 +296,7 @@ impl ModelArgs {
         let mut talk = fetch::Talk::new(self.quiet);
         let files = Model::open_telling(&self.model, &mut |event| talk.hear(event))?;
         self.say(format_args!("model: {}, from {}", files.name(), files.source()));
+        files.notes().for_each(|note| self.say(format_args!("note: {}", printable(note))));
         Ok(files)
     }
 
@@ -293,87 +306,6 @@ impl ModelArgs {
             let _ = writeln!(std::io::stderr(), "{line}");
         }
     }
-}
-
-impl TextArgs {
-    /// The texts as given; none where ids were given.
-    fn texts(&self) -> Result<Vec<String>, Failure> {
-        let Some(file) = &self.file else { return Ok(self.texts.clone()) };
-        let name = if file.as_os_str() == "-" { "stdin".into() } else { file.display().to_string() };
-        let fail = |e: std::io::Error| Failure::Run(format!("cannot read {name}: {e}"));
-        let reader: Box<dyn BufRead> = match file.as_os_str() == "-" {
-            true => Box::new(std::io::stdin().lock()),
-            false => Box::new(std::io::BufReader::new(std::fs::File::open(file).map_err(fail)?)),
-        };
-        let mut texts = Vec::new();
-        for (i, line) in reader.lines().enumerate() {
-            let mut line = line.map_err(|e| Failure::Run(format!("cannot read line {} of {name}: {e}", i + 1)))?;
-            // Some editors begin every file with a byte order mark; it is not part of the text.
-            if i == 0 && line.starts_with('\u{feff}') {
-                line.remove(0);
-            }
-            if line.is_empty() {
-                return Err(Failure::Run(format!(
-                    "line {} of {name} is empty, and every line is a text; take it out",
-                    i + 1
-                )));
-            }
-            texts.push(line);
-        }
-        if texts.is_empty() {
-            return Err(Failure::Run(format!("{name} holds no text")));
-        }
-        Ok(texts)
-    }
-
-    /// The token ids of every text.
-    fn batch(&self, files: &Model, texts: &[String], model: &ModelArgs) -> Result<Batch, Failure> {
-        let mut ids = if !self.ids.is_empty() {
-            self.ids.iter().map(|list| parse_ids(list)).collect::<Result<Vec<_>, _>>()?
-        } else if !texts.is_empty() {
-            let tokenizer = files.text()?;
-            if !self.truncate {
-                let most = files.config().n_positions;
-                texts.iter().enumerate().try_for_each(|(i, text)| tokenizer.check_length(i, text, most))?;
-            }
-            texts.iter().map(|text| tokenizer.encode(text)).collect::<Result<Vec<_>, _>>()?
-        } else {
-            return Err(Failure::Usage(
-                "give a text, a file of texts with --file, or token ids with --ids; see --help".into(),
-            ));
-        };
-        if self.prepend_bos {
-            let bos = files.bos().ok_or_else(|| {
-                Failure::Run("this model names no beginning-of-text token; leave --prepend-bos out".into())
-            })?;
-            ids.iter_mut().for_each(|list| list.insert(0, bos));
-        }
-        let most = files.config().n_positions;
-        for (i, list) in ids.iter_mut().enumerate().filter(|(_, list)| self.truncate && list.len() > most) {
-            model.say(format_args!("text {i} is cut from {} to {most} tokens", list.len()));
-            list.truncate(most);
-        }
-        Ok(files.batch(&ids)?)
-    }
-}
-
-/// The arguments of [`TextArgs`] in the words of a command that takes one text.
-fn one_text(arg: clap::Arg) -> clap::Arg {
-    match arg.get_id().as_str() {
-        "texts" => arg.help("The text, one (in quotes, if it is several words)"),
-        "file" => arg.help("A file with the text on one line; `-` is stdin"),
-        "ids" => arg.help("Token ids instead of text, such as \"464 3797\""),
-        _ => arg,
-    }
-}
-
-/// Numbers between spaces or commas.
-fn parse_ids(list: &str) -> Result<Vec<u32>, Failure> {
-    let parse = |word: &str| {
-        word.parse()
-            .map_err(|_| Failure::Usage(format!("--ids: {word:?} is not a token id (a whole number from 0 on)")))
-    };
-    list.split([' ', ',', '\t', '\n']).filter(|word| !word.is_empty()).map(parse).collect()
 }
 
 /// Bytes in three digits and powers of ten, as the hub and disks count them.

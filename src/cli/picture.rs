@@ -1,8 +1,9 @@
 //! What the commands that draw share: their arguments, one text, and where a picture goes: a file, the terminal, or as
 //! numbers to stdout.
 
-use super::run::RunArgs;
-use super::{Failure, ModelArgs, TextArgs, size};
+use super::run::{NanArgs, RunArgs};
+use super::texts::TextArgs;
+use super::{Failure, ModelArgs, size};
 use crate::hooks::site::Site;
 use crate::model::batch::Batch;
 use crate::model::tokenizer::Token;
@@ -16,7 +17,7 @@ use std::path::PathBuf;
 
 /// Arguments of every picture.
 #[derive(Args)]
-#[command(mut_args(super::one_text))]
+#[command(mut_args(super::texts::one_text))]
 pub(super) struct PictureArgs {
     #[command(flatten)]
     texts: TextArgs,
@@ -27,6 +28,8 @@ pub(super) struct PictureArgs {
     out: Option<PathBuf>,
     #[command(flatten)]
     run: RunArgs,
+    #[command(flatten)]
+    pub nan: NanArgs,
 }
 
 /// A picture's text, and where the picture goes.
@@ -54,13 +57,13 @@ struct Document<'a, T> {
 impl PictureArgs {
     /// Opens everything that can be wrong before weights are loaded.
     pub fn open(&self) -> Result<(Model, Canvas), Failure> {
-        let texts = self.texts.texts()?;
+        let input = self.texts.read(&self.model)?;
         let file = self.out.as_deref().map(File::create).transpose()?;
         let files = self.model.open()?;
         if let Some(file) = &file {
             self.texts.refuse_to_overwrite(file.path(), &files)?;
         }
-        let batch = self.texts.batch(&files, &texts, &self.model)?;
+        let batch = self.texts.batch(&input, &files, &self.model)?;
         let several = batch.texts().len();
         if several > 1 {
             return Err(Failure::Usage(format!(
@@ -122,15 +125,4 @@ impl Canvas {
 pub(super) fn wrong_shape(site: Site, shows: &str) -> Failure {
     let letters: Vec<&str> = site.axes().iter().map(|axis| axis.letter()).collect();
     Failure::Usage(format!("{site} is [{}], and this picture shows {shows}", letters.join(", ")))
-}
-
-/// The chosen layers or heads in order, each once; all where none is chosen.
-pub(super) fn checked(what: &str, asked: &[usize], n: usize) -> Result<Vec<usize>, Failure> {
-    if let Some(number) = asked.iter().find(|number| **number >= n) {
-        return Err(Failure::Usage(format!("{what} {number} does not exist: this model has {what}s 0 to {}", n - 1)));
-    }
-    let mut chosen = if asked.is_empty() { (0..n).collect() } else { asked.to_vec() };
-    chosen.sort_unstable();
-    chosen.dedup();
-    Ok(chosen)
 }

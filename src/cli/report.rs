@@ -1,7 +1,9 @@
 //! `actscope report`: one text's activations as an HTML file to look around in.
 
-use super::run::RunArgs;
-use super::{Failure, ModelArgs, TextArgs, size};
+use super::run::{NanArgs, RunArgs};
+use super::texts::TextArgs;
+use super::{Failure, ModelArgs, size};
+use crate::hooks::non_number::NonNumber;
 use crate::output::{self, OutputError, Place, Provenance};
 use crate::report::{self, About};
 use clap::Args;
@@ -11,7 +13,7 @@ use std::path::PathBuf;
 
 /// Arguments of `actscope report`.
 #[derive(Args)]
-#[command(mut_args(super::one_text))]
+#[command(mut_args(super::texts::one_text))]
 pub struct Report {
     #[command(flatten)]
     texts: TextArgs,
@@ -22,12 +24,14 @@ pub struct Report {
     out: PathBuf,
     #[command(flatten)]
     run: RunArgs,
+    #[command(flatten)]
+    nan: NanArgs,
 }
 
 impl Report {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let texts = self.texts.texts()?;
-        let several = texts.len().max(self.texts.ids.len());
+        let input = self.texts.read(&self.model)?;
+        let several = input.len();
         if several > 1 {
             return Err(Failure::Usage(format!(
                 "a report shows one text and {several} were given; give one (in quotes, if it is several words)"
@@ -39,14 +43,15 @@ impl Report {
         let place = Place::create(&self.out)?;
         let files = self.model.open()?;
         self.texts.refuse_to_overwrite(place.path(), &files)?;
-        let batch = self.texts.batch(&files, &texts, &self.model)?;
+        let batch = self.texts.batch(&input, &files, &self.model)?;
         let tokens = files.tokens(&batch).swap_remove(0);
-        let arguments = self.arguments(texts.first(), batch.ids());
+        let arguments = self.arguments(input.texts().first(), batch.ids());
 
         let session = self.run.session(files, &self.model)?;
         let page = self
             .model
             .with_progress("steps", async |told| report::gather(&session, &batch, report::LARGEST, Some(told)).await)?;
+        self.nan.judge(page.non_number.as_ref(), NonNumber::slot)?;
         let provenance = Provenance {
             model: session.model().name().to_string(),
             fingerprint: session.model().checkpoint().fingerprint(false),

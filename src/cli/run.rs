@@ -1,14 +1,25 @@
 //! What the commands that run a model share: where to compute, which hooks and which tokens, progress, and that a run never
 //! replaces what it reads.
 
-use super::{DeviceArg, Failure, ModelArgs, TextArgs, WeightsArg};
+use super::lists::{self, Part};
+use super::texts::TextArgs;
+use super::{DeviceArg, Failure, ModelArgs, WeightsArg};
+use crate::cache::CacheFolder;
+use crate::device::DeviceCache;
+use crate::hooks::capture::Capture;
+use crate::hooks::non_number::NonNumber;
 use crate::hooks::request::{HookError, Hooks, Select};
-use crate::hooks::site::Site;
-use crate::model::tokenizer::{self, Token};
-use crate::session::{Model, Session};
+use crate::hooks::site::{self, Site};
+use crate::model::token_select::{self, Selection};
+use crate::model::tokenizer::Token;
+use crate::options::Options;
+use crate::session::{Model, Progress, Session};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::Write;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Where to compute.
@@ -25,7 +36,7 @@ pub(super) struct RunArgs {
 impl RunArgs {
     /// Brings the model to the device and says which it is.
     pub fn session(&self, files: Model, model: &ModelArgs) -> Result<Session, Failure> {
-        let session = files.on(self.device.into(), self.weights.dtype())?;
+        let session = files.on(options(self.device, self.weights))?;
         let device = session.device();
         model.say(format_args!("device: {device}"));
         if device.software {
@@ -41,33 +52,49 @@ impl RunArgs {
     }
 }
 
+/// How the command line brings a model to a device: what is found out about this machine is kept in the user's cache folder.
+/// The environment variable ACTSCOPE_TUNING=off turns both the autotuning and the cache off.
+pub(super) fn options(device: DeviceArg, weights: WeightsArg) -> Options {
+    let off = std::env::var("ACTSCOPE_TUNING").is_ok_and(|value| value == "off");
+    let cache = (!off).then(|| Arc::new(CacheFolder::of_user()) as Arc<dyn DeviceCache>);
+    Options { device: device.into(), weights: weights.dtype(), autotune: !off, cache }
+}
+
 /// Which hooks.
 #[derive(Args)]
 pub(super) struct SiteArgs {
     /// Hooks by name; `*` matches anything, so '*' alone is all of them. Repeatable
     #[arg(short = 'k', long, value_name = "PATTERN")]
     hook: Vec<String>,
-    /// Layers: N >= 0 is block N's output, -1 is after the final LayerNorm, -2 the last block but one; or `all`. Repeatable
-    #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
+    /// Layers: N >= 0 is block N's output; -1 is the last, after the final LayerNorm, -2 the last block but one; also 1,3
+    /// or 1..3 (without 3), or `all`. Repeatable
+    #[arg(short, long, value_name = "N", allow_hyphen_values = true)]
     layer: Vec<String>,
 }
 
 impl SiteArgs {
     /// The request: hooks and layers together; the output after the final LayerNorm where neither is given.
-    pub fn hooks(&self, files: &Model) -> Result<Hooks, Failure> {
+    pub fn hooks(&self, files: &Model, model: &ModelArgs) -> Result<Hooks, Failure> {
         let n_layer = files.config().n_layer;
         let mut hooks = files.hooks();
         for pattern in &self.hook {
             hooks.tap(pattern)?;
+            if let Some(trap) = site::trap(pattern, n_layer) {
+                model.say(format_args!("note: {trap}"));
+            }
         }
         let mut layers: Vec<i64> = Vec::new();
-        for layer in &self.layer {
-            match layer.as_str() {
-                "all" => layers.extend((0..n_layer as i64).chain([-1])),
-                number => {
-                    layers.push(number.parse().map_err(|_| {
-                        Failure::Usage(format!("--layer: {number:?} is neither a whole number nor `all`"))
-                    })?)
+        for part in lists::parts("layer", &self.layer)? {
+            match part {
+                Part::All => layers.extend((0..n_layer as i64).chain([-1])),
+                Part::One(layer) => layers.push(layer),
+                // As in Python's list of hidden states, whose last entry is after the final LayerNorm.
+                Part::Span(Some(from), None) if from < 0 => {
+                    lists::span("layer", Some(from), None, n_layer)?;
+                    layers.extend(from..0);
+                }
+                Part::Span(from, to) => {
+                    layers.extend(lists::span("layer", from, to, n_layer)?.map(|layer| layer as i64));
                 }
             }
         }
@@ -84,19 +111,25 @@ impl SiteArgs {
 /// Which tokens.
 #[derive(Args)]
 pub(super) struct TokenArgs {
-    /// Tokens to keep: an index, a negative index, a..b, or a token's text such as " cat". Repeatable
+    /// Tokens to keep: an index, a negative index, a..b, or a word or phrase such as "cathedral", all of
+    /// whose tokens are kept (`first:cathedral`, `last:cathedral` for one); digits as text in quotes: '"5"'. Repeatable
     #[arg(short, long, value_name = "TOKEN", allow_hyphen_values = true)]
     token: Vec<String>,
 }
 
 impl TokenArgs {
-    /// The positions that --token keeps of every text; `None` without it.
-    pub fn positions(&self, tokens: &[Vec<Token>]) -> Result<Option<Vec<Vec<usize>>>, Failure> {
+    /// The positions that --token keeps of every text; `None` without it. Says where a selector has a second reading.
+    pub fn positions(&self, tokens: &[Vec<Token>], model: &ModelArgs) -> Result<Option<Vec<Vec<usize>>>, Failure> {
         if self.token.is_empty() {
             return Ok(None);
         }
-        let of_text = |(i, tokens): (usize, &Vec<Token>)| tokenizer::select(&self.token, tokens, i);
-        Ok(Some(tokens.iter().enumerate().map(of_text).collect::<Result<_, _>>()?))
+        let of_text = |(i, tokens): (usize, &Vec<Token>)| token_select::select(&self.token, tokens, i);
+        let selections: Vec<Selection> = tokens.iter().enumerate().map(of_text).collect::<Result<_, _>>()?;
+        for (text, selection) in selections.iter().enumerate() {
+            let which = if tokens.len() == 1 { String::new() } else { format!("text {text}: ") };
+            selection.notes.iter().for_each(|note| model.say(format_args!("note: {which}--token {note}")));
+        }
+        Ok(Some(selections.into_iter().map(|selection| selection.positions).collect()))
     }
 }
 
@@ -105,8 +138,7 @@ impl TextArgs {
     pub(super) fn refuse_to_overwrite(&self, path: &Path, files: &Model) -> Result<(), Failure> {
         let Ok(path) = path.canonicalize() else { return Ok(()) };
         let same = |input: &PathBuf| input.canonicalize().is_ok_and(|input| input == path);
-        let read = files.paths().into_iter().chain(self.file.clone());
-        match read.into_iter().find(same) {
+        match files.paths().into_iter().chain(self.files()).find(same) {
             Some(input) => Err(Failure::Usage(format!(
                 "--out {} is a file that this run reads; choose another name",
                 input.display()
@@ -116,9 +148,45 @@ impl TextArgs {
     }
 }
 
+/// What to do where numbers stop being numbers.
+#[derive(Args)]
+pub(super) struct NanArgs {
+    /// Go on where a value is NaN or an infinity, which otherwise ends the run in exit code 1 and leaves no file
+    #[arg(long)]
+    pub allow_nan: bool,
+}
+
+impl NanArgs {
+    /// Says where the first value is that is no number, even with -q. `position` is its token's place in the text.
+    ///
+    /// # Errors
+    /// [`Failure::Run`] unless such values are allowed.
+    pub fn judge(&self, found: Option<&NonNumber>, position: impl FnOnce(&NonNumber) -> usize) -> Result<(), Failure> {
+        let Some(found) = found else { return Ok(()) };
+        let place = format!(
+            "{} holds {} at text {}, position {}, and what follows from it is not to be relied on",
+            found.site,
+            found.what(),
+            found.text,
+            position(found)
+        );
+        if !self.allow_nan {
+            return Err(Failure::Run(format!("{place}; nothing was written; --allow-nan goes on all the same")));
+        }
+        let _ = writeln!(std::io::stderr(), "note: {place}");
+        Ok(())
+    }
+
+    /// [`NanArgs::judge`] for a capture of whole texts, or of the first text's `positions`.
+    pub fn judge_capture(&self, capture: &Capture, positions: Option<&[usize]>) -> Result<(), Failure> {
+        let position = |found: &NonNumber| positions.map_or(found.slot(), |positions| positions[found.slot()]);
+        self.judge(NonNumber::find_in(capture).as_ref(), position)
+    }
+}
+
 impl ModelArgs {
     /// Runs with a progress bar on stderr, which appears once a second has passed. `run` tells how many steps are done.
-    pub(super) fn with_progress<T>(&self, steps: &str, run: impl AsyncFnOnce(&dyn Fn(usize, usize)) -> T) -> T {
+    pub(super) fn with_progress<T>(&self, steps: &str, run: impl AsyncFnOnce(Progress<'_>) -> T) -> T {
         const PATIENCE: Duration = Duration::from_secs(1);
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}, {elapsed} gone, {eta} to go");
@@ -131,16 +199,10 @@ impl ModelArgs {
             }
             bar.set_length(of as u64);
             bar.set_position(done as u64);
+            ControlFlow::Continue(())
         };
         let result = pollster::block_on(run(&told));
         bar.finish_and_clear();
         result
-    }
-
-    /// Says where numbers stop being numbers.
-    pub(super) fn warn_of_nan(&self, first: Option<Site>) {
-        if let Some(site) = first {
-            self.say(format_args!("note: {site} holds NaN or infinity, and so may everything after it"));
-        }
     }
 }

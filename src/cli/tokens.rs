@@ -1,6 +1,10 @@
-//! `actscope tokens`: how a text is cut.
+//! `actscope tokens`: how a text is cut, where each token lies in it, and where the context ends.
 
-use super::{Failure, ModelArgs, TextArgs};
+use super::texts::{Input, Length, TextArgs};
+use super::{Failure, ModelArgs};
+use crate::model::batch::BatchError;
+use crate::model::token_select::Offsetter;
+use crate::session::{Error, Model};
 use clap::Args;
 use serde_json::json;
 use std::io::Write;
@@ -16,25 +20,73 @@ pub struct Tokens {
 
 impl Tokens {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let texts = self.texts.texts()?;
+        let input = self.texts.read(&self.model)?;
         let files = self.model.open()?;
-        let batch = self.texts.batch(&files, &texts, &self.model)?;
-        let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-        let tokens = files.tokens(&batch);
-        if self.model.json {
-            let token = |(position, token): (usize, &crate::model::tokenizer::Token)| json!({"position": position, "id": token.id, "token": token.text()});
-            let of_text =
-                |tokens: &Vec<crate::model::tokenizer::Token>| tokens.iter().enumerate().map(token).collect::<Vec<_>>();
-            writeln!(out, "{}", json!(tokens.iter().map(of_text).collect::<Vec<_>>()))?;
-        } else {
-            writeln!(out, "{:>4} {:>4} {:>6}  token", "text", "pos", "id")?;
-            for (text, of_text) in tokens.iter().enumerate() {
-                for (position, token) in of_text.iter().enumerate() {
-                    writeln!(out, "{text:>4} {position:>4} {:>6}  \"{}\"", token.id, token.label())?;
-                }
+        let ids = self.texts.ids(&input, &files, Length::Any, &self.model)?;
+        let vocab_size = files.config().vocab_size;
+        for (text, ids) in ids.iter().enumerate() {
+            if ids.is_empty() {
+                return Err(Error::from(BatchError::Empty { text }).into());
+            }
+            if let Some(&id) = ids.iter().find(|id| **id as usize >= vocab_size) {
+                return Err(Error::from(BatchError::Id { text, id, vocab_size }).into());
             }
         }
+        let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+        if self.model.json {
+            as_json(&input, &ids, &files, &mut out)?;
+        } else {
+            as_table(&ids, &files, &mut out)?;
+        }
         out.flush()?;
+        let n_positions = files.config().n_positions;
+        for (text, ids) in ids.iter().enumerate().filter(|(_, ids)| ids.len() > n_positions) {
+            self.model.say(format_args!(
+                "note: text {text} has {} tokens, {} more than the context of {n_positions}; extract runs it with --window {n_positions}",
+                ids.len(),
+                ids.len() - n_positions
+            ));
+        }
         Ok(())
     }
+}
+
+fn as_table(ids: &[Vec<u32>], files: &Model, out: &mut impl Write) -> Result<(), Failure> {
+    writeln!(out, "{:>4} {:>4} {:>6}  token", "text", "pos", "id")?;
+    let n_positions = files.config().n_positions;
+    for (text, ids) in ids.iter().enumerate() {
+        for (position, id) in ids.iter().enumerate() {
+            if position == n_positions {
+                writeln!(out, "     ---- the context of {n_positions} tokens ends here ----")?;
+            }
+            writeln!(out, "{text:>4} {position:>4} {id:>6}  \"{}\"", files.token(*id).label())?;
+        }
+    }
+    Ok(())
+}
+
+/// A list for every text. A token has `bytes` and `chars`, where it lies in the text (null where the tokenizer changes the
+/// text, absent where ids were given), and `beyond_context` where the context has ended.
+fn as_json(input: &Input, ids: &[Vec<u32>], files: &Model, out: &mut impl Write) -> Result<(), Failure> {
+    write!(out, "[")?;
+    for (text, ids) in ids.iter().enumerate() {
+        write!(out, "{}[", if text > 0 { "," } else { "" })?;
+        let mut offsets = input.texts().get(text).map(|text| Offsetter::new(text));
+        for (position, id) in ids.iter().enumerate() {
+            let token = files.token(*id);
+            let mut entry = json!({"position": position, "id": id, "token": token.text()});
+            if let Some(offsets) = &mut offsets {
+                let place = offsets.next(&token);
+                entry["bytes"] = json!(place.as_ref().map(|place| [place.bytes.start, place.bytes.end]));
+                entry["chars"] = json!(place.as_ref().map(|place| [place.chars.start, place.chars.end]));
+            }
+            if position >= files.config().n_positions {
+                entry["beyond_context"] = json!(true);
+            }
+            write!(out, "{}{entry}", if position > 0 { "," } else { "" })?;
+        }
+        write!(out, "]")?;
+    }
+    writeln!(out, "]")?;
+    Ok(())
 }

@@ -1,11 +1,13 @@
 //! `actscope verify`: are the numbers right on this machine? Owns the table; `src/verify/` does the work.
 
-use super::{DeviceArg, Failure, ModelArgs};
+use super::run::options;
+use super::{DeviceArg, Failure, ModelArgs, WeightsArg};
+use crate::device::DeviceKind;
 use crate::device::lockstep::LAST_BITS;
 use crate::hooks::site::{Row, Site};
-use crate::session::Session;
+use crate::session::{Progress, Session};
 use crate::verify::hooks::{HookRow, ROUNDING, TIMES_ROUNDED, TIMES_TORCH};
-use crate::verify::{Report, Stage};
+use crate::verify::{Stage, Verification};
 use clap::Args;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -27,16 +29,18 @@ impl Verify {
                 "--device reference: it is what the others are held against, and agrees with itself whatever it does; verify gpu or cpu".into(),
             ));
         }
-        let session = self.model.open()?.on(self.device.into(), None)?;
+        let session = self.model.open()?.on(options(self.device, WeightsArg::Stored))?;
         self.model.say(format_args!("device: {}", session.device()));
-        let verify = async |told: &dyn Fn(usize, usize)| {
+        let verify = async |told: Progress<'_>| {
             // About how much of the time has gone where a stage begins, and what it takes.
             let share = |stage: Stage| match stage {
                 Stage::Kernels => (0, 60),
                 Stage::Hooks => (60, 20),
                 Stage::Lockstep => (80, 20),
             };
-            let percent = |stage: Stage, done: usize, of: usize| told(share(stage).0 + share(stage).1 * done / of, 100);
+            let percent = |stage: Stage, done: usize, of: usize| {
+                let _ = told(share(stage).0 + share(stage).1 * done / of, 100);
+            };
             session.verify_async(&percent).await
         };
         let report = self.model.with_progress("percent", verify)?;
@@ -57,19 +61,25 @@ impl Verify {
                 "the numbers of {} are not to be trusted: {}; until that is mended, use {}, and please report the line above",
                 report.device,
                 first_fault(&report).unwrap_or_default(),
-                if report.device.kind == "gpu" { "--device cpu or another driver" } else { "--device reference" },
+                if report.device.kind == DeviceKind::Gpu {
+                    "--device cpu or another driver"
+                } else {
+                    "--device reference"
+                },
             ))),
         }
     }
 }
 
 /// The first thing that is off, in the order in which causes come before effects.
-fn first_fault(report: &Report) -> Option<String> {
+fn first_fault(report: &Verification) -> Option<String> {
     let kernel = report.kernels.iter().find(|row| !row.ok()).map(|row| match row.cases {
         0 => format!("kernel {} was never run", row.kernel),
         _ => format!("kernel {} is off at {}", row.kernel, row.worst),
     });
-    let step = || report.steps.parted.first().map(|step| format!("{} parts {}, {}", step.op, step.place(), step.shape));
+    let step = || {
+        report.steps.mismatches.first().map(|step| format!("{} parts {}, {}", step.kind.name(), step.part, step.shape))
+    };
     let hook = || {
         // Every operation is right by itself, and yet the whole is not.
         let hook = report.hooks.iter().find(|row| !row.ok())?;
@@ -90,7 +100,7 @@ fn figure(x: f64) -> String {
     if x == 0.0 { "0".into() } else { format!("{x:.1e}") }
 }
 
-fn kernels(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
+fn kernels(report: &Verification, out: &mut impl Write) -> std::io::Result<()> {
     let cases: usize = report.kernels.iter().map(|row| row.cases).sum();
     writeln!(
         out,
@@ -129,7 +139,7 @@ impl<'a> Group<'a> {
     }
 }
 
-fn hooks(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
+fn hooks(report: &Verification, out: &mut impl Write) -> std::io::Result<()> {
     let rows = Group::all(&report.hooks);
     let layers = report.hooks.iter().filter_map(|row| row.site.layer()).max().map_or(0, |l| l + 1);
     writeln!(
@@ -177,31 +187,31 @@ fn hooks(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
     }
 }
 
-fn steps(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
+fn steps(report: &Verification, out: &mut impl Write) -> std::io::Result<()> {
     let steps = &report.steps;
     writeln!(
         out,
         "\n3. The same runs, operation by operation, both sides given the same inputs: {} compared",
         steps.compared
     )?;
-    for step in &steps.parted {
+    for step in &steps.mismatches {
         writeln!(
             out,
             "   OFF  {} {}: {}; off by {} in row {}, {:.1} times what is allowed",
-            step.op,
-            step.place(),
+            step.kind.name(),
+            step.part,
             step.shape,
             figure(step.error),
             step.row,
             step.share
         )?;
     }
-    if let (Some(worst), true) = (&steps.worst, steps.parted.is_empty()) {
+    if let (Some(worst), true) = (&steps.worst, steps.mismatches.is_empty()) {
         writeln!(
             out,
             "   ok   none parts; {} {} comes nearest, with {:.2} of what is allowed",
-            worst.op,
-            worst.place(),
+            worst.kind.name(),
+            worst.part,
             worst.share
         )?;
     }
@@ -212,7 +222,7 @@ fn steps(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
 }
 
 /// All that somebody who cannot see this machine needs, on one line.
-fn bug_report_line(session: &Session, report: &Report) -> String {
+fn bug_report_line(session: &Session, report: &Verification) -> String {
     let verdict = first_fault(report).unwrap_or_else(|| "all right".into());
     format!(
         "actscope {}; {}; {} {}; model {} {}; {verdict}",
@@ -225,7 +235,7 @@ fn bug_report_line(session: &Session, report: &Report) -> String {
     )
 }
 
-fn as_json(session: &Session, report: &Report, line: &str) -> Value {
+fn as_json(session: &Session, report: &Verification, line: &str) -> Value {
     // JSON has no infinity.
     let number = |x: f64| if x.is_finite() { json!(x) } else { json!("infinite") };
     let kernels = report.kernels.iter().map(|row| {
@@ -236,8 +246,8 @@ fn as_json(session: &Session, report: &Report, line: &str) -> Value {
         json!({"hook": row.site.name(), "error": number(row.worst.error), "allowed": number(row.allowed), "f32_alone": number(row.rounded),
                "torch_f32": row.torch, "text": report.text_of(row), "position": row.worst.position, "ok": row.ok()})
     });
-    let parted = report.steps.parted.iter().map(|step| {
-        json!({"op": step.op, "place": step.place(), "weight": step.weight, "shape": step.shape, "row": step.row,
+    let parted = report.steps.mismatches.iter().map(|step| {
+        json!({"op": step.kind.name(), "place": step.part.to_string(), "weight": step.weight, "shape": step.shape, "row": step.row,
                "error": number(step.error), "share_of_allowed": number(step.share)})
     });
     let device = &report.device;

@@ -1,56 +1,43 @@
-//! Memory for values on the host, those of captures and of the `cpu` device: vectors that were let go of, for whoever needs
-//! some next. Fresh pages cost more than what is written to them: text after text with many taps would wait for the system as
-//! long as for the model.
-//! Owns that memory, which all threads share; knows nothing of what it held.
+//! Memory for values on the host: those of captures and of the `cpu` device. Vectors that are no longer used wait here for
+//! the next value of about the same size, since touching fresh pages costs more than writing the values: without this, a run
+//! with many taps would spend most of its time in the kernel.
+//! Owns that memory. A device has one pool, and dropping the device and its captures frees it.
 
 use std::sync::{Mutex, PoisonError};
 
-/// Numbers that are kept at most: 256 MB.
+/// Elements that are kept at most: 256 MB.
 const KEPT: usize = 64 << 20;
 
-/// Numbers that are kept besides, where the system may take their pages as long as nobody uses them: 3 GB, everything there is
-/// of one text of 1,024 tokens in gpt2.
+/// Elements that are kept besides, in pages that the system may take back while they wait: 3 GB, which is every activation of
+/// one text of 1,024 tokens in gpt2.
 const LENT: usize = 768 << 20;
 
-/// All of that.
+/// Both together.
 const MOST: usize = KEPT + if cfg!(target_os = "linux") { LENT } else { 0 };
 
-/// Numbers below which a vector is not worth keeping: the allocator does as well.
+/// A vector with fewer elements is not worth keeping: the allocator is as fast.
 const WORTH_KEEPING: usize = 16 << 10;
 
-/// Vectors that nobody uses at the moment, the one that was given back last at the end.
-struct Free(Mutex<Vec<Kept>>);
+/// Vectors that wait to be used again; the one that was given back last is at the end.
+#[derive(Debug, Default)]
+pub struct BufferPool(Mutex<Vec<Kept>>);
 
+#[derive(Debug)]
 struct Kept {
     vector: Vec<f32>,
     lent: bool,
 }
 
-static FREE: Free = Free(Mutex::new(Vec::new()));
-
-/// `len` numbers, whatever they are.
-pub fn vector(len: usize) -> Vec<f32> {
-    FREE.vector(len)
-}
-
-/// `len` zeros.
-pub fn zeros(len: usize) -> Vec<f32> {
-    FREE.zeros(len)
-}
-
-/// Takes back memory that is not needed any more.
-pub fn give_back(vector: Vec<f32>) {
-    FREE.give_back(vector);
-}
-
-impl Free {
-    fn vector(&self, len: usize) -> Vec<f32> {
+impl BufferPool {
+    /// `len` elements with any values.
+    pub fn vector(&self, len: usize) -> Vec<f32> {
         let mut vector = self.kept(len).unwrap_or_else(|| vec![0.0; len]);
         vector.resize(len, 0.0);
         vector
     }
 
-    fn zeros(&self, len: usize) -> Vec<f32> {
+    /// `len` zeros.
+    pub fn zeros(&self, len: usize) -> Vec<f32> {
         let again = |mut vector: Vec<f32>| {
             vector.clear();
             vector.resize(len, 0.0);
@@ -59,7 +46,7 @@ impl Free {
         self.kept(len).map_or_else(|| vec![0.0; len], again)
     }
 
-    /// The one that was given back last of those that are large enough, and not much larger.
+    /// Of the vectors that are large enough and not much larger, the one that was given back last.
     fn kept(&self, len: usize) -> Option<Vec<f32>> {
         if len < WORTH_KEEPING {
             return None;
@@ -69,13 +56,14 @@ impl Free {
         Some(free.remove(fitting).vector)
     }
 
-    fn give_back(&self, vector: Vec<f32>) {
+    /// Takes back memory that is no longer used.
+    pub fn give_back(&self, vector: Vec<f32>) {
         if !(WORTH_KEEPING..=MOST).contains(&vector.capacity()) {
             return;
         }
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         free.push(Kept { vector, lent: false });
-        // What has lain there longest is lent, and in the end goes.
+        // What has waited longest is lent to the system, and what has waited longer still is freed.
         let (mut all, mut stay) = (0, free.len());
         for (i, kept) in free.iter_mut().enumerate().rev() {
             all += kept.vector.capacity();
@@ -91,24 +79,24 @@ impl Free {
             stay = i;
         }
         let gone: Vec<_> = free.drain(..stay).collect();
-        // The system takes its time with large vectors; nobody else need wait for that.
+        // Freeing large vectors takes the system a while: other threads need not wait for it.
         drop(free);
         drop(gone);
     }
 }
 
-/// What can be said to the system about the pages of a vector.
+/// What the system is told about the pages of a vector.
 #[cfg(target_os = "linux")]
 mod pages {
     use rustix::mm::{Advice, madvise};
 
-    /// Leaves the pages to the system, should it need them; whoever writes to them has them back. What the vector held may be gone.
+    /// Allows the system to take the pages until they are written to. The vector then holds its old values or zeros.
     pub fn lend(vector: &mut Vec<f32>) -> bool {
         let (page, begin) = (rustix::param::page_size(), vector.as_mut_ptr());
         let skip = begin.align_offset(page);
         let bytes = (4 * vector.capacity()).saturating_sub(4 * skip) / page * page;
-        // SAFETY: whole pages within the vector's own memory, which nobody else sees; afterwards they hold what they held, or
-        // zeros, and either are numbers.
+        // SAFETY: the pages lie within the vector's own memory, to which this function has the only reference. Afterwards they
+        // hold their old values or zeros; both are valid f32.
         bytes == 0 || unsafe { madvise(begin.add(skip).cast(), bytes, Advice::LinuxFree) }.is_ok()
     }
 }
@@ -126,7 +114,7 @@ mod tests {
 
     #[test]
     fn memory_is_used_again_and_bounded() {
-        let free = Free(Mutex::default());
+        let free = BufferPool::default();
         let len = 3 * WORTH_KEEPING + 7;
         let mut first = free.vector(len);
         first.fill(5.0);
@@ -151,7 +139,7 @@ mod tests {
 
     #[test]
     fn what_was_lent_can_be_used() {
-        let free = Free(Mutex::default());
+        let free = BufferPool::default();
         free.give_back(vec![1.0; KEPT / 2]);
         free.give_back(vec![2.0; KEPT]);
         let mut again = free.vector(KEPT / 2);

@@ -1,20 +1,25 @@
-//! Two devices side by side: one that is on trial, and the reference. After every operation their results are compared, so
-//! that the first operation that goes wrong is named, and every other one too. Owns the comparison of single operations;
-//! which layer an operation belongs to is told by the weights that went in last.
+//! Two devices side by side: the device under test and the reference. After every operation their results are compared, so
+//! that the first operation that goes wrong is named, and every other one too. Owns the comparison of single operations, and
+//! which part of the model an operation belongs to.
 //!
 //! Both sides always get the same inputs: the reference's values, rounded to f32, flow on, on both sides. A difference is
-//! therefore the operation's own. Had each side been fed its own values, errors would pile up until no bound could tell a
-//! fault from rounding, and after the first fault everything would be wrong. (Had the values of the device on trial flowed
+//! therefore the operation's own. If each side were fed its own values, errors would pile up until no bound could tell a
+//! fault from rounding, and after the first fault everything would be wrong. (If the values of the device under test flowed
 //! on, every operation would have to wait for the host to read them; the reference's are on the host already.) The price:
-//! values that go bad *between* operations are mended here. `verify` sees those in whole runs, which nobody mends.
+//! values that go bad *between* operations are repaired here. `verify` sees those in whole runs, which repair nothing.
 //!
-//! How far apart is too far is a question of backward error. The reference computes each operation twice: once more with
-//! every input moved by its last bit. What that changes is what no f32 device can be blamed for.
+//! How large a mismatch is too large is a question of backward error. The reference computes each operation twice: once more
+//! with every input moved by its last bit. What that changes is an error that every f32 device may have.
 //! Read next: `../verify/lockstep.rs`, which drives it.
 
+use super::buffer_pool::BufferPool;
 use super::reference::{self, Reference};
-use super::{Device, DeviceError, DeviceInfo, Edit, Limits, MASKED, Op, StoredWeight, Window};
-use std::cell::{Cell, RefCell};
+use super::{
+    Device, DeviceError, DeviceInfo, Heads, MASKED, Op, OpKind, Operands, Part, Queries, StoredWeight, TensorLimits,
+    Window,
+};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How many times the change that a last bit in every input makes a result may be off, beside `ROUNDING`. A sum of k
 /// products, added up one by one in f32, is off by about sqrt(k) / 3 of that change: 18 for gpt2's longest, k = 3,072.
@@ -23,46 +28,76 @@ pub const LAST_BITS: f64 = 32.0;
 /// The part of its own norm by which a row may be off whatever its inputs are: the numeric policy's bound.
 const ROUNDING: f64 = 4e-6;
 
-/// Reading values back is compared like an operation.
-const COPY: &str = "copy_out";
+/// What was compared: an operation, or the copy of values to the host, which is compared like one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepKind {
+    /// An operation.
+    Operation(OpKind),
+    /// [`Device::copy_out`].
+    CopyOut,
+}
+
+impl StepKind {
+    /// The operation's name, or `copy_out`.
+    pub fn name(self) -> &'static str {
+        match self {
+            StepKind::Operation(op) => op.name(),
+            StepKind::CopyOut => "copy_out",
+        }
+    }
+}
 
 /// One operation that was carried out on both sides.
 #[derive(Clone, Debug)]
 pub struct Step {
-    /// The operation's name.
-    pub op: &'static str,
+    /// The operation.
+    pub kind: StepKind,
     /// Shapes of what went in and came out.
     pub shape: String,
-    /// The weight that went in, or else the one nearby that tells the layer: the last that went into any operation before, and
-    /// for the steps of a LayerNorm the one after.
+    /// The part of the model: that of the last weight that went into any operation before, and for the steps of a LayerNorm
+    /// that of the weight after them.
+    pub part: Part,
+    /// The name of that weight; none before the first.
     pub weight: Option<String>,
     /// The row that was furthest off.
     pub row: usize,
     /// How far off, in the norm of that row. Infinite where a NaN or infinity came out.
     pub error: f64,
-    /// `error` as a share of what is allowed; above 1 the two have parted.
+    /// `error` as a share of what is allowed; above 1 is a mismatch.
     pub share: f64,
 }
 
 /// The device. Runs a forward pass as any other does; what is read from it are the reference's values.
+#[derive(Debug)]
 pub struct Lockstep<'a, D: Device> {
-    on_trial: &'a D,
-    weight: RefCell<Option<String>>,
-    pending: RefCell<Vec<Pending<D>>>,
-    steps: RefCell<Vec<Step>>,
-    moves: Cell<u64>,
+    device: &'a D,
+    reference: Reference,
+    steps: Mutex<Steps<D>>,
+    moves: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Steps<D: Device> {
+    /// The part and the name of the last weight that went into an operation.
+    part: Part,
+    weight: Option<String>,
+    pending: Vec<Pending<D>>,
+    compared: Vec<Step>,
 }
 
 /// A value on both sides.
+#[derive(Clone, Debug)]
 pub struct Both<A, B> {
-    on_trial: A,
-    truth: B,
+    device: A,
+    reference: B,
 }
 
 /// A weight on both sides.
-pub struct Named<A> {
+#[derive(Debug)]
+pub struct Weight<A> {
+    part: Part,
     name: String,
-    weight: Both<A, reference::Tensor>,
+    values: Both<A, reference::Tensor>,
 }
 
 /// A step whose result has not been read yet.
@@ -70,143 +105,90 @@ struct Pending<D: Device> {
     step: Step,
     staged: D::Staged,
     cols: usize,
-    truth: Vec<f32>,
+    expected: Vec<f32>,
     moved: Vec<f32>,
+}
+
+impl<D: Device> std::fmt::Debug for Pending<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.step.fmt(f)
+    }
 }
 
 type Tensor<D> = Both<<D as Device>::Tensor, reference::Tensor>;
 
 impl<'a, D: Device> Lockstep<'a, D> {
-    /// Puts a device on trial.
-    pub fn new(on_trial: &'a D) -> Lockstep<'a, D> {
-        let (weight, pending, steps) = Default::default();
-        Lockstep { on_trial, weight, pending, steps, moves: Cell::new(0) }
+    /// Puts a device under test.
+    pub fn new(device: &'a D) -> Lockstep<'a, D> {
+        let steps = Steps { part: Part::Embedding, weight: None, pending: Vec::new(), compared: Vec::new() };
+        Lockstep { device, reference: Reference::default(), steps: Mutex::new(steps), moves: AtomicU64::new(0) }
+    }
+
+    fn steps(&self) -> MutexGuard<'_, Steps<D>> {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Every operation so far, in order.
     ///
     /// # Errors
-    /// [`DeviceError`] when the device on trial failed.
+    /// [`DeviceError`] when the device under test failed.
     pub async fn finish(self) -> Result<Vec<Step>, DeviceError> {
-        self.on_trial.submit();
+        self.device.submit();
         self.compare().await?;
-        let mut steps = self.steps.into_inner();
+        let mut steps = std::mem::take(&mut self.steps().compared);
         // The steps of a LayerNorm come before the weight that tells whose it is, and a copy belongs to what it is of.
-        let mut after = None;
-        for step in steps.iter_mut().rev().filter(|step| step.op != COPY) {
-            match step.op {
-                "layer_norm_scale" | "layer_norm_normalize" => step.weight = after.clone(),
-                _ => after = step.weight.clone(),
+        let mut after = (Part::Head, None);
+        for step in steps.iter_mut().rev() {
+            match step.kind {
+                StepKind::CopyOut => {}
+                StepKind::Operation(OpKind::LayerNormScale | OpKind::LayerNormNormalize) => {
+                    (step.part, step.weight) = after.clone();
+                }
+                StepKind::Operation(_) => after = (step.part, step.weight.clone()),
             }
         }
         for i in 1..steps.len() {
-            if steps[i].op == COPY {
-                steps[i].weight = steps[i - 1].weight.clone();
+            if steps[i].kind == StepKind::CopyOut {
+                (steps[i].part, steps[i].weight) = (steps[i - 1].part, steps[i - 1].weight.clone());
             }
         }
         Ok(steps)
     }
 
-    fn make(&self, op: &Op, x: &[&Tensor<D>], w: &[&Named<D::Weight>]) -> Tensor<D> {
-        let on_trial: Vec<_> = x.iter().map(|x| &x.on_trial).collect();
-        let (w_on_trial, w_truth): (Vec<_>, Vec<_>) = w.iter().map(|w| (&w.weight.on_trial, &w.weight.truth)).unzip();
-        let truths: Vec<_> = x.iter().map(|x| &x.truth).collect();
-        let moved: Vec<_> = truths.iter().map(|x| self.moved(x)).collect();
-        let mut y = Both {
-            on_trial: op.make(self.on_trial, &on_trial, &w_on_trial),
-            truth: op.make(&Reference, &truths, &w_truth),
-        };
-        if let Some(w) = w.first() {
-            self.weight.replace(Some(w.name.clone()));
-        }
-        let moved = op.make(&Reference, &moved.iter().collect::<Vec<_>>(), &w_truth);
-        let shapes: Vec<_> = truths.iter().chain(&w_truth).map(|t| format!("{:?}", Reference.shape(t))).collect();
-        let shape = shapes.join(" ");
-        let all = whole(Reference.shape(&y.truth));
-        self.record(op, shape, &mut y, &moved, &all);
-        y
-    }
-
-    fn change(&self, op: &Op, x: &[&Tensor<D>], y: &mut Tensor<D>) {
-        let on_trial: Vec<_> = x.iter().map(|x| &x.on_trial).collect();
-        let truths: Vec<_> = x.iter().map(|x| &x.truth).collect();
-        let moved: Vec<_> = truths.iter().map(|x| self.moved(x)).collect();
-        let mut y_moved = self.moved(&y.truth);
-        op.change(self.on_trial, &on_trial, &mut y.on_trial);
-        op.change(&Reference, &truths, &mut y.truth);
-        op.change(&Reference, &moved.iter().collect::<Vec<_>>(), &mut y_moved);
-        let shapes: Vec<_> = truths.iter().map(|t| format!("{:?}", Reference.shape(t))).collect();
-        let shape = shapes.join(" ");
-        let [rows, cols] = Reference.shape(&y.truth);
-        let changed = match op {
-            // The rows of other texts are whatever they were, on a new tensor anything.
-            Op::AttentionMix { text, .. } => Window { rows: vec![text.clone()], cols: 0..cols },
-            _ => whole([rows, cols]),
-        };
-        self.record(op, shape, y, &y_moved, &changed);
-    }
-
-    /// Stages what came out on the device on trial, and lets the reference's values, rounded to f32, flow on.
-    fn record(&self, op: &Op, shape: String, y: &mut Tensor<D>, moved: &reference::Tensor, window: &Window) {
-        let truth = Reference.copy_out(&y.truth, window);
-        self.pending.borrow_mut().push(Pending {
-            step: Step {
-                op: op.name(),
-                shape: format!("{shape} -> {:?}", Reference.shape(&y.truth)),
-                weight: self.weight.borrow().clone(),
-                row: 0,
-                error: 0.0,
-                share: 0.0,
-            },
-            staged: self.on_trial.copy_out(&y.on_trial, window),
-            cols: window.cols.len(),
-            moved: Reference.copy_out(moved, window),
-            truth: truth.clone(),
-        });
-        let flows_on = Edit::Replace(truth);
-        self.on_trial.edit(&mut y.on_trial, window, &flows_on);
-        Reference.edit(&mut y.truth, window, &flows_on);
-    }
-
-    /// The same values, each moved by one unit in its last place as f32, up or down as chance has it.
+    /// The same values, each moved by one unit in its last place as f32, up or down by a pseudorandom bit.
     fn moved(&self, x: &reference::Tensor) -> reference::Tensor {
-        let all = whole(Reference.shape(x));
-        let values = Reference.copy_out(x, &all);
+        let shape = self.reference.shape(x);
+        let values = self.reference.copy_out(x, &Window::all(shape));
         let moved = values.iter().map(|v| {
-            self.moves.set(self.moves.get() + 1);
+            let n = self.moves.fetch_add(1, Ordering::Relaxed) + 1;
             // The highest bit of a multiplicative hash (Knuth's golden ratio).
-            match *v == MASKED || self.moves.get().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 63 == 0 {
-                true => v.next_up(),
-                false => v.next_down(),
-            }
+            if *v == MASKED || n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 63 == 0 { v.next_up() } else { v.next_down() }
         });
-        let mut y = Reference.empty(all.rows[0].end, all.cols.end);
-        Reference.edit(&mut y, &all, &Edit::Replace(moved.collect()));
-        y
+        self.reference.upload(shape, moved.collect())
     }
 
     async fn compare(&self) -> Result<(), DeviceError> {
-        let pending = std::mem::take(&mut *self.pending.borrow_mut());
-        for Pending { mut step, staged, cols, truth, moved } in pending {
-            let got = self.on_trial.read(staged).await?;
-            let rows = got.chunks(cols).zip(truth.chunks(cols)).zip(moved.chunks(cols));
-            for (row, ((got, truth), moved)) in rows.enumerate() {
-                let (error, share) = apart(got, truth, moved);
+        let pending = std::mem::take(&mut self.steps().pending);
+        for Pending { mut step, staged, cols, expected, moved } in pending {
+            let got = self.device.read(staged).await?;
+            let rows = got.chunks(cols).zip(expected.chunks(cols)).zip(moved.chunks(cols));
+            for (row, ((got, expected), moved)) in rows.enumerate() {
+                let (error, share) = mismatch(got, expected, moved);
                 if share > step.share {
                     step = Step { row, error, share, ..step };
                 }
             }
-            self.steps.borrow_mut().push(step);
+            self.steps().compared.push(step);
         }
         Ok(())
     }
 }
 
 /// How far a row is off, in its norm, and as a share of what is allowed.
-fn apart(got: &[f32], truth: &[f32], moved: &[f32]) -> (f64, f64) {
+fn mismatch(got: &[f32], expected: &[f32], moved: &[f32]) -> (f64, f64) {
     let (mut off, mut size, mut by_last_bit) = (0.0, 0.0, 0.0);
-    for ((g, t), m) in got.iter().zip(truth).zip(moved) {
-        // A masked score is a mark, not a number; and where the truth is no number, neither may the result be one.
+    for ((g, t), m) in got.iter().zip(expected).zip(moved) {
+        // A masked score is a mark, not a number; and where the expected value is NaN or infinite, the result must be so too.
         let is_mark = *t == MASKED || !t.is_finite();
         if is_mark && (g == t || g.is_nan() && t.is_nan()) {
             continue;
@@ -227,59 +209,121 @@ fn apart(got: &[f32], truth: &[f32], moved: &[f32]) -> (f64, f64) {
     (if off == 0.0 { 0.0 } else { off / size }, share)
 }
 
-fn whole([rows, cols]: [usize; 2]) -> Window {
-    Window { rows: vec![0..rows], cols: 0..cols }
-}
-
 impl<D: Device> Device for Lockstep<'_, D> {
     type Tensor = Tensor<D>;
-    type Weight = Named<D::Weight>;
+    type Weight = Weight<D::Weight>;
+    type Cache = Both<D::Cache, reference::Cache>;
     type Staged = Vec<f32>;
 
-    crate::wrap_device!();
-
     fn info(&self) -> DeviceInfo {
-        self.on_trial.info()
+        self.device.info()
     }
 
-    fn limits(&self) -> Limits {
-        self.on_trial.limits()
+    fn tensor_limits(&self) -> TensorLimits {
+        self.device.tensor_limits()
     }
 
-    fn load(&self, weight: &StoredWeight) -> Result<Named<D::Weight>, DeviceError> {
-        let weight_of = Both { on_trial: self.on_trial.load(weight)?, truth: Reference.load(weight)? };
-        Ok(Named { name: weight.name.clone(), weight: weight_of })
+    fn host_memory(&self) -> &Arc<BufferPool> {
+        self.device.host_memory()
+    }
+
+    fn load(&self, weight: &StoredWeight) -> Result<Weight<D::Weight>, DeviceError> {
+        let values = Both { device: self.device.load(weight)?, reference: self.reference.load(weight)? };
+        Ok(Weight { part: weight.part, name: weight.name.clone(), values })
+    }
+
+    fn upload(&self, shape: [usize; 2], values: Vec<f32>) -> Tensor<D> {
+        Both { device: self.device.upload(shape, values.clone()), reference: self.reference.upload(shape, values) }
     }
 
     fn shape(&self, x: &Tensor<D>) -> [usize; 2] {
-        Reference.shape(&x.truth)
+        self.reference.shape(&x.reference)
     }
 
-    fn empty(&self, rows: usize, cols: usize) -> Tensor<D> {
-        Both { on_trial: self.on_trial.empty(rows, cols), truth: Reference.empty(rows, cols) }
+    fn run(&self, op: &Op, Operands { tensors, weights, cache }: Operands<'_, Self>) -> Tensor<D> {
+        let on_device = self.device.run(
+            op,
+            Operands {
+                tensors: &tensors.iter().map(|x| &x.device).collect::<Vec<_>>(),
+                weights: &weights.iter().map(|w| &w.values.device).collect::<Vec<_>>(),
+                cache: cache.map(|cache| &cache.device),
+            },
+        );
+        let (x, w): (Vec<_>, Vec<_>) =
+            (tensors.iter().map(|x| &x.reference).collect(), weights.iter().map(|w| &w.values.reference).collect());
+        let cache = cache.map(|cache| &cache.reference);
+        let exact = self.reference.run(op, Operands { tensors: &x, weights: &w, cache });
+        let moved: Vec<_> = x.iter().map(|x| self.moved(x)).collect();
+        let moved = moved.iter().collect::<Vec<_>>();
+        let moved = self.reference.run(op, Operands { tensors: &moved, weights: &w, cache });
+
+        let shape = self.reference.shape(&exact);
+        let all = Window::all(shape);
+        let shapes: Vec<_> = x.iter().chain(&w).map(|x| format!("{:?}", self.reference.shape(x))).collect();
+        let expected = self.reference.copy_out(&exact, &all);
+        let mut steps = self.steps();
+        if let Some(w) = weights.first() {
+            // A tied embedding is also the unembedding, so its own part does not tell where it is used.
+            steps.part = if matches!(op, Op::Unembed {}) { Part::Head } else { w.part };
+            steps.weight = Some(w.name.clone());
+        }
+        let step = Step {
+            kind: StepKind::Operation(op.kind()),
+            shape: format!("{} -> {shape:?}", shapes.join(" ")),
+            part: steps.part,
+            weight: steps.weight.clone(),
+            row: 0,
+            error: 0.0,
+            share: 0.0,
+        };
+        steps.pending.push(Pending {
+            step,
+            staged: self.device.copy_out(&on_device, &all),
+            cols: shape[1],
+            moved: self.reference.copy_out(&moved, &all),
+            expected: expected.clone(),
+        });
+        drop(steps);
+        self.upload(shape, expected)
+    }
+
+    fn new_cache(&self, capacities: &[usize], n_embd: usize, heads: Heads) -> Self::Cache {
+        Both {
+            device: self.device.new_cache(capacities, n_embd, heads),
+            reference: self.reference.new_cache(capacities, n_embd, heads),
+        }
+    }
+
+    fn append(&self, cache: &mut Self::Cache, qkv: &Tensor<D>, texts: &[Queries]) {
+        self.device.append(&mut cache.device, &qkv.device, texts);
+        self.reference.append(&mut cache.reference, &qkv.reference, texts);
     }
 
     fn copy_out(&self, x: &Tensor<D>, window: &Window) -> Vec<f32> {
-        let truth = Reference.copy_out(&x.truth, window);
-        let shape = format!("rows {:?} columns {:?} of {:?}", window.rows, window.cols, Reference.shape(&x.truth));
-        self.pending.borrow_mut().push(Pending {
-            step: Step { op: COPY, shape, weight: self.weight.borrow().clone(), row: 0, error: 0.0, share: 0.0 },
-            staged: self.on_trial.copy_out(&x.on_trial, window),
-            cols: window.cols.len(),
-            moved: truth.clone(),
-            truth: truth.clone(),
+        let expected = self.reference.copy_out(&x.reference, window);
+        let of = self.reference.shape(&x.reference);
+        let shape = format!("rows {:?} columns {:?} of {of:?}", window.rows, window.cols);
+        let mut steps = self.steps();
+        let (part, weight) = (steps.part, steps.weight.clone());
+        let step = Step { kind: StepKind::CopyOut, shape, part, weight, row: 0, error: 0.0, share: 0.0 };
+        steps.pending.push(Pending {
+            step,
+            staged: self.device.copy_out(&x.device, window),
+            cols: window.n_cols(),
+            moved: expected.clone(),
+            expected: expected.clone(),
         });
-        truth
+        expected
     }
 
     fn submit(&self) {
-        self.on_trial.submit();
+        self.device.submit();
     }
 
     async fn settle(&self, running: usize) -> Result<(), DeviceError> {
         // Everything pending was staged before the submit that a block boundary begins with.
         self.compare().await?;
-        self.on_trial.settle(running).await
+        self.device.settle(running).await
     }
 
     async fn read(&self, staged: Vec<f32>) -> Result<Vec<f32>, DeviceError> {

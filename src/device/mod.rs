@@ -1,12 +1,13 @@
-//! What the forward pass asks of a device: a dozen coarse operations on matrices. Owns the trait, the types that cross
-//! it, and how a device is chosen. A backend knows this file and nothing above it; `model.rs` knows this file and no backend.
+//! What the forward pass asks of a device: [`Device`], the types that cross it, and how a device is opened. `op.rs` has the
+//! operations. A backend knows this folder and nothing above it; `model/forward.rs` knows this folder and no backend.
 //!
 //! Every tensor is a matrix [rows, cols] of f32 (the reference keeps f64). A batch is not padded: the texts' tokens stand
 //! below one another as rows, and only attention needs to know where one text ends.
-//! Read next: `reference.rs`, where each operation is a plain loop.
+//! Read next: `op.rs` for the operations, then `reference.rs`, where each is a plain loop.
 
 pub mod buffer_pool;
 pub mod cpu;
+#[cfg(feature = "gpu")]
 pub mod gpu;
 pub mod lockstep;
 mod op;
@@ -16,12 +17,27 @@ pub mod reference;
 pub mod rounded;
 
 pub use crate::model::config::Activation;
-pub use op::Op;
+use buffer_pool::BufferPool;
+pub(crate) use op::Epilogue;
+pub use op::{Op, OpKind, Operands, Operations, Queries, RowsOf};
 use std::collections::BTreeSet;
+use std::fmt;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
 use thiserror::Error;
+
+/// What can be shared with other threads: `Send + Sync`. On wasm32, where wgpu's types are neither, it asks for nothing.
+#[cfg(not(target_arch = "wasm32"))]
+pub trait Shareable: Send + Sync {}
+#[cfg(not(target_arch = "wasm32"))]
+impl<T: Send + Sync + ?Sized> Shareable for T {}
+
+/// What can be shared with other threads: `Send + Sync`. On wasm32, where wgpu's types are neither, it asks for nothing.
+#[cfg(target_arch = "wasm32")]
+pub trait Shareable {}
+#[cfg(target_arch = "wasm32")]
+impl<T: ?Sized> Shareable for T {}
 
 /// How the numbers of a weight are stored, in a checkpoint or on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,15 +60,20 @@ impl Dtype {
     }
 }
 
-/// Bytes that stay where they are for as long as somebody holds them: a mapped file, or the binary itself.
+/// Bytes that stay where they are for as long as a [`Blob`] holds them: a mapped file, or a part of the binary.
 pub trait Bytes: Send + Sync {
     /// All of them.
     fn bytes(&self) -> &[u8];
 
-    /// Tells the owner that `range` will hardly be read again, so that its memory may go to others meanwhile.
+    /// How many there are.
+    fn size(&self) -> usize {
+        self.bytes().len()
+    }
+
+    /// Tells the owner that `range` will probably not be read again, so that its memory may be used for something else.
     fn release(&self, _range: Range<usize>) {}
 
-    /// False once somebody has changed them, as far as the owner can tell.
+    /// False once another program has changed them, as far as the owner can tell.
     fn unchanged(&self) -> bool {
         true
     }
@@ -70,7 +91,7 @@ impl Bytes for &'static [u8] {
     }
 }
 
-/// A range of somebody's [`Bytes`].
+/// A range of [`Bytes`], and the owner that keeps them alive.
 #[derive(Clone)]
 pub struct Blob {
     owner: Arc<dyn Bytes>,
@@ -83,7 +104,7 @@ impl Blob {
     /// # Panics
     /// When the range is not within the bytes: the checkpoint reader checks it first.
     pub fn new(owner: Arc<dyn Bytes>, range: Range<usize>) -> Blob {
-        assert!(range.start <= range.end && range.end <= owner.bytes().len(), "a blob lies within its owner");
+        assert!(range.start <= range.end && range.end <= owner.size(), "a blob lies within its owner");
         Blob { owner, range }
     }
 
@@ -92,17 +113,52 @@ impl Blob {
         &self.owner.bytes()[self.range.clone()]
     }
 
+    /// How many there are.
+    pub fn size(&self) -> usize {
+        self.range.len()
+    }
+
     /// [`Bytes::release`] of this range.
     pub fn release(&self) {
         self.owner.release(self.range.clone());
     }
 }
 
-/// A weight as the checkpoint stores it: a matrix [rows, cols] in row-major order, a vector being one row.
-#[derive(Clone)]
+impl fmt::Debug for Blob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Blob({:?})", self.range)
+    }
+}
+
+/// Which part of the model a weight belongs to. It says where in a run an operation stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// The token and position embeddings.
+    #[default]
+    Embedding,
+    /// Block `0 ..`.
+    Block(usize),
+    /// The final LayerNorm and the unembedding.
+    Head,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Part::Embedding => write!(f, "before the blocks"),
+            Part::Block(layer) => write!(f, "in block {layer}"),
+            Part::Head => write!(f, "after the blocks"),
+        }
+    }
+}
+
+/// A weight as the checkpoint stores it: a matrix [rows, cols] in row-major order. A vector is a matrix of one row.
+#[derive(Clone, Debug)]
 pub struct StoredWeight {
     /// The name in the checkpoint, for messages and labels.
     pub name: String,
+    /// The part of the model it belongs to; `model/params.rs` sets it.
+    pub part: Part,
     /// How its numbers are stored.
     pub dtype: Dtype,
     /// Rows: 1 for vectors, input features for Conv1D weights, tokens or positions for embeddings.
@@ -114,7 +170,7 @@ pub struct StoredWeight {
 }
 
 impl StoredWeight {
-    /// Element `i` in storage order, widened to f64 without loss.
+    /// All elements in storage order, widened to f64 without loss.
     pub fn to_f64(&self) -> Vec<f64> {
         self.to_f32().into_iter().map(f64::from).collect()
     }
@@ -155,24 +211,35 @@ impl StoredWeight {
     }
 }
 
-/// A rectangle of a tensor: some rows, in order, and a range of columns.
+/// The values of a tensor where certain rows and certain columns cross, row by row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Window {
-    /// Row ranges, ascending and not empty.
+    /// Row ranges, ascending, none of them empty.
     pub rows: Vec<Range<usize>>,
-    /// Columns.
-    pub cols: Range<usize>,
+    /// Column ranges, ascending, none of them empty.
+    pub cols: Vec<Range<usize>>,
 }
 
 impl Window {
+    /// All values of a tensor of this shape.
+    pub fn all([rows, cols]: [usize; 2]) -> Window {
+        let range = |n: usize| if n == 0 { Vec::new() } else { vec![0..n] };
+        Window { rows: range(rows), cols: range(cols) }
+    }
+
     /// Number of rows.
     pub fn n_rows(&self) -> usize {
-        self.rows.iter().map(|r| r.len()).sum()
+        self.rows.iter().map(ExactSizeIterator::len).sum()
+    }
+
+    /// Number of columns.
+    pub fn n_cols(&self) -> usize {
+        self.cols.iter().map(ExactSizeIterator::len).sum()
     }
 
     /// Number of values.
     pub fn len(&self) -> usize {
-        self.n_rows() * self.cols.len()
+        self.n_rows() * self.n_cols()
     }
 
     /// True when it holds nothing.
@@ -180,25 +247,38 @@ impl Window {
         self.len() == 0
     }
 
-    /// True when it holds all values of a matrix of this shape, in their order.
-    pub(crate) fn is_all(&self, shape: [usize; 2]) -> bool {
-        let next = self.rows.iter().try_fold(0, |next, rows| (rows.start == next).then_some(rows.end));
-        self.cols == (0..shape[1]) && next == Some(shape[0])
+    /// Every row, in order.
+    pub(crate) fn each_row(&self) -> impl Iterator<Item = usize> {
+        self.rows.iter().flat_map(Range::clone)
     }
 
-    pub(crate) fn assert_within(&self, shape: [usize; 2]) {
-        let inside = |r: &Range<usize>, n: usize| r.start < r.end && r.end <= n;
-        assert!(
-            self.rows.iter().all(|r| inside(r, shape[0])) && inside(&self.cols, shape[1]),
-            "{self:?} lies within {shape:?}"
-        );
+    /// Every column, in order.
+    pub(crate) fn each_col(&self) -> impl Iterator<Item = usize> + Clone {
+        self.cols.iter().flat_map(Range::clone)
     }
+
+    /// True when it holds all values of a tensor of this shape, in their order.
+    pub(crate) fn is_all(&self, shape: [usize; 2]) -> bool {
+        covers(&self.rows, shape[0]) && covers(&self.cols, shape[1])
+    }
+
+    /// # Panics
+    /// When a range is empty or not within a tensor of this shape.
+    pub(crate) fn assert_within(&self, shape: [usize; 2]) {
+        let inside = |ranges: &[Range<usize>], n: usize| ranges.iter().all(|r| r.start < r.end && r.end <= n);
+        assert!(inside(&self.rows, shape[0]) && inside(&self.cols, shape[1]), "{self:?} lies within {shape:?}");
+    }
+}
+
+/// True when ranges hold every number below `n`, in order.
+fn covers(ranges: &[Range<usize>], n: usize) -> bool {
+    ranges.iter().try_fold(0, |next, range| (range.start == next).then_some(range.end)) == Some(n)
 }
 
 /// A change of the values in a window. `values` hold one row, which every row of the window gets, or the whole window in
 /// row-major order.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Edit {
+pub enum Change {
     /// Set to zero.
     Zero,
     /// Multiply.
@@ -218,52 +298,75 @@ pub struct Heads {
     pub scale: f64,
 }
 
-/// How many numbers one tensor may hold on a device.
+/// How many elements one tensor may have on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// A tensor that kernels read or write whole.
+pub struct TensorLimits {
+    /// A tensor that kernels bind whole.
     pub whole: usize,
-    /// One that is only ever visited some rows at a time: logits.
+    /// A tensor that kernels bind some rows at a time: logits.
     pub in_parts: usize,
 }
 
-impl Limits {
+impl TensorLimits {
     /// As large as memory allows.
-    pub const NONE: Limits = Limits { whole: usize::MAX, in_parts: usize::MAX };
+    pub const NONE: TensorLimits = TensorLimits { whole: usize::MAX, in_parts: usize::MAX };
+}
+
+/// The three backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceKind {
+    /// Plain loops in f64.
+    Reference,
+    /// All cores, f32.
+    Cpu,
+    /// wgpu: Metal, Vulkan, DirectX 12, WebGPU.
+    Gpu,
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DeviceKind::Reference => "reference",
+            DeviceKind::Cpu => "cpu",
+            DeviceKind::Gpu => "gpu",
+        })
+    }
 }
 
 /// What kind of machine a device is, for messages, provenance and bug reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
-    /// `reference`, `cpu` or `gpu`.
-    pub kind: &'static str,
+    /// Which backend.
+    pub kind: DeviceKind,
     /// The adapter or processor in words.
     pub name: String,
     /// Graphics API and driver, or what does the arithmetic.
     pub detail: String,
-    /// True for a GPU adapter that is really a program on the CPU.
+    /// True for a software adapter: a GPU driver that computes on the CPU.
     pub software: bool,
 }
 
-impl std::fmt::Display for DeviceInfo {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for DeviceInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {} ({})", self.kind, self.name, self.detail)
     }
 }
 
-/// Why a device cannot be had, or what went wrong on it.
+/// Why a device could not be opened, or what went wrong on it.
 #[derive(Clone, Debug, Error)]
 pub enum DeviceError {
     /// No adapter answers.
-    #[error(
-        "no GPU adapter was found ({detail}); install a Vulkan, Metal or DirectX 12 driver (for a software one on Debian: apt install mesa-vulkan-drivers), or use --device cpu"
-    )]
+    #[error("no GPU adapter was found ({detail})")]
     NoAdapter {
         /// What the graphics API said.
         detail: String,
     },
+    /// This build has no gpu device.
+    #[error("this build of actscope has no gpu device (the cargo feature `gpu`); the cpu device computes the same")]
+    NotBuilt,
     /// The adapter is there but gives no device.
-    #[error("the GPU adapter {adapter:?} gives no device: {detail}; try --device cpu")]
+    #[error("the GPU adapter {adapter:?} gives no device: {detail}")]
     Request {
         /// The adapter's name.
         adapter: String,
@@ -271,9 +374,7 @@ pub enum DeviceError {
         detail: String,
     },
     /// A weight that no buffer of this adapter can hold.
-    #[error(
-        "the weight {name:?} needs {bytes} bytes in one binding and this adapter binds at most {limit}; try --device cpu"
-    )]
+    #[error("the weight {name:?} needs {bytes} bytes in one binding and this adapter binds at most {limit}")]
     TooLarge {
         /// The tensor's name.
         name: String,
@@ -283,30 +384,34 @@ pub enum DeviceError {
         limit: u64,
     },
     /// The device failed while it was working: out of memory, lost, or a fault in a kernel.
-    #[error(
-        "the GPU failed while running: {detail}; close other programs that use it, give it fewer or shorter texts, or use --device cpu"
-    )]
+    #[error("the GPU failed while running: {detail}")]
     Fault {
         /// What the graphics API said.
         detail: String,
     },
 }
 
-/// The operations of GPT-2. Shapes are stated per method, asserted in each, and are right whenever the checkpoint passed
-/// `weights.rs`. Operations return no `Result`: a fault of the device is kept and comes out of the next [`Device::read`].
-pub trait Device {
-    /// A matrix [rows, cols] on the device. Dropping it gives its memory back.
-    type Tensor;
-    /// A weight on the device, in whatever form its kernels want.
-    type Weight;
+/// A backend. Its operations return no `Result`: a fault of the device is kept and comes out of the next [`Device::read`] or
+/// [`Device::settle`]. Shapes are right whenever the checkpoint passed `model/checkpoint.rs`; operations assert them.
+pub trait Device: Shareable {
+    /// A matrix [rows, cols] on the device. No operation changes one. A clone shares its memory; dropping the last clone gives
+    /// the memory back.
+    type Tensor: Clone + Shareable;
+    /// A weight on the device, in the form that its kernels read.
+    type Weight: Shareable;
+    /// The keys and values of one layer, for several texts.
+    type Cache: Shareable;
     /// Values on their way to the host.
-    type Staged;
+    type Staged: Shareable;
 
     /// What this device is.
     fn info(&self) -> DeviceInfo;
 
     /// How large tensors may be here.
-    fn limits(&self) -> Limits;
+    fn tensor_limits(&self) -> TensorLimits;
+
+    /// Memory for values on the host: what [`Device::read`] returns comes from it and may be given back to it.
+    fn host_memory(&self) -> &Arc<BufferPool>;
 
     /// Brings a weight to the device.
     ///
@@ -314,88 +419,26 @@ pub trait Device {
     /// [`DeviceError::TooLarge`] where the device cannot bind it.
     fn load(&self, weight: &StoredWeight) -> Result<Self::Weight, DeviceError>;
 
+    /// A tensor of this shape with these values, row by row.
+    fn upload(&self, shape: [usize; 2], values: Vec<f32>) -> Self::Tensor;
+
     /// [rows, cols] of a tensor.
     fn shape(&self, x: &Self::Tensor) -> [usize; 2];
 
-    /// A tensor [rows, cols] whose values are whatever the memory held.
-    fn empty(&self, rows: usize, cols: usize) -> Self::Tensor;
+    /// Carries out one operation. [`Operations`] has a method for each.
+    fn run(&self, op: &Op, operands: Operands<'_, Self>) -> Self::Tensor;
 
-    /// `y[t] = table[ids[t]]`, table [N, D] -> [T, D].
-    fn embed(&self, table: &Self::Weight, ids: &[u32]) -> Self::Tensor;
+    /// Room for the keys and values of one layer: `capacities[i]` positions of text `i`, each with `n_embd` numbers.
+    fn new_cache(&self, capacities: &[usize], n_embd: usize, heads: Heads) -> Self::Cache;
 
-    /// `(x - mean) / sqrt(var + eps) * gain + bias` per row of x [T, D]; biased variance.
-    fn layer_norm(&self, x: &Self::Tensor, gain: &Self::Weight, bias: &Self::Weight, eps: f64) -> Self::Tensor;
+    /// Writes the keys and values of a tensor qkv [T, 3D] into a cache: the rows of every text in `texts`, at the positions
+    /// of its queries.
+    fn append(&self, cache: &mut Self::Cache, qkv: &Self::Tensor, texts: &[Queries]);
 
-    /// `sqrt(var + eps)` per row: [T, D] -> [T, 1].
-    fn layer_norm_scale(&self, x: &Self::Tensor, eps: f64) -> Self::Tensor;
-
-    /// `(x - mean) / scale` per row: x [T, D], scale [T, 1] -> [T, D].
-    fn layer_norm_normalize(&self, x: &Self::Tensor, scale: &Self::Tensor) -> Self::Tensor;
-
-    /// `x * gain + bias` per column: [T, D] -> [T, D].
-    fn gain_bias(&self, x: &Self::Tensor, gain: &Self::Weight, bias: &Self::Weight) -> Self::Tensor;
-
-    /// `x . w + bias`: x [T, K], w [K, N] as Conv1D stores it, bias [1, N] -> [T, N].
-    fn linear(&self, x: &Self::Tensor, w: &Self::Weight, bias: &Self::Weight) -> Self::Tensor;
-
-    /// `f(x . w + bias)`: as [`Device::linear`] and [`Device::activation`], in one go where a device can.
-    fn linear_activation(
-        &self,
-        x: &Self::Tensor,
-        w: &Self::Weight,
-        bias: &Self::Weight,
-        f: Activation,
-    ) -> Self::Tensor {
-        self.activation(&self.linear(x, w, bias), f)
-    }
-
-    /// `a + x . w + bias`: as [`Device::linear`] and [`Device::add`], in one go where a device can.
-    fn linear_add(&self, a: &Self::Tensor, x: &Self::Tensor, w: &Self::Weight, bias: &Self::Weight) -> Self::Tensor {
-        self.add(a, &self.linear(x, w, bias))
-    }
-
-    /// Each head's own part of `z . w`: z [T, H d], w [H d, N] -> [T, H N], head by head.
-    fn linear_by_head(&self, z: &Self::Tensor, w: &Self::Weight, n_head: usize) -> Self::Tensor;
-
-    /// The parts of [`Device::linear_by_head`] added up, plus bias: [T, H N] -> [T, N].
-    fn sum_heads(&self, parts: &Self::Tensor, bias: &Self::Weight, n_head: usize) -> Self::Tensor;
-
-    /// Causal softmax attention of every text (`texts` are row ranges) in one go: qkv [T, 3D] -> z [T, D]. The pattern is
-    /// never stored.
-    fn attention(&self, qkv: &Self::Tensor, texts: &[Range<usize>], heads: Heads) -> Self::Tensor;
-
-    /// `scale * q . k` of one text of P tokens, [`MASKED`] where the key comes after the query: -> [H P, P].
-    fn attention_scores(&self, qkv: &Self::Tensor, text: Range<usize>, heads: Heads) -> Self::Tensor;
-
-    /// Softmax of every row.
-    fn attention_pattern(&self, scores: &Self::Tensor) -> Self::Tensor;
-
-    /// `z[text] = pattern . v`, head by head: pattern [H P, P], qkv [T, 3D], z [T, D].
-    fn attention_mix(
-        &self,
-        pattern: &Self::Tensor,
-        qkv: &Self::Tensor,
-        text: Range<usize>,
-        heads: Heads,
-        z: &mut Self::Tensor,
-    );
-
-    /// The activation function, element by element.
-    fn activation(&self, x: &Self::Tensor, f: Activation) -> Self::Tensor;
-
-    /// `a + b`, element by element.
-    fn add(&self, a: &Self::Tensor, b: &Self::Tensor) -> Self::Tensor;
-
-    /// `x[rows] . tableᵀ`: x [T, D], table [V, D] -> [rows, V].
-    fn unembed(&self, x: &Self::Tensor, rows: Range<usize>, table: &Self::Weight) -> Self::Tensor;
-
-    /// Changes a window of x in place.
-    fn edit(&self, x: &mut Self::Tensor, window: &Window, edit: &Edit);
-
-    /// Records a copy of a window, as it is at this point of the run.
+    /// Records a copy of a window of a tensor.
     fn copy_out(&self, x: &Self::Tensor, window: &Window) -> Self::Staged;
 
-    /// Lets everything recorded so far begin, copies included.
+    /// Starts everything recorded so far, copies included.
     fn submit(&self);
 
     /// Waits until at most `running` submits are still running, so that the queue never grows longer than that.
@@ -416,28 +459,29 @@ pub trait Device {
         Vec::new()
     }
 
-    /// The kernels that were recorded since this was last asked.
+    /// The kernels that were recorded since the last call.
     fn kernels_run(&self) -> BTreeSet<&'static str> {
         BTreeSet::new()
     }
 }
 
-/// What a device found out about its machine and wants to know the next time. Nothing depends on it being kept.
-pub trait Keep {
-    /// What was kept under a name.
+/// A store for what a device found out about its machine: a tile configuration, compiled pipelines. A device works without
+/// one, and with one that loses values.
+pub trait DeviceCache: Shareable {
+    /// The value stored under a name.
     fn get(&self, name: &str) -> Option<Vec<u8>>;
 
-    /// Keeps a value, if that is possible.
+    /// Stores a value, if that is possible.
     fn put(&self, name: &str, value: &[u8]);
 }
 
-/// Which device a person wants.
+/// Which device to open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Choice {
     /// The GPU where there is a hardware adapter, else the CPU.
     #[default]
     Auto,
-    /// The best adapter, even if it is a program on the CPU.
+    /// The best adapter, even a software one.
     Gpu,
     /// All cores, f32.
     Cpu,
@@ -446,10 +490,16 @@ pub enum Choice {
 }
 
 /// Any of the three devices.
-#[allow(missing_docs, clippy::large_enum_variant)] // the variants are named after their devices; there is one of it
+#[derive(Debug)]
+#[allow(
+    missing_docs,
+    clippy::large_enum_variant,
+    reason = "the variants are named after their devices; a session has one"
+)]
 pub enum AnyDevice {
     Reference(reference::Reference),
     Cpu(cpu::Cpu),
+    #[cfg(feature = "gpu")]
     Gpu(gpu::Gpu),
 }
 
@@ -459,13 +509,19 @@ pub enum AnyDevice {
 /// [`DeviceError`] when [`Choice::Gpu`] finds none. [`Choice::Auto`] always finds one.
 pub async fn open(choice: Choice) -> Result<AnyDevice, DeviceError> {
     match choice {
-        Choice::Reference => Ok(AnyDevice::Reference(reference::Reference)),
+        Choice::Reference => Ok(AnyDevice::Reference(reference::Reference::default())),
         Choice::Cpu => Ok(AnyDevice::Cpu(cpu::Cpu::new())),
+        #[cfg(feature = "gpu")]
         Choice::Gpu => Ok(AnyDevice::Gpu(gpu::Gpu::open(false).await?)),
+        #[cfg(not(feature = "gpu"))]
+        Choice::Gpu => Err(DeviceError::NotBuilt),
+        #[cfg(feature = "gpu")]
         Choice::Auto => match gpu::Gpu::open(true).await {
             Ok(gpu) => Ok(AnyDevice::Gpu(gpu)),
             Err(_) => Ok(AnyDevice::Cpu(cpu::Cpu::new())),
         },
+        #[cfg(not(feature = "gpu"))]
+        Choice::Auto => Ok(AnyDevice::Cpu(cpu::Cpu::new())),
     }
 }
 

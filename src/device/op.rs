@@ -1,192 +1,240 @@
-//! An operation of the device trait as a value: what it is called, its parameters, and how any device carries it out. The
-//! trait itself stays the one list of operations; this is its twin for whoever treats all of them alike: the cases of
-//! `verify`, and the devices that wrap another ([`wrap_device!`]). Owns no arithmetic.
-//! Read next: `lockstep.rs`, a device made of two.
+//! The operations that the forward pass is made of. Each is described once, in the table at the end of this file: its name,
+//! its parameters, what it takes and the shape of what comes out. From the table follow the enum [`Op`], its names and
+//! shapes, and the trait [`Operations`], which the forward pass calls. A backend carries an operation out in its
+//! [`Device::run`], one `match` over [`Op`], so an operation that a backend lacks does not compile.
+//! Read next: `reference.rs`, where each operation is a plain loop; `lockstep.rs`, a device made of two.
 
-use super::{Activation, Device, Edit, Heads, Window};
+use super::{Activation, Change, Device, Heads, Window};
 use std::ops::Range;
 
-/// One operation with everything it is told besides tensors and weights.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)] // each is the method of `Device` that has its name
-pub enum Op {
-    Embed { ids: Vec<u32> },
-    LayerNorm { eps: f64 },
-    LayerNormScale { eps: f64 },
-    LayerNormNormalize,
-    GainBias,
-    Linear,
-    LinearActivation(Activation),
-    LinearAdd,
-    LinearByHead { n_head: usize },
-    SumHeads { n_head: usize },
-    Attention { texts: Vec<Range<usize>>, heads: Heads },
-    AttentionScores { text: Range<usize>, heads: Heads },
-    AttentionPattern,
-    AttentionMix { text: Range<usize>, heads: Heads },
+/// What one operation works on. All of it belongs to the device that runs the operation.
+pub struct Operands<'a, D: Device + ?Sized> {
+    /// The tensors, in the order of the table.
+    pub tensors: &'a [&'a D::Tensor],
+    /// The weights, in the order of the table.
+    pub weights: &'a [&'a D::Weight],
+    /// Where the keys and values of attention come from; `None` where they are columns of the same tensor as the queries.
+    pub cache: Option<&'a D::Cache>,
+}
+
+impl<'a, D: Device + ?Sized> Operands<'a, D> {
+    /// Tensors and weights, no cache.
+    pub fn new(tensors: &'a [&'a D::Tensor], weights: &'a [&'a D::Weight]) -> Operands<'a, D> {
+        Operands { tensors, weights, cache: None }
+    }
+}
+
+impl<D: Device + ?Sized> Clone for Operands<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<D: Device + ?Sized> Copy for Operands<'_, D> {}
+
+impl<D: Device + ?Sized> std::fmt::Debug for Operands<'_, D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Operands").field("tensors", &self.tensors.len()).field("weights", &self.weights.len()).finish()
+    }
+}
+
+/// What happens to a sum of products before it is stored.
+#[derive(Debug)]
+pub(crate) enum Epilogue<'a, T> {
+    /// Nothing more.
+    None,
+    /// The activation function.
     Activation(Activation),
-    Add,
-    Unembed { rows: Range<usize> },
-    Edit { window: Window, edit: Edit },
+    /// A tensor of the same shape is added.
+    Add(&'a T),
 }
 
-impl Op {
-    /// The name of its method, which is the stem of its kernel too.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Op::Embed { .. } => "embed",
-            Op::LayerNorm { .. } => "layer_norm",
-            Op::LayerNormScale { .. } => "layer_norm_scale",
-            Op::LayerNormNormalize => "layer_norm_normalize",
-            Op::GainBias => "gain_bias",
-            Op::Linear => "linear",
-            Op::LinearActivation(_) => "linear_activation",
-            Op::LinearAdd => "linear_add",
-            Op::LinearByHead { .. } => "linear_by_head",
-            Op::SumHeads { .. } => "sum_heads",
-            Op::Attention { .. } => "attention",
-            Op::AttentionScores { .. } => "attention_scores",
-            Op::AttentionPattern => "attention_pattern",
-            Op::AttentionMix { .. } => "attention_mix",
-            Op::Activation(_) => "activation",
-            Op::Add => "add",
-            Op::Unembed { .. } => "unembed",
-            Op::Edit { .. } => "edit",
-        }
-    }
-
-    /// Carries out an operation that makes a new tensor, from tensors and weights in the order of its method.
-    ///
-    /// # Panics
-    /// For the two that change a tensor in place: those are [`Op::change`]'s.
-    pub fn make<D: Device>(&self, dev: &D, x: &[&D::Tensor], w: &[&D::Weight]) -> D::Tensor {
-        match self {
-            Op::Embed { ids } => dev.embed(w[0], ids),
-            Op::LayerNorm { eps } => dev.layer_norm(x[0], w[0], w[1], *eps),
-            Op::LayerNormScale { eps } => dev.layer_norm_scale(x[0], *eps),
-            Op::LayerNormNormalize => dev.layer_norm_normalize(x[0], x[1]),
-            Op::GainBias => dev.gain_bias(x[0], w[0], w[1]),
-            Op::Linear => dev.linear(x[0], w[0], w[1]),
-            Op::LinearActivation(f) => dev.linear_activation(x[0], w[0], w[1], *f),
-            Op::LinearAdd => dev.linear_add(x[0], x[1], w[0], w[1]),
-            Op::LinearByHead { n_head } => dev.linear_by_head(x[0], w[0], *n_head),
-            Op::SumHeads { n_head } => dev.sum_heads(x[0], w[0], *n_head),
-            Op::Attention { texts, heads } => dev.attention(x[0], texts, *heads),
-            Op::AttentionScores { text, heads } => dev.attention_scores(x[0], text.clone(), *heads),
-            Op::AttentionPattern => dev.attention_pattern(x[0]),
-            Op::Activation(f) => dev.activation(x[0], *f),
-            Op::Add => dev.add(x[0], x[1]),
-            Op::Unembed { rows } => dev.unembed(x[0], rows.clone(), w[0]),
-            Op::AttentionMix { .. } | Op::Edit { .. } => panic!("{} changes a tensor in place", self.name()),
-        }
-    }
-
-    /// Carries out an operation that changes `y` in place.
-    ///
-    /// # Panics
-    /// For those that make a new tensor: those are [`Op::make`]'s.
-    pub fn change<D: Device>(&self, dev: &D, x: &[&D::Tensor], y: &mut D::Tensor) {
-        match self {
-            Op::AttentionMix { text, heads } => dev.attention_mix(x[0], x[1], text.clone(), *heads, y),
-            Op::Edit { window, edit } => dev.edit(y, window, edit),
-            _ => panic!("{} makes a new tensor", self.name()),
-        }
-    }
-
-    /// True for those that [`Op::change`] carries out.
-    pub fn is_change(&self) -> bool {
-        matches!(self, Op::AttentionMix { .. } | Op::Edit { .. })
+impl<T> Clone for Epilogue<'_, T> {
+    fn clone(&self) -> Self {
+        *self
     }
 }
 
-/// Writes the operations of an `impl Device` that treats all of them alike: through `self.make(op, tensors, weights)`, which
-/// gives a tensor, and `self.change(op, tensors, tensor)`.
-#[macro_export]
-macro_rules! wrap_device {
-    () => {
-        fn embed(&self, table: &Self::Weight, ids: &[u32]) -> Self::Tensor {
-            self.make(&$crate::device::Op::Embed { ids: ids.to_vec() }, &[], &[table])
-        }
-        fn layer_norm(&self, x: &Self::Tensor, gain: &Self::Weight, bias: &Self::Weight, eps: f64) -> Self::Tensor {
-            self.make(&$crate::device::Op::LayerNorm { eps }, &[x], &[gain, bias])
-        }
-        fn layer_norm_scale(&self, x: &Self::Tensor, eps: f64) -> Self::Tensor {
-            self.make(&$crate::device::Op::LayerNormScale { eps }, &[x], &[])
-        }
-        fn layer_norm_normalize(&self, x: &Self::Tensor, scale: &Self::Tensor) -> Self::Tensor {
-            self.make(&$crate::device::Op::LayerNormNormalize, &[x, scale], &[])
-        }
-        fn gain_bias(&self, x: &Self::Tensor, gain: &Self::Weight, bias: &Self::Weight) -> Self::Tensor {
-            self.make(&$crate::device::Op::GainBias, &[x], &[gain, bias])
-        }
-        fn linear(&self, x: &Self::Tensor, w: &Self::Weight, bias: &Self::Weight) -> Self::Tensor {
-            self.make(&$crate::device::Op::Linear, &[x], &[w, bias])
-        }
-        fn linear_activation(
-            &self,
-            x: &Self::Tensor,
-            w: &Self::Weight,
-            bias: &Self::Weight,
-            f: $crate::device::Activation,
-        ) -> Self::Tensor {
-            self.make(&$crate::device::Op::LinearActivation(f), &[x], &[w, bias])
-        }
-        fn linear_add(
-            &self,
-            a: &Self::Tensor,
-            x: &Self::Tensor,
-            w: &Self::Weight,
-            bias: &Self::Weight,
-        ) -> Self::Tensor {
-            self.make(&$crate::device::Op::LinearAdd, &[a, x], &[w, bias])
-        }
-        fn linear_by_head(&self, z: &Self::Tensor, w: &Self::Weight, n_head: usize) -> Self::Tensor {
-            self.make(&$crate::device::Op::LinearByHead { n_head }, &[z], &[w])
-        }
-        fn sum_heads(&self, parts: &Self::Tensor, bias: &Self::Weight, n_head: usize) -> Self::Tensor {
-            self.make(&$crate::device::Op::SumHeads { n_head }, &[parts], &[bias])
-        }
-        fn attention(
-            &self,
-            qkv: &Self::Tensor,
-            texts: &[std::ops::Range<usize>],
-            heads: $crate::device::Heads,
-        ) -> Self::Tensor {
-            self.make(&$crate::device::Op::Attention { texts: texts.to_vec(), heads }, &[qkv], &[])
-        }
-        fn attention_scores(
-            &self,
-            qkv: &Self::Tensor,
-            text: std::ops::Range<usize>,
-            heads: $crate::device::Heads,
-        ) -> Self::Tensor {
-            self.make(&$crate::device::Op::AttentionScores { text, heads }, &[qkv], &[])
-        }
-        fn attention_pattern(&self, scores: &Self::Tensor) -> Self::Tensor {
-            self.make(&$crate::device::Op::AttentionPattern, &[scores], &[])
-        }
-        fn attention_mix(
-            &self,
-            pattern: &Self::Tensor,
-            qkv: &Self::Tensor,
-            text: std::ops::Range<usize>,
-            heads: $crate::device::Heads,
-            z: &mut Self::Tensor,
-        ) {
-            self.change(&$crate::device::Op::AttentionMix { text, heads }, &[pattern, qkv], z)
-        }
-        fn activation(&self, x: &Self::Tensor, f: $crate::device::Activation) -> Self::Tensor {
-            self.make(&$crate::device::Op::Activation(f), &[x], &[])
-        }
-        fn add(&self, a: &Self::Tensor, b: &Self::Tensor) -> Self::Tensor {
-            self.make(&$crate::device::Op::Add, &[a, b], &[])
-        }
-        fn unembed(&self, x: &Self::Tensor, rows: std::ops::Range<usize>, table: &Self::Weight) -> Self::Tensor {
-            self.make(&$crate::device::Op::Unembed { rows }, &[x], &[table])
-        }
-        fn edit(&self, x: &mut Self::Tensor, window: &$crate::device::Window, edit: &$crate::device::Edit) {
-            let op = $crate::device::Op::Edit { window: window.clone(), edit: edit.clone() };
-            self.change(&op, &[], x)
+impl<T> Copy for Epilogue<'_, T> {}
+
+/// The queries of one text: which rows of the tensor they are, and which text of a cache holds their keys and values. The
+/// queries are the last positions of that text: with `n` keys, query `i` of `m` has position `n - m + i` and sees the keys
+/// up to that position. Without a cache there are as many keys as queries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queries {
+    /// Rows of the tensor [T, 3D].
+    pub rows: Range<usize>,
+    /// Which text of the cache; ignored without one.
+    pub text: usize,
+    /// Number of keys.
+    pub n_keys: usize,
+}
+
+impl Queries {
+    /// The rows of a text that is run whole: as many keys as queries.
+    pub fn whole(rows: Range<usize>) -> Queries {
+        Queries { n_keys: rows.len(), rows, text: 0 }
+    }
+
+    /// The position of the first query.
+    pub fn first_position(&self) -> usize {
+        self.n_keys - self.rows.len()
+    }
+}
+
+/// Rows that are gathered: from which of the tensors, and which.
+pub type RowsOf = (usize, Range<usize>);
+
+/// Binds the names of a row's operands to a slice of them.
+macro_rules! bind {
+    ($name:expr, $slice:expr, [$($operand:ident),*]) => {
+        let &[$($operand),*] = $slice else { panic!("{} takes {} operands, not {}", $name, (&[$(stringify!($operand)),*] as &[&str]).len(), $slice.len()) };
+    };
+    ($name:expr, $slice:expr, [$operands:ident ..]) => {
+        let $operands = $slice;
+    };
+}
+
+/// Writes the method of [`Operations`] that carries out a row of the table.
+macro_rules! method {
+    ($(#[$doc:meta])* $variant:ident $method:ident [$($tensor:ident),*] [$($weight:ident),*] {$($field:ident: $type:ty),*} cache) => {
+        $(#[$doc])*
+        fn $method(&self, $($tensor: &Self::Tensor,)* cache: Option<&Self::Cache>, $($field: $type),*) -> Self::Tensor {
+            self.run(&Op::$variant { $($field),* }, Operands { tensors: &[$($tensor),*], weights: &[], cache })
         }
     };
+    ($(#[$doc:meta])* $variant:ident $method:ident [$($tensor:ident),*] [$($weight:ident),*] {$($field:ident: $type:ty),*}) => {
+        $(#[$doc])*
+        fn $method(&self, $($tensor: &Self::Tensor,)* $($weight: &Self::Weight,)* $($field: $type),*) -> Self::Tensor {
+            self.run(&Op::$variant { $($field),* }, Operands::new(&[$($tensor),*], &[$($weight),*]))
+        }
+    };
+    ($(#[$doc:meta])* $variant:ident $method:ident [$tensors:ident ..] [] {$($field:ident: $type:ty),*}) => {
+        $(#[$doc])*
+        fn $method(&self, $tensors: &[&Self::Tensor], $($field: $type),*) -> Self::Tensor {
+            self.run(&Op::$variant { $($field),* }, Operands::new($tensors, &[]))
+        }
+    };
+}
+
+macro_rules! operations {
+    ($($(#[$doc:meta])* $variant:ident $method:ident $tensors:tt $weights:tt $fields:tt $($cache:ident)? => $shape:expr;)*) => {
+        operations!(@enum $($(#[$doc])* $variant $fields)*);
+
+        /// An operation without its parameters.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[allow(missing_docs, reason = "each is the operation of the same name")]
+        pub enum OpKind { $($variant),* }
+
+        impl OpKind {
+            /// Every operation, in the order of the table.
+            pub const ALL: &[OpKind] = &[$(OpKind::$variant),*];
+
+            /// Its name in messages, which is the name of its method and the stem of its kernel's file.
+            pub fn name(self) -> &'static str {
+                match self { $(OpKind::$variant => stringify!($method)),* }
+            }
+        }
+
+        impl Op {
+            /// Which operation this is.
+            pub fn kind(&self) -> OpKind {
+                match self { $(Op::$variant { .. } => OpKind::$variant),* }
+            }
+
+            /// The shape of the result, from the shapes of the tensors and of the weights.
+            ///
+            /// # Panics
+            /// When it is given another number of operands than it takes.
+            #[allow(unused_variables, reason = "most shapes need only some of the operands")]
+            pub fn result_shape(&self, tensors: &[[usize; 2]], weights: &[[usize; 2]]) -> [usize; 2] {
+                operations!(@shapes self, tensors, weights, $($variant $method $tensors $weights $fields => $shape;)*)
+            }
+        }
+
+        /// The operations as methods. Each hands an [`Op`] to [`Device::run`].
+        pub trait Operations: Device {
+            $(method! { $(#[$doc])* $variant $method $tensors $weights $fields $($cache)? })*
+        }
+
+        impl<D: Device + ?Sized> Operations for D {}
+    };
+    (@enum $($(#[$doc:meta])* $variant:ident {$($field:ident: $type:ty),*})*) => {
+        /// One operation with its parameters: everything that it is told besides its operands.
+        #[derive(Clone, Debug, PartialEq)]
+        #[allow(missing_docs, reason = "the operation's documentation names its parameters")]
+        pub enum Op { $($(#[$doc])* $variant { $($field: $type),* }),* }
+    };
+    (@shapes $self:ident, $x:ident, $w:ident, $($variant:ident $method:ident $tensors:tt $weights:tt {$($field:ident: $type:ty),*} => $shape:expr;)*) => {
+        match $self {
+            $(Op::$variant { $($field),* } => {
+                bind!(stringify!($method), $x, $tensors);
+                bind!(stringify!($method), $w, $weights);
+                $shape
+            })*
+        }
+    };
+}
+
+// One row an operation: documentation, variant, method, [tensors], [weights], {parameters}, `cache` where keys and values may
+// come from one, => shape of the result. Within the shape, an operand's name stands for its shape [rows, cols].
+operations! {
+    /// `y[t] = table[ids[t]]`: table [N, D] -> [T, D].
+    Embed embed [] [table] {ids: Vec<u32>} => [ids.len(), table[1]];
+
+    /// `(x - mean) / sqrt(var + eps) * gain + bias` per row of x [T, D], with the biased variance -> [T, D].
+    LayerNorm layer_norm [x] [gain, bias] {eps: f64} => x;
+
+    /// `sqrt(var + eps)` per row: [T, D] -> [T, 1].
+    LayerNormScale layer_norm_scale [x] [] {eps: f64} => [x[0], 1];
+
+    /// `(x - mean) / scale` per row: x [T, D], scale [T, 1] -> [T, D].
+    LayerNormNormalize layer_norm_normalize [x, scale] [] {} => x;
+
+    /// `x * gain + bias` per column: [T, D] -> [T, D].
+    GainBias gain_bias [x] [gain, bias] {} => x;
+
+    /// `x . w + bias`: x [T, K], w [K, N] as Conv1D stores it, bias [1, N] -> [T, N].
+    Linear linear [x] [w, bias] {} => [x[0], w[1]];
+
+    /// `f(x . w + bias)`: `linear` with the activation function as its epilogue.
+    LinearActivation linear_activation [x] [w, bias] {f: Activation} => [x[0], w[1]];
+
+    /// `a + x . w + bias`: `linear` with a sum as its epilogue; a [T, N].
+    LinearAdd linear_add [a, x] [w, bias] {} => [x[0], w[1]];
+
+    /// Each head's own part of `z . w`: z [T, H d], w [H d, N] -> [T, H N], head by head.
+    LinearByHead linear_by_head [z] [w] {n_head: usize} => [z[0], n_head * w[1]];
+
+    /// The parts of `linear_by_head` added up, plus bias: [T, H N] -> [T, N].
+    SumHeads sum_heads [parts] [bias] {n_head: usize} => [parts[0], bias[1]];
+
+    /// Causal softmax attention of every text: qkv [T, 3D] -> z [T, D]. The pattern is never stored. Rows that belong to no
+    /// text come out as anything.
+    Attention attention [qkv] [] {texts: Vec<Queries>, heads: Heads} cache => [qkv[0], qkv[1] / 3];
+
+    /// `scale * q . k` of one text of Q queries and K keys, [`super::MASKED`] where the key comes after the query:
+    /// qkv [T, 3D] -> [H Q, K].
+    AttentionScores attention_scores [qkv] [] {text: Queries, heads: Heads} cache => [heads.n_head * text.rows.len(), text.n_keys];
+
+    /// Softmax of every row.
+    AttentionPattern attention_pattern [scores] [] {} => scores;
+
+    /// `pattern . v` of one text, head by head: pattern [H Q, K], qkv [T, 3D] -> [Q, D].
+    AttentionMix attention_mix [pattern, qkv] [] {text: Queries, heads: Heads} cache => [text.rows.len(), qkv[1] / 3];
+
+    /// The activation function, element by element.
+    Activation activation [x] [] {f: Activation} => x;
+
+    /// `a + b`, element by element.
+    Add add [a, b] [] {} => a;
+
+    /// `x . tableᵀ`: x [T, D], table [V, D] -> [T, V].
+    Unembed unembed [x] [table] {} => [x[0], table[0]];
+
+    /// The listed rows of the given tensors, in the order of the list; rows may be repeated. All tensors have the same columns.
+    GatherRows gather_rows [x ..] [] {parts: Vec<RowsOf>} => [parts.iter().map(|(_, rows)| rows.len()).sum(), x[0][1]];
+
+    /// x with a window of it changed.
+    Edit edit [x] [] {window: Window, change: Change} => x;
 }

@@ -1,17 +1,40 @@
-//! The oracle: every operation as a plain loop in f64, in the paper's order. It exists to be believed; never optimise it.
+//! The oracle: every operation as a plain loop in f64, in the paper's order. Everything else is compared with it, so it is
+//! never optimised.
 //! Sources: Radford et al. 2019 (GPT-2), Ba et al. 2016 (LayerNorm), Hendrycks & Gimpel 2016 (GELU).
 
-use super::{Activation, Device, DeviceError, DeviceInfo, Edit, Heads, Limits, MASKED, StoredWeight, Window};
-use std::ops::Range;
+use super::buffer_pool::BufferPool;
+use super::{
+    Activation, Change, Device, DeviceError, DeviceInfo, DeviceKind, Heads, MASKED, Op, Operands, Queries, RowsOf,
+    StoredWeight, TensorLimits, Window,
+};
+use std::sync::Arc;
 
 /// A matrix [rows, cols] of f64, row-major.
-pub struct Tensor {
+#[derive(Clone, Debug)]
+pub struct Tensor(Arc<Matrix>);
+
+/// The numbers of a [`Tensor`].
+#[derive(Clone, Debug)]
+pub struct Matrix {
     rows: usize,
     cols: usize,
     data: Vec<f64>,
 }
 
+impl std::ops::Deref for Tensor {
+    type Target = Matrix;
+
+    fn deref(&self) -> &Matrix {
+        &self.0
+    }
+}
+
 impl Tensor {
+    fn new(rows: usize, cols: usize, data: Vec<f64>) -> Tensor {
+        assert_eq!(data.len(), rows * cols);
+        Tensor(Arc::new(Matrix { rows, cols, data }))
+    }
+
     fn from_fn(rows: usize, cols: usize, value: impl Fn(usize, usize) -> f64) -> Tensor {
         let mut data = Vec::with_capacity(rows * cols);
         for r in 0..rows {
@@ -19,9 +42,11 @@ impl Tensor {
                 data.push(value(r, c));
             }
         }
-        Tensor { rows, cols, data }
+        Tensor::new(rows, cols, data)
     }
+}
 
+impl Matrix {
     fn at(&self, row: usize, col: usize) -> f64 {
         self.data[row * self.cols + col]
     }
@@ -32,7 +57,36 @@ impl Tensor {
 }
 
 /// The device `reference`.
-pub struct Reference;
+#[derive(Debug, Default)]
+pub struct Reference {
+    host_memory: Arc<BufferPool>,
+}
+
+/// Keys and values of every text: per position one row of D keys and D values.
+#[derive(Debug)]
+pub struct Cache {
+    n_embd: usize,
+    texts: Vec<Vec<f64>>,
+    capacities: Vec<usize>,
+}
+
+/// Where attention finds the keys and values of one text.
+struct KeysAndValues<'a> {
+    qkv: &'a Matrix,
+    cache: Option<&'a Cache>,
+    text: &'a Queries,
+}
+
+impl KeysAndValues<'_> {
+    /// Elements `first ..` of row `[k | v]` of a position.
+    fn row(&self, position: usize) -> &[f64] {
+        let n_embd = self.qkv.cols / 3;
+        match self.cache {
+            Some(cache) => &cache.texts[self.text.text][position * 2 * n_embd..][..2 * n_embd],
+            None => &self.qkv.row(self.text.rows.start + position)[n_embd..],
+        }
+    }
+}
 
 fn mean(x: &[f64]) -> f64 {
     x.iter().sum::<f64>() / x.len() as f64
@@ -64,31 +118,7 @@ fn activate(x: f64, f: Activation) -> f64 {
     }
 }
 
-impl Device for Reference {
-    type Tensor = Tensor;
-    type Weight = Tensor;
-    type Staged = Vec<f32>;
-
-    fn info(&self) -> DeviceInfo {
-        DeviceInfo { kind: "reference", name: "plain loops".into(), detail: "f64, one thread".into(), software: false }
-    }
-
-    fn limits(&self) -> Limits {
-        Limits::NONE
-    }
-
-    fn load(&self, w: &StoredWeight) -> Result<Tensor, DeviceError> {
-        Ok(Tensor { rows: w.rows, cols: w.cols, data: w.to_f64() })
-    }
-
-    fn shape(&self, x: &Tensor) -> [usize; 2] {
-        [x.rows, x.cols]
-    }
-
-    fn empty(&self, rows: usize, cols: usize) -> Tensor {
-        Tensor::from_fn(rows, cols, |_, _| 0.0)
-    }
-
+impl Reference {
     fn embed(&self, table: &Tensor, ids: &[u32]) -> Tensor {
         Tensor::from_fn(ids.len(), table.cols, |t, c| table.at(ids[t] as usize, c))
     }
@@ -115,16 +145,16 @@ impl Device for Reference {
 
     fn linear(&self, x: &Tensor, w: &Tensor, bias: &Tensor) -> Tensor {
         assert!(x.cols == w.rows && bias.cols == w.cols);
-        let mut y = self.empty(x.rows, w.cols);
+        let mut y = vec![0.0; x.rows * w.cols];
         // k outside n, since that is how w lies in memory: every sum still runs over k from first to last.
         for t in 0..x.rows {
-            let sums = &mut y.data[t * w.cols..][..w.cols];
+            let sums = &mut y[t * w.cols..][..w.cols];
             for k in 0..w.rows {
                 sums.iter_mut().zip(w.row(k)).for_each(|(sum, w)| *sum += x.at(t, k) * w);
             }
             sums.iter_mut().zip(bias.row(0)).for_each(|(sum, bias)| *sum += bias);
         }
-        y
+        Tensor::new(x.rows, w.cols, y)
     }
 
     fn linear_by_head(&self, z: &Tensor, w: &Tensor, n_head: usize) -> Tensor {
@@ -143,52 +173,58 @@ impl Device for Reference {
         })
     }
 
-    fn attention(&self, qkv: &Tensor, texts: &[Range<usize>], heads: Heads) -> Tensor {
-        let mut z = self.empty(qkv.rows, qkv.cols / 3);
+    fn attention(&self, qkv: &Tensor, cache: Option<&Cache>, texts: &[Queries], heads: Heads) -> Tensor {
+        let n_embd = qkv.cols / 3;
+        let mut z = vec![0.0; qkv.rows * n_embd];
         for text in texts {
-            let pattern = self.attention_pattern(&self.attention_scores(qkv, text.clone(), heads));
-            self.attention_mix(&pattern, qkv, text.clone(), heads, &mut z);
+            let pattern = self.attention_pattern(&self.attention_scores(qkv, cache, text, heads));
+            let of_text = self.attention_mix(&pattern, qkv, cache, text, heads);
+            z[text.rows.start * n_embd..][..of_text.data.len()].copy_from_slice(&of_text.data);
         }
-        z
+        Tensor::new(qkv.rows, n_embd, z)
     }
 
-    fn attention_scores(&self, qkv: &Tensor, text: Range<usize>, heads: Heads) -> Tensor {
-        let (n_pos, n_embd) = (text.len(), qkv.cols / 3);
-        let head_dim = n_embd / heads.n_head;
-        Tensor::from_fn(heads.n_head * n_pos, n_pos, |row, key| {
-            let (head, query) = (row / n_pos, row % n_pos);
-            if key > query {
+    fn attention_scores(&self, qkv: &Tensor, cache: Option<&Cache>, text: &Queries, heads: Heads) -> Tensor {
+        let (n_queries, head_dim) = (text.rows.len(), qkv.cols / 3 / heads.n_head);
+        let keys = KeysAndValues { qkv, cache, text };
+        Tensor::from_fn(heads.n_head * n_queries, text.n_keys, |row, key| {
+            let (head, query) = (row / n_queries, row % n_queries);
+            if key > text.first_position() + query {
                 return f64::from(MASKED);
             }
-            let q = &qkv.row(text.start + query)[head * head_dim..][..head_dim];
-            let k = &qkv.row(text.start + key)[n_embd + head * head_dim..][..head_dim];
+            let q = &qkv.row(text.rows.start + query)[head * head_dim..][..head_dim];
+            let k = &keys.row(key)[head * head_dim..][..head_dim];
             heads.scale * q.iter().zip(k).map(|(a, b)| a * b).sum::<f64>()
         })
     }
 
     fn attention_pattern(&self, scores: &Tensor) -> Tensor {
-        let mut pattern = Tensor::from_fn(scores.rows, scores.cols, |_, _| 0.0);
+        let mut pattern = Vec::with_capacity(scores.data.len());
         for r in 0..scores.rows {
             let highest = scores.row(r).iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let exps: Vec<f64> = scores.row(r).iter().map(|s| (s - highest).exp()).collect();
             let total: f64 = exps.iter().sum();
-            for (c, e) in exps.iter().enumerate() {
-                pattern.data[r * scores.cols + c] = e / total;
-            }
+            pattern.extend(exps.iter().map(|e| e / total));
         }
-        pattern
+        Tensor::new(scores.rows, scores.cols, pattern)
     }
 
-    fn attention_mix(&self, pattern: &Tensor, qkv: &Tensor, text: Range<usize>, heads: Heads, z: &mut Tensor) {
-        let (n_pos, n_embd) = (text.len(), qkv.cols / 3);
+    fn attention_mix(
+        &self,
+        pattern: &Tensor,
+        qkv: &Tensor,
+        cache: Option<&Cache>,
+        text: &Queries,
+        heads: Heads,
+    ) -> Tensor {
+        let (n_queries, n_embd) = (text.rows.len(), qkv.cols / 3);
+        assert_eq!([pattern.rows, pattern.cols], [heads.n_head * n_queries, text.n_keys]);
         let head_dim = n_embd / heads.n_head;
-        for query in 0..n_pos {
-            for c in 0..n_embd {
-                let row = (c / head_dim) * n_pos + query;
-                let mixed = (0..n_pos).map(|key| pattern.at(row, key) * qkv.at(text.start + key, 2 * n_embd + c)).sum();
-                z.data[(text.start + query) * n_embd + c] = mixed;
-            }
-        }
+        let values = KeysAndValues { qkv, cache, text };
+        Tensor::from_fn(n_queries, n_embd, |query, c| {
+            let row = (c / head_dim) * n_queries + query;
+            (0..text.n_keys).map(|key| pattern.at(row, key) * values.row(key)[n_embd + c]).sum()
+        })
     }
 
     fn activation(&self, x: &Tensor, f: Activation) -> Tensor {
@@ -200,34 +236,113 @@ impl Device for Reference {
         Tensor::from_fn(a.rows, a.cols, |r, c| a.at(r, c) + b.at(r, c))
     }
 
-    fn unembed(&self, x: &Tensor, rows: Range<usize>, table: &Tensor) -> Tensor {
+    fn unembed(&self, x: &Tensor, table: &Tensor) -> Tensor {
         assert_eq!(x.cols, table.cols);
-        Tensor::from_fn(rows.len(), table.rows, |r, v| {
-            x.row(rows.start + r).iter().zip(table.row(v)).map(|(a, b)| a * b).sum()
-        })
+        Tensor::from_fn(x.rows, table.rows, |r, v| x.row(r).iter().zip(table.row(v)).map(|(a, b)| a * b).sum())
     }
 
-    fn edit(&self, x: &mut Tensor, window: &Window, edit: &Edit) {
+    fn gather_rows(&self, x: &[&Tensor], parts: &[RowsOf]) -> Tensor {
+        let cols = x[0].cols;
+        let rows = || parts.iter().flat_map(|(of, rows)| rows.clone().map(|row| x[*of].row(row)));
+        Tensor::new(rows().count(), cols, rows().flatten().copied().collect())
+    }
+
+    fn edit(&self, x: &Tensor, window: &Window, change: &Change) -> Tensor {
         window.assert_within([x.rows, x.cols]);
+        let mut data = x.data.clone();
         let mut i = 0;
-        for row in window.rows.iter().flat_map(|r| r.clone()) {
-            for col in window.cols.clone() {
-                let value = &mut x.data[row * x.cols + col];
-                *value = match edit {
-                    Edit::Zero => 0.0,
-                    Edit::Scale(factor) => *value * f64::from(*factor),
-                    Edit::Add(values) => *value + f64::from(values[i % values.len()]),
-                    Edit::Replace(values) => f64::from(values[i % values.len()]),
+        for row in window.each_row() {
+            for col in window.each_col() {
+                let value = &mut data[row * x.cols + col];
+                *value = match change {
+                    Change::Zero => 0.0,
+                    Change::Scale(factor) => *value * f64::from(*factor),
+                    Change::Add(values) => *value + f64::from(values[i % values.len()]),
+                    Change::Replace(values) => f64::from(values[i % values.len()]),
                 };
                 i += 1;
             }
+        }
+        Tensor::new(x.rows, x.cols, data)
+    }
+}
+
+impl Device for Reference {
+    type Tensor = Tensor;
+    type Weight = Tensor;
+    type Cache = Cache;
+    type Staged = Vec<f32>;
+
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo {
+            kind: DeviceKind::Reference,
+            name: "plain loops".into(),
+            detail: "f64, one thread".into(),
+            software: false,
+        }
+    }
+
+    fn tensor_limits(&self) -> TensorLimits {
+        TensorLimits::NONE
+    }
+
+    fn host_memory(&self) -> &Arc<BufferPool> {
+        &self.host_memory
+    }
+
+    fn load(&self, w: &StoredWeight) -> Result<Tensor, DeviceError> {
+        Ok(Tensor::new(w.rows, w.cols, w.to_f64()))
+    }
+
+    fn upload(&self, [rows, cols]: [usize; 2], values: Vec<f32>) -> Tensor {
+        Tensor::new(rows, cols, values.into_iter().map(f64::from).collect())
+    }
+
+    fn shape(&self, x: &Tensor) -> [usize; 2] {
+        [x.rows, x.cols]
+    }
+
+    fn run(&self, op: &Op, Operands { tensors: x, weights: w, cache }: Operands<'_, Reference>) -> Tensor {
+        match op {
+            Op::Embed { ids } => self.embed(w[0], ids),
+            Op::LayerNorm { eps } => self.layer_norm(x[0], w[0], w[1], *eps),
+            Op::LayerNormScale { eps } => self.layer_norm_scale(x[0], *eps),
+            Op::LayerNormNormalize {} => self.layer_norm_normalize(x[0], x[1]),
+            Op::GainBias {} => self.gain_bias(x[0], w[0], w[1]),
+            Op::Linear {} => self.linear(x[0], w[0], w[1]),
+            Op::LinearActivation { f } => self.activation(&self.linear(x[0], w[0], w[1]), *f),
+            Op::LinearAdd {} => self.add(x[0], &self.linear(x[1], w[0], w[1])),
+            Op::LinearByHead { n_head } => self.linear_by_head(x[0], w[0], *n_head),
+            Op::SumHeads { n_head } => self.sum_heads(x[0], w[0], *n_head),
+            Op::Attention { texts, heads } => self.attention(x[0], cache, texts, *heads),
+            Op::AttentionScores { text, heads } => self.attention_scores(x[0], cache, text, *heads),
+            Op::AttentionPattern {} => self.attention_pattern(x[0]),
+            Op::AttentionMix { text, heads } => self.attention_mix(x[0], x[1], cache, text, *heads),
+            Op::Activation { f } => self.activation(x[0], *f),
+            Op::Add {} => self.add(x[0], x[1]),
+            Op::Unembed {} => self.unembed(x[0], w[0]),
+            Op::GatherRows { parts } => self.gather_rows(x, parts),
+            Op::Edit { window, change } => self.edit(x[0], window, change),
+        }
+    }
+
+    fn new_cache(&self, capacities: &[usize], n_embd: usize, _heads: Heads) -> Cache {
+        Cache { n_embd, texts: vec![Vec::new(); capacities.len()], capacities: capacities.to_vec() }
+    }
+
+    fn append(&self, cache: &mut Cache, qkv: &Tensor, texts: &[Queries]) {
+        for text in texts {
+            assert!(text.n_keys <= cache.capacities[text.text], "a cache has room for every position");
+            let rows = &mut cache.texts[text.text];
+            rows.truncate(text.first_position() * 2 * cache.n_embd);
+            text.rows.clone().for_each(|row| rows.extend_from_slice(&qkv.row(row)[cache.n_embd..]));
+            assert_eq!(rows.len(), text.n_keys * 2 * cache.n_embd, "positions are appended in order");
         }
     }
 
     fn copy_out(&self, x: &Tensor, window: &Window) -> Vec<f32> {
         window.assert_within([x.rows, x.cols]);
-        let rows = window.rows.iter().flat_map(|r| r.clone());
-        rows.flat_map(|row| window.cols.clone().map(move |col| x.at(row, col) as f32)).collect()
+        window.each_row().flat_map(|row| window.each_col().map(move |col| x.at(row, col) as f32)).collect()
     }
 
     fn submit(&self) {}

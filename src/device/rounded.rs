@@ -1,61 +1,61 @@
-//! The reference with every result rounded to f32: what single precision costs where nothing else goes wrong. It is the
-//! yardstick that `verify` has for models whose error in PyTorch nobody has measured. Owns no arithmetic.
+//! The reference with every result rounded to f32: what single precision costs where nothing else goes wrong. `verify` uses
+//! it as its yardstick for models whose error in PyTorch is not known. Owns no arithmetic.
 
-use super::reference::{Reference, Tensor};
-use super::{Device, DeviceError, DeviceInfo, Edit, Limits, Op, StoredWeight, Window};
+use super::buffer_pool::BufferPool;
+use super::reference::{Cache, Reference, Tensor};
+use super::{Device, DeviceError, DeviceInfo, Heads, Op, Operands, Queries, StoredWeight, TensorLimits, Window};
+use std::sync::Arc;
 
 /// The device.
-pub struct Rounded;
-
-impl Rounded {
-    fn make(&self, op: &Op, x: &[&Tensor], w: &[&Tensor]) -> Tensor {
-        let mut y = op.make(&Reference, x, w);
-        self.round(&mut y);
-        y
-    }
-
-    fn change(&self, op: &Op, x: &[&Tensor], y: &mut Tensor) {
-        op.change(&Reference, x, y);
-        self.round(y);
-    }
-
-    fn round(&self, y: &mut Tensor) {
-        let [rows, cols] = Reference.shape(y);
-        let all = Window { rows: vec![0..rows], cols: 0..cols };
-        let rounded = Reference.copy_out(y, &all);
-        Reference.edit(y, &all, &Edit::Replace(rounded));
-    }
-}
+#[derive(Debug, Default)]
+pub struct Rounded(Reference);
 
 impl Device for Rounded {
     type Tensor = Tensor;
     type Weight = Tensor;
+    type Cache = Cache;
     type Staged = Vec<f32>;
 
-    crate::wrap_device!();
-
     fn info(&self) -> DeviceInfo {
-        DeviceInfo { detail: "f64, every result rounded to f32".into(), ..Reference.info() }
+        DeviceInfo { detail: "f64, every result rounded to f32".into(), ..self.0.info() }
     }
 
-    fn limits(&self) -> Limits {
-        Reference.limits()
+    fn tensor_limits(&self) -> TensorLimits {
+        self.0.tensor_limits()
+    }
+
+    fn host_memory(&self) -> &Arc<BufferPool> {
+        self.0.host_memory()
     }
 
     fn load(&self, weight: &StoredWeight) -> Result<Tensor, DeviceError> {
-        Reference.load(weight)
+        self.0.load(weight)
+    }
+
+    fn upload(&self, shape: [usize; 2], values: Vec<f32>) -> Tensor {
+        self.0.upload(shape, values)
     }
 
     fn shape(&self, x: &Tensor) -> [usize; 2] {
-        Reference.shape(x)
+        self.0.shape(x)
     }
 
-    fn empty(&self, rows: usize, cols: usize) -> Tensor {
-        Reference.empty(rows, cols)
+    fn run(&self, op: &Op, Operands { tensors, weights, cache }: Operands<'_, Rounded>) -> Tensor {
+        let exact = self.0.run(op, Operands { tensors, weights, cache });
+        let shape = self.0.shape(&exact);
+        self.0.upload(shape, self.0.copy_out(&exact, &Window::all(shape)))
+    }
+
+    fn new_cache(&self, capacities: &[usize], n_embd: usize, heads: Heads) -> Cache {
+        self.0.new_cache(capacities, n_embd, heads)
+    }
+
+    fn append(&self, cache: &mut Cache, qkv: &Tensor, texts: &[Queries]) {
+        self.0.append(cache, qkv, texts);
     }
 
     fn copy_out(&self, x: &Tensor, window: &Window) -> Vec<f32> {
-        Reference.copy_out(x, window)
+        self.0.copy_out(x, window)
     }
 
     fn submit(&self) {}

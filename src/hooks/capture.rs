@@ -1,43 +1,65 @@
 //! What comes back from a run. Owns [`Sink`], where recorded values go as they leave the device, and [`Capture`], the sink
 //! that keeps them in memory. `output/` has the sinks that write files. Knows sites, batches and requests, and of devices
-//! only where the memory of values comes from.
+//! only the memory that values come from.
 //! Read next: `recorder.rs`, which fills a sink.
 
-use crate::device::buffer_pool;
-use crate::hooks::request::{HookError, Hooks};
+use crate::device::buffer_pool::BufferPool;
+use crate::hooks::request::{EditRecord, HookError, Hooks};
 use crate::hooks::site::Site;
 use crate::model::batch::Batch;
 use ndarray::{ArrayD, ArrayViewD, Axis, CowArray, IxDyn, Slice};
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::sync::{OnceLock, Weak};
 
-/// Takes what a run records, piece by piece, so that nobody has to hold all of it.
+/// Takes what a run records, piece by piece, so that no one place has to hold all of it.
+///
+/// ```
+/// use actscope::hooks::capture::Sink;
+/// use actscope::{Session, Site};
+/// use ndarray::ArrayViewD;
+///
+/// /// Counts values.
+/// struct Count(usize);
+///
+/// impl Sink for Count {
+///     fn put(&mut self, _: Site, _: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
+///         self.0 += values.len();
+///         Ok(())
+///     }
+/// }
+///
+/// let session = Session::open("demo")?;
+/// let batch = session.model().encode(&["The cat sat on the mat."])?;
+/// let mut hooks = session.model().hooks();
+/// hooks.tap("ln_f")?;
+/// let mut count = Count(0);
+/// session.run_into(&batch, &hooks, &mut count)?;
+/// assert_eq!(count.0, batch.n_pos() * session.model().config().n_embd);
+/// # Ok::<(), actscope::Error>(())
+/// ```
 pub trait Sink {
     /// One text's values at one site: the site's axes without the batch axis, in standard order, as long as this text is
     /// ([`Hooks::shape_of_text`]). Pieces of one site come in the order of the texts; a text of which nothing was asked
     /// is left out.
     ///
     /// # Errors
-    /// Ends the run: a full disk, say.
+    /// An error ends the run.
     fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()>;
 
-    /// [`Sink::put`] of values that the sink may keep instead of copying them.
+    /// [`Sink::put`] of values that the sink may keep instead of copying them; returns those that it does not keep.
     ///
     /// # Errors
     /// As [`Sink::put`].
-    fn give(&mut self, site: Site, text: usize, values: ArrayD<f32>) -> std::io::Result<()> {
-        put_owned(self, site, text, values)
+    fn give(&mut self, site: Site, text: usize, values: ArrayD<f32>) -> std::io::Result<Option<ArrayD<f32>>> {
+        self.put(site, text, values.view())?;
+        Ok(Some(values))
     }
+
+    /// The function of edit `n` returned values for a text that have this sha256.
+    fn edited(&mut self, _n: usize, _text: usize, _sha256: &str) {}
 }
 
-/// Has a sink copy values that nobody needs any more.
-fn put_owned<S: Sink + ?Sized>(sink: &mut S, site: Site, text: usize, values: ArrayD<f32>) -> std::io::Result<()> {
-    let put = sink.put(site, text, values.view());
-    buffer_pool::give_back(values.into_raw_vec_and_offset().0);
-    put
-}
-
-/// Where values can be had again, text by text: what formats that are written from front to back read.
+/// Recorded values that can be read again, text by text: the source of formats that are written from front to back.
 pub trait Arrays {
     /// Every site with its shape, [batch, ...], in run order.
     fn shapes(&self) -> Vec<(Site, Vec<usize>)>;
@@ -57,9 +79,23 @@ pub fn has_non_number(site: Site, values: &ArrayViewD<'_, f32>) -> bool {
 
 /// What one run recorded: one array per tapped site, [batch, ...] as the dictionary has it, in run order. Texts shorter
 /// than the longest are padded on the right with zeros.
-#[derive(Clone, Debug, Default, PartialEq)]
+///
+/// ```
+/// let session = actscope::Session::open("demo")?;
+/// let batch = session.model().encode(&["The cat sat on the mat."])?;
+/// let mut hooks = session.model().hooks();
+/// hooks.tap("pattern.2")?;
+/// let capture = session.run(&batch, &hooks)?;
+/// let pattern = &capture["blocks.2.attn.hook_pattern"]; // [batch, head, query, key]
+/// assert_eq!(pattern[[0, 4, 0, 0]], 1.0, "the first token sees only itself");
+/// # Ok::<(), actscope::Error>(())
+/// ```
+///
+/// Two captures are equal when their values are; the edits of the run are provenance.
+#[derive(Clone, Debug, Default)]
 pub struct Capture {
     slots: BTreeMap<Site, Slot>,
+    edits: Vec<EditRecord>,
 }
 
 /// Room for one array. Its memory is taken when it is first used: one text's values come in one piece, which becomes the array.
@@ -67,13 +103,22 @@ pub struct Capture {
 struct Slot {
     shape: Vec<usize>,
     values: OnceLock<ArrayD<f32>>,
+    /// Where its memory goes in the end.
+    memory: Weak<BufferPool>,
+}
+
+impl PartialEq for Capture {
+    fn eq(&self, other: &Capture) -> bool {
+        self.slots == other.slots
+    }
 }
 
 impl Slot {
     /// The array; all zero where nothing was recorded.
     fn array(&self) -> &ArrayD<f32> {
         self.values.get_or_init(|| {
-            let zeros = buffer_pool::zeros(self.shape.iter().product());
+            let n = self.shape.iter().product();
+            let zeros = self.memory.upgrade().map_or_else(|| vec![0.0; n], |memory| memory.zeros(n));
             ArrayD::from_shape_vec(IxDyn(&self.shape), zeros).expect("as many as the shape has")
         })
     }
@@ -92,8 +137,8 @@ impl PartialEq for Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if let Some(array) = self.values.take() {
-            buffer_pool::give_back(array.into_raw_vec_and_offset().0);
+        if let (Some(array), Some(memory)) = (self.values.take(), self.memory.upgrade()) {
+            memory.give_back(array.into_raw_vec_and_offset().0);
         }
     }
 }
@@ -105,17 +150,23 @@ impl Capture {
     /// [`HookError`] for positions or edit values that do not fit this batch, or arrays too large for this machine.
     pub fn empty(hooks: &Hooks, batch: &Batch) -> Result<Capture, HookError> {
         hooks.check_batch(batch)?;
+        Capture::unchecked(hooks, batch, Weak::new())
+    }
+
+    /// [`Capture::empty`] for a request that was checked, with memory that is used again.
+    pub(crate) fn unchecked(hooks: &Hooks, batch: &Batch, memory: Weak<BufferPool>) -> Result<Capture, HookError> {
         let shapes = hooks.shapes(batch);
-        let numbers = |shape: &[usize]| shape.iter().map(|&n| n as u128).product::<u128>();
-        let bytes = shapes.iter().map(|(_, shape)| size_of::<f32>() as u128 * numbers(shape)).sum();
-        // All of it in one go: the system says no to a single request beyond what it has, and to many small ones too late.
+        let elements = |shape: &[usize]| shape.iter().map(|&n| n as u128).product::<u128>();
+        let bytes = shapes.iter().map(|(_, shape)| size_of::<f32>() as u128 * elements(shape)).sum();
+        // All of it at once: the system refuses a single request beyond what it has, and many small ones too late.
         // Arrays are made as they are used, of memory that the system has zeroed, but that aborts where there is none.
         let room = usize::try_from(bytes).is_ok_and(|n| Vec::<u8>::new().try_reserve_exact(n).is_ok());
         if !room {
             return Err(HookError::Memory { bytes });
         }
-        let slot = |shape| Slot { shape, values: OnceLock::new() };
-        Ok(Capture { slots: shapes.into_iter().map(|(site, shape)| (site, slot(shape))).collect() })
+        let slot = |shape| Slot { shape, values: OnceLock::new(), memory: memory.clone() };
+        let slots = shapes.into_iter().map(|(site, shape)| (site, slot(shape))).collect();
+        Ok(Capture { slots, edits: hooks.edit_records() })
     }
 
     /// The values of one site; `None` if it was not tapped.
@@ -128,6 +179,11 @@ impl Capture {
         self.slots.remove(&site).map(|mut slot| std::mem::take(slot.array_mut()))
     }
 
+    /// The edits of the run, with the hash of their values; none for a run of the model as it is.
+    pub fn edits(&self) -> &[EditRecord] {
+        &self.edits
+    }
+
     /// The first site that holds a NaN or an infinity which is not a masked score's.
     pub fn first_not_a_number(&self) -> Option<Site> {
         self.iter().find(|(site, array)| has_non_number(*site, &array.view())).map(|(site, _)| site)
@@ -136,6 +192,19 @@ impl Capture {
     /// All sites in run order.
     pub fn iter(&self) -> impl Iterator<Item = (Site, &ArrayD<f32>)> {
         self.slots.iter().map(|(site, slot)| (*site, slot.array()))
+    }
+}
+
+impl std::ops::Index<&str> for Capture {
+    type Output = ArrayD<f32>;
+
+    /// The values of the site with this name, in any dialect that [`Site`]'s `FromStr` reads.
+    ///
+    /// # Panics
+    /// When no site has this name, or it was not tapped.
+    fn index(&self, name: &str) -> &ArrayD<f32> {
+        let site: Site = name.parse().unwrap_or_else(|e| panic!("{e}"));
+        self.slots.get(&site).unwrap_or_else(|| panic!("{name} was not tapped")).array()
     }
 }
 
@@ -150,14 +219,29 @@ impl Sink for Capture {
         Ok(())
     }
 
-    fn give(&mut self, site: Site, text: usize, values: ArrayD<f32>) -> std::io::Result<()> {
+    fn give(&mut self, site: Site, text: usize, values: ArrayD<f32>) -> std::io::Result<Option<ArrayD<f32>>> {
         match self.slots.get_mut(&site) {
             // All that this array will ever hold.
             Some(slot) if slot.shape[0] == 1 && slot.shape[1..] == *values.shape() => {
                 slot.values = OnceLock::from(values.insert_axis(Axis(0)));
-                Ok(())
+                Ok(None)
             }
-            _ => put_owned(self, site, text, values),
+            _ => {
+                self.put(site, text, values.view())?;
+                Ok(Some(values))
+            }
+        }
+    }
+
+    fn edited(&mut self, n: usize, _text: usize, sha256: &str) {
+        let Some(record) = self.edits.get_mut(n) else { return };
+        match &mut record.sha256 {
+            // One hash a text, in order.
+            Some(hashes) => {
+                hashes.push(' ');
+                hashes.push_str(sha256);
+            }
+            none => *none = Some(sha256.into()),
         }
     }
 }

@@ -1,7 +1,9 @@
 //! What a person may ask of a run, and how it is carried out.
-//! Read in this order: `site.rs`, `request.rs`, `recorder.rs`, `capture.rs`.
+//! Read in this order: `site.rs`, `request.rs`, `layout.rs`, `recorder.rs`, `capture.rs`.
 
 pub mod capture;
+pub mod layout;
+pub mod non_number;
 pub mod recorder;
 pub mod request;
 pub mod site;

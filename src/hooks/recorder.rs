@@ -1,26 +1,31 @@
-//! Carries out a request while the forward pass runs: edits, taps, readback, and the end of the run once everything asked
-//! for is had. Owns [`Recorder`]; `hooks.rs` owns what is asked and what comes back.
+//! Carries a request out while the forward pass runs: edits, taps, readback, and the end of the run once everything that was
+//! asked for is recorded. Owns [`Recorder`]. `request.rs` owns what is asked, `layout.rs` where it lies, `capture.rs` what comes
+//! back.
 //!
 //! What is tapped is what flows on: [`Recorder::at`] takes a value, changes it if asked, records it if asked, and hands it
-//! on. Read next: `model.rs`, which calls it.
+//! on. Read next: `../model/forward.rs`, which calls it.
 
-use crate::device::{Device, DeviceError, Edit, MASKED, Window, buffer_pool};
-use crate::hooks::capture::Sink;
-use crate::hooks::request::Hooks;
-use crate::hooks::site::Site;
-use crate::model::batch::Batch;
+use super::capture::Sink;
+use super::layout::Layout;
+use super::request::{Edit, EditFunction, HookError, Select, hash};
+use super::site::Site;
+use crate::device::{Change, Device, DeviceError, MASKED, Operations, Window};
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 /// Why a forward pass ended before its last operation. `Done` is no fault: everything asked for is recorded.
 #[derive(Debug)]
 pub enum Stop {
     /// The last request is met.
     Done,
+    /// The progress callback said so.
+    Cancelled,
     /// The device failed.
     Fault(DeviceError),
-    /// The sink takes no more.
-    Full(std::io::Error),
+    /// The sink failed.
+    Sink(std::io::Error),
+    /// A function's result does not fit.
+    Hook(HookError),
 }
 
 impl From<DeviceError> for Stop {
@@ -31,12 +36,15 @@ impl From<DeviceError> for Stop {
 
 impl From<std::io::Error> for Stop {
     fn from(e: std::io::Error) -> Stop {
-        Stop::Full(e)
+        Stop::Sink(e)
     }
 }
 
+/// Hears how many blocks are finished, and may end the run.
+pub type Progress<'a> = &'a dyn Fn(usize) -> ControlFlow<()>;
+
 /// How many submitted blocks the device may still be busy with when the next one is recorded.
-const BLOCKS_UNDER_WAY: usize = 2;
+const BLOCKS_IN_FLIGHT: usize = 2;
 
 /// A copy on its way to the host, and where it belongs.
 struct Pending<D: Device> {
@@ -45,46 +53,55 @@ struct Pending<D: Device> {
     staged: D::Staged,
 }
 
-/// Carries out [`Hooks`] while a forward pass runs over some texts of a batch.
+/// Carries out a request while a forward pass runs over some texts of a batch.
 pub struct Recorder<'a, D: Device> {
-    hooks: &'a Hooks,
-    batch: &'a Batch,
+    layout: &'a Layout<'a>,
     texts: Range<usize>,
     last: Option<Site>,
     staged: Vec<Pending<D>>,
     in_flight: Vec<Pending<D>>,
     staged_bytes: usize,
     sink: &'a mut dyn Sink,
-    progress: Option<&'a dyn Fn(usize)>,
+    progress: Option<Progress<'a>>,
     boundaries: usize,
 }
 
+impl<D: Device> std::fmt::Debug for Recorder<'_, D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Recorder").field("texts", &self.texts).field("last", &self.last).finish_non_exhaustive()
+    }
+}
+
 impl<'a, D: Device> Recorder<'a, D> {
-    /// For a run over `texts` of `batch`, into a sink made for the same request and batch. `progress` is told the number of
-    /// finished blocks.
+    /// For a run over `texts` of the layout's batch, into a sink made for the same request and batch. `progress` hears the
+    /// number of finished blocks.
     pub fn new(
-        hooks: &'a Hooks,
-        batch: &'a Batch,
+        layout: &'a Layout<'a>,
         texts: Range<usize>,
         sink: &'a mut dyn Sink,
-        progress: Option<&'a dyn Fn(usize)>,
+        progress: Option<Progress<'a>>,
     ) -> Recorder<'a, D> {
         let (staged, in_flight) = (Vec::new(), Vec::new());
-        let last = hooks.last();
-        Recorder { hooks, batch, texts, last, staged, in_flight, staged_bytes: 0, sink, progress, boundaries: 0 }
+        let last = layout.hooks().last();
+        Recorder { layout, texts, last, staged, in_flight, staged_bytes: 0, sink, progress, boundaries: 0 }
     }
 
     /// True when anything is asked of `site`. Only the helpers that hide a fusion may ask.
     pub fn wants(&self, site: Site) -> bool {
-        self.hooks.tapped(site).is_some() || self.hooks.edits(site).next().is_some()
+        self.layout.wants(site)
+    }
+
+    /// The positions of a text of the run whose logits are needed, where not all are.
+    pub fn logits_of(&self, text: usize) -> Option<Vec<Range<usize>>> {
+        self.layout.logits_of(self.texts.start + text)
     }
 
     /// Changes and records `x` as asked, and hands it on.
     ///
     /// # Errors
     /// [`Stop::Done`] when nothing after `site` was asked for, so that the caller's `?` ends the run here.
-    pub fn at(&mut self, dev: &D, site: Site, mut x: D::Tensor) -> Result<D::Tensor, Stop> {
-        self.touch(dev, site, None, &mut x);
+    pub async fn at(&mut self, dev: &D, site: Site, x: D::Tensor) -> Result<D::Tensor, Stop> {
+        let x = self.touch(dev, site, None, x).await?;
         self.stop_after(site)?;
         Ok(x)
     }
@@ -93,19 +110,26 @@ impl<'a, D: Device> Recorder<'a, D> {
     ///
     /// # Errors
     /// As [`Recorder::at`], for the last of them.
-    pub fn at_each<const N: usize>(&mut self, dev: &D, sites: [Site; N], mut x: D::Tensor) -> Result<D::Tensor, Stop> {
+    pub async fn at_each<const N: usize>(
+        &mut self,
+        dev: &D,
+        sites: [Site; N],
+        mut x: D::Tensor,
+    ) -> Result<D::Tensor, Stop> {
         for site in sites {
-            self.touch(dev, site, None, &mut x);
+            x = self.touch(dev, site, None, x).await?;
         }
         self.stop_after(sites[N - 1])?;
         Ok(x)
     }
 
-    /// [`Recorder::at`] for sites that are computed text by text. Never ends the run: the other texts must pass too;
-    /// [`Recorder::stop_after`] is the caller's to say.
-    pub fn at_text(&mut self, dev: &D, site: Site, text: usize, mut x: D::Tensor) -> D::Tensor {
-        self.touch(dev, site, Some(self.texts.start + text), &mut x);
-        x
+    /// [`Recorder::at`] for sites that are computed text by text. Never ends the run, since the other texts must pass too:
+    /// the caller calls [`Recorder::stop_after`] after the last.
+    ///
+    /// # Errors
+    /// As [`Recorder::at`], but for [`Stop::Done`].
+    pub async fn at_text(&mut self, dev: &D, site: Site, text: usize, x: D::Tensor) -> Result<D::Tensor, Stop> {
+        self.touch(dev, site, Some(self.texts.start + text), x).await
     }
 
     /// # Errors
@@ -116,23 +140,24 @@ impl<'a, D: Device> Recorder<'a, D> {
 
     /// The end of a block: what was recorded so far begins to run, and once the staged bytes pass the budget, what the
     /// blocks *before* this one recorded is read, so that the device always has this block to work on meanwhile. Never more
-    /// than two blocks are under way: progress is what the device has done, and a fault ends the run soon.
+    /// than two blocks are in flight: progress is what the device has done, and a fault ends the run soon.
     ///
     /// # Errors
-    /// [`Stop::Fault`] when the device failed, [`Stop::Full`] when the sink did.
+    /// [`Stop::Fault`] when the device failed, [`Stop::Sink`] when the sink did, [`Stop::Cancelled`] when the progress
+    /// callback said so.
     pub async fn boundary(&mut self, dev: &D) -> Result<(), Stop> {
         dev.submit();
-        if self.staged_bytes >= self.hooks.staging_budget {
+        if self.staged_bytes >= self.layout.hooks().staging_budget {
             self.staged_bytes = 0;
             let earlier = std::mem::replace(&mut self.in_flight, std::mem::take(&mut self.staged));
             self.collect(dev, earlier).await?;
         }
-        dev.settle(BLOCKS_UNDER_WAY).await?;
+        dev.settle(BLOCKS_IN_FLIGHT).await?;
         self.boundaries += 1;
-        if let Some(progress) = self.progress {
-            progress(self.boundaries.saturating_sub(BLOCKS_UNDER_WAY));
+        match self.progress.map(|progress| progress(self.boundaries.saturating_sub(BLOCKS_IN_FLIGHT))) {
+            Some(ControlFlow::Break(())) => Err(Stop::Cancelled),
+            Some(ControlFlow::Continue(())) | None => Ok(()),
         }
-        Ok(())
     }
 
     /// Reads what is still on its way.
@@ -148,49 +173,100 @@ impl<'a, D: Device> Recorder<'a, D> {
     }
 
     /// Edits, then the tap. `text` is the one that `x` holds, where it holds one.
-    fn touch(&mut self, dev: &D, site: Site, text: Option<usize>, x: &mut D::Tensor) {
-        let hooks = self.hooks;
+    async fn touch(&mut self, dev: &D, site: Site, text: Option<usize>, mut x: D::Tensor) -> Result<D::Tensor, Stop> {
+        let layout = self.layout;
         let texts = text.map_or(self.texts.clone(), |i| i..i + 1);
-        for (select, edit) in hooks.edits(site) {
-            let earlier = hooks.windows(site, select, self.batch, 0..texts.start);
-            let before = earlier.iter().map(|(_, window)| window.len()).sum();
-            for (_, window) in hooks.windows(site, select, self.batch, texts.clone()) {
-                if !window.is_empty() {
-                    dev.edit(x, &window, &part_of(edit, before, &window));
+        for (n, select, edit) in layout.edits(site) {
+            if let Edit::With(function) = edit {
+                x = self.edit_with(dev, site, (n, select, function), texts.clone(), x).await?;
+                continue;
+            }
+            for (text, window) in layout.windows(site, select, texts.clone()) {
+                let first = text.unwrap_or(texts.start);
+                if let (false, Some(change)) = (window.is_empty(), layout.change(n, edit, first, &window)) {
+                    x = dev.edit(&x, window, change);
                 }
             }
         }
-        let Some(select) = hooks.tapped(site) else { return };
-        for (text, window) in hooks.windows(site, select, self.batch, texts) {
+        let Some(select) = layout.hooks().tapped(site) else { return Ok(x) };
+        for (text, window) in layout.windows(site, select, texts) {
             if !window.is_empty() {
                 self.staged_bytes += 4 * window.len();
-                self.staged.push(Pending { site, text, staged: dev.copy_out(x, &window) });
+                self.staged.push(Pending { site, text, staged: dev.copy_out(&x, &window) });
             }
         }
+        Ok(x)
+    }
+
+    /// Reads the selected values of each text, and puts what the function makes of them in their place.
+    async fn edit_with(
+        &mut self,
+        dev: &D,
+        site: Site,
+        (n, select, function): (usize, &Select, &EditFunction),
+        texts: Range<usize>,
+        mut x: D::Tensor,
+    ) -> Result<D::Tensor, Stop> {
+        for text in texts.clone() {
+            if let Some(window) = self.window_of_text(site, select, text, &texts) {
+                let staged = dev.copy_out(&x, &window);
+                dev.submit();
+                let mut values = dev.read(staged).await?;
+                unmask(site, &mut values);
+                let shape = self.layout.shape_of_selection(site, select, text);
+                let given = ArrayViewD::from_shape(IxDyn(&shape), &values).expect("a window of one text is its shape");
+                let returned = function.call(given);
+                if returned.shape() != shape {
+                    return Err(Stop::Hook(HookError::Returned {
+                        site: site.name(),
+                        name: function.name().into(),
+                        text,
+                        given: values.len(),
+                        returned: returned.len(),
+                    }));
+                }
+                let returned: Vec<f32> = returned.iter().map(|v| v.max(MASKED)).collect();
+                self.sink.edited(n, text, &hash(&returned));
+                x = dev.edit(&x, window, Change::Replace(returned));
+                dev.host_memory().give_back(values);
+            }
+        }
+        Ok(x)
+    }
+
+    /// The window of one of the texts that are run together, in the tensor that carries the site; nothing where it is empty.
+    fn window_of_text(&self, site: Site, select: &Select, text: usize, texts: &Range<usize>) -> Option<Window> {
+        let batch = self.layout.batch();
+        let (_, mut window) = self.layout.windows(site, select, text..text + 1).pop()?;
+        let before = batch.texts()[text].start - batch.texts()[texts.start].start;
+        window.rows.iter_mut().for_each(|rows| *rows = rows.start + before..rows.end + before);
+        (!window.is_empty()).then_some(window)
     }
 
     async fn collect(&mut self, dev: &D, pending: Vec<Pending<D>>) -> Result<(), Stop> {
         for Pending { site, text, staged } in pending {
             let values = dev.read(staged).await?;
-            self.hand_over(site, text, values)?;
+            self.hand_over(dev, site, text, values)?;
         }
         Ok(())
     }
 
     /// Gives a window's values to the sink, text by text.
-    fn hand_over(&mut self, site: Site, text: Option<usize>, mut values: Vec<f32>) -> std::io::Result<()> {
-        if matches!(site, Site::AttnScores(_)) {
-            values.iter_mut().for_each(|v| *v = if *v == MASKED { f32::NEG_INFINITY } else { *v });
-        }
+    fn hand_over(&mut self, dev: &D, site: Site, text: Option<usize>, mut values: Vec<f32>) -> std::io::Result<()> {
+        unmask(site, &mut values);
+        let (hooks, batch) = (self.layout.hooks(), self.layout.batch());
         let texts = text.map_or(self.texts.clone(), |i| i..i + 1);
         if texts.len() == 1 && !values.is_empty() {
-            let shape = self.hooks.shape_of_text(site, self.batch, texts.start);
+            let shape = hooks.shape_of_text(site, batch, texts.start);
             let values = ArrayD::from_shape_vec(IxDyn(&shape), values).expect("a window of one text is its shape");
-            return self.sink.give(site, texts.start, values);
+            if let Some(values) = self.sink.give(site, texts.start, values)? {
+                dev.host_memory().give_back(values.into_raw_vec_and_offset().0);
+            }
+            return Ok(());
         }
         let mut rest = values.as_slice();
         for i in texts {
-            let shape = self.hooks.shape_of_text(site, self.batch, i);
+            let shape = hooks.shape_of_text(site, batch, i);
             let (of_text, later) = rest.split_at(shape.iter().product());
             rest = later;
             if !of_text.is_empty() {
@@ -198,21 +274,14 @@ impl<'a, D: Device> Recorder<'a, D> {
                 self.sink.put(site, i, of_text)?;
             }
         }
-        buffer_pool::give_back(values);
+        dev.host_memory().give_back(values);
         Ok(())
     }
 }
 
-/// The part of an edit's values that falls on a window, which starts `before` values into the whole.
-fn part_of(edit: &Edit, before: usize, window: &Window) -> Edit {
-    let cut = |values: &Vec<f32>| match values.len() == window.cols.len() {
-        true => values.clone(),
-        false => values[before..before + window.len()].to_vec(),
-    };
-    match edit {
-        Edit::Zero => Edit::Zero,
-        Edit::Scale(factor) => Edit::Scale(*factor),
-        Edit::Add(values) => Edit::Add(cut(values)),
-        Edit::Replace(values) => Edit::Replace(cut(values)),
+/// Masked scores leave the device as -inf.
+fn unmask(site: Site, values: &mut [f32]) {
+    if matches!(site, Site::AttnScores(_)) {
+        values.iter_mut().for_each(|v| *v = if *v == MASKED { f32::NEG_INFINITY } else { *v });
     }
 }

@@ -1,24 +1,40 @@
-//! Taps and edits for one run. Owns [`Hooks`], the request, with every check on it. Knows sites and batches; which rows and
-//! columns of which tensor a request means is decided here.
-//! Read next: `capture.rs` for what comes back, `recorder.rs`, which carries a request out while the forward pass runs.
+//! What a run is asked to record and to change, in the words of the API: sites, selections, edits. Owns [`Hooks`], the request,
+//! [`Select`], [`Edit`], and the checks that need the model's shape. Where a request lies in tensors is `layout.rs`'s part.
+//! Read next: `layout.rs`, then `recorder.rs`, which carries a request out while the forward pass runs.
 
-use crate::device::{Edit, Window};
+use crate::device::Shareable;
+use crate::hooks::layout;
 use crate::hooks::site::{self, Axis, Site, SiteError};
 use crate::model::batch::Batch;
 use crate::model::config::Config;
+use ndarray::{ArrayD, ArrayViewD};
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
+use std::fmt;
+use std::sync::Arc;
 use thiserror::Error;
 
-/// Which part of a site's values: all of them, unless narrowed.
+/// Which part of a site's values: all of them, unless narrowed. Every list is ascending and names each index once.
+///
+/// ```
+/// use actscope::{Select, Session, Site};
+///
+/// let session = Session::open("demo")?;
+/// let batch = session.model().encode(&["The cat sat on the mat."])?;
+/// let mut hooks = session.model().hooks();
+/// hooks.tap_at(Site::Z(1), Select::all().positions(vec![vec![2, 6]]).heads([0, 3]))?;
+/// let capture = session.run(&batch, &hooks)?;
+/// let head_dim = session.model().config().head_dim();
+/// assert_eq!(capture.get(Site::Z(1)).unwrap().shape(), [1, 2, 2, head_dim]);
+/// # Ok::<(), actscope::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Select {
-    pub(crate) positions: Option<Vec<Vec<usize>>>,
-    heads: Option<Range<usize>>,
-    pub(crate) columns: Option<Range<usize>>,
+    pub(super) positions: Option<Vec<Vec<usize>>>,
+    pub(super) heads: Option<Vec<usize>>,
+    pub(super) dims: Option<Vec<usize>>,
+    pub(super) keys: Option<Vec<Vec<usize>>>,
 }
-
-static ALL: Select = Select { positions: None, heads: None, columns: None };
 
 impl Select {
     /// Everything.
@@ -26,53 +42,153 @@ impl Select {
         Select::default()
     }
 
-    /// Only these token positions, one list per text; ascending, each once. On attention patterns: the query.
+    /// Only these token positions, one list per text. On scores and patterns: the query's position.
     pub fn positions(mut self, per_text: Vec<Vec<usize>>) -> Select {
         self.positions = Some(per_text);
         self
     }
 
     /// Only these heads.
-    pub fn heads(mut self, heads: Range<usize>) -> Select {
-        self.heads = Some(heads);
+    pub fn heads(mut self, heads: impl IntoIterator<Item = usize>) -> Select {
+        self.heads = Some(heads.into_iter().collect());
         self
     }
 
-    /// Only these entries of the last axis.
-    pub fn columns(mut self, columns: Range<usize>) -> Select {
-        self.columns = Some(columns);
+    /// Only these entries of the last axis: dimensions, neurons, tokens of the vocabulary. Not the keys of scores and patterns.
+    pub fn dims(mut self, dims: impl IntoIterator<Item = usize>) -> Select {
+        self.dims = Some(dims.into_iter().collect());
         self
     }
 
-    /// Shape of `site` after this selection, for a text of `n_pos` tokens of which `kept` are selected.
-    fn shape(&self, site: Site, config: &Config, n_pos: usize, kept: usize) -> Vec<usize> {
-        let last = site.axes().len() - 1;
-        let len = |(axis, kind): (usize, &Axis)| match (kind, &self.heads, &self.columns) {
-            (_, _, Some(columns)) if axis == last => columns.len(),
-            (Axis::Pos, _, _) => kept,
-            (Axis::Head, Some(heads), _) => heads.len(),
-            _ => kind.len(config, n_pos),
-        };
-        site.axes().iter().enumerate().map(len).collect()
+    /// Only these keys of scores and patterns, one list per text.
+    pub fn keys(mut self, per_text: Vec<Vec<usize>>) -> Select {
+        self.keys = Some(per_text);
+        self
+    }
+}
+
+/// A change of activations, before they are recorded and before anything reads them. Values are one number for everything, one
+/// row for every row of the selection, or the whole selection: text by text, row by row. In a text by itself, rows go in the
+/// order of the site's axes but the last.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Edit {
+    /// Set to zero.
+    Zero,
+    /// Multiply.
+    Scale(f32),
+    /// Add values.
+    Add(Vec<f32>),
+    /// Put values in place.
+    Replace(Vec<f32>),
+    /// What a function makes of the values.
+    With(EditFunction),
+}
+
+impl Edit {
+    /// An edit by a function, which is called once for each text with the selected values of that text (the site's axes
+    /// without the batch axis) and returns as many. `name` stands in the provenance of outputs.
+    ///
+    /// ```
+    /// use actscope::{Edit, Select, Session, Site};
+    ///
+    /// let session = Session::open("demo")?;
+    /// let batch = session.model().encode(&["The cat sat on the mat."])?;
+    /// let mut hooks = session.model().hooks();
+    /// hooks.edit_at(Site::ResidPre(1), Select::all(), Edit::with("halve", |x| x.mapv(|v| v / 2.0)))?;
+    /// hooks.tap("resid_pre.1")?;
+    /// session.run(&batch, &hooks)?;
+    /// # Ok::<(), actscope::Error>(())
+    /// ```
+    pub fn with(name: &str, f: impl Fn(ArrayViewD<'_, f32>) -> ArrayD<f32> + Send + Sync + 'static) -> Edit {
+        Edit::With(EditFunction { name: name.into(), f: Arc::new(f) })
     }
 
-    /// How many positions of text `i`, which has `n_pos`, are selected.
-    fn kept(&self, i: usize, n_pos: usize) -> usize {
-        self.positions.as_ref().map_or(n_pos, |per_text| per_text[i].len())
-    }
-
-    /// The selected positions of a text of `n_pos` tokens as ranges, neighbours joined.
-    fn ranges(&self, text: usize, n_pos: usize) -> Vec<Range<usize>> {
-        let Some(per_text) = &self.positions else { return vec![0..n_pos] };
-        let mut ranges: Vec<Range<usize>> = Vec::new();
-        for &p in &per_text[text] {
-            match ranges.last_mut() {
-                Some(range) if range.end == p => range.end += 1,
-                _ => ranges.push(p..p + 1),
-            }
+    /// The values that it brings, where it brings any.
+    pub(super) fn values(&self) -> Option<&[f32]> {
+        match self {
+            Edit::Add(values) | Edit::Replace(values) => Some(values),
+            Edit::Zero | Edit::Scale(_) | Edit::With(_) => None,
         }
-        ranges
     }
+}
+
+/// The function of [`Edit::With`].
+#[derive(Clone)]
+pub struct EditFunction {
+    name: String,
+    f: Arc<dyn EditFn>,
+}
+
+/// A function that [`Edit::with`] takes. (An alias; every such function is one.)
+trait EditFn: Fn(ArrayViewD<'_, f32>) -> ArrayD<f32> + Shareable {}
+impl<F: Fn(ArrayViewD<'_, f32>) -> ArrayD<f32> + Shareable> EditFn for F {}
+
+impl EditFunction {
+    /// What it makes of one text's values.
+    pub(super) fn call(&self, values: ArrayViewD<'_, f32>) -> ArrayD<f32> {
+        (self.f)(values)
+    }
+
+    /// Its name in provenance.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl fmt::Debug for EditFunction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EditFunction({:?})", self.name)
+    }
+}
+
+impl PartialEq for EditFunction {
+    /// The same function, not one that does the same.
+    fn eq(&self, other: &EditFunction) -> bool {
+        Arc::ptr_eq(&self.f, &other.f)
+    }
+}
+
+/// An edit as provenance has it: what was changed where, and a hash of the values.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct EditRecord {
+    /// Site, selection and operation, such as `blocks.0.attn.hook_z@head=4:zero`.
+    pub edit: String,
+    /// The sha256 of the values, as little-endian f32: of those that the edit brings, or that its function returned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+impl EditRecord {
+    fn new(site: Site, select: &Select, edit: &Edit) -> EditRecord {
+        let list = |list: &[usize]| list.iter().map(usize::to_string).collect::<Vec<_>>().join("+");
+        let lists = |per_text: &[Vec<usize>]| match per_text {
+            [first, rest @ ..] if rest.iter().all(|other| other == first) => list(first),
+            all => all.iter().map(|one| format!("[{}]", list(one))).collect(),
+        };
+        let parts = [
+            select.positions.as_ref().map(|p| format!("pos={}", lists(p))),
+            select.heads.as_ref().map(|h| format!("head={}", list(h))),
+            select.dims.as_ref().map(|d| format!("dim={}", list(d))),
+            select.keys.as_ref().map(|k| format!("key={}", lists(k))),
+        ];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        let at = if parts.is_empty() { String::new() } else { format!("@{}", parts.join(",")) };
+        let what = match edit {
+            Edit::Zero => "zero".to_string(),
+            Edit::Scale(factor) => format!("scale={factor}"),
+            Edit::Add(_) => "add".to_string(),
+            Edit::Replace(_) => "set".to_string(),
+            Edit::With(function) => format!("with={}", function.name),
+        };
+        EditRecord { edit: format!("{}{at}:{what}", site.name()), sha256: edit.values().map(hash) }
+    }
+}
+
+/// The sha256 of values as little-endian f32, in hexadecimal.
+pub(super) fn hash(values: &[f32]) -> String {
+    let mut sha = Sha256::new();
+    values.iter().for_each(|v| sha.update(v.to_le_bytes()));
+    sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A request that this model or this batch cannot meet.
@@ -86,12 +202,32 @@ pub enum HookError {
     Window {
         /// The hook's name.
         site: String,
-        /// `heads`, `columns` or `positions`.
+        /// `heads`, `dims`, `positions` or `keys`.
         what: &'static str,
         /// What was asked for.
-        asked: Range<usize>,
+        asked: Vec<usize>,
         /// What there is.
         has: String,
+    },
+    /// A tap or edit at a place that a run which starts later never reaches.
+    #[error("{site} comes before the place where this run starts, so it has no value")]
+    BeforeStart {
+        /// The hook's name.
+        site: String,
+    },
+    /// A function's result of another size.
+    #[error("{site}: the edit {name:?} returned {returned} values for text {text}, and was given {given}")]
+    Returned {
+        /// The hook's name.
+        site: String,
+        /// The function's name.
+        name: String,
+        /// Which text.
+        text: usize,
+        /// How many values it got.
+        given: usize,
+        /// How many came back.
+        returned: usize,
     },
     /// The same hook asked for in two different ways.
     #[error("{site} is asked for twice with different windows; ask once for the larger one and cut it afterwards")]
@@ -100,7 +236,7 @@ pub enum HookError {
         site: String,
     },
     /// An edit whose values do not fit its window.
-    #[error("{site}: the edit gives {given} values; its window takes {row} (one row for all) or {all}")]
+    #[error("{site}: the edit gives {given} values; its window takes one number, {row} (one row for all) or {all}")]
     Values {
         /// The hook's name.
         site: String,
@@ -132,9 +268,7 @@ pub enum HookError {
         texts: usize,
     },
     /// More than this machine can hold.
-    #[error(
-        "the activations asked for take {bytes} bytes, more than this machine can hold at once; write them to a file (--out), or ask for fewer hooks, layers, tokens or texts"
-    )]
+    #[error("the activations asked for take {bytes} bytes, more than this machine can hold at once")]
     Memory {
         /// Bytes asked for.
         bytes: u128,
@@ -142,11 +276,22 @@ pub enum HookError {
 }
 
 /// What one run is asked to record and to change.
+///
+/// ```
+/// use actscope::{Edit, Select, Session, Site};
+///
+/// let session = Session::open("demo")?;
+/// let mut hooks = session.model().hooks();
+/// hooks.tap("blocks.*.hook_resid_post")?; // a name, a glob, or another tool's name
+/// hooks.tap_at(Site::Pattern(2), Select::all().heads([4]))?;
+/// hooks.edit_at(Site::Z(2), Select::all().heads([4]), Edit::Zero)?;
+/// # Ok::<(), actscope::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Hooks {
-    config: Config,
-    taps: BTreeMap<Site, Select>,
-    edits: Vec<(Site, Select, Edit)>,
+    pub(super) config: Config,
+    pub(super) taps: BTreeMap<Site, Select>,
+    pub(super) edits: Vec<(Site, Select, Edit)>,
     /// Staged bytes after which a block boundary begins to read back: see [`crate::hooks::recorder::Recorder::boundary`].
     pub staging_budget: usize,
 }
@@ -212,8 +357,8 @@ impl Hooks {
         hooks
     }
 
-    /// What is asked of some of the recorded sites, for a run of the first `tokens` of one text alone; `None` where no
-    /// position of theirs is asked for.
+    /// The part of the request that concerns some of the recorded sites and the first `tokens` of one text, for a run of that
+    /// prefix alone; `None` where none of its positions is asked for.
     ///
     /// # Errors
     /// [`HookError::Edited`]: a prefix of an edited text is not the edited text's prefix.
@@ -221,11 +366,14 @@ impl Hooks {
         if !self.edits.is_empty() {
             return Err(HookError::Edited);
         }
+        let within = |per_text: &Vec<Vec<usize>>| -> Vec<usize> {
+            per_text[text].iter().copied().filter(|position| *position < tokens).collect()
+        };
         let mut part = Hooks::new(&self.config);
         for site in sites {
             let mut select = self.taps.get(site).cloned().unwrap_or_default();
-            if let Some(per_text) = &mut select.positions {
-                let here: Vec<usize> = per_text[text].iter().copied().filter(|p| *p < tokens).collect();
+            for per_text in [&mut select.positions, &mut select.keys].into_iter().flatten() {
+                let here = within(per_text);
                 if here.is_empty() {
                     return Ok(None);
                 }
@@ -247,12 +395,20 @@ impl Hooks {
         self.taps.keys().copied()
     }
 
+    /// What is recorded of a site.
+    pub(super) fn tapped(&self, site: Site) -> Option<&Select> {
+        self.taps.get(&site)
+    }
+
+    /// The edits as provenance has them, in order. Those of functions have no hash before a run: [`crate::Capture::edits`]
+    /// has it.
+    pub fn edit_records(&self) -> Vec<EditRecord> {
+        self.edits.iter().map(|(site, select, edit)| EditRecord::new(*site, select, edit)).collect()
+    }
+
     /// Shape of the array that `site` will come back as: [batch, ...], as long as the longest text needs.
     pub fn shape(&self, site: Site, batch: &Batch) -> Vec<usize> {
-        let select = self.taps.get(&site).unwrap_or(&ALL);
-        let longest = select.positions.as_ref().map_or(batch.n_pos(), |p| p.iter().map(Vec::len).max().unwrap_or(0));
-        let axes = select.shape(site, &self.config, batch.n_pos(), longest);
-        std::iter::once(batch.texts().len()).chain(axes).collect()
+        layout::shape(self, site, batch)
     }
 
     /// Every tapped site with its [`Hooks::shape`], in run order.
@@ -262,28 +418,7 @@ impl Hooks {
 
     /// Shape of what one text of a batch contributes to `site`: without a batch axis and without padding.
     pub fn shape_of_text(&self, site: Site, batch: &Batch, text: usize) -> Vec<usize> {
-        let (select, n_pos) = (self.taps.get(&site).unwrap_or(&ALL), batch.texts()[text].len());
-        select.shape(site, &self.config, n_pos, select.kept(text, n_pos))
-    }
-
-    /// The most bytes that one block's taps of one text take, or the taps after the last block.
-    pub(crate) fn bytes_at_once(&self, batch: &Batch, text: usize) -> usize {
-        let mut of_stage: BTreeMap<Option<usize>, usize> = BTreeMap::new();
-        for site in self.sites() {
-            let numbers: usize = self.shape_of_text(site, batch, text).iter().product();
-            *of_stage.entry(site.layer()).or_default() += size_of::<f32>() * numbers;
-        }
-        of_stage.into_values().max().unwrap_or(0)
-    }
-
-    /// What is recorded of a site.
-    pub(crate) fn tapped(&self, site: Site) -> Option<&Select> {
-        self.taps.get(&site)
-    }
-
-    /// What is changed at a site, in order.
-    pub(crate) fn edits(&self, site: Site) -> impl Iterator<Item = (&Select, &Edit)> {
-        self.edits.iter().filter(move |(at, ..)| *at == site).map(|(_, select, edit)| (select, edit))
+        layout::shape_of_text(self, site, batch, text)
     }
 
     /// Every site that anything is asked of.
@@ -299,39 +434,40 @@ impl Hooks {
         }
     }
 
-    /// The last site anything was asked for.
+    /// The last site that anything is asked of.
     pub(crate) fn last(&self) -> Option<Site> {
         self.taps.keys().next_back().copied().max(self.edits.iter().map(|(site, ..)| *site).max())
     }
 
+    /// The checks that need no batch.
     fn check(&self, site: Site, select: &Select) -> Result<(), HookError> {
-        let fail = |what, asked: &Range<usize>, has: String| {
-            Err(HookError::Window { site: site.name(), what, asked: asked.clone(), has })
+        let fail = |what, asked: &[usize], has: String| {
+            Err(HookError::Window { site: site.name(), what, asked: asked.into(), has })
         };
-        if site.layer().is_some_and(|layer| layer >= self.config.n_layer) {
-            let layer = site.layer().unwrap_or_default() as i64;
-            return Err(SiteError::Layer { layer, n_layer: self.config.n_layer }.into());
+        if let Some(layer) = site.layer().filter(|layer| *layer >= self.config.n_layer) {
+            return Err(SiteError::Layer { layer: layer as i64, n_layer: self.config.n_layer }.into());
         }
-        let has_heads = site.axes().contains(&Axis::Head);
         if let Some(heads) = &select.heads {
-            if !has_heads {
+            if !site.axes().contains(&Axis::Head) {
                 return fail("heads", heads, "no head axis".into());
             }
-            if heads.is_empty() || heads.end > self.config.n_head {
-                return fail("heads", heads, format!("heads 0..{}", self.config.n_head));
+            if !is_list(heads, self.config.n_head) {
+                return fail("heads", heads, format!("heads 0..{}, each once, ascending", self.config.n_head));
             }
         }
-        if let Some(columns) = &select.columns {
-            let last = site.axes()[site.axes().len() - 1];
-            let n = last.len(&self.config, self.config.n_positions);
-            if columns.is_empty() || columns.end > n {
-                return fail("columns", columns, format!("columns 0..{n}"));
+        if let Some(dims) = &select.dims {
+            if site.is_square() {
+                return fail("dims", dims, "no dimensions: its last axis is the keys".into());
             }
-            if has_heads && !site.is_square() && select.heads.as_ref().is_none_or(|heads| heads.len() != 1) {
-                return fail("columns", columns, "columns within one head: name that head".into());
+            let n = site.axes()[site.axes().len() - 1].len(&self.config, 0);
+            if !is_list(dims, n) {
+                return fail("dims", dims, format!("dims 0..{n}, each once, ascending"));
             }
         }
-        Ok(())
+        match &select.keys {
+            Some(keys) if !site.is_square() => fail("keys", &keys.concat(), "no key axis".into()),
+            _ => Ok(()),
+        }
     }
 
     /// # Errors
@@ -345,111 +481,11 @@ impl Hooks {
     /// # Errors
     /// [`HookError::Texts`], [`HookError::Window`], [`HookError::Nothing`] or [`HookError::Values`].
     pub fn check_batch(&self, batch: &Batch) -> Result<(), HookError> {
-        let edits = self.edits.iter().map(|(site, select, _)| (site, select));
-        for (site, select) in self.taps.iter().chain(edits) {
-            let fail = |what, asked, has: String| Err(HookError::Window { site: site.name(), what, asked, has });
-            if let Some(per_text) = &select.positions {
-                if per_text.len() != batch.texts().len() {
-                    return Err(HookError::Texts { given: per_text.len(), texts: batch.texts().len() });
-                }
-                for (positions, text) in per_text.iter().zip(batch.texts()) {
-                    let ascending = positions.is_sorted_by(|a, b| a < b);
-                    if let Some(&p) = positions.iter().find(|&&p| p >= text.len() || !ascending) {
-                        return fail(
-                            "positions",
-                            p..p + 1,
-                            format!("positions 0..{}, each once, ascending", text.len()),
-                        );
-                    }
-                }
-            }
-            if let (true, Some(columns)) = (site.is_square(), &select.columns)
-                && batch.texts().iter().any(|text| columns.end > text.len())
-            {
-                return fail("columns", columns.clone(), "no more keys than its shortest text has tokens".into());
-            }
-        }
-        for (site, select, edit) in &self.edits {
-            let windows = self.windows(*site, select, batch, 0..batch.texts().len());
-            let all = windows.iter().map(|(_, w)| w.len()).sum();
-            // One row can serve all only where all rows are equally long; those of patterns are as long as their text.
-            let mut widths = windows.iter().filter(|(_, w)| !w.is_empty()).map(|(_, w)| w.cols.len());
-            let row = widths.next().filter(|first| widths.all(|other| other == *first)).unwrap_or(all);
-            if all == 0 {
-                return Err(HookError::Nothing { site: site.name() });
-            }
-            let (Edit::Add(values) | Edit::Replace(values)) = edit else { continue };
-            if values.len() != row && values.len() != all || values.is_empty() {
-                return Err(HookError::Values { site: site.name(), given: values.len(), row, all });
-            }
-        }
-        Ok(())
-    }
-
-    /// Where a selection lies in the tensor or tensors that carry `site` when `texts` of the batch are run together: one
-    /// window over all of them, or one per text for the sites that are computed text by text (scores, pattern, logits),
-    /// with that text's index.
-    pub(crate) fn windows(
-        &self,
-        site: Site,
-        select: &Select,
-        batch: &Batch,
-        texts: Range<usize>,
-    ) -> Vec<(Option<usize>, Window)> {
-        if !by_text(site) {
-            let first = batch.texts().get(texts.start).map_or(0, |text| text.start);
-            let rows = texts.flat_map(|i| {
-                let text = &batch.texts()[i];
-                let start = text.start - first;
-                select.ranges(i, text.len()).into_iter().map(move |r| start + r.start..start + r.end)
-            });
-            return vec![(None, Window { rows: join(rows), cols: self.columns(site, select, 0) })];
-        }
-        let one = |i: usize| {
-            let n_pos = batch.texts()[i].len();
-            let within = select.ranges(i, n_pos);
-            let heads = if site.is_square() { select.heads.clone().unwrap_or(0..self.config.n_head) } else { 0..1 };
-            let rows = heads.flat_map(|head| {
-                within.iter().map(|r| head * n_pos + r.start..head * n_pos + r.end).collect::<Vec<_>>()
-            });
-            (Some(i), Window { rows: join(rows), cols: self.columns(site, select, n_pos) })
-        };
-        texts.map(one).collect()
-    }
-
-    /// The tensor's columns that a selection takes; q, k and v lie side by side in one tensor.
-    fn columns(&self, site: Site, select: &Select, n_pos: usize) -> Range<usize> {
-        let base = match site {
-            Site::K(_) => self.config.n_embd,
-            Site::V(_) => 2 * self.config.n_embd,
-            _ => 0,
-        };
-        let width = site.axes()[site.axes().len() - 1].len(&self.config, n_pos);
-        let heads = match (site.is_square() || !site.axes().contains(&Axis::Head), &select.heads) {
-            (true, _) => 0..1,
-            (false, Some(heads)) => heads.clone(),
-            (false, None) => 0..self.config.n_head,
-        };
-        match &select.columns {
-            Some(columns) => base + heads.start * width + columns.start..base + heads.start * width + columns.end,
-            None => base + heads.start * width..base + heads.end * width,
-        }
+        layout::Layout::new(self, batch).map(drop)
     }
 }
 
-/// Sites whose tensors hold one text each.
-fn by_text(site: Site) -> bool {
-    site.is_square() || site == Site::Unembed
-}
-
-/// Joins ranges that touch.
-fn join(ranges: impl Iterator<Item = Range<usize>>) -> Vec<Range<usize>> {
-    let mut joined: Vec<Range<usize>> = Vec::new();
-    for range in ranges {
-        match joined.last_mut() {
-            Some(last) if last.end == range.start => last.end = range.end,
-            _ => joined.push(range),
-        }
-    }
-    joined
+/// True for a list of indices below `n` that is not empty, ascends and names each index once.
+pub(super) fn is_list(list: &[usize], n: usize) -> bool {
+    !list.is_empty() && list.is_sorted_by(|a, b| a < b) && list.last().is_some_and(|last| *last < n)
 }

@@ -30,6 +30,19 @@ pub enum HubError {
         /// What forbids it.
         why: &'static str,
     },
+    /// Not in the cache, and this build has no downloads.
+    #[error(
+        "{repo} ({revision}) is not whole in the Hugging Face cache {cache}, and this build of actscope has no downloads (the \
+         cargo feature `download`); fetch the model by other means and give its folder"
+    )]
+    NotBuilt {
+        /// The hub's name for it.
+        repo: String,
+        /// Branch, tag or commit.
+        revision: String,
+        /// The cache's folder.
+        cache: PathBuf,
+    },
     /// HF_ENDPOINT is no address.
     #[error("HF_ENDPOINT is {endpoint:?}, which is no address; it must begin with https:// (or http://)")]
     Endpoint {

@@ -2,17 +2,19 @@
 //! names and the order in which they are looked up; `weights.rs` and `text.rs` read what is found.
 //! Read next: `cache.rs` (where things lie), `download.rs` (how they get there).
 
+#[cfg_attr(not(feature = "download"), allow(dead_code))] // what writes is for downloads
 mod cache;
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(all(feature = "download", not(target_arch = "wasm32")))]
 mod check;
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(all(feature = "download", not(target_arch = "wasm32")))]
 mod download;
 mod error;
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(all(feature = "download", not(target_arch = "wasm32")))]
 mod http;
 mod inventory;
+#[cfg_attr(not(feature = "download"), allow(dead_code))] // the nearest name is for downloads
 mod known;
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(all(feature = "download", not(target_arch = "wasm32")))]
 mod token;
 
 pub use error::HubError;
@@ -151,9 +153,10 @@ pub fn resolve(name: &str, tell: &mut dyn FnMut(Event<'_>)) -> Result<Source, Hu
     match (fetch(&name, &cache, tell), cached) {
         (Ok(snapshot), _) => Ok(Source::Cache(snapshot)),
         // Token ids can be run without a tokenizer; a pickle has a message of its own.
-        (Err(HubError::Offline { .. }), Cached::NoTokenizer(snapshot) | Cached::Pickle(snapshot)) => {
-            Ok(Source::Cache(snapshot))
-        }
+        (
+            Err(HubError::Offline { .. } | HubError::NotBuilt { .. }),
+            Cached::NoTokenizer(snapshot) | Cached::Pickle(snapshot),
+        ) => Ok(Source::Cache(snapshot)),
         (Err(e), Cached::NoTokenizer(snapshot)) => {
             tell(Event::Note(&format!("note: the cache has no tokenizer of {}, and {e}", name.repo)));
             Ok(Source::Cache(snapshot))
@@ -162,7 +165,7 @@ pub fn resolve(name: &str, tell: &mut dyn FnMut(Event<'_>)) -> Result<Source, Hu
     }
 }
 
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(all(feature = "download", not(target_arch = "wasm32")))]
 fn fetch(name: &Name, cache: &Path, tell: &mut dyn FnMut(Event<'_>)) -> Result<PathBuf, HubError> {
     match ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].into_iter().find(|variable| cache::is_true(variable)) {
         Some(why) => Err(offline(name, cache, why)),
@@ -170,11 +173,12 @@ fn fetch(name: &Name, cache: &Path, tell: &mut dyn FnMut(Event<'_>)) -> Result<P
     }
 }
 
-#[cfg(target_arch = "wasm32")]
+#[cfg(not(all(feature = "download", not(target_arch = "wasm32"))))]
 fn fetch(name: &Name, cache: &Path, _tell: &mut dyn FnMut(Event<'_>)) -> Result<PathBuf, HubError> {
-    Err(offline(name, cache, "this platform"))
+    Err(HubError::NotBuilt { repo: name.repo.clone(), revision: name.revision.clone(), cache: cache.into() })
 }
 
+#[cfg(all(feature = "download", not(target_arch = "wasm32")))]
 fn offline(name: &Name, cache: &Path, why: &'static str) -> HubError {
     HubError::Offline { repo: name.repo.clone(), revision: name.revision.clone(), cache: cache.into(), why }
 }

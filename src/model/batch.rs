@@ -1,5 +1,5 @@
 //! Several texts as one run: their tokens stand below one another as rows, nothing is padded. Owns the checks on ids.
-//! Padding exists only in what leaves the program (`capture.rs` lays arrays out as [batch, pos, ...]).
+//! Padding exists only in what leaves the program (`hooks/capture.rs` lays arrays out as [batch, pos, ...]).
 
 use crate::model::config::Config;
 use std::ops::Range;
@@ -9,19 +9,17 @@ use thiserror::Error;
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BatchError {
     /// Nothing at all was given.
-    #[error("there is no text to run: give at least one text or one list of ids")]
+    #[error("there is no text to run")]
     NoTexts,
     /// A text without tokens has no activations.
-    #[error(
-        "text {text} has no tokens, so it has no activations; leave it out, or put a token in front with --prepend-bos"
-    )]
+    #[error("text {text} has no tokens, so it has no activations")]
     Empty {
         /// Which text.
         text: usize,
     },
     /// Longer than the model has positions for.
     #[error(
-        "text {text} has {tokens} tokens, {} more than the {n_positions} positions this model knows; shorten it, or cut it off with --truncate",
+        "text {text} has {tokens} tokens, {} more than the {n_positions} positions this model knows",
         tokens - n_positions
     )]
     TooLong {
@@ -50,20 +48,41 @@ pub struct Batch {
     ids: Vec<u32>,
     positions: Vec<u32>,
     texts: Vec<Range<usize>>,
+    /// The position of each text's first token: 0, unless earlier tokens of it were run before.
+    first_positions: Vec<usize>,
 }
 
 impl Batch {
+    /// Texts from their beginning.
+    ///
     /// # Errors
     /// [`BatchError`] names the text at fault.
     pub fn new<T: AsRef<[u32]>>(texts: &[T], config: &Config) -> Result<Batch, BatchError> {
+        Batch::continued(texts, &vec![0; texts.len()], config)
+    }
+
+    /// The next tokens of texts of which `first_positions[i]` tokens were run before, into a cache of keys and values.
+    ///
+    /// # Errors
+    /// [`BatchError`] names the text at fault.
+    ///
+    /// # Panics
+    /// When there is not one first position for each text.
+    pub fn continued<T: AsRef<[u32]>>(
+        texts: &[T],
+        first_positions: &[usize],
+        config: &Config,
+    ) -> Result<Batch, BatchError> {
+        assert_eq!(texts.len(), first_positions.len(), "one first position for each text");
         if texts.is_empty() {
             return Err(BatchError::NoTexts);
         }
-        let mut batch = Batch { ids: Vec::new(), positions: Vec::new(), texts: Vec::new() };
-        for ids in texts.iter().map(AsRef::as_ref) {
+        let first_positions = first_positions.to_vec();
+        let mut batch = Batch { ids: Vec::new(), positions: Vec::new(), texts: Vec::new(), first_positions };
+        for (ids, &first) in texts.iter().map(AsRef::as_ref).zip(&batch.first_positions) {
             let start = batch.ids.len();
             batch.ids.extend_from_slice(ids);
-            batch.positions.extend(0..ids.len() as u32);
+            batch.positions.extend(first as u32..(first + ids.len()) as u32);
             batch.texts.push(start..batch.ids.len());
         }
         batch.check(config)?;
@@ -77,10 +96,10 @@ impl Batch {
     pub fn check(&self, config: &Config) -> Result<(), BatchError> {
         let Config { n_positions, vocab_size, .. } = *config;
         for (text, rows) in self.texts.iter().enumerate() {
-            let tokens = rows.len();
-            if tokens == 0 {
+            if rows.is_empty() {
                 return Err(BatchError::Empty { text });
             }
+            let tokens = self.n_keys(text);
             if tokens > n_positions {
                 return Err(BatchError::TooLong { text, tokens, n_positions });
             }
@@ -106,6 +125,16 @@ impl Batch {
         &self.texts
     }
 
+    /// The position of text `i`'s first token.
+    pub fn first_position(&self, i: usize) -> usize {
+        self.first_positions[i]
+    }
+
+    /// How many keys the last token of text `i` sees: all tokens of the text so far.
+    pub fn n_keys(&self, i: usize) -> usize {
+        self.first_positions[i] + self.texts[i].len()
+    }
+
     /// Cuts the batch into groups of texts that cost at most `most` together, by `cost` of each; a text that costs more is
     /// a group of its own.
     pub fn groups(&self, most: usize, cost: impl Fn(usize) -> usize) -> Vec<Range<usize>> {
@@ -126,7 +155,11 @@ impl Batch {
         Batch {
             ids: self.ids[rows.clone()].to_vec(),
             positions: self.positions[rows.clone()].to_vec(),
-            texts: self.texts[texts].iter().map(|text| text.start - rows.start..text.end - rows.start).collect(),
+            texts: self.texts[texts.clone()]
+                .iter()
+                .map(|text| text.start - rows.start..text.end - rows.start)
+                .collect(),
+            first_positions: self.first_positions[texts].to_vec(),
         }
     }
 

@@ -1,19 +1,20 @@
 //! A checkpoint's tensors: mapped, found by name, every name and shape checked against `config.json` before anything is
-//! computed. Owns the file formats (one safetensors file, or shards with an index) and the fingerprint; copies nothing.
-//! Read next: `model.rs`, which asks for tensors block by block.
+//! computed. Owns the file formats (one safetensors file, or shards with an index) and the fingerprint; copies nothing but
+//! weights in f64, which become f32 when they are first read.
+//! Read next: `params.rs`, which brings tensors to a device block by block.
 //!
 //! Names are Hugging Face's without the optional `transformer.` in front. Conv1D weights are [in, out] and stay so.
 
-use crate::device::{Blob, Bytes, Dtype, StoredWeight};
+use crate::device::{Blob, Bytes, Dtype, Part, StoredWeight};
 use crate::model::config::{Config, ConfigError};
+use crate::model::model_dir::{Kind, ModelDir, be_a_file, file, read_file};
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeSet, HashMap};
-use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use thiserror::Error;
 
 /// Why a checkpoint cannot be used.
@@ -42,6 +43,22 @@ pub enum WeightsError {
         folder: PathBuf,
         /// What to do.
         hint: String,
+    },
+    /// The folder has no config.json.
+    #[error("{folder} has no config.json; {hint}")]
+    NoConfig {
+        /// The folder.
+        folder: PathBuf,
+        /// What it seems to be, and what to do.
+        hint: String,
+    },
+    /// A file of another kind under a checkpoint's name.
+    #[error("{file} is not what its name says: it is {kind}")]
+    Kind {
+        /// The file.
+        file: String,
+        /// What it is, and what to do.
+        kind: String,
     },
     /// Not a safetensors file, or a broken one.
     #[error("{file} is not a whole safetensors file: {detail}; fetch it again")]
@@ -75,6 +92,17 @@ pub enum WeightsError {
         /// The file it is in.
         file: String,
     },
+    /// An adapter's tensor beside those of its model.
+    #[error(
+        "the tensor {name:?} in {file} belongs to a LoRA adapter that was not merged into its model; merge it with peft's \
+         merge_and_unload(), and save what that returns"
+    )]
+    Adapter {
+        /// The tensor's name.
+        name: String,
+        /// The file it is in.
+        file: String,
+    },
     /// A tensor of another shape than config.json says.
     #[error("the tensor {name:?} has shape {found:?} and config.json calls for {expected:?}")]
     Shape {
@@ -86,7 +114,7 @@ pub enum WeightsError {
         expected: Vec<usize>,
     },
     /// Numbers stored in a way that GPT-2 checkpoints do not use.
-    #[error("the tensor {name:?} is stored as {found}; actscope reads F32, F16 and BF16")]
+    #[error("the tensor {name:?} is stored as {found}; actscope reads F64, F32, F16 and BF16")]
     Dtype {
         /// The tensor's name.
         name: String,
@@ -154,13 +182,46 @@ impl Bytes for Mapped {
     }
 }
 
+/// Weights that are stored as f64, in f32: rounded when they are first read, since a file may hold more than a run needs.
+struct Narrowed {
+    stored: Blob,
+    file: Arc<dyn Bytes>,
+    narrow: OnceLock<Vec<u8>>,
+}
+
+impl Bytes for Narrowed {
+    fn bytes(&self) -> &[u8] {
+        self.narrow.get_or_init(|| {
+            let narrow = |value: &[u8; 8]| (f64::from_le_bytes(*value) as f32).to_le_bytes();
+            let narrowed = self.stored.bytes().as_chunks::<8>().0.iter().flat_map(narrow).collect();
+            self.stored.release();
+            narrowed
+        })
+    }
+
+    fn size(&self) -> usize {
+        self.stored.size() / 2
+    }
+
+    fn unchanged(&self) -> bool {
+        self.file.unchanged()
+    }
+}
+
 /// A checkpoint, opened and checked.
 pub struct Checkpoint {
     config: Config,
     tensors: HashMap<String, StoredWeight>,
+    notes: Vec<String>,
     /// What the fingerprint covers: config.json, then per file its name, its bytes, and the length of its header.
     config_json: String,
     files: Vec<(String, Arc<dyn Bytes>, usize)>,
+}
+
+impl std::fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Checkpoint").field("config", &self.config).finish_non_exhaustive()
+    }
 }
 
 impl Checkpoint {
@@ -169,25 +230,27 @@ impl Checkpoint {
     /// # Errors
     /// [`WeightsError`] names the file or tensor at fault. Memory use follows the sizes of files, not what they claim.
     pub fn open(folder: &Path) -> Result<Checkpoint, WeightsError> {
-        let config_json = read(&folder.join("config.json"))?;
-        let single = folder.join("model.safetensors");
-        let index = folder.join("model.safetensors.index.json");
-        let names: Vec<String> = if single.exists() {
-            vec!["model.safetensors".into()]
-        } else if index.exists() {
-            shards(&index, &read(&index)?)?
-        } else {
-            return Err(WeightsError::NoWeights { folder: folder.into(), hint: no_weights_hint(folder) });
-        };
+        let dir = ModelDir::new(folder);
+        if !dir.has(file::CONFIG) {
+            return Err(WeightsError::NoConfig { folder: folder.into(), hint: dir.hint() });
+        }
+        let config_json = read(&dir.path(file::CONFIG))?;
+        let names = dir.weights()?;
         let files = names
             .into_iter()
             .map(|name| {
-                let path = folder.join(&name);
+                let path = dir.path(&name);
                 let mapped = Mapped::open(&path).map_err(|source| WeightsError::Io { path: path.clone(), source })?;
                 Ok((path.display().to_string(), Arc::new(mapped) as Arc<dyn Bytes>))
             })
             .collect::<Result<_, WeightsError>>()?;
-        Checkpoint::from_parts(folder, config_json, files)
+        let mut checkpoint = Checkpoint::from_parts(folder, config_json, files)?;
+        if dir.has(file::ADAPTER_CONFIG) {
+            let note =
+                format!("{} is not used: the weights are read as they stand", dir.path(file::ADAPTER_CONFIG).display());
+            checkpoint.notes.push(note);
+        }
+        Ok(checkpoint)
     }
 
     /// A checkpoint whose files are already in memory, such as the embedded one.
@@ -195,7 +258,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn from_bytes(name: &str, config_json: &str, safetensors: Arc<dyn Bytes>) -> Result<Checkpoint, WeightsError> {
-        let file = format!("{name}/model.safetensors");
+        let file = format!("{name}/{}", file::WEIGHTS);
         Checkpoint::from_parts(Path::new(name), config_json.into(), vec![(file, safetensors)])
     }
 
@@ -206,14 +269,23 @@ impl Checkpoint {
     ) -> Result<Checkpoint, WeightsError> {
         let config =
             Config::from_json(&config_json).map_err(|source| WeightsError::Config { folder: folder.into(), source })?;
-        let mut found: HashMap<String, Found> = HashMap::new();
+        let mut tensors = Vec::new();
+        let mut shared = Vec::new();
         let mut with_headers = Vec::new();
         for (file, bytes) in files {
-            let header = headers(&file, &bytes, &mut found)?;
+            let header = headers(&file, &bytes, &mut tensors, &mut shared)?;
             with_headers.push((file, bytes, header));
         }
-        let tensors = check(&config, found)?;
-        Ok(Checkpoint { config, tensors, config_json, files: with_headers })
+        let mut notes = Vec::new();
+        let found = by_name(&config, tensors, &shared, &mut notes)?;
+        let tensors = check(&config, found, &mut notes)?;
+        Ok(Checkpoint { config, tensors, notes, config_json, files: with_headers })
+    }
+
+    /// What its user should know of how the weights were read: tensors that were left out, prefixes that were taken off,
+    /// numbers that were converted. One line each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Sizes and switches.
@@ -283,26 +355,13 @@ impl Checkpoint {
 }
 
 /// A tensor as a header describes it, before anything is known to be right.
+#[derive(Clone)]
 struct Found {
     file: String,
     dtype: safetensors::Dtype,
     shape: Vec<usize>,
-    blob: Blob,
-}
-
-/// All bytes of a checkpoint's file, and of nothing else: opening a pipe waits for ever, and a device may have no end.
-pub(crate) fn read_file(path: &Path) -> std::io::Result<Vec<u8>> {
-    be_a_file(path)?;
-    std::fs::read(path)
-}
-
-/// # Errors
-/// Where `path` leads to no file, or to something that is none.
-pub(crate) fn be_a_file(path: &Path) -> std::io::Result<()> {
-    match std::fs::metadata(path)?.is_file() {
-        true => Ok(()),
-        false => Err(std::io::Error::new(ErrorKind::InvalidInput, "it is a folder, a pipe or a device, not a file")),
-    }
+    owner: Arc<dyn Bytes>,
+    range: Range<usize>,
 }
 
 /// A checkpoint's JSON file.
@@ -318,7 +377,10 @@ pub(crate) fn read(path: &Path) -> Result<String, WeightsError> {
 /// [`WeightsError::Index`] for an index that is broken or leads elsewhere.
 pub fn shards(index: &Path, text: &str) -> Result<Vec<String>, WeightsError> {
     let fail = |detail: String| WeightsError::Index { file: index.display().to_string(), detail };
-    let value: serde_json::Value = serde_json::from_str(text).map_err(|e| fail(format!("not JSON: {e}")))?;
+    let value: serde_json::Value = serde_json::from_str(text).map_err(|e| match Kind::of(text.as_bytes()) {
+        Some(kind) => WeightsError::Kind { file: index.display().to_string(), kind: kind.to_string() },
+        None => fail(format!("not JSON: {e}")),
+    })?;
     let map = value.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| fail("it has no weight_map".into()))?;
     let mut names = BTreeSet::new();
     for (tensor, file) in map {
@@ -338,38 +400,102 @@ pub fn shards(index: &Path, text: &str) -> Result<Vec<String>, WeightsError> {
     Ok(names.into_iter().collect())
 }
 
-/// What to say when a folder has no safetensors.
-fn no_weights_hint(folder: &Path) -> String {
-    if !folder.join("pytorch_model.bin").exists() {
-        return "is it the folder of a Hugging Face checkpoint?".into();
-    }
-    format!(
-        "its pytorch_model.bin is a pickle, which can run code, so actscope does not read it; convert it once with \
-         python -c \"from transformers import GPT2LMHeadModel as M; M.from_pretrained('{0}').save_pretrained('{0}')\"",
-        folder.display()
-    )
-}
-
-/// Adds a file's tensors to `found`; gives back the length of its header.
-fn headers(file: &str, owner: &Arc<dyn Bytes>, found: &mut HashMap<String, Found>) -> Result<usize, WeightsError> {
+/// Adds a file's tensors to `tensors` under the names they have there, and to `shared` the names that stand for another
+/// tensor of the same values. Gives back the length of its header.
+fn headers(
+    file: &str,
+    owner: &Arc<dyn Bytes>,
+    tensors: &mut Vec<(String, Found)>,
+    shared: &mut Vec<(String, String)>,
+) -> Result<usize, WeightsError> {
     let fail = |detail: String| WeightsError::Format { file: file.into(), detail };
     let bytes = owner.bytes();
-    let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| fail(e.to_string()))?;
+    let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| match Kind::of(bytes) {
+        Some(kind) => WeightsError::Kind { file: file.into(), kind: kind.to_string() },
+        None => fail(e.to_string()),
+    })?;
     let start = header + 8;
     for (name, info) in metadata.tensors() {
-        let short = name.strip_prefix("transformer.").unwrap_or(&name).to_string();
         let (from, to) = info.data_offsets;
         let range = start + from..start + to;
         if range.start > range.end || range.end > bytes.len() {
             return Err(fail(format!("the tensor {name:?} reaches beyond the end of the file")));
         }
-        let blob = Blob::new(owner.clone(), range);
-        let tensor = Found { file: file.into(), dtype: info.dtype, shape: info.shape.clone(), blob };
-        if let Some(other) = found.insert(short, tensor) {
-            return Err(fail(format!("the tensor {name:?} is also in {}", other.file)));
+        let (dtype, shape) = (info.dtype, info.shape.clone());
+        tensors.push((name, Found { file: file.into(), dtype, shape, owner: owner.clone(), range }));
+    }
+    // safetensors.torch.save_model keeps one of several names and notes here which one stands for each of the others.
+    let names = metadata.metadata().iter().flatten();
+    shared.extend(names.map(|(name, kept)| (name.clone(), kept.clone())));
+    Ok(start)
+}
+
+/// What modules around a model put in front of every name: torch.compile, DataParallel, Lightning and trl.
+const WRAPPERS: [&str; 4] = ["_orig_mod.", "module.", "model.", "pretrained_model."];
+
+/// Heads that transformers and trl put on GPT-2's body and that actscope does not run: the classifiers of texts and of
+/// tokens, multiple choice, question answering, and the values of reinforcement learning.
+const HEADS: [&str; 6] = ["score.", "classifier.", "multiple_choice_head.", "qa_outputs.", "v_head.", "value_head."];
+
+/// The tensors by the names of GPT-2's own modules, those of other heads left out.
+fn by_name(
+    config: &Config,
+    tensors: Vec<(String, Found)>,
+    shared: &[(String, String)],
+    notes: &mut Vec<String>,
+) -> Result<HashMap<String, Found>, WeightsError> {
+    if let Some((name, tensor)) = tensors.iter().find(|(name, _)| name.contains(".lora_")) {
+        return Err(WeightsError::Adapter { name: name.clone(), file: tensor.file.clone() });
+    }
+    let of_head = |name: &str| HEADS.iter().any(|head| name.starts_with(head));
+    let mut prefix = String::new();
+    // Each turn makes the prefix longer, and no name is without end.
+    while let Some(wrapper) = WRAPPERS.iter().find(|wrapper| {
+        let mut rest =
+            tensors.iter().map(|(name, _)| name.strip_prefix(&*prefix).unwrap_or(name)).filter(|n| !of_head(n));
+        let first = rest.next();
+        first.into_iter().chain(rest).all(|name| name.starts_with(**wrapper)) && first.is_some()
+    }) {
+        prefix += wrapper;
+    }
+    if !prefix.is_empty() {
+        notes.push(format!("the names of all tensors begin with {prefix:?}, which is taken off"));
+    }
+    let own = |name: &str| {
+        let name = name.strip_prefix(&*prefix).unwrap_or(name);
+        name.strip_prefix("transformer.").unwrap_or(name).to_string()
+    };
+    let mut found: HashMap<String, Found> = HashMap::new();
+    let mut left_out = Vec::new();
+    for (name, tensor) in tensors {
+        let file = tensor.file.clone();
+        if of_head(&own(&name)) {
+            left_out.push(own(&name));
+        } else if let Some(other) = found.insert(own(&name), tensor) {
+            let detail = format!("the tensor {name:?} is also in {}", other.file);
+            return Err(WeightsError::Format { file, detail });
         }
     }
-    Ok(start)
+    let tied = Some(("wte.weight".to_string(), "lm_head.weight".to_string())).filter(|_| config.tie_word_embeddings);
+    for (name, kept) in shared.iter().map(|(name, kept)| (own(name), own(kept))).chain(tied) {
+        if let Some(tensor) = found.get(&kept).filter(|_| !found.contains_key(&name)) {
+            found.insert(name, tensor.clone());
+        }
+    }
+    if !left_out.is_empty() {
+        left_out.sort();
+        let logits =
+            if found.contains_key("lm_head.weight") { "" } else { "; logits are those of the token embedding" };
+        notes.push(format!("left out, being of a head that actscope does not run: {}{logits}", few(&left_out)));
+    }
+    Ok(found)
+}
+
+/// Names in a line, the first of them where there are many.
+fn few(names: &[String]) -> String {
+    const MOST: usize = 6;
+    let shown = names.iter().take(MOST).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if names.len() > MOST { format!("{shown} and {} more", names.len() - MOST) } else { shown }
 }
 
 /// Name and shape of every tensor that a config calls for whatever else the file has: all but `lm_head.weight`.
@@ -400,12 +526,20 @@ pub(crate) fn names_and_shapes(config: &Config) -> impl Iterator<Item = (String,
 
 /// Holds the tensors found against those that `config` calls for. Walks them in order and ends at the first that is not
 /// there, so that an absurd `n_layer` costs nothing.
-fn check(config: &Config, mut found: HashMap<String, Found>) -> Result<HashMap<String, StoredWeight>, WeightsError> {
+fn check(
+    config: &Config,
+    mut found: HashMap<String, Found>,
+    notes: &mut Vec<String>,
+) -> Result<HashMap<String, StoredWeight>, WeightsError> {
     let has_lm_head = found.contains_key("lm_head.weight");
+    let mut doubles = 0;
     let mut tensors = HashMap::new();
     let mut take = |name: String, shape: &[usize]| -> Result<(), WeightsError> {
         let weight = match found.remove(&name) {
-            Some(tensor) => weight(&name, tensor, shape)?,
+            Some(tensor) => {
+                doubles += usize::from(tensor.dtype == safetensors::Dtype::F64);
+                weight(&name, tensor, shape)?
+            }
             None => return Err(WeightsError::Missing { name }),
         };
         tensors.insert(name, weight);
@@ -423,20 +557,29 @@ fn check(config: &Config, mut found: HashMap<String, Found>) -> Result<HashMap<S
     found.retain(|name, _| {
         !(name.starts_with("h.") && (name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias")))
     });
-    match found.into_iter().min_by(|a, b| a.0.cmp(&b.0)) {
-        Some((name, tensor)) => Err(WeightsError::Unexpected { name, file: tensor.file }),
-        None => Ok(tensors),
+    if let Some((name, tensor)) = found.into_iter().min_by(|a, b| a.0.cmp(&b.0)) {
+        return Err(WeightsError::Unexpected { name, file: tensor.file });
     }
+    if doubles > 0 {
+        notes.push(format!("{doubles} of {} tensors are stored as F64 and are converted to F32", tensors.len()));
+    }
+    Ok(tensors)
 }
 
 fn weight(name: &str, found: Found, shape: &[usize]) -> Result<StoredWeight, WeightsError> {
     if found.shape != shape {
         return Err(WeightsError::Shape { name: name.into(), found: found.shape, expected: shape.into() });
     }
-    let dtype = match found.dtype {
-        safetensors::Dtype::F32 => Dtype::F32,
-        safetensors::Dtype::F16 => Dtype::F16,
-        safetensors::Dtype::BF16 => Dtype::Bf16,
+    let blob = Blob::new(found.owner.clone(), found.range);
+    let (dtype, blob) = match found.dtype {
+        safetensors::Dtype::F32 => (Dtype::F32, blob),
+        safetensors::Dtype::F16 => (Dtype::F16, blob),
+        safetensors::Dtype::BF16 => (Dtype::Bf16, blob),
+        safetensors::Dtype::F64 => {
+            let narrowed = Narrowed { stored: blob, file: found.owner, narrow: OnceLock::new() };
+            let length = narrowed.size();
+            (Dtype::F32, Blob::new(Arc::new(narrowed), 0..length))
+        }
         other => return Err(WeightsError::Dtype { name: name.into(), found: format!("{other:?}") }),
     };
     let (rows, cols) = match *shape {
@@ -444,5 +587,5 @@ fn weight(name: &str, found: Found, shape: &[usize]) -> Result<StoredWeight, Wei
         [cols] => (1, cols),
         _ => return Err(WeightsError::Shape { name: name.into(), found: found.shape, expected: shape.into() }),
     };
-    Ok(StoredWeight { name: name.into(), dtype, rows, cols, blob: found.blob })
+    Ok(StoredWeight { name: name.into(), part: Part::default(), dtype, rows, cols, blob })
 }

@@ -1,7 +1,8 @@
 //! GPT-2's `config.json`: every field that changes the mathematics, with the defaults that transformers' `GPT2Config`
 //! gives when a field is absent. Owns parsing and the checks that need no weights; knows no file and no device.
-//! Read next: `weights.rs`, which holds the tensors against these sizes.
+//! Read next: `checkpoint.rs`, which holds the tensors against these sizes.
 
+use crate::model::model_dir::Kind;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
@@ -46,6 +47,9 @@ pub enum ConfigError {
     /// The text is not JSON at all, or not a JSON object.
     #[error("config.json is not a JSON object: {0}")]
     Json(String),
+    /// The file is something else altogether.
+    #[error("config.json is {0}")]
+    Kind(String),
     /// The checkpoint is of another architecture.
     #[error("config.json describes the architecture {found:?}; actscope runs GPT-2 (model_type \"gpt2\") only")]
     Architecture {
@@ -109,7 +113,10 @@ impl Config {
     /// divisor where one is needed, below 2^31): whether the file really holds that much is `weights`' to say.
     pub fn from_json(text: &str) -> Result<Config, ConfigError> {
         // Python's json.dumps writes Infinity and NaN, which are not JSON; serde_json names the line and column.
-        let value: Value = serde_json::from_str(text).map_err(|e| ConfigError::Json(e.to_string()))?;
+        let value: Value = serde_json::from_str(text).map_err(|e| match Kind::of(text.as_bytes()) {
+            Some(kind) => ConfigError::Kind(kind.to_string()),
+            None => ConfigError::Json(e.to_string()),
+        })?;
         let fields = value.as_object().ok_or_else(|| ConfigError::Json("the outermost value is not { … }".into()))?;
 
         if let Some(found) = fields.get("model_type").and_then(Value::as_str)
@@ -125,8 +132,9 @@ impl Config {
             });
         }
 
-        let n_embd = size(fields, "n_embd")?.ok_or(ConfigError::Missing { field: "n_embd" })?;
-        let n_head = size(fields, "n_head")?.ok_or(ConfigError::Missing { field: "n_head" })?;
+        let needed = |field| size(fields, field)?.ok_or(ConfigError::Missing { field });
+        let n_embd = needed("n_embd")?;
+        let n_head = needed("n_head")?;
         if n_embd % n_head != 0 {
             return Err(ConfigError::Value {
                 field: "n_head",
@@ -140,10 +148,10 @@ impl Config {
         };
         Ok(Config {
             n_embd,
-            n_layer: size(fields, "n_layer")?.ok_or(ConfigError::Missing { field: "n_layer" })?,
+            n_layer: needed("n_layer")?,
             n_head,
             n_positions,
-            vocab_size: size(fields, "vocab_size")?.ok_or(ConfigError::Missing { field: "vocab_size" })?,
+            vocab_size: needed("vocab_size")?,
             n_inner: size(fields, "n_inner")?.unwrap_or(4 * n_embd),
             layer_norm_epsilon: epsilon(fields)?,
             activation: activation(fields)?,
@@ -167,8 +175,21 @@ impl Config {
     }
 }
 
+/// The names that other models have for the same sizes. transformers' `GPT2Config` takes those of its `attribute_map` as
+/// well, and where both are there, these count; `intermediate_size` is not among them and only fills a gap.
+const OTHER_NAMES: [(&str, &str); 4] = [
+    ("n_embd", "hidden_size"),
+    ("n_layer", "num_hidden_layers"),
+    ("n_head", "num_attention_heads"),
+    ("n_positions", "max_position_embeddings"),
+];
+
 /// A positive whole number below 2^31; `None` when absent or null.
 fn size(fields: &Map<String, Value>, field: &'static str) -> Result<Option<usize>, ConfigError> {
+    let there = |name: &&str| fields.get(*name).is_some_and(|value| !value.is_null());
+    let other = OTHER_NAMES.iter().find(|(own, _)| *own == field).map(|(_, other)| *other).filter(there);
+    let gap = Some("intermediate_size").filter(|_| field == "n_inner" && !there(&"n_inner"));
+    let field = other.or(gap).unwrap_or(field);
     match fields.get(field) {
         None | Some(Value::Null) => Ok(None),
         Some(v) => match v.as_u64() {
@@ -241,6 +262,19 @@ mod tests {
         assert_eq!(c.activation, Activation::GeluTanh);
         assert!(c.scale_attn_weights && c.tie_word_embeddings && !c.scale_attn_by_inverse_layer_idx);
         assert_eq!(parse(r#", "n_inner": null, "n_ctx": 7"#).unwrap().n_positions, 7);
+    }
+
+    /// As transformers 5.24 reads them; it does not know intermediate_size, which the weights' shapes are held against.
+    #[test]
+    fn sizes_under_the_names_of_other_models() {
+        let text = r#"{"hidden_size": 12, "num_attention_heads": 3, "num_hidden_layers": 2, "vocab_size": 5,
+            "max_position_embeddings": 7, "intermediate_size": 9}"#;
+        let c = Config::from_json(text).unwrap();
+        assert_eq!((c.n_embd, c.n_head, c.n_layer, c.n_positions, c.n_inner), (12, 3, 2, 7, 9));
+        assert_eq!(parse(r#", "hidden_size": 24"#).unwrap().n_embd, 24);
+        assert_eq!(parse(r#", "n_inner": 8, "intermediate_size": 9"#).unwrap().n_inner, 8);
+        assert_eq!(parse(r#", "num_attention_heads": null"#).unwrap().n_head, 3);
+        assert!(parse(r#", "hidden_size": 0"#).unwrap_err().to_string().contains("hidden_size"));
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! THE forward pass. Owns the order of GPT-2's operations; everything that can be seen or changed inside is a
 //! `hooks.at(...)` here. Knows the device trait and no backend.
-//! Source: Radford et al. 2019, as transformers' `modeling_gpt2.py` computes it. Read next: `sites.rs` for the names,
-//! `device/reference.rs` for what each operation does.
+//! Source: Radford et al. 2019, as transformers' `modeling_gpt2.py` computes it. Read next: `../hooks/site.rs` for the names,
+//! `../device/reference.rs` for what each operation does.
 //!
 //! `?` after `hooks.at` ends the run once nothing further was asked for; see [`Stop`].
 
-use crate::device::{Device, DeviceError, Heads};
+use crate::device::{Device, DeviceError, Heads, Operations, Queries};
 use crate::hooks::capture::Sink;
-use crate::hooks::recorder::{Recorder, Stop};
+use crate::hooks::layout::Layout;
+use crate::hooks::recorder::{Progress, Recorder, Stop};
 use crate::hooks::request::{HookError, Hooks};
 use crate::hooks::site::Site;
 use crate::model::batch::Batch;
@@ -25,10 +26,8 @@ pub enum RunError {
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// A tensor that this device cannot have.
-    #[error(
-        "the {what} of {tokens} tokens take {bytes} bytes and this device holds at most {most} together; use shorter texts, or --device cpu"
-    )]
+    /// A tensor that is larger than this device allows.
+    #[error("the {what} of {tokens} tokens take {bytes} bytes and this device holds at most {most} together")]
     TooLarge {
         /// Which tensor.
         what: String,
@@ -42,9 +41,12 @@ pub enum RunError {
     /// A weight could not be brought to the device.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The sink takes no more of what is recorded.
+    /// The sink failed to take what was recorded.
     #[error(transparent)]
     Sink(std::io::Error),
+    /// The progress callback ended the run.
+    #[error("the run was cancelled")]
+    Cancelled,
 }
 
 /// Either of the two ways a run ends early, so that `?` serves both.
@@ -58,7 +60,9 @@ impl From<Stop> for End {
         match stop {
             Stop::Done => End::Done,
             Stop::Fault(e) => End::Failed(e.into()),
-            Stop::Full(e) => End::Failed(RunError::Sink(e)),
+            Stop::Sink(e) => End::Failed(RunError::Sink(e)),
+            Stop::Hook(e) => End::Failed(e.into()),
+            Stop::Cancelled => End::Failed(RunError::Cancelled),
         }
     }
 }
@@ -69,24 +73,95 @@ impl From<LoadError> for End {
     }
 }
 
-/// Runs some texts of a batch through the model, changes what `hooks` asks for, records into `sink`, which was made for the
-/// same request and batch, and stops when all of it is had. `progress` is told the number of finished blocks.
+/// Where a run begins. Values are [T, n_embd], a row for each token of the batch, text by text.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Start<'a> {
+    /// At the token ids.
+    #[default]
+    Tokens,
+    /// With these token embeddings in place of `hook_embed`; position embeddings are added.
+    Embeddings(&'a [f32]),
+    /// With this residual stream as the input of block `layer`.
+    Stream {
+        /// The first block that is run.
+        layer: usize,
+        /// `hook_resid_pre` of that block.
+        values: &'a [f32],
+    },
+}
+
+impl Start<'_> {
+    /// The first site that a run has a value for.
+    fn first_site(self) -> Site {
+        match self {
+            Start::Tokens | Start::Embeddings(_) => Site::Embed,
+            Start::Stream { layer, .. } => Site::ResidPre(layer),
+        }
+    }
+}
+
+/// The keys and values of every layer, for the texts of one batch: what a text's later tokens need of its earlier ones.
+pub struct KvCache<D: Device> {
+    layers: Vec<D::Cache>,
+}
+
+impl<D: Device> KvCache<D> {
+    /// Room for `capacities[i]` positions of text `i`.
+    pub fn new(dev: &D, config: &Config, capacities: &[usize]) -> KvCache<D> {
+        let layer = |l: usize| dev.new_cache(capacities, config.n_embd, heads(config, l));
+        KvCache { layers: (0..config.n_layer).map(layer).collect() }
+    }
+}
+
+impl<D: Device> std::fmt::Debug for KvCache<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KvCache").field("n_layer", &self.layers.len()).finish()
+    }
+}
+
+/// One run: what is asked, of which texts, and where it begins.
+#[derive(Debug)]
+pub struct Run<'a, D: Device> {
+    /// The request and its batch.
+    pub layout: &'a Layout<'a>,
+    /// The texts of the batch that are run.
+    pub texts: Range<usize>,
+    /// Where it begins.
+    pub start: Start<'a>,
+    /// Where keys and values of earlier tokens are and those of the run's own tokens go. Without one, every text begins at
+    /// position 0.
+    pub cache: Option<&'a mut KvCache<D>>,
+}
+
+impl<'a, D: Device> Run<'a, D> {
+    /// Some texts of a batch from their tokens on.
+    pub fn new(layout: &'a Layout<'a>, texts: Range<usize>) -> Run<'a, D> {
+        Run { layout, texts, start: Start::Tokens, cache: None }
+    }
+}
+
+/// Runs some texts of a batch through the model, changes what the request asks for, records into `sink`, which was made for the
+/// same request and batch, and stops when all of it is recorded. `progress` hears the number of finished blocks.
 ///
 /// # Errors
 /// [`RunError`] when the request does not fit, or the device or the sink fails.
 pub async fn forward<D: Device>(
     dev: &D,
     params: &Params<D>,
-    batch: &Batch,
-    texts: Range<usize>,
-    hooks: &Hooks,
+    run: Run<'_, D>,
     sink: &mut dyn Sink,
-    progress: Option<&dyn Fn(usize)>,
+    progress: Option<Progress<'_>>,
 ) -> Result<(), RunError> {
-    let part = batch.part(texts.clone());
-    check_size(dev, params.config(), &part, hooks)?;
-    let mut recorder = Recorder::new(hooks, batch, texts, sink, progress);
-    let ended = match run(dev, params, &part, &mut recorder).await {
+    let Run { layout, texts, start, cache } = run;
+    let part = layout.batch().part(texts.clone());
+    check_size(dev, params.config(), &part, layout.hooks())?;
+    let first = start.first_site();
+    if let Some(site) = layout.hooks().touched().into_iter().find(|site| *site < first) {
+        return Err(HookError::BeforeStart { site: site.name() }.into());
+    }
+    let mut recorder = Recorder::new(layout, texts.clone(), sink, progress);
+    let mut pass = Pass { dev, params, config: params.config(), batch: &part, first_text: texts.start, cache };
+    let ended = match pass.run(start, &mut recorder).await {
         Ok(()) | Err(End::Done) => recorder.finish(dev).await.map_err(End::from),
         failed => failed,
     };
@@ -96,7 +171,7 @@ pub async fn forward<D: Device>(
     }
 }
 
-/// Numbers per token of the widest tensor that kernels take whole.
+/// Elements per token of the widest tensor that kernels bind whole.
 fn widest(config: &Config, hooks: &Hooks) -> usize {
     let by_head = hooks.touched().iter().any(|site| matches!(site, Site::Result(_)));
     (3 * config.n_embd).max(config.n_inner).max(if by_head { config.n_head * config.n_embd } else { 0 })
@@ -104,160 +179,216 @@ fn widest(config: &Config, hooks: &Hooks) -> usize {
 
 /// How many tokens one run may have on this device. A batch with more is run group by group.
 pub fn max_tokens<D: Device>(dev: &D, config: &Config, hooks: &Hooks) -> usize {
-    dev.limits().whole / widest(config, hooks)
+    dev.tensor_limits().whole / widest(config, hooks)
 }
 
-/// Says no before anything is computed where a tensor of this run is larger than the device can have.
+/// Refuses, before anything is computed, a run with a tensor that is larger than the device allows.
 ///
 /// # Errors
 /// [`RunError::TooLarge`].
 pub fn check_size<D: Device>(dev: &D, config: &Config, batch: &Batch, hooks: &Hooks) -> Result<(), RunError> {
-    let (limits, n_pos) = (dev.limits(), batch.n_pos());
-    let too_large = |what: &str, numbers: usize, most: usize| match numbers > most {
-        true => Err(RunError::TooLarge {
-            what: what.into(),
-            tokens: n_pos,
-            bytes: 4 * numbers as u64,
-            most: 4 * most as u64,
-        }),
-        false => Ok(()),
+    let (limits, n_pos) = (dev.tensor_limits(), batch.n_pos());
+    let check = |what: &str, elements: usize, most: usize| {
+        if elements <= most {
+            return Ok(());
+        }
+        let (what, bytes, most) = (what.into(), 4 * elements as u64, 4 * most as u64);
+        Err(RunError::TooLarge { what, tokens: n_pos, bytes, most })
     };
-    too_large("activations", batch.ids().len() * widest(config, hooks), limits.whole)?;
+    check("activations", batch.ids().len() * widest(config, hooks), limits.whole)?;
     let touched = hooks.touched();
     if touched.iter().any(|site| site.is_square()) {
-        too_large("attention scores", config.n_head * n_pos * n_pos, limits.whole)?;
+        let n_keys = (0..batch.texts().len()).map(|text| batch.n_keys(text)).max().unwrap_or(0);
+        check("attention scores", config.n_head * n_pos * n_keys, limits.whole)?;
     }
     if touched.contains(&Site::Unembed) {
-        too_large("logits", n_pos * config.vocab_size, limits.in_parts)?;
+        check("logits", n_pos * config.vocab_size, limits.in_parts)?;
     }
     Ok(())
 }
 
-async fn run<D: Device>(dev: &D, params: &Params<D>, batch: &Batch, hooks: &mut Recorder<'_, D>) -> Result<(), End> {
-    let config = params.config();
-    let tokens = hooks.at(dev, Site::Embed, dev.embed(params.wte(dev)?, batch.ids()))?;
-    let positions = hooks.at(dev, Site::PosEmbed, dev.embed(params.wpe(dev)?, batch.positions()))?;
-    let mut x = dev.add(&tokens, &positions);
-    for layer in 0..config.n_layer {
-        x = block(dev, config, layer, params.block(dev, layer)?, x, batch, hooks)?;
-        hooks.boundary(dev).await?;
-    }
-    let sites = [Site::LnFinalScale, Site::LnFinalNormalized, Site::LnFinalOut];
-    let x = norm(dev, config, params.ln_f(dev)?, &x, sites, hooks)?;
-    // Text by text: the logits of a whole batch can be larger than any buffer.
-    for (i, text) in batch.texts().iter().enumerate() {
-        hooks.at_text(dev, Site::Unembed, i, dev.unembed(&x, text.clone(), params.unembedding(dev)?));
-        hooks.boundary(dev).await?;
-    }
-    Ok(())
+fn heads(config: &Config, layer: usize) -> Heads {
+    Heads { n_head: config.n_head, scale: config.attn_scale(layer) }
 }
 
-fn block<D: Device>(
-    dev: &D,
-    config: &Config,
-    layer: usize,
-    w: &Block<D::Weight>,
-    x: D::Tensor,
-    batch: &Batch,
-    hooks: &mut Recorder<'_, D>,
-) -> Result<D::Tensor, Stop> {
-    let l = layer;
-    let x = hooks.at(dev, Site::ResidPre(l), x)?;
-    let x = attention(dev, config, l, w, &x, batch, hooks)?;
-    let x = hooks.at(dev, Site::ResidMid(l), x)?;
-    let x = mlp(dev, config, l, w, &x, hooks)?;
-    hooks.at(dev, Site::ResidPost(l), x)
+/// What every step of one forward pass knows.
+struct Pass<'a, D: Device> {
+    dev: &'a D,
+    params: &'a Params<D>,
+    config: &'a Config,
+    batch: &'a Batch,
+    /// The number of the batch's first text in the cache.
+    first_text: usize,
+    cache: Option<&'a mut KvCache<D>>,
 }
 
-/// LayerNorm in one kernel, or in the steps that the sites in between need.
-fn norm<D: Device>(
-    dev: &D,
-    config: &Config,
-    w: &Biased<D::Weight>,
-    x: &D::Tensor,
-    [scale_site, normalized_site, out_site]: [Site; 3],
-    hooks: &mut Recorder<'_, D>,
-) -> Result<D::Tensor, Stop> {
-    let eps = config.layer_norm_epsilon;
-    let out = if hooks.wants(scale_site) || hooks.wants(normalized_site) {
-        let scale = hooks.at(dev, scale_site, dev.layer_norm_scale(x, eps))?;
-        let normalized = hooks.at(dev, normalized_site, dev.layer_norm_normalize(x, &scale))?;
-        dev.gain_bias(&normalized, &w.weight, &w.bias)
-    } else {
-        dev.layer_norm(x, &w.weight, &w.bias, eps)
-    };
-    hooks.at(dev, out_site, out)
-}
-
-/// `x + attn(ln_1(x))`. Attention in one kernel that never stores the pattern, or, where scores or pattern are wanted, in
-/// steps, so that the pattern really is what multiplies v. The same for the output projection and the heads' own parts of it.
-fn attention<D: Device>(
-    dev: &D,
-    config: &Config,
-    l: usize,
-    w: &Block<D::Weight>,
-    x: &D::Tensor,
-    batch: &Batch,
-    hooks: &mut Recorder<'_, D>,
-) -> Result<D::Tensor, Stop> {
-    let normed = norm(dev, config, &w.ln_1, x, [Site::Ln1Scale(l), Site::Ln1Normalized(l), Site::Ln1Out(l)], hooks)?;
-    let heads = Heads { n_head: config.n_head, scale: config.attn_scale(l) };
-    let qkv = dev.linear(&normed, &w.c_attn.weight, &w.c_attn.bias);
-    let qkv = hooks.at_each(dev, [Site::Q(l), Site::K(l), Site::V(l)], qkv)?;
-    let z = if hooks.wants(Site::AttnScores(l)) || hooks.wants(Site::Pattern(l)) {
-        let mut z = dev.empty(batch.ids().len(), config.n_embd);
-        for (i, text) in batch.texts().iter().enumerate() {
-            let scores = hooks.at_text(dev, Site::AttnScores(l), i, dev.attention_scores(&qkv, text.clone(), heads));
-            let pattern = hooks.at_text(dev, Site::Pattern(l), i, dev.attention_pattern(&scores));
-            dev.attention_mix(&pattern, &qkv, text.clone(), heads, &mut z);
+impl<D: Device> Pass<'_, D> {
+    async fn run(&mut self, start: Start<'_>, hooks: &mut Recorder<'_, D>) -> Result<(), End> {
+        let (dev, params, config) = (self.dev, self.params, self.config);
+        let uploaded = |values: &[f32]| dev.upload([values.len() / config.n_embd, config.n_embd], values.to_vec());
+        let (first, mut x) = match start {
+            Start::Stream { layer, values } => (layer, uploaded(values)),
+            Start::Tokens => {
+                (0, self.embed(dev.embed(params.wte(dev).await?, self.batch.ids().to_vec()), hooks).await?)
+            }
+            Start::Embeddings(values) => (0, self.embed(uploaded(values), hooks).await?),
+        };
+        for layer in first..config.n_layer {
+            x = self.block(layer, x, hooks).await?;
+            hooks.boundary(dev).await?;
         }
-        hooks.stop_after(Site::Pattern(l))?;
-        z
-    } else {
-        dev.attention(&qkv, batch.texts(), heads)
-    };
-    let z = hooks.at(dev, Site::Z(l), z)?;
-    let w = &w.attn_c_proj;
-    if hooks.wants(Site::Result(l)) {
-        let parts = hooks.at(dev, Site::Result(l), dev.linear_by_head(&z, &w.weight, config.n_head))?;
-        let out = hooks.at(dev, Site::AttnOut(l), dev.sum_heads(&parts, &w.bias, config.n_head))?;
-        return Ok(dev.add(x, &out));
+        let sites = [Site::LnFinalScale, Site::LnFinalNormalized, Site::LnFinalOut];
+        let x = self.norm(params.ln_f(dev).await?, &x, sites, hooks).await?;
+        // Text by text: the logits of a whole batch can be larger than any buffer.
+        for (i, text) in self.batch.texts().iter().enumerate() {
+            let rows = hooks.logits_of(i).unwrap_or_else(|| vec![0..text.len()]);
+            if rows.is_empty() {
+                continue;
+            }
+            let rows = rows.into_iter().map(|rows| (0, text.start + rows.start..text.start + rows.end)).collect();
+            let logits = dev.unembed(&self.gathered(&x, rows), params.unembedding(dev).await?);
+            hooks.at_text(dev, Site::Unembed, i, logits).await?;
+            hooks.boundary(dev).await?;
+        }
+        Ok(())
     }
-    add_projection(dev, x, &z, w, Site::AttnOut(l), hooks)
-}
 
-/// `x + mlp(ln_2(x))`.
-fn mlp<D: Device>(
-    dev: &D,
-    config: &Config,
-    l: usize,
-    w: &Block<D::Weight>,
-    x: &D::Tensor,
-    hooks: &mut Recorder<'_, D>,
-) -> Result<D::Tensor, Stop> {
-    let normed = norm(dev, config, &w.ln_2, x, [Site::Ln2Scale(l), Site::Ln2Normalized(l), Site::Ln2Out(l)], hooks)?;
-    let post = if hooks.wants(Site::MlpPre(l)) {
-        let pre = hooks.at(dev, Site::MlpPre(l), dev.linear(&normed, &w.c_fc.weight, &w.c_fc.bias))?;
-        dev.activation(&pre, config.activation)
-    } else {
-        dev.linear_activation(&normed, &w.c_fc.weight, &w.c_fc.bias, config.activation)
-    };
-    let post = hooks.at(dev, Site::MlpPost(l), post)?;
-    add_projection(dev, x, &post, &w.mlp_c_proj, Site::MlpOut(l), hooks)
-}
-
-/// `x + y . w + bias`, in one kernel unless what is added is itself wanted.
-fn add_projection<D: Device>(
-    dev: &D,
-    x: &D::Tensor,
-    y: &D::Tensor,
-    w: &Biased<D::Weight>,
-    added: Site,
-    hooks: &mut Recorder<'_, D>,
-) -> Result<D::Tensor, Stop> {
-    if hooks.wants(added) {
-        let out = hooks.at(dev, added, dev.linear(y, &w.weight, &w.bias))?;
-        return Ok(dev.add(x, &out));
+    /// Some rows of a tensor; the tensor itself where that is all of it.
+    fn gathered(&self, x: &D::Tensor, rows: Vec<(usize, Range<usize>)>) -> D::Tensor {
+        if rows == [(0, 0..self.dev.shape(x)[0])] { x.clone() } else { self.dev.gather_rows(&[x], rows) }
     }
-    Ok(dev.linear_add(x, y, &w.weight, &w.bias))
+
+    async fn embed(&self, tokens: D::Tensor, hooks: &mut Recorder<'_, D>) -> Result<D::Tensor, End> {
+        let (dev, params) = (self.dev, self.params);
+        let tokens = hooks.at(dev, Site::Embed, tokens).await?;
+        let positions = dev.embed(params.wpe(dev).await?, self.batch.positions().to_vec());
+        let positions = hooks.at(dev, Site::PosEmbed, positions).await?;
+        Ok(dev.add(&tokens, &positions))
+    }
+
+    async fn block(&mut self, l: usize, x: D::Tensor, hooks: &mut Recorder<'_, D>) -> Result<D::Tensor, End> {
+        let dev = self.dev;
+        let w = self.params.block(dev, l).await?;
+        let x = hooks.at(dev, Site::ResidPre(l), x).await?;
+        let x = self.attention(l, w, &x, hooks).await?;
+        let x = hooks.at(dev, Site::ResidMid(l), x).await?;
+        let x = self.mlp(l, w, &x, hooks).await?;
+        Ok(hooks.at(dev, Site::ResidPost(l), x).await?)
+    }
+
+    /// LayerNorm in one kernel, or in the steps that the sites in between need.
+    async fn norm(
+        &self,
+        w: &Biased<D::Weight>,
+        x: &D::Tensor,
+        [scale_site, normalized_site, out_site]: [Site; 3],
+        hooks: &mut Recorder<'_, D>,
+    ) -> Result<D::Tensor, Stop> {
+        let (dev, eps) = (self.dev, self.config.layer_norm_epsilon);
+        let out = if hooks.wants(scale_site) || hooks.wants(normalized_site) {
+            let scale = hooks.at(dev, scale_site, dev.layer_norm_scale(x, eps)).await?;
+            let normalized = hooks.at(dev, normalized_site, dev.layer_norm_normalize(x, &scale)).await?;
+            dev.gain_bias(&normalized, &w.weight, &w.bias)
+        } else {
+            dev.layer_norm(x, &w.weight, &w.bias, eps)
+        };
+        hooks.at(dev, out_site, out).await
+    }
+
+    /// `x + attn(ln_1(x))`. Attention in one kernel that never stores the pattern, or, where scores or pattern are wanted, in
+    /// steps, so that the pattern really is what multiplies v. The same for the output projection and the heads' own parts of it.
+    async fn attention(
+        &mut self,
+        l: usize,
+        w: &Block<D::Weight>,
+        x: &D::Tensor,
+        hooks: &mut Recorder<'_, D>,
+    ) -> Result<D::Tensor, Stop> {
+        let (dev, heads) = (self.dev, heads(self.config, l));
+        let sites = [Site::Ln1Scale(l), Site::Ln1Normalized(l), Site::Ln1Out(l)];
+        let normed = self.norm(&w.ln_1, x, sites, hooks).await?;
+        let qkv = dev.linear(&normed, &w.c_attn.weight, &w.c_attn.bias);
+        let qkv = hooks.at_each(dev, [Site::Q(l), Site::K(l), Site::V(l)], qkv).await?;
+        let texts = self.queries();
+        let cache = self.cache.as_mut().map(|cache| &mut cache.layers[l]).map(|cache| {
+            dev.append(cache, &qkv, &texts);
+            &*cache
+        });
+        let z = if hooks.wants(Site::AttnScores(l)) || hooks.wants(Site::Pattern(l)) {
+            let mut of_texts = Vec::with_capacity(texts.len());
+            for (i, text) in texts.into_iter().enumerate() {
+                let scores = dev.attention_scores(&qkv, cache, text.clone(), heads);
+                let scores = hooks.at_text(dev, Site::AttnScores(l), i, scores).await?;
+                let pattern = hooks.at_text(dev, Site::Pattern(l), i, dev.attention_pattern(&scores)).await?;
+                of_texts.push(dev.attention_mix(&pattern, &qkv, cache, text, heads));
+            }
+            hooks.stop_after(Site::Pattern(l))?;
+            match of_texts.as_slice() {
+                [one] => one.clone(),
+                all => {
+                    let rows = |(i, z): (usize, &D::Tensor)| (i, 0..dev.shape(z)[0]);
+                    dev.gather_rows(&all.iter().collect::<Vec<_>>(), all.iter().enumerate().map(rows).collect())
+                }
+            }
+        } else {
+            dev.attention(&qkv, cache, texts, heads)
+        };
+        let z = hooks.at(dev, Site::Z(l), z).await?;
+        let w = &w.attn_c_proj;
+        if hooks.wants(Site::Result(l)) {
+            let n_head = heads.n_head;
+            let parts = hooks.at(dev, Site::Result(l), dev.linear_by_head(&z, &w.weight, n_head)).await?;
+            let out = hooks.at(dev, Site::AttnOut(l), dev.sum_heads(&parts, &w.bias, n_head)).await?;
+            return Ok(dev.add(x, &out));
+        }
+        self.add_projection(x, &z, w, Site::AttnOut(l), hooks).await
+    }
+
+    /// The texts as attention needs them.
+    fn queries(&self) -> Vec<Queries> {
+        let query = |(i, rows): (usize, &Range<usize>)| Queries {
+            rows: rows.clone(),
+            text: self.first_text + i,
+            n_keys: self.batch.n_keys(i),
+        };
+        self.batch.texts().iter().enumerate().map(query).collect()
+    }
+
+    /// `x + mlp(ln_2(x))`.
+    async fn mlp(
+        &self,
+        l: usize,
+        w: &Block<D::Weight>,
+        x: &D::Tensor,
+        hooks: &mut Recorder<'_, D>,
+    ) -> Result<D::Tensor, Stop> {
+        let (dev, f) = (self.dev, self.config.activation);
+        let sites = [Site::Ln2Scale(l), Site::Ln2Normalized(l), Site::Ln2Out(l)];
+        let normed = self.norm(&w.ln_2, x, sites, hooks).await?;
+        let post = if hooks.wants(Site::MlpPre(l)) {
+            let pre = hooks.at(dev, Site::MlpPre(l), dev.linear(&normed, &w.c_fc.weight, &w.c_fc.bias)).await?;
+            dev.activation(&pre, f)
+        } else {
+            dev.linear_activation(&normed, &w.c_fc.weight, &w.c_fc.bias, f)
+        };
+        let post = hooks.at(dev, Site::MlpPost(l), post).await?;
+        self.add_projection(x, &post, &w.mlp_c_proj, Site::MlpOut(l), hooks).await
+    }
+
+    /// `x + y . w + bias`, in one kernel unless what is added is itself wanted.
+    async fn add_projection(
+        &self,
+        x: &D::Tensor,
+        y: &D::Tensor,
+        w: &Biased<D::Weight>,
+        added: Site,
+        hooks: &mut Recorder<'_, D>,
+    ) -> Result<D::Tensor, Stop> {
+        let dev = self.dev;
+        if hooks.wants(added) {
+            let out = hooks.at(dev, added, dev.linear(y, &w.weight, &w.bias)).await?;
+            return Ok(dev.add(x, &out));
+        }
+        Ok(dev.linear_add(x, y, &w.weight, &w.bias))
+    }
 }

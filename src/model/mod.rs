@@ -1,9 +1,17 @@
 //! A GPT-2 checkpoint and its forward pass. Owns everything between a model's files and a device's operations.
-//! Read in this order: `config.rs`, `checkpoint.rs`, `tokenizer.rs`, `batch.rs`, `params.rs`, `forward.rs`.
+//! Read in this order: `model_dir.rs`, `config.rs`, `checkpoint.rs`, `tokenizer.rs` (with
+//! `tokenizer_files.rs`), `token_select.rs`, `windows.rs`, `batch.rs`, `params.rs`, `forward.rs`.
 
 pub mod batch;
 pub mod checkpoint;
 pub mod config;
 pub mod forward;
+pub(crate) mod model_dir;
+#[cfg(not(feature = "tokenizer"))]
+mod no_tokenizer;
 pub mod params;
+pub mod token_select;
 pub mod tokenizer;
+#[cfg(feature = "tokenizer")]
+mod tokenizer_files;
+pub mod windows;

@@ -1,11 +1,10 @@
 //! A checkpoint's weights on a device, each brought there when a run first needs it: a run that ends early never pays for
-//! the rest. Owns what belongs to which block; computes nothing. Read next: `model.rs`, which does.
+//! the rest. Owns what belongs to which block; computes nothing. Read next: `forward.rs`, which does.
 
-use crate::device::{Device, DeviceError, Dtype, StoredWeight};
+use crate::device::{Device, DeviceError, Dtype, Part, StoredWeight};
 use crate::model::checkpoint::{Checkpoint, WeightsError};
 use crate::model::config::Config;
-use std::cell::OnceCell;
-use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
 use thiserror::Error;
 
 /// Why a weight could not be brought to the device.
@@ -15,7 +14,7 @@ pub enum LoadError {
     #[error(transparent)]
     Weights(#[from] WeightsError),
     /// Asked for in a precision that cannot hold it.
-    #[error("the weight {name:?} has values beyond {dtype:?}'s range; keep it as stored, or use bf16 or f32")]
+    #[error("the weight {name:?} has values beyond {dtype:?}'s range")]
     Overflow {
         /// The tensor's name.
         name: String,
@@ -28,12 +27,14 @@ pub enum LoadError {
 }
 
 /// A weight with its bias: a LayerNorm's gain [1, n], or a Conv1D [in, out].
+#[derive(Debug)]
 pub struct Biased<M> {
     pub(crate) weight: M,
     pub(crate) bias: M,
 }
 
 /// One block's weights.
+#[derive(Debug)]
 pub struct Block<M> {
     pub(crate) ln_1: Biased<M>,
     pub(crate) c_attn: Biased<M>,
@@ -46,19 +47,19 @@ pub struct Block<M> {
 /// A checkpoint's weights on a device. Each is brought there when a run first needs it, so a run that ends early never
 /// pays for the rest.
 pub struct Params<D: Device> {
-    checkpoint: Rc<Checkpoint>,
+    checkpoint: Arc<Checkpoint>,
     precision: Option<Dtype>,
-    wte: OnceCell<D::Weight>,
-    wpe: OnceCell<D::Weight>,
-    blocks: Vec<OnceCell<Block<D::Weight>>>,
-    ln_f: OnceCell<Biased<D::Weight>>,
-    lm_head: OnceCell<Option<D::Weight>>,
+    wte: OnceLock<D::Weight>,
+    wpe: OnceLock<D::Weight>,
+    blocks: Vec<OnceLock<Block<D::Weight>>>,
+    ln_f: OnceLock<Biased<D::Weight>>,
+    lm_head: OnceLock<Option<D::Weight>>,
 }
 
 impl<D: Device> Params<D> {
     /// Holds the checkpoint; loads nothing yet. With `precision`, matrices are converted to it on their way.
-    pub fn new(checkpoint: Rc<Checkpoint>, precision: Option<Dtype>) -> Params<D> {
-        let blocks = (0..checkpoint.config().n_layer).map(|_| OnceCell::new()).collect();
+    pub fn new(checkpoint: Arc<Checkpoint>, precision: Option<Dtype>) -> Params<D> {
+        let blocks = (0..checkpoint.config().n_layer).map(|_| OnceLock::new()).collect();
         let (wte, wpe, ln_f, lm_head) = Default::default();
         Params { checkpoint, precision, wte, wpe, blocks, ln_f, lm_head }
     }
@@ -73,69 +74,83 @@ impl<D: Device> Params<D> {
         self.checkpoint.config()
     }
 
-    fn load(&self, dev: &D, name: &str) -> Result<D::Weight, LoadError> {
-        self.bring(dev, self.checkpoint.tensor(name)?)
+    async fn load(&self, dev: &D, name: &str, part: Part) -> Result<D::Weight, LoadError> {
+        self.bring(dev, self.checkpoint.tensor(name)?, part)
     }
 
-    fn bring(&self, dev: &D, weight: &StoredWeight) -> Result<D::Weight, LoadError> {
-        match self.precision {
+    fn bring(&self, dev: &D, weight: &StoredWeight, part: Part) -> Result<D::Weight, LoadError> {
+        let weight = match self.precision {
             Some(dtype) if weight.rows > 1 && weight.dtype != dtype => {
                 let overflow = || LoadError::Overflow { name: weight.name.clone(), dtype };
-                Ok(dev.load(&weight.converted(dtype).ok_or_else(overflow)?)?)
+                weight.converted(dtype).ok_or_else(overflow)?
             }
-            _ => Ok(dev.load(weight)?),
-        }
+            _ => weight.clone(),
+        };
+        Ok(dev.load(&StoredWeight { part, ..weight })?)
     }
 
-    fn biased(&self, dev: &D, name: &str) -> Result<Biased<D::Weight>, LoadError> {
+    async fn biased(&self, dev: &D, name: &str, part: Part) -> Result<Biased<D::Weight>, LoadError> {
         Ok(Biased {
-            weight: self.load(dev, &format!("{name}.weight"))?,
-            bias: self.load(dev, &format!("{name}.bias"))?,
+            weight: self.load(dev, &format!("{name}.weight"), part).await?,
+            bias: self.load(dev, &format!("{name}.bias"), part).await?,
         })
     }
 
-    pub(crate) fn block(&self, dev: &D, layer: usize) -> Result<&Block<D::Weight>, LoadError> {
-        once(&self.blocks[layer], || {
-            let part = |name: &str| self.biased(dev, &format!("h.{layer}.{name}"));
+    /// The weights of block `layer`.
+    pub(crate) async fn block(&self, dev: &D, layer: usize) -> Result<&Block<D::Weight>, LoadError> {
+        let part = async |name: &str| self.biased(dev, &format!("h.{layer}.{name}"), Part::Block(layer)).await;
+        once(&self.blocks[layer], async || {
             Ok(Block {
-                ln_1: part("ln_1")?,
-                c_attn: part("attn.c_attn")?,
-                attn_c_proj: part("attn.c_proj")?,
-                ln_2: part("ln_2")?,
-                c_fc: part("mlp.c_fc")?,
-                mlp_c_proj: part("mlp.c_proj")?,
+                ln_1: part("ln_1").await?,
+                c_attn: part("attn.c_attn").await?,
+                attn_c_proj: part("attn.c_proj").await?,
+                ln_2: part("ln_2").await?,
+                c_fc: part("mlp.c_fc").await?,
+                mlp_c_proj: part("mlp.c_proj").await?,
             })
         })
+        .await
     }
 
-    pub(crate) fn wte(&self, dev: &D) -> Result<&D::Weight, LoadError> {
-        once(&self.wte, || self.load(dev, "wte.weight"))
+    /// The token embedding [V, D].
+    pub(crate) async fn wte(&self, dev: &D) -> Result<&D::Weight, LoadError> {
+        once(&self.wte, async || self.load(dev, "wte.weight", Part::Embedding).await).await
     }
 
-    pub(crate) fn wpe(&self, dev: &D) -> Result<&D::Weight, LoadError> {
-        once(&self.wpe, || self.load(dev, "wpe.weight"))
+    /// The position embedding [n_ctx, D].
+    pub(crate) async fn wpe(&self, dev: &D) -> Result<&D::Weight, LoadError> {
+        once(&self.wpe, async || self.load(dev, "wpe.weight", Part::Embedding).await).await
     }
 
-    pub(crate) fn ln_f(&self, dev: &D) -> Result<&Biased<D::Weight>, LoadError> {
-        once(&self.ln_f, || self.biased(dev, "ln_f"))
+    /// The final LayerNorm.
+    pub(crate) async fn ln_f(&self, dev: &D) -> Result<&Biased<D::Weight>, LoadError> {
+        once(&self.ln_f, async || self.biased(dev, "ln_f", Part::Head).await).await
     }
 
-    pub(crate) fn unembedding(&self, dev: &D) -> Result<&D::Weight, LoadError> {
-        let untied =
-            once(&self.lm_head, || self.checkpoint.untied_unembedding().map(|w| self.bring(dev, w)).transpose())?;
-        match untied {
+    /// The unembedding [V, D]: `lm_head`, or the token embedding where the two are tied.
+    pub(crate) async fn unembedding(&self, dev: &D) -> Result<&D::Weight, LoadError> {
+        let lm_head = once(&self.lm_head, async || {
+            self.checkpoint.untied_unembedding().map(|w| self.bring(dev, w, Part::Head)).transpose()
+        });
+        match lm_head.await? {
             Some(lm_head) => Ok(lm_head),
-            None => self.wte(dev),
+            None => self.wte(dev).await,
         }
     }
 }
 
-/// `OnceCell::get_or_try_init`, which is not stable yet.
-fn once<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T, LoadError>) -> Result<&T, LoadError> {
+impl<D: Device> std::fmt::Debug for Params<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Params").field("config", self.config()).finish_non_exhaustive()
+    }
+}
+
+/// The value of a cell; where it has none, what `make` makes.
+async fn once<T>(cell: &OnceLock<T>, make: impl AsyncFnOnce() -> Result<T, LoadError>) -> Result<&T, LoadError> {
     match cell.get() {
         Some(value) => Ok(value),
         None => {
-            let value = make()?;
+            let value = make().await?;
             Ok(cell.get_or_init(|| value))
         }
     }

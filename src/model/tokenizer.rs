@@ -1,17 +1,29 @@
-//! Text and tokens: the checkpoint's own tokenizer (the `tokenizers` crate), tokens as people can read them, and finding
-//! tokens by index or by text. Knows no model and no device.
+//! Text and tokens: the checkpoint's own tokenizer (the `tokenizers` crate), and tokens as people can read them.
+//! `token_select.rs` finds tokens by index or by text. Knows no model and no device.
 
-use crate::model::checkpoint;
+#[cfg(feature = "tokenizer")]
+use crate::model::model_dir::ModelDir;
+#[cfg(feature = "tokenizer")]
+use crate::model::tokenizer_files;
 use std::cell::Cell;
+#[cfg(feature = "tokenizer")]
 use std::collections::HashMap;
-use std::ops::Range;
+#[cfg(feature = "tokenizer")]
 use std::panic::{AssertUnwindSafe, catch_unwind};
+#[cfg(feature = "tokenizer")]
 use std::path::Path;
+#[cfg(feature = "tokenizer")]
+use std::sync::OnceLock;
 use thiserror::Error;
 
-use tokenizers::models::bpe::BPE;
+#[cfg(not(feature = "tokenizer"))]
+pub use super::no_tokenizer::Tokenizer;
+#[cfg(feature = "tokenizer")]
+use tokenizers::AddedToken;
+#[cfg(feature = "tokenizer")]
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+#[cfg(feature = "tokenizer")]
+use tokenizers::processors::PostProcessorWrapper;
 
 /// What can go wrong between text and tokens.
 #[derive(Clone, Debug, Error)]
@@ -24,11 +36,30 @@ pub enum TokenizerError {
         /// What is wrong.
         detail: String,
     },
+    /// A tokenizer of a kind that is not read.
+    #[error("cannot use the tokenizer {file}: {what}; {remedy}, or give token ids with --ids")]
+    Unsupported {
+        /// The file.
+        file: String,
+        /// What it has that is not read.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
     /// There is no tokenizer.
     #[error(
-        "the model {model} has no tokenizer (tokenizer.json, or vocab.json with merges.txt), so it cannot read text; give token ids with --ids"
+        "the model {model} has no tokenizer (tokenizer.json, or vocab.json with merges.txt, or vocab.txt), so it cannot read \
+         text; give token ids with --ids"
     )]
     Missing {
+        /// The model's name.
+        model: String,
+    },
+    /// This build has no tokenizer.
+    #[error(
+        "this build of actscope reads no text (it lacks the cargo feature `tokenizer`), only token ids; the model is {model}"
+    )]
+    NotBuilt {
         /// The model's name.
         model: String,
     },
@@ -48,16 +79,6 @@ pub enum TokenizerError {
         n_positions: usize,
         /// Bytes of that many of the longest token.
         most: usize,
-    },
-    /// A selector that stands for no token.
-    #[error("--token {selector:?} matches no token of text {text}; {hint}")]
-    NoMatch {
-        /// The selector as given.
-        selector: String,
-        /// Which text, counted from 0.
-        text: usize,
-        /// What there is.
-        hint: String,
     },
 }
 
@@ -128,6 +149,7 @@ impl Token {
 
 /// True for what does something instead of being seen: control characters, line ends, and the controls of bidirectional text
 /// (Unicode UAX #9), which show letters in another order than they have.
+#[cfg_attr(not(feature = "plot"), allow(dead_code))]
 pub(crate) fn is_control(c: char) -> bool {
     const BIDI: [char; 3] = ['\u{61c}', '\u{200e}', '\u{200f}'];
     c.is_control() || BIDI.contains(&c) || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -139,65 +161,132 @@ fn seen_as_it_is(c: char) -> bool {
 }
 
 /// A checkpoint's tokenizer.
+#[cfg(feature = "tokenizer")]
 pub struct Tokenizer {
     tokenizer: tokenizers::Tokenizer,
+    /// The same, reading special tokens in a text as characters: made when it is first asked for.
+    plain: OnceLock<Box<tokenizers::Tokenizer>>,
+    added: HashMap<u32, AddedToken>,
+    /// Whether tokens are written with one character a byte.
+    byte_level: bool,
+    /// Bytes of the longest token.
+    longest: OnceLock<usize>,
+    notes: Vec<String>,
 }
 
+#[cfg(feature = "tokenizer")]
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer").finish_non_exhaustive()
+    }
+}
+
+#[cfg(feature = "tokenizer")]
 impl Tokenizer {
-    /// The tokenizer of a checkpoint's folder: `tokenizer.json`, else `vocab.json` with `merges.txt`; `None` if it has
-    /// neither.
+    /// The tokenizer of a checkpoint's folder, with the tokens that the folder adds, as transformers reads it:
+    /// `tokenizer.json`, else `vocab.json` with `merges.txt`, else `vocab.txt`, and beside it `tokenizer_config.json`,
+    /// `added_tokens.json` and `special_tokens_map.json`. `None` if it has none of them.
     ///
     /// # Errors
-    /// [`TokenizerError::Tokenizer`] for broken files.
+    /// [`TokenizerError::Tokenizer`] for broken files, [`TokenizerError::Unsupported`] for what is not read.
     pub fn from_folder(folder: &Path) -> Result<Option<Tokenizer>, TokenizerError> {
-        let fail = |file: &Path, detail: String| TokenizerError::Tokenizer { file: file.display().to_string(), detail };
-        let read = |file: &Path| checkpoint::read_file(file).map_err(|e| fail(file, e.to_string()));
-        let json = folder.join("tokenizer.json");
-        if json.exists() {
-            return Tokenizer::from_bytes(&json.display().to_string(), &read(&json)?).map(Some);
-        }
-        let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
-        if !vocab.exists() || !merges.exists() {
-            return Ok(None);
-        }
-        // The crate reads both files at once and does not say which one is broken.
-        serde_json::from_slice::<HashMap<String, u32>>(&read(&vocab)?).map_err(|e| fail(&vocab, e.to_string()))?;
-        checkpoint::be_a_file(&merges).map_err(|e| fail(&merges, e.to_string()))?;
-        let built = guarded(|| BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy()).build());
-        let bpe = built.map_err(|detail| fail(&merges, detail))?;
-        let mut tokenizer = tokenizers::Tokenizer::new(bpe);
-        tokenizer.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(false)));
-        tokenizer.with_decoder(Some(ByteLevel::default()));
-        let end = "<|endoftext|>";
-        if tokenizer.token_to_id(end).is_some() {
-            let added = tokenizer.add_special_tokens([tokenizers::AddedToken::from(end, true)]);
-            added.map_err(|e| fail(&vocab, e.to_string()))?;
-        }
-        Ok(Some(Tokenizer { tokenizer }))
+        let read = tokenizer_files::read(&ModelDir::new(folder))?;
+        read.map(|read| Tokenizer::new(read.tokenizer, read.notes)).transpose()
     }
 
-    /// A tokenizer from the text of a `tokenizer.json`; `file` names it in messages.
+    /// A tokenizer from the text of a `tokenizer.json` alone; `file` names it in messages.
     ///
     /// # Errors
     /// [`TokenizerError::Tokenizer`] for broken files.
     pub fn from_bytes(file: &str, bytes: &[u8]) -> Result<Tokenizer, TokenizerError> {
-        let load = || {
-            let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes)?;
-            // A file may ask for truncation or padding; both would change activations without a word.
-            tokenizer.with_truncation(None)?;
-            tokenizer.with_padding(None);
-            Ok(Tokenizer { tokenizer })
-        };
-        guarded(load).map_err(|detail| TokenizerError::Tokenizer { file: file.into(), detail })
+        let read = guarded(|| tokenizers::Tokenizer::from_bytes(bytes));
+        let fail = |detail| TokenizerError::Tokenizer { file: file.into(), detail };
+        Tokenizer::new(read.map_err(fail)?, Vec::new())
     }
 
-    /// Cuts a text into token ids, as transformers' tokenizer does: special tokens written out in it count as such.
+    fn new(mut tokenizer: tokenizers::Tokenizer, notes: Vec<String>) -> Result<Tokenizer, TokenizerError> {
+        // A file may ask for truncation or padding; both would change activations without a word, and transformers does
+        // neither unless it is asked to.
+        let without = guarded(|| tokenizer.with_truncation(None).map(drop));
+        without.map_err(TokenizerError::Encode)?;
+        tokenizer.with_padding(None);
+        let added = tokenizer.get_added_vocabulary().get_added_tokens_decoder();
+        let added = added.iter().map(|(id, token)| (*id, token.clone())).collect();
+        let written = [
+            serde_json::to_string(&tokenizer.get_pre_tokenizer()),
+            serde_json::to_string(&tokenizer.get_decoder()),
+            serde_json::to_string(&tokenizer.get_normalizer()),
+        ];
+        let byte_level = written.iter().flatten().any(|part| part.contains("\"ByteLevel\""));
+        let (plain, longest) = Default::default();
+        Ok(Tokenizer { tokenizer, plain, added, byte_level, longest, notes })
+    }
+
+    /// What its user should know of how the files were read, one line each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Cuts a text into token ids, as transformers' tokenizer does: special tokens written out in it count as such, and
+    /// what the tokenizer puts in front of every text or behind it is there.
     ///
     /// # Errors
     /// [`TokenizerError::Encode`].
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = guarded(|| self.tokenizer.encode_fast(text, true)).map_err(TokenizerError::Encode)?;
-        Ok(encoding.get_ids().to_vec())
+        encode(&self.tokenizer, text)
+    }
+
+    /// [`Tokenizer::encode`] with special tokens in the text, such as `<|endoftext|>`, read as the characters that they are
+    /// written with (`split_special_tokens` of transformers).
+    ///
+    /// # Errors
+    /// [`TokenizerError::Encode`].
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let plain = self.plain.get_or_init(|| {
+            let mut plain = Box::new(self.tokenizer.clone());
+            plain.set_encode_special_tokens(true);
+            plain
+        });
+        encode(plain, text)
+    }
+
+    /// [`Tokenizer::encode`] of a text of any length. Cutting takes a hundred times the text's size in memory, so a long text is
+    /// cut piece by piece, between words, where that changes no token.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Encode`].
+    pub fn encode_in_pieces(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        const PIECE: usize = 1 << 18;
+        if text.len() <= PIECE || !self.may_cut_between_words() {
+            return self.encode(text);
+        }
+        let (mut ids, mut rest) = (Vec::new(), text);
+        while !rest.is_empty() {
+            // A letter, a space, a letter: the pattern of byte-level BPE begins a new part at such a space.
+            let bytes = rest.as_bytes();
+            let is_cut = |at: &usize| {
+                bytes[*at] == b' ' && bytes[at - 1].is_ascii_lowercase() && bytes[at + 1].is_ascii_lowercase()
+            };
+            let end = (PIECE..bytes.len().saturating_sub(1)).find(is_cut).unwrap_or(rest.len());
+            ids.extend(self.encode(&rest[..end])?);
+            rest = &rest[end..];
+        }
+        Ok(ids)
+    }
+
+    /// True where nothing but the pattern of byte-level BPE looks across the space between two words.
+    fn may_cut_between_words(&self) -> bool {
+        let byte_level = matches!(self.tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(of)) if !of.add_prefix_space && of.use_regex);
+        let nothing_added =
+            matches!(self.tokenizer.get_post_processor(), None | Some(PostProcessorWrapper::ByteLevel(_)));
+        let no_spaces = self.added.values().all(|token| !token.rstrip && !token.content.contains(char::is_whitespace));
+        byte_level && nothing_added && no_spaces && self.tokenizer.get_normalizer().is_none()
+    }
+
+    /// The special tokens with their written forms, by id.
+    pub fn special_tokens(&self) -> HashMap<u32, String> {
+        let special = self.added.iter().filter(|(_, token)| token.special);
+        special.map(|(id, token)| (*id, token.content.clone())).collect()
     }
 
     /// Says no to a text of so many bytes that it surely has more than `n_positions` tokens: cutting takes a hundred times
@@ -209,10 +298,13 @@ impl Tokenizer {
     pub fn check_length(&self, index: usize, text: &str, n_positions: usize) -> Result<(), TokenizerError> {
         const SHORT: usize = 1 << 20;
         let byte_level = matches!(self.tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(_)));
-        if text.len() <= SHORT || !byte_level || self.tokenizer.get_normalizer().is_some() {
+        // Some added tokens take all white space beside them.
+        let strips = || self.added.values().any(|token| token.lstrip || token.rstrip);
+        if text.len() <= SHORT || !byte_level || self.tokenizer.get_normalizer().is_some() || strips() {
             return Ok(());
         }
-        let longest = self.tokenizer.get_vocab(true).keys().map(|written| written.len()).max().unwrap_or(0);
+        let of_vocabulary = || self.tokenizer.get_vocab(true).keys().map(|written| written.len()).max().unwrap_or(0);
+        let longest = *self.longest.get_or_init(of_vocabulary);
         let most = longest.saturating_mul(n_positions);
         if text.len() > most {
             return Err(TokenizerError::TooLong { text: index, bytes: text.len(), n_positions, most });
@@ -222,9 +314,11 @@ impl Tokenizer {
 
     /// The token with this id.
     pub fn token(&self, id: u32) -> Token {
-        let bytes = match self.tokenizer.get_added_tokens_decoder().get(&id) {
+        let written = || self.tokenizer.id_to_token(id);
+        let bytes = match self.added.get(&id) {
             Some(added) => Some(added.content.as_bytes().to_vec()),
-            None => self.tokenizer.id_to_token(id).map(|written| bytes_of(&written)),
+            None if self.byte_level => written().map(|written| bytes_of(&written)),
+            None => written().map(String::into_bytes),
         };
         Token { id, bytes }
     }
@@ -233,6 +327,12 @@ impl Tokenizer {
     pub fn end_of_text(&self) -> Option<u32> {
         self.tokenizer.token_to_id("<|endoftext|>")
     }
+}
+
+#[cfg(feature = "tokenizer")]
+fn encode(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>, TokenizerError> {
+    let encoding = guarded(|| tokenizer.encode_fast(text, true)).map_err(TokenizerError::Encode)?;
+    Ok(encoding.get_ids().to_vec())
 }
 
 thread_local! {
@@ -245,7 +345,8 @@ pub fn panics_are_guarded() -> bool {
 }
 
 /// Calls into the `tokenizers` crate, which panics on some of the things that a `tokenizer.json` can say.
-fn guarded<T>(call: impl FnOnce() -> Result<T, tokenizers::Error>) -> Result<T, String> {
+#[cfg(feature = "tokenizer")]
+pub(super) fn guarded<T>(call: impl FnOnce() -> Result<T, tokenizers::Error>) -> Result<T, String> {
     GUARDED.set(true);
     let result = catch_unwind(AssertUnwindSafe(call));
     GUARDED.set(false);
@@ -257,7 +358,7 @@ fn guarded<T>(call: impl FnOnce() -> Result<T, tokenizers::Error>) -> Result<T, 
 
 /// The bytes that a byte-level token stands for. GPT-2 writes each byte as one printable character: printable Latin-1 as
 /// itself, the other 68 bytes as U+0100 and up, in order (Radford et al. 2019, `bytes_to_unicode`).
-fn bytes_of(written: &str) -> Vec<u8> {
+pub(super) fn bytes_of(written: &str) -> Vec<u8> {
     let as_itself = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let others: Vec<u8> = (0..=255u8).filter(|b| !as_itself(u32::from(*b))).collect();
     let mut bytes = Vec::with_capacity(written.len());
@@ -273,120 +374,9 @@ fn bytes_of(written: &str) -> Vec<u8> {
     bytes
 }
 
-/// What `--token` can say.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Selector {
-    /// A position; negative ones count from the end.
-    Index(i64),
-    /// Positions `a..b` without `b`; either end may be left out or negative.
-    Span(Option<i64>, Option<i64>),
-    /// Every token with exactly this text.
-    Text(String),
-}
-
-impl Selector {
-    /// Reads `3`, `-1`, `2..5`, `..-1`, or a token's text. Text that looks like a number is meant as text in double
-    /// quotes: `"3"`.
-    pub fn parse(argument: &str) -> Selector {
-        if let Ok(index) = argument.parse() {
-            return Selector::Index(index);
-        }
-        if let Some((from, to)) = argument.split_once("..") {
-            let end = |text: &str| if text.is_empty() { Some(None) } else { text.parse().ok().map(Some) };
-            if let (Some(from), Some(to)) = (end(from), end(to)) {
-                return Selector::Span(from, to);
-            }
-        }
-        match argument.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
-            Some(quoted) if !quoted.is_empty() => Selector::Text(quoted.into()),
-            _ => Selector::Text(argument.into()),
-        }
-    }
-
-    /// The positions of `tokens` that this selects, ascending; empty where it matches none.
-    fn positions(&self, tokens: &[Token]) -> Vec<usize> {
-        let n = tokens.len() as i64;
-        let place = |i: i64| if i < 0 { i + n } else { i };
-        match self {
-            Selector::Index(i) => {
-                Some(place(*i)).filter(|p| (0..n).contains(p)).map(|p| p as usize).into_iter().collect()
-            }
-            Selector::Span(from, to) => {
-                let (from, to) = (place(from.unwrap_or(0)), to.map_or(n, place));
-                Range { start: from.max(0) as usize, end: to.clamp(0, n) as usize }.collect()
-            }
-            Selector::Text(text) => {
-                let is_it = |token: &Token| token.bytes.as_deref() == Some(text.as_bytes()) || token.text() == *text;
-                (0..tokens.len()).filter(|&p| is_it(&tokens[p])).collect()
-            }
-        }
-    }
-}
-
-/// The positions that `selectors` choose in one text, ascending, each once. `text` counts from 0, for messages.
-///
-/// # Errors
-/// [`TokenizerError::NoMatch`] for a selector that matches nothing: it is never silently dropped.
-pub fn select(selectors: &[String], tokens: &[Token], text: usize) -> Result<Vec<usize>, TokenizerError> {
-    let mut positions = Vec::new();
-    for written in selectors {
-        let selector = Selector::parse(written);
-        let found = selector.positions(tokens);
-        if found.is_empty() {
-            let hint = no_match_hint(&selector, tokens);
-            return Err(TokenizerError::NoMatch { selector: written.clone(), text, hint });
-        }
-        positions.extend(found);
-    }
-    positions.sort_unstable();
-    positions.dedup();
-    Ok(positions)
-}
-
-fn no_match_hint(selector: &Selector, tokens: &[Token]) -> String {
-    let Selector::Text(wanted) = selector else {
-        return format!("it has {} tokens, 0 to {}", tokens.len(), tokens.len().saturating_sub(1));
-    };
-    let near = tokens.iter().enumerate().find(|(_, token)| token.text().trim() == wanted.trim());
-    if let Some((position, token)) = near {
-        return format!("token {position} is {:?}", token.text());
-    }
-    let shown: Vec<String> = tokens.iter().take(12).map(|token| format!("{:?}", token.text())).collect();
-    format!("its tokens are {}{}", shown.join(" "), if tokens.len() > 12 { " …" } else { "" })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn tokens(texts: &[&str]) -> Vec<Token> {
-        texts.iter().map(|t| Token { id: 0, bytes: Some(t.as_bytes().to_vec()) }).collect()
-    }
-
-    fn chosen(selectors: &[&str]) -> Vec<usize> {
-        let selectors: Vec<String> = selectors.iter().map(|s| s.to_string()).collect();
-        select(&selectors, &tokens(&["The", " cat", " 3", " sat", " cat"]), 1).unwrap()
-    }
-
-    #[test]
-    fn selectors() {
-        assert_eq!(chosen(&["-1"]), [4]);
-        assert_eq!(chosen(&["1..3"]), [1, 2]);
-        assert_eq!(chosen(&["..-3", "-1"]), [0, 1, 4]);
-        assert_eq!(chosen(&["-2.."]), [3, 4]);
-        assert_eq!(chosen(&[" cat", "0"]), [0, 1, 4]);
-        assert_eq!(chosen(&["\" 3\""]), [2]);
-    }
-
-    #[test]
-    fn a_selector_that_matches_nothing_is_an_error_with_a_hint() {
-        let tokens = tokens(&["The", " cat"]);
-        let hint = |s: &str| select(&[s.to_string()], &tokens, 1).unwrap_err().to_string();
-        assert!(hint("cat").contains("token 1 is \" cat\""), "{}", hint("cat"));
-        assert!(hint("2").contains("2 tokens, 0 to 1"));
-        assert!(hint("dog").contains("\"The\" \" cat\""));
-        assert!(hint("5..9").contains("2 tokens"));
-    }
 
     #[test]
     fn bytes_behind_the_characters() {

@@ -1,5 +1,5 @@
 //! `.json`, and `extract --json`: one object with the same content as the other formats, arrays as nested lists. JSON has
-//! no -inf: masked attention scores are null.
+//! no numbers but finite ones: the others are the strings "NaN", "Infinity" and "-Infinity", which masked scores are.
 
 use super::Record;
 use crate::hooks::capture::Arrays;
@@ -14,14 +14,26 @@ pub struct Nested<'a>(pub ArrayViewD<'a, f32>);
 impl Serialize for Nested<'_> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         if self.0.ndim() == 0 {
-            // serde_json writes every number that is not finite as null.
-            return to.serialize_some(&self.0.first());
+            return number(self.0.first().unwrap_or(&f32::NAN), to);
         }
         let mut list = to.serialize_seq(Some(self.0.len_of(Axis(0))))?;
         for part in self.0.axis_iter(Axis(0)) {
             list.serialize_element(&Nested(part))?;
         }
         list.end()
+    }
+}
+
+/// A number, or the string that stands for what is none.
+///
+/// # Errors
+/// Those of `to`.
+pub fn number<S: Serializer>(value: &f32, to: S) -> Result<S::Ok, S::Error> {
+    match *value {
+        v if v.is_finite() => to.serialize_f32(v),
+        v if v.is_nan() => to.serialize_str("NaN"),
+        v if v > 0.0 => to.serialize_str("Infinity"),
+        _ => to.serialize_str("-Infinity"),
     }
 }
 
@@ -63,26 +75,29 @@ impl Serialize for Document<'_> {
         let record = self.0;
         let mut map = to.serialize_map(None)?;
         for (key, value) in record.metadata() {
-            // These two are lists here, not strings that hold lists.
-            if key != "tokens" && key != "text" {
+            // These are lists here, not strings that hold lists.
+            if !["tokens", "text", "words"].contains(&key) {
                 map.serialize_entry(key, &value)?;
             }
         }
         map.serialize_entry("text", record.texts)?;
         map.serialize_entry("tokens", &record.token_texts())?;
-        let (ids, mask) = record.ids_and_mask();
-        map.serialize_entry("input_ids", &rows(&ids))?;
-        map.serialize_entry("attention_mask", &rows(&mask))?;
-        if let Some(positions) = record.positions {
-            map.serialize_entry("positions", positions)?;
+        if let Some(words) = record.word_texts() {
+            map.serialize_entry("words", &words)?;
+        }
+        for (name, table) in record.tables() {
+            // Ids and mask are padded as in the other formats; lists of positions are as long as they are.
+            let padded = matches!(name, "input_ids" | "attention_mask");
+            map.serialize_entry(name, &rows(&table, padded))?;
         }
         map.serialize_entry("hooks", &Hooks(self.1))?;
         map.end()
     }
 }
 
-fn rows(table: &ndarray::Array2<i64>) -> Vec<Vec<i64>> {
-    table.outer_iter().map(|row| row.to_vec()).collect()
+fn rows(table: &ndarray::Array2<i64>, padded: bool) -> Vec<Vec<i64>> {
+    let row = |row: ndarray::ArrayView1<'_, i64>| row.iter().copied().filter(|n| padded || *n >= 0).collect();
+    table.outer_iter().map(row).collect()
 }
 
 /// Writes arrays, and what belongs to them, as one JSON object.

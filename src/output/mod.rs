@@ -3,27 +3,34 @@
 
 mod csv;
 mod json;
+mod jsonl;
+mod npy;
 mod npz;
+pub mod rows;
 mod safetensors;
 mod store;
 pub mod summary;
+mod table;
 mod unfinished;
 
-use crate::hooks::capture::Sink;
+use crate::hooks::capture::{Arrays, Sink};
 use crate::hooks::site::Site;
-use crate::model::batch::Batch;
+use crate::model::token_select::Word;
 use crate::model::tokenizer::Token;
+use crate::model::windows::Windows;
 use ndarray::{Array2, ArrayViewD};
 use npz::Npz;
+use rows::RowSink;
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+pub use store::bytes_of;
 use store::{Layout, Store};
 use thiserror::Error;
 use unfinished::Unfinished;
 
-pub use json::{Nested, write as write_json};
+pub use json::{Nested, number, write as write_json};
 pub use unfinished::abandon;
 
 /// Where the numbers come from: what a reader needs to make them again.
@@ -39,16 +46,55 @@ pub struct Provenance {
 
 /// Everything that belongs to one run's arrays, known before they are.
 pub struct Record<'a> {
-    /// The token ids.
-    pub batch: &'a Batch,
     /// The tokens of every text.
     pub tokens: &'a [Vec<Token>],
     /// The texts as given; none where ids were given.
     pub texts: &'a [String],
-    /// The positions kept of every text, where not all were.
-    pub positions: Option<&'a [Vec<usize>]>,
+    /// What the rows of every text are.
+    pub rows: Rows<'a>,
+    /// How texts were cut into windows, where they were.
+    pub windows: Option<Windows>,
     /// Where it comes from.
     pub provenance: &'a Provenance,
+}
+
+/// What the rows of a text's values are.
+#[derive(Clone, Copy)]
+pub enum Rows<'a> {
+    /// Its tokens.
+    All,
+    /// Its tokens at these positions, for every text.
+    Positions(&'a [Vec<usize>]),
+    /// Words, for every text, and how their tokens were pooled.
+    Words(&'a [Vec<Word>], Pool),
+}
+
+/// How the tokens of a word become one row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pool {
+    /// The mean over the word's tokens.
+    Mean,
+    /// The last token's values.
+    Last,
+}
+
+impl Pool {
+    fn name(self) -> &'static str {
+        match self {
+            Pool::Mean => "mean",
+            Pool::Last => "last",
+        }
+    }
+}
+
+/// What a row is called.
+struct RowLabel {
+    /// The position of its token, or of a word's first.
+    position: usize,
+    /// The token; `None` for a word.
+    id: Option<u32>,
+    /// The token's or the word's text.
+    text: String,
 }
 
 /// Names and definitions of hooks follow this version of TransformerLens.
@@ -57,34 +103,80 @@ pub const HOOK_DEFINITIONS: &str = "transformer_lens>=4";
 impl Record<'_> {
     /// `input_ids` and `attention_mask`, [batch, pos], padded on the right with zeros.
     fn ids_and_mask(&self) -> (Array2<i64>, Array2<i64>) {
-        let shape = (self.batch.texts().len(), self.batch.n_pos());
+        let shape = (self.tokens.len(), self.tokens.iter().map(Vec::len).max().unwrap_or(0));
         let (mut ids, mut mask) = (Array2::zeros(shape), Array2::zeros(shape));
         for i in 0..shape.0 {
-            for (p, id) in self.batch.ids_of(i).iter().enumerate() {
-                ids[[i, p]] = i64::from(*id);
+            for (p, token) in self.tokens[i].iter().enumerate() {
+                ids[[i, p]] = i64::from(token.id);
                 mask[[i, p]] = 1;
             }
         }
         (ids, mask)
     }
 
-    /// The positions kept of one text.
-    fn kept(&self, text: usize) -> Vec<usize> {
-        self.positions.map_or_else(|| (0..self.tokens[text].len()).collect(), |per_text| per_text[text].clone())
+    /// How many rows a text has.
+    fn n_rows(&self, text: usize) -> usize {
+        match self.rows {
+            Rows::All => self.tokens[text].len(),
+            Rows::Positions(positions) => positions[text].len(),
+            Rows::Words(words, _) => words[text].len(),
+        }
     }
 
-    /// The tables of whole numbers that go with the arrays, by name.
+    /// What row `slot` of a text is.
+    fn row(&self, text: usize, slot: usize) -> RowLabel {
+        let of_token = |position: usize| {
+            let token = &self.tokens[text][position];
+            RowLabel { position, id: Some(token.id), text: token.text() }
+        };
+        match self.rows {
+            Rows::All => of_token(slot),
+            Rows::Positions(positions) => of_token(positions[text][slot]),
+            Rows::Words(words, _) => {
+                let Word { text, tokens } = &words[text][slot];
+                RowLabel { position: tokens.start, id: None, text: text.clone() }
+            }
+        }
+    }
+
+    /// What row `slot` of a text is, as it is shown between quotes.
+    fn row_label(&self, text: usize, slot: usize) -> String {
+        let of_token = |position: usize| self.tokens[text][position].label();
+        match self.rows {
+            Rows::All => of_token(slot),
+            Rows::Positions(positions) => of_token(positions[text][slot]),
+            Rows::Words(words, _) => {
+                let bytes = Some(words[text][slot].text.clone().into_bytes());
+                Token { id: 0, bytes }.label()
+            }
+        }
+    }
+
+    /// The tables of whole numbers that go with the arrays, by name: `input_ids` and `attention_mask`, [batch, pos]; the
+    /// kept `positions`, or each word's first and last token (`word_first`, `word_last`), [batch, n], padded with -1.
     fn tables(&self) -> Vec<(&'static str, Array2<i64>)> {
         let (ids, mask) = self.ids_and_mask();
-        let positions = self.position_table().map(|table| ("positions", table));
-        [("input_ids", ids), ("attention_mask", mask)].into_iter().chain(positions).collect()
+        let mut tables = vec![("input_ids", ids), ("attention_mask", mask)];
+        let mut add = |name, of: &dyn Fn(usize, usize) -> usize| {
+            let widest = (0..self.tokens.len()).map(|text| self.n_rows(text)).max().unwrap_or(0);
+            let at = |(text, n): (usize, usize)| if n < self.n_rows(text) { of(text, n) as i64 } else { -1 };
+            tables.push((name, Array2::from_shape_fn((self.tokens.len(), widest), at)));
+        };
+        match self.rows {
+            Rows::All => {}
+            Rows::Positions(positions) => add("positions", &|text, n| positions[text][n]),
+            Rows::Words(words, _) => {
+                add("word_first", &|text, n| words[text][n].tokens.start);
+                add("word_last", &|text, n| words[text][n].tokens.end - 1);
+            }
+        }
+        tables
     }
 
-    /// The kept positions, [batch, n], padded with -1; `None` where all were kept.
-    fn position_table(&self) -> Option<Array2<i64>> {
-        let positions = self.positions?;
-        let widest = positions.iter().map(Vec::len).max().unwrap_or(0);
-        Some(Array2::from_shape_fn((positions.len(), widest), |(i, n)| positions[i].get(n).map_or(-1, |p| *p as i64)))
+    /// The text of every word, text by text; `None` where rows are tokens.
+    fn word_texts(&self) -> Option<Value> {
+        let Rows::Words(words, _) = self.rows else { return None };
+        Some(words.iter().map(|of_text| of_text.iter().map(|word| word.text.as_str()).collect::<Value>()).collect())
     }
 
     /// The text of every token, text by text.
@@ -103,6 +195,10 @@ impl Record<'_> {
             ("actscope_version", env!("CARGO_PKG_VERSION").to_string()),
             ("hook_definitions", HOOK_DEFINITIONS.to_string()),
         ];
+        if let (Some(words), Rows::Words(_, pool)) = (self.word_texts(), self.rows) {
+            pairs.extend([("words", words.to_string()), ("pool", pool.name().into())]);
+        }
+        pairs.extend(self.windows.map(|windows| ("window", windows.to_string())));
         match self.texts {
             [] => {}
             [text] => pairs.push(("text", text.clone())),
@@ -119,9 +215,13 @@ pub enum Format {
     Safetensors,
     /// `.npz`: one array per hook, metadata as the UTF-8 bytes of a JSON object in `metadata_json`.
     Npz,
-    /// `.json`: nested lists; -inf as null.
+    /// `.npy`: the array of one hook.
+    Npy,
+    /// `.json`: nested lists; what is no number as a string.
     Json,
-    /// `.csv`: one row per hook, text, head and position.
+    /// `.jsonl`: one object per hook, text, position and head.
+    Jsonl,
+    /// `.csv`: one row per hook, text, position and head.
     Csv,
 }
 
@@ -135,6 +235,14 @@ pub enum OutputError {
         path: PathBuf,
         /// The extensions there are, in words.
         known: &'static str,
+    },
+    /// The format holds one array.
+    #[error("{path} can hold one array, and {hooks} hooks were asked for; name one, or write .npz or .safetensors")]
+    Several {
+        /// The file.
+        path: PathBuf,
+        /// How many.
+        hooks: usize,
     },
     /// The file or its folder cannot be written.
     #[error("cannot write {path}: {detail}")]
@@ -174,7 +282,13 @@ impl Place {
             File::options().append(true).open(&path).map_err(|e| fail(e.to_string()))?;
         }
         let beside = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let folder = Unfinished::create(beside).map_err(|e| fail(e.to_string()))?;
+        if !beside.is_dir() {
+            let what = if beside.exists() { "is no folder" } else { "does not exist" };
+            return Err(fail(format!("the folder {} {what}; make it, or name another", beside.display())));
+        }
+        // The error's own text names the folder in which the file would have been written, which is our affair.
+        let folder = Unfinished::create(beside)
+            .map_err(|e| fail(format!("its folder {} takes no new file: {}", beside.display(), e.kind())))?;
         Ok(Place { path, folder })
     }
 
@@ -226,9 +340,11 @@ impl Output {
         let format = match extension(path).as_str() {
             "safetensors" => Format::Safetensors,
             "npz" => Format::Npz,
+            "npy" => Format::Npy,
             "json" => Format::Json,
+            "jsonl" => Format::Jsonl,
             "csv" => Format::Csv,
-            _ => return Err(OutputError::Format { path: path.into(), known: ".safetensors, .npz, .json or .csv" }),
+            _ => return Err(OutputError::Format { path: path.into(), known: KNOWN }),
         };
         Ok(Output { format, place: Place::create(path)? })
     }
@@ -238,7 +354,18 @@ impl Output {
         self.place.path()
     }
 
-    /// How many bytes the file will have; `None` where that depends on the values (.json, .csv).
+    /// Says no to more hooks than the format holds.
+    ///
+    /// # Errors
+    /// [`OutputError::Several`].
+    pub fn check(&self, hooks: usize) -> Result<(), OutputError> {
+        match self.format {
+            Format::Npy if hooks != 1 => Err(OutputError::Several { path: self.place.path.clone(), hooks }),
+            _ => Ok(()),
+        }
+    }
+
+    /// How many bytes the file will have; `None` where that depends on the values (.json, .jsonl, .csv).
     ///
     /// # Errors
     /// [`OutputError::Write`] for a file that no reader would take.
@@ -246,7 +373,8 @@ impl Output {
         Ok(match self.format {
             Format::Safetensors => Some(safetensors::layout(record, shapes).map_err(|e| self.place.failed(e))?.size),
             Format::Npz => Some(Npz::new(record, shapes.clone()).layout(shapes).size),
-            Format::Json | Format::Csv => None,
+            Format::Npy => Some(npy::layout(shapes).size),
+            Format::Json | Format::Jsonl | Format::Csv => None,
         })
     }
 
@@ -278,12 +406,16 @@ impl Output {
                 let npz = Npz::new(record, shapes.clone());
                 (create(PART, &npz.layout(shapes), true)?, Body::Npz(npz))
             }
+            Format::Npy => (create(PART, &npy::layout(shapes), false)?, Body::Whole),
             // Written from front to back, hook by hook: the values wait in a file of their own until all are there.
-            Format::Json | Format::Csv => (create(VALUES, &Layout::bare(shapes), false)?, Body::Tokenizer),
+            Format::Json | Format::Jsonl | Format::Csv => (create(VALUES, &Layout::bare(shapes), false)?, Body::Text),
         };
         Ok(Writing { output: self, record, store, body })
     }
 }
+
+/// The extensions there are, in words.
+const KNOWN: &str = ".safetensors, .npz, .npy, .json, .jsonl or .csv";
 
 /// A file name's extension in small letters; empty where it has none.
 pub fn extension(path: &Path) -> String {
@@ -311,13 +443,50 @@ enum Body {
     /// Checksums and the directory.
     Npz(Npz),
     /// Everything.
-    Tokenizer,
+    Text,
 }
 
 impl Sink for Writing<'_> {
     fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
         // The error travels through the run as one of the system's; it must not lose the file's name on its way.
         self.store.put(site, text, values).map_err(|e| std::io::Error::new(e.kind(), self.output.place.failed(e)))
+    }
+}
+
+impl RowSink for Writing<'_> {
+    fn put_rows(&mut self, site: Site, text: usize, first: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
+        let put = self.store.put_rows(site, text, first, values);
+        put.map_err(|e| std::io::Error::new(e.kind(), self.output.place.failed(e)))
+    }
+}
+
+/// Values of a run on the disk, in a file that goes with them: for what is printed from front to back and may be larger than
+/// memory.
+pub struct Scratch {
+    store: Store,
+    _folder: tempfile::TempDir,
+}
+
+impl Scratch {
+    /// Room for arrays of these shapes in the system's folder for temporary files.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn create(shapes: Vec<(Site, Vec<usize>)>) -> std::io::Result<Scratch> {
+        let folder = tempfile::tempdir()?;
+        let store = Store::create(&folder.path().join(VALUES), &Layout::bare(shapes), false)?;
+        Ok(Scratch { store, _folder: folder })
+    }
+
+    /// The values.
+    pub fn arrays(&self) -> &dyn Arrays {
+        &self.store
+    }
+}
+
+impl RowSink for Scratch {
+    fn put_rows(&mut self, site: Site, text: usize, first: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
+        self.store.put_rows(site, text, first, values)
     }
 }
 
@@ -333,8 +502,9 @@ impl Writing<'_> {
         place.fill(|part| match body {
             Body::Whole => Ok(()),
             Body::Npz(npz) => npz.finish(&mut store),
-            Body::Tokenizer => buffered(part, |out| match format {
+            Body::Text => buffered(part, |out| match format {
                 Format::Csv => csv::write(record, &store, out),
+                Format::Jsonl => jsonl::write(record, &store, out),
                 _ => json::write(record, &store, out),
             }),
         })

@@ -77,7 +77,9 @@ impl Npz {
         for entry in &self.entries {
             let mut sum = crc32fast::Hasher::new();
             sum.update(&entry.known);
-            if let Some(values) = entry.site.and_then(|site| store.checksum(site)) {
+            if let Some(site) = entry.site
+                && let Some(values) = store.checksum(site)?
+            {
                 sum.combine(&values);
             }
             let sum = sum.finalize();
@@ -148,7 +150,7 @@ fn put(bytes: &mut Vec<u8>, numbers: &[(u64, usize)]) {
 
 /// The head of a .npy file: magic, version 1.0, the length of what follows, a Python literal, padded so that values begin at
 /// a multiple of 64.
-fn npy_header(dtype: &str, shape: &[usize]) -> Vec<u8> {
+pub(super) fn npy_header(dtype: &str, shape: &[usize]) -> Vec<u8> {
     let axes: Vec<String> = shape.iter().map(usize::to_string).collect();
     let comma = if axes.len() == 1 { "," } else { "" };
     let literal = format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({}{comma}), }}", axes.join(", "));

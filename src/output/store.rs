@@ -2,12 +2,14 @@
 //! so that nobody has to hold them all. Owns the file and the checksums; the formats own the layout and what stands between
 //! the arrays.
 
+use super::rows::RowSink;
 use crate::hooks::capture::{Arrays, Sink};
 use crate::hooks::site::Site;
 use ndarray::{ArrayD, ArrayViewD, Axis, CowArray, IxDyn};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Error, ErrorKind, Read, Result, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::Path;
 
 /// Where one array lies, and of what shape it is.
@@ -32,7 +34,7 @@ impl Place {
 }
 
 /// Bytes of an f32 array; beyond any file where the shape is.
-pub(super) fn bytes_of(shape: &[usize]) -> u64 {
+pub fn bytes_of(shape: &[usize]) -> u64 {
     shape.iter().fold(size_of::<f32>() as u64, |bytes, n| bytes.saturating_mul(*n as u64))
 }
 
@@ -67,15 +69,21 @@ pub(super) struct Store {
     sums: Option<BTreeMap<Site, Running>>,
 }
 
-/// CRC-32 of the first `done` bytes of an array. Pieces come in order, so gaps are padding: zeros.
+/// CRC-32 of the first `done` bytes of an array. As long as pieces come in order, gaps are padding: zeros.
 #[derive(Default)]
 struct Running {
     hash: crc32fast::Hasher,
     done: u64,
+    /// A piece came before one that lies in front of it: the file is read once more in the end.
+    out_of_order: bool,
 }
 
 impl Running {
     fn add(&mut self, at: u64, bytes: &[u8]) {
+        self.out_of_order |= at < self.done;
+        if self.out_of_order {
+            return;
+        }
         self.pad(at);
         self.hash.update(bytes);
         self.done = at + bytes.len() as u64;
@@ -110,10 +118,47 @@ impl Store {
     }
 
     /// The checksum of a whole array, once all of it is here.
-    pub(super) fn checksum(&mut self, site: Site) -> Option<crc32fast::Hasher> {
-        let running = self.sums.as_mut()?.get_mut(&site)?;
-        running.pad(self.places.get(&site)?.bytes());
-        Some(running.hash.clone())
+    ///
+    /// # Errors
+    /// Those of the file, where it must be read.
+    pub(super) fn checksum(&mut self, site: Site) -> Result<Option<crc32fast::Hasher>> {
+        let sums = self.sums.as_mut().and_then(|sums| sums.get_mut(&site));
+        let (Some(running), Some(place)) = (sums, self.places.get(&site)) else { return Ok(None) };
+        if !running.out_of_order {
+            running.pad(place.bytes());
+            return Ok(Some(running.hash.clone()));
+        }
+        let (mut hash, mut buffer) = (crc32fast::Hasher::new(), vec![0; 1 << 20]);
+        self.file.seek(SeekFrom::Start(place.start))?;
+        let mut left = place.bytes();
+        while left > 0 {
+            let part = left.min(buffer.len() as u64) as usize;
+            self.file.read_exact(&mut buffer[..part])?;
+            hash.update(&buffer[..part]);
+            left -= part as u64;
+        }
+        Ok(Some(hash))
+    }
+
+    /// Rows of one text at a site whose first axis is the position.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub(super) fn rows(&self, site: Site, text: usize, rows: Range<usize>) -> Result<ArrayD<f32>> {
+        let place = &self.places[&site];
+        let mut shape = place.shape[1..].to_vec();
+        let start = place.start + text as u64 * place.slab() + rows.start as u64 * bytes_of(&shape[1..]);
+        shape[0] = rows.len();
+        self.read(start, &shape)
+    }
+
+    fn read(&self, start: u64, shape: &[usize]) -> Result<ArrayD<f32>> {
+        let mut values = ArrayD::zeros(IxDyn(shape));
+        let slots = values.as_slice_mut().expect("a new array is dense");
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(start))?;
+        file.read_exact(bytemuck::cast_slice_mut(slots))?;
+        Ok(values)
     }
 
     /// Writes `values` into the upper left corner of an array of shape `room` that begins `at` bytes into the array of `site`.
@@ -156,6 +201,19 @@ impl Sink for Store {
     }
 }
 
+impl RowSink for Store {
+    fn put_rows(&mut self, site: Site, text: usize, first: usize, values: ArrayViewD<'_, f32>) -> Result<()> {
+        let Some(place) = self.places.get(&site) else { return Ok(()) };
+        let (at, room) = (text as u64 * place.slab(), place.shape[1..].to_vec());
+        if site.pos_axis() == 0 {
+            return self.place(site, at + first as u64 * bytes_of(&room[1..]), values, &room);
+        }
+        let (head, row) = (bytes_of(&room[1..]), bytes_of(&room[2..]));
+        let mut heads = (0..).zip(values.outer_iter());
+        heads.try_for_each(|(n, of_head)| self.place(site, at + n * head + first as u64 * row, of_head, &room[1..]))
+    }
+}
+
 impl Arrays for Store {
     fn shapes(&self) -> Vec<(Site, Vec<usize>)> {
         self.places.iter().map(|(site, place)| (*site, place.shape.clone())).collect()
@@ -163,12 +221,7 @@ impl Arrays for Store {
 
     fn of_text(&self, site: Site, text: usize) -> Result<CowArray<'_, f32, IxDyn>> {
         let place = &self.places[&site];
-        let mut values = ArrayD::zeros(IxDyn(&place.shape[1..]));
-        let slots = values.as_slice_mut().expect("a new array is dense");
-        let mut file = &self.file;
-        file.seek(SeekFrom::Start(place.start + text as u64 * place.slab()))?;
-        file.read_exact(bytemuck::cast_slice_mut(slots))?;
-        Ok(values.into())
+        Ok(self.read(place.start + text as u64 * place.slab(), &place.shape[1..])?.into())
     }
 }
 

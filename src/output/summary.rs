@@ -1,7 +1,8 @@
 //! What `extract` prints when no file is asked for: for a few hooks, every token with its norm, range and strongest
-//! dimensions; for many, one line each.
+//! dimensions (of logits, the likeliest tokens); for many, one line each.
 
 use super::Record;
+use super::rows::RowSink;
 use crate::hooks::capture::Sink;
 use crate::hooks::site::{Axis as SiteAxis, Site};
 use crate::model::tokenizer::Token;
@@ -12,9 +13,14 @@ use std::io::Write;
 /// Up to this many hooks are shown token by token.
 const IN_DETAIL: usize = 4;
 
+/// Values of a token that are named.
+const STRONGEST: usize = 3;
+
 /// What is said of every token, taken from the values as they come: they are not kept.
 pub struct Summary<'a> {
     record: &'a Record<'a>,
+    /// The token of an id, for logits.
+    token: &'a dyn Fn(u32) -> Token,
     hooks: BTreeMap<Site, Hook>,
     in_detail: bool,
 }
@@ -27,17 +33,20 @@ struct Hook {
 /// One token.
 struct Row {
     text: usize,
-    position: usize,
+    slot: usize,
     stats: Stats,
-    strongest: Vec<String>,
 }
 
 impl<'a> Summary<'a> {
-    /// For a run that records arrays of these shapes.
-    pub fn new(record: &'a Record<'a>, shapes: Vec<(Site, Vec<usize>)>) -> Summary<'a> {
+    /// For a run that records arrays of these shapes. `token` names the token of an id.
+    pub fn new(
+        record: &'a Record<'a>,
+        token: &'a dyn Fn(u32) -> Token,
+        shapes: Vec<(Site, Vec<usize>)>,
+    ) -> Summary<'a> {
         let in_detail = shapes.len() <= IN_DETAIL;
         let hooks = shapes.into_iter().map(|(site, shape)| (site, Hook { shape, rows: Vec::new() })).collect();
-        Summary { record, hooks, in_detail }
+        Summary { record, token, hooks, in_detail }
     }
 
     /// Writes it.
@@ -61,69 +70,109 @@ impl<'a> Summary<'a> {
     }
 
     fn token_by_token(&self, site: Site, Hook { shape, rows }: &Hook, out: &mut impl Write) -> std::io::Result<()> {
-        let quoted = |token: &Token| format!("\"{}\"", token.label());
-        let tokens = self.record.tokens;
-        let width = tokens.iter().flatten().map(|token| quoted(token).chars().count()).max().unwrap_or(0).clamp(5, 24);
+        let label = |row: &Row| format!("\"{}\"", self.record.row_label(row.text, row.slot));
+        let width = rows.iter().map(|row| label(row).chars().count()).max().unwrap_or(0).clamp(5, 24);
+        let column = if matches!(self.record.rows, super::Rows::Words(..)) { "word" } else { "token" };
+        let last = if site == Site::Unembed { "likeliest" } else { "strongest" };
         writeln!(out, "{}  {}", site.name(), shown(shape))?;
         writeln!(
             out,
-            "{:>4} {:>4}  {:width$} {:>10} {:>11} {:>11}  strongest",
-            "text", "pos", "token", "norm", "min", "max"
+            "{:>4} {:>4}  {column:width$} {:>10} {:>11} {:>11}  {last}",
+            "text", "pos", "norm", "min", "max"
         )?;
-        for Row { text, position, stats: Stats { norm, min, max }, strongest } in rows {
-            let label = quoted(&tokens[*text][*position]);
+        for row in rows {
+            let Row { text, slot, stats: Stats { norm, min, max, strongest } } = row;
+            let (position, label) = (self.record.row(*text, *slot).position, label(row));
+            let strongest: Vec<String> = strongest.iter().map(|named| self.named(site, shape, *named)).collect();
             let strongest = strongest.join("  ");
             writeln!(out, "{text:>4} {position:>4}  {label:width$} {norm:>10.4} {min:>11.4} {max:>11.4}  {strongest}")?;
         }
         writeln!(out)
     }
+
+    /// One value with its place in the token: `[42]`, `head 1 [7]`, `head 1 -> 3`, or the token that a logit is for.
+    fn named(&self, site: Site, shape: &[usize], (place, value): (usize, f32)) -> String {
+        let last = shape[shape.len() - 1].max(1);
+        let (head, dim) = (place / last, place % last);
+        match site {
+            Site::Unembed => format!("\"{}\" {value:+.3}", (self.token)(dim as u32).label()),
+            _ if site.is_square() => format!("head {head} -> {dim}: {value:+.3}"),
+            _ if site.axes().contains(&SiteAxis::Head) => format!("head {head} [{dim}] {value:+.3}"),
+            _ => format!("[{dim}] {value:+.3}"),
+        }
+    }
 }
 
 impl Sink for Summary<'_> {
     fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
-        let Some(hook) = self.hooks.get_mut(&site) else { return Ok(()) };
-        let pos_axis = site.axes().iter().position(|a| *a == SiteAxis::Pos).unwrap_or(0);
-        for (position, of_token) in self.record.kept(text).into_iter().zip(values.axis_iter(Axis(pos_axis))) {
-            let strongest = if self.in_detail { strongest(site, &of_token) } else { Vec::new() };
-            hook.rows.push(Row { text, position, stats: stats(&of_token), strongest });
+        self.put_rows(site, text, 0, values)
+    }
+}
+
+impl RowSink for Summary<'_> {
+    fn put_rows(&mut self, site: Site, text: usize, first: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
+        let Some(Hook { shape, rows }) = self.hooks.get_mut(&site) else { return Ok(()) };
+        // Places are those of the whole array: a shorter text has fewer keys.
+        let (last, width) = (values.shape()[values.ndim() - 1], shape[shape.len() - 1]);
+        for (slot, of_token) in (first..).zip(values.axis_iter(Axis(site.pos_axis()))) {
+            let mut stats = Stats::of(&of_token, if self.in_detail { STRONGEST } else { 0 }, site != Site::Unembed);
+            stats.strongest.iter_mut().for_each(|(place, _)| *place = *place / last * width + *place % last);
+            rows.push(Row { text, slot, stats });
         }
         Ok(())
     }
 }
 
+/// What is said of the values of one token.
 struct Stats {
     norm: f32,
     min: f32,
     max: f32,
+    /// Places in standard order, with their values.
+    strongest: Vec<(usize, f32)>,
 }
 
-/// Over finite values: masked scores are not part of any range.
-fn stats(values: &ArrayViewD<'_, f32>) -> Stats {
-    let finite = || values.iter().copied().filter(|v| *v != f32::NEG_INFINITY);
-    Stats {
-        norm: finite().map(|v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt() as f32,
-        min: finite().fold(f32::INFINITY, f32::min),
-        max: finite().fold(f32::NEG_INFINITY, f32::max),
+impl Stats {
+    /// In one pass, over what is not masked: -inf is part of no range. The `n` strongest are those of the largest magnitude,
+    /// or without `magnitude` the largest.
+    fn of(values: &ArrayViewD<'_, f32>, n: usize, magnitude: bool) -> Stats {
+        let (mut squares, mut min, mut max) = (0.0f64, f32::INFINITY, f32::NEG_INFINITY);
+        let size = |v: f32| if magnitude { v.abs() } else { v };
+        let mut strongest: Vec<(usize, f32)> = Vec::with_capacity(n + 1);
+        let mut least = f32::NEG_INFINITY;
+        for (place, &v) in values.iter().enumerate() {
+            if v == f32::NEG_INFINITY {
+                continue;
+            }
+            squares += f64::from(v) * f64::from(v);
+            (min, max) = (min.min(v), max.max(v));
+            if n > 0 && v.is_finite() && (strongest.len() < n || size(v) > least) {
+                strongest.insert(strongest.partition_point(|(_, other)| size(*other) >= size(v)), (place, v));
+                strongest.truncate(n);
+                least = strongest.last().map_or(least, |(_, v)| size(*v));
+            }
+        }
+        Stats { norm: squares.sqrt() as f32, min, max, strongest }
     }
-}
-
-/// The three values furthest from zero, by index: `[42]`, `[head, key]`.
-fn strongest(site: Site, values: &ArrayViewD<'_, f32>) -> Vec<String> {
-    let mut indexed: Vec<(Vec<usize>, f32)> = values
-        .indexed_iter()
-        .filter(|(_, v)| v.is_finite())
-        .map(|(i, v)| (ndarray::Dimension::slice(&i).to_vec(), *v))
-        .collect();
-    indexed.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()));
-    let name = |index: &[usize]| match (site.is_square(), index) {
-        (true, [head, key]) => format!("head {head} -> {key}:"),
-        (_, [head, dim]) => format!("head {head} [{dim}]"),
-        (_, [dim]) => format!("[{dim}]"),
-        _ => String::new(),
-    };
-    indexed.iter().take(3).map(|(index, v)| format!("{} {v:+.3}", name(index))).collect()
 }
 
 fn shown(shape: &[usize]) -> String {
     format!("[{}]", shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::ArrayD;
+
+    #[test]
+    fn one_pass() {
+        let values =
+            ArrayD::from_shape_vec(vec![7], vec![1.0, -5.0, 3.0, f32::NEG_INFINITY, 5.0, f32::NAN, 4.0]).unwrap();
+        let by_size = Stats::of(&values.view(), 3, true);
+        assert_eq!(by_size.strongest, [(1, -5.0), (4, 5.0), (6, 4.0)]);
+        assert_eq!((by_size.min, by_size.max), (-5.0, 5.0));
+        assert_eq!(Stats::of(&values.view(), 3, false).strongest, [(4, 5.0), (6, 4.0), (2, 3.0)]);
+        assert!(by_size.norm.is_nan());
+    }
 }

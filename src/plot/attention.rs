@@ -4,7 +4,9 @@
 use super::colour::{Rgb, Scale};
 use super::scene::{Anchor, BAR_ROOM, Scene, TEXT};
 use super::terminal::{self, Terminal};
-use super::{BLACK, HEADING, Heading, Picture, draw_heading, every, font, label, print_heading, shared, strongest};
+use super::{
+    BLACK, HEADING, Heading, Picture, Shows, draw_heading, every, font, label, print_heading, shared, strongest,
+};
 use ndarray::{Array2, Axis};
 use std::io::Write;
 
@@ -63,14 +65,14 @@ fn colour(value: f32, scale: &Scale) -> Rgb {
 }
 
 impl Picture for Attention {
-    fn scene(&self) -> Scene {
+    fn scene(&self, shows: Shows) -> Scene {
         let tokens = &self.heading.text;
         let (cell, n_cells) = self.cells();
         let side = cell * n_cells as f32;
         let across = self.per_layer();
         let down = self.heads.len() / across;
         let alone = self.heads.len() == 1;
-        let labels: Vec<String> = tokens.iter().enumerate().map(|(i, token)| label(i, token)).collect();
+        let labels: Vec<String> = tokens.iter().enumerate().map(|(i, token)| label(i, token, shows)).collect();
         let step = side / tokens.len() as f32;
         let every = every(12.0, step);
         let shown = labels.iter().step_by(every);
@@ -86,7 +88,7 @@ impl Picture for Attention {
         let cells = self.heads.len() * n_cells * n_cells;
         let mut scene = Scene::new(width, height, cells, &self.heading.title());
         let n = tokens.len();
-        draw_heading(&mut scene, &self.heading, &shared((n, n), (n_cells, n_cells)), width);
+        draw_heading(&mut scene, &self.heading, &shared((n, n), (n_cells, n_cells)), width, shows);
         for (i, head) in self.heads.iter().enumerate() {
             let (row, col) = (i / across, i % across);
             let (x, y) = (left + col as f32 * (side + GAP), top + row as f32 * (side + GAP));

@@ -1,28 +1,31 @@
-//! The fonts of pictures, which are inside the binary so that a picture looks the same everywhere: which characters they
-//! have, how wide a text is, and the fonts in the form that the rasteriser and the browsers want. What they lack is written
-//! as an escape (`\u{4f60}`), never as an empty box. They have every visible character that is whole within a token of
-//! GPT-2's vocabulary. `tools/fonts` is their recipe; their licences lie beside them in `fonts/`.
+//! The fonts of pictures: which characters can be drawn, how wide a text is, and the fonts in the form that the rasteriser
+//! and the browsers want.
+//!
+//! Four fonts are inside the binary, so that a picture looks the same everywhere. They have every visible character that is
+//! whole within a token of GPT-2's vocabulary. What they lack (most of Chinese, Japanese and Korean, most emoji) is left to
+//! the fonts of the system: of the viewer's in an SVG, which holds the character itself; of this machine's in a PNG, where
+//! a character that no font has is written as an escape (`\u{4f60}`), never as an empty box. `tools/fonts` is the recipe
+//! of the embedded fonts; their licences lie beside them in `fonts/`.
 
-use resvg::usvg::fontdb::Database;
+use flate2::read::ZlibDecoder;
+use resvg::usvg::FontResolver;
+use resvg::usvg::fontdb::{Database, FaceInfo, ID, Source, Style};
 use skrifa::charmap::Charmap;
 use skrifa::{FontRef, MetadataProvider};
-use std::sync::{Arc, LazyLock};
+use std::collections::HashMap;
+use std::io::Read;
+use std::sync::{Arc, LazyLock, Mutex};
 use unicode_width::UnicodeWidthStr;
 
-/// One font twice: as the rasteriser reads it, and packed for SVG files.
+/// One embedded font: WOFF 1, TrueType tables of which each is deflated, as SVG files carry it.
 pub(super) struct Font {
     pub family: &'static str,
-    ttf: &'static [u8],
-    pub woff2: &'static [u8],
+    pub woff: &'static [u8],
 }
 
 macro_rules! font {
     ($family:literal, $file:literal) => {
-        Font {
-            family: $family,
-            ttf: include_bytes!(concat!("fonts/", $file, ".ttf")),
-            woff2: include_bytes!(concat!("fonts/", $file, ".woff2")),
-        }
+        Font { family: $family, woff: include_bytes!(concat!("fonts/", $file, ".woff")) }
     };
 }
 
@@ -34,28 +37,129 @@ pub(super) static FONTS: [Font; 4] = [
     font!("Noto Sans JP", "NotoSansJP"),
 ];
 
+/// [`FONTS`] as the rasteriser reads them.
+static TRUE_TYPE: LazyLock<[Vec<u8>; FONTS.len()]> =
+    LazyLock::new(|| FONTS.each_ref().map(|font| true_type(font.woff).expect("the binary's own fonts are whole")));
+
 static CHARMAPS: LazyLock<Vec<Charmap<'static>>> = LazyLock::new(|| {
-    FONTS.iter().map(|font| FontRef::new(font.ttf).expect("the binary's own fonts are whole").charmap()).collect()
+    let charmap = |font: &'static Vec<u8>| FontRef::new(font).expect("the binary's own fonts are whole").charmap();
+    TRUE_TYPE.iter().map(charmap).collect()
 });
 
-/// The first font that has a character.
+/// A WOFF 1 file (W3C Recommendation, 2012) as the TrueType file that it was made of; `None` if it is none.
+fn true_type(woff: &[u8]) -> Option<Vec<u8>> {
+    let u16_at = |at: usize| Some(u16::from_be_bytes(woff.get(at..at + 2)?.try_into().ok()?));
+    let u32_at = |at: usize| Some(u32::from_be_bytes(woff.get(at..at + 4)?.try_into().ok()?));
+    if woff.get(..4)? != b"wOFF" {
+        return None;
+    }
+    let n_tables = u16_at(12)?;
+    // What a binary search over the table directory begins with.
+    let entry_selector = n_tables.checked_ilog2()? as u16;
+    let search_range = 16u16.checked_shl(entry_selector.into())?;
+    let mut font = woff.get(4..8)?.to_vec();
+    for number in [n_tables, search_range, entry_selector, (n_tables * 16).checked_sub(search_range)?] {
+        font.extend(number.to_be_bytes());
+    }
+    let mut tables = Vec::new();
+    let first_table = font.len() + 16 * usize::from(n_tables);
+    for entry in (0..usize::from(n_tables)).map(|i| 44 + 20 * i) {
+        let [offset, packed, length] = [4, 8, 12].map(|field| u32_at(entry + field).map(|n| n as usize));
+        let (offset, packed, length) = (offset?, packed?, length?);
+        // Tag and checksum, then where the table is and how long.
+        font.extend(woff.get(entry..entry + 4)?);
+        font.extend(woff.get(entry + 16..entry + 20)?);
+        font.extend(u32::try_from(first_table + tables.len()).ok()?.to_be_bytes());
+        font.extend(u32::try_from(length).ok()?.to_be_bytes());
+        let stored = woff.get(offset..offset.checked_add(packed)?)?;
+        let begin = tables.len();
+        match packed == length {
+            true => tables.extend(stored),
+            false => _ = ZlibDecoder::new(stored).read_to_end(&mut tables).ok()?,
+        }
+        if tables.len() - begin != length {
+            return None;
+        }
+        tables.resize(tables.len().next_multiple_of(4), 0);
+    }
+    font.extend(tables);
+    Some(font)
+}
+
+/// The first embedded font that has a character.
 pub(super) fn font_of(c: char) -> Option<usize> {
     CHARMAPS.iter().position(|charmap| charmap.map(c).is_some())
 }
 
-/// True for characters that pictures can show.
-pub fn has(c: char) -> bool {
-    font_of(c).is_some()
+/// Says which characters a picture shows as they are; others are escaped.
+pub type Shows = fn(char) -> bool;
+
+/// What an SVG shows: everything, since viewers have fonts of their own for what ours lack.
+pub fn in_svg(_: char) -> bool {
+    true
 }
 
-/// The fonts for the rasteriser.
-pub(super) fn database() -> Arc<Database> {
-    static DATABASE: LazyLock<Arc<Database>> = LazyLock::new(|| {
-        let mut all = Database::new();
-        FONTS.iter().for_each(|font| all.load_font_data(font.ttf.to_vec()));
-        Arc::new(all)
-    });
-    DATABASE.clone()
+/// What a PNG shows: what the embedded fonts have, or a font of this machine.
+pub fn in_png(c: char) -> bool {
+    font_of(c).is_some() || face_of_system(c).is_some()
+}
+
+/// The embedded fonts, for the rasteriser.
+static OWN: LazyLock<Arc<Database>> = LazyLock::new(|| {
+    let mut own = Database::new();
+    for font in TRUE_TYPE.iter() {
+        own.load_font_source(Source::Binary(Arc::new(font.as_slice())));
+    }
+    Arc::new(own)
+});
+
+/// The embedded fonts, and behind them this machine's. Reading the names of all its fonts takes a while, so only a character
+/// that needs them does.
+static ALL: LazyLock<Arc<Database>> = LazyLock::new(|| {
+    let mut all = Database::clone(&OWN);
+    all.load_system_fonts();
+    Arc::new(all)
+});
+
+/// This machine's fonts, those of regular weight and style first.
+static OF_SYSTEM: LazyLock<Vec<ID>> = LazyLock::new(|| {
+    let mut faces: Vec<&FaceInfo> = ALL.faces().skip(FONTS.len()).collect();
+    faces.sort_by_key(|face| (face.style != Style::Normal, face.weight.0.abs_diff(400)));
+    faces.into_iter().map(|face| face.id).collect()
+});
+
+/// The first font of this machine that can draw a character that the embedded fonts lack.
+fn face_of_system(c: char) -> Option<ID> {
+    static FOUND: LazyLock<Mutex<HashMap<char, Option<ID>>>> = LazyLock::new(Mutex::default);
+    // A bitmap font maps characters too, but the rasteriser has only outlines.
+    let draws = |data: &[u8], index: u32| {
+        let Ok(font) = FontRef::from_index(data, index) else { return false };
+        font.charmap()
+            .map(c)
+            .is_some_and(|glyph| font.outline_glyphs().get(glyph).is_some() || font.color_glyphs().get(glyph).is_some())
+    };
+    let find = || OF_SYSTEM.iter().copied().find(|id| ALL.with_face_data(*id, draws).unwrap_or(false));
+    *FOUND.lock().ok()?.entry(c).or_insert_with(find)
+}
+
+/// The fonts for the rasteriser: the embedded ones and, where a text needs more, this machine's.
+pub(super) fn database(of_system: bool) -> Arc<Database> {
+    if of_system { ALL.clone() } else { OWN.clone() }
+}
+
+/// How the rasteriser chooses among them: the first embedded font, and for what it lacks the first that has it.
+pub(super) fn resolver() -> FontResolver<'static> {
+    let own = |font: usize| OWN.faces().nth(font).map(|face| face.id);
+    FontResolver {
+        select_font: Box::new(move |_, _| own(0)),
+        select_fallback: Box::new(move |c, used, fonts| {
+            let face = font_of(c).and_then(own).or_else(|| {
+                // Only asked where they were needed before, see `in_png`.
+                if fonts.len() > FONTS.len() { face_of_system(c) } else { None }
+            })?;
+            Some(face).filter(|face| !used.contains(face))
+        }),
+    }
 }
 
 /// Width of one column of text, in units of the font's size.
@@ -94,12 +198,33 @@ mod tests {
     #[test]
     fn every_character_of_the_vocabulary_and_what_is_lacked() {
         for c in "aé␣…→·ßЖλشא🙂ゼ龍喚ー」ⓘㅋ".chars() {
-            assert!(has(c), "{c}");
+            assert!(font_of(c).is_some(), "{c}");
         }
-        assert!(!has('你') && !has('한') && !has('🦀'));
+        assert!(['你', '한', '🦀'].into_iter().all(|c| font_of(c).is_none() && in_svg(c)));
+        // A code point that no standard will ever give a meaning to.
+        assert!(!in_png('\u{10ffff}'));
         assert_eq!(
             (cut("a token", 7), cut("a token", 6), cut("ゼウスx", 4)),
             ("a token".into(), "a tok…".into(), "ゼ…".into())
         );
+    }
+
+    /// Every table with its checksum, the sum of its words. Seen to fail with each table one byte further.
+    #[test]
+    fn the_tables_are_those_that_were_packed() {
+        for font in TRUE_TYPE.iter() {
+            let word = |at: usize| u32::from_be_bytes(font[at..at + 4].try_into().unwrap());
+            let n_tables = usize::from(u16::from_be_bytes([font[4], font[5]]));
+            assert!(n_tables > 8);
+            for entry in (0..n_tables).map(|i| 12 + 16 * i) {
+                let (at, length) = (word(entry + 8) as usize, word(entry + 12) as usize);
+                let sum = (at..at + length).step_by(4).fold(0u32, |sum, at| sum.wrapping_add(word(at)));
+                // The table `head` holds the whole file's checksum, which counts as 0.
+                let is_head = &font[entry..entry + 4] == b"head";
+                let sum = if is_head { sum.wrapping_sub(word(at + 8)) } else { sum };
+                assert_eq!(sum, word(entry + 4), "{}", String::from_utf8_lossy(&font[entry..entry + 4]));
+            }
+        }
+        assert_eq!(true_type(b"wOF2 is another format"), None);
     }
 }

@@ -4,7 +4,10 @@
 use super::colour::{Rgb, Scale};
 use super::scene::{Anchor, BAR_ROOM, Scene, TEXT};
 use super::terminal::{self, Terminal};
-use super::{BLACK, HEADING, Heading, Picture, draw_heading, every, font, label, print_heading, shared, strongest};
+use super::{
+    BLACK, HEADING, Heading, Picture, Shows, draw_heading, every, font, label, print_heading, shared, strongest,
+};
+use crate::analysis::top::largest;
 use crate::model::tokenizer::Token;
 use ndarray::{Array2, ArrayView2, Axis};
 use std::io::Write;
@@ -17,6 +20,8 @@ pub enum Dims {
     All,
     /// So many, evenly spaced from the first to the last.
     Sampled(usize),
+    /// Those of a list, in its order.
+    List(Vec<usize>),
     /// `a..b` without `b`; either end may be left out.
     Span(Option<usize>, Option<usize>),
     /// So many of the largest magnitudes over all shown tokens and panels, strongest first.
@@ -27,7 +32,7 @@ impl FromStr for Dims {
     type Err = String;
 
     fn from_str(written: &str) -> Result<Dims, String> {
-        let wrong = || format!("{written:?} is none of: all, a number, a..b, top:N");
+        let wrong = || format!("{written:?} is none of: all, a number of them, a list such as 5,6,7, a..b, top:N");
         let count = |text: &str| text.parse().ok().filter(|n| *n > 0).ok_or_else(wrong);
         if written == "all" {
             return Ok(Dims::All);
@@ -38,6 +43,10 @@ impl FromStr for Dims {
         if let Some((from, to)) = written.split_once("..") {
             let end = |text: &str| if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(|_| wrong()) };
             return Ok(Dims::Span(end(from)?, end(to)?));
+        }
+        if written.contains(',') {
+            let dims = written.split(',').map(|dim| dim.trim().parse().map_err(|_| wrong()));
+            return dims.collect::<Result<_, _>>().map(Dims::List);
         }
         count(written).map(Dims::Sampled)
     }
@@ -58,6 +67,10 @@ impl Dims {
                 let step = (n - 1) as f64 / (count - 1) as f64;
                 Ok((0..*count).map(|i| if i + 1 == *count { n - 1 } else { (i as f64 * step) as usize }).collect())
             }
+            Dims::List(dims) => match dims.iter().find(|dim| **dim >= n) {
+                Some(dim) => Err(format!("dimension {dim} does not exist; there are 0..{n}")),
+                None => Ok(dims.clone()),
+            },
             Dims::Span(from, to) => {
                 let (from, to) = (from.unwrap_or(0), to.unwrap_or(n));
                 match from < to && to <= n {
@@ -72,10 +85,8 @@ impl Dims {
                         .map(f32::abs)
                         .fold(0.0, |a: f32, b: f32| if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) })
                 };
-                let mut sized: Vec<(f32, usize)> = (0..n).map(|dim| (size(dim), dim)).collect();
-                // A stable sort: of two alike, the first comes first.
-                sized.sort_by(|a, b| b.0.total_cmp(&a.0));
-                Ok(sized.into_iter().take(*count).map(|(_, dim)| dim).collect())
+                let sizes: Vec<f32> = (0..n).map(size).collect();
+                Ok(largest(n, *count, |dim| sizes[dim]).into_iter().map(|dim| dim as usize).collect())
             }
         }
     }
@@ -85,7 +96,7 @@ impl Dims {
         match self {
             _ if shown == of => format!("all {of}"),
             Dims::Sampled(_) | Dims::All => format!("{shown} of {of}, evenly spaced"),
-            Dims::Span(..) => format!("{shown} of {of}"),
+            Dims::Span(..) | Dims::List(_) => format!("{shown} of {of}"),
             Dims::Top(_) => format!("the {shown} strongest of {of}, strongest first"),
         }
     }
@@ -164,19 +175,26 @@ const ABOVE: f32 = 20.0;
 const WIDEST: f32 = 1500.0;
 
 impl Heatmap {
-    fn labels(&self) -> Vec<String> {
-        self.rows.iter().map(|(position, token)| label(*position, token)).collect()
+    fn labels(&self, shows: Shows) -> Vec<String> {
+        self.rows.iter().map(|(position, token)| label(*position, token, shows)).collect()
     }
 
-    /// Labels beside and below a panel whose cells begin at (x, y).
-    fn draw_axes(&self, scene: &mut Scene, panel: &Panel, layout: &Layout, (x, y): (f32, f32), with_tokens: bool) {
+    /// Labels beside (where there are any) and below a panel whose cells begin at (x, y).
+    fn draw_axes(
+        &self,
+        scene: &mut Scene,
+        panel: &Panel,
+        layout: &Layout,
+        (x, y): (f32, f32),
+        labels: Option<&[String]>,
+    ) {
         let per_row = layout.height() / self.rows.len() as f32;
         let step = every(12.0, per_row);
-        for (i, label) in self.labels().iter().enumerate().step_by(step) {
+        for i in (0..self.rows.len()).step_by(step) {
             let at = y + (i as f32 + 0.5) * per_row;
             scene.line((x - 3.0, at), (x, at));
-            if with_tokens {
-                scene.text(x - 6.0, at + 4.0, TEXT, Anchor::End, BLACK, label);
+            if let Some(labels) = labels {
+                scene.text(x - 6.0, at + 4.0, TEXT, Anchor::End, BLACK, &labels[i]);
             }
         }
         let per_col = layout.width() / panel.dims.len() as f32;
@@ -203,13 +221,14 @@ impl Heatmap {
 }
 
 impl Picture for Heatmap {
-    fn scene(&self) -> Scene {
+    fn scene(&self, shows: Shows) -> Scene {
         let alone = self.panels.len() == 1;
         let layouts: Vec<Layout> = self.panels.iter().map(|panel| Layout::of(panel, alone)).collect();
         // Of the labels that are shown, which depends on the panels' height only.
         let every = every(12.0, layouts[0].height() / self.rows.len() as f32);
-        let shown = self.labels().into_iter().step_by(every);
-        let label_room = shown.map(|label| font::width(&label, TEXT)).fold(40.0, f32::max).ceil() + 34.0;
+        let labels = self.labels(shows);
+        let shown = labels.iter().step_by(every);
+        let label_room = shown.map(|label| font::width(label, TEXT)).fold(40.0, f32::max).ceil() + 34.0;
         let bar_room = if self.per_layer { BAR_ROOM } else { 0.0 };
         let rooms = layouts.iter().zip(&self.panels).map(|(layout, panel)| layout.room(panel, alone));
         let widest = rooms.fold(0.0, f32::max) + bar_room + if alone { 0.0 } else { 24.0 };
@@ -225,7 +244,7 @@ impl Picture for Heatmap {
         let cells = layouts.iter().map(|layout| layout.values.len()).sum();
         let mut scene = Scene::new(width, height, cells, &self.heading.title());
         let sharing = layouts.iter().zip(&self.panels).map(|(l, panel)| shared(panel.values.dim(), l.values.dim()));
-        draw_heading(&mut scene, &self.heading, &sharing.max().unwrap_or_default(), width);
+        draw_heading(&mut scene, &self.heading, &sharing.max().unwrap_or_default(), width, shows);
         for (i, (panel, layout)) in self.panels.iter().zip(&layouts).enumerate() {
             let x = label_room + (i % across) as f32 * widest;
             let y = HEADING + ABOVE + (i / across) as f32 * highest_with_room;
@@ -238,11 +257,15 @@ impl Picture for Heatmap {
                 true => String::new(),
                 false => {
                     let value = panel.values[[row, col]];
-                    format!("{}, dimension {}: {value}", label(self.rows[row].0, &self.rows[row].1), panel.dims[col])
+                    format!(
+                        "{}, dimension {}: {value}",
+                        label(self.rows[row].0, &self.rows[row].1, shows),
+                        panel.dims[col]
+                    )
                 }
             });
             scene.frame(x, y, layout.width(), layout.height(), 0.8);
-            self.draw_axes(&mut scene, panel, layout, (x, y), i % across == 0);
+            self.draw_axes(&mut scene, panel, layout, (x, y), (i % across == 0).then_some(&labels));
             if self.per_layer {
                 scene.colour_bar((x + layout.width() + 12.0, y), bar_height(layout.height()), &panel.scale, VALUE);
             }

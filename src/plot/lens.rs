@@ -5,7 +5,7 @@
 use super::colour::{Rgb, Scale};
 use super::scene::{Anchor, BAR_ROOM, Scene, TEXT};
 use super::terminal::{self, Colours, Terminal};
-use super::{BLACK, HEADING, Heading, Picture, draw_heading, font, print_heading};
+use super::{BLACK, HEADING, Heading, Picture, Shows, draw_heading, font, print_heading};
 use crate::model::tokenizer::Token;
 use ndarray::Array2;
 use std::io::Write;
@@ -46,7 +46,7 @@ impl LensTable {
 }
 
 impl Picture for LensTable {
-    fn scene(&self) -> Scene {
+    fn scene(&self, shows: Shows) -> Scene {
         let tokens = &self.heading.text;
         let scale = Scale::share();
         let n_rows = self.rows.len();
@@ -58,8 +58,8 @@ impl Picture for LensTable {
         let width = (left + across + 24.0 + BAR_ROOM).max(420.0);
         let height = HEADING + (self.bands(BAND).count() as f32 * band_height).max(220.0);
         let mut scene = Scene::new(width, height, n_rows * tokens.len(), &self.heading.title());
-        draw_heading(&mut scene, &self.heading, "", width);
-        let mark = |token: &Token| font::fit(&token.mark(font::has), TEXT, CELL.0 - 6.0);
+        draw_heading(&mut scene, &self.heading, "", width, shows);
+        let mark = |token: &Token| font::fit(&token.mark(shows), TEXT, CELL.0 - 6.0);
         for (n, band) in self.bands(BAND).enumerate() {
             let top = HEADING + n as f32 * band_height;
             let y_of = |row: usize| top + (row + 1) as f32 * CELL.1;
@@ -80,7 +80,7 @@ impl Picture for LensTable {
                 Array2::from_shape_fn((n_rows, band.len()), |(row, column)| scale.colour(at(row, column).probability));
             scene.grid((left, y_of(0)), CELL, &colours, |row, column| {
                 let Cell { token, probability, .. } = at(row, column);
-                format!("{}, position {}: {} {probability}", layers[row].0, band.start + column, token.mark(font::has))
+                format!("{}, position {}: {} {probability}", layers[row].0, band.start + column, token.mark(shows))
             });
             for (row, (name, _)) in layers.iter().enumerate() {
                 scene.text(left - 8.0, y_of(row) + 15.0, TEXT, Anchor::End, BLACK, name);

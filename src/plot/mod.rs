@@ -13,6 +13,7 @@ pub mod terminal;
 use crate::model::tokenizer::{self, Token};
 use crate::output::{OutputError, Place, extension};
 use colour::Rgb;
+use font::Shows;
 use ndarray::{Array2, ArrayView2};
 use scene::{Anchor, Scene};
 use std::io::Write;
@@ -21,8 +22,8 @@ use terminal::Terminal;
 
 /// Anything that can be looked at.
 pub trait Picture {
-    /// Draws it.
-    fn scene(&self) -> Scene;
+    /// Draws it; characters that `shows` says no to are escaped.
+    fn scene(&self, shows: Shows) -> Scene;
 
     /// Prints it.
     ///
@@ -84,8 +85,8 @@ impl File {
     /// # Errors
     /// [`OutputError::Write`]; then nothing is left behind.
     pub fn write(self, picture: &dyn Picture) -> Result<u64, OutputError> {
-        let scene = picture.scene();
         let is_svg = self.is_svg;
+        let scene = picture.scene(if is_svg { font::in_svg } else { font::in_png });
         self.place.fill(|part| {
             let bytes = if is_svg { scene.svg().map(String::into_bytes) } else { scene.png() };
             std::fs::write(part, bytes.map_err(std::io::Error::other)?)
@@ -131,8 +132,8 @@ fn every(room: f32, step: f32) -> usize {
 }
 
 /// A token's label in a picture: its position, and itself as far as there is room for so many characters.
-fn label(position: usize, token: &Token) -> String {
-    format!("{position} {}", font::cut(&token.mark(font::has), LONGEST_LABEL))
+fn label(position: usize, token: &Token, shows: Shows) -> String {
+    format!("{position} {}", font::cut(&token.mark(shows), LONGEST_LABEL))
 }
 
 /// Characters of a token that a label shows.
@@ -153,10 +154,10 @@ fn shared(values: (usize, usize), cells: (usize, usize)) -> String {
 }
 
 /// Writes the heading into a scene of this width, with a note behind what is shown.
-fn draw_heading(scene: &mut Scene, heading: &Heading, note: &str, width: f32) {
-    let text = format!("\"{}\"", font::fit(&Token::label_of(&heading.text, font::has), 15.0, width - 50.0));
+fn draw_heading(scene: &mut Scene, heading: &Heading, note: &str, width: f32, shows: Shows) {
+    let text = format!("\"{}\"", font::fit(&Token::label_of(&heading.text, shows), 15.0, width - 50.0));
     scene.text(16.0, 24.0, 15.0, Anchor::Start, BLACK, &text);
-    let what = heading.what(font::has) + note;
+    let what = heading.what(shows) + note;
     scene.text(16.0, 42.0, scene::TEXT, Anchor::Start, BLACK, &font::fit(&what, scene::TEXT, width - 32.0));
 }
 

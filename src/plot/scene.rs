@@ -2,7 +2,8 @@
 //! activations. Drawing is left to resvg.
 //!
 //! Text in an SVG stays text, so that it can be selected, searched and edited. The fonts that it needs go along inside the
-//! file; viewers that ignore such fonts fall back to a monospaced one of the same width. A grid of few cells is rectangles
+//! file; viewers that ignore such fonts fall back to a monospaced one of the same width. Characters that our fonts lack are left
+//! to the viewer's. A grid of few cells is rectangles
 //! which tell their value when pointed at; a large one is an embedded image, which nearly every viewer shows far faster.
 
 use super::colour::{Rgb, Scale, number};
@@ -48,6 +49,8 @@ pub struct Scene {
     over: String,
     /// Which of [`FONTS`] the texts need.
     fonts: [bool; FONTS.len()],
+    /// Whether a text has characters that none of [`FONTS`] has.
+    needs_more: bool,
     title: String,
 }
 
@@ -66,6 +69,7 @@ impl Scene {
             rectangles_left,
             over: String::new(),
             fonts: [false; FONTS.len()],
+            needs_more: false,
             title: title.into(),
         }
     }
@@ -81,8 +85,11 @@ impl Scene {
     }
 
     fn put(&mut self, place: &str, size: f32, anchor: Anchor, colour: Rgb, text: &str) {
-        for font in text.chars().filter_map(font::font_of) {
-            self.fonts[font] = true;
+        for font in text.chars().map(font::font_of) {
+            match font {
+                Some(font) => self.fonts[font] = true,
+                None => self.needs_more = true,
+            }
         }
         let anchor = match anchor {
             Anchor::Start => "",
@@ -178,9 +185,9 @@ impl Scene {
     pub fn svg(&self) -> Result<String, String> {
         let mut fonts = String::new();
         for (font, _) in FONTS.iter().zip(self.fonts).filter(|(_, used)| *used) {
-            let data = BASE64_STANDARD.encode(font.woff2);
+            let data = BASE64_STANDARD.encode(font.woff);
             let family = font.family;
-            let _ = writeln!(fonts, "@font-face{{font-family:'{family}';src:url(data:font/woff2;base64,{data})}}");
+            let _ = writeln!(fonts, "@font-face{{font-family:'{family}';src:url(data:font/woff;base64,{data})}}");
         }
         let mut images = String::new();
         for Image { x, y, cell, cells } in &self.images {
@@ -212,7 +219,8 @@ impl Scene {
             pixels.draw_pixmap(0, 0, cells.as_ref(), &paint, place, None);
         }
         let mut options = usvg::Options { font_family: FONTS[0].family.into(), ..usvg::Options::default() };
-        options.fontdb = font::database();
+        options.fontdb = font::database(self.needs_more);
+        options.font_resolver = font::resolver();
         let tree = usvg::Tree::from_str(&self.document(""), &options).map_err(|e| e.to_string())?;
         resvg::render(&tree, Transform::from_scale(sharpness, sharpness), &mut pixels.as_mut());
         pixels.encode_png().map_err(|e| e.to_string())
@@ -224,7 +232,7 @@ impl Scene {
         let families: Vec<String> = FONTS.iter().map(|font| format!("'{}'", font.family)).collect();
         format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" \
-             role=\"img\" xml:space=\"preserve\" font-family=\"{},Menlo,Consolas,monospace\" font-size=\"{TEXT}\">\n\
+             role=\"img\" xml:space=\"preserve\" font-family=\"{},{OTHER_FAMILIES}\" font-size=\"{TEXT}\">\n\
              <title>{}</title>\n{first}<g shape-rendering=\"crispEdges\">\n{}</g>\n{}</svg>\n",
             families.join(","),
             escaped(&self.title),
@@ -233,6 +241,12 @@ impl Scene {
         )
     }
 }
+
+/// Fonts of systems that an SVG names behind ours: monospaced ones of the same width, then those for Chinese, Japanese, Korean
+/// and emoji.
+const OTHER_FAMILIES: &str = "Menlo,Consolas,'Noto Sans CJK SC','Noto Sans SC','PingFang SC','Microsoft YaHei','Hiragino Sans',\
+                              'Yu Gothic','Apple SD Gothic Neo','Malgun Gothic','Noto Color Emoji','Apple Color Emoji',\
+                              'Segoe UI Emoji',monospace";
 
 /// Width of a colour bar's colours.
 const BAR_WIDTH: f32 = 14.0;

@@ -6,15 +6,17 @@ use super::Page;
 use super::pack::{self, BLOCK, Coarse, Rows, strongest};
 use crate::analysis::lens::{self, LensRow};
 use crate::hooks::capture::Capture;
+use crate::hooks::non_number::NonNumber;
 use crate::hooks::request::Select;
 use crate::hooks::site::Site;
 use crate::model::batch::Batch;
 use crate::model::config::Config;
-use crate::session::{Error, Model, Session};
+use crate::session::{Error, Model, Progress, Session};
 use ndarray::{Array, Array2, Array3, ArrayView1, Axis, Dimension, s};
 use serde_json::{Value, json};
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 /// Pages are kept below this many bytes: browsers open that at once and it can still be mailed.
 pub const LARGEST: usize = 20_000_000;
@@ -103,7 +105,7 @@ pub async fn gather(
     session: &Session,
     batch: &Batch,
     largest: usize,
-    progress: Option<&dyn Fn(usize, usize)>,
+    progress: Option<Progress<'_>>,
 ) -> Result<Page, Error> {
     let config = session.model().config();
     let n_pos = batch.n_pos();
@@ -116,7 +118,9 @@ pub async fn gather(
     let of_lens = 2 * config.n_layer + 1;
     let steps = of_lens + groups.iter().map(|group| blocks_of(group)).sum::<usize>();
     let before = Cell::new(0);
-    let told = |done: usize, _of: usize| progress.iter().for_each(|tell| tell(before.get() + done, steps));
+    let told = |done: usize, _of: usize| {
+        progress.map_or(ControlFlow::Continue(()), |progress| progress(before.get() + done, steps))
+    };
 
     let mut hooks = session.model().hooks();
     for site in (0..config.n_layer).map(Site::ResidMid).chain([Site::LnFinalOut]) {
@@ -124,6 +128,7 @@ pub async fn gather(
     }
     let (readings, mut capture) = session.lens_async(batch, &hooks, LIKELIEST, Some(&told)).await?;
     before.set(of_lens);
+    let mut non_number = NonNumber::find_in(&capture);
     let mids: Vec<Array2<f32>> = (0..config.n_layer).map(|layer| taken(&mut capture, Site::ResidMid(layer))).collect();
     let stages: Vec<Array2<f32>> = streams(config).map(|site| taken(&mut capture, site)).collect();
     let stream = Stream::choose(config, n_pos, room);
@@ -141,6 +146,11 @@ pub async fn gather(
         }
         let mut capture = session.run_async(batch, &hooks, Some(&told)).await?;
         before.set(before.get() + blocks_of(group));
+        let found = NonNumber::find_in(&capture);
+        let is_first = |found: &NonNumber| non_number.as_ref().is_none_or(|first| found.site < first.site);
+        if found.as_ref().is_some_and(is_first) {
+            non_number = found;
+        }
         for &layer in group {
             let posts: Array2<f32> = taken(&mut capture, Site::MlpPost(layer));
             posts.rows().into_iter().for_each(|row| neurons.push(&strongest(&row.to_vec(), NEURONS)));
@@ -155,7 +165,7 @@ pub async fn gather(
         "stream": stream.describe(), "attention": described, "neurons": NEURONS.min(config.n_inner),
         "lens": LIKELIEST.min(config.vocab_size),
     });
-    Ok(Page { kept, parts })
+    Ok(Page { kept, non_number, parts })
 }
 
 /// The values of the one text at a site.

@@ -7,6 +7,7 @@ mod pack;
 
 pub use gather::{LARGEST, gather};
 
+use crate::hooks::non_number::NonNumber;
 use crate::model::tokenizer::Token;
 use crate::output::{HOOK_DEFINITIONS, Provenance};
 use crate::session::Model;
@@ -28,6 +29,8 @@ const JS: &str = concat!(
 pub struct Page {
     /// What was kept of it and how, as the page is told.
     pub kept: Value,
+    /// The first value of the run that is no number.
+    pub non_number: Option<NonNumber>,
     /// Named parts, deflated.
     parts: Vec<(String, Vec<u8>)>,
 }

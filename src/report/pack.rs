@@ -1,6 +1,7 @@
 //! Numbers as the page reads them: rows of f16, coarser rows, whole numbers; each part deflated, then base64. Owns the byte
 //! layouts; `page/data.js` reads them back. Knows nothing of models.
 
+use crate::analysis::top::largest;
 use base64::Engine;
 use flate2::{Compression, write::DeflateEncoder};
 use half::f16;
@@ -101,14 +102,8 @@ pub fn whole(numbers: &[u32]) -> Vec<u8> {
 /// The `n` numbers furthest from zero (all, where there are fewer) with their places, strongest first; of equals the first;
 /// NaN counts as strongest, so that it is seen.
 pub fn strongest(row: &[f32], n: usize) -> Vec<(u32, f32)> {
-    let stronger = |a: &(u32, f32), b: &(u32, f32)| b.1.abs().total_cmp(&a.1.abs()).then(a.0.cmp(&b.0));
-    let mut kept: Vec<(u32, f32)> = (0u32..).zip(row.iter().copied()).collect();
-    if n < kept.len() {
-        kept.select_nth_unstable_by(n, stronger);
-        kept.truncate(n);
-    }
-    kept.sort_unstable_by(stronger);
-    kept
+    let places = largest(row.len(), n, |i| row[i].abs());
+    places.into_iter().map(|place| (place, row[place as usize])).collect()
 }
 
 /// Deflated (RFC 1951, as `DecompressionStream("deflate-raw")` reads it).

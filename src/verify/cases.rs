@@ -3,8 +3,7 @@
 
 use super::measure::{self, Off};
 use crate::device::reference::Reference;
-use crate::device::{Blob, Device, DeviceError, Dtype, Edit, Op, StoredWeight, Window};
-use std::ops::Range;
+use crate::device::{Blob, Change, Device, DeviceError, Dtype, Op, Operands, Part, Queries, StoredWeight, Window};
 use std::sync::Arc;
 
 /// Numbers from a fixed seed, roughly normal with deviation 1 (the sum of four uniform ones).
@@ -49,14 +48,12 @@ impl Host {
 
     /// All of it.
     pub fn window(&self) -> Window {
-        Window { rows: vec![0..self.rows], cols: 0..self.cols }
+        Window::all([self.rows, self.cols])
     }
 
     /// As a tensor on a device.
     pub fn on<D: Device>(&self, dev: &D) -> D::Tensor {
-        let mut x = dev.empty(self.rows, self.cols);
-        dev.edit(&mut x, &self.window(), &Edit::Replace(self.values.clone()));
-        x
+        dev.upload([self.rows, self.cols], self.values.clone())
     }
 
     /// As a weight, stored as `dtype` has it; where that cannot hold a number it becomes infinite.
@@ -68,7 +65,7 @@ impl Host {
         };
         let range = 0..bytes.len();
         let (rows, cols, blob) = (self.rows, self.cols, Blob::new(Arc::new(bytes), range));
-        StoredWeight { name: "case".into(), dtype, rows, cols, blob }
+        StoredWeight { name: "case".into(), part: Part::default(), dtype, rows, cols, blob }
     }
 
     fn only(&self, rows: &[usize]) -> Host {
@@ -80,7 +77,7 @@ impl Host {
 /// One operation on given inputs, and how near to the reference its result must come.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// The operation. One that changes a tensor in place changes the last of `tensors`.
+    /// The operation.
     pub op: Op,
     /// The tensors that it takes.
     pub tensors: Vec<Host>,
@@ -94,9 +91,22 @@ pub struct Case {
     pub rtol: f64,
     /// What is special about the values, for messages.
     pub note: &'static str,
+    /// What the case is a test of.
+    pub of: Tested,
+}
+
+/// What a case is a test of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tested {
+    /// Its operation.
+    #[default]
+    Operation,
+    /// How a part of a tensor is read back.
+    Readback,
 }
 
 /// A case's inputs, on a device.
+#[derive(Debug)]
 pub struct Inputs<D: Device> {
     tensors: Vec<D::Tensor>,
     weights: Vec<D::Weight>,
@@ -105,7 +115,7 @@ pub struct Inputs<D: Device> {
 impl Case {
     /// An operation on tensors and weights, exact unless `within` says otherwise.
     pub fn new(op: Op, tensors: Vec<Host>, weights: Vec<(Host, Dtype)>) -> Case {
-        Case { op, tensors, weights, looked_at: None, atol: 0.0, rtol: 0.0, note: "" }
+        Case { op, tensors, weights, looked_at: None, atol: 0.0, rtol: 0.0, note: "", of: Tested::Operation }
     }
 
     /// Allows `|got - want| <= atol + rtol |want|`.
@@ -121,7 +131,7 @@ impl Case {
     /// Looks at these rows of the result only, of an operation each of whose rows comes from the same row of every tensor.
     pub fn looking_at(self, rows: &[usize], cols: usize) -> Case {
         let rows = rows.iter().map(|r| *r..r + 1).collect();
-        Case { looked_at: Some(Window { rows, cols: 0..cols }), ..self }
+        Case { looked_at: Some(Window { rows, cols: vec![0..cols] }), ..self }
     }
 
     /// The case in words: shapes in the order of the operation's arguments, and how its weights are stored.
@@ -129,30 +139,40 @@ impl Case {
         let shape = |host: &Host| format!("[{}, {}]", host.rows, host.cols);
         let mut words: Vec<String> =
             self.tensors.iter().chain(self.weights.iter().map(|(w, _)| w)).map(shape).collect();
+        let of_text = |text: &Queries| match text.n_keys == text.rows.len() {
+            true => format!("rows {:?}", text.rows),
+            false => format!("rows {:?}, {} keys", text.rows, text.n_keys),
+        };
         match &self.op {
             Op::Attention { texts, heads } => words.push(format!(
                 "{} heads, texts {:?}",
                 heads.n_head,
-                texts.iter().map(Range::len).collect::<Vec<_>>()
+                texts.iter().map(|text| text.rows.len()).collect::<Vec<_>>()
             )),
             Op::AttentionScores { text, heads } | Op::AttentionMix { text, heads } => {
-                words.push(format!("{} heads, rows {text:?}", heads.n_head))
+                words.push(format!("{} heads, {}", heads.n_head, of_text(text)));
             }
             Op::LinearByHead { n_head } | Op::SumHeads { n_head } => words.push(format!("{n_head} heads")),
             Op::Embed { ids } => words.push(format!("{} ids", ids.len())),
-            Op::Unembed { rows } => words.push(format!("rows {rows:?}")),
             Op::LayerNorm { eps } | Op::LayerNormScale { eps } => words.push(format!("eps {eps:e}")),
-            Op::Activation(f) | Op::LinearActivation(f) => words.push(format!("{f:?}")),
-            Op::Edit { window, edit } => {
-                let kind = match edit {
-                    Edit::Zero => "zero",
-                    Edit::Scale(_) => "scale",
-                    Edit::Add(_) => "add",
-                    Edit::Replace(_) => "replace",
+            Op::Activation { f } | Op::LinearActivation { f } => words.push(format!("{f:?}")),
+            Op::GatherRows { parts } => words.push(format!("{} parts", parts.len())),
+            Op::Edit { window, change } => {
+                let kind = match change {
+                    Change::Zero => "zero",
+                    Change::Scale(_) => "scale",
+                    Change::Add(_) => "add",
+                    Change::Replace(_) => "replace",
                 };
                 words.push(format!("{kind} rows {:?} columns {:?}", window.rows, window.cols));
             }
-            Op::Linear | Op::LinearAdd | Op::LayerNormNormalize | Op::GainBias | Op::AttentionPattern | Op::Add => {}
+            Op::Linear {}
+            | Op::LinearAdd {}
+            | Op::LayerNormNormalize {}
+            | Op::GainBias {}
+            | Op::AttentionPattern {}
+            | Op::Add {}
+            | Op::Unembed {} => {}
         }
         // Vectors are f32 whatever the file has, and say nothing.
         words.extend(self.weights.iter().filter(|(w, _)| w.rows > 1).map(|(_, dtype)| format!("{dtype:?}")));
@@ -169,15 +189,10 @@ impl Case {
         Ok(Inputs { tensors: self.tensors.iter().map(|x| x.on(dev)).collect(), weights })
     }
 
-    /// Carries out the operation; gives back its result.
-    pub fn run<D: Device>(&self, dev: &D, inputs: Inputs<D>) -> D::Tensor {
-        let Inputs { mut tensors, weights } = inputs;
-        if self.op.is_change() {
-            let mut y = tensors.pop().expect("what is changed in place is among the tensors");
-            self.op.change(dev, &tensors.iter().collect::<Vec<_>>(), &mut y);
-            return y;
-        }
-        self.op.make(dev, &tensors.iter().collect::<Vec<_>>(), &weights.iter().collect::<Vec<_>>())
+    /// Carries out the operation.
+    pub fn run<D: Device>(&self, dev: &D, inputs: &Inputs<D>) -> D::Tensor {
+        let Inputs { tensors, weights } = inputs;
+        dev.run(&self.op, Operands::new(&tensors.iter().collect::<Vec<_>>(), &weights.iter().collect::<Vec<_>>()))
     }
 
     /// What a device gives for the part that is looked at.
@@ -186,59 +201,41 @@ impl Case {
     /// [`DeviceError`] when the device failed.
     pub async fn on<D: Device>(&self, dev: &D) -> Result<Vec<f32>, DeviceError> {
         let inputs = self.inputs(dev)?;
-        if !self.op.is_change() {
-            self.poison(dev);
-        }
-        let y = self.run(dev, inputs);
-        let [rows, cols] = dev.shape(&y);
-        let all = Window { rows: vec![0..rows], cols: 0..cols };
-        let staged = dev.copy_out(&y, self.looked_at.as_ref().unwrap_or(&all));
+        // Leaves NaN in the memory that the result will probably get, so that what the operation does not write is seen.
+        let [rows, cols] = self.result_shape();
+        drop(dev.upload([rows, cols], vec![f32::NAN; rows * cols]));
+        let y = self.run(dev, &inputs);
+        let staged = dev.copy_out(&y, self.looked_at.as_ref().unwrap_or(&Window::all(dev.shape(&y))));
         dev.submit();
         dev.read(staged).await
     }
 
-    /// Leaves NaN in the memory that the result will probably be given, so that what the operation does not write is seen.
-    fn poison<D: Device>(&self, dev: &D) {
-        let [rows, cols] = self.result_shape();
-        let mut before = dev.empty(rows, cols);
-        dev.edit(&mut before, &Window { rows: vec![0..rows], cols: 0..cols }, &Edit::Replace(vec![f32::NAN; cols]));
-    }
-
     fn result_shape(&self) -> [usize; 2] {
-        let x = self.tensors.first();
-        let ([rows, cols], w) = (x.map_or([0, 0], |x| [x.rows, x.cols]), self.weights.first().map(|(w, _)| w));
-        let w_cols = w.map_or(0, |w| w.cols);
-        match &self.op {
-            Op::Embed { ids } => [ids.len(), w_cols],
-            Op::LayerNormScale { .. } => [rows, 1],
-            Op::Linear | Op::LinearActivation(_) | Op::SumHeads { .. } => [rows, w_cols],
-            Op::LinearByHead { n_head } => [rows, n_head * w_cols],
-            Op::Attention { .. } => [rows, cols / 3],
-            Op::AttentionScores { text, heads } => [heads.n_head * text.len(), text.len()],
-            Op::Unembed { rows } => [rows.len(), w.map_or(0, |w| w.rows)],
-            _ => [rows, cols],
-        }
+        let tensors: Vec<_> = self.tensors.iter().map(|x| [x.rows, x.cols]).collect();
+        let weights: Vec<_> = self.weights.iter().map(|(w, _)| [w.rows, w.cols]).collect();
+        self.op.result_shape(&tensors, &weights)
     }
 
     /// What the reference gives for the part that is looked at.
     pub fn expected(&self) -> Vec<f32> {
         let (of_rows, cols) = match &self.looked_at {
             // Row by row: the other rows need not be computed.
-            Some(window) if !self.op.is_change() => {
-                let rows: Vec<usize> = window.rows.iter().flat_map(|r| r.clone()).collect();
+            Some(window) if !matches!(self.op, Op::Edit { .. }) => {
+                let rows: Vec<usize> = window.each_row().collect();
                 let tensors = self.tensors.iter().map(|x| x.only(&rows)).collect();
                 (Case { tensors, looked_at: None, ..self.clone() }, Some(window.cols.clone()))
             }
             _ => (self.clone(), None),
         };
-        let inputs = of_rows.inputs(&Reference).expect("the reference takes weights of any size");
-        let y = of_rows.run(&Reference, inputs);
-        let [rows, all_cols] = Reference.shape(&y);
-        let whole = Window { rows: vec![0..rows], cols: cols.unwrap_or(0..all_cols) };
-        Reference.copy_out(&y, of_rows.looked_at.as_ref().unwrap_or(&whole))
+        let reference = Reference::default();
+        let inputs = of_rows.inputs(&reference).expect("the reference takes weights of any size");
+        let y = of_rows.run(&reference, &inputs);
+        let all = Window::all(reference.shape(&y));
+        let seen = Window { cols: cols.unwrap_or(all.cols), ..all };
+        reference.copy_out(&y, of_rows.looked_at.as_ref().unwrap_or(&seen))
     }
 
-    /// Holds a result against the reference's.
+    /// Compares a result with the expected one.
     pub fn judge(&self, got: &[f32], expected: &[f32]) -> Off {
         measure::elements(got, expected, self.atol, self.rtol)
     }

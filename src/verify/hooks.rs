@@ -10,12 +10,14 @@ use crate::device::Device;
 use crate::device::reference::Reference;
 use crate::device::rounded::Rounded;
 use crate::hooks::capture::Capture;
+use crate::hooks::layout::Layout;
 use crate::hooks::request::Hooks;
 use crate::hooks::site::Site;
 use crate::model::batch::Batch;
 use crate::model::config::Config;
-use crate::model::forward::{self, RunError};
+use crate::model::forward::{self, Run, RunError};
 use crate::model::params::Params;
+use std::sync::Arc;
 
 /// The numeric policy's bound: off by this part of a token's norm is rounding in another order, whatever the hook.
 pub const ROUNDING: f64 = 4e-6;
@@ -83,8 +85,9 @@ pub(super) async fn run<D: Device>(
     batch: &Batch,
     hooks: &Hooks,
 ) -> Result<Capture, RunError> {
-    let mut capture = Capture::empty(hooks, batch)?;
-    forward::forward(dev, params, batch, 0..batch.texts().len(), hooks, &mut capture, None).await?;
+    let layout = Layout::new(hooks, batch)?;
+    let mut capture = Capture::unchecked(hooks, batch, Arc::downgrade(dev.host_memory()))?;
+    forward::forward(dev, params, Run::new(&layout, 0..batch.texts().len()), &mut capture, None).await?;
     Ok(capture)
 }
 
@@ -117,13 +120,13 @@ pub async fn check<D: Device>(
     let [all, fused] = both_ways(params.config());
     let asked: Vec<_> = batches.iter().map(|batch| (batch.clone(), all.clone())).collect();
     let said = |done: usize| tell(Stage::Hooks, done, 4 * batches.len());
-    let truth = runs(&Reference, params, &asked, &said).await?;
-    let floor = runs(&Rounded, params, &asked, &|done| said(batches.len() + done)).await?;
+    let expected = runs(&Reference::default(), params, &asked, &said).await?;
+    let floor = runs(&Rounded::default(), params, &asked, &|done| said(batches.len() + done)).await?;
     let mut rows: Vec<HookRow> = Vec::new();
     for (n, batch) in batches.iter().enumerate() {
         said(2 * (batches.len() + n));
         let got = [run(dev, params, batch, &all).await?, run(dev, params, batch, &fused).await?];
-        for (at, (site, want)) in truth[n].iter().enumerate() {
+        for (at, (site, want)) in expected[n].iter().enumerate() {
             let error = |capture: &Capture| capture.get(site).map(|got| measure::tokens(site, got, want.view()));
             if rows.len() == at {
                 let worst = TokenError::default();

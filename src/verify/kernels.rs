@@ -1,10 +1,10 @@
 //! Every case of the list on one device, against the reference. Owns what came of it per kernel: where the device says which
 //! kernels ran they are named, else the operation stands for them.
 
-use super::cases::Case;
+use super::cases::{Case, Tested};
 use super::measure::Off;
 use super::{Stage, Tell, list};
-use crate::device::{Device, DeviceError};
+use crate::device::{Device, DeviceError, OpKind};
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
@@ -26,7 +26,7 @@ pub struct KernelRow {
 impl KernelRow {
     fn add(&mut self, case: &Case, off: Off) {
         if self.cases == 0 || off.share > self.off.share {
-            (self.worst, self.off) = (format!("{} {}", case.op.name(), case.what()), off);
+            (self.worst, self.off) = (format!("{} {}", case.op.kind().name(), case.what()), off);
         }
         self.cases += 1;
         self.failed += usize::from(off.share > 1.0);
@@ -44,7 +44,7 @@ pub struct Suite {
 }
 
 struct Operation {
-    name: &'static str,
+    kind: OpKind,
     cases: list::MakeCases,
     expected: OnceLock<Vec<Vec<f32>>>,
 }
@@ -52,14 +52,14 @@ struct Operation {
 impl Suite {
     /// Every case there is.
     pub fn new() -> Suite {
-        let operation = |&(name, cases)| Operation { name, cases, expected: OnceLock::new() };
+        let operation = |&(kind, cases)| Operation { kind, cases, expected: OnceLock::new() };
         Suite { operations: list::OPERATIONS.iter().map(operation).collect() }
     }
 
     /// The cases of one operation.
-    pub fn of(name: &str) -> Suite {
+    pub fn of(kind: OpKind) -> Suite {
         let mut suite = Suite::new();
-        suite.operations.retain(|operation| operation.name == name);
+        suite.operations.retain(|operation| operation.kind == kind);
         suite
     }
 
@@ -102,19 +102,21 @@ fn row_of<'a>(rows: &'a mut Vec<KernelRow>, kernel: &str) -> &'a mut KernelRow {
     &mut rows[at]
 }
 
-/// The kernels whose result a case looked at. `edit` brings every tensor to the device and is blamed for its own cases only,
-/// `copy_out` for those that read a part of columns.
+/// The kernels that a case is a test of. `copy_out` belongs to the cases that read a part of the columns back.
 fn blamed(case: &Case, run: BTreeSet<&'static str>) -> Vec<String> {
-    let (name, in_part) = (case.op.name(), case.note == list::READ_IN_PART);
-    let carries = |kernel: &str| matches!(kernel, "edit" | "copy_out") && name != "edit" || kernel == "edit" && in_part;
-    let own: Vec<String> = run.into_iter().filter(|kernel| !carries(kernel)).map(String::from).collect();
+    let reads_back = case.of == Tested::Readback;
+    let own: Vec<String> =
+        run.into_iter().filter(|kernel| (*kernel == COPY_OUT) == reads_back).map(String::from).collect();
     // A product in shares of k is the work of two kernels, and either may be at fault.
     if own.len() == 2 && own.iter().any(|kernel| kernel == "linear_join") {
         return own;
     }
-    // Of several that ran one after the other none is to blame more than the others; each has cases of its own.
-    if own.len() == 1 { own } else { vec![name.into()] }
+    // Of several that ran one after the other, none is more likely to be at fault; each has cases of its own.
+    if own.len() == 1 { own } else { vec![case.op.kind().name().into()] }
 }
+
+/// The kernel that gathers a part of a tensor for reading back.
+const COPY_OUT: &str = "copy_out";
 
 impl Default for Suite {
     fn default() -> Suite {

@@ -1,5 +1,5 @@
-//! Whole runs with the reference beside the device, operation by operation. Owns what came of it, and which layer an
-//! operation belongs to. Read next: `../device/lockstep.rs`, where the two run and are compared.
+//! Whole runs with the reference beside the device, operation by operation. Owns the list of mismatches. Read next:
+//! `../device/lockstep.rs`, where the two run and are compared.
 
 use super::hooks::{both_ways, run};
 use super::{Stage, Tell};
@@ -9,30 +9,15 @@ use crate::model::batch::Batch;
 use crate::model::forward::RunError;
 use crate::model::params::Params;
 
-/// What came of it.
+/// The operations of whole runs, compared.
 #[derive(Clone, Debug, Default)]
 pub struct Steps {
     /// Operations that were compared.
     pub compared: usize,
-    /// Those where the two parted, in order, each operation of a layer once.
-    pub parted: Vec<Step>,
-    /// The one that used most of what is allowed.
+    /// Those with a mismatch, in order, each operation of a layer once.
+    pub mismatches: Vec<Step>,
+    /// The one that comes nearest to what is allowed, or exceeds it most.
     pub worst: Option<Step>,
-}
-
-impl Step {
-    /// Where in the model: `in block 3`, `before the blocks` or `after the blocks`.
-    pub fn place(&self) -> String {
-        let name = self.weight.as_deref().unwrap_or_default();
-        let layer = name.strip_prefix("h.").and_then(|rest| rest.split('.').next());
-        match layer {
-            Some(layer) => format!("in block {layer}"),
-            None if name.starts_with("wpe") || name.starts_with("wte") && self.op == "embed" => {
-                "before the blocks".into()
-            }
-            None => "after the blocks".into(),
-        }
-    }
 }
 
 /// Runs the batches both ways (see [`super::hooks`]), each with the reference beside the device.
@@ -62,8 +47,8 @@ pub async fn check<D: Device>(
 impl Steps {
     fn add(&mut self, step: Step) {
         self.compared += 1;
-        if step.share > 1.0 && !self.parted.iter().any(|s| s.op == step.op && s.place() == step.place()) {
-            self.parted.push(step.clone());
+        if step.share > 1.0 && !self.mismatches.iter().any(|s| s.kind == step.kind && s.part == step.part) {
+            self.mismatches.push(step.clone());
         }
         if self.worst.as_ref().is_none_or(|worst| worst.share < step.share) {
             self.worst = Some(step);

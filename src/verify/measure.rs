@@ -1,7 +1,7 @@
 //! How far two results are apart: element by element for single operations, token by token for whole runs. Both count a NaN,
 //! and an infinity in the wrong place, as infinitely far.
 
-use crate::hooks::site::{Axis, Site};
+use crate::hooks::site::Site;
 use ndarray::{ArrayViewD, Axis as NdAxis};
 
 /// The worst element of a comparison.
@@ -54,7 +54,7 @@ pub struct TokenError {
 /// zero. The same measure as in tools/goldens/compare.py.
 pub fn tokens<T: Copy + Into<f64>>(site: Site, got: ArrayViewD<'_, f32>, want: ArrayViewD<'_, T>) -> TokenError {
     assert_eq!(got.shape(), want.shape(), "{site}");
-    let token_axis = 1 + site.axes().iter().position(|axis| *axis == Axis::Pos).expect("every hook has positions");
+    let token_axis = 1 + site.pos_axis();
     let mut worst = TokenError::default();
     for (text, (got, want)) in got.axis_iter(NdAxis(0)).zip(want.axis_iter(NdAxis(0))).enumerate() {
         let rows = got.axis_iter(NdAxis(token_axis - 1)).zip(want.axis_iter(NdAxis(token_axis - 1)));

@@ -1,6 +1,6 @@
-//! Are the numbers right on this machine? Owns the three questions that `actscope verify` puts to a device, each against the
-//! reference, and the report: every kernel on awkward inputs (`kernels.rs`), every hook of whole runs on real text
-//! (`hooks.rs`), and every operation of such runs by itself (`lockstep.rs`). `sample.rs` holds one run's values against the
+//! Are the numbers right on this machine? Owns the three questions of `Session::verify`, each answered by a comparison with the
+//! reference, and their result: every kernel on awkward inputs (`kernels.rs`), every hook of whole runs on real text
+//! (`hooks.rs`), and every operation of such runs by itself (`lockstep.rs`). `sample.rs` compares one run's values with the
 //! reference before they are written. Prints nothing and touches no file.
 //! Read next: `hooks.rs`.
 
@@ -13,14 +13,17 @@ pub mod measure;
 pub mod sample;
 
 use crate::device::{Device, DeviceInfo};
+use crate::hooks::request::Hooks;
 use crate::model::batch::Batch;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::forward::RunError;
 use crate::model::params::Params;
 use crate::model::tokenizer::{Tokenizer, TokenizerError};
+use crate::session::{Error, Session, on_engine};
 use hooks::HookRow;
 use kernels::{KernelRow, Suite};
 use lockstep::Steps;
+use sample::{Checked, Sample};
 use serde::Deserialize;
 use std::collections::HashMap;
 
@@ -35,13 +38,13 @@ pub enum Stage {
     Lockstep,
 }
 
-/// Hears what is being done, and how much of it is.
+/// Hears which stage runs, and how many of how many steps of it are done.
 pub type Tell<'a> = &'a dyn Fn(Stage, usize, usize);
 
-/// What came of it all.
+/// The answers to all three questions.
 #[derive(Clone, Debug)]
-pub struct Report {
-    /// The device on trial.
+pub struct Verification {
+    /// The device under test.
     pub device: DeviceInfo,
     /// Every kernel, in the order in which they were run.
     pub kernels: Vec<KernelRow>,
@@ -58,14 +61,14 @@ pub struct Report {
     pub torch_is_of_this_model: bool,
 }
 
-impl Report {
+impl Verification {
     /// True when nothing is off.
     pub fn ok(&self) -> bool {
-        self.kernels.iter().all(KernelRow::ok) && self.hooks.iter().all(HookRow::ok) && self.steps.parted.is_empty()
+        self.kernels.iter().all(KernelRow::ok) && self.hooks.iter().all(HookRow::ok) && self.steps.mismatches.is_empty()
     }
 }
 
-impl Report {
+impl Verification {
     /// Which text a hook is furthest off in, counted through all batches.
     pub fn text_of(&self, hook: &HookRow) -> usize {
         self.first_texts[hook.batch] + hook.worst.text
@@ -110,6 +113,55 @@ pub(crate) fn texts(checkpoint: &Checkpoint, text: Option<&Tokenizer>) -> Result
     Ok([texts, alone])
 }
 
+impl Session {
+    /// Are the numbers right on this machine? Compares the device with the reference, on this model and in general. `tell`
+    /// hears how far that is.
+    ///
+    /// # Errors
+    /// [`enum@Error`] when the device failed. What is wrong with its numbers stands in the result.
+    pub async fn verify_async(&self, tell: Tell<'_>) -> Result<Verification, Error> {
+        let model = self.model();
+        let [several, alone] = texts(model.checkpoint(), model.tokenizer().ok())?;
+        let batches = [model.batch(&several)?, model.batch(&alone)?];
+        let (engine, _turn) = self.engine().await;
+        on_engine!(engine, (dev, params) => Ok(verify(dev, params, batches, model.is_demo(), tell).await?))
+    }
+
+    /// [`Session::verify_async`], waiting.
+    ///
+    /// # Errors
+    /// As [`Session::verify_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn verify(&self) -> Result<Verification, Error> {
+        pollster::block_on(self.verify_async(&|_, _, _| {}))
+    }
+
+    /// Compares a sample of a run of `hooks` on `batch` on this device with the reference. `progress` hears how many of how
+    /// many parts are done.
+    ///
+    /// # Errors
+    /// [`enum@Error`] when the device failed. What is wrong with its numbers stands in the result.
+    pub async fn check_async(
+        &self,
+        batch: &Batch,
+        hooks: &Hooks,
+        sample: Sample,
+        progress: &dyn Fn(usize, usize),
+    ) -> Result<Checked, Error> {
+        let (engine, _turn) = self.engine().await;
+        on_engine!(engine, (dev, params) => Ok(sample.check(dev, params, batch, hooks, progress).await?))
+    }
+
+    /// [`Session::check_async`], waiting.
+    ///
+    /// # Errors
+    /// As [`Session::check_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn check(&self, batch: &Batch, hooks: &Hooks, sample: Sample) -> Result<Checked, Error> {
+        pollster::block_on(self.check_async(batch, hooks, sample, &|_, _| {}))
+    }
+}
+
 /// Puts all three questions to a device that holds a model.
 ///
 /// # Errors
@@ -120,7 +172,7 @@ pub(crate) async fn verify<D: Device>(
     batches: [Batch; 2],
     torch_is_of_this_model: bool,
     tell: Tell<'_>,
-) -> Result<Report, RunError> {
+) -> Result<Verification, RunError> {
     let known = demo().torch_f32_error;
     // Where a device may be set up in several ways on one machine, each of them belongs here.
     let variants = [dev];
@@ -133,5 +185,5 @@ pub(crate) async fn verify<D: Device>(
     let steps = lockstep::check(dev, params, &batches, tell).await?;
     let first_texts = vec![0, batches[0].texts().len()];
     let tokens = batches.iter().flat_map(|batch| batch.texts()).map(|text| text.len()).collect();
-    Ok(Report { device: dev.info(), kernels, hooks, steps, tokens, first_texts, torch_is_of_this_model })
+    Ok(Verification { device: dev.info(), kernels, hooks, steps, tokens, first_texts, torch_is_of_this_model })
 }

@@ -59,8 +59,8 @@ pub struct Checked {
 }
 
 impl Checked {
-    /// The hooks that are further off than they may be.
-    pub fn parted(&self) -> impl Iterator<Item = &Found> {
+    /// The hooks whose error is larger than allowed.
+    pub fn mismatches(&self) -> impl Iterator<Item = &Found> {
         self.found.iter().filter(|found| found.worst.error > found.allowed)
     }
 }
@@ -111,16 +111,16 @@ impl Sample {
             asked.push((alone, part.unwrap_or_else(|| Hooks::whole(config, &probe.sites))));
         }
         let n = asked.len();
-        let truth = runs(&Reference, params, &asked, &|done| progress(done, 2 * n)).await?;
-        let floor = runs(&Rounded, params, &asked, &|done| progress(n + done, 2 * n)).await?;
-        for ((probe, (alone, request)), (truth, floor)) in
-            checked.probes.iter_mut().zip(&asked).zip(truth.iter().zip(&floor))
+        let expected = runs(&Reference::default(), params, &asked, &|done| progress(done, 2 * n)).await?;
+        let floor = runs(&Rounded::default(), params, &asked, &|done| progress(n + done, 2 * n)).await?;
+        for ((probe, (alone, request)), (expected, floor)) in
+            checked.probes.iter_mut().zip(&asked).zip(expected.iter().zip(&floor))
         {
             let by_itself = if probe.apart { Some(run(dev, params, alone, request).await?) } else { None };
-            for (site, want) in truth.iter() {
+            for (site, want) in expected.iter() {
                 let rounded = measure::tokens(site, floor.get(site).expect("the same request"), want.view()).error;
                 let shape = &want.shape()[1..];
-                probe.positions = shape[position_axis(site)];
+                probe.positions = shape[site.pos_axis()];
                 let got = match &by_itself {
                     Some(capture) => capture.get(site).map(|got| got.index_axis_move(NdAxis(0), 0)),
                     None => {
@@ -139,10 +139,6 @@ impl Sample {
         progress(2 * n, 2 * n);
         Ok(checked)
     }
-}
-
-fn position_axis(site: Site) -> usize {
-    site.axes().iter().position(|axis| *axis == Axis::Pos).expect("every hook has positions")
 }
 
 /// One text's values with their axes of positions cut to the length that `len` makes of axis and length: positions ascend, so

@@ -13,6 +13,7 @@ pub const CLASSIC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/c
 pub fn actscope<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> assert_cmd::Command {
     let mut command = assert_cmd::Command::cargo_bin("actscope").unwrap();
     command.args(args).timeout(Duration::from_secs(60));
+    command.env("ACTSCOPE_TUNING", "off");
     command.env("HF_HUB_CACHE", "/there/is/no/such/cache").env("HF_HUB_OFFLINE", "1");
     command.env_remove("CLICOLOR_FORCE").env_remove("NO_COLOR");
     command

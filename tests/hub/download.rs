@@ -338,6 +338,7 @@ fn tunnel(to: &str) -> (String, std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
 }
 
 /// The reference implementation and we read what the other wrote.
+#[cfg_attr(not(feature = "external-tests"), ignore = "needs Python with huggingface_hub; tools/check.sh runs it")]
 #[test]
 fn huggingface_hub_and_we_read_each_others_caches() {
     let python = common::python("huggingface_hub");

@@ -2,14 +2,14 @@
 
     npm pack dejavu-fonts-ttf@2.37.3 @expo-google-fonts/noto-emoji@0.4.7 @expo-google-fonts/noto-sans-jp@0.4.3
     for f in *.tgz; do mkdir -p ${f%.tgz} && tar xzf $f -C ${f%.tgz}; done
-    pip install fonttools==4.68.0 brotli==1.2.1
+    pip install fonttools==4.68.0
     python tools/fonts/subset.py FOLDER-WITH-THE-UNPACKED-PACKAGES
 
 What is kept is every character that is whole within one token of GPT-2's own vocabulary (but marks and signs that nobody can
 see alone, which pictures escape), the blocks that such characters come
-from where that is cheap, and the emoticons. Each font is written twice: as .ttf, which the rasteriser reads, and as .woff2,
-which goes into SVG files. Fonts are kept under their names: DejaVu's licence asks for new ones only for "Bitstream", "Vera",
-"Arev" and "Tavmjong Bah", and the Noto fonts reserve none.
+from where that is cheap, and the emoticons. Other characters are left to the system's fonts. Each font is one .woff file: SVG
+files carry it as it is, and the rasteriser gets the TrueType tables that are deflated in it. Fonts are kept under their names:
+DejaVu's licence asks for new ones only for "Bitstream", "Vera", "Arev" and "Tavmjong Bah", and the Noto fonts reserve none.
 """
 
 import subprocess
@@ -47,14 +47,13 @@ def main(packages: Path) -> None:
     for name, source, ranges in FONTS:
         has = TTFont(packages / source).getBestCmap()
         kept = [c for a, b in ranges for c in range(a, b + 1) if c in has]
-        for suffix, flavor in [("ttf", []), ("woff2", ["--flavor=woff2"])]:
-            out = OUT / f"{name}.{suffix}"
-            # Arabic is unreadable without its layout features; those of the Japanese font are other shapes, four times the size.
-            features = "" if name == "NotoSansJP" else "*"
-            options = [f"--layout-features={features}", "--no-hinting", "--notdef-outline", "--name-IDs=*"]
-            unicodes = "--unicodes=" + ",".join(f"{c:X}" for c in kept)
-            subprocess.run(["pyftsubset", packages / source, unicodes, f"--output-file={out}", *options, *flavor], check=True)
-            print(f"{out.name}: {len(kept)} characters, {out.stat().st_size:,} bytes")
+        out = OUT / f"{name}.woff"
+        # Arabic is unreadable without its layout features; those of the Japanese font are other shapes, four times the size.
+        features = "" if name == "NotoSansJP" else "*"
+        options = [f"--layout-features={features}", "--no-hinting", "--notdef-outline", "--name-IDs=*", "--flavor=woff"]
+        unicodes = "--unicodes=" + ",".join(f"{c:X}" for c in kept)
+        subprocess.run(["pyftsubset", packages / source, unicodes, f"--output-file={out}", *options], check=True)
+        print(f"{out.name}: {len(kept)} characters, {out.stat().st_size:,} bytes")
 
 
 main(Path(sys.argv[1]))

@@ -1,19 +1,19 @@
 //! Memory of the `cpu` device: tensors, whose memory is used again, so that a run touches no fresh pages after its first block;
-//! numbers aligned to a cache line for what is packed; a matrix that many write. Computes nothing.
+//! numbers aligned to a cache line for what is packed; a matrix that several threads write. Computes nothing.
 
-use crate::device::buffer_pool;
+use crate::device::buffer_pool::BufferPool;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
-use std::rc::Rc;
+use std::sync::{Arc, Weak};
 
 /// Numbers that begin on a cache line, so that no vector load crosses one.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Aligned {
     lines: Vec<Line>,
     len: usize,
 }
 
-#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
@@ -46,18 +46,27 @@ impl DerefMut for Aligned {
     }
 }
 
-/// A matrix [rows, cols] of f32, row-major. Whoever taps all of it gets its memory, not a copy, if nobody else wants it any more
-/// by then; whoever writes to it meanwhile writes to a copy.
+/// A matrix [rows, cols] of f32, row-major. Clones share its memory. A copy of all of it shares the memory too, and gets it
+/// when the tensor is dropped.
+#[derive(Clone, Debug)]
 pub struct Tensor {
     pub(super) rows: usize,
     pub(super) cols: usize,
-    data: Rc<Memory>,
+    data: Arc<Memory>,
 }
 
 impl Tensor {
-    /// One whose values are whatever the memory held.
-    pub fn new(rows: usize, cols: usize) -> Tensor {
-        Tensor { rows, cols, data: Rc::new(Memory(buffer_pool::vector(rows * cols))) }
+    /// A tensor that is filled by `fill`, which finds any values in it.
+    pub fn filled(pool: &Arc<BufferPool>, rows: usize, cols: usize, fill: impl FnOnce(&mut [f32])) -> Tensor {
+        let mut values = pool.vector(rows * cols);
+        fill(&mut values);
+        Tensor::of(pool, rows, cols, values)
+    }
+
+    /// A tensor of these values.
+    pub fn of(pool: &Arc<BufferPool>, rows: usize, cols: usize, values: Vec<f32>) -> Tensor {
+        assert_eq!(values.len(), rows * cols);
+        Tensor { rows, cols, data: Arc::new(Memory { values, pool: Arc::downgrade(pool) }) }
     }
 
     /// From the first number of a row on.
@@ -65,8 +74,8 @@ impl Tensor {
         &self[row * self.cols..]
     }
 
-    /// All of its values, as they are now.
-    pub fn share(&self) -> Rc<Memory> {
+    /// Its memory.
+    pub fn share(&self) -> Arc<Memory> {
         self.data.clone()
     }
 }
@@ -75,38 +84,36 @@ impl Deref for Tensor {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &self.data.0
+        &self.data.values
     }
 }
 
-impl DerefMut for Tensor {
-    fn deref_mut(&mut self) -> &mut [f32] {
-        &mut Rc::make_mut(&mut self.data).0
-    }
+/// The numbers of a tensor. Their memory goes back to the pool when the last tensor that shares it is dropped.
+#[derive(Debug)]
+pub struct Memory {
+    values: Vec<f32>,
+    pool: Weak<BufferPool>,
 }
-
-/// A tensor's numbers. Their memory goes back when nobody has them any more.
-pub struct Memory(Vec<f32>);
 
 impl Memory {
-    /// The numbers: themselves if nobody else has them, else a copy.
-    pub fn take(this: Rc<Memory>) -> Vec<f32> {
-        let mut memory = Rc::unwrap_or_clone(this);
-        std::mem::take(&mut memory.0)
-    }
-}
-
-impl Clone for Memory {
-    fn clone(&self) -> Memory {
-        let mut copy = buffer_pool::vector(self.0.len());
-        copy.copy_from_slice(&self.0);
-        Memory(copy)
+    /// The numbers: the vector itself if this is the only reference, else a copy.
+    pub fn take(this: Arc<Memory>, pool: &BufferPool) -> Vec<f32> {
+        match Arc::try_unwrap(this) {
+            Ok(mut memory) => std::mem::take(&mut memory.values),
+            Err(shared) => {
+                let mut copy = pool.vector(shared.values.len());
+                copy.copy_from_slice(&shared.values);
+                copy
+            }
+        }
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        buffer_pool::give_back(std::mem::take(&mut self.0));
+        if let Some(pool) = self.pool.upgrade() {
+            pool.give_back(std::mem::take(&mut self.values));
+        }
     }
 }
 

@@ -1,6 +1,6 @@
-//! The device for machines without a GPU: f32, all workers, the widest vectors that the processor has. Owns which loop runs
-//! where. Weights stay where the checkpoint is mapped until they are worth packing.
-//! Read next: `tile.rs`, the innermost loop; `product.rs` around it; `attention.rs`; `ops.rs`, everything row by row.
+//! The device for machines without a GPU: f32, all cores, the widest vectors that the processor has. Owns which loop computes
+//! which operation. Weights stay where the checkpoint is mapped until packing them pays.
+//! Read next: `microkernel.rs`, the innermost loop; `products.rs` around it; `attention.rs`; `row_wise.rs`.
 
 mod attention;
 mod buffers;
@@ -11,57 +11,65 @@ mod products;
 mod row_wise;
 mod workers;
 
+pub use attention::Cache;
 pub use buffers::{Memory, Tensor};
 
-use super::{Activation, Device, DeviceError, DeviceInfo, Dtype, Edit, Heads, Limits, StoredWeight, Window};
-use products::{Finish, Panels, RowsView, Then};
+use super::buffer_pool::BufferPool;
+use super::{
+    Change, Device, DeviceError, DeviceInfo, DeviceKind, Dtype, Epilogue, Heads, Op, Operands, Queries, RowsOf,
+    StoredWeight, TensorLimits, Window,
+};
+use attention::Attended;
+use products::{Finish, Panels, RowsView};
 use pulp::Arch;
-use std::cell::{Cell, OnceCell};
-use std::ops::Range;
-use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use workers::Workers;
 
 /// A weight [rows, cols]: where the checkpoint has it, and in the forms that operations asked for so far.
+#[derive(Debug)]
 pub struct Weight {
-    weight: StoredWeight,
-    vector: OnceCell<Vec<f32>>,
-    panels: OnceCell<Panels>,
-    used: Cell<bool>,
+    stored: StoredWeight,
+    vector: OnceLock<Vec<f32>>,
+    panels: OnceLock<Panels>,
+    used: AtomicBool,
 }
 
 impl Weight {
     /// A gain or a bias.
     fn vector(&self) -> &[f32] {
-        self.vector.get_or_init(|| self.weight.to_f32())
+        self.vector.get_or_init(|| self.stored.to_f32())
     }
 
     /// Packed as [rows, cols], or as its transpose; no weight is used both ways.
     fn panels(&self, pack: impl FnOnce(&StoredWeight) -> Panels) -> &Panels {
         self.panels.get_or_init(|| {
-            let panels = pack(&self.weight);
-            self.weight.blob.release();
+            let panels = pack(&self.stored);
+            self.stored.blob.release();
             panels
         })
     }
 
-    /// The numbers as they lie in the checkpoint, where they can be used so.
+    /// The numbers as they lie in the checkpoint, where f32 can be read there.
     fn in_place(&self) -> Option<&[f32]> {
-        match self.weight.dtype {
-            Dtype::F32 if cfg!(target_endian = "little") => bytemuck::try_cast_slice(self.weight.blob.bytes()).ok(),
+        match self.stored.dtype {
+            Dtype::F32 if cfg!(target_endian = "little") => bytemuck::try_cast_slice(self.stored.blob.bytes()).ok(),
             _ => None,
         }
     }
 }
 
 /// Values that were tapped.
+#[derive(Debug)]
 pub enum Staged {
-    /// A whole tensor's.
-    All(Rc<Memory>),
+    /// All of a tensor: its memory.
+    All(Arc<Memory>),
     /// A copy of some.
     Part(Vec<f32>),
 }
 
 /// The device `cpu`.
+#[derive(Debug)]
 pub struct Cpu {
     workers: Workers,
 }
@@ -90,30 +98,157 @@ impl Cpu {
         Cpu { workers: Workers::new(arch) }
     }
 
-    /// A tensor of `cols` columns whose every row `op` makes from x's.
-    fn map_rows(&self, x: &Tensor, cols: usize, op: impl row_wise::RowOp) -> Tensor {
-        let mut y = Tensor::new(x.rows, cols);
-        row_wise::map_rows(&self.workers, x, x.cols, &mut y, cols, op);
-        y
+    fn tensor(&self, rows: usize, cols: usize, fill: impl FnOnce(&mut [f32])) -> Tensor {
+        Tensor::filled(&self.workers.memory, rows, cols, fill)
     }
 
-    fn multiply(&self, x: &Tensor, w: &Weight, bias: &Weight, then: Then<'_>) -> Tensor {
-        let [k, n] = [w.weight.rows, w.weight.cols];
-        assert!(x.cols == k && bias.weight.cols == n);
-        let mut y = Tensor::new(x.rows, n);
-        let finish = Finish { bias: Some(bias.vector()), then };
+    /// A tensor of `cols` columns whose rows `op` makes from the rows of x.
+    fn map_rows(&self, x: &Tensor, cols: usize, op: impl row_wise::RowOp) -> Tensor {
+        self.tensor(x.rows, cols, |y| row_wise::map_rows(&self.workers, x, x.cols, y, cols, op))
+    }
+
+    fn embed(&self, table: &Weight, ids: &[u32]) -> Tensor {
+        let cols = table.stored.cols;
+        self.tensor(ids.len(), cols, |y| {
+            for (row, &id) in y.chunks_exact_mut(cols).zip(ids) {
+                table.stored.widen(id as usize * cols, row);
+            }
+        })
+    }
+
+    fn layer_norm(&self, x: &Tensor, gain: &Weight, bias: &Weight, eps: f64) -> Tensor {
+        let (gain, bias) = (gain.vector(), bias.vector());
+        assert!(gain.len() == x.cols && bias.len() == x.cols);
+        self.map_rows(x, x.cols, row_wise::LayerNorm { gain, bias, eps })
+    }
+
+    fn layer_norm_normalize(&self, x: &Tensor, scale: &Tensor) -> Tensor {
+        assert_eq!([scale.rows, scale.cols], [x.rows, 1]);
+        self.map_rows(x, x.cols, row_wise::LayerNormNormalize { scales: scale })
+    }
+
+    fn gain_bias(&self, x: &Tensor, gain: &Weight, bias: &Weight) -> Tensor {
+        let (gain, bias) = (gain.vector(), bias.vector());
+        assert!(gain.len() == x.cols && bias.len() == x.cols);
+        self.map_rows(x, x.cols, row_wise::GainBias { gain, bias })
+    }
+
+    fn linear(&self, x: &Tensor, w: &Weight, bias: &Weight, epilogue: Epilogue<'_, Tensor>) -> Tensor {
+        let [k, n] = [w.stored.rows, w.stored.cols];
+        assert!(x.cols == k && bias.stored.cols == n);
+        if let Epilogue::Add(a) = epilogue {
+            assert_eq!([a.rows, a.cols], [x.rows, n]);
+        }
+        let finish = Finish { bias: Some(bias.vector()), epilogue };
         // Packing takes as much fresh memory as the model has weights: too dear for what may be the only run, unless it is long.
         let few = x.rows <= products::MOST_IN_PLACE;
-        match w.in_place() {
-            Some(values) if few && w.panels.get().is_none() && !w.used.replace(true) => {
-                products::product_in_place(&self.workers, RowsView::of(x), values, n, finish, &mut y);
+        self.tensor(x.rows, n, |y| match w.in_place() {
+            Some(values) if few && w.panels.get().is_none() && !w.used.swap(true, Ordering::Relaxed) => {
+                products::product_in_place(&self.workers, RowsView::of(x), values, n, finish, y);
             }
             _ => {
                 let panels = w.panels(|w| Panels::new(&self.workers, w));
-                products::product(&self.workers, RowsView::of(x), panels, &[0..k], finish, &mut y);
+                products::product(&self.workers, RowsView::of(x), panels, &[0..k], finish, y);
             }
-        }
-        y
+        })
+    }
+
+    fn linear_by_head(&self, z: &Tensor, w: &Weight, n_head: usize) -> Tensor {
+        assert_eq!(z.cols, w.stored.rows);
+        let head_dim = z.cols / n_head;
+        let heads: Vec<_> = (0..n_head).map(|head| head * head_dim..(head + 1) * head_dim).collect();
+        let panels = w.panels(|w| Panels::new(&self.workers, w));
+        let finish = Finish { bias: None, epilogue: Epilogue::None };
+        self.tensor(z.rows, n_head * w.stored.cols, |y| {
+            products::product(&self.workers, RowsView::of(z), panels, &heads, finish, y);
+        })
+    }
+
+    fn sum_heads(&self, parts: &Tensor, bias: &Weight, n_head: usize) -> Tensor {
+        let bias = bias.vector();
+        assert_eq!(parts.cols, n_head * bias.len());
+        self.map_rows(parts, bias.len(), row_wise::SumParts { bias })
+    }
+
+    fn attention(&self, qkv: &Tensor, cache: Option<&Cache>, texts: &[Queries], heads: Heads) -> Tensor {
+        self.tensor(qkv.rows, qkv.cols / 3, |z| {
+            attention::attention(&self.workers, Attended::new(qkv, cache), texts, heads, z);
+        })
+    }
+
+    fn attention_scores(&self, qkv: &Tensor, cache: Option<&Cache>, text: &Queries, heads: Heads) -> Tensor {
+        self.tensor(heads.n_head * text.rows.len(), text.n_keys, |scores| {
+            attention::scores(&self.workers, Attended::new(qkv, cache), text, heads, scores);
+        })
+    }
+
+    fn attention_mix(
+        &self,
+        pattern: &Tensor,
+        qkv: &Tensor,
+        cache: Option<&Cache>,
+        text: &Queries,
+        heads: Heads,
+    ) -> Tensor {
+        assert_eq!([pattern.rows, pattern.cols], [heads.n_head * text.rows.len(), text.n_keys]);
+        self.tensor(text.rows.len(), qkv.cols / 3, |z| {
+            attention::mix(&self.workers, pattern, Attended::new(qkv, cache), text, heads, z);
+        })
+    }
+
+    fn add(&self, a: &Tensor, b: &Tensor) -> Tensor {
+        assert_eq!([a.rows, a.cols], [b.rows, b.cols]);
+        self.tensor(a.rows, a.cols, |y| row_wise::sum_of(&self.workers, a, b, y))
+    }
+
+    fn unembed(&self, x: &Tensor, table: &Weight) -> Tensor {
+        assert_eq!(x.cols, table.stored.cols);
+        self.tensor(x.rows, table.stored.rows, |y| {
+            if x.rows <= products::tile_shape(self.workers.arch).0 {
+                products::dots(&self.workers, RowsView::of(x), &table.stored, y);
+            } else {
+                let panels = table.panels(|table| Panels::transposed(&self.workers, table));
+                let finish = Finish { bias: None, epilogue: Epilogue::None };
+                products::product(&self.workers, RowsView::of(x), panels, &[0..x.cols], finish, y);
+            }
+        })
+    }
+
+    fn gather_rows(&self, x: &[&Tensor], parts: &[RowsOf]) -> Tensor {
+        let cols = x[0].cols;
+        assert!(x.iter().all(|x| x.cols == cols), "rows of one length");
+        let n_rows = parts.iter().map(|(_, rows)| rows.len()).sum();
+        self.tensor(n_rows, cols, |mut y| {
+            for (of, rows) in parts {
+                let (part, later) = y.split_at_mut(rows.len() * cols);
+                part.copy_from_slice(&x[*of][rows.start * cols..rows.end * cols]);
+                y = later;
+            }
+        })
+    }
+
+    fn edit(&self, x: &Tensor, window: &Window, change: &Change) -> Tensor {
+        window.assert_within([x.rows, x.cols]);
+        self.tensor(x.rows, x.cols, |y| {
+            y.copy_from_slice(x);
+            let mut i = 0;
+            for row in window.each_row() {
+                for cols in &window.cols {
+                    let slots = &mut y[row * x.cols..][cols.clone()];
+                    // `i` wraps to the first value where there is one row for all.
+                    let here = |values: &'_ [f32]| i % values.len()..i % values.len() + cols.len();
+                    match change {
+                        Change::Zero => slots.fill(0.0),
+                        Change::Scale(factor) => slots.iter_mut().for_each(|v| *v *= factor),
+                        Change::Add(values) => {
+                            slots.iter_mut().zip(&values[here(values)]).for_each(|(v, add)| *v += add);
+                        }
+                        Change::Replace(values) => slots.copy_from_slice(&values[here(values)]),
+                    }
+                    i += cols.len();
+                }
+            }
+        })
     }
 }
 
@@ -126,6 +261,7 @@ impl Default for Cpu {
 impl Device for Cpu {
     type Tensor = Tensor;
     type Weight = Weight;
+    type Cache = Cache;
     type Staged = Staged;
 
     fn info(&self) -> DeviceInfo {
@@ -139,158 +275,72 @@ impl Device for Cpu {
             _ => "no vectors",
         };
         DeviceInfo {
-            kind: "cpu",
+            kind: DeviceKind::Cpu,
             name: format!("{}, {} threads", std::env::consts::ARCH, self.workers.threads),
             detail: format!("f32, {vectors}"),
             software: false,
         }
     }
 
-    fn limits(&self) -> Limits {
-        Limits::NONE
+    fn tensor_limits(&self) -> TensorLimits {
+        TensorLimits::NONE
+    }
+
+    fn host_memory(&self) -> &Arc<BufferPool> {
+        &self.workers.memory
     }
 
     fn load(&self, w: &StoredWeight) -> Result<Weight, DeviceError> {
         let (vector, panels, used) = Default::default();
-        Ok(Weight { weight: w.clone(), vector, panels, used })
+        Ok(Weight { stored: w.clone(), vector, panels, used })
+    }
+
+    fn upload(&self, [rows, cols]: [usize; 2], values: Vec<f32>) -> Tensor {
+        Tensor::of(&self.workers.memory, rows, cols, values)
     }
 
     fn shape(&self, x: &Tensor) -> [usize; 2] {
         [x.rows, x.cols]
     }
 
-    fn empty(&self, rows: usize, cols: usize) -> Tensor {
-        Tensor::new(rows, cols)
-    }
-
-    fn embed(&self, table: &Weight, ids: &[u32]) -> Tensor {
-        let cols = table.weight.cols;
-        let mut y = Tensor::new(ids.len(), cols);
-        for (row, &id) in y.chunks_exact_mut(cols).zip(ids) {
-            table.weight.widen(id as usize * cols, row);
+    fn run(&self, op: &Op, Operands { tensors: x, weights: w, cache }: Operands<'_, Cpu>) -> Tensor {
+        match op {
+            Op::Embed { ids } => self.embed(w[0], ids),
+            Op::LayerNorm { eps } => self.layer_norm(x[0], w[0], w[1], *eps),
+            Op::LayerNormScale { eps } => self.map_rows(x[0], 1, row_wise::LayerNormScale { eps: *eps }),
+            Op::LayerNormNormalize {} => self.layer_norm_normalize(x[0], x[1]),
+            Op::GainBias {} => self.gain_bias(x[0], w[0], w[1]),
+            Op::Linear {} => self.linear(x[0], w[0], w[1], Epilogue::None),
+            Op::LinearActivation { f } => self.linear(x[0], w[0], w[1], Epilogue::Activation(*f)),
+            Op::LinearAdd {} => self.linear(x[1], w[0], w[1], Epilogue::Add(x[0])),
+            Op::LinearByHead { n_head } => self.linear_by_head(x[0], w[0], *n_head),
+            Op::SumHeads { n_head } => self.sum_heads(x[0], w[0], *n_head),
+            Op::Attention { texts, heads } => self.attention(x[0], cache, texts, *heads),
+            Op::AttentionScores { text, heads } => self.attention_scores(x[0], cache, text, *heads),
+            Op::AttentionPattern {} => self.map_rows(x[0], x[0].cols, row_wise::SoftmaxOf),
+            Op::AttentionMix { text, heads } => self.attention_mix(x[0], x[1], cache, text, *heads),
+            Op::Activation { f } => self.map_rows(x[0], x[0].cols, *f),
+            Op::Add {} => self.add(x[0], x[1]),
+            Op::Unembed {} => self.unembed(x[0], w[0]),
+            Op::GatherRows { parts } => self.gather_rows(x, parts),
+            Op::Edit { window, change } => self.edit(x[0], window, change),
         }
-        y
     }
 
-    fn layer_norm(&self, x: &Tensor, gain: &Weight, bias: &Weight, eps: f64) -> Tensor {
-        let (gain, bias) = (gain.vector(), bias.vector());
-        assert!(gain.len() == x.cols && bias.len() == x.cols);
-        self.map_rows(x, x.cols, row_wise::LayerNorm { gain, bias, eps })
+    fn new_cache(&self, capacities: &[usize], n_embd: usize, heads: Heads) -> Cache {
+        Cache::new(self.workers.arch, capacities, n_embd, heads.n_head)
     }
 
-    fn layer_norm_scale(&self, x: &Tensor, eps: f64) -> Tensor {
-        self.map_rows(x, 1, row_wise::Scale { eps })
-    }
-
-    fn layer_norm_normalize(&self, x: &Tensor, scale: &Tensor) -> Tensor {
-        assert_eq!([scale.rows, scale.cols], [x.rows, 1]);
-        self.map_rows(x, x.cols, row_wise::Normalize { scales: scale })
-    }
-
-    fn gain_bias(&self, x: &Tensor, gain: &Weight, bias: &Weight) -> Tensor {
-        let (gain, bias) = (gain.vector(), bias.vector());
-        assert!(gain.len() == x.cols && bias.len() == x.cols);
-        self.map_rows(x, x.cols, row_wise::GainBias { gain, bias })
-    }
-
-    fn linear(&self, x: &Tensor, w: &Weight, bias: &Weight) -> Tensor {
-        self.multiply(x, w, bias, Then::Nothing)
-    }
-
-    fn linear_activation(&self, x: &Tensor, w: &Weight, bias: &Weight, f: Activation) -> Tensor {
-        self.multiply(x, w, bias, Then::Activation(f))
-    }
-
-    fn linear_add(&self, a: &Tensor, x: &Tensor, w: &Weight, bias: &Weight) -> Tensor {
-        assert_eq!([a.rows, a.cols], [x.rows, w.weight.cols]);
-        self.multiply(x, w, bias, Then::Add(a))
-    }
-
-    fn linear_by_head(&self, z: &Tensor, w: &Weight, n_head: usize) -> Tensor {
-        assert_eq!(z.cols, w.weight.rows);
-        let head_dim = z.cols / n_head;
-        let heads: Vec<_> = (0..n_head).map(|head| head * head_dim..(head + 1) * head_dim).collect();
-        let panels = w.panels(|w| Panels::new(&self.workers, w));
-        let mut y = Tensor::new(z.rows, n_head * w.weight.cols);
-        let finish = Finish { bias: None, then: Then::Nothing };
-        products::product(&self.workers, RowsView::of(z), panels, &heads, finish, &mut y);
-        y
-    }
-
-    fn sum_heads(&self, parts: &Tensor, bias: &Weight, n_head: usize) -> Tensor {
-        let bias = bias.vector();
-        assert_eq!(parts.cols, n_head * bias.len());
-        self.map_rows(parts, bias.len(), row_wise::SumParts { bias })
-    }
-
-    fn attention(&self, qkv: &Tensor, texts: &[Range<usize>], heads: Heads) -> Tensor {
-        let mut z = Tensor::new(qkv.rows, qkv.cols / 3);
-        attention::attention(&self.workers, qkv, texts, heads, &mut z);
-        z
-    }
-
-    fn attention_scores(&self, qkv: &Tensor, text: Range<usize>, heads: Heads) -> Tensor {
-        let mut scores = Tensor::new(heads.n_head * text.len(), text.len());
-        attention::scores(&self.workers, qkv, text, heads, &mut scores);
-        scores
-    }
-
-    fn attention_pattern(&self, scores: &Tensor) -> Tensor {
-        self.map_rows(scores, scores.cols, row_wise::SoftmaxOf)
-    }
-
-    fn attention_mix(&self, pattern: &Tensor, qkv: &Tensor, text: Range<usize>, heads: Heads, z: &mut Tensor) {
-        assert_eq!([pattern.rows, pattern.cols], [heads.n_head * text.len(), text.len()]);
-        attention::mix(&self.workers, pattern, qkv, text, heads, z);
-    }
-
-    fn activation(&self, x: &Tensor, f: Activation) -> Tensor {
-        self.map_rows(x, x.cols, f)
-    }
-
-    fn add(&self, a: &Tensor, b: &Tensor) -> Tensor {
-        assert_eq!([a.rows, a.cols], [b.rows, b.cols]);
-        let mut y = Tensor::new(a.rows, a.cols);
-        row_wise::sum_of(&self.workers, a, b, &mut y);
-        y
-    }
-
-    fn unembed(&self, x: &Tensor, rows: Range<usize>, table: &Weight) -> Tensor {
-        assert_eq!(x.cols, table.weight.cols);
-        let mut y = Tensor::new(rows.len(), table.weight.rows);
-        let of_text = RowsView { data: x.row(rows.start), n: rows.len(), stride: x.cols };
-        if rows.len() <= products::tile_shape(self.workers.arch).0 {
-            products::dots(&self.workers, of_text, &table.weight, &mut y);
-        } else {
-            let panels = table.panels(|table| Panels::transposed(&self.workers, table));
-            let finish = Finish { bias: None, then: Then::Nothing };
-            products::product(&self.workers, of_text, panels, &[0..x.cols], finish, &mut y);
-        }
-        y
-    }
-
-    fn edit(&self, x: &mut Tensor, window: &Window, edit: &Edit) {
-        window.assert_within([x.rows, x.cols]);
-        let width = window.cols.len();
-        for (i, row) in window.rows.iter().flat_map(|r| r.clone()).enumerate() {
-            let (first, cols) = (row * x.cols, &window.cols);
-            let slots = &mut x[first + cols.start..first + cols.end];
-            // `i * width` wraps to 0 for values that hold one row for all.
-            let of_row = |values: &'_ [f32]| i * width % values.len();
-            match edit {
-                Edit::Zero => slots.fill(0.0),
-                Edit::Scale(factor) => slots.iter_mut().for_each(|v| *v *= factor),
-                Edit::Add(values) => slots.iter_mut().zip(&values[of_row(values)..]).for_each(|(v, add)| *v += add),
-                Edit::Replace(values) => slots.copy_from_slice(&values[of_row(values)..][..width]),
-            }
-        }
+    fn append(&self, cache: &mut Cache, qkv: &Tensor, texts: &[Queries]) {
+        texts.iter().for_each(|text| cache.append(qkv, text));
     }
 
     fn copy_out(&self, x: &Tensor, window: &Window) -> Staged {
         window.assert_within([x.rows, x.cols]);
-        match window.is_all([x.rows, x.cols]) {
-            true => Staged::All(x.share()),
-            false => Staged::Part(row_wise::copy_window(&self.workers, x, x.cols, window)),
+        if window.is_all([x.rows, x.cols]) {
+            Staged::All(x.share())
+        } else {
+            Staged::Part(row_wise::copy_window(&self.workers, x, x.cols, window))
         }
     }
 
@@ -302,7 +352,7 @@ impl Device for Cpu {
 
     async fn read(&self, staged: Staged) -> Result<Vec<f32>, DeviceError> {
         Ok(match staged {
-            Staged::All(memory) => Memory::take(memory),
+            Staged::All(memory) => Memory::take(memory, &self.workers.memory),
             Staged::Part(values) => values,
         })
     }

@@ -8,7 +8,7 @@ use super::buffers::{Aligned, Shared, Tensor};
 use super::microkernel::{KC, LARGEST, Operands, STRIDE, Sum, columns, most_rows, tile};
 use super::row_wise;
 use super::workers::Workers;
-use crate::device::{Activation, StoredWeight};
+use crate::device::{Epilogue, StoredWeight};
 use pulp::{Arch, Simd, WithSimd};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -16,7 +16,7 @@ use std::ops::Range;
 /// Below this many multiply-adds a product is done before a second thread would have woken up.
 const WORTH_SHARING: usize = 1 << 17;
 
-/// RowsView up to which a weight that is used for the first time is better left where it is.
+/// Rows up to which a weight that is used for the first time is better left where it is.
 pub const MOST_IN_PLACE: usize = 256;
 
 /// Tiles of rows that one task takes a panel to: fewer, and the panels pass by too often.
@@ -25,13 +25,13 @@ const GROUP: usize = 20;
 /// Numbers of a left side that are used again for every panel, at most: 1 MB, a second-level cache.
 const LEFT_AT_ONCE: usize = 256 << 10;
 
-/// RowsView of a left side that are copied by one thread; for four times as many a second thread would come too late.
+/// Rows of a left side that are copied by one thread; for four times as many a second thread would come too late.
 const PACKED_AT_ONCE: usize = 64;
 
 /// Tasks for each thread, so that a thread that was held up does not hold up all.
 const TASKS: usize = 2;
 
-/// RowsView of a matrix somewhere in memory.
+/// Rows of a matrix somewhere in memory.
 #[derive(Clone, Copy)]
 pub struct RowsView<'a> {
     pub data: &'a [f32],
@@ -56,22 +56,13 @@ impl<'a> RowsView<'a> {
     }
 }
 
-/// What is done with a value `x . w` before it is stored.
+/// What happens to a value `x . w` before it is stored.
 #[derive(Clone, Copy)]
 pub struct Finish<'a> {
     /// Added per column.
     pub bias: Option<&'a [f32]>,
-    /// Then.
-    pub then: Then<'a>,
-}
-
-/// What follows the bias.
-#[derive(Clone, Copy)]
-pub enum Then<'a> {
-    Nothing,
-    Activation(Activation),
-    /// A matrix of the result's shape is added: `other + value`.
-    Add(&'a [f32]),
+    /// Applied after the bias.
+    pub epilogue: Epilogue<'a, Tensor>,
 }
 
 /// Finishes a tile's values where they lie.
@@ -94,10 +85,10 @@ impl WithSimd for FinishTile<'_> {
             if let Some(bias) = finish.bias {
                 row_wise::add(simd, values, &bias[cols.clone()]);
             }
-            match finish.then {
-                Then::Nothing => {}
-                Then::Activation(f) => row_wise::activation(simd, f, values),
-                Then::Add(other) => row_wise::add(simd, values, &other[row * out.stride + cols.start..]),
+            match finish.epilogue {
+                Epilogue::None => {}
+                Epilogue::Activation(f) => row_wise::activation(simd, f, values),
+                Epilogue::Add(other) => row_wise::add(simd, values, &other[row * out.stride + cols.start..]),
             }
         }
     }
@@ -105,6 +96,7 @@ impl WithSimd for FinishTile<'_> {
 
 /// The right side of products: [k, n] in panels of as many columns as a tile has, [n / columns][k][columns], filled up with
 /// zeros.
+#[derive(Debug)]
 pub struct Panels {
     k: usize,
     n: usize,
@@ -179,7 +171,6 @@ pub fn product(
 
 /// Columns `ks` of x as tiles read them: [ks / KC][rows][STRIDE].
 fn pack_left(workers: &Workers, x: RowsView<'_>, ks: &Range<usize>) -> Tensor {
-    let mut left = Tensor::new(ks.len().div_ceil(KC) * x.n, STRIDE);
     let some = |i: usize, left: &mut [f32]| {
         for (i, left) in (i * PACKED_AT_ONCE..).zip(left.chunks_exact_mut(STRIDE)) {
             let first = ks.start + i / x.n * KC;
@@ -188,11 +179,9 @@ fn pack_left(workers: &Workers, x: RowsView<'_>, ks: &Range<usize>) -> Tensor {
         }
     };
     let each = PACKED_AT_ONCE * STRIDE;
-    match left.len() <= 4 * each {
-        true => some(0, &mut left),
-        false => workers.each_piece(&mut left, each, some),
-    }
-    left
+    Tensor::filled(&workers.memory, ks.len().div_ceil(KC) * x.n, STRIDE, |left| {
+        if left.len() <= 4 * each { some(0, left) } else { workers.each_piece(left, each, some) }
+    })
 }
 
 /// [`product`] with a weight as it lies in the checkpoint, row-major [k, n]. The same sums in the same order; half as fast for
@@ -303,7 +292,7 @@ impl Shared<'_> {
     }
 }
 
-/// RowsView of the i-th of `n` tiles over `rows` rows: as even as can be.
+/// Rows of the i-th of `n` tiles over `rows` rows: as even as can be.
 pub fn tile_rows(i: usize, n: usize, rows: usize) -> Range<usize> {
     i * rows / n..(i + 1) * rows / n
 }

@@ -4,7 +4,7 @@
 //! nothing that takes `simd` is called from one.
 
 use super::workers::Workers;
-use crate::device::{Window, buffer_pool};
+use crate::device::Window;
 use crate::model::config::Activation;
 use pulp::{Simd, WithSimd};
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, LOG2_E};
@@ -47,16 +47,22 @@ pub fn sum_of(workers: &Workers, a: &[f32], b: &[f32], y: &mut [f32]) {
 
 /// The values of a window of x. All threads copy a large one: where its memory is fresh, the first touch is most of the work.
 pub fn copy_window(workers: &Workers, x: &[f32], x_cols: usize, window: &Window) -> Vec<f32> {
-    let (cols, n) = (&window.cols, window.len());
-    let mut values = buffer_pool::vector(n);
+    let (width, n) = (window.n_cols(), window.len());
+    let mut values = workers.memory.vector(n);
     let mut rest = values.as_mut_slice();
     for rows in &window.rows {
-        let (out, later) = rest.split_at_mut(rows.len() * cols.len());
+        let (out, later) = rest.split_at_mut(rows.len() * width);
         rest = later;
         let each = if n < WORTH_SHARING_A_COPY { rows.len() } else { rows.len().div_ceil(4 * workers.threads) };
-        workers.each_piece(out, each * cols.len(), |i, out| {
+        workers.each_piece(out, each * width, |i, out| {
             let x = x[(rows.start + i * each) * x_cols..].chunks(x_cols);
-            x.zip(out.chunks_exact_mut(cols.len())).for_each(|(x, out)| out.copy_from_slice(&x[cols.clone()]));
+            for (x, mut out) in x.zip(out.chunks_exact_mut(width)) {
+                for cols in &window.cols {
+                    let (part, later) = out.split_at_mut(cols.len());
+                    part.copy_from_slice(&x[cols.clone()]);
+                    out = later;
+                }
+            }
         });
     }
     values
@@ -104,11 +110,11 @@ impl RowOp for LayerNorm<'_> {
 
 /// `sqrt(var + eps)`.
 #[derive(Clone, Copy)]
-pub struct Scale {
+pub struct LayerNormScale {
     pub eps: f64,
 }
 
-impl RowOp for Scale {
+impl RowOp for LayerNormScale {
     #[inline(always)]
     fn row<S: Simd>(self, _: S, _: usize, x: &[f32], y: &mut [f32]) {
         y[0] = mean_and_scale(x, self.eps).1;
@@ -117,11 +123,11 @@ impl RowOp for Scale {
 
 /// `(x - mean) / scale`, a scale for every row.
 #[derive(Clone, Copy)]
-pub struct Normalize<'a> {
+pub struct LayerNormNormalize<'a> {
     pub scales: &'a [f32],
 }
 
-impl RowOp for Normalize<'_> {
+impl RowOp for LayerNormNormalize<'_> {
     #[inline(always)]
     fn row<S: Simd>(self, _: S, i: usize, x: &[f32], y: &mut [f32]) {
         let (mean, scale) = (mean_and_scale(x, 0.0).0, self.scales[i]);

@@ -1,7 +1,7 @@
 //! Which adapters this machine has, which one is taken, and the family of kernels that suits it. Owns the wgpu instance.
 
 use super::kernels::Family;
-use crate::device::{DeviceError, DeviceInfo};
+use crate::device::{DeviceError, DeviceInfo, DeviceKind};
 
 /// An adapter as `actscope devices` shows it.
 #[derive(Clone, Debug)]
@@ -42,7 +42,7 @@ async fn adapters() -> Vec<wgpu::Adapter> {
 pub(super) fn describe(adapter: &wgpu::Adapter) -> DeviceInfo {
     let info = adapter.get_info();
     DeviceInfo {
-        kind: "gpu",
+        kind: DeviceKind::Gpu,
         name: info.name.clone(),
         detail: [format!("{:?}", info.backend), info.driver, info.driver_info].join(" ").trim().to_string(),
         software: info.device_type == wgpu::DeviceType::Cpu,

@@ -5,8 +5,7 @@
 use super::Gpu;
 use super::kernels::{self, Kernel};
 use crate::device::lockstep::Lockstep;
-use crate::device::{Blob, Device, DeviceError, Dtype, Edit, Keep, StoredWeight, Window};
-use std::rc::Rc;
+use crate::device::{Blob, Device, DeviceCache, DeviceError, Dtype, Operations, Part, StoredWeight};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -179,13 +178,11 @@ fn numbers(n: usize) -> Vec<f32> {
 fn weight(rows: usize, cols: usize) -> StoredWeight {
     let bytes: Vec<u8> = bytemuck::cast_slice(&numbers(rows * cols)).to_vec();
     let blob = Blob::new(Arc::new(bytes), 0..4 * rows * cols);
-    StoredWeight { name: "trial".into(), dtype: Dtype::F32, rows, cols, blob }
+    StoredWeight { name: "trial".into(), part: Part::default(), dtype: Dtype::F32, rows, cols, blob }
 }
 
 fn tensor<D: Device>(dev: &D, rows: usize, cols: usize) -> D::Tensor {
-    let mut x = dev.empty(rows, cols);
-    dev.edit(&mut x, &Window { rows: vec![0..rows], cols: 0..cols }, &Edit::Replace(numbers(rows * cols)));
-    x
+    dev.upload([rows, cols], numbers(rows * cols))
 }
 
 /// The inputs of a trial: x, and each weight with its bias.
@@ -195,39 +192,34 @@ struct TrialInputs {
 }
 
 impl Gpu {
-    /// The device with what is known of this machine: its pipelines, as [`Gpu::keeping_pipelines`] says, and the tile
-    /// configurations that are the fastest here, those that `keep` has for this adapter, driver and kernels, else those that win
-    /// a trial, which are kept. Software adapters are not tried. Where the environment variable `ACTSCOPE_TUNING` is `off`, as it
-    /// is by default in builds for tests, nothing is tried and nothing is kept.
+    /// The device with the tile configurations that are the fastest on this machine: those that `cache` has for this adapter,
+    /// driver and kernels, else those that win when they are timed, which are stored. Software adapters have other kernels and are
+    /// left as they are.
     ///
     /// # Errors
     /// [`DeviceError::Fault`] when the device failed meanwhile.
-    pub async fn tuned(self, keep: Rc<dyn Keep>) -> Result<Gpu, DeviceError> {
-        let off = std::env::var("ACTSCOPE_TUNING").map_or(cfg!(feature = "mutants"), |value| value == "off");
-        if off { Ok(self) } else { self.tuned_anyway(keep).await }
+    pub async fn autotuned(self, cache: Option<&dyn DeviceCache>) -> Result<Gpu, DeviceError> {
+        if self.info.software { Ok(self) } else { self.with_best_tiles(cache, PATIENCE).await }
     }
 
-    /// [`Gpu::tuned`], whatever the environment says.
+    /// [`Gpu::autotuned`], whatever the adapter. The result of a trial that ran out of time is not stored.
     #[doc(hidden)]
-    pub async fn tuned_anyway(self, keep: Rc<dyn Keep>) -> Result<Gpu, DeviceError> {
-        let gpu = self.keeping_pipelines(keep.clone()).await;
-        if gpu.info.software { Ok(gpu) } else { gpu.autotuned(&*keep, PATIENCE).await }
-    }
-
-    /// [`Gpu::tuned`], whatever the adapter. What came of a trial that ran out of patience is not kept.
-    #[doc(hidden)]
-    pub async fn autotuned(mut self, keep: &dyn Keep, patience: Duration) -> Result<Gpu, DeviceError> {
+    pub async fn with_best_tiles(
+        mut self,
+        cache: Option<&dyn DeviceCache>,
+        patience: Duration,
+    ) -> Result<Gpu, DeviceError> {
         let mut hash = crc32fast::Hasher::new();
         let tiles = self.tiles();
         tiles.iter().flat_map(|tile| tile.kernels()).for_each(|kernel| hash.update(kernel.module(&[]).as_bytes()));
         let name = format!("tiles of kernels {:08x} on {} ({})", hash.finalize(), self.info.name, self.info.detail);
-        if let Some(tuning) = keep.get(&name).and_then(|kept| self.kept_tuning(&kept)) {
+        if let Some(tuning) = cache.and_then(|cache| cache.get(&name)).and_then(|kept| self.kept_tuning(&kept)) {
             return Ok(Gpu { tuning, ..self });
         }
         let (tuning, all_tried) = self.trial(patience).await?;
         self.tuning = tuning;
-        if all_tried {
-            keep.put(&name, tuning.name().as_bytes());
+        if let (true, Some(cache)) = (all_tried, cache) {
+            cache.put(&name, tuning.name().as_bytes());
         }
         Ok(self)
     }
@@ -357,7 +349,7 @@ impl Gpu {
                 (both.load(&weight(k, cols))?, both.load(&weight(1, cols))?, both.load(&weight(cols, k))?);
             let x = tensor(&both, rows, k);
             both.linear(&x, &w, &bias);
-            both.unembed(&x, 0..rows, &table);
+            both.unembed(&x, &table);
             Ok::<_, DeviceError>(())
         };
         let steps = match sample.await {
@@ -371,7 +363,7 @@ impl Gpu {
     /// Carries out each product `n` times and waits for them.
     async fn products(&self, inputs: &TrialInputs, n: u32) -> Result<(), DeviceError> {
         for _ in 0..n {
-            inputs.weights.iter().for_each(|[w, bias]| drop(self.linear(&inputs.x, w, bias)));
+            inputs.weights.iter().for_each(|[w, bias]| drop(Operations::linear(self, &inputs.x, w, bias)));
         }
         self.submit();
         self.settle(0).await

@@ -1,9 +1,9 @@
-//! Bind groups that are used again: a run of GPT-2 binds what the run before bound, since its tensors come from a pool. Owns
-//! those that are kept. They hold their buffers, so whoever gives up a buffer for good clears them.
+//! Cached bind groups: a run of GPT-2 binds what the run before bound, since its tensors come from a pool. Owns the cache.
+//! Bind groups hold their buffers, so the cache is cleared when a buffer is to be freed.
 
-use std::cell::RefCell;
+use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// A part of a buffer: bytes `offset .. offset + size`.
 #[derive(Clone, Copy)]
@@ -11,21 +11,22 @@ pub(super) struct Binding<'a> {
     pub(super) buffer: &'a wgpu::Buffer,
     pub(super) offset: u64,
     pub(super) size: u64,
-    /// Made for one dispatch: nobody will bind it again.
+    /// Made for one dispatch: it will not be bound again.
     pub(super) once: bool,
 }
 
 /// A pipeline by name and settings, and what is bound to it.
 type Key<P> = (P, Vec<(wgpu::Buffer, u64, u64)>);
 
-/// At most so many are kept: eight for each block of the largest GPT-2, several times.
+/// At most so many are cached: eight for each block of the largest GPT-2, several times.
 const MOST: usize = 4096;
 
 /// Bind groups for pipelines that are told apart by `P`.
-pub(super) struct BindGroups<P>(Rc<RefCell<HashMap<Key<P>, wgpu::BindGroup>>>);
+#[derive(Debug)]
+pub(super) struct BindGroups<P>(Arc<Mutex<HashMap<Key<P>, wgpu::BindGroup>>>);
 
 impl<P: std::hash::Hash + Eq> BindGroups<P> {
-    /// The kept one, or what `make` makes.
+    /// The cached bind group, or what `make` makes.
     pub(super) fn get(
         &self,
         pipeline: P,
@@ -36,18 +37,18 @@ impl<P: std::hash::Hash + Eq> BindGroups<P> {
             return make();
         }
         let parts = bindings.iter().map(|part| (part.buffer.clone(), part.offset, part.size));
-        let mut kept = self.0.borrow_mut();
-        if kept.len() == MOST {
-            kept.clear();
+        let mut cached = self.0.lock();
+        if cached.len() == MOST {
+            cached.clear();
         }
-        kept.entry((pipeline, parts.collect())).or_insert_with(make).clone()
+        cached.entry((pipeline, parts.collect())).or_insert_with(make).clone()
     }
 }
 
 impl<P> BindGroups<P> {
-    /// Lets go of all of them, and with them of buffers that nobody else holds.
+    /// Drops all of them, and with them the buffers that have no other owner.
     pub(super) fn clear(&self) {
-        self.0.borrow_mut().clear();
+        self.0.lock().clear();
     }
 }
 
@@ -59,6 +60,6 @@ impl<P> Clone for BindGroups<P> {
 
 impl<P> Default for BindGroups<P> {
     fn default() -> BindGroups<P> {
-        BindGroups(Rc::default())
+        BindGroups(Arc::default())
     }
 }

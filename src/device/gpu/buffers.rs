@@ -2,22 +2,24 @@
 //! the host. Owns no kernel and records nothing.
 //!
 //! Pooled buffers are written by dispatches and copies only, in the order in which they are recorded, so a tensor may be
-//! dropped while work that reads it is still queued: whoever gets its buffer next writes it later in the same order.
+//! dropped while work that reads it is still queued: the next owner of its buffer writes it later in the same order.
 
 use super::bind_groups::BindGroups;
 use super::encoder::PipelineKey;
-use crate::device::{DeviceError, Dtype, StoredWeight, buffer_pool};
-use std::cell::{Cell, OnceCell, RefCell};
+use crate::device::buffer_pool::BufferPool;
+use crate::device::{DeviceError, Dtype, StoredWeight};
+use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
 
-/// Buffers that nobody uses at the moment, of one usage.
+/// Buffers of one usage that wait to be used again.
+#[derive(Debug)]
 pub(super) struct Pool {
     device: wgpu::Device,
     usage: wgpu::BufferUsages,
     label: &'static str,
-    free: RefCell<VecDeque<wgpu::Buffer>>,
+    free: Mutex<VecDeque<wgpu::Buffer>>,
     bind_groups: BindGroups<PipelineKey>,
 }
 
@@ -27,16 +29,16 @@ impl Pool {
         usage: wgpu::BufferUsages,
         label: &'static str,
         bind_groups: &BindGroups<PipelineKey>,
-    ) -> Rc<Pool> {
+    ) -> Arc<Pool> {
         let (device, bind_groups) = (device.clone(), bind_groups.clone());
-        Rc::new(Pool { device, usage, label, free: RefCell::default(), bind_groups })
+        Arc::new(Pool { device, usage, label, free: Mutex::default(), bind_groups })
     }
 
     /// A buffer of at least `bytes`: the smallest free one that is not more than twice as large, of equals the one given back
     /// last, so that every block of a run gets the same ones; or a new one.
-    fn take(self: &Rc<Pool>, bytes: u64) -> Pooled {
+    fn take(self: &Arc<Pool>, bytes: u64) -> Pooled {
         let size = size_class(bytes);
-        let mut free = self.free.borrow_mut();
+        let mut free = self.free.lock();
         let fits = free
             .iter()
             .enumerate()
@@ -57,16 +59,17 @@ impl Pool {
 }
 
 /// A pool's buffer; goes back when dropped.
+#[derive(Debug)]
 pub(super) struct Pooled {
     buffer: wgpu::Buffer,
-    pool: Rc<Pool>,
+    pool: Arc<Pool>,
 }
 
 impl Drop for Pooled {
     fn drop(&mut self) {
-        let mut free = self.pool.free.borrow_mut();
+        let mut free = self.pool.free.lock();
         free.push_back(self.buffer.clone());
-        // What has lain there longest goes, so that texts of many lengths do not each leave their buffers behind.
+        // The buffer that has waited longest is freed, so that texts of many lengths do not each leave their buffers behind.
         while free.len() > 1 && free.iter().map(wgpu::Buffer::size).sum::<u64>() > FREE_BYTES {
             free.pop_front();
             self.pool.bind_groups.clear();
@@ -83,16 +86,17 @@ fn size_class(bytes: u64) -> u64 {
     bytes.max(4096).next_multiple_of(step)
 }
 
-/// A matrix [rows, cols] of f32 in a pooled buffer, row-major, without padding.
+/// A matrix [rows, cols] of f32 in a pooled buffer, row-major, without padding. Clones share the buffer.
+#[derive(Clone, Debug)]
 pub struct Tensor {
     pub(super) rows: usize,
     pub(super) cols: usize,
-    memory: Pooled,
+    memory: Arc<Pooled>,
 }
 
 impl Tensor {
-    pub(super) fn new(pool: &Rc<Pool>, rows: usize, cols: usize) -> Tensor {
-        Tensor { rows, cols, memory: pool.take(4 * (rows * cols) as u64) }
+    pub(super) fn new(pool: &Arc<Pool>, rows: usize, cols: usize) -> Tensor {
+        Tensor { rows, cols, memory: Arc::new(pool.take(4 * (rows * cols) as u64)) }
     }
 
     pub(super) fn buffer(&self) -> &wgpu::Buffer {
@@ -106,7 +110,7 @@ impl Tensor {
 
 /// How the numbers of a weight lie on the device. Each operation asks for the layout that its kernel reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Layout {
+pub(super) enum WeightLayout {
     /// One row of f32, whatever the file has.
     Vector,
     /// Row by row, each padded to a multiple of 8 numbers, so that a `vec4<u32>` never holds numbers of two rows; cut by rows
@@ -120,19 +124,21 @@ pub(super) enum Layout {
 pub(super) const PANEL: usize = 32;
 
 /// Some rows of a weight in a buffer of their own.
+#[derive(Debug)]
 pub(super) struct Chunk {
     pub(super) buffer: wgpu::Buffer,
     pub(super) rows: Range<usize>,
 }
 
 /// A weight [rows, cols]. It is uploaded by the first operation that takes it, which knows in which layout.
+#[derive(Debug)]
 pub struct Weight {
     pub(super) name: String,
     pub(super) rows: usize,
     pub(super) cols: usize,
     /// Until it is uploaded.
-    source: RefCell<Option<StoredWeight>>,
-    placed: OnceCell<Placed>,
+    source: Mutex<Option<StoredWeight>>,
+    placed: OnceLock<Placed>,
     bind_groups: BindGroups<PipelineKey>,
 }
 
@@ -145,8 +151,9 @@ impl Drop for Weight {
 }
 
 /// A weight on the device.
+#[derive(Debug)]
 pub(super) struct Placed {
-    layout: Layout,
+    layout: WeightLayout,
     pub(super) dtype: Dtype,
     /// Numbers from one row to the next; in panels, from one panel to the next.
     pub(super) stride: usize,
@@ -167,8 +174,8 @@ impl Weight {
         if bytes > max_binding {
             return Err(DeviceError::TooLarge { name, bytes, limit: max_binding });
         }
-        let (rows, cols, source) = (weight.rows, weight.cols, RefCell::new(Some(weight.clone())));
-        Ok(Weight { name, rows, cols, source, placed: OnceCell::new(), bind_groups: bind_groups.clone() })
+        let (rows, cols, source) = (weight.rows, weight.cols, Mutex::new(Some(weight.clone())));
+        Ok(Weight { name, rows, cols, source, placed: OnceLock::new(), bind_groups: bind_groups.clone() })
     }
 
     /// The weight on the device.
@@ -180,10 +187,10 @@ impl Weight {
         device: &wgpu::Device,
         queue: &wgpu::Queue,
         max_binding: u64,
-        layout: Layout,
+        layout: WeightLayout,
     ) -> &Placed {
         let placed = self.placed.get_or_init(|| {
-            let weight = self.source.take().expect("taken once, here");
+            let weight = self.source.lock().take().expect("taken once, here");
             let placed = Placed::upload(&Upload { device, queue }, max_binding, &weight, layout);
             weight.blob.release();
             placed
@@ -199,11 +206,11 @@ fn padded(cols: usize) -> usize {
 }
 
 impl Placed {
-    fn upload(to: &Upload<'_>, max_binding: u64, weight: &StoredWeight, layout: Layout) -> Placed {
-        let dtype = if layout == Layout::Vector { Dtype::F32 } else { weight.dtype };
+    fn upload(to: &Upload<'_>, max_binding: u64, weight: &StoredWeight, layout: WeightLayout) -> Placed {
+        let dtype = if layout == WeightLayout::Vector { Dtype::F32 } else { weight.dtype };
         let widened = (dtype != weight.dtype).then(|| weight.to_f32());
         let bytes = widened.as_deref().map_or(weight.blob.bytes(), bytemuck::cast_slice);
-        if layout == Layout::Panels {
+        if layout == WeightLayout::Panels {
             let (stride, panel_bytes) = (weight.rows * PANEL, weight.rows * PANEL * dtype.size());
             let buffer = to.buffer(&weight.name, weight.cols.div_ceil(PANEL) * panel_bytes);
             to.panels(&buffer, bytes, weight.cols * dtype.size(), PANEL * dtype.size(), panel_bytes);
@@ -288,12 +295,14 @@ impl Upload<'_> {
 }
 
 /// One staging buffer: filled by copies, mapped after the submit that does them, read, given back.
+#[derive(Debug)]
 pub(super) struct Staging {
     memory: Pooled,
-    filled: Cell<u64>,
-    mapping: RefCell<Option<Mapping>>,
+    filled: Mutex<u64>,
+    mapping: Mutex<Option<Mapping>>,
 }
 
+#[derive(Debug)]
 struct Mapping {
     index: wgpu::SubmissionIndex,
     done: futures_channel::oneshot::Receiver<Result<(), wgpu::BufferAsyncError>>,
@@ -301,18 +310,19 @@ struct Mapping {
 
 impl Staging {
     /// Room for at least `bytes`.
-    pub(super) fn new(pool: &Rc<Pool>, bytes: u64) -> Rc<Staging> {
+    pub(super) fn new(pool: &Arc<Pool>, bytes: u64) -> Arc<Staging> {
         const LEAST: u64 = 1 << 20;
-        Rc::new(Staging { memory: pool.take(bytes.max(LEAST)), filled: Cell::new(0), mapping: RefCell::new(None) })
+        Arc::new(Staging { memory: pool.take(bytes.max(LEAST)), filled: Mutex::new(0), mapping: Mutex::new(None) })
     }
 
     /// Reserves `bytes`; `None` when they do not fit.
     pub(super) fn reserve(&self, bytes: u64) -> Option<u64> {
-        let start = self.filled.get();
+        let mut filled = self.filled.lock();
+        let start = *filled;
         // Mapped ranges begin at multiples of 8.
         let end = (start + bytes).next_multiple_of(8);
         (end <= self.memory.buffer.size()).then(|| {
-            self.filled.set(end);
+            *filled = end;
             start
         })
     }
@@ -324,22 +334,28 @@ impl Staging {
     /// Asks for the map, right after the submit `index` that fills this buffer.
     pub(super) fn map(&self, index: wgpu::SubmissionIndex) {
         let (tell, done) = futures_channel::oneshot::channel();
-        self.memory.buffer.map_async(wgpu::MapMode::Read, ..self.filled.get(), move |result| {
-            // Nobody listens when the run was given up.
+        self.memory.buffer.map_async(wgpu::MapMode::Read, ..*self.filled.lock(), move |result| {
+            // The receiver is gone when the run was dropped.
             let _ = tell.send(result);
         });
-        *self.mapping.borrow_mut() = Some(Mapping { index, done });
+        *self.mapping.lock() = Some(Mapping { index, done });
     }
 
     /// The values from byte `start` on.
-    pub(super) async fn read(&self, device: &wgpu::Device, start: u64, len: usize) -> Result<Vec<f32>, String> {
-        let mapping = self.mapping.borrow_mut().take();
+    pub(super) async fn read(
+        &self,
+        device: &wgpu::Device,
+        host_memory: &BufferPool,
+        start: u64,
+        len: usize,
+    ) -> Result<Vec<f32>, String> {
+        let mapping = self.mapping.lock().take();
         if let Some(Mapping { index, done }) = mapping {
             super::encoder::wait(device, index)?;
             done.await.map_err(|_| "the readback was dropped".to_string())?.map_err(|e| e.to_string())?;
         }
         let view = self.memory.buffer.get_mapped_range(start..start + 4 * len as u64).map_err(|e| e.to_string())?;
-        let mut values = buffer_pool::vector(len);
+        let mut values = host_memory.vector(len);
         values.copy_from_slice(bytemuck::cast_slice(&view));
         Ok(values)
     }

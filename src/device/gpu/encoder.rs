@@ -8,11 +8,12 @@ use super::bind_groups::{BindGroups, Binding};
 use super::buffers::Staging;
 use super::kernels::{Access, Kernel, Params};
 use super::pipeline_cache::PipelineCache;
-use super::timestamps::Clock;
-use std::cell::{Cell, RefCell};
+use super::timestamps::Timestamps;
+use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::num::NonZeroU64;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const SLOT: usize = 256;
 const SLOTS: usize = 1024;
@@ -51,88 +52,100 @@ impl From<&'static Kernel> for Variant {
 /// A [`Variant`] by name and settings.
 pub(super) type PipelineKey = (&'static str, [u32; MOST_SETTINGS]);
 
+#[derive(Debug)]
 pub(super) struct Pipeline {
     layout: wgpu::BindGroupLayout,
     pipeline: wgpu::ComputePipeline,
-    /// Whether it was recorded since somebody last asked.
-    run: Cell<bool>,
+    /// Whether it was recorded since [`Encoder::kernels_run`] was last called.
+    run: AtomicBool,
 }
 
+#[derive(Debug)]
 enum Command {
-    Dispatch { pipeline: Rc<Pipeline>, bindings: wgpu::BindGroup, slot: u32, groups: [u32; 3] },
+    Dispatch { pipeline: Arc<Pipeline>, bindings: wgpu::BindGroup, slot: u32, groups: [u32; 3] },
     Copy { from: wgpu::Buffer, start: u64, to: wgpu::Buffer, at: u64, bytes: u64 },
 }
 
-/// Work that is recorded and not yet submitted.
-pub(super) struct Recording {
+/// Records work and submits it.
+#[derive(Debug)]
+pub(super) struct Encoder {
     device: wgpu::Device,
     queue: wgpu::Queue,
-    arena: wgpu::Buffer,
-    pipelines: RefCell<HashMap<PipelineKey, Rc<Pipeline>>>,
-    /// Where pipelines are kept from run to run, where they are.
+    /// The uniform arena.
+    params: wgpu::Buffer,
+    pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
+    /// Compiled pipelines of earlier processes, where a cache was given and the backend has them.
     pub(super) pipeline_cache: Option<PipelineCache>,
     bind_groups: BindGroups<PipelineKey>,
-    commands: RefCell<Vec<Command>>,
-    slots: RefCell<Vec<u8>>,
-    staging: RefCell<Vec<Rc<Staging>>>,
-    /// Notes when the device works, where somebody asked.
-    pub(super) clock: RefCell<Option<Clock>>,
-    /// Submits that nobody has waited for, in order.
-    running: RefCell<VecDeque<Submitted>>,
+    recorded: Mutex<Recorded>,
+    /// Submits that were not waited for yet, in order.
+    running: Mutex<VecDeque<Submitted>>,
 }
 
-/// A submit, and the word that it is done.
+/// Work that is recorded and not yet submitted.
+#[derive(Debug, Default)]
+struct Recorded {
+    commands: Vec<Command>,
+    slots: Vec<u8>,
+    staging: Vec<Arc<Staging>>,
+    timestamps: Option<Timestamps>,
+}
+
+/// A submit, and the message that it is done.
+#[derive(Debug)]
 struct Submitted {
     index: wgpu::SubmissionIndex,
     done: futures_channel::oneshot::Receiver<()>,
 }
 
-impl Recording {
-    pub(super) fn new(device: &wgpu::Device, queue: &wgpu::Queue, bind_groups: BindGroups<PipelineKey>) -> Recording {
-        let arena = device.create_buffer(&wgpu::BufferDescriptor {
+impl Encoder {
+    pub(super) fn new(device: &wgpu::Device, queue: &wgpu::Queue, bind_groups: BindGroups<PipelineKey>) -> Encoder {
+        let params = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("params"),
             size: (SLOT * SLOTS) as u64,
             usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        Recording {
+        Encoder {
             device: device.clone(),
             queue: queue.clone(),
-            arena,
-            pipelines: RefCell::default(),
+            params,
+            pipelines: Mutex::default(),
             pipeline_cache: None,
             bind_groups,
-            commands: RefCell::default(),
-            slots: RefCell::default(),
-            staging: RefCell::default(),
-            clock: RefCell::default(),
-            running: RefCell::default(),
+            recorded: Mutex::default(),
+            running: Mutex::default(),
         }
+    }
+
+    /// Sets the timestamps that submits write; returns those before.
+    pub(super) fn set_timestamps(&self, timestamps: Option<Timestamps>) -> Option<Timestamps> {
+        std::mem::replace(&mut self.recorded.lock().timestamps, timestamps)
     }
 
     /// Records one dispatch of `groups` workgroups.
     pub(super) fn dispatch<P: Params>(&self, variant: Variant, params: &P, bindings: &[Binding<'_>], groups: [u32; 3]) {
         assert_eq!(variant.kernel.params, P::FIELDS, "{}: these are another kernel's parameters", variant.kernel.name);
         assert_eq!(variant.kernel.bindings.len(), bindings.len(), "{}", variant.kernel.name);
-        if self.slots.borrow().len() == SLOT * SLOTS {
-            // The staging buffers stay open: what is being recorded may go on filling them.
-            self.send();
-        }
         let pipeline = self.pipeline(variant);
-        pipeline.run.set(true);
+        pipeline.run.store(true, Ordering::Relaxed);
         let bindings = self.bind_group(variant, &pipeline, bindings);
-        let mut slots = self.slots.borrow_mut();
-        let slot = slots.len() as u32;
-        slots.extend_from_slice(bytemuck::bytes_of(params));
-        slots.resize(slot as usize + SLOT, 0);
-        self.commands.borrow_mut().push(Command::Dispatch { pipeline, bindings, slot, groups });
+        let mut recorded = self.recorded.lock();
+        if recorded.slots.len() == SLOT * SLOTS {
+            // The staging buffers stay open: what is being recorded may go on filling them.
+            self.send(&mut recorded);
+        }
+        let slot = recorded.slots.len();
+        recorded.slots.extend_from_slice(bytemuck::bytes_of(params));
+        recorded.slots.resize(slot + SLOT, 0);
+        recorded.commands.push(Command::Dispatch { pipeline, bindings, slot: slot as u32, groups });
     }
 
-    /// The kept bind group of a kernel and its bindings, or a new one.
+    /// The cached bind group of a kernel and its bindings, or a new one.
     fn bind_group(&self, variant: Variant, pipeline: &Pipeline, bindings: &[Binding<'_>]) -> wgpu::BindGroup {
         self.bind_groups.get(variant.key(), bindings, || {
             let size = 4 * variant.kernel.params.len() as u64;
-            let of_params = Binding { buffer: &self.arena, offset: 0, size, once: false };
+            let of_params = Binding { buffer: &self.params, offset: 0, size, once: false };
             let resources = std::iter::once(&of_params).chain(bindings);
             let entries: Vec<_> = (0..).zip(resources).map(|(binding, part)| entry(binding, part)).collect();
             #[cfg(feature = "mutants")]
@@ -153,20 +166,15 @@ impl Recording {
         })
     }
 
-    /// Records a copy into a staging buffer; gives back where it will be.
-    pub(super) fn stage(&self, from: &wgpu::Buffer, start: u64, bytes: u64, to: &Rc<Staging>, at: u64) {
-        self.commands.borrow_mut().push(Command::Copy {
-            from: from.clone(),
-            start,
-            to: to.buffer().clone(),
-            at,
-            bytes,
-        });
+    /// Records a copy of bytes from one buffer to another.
+    pub(super) fn copy(&self, from: &wgpu::Buffer, start: u64, bytes: u64, to: &wgpu::Buffer, at: u64) {
+        let (from, to) = (from.clone(), to.clone());
+        self.recorded.lock().commands.push(Command::Copy { from, start, to, at, bytes });
     }
 
     /// A staging buffer with `bytes` reserved from the given offset on. `make` makes a new one where the last is full.
-    pub(super) fn staging(&self, bytes: u64, make: impl FnOnce() -> Rc<Staging>) -> (Rc<Staging>, u64) {
-        let mut open = self.staging.borrow_mut();
+    pub(super) fn staging(&self, bytes: u64, make: impl FnOnce() -> Arc<Staging>) -> (Arc<Staging>, u64) {
+        let open = &mut self.recorded.lock().staging;
         if let Some((last, at)) = open.last().and_then(|last| Some((last.clone(), last.reserve(bytes)?))) {
             return (last, at);
         }
@@ -178,29 +186,31 @@ impl Recording {
 
     /// Sends everything recorded to the device and asks for the maps of what it will have copied.
     pub(super) fn submit(&self) {
-        if self.commands.borrow().is_empty() && self.staging.borrow().is_empty() {
+        let mut recorded = self.recorded.lock();
+        if recorded.commands.is_empty() && recorded.staging.is_empty() {
             return;
         }
-        let index = self.send();
-        for staging in self.staging.borrow_mut().drain(..) {
+        let index = self.send(&mut recorded);
+        for staging in recorded.staging.drain(..) {
             staging.map(index.clone());
         }
+        drop(recorded);
         let (tell, done) = futures_channel::oneshot::channel();
-        // Nobody listens once the run is given up.
         self.queue.on_submitted_work_done(move || {
+            // The receiver is gone when the run was dropped.
             let _ = tell.send(());
         });
-        self.running.borrow_mut().push_back(Submitted { index, done });
+        self.running.lock().push_back(Submitted { index, done });
     }
 
-    fn send(&self) -> wgpu::SubmissionIndex {
-        let commands = std::mem::take(&mut *self.commands.borrow_mut());
-        let slots = std::mem::take(&mut *self.slots.borrow_mut());
+    fn send(&self, recorded: &mut Recorded) -> wgpu::SubmissionIndex {
+        let commands = std::mem::take(&mut recorded.commands);
+        let slots = std::mem::take(&mut recorded.slots);
         if !slots.is_empty() {
-            self.queue.write_buffer(&self.arena, 0, &slots);
+            self.queue.write_buffer(&self.params, 0, &slots);
         }
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        let clock = self.clock.borrow();
+        let timestamps = recorded.timestamps.as_ref();
         let mut rest = commands.as_slice();
         while let Some(first) = rest.first() {
             if let Command::Copy { from, start, to, at, bytes } = first {
@@ -208,7 +218,7 @@ impl Recording {
                 rest = &rest[1..];
                 continue;
             }
-            let timestamp_writes = clock.as_ref().and_then(Clock::pass);
+            let timestamp_writes = timestamps.and_then(Timestamps::pass);
             let mut pass =
                 encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { timestamp_writes, ..Default::default() });
             while let Some(Command::Dispatch { pipeline, bindings, slot, groups: [x, y, z] }) = rest.first() {
@@ -218,8 +228,8 @@ impl Recording {
                 rest = &rest[1..];
             }
         }
-        if let Some(clock) = &*clock {
-            clock.submitted();
+        if let Some(timestamps) = timestamps {
+            timestamps.submitted();
         }
         self.queue.submit([encoder.finish()])
     }
@@ -228,36 +238,35 @@ impl Recording {
     pub(super) async fn settle(&self, running: usize) -> Result<(), String> {
         loop {
             let earliest = {
-                let mut all = self.running.borrow_mut();
+                let mut all = self.running.lock();
                 if all.len() <= running { None } else { all.pop_front() }
             };
             let Some(Submitted { index, done }) = earliest else { return Ok(()) };
             wait(&self.device, index)?;
-            // Dropped unsent when the device is lost; the fault that was kept says so.
+            // The sender is dropped when the device is lost; the recorded fault says so.
             let _ = done.await;
         }
     }
 
     /// The kernels that were recorded since this was last asked.
     pub(super) fn kernels_run(&self) -> BTreeSet<&'static str> {
-        let pipelines = self.pipelines.borrow();
-        pipelines.iter().filter(|(_, pipeline)| pipeline.run.take()).map(|((name, ..), _)| *name).collect()
+        let pipelines = self.pipelines.lock();
+        pipelines
+            .iter()
+            .filter(|(_, pipeline)| pipeline.run.swap(false, Ordering::Relaxed))
+            .map(|((name, ..), _)| *name)
+            .collect()
     }
 
-    pub(super) fn pipeline(&self, variant: Variant) -> Rc<Pipeline> {
-        let key = variant.key();
-        if let Some(pipeline) = self.pipelines.borrow().get(&key) {
-            return pipeline.clone();
-        }
-        let pipeline = Rc::new(compile(&self.device, self.pipeline_cache.as_ref(), variant));
-        self.pipelines.borrow_mut().insert(key, pipeline.clone());
-        pipeline
+    pub(super) fn pipeline(&self, variant: Variant) -> Arc<Pipeline> {
+        let compile = || Arc::new(compile(&self.device, self.pipeline_cache.as_ref(), variant));
+        self.pipelines.lock().entry(variant.key()).or_insert_with(compile).clone()
     }
 }
 
-/// In a browser the event loop calls back when a submit is done; elsewhere somebody has to wait for the device, and it is
-/// us. What the callbacks bring is awaited by the caller either way.
-#[cfg_attr(target_arch = "wasm32", allow(unused_variables))]
+/// Waits for the device, so that its callbacks run. In a browser the event loop runs them, and this does nothing. The caller
+/// awaits what the callbacks send either way.
+#[cfg_attr(target_arch = "wasm32", allow(unused_variables, reason = "there is nothing to wait for"))]
 pub(super) fn wait(device: &wgpu::Device, index: wgpu::SubmissionIndex) -> Result<(), String> {
     #[cfg(not(target_arch = "wasm32"))]
     device.poll(wgpu::PollType::Wait { submission_index: Some(index), timeout: None }).map_err(|e| e.to_string())?;
@@ -342,5 +351,5 @@ fn compile(device: &wgpu::Device, cache: Option<&PipelineCache>, variant: Varian
         },
         cache: cache.map(PipelineCache::of_driver),
     });
-    Pipeline { layout, pipeline, run: Cell::new(false) }
+    Pipeline { layout, pipeline, run: AtomicBool::new(false) }
 }

@@ -4,10 +4,10 @@
 use crate::device::DeviceError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Fault(Arc<Mutex<Kept>>);
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Kept {
     /// The first: it is the cause, what follows are its consequences.
     first: Option<String>,

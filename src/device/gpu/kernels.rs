@@ -2,7 +2,7 @@
 //! one more entry here; the static shader tests walk this table. What a kernel binds and the Rust twin of its `Params` are
 //! generated from its file (`build.rs`). Owns no GPU object; `encoder.rs` makes those.
 
-use crate::device::{self, Dtype};
+use crate::device::{self, Dtype, Epilogue};
 
 /// A field of a kernel's `Params`: name, and whether it is a float.
 pub type Field = (&'static str, bool);
@@ -205,23 +205,12 @@ pub fn weight_override(dtype: Dtype) -> u32 {
     }
 }
 
-/// What becomes of a sum of products before it is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Epilogue {
-    /// Nothing.
-    None,
-    /// Another tensor is added.
-    Add,
-    /// The activation function.
-    Activation(device::Activation),
-}
-
 /// The value of `EPILOGUE` in `lib/epilogue.wgsl`.
-pub fn epilogue_override(epilogue: Epilogue) -> u32 {
+pub(crate) fn epilogue_override<T>(epilogue: &Epilogue<'_, T>) -> u32 {
     match epilogue {
         Epilogue::None => 0,
-        Epilogue::Add => 1,
-        Epilogue::Activation(f) => 2 + function_override(f),
+        Epilogue::Add(_) => 1,
+        Epilogue::Activation(f) => 2 + function_override(*f),
     }
 }
 

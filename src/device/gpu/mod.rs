@@ -1,6 +1,6 @@
 //! The GPU device: wgpu on Metal, Vulkan and DirectX 12, with the kernels of `shaders/`. Owns which kernel an operation
-//! takes, and its parameters. Nothing here waits for the device but `read`, `settle` and the trial of tiles.
-//! Read next: `kernels.rs` for the table of kernels, `record.rs` for how work is sent, `memory.rs` for buffers.
+//! takes, and its parameters. Nothing here waits for the device but `read`, `settle` and the autotuning.
+//! Read next: `kernels.rs` for the table of kernels, `encoder.rs` for how work is submitted, `buffers.rs`.
 
 mod adapter;
 mod attention;
@@ -22,21 +22,24 @@ mod timestamps;
 pub mod unroll;
 
 pub use adapter::{AdapterInfo, list as adapters};
+pub use attention::Cache;
 pub use buffers::{Tensor, Weight};
 pub use timestamps::Span;
 
-use super::{Activation, Device, DeviceError, DeviceInfo, Edit, Heads, Keep, Limits, StoredWeight, Window};
-use attention::{HeadShape, Qkv};
+use super::buffer_pool::BufferPool;
+use super::{
+    Activation, Change, Device, DeviceCache, DeviceError, DeviceInfo, Epilogue, Heads, Op, Operands, Queries, RowsOf,
+    StoredWeight, TensorLimits, Window,
+};
 use autotune::Tuning;
 use bind_groups::{BindGroups, Binding};
-use buffers::{Layout, Placed, Pool, Staging};
-use encoder::{PipelineKey, Recording, Variant};
+use buffers::{Placed, Pool, Staging, WeightLayout};
+use encoder::{Encoder, PipelineKey, Variant};
 use errors::Fault;
-use kernels::{Epilogue, Family, Kernel, TextRows};
+use kernels::{Family, Kernel};
 use pipeline_cache::PipelineCache;
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::rc::Rc;
 use std::sync::Arc;
 
 /// The most workgroups that one dimension of a dispatch may have.
@@ -46,33 +49,36 @@ const MAX_GROUPS: usize = 65_535;
 const BINDING_STEP: usize = 256;
 
 /// The device `gpu`.
+#[derive(Debug)]
 pub struct Gpu {
     info: DeviceInfo,
     family: Family,
-    /// Lanes of the subgroups that multiply matrices, where the adapter has those.
+    /// Invocations of the subgroups that multiply matrices, where the adapter has those.
     matrices: Option<u32>,
     tuning: Tuning,
     device: wgpu::Device,
     queue: wgpu::Queue,
     max_binding: u64,
     max_buffer: u64,
-    tensors: Rc<Pool>,
-    staging: Rc<Pool>,
-    recording: Recording,
+    tensors: Arc<Pool>,
+    staging: Arc<Pool>,
+    host_memory: Arc<BufferPool>,
+    encoder: Encoder,
     bind_groups: BindGroups<PipelineKey>,
     fault: Fault,
     rows_table: attention::RowsTable,
 }
 
 /// Values on their way: where in a staging buffer they will be.
+#[derive(Debug)]
 pub struct Staged {
-    staging: Rc<Staging>,
+    staging: Arc<Staging>,
     at: u64,
     len: usize,
 }
 
 impl Gpu {
-    /// Opens the best adapter; with `hardware_only`, none that is a program on the CPU.
+    /// Opens the best adapter; with `hardware_only`, no software adapter.
     ///
     /// # Errors
     /// [`DeviceError::NoAdapter`] or [`DeviceError::Request`].
@@ -119,7 +125,7 @@ impl Gpu {
         Ok(all)
     }
 
-    /// The best adapter once with each tile configuration that it has.
+    /// The best adapter once with each tile that it has.
     ///
     /// # Errors
     /// As [`Gpu::open`].
@@ -131,10 +137,10 @@ impl Gpu {
         Ok(all)
     }
 
-    /// The device with the pipelines that `keep` has for this adapter and driver. When the device is dropped, those that it
-    /// compiled anew are kept too. Only where the backend hands pipelines out, which is Vulkan.
-    pub async fn keeping_pipelines(mut self, keep: Rc<dyn Keep>) -> Gpu {
-        self.recording.pipeline_cache = PipelineCache::open(&self.device, keep).await;
+    /// The device with the pipelines that `cache` has for this adapter and driver. When the device is dropped, those that it
+    /// compiled anew are stored too. Only where the backend hands pipelines out, which is Vulkan.
+    pub async fn with_cached_pipelines(mut self, cache: Arc<dyn DeviceCache>) -> Gpu {
+        self.encoder.pipeline_cache = PipelineCache::open(&self.device, cache).await;
         self
     }
 
@@ -146,7 +152,7 @@ impl Gpu {
             wgpu::Error::OutOfMemory { .. } => on_error.keep("it is out of memory"),
             e => on_error.keep(&e.to_string()),
         }));
-        // Dropping the device "loses" it too; then nobody asks any more.
+        // Dropping the device "loses" it too; then no more calls come.
         let on_lost = fault.clone();
         device.set_device_lost_callback(move |_, message| on_lost.lost(&message));
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
@@ -162,8 +168,9 @@ impl Gpu {
             // Pooled sizes are rounded up, at most to a power of two.
             max_buffer: 1 << device.limits().max_buffer_size.max(1).ilog2(),
             tensors: Pool::new(&device, usage, "tensor", &bind_groups),
+            host_memory: Arc::default(),
             staging: Pool::new(&device, staging_usage, "staging", &bind_groups),
-            recording: Recording::new(&device, &queue, bind_groups.clone()),
+            encoder: Encoder::new(&device, &queue, bind_groups.clone()),
             bind_groups,
             device,
             queue,
@@ -181,7 +188,7 @@ impl Gpu {
     /// A result, unless something went wrong up to here.
     fn outcome<T>(&self, result: Result<T, String>) -> Result<T, DeviceError> {
         if result.is_err() || self.fault.any() {
-            // That the device is lost is only told to those who poll.
+            // wgpu reports a lost device only when it is polled.
             let _ = self.device.poll(wgpu::PollType::Poll);
         }
         self.fault.or(result)
@@ -203,12 +210,12 @@ impl Gpu {
     }
 
     /// A weight as an operation's kernel reads it.
-    fn place<'a>(&self, w: &'a Weight, layout: Layout) -> &'a Placed {
+    fn place<'a>(&self, w: &'a Weight, layout: WeightLayout) -> &'a Placed {
         w.place(&self.device, &self.queue, self.max_binding, layout)
     }
 
     /// The one buffer of a weight that operations do not cut.
-    fn uncut<'a>(&self, w: &'a Weight, layout: Layout) -> Binding<'a> {
+    fn uncut<'a>(&self, w: &'a Weight, layout: WeightLayout) -> Binding<'a> {
         let chunks = &self.place(w, layout).chunks;
         if chunks.len() > 1 || chunks[0].buffer.size() > self.max_binding {
             let (name, most) = (&w.name, self.max_binding);
@@ -219,7 +226,7 @@ impl Gpu {
 
     /// A vector: a bias or a gain.
     fn vector<'a>(&self, w: &'a Weight) -> Binding<'a> {
-        self.uncut(w, Layout::Vector)
+        self.uncut(w, WeightLayout::Vector)
     }
 
     /// The kernel of this device's family.
@@ -264,14 +271,173 @@ fn grid(n: usize) -> [u32; 3] {
     [n.min(MAX_GROUPS) as u32, n.div_ceil(MAX_GROUPS) as u32, 1]
 }
 
-/// Enough workgroups of 64 lanes for `n` elements.
+/// Enough workgroups of 64 invocations for `n` elements.
 fn elements(n: usize) -> [u32; 3] {
     grid(n.div_ceil(64))
+}
+
+impl Gpu {
+    /// A tensor whose values are whatever the buffer held.
+    fn empty(&self, rows: usize, cols: usize) -> Tensor {
+        Tensor::new(&self.tensors, rows, cols)
+    }
+
+    fn embed(&self, table: &Weight, ids: &[u32]) -> Tensor {
+        let y = self.empty(ids.len(), table.cols);
+        let ids_buffer = self.uploaded("ids", ids);
+        let placed = self.place(table, WeightLayout::Rows);
+        let variant = Variant::new(&kernels::EMBED, &[kernels::weight_override(placed.dtype)]);
+        for chunk in &placed.chunks {
+            let params = kernels::Embed {
+                n_ids: ids.len() as u32,
+                cols: table.cols as u32,
+                w_stride: placed.stride as u32,
+                first: chunk.rows.start as u32,
+                n_rows: chunk.rows.len() as u32,
+            };
+            let bindings = [once(&ids_buffer), whole(&chunk.buffer), all(&y)];
+            self.encoder.dispatch(variant, &params, &bindings, grid(ids.len()));
+        }
+        y
+    }
+
+    fn layer_norm(&self, x: &Tensor, gain: &Weight, bias: &Weight, eps: f64) -> Tensor {
+        assert!(gain.cols == x.cols && bias.cols == x.cols);
+        let y = self.empty(x.rows, x.cols);
+        let params = kernels::LayerNorm { rows: x.rows as u32, cols: x.cols as u32, eps: eps as f32 };
+        let bindings = [all(x), self.vector(gain), self.vector(bias), all(&y)];
+        let variant = self.either(&kernels::LAYER_NORM, &kernels::LAYER_NORM_BROADCAST);
+        self.encoder.dispatch(variant, &params, &bindings, grid(x.rows));
+        y
+    }
+
+    fn layer_norm_scale(&self, x: &Tensor, eps: f64) -> Tensor {
+        let scale = self.empty(x.rows, 1);
+        let params = kernels::LayerNorm { rows: x.rows as u32, cols: x.cols as u32, eps: eps as f32 };
+        let variant = self.either(&kernels::LAYER_NORM_SCALE, &kernels::LAYER_NORM_SCALE_BROADCAST);
+        self.encoder.dispatch(variant, &params, &[all(x), all(&scale)], grid(x.rows));
+        scale
+    }
+
+    fn layer_norm_normalize(&self, x: &Tensor, scale: &Tensor) -> Tensor {
+        assert_eq!([scale.rows, scale.cols], [x.rows, 1]);
+        let y = self.empty(x.rows, x.cols);
+        let params = kernels::LayerNormNormalize { rows: x.rows as u32, cols: x.cols as u32 };
+        let bindings = [all(x), all(scale), all(&y)];
+        let variant = self.either(&kernels::LAYER_NORM_NORMALIZE, &kernels::LAYER_NORM_NORMALIZE_BROADCAST);
+        self.encoder.dispatch(variant, &params, &bindings, grid(x.rows));
+        y
+    }
+
+    fn gain_bias(&self, x: &Tensor, gain: &Weight, bias: &Weight) -> Tensor {
+        assert!(gain.cols == x.cols && bias.cols == x.cols);
+        let y = self.empty(x.rows, x.cols);
+        let params = kernels::GainBias { n: x.len() as u32, cols: x.cols as u32 };
+        let bindings = [all(x), self.vector(gain), self.vector(bias), all(&y)];
+        self.encoder.dispatch((&kernels::GAIN_BIAS).into(), &params, &bindings, elements(x.len()));
+        y
+    }
+
+    fn sum_heads(&self, parts: &Tensor, bias: &Weight, n_head: usize) -> Tensor {
+        assert_eq!(parts.cols, n_head * bias.cols);
+        let y = self.empty(parts.rows, bias.cols);
+        let params = kernels::SumHeads { n: y.len() as u32, cols: y.cols as u32, n_head: n_head as u32 };
+        let bindings = [all(parts), self.vector(bias), all(&y)];
+        self.encoder.dispatch((&kernels::SUM_HEADS).into(), &params, &bindings, elements(y.len()));
+        y
+    }
+
+    fn attention_pattern(&self, scores: &Tensor) -> Tensor {
+        let pattern = self.empty(scores.rows, scores.cols);
+        let params = kernels::AttentionPattern { rows: scores.rows as u32, cols: scores.cols as u32 };
+        let bindings = [all(scores), all(&pattern)];
+        let variant = self.either(&kernels::ATTENTION_PATTERN, &kernels::ATTENTION_PATTERN_BROADCAST);
+        self.encoder.dispatch(variant, &params, &bindings, grid(scores.rows));
+        pattern
+    }
+
+    fn activation(&self, x: &Tensor, f: Activation) -> Tensor {
+        let y = self.empty(x.rows, x.cols);
+        let variant = Variant::new(&kernels::ACTIVATION, &[kernels::function_override(f)]);
+        let params = kernels::Activation { n: x.len() as u32 };
+        self.encoder.dispatch(variant, &params, &[all(x), all(&y)], elements(x.len()));
+        y
+    }
+
+    fn add(&self, a: &Tensor, b: &Tensor) -> Tensor {
+        assert_eq!([a.rows, a.cols], [b.rows, b.cols]);
+        let y = self.empty(a.rows, a.cols);
+        let params = kernels::Add { n: a.len() as u32 };
+        self.encoder.dispatch((&kernels::ADD).into(), &params, &[all(a), all(b), all(&y)], elements(a.len()));
+        y
+    }
+
+    fn unembed(&self, x: &Tensor, table: &Weight) -> Tensor {
+        assert_eq!(x.cols, table.cols);
+        let y = self.empty(x.rows, table.rows);
+        for rows in self.bindable(0..x.rows, table.rows) {
+            self.unembed_part(x, table, &y, rows);
+        }
+        y
+    }
+
+    /// By copies: rows lie together.
+    fn gather_rows(&self, x: &[&Tensor], parts: &[RowsOf]) -> Tensor {
+        let cols = x[0].cols;
+        assert!(x.iter().all(|x| x.cols == cols), "rows of one length");
+        let y = self.empty(parts.iter().map(|(_, rows)| rows.len()).sum(), cols);
+        let mut at = 0;
+        for (of, rows) in parts {
+            let bytes = 4 * (rows.len() * cols) as u64;
+            self.encoder.copy(x[*of].buffer(), 4 * (rows.start * cols) as u64, bytes, y.buffer(), at);
+            at += bytes;
+        }
+        y
+    }
+
+    fn edit(&self, x: &Tensor, window: &Window, change: &Change) -> Tensor {
+        window.assert_within([x.rows, x.cols]);
+        let y = self.empty(x.rows, x.cols);
+        self.encoder.copy(x.buffer(), 0, 4 * x.len() as u64, y.buffer(), 0);
+        let (kind, factor, values): (u32, f32, &[f32]) = match change {
+            Change::Zero => (0, 0.0, &[0.0]),
+            Change::Scale(factor) => (1, *factor, &[0.0]),
+            Change::Add(values) => (2, 0.0, values),
+            Change::Replace(values) => (3, 0.0, values),
+        };
+        let values_buffer = self.uploaded("edit values", values);
+        let width = window.n_cols();
+        let mut rows_before = 0;
+        for rows in window.rows.iter().flat_map(|rows| self.bindable(rows.clone(), x.cols)) {
+            let (target, before) = self.some_rows(&y, &rows);
+            let mut cols_before = 0;
+            for cols in &window.cols {
+                let n = rows.len() * cols.len();
+                let params = kernels::Edit {
+                    n: n as u32,
+                    first_col: before + cols.start as u32,
+                    cols: cols.len() as u32,
+                    x_stride: x.cols as u32,
+                    kind,
+                    factor,
+                    n_values: values.len() as u32,
+                    first_value: (rows_before * width + cols_before) as u32,
+                    values_stride: width as u32,
+                };
+                let bindings = [once(&values_buffer), target];
+                self.encoder.dispatch((&kernels::EDIT).into(), &params, &bindings, elements(n));
+                cols_before += cols.len();
+            }
+            rows_before += rows.len();
+        }
+        y
+    }
 }
 
 impl Device for Gpu {
     type Tensor = Tensor;
     type Weight = Weight;
+    type Cache = Cache;
     type Staged = Staged;
 
     fn info(&self) -> DeviceInfo {
@@ -284,12 +450,16 @@ impl Device for Gpu {
     }
 
     fn kernels_run(&self) -> BTreeSet<&'static str> {
-        self.recording.kernels_run()
+        self.encoder.kernels_run()
     }
 
-    fn limits(&self) -> Limits {
+    fn host_memory(&self) -> &Arc<BufferPool> {
+        &self.host_memory
+    }
+
+    fn tensor_limits(&self) -> TensorLimits {
         let whole = self.max_binding.min(self.max_buffer) as usize / 4;
-        Limits { whole, in_parts: self.max_buffer as usize / 4 }
+        TensorLimits { whole, in_parts: self.max_buffer as usize / 4 }
     }
 
     fn load(&self, weight: &StoredWeight) -> Result<Weight, DeviceError> {
@@ -300,196 +470,80 @@ impl Device for Gpu {
         [x.rows, x.cols]
     }
 
-    fn empty(&self, rows: usize, cols: usize) -> Tensor {
-        Tensor::new(&self.tensors, rows, cols)
+    fn upload(&self, [rows, cols]: [usize; 2], values: Vec<f32>) -> Tensor {
+        assert_eq!(values.len(), rows * cols);
+        let x = self.empty(rows, cols);
+        // A pooled buffer is only written by recorded work.
+        let from = self.uploaded("upload", &values);
+        self.encoder.copy(&from, 0, 4 * values.len() as u64, x.buffer(), 0);
+        x
     }
 
-    fn embed(&self, table: &Weight, ids: &[u32]) -> Tensor {
-        let y = self.empty(ids.len(), table.cols);
-        let ids_buffer = self.uploaded("ids", ids);
-        let placed = self.place(table, Layout::Rows);
-        let variant = Variant::new(&kernels::EMBED, &[kernels::weight_override(placed.dtype)]);
-        for chunk in &placed.chunks {
-            let params = kernels::Embed {
-                n_ids: ids.len() as u32,
-                cols: table.cols as u32,
-                w_stride: placed.stride as u32,
-                first: chunk.rows.start as u32,
-                n_rows: chunk.rows.len() as u32,
-            };
-            let bindings = [once(&ids_buffer), whole(&chunk.buffer), all(&y)];
-            self.recording.dispatch(variant, &params, &bindings, grid(ids.len()));
+    fn run(&self, op: &Op, Operands { tensors: x, weights: w, cache }: Operands<'_, Gpu>) -> Tensor {
+        match op {
+            Op::Embed { ids } => self.embed(w[0], ids),
+            Op::LayerNorm { eps } => self.layer_norm(x[0], w[0], w[1], *eps),
+            Op::LayerNormScale { eps } => self.layer_norm_scale(x[0], *eps),
+            Op::LayerNormNormalize {} => self.layer_norm_normalize(x[0], x[1]),
+            Op::GainBias {} => self.gain_bias(x[0], w[0], w[1]),
+            Op::Linear {} => self.product(x[0], w[0], w[1], Epilogue::None),
+            Op::LinearActivation { f } => self.product(x[0], w[0], w[1], Epilogue::Activation(*f)),
+            Op::LinearAdd {} => self.product(x[1], w[0], w[1], Epilogue::Add(x[0])),
+            Op::LinearByHead { n_head } => self.product_by_head(x[0], w[0], *n_head),
+            Op::SumHeads { n_head } => self.sum_heads(x[0], w[0], *n_head),
+            Op::Attention { texts, heads } => self.attention(x[0], cache, texts, *heads),
+            Op::AttentionScores { text, heads } => self.attention_scores(x[0], cache, text, *heads),
+            Op::AttentionPattern {} => self.attention_pattern(x[0]),
+            Op::AttentionMix { text, heads } => self.attention_mix(x[0], x[1], cache, text, *heads),
+            Op::Activation { f } => self.activation(x[0], *f),
+            Op::Add {} => self.add(x[0], x[1]),
+            Op::Unembed {} => self.unembed(x[0], w[0]),
+            Op::GatherRows { parts } => self.gather_rows(x, parts),
+            Op::Edit { window, change } => self.edit(x[0], window, change),
         }
-        y
     }
 
-    fn layer_norm(&self, x: &Tensor, gain: &Weight, bias: &Weight, eps: f64) -> Tensor {
-        assert!(gain.cols == x.cols && bias.cols == x.cols);
-        let y = self.empty(x.rows, x.cols);
-        let params = kernels::LayerNorm { rows: x.rows as u32, cols: x.cols as u32, eps: eps as f32 };
-        let bindings = [all(x), self.vector(gain), self.vector(bias), all(&y)];
-        let variant = self.either(&kernels::LAYER_NORM, &kernels::LAYER_NORM_BROADCAST);
-        self.recording.dispatch(variant, &params, &bindings, grid(x.rows));
-        y
+    fn new_cache(&self, capacities: &[usize], n_embd: usize, _heads: Heads) -> Cache {
+        Cache::new(self, capacities, n_embd)
     }
 
-    fn layer_norm_scale(&self, x: &Tensor, eps: f64) -> Tensor {
-        let scale = self.empty(x.rows, 1);
-        let params = kernels::LayerNorm { rows: x.rows as u32, cols: x.cols as u32, eps: eps as f32 };
-        let variant = self.either(&kernels::LAYER_NORM_SCALE, &kernels::LAYER_NORM_SCALE_BROADCAST);
-        self.recording.dispatch(variant, &params, &[all(x), all(&scale)], grid(x.rows));
-        scale
-    }
-
-    fn layer_norm_normalize(&self, x: &Tensor, scale: &Tensor) -> Tensor {
-        assert_eq!([scale.rows, scale.cols], [x.rows, 1]);
-        let y = self.empty(x.rows, x.cols);
-        let params = kernels::LayerNormNormalize { rows: x.rows as u32, cols: x.cols as u32 };
-        let bindings = [all(x), all(scale), all(&y)];
-        let variant = self.either(&kernels::LAYER_NORM_NORMALIZE, &kernels::LAYER_NORM_NORMALIZE_BROADCAST);
-        self.recording.dispatch(variant, &params, &bindings, grid(x.rows));
-        y
-    }
-
-    fn gain_bias(&self, x: &Tensor, gain: &Weight, bias: &Weight) -> Tensor {
-        assert!(gain.cols == x.cols && bias.cols == x.cols);
-        let y = self.empty(x.rows, x.cols);
-        let params = kernels::GainBias { n: x.len() as u32, cols: x.cols as u32 };
-        let bindings = [all(x), self.vector(gain), self.vector(bias), all(&y)];
-        self.recording.dispatch((&kernels::GAIN_BIAS).into(), &params, &bindings, elements(x.len()));
-        y
-    }
-
-    fn linear(&self, x: &Tensor, w: &Weight, bias: &Weight) -> Tensor {
-        self.product(x, w, bias, None, Epilogue::None)
-    }
-
-    fn linear_activation(&self, x: &Tensor, w: &Weight, bias: &Weight, f: Activation) -> Tensor {
-        self.product(x, w, bias, None, Epilogue::Activation(f))
-    }
-
-    fn linear_add(&self, a: &Tensor, x: &Tensor, w: &Weight, bias: &Weight) -> Tensor {
-        assert_eq!([a.rows, a.cols], [x.rows, w.cols]);
-        self.product(x, w, bias, Some(a), Epilogue::Add)
-    }
-
-    fn linear_by_head(&self, z: &Tensor, w: &Weight, n_head: usize) -> Tensor {
-        self.product_by_head(z, w, n_head)
-    }
-
-    fn sum_heads(&self, parts: &Tensor, bias: &Weight, n_head: usize) -> Tensor {
-        assert_eq!(parts.cols, n_head * bias.cols);
-        let y = self.empty(parts.rows, bias.cols);
-        let params = kernels::SumHeads { n: y.len() as u32, cols: y.cols as u32, n_head: n_head as u32 };
-        let bindings = [all(parts), self.vector(bias), all(&y)];
-        self.recording.dispatch((&kernels::SUM_HEADS).into(), &params, &bindings, elements(y.len()));
-        y
-    }
-
-    fn attention(&self, qkv: &Tensor, texts: &[Range<usize>], heads: Heads) -> Tensor {
-        let z = self.empty(qkv.rows, qkv.cols / 3);
-        let rows: Vec<TextRows> = texts.iter().map(whole_text).collect();
-        self.attend(Qkv::of(qkv), &rows, head_shape(z.cols, heads), &z);
-        z
-    }
-
-    fn attention_scores(&self, qkv: &Tensor, text: Range<usize>, heads: Heads) -> Tensor {
-        self.scores(Qkv::of(qkv), whole_text(&text), head_shape(qkv.cols / 3, heads))
-    }
-
-    fn attention_pattern(&self, scores: &Tensor) -> Tensor {
-        let pattern = self.empty(scores.rows, scores.cols);
-        let params = kernels::AttentionPattern { rows: scores.rows as u32, cols: scores.cols as u32 };
-        let bindings = [all(scores), all(&pattern)];
-        let variant = self.either(&kernels::ATTENTION_PATTERN, &kernels::ATTENTION_PATTERN_BROADCAST);
-        self.recording.dispatch(variant, &params, &bindings, grid(scores.rows));
-        pattern
-    }
-
-    fn attention_mix(&self, pattern: &Tensor, qkv: &Tensor, text: Range<usize>, heads: Heads, z: &mut Tensor) {
-        let heads = head_shape(z.cols, heads);
-        self.mix(pattern, qkv, 2 * z.cols, whole_text(&text), heads, z);
-    }
-
-    fn activation(&self, x: &Tensor, f: Activation) -> Tensor {
-        let y = self.empty(x.rows, x.cols);
-        let variant = Variant::new(&kernels::ACTIVATION, &[kernels::function_override(f)]);
-        let params = kernels::Activation { n: x.len() as u32 };
-        self.recording.dispatch(variant, &params, &[all(x), all(&y)], elements(x.len()));
-        y
-    }
-
-    fn add(&self, a: &Tensor, b: &Tensor) -> Tensor {
-        assert_eq!([a.rows, a.cols], [b.rows, b.cols]);
-        let y = self.empty(a.rows, a.cols);
-        let params = kernels::Add { n: a.len() as u32 };
-        self.recording.dispatch((&kernels::ADD).into(), &params, &[all(a), all(b), all(&y)], elements(a.len()));
-        y
-    }
-
-    fn unembed(&self, x: &Tensor, rows: Range<usize>, table: &Weight) -> Tensor {
-        assert_eq!(x.cols, table.cols);
-        let y = self.empty(rows.len(), table.rows);
-        for part in self.bindable(0..rows.len(), table.rows) {
-            self.unembed_part(x, rows.start + part.start..rows.start + part.end, table, &y, part.clone());
-        }
-        y
-    }
-
-    fn edit(&self, x: &mut Tensor, window: &Window, edit: &Edit) {
-        window.assert_within([x.rows, x.cols]);
-        let (kind, factor, values): (u32, f32, &[f32]) = match edit {
-            Edit::Zero => (0, 0.0, &[0.0]),
-            Edit::Scale(factor) => (1, *factor, &[0.0]),
-            Edit::Add(values) => (2, 0.0, values),
-            Edit::Replace(values) => (3, 0.0, values),
-        };
-        let values_buffer = self.uploaded("edit values", values);
-        let mut first_value = 0;
-        for rows in window.rows.iter().flat_map(|rows| self.bindable(rows.clone(), x.cols)) {
-            let (target, before) = self.some_rows(x, &rows);
-            let n = rows.len() * window.cols.len();
-            let params = kernels::Edit {
-                n: n as u32,
-                first_col: before + window.cols.start as u32,
-                cols: window.cols.len() as u32,
-                x_stride: x.cols as u32,
-                kind,
-                factor,
-                n_values: values.len() as u32,
-                first_value,
-            };
-            self.recording.dispatch((&kernels::EDIT).into(), &params, &[once(&values_buffer), target], elements(n));
-            first_value += n as u32;
-        }
+    fn append(&self, cache: &mut Cache, qkv: &Tensor, texts: &[Queries]) {
+        cache.append(self, qkv, texts);
     }
 
     fn copy_out(&self, x: &Tensor, window: &Window) -> Staged {
         window.assert_within([x.rows, x.cols]);
         let bytes = 4 * window.len() as u64;
-        let (staging, mut at) = self.recording.staging(bytes, || Staging::new(&self.staging, bytes));
+        let (staging, mut at) = self.encoder.staging(bytes, || Staging::new(&self.staging, bytes));
         let staged = Staged { staging: staging.clone(), at, len: window.len() };
         for rows in &window.rows {
-            if window.cols == (0..x.cols) {
+            if window.cols == [0..x.cols] {
                 // Whole rows lie together: no kernel is needed.
                 let part = 4 * (rows.len() * x.cols) as u64;
-                self.recording.stage(x.buffer(), 4 * (rows.start * x.cols) as u64, part, &staging, at);
+                self.encoder.copy(x.buffer(), 4 * (rows.start * x.cols) as u64, part, staging.buffer(), at);
                 at += part;
                 continue;
             }
             for rows in self.bindable(rows.clone(), x.cols) {
                 let (source, before) = self.some_rows(x, &rows);
-                let gathered = self.empty(rows.len(), window.cols.len());
-                let params = kernels::CopyOut {
-                    n: gathered.len() as u32,
-                    first_col: before + window.cols.start as u32,
-                    cols: window.cols.len() as u32,
-                    x_stride: x.cols as u32,
-                };
-                let bindings = [source, all(&gathered)];
-                self.recording.dispatch((&kernels::COPY_OUT).into(), &params, &bindings, elements(gathered.len()));
+                let gathered = self.empty(rows.len(), window.n_cols());
+                let mut cols_before = 0;
+                for cols in &window.cols {
+                    let n = rows.len() * cols.len();
+                    let params = kernels::CopyOut {
+                        n: n as u32,
+                        first_col: before + cols.start as u32,
+                        cols: cols.len() as u32,
+                        x_stride: x.cols as u32,
+                        y_first: cols_before as u32,
+                        y_stride: gathered.cols as u32,
+                    };
+                    let bindings = [source, all(&gathered)];
+                    self.encoder.dispatch((&kernels::COPY_OUT).into(), &params, &bindings, elements(n));
+                    cols_before += cols.len();
+                }
                 let part = 4 * gathered.len() as u64;
-                self.recording.stage(gathered.buffer(), 0, part, &staging, at);
+                self.encoder.copy(gathered.buffer(), 0, part, staging.buffer(), at);
                 at += part;
             }
         }
@@ -497,24 +551,14 @@ impl Device for Gpu {
     }
 
     fn submit(&self) {
-        self.recording.submit();
+        self.encoder.submit();
     }
 
     async fn settle(&self, running: usize) -> Result<(), DeviceError> {
-        self.outcome(self.recording.settle(running).await)
+        self.outcome(self.encoder.settle(running).await)
     }
 
     async fn read(&self, staged: Staged) -> Result<Vec<f32>, DeviceError> {
-        self.outcome(staged.staging.read(&self.device, staged.at, staged.len).await)
+        self.outcome(staged.staging.read(&self.device, &self.host_memory, staged.at, staged.len).await)
     }
-}
-
-/// A text whose queries see its own keys alone.
-fn whole_text(text: &Range<usize>) -> TextRows {
-    let (row, n) = (text.start as u32, text.len() as u32);
-    TextRows { q_row: row, n_query: n, position: 0, k_row: row, n_key: n }
-}
-
-fn head_shape(n_embd: usize, heads: Heads) -> HeadShape {
-    HeadShape { n_head: heads.n_head, head_dim: n_embd / heads.n_head, scale: heads.scale as f32 }
 }

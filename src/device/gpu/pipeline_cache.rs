@@ -2,9 +2,9 @@
 //! they are kept, whether what was kept may be believed, and when it is kept again; where it lies is the keeper's business.
 
 use super::kernels;
-use crate::device::Keep;
-use std::cell::Cell;
-use std::rc::Rc;
+use crate::device::DeviceCache;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What is kept begins with it. The digit is the version of the form.
 const MAGIC: [u8; 8] = *b"actpipe1";
@@ -15,17 +15,17 @@ const MOST: usize = 64 << 20;
 /// The driver's cache. What was compiled into it is kept when it is dropped.
 pub(super) struct PipelineCache {
     cache: wgpu::PipelineCache,
-    keep: Rc<dyn Keep>,
+    keep: Arc<dyn DeviceCache>,
     name: String,
     owner: String,
     /// Bytes of the driver's that were taken from `keep`.
     taken: usize,
-    used: Cell<bool>,
+    used: AtomicBool,
 }
 
 impl PipelineCache {
     /// The cache with what `keep` has for this adapter and driver; `None` where the backend has none.
-    pub(super) async fn open(device: &wgpu::Device, keep: Rc<dyn Keep>) -> Option<PipelineCache> {
+    pub(super) async fn open(device: &wgpu::Device, keep: Arc<dyn DeviceCache>) -> Option<PipelineCache> {
         if !device.features().contains(wgpu::Features::PIPELINE_CACHE) {
             return None;
         }
@@ -39,19 +39,25 @@ impl PipelineCache {
             Some(cache) => (cache, data.map_or(0, <[u8]>::len)),
             None => (create(device, None).await?, 0),
         };
-        Some(PipelineCache { cache, keep, name, owner, taken, used: Cell::new(false) })
+        Some(PipelineCache { cache, keep, name, owner, taken, used: AtomicBool::new(false) })
     }
 
     /// For a pipeline that is made.
     pub(super) fn of_driver(&self) -> &wgpu::PipelineCache {
-        self.used.set(true);
+        self.used.store(true, Ordering::Relaxed);
         &self.cache
+    }
+}
+
+impl std::fmt::Debug for PipelineCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PipelineCache").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
 impl Drop for PipelineCache {
     fn drop(&mut self) {
-        if !self.used.get() {
+        if !self.used.load(Ordering::Relaxed) {
             return;
         }
         // Nobody says what was compiled and what was found, but every pipeline takes room. (The bytes themselves may come in
@@ -125,7 +131,7 @@ mod tests {
     /// Gives the same whatever it is asked for.
     struct Gives(Vec<u8>);
 
-    impl Keep for Gives {
+    impl DeviceCache for Gives {
         fn get(&self, _: &str) -> Option<Vec<u8>> {
             Some(self.0.clone())
         }
@@ -139,7 +145,7 @@ mod tests {
         let super::super::adapter::Opened { adapter, device, .. } =
             pollster::block_on(super::super::adapter::open(false, None)).unwrap();
         let open = |data: &[u8]| {
-            let keep = Rc::new(Gives(seal(&owner(&adapter.get_info()), data)));
+            let keep = Arc::new(Gives(seal(&owner(&adapter.get_info()), data)));
             pollster::block_on(PipelineCache::open(&device, keep))
         };
         let Some(empty) = open(b"not even a header") else {

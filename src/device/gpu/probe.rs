@@ -3,7 +3,7 @@
 
 use super::{Gpu, all, kernels};
 use crate::device::probe::{Measured, Probes};
-use crate::device::{Device, DeviceError, Edit, Window};
+use crate::device::{Change, Device, DeviceError, Window};
 use std::time::Instant;
 
 /// Workgroups of 256 invocations: enough to fill any adapter several times.
@@ -39,22 +39,21 @@ impl Measured for Gpu {
         // Numbers in [0, 1), by Weyl's sequence: what is the same everywhere may be read faster.
         let row: Vec<f32> = (1..=4096).map(|i| (i as f32 * 0.618_034).fract()).collect();
         let bytes = self.max_binding.min(self.max_buffer).min(MOST_BYTES);
-        let mut numbers = self.empty(bytes as usize / 4 / row.len(), row.len());
-        let everything = Window { rows: vec![0..numbers.rows], cols: 0..numbers.cols };
-        self.edit(&mut numbers, &everything, &Edit::Replace(row));
+        let shape = [bytes as usize / 4 / row.len(), row.len()];
+        let numbers = self.edit(&self.empty(shape[0], shape[1]), &Window::all(shape), &Change::Replace(row));
         let rounds = if self.info.software { 1 << 6 } else { 1 << 11 };
         Probes {
             arithmetic: Box::new(move || {
                 let params = kernels::ProbeArithmetic { rounds, factor: 0.999, addend: 0.001 };
                 let kernel = &kernels::PROBE_ARITHMETIC;
-                self.recording.dispatch(kernel.into(), &params, &[all(&sums)], [GROUPS, 1, 1]);
+                self.encoder.dispatch(kernel.into(), &params, &[all(&sums)], [GROUPS, 1, 1]);
                 // Four steps of three vectors of four numbers.
                 2.0 * 48.0 * f64::from(rounds) * f64::from(invocations)
             }),
             reading: Box::new(move || {
                 let params = kernels::ProbeReading { n: (numbers.len() / 4) as u32, invocations };
                 let bindings = [all(&numbers), all(&more_sums)];
-                self.recording.dispatch((&kernels::PROBE_READING).into(), &params, &bindings, [GROUPS, 1, 1]);
+                self.encoder.dispatch((&kernels::PROBE_READING).into(), &params, &bindings, [GROUPS, 1, 1]);
                 4.0 * numbers.len() as f64
             }),
         }

@@ -3,11 +3,11 @@
 
 use super::attention::all4;
 use super::autotune::Tuning;
-use super::buffers::{Layout, PANEL, Tensor, Weight};
+use super::buffers::{PANEL, Tensor, Weight, WeightLayout};
 use super::encoder::Variant;
-use super::kernels::{self, Epilogue, Family, Kernel, epilogue_override, weight_override};
+use super::kernels::{self, Family, Kernel, epilogue_override, weight_override};
 use super::{Gpu, all, elements, grid, whole};
-use crate::device::Device;
+use crate::device::Epilogue;
 use std::ops::Range;
 
 /// At most this many rows go through the kernels made for few rows.
@@ -92,19 +92,23 @@ fn few(rows: usize) -> u32 {
     (rows as u32).next_power_of_two()
 }
 
-/// `x . w + bias`, then the epilogue.
+/// `epilogue(x . w + bias)`.
 pub(super) struct Product<'a> {
     pub(super) x: &'a Tensor,
     pub(super) w: &'a Weight,
     pub(super) bias: Option<&'a Weight>,
-    pub(super) added: Option<&'a Tensor>,
-    pub(super) epilogue: Epilogue,
+    pub(super) epilogue: Epilogue<'a, Tensor>,
 }
 
 /// `panels` x `tiles` workgroups; kernels ignore panels beyond the last.
 fn panels(tiles: usize, panels: usize) -> [u32; 3] {
     let [y, z, _] = grid(panels);
     [tiles as u32, y, z]
+}
+
+/// The tensor that an epilogue adds.
+fn added<'a>(epilogue: &Epilogue<'a, Tensor>) -> Option<&'a Tensor> {
+    if let Epilogue::Add(a) = epilogue { Some(a) } else { None }
 }
 
 /// Whether kernels may read x four elements at a time, as `lib/x4.wgsl` says.
@@ -114,17 +118,13 @@ fn aligned(x_stride: usize, k: usize, k_part: usize) -> bool {
 
 impl Gpu {
     /// The product with a whole weight, as a new tensor.
-    pub(super) fn product(
-        &self,
-        x: &Tensor,
-        w: &Weight,
-        bias: &Weight,
-        added: Option<&Tensor>,
-        epilogue: Epilogue,
-    ) -> Tensor {
+    pub(super) fn product(&self, x: &Tensor, w: &Weight, bias: &Weight, epilogue: Epilogue<'_, Tensor>) -> Tensor {
         assert!(x.cols == w.rows && bias.cols == w.cols);
+        if let Epilogue::Add(a) = epilogue {
+            assert_eq!([a.rows, a.cols], [x.rows, w.cols]);
+        }
         let y = self.empty(x.rows, w.cols);
-        let product = Product { x, w, bias: Some(bias), added, epilogue };
+        let product = Product { x, w, bias: Some(bias), epilogue };
         match self.family {
             Family::Broadcast => self.multiply_broadcast(&product, 0..w.rows, &y, 0),
             Family::Tiles => {
@@ -143,7 +143,7 @@ impl Gpu {
         assert_eq!(z.cols, w.rows);
         let head_dim = z.cols / n_head;
         let y = self.empty(z.rows, n_head * w.cols);
-        let product = Product { x: z, w, bias: None, added: None, epilogue: Epilogue::None };
+        let product = Product { x: z, w, bias: None, epilogue: Epilogue::None };
         match self.family {
             Family::Broadcast => (0..n_head).for_each(|head| {
                 self.multiply_broadcast(&product, head * head_dim..(head + 1) * head_dim, &y, head * w.cols);
@@ -159,7 +159,7 @@ impl Gpu {
     /// Shares of k by themselves, and then their sum: a share has neither bias nor epilogue.
     fn multiply_and_join(&self, product: &Product<'_>, plan: &Plan, parts: usize, y: &Tensor) {
         let shares = self.empty(parts * y.rows, y.cols);
-        let share = Product { bias: None, added: None, epilogue: Epilogue::None, ..*product };
+        let share = Product { bias: None, epilogue: Epilogue::None, ..*product };
         self.multiply(&share, plan, &shares, y.len());
         let params = kernels::LinearJoin {
             n: y.len() as u32,
@@ -168,15 +168,15 @@ impl Gpu {
             has_bias: product.bias.is_some() as u32,
         };
         let bias = product.bias.map_or(all(&shares), |b| self.vector(b));
-        let bindings = [all(&shares), bias, product.added.map_or(all(&shares), all), all(y)];
-        let variant = Variant::new(&kernels::LINEAR_JOIN, &[epilogue_override(product.epilogue)]);
-        self.recording.dispatch(variant, &params, &bindings, elements(y.len()));
+        let bindings = [all(&shares), bias, added(&product.epilogue).map_or(all(&shares), all), all(y)];
+        let variant = Variant::new(&kernels::LINEAR_JOIN, &[epilogue_override(&product.epilogue)]);
+        self.encoder.dispatch(variant, &params, &bindings, elements(y.len()));
     }
 
     /// Writes a product whose parts begin `y_part` elements of y apart.
     fn multiply(&self, product: &Product<'_>, plan: &Plan, y: &Tensor, y_part: usize) {
-        let Product { x, w, bias, added, epilogue } = *product;
-        let (weight, placed) = (self.uncut(w, Layout::Rows), self.place(w, Layout::Rows));
+        let Product { x, w, bias, epilogue } = *product;
+        let (weight, placed) = (self.uncut(w, WeightLayout::Rows), self.place(w, WeightLayout::Rows));
         let params = kernels::Linear {
             rows: x.rows as u32,
             k: x.cols as u32,
@@ -190,16 +190,16 @@ impl Gpu {
         };
         // What is not there needs a buffer all the same; the kernel does not look at it.
         let bias = bias.map_or(weight, |b| self.vector(b));
-        let bindings = [all4(x), weight, bias, added.map_or(weight, all), all(y)];
+        let bindings = [all4(x), weight, bias, added(&epilogue).map_or(weight, all), all(y)];
         let aligned = aligned(x.cols, x.cols, plan.k_part);
-        let variant = plan.variant(weight_override(placed.dtype), Some(epilogue_override(epilogue)), aligned);
-        self.recording.dispatch(variant, &params, &bindings, plan.groups);
+        let variant = plan.variant(weight_override(placed.dtype), Some(epilogue_override(&epilogue)), aligned);
+        self.encoder.dispatch(variant, &params, &bindings, plan.groups);
     }
 
     /// Writes the product of some of k into the columns of y from `y_first` on.
     fn multiply_broadcast(&self, product: &Product<'_>, rows: Range<usize>, y: &Tensor, y_first: usize) {
-        let Product { x, w, bias, added, epilogue } = *product;
-        let (weight, placed) = (self.uncut(w, Layout::Panels), self.place(w, Layout::Panels));
+        let Product { x, w, bias, epilogue } = *product;
+        let (weight, placed) = (self.uncut(w, WeightLayout::Panels), self.place(w, WeightLayout::Panels));
         let params = kernels::LinearBroadcast {
             rows: x.rows as u32,
             k: rows.len() as u32,
@@ -213,25 +213,18 @@ impl Gpu {
             has_bias: bias.is_some() as u32,
         };
         let bias = bias.map_or(weight, |b| self.vector(b));
-        let bindings = [all(x), weight, bias, added.map_or(weight, all), all(y)];
-        let settings = [weight_override(placed.dtype), epilogue_override(epilogue)];
+        let bindings = [all(x), weight, bias, added(&epilogue).map_or(weight, all), all(y)];
+        let settings = [weight_override(placed.dtype), epilogue_override(&epilogue)];
         let variant = Variant::new(&kernels::LINEAR_BROADCAST, &settings);
         let groups = panels(x.rows.div_ceil(BROADCAST_ROWS), w.cols.div_ceil(PANEL));
-        self.recording.dispatch(variant, &params, &bindings, groups);
+        self.encoder.dispatch(variant, &params, &bindings, groups);
     }
 
     /// `x[rows] . tableᵀ` into rows of y.
-    pub(super) fn unembed_part(
-        &self,
-        x: &Tensor,
-        rows: Range<usize>,
-        table: &Weight,
-        y: &Tensor,
-        y_rows: Range<usize>,
-    ) {
-        let placed = self.place(table, Layout::Rows);
+    pub(super) fn unembed_part(&self, x: &Tensor, table: &Weight, y: &Tensor, rows: Range<usize>) {
+        let placed = self.place(table, WeightLayout::Rows);
         let dtype = weight_override(placed.dtype);
-        let (to, before) = self.some_rows(y, &y_rows);
+        let (to, before) = self.some_rows(y, &rows);
         for chunk in &placed.chunks {
             let cols = chunk.rows.len();
             let params = kernels::Unembed {
@@ -256,13 +249,13 @@ impl Gpu {
                     (variant, plan.groups, all4(x))
                 }
             };
-            self.recording.dispatch(variant, &params, &[from, whole(&chunk.buffer), to], groups);
+            self.encoder.dispatch(variant, &params, &[from, whole(&chunk.buffer), to], groups);
         }
     }
 
     /// Compiles a kernel and runs nothing, for `tools/gpu-isa`. `settings` are its overrides and then its constants.
     #[doc(hidden)]
     pub fn compile(&self, kernel: &'static Kernel, settings: &[u32]) {
-        self.recording.pipeline(Variant::new(kernel, settings));
+        self.encoder.pipeline(Variant::new(kernel, settings));
     }
 }

@@ -1,0 +1,386 @@
+//! Which texts: arguments, files, documents, lists of ids and stdin; and what they are as token ids.
+
+use super::{Failure, ModelArgs};
+use crate::model::batch::Batch;
+use crate::session::Model;
+use clap::Args;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::io::{BufRead, IsTerminal, Read};
+use std::path::{Path, PathBuf};
+
+/// Which texts.
+#[derive(Args)]
+pub(super) struct TextArgs {
+    /// The text; several are run as one batch. Without any, lines of stdin where something is piped in
+    #[arg(value_name = "TEXT")]
+    texts: Vec<String>,
+    /// A file with one text a line; `-` is stdin. Repeatable
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["texts", "ids", "document"])]
+    file: Vec<PathBuf>,
+    /// The field that holds the text, where every line is a JSON object (.jsonl)
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["texts", "ids", "document"])]
+    field: Option<String>,
+    /// A file that is one text as a whole, line breaks included; `-` is stdin. Repeatable
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["texts", "ids"])]
+    document: Vec<PathBuf>,
+    /// Token ids instead of text: "464 3797", "[464, 3797]", "tensor([[464, 3797]])", or @FILE with a list a line. Repeatable
+    #[arg(long, value_name = "IDS", conflicts_with = "texts", allow_hyphen_values = true)]
+    ids: Vec<String>,
+    /// Put the beginning-of-text token in front of every text
+    #[arg(long)]
+    pub prepend_bos: bool,
+    /// Read special tokens in a text, such as <|endoftext|>, as the characters that they are written with
+    #[arg(long)]
+    no_special: bool,
+    /// Cut texts that are longer than the model has positions, instead of refusing them
+    #[arg(long)]
+    pub truncate: bool,
+}
+
+/// What is to be run, before a model says which tokens it is.
+pub(super) enum Input {
+    /// Texts.
+    Texts(Vec<String>),
+    /// Token ids.
+    Ids(Vec<Vec<u32>>),
+}
+
+/// How long a text may be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Length {
+    /// As the model has positions.
+    Context,
+    /// As long as it is.
+    Any,
+}
+
+impl Input {
+    /// The texts; none where ids were given.
+    pub fn texts(&self) -> &[String] {
+        match self {
+            Input::Texts(texts) => texts,
+            Input::Ids(_) => &[],
+        }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Input::Texts(texts) => texts.len(),
+            Input::Ids(ids) => ids.len(),
+        }
+    }
+}
+
+/// What stdin is called in messages.
+const STDIN: &str = "stdin";
+
+fn is_stdin(file: &Path) -> bool {
+    file.as_os_str() == "-"
+}
+
+fn name_of(file: &Path) -> String {
+    if is_stdin(file) { STDIN.into() } else { file.display().to_string() }
+}
+
+fn open(file: &Path) -> Result<Box<dyn BufRead>, Failure> {
+    if is_stdin(file) {
+        return Ok(Box::new(std::io::stdin().lock()));
+    }
+    let opened = std::fs::File::open(file);
+    let opened = opened.map_err(|e| Failure::Run(format!("cannot read {}: {e}", name_of(file))))?;
+    Ok(Box::new(std::io::BufReader::new(opened)))
+}
+
+/// The lines of a file without the byte order mark with which some editors begin every file, each with its number.
+fn lines(file: &Path) -> Result<Vec<(usize, String)>, Failure> {
+    let name = name_of(file);
+    let mut lines = Vec::new();
+    for (i, line) in (1..).zip(open(file)?.lines()) {
+        let mut line = line.map_err(|e| Failure::Run(format!("cannot read line {i} of {name}: {e}")))?;
+        if i == 1 && line.starts_with('\u{feff}') {
+            line.remove(0);
+        }
+        lines.push((i, line));
+    }
+    Ok(lines)
+}
+
+impl TextArgs {
+    /// Files that are read, which no output may replace.
+    pub fn files(&self) -> impl Iterator<Item = PathBuf> {
+        let of_ids = self.ids.iter().filter_map(|list| list.strip_prefix('@')).map(PathBuf::from);
+        self.file.iter().chain(&self.document).cloned().chain(of_ids)
+    }
+
+    /// Reads what was given, without a model.
+    pub fn read(&self, model: &ModelArgs) -> Result<Input, Failure> {
+        if !self.ids.is_empty() {
+            let lists = self.ids.iter().map(|list| self.ids_of(list)).collect::<Result<Vec<_>, _>>()?;
+            return Ok(Input::Ids(lists.concat()));
+        }
+        if !self.document.is_empty() {
+            return Ok(Input::Texts(self.document.iter().map(|file| document(file)).collect::<Result<_, _>>()?));
+        }
+        if !self.file.is_empty() {
+            let files = self.file.iter().map(|file| self.lines_of(file, model)).collect::<Result<Vec<_>, _>>()?;
+            return Ok(Input::Texts(files.concat()));
+        }
+        if !self.texts.is_empty() {
+            return Ok(Input::Texts(self.texts.clone()));
+        }
+        let nothing = || {
+            Failure::Usage("give a text, a file with --file or --document, or token ids with --ids; see --help".into())
+        };
+        if std::io::stdin().is_terminal() {
+            return Err(nothing());
+        }
+        match self.lines_of(Path::new("-"), model) {
+            Err(Failure::Run(message)) if message.starts_with(STDIN) => Err(nothing()),
+            texts => Ok(Input::Texts(texts?)),
+        }
+    }
+
+    /// The texts of a file with one a line. Blank lines are left out, with a word.
+    fn lines_of(&self, file: &Path, model: &ModelArgs) -> Result<Vec<String>, Failure> {
+        let name = name_of(file);
+        let all = lines(file)?;
+        let n = all.len();
+        let lines: Vec<(usize, String)> = all.into_iter().filter(|(_, line)| !line.trim().is_empty()).collect();
+        if lines.is_empty() {
+            return Err(Failure::Run(format!("{name} holds no text")));
+        }
+        if n > lines.len() {
+            let (blank, s) = (n - lines.len(), if n - lines.len() == 1 { "" } else { "s" });
+            model.say(format_args!("note: {blank} blank line{s} of {name} skipped"));
+        }
+        let Some(field) = &self.field else {
+            let extension = crate::output::extension(file);
+            if ["jsonl", "ndjson"].contains(&extension.as_str()) {
+                return Err(Failure::Usage(format!(
+                    "every line of {name} is a JSON object; name the field that holds the text, such as --field text"
+                )));
+            }
+            return Ok(lines.into_iter().map(|(_, line)| line).collect());
+        };
+        lines.iter().map(|(i, line)| text_of_field(line, field, &format!("line {i} of {name}"))).collect()
+    }
+
+    /// The lists of one `--ids`.
+    fn ids_of(&self, list: &str) -> Result<Vec<Vec<u32>>, Failure> {
+        let Some(file) = list.strip_prefix('@') else {
+            return parse_ids(list).map_err(|e| Failure::Usage(format!("--ids: {e}")));
+        };
+        let (file, mut all) = (Path::new(file), Vec::new());
+        for (i, line) in lines(file)?.into_iter().filter(|(_, line)| !line.trim().is_empty()) {
+            let fail = |e| Failure::Run(format!("line {i} of {}: {e}", name_of(file)));
+            all.extend(parse_ids(&line).map_err(fail)?);
+        }
+        if all.is_empty() {
+            return Err(Failure::Run(format!("{} holds no token ids", name_of(file))));
+        }
+        Ok(all)
+    }
+
+    /// The token ids of every text, with the beginning-of-text token where it was asked for.
+    pub fn ids(
+        &self,
+        input: &Input,
+        files: &Model,
+        length: Length,
+        model: &ModelArgs,
+    ) -> Result<Vec<Vec<u32>>, Failure> {
+        let most = files.config().n_positions;
+        let mut ids = match input {
+            Input::Ids(ids) => ids.clone(),
+            Input::Texts(texts) => {
+                let tokenizer = files.tokenizer()?;
+                if length == Length::Context && !self.truncate {
+                    texts.iter().enumerate().try_for_each(|(i, text)| tokenizer.check_length(i, text, most))?;
+                }
+                if self.no_special {
+                    texts.iter().map(|text| tokenizer.encode_plain(text)).collect::<Result<Vec<_>, _>>()?
+                } else {
+                    let encoded = texts.iter().map(|text| tokenizer.encode_in_pieces(text));
+                    let ids = encoded.collect::<Result<Vec<_>, _>>()?;
+                    say_specials(&ids, files, model);
+                    ids
+                }
+            }
+        };
+        if self.prepend_bos {
+            let bos = files.bos().ok_or_else(|| {
+                Failure::Run("this model names no beginning-of-text token; leave --prepend-bos out".into())
+            })?;
+            ids.iter_mut().for_each(|list| list.insert(0, bos));
+        }
+        for (i, list) in ids.iter_mut().enumerate().filter(|(_, list)| self.truncate && list.len() > most) {
+            model.say(format_args!("text {i} is cut from {} to {most} tokens", list.len()));
+            list.truncate(most);
+        }
+        Ok(ids)
+    }
+
+    /// The texts as a batch.
+    pub fn batch(&self, input: &Input, files: &Model, model: &ModelArgs) -> Result<Batch, Failure> {
+        Ok(files.batch(&self.ids(input, files, Length::Context, model)?)?)
+    }
+}
+
+/// Says where a text held the written form of a special token, which was taken as that token.
+fn say_specials(ids: &[Vec<u32>], files: &Model, model: &ModelArgs) {
+    let Ok(tokenizer) = files.tokenizer() else { return };
+    let special = tokenizer.special_tokens();
+    let found: BTreeSet<u32> = ids.iter().flatten().copied().filter(|id| special.contains_key(id)).collect();
+    for id in found {
+        let text = ids.iter().position(|list| list.contains(&id)).unwrap_or_default();
+        model.say(format_args!(
+            "note: text {text} holds {}, which was taken as one token, {id}; --no-special reads characters",
+            special[&id]
+        ));
+    }
+}
+
+/// A whole file as one text.
+fn document(file: &Path) -> Result<String, Failure> {
+    let name = name_of(file);
+    let mut bytes = Vec::new();
+    open(file)?.read_to_end(&mut bytes).map_err(|e| Failure::Run(format!("cannot read {name}: {e}")))?;
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        Failure::Run(format!("cannot read {name}: its bytes from {at} on are not UTF-8; save it as UTF-8"))
+    })?;
+    let text = text.strip_prefix('\u{feff}').map(String::from).unwrap_or(text);
+    if text.is_empty() {
+        return Err(Failure::Run(format!("{name} holds no text")));
+    }
+    Ok(text)
+}
+
+/// The text in a field of a line that is a JSON object.
+fn text_of_field(line: &str, field: &str, place: &str) -> Result<String, Failure> {
+    let fail = |what: String| Failure::Run(format!("{place} {what}"));
+    let value: Value = serde_json::from_str(line).map_err(|e| fail(format!("is not JSON: {e}")))?;
+    let Some(object) = value.as_object() else { return Err(fail("is JSON, but no object with fields".into())) };
+    match object.get(field) {
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(_) => Err(fail(format!("has no text in its field {field:?}"))),
+        None => {
+            let fields: Vec<&str> = object.keys().map(String::as_str).collect();
+            Err(fail(format!("has no field {field:?}; it has {}", fields.join(", "))))
+        }
+    }
+}
+
+/// Lists of ids: numbers between spaces or commas, as Python prints a list, a list of lists, an array or a tensor.
+fn parse_ids(written: &str) -> Result<Vec<Vec<u32>>, String> {
+    let mut rest = written.trim();
+    for wrapper in ["torch.tensor", "tensor", "np.array", "numpy.array", "array"] {
+        if let Some(inner) = rest.strip_prefix(wrapper).and_then(|rest| rest.trim_start().strip_prefix('(')) {
+            let (inner, end) = inner.rsplit_once(')').ok_or("a bracket is not closed")?;
+            if !end.trim().is_empty() {
+                return Err(format!("{:?} stands behind the list", end.trim()));
+            }
+            // `device='cuda:0'`, `dtype=torch.int64` and the like.
+            rest = inner.rfind(']').map_or(inner, |at| &inner[..=at]);
+        }
+    }
+    let numbers = |list: &str| -> Result<Vec<u32>, String> {
+        let words = list.split([' ', ',', '\t', '\n', '\r']).filter(|word| !word.is_empty());
+        words
+            .map(|word| word.parse().map_err(|_| format!("{word:?} is not a token id (a whole number from 0 on)")))
+            .collect()
+    };
+    if !rest.contains(['[', ']']) {
+        return Ok(vec![numbers(rest)?]);
+    }
+    // The innermost lists; what stands around them is commas and brackets.
+    let (mut lists, mut open, mut depth) = (Vec::new(), None, 0usize);
+    for (at, c) in rest.char_indices() {
+        match c {
+            '[' => {
+                if open.replace(at + 1).is_some_and(|from| !rest[from..at].trim().is_empty()) {
+                    return Err("numbers stand beside a list".into());
+                }
+                depth += 1;
+            }
+            ']' => {
+                depth = depth.checked_sub(1).ok_or("a bracket is closed that was not opened")?;
+                if let Some(from) = open.take() {
+                    lists.push(numbers(&rest[from..at])?);
+                }
+            }
+            c if open.is_none() && !c.is_whitespace() && c != ',' => {
+                return Err(format!("{c:?} stands outside the list"));
+            }
+            _ => {}
+        }
+    }
+    if depth > 0 { Err("a bracket is not closed".into()) } else { Ok(lists) }
+}
+
+/// The arguments of [`TextArgs`] in the words of a command that takes one text.
+pub(super) fn one_text(arg: clap::Arg) -> clap::Arg {
+    match arg.get_id().as_str() {
+        "texts" => arg.help("The text, one (in quotes, if it is several words). Without it, a line of stdin"),
+        "file" => arg.help("A file with the text on one line; `-` is stdin"),
+        "document" => arg.help("A file that is the text as a whole, line breaks included; `-` is stdin"),
+        "ids" => arg.help("Token ids instead of text, such as \"464 3797\" or \"[464, 3797]\", or @FILE"),
+        _ => arg,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_ids() {
+        for (written, lists) in [
+            ("1 2", &[&[1, 2][..]][..]),
+            (" 1,2\t3,\n4 ", &[&[1, 2, 3, 4]]),
+            ("[1, 2]", &[&[1, 2]]),
+            ("[1 2]", &[&[1, 2]]),
+            ("[[1, 2]]", &[&[1, 2]]),
+            ("[[1, 2], [3]]", &[&[1, 2], &[3]]),
+            ("tensor([1, 2])", &[&[1, 2]]),
+            ("tensor([[1, 2]])", &[&[1, 2]]),
+            ("tensor([[1, 2],\n        [3, 4]], device='cuda:0')", &[&[1, 2], &[3, 4]]),
+            ("array([[1, 2]], dtype=int64)", &[&[1, 2]]),
+            ("", &[&[]]),
+            ("[]", &[&[]]),
+        ] {
+            assert_eq!(parse_ids(written), Ok(lists.iter().map(|list| list.to_vec()).collect()), "{written}");
+        }
+        for wrong in [
+            "1.5",
+            "-1",
+            "cat",
+            "[1, 2",
+            "1, 2]",
+            "[1] 2",
+            "1 [2]",
+            "[1, [2]]",
+            "tensor([1]",
+            "tensor([1]) 2",
+            "4294967296",
+        ] {
+            assert!(parse_ids(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn texts_of_json_lines() {
+        let of = |line: &str| match text_of_field(line, "text", "line 1") {
+            Ok(text) => text,
+            Err(Failure::Run(message)) => message,
+            Err(_) => unreachable!(),
+        };
+        assert_eq!(of(r#"{"id": 1, "text": "a\nb"}"#), "a\nb");
+        assert!(of(r#"{"id": 1, "body": "a"}"#).contains("it has id, body"));
+        assert!(of(r#"{"text": 5}"#).contains("has no text in its field"));
+        assert!(of("[1]").contains("no object"));
+        assert!(of("text").contains("not JSON"));
+    }
+}

@@ -1,0 +1,254 @@
+//! Where a request lies: which rows and columns of which tensor a selection means, and what shape comes back. Owns the
+//! knowledge of how texts, heads, and q, k and v are arranged in tensors, and [`Layout`], a request that was checked against a
+//! batch. `request.rs` has the words of the request.
+//! Read next: `recorder.rs`.
+
+use super::request::{Edit, HookError, Hooks, Select, is_list};
+use super::site::{Axis, Site};
+use crate::device::{Change, Window};
+use crate::model::batch::Batch;
+use crate::model::config::Config;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// A request that was checked against a batch.
+#[derive(Debug)]
+pub struct Layout<'a> {
+    hooks: &'a Hooks,
+    batch: &'a Batch,
+    /// For each edit, how many values of its selection come before each text.
+    values_before: Vec<Vec<usize>>,
+}
+
+impl<'a> Layout<'a> {
+    /// Checks that every position exists and that every edit's values fit.
+    ///
+    /// # Errors
+    /// [`HookError::Texts`], [`HookError::Window`], [`HookError::Nothing`] or [`HookError::Values`].
+    pub fn new(hooks: &'a Hooks, batch: &'a Batch) -> Result<Layout<'a>, HookError> {
+        let edits = hooks.edits.iter().map(|(site, select, _)| (site, select));
+        for (site, select) in hooks.taps.iter().chain(edits) {
+            check_lists(*site, "positions", select.positions.as_ref(), batch, |text| batch.texts()[text].len())?;
+            check_lists(*site, "keys", select.keys.as_ref(), batch, |text| batch.n_keys(text))?;
+        }
+        let mut layout = Layout { hooks, batch, values_before: Vec::new() };
+        for (site, select, edit) in &hooks.edits {
+            let (mut before, mut total, mut widths) = (Vec::new(), 0, Vec::new());
+            for text in 0..batch.texts().len() {
+                before.push(total);
+                for (_, window) in layout.windows(*site, select, text..text + 1) {
+                    total += window.len();
+                    widths.extend((!window.is_empty()).then(|| window.n_cols()));
+                }
+            }
+            if total == 0 {
+                return Err(HookError::Nothing { site: site.name() });
+            }
+            // One row can serve all only where all rows are equally long; those of patterns are as long as their text.
+            widths.dedup();
+            let row = if widths.len() == 1 { widths[0] } else { total };
+            if let Some(given) = edit.values().map(<[f32]>::len)
+                && ![1, row, total].contains(&given)
+            {
+                return Err(HookError::Values { site: site.name(), given, row, all: total });
+            }
+            layout.values_before.push(before);
+        }
+        Ok(layout)
+    }
+
+    /// The request.
+    pub fn hooks(&self) -> &'a Hooks {
+        self.hooks
+    }
+
+    /// The batch.
+    pub fn batch(&self) -> &'a Batch {
+        self.batch
+    }
+
+    /// The edits of a site, by their index.
+    pub(super) fn edits(&self, site: Site) -> impl Iterator<Item = (usize, &'a Select, &'a Edit)> + use<'a> {
+        let all = self.hooks.edits.iter().enumerate();
+        all.filter(move |(_, (at, ..))| *at == site).map(|(n, (_, select, edit))| (n, select, edit))
+    }
+
+    /// True when anything is asked of `site`.
+    pub(super) fn wants(&self, site: Site) -> bool {
+        self.hooks.tapped(site).is_some() || self.edits(site).next().is_some()
+    }
+
+    /// The positions of a text whose logits are computed, where not all are: logits change nothing after them, so those that
+    /// are not recorded need not exist.
+    pub(super) fn logits_of(&self, text: usize) -> Option<Vec<Range<usize>>> {
+        let select = self.hooks.tapped(Site::Unembed)?;
+        let some = select.positions.is_some() && self.edits(Site::Unembed).next().is_none();
+        some.then(|| ranges(select.positions.as_ref(), text, 0))
+    }
+
+    /// The most bytes that one block's taps of one text take, or the taps after the last block.
+    pub fn bytes_at_once(&self, text: usize) -> usize {
+        let mut of_stage: BTreeMap<Option<usize>, usize> = BTreeMap::new();
+        for site in self.hooks.sites() {
+            let elements: usize = shape_of_text(self.hooks, site, self.batch, text).iter().product();
+            *of_stage.entry(site.layer()).or_default() += size_of::<f32>() * elements;
+        }
+        of_stage.into_values().max().unwrap_or(0)
+    }
+
+    /// Where a selection lies in the tensor or tensors that carry `site` when `texts` of the batch are run together: one
+    /// window over all of them, or one per text for the sites that are computed text by text (scores, pattern, logits),
+    /// with that text's index.
+    pub(super) fn windows(&self, site: Site, select: &Select, texts: Range<usize>) -> Vec<(Option<usize>, Window)> {
+        let (batch, config) = (self.batch, &self.hooks.config);
+        if !by_text(site) {
+            let first = batch.texts().get(texts.start).map_or(0, |text| text.start);
+            let rows = texts.flat_map(|i| {
+                let text = &batch.texts()[i];
+                let start = text.start - first;
+                ranges(select.positions.as_ref(), i, text.len())
+                    .into_iter()
+                    .map(move |r| start + r.start..start + r.end)
+            });
+            return vec![(None, Window { rows: join(rows), cols: columns(site, select, config) })];
+        }
+        let one = |i: usize| {
+            let n_pos = batch.texts()[i].len();
+            let within = ranges(select.positions.as_ref(), i, n_pos);
+            let window = if site.is_square() {
+                let heads = select.heads.clone().unwrap_or_else(|| (0..config.n_head).collect());
+                let rows = heads.into_iter().flat_map(|head| {
+                    within.iter().map(move |r| head * n_pos + r.start..head * n_pos + r.end).collect::<Vec<_>>()
+                });
+                Window { rows: join(rows), cols: ranges(select.keys.as_ref(), i, batch.n_keys(i)) }
+            } else if self.logits_of(i).is_some() {
+                // Only these rows were computed.
+                let n: usize = within.iter().map(ExactSizeIterator::len).sum();
+                Window {
+                    rows: join(std::iter::once(0..n).filter(|all| n > 0 && !all.is_empty())),
+                    cols: columns(site, select, config),
+                }
+            } else {
+                Window { rows: within, cols: columns(site, select, config) }
+            };
+            (Some(i), window)
+        };
+        texts.map(one).collect()
+    }
+
+    /// Shape of what a selection holds of one text.
+    pub(super) fn shape_of_selection(&self, site: Site, select: &Select, text: usize) -> Vec<usize> {
+        shape_of(&self.hooks.config, site, select, self.batch, text)
+    }
+
+    /// The change that edit `n` makes in a window of `text`, or of all texts from `text` on.
+    pub(super) fn change(&self, n: usize, edit: &Edit, text: usize, window: &Window) -> Option<Change> {
+        let width = window.n_cols();
+        let cut = |values: &[f32]| match values {
+            [one] => vec![*one; width],
+            row if row.len() == width => row.to_vec(),
+            all => all[self.values_before[n][text]..][..window.len()].to_vec(),
+        };
+        match edit {
+            Edit::Zero => Some(Change::Zero),
+            Edit::Scale(factor) => Some(Change::Scale(*factor)),
+            Edit::Add(values) => Some(Change::Add(cut(values))),
+            Edit::Replace(values) => Some(Change::Replace(cut(values))),
+            Edit::With(_) => None,
+        }
+    }
+}
+
+fn check_lists(
+    site: Site,
+    what: &'static str,
+    per_text: Option<&Vec<Vec<usize>>>,
+    batch: &Batch,
+    len: impl Fn(usize) -> usize,
+) -> Result<(), HookError> {
+    let Some(per_text) = per_text else { return Ok(()) };
+    if per_text.len() != batch.texts().len() {
+        return Err(HookError::Texts { given: per_text.len(), texts: batch.texts().len() });
+    }
+    for (text, list) in per_text.iter().enumerate().filter(|(_, list)| !list.is_empty()) {
+        if !is_list(list, len(text)) {
+            let has = format!("{what} 0..{}, each once, ascending", len(text));
+            return Err(HookError::Window { site: site.name(), what, asked: list.clone(), has });
+        }
+    }
+    Ok(())
+}
+
+/// Shape of the array that `site` comes back as: [batch, ...], as long as the longest text needs.
+pub(super) fn shape(hooks: &Hooks, site: Site, batch: &Batch) -> Vec<usize> {
+    let shapes = (0..batch.texts().len()).map(|text| shape_of_text(hooks, site, batch, text));
+    let longest = shapes.reduce(|a, b| a.into_iter().zip(b).map(|(a, b)| a.max(b)).collect());
+    std::iter::once(batch.texts().len()).chain(longest.into_iter().flatten()).collect()
+}
+
+/// Shape of what one text contributes to `site`: without a batch axis and without padding.
+pub(super) fn shape_of_text(hooks: &Hooks, site: Site, batch: &Batch, text: usize) -> Vec<usize> {
+    let all = Select::all();
+    shape_of(&hooks.config, site, hooks.tapped(site).unwrap_or(&all), batch, text)
+}
+
+fn shape_of(config: &Config, site: Site, select: &Select, batch: &Batch, text: usize) -> Vec<usize> {
+    let of_text = |per_text: &Option<Vec<Vec<usize>>>| per_text.as_ref().map(|per_text| per_text[text].len());
+    let len = |axis: &Axis| match axis {
+        Axis::Pos => of_text(&select.positions).unwrap_or(batch.texts()[text].len()),
+        Axis::Key => of_text(&select.keys).unwrap_or(batch.n_keys(text)),
+        Axis::Head => select.heads.as_ref().map_or(config.n_head, Vec::len),
+        last => select.dims.as_ref().map_or(last.len(config, 0), Vec::len),
+    };
+    site.axes().iter().map(len).collect()
+}
+
+/// The columns that a selection takes in its site's tensor. Heads lie side by side, and q, k and v do in one tensor.
+fn columns(site: Site, select: &Select, config: &Config) -> Vec<Range<usize>> {
+    let base = match site {
+        Site::K(_) => config.n_embd,
+        Site::V(_) => 2 * config.n_embd,
+        _ => 0,
+    };
+    let width = site.axes()[site.axes().len() - 1].len(config, 0);
+    let heads = match &select.heads {
+        Some(heads) => heads.clone(),
+        None if site.axes().contains(&Axis::Head) => (0..config.n_head).collect(),
+        None => vec![0],
+    };
+    let dims = select.dims.as_ref().map_or_else(|| vec![0..width], |dims| runs(dims));
+    join(heads.into_iter().flat_map(|head| {
+        let first = base + head * width;
+        dims.iter().map(move |dim| first + dim.start..first + dim.end)
+    }))
+}
+
+/// A text's list as ranges, or all of `n` where there is no list.
+fn ranges(per_text: Option<&Vec<Vec<usize>>>, text: usize, n: usize) -> Vec<Range<usize>> {
+    match per_text {
+        Some(per_text) => runs(&per_text[text]),
+        None => vec![0..n],
+    }
+}
+
+/// An ascending list as ranges of neighbours.
+fn runs(list: &[usize]) -> Vec<Range<usize>> {
+    join(list.iter().map(|i| *i..i + 1))
+}
+
+/// Joins ranges that touch.
+fn join(ranges: impl Iterator<Item = Range<usize>>) -> Vec<Range<usize>> {
+    let mut joined: Vec<Range<usize>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
+/// Sites whose tensors hold one text each.
+fn by_text(site: Site) -> bool {
+    site.is_square() || site == Site::Unembed
+}

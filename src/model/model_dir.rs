@@ -1,0 +1,369 @@
+//! The files of a checkpoint's folder: their names, which of them hold the weights, and what a folder or a file seems to be
+//! that is something else. Owns names and first bytes; reads no tensor and no tokenizer.
+//! Read next: `checkpoint.rs` and `tokenizer.rs`, which read what lies under these names.
+
+use crate::model::checkpoint::{self, WeightsError};
+use serde_json::Value;
+use std::fmt;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+/// The names that Hugging Face's programs give to a checkpoint's files.
+pub(crate) mod file {
+    /// Sizes and switches.
+    pub const CONFIG: &str = "config.json";
+    /// All weights in one file.
+    pub const WEIGHTS: &str = "model.safetensors";
+    /// Which tensor is in which of several files.
+    pub const INDEX: &str = "model.safetensors.index.json";
+    /// A whole tokenizer.
+    pub const TOKENIZER: &str = "tokenizer.json";
+    /// The tokenizer's class and settings.
+    pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+    /// BPE: tokens and their ids.
+    pub const VOCAB: &str = "vocab.json";
+    /// BPE: what is merged, in order.
+    pub const MERGES: &str = "merges.txt";
+    /// WordPiece: a token a line.
+    pub const VOCAB_TXT: &str = "vocab.txt";
+    /// Tokens that were added to a vocabulary.
+    pub const ADDED_TOKENS: &str = "added_tokens.json";
+    /// Which tokens are special, in older folders.
+    pub const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
+    /// How the model's makers generate text.
+    pub const GENERATION_CONFIG: &str = "generation_config.json";
+    /// A SentencePiece model, which is not read.
+    pub const SPIECE: &str = "spiece.model";
+    /// Another name of it.
+    pub const SENTENCEPIECE: &str = "tokenizer.model";
+    /// An adapter of another model, which is not read.
+    pub const ADAPTER_CONFIG: &str = "adapter_config.json";
+    /// Weights as a pickle, which is not read.
+    pub const PICKLE: &str = "pytorch_model.bin";
+}
+
+/// The files that a tokenizer can be read from; the first set that is whole counts.
+const TOKENIZERS: [&[&str]; 3] = [&[file::TOKENIZER], &[file::VOCAB, file::MERGES], &[file::VOCAB_TXT]];
+
+/// Files that say more about a tokenizer, where they exist.
+pub(crate) const COMPANIONS: [&str; 3] = [file::TOKENIZER_CONFIG, file::SPECIAL_TOKENS_MAP, file::ADDED_TOKENS];
+
+/// The files among `names` that a tokenizer is read from; none where it has no tokenizer.
+pub(crate) fn tokenizer_files(has: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    let whole = TOKENIZERS.into_iter().find(|set| set.iter().all(|name| has(name)));
+    whole.unwrap_or_default().to_vec()
+}
+
+/// Every file that a tokenizer may be read from.
+pub(crate) fn all_tokenizer_files() -> impl Iterator<Item = &'static str> {
+    TOKENIZERS.into_iter().flatten().copied()
+}
+
+/// A checkpoint's folder.
+#[derive(Clone, Debug)]
+pub(crate) struct ModelDir {
+    folder: PathBuf,
+}
+
+impl ModelDir {
+    pub fn new(folder: &Path) -> ModelDir {
+        ModelDir { folder: folder.into() }
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Whether there is such a file, or something else of that name.
+    pub fn has(&self, name: &str) -> bool {
+        self.path(name).exists()
+    }
+
+    /// Every name in the folder.
+    fn names(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        names.sort();
+        names
+    }
+
+    /// The names of the files with the weights.
+    ///
+    /// # Errors
+    /// [`WeightsError`] says what the folder has instead.
+    pub fn weights(&self) -> Result<Vec<String>, WeightsError> {
+        if self.has(file::WEIGHTS) {
+            return Ok(vec![file::WEIGHTS.into()]);
+        }
+        if self.has(file::INDEX) {
+            let index = self.path(file::INDEX);
+            return checkpoint::shards(&index, &checkpoint::read(&index)?);
+        }
+        Err(WeightsError::NoWeights { folder: self.folder.clone(), hint: self.hint() })
+    }
+
+    /// Whether all files with the weights are there.
+    pub fn has_weights(&self) -> bool {
+        self.weights().is_ok_and(|files| files.iter().all(|name| self.has(name)))
+    }
+
+    pub fn has_tokenizer(&self) -> bool {
+        !tokenizer_files(|name| self.has(name)).is_empty()
+    }
+
+    /// The files beside the weights that exist and count.
+    pub fn beside_weights(&self) -> impl Iterator<Item = PathBuf> {
+        let names = [file::CONFIG, file::INDEX, file::GENERATION_CONFIG].into_iter();
+        names.chain(all_tokenizer_files()).chain(COMPANIONS).map(|name| self.path(name))
+    }
+
+    /// What a folder without weights that can be read seems to be, and what to do.
+    pub fn hint(&self) -> String {
+        if let Some(newest) = self.newest_checkpoint() {
+            return format!("it is a Trainer's folder, and its newest checkpoint is {}: give that", newest.display());
+        }
+        match Instead::of(&self.names()) {
+            Some(Instead::Adapter) => self.adapter(),
+            Some(instead) => instead.advice(&self.folder.display().to_string()),
+            None => "is it the folder of a Hugging Face checkpoint?".into(),
+        }
+    }
+
+    /// The checkpoint-N with the highest N that has a config.json, as Trainer writes them.
+    fn newest_checkpoint(&self) -> Option<PathBuf> {
+        let number = |name: &String| name.strip_prefix("checkpoint-")?.parse::<u64>().ok();
+        let mut found: Vec<(u64, String)> =
+            self.names().into_iter().filter_map(|name| Some((number(&name)?, name))).collect();
+        found.sort();
+        let whole = |name: &String| self.path(name).join(file::CONFIG).exists();
+        found.into_iter().rev().map(|(_, name)| name).find(whole).map(|name| self.path(&name))
+    }
+
+    /// What to do with the folder of an adapter.
+    fn adapter(&self) -> String {
+        let text = checkpoint::read(&self.path(file::ADAPTER_CONFIG)).unwrap_or_default();
+        let fields: Value = serde_json::from_str(&text).unwrap_or_default();
+        let field = |name: &str| fields.get(name).and_then(Value::as_str);
+        let folder = self.folder.display();
+        let of = field("base_model_name_or_path").map_or(String::new(), |base| format!(" of {base}"));
+        match field("peft_type") {
+            None | Some("LORA") => {
+                let tokenizer = if self.has_tokenizer() { None } else { field("base_model_name_or_path") };
+                let tokenizer = tokenizer.map_or(folder.to_string(), str::to_string);
+                format!(
+                    "it is a LoRA adapter{of} (adapter_config.json), not a whole model; merge it once with python -c \"from \
+                     peft import AutoPeftModelForCausalLM as M; from transformers import AutoTokenizer as T; \
+                     M.from_pretrained('{folder}').merge_and_unload().save_pretrained('{folder}-merged'); \
+                     T.from_pretrained('{tokenizer}').save_pretrained('{folder}-merged')\" and give {folder}-merged"
+                )
+            }
+            Some(kind) => format!(
+                "it is an adapter{of} of the kind {kind} (adapter_config.json), not a whole model; give the model that it \
+                 belongs to, or one that it was merged into"
+            ),
+        }
+    }
+}
+
+/// What a checkpoint has in place of safetensors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Instead {
+    /// An adapter of another model.
+    Adapter,
+    /// `pytorch_model.bin`, or its first shard.
+    Pickle(String),
+    Gguf(String),
+    Onnx(String),
+    TensorFlow(String),
+    Flax(String),
+    /// Shards without their index.
+    NoIndex(String),
+    /// One safetensors file of another name.
+    Renamed(String),
+    /// A pickle of another name.
+    OtherPickle(String),
+}
+
+impl Instead {
+    /// What the names of a folder's files tell; `None` where none of them is known.
+    pub fn of(names: &[String]) -> Option<Instead> {
+        let ends = |ends: &[&str]| names.iter().find(|name| ends.iter().any(|end| name.ends_with(end))).cloned();
+        let is = |wanted: &[&str]| names.iter().find(|name| wanted.contains(&name.as_str())).cloned();
+        if is(&[file::ADAPTER_CONFIG]).is_some() {
+            return Some(Instead::Adapter);
+        }
+        let shard = names.iter().find(|n| n.starts_with("model-") && n.contains("-of-") && n.ends_with(".safetensors"));
+        let pickle = names.iter().find(|name| name.starts_with("pytorch_model") && name.ends_with(".bin"));
+        let mut safetensors = names.iter().filter(|name| name.ends_with(".safetensors") && *name != file::WEIGHTS);
+        let only = safetensors.next().filter(|_| safetensors.next().is_none());
+        let first = [
+            shard.cloned().map(Instead::NoIndex),
+            only.cloned().map(Instead::Renamed),
+            pickle.cloned().map(Instead::Pickle),
+            ends(&[".gguf"]).map(Instead::Gguf),
+            is(&["tf_model.h5"]).or(ends(&[".h5", ".ckpt.index"])).map(Instead::TensorFlow),
+            ends(&[".msgpack"]).map(Instead::Flax),
+            ends(&[".onnx"]).map(Instead::Onnx),
+            ends(&[".pt", ".pth", ".ckpt"]).map(Instead::OtherPickle),
+        ];
+        first.into_iter().flatten().next()
+    }
+
+    /// What the file is and what to do with it. `folder` is what transformers would be given: a folder or a hub's name.
+    pub fn advice(&self, folder: &str) -> String {
+        let convert = |arguments: &str| {
+            format!(
+                "python -c \"from transformers import GPT2LMHeadModel as M; \
+                 M.from_pretrained('{folder}'{arguments}).save_pretrained('{folder}')\""
+            )
+        };
+        match self {
+            Instead::Adapter => {
+                "it is a LoRA adapter or another one (adapter_config.json), not a whole model; merge it into its model with \
+                 peft's merge_and_unload() and give the folder of that"
+                    .into()
+            }
+            Instead::Pickle(name) => format!(
+                "its {name} is a pickle, which can run code, so actscope does not read it; convert it once with {}",
+                convert("")
+            ),
+            Instead::Gguf(name) => format!(
+                "its {name} is a GGUF file, which actscope does not read; give the checkpoint that it was made of, or convert \
+                 it once (what was lost by quantizing stays lost) with {}",
+                convert(&format!(", gguf_file='{name}'"))
+            ),
+            Instead::TensorFlow(name) => format!(
+                "its {name} is a TensorFlow checkpoint, which actscope does not read; convert it once, with tensorflow and a \
+                 transformers below 5, with {}",
+                convert(", from_tf=True")
+            ),
+            Instead::Flax(name) => format!(
+                "its {name} is a Flax checkpoint, which actscope does not read; convert it once, with flax and a transformers \
+                 below 5, with {}",
+                convert(", from_flax=True")
+            ),
+            Instead::Onnx(name) => format!(
+                "its {name} is an ONNX graph, which actscope does not read; give the checkpoint that it was exported from"
+            ),
+            Instead::NoIndex(name) => {
+                format!("it has {name} and no {}, which says what is where; fetch it as well", file::INDEX)
+            }
+            Instead::Renamed(name) => format!("if {name} holds the weights, name it {}", file::WEIGHTS),
+            Instead::OtherPickle(name) => format!(
+                "its {name} is a pickle, which can run code, so actscope does not read it; load it in Python and save the \
+                 model with save_pretrained"
+            ),
+        }
+    }
+}
+
+/// What a file is by its first bytes, where they do not fit its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    LfsPointer,
+    Html,
+    Gguf,
+    Hdf5,
+    Zip,
+    Pickle,
+}
+
+impl Kind {
+    /// `None` for bytes that are none of these.
+    pub fn of(bytes: &[u8]) -> Option<Kind> {
+        const STARTS: [(&[u8], Kind); 6] = [
+            (b"version https://git-lfs", Kind::LfsPointer),
+            (b"GGUF", Kind::Gguf),
+            (b"\x89HDF\r\n", Kind::Hdf5),
+            (b"PK\x03\x04", Kind::Zip),
+            (b"\x80\x02", Kind::Pickle),
+            (b"\x80\x04", Kind::Pickle),
+        ];
+        if let Some((_, kind)) = STARTS.iter().find(|(start, _)| bytes.starts_with(start)) {
+            return Some(*kind);
+        }
+        let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii_start();
+        let starts =
+            |word: &str| text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word.as_bytes()));
+        (starts("<!doctype html") || starts("<html")).then_some(Kind::Html)
+    }
+
+    /// [`Kind::of`] the beginning of a file.
+    pub fn of_file(path: &Path) -> Option<Kind> {
+        be_a_file(path).ok()?;
+        let mut start = Vec::new();
+        std::fs::File::open(path).ok()?.take(512).read_to_end(&mut start).ok()?;
+        Kind::of(&start)
+    }
+}
+
+impl fmt::Display for Kind {
+    /// What it is and what to do, to follow "it is".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::LfsPointer => {
+                "a git-lfs pointer: the file that it stands for was not fetched; run `git lfs pull` in its folder"
+            }
+            Kind::Html => "an HTML page, such as a log-in page or the hub's page about the file",
+            Kind::Gguf => "a GGUF file, which actscope does not read; give the checkpoint that it was made of",
+            Kind::Hdf5 => "an HDF5 file, as TensorFlow writes them, which actscope does not read",
+            Kind::Zip => {
+                "a zip archive, as torch.save writes pickles, which can run code, so actscope does not read it"
+            }
+            Kind::Pickle => "a pickle, which can run code, so actscope does not read it",
+        })
+    }
+}
+
+/// All bytes of a checkpoint's file, and of nothing else: opening a pipe waits for ever, and a device may have no end.
+pub(crate) fn read_file(path: &Path) -> std::io::Result<Vec<u8>> {
+    be_a_file(path)?;
+    std::fs::read(path)
+}
+
+/// # Errors
+/// Where `path` leads to no file, or to something that is none.
+pub(crate) fn be_a_file(path: &Path) -> std::io::Result<()> {
+    if std::fs::metadata(path)?.is_file() {
+        Ok(())
+    } else {
+        Err(std::io::Error::new(ErrorKind::InvalidInput, "it is a folder, a pipe or a device, not a file"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_known_by_its_first_bytes() {
+        for (bytes, kind) in [
+            (&b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"[..], Some(Kind::LfsPointer)),
+            (b"\n <!DOCTYPE html><html>", Some(Kind::Html)),
+            (b"<HTML>", Some(Kind::Html)),
+            (b"GGUF\x03\0\0\0", Some(Kind::Gguf)),
+            (b"PK\x03\x04", Some(Kind::Zip)),
+            (b"{\"a\": 1}", None),
+            (b"", None),
+        ] {
+            assert_eq!(Kind::of(bytes), kind, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_folder_is_known_by_its_names() {
+        let of = |names: &[&str]| Instead::of(&names.iter().map(|name| name.to_string()).collect::<Vec<_>>());
+        assert_eq!(of(&["config.json", "README.md"]), None);
+        assert_eq!(of(&["adapter_config.json", "adapter_model.safetensors"]), Some(Instead::Adapter));
+        let shard = "pytorch_model-00001-of-00002.bin";
+        assert_eq!(of(&[shard, "pytorch_model.bin.index.json"]), Some(Instead::Pickle(shard.into())));
+        assert_eq!(of(&["gpt2-q4.gguf"]), Some(Instead::Gguf("gpt2-q4.gguf".into())));
+        assert_eq!(of(&["tf_model.h5", "vocab.json"]), Some(Instead::TensorFlow("tf_model.h5".into())));
+        assert_eq!(of(&["weights.safetensors"]), Some(Instead::Renamed("weights.safetensors".into())));
+        assert_eq!(of(&["a.safetensors", "b.safetensors"]), None);
+    }
+}

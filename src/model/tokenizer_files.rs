@@ -1,0 +1,558 @@
+//! A tokenizer from a checkpoint's folder, as transformers (5) reads it: which class it is, which files count, which tokens
+//! are added with which flags, and what is put in front of a text. Owns these rules and nothing of tokenizing itself, which
+//! is the `tokenizers` crate's. `tests/tokenizer.rs` holds the ids against those of transformers.
+//!
+//! The class decides (`tokenizer_class` of tokenizer_config.json, else of config.json, else `GPT2Tokenizer`):
+//!
+//! - `GPT2Tokenizer` and `BertTokenizer` take vocabulary and merges from tokenizer.json, else from vocab.json with
+//!   merges.txt or from vocab.txt, and build everything else anew from tokenizer_config.json.
+//! - Every other class takes tokenizer.json as it stands.
+//!
+//! Tokens are then added: those of `added_tokens_decoder`, or where it is absent those of added_tokens.json and
+//! tokenizer.json in the order of their ids; then the named ones (`pad_token` and so on) and the extra ones that are new.
+
+use crate::model::model_dir::{self, ModelDir, file};
+use crate::model::tokenizer::{TokenizerError, guarded};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::path::Path;
+use tokenizers::models::ModelWrapper;
+use tokenizers::models::bpe::BPE;
+use tokenizers::models::wordpiece::WordPiece;
+use tokenizers::normalizers::BertNormalizer;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::processors::template::TemplateProcessing;
+use tokenizers::{AddedToken, AddedVocabulary, Tokenizer};
+
+/// A tokenizer, and what its user should know of how it was read.
+pub(super) struct Read {
+    pub tokenizer: Tokenizer,
+    pub notes: Vec<String>,
+}
+
+/// The named special tokens, in the order in which they are added.
+const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// How a class of transformers treats the files.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    /// Byte-level BPE.
+    Gpt2,
+    /// WordPiece, with `[CLS]` in front of every text and `[SEP]` behind it.
+    Bert,
+    /// tokenizer.json as it stands.
+    AsItStands,
+}
+
+impl Class {
+    fn of(name: &str) -> Class {
+        match name.strip_suffix("Fast").unwrap_or(name) {
+            "GPT2Tokenizer" => Class::Gpt2,
+            "BertTokenizer" => Class::Bert,
+            _ => Class::AsItStands,
+        }
+    }
+
+    /// What a named token is where tokenizer_config.json does not say.
+    fn default_of(self, name: &str) -> Option<&'static str> {
+        match (self, name) {
+            (Class::Gpt2, "bos_token" | "eos_token" | "unk_token") => Some("<|endoftext|>"),
+            (Class::Bert, "unk_token") => Some("[UNK]"),
+            (Class::Bert, "sep_token") => Some("[SEP]"),
+            (Class::Bert, "pad_token") => Some("[PAD]"),
+            (Class::Bert, "cls_token") => Some("[CLS]"),
+            (Class::Bert, "mask_token") => Some("[MASK]"),
+            _ => None,
+        }
+    }
+}
+
+/// A token as a file describes it.
+#[derive(Clone, Deserialize)]
+struct Added {
+    content: String,
+    #[serde(default)]
+    single_word: bool,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
+    /// Follows from `special` where a file does not say.
+    #[serde(default)]
+    normalized: Option<bool>,
+    #[serde(default)]
+    special: bool,
+}
+
+impl Added {
+    fn special(content: &str) -> Added {
+        Added {
+            content: content.into(),
+            single_word: false,
+            lstrip: false,
+            rstrip: false,
+            normalized: None,
+            special: true,
+        }
+    }
+
+    fn token(&self) -> AddedToken {
+        AddedToken::from(self.content.as_str(), self.special)
+            .single_word(self.single_word)
+            .lstrip(self.lstrip)
+            .rstrip(self.rstrip)
+            .normalized(self.normalized.unwrap_or(!self.special))
+    }
+}
+
+/// What is read of a tokenizer.json beside what the `tokenizers` crate makes of it.
+#[derive(Deserialize)]
+struct Beside {
+    #[serde(default)]
+    added_tokens: Vec<WithId>,
+    #[serde(default)]
+    padding: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct WithId {
+    id: u32,
+    #[serde(flatten)]
+    token: Added,
+}
+
+/// The tokenizer of a folder; `None` where it has none.
+pub(super) fn read(dir: &ModelDir) -> Result<Option<Read>, TokenizerError> {
+    let settings = Settings::read(dir)?;
+    let class = Class::of(settings.class.as_deref().unwrap_or("GPT2Tokenizer"));
+    let files = [file::TOKENIZER, file::VOCAB, file::MERGES, file::VOCAB_TXT].map(|name| dir.has(name));
+    let (read, beside) = match (class, files) {
+        (_, [true, ..]) => {
+            let (read, beside) = from_json(dir, class, &settings)?;
+            (read, Some(beside))
+        }
+        (Class::Gpt2, [_, true, true, _]) => (from_vocab_and_merges(dir, &settings)?, None),
+        (Class::Bert, [.., true]) => (from_vocab_txt(dir, &settings)?, None),
+        // The older folders with a WordPiece vocabulary do not name their class.
+        (Class::Gpt2, [_, false, _, true]) if settings.class.is_none() => {
+            return from_vocab_txt(dir, &settings)
+                .and_then(|read| finish(dir, Class::Bert, settings, read, None))
+                .map(Some);
+        }
+        _ => return nothing_to_read(dir, &settings),
+    };
+    finish(dir, class, settings, read, beside).map(Some)
+}
+
+/// The folder has no file that its class could be read from.
+fn nothing_to_read(dir: &ModelDir, settings: &Settings) -> Result<Option<Read>, TokenizerError> {
+    let command = format!(
+        "write a tokenizer.json with python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('{0}')\
+         .save_pretrained('{0}')\"",
+        dir.folder().display()
+    );
+    for name in [file::SPIECE, file::SENTENCEPIECE] {
+        if dir.has(name) {
+            let what = "it is a SentencePiece model, which actscope does not read".into();
+            return Err(unsupported(&dir.path(name), what, &command));
+        }
+    }
+    let Some(class) = &settings.class else { return Ok(None) };
+    let any = [file::VOCAB, file::VOCAB_TXT].into_iter().find(|name| dir.has(name));
+    match any {
+        Some(any) if Class::of(class) == Class::AsItStands => {
+            let what = format!("the tokenizer's class is {class}, and actscope reads it from a tokenizer.json only");
+            Err(unsupported(&dir.path(any), what, &command))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// tokenizer_config.json, with special_tokens_map.json where that still counts.
+struct Settings {
+    class: Option<String>,
+    fields: Map<String, Value>,
+    notes: Vec<String>,
+}
+
+impl Settings {
+    fn read(dir: &ModelDir) -> Result<Settings, TokenizerError> {
+        let path = dir.path(file::TOKENIZER_CONFIG);
+        let mut fields = object(&path)?.unwrap_or_default();
+        let mut notes = Vec::new();
+        let of_config = || object(&dir.path(file::CONFIG)).ok().flatten()?.get("tokenizer_class").cloned();
+        let class = fields.remove("tokenizer_class").filter(|class| !class.is_null()).or_else(of_config);
+        let class = class.and_then(|class| class.as_str().map(str::to_string));
+        if fields.contains_key("fast_tokenizer_files") {
+            let what = "it names several tokenizer files by the version of transformers (fast_tokenizer_files)".into();
+            return Err(unsupported(&path, what, "keep the one to be used as tokenizer.json, and take the field out"));
+        }
+        if fields.get("init_inputs").and_then(Value::as_array).is_some_and(|inputs| !inputs.is_empty()) {
+            let what = "it has arguments without names for the tokenizer's class (init_inputs)".into();
+            return Err(unsupported(&path, what, "take the field out if the class needs none"));
+        }
+        if fields.contains_key("auto_map") {
+            notes.push(format!(
+                "{} names a tokenizer in Python code of its own (auto_map), which is not run: its tokens may differ",
+                path.display()
+            ));
+        }
+        // Only folders of before transformers 4.34 have no added_tokens_decoder and need the map.
+        if !fields.contains_key("added_tokens_decoder") {
+            let map = object(&dir.path(file::SPECIAL_TOKENS_MAP))?.unwrap_or_default();
+            for (name, mut value) in map {
+                if let Some(token) = value.as_object_mut().filter(|_| name != "extra_special_tokens") {
+                    token.insert("special".into(), true.into());
+                }
+                fields.insert(name, value);
+            }
+        }
+        Ok(Settings { class, fields, notes })
+    }
+
+    fn flag(&self, name: &str) -> Option<bool> {
+        self.fields.get(name).and_then(Value::as_bool)
+    }
+
+    /// The named special tokens that there are: those of every tokenizer, then those of this one alone.
+    fn named(&self, class: Class, path: &Path) -> Result<Vec<(String, Added)>, TokenizerError> {
+        let mut named = Vec::new();
+        for name in NAMED {
+            match self.fields.get(name) {
+                // Said to be none.
+                Some(Value::Null) => {}
+                Some(value) => named.push((name.into(), token(value).ok_or_else(|| not_a_token(path, name))?)),
+                None => named.extend(class.default_of(name).map(|token| (name.to_string(), Added::special(token)))),
+            }
+        }
+        let own = self.fields.iter().filter(|(name, _)| name.ends_with("_token") && !NAMED.contains(&name.as_str()));
+        let extra = self.fields.get("extra_special_tokens").and_then(Value::as_object).into_iter().flatten();
+        // Switches such as add_bos_token end the same way.
+        named.extend(own.chain(extra).filter_map(|(name, value)| Some((name.clone(), token(value)?))));
+        Ok(named)
+    }
+
+    /// The special tokens without a name.
+    fn extra(&self, path: &Path) -> Result<Vec<Added>, TokenizerError> {
+        const NAMES: [&str; 2] = ["extra_special_tokens", "additional_special_tokens"];
+        let list = |name: &&str| self.fields.get(*name).and_then(Value::as_array).filter(|list| !list.is_empty());
+        let Some((name, list)) = NAMES.iter().find_map(|name| Some((name, list(name)?))) else { return Ok(Vec::new()) };
+        list.iter().map(|value| token(value).ok_or_else(|| not_a_token(path, name))).collect()
+    }
+}
+
+/// A token as text, or with its flags.
+fn token(value: &Value) -> Option<Added> {
+    match value {
+        Value::String(content) => Some(Added::special(content)),
+        Value::Object(_) => Added::deserialize(value).ok(),
+        _ => None,
+    }
+}
+
+fn not_a_token(path: &Path, name: &str) -> TokenizerError {
+    broken(path, format!("{name} holds what is neither a text nor a token with a content"))
+}
+
+fn broken(path: &Path, detail: String) -> TokenizerError {
+    TokenizerError::Tokenizer { file: path.display().to_string(), detail }
+}
+
+fn unsupported(path: &Path, what: String, remedy: &str) -> TokenizerError {
+    TokenizerError::Unsupported { file: path.display().to_string(), what, remedy: remedy.into() }
+}
+
+/// The bytes of a tokenizer's file, or what it is instead.
+fn bytes(path: &Path) -> Result<Vec<u8>, TokenizerError> {
+    model_dir::read_file(path).map_err(|e| broken(path, e.to_string()))
+}
+
+/// What is wrong with a file: that it is another kind of file altogether, or what its reader says.
+fn detail(bytes: &[u8], said: String) -> String {
+    model_dir::Kind::of(bytes).map_or(said, |kind| format!("it is {kind}"))
+}
+
+/// A JSON object; `None` where there is no such file.
+fn object(path: &Path) -> Result<Option<Map<String, Value>>, TokenizerError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let bytes = bytes(path)?;
+    serde_json::from_slice(&bytes).map(Some).map_err(|e| broken(path, detail(&bytes, e.to_string())))
+}
+
+/// From a tokenizer.json: all of it, or its vocabulary, merges and post-processor.
+fn from_json(dir: &ModelDir, class: Class, settings: &Settings) -> Result<(Read, Beside), TokenizerError> {
+    let path = dir.path(file::TOKENIZER);
+    let bytes = bytes(&path)?;
+    let mut tokenizer = guarded(|| Tokenizer::from_bytes(&bytes)).map_err(|e| broken(&path, detail(&bytes, e)))?;
+    let beside: Beside = serde_json::from_slice(&bytes).map_err(|e| broken(&path, e.to_string()))?;
+    let mut notes = Vec::new();
+    let built = match (class, tokenizer.get_model()) {
+        (Class::Gpt2, ModelWrapper::BPE(bpe)) => {
+            if bpe.continuing_subword_prefix.as_ref().is_some_and(|prefix| !prefix.is_empty()) {
+                return Err(unsupported(
+                    &path,
+                    "its model has a continuing_subword_prefix, and the class GPT2Tokenizer has none".into(),
+                    AS_IT_STANDS,
+                ));
+            }
+            let plain = bpe.dropout.is_none()
+                && bpe.unk_token.is_none()
+                && bpe.end_of_word_suffix.as_ref().is_none_or(String::is_empty)
+                && !(bpe.fuse_unk || bpe.byte_fallback || bpe.ignore_merges);
+            let dropped = dropped(&tokenizer, settings);
+            if !plain || !dropped.is_empty() {
+                let model = if plain { None } else { Some("model settings") };
+                let all: Vec<&str> = dropped.into_iter().chain(model).collect();
+                notes.push(format!(
+                    "the {} of {} {} not used, as the tokenizer's class {} does not use {1} in transformers; {AS_IT_STANDS}",
+                    all.join(" and the "),
+                    path.display(),
+                    if all.len() == 1 && model.is_none() { "is" } else { "are" },
+                    settings.class.as_deref().unwrap_or("GPT2Tokenizer (none is named)"),
+                ));
+            }
+            (!plain).then(|| {
+                let mut bpe = bpe.clone();
+                (bpe.dropout, bpe.unk_token, bpe.end_of_word_suffix) = (None, None, None);
+                (bpe.fuse_unk, bpe.byte_fallback, bpe.ignore_merges) = (false, false, false);
+                ModelWrapper::BPE(bpe)
+            })
+        }
+        (Class::Bert, ModelWrapper::WordPiece(pieces)) => {
+            let mut pieces = pieces.clone();
+            (pieces.unk_token, pieces.continuing_subword_prefix) = (unk(settings), "##".into());
+            pieces.max_input_chars_per_word = 100;
+            Some(ModelWrapper::WordPiece(pieces))
+        }
+        (Class::AsItStands, _) => {
+            as_it_stands(&path, &tokenizer, settings)?;
+            return Ok((Read { tokenizer, notes }, beside));
+        }
+        // A class that is not named, or is wrong: there is one sensible reading.
+        (Class::Gpt2 | Class::Bert, _) => {
+            notes.push(format!(
+                "{} is not of the kind that the tokenizer's class {} has; it is used as it stands",
+                path.display(),
+                settings.class.as_deref().unwrap_or("GPT2Tokenizer (none is named)"),
+            ));
+            return Ok((Read { tokenizer, notes }, beside));
+        }
+    };
+    if let Some(model) = built {
+        tokenizer.with_model(model);
+    }
+    tokenizer.with_added_vocabulary(AddedVocabulary::new());
+    build(&mut tokenizer, class, settings);
+    Ok((Read { tokenizer, notes }, beside))
+}
+
+const AS_IT_STANDS: &str =
+    "\"tokenizer_class\": \"PreTrainedTokenizerFast\" in tokenizer_config.json takes tokenizer.json as it stands";
+
+/// The parts of a tokenizer.json, other than GPT-2's, that a byte-level class builds anew.
+fn dropped(tokenizer: &Tokenizer, settings: &Settings) -> Vec<&'static str> {
+    let space = settings.flag("add_prefix_space").unwrap_or(false);
+    let usual = match tokenizer.get_pre_tokenizer() {
+        Some(PreTokenizerWrapper::ByteLevel(own)) => own.use_regex && own.add_prefix_space == space,
+        _ => false,
+    };
+    let parts = [("normalizer", tokenizer.get_normalizer().is_some()), ("pre_tokenizer", !usual)];
+    parts.into_iter().filter(|(_, dropped)| *dropped).map(|(part, _)| part).collect()
+}
+
+/// Classes that are not known here may build a part anew. Where tokenizer_config.json then says another thing than
+/// tokenizer.json, nobody can tell which counts.
+fn as_it_stands(path: &Path, tokenizer: &Tokenizer, settings: &Settings) -> Result<(), TokenizerError> {
+    const BASE: [&str; 3] = ["PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend"];
+    let class = settings.class.as_deref().unwrap_or_default();
+    let said = settings.flag("add_prefix_space");
+    match tokenizer.get_pre_tokenizer() {
+        Some(PreTokenizerWrapper::ByteLevel(own))
+            if !BASE.contains(&class) && said.is_some_and(|said| said != own.add_prefix_space) =>
+        {
+            let what = format!(
+                "it has add_prefix_space {}, tokenizer_config.json has {}, and which of them counts for the class {class} is \
+                 not known here",
+                own.add_prefix_space, !own.add_prefix_space
+            );
+            Err(unsupported(path, what, "write the same in both"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn unk(settings: &Settings) -> String {
+    let set = settings.fields.get("unk_token").and_then(token);
+    set.map_or_else(|| "[UNK]".into(), |token| token.content)
+}
+
+/// The parts that a class builds anew around its model.
+fn build(tokenizer: &mut Tokenizer, class: Class, settings: &Settings) {
+    let flag = |name: &str, default: bool| settings.flag(name).unwrap_or(default);
+    match class {
+        Class::Gpt2 => {
+            // Removing a normalizer cannot fail.
+            let _ = tokenizer.with_normalizer(None::<BertNormalizer>);
+            let space = flag("add_prefix_space", false);
+            tokenizer.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(space)));
+            tokenizer.with_decoder(Some(ByteLevel::default()));
+        }
+        Class::Bert => {
+            let (chinese, accents) = (flag("tokenize_chinese_chars", true), settings.flag("strip_accents"));
+            let normalizer = BertNormalizer::new(true, chinese, accents, flag("do_lower_case", true));
+            // No tokens are added yet that it could fail on.
+            let _ = tokenizer.with_normalizer(Some(normalizer));
+            tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
+            tokenizer.with_decoder(Some(tokenizers::decoders::wordpiece::WordPiece::default()));
+        }
+        Class::AsItStands => {}
+    }
+}
+
+fn from_vocab_and_merges(dir: &ModelDir, settings: &Settings) -> Result<Read, TokenizerError> {
+    let (vocab, merges) = (dir.path(file::VOCAB), dir.path(file::MERGES));
+    // The crate reads both files at once and does not say which one is broken.
+    let of_vocab = bytes(&vocab)?;
+    serde_json::from_slice::<BTreeMap<String, u32>>(&of_vocab)
+        .map_err(|e| broken(&vocab, detail(&of_vocab, e.to_string())))?;
+    let of_merges = bytes(&merges)?;
+    let built = guarded(|| BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy()).build());
+    let mut tokenizer = Tokenizer::new(built.map_err(|e| broken(&merges, detail(&of_merges, e)))?);
+    build(&mut tokenizer, Class::Gpt2, settings);
+    Ok(Read { tokenizer, notes: Vec::new() })
+}
+
+fn from_vocab_txt(dir: &ModelDir, settings: &Settings) -> Result<Read, TokenizerError> {
+    let vocab = dir.path(file::VOCAB_TXT);
+    let of_vocab = bytes(&vocab)?;
+    let fail = |e: String| broken(&vocab, detail(&of_vocab, e));
+    if let Some(kind) = model_dir::Kind::of(&of_vocab) {
+        return Err(broken(&vocab, format!("it is {kind}")));
+    }
+    let built = guarded(|| WordPiece::from_file(&vocab.to_string_lossy()).unk_token(unk(settings)).build());
+    let mut tokenizer = Tokenizer::new(built.map_err(fail)?);
+    build(&mut tokenizer, Class::Bert, settings);
+    Ok(Read { tokenizer, notes: Vec::new() })
+}
+
+/// Adds the tokens that the folder adds, and what its class puts around a text.
+fn finish(
+    dir: &ModelDir,
+    class: Class,
+    settings: Settings,
+    mut read: Read,
+    beside: Option<Beside>,
+) -> Result<Read, TokenizerError> {
+    let path = dir.path(file::TOKENIZER_CONFIG);
+    let (mut named, extra) = (settings.named(class, &path)?, settings.extra(&path)?);
+    // A tokenizer.json that pads names its padding token.
+    let padding = beside.as_ref().and_then(|beside| beside.padding.as_ref()?.get("pad_token")?.as_str());
+    if let Some(pad) = padding
+        && class == Class::AsItStands
+        && !settings.fields.contains_key("pad_token")
+    {
+        named.push(("pad_token".into(), Added::special(pad)));
+    }
+    let stated = stated(dir, &settings, beside.as_ref())?;
+    let is_named = |token: &Added| named.iter().any(|(_, other)| other.content == token.content);
+
+    let mut tokens: Vec<Added> = stated.values().map(|(token, _)| token.clone()).collect();
+    let known = |tokens: &[Added], content: &str, tokenizer: &Tokenizer| {
+        let there = tokenizer.get_added_vocabulary().get_vocab().contains_key(content);
+        there || tokens.iter().any(|token| token.content == content)
+    };
+    for token in named.iter().map(|(_, token)| token).chain(&extra) {
+        if !known(&tokens, &token.content, &read.tokenizer) {
+            tokens.push(token.clone());
+        }
+    }
+    for token in &mut tokens {
+        token.special |= is_named(token);
+    }
+    let added = guarded(|| read.tokenizer.add_tokens(tokens.iter().map(Added::token)));
+    added.map_err(|e| broken(&path, e))?;
+    for (id, (token, file)) in &stated {
+        let found = read.tokenizer.token_to_id(&token.content);
+        if found.is_some_and(|found| found != *id) {
+            read.notes.push(format!(
+                "{} gives the token {:?} the id {id}; it is {}, as in transformers, where ids follow from the order",
+                dir.path(file).display(),
+                token.content,
+                found.unwrap_or_default()
+            ));
+        }
+    }
+
+    let id = |name: &str| {
+        let token = &named.iter().find(|(other, _)| other == name)?.1;
+        Some((token.content.clone(), read.tokenizer.token_to_id(&token.content)?))
+    };
+    let around = match class {
+        Class::Bert => [id("cls_token"), id("sep_token")],
+        // Where there is a tokenizer.json, it alone decides.
+        Class::Gpt2 if beside.is_none() => {
+            let asked = |switch: &str, name: &str| id(name).filter(|_| settings.flag(switch) == Some(true));
+            [asked("add_bos_token", "bos_token"), asked("add_eos_token", "eos_token")]
+        }
+        _ => [None, None],
+    };
+    if around.iter().any(Option::is_some) {
+        let template = template(&around).map_err(|e| broken(&path, e))?;
+        read.tokenizer.with_post_processor(Some(template));
+    }
+    read.tokenizer.set_encode_special_tokens(settings.flag("split_special_tokens").unwrap_or(false));
+    read.notes.extend(settings.notes);
+    Ok(read)
+}
+
+/// A text between two tokens, either of which may be left out.
+fn template(around: &[Option<(String, u32)>; 2]) -> Result<TemplateProcessing, String> {
+    let piece = |token: &Option<(String, u32)>| token.as_ref().map(|(token, _)| format!("{token}:0"));
+    let [front, back] = [piece(&around[0]), piece(&around[1])];
+    let single: Vec<String> = front.into_iter().chain([String::from("$A:0")]).chain(back).collect();
+    let special: Vec<(String, u32)> = around.iter().flatten().cloned().collect();
+    let built =
+        TemplateProcessing::builder().try_single(single).map_err(|e| e.to_string())?.special_tokens(special).build();
+    built.map_err(|e| e.to_string())
+}
+
+/// The tokens that the files state with an id, each with the file that does.
+fn stated(
+    dir: &ModelDir,
+    settings: &Settings,
+    beside: Option<&Beside>,
+) -> Result<BTreeMap<u32, (Added, &'static str)>, TokenizerError> {
+    let mut stated = BTreeMap::new();
+    if let Some(decoder) = settings.fields.get("added_tokens_decoder") {
+        let path = dir.path(file::TOKENIZER_CONFIG);
+        let wrong = || broken(&path, "added_tokens_decoder is not a map from ids to tokens".into());
+        for (id, value) in decoder.as_object().ok_or_else(wrong)? {
+            let id = id.parse().map_err(|_| wrong())?;
+            let token = Added::deserialize(value).map_err(|_| wrong())?;
+            stated.insert(id, (token, file::TOKENIZER_CONFIG));
+        }
+        return Ok(stated);
+    }
+    let path = dir.path(file::ADDED_TOKENS);
+    let extra = settings.fields.get("extra_special_tokens").and_then(Value::as_array);
+    let extra: Vec<Added> = extra.into_iter().flatten().filter_map(token).collect();
+    // Only those that a file names: what a class has by default does not count here.
+    let named: Vec<Added> = NAMED.iter().filter_map(|name| token(settings.fields.get(*name)?)).collect();
+    for (content, id) in object(&path)?.unwrap_or_default() {
+        let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
+        let id = id.ok_or_else(|| broken(&path, format!("the id of {content:?} is not a whole number from 0 on")))?;
+        let mut tokens = named.iter().chain(&extra);
+        let special = tokens.any(|token| token.content == content);
+        let token = Added { special, normalized: Some(!special), ..Added::special(&content) };
+        stated.insert(id, (token, file::ADDED_TOKENS));
+    }
+    for WithId { id, token } in beside.into_iter().flat_map(|beside| &beside.added_tokens) {
+        stated.insert(*id, (token.clone(), file::TOKENIZER));
+    }
+    Ok(stated)
+}

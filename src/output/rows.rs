@@ -1,0 +1,139 @@
+//! What is recorded of windows and of the tokens of a word, as rows of documents. Stands between a run and the sink of a
+//! file: rows come in the order of the document and leave in it, so that no more than a window's values is in memory.
+
+use crate::hooks::capture::Sink;
+use crate::hooks::site::Site;
+use crate::model::token_select::Word;
+use crate::model::windows::Piece;
+use ndarray::{Array, ArrayD, ArrayViewD, Axis, IxDyn, Slice};
+use std::collections::BTreeMap;
+use std::io::Result;
+
+/// Takes rows of a text at one site, in order.
+pub trait RowSink {
+    /// Rows `first..` of one text's values: as [`Sink::put`], but with a part of the position axis.
+    ///
+    /// # Errors
+    /// Ends the run.
+    fn put_rows(&mut self, site: Site, text: usize, first: usize, values: ArrayViewD<'_, f32>) -> Result<()>;
+}
+
+/// Puts windows together: each window's rows go where they belong in the document.
+pub struct Joined<'a> {
+    /// The texts of the batch that is run.
+    pub pieces: &'a [Piece],
+    /// Tokens of each document.
+    pub lengths: &'a [usize],
+    /// Where the rows go.
+    pub to: &'a mut dyn RowSink,
+}
+
+impl Sink for Joined<'_> {
+    fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> Result<()> {
+        let Piece { document, tokens, first_row, .. } = &self.pieces[text];
+        if !site.is_square() {
+            return self.to.put_rows(site, *document, *first_row, values);
+        }
+        // Keys are positions of the document: outside the window the query sees nothing.
+        let unseen = if matches!(site, Site::AttnScores(_)) { f32::NEG_INFINITY } else { 0.0 };
+        let mut row = ArrayD::from_elem(IxDyn(&[values.shape()[0], 1, self.lengths[*document]]), unseen);
+        for (slot, of_query) in values.axis_iter(Axis(1)).enumerate() {
+            let mut seen = row.slice_axis_mut(Axis(2), Slice::from(tokens.clone()));
+            seen.index_axis_mut(Axis(1), 0).assign(&of_query);
+            self.to.put_rows(site, *document, first_row + slot, row.view())?;
+        }
+        Ok(())
+    }
+}
+
+/// Whole texts as rows.
+pub struct Whole<'a>(pub &'a mut dyn RowSink);
+
+impl Sink for Whole<'_> {
+    fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> Result<()> {
+        self.0.put_rows(site, text, 0, values)
+    }
+}
+
+/// The mean of each word's tokens. Takes hooks whose first axis is the position, with a row for every token of every word.
+pub struct Mean<'a> {
+    words: &'a [Vec<Word>],
+    /// For each text, the word of every row.
+    owners: Vec<Vec<usize>>,
+    /// Words of which not all rows have come.
+    open: BTreeMap<Site, (usize, ArrayD<f64>)>,
+    to: &'a mut dyn RowSink,
+}
+
+impl<'a> Mean<'a> {
+    /// For these words of each text.
+    pub fn new(words: &'a [Vec<Word>], to: &'a mut dyn RowSink) -> Mean<'a> {
+        let owners = |words: &Vec<Word>| {
+            words.iter().enumerate().flat_map(|(n, word)| std::iter::repeat_n(n, word.tokens.len())).collect()
+        };
+        Mean { words, owners: words.iter().map(owners).collect(), open: BTreeMap::new(), to }
+    }
+}
+
+impl RowSink for Mean<'_> {
+    fn put_rows(&mut self, site: Site, text: usize, first: usize, values: ArrayViewD<'_, f32>) -> Result<()> {
+        for (slot, row) in (first..).zip(values.axis_iter(Axis(0))) {
+            let word = self.owners[text][slot];
+            let (n, sum) = self.open.entry(site).or_insert_with(|| (0, Array::zeros(row.raw_dim())));
+            *n += 1;
+            sum.zip_mut_with(&row, |sum, v| *sum += f64::from(*v));
+            let of = self.words[text][word].tokens.len();
+            if *n == of
+                && let Some((_, sum)) = self.open.remove(&site)
+            {
+                let mean = sum.mapv(|sum| (sum / of as f64) as f32).insert_axis(Axis(0));
+                self.to.put_rows(site, text, word, mean.view())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Seen(Vec<(Site, usize, usize, ArrayD<f32>)>);
+
+    impl RowSink for Seen {
+        fn put_rows(&mut self, site: Site, text: usize, first: usize, values: ArrayViewD<'_, f32>) -> Result<()> {
+            self.0.push((site, text, first, values.to_owned()));
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn keys_of_a_window_are_positions_of_the_document() {
+        let pieces = [Piece { document: 1, tokens: 2..4, kept: vec![3], first_row: 5 }];
+        let values = ArrayD::from_shape_vec(IxDyn(&[1, 1, 2]), vec![0.25, 0.75]).unwrap();
+        for (site, unseen) in [(Site::Pattern(0), 0.0), (Site::AttnScores(0), f32::NEG_INFINITY)] {
+            let mut seen = Seen::default();
+            Joined { pieces: &pieces, lengths: &[9, 6], to: &mut seen }.put(site, 0, values.view()).unwrap();
+            let want = vec![unseen, unseen, 0.25, 0.75, unseen, unseen];
+            assert_eq!(seen.0, [(site, 1, 5, ArrayD::from_shape_vec(IxDyn(&[1, 1, 6]), want).unwrap())]);
+        }
+    }
+
+    /// A word's rows may come in two pieces, and sites side by side.
+    #[test]
+    fn the_mean_of_words_that_are_cut() {
+        let word = |tokens: std::ops::Range<usize>| Word { text: String::new(), tokens };
+        let words = [vec![word(0..1), word(2..5)]];
+        let mut seen = Seen::default();
+        let mut mean = Mean::new(&words, &mut seen);
+        let rows = |values: &[f32]| ArrayD::from_shape_vec(IxDyn(&[values.len(), 1]), values.to_vec()).unwrap();
+        let (a, b) = (Site::ResidMid(0), Site::ResidPost(0));
+        mean.put_rows(a, 0, 0, rows(&[1.0, 2.0]).view()).unwrap();
+        mean.put_rows(b, 0, 0, rows(&[5.0, 0.0]).view()).unwrap();
+        mean.put_rows(a, 0, 2, rows(&[3.0, 7.0]).view()).unwrap();
+        mean.put_rows(b, 0, 2, rows(&[0.0, 3.0]).view()).unwrap();
+        let got: Vec<_> = seen.0.iter().map(|(site, _, first, values)| (*site, *first, values[[0, 0]])).collect();
+        assert_eq!(got, [(a, 0, 1.0), (b, 0, 5.0), (a, 1, 4.0), (b, 1, 1.0)]);
+    }
+}

@@ -1,0 +1,93 @@
+//! A device that wraps another: it notes what is asked of it, and may change what operations give.
+
+use actscope::device::buffer_pool::BufferPool;
+use actscope::device::{
+    Device, DeviceError, DeviceInfo, Heads, Op, Operands, Queries, StoredWeight, TensorLimits, Window,
+};
+use std::sync::{Arc, Mutex};
+
+/// Another device's operations, each carried out by `run`.
+#[derive(Debug)]
+pub struct Wrapped<D, F> {
+    inner: D,
+    run: F,
+    log: Mutex<Vec<&'static str>>,
+}
+
+impl<D: Device, F: Fn(&D, &Op, Operands<'_, D>) -> D::Tensor + Send + Sync> Wrapped<D, F> {
+    pub fn new(inner: D, run: F) -> Wrapped<D, F> {
+        Wrapped { inner, run, log: Mutex::default() }
+    }
+
+    /// Everything that was loaded, carried out and copied, in order.
+    #[allow(dead_code, reason = "not every test that wraps a device reads it")]
+    pub fn log(&self) -> Vec<&'static str> {
+        self.log.lock().unwrap().clone()
+    }
+
+    fn note(&self, what: &'static str) {
+        self.log.lock().unwrap().push(what);
+    }
+}
+
+impl<D: Device, F: Fn(&D, &Op, Operands<'_, D>) -> D::Tensor + Send + Sync> Device for Wrapped<D, F> {
+    type Tensor = D::Tensor;
+    type Weight = D::Weight;
+    type Cache = D::Cache;
+    type Staged = D::Staged;
+
+    fn info(&self) -> DeviceInfo {
+        self.inner.info()
+    }
+
+    fn tensor_limits(&self) -> TensorLimits {
+        self.inner.tensor_limits()
+    }
+
+    fn host_memory(&self) -> &Arc<BufferPool> {
+        self.inner.host_memory()
+    }
+
+    fn load(&self, weight: &StoredWeight) -> Result<D::Weight, DeviceError> {
+        self.note("load");
+        self.inner.load(weight)
+    }
+
+    fn upload(&self, shape: [usize; 2], values: Vec<f32>) -> D::Tensor {
+        self.inner.upload(shape, values)
+    }
+
+    fn shape(&self, x: &D::Tensor) -> [usize; 2] {
+        self.inner.shape(x)
+    }
+
+    fn run(&self, op: &Op, Operands { tensors, weights, cache }: Operands<'_, Self>) -> D::Tensor {
+        self.note(op.kind().name());
+        (self.run)(&self.inner, op, Operands { tensors, weights, cache })
+    }
+
+    fn new_cache(&self, capacities: &[usize], n_embd: usize, heads: Heads) -> D::Cache {
+        self.inner.new_cache(capacities, n_embd, heads)
+    }
+
+    fn append(&self, cache: &mut D::Cache, qkv: &D::Tensor, texts: &[Queries]) {
+        self.inner.append(cache, qkv, texts);
+    }
+
+    fn copy_out(&self, x: &D::Tensor, window: &Window) -> D::Staged {
+        self.note("copy_out");
+        self.inner.copy_out(x, window)
+    }
+
+    fn submit(&self) {
+        self.inner.submit();
+    }
+
+    async fn settle(&self, running: usize) -> Result<(), DeviceError> {
+        self.inner.settle(running).await
+    }
+
+    async fn read(&self, staged: D::Staged) -> Result<Vec<f32>, DeviceError> {
+        self.inner.read(staged).await
+    }
+}
