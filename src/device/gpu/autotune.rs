@@ -192,19 +192,19 @@ struct TrialInputs {
 }
 
 impl Gpu {
-    /// The device with the tile configuration that is the fastest on this machine: the one that `cache` has for this adapter,
-    /// driver and kernel, else the one that wins when they are timed, which is stored. Software adapters have other kernels and
-    /// are left as they are.
+    /// The device with the tile configurations that are the fastest on this machine: those that `cache` has for this adapter,
+    /// driver and kernels, else those that win when they are timed, which are stored. Software adapters have other kernels and are
+    /// left as they are.
     ///
     /// # Errors
     /// [`DeviceError::Fault`] when the device failed meanwhile.
     pub async fn autotuned(self, cache: Option<&dyn DeviceCache>) -> Result<Gpu, DeviceError> {
-        if self.info.software { Ok(self) } else { self.autotuned_within(cache, PATIENCE).await }
+        if self.info.software { Ok(self) } else { self.with_best_tiles(cache, PATIENCE).await }
     }
 
     /// [`Gpu::autotuned`], whatever the adapter. The result of a trial that ran out of time is not stored.
     #[doc(hidden)]
-    pub async fn autotuned_within(
+    pub async fn with_best_tiles(
         mut self,
         cache: Option<&dyn DeviceCache>,
         patience: Duration,
@@ -213,8 +213,7 @@ impl Gpu {
         let tiles = self.tiles();
         tiles.iter().flat_map(|tile| tile.kernels()).for_each(|kernel| hash.update(kernel.module(&[]).as_bytes()));
         let name = format!("tiles of kernels {:08x} on {} ({})", hash.finalize(), self.info.name, self.info.detail);
-        let cached = cache.and_then(|cache| cache.get(&name));
-        if let Some(tuning) = cached.and_then(|cached| self.cached_tuning(&cached)) {
+        if let Some(tuning) = cache.and_then(|cache| cache.get(&name)).and_then(|kept| self.kept_tuning(&kept)) {
             return Ok(Gpu { tuning, ..self });
         }
         let (tuning, all_tried) = self.trial(patience).await?;
@@ -226,7 +225,7 @@ impl Gpu {
     }
 
     /// What was kept, where each of its choices is among those of its class.
-    fn cached_tuning(&self, kept: &[u8]) -> Option<Tuning> {
+    fn kept_tuning(&self, kept: &[u8]) -> Option<Tuning> {
         let mut tuning = Tuning::DEFAULT;
         let mut rest = std::str::from_utf8(kept).ok()?;
         for class in 0..tuning.0.len() {

@@ -53,7 +53,7 @@ const BINDING_STEP: usize = 256;
 pub struct Gpu {
     info: DeviceInfo,
     family: Family,
-    /// Lanes of the subgroups that multiply matrices, where the adapter has those.
+    /// Invocations of the subgroups that multiply matrices, where the adapter has those.
     matrices: Option<u32>,
     tuning: Tuning,
     device: wgpu::Device,
@@ -125,7 +125,7 @@ impl Gpu {
         Ok(all)
     }
 
-    /// The best adapter once with each tile configuration that it has.
+    /// The best adapter once with each tile that it has.
     ///
     /// # Errors
     /// As [`Gpu::open`].
@@ -271,7 +271,7 @@ fn grid(n: usize) -> [u32; 3] {
     [n.min(MAX_GROUPS) as u32, n.div_ceil(MAX_GROUPS) as u32, 1]
 }
 
-/// Enough workgroups of 64 lanes for `n` elements.
+/// Enough workgroups of 64 invocations for `n` elements.
 fn elements(n: usize) -> [u32; 3] {
     grid(n.div_ceil(64))
 }
@@ -370,13 +370,6 @@ impl Gpu {
         let params = kernels::Add { n: a.len() as u32 };
         self.encoder.dispatch((&kernels::ADD).into(), &params, &[all(a), all(b), all(&y)], elements(a.len()));
         y
-    }
-
-    fn linear(&self, x: &Tensor, w: &Weight, bias: &Weight, epilogue: Epilogue<'_, Tensor>) -> Tensor {
-        if let Epilogue::Add(a) = epilogue {
-            assert_eq!([a.rows, a.cols], [x.rows, w.cols]);
-        }
-        self.product(x, w, bias, epilogue)
     }
 
     fn unembed(&self, x: &Tensor, table: &Weight) -> Tensor {
@@ -493,9 +486,9 @@ impl Device for Gpu {
             Op::LayerNormScale { eps } => self.layer_norm_scale(x[0], *eps),
             Op::LayerNormNormalize {} => self.layer_norm_normalize(x[0], x[1]),
             Op::GainBias {} => self.gain_bias(x[0], w[0], w[1]),
-            Op::Linear {} => self.linear(x[0], w[0], w[1], Epilogue::None),
-            Op::LinearActivation { f } => self.linear(x[0], w[0], w[1], Epilogue::Activation(*f)),
-            Op::LinearAdd {} => self.linear(x[1], w[0], w[1], Epilogue::Add(x[0])),
+            Op::Linear {} => self.product(x[0], w[0], w[1], Epilogue::None),
+            Op::LinearActivation { f } => self.product(x[0], w[0], w[1], Epilogue::Activation(*f)),
+            Op::LinearAdd {} => self.product(x[1], w[0], w[1], Epilogue::Add(x[0])),
             Op::LinearByHead { n_head } => self.product_by_head(x[0], w[0], *n_head),
             Op::SumHeads { n_head } => self.sum_heads(x[0], w[0], *n_head),
             Op::Attention { texts, heads } => self.attention(x[0], cache, texts, *heads),
@@ -511,11 +504,11 @@ impl Device for Gpu {
     }
 
     fn new_cache(&self, capacities: &[usize], n_embd: usize, _heads: Heads) -> Cache {
-        self.new_kv_cache(capacities, n_embd)
+        Cache::new(self, capacities, n_embd)
     }
 
     fn append(&self, cache: &mut Cache, qkv: &Tensor, texts: &[Queries]) {
-        self.append_to(cache, qkv, texts);
+        cache.append(self, qkv, texts);
     }
 
     fn copy_out(&self, x: &Tensor, window: &Window) -> Staged {

@@ -6,8 +6,8 @@ use super::autotune::Tuning;
 use super::buffers::{PANEL, Tensor, Weight, WeightLayout};
 use super::encoder::Variant;
 use super::kernels::{self, Family, Kernel, epilogue_override, weight_override};
-use crate::device::Epilogue;
 use super::{Gpu, all, elements, grid, whole};
+use crate::device::Epilogue;
 use std::ops::Range;
 
 /// At most this many rows go through the kernels made for few rows.
@@ -92,7 +92,7 @@ fn few(rows: usize) -> u32 {
     (rows as u32).next_power_of_two()
 }
 
-/// `x . w + bias`, then the epilogue.
+/// `epilogue(x . w + bias)`.
 pub(super) struct Product<'a> {
     pub(super) x: &'a Tensor,
     pub(super) w: &'a Weight,
@@ -100,17 +100,15 @@ pub(super) struct Product<'a> {
     pub(super) epilogue: Epilogue<'a, Tensor>,
 }
 
-impl<'a> Product<'a> {
-    /// The tensor that the epilogue adds.
-    fn added(&self) -> Option<&'a Tensor> {
-        if let Epilogue::Add(a) = self.epilogue { Some(a) } else { None }
-    }
-}
-
 /// `panels` x `tiles` workgroups; kernels ignore panels beyond the last.
 fn panels(tiles: usize, panels: usize) -> [u32; 3] {
     let [y, z, _] = grid(panels);
     [tiles as u32, y, z]
+}
+
+/// The tensor that an epilogue adds.
+fn added<'a>(epilogue: &Epilogue<'a, Tensor>) -> Option<&'a Tensor> {
+    if let Epilogue::Add(a) = epilogue { Some(a) } else { None }
 }
 
 /// Whether kernels may read x four elements at a time, as `lib/x4.wgsl` says.
@@ -120,14 +118,11 @@ fn aligned(x_stride: usize, k: usize, k_part: usize) -> bool {
 
 impl Gpu {
     /// The product with a whole weight, as a new tensor.
-    pub(super) fn product(
-        &self,
-        x: &Tensor,
-        w: &Weight,
-        bias: &Weight,
-        epilogue: Epilogue<'_, Tensor>,
-    ) -> Tensor {
+    pub(super) fn product(&self, x: &Tensor, w: &Weight, bias: &Weight, epilogue: Epilogue<'_, Tensor>) -> Tensor {
         assert!(x.cols == w.rows && bias.cols == w.cols);
+        if let Epilogue::Add(a) = epilogue {
+            assert_eq!([a.rows, a.cols], [x.rows, w.cols]);
+        }
         let y = self.empty(x.rows, w.cols);
         let product = Product { x, w, bias: Some(bias), epilogue };
         match self.family {
@@ -173,7 +168,7 @@ impl Gpu {
             has_bias: product.bias.is_some() as u32,
         };
         let bias = product.bias.map_or(all(&shares), |b| self.vector(b));
-        let bindings = [all(&shares), bias, product.added().map_or(all(&shares), all), all(y)];
+        let bindings = [all(&shares), bias, added(&product.epilogue).map_or(all(&shares), all), all(y)];
         let variant = Variant::new(&kernels::LINEAR_JOIN, &[epilogue_override(&product.epilogue)]);
         self.encoder.dispatch(variant, &params, &bindings, elements(y.len()));
     }
@@ -181,7 +176,6 @@ impl Gpu {
     /// Writes a product whose parts begin `y_part` elements of y apart.
     fn multiply(&self, product: &Product<'_>, plan: &Plan, y: &Tensor, y_part: usize) {
         let Product { x, w, bias, epilogue } = *product;
-        let added = product.added();
         let (weight, placed) = (self.uncut(w, WeightLayout::Rows), self.place(w, WeightLayout::Rows));
         let params = kernels::Linear {
             rows: x.rows as u32,
@@ -196,7 +190,7 @@ impl Gpu {
         };
         // What is not there needs a buffer all the same; the kernel does not look at it.
         let bias = bias.map_or(weight, |b| self.vector(b));
-        let bindings = [all4(x), weight, bias, added.map_or(weight, all), all(y)];
+        let bindings = [all4(x), weight, bias, added(&epilogue).map_or(weight, all), all(y)];
         let aligned = aligned(x.cols, x.cols, plan.k_part);
         let variant = plan.variant(weight_override(placed.dtype), Some(epilogue_override(&epilogue)), aligned);
         self.encoder.dispatch(variant, &params, &bindings, plan.groups);
@@ -205,7 +199,6 @@ impl Gpu {
     /// Writes the product of some of k into the columns of y from `y_first` on.
     fn multiply_broadcast(&self, product: &Product<'_>, rows: Range<usize>, y: &Tensor, y_first: usize) {
         let Product { x, w, bias, epilogue } = *product;
-        let added = product.added();
         let (weight, placed) = (self.uncut(w, WeightLayout::Panels), self.place(w, WeightLayout::Panels));
         let params = kernels::LinearBroadcast {
             rows: x.rows as u32,
@@ -220,14 +213,14 @@ impl Gpu {
             has_bias: bias.is_some() as u32,
         };
         let bias = bias.map_or(weight, |b| self.vector(b));
-        let bindings = [all(x), weight, bias, added.map_or(weight, all), all(y)];
+        let bindings = [all(x), weight, bias, added(&epilogue).map_or(weight, all), all(y)];
         let settings = [weight_override(placed.dtype), epilogue_override(&epilogue)];
         let variant = Variant::new(&kernels::LINEAR_BROADCAST, &settings);
         let groups = panels(x.rows.div_ceil(BROADCAST_ROWS), w.cols.div_ceil(PANEL));
         self.encoder.dispatch(variant, &params, &bindings, groups);
     }
 
-    /// `x[rows] . tableᵀ` into the same rows of y.
+    /// `x[rows] . tableᵀ` into rows of y.
     pub(super) fn unembed_part(&self, x: &Tensor, table: &Weight, y: &Tensor, rows: Range<usize>) {
         let placed = self.place(table, WeightLayout::Rows);
         let dtype = weight_override(placed.dtype);
