@@ -2,6 +2,8 @@
 //! underneath; the functions without `_async` in their names wait, and exist on native targets only.
 //! A session can be shared by threads: runs take turns. Read next: `options.rs`, then `model/forward.rs`.
 
+use crate::analysis::edits::EditError;
+use crate::analysis::sweep::SweepError;
 use crate::device::buffer_pool::BufferPool;
 use crate::device::cpu::Cpu;
 #[cfg(feature = "gpu")]
@@ -45,6 +47,12 @@ pub enum Error {
     /// The request does not fit the model.
     #[error(transparent)]
     Hook(#[from] HookError),
+    /// An edit that cannot be made.
+    #[error(transparent)]
+    Edit(#[from] EditError),
+    /// A sweep that cannot be made.
+    #[error(transparent)]
+    Sweep(#[from] SweepError),
     /// No device, or the device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -328,6 +336,11 @@ impl Session {
     #[doc(hidden)]
     pub fn host_memory(&self) -> &Arc<BufferPool> {
         on_engine!(&self.engine, (dev, _params) => dev.host_memory())
+    }
+
+    /// The device with the model's weights, for what needs no run.
+    pub(crate) fn parts(&self) -> &Engine {
+        &self.engine
     }
 
     /// The device with the model's weights, once other runs are done.

@@ -1,4 +1,8 @@
 //! What is computed from activations. Each file extends `Session` with its own methods.
 
+pub mod edits;
 pub mod lens;
+pub mod metric;
+pub mod statistics;
+pub mod sweep;
 pub mod top;

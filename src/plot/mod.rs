@@ -10,6 +10,7 @@ pub mod lens;
 #[cfg(feature = "pdf")]
 mod pdf;
 pub mod scene;
+pub mod sweep;
 pub mod terminal;
 
 use crate::model::tokenizer::{self, Token};
