@@ -120,6 +120,8 @@ pub struct Generated {
     pub new: Vec<NewToken>,
     /// Why it ended.
     pub stop: Stop,
+    /// Positions that were run: those that have activations. The last token is run only where something of it is recorded.
+    pub run: usize,
 }
 
 impl Generated {
@@ -170,9 +172,11 @@ pub enum GenerateError {
 }
 
 impl Generation {
+    /// Checks every setting; generation does so first.
+    ///
     /// # Errors
     /// [`GenerateError::Value`].
-    fn check(&self) -> Result<(), GenerateError> {
+    pub fn check(&self) -> Result<(), GenerateError> {
         let Sampling { temperature, top_k, top_p, min_p, repetition_penalty, .. } = self.sampling;
         let part = |p: f64| (0.0..=1.0).contains(&p);
         let fail = |what, given: String, expected| Err(GenerateError::Value { what, given, expected });
@@ -225,8 +229,6 @@ struct Text {
     most: usize,
     /// Why it ends there.
     limit: Stop,
-    /// Positions that were run.
-    run: usize,
     ended: bool,
 }
 
@@ -301,8 +303,8 @@ impl Text {
         let most = whole.texts()[i].len();
         let limit = if most < ids.len() + generation.new_tokens { Stop::Context } else { Stop::Length };
         let ended = ids.len() == most;
-        let written = Generated { prompt, sample, prompt_tokens: ids.len(), ids, new: Vec::new(), stop: limit };
-        Text { written, most, limit, run: 0, ended }
+        let written = Generated { prompt, sample, prompt_tokens: ids.len(), ids, new: Vec::new(), stop: limit, run: 0 };
+        Text { written, most, limit, ended }
     }
 
     /// Adds a token; true where the text ends with it.
@@ -366,8 +368,8 @@ impl Job<'_> {
             // The last token of a text that has ended is run where its values are recorded. A text that was never begun is not.
             let piece = |i: usize| {
                 let text = &texts[i];
-                let positions = text.run..text.written.ids.len();
-                let is_needed = || hooks.records(i, positions.clone()) && (text.run > 0 || going.is_continue());
+                let positions = text.written.run..text.written.ids.len();
+                let is_needed = || hooks.records(i, positions.clone()) && (text.written.run > 0 || going.is_continue());
                 let goes_on = !positions.is_empty() && (!text.ended || is_needed());
                 goes_on.then(|| Piece { text: i, positions: positions.clone(), is_read: !text.ended })
             };
@@ -377,7 +379,7 @@ impl Job<'_> {
             }
             let last = self.step(dev, params, texts, &pieces, (&read, &mut cache), sink).await?;
             for (n, piece) in pieces.iter().enumerate() {
-                texts[piece.text].run = piece.positions.end;
+                texts[piece.text].written.run = piece.positions.end;
                 if !piece.is_read {
                     continue;
                 }
@@ -391,7 +393,7 @@ impl Job<'_> {
             }
         }
         for i in self.group.clone() {
-            mask_later_keys(hooks, i, texts[i].run, sink).map_err(RunError::Sink)?;
+            mask_later_keys(hooks, i, texts[i].written.run, sink).map_err(RunError::Sink)?;
         }
         Ok(going)
     }

@@ -3,4 +3,5 @@
 pub mod generate;
 pub mod lens;
 pub mod sampling;
+pub mod score;
 pub mod top;

@@ -8,9 +8,11 @@ mod completions;
 mod devices;
 mod extract;
 mod fetch;
+mod generate;
 mod heatmap;
 mod hints;
 mod hooks;
+mod interrupt;
 mod lens;
 mod lists;
 mod man;
@@ -18,11 +20,13 @@ mod models;
 mod picture;
 mod report;
 mod run;
+mod score;
 mod texts;
 mod tips;
 mod tokens;
 mod verify;
 
+use crate::analysis::generate::GenerateError;
 use crate::device::{Choice, Dtype};
 use crate::hooks::request::HookError;
 use crate::model::token_select::SelectError;
@@ -52,6 +56,10 @@ enum Command {
     Attention(attention::AttentionCommand),
     /// Picture: the logit lens, what the model would say after each layer
     Lens(lens::LensCommand),
+    /// Let the model write, with activations recorded on the way
+    Generate(generate::Generate),
+    /// How likely texts are: log-probability of every token, perplexity
+    Score(score::ScoreCommand),
     /// One text as an HTML page to look around in: residual stream, neurons, attention, logit lens
     Report(report::Report),
     /// How a text is cut into tokens
@@ -152,7 +160,7 @@ impl From<Error> for Failure {
     fn from(e: Error) -> Failure {
         match e {
             Error::Hook(HookError::Memory { .. }) => Failure::Run(with_hint(&e)),
-            Error::Hook(_) => Failure::Usage(with_hint(&e)),
+            Error::Hook(_) | Error::Generate(GenerateError::Value { .. }) => Failure::Usage(with_hint(&e)),
             _ => Failure::Run(with_hint(&e)),
         }
     }
@@ -210,6 +218,8 @@ pub fn main() -> ExitCode {
         Command::Heatmap(command) => command.run(),
         Command::Attention(command) => command.run(),
         Command::Lens(command) => command.run(),
+        Command::Generate(command) => command.run(),
+        Command::Score(command) => command.run(),
         Command::Report(command) => command.run(),
         Command::Tokens(command) => command.run(),
         Command::Hooks(command) => command.run(),
@@ -261,7 +271,10 @@ fn end_tidily_on_signals() {
     use signal_hook::consts::{SIGBUS, SIGHUP, SIGINT, SIGTERM};
     let Ok(mut signals) = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM, SIGBUS]) else { return };
     std::thread::spawn(move || {
-        if let Some(signal) = signals.forever().next() {
+        for signal in signals.forever() {
+            if signal == SIGINT && interrupt::is_heard() {
+                continue;
+            }
             crate::output::abandon();
             let mut stderr = std::io::stderr();
             if stderr.is_terminal() {
