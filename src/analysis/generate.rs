@@ -257,7 +257,8 @@ impl Session {
         if !generation.stop_texts.is_empty() {
             model.tokenizer()?;
         }
-        let mut texts: Vec<Text> = (0..whole.texts().len()).map(|i| Text::new(prompts, &whole, generation, i)).collect();
+        let mut texts: Vec<Text> =
+            (0..whole.texts().len()).map(|i| Text::new(prompts, &whole, generation, i)).collect();
         let config = model.config();
         let bytes_of_position = 2 * size_of::<f32>() * config.n_layer * config.n_embd;
         let cache_groups = whole.groups(CACHE_BYTES, |text| texts[text].most * bytes_of_position);

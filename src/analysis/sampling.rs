@@ -180,7 +180,8 @@ mod tests {
     #[test]
     fn draws_have_the_distribution() {
         const DRAWS: usize = 20_000;
-        let all = Sampling { top_k: Some(4), top_p: Some(0.9), min_p: Some(0.1), repetition_penalty: 1.3, ..sampling() };
+        let all =
+            Sampling { top_k: Some(4), top_p: Some(0.9), min_p: Some(0.1), repetition_penalty: 1.3, ..sampling() };
         for of in [
             sampling(),
             Sampling { temperature: 0.7, ..sampling() },
@@ -211,7 +212,8 @@ mod tests {
 
     #[test]
     fn numbers_belong_to_seed_text_and_position() {
-        let all = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)].map(|(seed, text, at)| uniform(seed, text, at).to_bits());
+        let all =
+            [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)].map(|(seed, text, at)| uniform(seed, text, at).to_bits());
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 4);
         assert_eq!(uniform(3, 4, 5), uniform(3, 4, 5));
     }

@@ -348,7 +348,15 @@ impl Plan {
             (None, Some(kept)) => Rows::Positions(kept),
             (None, None) => Rows::All,
         };
-        Record { tokens: &self.tokens, texts, rows, windows: self.windows, provenance, generation: None, reserved: None }
+        Record {
+            tokens: &self.tokens,
+            texts,
+            rows,
+            windows: self.windows,
+            provenance,
+            generation: None,
+            reserved: None,
+        }
     }
 
     /// Runs into a sink that puts the rows of the output together for `target`.

@@ -164,7 +164,8 @@ impl Generate {
 
     fn generation(&self, files: &Model) -> Result<Generation, Failure> {
         let draws = self.temperature != 0.0;
-        let seed = self.seed.unwrap_or_else(|| if draws { std::hash::RandomState::new().build_hasher().finish() } else { 0 });
+        let seed =
+            self.seed.unwrap_or_else(|| if draws { std::hash::RandomState::new().build_hasher().finish() } else { 0 });
         if draws && self.seed.is_none() {
             self.model.say(format_args!("seed: {seed}"));
         }
@@ -264,7 +265,13 @@ impl Generate {
             for token in &text.new {
                 let told = |(id, p): &(u32, f64)| format!("{:.3} \"{}\"", p, label(*id));
                 let others: Vec<String> = token.alternatives.iter().map(told).collect();
-                writeln!(out, "  {:<20} {:.3}   {}", format!("\"{}\"", label(token.id)), token.logprob.exp(), others.join("  "))?;
+                writeln!(
+                    out,
+                    "  {:<20} {:.3}   {}",
+                    format!("\"{}\"", label(token.id)),
+                    token.logprob.exp(),
+                    others.join("  ")
+                )?;
             }
         }
         for (n, text) in written.iter().enumerate().filter(|(_, text)| self.lens && !text.new.is_empty()) {
@@ -437,9 +444,8 @@ impl FileOf<'_> {
             device: self.session.device().to_string(),
         };
         let n_texts = self.whole.texts().len();
-        let longest_token = (0..model.config().vocab_size as u32)
-            .filter_map(|id| model.token(id).bytes.map(|bytes| bytes.len()))
-            .max();
+        let longest_token =
+            (0..model.config().vocab_size as u32).filter_map(|id| model.token(id).bytes.map(|bytes| bytes.len())).max();
         // No byte is longer in JSON than a control character.
         let longest = Token { id: u32::MAX, bytes: longest_token.map(|bytes| vec![1; bytes]) };
         let lengths: Vec<usize> = self.whole.texts().iter().map(|text| text.len()).collect();

@@ -55,16 +55,27 @@ impl ScoreCommand {
             )));
         }
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-        if self.model.json { self.as_json(&session, &ids, &scores, &mut out)? } else { print(&session, &ids, &scores, &mut out)? }
+        if self.model.json {
+            self.as_json(&session, &ids, &scores, &mut out)?
+        } else {
+            print(&session, &ids, &scores, &mut out)?
+        }
         out.flush()?;
         Ok(())
     }
 
-    fn as_json(&self, session: &Session, ids: &[Vec<u32>], scores: &[Score], out: &mut impl Write) -> std::io::Result<()> {
+    fn as_json(
+        &self,
+        session: &Session,
+        ids: &[Vec<u32>],
+        scores: &[Score],
+        out: &mut impl Write,
+    ) -> std::io::Result<()> {
         let text = |(ids, score): (&Vec<u32>, &Score)| {
             let tokens: Vec<String> = ids.iter().map(|id| session.model().token(*id).text()).collect();
             // The first token has no score: nothing comes before it.
-            let logprobs: Vec<Option<f64>> = std::iter::once(None).chain(score.logprobs.iter().copied().map(Some)).collect();
+            let logprobs: Vec<Option<f64>> =
+                std::iter::once(None).chain(score.logprobs.iter().copied().map(Some)).collect();
             json!({"ids": ids, "tokens": tokens, "logprobs": logprobs, "total": score.total(), "perplexity": score.perplexity()})
         };
         let all = all(scores);
@@ -80,7 +91,9 @@ fn all(scores: &[Score]) -> Score {
 
 fn print(session: &Session, ids: &[Vec<u32>], scores: &[Score], out: &mut impl Write) -> std::io::Result<()> {
     let summary = |score: &Score| match score.perplexity() {
-        Some(perplexity) => format!("total {:.4} nats over {} tokens, perplexity {perplexity:.4}", score.total(), score.logprobs.len()),
+        Some(perplexity) => {
+            format!("total {:.4} nats over {} tokens, perplexity {perplexity:.4}", score.total(), score.logprobs.len())
+        }
         None => "one token, and nothing comes before it".into(),
     };
     for (text, (ids, score)) in ids.iter().zip(scores).enumerate() {

@@ -66,13 +66,7 @@ pub trait RowSink {
     ///
     /// # Errors
     /// Ends the run.
-    fn put_rows(
-        &mut self,
-        site: Site,
-        text: usize,
-        first: usize,
-        values: ArrayViewD<'_, f32>,
-    ) -> std::io::Result<()>;
+    fn put_rows(&mut self, site: Site, text: usize, first: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()>;
 }
 
 /// Takes rows of texts that grow. Rows of scores and patterns come with the keys that there are so far.
@@ -81,14 +75,8 @@ pub trait StepSink: RowSink {
     ///
     /// # Errors
     /// Ends the run.
-    fn fill_keys(
-        &mut self,
-        site: Site,
-        text: usize,
-        row: usize,
-        keys: Range<usize>,
-        value: f32,
-    ) -> std::io::Result<()>;
+    fn fill_keys(&mut self, site: Site, text: usize, row: usize, keys: Range<usize>, value: f32)
+    -> std::io::Result<()>;
 }
 
 /// Takes nothing: for a request that records nothing.
@@ -292,13 +280,7 @@ impl Sink for Capture {
 }
 
 impl RowSink for Capture {
-    fn put_rows(
-        &mut self,
-        site: Site,
-        text: usize,
-        first: usize,
-        values: ArrayViewD<'_, f32>,
-    ) -> std::io::Result<()> {
+    fn put_rows(&mut self, site: Site, text: usize, first: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
         let Some(slot) = self.slots.get_mut(&site) else { return Ok(()) };
         let mut of_text = slot.array_mut().index_axis_mut(Axis(0), text);
         for (axis, n) in values.shape().iter().enumerate() {

@@ -49,9 +49,10 @@ impl Select {
             };
             pieces.iter().map(of).collect()
         });
-        let keys = self.keys.as_ref().map(|per_text| {
-            pieces.iter().map(|piece| per_text[piece.text][..self.n_keys(piece)].to_vec()).collect()
-        });
+        let keys = self
+            .keys
+            .as_ref()
+            .map(|per_text| pieces.iter().map(|piece| per_text[piece.text][..self.n_keys(piece)].to_vec()).collect());
         Select { positions, heads: self.heads.clone(), dims: self.dims.clone(), keys }
     }
 
@@ -88,7 +89,9 @@ impl Layout<'_> {
                 let mut rows: Vec<usize> = match asked {
                     None => Vec::new(),
                     Some(Select { positions: None, .. }) => (0..=last).collect(),
-                    Some(select) => select.of_pieces(std::slice::from_ref(piece)).positions.unwrap_or_default().concat(),
+                    Some(select) => {
+                        select.of_pieces(std::slice::from_ref(piece)).positions.unwrap_or_default().concat()
+                    }
                 };
                 if piece.is_read && rows.last() != Some(&last) {
                     rows.push(last);
@@ -130,7 +133,8 @@ impl Layout<'_> {
             let kept = if site.is_square() { select.n_keys(piece) } else { width };
             for head in 0..heads {
                 for row in rows.clone() {
-                    let from = if one_row { 0 } else { self.values_before(n, piece.text) + (head * n_rows + row) * width };
+                    let from =
+                        if one_row { 0 } else { self.values_before(n, piece.text) + (head * n_rows + row) * width };
                     cut.extend_from_slice(&values[from..from + kept]);
                 }
             }
@@ -193,12 +197,7 @@ impl Sink for Pieces<'_> {
 ///
 /// # Errors
 /// Those of the sink.
-pub(crate) fn mask_later_keys(
-    hooks: &Hooks,
-    text: usize,
-    length: usize,
-    to: &mut dyn StepSink,
-) -> std::io::Result<()> {
+pub(crate) fn mask_later_keys(hooks: &Hooks, text: usize, length: usize, to: &mut dyn StepSink) -> std::io::Result<()> {
     for (site, select) in hooks.taps.iter().filter(|(site, _)| matches!(site, Site::AttnScores(_))) {
         debug_assert_eq!(site.axes()[2], Axis::Key);
         let all = Piece { text, positions: 0..length, is_read: false };

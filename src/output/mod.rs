@@ -388,9 +388,7 @@ impl Output {
     /// [`OutputError::Write`] for a file that no reader would take.
     pub fn size(&self, record: &Record<'_>, shapes: Vec<(Site, Vec<usize>)>) -> Result<Option<u64>, OutputError> {
         Ok(match self.format {
-            Format::Safetensors => {
-                Some(safetensors::layout(record, shapes, 0).map_err(|e| self.place.failed(e))?.size)
-            }
+            Format::Safetensors => Some(safetensors::layout(record, shapes, 0).map_err(|e| self.place.failed(e))?.size),
             Format::Npz => Some(Npz::new(record, shapes.clone(), 0).layout(shapes).size),
             Format::Npy => Some(npy::layout(shapes).size),
             Format::Json | Format::Jsonl | Format::Csv => None,
