@@ -41,7 +41,7 @@ fn bench<D: Measured>(c: &mut Criterion, dev: &D) {
 
 fn kernels(c: &mut Criterion) {
     bench(c, &Cpu::new());
-    let gpu = async { Gpu::open(false).await?.tuned(Arc::new(CacheFolder::of_user())).await };
+    let gpu = async { Gpu::open(false).await?.autotuned(Some(&CacheFolder::of_user())).await };
     match pollster::block_on(gpu) {
         Ok(gpu) => bench(c, &gpu),
         Err(e) => eprintln!("no gpu figures: {e}"),

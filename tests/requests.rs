@@ -370,7 +370,7 @@ fn a_long_text_is_cut_as_a_whole() {
     ];
     let text: String = (0..24_000).map(|i| sentences[(i * i + i / 7) % 4]).collect();
     let model = actscope::Model::open("demo").unwrap();
-    let tokenizer = model.text().unwrap();
+    let tokenizer = model.tokenizer().unwrap();
     assert!(tokenizer.encode_in_pieces(&text).unwrap() == tokenizer.encode(&text).unwrap());
 
     let folder = tempfile::tempdir().unwrap();
