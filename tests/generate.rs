@@ -299,7 +299,7 @@ fn scores() {
     let session = classic(Choice::Cpu);
     let windows = Windows { size: 6, stride: 4 };
     let long: Vec<u32> = (0..15).map(|i| (i * 31 + 4) % 101).collect();
-    let scores = session.score(&[&PROMPTS[2][..], &PROMPTS[1], &long], windows).unwrap();
+    let scores = session.score(&[PROMPTS[2], PROMPTS[1], &long], windows).unwrap();
     assert_eq!((scores[1].logprobs.len(), scores[1].perplexity()), (0, None));
     let logprob = |text: &[u32], position: usize, next: u32| {
         let mut hooks = session.model().hooks();

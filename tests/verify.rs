@@ -45,7 +45,15 @@ fn a_right_device_is_called_right() {
         let output = patient(&["verify", "--device", device]).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         let table = stdout(&output);
-        for part in ["linear", "attention_pattern", "blocks.*.hook_resid_post", "PyTorch ", "none parts", "all right", "4. The same texts"] {
+        for part in [
+            "linear",
+            "attention_pattern",
+            "blocks.*.hook_resid_post",
+            "PyTorch ",
+            "none parts",
+            "all right",
+            "4. The same texts",
+        ] {
             assert!(table.contains(part), "{part}: {table}");
         }
         assert!(!table.contains("OFF"), "{table}");

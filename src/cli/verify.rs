@@ -249,7 +249,9 @@ fn pieces(report: &Verification, out: &mut impl Write) -> std::io::Result<()> {
         )?;
     }
     match pieces.worst() {
-        Some(row) if pieces.ok() && row.worst.error == 0.0 => writeln!(out, "   ok   every hook is the same to the last bit"),
+        Some(row) if pieces.ok() && row.worst.error == 0.0 => {
+            writeln!(out, "   ok   every hook is the same to the last bit")
+        }
         Some(row) if pieces.ok() => writeln!(
             out,
             "   ok   {} comes nearest, apart by {} of {} allowed: twice what it may be off",

@@ -71,7 +71,9 @@ pub struct Verification {
 impl Verification {
     /// True when nothing is off.
     pub fn ok(&self) -> bool {
-        self.kernels.iter().all(KernelRow::ok) && self.hooks.iter().all(HookRow::ok) && self.steps.mismatches.is_empty()
+        self.kernels.iter().all(KernelRow::ok)
+            && self.hooks.iter().all(HookRow::ok)
+            && self.steps.mismatches.is_empty()
             && self.pieces.ok()
     }
 }

@@ -125,8 +125,7 @@ async fn run_in_pieces<D: Device>(
             cuts.get(step).map(|positions| Piece { text, positions: positions.clone(), is_read: false })
         };
         let pieces: Vec<Piece> = cuts.iter().enumerate().filter_map(of_text).collect();
-        let ids: Vec<&[u32]> =
-            pieces.iter().map(|piece| &batch.ids_of(piece.text)[piece.positions.clone()]).collect();
+        let ids: Vec<&[u32]> = pieces.iter().map(|piece| &batch.ids_of(piece.text)[piece.positions.clone()]).collect();
         let first: Vec<usize> = pieces.iter().map(|piece| piece.positions.start).collect();
         let part = Batch::continued(&ids, &first, config).expect("a part of a checked batch");
         let request = whole.of_pieces(&pieces, &[]);
