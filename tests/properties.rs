@@ -191,7 +191,12 @@ fn what_is_written_can_be_read_back() {
         }
         let tokens: Vec<Vec<Token>> =
             made.texts.iter().map(|ids| ids.iter().map(|id| Token { id: *id, bytes: None }).collect()).collect();
-        let provenance = Provenance { model: "made".into(), fingerprint: "0".into(), device: "\u{1F642} \"\\".into() };
+        let provenance = Provenance {
+            model: "made".into(),
+            fingerprint: "0".into(),
+            device: "\u{1F642} \"\\".into(),
+            edits: Vec::new(),
+        };
         let rows = chosen.map_or(Rows::All, Rows::Positions);
         let record = Record {
             tokens: &tokens,
@@ -250,7 +255,8 @@ fn a_header_that_no_reader_takes_is_refused_up_front() {
     let batch = Batch::new(&[[1u32]], &config).unwrap();
     let mut hooks = Hooks::new(&config);
     hooks.tap("hook_embed").unwrap();
-    let provenance = Provenance { model: "made".into(), fingerprint: "0".into(), device: "none".into() };
+    let provenance =
+        Provenance { model: "made".into(), fingerprint: "0".into(), device: "none".into(), edits: Vec::new() };
     let begin = |extension: &str, bytes: usize| {
         let tokens = vec![vec![Token { id: 1, bytes: Some(vec![b'a'; bytes]) }]];
         let record = Record {

@@ -1,5 +1,6 @@
 //! What is computed from activations. Each file extends `Session` with its own methods.
 
+pub mod edits;
 pub mod generate;
 pub mod lens;
 pub mod sampling;

@@ -1,5 +1,6 @@
 //! `actscope generate`: the model goes on with texts; what it did on the way goes to a file. Owns the stream of text on stdout.
 
+use super::edits::EditArgs;
 use super::run::{RunArgs, SiteArgs, TokenArgs};
 use super::texts::TextArgs;
 use super::{Failure, ModelArgs, interrupt, lens, size};
@@ -7,7 +8,7 @@ use crate::analysis::generate::{Generated, Generation, NewToken, Stop, Told};
 use crate::analysis::lens::{Reading, sites};
 use crate::analysis::sampling::Sampling;
 use crate::hooks::capture::StepSink;
-use crate::hooks::request::Hooks;
+use crate::hooks::request::{EditRecord, Hooks};
 use crate::model::batch::Batch;
 use crate::model::tokenizer::Token;
 use crate::output::{Output, Provenance, Record, Reserved, Rows};
@@ -71,6 +72,8 @@ pub struct Generate {
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
+    edits: EditArgs,
+    #[command(flatten)]
     run: RunArgs,
 }
 
@@ -115,7 +118,7 @@ impl Generate {
         let output = self.out.as_deref().map(Output::create).transpose()?;
         let files = self.model.open()?;
         if let Some(output) = &output {
-            self.texts.refuse_to_overwrite(output.path(), &files)?;
+            self.texts.refuse_to_overwrite(output.path(), &files, &self.edits)?;
         }
         let prompts = self.texts.batch(&input, &files, &self.model)?;
         let generation = self.generation(&files)?;
@@ -137,13 +140,18 @@ impl Generate {
             output.check(hooks.shapes(&whole).len())?;
         }
 
+        let rows: Vec<&[u32]> = (0..n_texts).map(|text| prompts.ids_of(text / generation.samples)).collect();
+        let rows = files.batch(&rows)?;
+        let plans = self.edits.plan_of_growing(&self.texts, &files, (&whole, &rows), &self.model)?;
+
         let session = self.run.session(files, &self.model)?;
+        let edits = self.model.edit_growing(&plans, &session, (&whole, &rows), &mut hooks)?;
         interrupt::listen();
         let mut stream = Stream::new(&self, &session, &prompts, n_texts);
         let written = match output {
             None => self.generate(&session, &prompts, &generation, &hooks, &mut (), &mut stream)?,
             Some(output) => {
-                let file = FileOf { session: &session, generation: &generation, whole: &whole, positions };
+                let file = FileOf { session: &session, generation: &generation, whole: &whole, positions, edits };
                 file.write(&self, output, &hooks, |sink| {
                     self.generate(&session, &prompts, &generation, &hooks, sink, &mut stream)
                 })?
@@ -425,6 +433,7 @@ struct FileOf<'a> {
     /// The texts as long as they can become.
     whole: &'a Batch,
     positions: Option<Vec<Vec<usize>>>,
+    edits: Vec<EditRecord>,
 }
 
 impl FileOf<'_> {
@@ -442,6 +451,7 @@ impl FileOf<'_> {
             model: model.name().to_string(),
             fingerprint: model.checkpoint().fingerprint(false),
             device: self.session.device().to_string(),
+            edits: self.edits.clone(),
         };
         let n_texts = self.whole.texts().len();
         let longest_token =

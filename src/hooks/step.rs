@@ -6,6 +6,7 @@ use super::capture::{Sink, StepSink};
 use super::layout::Layout;
 use super::request::{Edit, Hooks, Select};
 use super::site::{Axis, Site};
+use crate::model::batch::Batch;
 use ndarray::{ArrayD, ArrayViewD, Axis as ArrayAxis, Slice};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -67,6 +68,21 @@ impl Hooks {
     pub(crate) fn records(&self, text: usize, positions: Range<usize>) -> bool {
         let piece = Piece { text, positions, is_read: false };
         self.taps.values().any(|select| select.is_in(&piece))
+    }
+}
+
+impl Hooks {
+    /// Adds the edits of a request that was made for these prompts to one that was made for the prompts with new tokens after
+    /// them: what was all of a prompt stays the prompt.
+    pub(crate) fn edit_prompts(&mut self, prompts: &Batch, of_prompts: Hooks) {
+        let all = || prompts.texts().iter().map(|text| (0..text.len()).collect()).collect::<Vec<Vec<usize>>>();
+        for (site, mut select, edit) in of_prompts.edits {
+            select.positions.get_or_insert_with(all);
+            if site.is_square() {
+                select.keys.get_or_insert_with(all);
+            }
+            self.edits.push((site, select, edit));
+        }
     }
 }
 
