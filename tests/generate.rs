@@ -390,6 +390,67 @@ fn files_on_the_command_line() {
     assert_eq!(json["hooks"]["blocks.0.attn.hook_attn_scores"][0][0][0][1], "-Infinity");
 }
 
+/// Edits at positions of prompts and of new tokens. Ids are given, so that positions are known.
+#[test]
+fn edits_on_the_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.json");
+    let path = path.to_str().unwrap();
+    let edited = |edits: &[&str]| -> Value {
+        let edits = edits.iter().flat_map(|edit| ["--edit", edit]);
+        let common = [
+            "-m",
+            CLASSIC,
+            "--ids",
+            "5 17 5 99",
+            "--ids",
+            "7",
+            "-n",
+            "3",
+            "--device",
+            "cpu",
+            "-k",
+            "resid_pre.1",
+            "-o",
+            path,
+        ];
+        json(&common.into_iter().chain(edits).collect::<Vec<_>>());
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    };
+    let row =
+        |file: &Value, text: usize, position: usize| numbers(&file["hooks"]["blocks.1.hook_resid_pre"][text][position]);
+    let is =
+        |file: &Value, text: usize, position: usize, value: f64| row(file, text, position).iter().all(|v| *v == value);
+    let file = edited(&["resid_pre.1@pos=new:set=2", "resid_pre.1@pos=-1:set=3", "resid_pre.1@pos=5,text=0:set=4"]);
+    let expected = [[0.0, 0.0, 0.0, 3.0, 2.0, 4.0, 2.0], [3.0, 2.0, 2.0, 2.0, 0.0, 0.0, 0.0]];
+    for (text, expected) in expected.iter().enumerate() {
+        for (position, value) in expected.iter().enumerate().filter(|(position, _)| text == 1 || *position > 2) {
+            assert!(is(&file, text, position, *value), "text {text}, position {position}");
+        }
+        assert!(text == 1 || !is(&file, text, 0, 0.0));
+    }
+    let edits = file["edits"].to_string();
+    assert!(edits.contains("pos=new") && edits.contains("sha256"), "{edits}");
+
+    // A freeze holds the prompt where it was, whatever comes before it; new tokens follow.
+    let plain = edited(&[]);
+    let frozen = edited(&["resid_pre.0:add=1", "resid_pre.1:freeze"]);
+    assert_eq!(row(&plain, 0, 2), row(&frozen, 0, 2));
+    assert_ne!(row(&plain, 0, 4), row(&frozen, 0, 4));
+    let mean = edited(&["resid_pre.1:mean"]);
+    assert_eq!(row(&mean, 0, 0), row(&mean, 1, 0));
+
+    for edit in [
+        "resid_pre.1@pos=new:mean",
+        "resid_pre.1@pos=4,text=0:freeze",
+        "resid_pre.1@pos=9,text=0:zero",
+        "z.0@pos=-5,text=0:zero",
+    ] {
+        let output = run(["generate", "-m", CLASSIC, "--ids", "5 17 5 99", "--ids", "7 8", "-n", "3", "--edit", edit]);
+        assert_eq!(output.status.code(), Some(2), "{edit}: {}", stderr(&output));
+    }
+}
+
 #[test]
 fn wrong_usage() {
     for args in [
