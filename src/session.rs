@@ -3,6 +3,7 @@
 //! A session can be shared by threads: runs take turns. Read next: `options.rs`, then `model/forward.rs`.
 
 use crate::analysis::edits::EditError;
+use crate::analysis::generate::GenerateError;
 use crate::analysis::sweep::SweepError;
 use crate::device::buffer_pool::BufferPool;
 use crate::device::cpu::Cpu;
@@ -24,8 +25,8 @@ use crate::model::params::{LoadError, Params};
 use crate::model::tokenizer::{Token, Tokenizer, TokenizerError};
 use crate::options::Options;
 use ndarray::{Array2, Axis, Ix3};
-use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::ops::{ControlFlow, Range};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -59,6 +60,9 @@ pub enum Error {
     /// The run failed.
     #[error(transparent)]
     Run(RunError),
+    /// Generation cannot go on or cannot begin.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
     /// The progress callback ended the run.
     #[error("the run was cancelled")]
     Cancelled,
@@ -129,6 +133,15 @@ impl Model {
     /// Where it was found.
     pub fn source(&self) -> &Source {
         &self.source
+    }
+
+    /// The folder of its files; `None` for the model inside the binary.
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        match &self.source {
+            #[cfg(feature = "demo")]
+            Source::Demo => None,
+            Source::Folder(folder) | Source::Cache(folder) => Some(folder),
+        }
     }
 
     /// Every file that belongs to the model, whether it was needed or not.
@@ -309,6 +322,17 @@ const MAX_TOKENS: usize = 8192;
 /// their way to the host at once.
 const MAX_BYTES_AT_ONCE: usize = 256 << 20;
 
+/// The texts of a batch that are run together, so that memory does not grow with their number.
+pub(crate) fn groups<D: Device>(dev: &D, config: &Config, layout: &Layout<'_>) -> Vec<Range<usize>> {
+    let max_tokens = forward::max_tokens(dev, config, layout.hooks()).min(MAX_TOKENS);
+    // A text that records much counts as more tokens than it has.
+    let cost = |text: usize| {
+        let bytes = layout.bytes_at_once(text);
+        layout.batch().texts()[text].len().max(bytes / (MAX_BYTES_AT_ONCE / MAX_TOKENS))
+    };
+    layout.batch().groups(max_tokens, cost)
+}
+
 /// Hears how many of how many steps are done, and may end the run, which then fails with [`Error::Cancelled`].
 pub type Progress<'a> = &'a dyn Fn(usize, usize) -> ControlFlow<()>;
 
@@ -349,7 +373,7 @@ impl Session {
     }
 
     /// Checks a request and a batch against this model and each other.
-    fn layout<'a>(&self, batch: &'a Batch, hooks: &'a Hooks) -> Result<Layout<'a>, Error> {
+    pub(crate) fn layout<'a>(&self, batch: &'a Batch, hooks: &'a Hooks) -> Result<Layout<'a>, Error> {
         hooks.check_model(self.model.config())?;
         batch.check(self.model.config())?;
         Ok(Layout::new(hooks, batch)?)
@@ -397,13 +421,7 @@ impl Session {
         let (config, batch, hooks) = (self.model.config(), layout.batch(), layout.hooks());
         let (engine, _turn) = self.engine().await;
         on_engine!(engine, (dev, params) => {
-            let max_tokens = forward::max_tokens(dev, config, hooks).min(MAX_TOKENS);
-            // A text that records much counts as more tokens than it has.
-            let cost = |text: usize| {
-                let bytes = layout.bytes_at_once(text);
-                batch.texts()[text].len().max(bytes / (MAX_BYTES_AT_ONCE / MAX_TOKENS))
-            };
-            let groups = batch.groups(max_tokens, cost);
+            let groups = groups(dev, config, layout);
             for texts in &groups {
                 forward::check_size(dev, config, &batch.part(texts.clone()), hooks)?;
             }

@@ -9,11 +9,12 @@ mod wrapped;
 use actscope::device::cpu::Cpu;
 use actscope::device::gpu::kernels::{self, Family};
 use actscope::device::gpu::{Gpu, mutants};
-use actscope::device::{Activation, Device, Op, OpKind, Operands, Operations, Part, Window};
+use actscope::device::{Activation, Device, Heads, Op, OpKind, Operands, Operations, Part, Queries, Window};
 use actscope::model::batch::Batch;
 use actscope::model::checkpoint::Checkpoint;
 use actscope::model::params::Params;
 use actscope::verify::kernels::{KernelRow, Suite};
+use actscope::verify::pieces::{self, InPieces};
 use actscope::verify::{hooks, list, lockstep};
 use common::fixtures;
 use std::collections::{BTreeMap, BTreeSet};
@@ -218,4 +219,82 @@ fn another_formula_on_the_cpu_is_named_in_lockstep() {
     let steps = pollster::block_on(lockstep::check(&dev, &params, &[batch], &|_, _, _| {})).unwrap();
     let named: Vec<_> = steps.mismatches.iter().map(|step| (step.kind.name(), step.part)).collect();
     assert_eq!(named, [0, 1, 2].map(|l| ("activation", Part::Block(l))));
+}
+
+/// A device whose attention from a cache, or whose cache, is wrong: right by every other question.
+#[test]
+fn every_fault_in_a_cache_is_caught() {
+    let checkpoint = Arc::new(Checkpoint::open(&fixtures().join("classic")).unwrap());
+    let config = checkpoint.config().clone();
+    let texts: [&[u32]; 3] = [&[5, 17, 5, 99, 0, 42, 7, 5, 17, 3, 8], &[100, 2, 3, 4], &[1, 2, 3, 4, 5, 6, 7]];
+    let batches = [Batch::new(&texts, &config).unwrap()];
+    fn in_pieces<D: Device>(dev: &D, checkpoint: &Arc<Checkpoint>, batches: &[Batch]) -> InPieces {
+        let params = Params::new(checkpoint.clone(), None);
+        pollster::block_on(pieces::check(dev, &params, batches, &[], &|_, _, _| {})).unwrap()
+    }
+    let as_it_is = |cpu: &Cpu, op: &Op, operands: Operands<'_, Cpu>| cpu.run(op, operands);
+    let right = in_pieces(&Wrapped::new(Cpu::new(), as_it_is), &checkpoint, &batches);
+    assert!(right.ok() && right.rows.len() > 40, "{:?}", right.worst());
+
+    let append = |change: fn(&Cpu, &mut <Cpu as Device>::Cache, &<Cpu as Device>::Tensor, &[Queries])| {
+        in_pieces(&Wrapped::new(Cpu::new(), as_it_is).appending(change), &checkpoint, &batches)
+    };
+    let faults = [
+        (
+            "off by one position",
+            append(|cpu, cache, qkv, texts| {
+                // A single token's keys and values take the place of those before it.
+                cpu.append(cache, qkv, texts);
+                for text in texts.iter().filter(|text| text.rows.len() == 1 && text.n_keys > 1) {
+                    cpu.append(cache, qkv, &[Queries { n_keys: text.n_keys - 1, ..text.clone() }]);
+                    cpu.append(cache, qkv, std::slice::from_ref(text));
+                }
+            }),
+        ),
+        (
+            "stale slot",
+            append(|cpu, cache, qkv, texts| {
+                cpu.append(cache, qkv, texts);
+                for text in texts.iter().filter(|text| text.rows.len() > 1) {
+                    // The last position keeps what the one before it had.
+                    let rows = text.rows.end - 2..text.rows.end - 1;
+                    cpu.append(cache, qkv, &[Queries { rows, ..text.clone() }]);
+                }
+            }),
+        ),
+        (
+            "another row's keys",
+            append(|cpu, cache, qkv, texts| {
+                cpu.append(cache, qkv, texts);
+                if let [first, second, ..] = texts
+                    && first.rows.len() == second.rows.len()
+                {
+                    cpu.append(cache, qkv, &[Queries { rows: second.rows.clone(), ..first.clone() }]);
+                }
+            }),
+        ),
+        (
+            "unscaled",
+            in_pieces(
+                &Wrapped::new(Cpu::new(), |cpu: &Cpu, op: &Op, operands: Operands<'_, Cpu>| {
+                    let unscaled = |heads: &Heads| Heads { scale: 1.0, ..*heads };
+                    let is_later = |text: &Queries| text.n_keys > text.rows.len();
+                    match op {
+                        Op::Attention { texts, heads } if texts.iter().any(is_later) => {
+                            cpu.run(&Op::Attention { texts: texts.clone(), heads: unscaled(heads) }, operands)
+                        }
+                        Op::AttentionScores { text, heads } if is_later(text) => {
+                            cpu.run(&Op::AttentionScores { text: text.clone(), heads: unscaled(heads) }, operands)
+                        }
+                        _ => cpu.run(op, operands),
+                    }
+                }),
+                &checkpoint,
+                &batches,
+            ),
+        ),
+    ];
+    for (fault, answer) in faults {
+        assert!(!answer.ok(), "{fault}: {:?}", answer.worst());
+    }
 }

@@ -191,9 +191,22 @@ fn what_is_written_can_be_read_back() {
         }
         let tokens: Vec<Vec<Token>> =
             made.texts.iter().map(|ids| ids.iter().map(|id| Token { id: *id, bytes: None }).collect()).collect();
-        let provenance = Provenance { model: "made".into(), fingerprint: "0".into(), device: "\u{1F642} \"\\".into() };
+        let provenance = Provenance {
+            model: "made".into(),
+            fingerprint: "0".into(),
+            device: "\u{1F642} \"\\".into(),
+            edits: Vec::new(),
+        };
         let rows = chosen.map_or(Rows::All, Rows::Positions);
-        let record = Record { tokens: &tokens, texts: &[], rows, windows: None, provenance: &provenance };
+        let record = Record {
+            tokens: &tokens,
+            texts: &[],
+            rows,
+            windows: None,
+            provenance: &provenance,
+            generation: None,
+            reserved: None,
+        };
         let run = |sink: &mut dyn Sink| {
             let params = Params::new(checkpoint.clone(), None);
             // One text after the other, as groups come.
@@ -242,10 +255,19 @@ fn a_header_that_no_reader_takes_is_refused_up_front() {
     let batch = Batch::new(&[[1u32]], &config).unwrap();
     let mut hooks = Hooks::new(&config);
     hooks.tap("hook_embed").unwrap();
-    let provenance = Provenance { model: "made".into(), fingerprint: "0".into(), device: "none".into() };
+    let provenance =
+        Provenance { model: "made".into(), fingerprint: "0".into(), device: "none".into(), edits: Vec::new() };
     let begin = |extension: &str, bytes: usize| {
         let tokens = vec![vec![Token { id: 1, bytes: Some(vec![b'a'; bytes]) }]];
-        let record = Record { tokens: &tokens, texts: &[], rows: Rows::All, windows: None, provenance: &provenance };
+        let record = Record {
+            tokens: &tokens,
+            texts: &[],
+            rows: Rows::All,
+            windows: None,
+            provenance: &provenance,
+            generation: None,
+            reserved: None,
+        };
         let output = Output::create(&folder.path().join(format!("x.{extension}"))).unwrap();
         output.begin(&record, hooks.shapes(&batch)).map(drop).map_err(|e| e.to_string())
     };

@@ -45,7 +45,15 @@ fn a_right_device_is_called_right() {
         let output = patient(&["verify", "--device", device]).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         let table = stdout(&output);
-        for part in ["linear", "attention_pattern", "blocks.*.hook_resid_post", "PyTorch ", "none parts", "all right"] {
+        for part in [
+            "linear",
+            "attention_pattern",
+            "blocks.*.hook_resid_post",
+            "PyTorch ",
+            "none parts",
+            "all right",
+            "4. The same texts",
+        ] {
             assert!(table.contains(part), "{part}: {table}");
         }
         assert!(!table.contains("OFF"), "{table}");
@@ -73,6 +81,8 @@ fn json_says_what_the_table_says() {
         assert!(hook["error"].as_f64().unwrap() <= hook["allowed"].as_f64().unwrap(), "{hook}");
     }
     assert!(report["kernels"].as_array().unwrap().iter().all(|kernel| kernel["cases"].as_u64().unwrap() > 0));
+    let pieces = report["in_pieces"].as_array().unwrap();
+    assert!(pieces.len() == hooks.len() && pieces.iter().all(|piece| piece["ok"] == true));
     assert!(report["operations_compared"].as_u64().unwrap() > 100);
     assert!(report["bug_report"].as_str().unwrap().contains("actscope 0."));
 }

@@ -512,7 +512,7 @@ impl Session {
                     Some((layer, values)) => Start::Stream { layer: *layer, values },
                     None => Start::Tokens,
                 };
-                let run = Run { layout: &layout, texts: 0..copies, start, cache: None };
+                let run = Run { start, ..Run::new(&layout, 0..copies) };
                 forward::forward(dev, params, run, &mut read, None).await?;
             });
             for (number, value) in cells.iter().zip(&read.values) {

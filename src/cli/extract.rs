@@ -291,7 +291,7 @@ impl Extract {
 }
 
 /// The checks of a batch on texts of any length.
-fn check_ids(ids: &[Vec<u32>], config: &Config) -> Result<(), Error> {
+pub(super) fn check_ids(ids: &[Vec<u32>], config: &Config) -> Result<(), Error> {
     let vocab_size = config.vocab_size;
     for (text, ids) in ids.iter().enumerate() {
         if ids.is_empty() {
@@ -382,7 +382,15 @@ impl Plan {
             (None, Some(kept)) => Rows::Positions(kept),
             (None, None) => Rows::All,
         };
-        Record { tokens: &self.tokens, texts, rows, windows: self.windows, provenance }
+        Record {
+            tokens: &self.tokens,
+            texts,
+            rows,
+            windows: self.windows,
+            provenance,
+            generation: None,
+            reserved: None,
+        }
     }
 
     /// Runs into a sink that puts the rows of the output together for `target`.

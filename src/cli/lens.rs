@@ -18,7 +18,7 @@ pub struct LensCommand {
 }
 
 /// How many of the likeliest tokens --json tells.
-const TOP: usize = 5;
+pub(super) const TOP: usize = 5;
 
 /// The numbers behind the picture.
 #[derive(Serialize)]
@@ -28,7 +28,7 @@ struct Numbers {
 }
 
 #[derive(Serialize)]
-struct Row {
+pub(super) struct Row {
     hook: String,
     positions: Vec<Position>,
 }
@@ -81,9 +81,9 @@ impl LensCommand {
         let n_layer = session.model().config().n_layer;
         let picture = LensTable {
             heading: canvas.heading(format!("logit lens of {}", session.model().name())),
-            rows: rows.iter().map(|row| (name(row.site, n_layer), cells(&session, row))).collect(),
+            rows: rows.iter().map(|row| (name(row.site, n_layer), cells(&session, &row.texts[0]))).collect(),
         };
-        let numbers = Numbers { lens: rows.iter().map(|row| numbers(&session, row)).collect() };
+        let numbers = Numbers { lens: rows.iter().map(|row| numbers(&session, row.site, &row.texts[0])).collect() };
         self.picture.show(canvas, &session, &picture, &numbers)
     }
 }
@@ -93,7 +93,8 @@ fn broken(rows: &[LensRow]) -> Option<(&LensRow, usize)> {
     rows.iter().find_map(|row| Some((row, row.texts[0].iter().position(|reading| !reading.entropy.is_finite())?)))
 }
 
-fn name(site: Site, n_layer: usize) -> String {
+/// What a row of the table is called.
+pub(super) fn name(site: Site, n_layer: usize) -> String {
     match site {
         Site::ResidPost(layer) if layer + 1 == n_layer => format!("layer {layer}: output"),
         Site::ResidPost(layer) => format!("layer {layer}"),
@@ -101,20 +102,22 @@ fn name(site: Site, n_layer: usize) -> String {
     }
 }
 
-fn cells(session: &Session, row: &LensRow) -> Vec<Cell> {
+/// The cells of one row of the table.
+pub(super) fn cells(session: &Session, readings: &[Reading]) -> Vec<Cell> {
     let cell = |Reading { top, next, .. }: &Reading| {
         let (id, probability) = top[0];
         Cell { token: session.model().token(id), probability, hit: next.is_some_and(|next| next.id == id) }
     };
-    row.texts[0].iter().map(cell).collect()
+    readings.iter().map(cell).collect()
 }
 
-fn numbers(session: &Session, row: &LensRow) -> Row {
+/// The numbers of one row of the table.
+pub(super) fn numbers(session: &Session, site: Site, readings: &[Reading]) -> Row {
     let guess = |id: u32, probability: f32| Guess { id, token: session.model().token(id).text(), probability };
     let position = |Reading { top, entropy, next }: &Reading| Position {
         top: top.iter().map(|(id, probability)| guess(*id, *probability)).collect(),
         entropy: *entropy,
         next: next.map(|next| Next { guess: guess(next.id, next.probability), rank: next.rank }),
     };
-    Row { hook: row.site.name(), positions: row.texts[0].iter().map(position).collect() }
+    Row { hook: site.name(), positions: readings.iter().map(position).collect() }
 }

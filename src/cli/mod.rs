@@ -9,9 +9,11 @@ mod devices;
 mod edits;
 mod extract;
 mod fetch;
+mod generate;
 mod heatmap;
 mod hints;
 mod hooks;
+mod interrupt;
 mod lens;
 mod lists;
 mod man;
@@ -19,12 +21,14 @@ mod models;
 mod picture;
 mod report;
 mod run;
+mod score;
 mod sweep;
 mod texts;
 mod tips;
 mod tokens;
 mod verify;
 
+use crate::analysis::generate::GenerateError;
 use crate::device::{Choice, Dtype};
 use crate::hooks::request::HookError;
 use crate::model::token_select::SelectError;
@@ -58,6 +62,10 @@ enum Command {
     Patch(Box<sweep::Patch>),
     /// Which places matter: each taken out in turn
     Ablate(Box<sweep::Ablate>),
+    /// Let the model write, with activations recorded on the way
+    Generate(generate::Generate),
+    /// How likely texts are: log-probability of every token, perplexity
+    Score(score::ScoreCommand),
     /// One text as an HTML page to look around in: residual stream, neurons, attention, logit lens
     Report(report::Report),
     /// How a text is cut into tokens
@@ -158,7 +166,9 @@ impl From<Error> for Failure {
     fn from(e: Error) -> Failure {
         match e {
             Error::Hook(HookError::Memory { .. }) => Failure::Run(with_hint(&e)),
-            Error::Hook(_) | Error::Edit(_) | Error::Sweep(_) => Failure::Usage(with_hint(&e)),
+            Error::Hook(_) | Error::Edit(_) | Error::Sweep(_) | Error::Generate(GenerateError::Value { .. }) => {
+                Failure::Usage(with_hint(&e))
+            }
             _ => Failure::Run(with_hint(&e)),
         }
     }
@@ -220,6 +230,8 @@ pub fn main() -> ExitCode {
         Command::Lens(command) => command.run(),
         Command::Patch(command) => command.run(),
         Command::Ablate(command) => command.run(),
+        Command::Generate(command) => command.run(),
+        Command::Score(command) => command.run(),
         Command::Report(command) => command.run(),
         Command::Tokens(command) => command.run(),
         Command::Hooks(command) => command.run(),
@@ -271,7 +283,10 @@ fn end_tidily_on_signals() {
     use signal_hook::consts::{SIGBUS, SIGHUP, SIGINT, SIGTERM};
     let Ok(mut signals) = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM, SIGBUS]) else { return };
     std::thread::spawn(move || {
-        if let Some(signal) = signals.forever().next() {
+        for signal in signals.forever() {
+            if signal == SIGINT && interrupt::is_heard() {
+                continue;
+            }
             crate::output::abandon();
             let mut stderr = std::io::stderr();
             if stderr.is_terminal() {

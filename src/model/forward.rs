@@ -131,12 +131,14 @@ pub struct Run<'a, D: Device> {
     /// Where keys and values of earlier tokens are and those of the run's own tokens go. Without one, every text begins at
     /// position 0.
     pub cache: Option<&'a mut KvCache<D>>,
+    /// For each text of the batch, which of the cache's texts it goes on from. Without it, they are the same texts.
+    pub texts_in_cache: Option<&'a [usize]>,
 }
 
 impl<'a, D: Device> Run<'a, D> {
     /// Some texts of a batch from their tokens on.
     pub fn new(layout: &'a Layout<'a>, texts: Range<usize>) -> Run<'a, D> {
-        Run { layout, texts, start: Start::Tokens, cache: None }
+        Run { layout, texts, start: Start::Tokens, cache: None, texts_in_cache: None }
     }
 }
 
@@ -152,7 +154,7 @@ pub async fn forward<D: Device>(
     sink: &mut dyn Sink,
     progress: Option<Progress<'_>>,
 ) -> Result<(), RunError> {
-    let Run { layout, texts, start, cache } = run;
+    let Run { layout, texts, start, cache, texts_in_cache } = run;
     let part = layout.batch().part(texts.clone());
     check_size(dev, params.config(), &part, layout.hooks())?;
     let first = start.first_site();
@@ -160,7 +162,11 @@ pub async fn forward<D: Device>(
         return Err(HookError::BeforeStart { site: site.name() }.into());
     }
     let mut recorder = Recorder::new(layout, texts.clone(), sink, progress);
-    let mut pass = Pass { dev, params, config: params.config(), batch: &part, first_text: texts.start, cache };
+    let texts_in_cache = match texts_in_cache {
+        Some(all) => all[texts.clone()].to_vec(),
+        None => texts.clone().collect(),
+    };
+    let mut pass = Pass { dev, params, config: params.config(), batch: &part, texts_in_cache, cache };
     let ended = match pass.run(start, &mut recorder).await {
         Ok(()) | Err(End::Done) => recorder.finish(dev).await.map_err(End::from),
         failed => failed,
@@ -217,8 +223,8 @@ struct Pass<'a, D: Device> {
     params: &'a Params<D>,
     config: &'a Config,
     batch: &'a Batch,
-    /// The number of the batch's first text in the cache.
-    first_text: usize,
+    /// The number of each text of the batch in the cache.
+    texts_in_cache: Vec<usize>,
     cache: Option<&'a mut KvCache<D>>,
 }
 
@@ -348,7 +354,7 @@ impl<D: Device> Pass<'_, D> {
     fn queries(&self) -> Vec<Queries> {
         let query = |(i, rows): (usize, &Range<usize>)| Queries {
             rows: rows.clone(),
-            text: self.first_text + i,
+            text: self.texts_in_cache[i],
             n_keys: self.batch.n_keys(i),
         };
         self.batch.texts().iter().enumerate().map(query).collect()
