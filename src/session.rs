@@ -2,6 +2,7 @@
 //! underneath; the functions without `_async` in their names wait, and exist on native targets only.
 //! A session can be shared by threads: runs take turns. Read next: `options.rs`, then `model/forward.rs`.
 
+use crate::analysis::edits::EditError;
 use crate::device::buffer_pool::BufferPool;
 use crate::device::cpu::Cpu;
 #[cfg(feature = "gpu")]
@@ -45,6 +46,9 @@ pub enum Error {
     /// The request does not fit the model.
     #[error(transparent)]
     Hook(#[from] HookError),
+    /// An edit that cannot be made.
+    #[error(transparent)]
+    Edit(#[from] EditError),
     /// No device, or the device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),

@@ -467,7 +467,8 @@ fn what_does_not_fit_is_said() {
     let tokens = session.model().tokens(&batch).swap_remove(0);
     let about = About { files: session.model(), tokens: &tokens, arguments: "--ids 1", provenance: &provenance };
     for (largest, stream_as) in [(20_000_000, "f16"), (900_000, "8-bit"), (400_000, "strongest")] {
-        let page = pollster::block_on(report::gather(&session, &batch, largest, None)).unwrap();
+        let page =
+            pollster::block_on(report::gather(&session, &batch, &session.model().hooks(), largest, None)).unwrap();
         assert_eq!(page.kept["stream"]["as"], stream_as, "{}", page.kept);
         let kept = page.kept["attention"]["n"].as_u64().unwrap_or(200) as usize;
         assert_eq!(kept == 200, stream_as == "f16", "{}", page.kept);

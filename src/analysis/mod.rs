@@ -1,4 +1,5 @@
 //! What is computed from activations. Each file extends `Session` with its own methods.
 
+pub mod edits;
 pub mod lens;
 pub mod top;

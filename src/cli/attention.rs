@@ -81,7 +81,7 @@ impl Serialize for Seen<'_> {
 
 impl AttentionCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let (files, canvas) = self.picture.open()?;
+        let (files, mut canvas) = self.picture.open()?;
         let layers = lists::chosen("layer", &self.layer, files.config().n_layer)?;
         let heads = lists::chosen("head", &self.head, files.config().n_head)?;
         // Heads between the first and the last come along: a tap takes a range.
@@ -91,6 +91,7 @@ impl AttentionCommand {
             hooks.tap_at(self.site(*layer), Select::all().heads(range.clone()))?;
         }
         let session = self.picture.session(files)?;
+        self.picture.edit(&mut canvas, &session, &mut hooks)?;
         let run = async |told: Progress<'_>| session.run_async(&canvas.batch, &hooks, Some(told)).await;
         let mut capture = self.picture.model.with_progress("blocks", run)?;
         self.picture.nan.judge_capture(&capture, None)?;

@@ -1,5 +1,6 @@
 //! `actscope extract`: activations of one or more texts, as a file or a readable summary.
 
+use super::edits::EditArgs;
 use super::run::{NanArgs, RunArgs, SiteArgs, TokenArgs};
 use super::texts::{Length, TextArgs};
 use super::{Failure, ModelArgs, check, size};
@@ -48,6 +49,8 @@ pub struct Extract {
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
+    edits: EditArgs,
+    #[command(flatten)]
     run: RunArgs,
     #[command(flatten)]
     nan: NanArgs,
@@ -92,7 +95,7 @@ impl Extract {
         let output = self.out.as_deref().map(Output::create).transpose()?;
         let files = self.model.open()?;
         if let Some(output) = &output {
-            self.texts.refuse_to_overwrite(output.path(), &files)?;
+            self.texts.refuse_to_overwrite(output.path(), &files, &self.edits)?;
         }
         let length = if self.window.is_some() { Length::Any } else { Length::Context };
         let ids = self.texts.ids(&input, &files, length, &self.model)?;
@@ -103,16 +106,28 @@ impl Extract {
         if let Some(output) = &output {
             output.check(shapes.len())?;
         }
+        if self.edits.any() && self.windows_or_check() {
+            return Err(Failure::Usage(
+                "an edit is made in whole texts and not held against the reference; leave --edit out, or --window and --check"
+                    .into(),
+            ));
+        }
+        let edits = self.edits.plan(&self.texts, &files, &plan.batch, &self.model)?;
         let weight_bytes = files.checkpoint().file_bytes();
         if self.dry_run && output.is_none() {
             return self.forecast(&shapes, weight_bytes, None);
         }
 
         let session = self.run.session(files, &self.model)?;
+        let edits = match self.dry_run {
+            true => Vec::new(),
+            false => self.model.edit(&edits, &session, &plan.batch, &mut hooks)?,
+        };
         let provenance = Provenance {
             model: session.model().name().to_string(),
             fingerprint: session.model().checkpoint().fingerprint(self.hash && !self.dry_run),
             device: session.device().to_string(),
+            edits,
         };
         let record = plan.record(input.texts(), &provenance);
 
@@ -159,6 +174,10 @@ impl Extract {
         }
         stdout.flush()?;
         Ok(())
+    }
+
+    fn windows_or_check(&self) -> bool {
+        self.window.is_some() || self.check
     }
 
     /// What is to be run of texts with these ids.

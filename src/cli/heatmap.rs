@@ -66,7 +66,7 @@ impl Table<'_> {
 
 impl HeatmapCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let (files, canvas) = self.picture.open()?;
+        let (files, mut canvas) = self.picture.open()?;
         let mut hooks = self.sites.hooks(&files, &self.picture.model)?;
         for site in hooks.sites() {
             if !matches!(site.axes(), [SiteAxis::Pos, _]) {
@@ -86,6 +86,7 @@ impl HeatmapCommand {
             }
         }
         let session = self.picture.session(files)?;
+        self.picture.edit(&mut canvas, &session, &mut hooks)?;
         let run = async |told: Progress<'_>| session.run_async(&canvas.batch, &hooks, Some(told)).await;
         let capture = self.picture.model.with_progress("blocks", run)?;
         self.picture.nan.judge_capture(&capture, positions.as_ref().map(|of_texts| of_texts[0].as_slice()))?;

@@ -62,9 +62,10 @@ struct Next {
 
 impl LensCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let (files, canvas) = self.picture.open()?;
+        let (files, mut canvas) = self.picture.open()?;
         let session = self.picture.session(files)?;
-        let hooks = session.model().hooks();
+        let mut hooks = session.model().hooks();
+        self.picture.edit(&mut canvas, &session, &mut hooks)?;
         let run = async |told: Progress<'_>| session.lens_async(&canvas.batch, &hooks, TOP, Some(told)).await;
         let (rows, capture) = self.picture.model.with_progress("layers", run)?;
         self.picture.nan.judge_capture(&capture, None)?;

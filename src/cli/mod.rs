@@ -6,6 +6,7 @@ mod bench;
 mod check;
 mod completions;
 mod devices;
+mod edits;
 mod extract;
 mod fetch;
 mod heatmap;
@@ -152,7 +153,7 @@ impl From<Error> for Failure {
     fn from(e: Error) -> Failure {
         match e {
             Error::Hook(HookError::Memory { .. }) => Failure::Run(with_hint(&e)),
-            Error::Hook(_) => Failure::Usage(with_hint(&e)),
+            Error::Hook(_) | Error::Edit(_) => Failure::Usage(with_hint(&e)),
             _ => Failure::Run(with_hint(&e)),
         }
     }

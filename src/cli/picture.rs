@@ -1,9 +1,12 @@
 //! What the commands that draw share: their arguments, one text, and where a picture goes: a file, the terminal, or as
 //! numbers to stdout.
 
+use super::edits::{self, EditArgs};
 use super::run::{NanArgs, RunArgs};
 use super::texts::TextArgs;
 use super::{Failure, ModelArgs, size};
+use crate::analysis::edits::EditPlan;
+use crate::hooks::request::{EditRecord, Hooks};
 use crate::hooks::site::Site;
 use crate::model::batch::Batch;
 use crate::model::tokenizer::Token;
@@ -27,6 +30,8 @@ pub(super) struct PictureArgs {
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
+    pub edits: EditArgs,
+    #[command(flatten)]
     run: RunArgs,
     #[command(flatten)]
     pub nan: NanArgs,
@@ -36,6 +41,9 @@ pub(super) struct PictureArgs {
 pub(super) struct Canvas {
     pub batch: Batch,
     pub tokens: Vec<Token>,
+    plan: EditPlan,
+    /// The edits that were made.
+    pub edits: Vec<EditRecord>,
     file: Option<File>,
 }
 
@@ -48,6 +56,8 @@ struct Document<'a, T> {
     actscope_version: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     file: Option<String>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    edits: &'a [EditRecord],
     tokens: Vec<String>,
     input_ids: &'a [u32],
     #[serde(flatten)]
@@ -61,7 +71,7 @@ impl PictureArgs {
         let file = self.out.as_deref().map(File::create).transpose()?;
         let files = self.model.open()?;
         if let Some(file) = &file {
-            self.texts.refuse_to_overwrite(file.path(), &files)?;
+            self.texts.refuse_to_overwrite(file.path(), &files, &self.edits)?;
         }
         let batch = self.texts.batch(&input, &files, &self.model)?;
         let several = batch.texts().len();
@@ -71,7 +81,14 @@ impl PictureArgs {
             )));
         }
         let tokens = files.tokens(&batch).remove(0);
-        Ok((files, Canvas { batch, tokens, file }))
+        let plan = self.edits.plan(&self.texts, &files, &batch, &self.model)?;
+        Ok((files, Canvas { batch, tokens, plan, edits: Vec::new(), file }))
+    }
+
+    /// Adds the edits to a request, and notes them for the picture.
+    pub fn edit(&self, canvas: &mut Canvas, session: &Session, hooks: &mut Hooks) -> Result<(), Failure> {
+        canvas.edits = self.model.edit(&canvas.plan, session, &canvas.batch, hooks)?;
+        Ok(())
     }
 
     /// Brings the model to the device.
@@ -102,6 +119,7 @@ impl PictureArgs {
                 device: session.device().to_string(),
                 actscope_version: env!("CARGO_PKG_VERSION"),
                 file: path,
+                edits: &canvas.edits,
                 tokens: canvas.tokens.iter().map(Token::text).collect(),
                 input_ids: canvas.batch.ids(),
                 numbers,
@@ -117,7 +135,7 @@ impl PictureArgs {
 impl Canvas {
     /// What stands above the picture.
     pub fn heading(&self, what: String) -> Heading {
-        Heading { text: self.tokens.clone(), what }
+        Heading { text: self.tokens.clone(), what: what + &edits::mark(&self.edits) }
     }
 }
 

@@ -1,5 +1,6 @@
 //! `actscope report`: one text's activations as an HTML file to look around in.
 
+use super::edits::EditArgs;
 use super::run::{NanArgs, RunArgs};
 use super::texts::TextArgs;
 use super::{Failure, ModelArgs, size};
@@ -23,6 +24,8 @@ pub struct Report {
     #[arg(short, long, value_name = "FILE")]
     out: PathBuf,
     #[command(flatten)]
+    edits: EditArgs,
+    #[command(flatten)]
     run: RunArgs,
     #[command(flatten)]
     nan: NanArgs,
@@ -42,20 +45,24 @@ impl Report {
         }
         let place = Place::create(&self.out)?;
         let files = self.model.open()?;
-        self.texts.refuse_to_overwrite(place.path(), &files)?;
+        self.texts.refuse_to_overwrite(place.path(), &files, &self.edits)?;
         let batch = self.texts.batch(&input, &files, &self.model)?;
         let tokens = files.tokens(&batch).swap_remove(0);
         let arguments = self.arguments(input.texts().first(), batch.ids());
 
+        let plan = self.edits.plan(&self.texts, &files, &batch, &self.model)?;
         let session = self.run.session(files, &self.model)?;
-        let page = self
-            .model
-            .with_progress("steps", async |told| report::gather(&session, &batch, report::LARGEST, Some(told)).await)?;
+        let mut hooks = session.model().hooks();
+        let edits = self.model.edit(&plan, &session, &batch, &mut hooks)?;
+        let page = self.model.with_progress("steps", async |told| {
+            report::gather(&session, &batch, &hooks, report::LARGEST, Some(told)).await
+        })?;
         self.nan.judge(page.non_number.as_ref(), NonNumber::slot)?;
         let provenance = Provenance {
             model: session.model().name().to_string(),
             fingerprint: session.model().checkpoint().fingerprint(false),
             device: session.device().to_string(),
+            edits,
         };
         let about = About { files: session.model(), tokens: &tokens, arguments: &arguments, provenance: &provenance };
         let path = place.path().display().to_string();
@@ -80,6 +87,9 @@ impl Report {
             words.extend(["--weights".to_string(), weights]);
         }
         let seen = |c: char| c == '\n' || c == '\'' || c == '"' || c == '\\' || c.escape_debug().len() == 1;
+        for [option, value] in self.edits.arguments() {
+            words.extend([option, quote(&value)]);
+        }
         match text.filter(|text| text.len() <= LONGEST && text.chars().all(seen)) {
             Some(text) => {
                 let flags = [(self.texts.prepend_bos, "--prepend-bos"), (self.texts.truncate, "--truncate")];

@@ -1,6 +1,7 @@
 //! What the commands that run a model share: where to compute, which hooks and which tokens, progress, and that a run never
 //! replaces what it reads.
 
+use super::edits::EditArgs;
 use super::lists::{self, Part};
 use super::texts::TextArgs;
 use super::{DeviceArg, Failure, ModelArgs, WeightsArg};
@@ -135,16 +136,24 @@ impl TokenArgs {
 
 impl TextArgs {
     /// A run must not replace what it reads.
-    pub(super) fn refuse_to_overwrite(&self, path: &Path, files: &Model) -> Result<(), Failure> {
-        let Ok(path) = path.canonicalize() else { return Ok(()) };
-        let same = |input: &PathBuf| input.canonicalize().is_ok_and(|input| input == path);
-        match files.paths().into_iter().chain(self.files()).find(same) {
-            Some(input) => Err(Failure::Usage(format!(
-                "--out {} is a file that this run reads; choose another name",
-                input.display()
-            ))),
-            None => Ok(()),
+    pub(super) fn refuse_to_overwrite(&self, path: &Path, files: &Model, edits: &EditArgs) -> Result<(), Failure> {
+        refuse_to_overwrite(path, files, self.files().chain(edits.files()))
+    }
+}
+
+/// A run must not replace what it reads: the model, or `others`.
+pub(super) fn refuse_to_overwrite(
+    path: &Path,
+    files: &Model,
+    others: impl Iterator<Item = PathBuf>,
+) -> Result<(), Failure> {
+    let Ok(path) = path.canonicalize() else { return Ok(()) };
+    let same = |input: &PathBuf| input.canonicalize().is_ok_and(|input| input == path);
+    match files.paths().into_iter().chain(others).find(same) {
+        Some(input) => {
+            Err(Failure::Usage(format!("--out {} is a file that this run reads; choose another name", input.display())))
         }
+        None => Ok(()),
     }
 }
 

@@ -143,7 +143,7 @@ impl TextArgs {
     }
 
     /// The texts of a file with one a line. Blank lines are left out, with a word.
-    fn lines_of(&self, file: &Path, model: &ModelArgs) -> Result<Vec<String>, Failure> {
+    pub fn lines_of(&self, file: &Path, model: &ModelArgs) -> Result<Vec<String>, Failure> {
         let name = name_of(file);
         let all = lines(file)?;
         let n = all.len();
@@ -192,32 +192,49 @@ impl TextArgs {
         model: &ModelArgs,
     ) -> Result<Vec<Vec<u32>>, Failure> {
         let most = files.config().n_positions;
-        let mut ids = match input {
+        let ids = match input {
             Input::Ids(ids) => ids.clone(),
-            Input::Texts(texts) => {
-                let tokenizer = files.tokenizer()?;
-                if length == Length::Context && !self.truncate {
-                    texts.iter().enumerate().try_for_each(|(i, text)| tokenizer.check_length(i, text, most))?;
-                }
-                if self.no_special {
-                    texts.iter().map(|text| tokenizer.encode_plain(text)).collect::<Result<Vec<_>, _>>()?
-                } else {
-                    let encoded = texts.iter().map(|text| tokenizer.encode_in_pieces(text));
-                    let ids = encoded.collect::<Result<Vec<_>, _>>()?;
-                    say_specials(&ids, files, model);
-                    ids
-                }
-            }
+            Input::Texts(texts) => self.tokens_of(texts, files, length, model)?,
         };
+        let mut ids = self.begun(ids, files)?;
+        for (i, list) in ids.iter_mut().enumerate().filter(|(_, list)| self.truncate && list.len() > most) {
+            model.say(format_args!("text {i} is cut from {} to {most} tokens", list.len()));
+            list.truncate(most);
+        }
+        Ok(ids)
+    }
+
+    /// Other texts of the same command, read as its own are.
+    pub fn encoded(&self, texts: &[String], files: &Model, model: &ModelArgs) -> Result<Vec<Vec<u32>>, Failure> {
+        self.begun(self.tokens_of(texts, files, Length::Context, model)?, files)
+    }
+
+    fn tokens_of(
+        &self,
+        texts: &[String],
+        files: &Model,
+        length: Length,
+        model: &ModelArgs,
+    ) -> Result<Vec<Vec<u32>>, Failure> {
+        let (tokenizer, most) = (files.tokenizer()?, files.config().n_positions);
+        if length == Length::Context && !self.truncate {
+            texts.iter().enumerate().try_for_each(|(i, text)| tokenizer.check_length(i, text, most))?;
+        }
+        if self.no_special {
+            return Ok(texts.iter().map(|text| tokenizer.encode_plain(text)).collect::<Result<Vec<_>, _>>()?);
+        }
+        let ids = texts.iter().map(|text| tokenizer.encode_in_pieces(text)).collect::<Result<Vec<_>, _>>()?;
+        say_specials(&ids, files, model);
+        Ok(ids)
+    }
+
+    /// Token ids with the beginning-of-text token in front, where it was asked for.
+    pub fn begun(&self, mut ids: Vec<Vec<u32>>, files: &Model) -> Result<Vec<Vec<u32>>, Failure> {
         if self.prepend_bos {
             let bos = files.bos().ok_or_else(|| {
                 Failure::Run("this model names no beginning-of-text token; leave --prepend-bos out".into())
             })?;
             ids.iter_mut().for_each(|list| list.insert(0, bos));
-        }
-        for (i, list) in ids.iter_mut().enumerate().filter(|(_, list)| self.truncate && list.len() > most) {
-            model.say(format_args!("text {i} is cut from {} to {most} tokens", list.len()));
-            list.truncate(most);
         }
         Ok(ids)
     }
@@ -274,7 +291,7 @@ fn text_of_field(line: &str, field: &str, place: &str) -> Result<String, Failure
 }
 
 /// Lists of ids: numbers between spaces or commas, as Python prints a list, a list of lists, an array or a tensor.
-fn parse_ids(written: &str) -> Result<Vec<Vec<u32>>, String> {
+pub(super) fn parse_ids(written: &str) -> Result<Vec<Vec<u32>>, String> {
     let mut rest = written.trim();
     for wrapper in ["torch.tensor", "tensor", "np.array", "numpy.array", "array"] {
         if let Some(inner) = rest.strip_prefix(wrapper).and_then(|rest| rest.trim_start().strip_prefix('(')) {

@@ -5,7 +5,7 @@
 
 use super::request::{Edit, HookError, Hooks, Select, is_list};
 use super::site::{Axis, Site};
-use crate::device::{Change, Window};
+use crate::device::{Change, MASKED, Window};
 use crate::model::batch::Batch;
 use crate::model::config::Config;
 use std::collections::BTreeMap;
@@ -141,21 +141,49 @@ impl<'a> Layout<'a> {
         shape_of(&self.hooks.config, site, select, self.batch, text)
     }
 
-    /// The change that edit `n` makes in a window of `text`, or of all texts from `text` on.
-    pub(super) fn change(&self, n: usize, edit: &Edit, text: usize, window: &Window) -> Option<Change> {
+    /// The change that edit `n` makes in a window of `text`, or of all texts from `text` on. `None` for what only the host
+    /// can compute: a function, and a factor on scores, whose masked entries must stay as they are.
+    pub(super) fn change(&self, n: usize, site: Site, edit: &Edit, text: usize, window: &Window) -> Option<Change> {
         let width = window.n_cols();
         let cut = |values: &[f32]| match values {
             [one] => vec![*one; width],
             row if row.len() == width => row.to_vec(),
             all => all[self.values_before[n][text]..][..window.len()].to_vec(),
         };
-        match edit {
-            Edit::Zero => Some(Change::Zero),
-            Edit::Scale(factor) => Some(Change::Scale(*factor)),
-            Edit::Add(values) => Some(Change::Add(cut(values))),
-            Edit::Replace(values) => Some(Change::Replace(cut(values))),
-            Edit::With(_) => None,
-        }
+        let change = match edit {
+            Edit::Zero => Change::Zero,
+            Edit::Scale(factor) => Change::Scale(*factor),
+            Edit::Add(values) => Change::Add(cut(values)),
+            Edit::Replace(values) => Change::Replace(cut(values)),
+            Edit::With(_) => return None,
+        };
+        if site.is_square() { self.seen_only(site, change, text, window) } else { Some(change) }
+    }
+
+    /// A change of scores or patterns that leaves alone what a query cannot see.
+    fn seen_only(&self, site: Site, change: Change, text: usize, window: &Window) -> Option<Change> {
+        let unseen = if matches!(site, Site::AttnScores(_)) { MASKED } else { 0.0 };
+        let full = |values: &[f32], unseen: f32| {
+            let entries = window.each_row().flat_map(|row| window.each_col().map(move |key| (row, key)));
+            let value = |(i, (row, key)): (usize, (usize, usize))| match self.sees(text, row, key) {
+                true => values[i % values.len()].max(MASKED),
+                false => unseen,
+            };
+            entries.enumerate().map(value).collect::<Vec<f32>>()
+        };
+        Some(match change {
+            // Unseen entries of a pattern are 0.
+            Change::Zero | Change::Scale(_) if unseen == 0.0 => change,
+            Change::Scale(_) => return None,
+            Change::Zero => Change::Replace(full(&[0.0], unseen)),
+            Change::Add(values) => Change::Add(full(&values, 0.0)),
+            Change::Replace(values) => Change::Replace(full(&values, unseen)),
+        })
+    }
+
+    /// True where the query of a row of scores or a pattern [H Q, K] sees a key.
+    pub(super) fn sees(&self, text: usize, row: usize, key: usize) -> bool {
+        key <= self.batch.first_position(text) + row % self.batch.texts()[text].len()
     }
 }
 
@@ -192,7 +220,8 @@ pub(super) fn shape_of_text(hooks: &Hooks, site: Site, batch: &Batch, text: usiz
     shape_of(&hooks.config, site, hooks.tapped(site).unwrap_or(&all), batch, text)
 }
 
-fn shape_of(config: &Config, site: Site, select: &Select, batch: &Batch, text: usize) -> Vec<usize> {
+/// Shape of what a selection of a site holds of one text.
+pub(crate) fn shape_of(config: &Config, site: Site, select: &Select, batch: &Batch, text: usize) -> Vec<usize> {
     let of_text = |per_text: &Option<Vec<Vec<usize>>>| per_text.as_ref().map(|per_text| per_text[text].len());
     let len = |axis: &Axis| match axis {
         Axis::Pos => of_text(&select.positions).unwrap_or(batch.texts()[text].len()),

@@ -7,7 +7,7 @@
 
 use super::capture::Sink;
 use super::layout::Layout;
-use super::request::{Edit, EditFunction, HookError, Select, hash};
+use super::request::{Edit, HookError, Select, hash};
 use super::site::Site;
 use crate::device::{Change, Device, DeviceError, MASKED, Operations, Window};
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
@@ -51,6 +51,15 @@ struct Pending<D: Device> {
     site: Site,
     text: Option<usize>,
     staged: D::Staged,
+}
+
+/// Edit `n`, as the host computes it.
+struct HostEdit<'a> {
+    n: usize,
+    select: &'a Select,
+    /// The function's name, where it is one of the caller's.
+    name: Option<&'a str>,
+    call: &'a dyn Fn(ArrayViewD<'_, f32>) -> ArrayD<f32>,
 }
 
 /// Carries out a request while a forward pass runs over some texts of a batch.
@@ -177,14 +186,26 @@ impl<'a, D: Device> Recorder<'a, D> {
         let layout = self.layout;
         let texts = text.map_or(self.texts.clone(), |i| i..i + 1);
         for (n, select, edit) in layout.edits(site) {
-            if let Edit::With(function) = edit {
-                x = self.edit_with(dev, site, (n, select, function), texts.clone(), x).await?;
-                continue;
-            }
-            for (text, window) in layout.windows(site, select, texts.clone()) {
-                let first = text.unwrap_or(texts.start);
-                if let (false, Some(change)) = (window.is_empty(), layout.change(n, edit, first, &window)) {
-                    x = dev.edit(&x, window, change);
+            match edit {
+                Edit::With(function) => {
+                    let call = |values: ArrayViewD<'_, f32>| function.call(values);
+                    let by = HostEdit { n, select, name: Some(function.name()), call: &call };
+                    x = self.edit_with(dev, site, by, texts.clone(), x).await?;
+                }
+                // Masked scores are not scaled.
+                Edit::Scale(factor) if matches!(site, Site::AttnScores(_)) => {
+                    let call = |values: ArrayViewD<'_, f32>| values.mapv(|v| v * factor);
+                    let by = HostEdit { n, select, name: None, call: &call };
+                    x = self.edit_with(dev, site, by, texts.clone(), x).await?;
+                }
+                _ => {
+                    for (text, window) in layout.windows(site, select, texts.clone()) {
+                        let first = text.unwrap_or(texts.start);
+                        if let (false, Some(change)) = (window.is_empty(), layout.change(n, site, edit, first, &window))
+                        {
+                            x = dev.edit(&x, window, change);
+                        }
+                    }
                 }
             }
         }
@@ -198,12 +219,13 @@ impl<'a, D: Device> Recorder<'a, D> {
         Ok(x)
     }
 
-    /// Reads the selected values of each text, and puts what the function makes of them in their place.
+    /// Reads the selected values of each text, and puts what the function makes of them in their place. What a query cannot
+    /// see stays as it is.
     async fn edit_with(
         &mut self,
         dev: &D,
         site: Site,
-        (n, select, function): (usize, &Select, &EditFunction),
+        HostEdit { n, select, name, call }: HostEdit<'_>,
         texts: Range<usize>,
         mut x: D::Tensor,
     ) -> Result<D::Tensor, Stop> {
@@ -215,18 +237,28 @@ impl<'a, D: Device> Recorder<'a, D> {
                 unmask(site, &mut values);
                 let shape = self.layout.shape_of_selection(site, select, text);
                 let given = ArrayViewD::from_shape(IxDyn(&shape), &values).expect("a window of one text is its shape");
-                let returned = function.call(given);
+                let returned = call(given);
                 if returned.shape() != shape {
                     return Err(Stop::Hook(HookError::Returned {
                         site: site.name(),
-                        name: function.name().into(),
+                        name: name.unwrap_or_default().into(),
                         text,
                         given: values.len(),
                         returned: returned.len(),
                     }));
                 }
-                let returned: Vec<f32> = returned.iter().map(|v| v.max(MASKED)).collect();
-                self.sink.edited(n, text, &hash(&returned));
+                let mut returned: Vec<f32> = returned.iter().map(|v| v.max(MASKED)).collect();
+                if site.is_square() {
+                    let entries = window.each_row().flat_map(|row| window.each_col().map(move |key| (row, key)));
+                    for (i, (row, key)) in entries.enumerate() {
+                        if !self.layout.sees(text, row, key) {
+                            returned[i] = values[i].max(MASKED);
+                        }
+                    }
+                }
+                if name.is_some() {
+                    self.sink.edited(n, text, &hash(&returned));
+                }
                 x = dev.edit(&x, window, Change::Replace(returned));
                 dev.host_memory().give_back(values);
             }

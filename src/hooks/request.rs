@@ -3,6 +3,7 @@
 //! Read next: `layout.rs`, then `recorder.rs`, which carries a request out while the forward pass runs.
 
 use crate::device::Shareable;
+use crate::hooks::grammar::GrammarError;
 use crate::hooks::layout;
 use crate::hooks::site::{self, Axis, Site, SiteError};
 use crate::model::batch::Batch;
@@ -30,10 +31,10 @@ use thiserror::Error;
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Select {
-    pub(super) positions: Option<Vec<Vec<usize>>>,
-    pub(super) heads: Option<Vec<usize>>,
-    pub(super) dims: Option<Vec<usize>>,
-    pub(super) keys: Option<Vec<Vec<usize>>>,
+    pub(crate) positions: Option<Vec<Vec<usize>>>,
+    pub(crate) heads: Option<Vec<usize>>,
+    pub(crate) dims: Option<Vec<usize>>,
+    pub(crate) keys: Option<Vec<Vec<usize>>>,
 }
 
 impl Select {
@@ -104,7 +105,7 @@ impl Edit {
     }
 
     /// The values that it brings, where it brings any.
-    pub(super) fn values(&self) -> Option<&[f32]> {
+    pub(crate) fn values(&self) -> Option<&[f32]> {
         match self {
             Edit::Add(values) | Edit::Replace(values) => Some(values),
             Edit::Zero | Edit::Scale(_) | Edit::With(_) => None,
@@ -185,7 +186,7 @@ impl EditRecord {
 }
 
 /// The sha256 of values as little-endian f32, in hexadecimal.
-pub(super) fn hash(values: &[f32]) -> String {
+pub(crate) fn hash(values: &[f32]) -> String {
     let mut sha = Sha256::new();
     values.iter().for_each(|v| sha.update(v.to_le_bytes()));
     sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
@@ -197,6 +198,9 @@ pub enum HookError {
     /// No such hook.
     #[error(transparent)]
     Site(#[from] SiteError),
+    /// An edit that cannot be read, or that means nothing here.
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
     /// Heads, columns or positions that the site does not have.
     #[error("{site}: {what} {asked:?} do not exist; it has {has}")]
     Window {

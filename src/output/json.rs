@@ -76,9 +76,12 @@ impl Serialize for Document<'_> {
         let mut map = to.serialize_map(None)?;
         for (key, value) in record.metadata() {
             // These are lists here, not strings that hold lists.
-            if !["tokens", "text", "words"].contains(&key) {
+            if !["tokens", "text", "words", "edits"].contains(&key) {
                 map.serialize_entry(key, &value)?;
             }
+        }
+        if !record.provenance.edits.is_empty() {
+            map.serialize_entry("edits", &record.provenance.edits)?;
         }
         map.serialize_entry("text", record.texts)?;
         map.serialize_entry("tokens", &record.token_texts())?;

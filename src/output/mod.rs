@@ -1,6 +1,7 @@
 //! What leaves the program as a file. Owns the choice of format by extension and the promise that a file appears whole or
 //! not at all; each format is one file here.
 
+pub mod arrays;
 mod csv;
 mod json;
 mod jsonl;
@@ -14,6 +15,7 @@ mod table;
 mod unfinished;
 
 use crate::hooks::capture::{Arrays, Sink};
+use crate::hooks::request::EditRecord;
 use crate::hooks::site::Site;
 use crate::model::token_select::Word;
 use crate::model::tokenizer::Token;
@@ -42,6 +44,8 @@ pub struct Provenance {
     pub fingerprint: String,
     /// The device in words.
     pub device: String,
+    /// What was changed on the way; nothing where the run is the model's own.
+    pub edits: Vec<EditRecord>,
 }
 
 /// Everything that belongs to one run's arrays, known before they are.
@@ -197,6 +201,9 @@ impl Record<'_> {
         ];
         if let (Some(words), Rows::Words(_, pool)) = (self.word_texts(), self.rows) {
             pairs.extend([("words", words.to_string()), ("pool", pool.name().into())]);
+        }
+        if !self.provenance.edits.is_empty() {
+            pairs.push(("edits", json!(self.provenance.edits).to_string()));
         }
         pairs.extend(self.windows.map(|windows| ("window", windows.to_string())));
         match self.texts {

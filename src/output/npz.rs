@@ -48,6 +48,30 @@ impl Npz {
         npz
     }
 
+    /// An archive of arrays that are all known: name, dtype, shape and bytes.
+    pub(super) fn known<'a>(
+        arrays: impl Iterator<Item = (String, &'static str, &'a [usize], Vec<u8>)>,
+        metadata: &Map<String, Value>,
+    ) -> Npz {
+        let mut npz = Npz { entries: Vec::new(), end: 0 };
+        let metadata = Value::from(metadata.clone()).to_string().into_bytes();
+        npz.add("metadata_json".into(), "|u1", &[metadata.len()], metadata, None);
+        arrays.for_each(|(name, dtype, shape, bytes)| npz.add(name, dtype, shape, bytes, None));
+        npz
+    }
+
+    /// Writes an archive of [`Npz::known`] arrays.
+    pub(super) fn write_to(&self, out: &mut impl std::io::Write) -> std::io::Result<()> {
+        let mut sums = Vec::new();
+        for entry in &self.entries {
+            let sum = crc32fast::hash(&entry.known);
+            out.write_all(&entry.local_header(sum))?;
+            out.write_all(&entry.known)?;
+            sums.push(sum);
+        }
+        out.write_all(&self.directory(&sums))
+    }
+
     fn add(&mut self, name: String, dtype: &str, shape: &[usize], values: Vec<u8>, site: Option<Site>) {
         let name = name + ".npy";
         let known = [npy_header(dtype, shape), values].concat();

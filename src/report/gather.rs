@@ -7,7 +7,7 @@ use super::pack::{self, BLOCK, Coarse, Rows, strongest};
 use crate::analysis::lens::{self, LensRow};
 use crate::hooks::capture::Capture;
 use crate::hooks::non_number::NonNumber;
-use crate::hooks::request::Select;
+use crate::hooks::request::{Hooks, Select};
 use crate::hooks::site::Site;
 use crate::model::batch::Batch;
 use crate::model::config::Config;
@@ -104,6 +104,7 @@ fn total(parts: &Parts) -> usize {
 pub async fn gather(
     session: &Session,
     batch: &Batch,
+    edited: &Hooks,
     largest: usize,
     progress: Option<Progress<'_>>,
 ) -> Result<Page, Error> {
@@ -122,7 +123,7 @@ pub async fn gather(
         progress.map_or(ControlFlow::Continue(()), |progress| progress(before.get() + done, steps))
     };
 
-    let mut hooks = session.model().hooks();
+    let mut hooks = edited.clone();
     for site in (0..config.n_layer).map(Site::ResidMid).chain([Site::LnFinalOut]) {
         hooks.tap_at(site, Select::all())?;
     }
@@ -140,7 +141,7 @@ pub async fn gather(
     let mut neurons = Picked::default();
     let mut attention = Attention::new(config, n_pos, room.saturating_sub(total(&parts)));
     for group in groups {
-        let mut hooks = session.model().hooks();
+        let mut hooks = edited.clone();
         for &layer in group {
             hooks.tap_at(Site::MlpPost(layer), Select::all())?.tap_at(Site::Pattern(layer), Select::all())?;
         }

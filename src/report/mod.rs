@@ -75,6 +75,7 @@ impl Page {
     pub fn write(&self, about: &About<'_>, out: &mut impl Write) -> std::io::Result<()> {
         let title: String = about.tokens.iter().take(12).map(Token::label).collect();
         let more = if about.tokens.len() > 12 { " …" } else { "" };
+        let edited = if about.provenance.edits.is_empty() { "" } else { " (edited)" };
         let config = about.files.config();
         // Each line break of a token ends a line on the page.
         let breaks = |token: &Token| token.bytes.iter().flatten().filter(|byte| **byte == b'\n').count();
@@ -86,6 +87,7 @@ impl Page {
                 "n_head": config.n_head, "n_embd": config.n_embd, "n_inner": config.n_inner, "vocab_size": config.vocab_size,
             },
             "device": about.provenance.device,
+            "edits": about.provenance.edits,
             "definitions": HOOK_DEFINITIONS,
             "arguments": about.arguments,
             "tokens": tokens.collect::<Value>(),
@@ -97,7 +99,7 @@ impl Page {
         // The template's marks stand in the order of this list, each once.
         let filled = [
             ("{{policy}}", policy()),
-            ("{{title}}", escape(&format!("{title}{more}"))),
+            ("{{title}}", escape(&format!("{title}{more}{edited}"))),
             ("{{css}}", CSS.into()),
             ("{{data}}", in_script(&data)),
             ("{{parts}}", parts.map(part).collect()),

@@ -1,0 +1,504 @@
+//! Edits that need values: those of files, and those of other runs (mean, patch, freeze). Owns [`EditPlan`], edits that were
+//! checked against a model and a batch before anything runs, and `Session::edit`, which runs once what they need and adds them to
+//! a request. The words that edits are written in are `hooks/grammar.rs`'s.
+
+use crate::hooks::capture::Sink;
+use crate::hooks::grammar::{EditSpec, OpSpec, ValueSpec, Where};
+use crate::hooks::layout::shape_of;
+use crate::hooks::request::{Edit, EditRecord, Hooks, Select, hash};
+use crate::hooks::site::{Axis as SiteAxis, Site};
+use crate::model::batch::Batch;
+use crate::model::config::Config;
+use crate::session::{Error, Model, Progress, Session};
+use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn, Slice};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use thiserror::Error;
+
+/// An edit that cannot be made in this model and this batch.
+#[derive(Debug, Error)]
+pub enum EditError {
+    /// Values of another shape than the selection.
+    #[error("{edit}: {what} is {given:?}, and the selection takes one number, one row {row:?} or all of it {all:?}")]
+    Shape {
+        /// The edit.
+        edit: String,
+        /// The file and the array.
+        what: String,
+        /// Its shape without leading axes of length 1.
+        given: Vec<usize>,
+        /// The shape of one row.
+        row: Vec<usize>,
+        /// The shape of the whole selection, texts first where there are several.
+        all: Vec<usize>,
+    },
+    /// A file that cannot be read, or has no such array.
+    #[error("{edit}: {what}")]
+    File {
+        /// The edit.
+        edit: String,
+        /// What the reader said.
+        what: String,
+    },
+    /// A value that is no number, or leaves a query nothing to look at.
+    #[error("{edit}: {what}")]
+    Value {
+        /// The edit.
+        edit: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// An edit that needs another run which was not given, or which does not fit.
+    #[error("{edit}: {what}")]
+    Source {
+        /// The edit.
+        edit: String,
+        /// What is missing, or does not fit.
+        what: String,
+    },
+}
+
+/// The texts of other runs that edits take values from.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// Of `patch`: one text for all texts of the batch, or one for each.
+    pub patch: Option<Batch>,
+    /// Of `mean`, where it is not over the batch itself.
+    pub mean: Option<Batch>,
+}
+
+/// Reads the array of a [`ValueSpec::File`]: the file, the array's name where one was given, and the site it is for.
+pub type ReadValues<'a> = &'a mut dyn FnMut(&str, Option<&str>, Site) -> Result<ArrayD<f32>, String>;
+
+/// Edits that were checked against a model and a batch.
+#[derive(Clone, Debug, Default)]
+pub struct EditPlan {
+    edits: Vec<Planned>,
+    sources: Sources,
+}
+
+#[derive(Clone, Debug)]
+struct Planned {
+    site: Site,
+    select: Select,
+    /// As provenance has it.
+    written: String,
+    values: Values,
+}
+
+#[derive(Clone, Debug)]
+enum Values {
+    Known(Edit),
+    Mean,
+    Patch,
+    Freeze,
+}
+
+impl EditPlan {
+    /// Checks edits against a model and a batch, and reads their files. Nothing is run.
+    ///
+    /// # Errors
+    /// [`enum@Error`] for a site or a selection that matches nothing, values of another shape, and a source that is missing
+    /// or does not fit.
+    pub fn new(
+        specs: &[EditSpec],
+        model: &Model,
+        batch: &Batch,
+        sources: Sources,
+        read: ReadValues<'_>,
+    ) -> Result<EditPlan, Error> {
+        let (config, tokens) = (model.config(), model.tokens(batch));
+        let mut plan = EditPlan { edits: Vec::new(), sources };
+        for spec in specs {
+            for Where { site, select } in spec.places(config, &tokens)? {
+                let planned = plan.planned(spec, site, select, config, batch, read)?;
+                plan.edits.push(planned);
+            }
+        }
+        // What is left to check is checked on a request of its own, with values of the right size in place of those to come.
+        let mut hooks = model.hooks();
+        for Planned { site, select, values, .. } in &plan.edits {
+            let edit = if let Values::Known(edit) = values { edit.clone() } else { Edit::Zero };
+            hooks.edit_at(*site, select.clone(), edit)?;
+        }
+        hooks.check_batch(batch)?;
+        Ok(plan)
+    }
+
+    /// True when there is nothing to change.
+    pub fn is_empty(&self) -> bool {
+        self.edits.is_empty()
+    }
+
+    fn planned(
+        &self,
+        spec: &EditSpec,
+        site: Site,
+        mut select: Select,
+        config: &Config,
+        batch: &Batch,
+        read: ReadValues<'_>,
+    ) -> Result<Planned, Error> {
+        let written = spec.at(site);
+        let fail = |what: String| EditError::Source { edit: written.clone(), what };
+        let n_texts = batch.texts().len();
+        let mut known = |value: &ValueSpec| -> Result<Vec<f32>, EditError> {
+            match value {
+                ValueSpec::Number(number) => {
+                    check_number(*number, matches!(spec.op(), OpSpec::Set(_)), site, &select, batch)
+                        .map_err(|what| EditError::Value { edit: written.clone(), what })?;
+                    Ok(vec![*number])
+                }
+                ValueSpec::File { factor, path, array } => {
+                    let values = read(path, array.as_deref(), site)
+                        .map_err(|what| EditError::File { edit: written.clone(), what })?;
+                    let what = array.as_ref().map_or(path.clone(), |array| format!("{path}#{array}"));
+                    fit(site, &select, config, batch, values.view(), &written, what)
+                        .map(|values| values.into_iter().map(|v| factor * v).collect())
+                }
+            }
+        };
+        let values = match spec.op() {
+            OpSpec::Zero => Values::Known(Edit::Zero),
+            OpSpec::Scale(factor) => Values::Known(Edit::Scale(*factor)),
+            OpSpec::Add(value) => Values::Known(Edit::Add(known(value)?)),
+            OpSpec::Set(value) => Values::Known(Edit::Replace(known(value)?)),
+            OpSpec::Freeze => Values::Freeze,
+            OpSpec::Mean => {
+                let of = self.sources.mean.as_ref().unwrap_or(batch);
+                check_mean(site, of).map_err(fail)?;
+                if site.is_square() {
+                    let needed = (0..n_texts).filter_map(|i| selected(&select, batch, i).last().copied()).max();
+                    let there = of.n_pos();
+                    if needed.is_some_and(|position| position >= there) {
+                        return Err(fail(format!(
+                            "the mean has no value at position {}: its longest text has {there} tokens",
+                            needed.unwrap_or_default()
+                        ))
+                        .into());
+                    }
+                }
+                Values::Mean
+            }
+            OpSpec::Patch => {
+                let source =
+                    self.sources.patch.as_ref().ok_or_else(|| {
+                        fail("patch takes values from a source run, and no source text was given".into())
+                    })?;
+                let sources = source.texts().len();
+                if ![1, n_texts].contains(&sources) {
+                    return Err(fail(format!(
+                        "there are {sources} source texts and {n_texts} texts; give one source, or one for each text"
+                    ))
+                    .into());
+                }
+                for text in 0..n_texts {
+                    let (here, there) = (batch.texts()[text].len(), source.texts()[text.min(sources - 1)].len());
+                    let chosen = selected(&select, batch, text);
+                    if chosen.is_empty() || here == there {
+                        continue;
+                    }
+                    if select.positions.is_none() {
+                        return Err(fail(format!(
+                            "text {text} has {here} tokens and its source {there}, so they do not line up; choose \
+                             positions that both have with pos="
+                        ))
+                        .into());
+                    }
+                    let keys = select.keys.as_ref().map(|keys| keys[text].clone()).unwrap_or_default();
+                    if let Some(beyond) = chosen.iter().chain(&keys).find(|position| **position >= there) {
+                        return Err(fail(format!(
+                            "text {text}'s source has {there} tokens, and so no position {beyond}"
+                        ))
+                        .into());
+                    }
+                }
+                if site.is_square() && select.keys.is_none() {
+                    // A source of another length has other keys: those that the chosen queries see are in both.
+                    let last = |text| selected(&select, batch, text).last().copied().unwrap_or(0);
+                    let keys = (0..n_texts).map(|text| (0..=last(text)).collect()).collect();
+                    select = select.keys(keys);
+                }
+                Values::Patch
+            }
+        };
+        Ok(Planned { site, select, written, values })
+    }
+}
+
+/// The chosen positions of one text.
+fn selected(select: &Select, batch: &Batch, text: usize) -> Vec<usize> {
+    let all = || (0..batch.texts()[text].len()).collect();
+    select.positions.as_ref().map_or_else(all, |positions| positions[text].clone())
+}
+
+/// A number that is put in place or added is finite; -inf may be put into scores where it leaves every query a key.
+fn check_number(number: f32, set: bool, site: Site, select: &Select, batch: &Batch) -> Result<(), String> {
+    if number.is_finite() {
+        return Ok(());
+    }
+    if !(set && number == f32::NEG_INFINITY && matches!(site, Site::AttnScores(_))) {
+        return Err(format!("{number} is no finite number"));
+    }
+    for text in 0..batch.texts().len() {
+        for query in selected(select, batch, text) {
+            let left = |key: &usize| select.keys.as_ref().is_some_and(|keys| !keys[text].contains(key));
+            if !(0..=query).any(|key| left(&key)) {
+                return Err(format!("it leaves position {query} of text {text} no key to look at"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a mean can be taken over.
+pub(crate) fn check_mean(site: Site, of: &Batch) -> Result<(), String> {
+    if site.is_square() && of.texts().len() < 2 {
+        return Err(format!("the mean of {site} is over texts, and there is one; give two or more"));
+    }
+    if of.ids().len() < 2 {
+        return Err("the mean is over all positions of all texts, and there is one token; give more".into());
+    }
+    Ok(())
+}
+
+/// Values for a selection from an array of its shape: one row, or the whole selection, text by text without padding.
+pub(crate) fn fit(
+    site: Site,
+    select: &Select,
+    config: &Config,
+    batch: &Batch,
+    array: ArrayViewD<'_, f32>,
+    edit: &str,
+    what: String,
+) -> Result<Vec<f32>, EditError> {
+    let shapes = (0..batch.texts().len()).map(|text| shape_of(config, site, select, batch, text));
+    let shapes: Vec<Vec<usize>> = shapes.filter(|shape| !shape.contains(&0)).collect();
+    let longest = shapes.iter().cloned().reduce(|a, b| a.into_iter().zip(b).map(|(a, b)| a.max(b)).collect());
+    let longest = longest.unwrap_or_default();
+    // A row is what follows the position; of scores and patterns the keys, which must be as many in every text.
+    let after = site.pos_axis() + 1;
+    let row = longest.get(after..).unwrap_or_default().to_vec();
+    let rows_alike = shapes.iter().all(|shape| shape[after..] == row);
+    let all: Vec<usize> = std::iter::once(shapes.len()).chain(longest).collect();
+    let array = squeezed(array);
+    if rows_alike && array.shape() == short(&row) {
+        return Ok(array.iter().copied().collect());
+    }
+    if array.shape() != short(&all) {
+        let (given, row, all) = (array.shape().to_vec(), short(&row).to_vec(), short(&all).to_vec());
+        return Err(EditError::Shape { edit: edit.into(), what, given, row, all });
+    }
+    let array = array.to_shape(IxDyn(&all)).expect("the same but for axes of length 1").into_owned();
+    let mut values = Vec::new();
+    for (text, shape) in shapes.iter().enumerate() {
+        let mut of_text = array.index_axis(Axis(0), text);
+        for (axis, n) in shape.iter().enumerate() {
+            of_text.slice_axis_inplace(Axis(axis), Slice::from(..*n));
+        }
+        values.extend(of_text.iter().copied());
+    }
+    Ok(values)
+}
+
+/// A shape without its leading axes of length 1.
+fn short(shape: &[usize]) -> &[usize] {
+    &shape[shape.iter().take_while(|n| **n == 1).count()..]
+}
+
+fn squeezed(mut array: ArrayViewD<'_, f32>) -> ArrayViewD<'_, f32> {
+    while array.shape().first() == Some(&1) {
+        array = array.index_axis_move(Axis(0), 0);
+    }
+    array
+}
+
+/// Keeps whole sites of a run, and sums of sites.
+#[derive(Default)]
+pub(crate) struct Kept {
+    whole: BTreeSet<Site>,
+    values: BTreeMap<(Site, usize), ArrayD<f32>>,
+    means: BTreeMap<Site, Mean>,
+}
+
+/// A sum of rows; of scores and patterns, a sum of texts, with how many reach each place.
+#[derive(Default)]
+struct Mean {
+    sum: ArrayD<f64>,
+    n: ArrayD<f64>,
+}
+
+impl Kept {
+    /// For these sites whole, and the means of those.
+    pub(crate) fn new(whole: BTreeSet<Site>, means: BTreeSet<Site>) -> Kept {
+        Kept { whole, values: BTreeMap::new(), means: means.into_iter().map(|site| (site, Mean::default())).collect() }
+    }
+
+    /// The request that fills it.
+    pub(crate) fn hooks(&self, config: &Config) -> Hooks {
+        let sites: BTreeSet<Site> = self.whole.iter().chain(self.means.keys()).copied().collect();
+        Hooks::whole(config, &sites.into_iter().collect::<Vec<_>>())
+    }
+
+    /// A site's values of one text, [..] without a batch axis.
+    pub(crate) fn of_text(&self, site: Site, text: usize) -> ArrayViewD<'_, f32> {
+        self.values[&(site, text)].view()
+    }
+
+    /// The mean of a site: a row; of scores and patterns [H, P, P].
+    pub(crate) fn mean(&self, site: Site) -> ArrayD<f32> {
+        let Mean { sum, n } = &self.means[&site];
+        (sum / n).mapv(|v| v as f32)
+    }
+}
+
+impl Sink for Kept {
+    fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
+        if let Some(mean) = self.means.get_mut(&site) {
+            mean.add(site, &values);
+        }
+        if self.whole.contains(&site) {
+            self.values.insert((site, text), values.to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl Mean {
+    fn add(&mut self, site: Site, values: &ArrayViewD<'_, f32>) {
+        if !site.is_square() {
+            let rows = values.len_of(Axis(0)) as f64;
+            let sum = values.mapv(f64::from).sum_axis(Axis(0));
+            (self.sum, self.n) = match self.n.is_empty() || self.sum.shape() != sum.shape() {
+                true => (sum.clone(), ArrayD::from_elem(sum.raw_dim(), rows)),
+                false => (&self.sum + &sum, self.n.mapv(|n| n + rows)),
+            };
+            return;
+        }
+        let (heads, n_pos) = (values.len_of(Axis(0)), values.len_of(Axis(1)));
+        if self.sum.ndim() != 3 || self.sum.len_of(Axis(1)) < n_pos {
+            let larger = |old: &ArrayD<f64>| {
+                let mut new = ArrayD::zeros(IxDyn(&[heads, n_pos, n_pos]));
+                if old.ndim() == 3 {
+                    let n = old.len_of(Axis(1));
+                    new.slice_mut(ndarray::s![.., ..n, ..n]).assign(old);
+                }
+                new
+            };
+            (self.sum, self.n) = (larger(&self.sum), larger(&self.n));
+        }
+        for ((index, value), query) in values.indexed_iter().map(|(index, value)| ((index.clone(), *value), index[1])) {
+            if index[2] <= query {
+                self.sum[index.clone()] += f64::from(value);
+                self.n[index] += 1.0;
+            }
+        }
+    }
+}
+
+/// The values of a selection in one text's array, in the order of its axes.
+pub(crate) fn cut(site: Site, select: &Select, text: usize, array: ArrayViewD<'_, f32>) -> ArrayD<f32> {
+    let mut array = array.to_owned();
+    for (n, axis) in site.axes().iter().enumerate() {
+        let list = match axis {
+            SiteAxis::Pos => select.positions.as_ref().map(|lists| &lists[text]),
+            SiteAxis::Key => select.keys.as_ref().map(|lists| &lists[text]),
+            SiteAxis::Head => select.heads.as_ref(),
+            _ => select.dims.as_ref(),
+        };
+        if let Some(list) = list {
+            array = array.select(Axis(n), list);
+        }
+    }
+    array
+}
+
+/// [`cut`] of a mean: rows have no position, and scores and patterns are as large as the largest text.
+pub(crate) fn cut_mean(site: Site, select: &Select, text: usize, batch: &Batch, mean: &ArrayD<f32>) -> Vec<f32> {
+    if site.is_square() {
+        let n = batch.texts()[text].len().min(mean.len_of(Axis(1)));
+        let of_text = mean.slice(ndarray::s![.., ..n, ..n]);
+        return cut(site, select, text, of_text.into_dyn()).iter().copied().collect();
+    }
+    let row = mean.view().insert_axis(Axis(0));
+    let every = Select { positions: None, ..select.clone() };
+    cut(site, &every, text, row).iter().copied().collect()
+}
+
+impl Session {
+    /// Runs what the edits of a plan need, once, and adds them to a request for `batch`, for which the plan was made. Returns
+    /// the edits as provenance has them.
+    ///
+    /// # Errors
+    /// As [`Session::run_async`].
+    pub async fn edit_async(
+        &self,
+        plan: &EditPlan,
+        batch: &Batch,
+        hooks: &mut Hooks,
+        progress: Option<Progress<'_>>,
+    ) -> Result<Vec<EditRecord>, Error> {
+        let config = self.model().config();
+        let of = |wanted: fn(&Values) -> bool| {
+            plan.edits.iter().filter(move |edit| wanted(&edit.values)).map(|edit| edit.site).collect::<BTreeSet<Site>>()
+        };
+        let (frozen, means) = (of(|v| matches!(v, Values::Freeze)), of(|v| matches!(v, Values::Mean)));
+        let patched = of(|v| matches!(v, Values::Patch));
+        let other_mean = plan.sources.mean.is_some();
+        let quiet: Progress<'_> = &|_, _| ControlFlow::Continue(());
+        let progress = progress.unwrap_or(quiet);
+        let run = async |mut kept: Kept, batch: &Batch| -> Result<Kept, Error> {
+            let hooks = kept.hooks(config);
+            if hooks.sites().next().is_some() {
+                self.run_into_async(batch, &hooks, &mut kept, Some(progress)).await?;
+            }
+            Ok(kept)
+        };
+        let here = run(Kept::new(frozen, if other_mean { BTreeSet::new() } else { means.clone() }), batch).await?;
+        let elsewhere = match &plan.sources.mean {
+            Some(of) => Some(run(Kept::new(BTreeSet::new(), means), of).await?),
+            None => None,
+        };
+        let source = match &plan.sources.patch {
+            Some(of) => Some((run(Kept::new(patched, BTreeSet::new()), of).await?, of.texts().len())),
+            None => None,
+        };
+        let n_texts = batch.texts().len();
+        let mut records = Vec::new();
+        for Planned { site, select, written, values } in &plan.edits {
+            let each = |of_text: &dyn Fn(usize) -> Vec<f32>| {
+                let chosen = (0..n_texts).filter(|text| !selected(select, batch, *text).is_empty());
+                chosen.flat_map(of_text).collect::<Vec<f32>>()
+            };
+            let edit = match (values, &source) {
+                (Values::Known(edit), _) => edit.clone(),
+                (Values::Freeze, _) => Edit::Replace(each(&|text| {
+                    cut(*site, select, text, here.of_text(*site, text)).iter().copied().collect()
+                })),
+                (Values::Mean, _) => {
+                    let mean = elsewhere.as_ref().unwrap_or(&here).mean(*site);
+                    Edit::Replace(match site.is_square() {
+                        true => each(&|text| cut_mean(*site, select, text, batch, &mean)),
+                        false => cut_mean(*site, select, 0, batch, &mean),
+                    })
+                }
+                (Values::Patch, Some((kept, n))) => Edit::Replace(each(&|text| {
+                    cut(*site, select, text, kept.of_text(*site, text.min(n - 1))).iter().copied().collect()
+                })),
+                (Values::Patch, None) => unreachable!("a plan with a patch has its source"),
+            };
+            records.push(EditRecord { edit: written.clone(), sha256: edit.values().map(hash) });
+            hooks.edit_at(*site, select.clone(), edit)?;
+        }
+        Ok(records)
+    }
+
+    /// [`Session::edit_async`], waiting.
+    ///
+    /// # Errors
+    /// As [`Session::edit_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn edit(&self, plan: &EditPlan, batch: &Batch, hooks: &mut Hooks) -> Result<Vec<EditRecord>, Error> {
+        pollster::block_on(self.edit_async(plan, batch, hooks, None))
+    }
+}

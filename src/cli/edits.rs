@@ -1,0 +1,136 @@
+//! `--edit`: the edits of a command, the texts and files that they take values from, and what they leave in outputs.
+
+use super::texts::{TextArgs, parse_ids};
+use super::{Failure, ModelArgs};
+use crate::analysis::edits::{EditPlan, Sources};
+use crate::hooks::grammar::{EditSpec, OpSpec, ValueSpec};
+use crate::hooks::request::{EditRecord, Hooks};
+use crate::hooks::site::Site;
+use crate::model::batch::Batch;
+use crate::output::arrays;
+use crate::session::{Model, Progress, Session};
+use clap::Args;
+use std::path::{Path, PathBuf};
+
+/// What is changed on the way.
+#[derive(Args)]
+pub(super) struct EditArgs {
+    /// Change activations: SITE[@SELECT]:OP, such as 'z.2@head=3:zero' or 'resid_pre.1@pos=-1:add=2*dir.npy'. SELECT is of
+    /// pos= head= dim= key= text= ; OP is zero, scale=F, add=V, set=V, mean, patch or freeze; V is a number or
+    /// [F*]FILE[#ARRAY]. Repeatable, in order
+    #[arg(long, value_name = "EDIT", allow_hyphen_values = true)]
+    edit: Vec<String>,
+    /// The text that `patch` takes values from: one for all texts, or one for each. Repeatable
+    #[arg(long, value_name = "TEXT", requires = "edit", conflicts_with = "source_ids", allow_hyphen_values = true)]
+    source: Vec<String>,
+    /// The same as token ids. Repeatable
+    #[arg(long, value_name = "IDS", requires = "edit")]
+    source_ids: Vec<String>,
+    /// A file with one text a line, whose mean `mean` takes instead of the run's own
+    #[arg(long, value_name = "FILE", requires = "edit")]
+    mean_from: Option<PathBuf>,
+}
+
+impl EditArgs {
+    /// True where anything is changed.
+    pub fn any(&self) -> bool {
+        !self.edit.is_empty()
+    }
+
+    /// Reads the edits, without a model.
+    fn specs(&self) -> Result<Vec<EditSpec>, Failure> {
+        let specs: Vec<EditSpec> = self
+            .edit
+            .iter()
+            .map(|edit| edit.parse().map_err(|e| Failure::Usage(format!("--edit: {e}"))))
+            .collect::<Result<_, _>>()?;
+        let uses = |wanted: &OpSpec| specs.iter().any(|spec| spec.op() == wanted);
+        let sources = !self.source.is_empty() || !self.source_ids.is_empty();
+        match (uses(&OpSpec::Patch), sources, uses(&OpSpec::Mean), &self.mean_from) {
+            (true, false, ..) => {
+                Err(Failure::Usage("`patch` needs a source run: give --source or --source-ids".into()))
+            }
+            (false, true, ..) => {
+                Err(Failure::Usage("--source is what `patch` takes values from, and no edit is a patch".into()))
+            }
+            (.., false, Some(_)) => {
+                Err(Failure::Usage("--mean-from is what `mean` is taken over, and no edit is a mean".into()))
+            }
+            _ => Ok(specs),
+        }
+    }
+
+    /// The options that say the same in another command.
+    pub fn arguments(&self) -> impl Iterator<Item = [String; 2]> {
+        let all = |name: &str, values: &[String]| {
+            let name = name.to_string();
+            values.iter().map(move |value| [name.clone(), value.clone()]).collect::<Vec<_>>()
+        };
+        let from: Vec<String> = self.mean_from.iter().map(|file| file.display().to_string()).collect();
+        let lists = [
+            all("--edit", &self.edit),
+            all("--source", &self.source),
+            all("--source-ids", &self.source_ids),
+            all("--mean-from", &from),
+        ];
+        lists.into_iter().flatten()
+    }
+
+    /// Files that are read, which no output may replace.
+    pub fn files(&self) -> impl Iterator<Item = PathBuf> {
+        let specs = self.edit.iter().filter_map(|edit| edit.parse::<EditSpec>().ok());
+        let values = specs.filter_map(|spec| match spec.op() {
+            OpSpec::Add(ValueSpec::File { path, .. }) | OpSpec::Set(ValueSpec::File { path, .. }) => Some(path.into()),
+            _ => None,
+        });
+        values.chain(self.mean_from.clone())
+    }
+
+    /// Everything that can be wrong with the edits is found here, before weights are loaded.
+    pub fn plan(&self, texts: &TextArgs, files: &Model, batch: &Batch, model: &ModelArgs) -> Result<EditPlan, Failure> {
+        let specs = self.specs()?;
+        if specs.is_empty() {
+            return Ok(EditPlan::default());
+        }
+        let ids = match (self.source.is_empty(), self.source_ids.is_empty()) {
+            (false, _) => Some(texts.encoded(&self.source, files, model)?),
+            (_, false) => {
+                let lists = self.source_ids.iter().map(|list| parse_ids(list));
+                let lists = lists.collect::<Result<Vec<_>, _>>();
+                let lists = lists.map_err(|e| Failure::Usage(format!("--source-ids: {e}")))?.concat();
+                Some(texts.begun(lists, files)?)
+            }
+            _ => None,
+        };
+        let patch = ids.map(|ids| files.batch(&ids)).transpose()?;
+        let mean = match &self.mean_from {
+            Some(file) => Some(files.batch(&texts.encoded(&texts.lines_of(file, model)?, files, model)?)?),
+            None => None,
+        };
+        let mut read = |path: &str, array: Option<&str>, site: Site| arrays::read(Path::new(path), array, Some(site));
+        Ok(EditPlan::new(&specs, files, batch, Sources { patch, mean }, &mut read)?)
+    }
+}
+
+impl ModelArgs {
+    /// Runs what the edits need, and adds them to a request.
+    pub(super) fn edit(
+        &self,
+        plan: &EditPlan,
+        session: &Session,
+        batch: &Batch,
+        hooks: &mut Hooks,
+    ) -> Result<Vec<EditRecord>, Failure> {
+        let run = async |told: Progress<'_>| session.edit_async(plan, batch, hooks, Some(told)).await;
+        Ok(self.with_progress("blocks for edits", run)?)
+    }
+}
+
+/// What stands in a title behind what is shown.
+pub(super) fn mark(edits: &[EditRecord]) -> String {
+    match edits {
+        [] => String::new(),
+        [one] => format!(", edited: {}", one.edit),
+        [first, rest @ ..] => format!(", edited: {} and {} more", first.edit, rest.len()),
+    }
+}

@@ -1,0 +1,536 @@
+//! Edits as they are written, `SITE[@SELECT]:OP`: on the command line, in files of experiments, from Python. Owns the grammar,
+//! and what its words mean for one model and one batch; reads no file and runs nothing.
+//!
+//! ```text
+//! SITE    a hook's name, a glob or another tool's name; a glob edits every match
+//! SELECT  pos= head= dim= key= text= , each an index, a range a..b or several joined by +
+//! OP      zero | scale=F | add=V | set=V | mean | patch | freeze
+//! V       a number, or [F*]FILE[#ARRAY]
+//! ```
+//!
+//! SITE ends at the first `@` or `:`, SELECT at the first `:` outside double quotes. Read next: `../analysis/edits.rs`.
+
+use crate::hooks::request::{HookError, Select};
+use crate::hooks::site::{self, Axis, Site};
+use crate::model::config::Config;
+use crate::model::token_select::{self, SelectError};
+use crate::model::tokenizer::Token;
+use std::collections::BTreeSet;
+use std::str::FromStr;
+use thiserror::Error;
+
+/// An edit that cannot be read, or that means nothing in this model or batch.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum GrammarError {
+    /// Not of the form `SITE[@SELECT]:OP`.
+    #[error("the edit {written:?} cannot be read: {what}")]
+    Syntax {
+        /// The edit as given.
+        written: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// A part of SELECT that matches nothing.
+    #[error("the edit {written:?} matches nothing: {what}")]
+    Nothing {
+        /// The edit as given.
+        written: String,
+        /// What was asked for and what there is.
+        what: String,
+    },
+}
+
+/// One index or range; negative numbers count from the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// One index.
+    Index(i64),
+    /// `a..b` without `b`; either end may be left out.
+    Span(Option<i64>, Option<i64>),
+}
+
+/// One position or several.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PosItem {
+    /// By number.
+    At(Item),
+    /// Every occurrence of a text, without its quotes.
+    Text(String),
+    /// Every token that is generated.
+    New,
+}
+
+/// SELECT: what is chosen of a site. `None` is everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SelectSpec {
+    /// Token positions.
+    pub pos: Option<Vec<PosItem>>,
+    /// Heads.
+    pub head: Option<Vec<Item>>,
+    /// Entries of the last axis.
+    pub dim: Option<Vec<Item>>,
+    /// Key positions of scores and patterns.
+    pub key: Option<Vec<Item>>,
+    /// Texts of the batch.
+    pub text: Option<Vec<Item>>,
+}
+
+/// V: the values that an edit brings.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ValueSpec {
+    /// One number.
+    Number(f32),
+    /// An array of a file.
+    File {
+        /// What every value is multiplied with.
+        factor: f32,
+        /// The file.
+        path: String,
+        /// Which of its arrays; `None` where the file has one, or one of the site's name.
+        array: Option<String>,
+    },
+}
+
+impl FromStr for ValueSpec {
+    type Err = String;
+
+    fn from_str(written: &str) -> Result<ValueSpec, String> {
+        if let Ok(number) = written.parse::<f32>() {
+            return Ok(ValueSpec::Number(number));
+        }
+        let (factor, rest) = match written.split_once('*') {
+            Some((factor, rest)) if factor.parse::<f32>().is_ok() => (factor.parse().unwrap_or(1.0), rest),
+            _ => (1.0f32, written),
+        };
+        let (path, array) = match rest.rsplit_once('#') {
+            Some((path, array)) => (path, Some(array.to_string())),
+            None => (rest, None),
+        };
+        if !factor.is_finite() || path.is_empty() || array.as_deref() == Some("") {
+            return Err(format!("{written:?} is neither a number nor [F*]FILE[#ARRAY]"));
+        }
+        Ok(ValueSpec::File { factor, path: path.into(), array })
+    }
+}
+
+/// OP: what is done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum OpSpec {
+    /// Set to zero.
+    Zero,
+    /// Multiply.
+    Scale(f32),
+    /// Add values.
+    Add(ValueSpec),
+    /// Put values in place.
+    Set(ValueSpec),
+    /// The mean over all positions of all texts of the unedited run, per head and dimension.
+    Mean,
+    /// The source run's value at the same place.
+    Patch,
+    /// The unedited run's value.
+    Freeze,
+}
+
+/// An edit as it was written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EditSpec {
+    written: String,
+    site: String,
+    select: SelectSpec,
+    op: OpSpec,
+}
+
+impl FromStr for EditSpec {
+    type Err = GrammarError;
+
+    /// Reads `SITE[@SELECT]:OP`.
+    fn from_str(written: &str) -> Result<EditSpec, GrammarError> {
+        let fail = |what: String| GrammarError::Syntax { written: written.into(), what };
+        let end = written
+            .find(['@', ':'])
+            .ok_or_else(|| fail("it has no `:OP`; write SITE[@SELECT]:OP, such as z.2@head=3:zero".into()))?;
+        let (site, rest) = written.split_at(end);
+        if site.trim().is_empty() {
+            return Err(fail("it names no site in front of its `@` or `:`".into()));
+        }
+        let (select, op) = match rest.strip_prefix('@') {
+            Some(rest) => {
+                let end =
+                    unquoted(rest, ':').next().ok_or_else(|| fail("it has no `:OP` behind its selection".into()))?;
+                (select(&rest[..end]).map_err(&fail)?, &rest[end + 1..])
+            }
+            None => (SelectSpec::default(), &rest[1..]),
+        };
+        Ok(EditSpec { written: written.into(), site: site.trim().into(), select, op: op_spec(op).map_err(&fail)? })
+    }
+}
+
+/// Where `c` stands outside double quotes. Within them a backslash protects the next character.
+fn unquoted(text: &str, c: char) -> impl Iterator<Item = usize> {
+    let (mut quoted, mut escaped) = (false, false);
+    text.char_indices().filter_map(move |(at, here)| {
+        if escaped {
+            escaped = false;
+        } else if quoted && here == '\\' {
+            escaped = true;
+        } else if here == '"' {
+            quoted = !quoted;
+        } else if here == c && !quoted {
+            return Some(at);
+        }
+        None
+    })
+}
+
+/// Cuts a text at every `c` outside double quotes.
+fn cut(text: &str, c: char) -> Vec<&str> {
+    let mut start = 0;
+    let mut parts: Vec<&str> = Vec::new();
+    for at in unquoted(text, c) {
+        parts.push(&text[start..at]);
+        start = at + c.len_utf8();
+    }
+    parts.push(&text[start..]);
+    parts
+}
+
+fn select(written: &str) -> Result<SelectSpec, String> {
+    let mut spec = SelectSpec::default();
+    for part in cut(written, ',') {
+        let form = "a selection is a list such as pos=-1,head=2+3,dim=0..5,key=1,text=0";
+        let (name, list) = part.split_once('=').ok_or_else(|| format!("{part:?} has no `=`; {form}"))?;
+        let twice = |has: bool| if has { Err(format!("{name}= stands twice; join several with +")) } else { Ok(()) };
+        let numbers = || list.split('+').map(item).collect::<Result<Vec<Item>, String>>();
+        match name.trim() {
+            "pos" => {
+                twice(spec.pos.is_some())?;
+                spec.pos = Some(cut(list, '+').into_iter().map(pos_item).collect::<Result<_, _>>()?);
+            }
+            "head" => (twice(spec.head.is_some())?, spec.head = Some(numbers()?)).0,
+            "dim" => (twice(spec.dim.is_some())?, spec.dim = Some(numbers()?)).0,
+            "key" => (twice(spec.key.is_some())?, spec.key = Some(numbers()?)).0,
+            "text" => (twice(spec.text.is_some())?, spec.text = Some(numbers()?)).0,
+            _ => return Err(format!("{name:?} is none of pos, head, dim, key, text; {form}")),
+        }
+    }
+    Ok(spec)
+}
+
+fn item(written: &str) -> Result<Item, String> {
+    let wrong = || format!("{written:?} is neither an index nor a range a..b");
+    let number = |text: &str| text.trim().parse::<i64>().map_err(|_| wrong());
+    match written.split_once("..") {
+        Some((from, to)) => {
+            let end = |text: &str| if text.trim().is_empty() { Ok(None) } else { number(text).map(Some) };
+            Ok(Item::Span(end(from)?, end(to)?))
+        }
+        None => number(written).map(Item::Index),
+    }
+}
+
+fn pos_item(written: &str) -> Result<PosItem, String> {
+    match written.trim() {
+        "new" => Ok(PosItem::New),
+        quoted if quoted.starts_with('"') => {
+            let text = quoted.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).filter(|text| !text.is_empty());
+            text.map(|text| PosItem::Text(text.into())).ok_or_else(|| format!("{quoted} is no text in double quotes"))
+        }
+        other => item(other).map(PosItem::At).map_err(|e| format!("{e}, nor a token's text in double quotes")),
+    }
+}
+
+fn op_spec(written: &str) -> Result<OpSpec, String> {
+    let (name, value) = match written.split_once('=') {
+        Some((name, value)) => (name.trim(), Some(value)),
+        None => (written.trim(), None),
+    };
+    let needs = |example: &str| value.ok_or_else(|| format!("{name} needs a value, such as {name}={example}"));
+    let op = match name {
+        "zero" => OpSpec::Zero,
+        "mean" => OpSpec::Mean,
+        "patch" => OpSpec::Patch,
+        "freeze" => OpSpec::Freeze,
+        "scale" => {
+            let factor = needs("0.5")?;
+            let number = factor.trim().parse::<f32>().ok().filter(|f| f.is_finite());
+            OpSpec::Scale(number.ok_or_else(|| format!("scale={factor} is no finite number"))?)
+        }
+        "add" => OpSpec::Add(needs("2*direction.npy")?.parse()?),
+        "set" => OpSpec::Set(needs("1.5")?.parse()?),
+        _ => return Err(format!("{name:?} is none of zero, scale=F, add=V, set=V, mean, patch, freeze")),
+    };
+    match (&op, value) {
+        (OpSpec::Zero | OpSpec::Mean | OpSpec::Patch | OpSpec::Freeze, Some(_)) => {
+            Err(format!("{name} takes no value"))
+        }
+        _ => Ok(op),
+    }
+}
+
+/// The indices below `n` that items stand for, ascending, each once; what an item that matches nothing asked for.
+fn indices(items: &[Item], n: usize) -> Result<Vec<usize>, String> {
+    let count = n as i64;
+    let place = |i: i64| if i < 0 { i.saturating_add(count) } else { i };
+    let mut all = BTreeSet::new();
+    for item in items {
+        match *item {
+            Item::Index(i) if (0..count).contains(&place(i)) => drop(all.insert(place(i) as usize)),
+            Item::Index(i) => return Err(format!("{i} of {n}")),
+            Item::Span(from, to) => {
+                let (first, end) = (place(from.unwrap_or(0)).max(0), to.map_or(count, place).min(count));
+                if first >= end {
+                    let shown = |end: Option<i64>| end.map_or(String::new(), |end| end.to_string());
+                    return Err(format!("{}..{} of {n}", shown(from), shown(to)));
+                }
+                all.extend(first as usize..end as usize);
+            }
+        }
+    }
+    Ok(all.into_iter().collect())
+}
+
+/// What an edit means in one batch: where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Where {
+    /// The site.
+    pub site: Site,
+    /// The part of it.
+    pub select: Select,
+}
+
+impl EditSpec {
+    /// The edit as given.
+    pub fn written(&self) -> &str {
+        &self.written
+    }
+
+    /// The edit as given, with its site named in full.
+    pub fn at(&self, site: Site) -> String {
+        let rest = &self.written[self.written.find(['@', ':']).unwrap_or(self.written.len())..];
+        format!("{site}{rest}")
+    }
+
+    /// What is done.
+    pub fn op(&self) -> &OpSpec {
+        &self.op
+    }
+
+    /// SITE as given.
+    pub fn site(&self) -> &str {
+        &self.site
+    }
+
+    /// SELECT.
+    pub fn select(&self) -> &SelectSpec {
+        &self.select
+    }
+
+    fn nothing(&self, what: String) -> GrammarError {
+        GrammarError::Nothing { written: self.written.clone(), what }
+    }
+
+    /// The sites and parts of sites that this edits, in texts of these tokens.
+    ///
+    /// # Errors
+    /// [`HookError`] for a site that does not exist or lacks an axis; [`HookError::Grammar`] for a selection that matches
+    /// nothing in a text that it is to match in.
+    pub fn places(&self, config: &Config, tokens: &[Vec<Token>]) -> Result<Vec<Where>, HookError> {
+        let sites = site::resolve(&self.site, config.n_layer)?;
+        let chosen = match &self.select.text {
+            Some(items) => indices(items, tokens.len()).map_err(|what| self.nothing(format!("text {what} texts")))?,
+            None => (0..tokens.len()).collect(),
+        };
+        let in_each = |of_text: &dyn Fn(usize) -> Result<Vec<usize>, GrammarError>| {
+            let list = |text: usize| if chosen.contains(&text) { of_text(text) } else { Ok(Vec::new()) };
+            (0..tokens.len()).map(list).collect::<Result<Vec<_>, _>>()
+        };
+        let positions = match &self.select.pos {
+            Some(items) => Some(in_each(&|text| self.positions(items, &tokens[text], text))?),
+            None if chosen.len() < tokens.len() => Some(in_each(&|text| Ok((0..tokens[text].len()).collect()))?),
+            None => None,
+        };
+        let keys = match &self.select.key {
+            Some(items) => Some(in_each(&|text| {
+                let n = tokens[text].len();
+                indices(items, n).map_err(|what| self.nothing(format!("key {what} tokens of text {text}")))
+            })?),
+            None => None,
+        };
+        let place = |site: Site| {
+            let axis = |axes: &[Axis]| site.axes().iter().find(|axis| axes.contains(axis));
+            let lacks = |name: &str| {
+                let axes: Vec<&str> = site.axes().iter().map(|axis| axis.letter()).collect();
+                self.nothing(format!("{site} is [{}] and has no axis for {name}=", axes.join(", ")))
+            };
+            let mut select = Select::all();
+            if let Some(items) = &self.select.head {
+                axis(&[Axis::Head]).ok_or_else(|| lacks("head"))?;
+                let heads = indices(items, config.n_head).map_err(|what| self.nothing(format!("head {what} heads")))?;
+                select = select.heads(heads);
+            }
+            if let Some(items) = &self.select.dim {
+                let last = site.axes().last().filter(|_| !site.is_square()).ok_or_else(|| lacks("dim"))?;
+                let n = last.len(config, 0);
+                select = select.dims(indices(items, n).map_err(|what| self.nothing(format!("dim {what} of {site}")))?);
+            }
+            if let Some(keys) = &keys {
+                axis(&[Axis::Key]).ok_or_else(|| lacks("key"))?;
+                select = select.keys(keys.clone());
+            }
+            if let Some(positions) = &positions {
+                select = select.positions(positions.clone());
+            }
+            if let (true, Some(keys)) = (site.is_square(), &keys) {
+                // A key is seen by its own query and those after it.
+                let seen = chosen.iter().any(|&text| {
+                    let last =
+                        positions.as_ref().map_or(tokens[text].len() - 1, |of| of[text].last().copied().unwrap_or(0));
+                    keys[text].first().is_some_and(|key| *key <= last)
+                });
+                if !seen {
+                    return Err(self.nothing("no chosen query can see a chosen key".into()).into());
+                }
+            }
+            Ok(Where { site, select })
+        };
+        sites.into_iter().map(place).collect()
+    }
+
+    fn positions(&self, items: &[PosItem], tokens: &[Token], text: usize) -> Result<Vec<usize>, GrammarError> {
+        let mut all = BTreeSet::new();
+        for item in items {
+            match item {
+                PosItem::At(item) => {
+                    let found = indices(std::slice::from_ref(item), tokens.len());
+                    all.extend(found.map_err(|what| self.nothing(format!("pos {what} tokens of text {text}")))?);
+                }
+                PosItem::Text(wanted) => {
+                    let found = token_select::select(&[format!("\"{wanted}\"")], tokens, text);
+                    all.extend(found.map_err(|e: SelectError| self.nothing(format!("pos {e}")))?.positions);
+                }
+                PosItem::New => return Err(self.nothing("pos=new is for texts that are generated".into())),
+            }
+        }
+        Ok(all.into_iter().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(written: &str) -> EditSpec {
+        written.parse().unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    #[test]
+    fn the_parts_of_an_edit() {
+        let edit = read("blocks.2.attn.hook_z@head=1+5,pos=2..5+-1,dim=..3:scale=-0.5");
+        assert_eq!(edit.site, "blocks.2.attn.hook_z");
+        assert_eq!(edit.op, OpSpec::Scale(-0.5));
+        assert_eq!(edit.select.head, Some(vec![Item::Index(1), Item::Index(5)]));
+        assert_eq!(edit.select.dim, Some(vec![Item::Span(None, Some(3))]));
+        assert_eq!(
+            edit.select.pos,
+            Some(vec![PosItem::At(Item::Span(Some(2), Some(5))), PosItem::At(Item::Index(-1))])
+        );
+        assert_eq!(edit.at(Site::Z(2)), "blocks.2.attn.hook_z@head=1+5,pos=2..5+-1,dim=..3:scale=-0.5");
+        assert_eq!(read("resid_pre.0:zero").select, SelectSpec::default());
+    }
+
+    #[test]
+    fn quotes_hold_what_separates() {
+        let edit = read(r#"resid_pre.1@pos=" a:b,c+d@e"+"\"",text=0:set=C:\dir\x*y.npz#blocks.1.hook_resid_pre"#);
+        let texts = [" a:b,c+d@e", r#"\""#].map(|text| PosItem::Text(text.into()));
+        assert_eq!(edit.select.pos, Some(texts.to_vec()));
+        let path = r"C:\dir\x*y.npz".to_string();
+        let array = Some("blocks.1.hook_resid_pre".to_string());
+        assert_eq!(edit.op, OpSpec::Set(ValueSpec::File { factor: 1.0, path, array }));
+    }
+
+    #[test]
+    fn values() {
+        let file = |factor, path: &str, array: Option<&str>| {
+            Ok(ValueSpec::File { factor, path: path.into(), array: array.map(String::from) })
+        };
+        assert_eq!("-2e3".parse(), Ok(ValueSpec::Number(-2e3)));
+        assert_eq!("-1.5*v.npy".parse::<ValueSpec>(), file(-1.5, "v.npy", None));
+        assert_eq!("v.npz#a".parse::<ValueSpec>(), file(1.0, "v.npz", Some("a")));
+        for wrong in ["", "#a", "2*", "v.npz#", "inf*v.npy"] {
+            assert!(wrong.parse::<ValueSpec>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_says_why() {
+        for (written, what) in [
+            ("z.2", "no `:OP`"),
+            ("@pos=1:zero", "names no site"),
+            ("z.2@pos=1", "no `:OP` behind"),
+            ("z.2@pos=\"a:zero", "no `:OP` behind"),
+            ("z.2@head:zero", "has no `=`"),
+            ("z.2@heads=1:zero", "none of pos, head"),
+            ("z.2@head=1,head=2:zero", "twice"),
+            ("z.2@head=1+:zero", "neither an index"),
+            ("z.2@pos=cat:zero", "double quotes"),
+            ("z.2@pos=\"\":zero", "no text"),
+            ("z.2:zeros", "none of zero"),
+            ("z.2:scale", "needs a value"),
+            ("z.2:scale=nan", "no finite number"),
+            ("z.2:zero=1", "takes no value"),
+            ("z.2:add=", "neither a number nor"),
+        ] {
+            let message = written.parse::<EditSpec>().unwrap_err().to_string();
+            assert!(message.contains(what), "{written}: {message}");
+        }
+    }
+
+    fn config() -> Config {
+        Config::from_json(r#"{"model_type": "gpt2", "n_layer": 2, "n_head": 4, "n_embd": 8, "vocab_size": 9}"#).unwrap()
+    }
+
+    fn tokens() -> Vec<Vec<Token>> {
+        let text = |parts: &[&str]| -> Vec<Token> {
+            parts.iter().map(|part| Token { id: 0, bytes: Some(part.as_bytes().to_vec()) }).collect()
+        };
+        vec![text(&["The", " cat", " sat"]), text(&["A", " cat", ":", " 3", " cat"])]
+    }
+
+    #[test]
+    fn places_are_counted_in_each_text() {
+        let of = |written: &str| read(written).places(&config(), &tokens()).map(|mut all| all.remove(0).select);
+        let at = |per_text: [&[usize]; 2]| Select::all().positions(per_text.iter().map(|list| list.to_vec()).collect());
+        assert_eq!(of("resid_pre.0@pos=-1+..1:zero"), Ok(at([&[0, 2], &[0, 4]])));
+        assert_eq!(of("resid_pre.0@pos=-2..:zero"), Ok(at([&[1, 2], &[3, 4]])));
+        assert_eq!(of("resid_pre.0@pos=\" cat\":zero"), Ok(at([&[1], &[1, 4]])));
+        assert_eq!(of("resid_pre.0@pos=\":\",text=1:zero"), Ok(at([&[], &[2]])));
+        assert_eq!(of("resid_pre.0@text=-1:zero"), Ok(at([&[], &[0, 1, 2, 3, 4]])));
+        assert_eq!(of("z.0@head=3+0+-1,dim=1:zero"), Ok(Select::all().heads([0, 3]).dims([1])));
+        assert_eq!(of("pattern.1@key=0,pos=-1:zero"), Ok(at([&[2], &[4]]).keys(vec![vec![0], vec![0]])));
+        let sites = read("blocks.*.hook_resid_p*:zero").places(&config(), &tokens()).unwrap();
+        assert_eq!(sites.len(), 4, "resid_pre and resid_post of two blocks");
+    }
+
+    #[test]
+    fn a_selection_that_matches_nothing_is_an_error() {
+        for (written, what) in [
+            ("resid_pre.0@pos=4:zero", "4 of 3 tokens of text 0"),
+            ("resid_pre.0@pos=\":\":zero", "text 0"),
+            ("resid_pre.0@pos=3..:zero", "3.. of 3"),
+            ("resid_pre.0@text=2:zero", "2 of 2 texts"),
+            ("z.0@head=4:zero", "4 of 4 heads"),
+            ("z.0@dim=2:zero", "2 of 2"),
+            ("resid_pre.0@head=0:zero", "no axis for head="),
+            ("pattern.0@dim=0:zero", "no axis for dim="),
+            ("z.0@key=0:zero", "no axis for key="),
+            ("pattern.0@pos=0,key=1:zero", "can see"),
+            ("resid_pre.7:zero", "7"),
+            ("reside_pre.0:zero", "nearest"),
+            ("resid_pre.0@pos=new:zero", "generated"),
+        ] {
+            let message = read(written).places(&config(), &tokens()).unwrap_err().to_string();
+            assert!(message.contains(what), "{written}: {message}");
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! Arrays by name, of any shape: read from .npy, .npz and .safetensors files that others or we wrote, and written whole where they
+//! are known whole (sweeps, weights). `store.rs` has the files that a run fills.
+//!
+//! numpy's formats are read here by hand: the crate for them brings a zip library with four compressors and a parser of Python.
+//! Sources: numpy/lib/format.py; PKWARE's APPNOTE.TXT 6.3.10, 4.3 and 4.5.3.
+
+use super::npz::Npz;
+use crate::hooks::site::Site;
+use ndarray::{ArrayD, IxDyn, ShapeBuilder};
+use safetensors::tensor::TensorInfo;
+use safetensors::{Dtype, SafeTensors};
+use serde_json::{Map, Value, json};
+use std::io::{Read, Write};
+use std::path::Path;
+
+/// Reads one array as f32. Where no name is given, the array of the site's name, or the only array of floating point.
+///
+/// # Errors
+/// A sentence that names the file: it cannot be read, or which of its arrays is meant cannot be told.
+pub fn read(path: &Path, name: Option<&str>, site: Option<Site>) -> Result<ArrayD<f32>, String> {
+    let fail = |e: &dyn std::fmt::Display| format!("cannot read {}: {e}", path.display());
+    match super::extension(path).as_str() {
+        "npy" => {
+            if let Some(name) = name {
+                return Err(format!("{} is one array without a name; leave #{name} out", path.display()));
+            }
+            npy(&std::fs::read(path).map_err(|e| fail(&e))?).map_err(|e| fail(&e))
+        }
+        "npz" => {
+            let bytes = std::fs::read(path).map_err(|e| fail(&e))?;
+            let entries = zip_entries(&bytes).ok_or_else(|| fail(&"it is no archive as numpy writes them"))?;
+            let names: Vec<String> = entries.iter().map(|entry| entry.name.clone()).collect();
+            // Only a name's own array is unpacked, or every header where the name is to be found out.
+            let kind = |entry: &Entry| entry.unpack(&bytes).ok().and_then(|npy| Some(header(&npy)?.0));
+            let floats = || entries.iter().filter(|e| kind(e).is_some_and(|k| k.contains('f'))).map(|e| e.name.clone());
+            let floats = if name.is_some() { Vec::new() } else { floats().collect() };
+            let name = pick(path, name, site, &names, floats)?;
+            let entry = entries.iter().find(|entry| entry.name == name).ok_or_else(|| fail(&"it lacks the array"))?;
+            npy(&entry.unpack(&bytes).map_err(|e| fail(&e))?).map_err(|e| fail(&e))
+        }
+        "safetensors" => {
+            let bytes = std::fs::read(path).map_err(|e| fail(&e))?;
+            let file = SafeTensors::deserialize(&bytes).map_err(|e| fail(&e))?;
+            let mut names: Vec<String> = file.names().into_iter().map(String::from).collect();
+            names.sort();
+            let float = |name: &String| {
+                file.tensor(name).is_ok_and(|t| matches!(t.dtype(), Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16))
+            };
+            let floats = names.iter().filter(|name| float(name)).cloned().collect();
+            let name = pick(path, name, site, &names, floats)?;
+            let tensor = file.tensor(&name).map_err(|e| fail(&e))?;
+            let data = tensor.data();
+            let (pairs, fours, eights) = (data.as_chunks::<2>().0, data.as_chunks::<4>().0, data.as_chunks::<8>().0);
+            let values: Vec<f32> = match tensor.dtype() {
+                Dtype::F64 => eights.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
+                Dtype::F32 => fours.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+                Dtype::F16 => pairs.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
+                Dtype::BF16 => pairs.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
+                other => return Err(fail(&format!("{name} holds {other:?}, no floating-point numbers"))),
+            };
+            ArrayD::from_shape_vec(IxDyn(tensor.shape()), values).map_err(|e| fail(&e))
+        }
+        _ => Err(format!("{} is no file with values: its name must end in .npy, .npz or .safetensors", path.display())),
+    }
+}
+
+/// Which array is meant.
+fn pick(
+    path: &Path,
+    name: Option<&str>,
+    site: Option<Site>,
+    names: &[String],
+    floats: Vec<String>,
+) -> Result<String, String> {
+    let listed = |names: &[String]| match names.len() {
+        0 => "none".to_string(),
+        n if n > 8 => format!("{}, ... ({n})", names[..8].join(", ")),
+        _ => names.join(", "),
+    };
+    if let Some(name) = name {
+        return match names.iter().find(|known| *known == name) {
+            Some(name) => Ok(name.clone()),
+            None => Err(format!("{} has no array {name:?}; it has {}", path.display(), listed(names))),
+        };
+    }
+    let of_site = site.map(Site::name).filter(|name| floats.contains(name));
+    match (of_site, floats.as_slice()) {
+        (Some(name), _) => Ok(name),
+        (None, [one]) => Ok(one.clone()),
+        (None, several) => {
+            let of = site.map_or(String::new(), |site| format!(" for {site}"));
+            let all = listed(several);
+            Err(format!("{} does not say which of its arrays is meant{of}; name one behind #: {all}", path.display()))
+        }
+    }
+}
+
+/// What a .npy file says of its array: the kind of its numbers, whether columns come first, the shape; and where the numbers
+/// begin.
+fn header(bytes: &[u8]) -> Option<(String, bool, Vec<usize>, usize)> {
+    let rest = bytes.strip_prefix(b"\x93NUMPY")?;
+    let (length, start) = match rest.first()? {
+        1 => (usize::from(u16::from_le_bytes(rest.get(2..4)?.try_into().ok()?)), 10),
+        _ => (u32::from_le_bytes(rest.get(2..6)?.try_into().ok()?) as usize, 12),
+    };
+    let literal = std::str::from_utf8(bytes.get(start..start + length)?).ok()?;
+    let field = |name: &str| Some(literal.split_once(&format!("'{name}':"))?.1.trim_start());
+    let kind = field("descr")?.strip_prefix('\'')?.split_once('\'')?.0.to_string();
+    let fortran = field("fortran_order")?.starts_with("True");
+    let axes = field("shape")?.strip_prefix('(')?.split_once(')')?.0;
+    let axes = axes.split(',').map(str::trim).filter(|n| !n.is_empty());
+    let shape = axes.map(|n| n.parse().ok()).collect::<Option<Vec<usize>>>()?;
+    Some((kind, fortran, shape, start + length))
+}
+
+fn npy(bytes: &[u8]) -> Result<ArrayD<f32>, String> {
+    let (kind, fortran, shape, start) = header(bytes).ok_or("it is no .npy file")?;
+    let data = &bytes[start..];
+    let n = shape.iter().try_fold(1usize, |n, axis| n.checked_mul(*axis));
+    let (pairs, fours, eights) = (data.as_chunks::<2>().0, data.as_chunks::<4>().0, data.as_chunks::<8>().0);
+    let mut values: Vec<f32> = match kind.as_str() {
+        "<f8" => eights.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
+        "<f4" => fours.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        "<f2" => pairs.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
+        _ => return Err(format!("its numbers are {kind:?}, and \"<f8\", \"<f4\" and \"<f2\" are read")),
+    };
+    match n {
+        Some(n) if n <= values.len() => values.truncate(n),
+        _ => return Err(format!("its shape is {shape:?}, and it holds {} numbers", values.len())),
+    }
+    ArrayD::from_shape_vec(IxDyn(&shape).set_f(fortran), values).map_err(|e| e.to_string())
+}
+
+/// One file of a zip archive.
+struct Entry {
+    /// Its name, without `.npy`.
+    name: String,
+    /// 0 stored, 8 deflated.
+    method: u64,
+    packed: usize,
+    unpacked: usize,
+    /// Where its local header begins.
+    start: usize,
+}
+
+/// A little-endian number of `size` bytes.
+fn number(bytes: &[u8], at: usize, size: usize) -> Option<u64> {
+    let bytes = bytes.get(at..at.checked_add(size)?)?;
+    Some(bytes.iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte)))
+}
+
+/// The directory of a zip archive, zip64 or not.
+fn zip_entries(bytes: &[u8]) -> Option<Vec<Entry>> {
+    const LONG: u64 = u32::MAX as u64;
+    let end =
+        (0..=bytes.len().checked_sub(22)?).rev().take(1 << 16).find(|at| bytes[*at..].starts_with(b"PK\x05\x06"))?;
+    let (mut n, mut at) = (number(bytes, end + 10, 2)?, number(bytes, end + 16, 4)?);
+    if at == LONG || n == u64::from(u16::MAX) {
+        let wide = number(bytes, end.checked_sub(12)?, 8)? as usize;
+        (n, at) = (number(bytes, wide.checked_add(32)?, 8)?, number(bytes, wide.checked_add(48)?, 8)?);
+    }
+    let mut at = at as usize;
+    let mut entries = Vec::new();
+    for _ in 0..n {
+        let field = |from: usize, size: usize| number(bytes, at.checked_add(from)?, size);
+        (field(0, 4)? == 0x0201_4b50).then_some(())?;
+        let (name, extra, comment) = (field(28, 2)? as usize, field(30, 2)? as usize, field(32, 2)? as usize);
+        let (mut packed, mut unpacked, mut start) = (field(20, 4)?, field(24, 4)?, field(42, 4)?);
+        // Zip64's field has those numbers that the old ones cannot hold, in this order.
+        let (mut in_extra, end_of_extra) = (at + 46 + name, at + 46 + name + extra);
+        while in_extra + 4 <= end_of_extra {
+            let (id, size) = (number(bytes, in_extra, 2)?, number(bytes, in_extra + 2, 2)? as usize);
+            let mut next = in_extra + 4;
+            if id == 1 {
+                for value in [&mut unpacked, &mut packed, &mut start] {
+                    if *value == LONG {
+                        *value = number(bytes, next, 8)?;
+                        next += 8;
+                    }
+                }
+            }
+            in_extra += 4 + size;
+        }
+        let written = String::from_utf8_lossy(bytes.get(at + 46..at + 46 + name)?).into_owned();
+        let name_of = written.strip_suffix(".npy").unwrap_or(&written).to_string();
+        let (packed, unpacked, start) = (packed as usize, unpacked as usize, start as usize);
+        entries.push(Entry { name: name_of, method: field(10, 2)?, packed, unpacked, start });
+        at = end_of_extra + comment;
+    }
+    Some(entries)
+}
+
+impl Entry {
+    /// The file's bytes.
+    fn unpack(&self, archive: &[u8]) -> Result<Vec<u8>, String> {
+        let place = || {
+            let (name, extra) = (number(archive, self.start + 26, 2)?, number(archive, self.start + 28, 2)?);
+            let start = self.start + 30 + name as usize + extra as usize;
+            archive.get(start..start.checked_add(self.packed)?)
+        };
+        let packed = place().ok_or_else(|| format!("{} lies beyond the end of the file", self.name))?;
+        match self.method {
+            0 => Ok(packed.to_vec()),
+            8 => {
+                let mut bytes = Vec::new();
+                let mut inflated = flate2::read::DeflateDecoder::new(packed).take(self.unpacked as u64);
+                inflated.read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+                Ok(bytes)
+            }
+            other => Err(format!("{} is packed by method {other}, and only numpy's two are read", self.name)),
+        }
+    }
+}
+
+/// The numbers of an array that is written.
+pub enum Numbers {
+    /// As f64.
+    F64(Vec<f64>),
+    /// As f32.
+    F32(Vec<f32>),
+}
+
+impl Numbers {
+    fn bytes(&self) -> Vec<u8> {
+        match self {
+            Numbers::F64(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Numbers::F32(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        }
+    }
+}
+
+/// An array with its name and shape.
+pub struct Named {
+    /// Its name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its numbers in row-major order.
+    pub numbers: Numbers,
+}
+
+/// Writes arrays as .npz, with metadata in `metadata_json` as `extract` has it.
+///
+/// # Errors
+/// Those of `out`.
+pub fn write_npz(arrays: &[Named], metadata: &Map<String, Value>, out: &mut impl Write) -> std::io::Result<()> {
+    let entries = arrays.iter().map(|array| {
+        let dtype = if matches!(array.numbers, Numbers::F64(_)) { "<f8" } else { "<f4" };
+        (array.name.clone(), dtype, array.shape.as_slice(), array.numbers.bytes())
+    });
+    Npz::known(entries, metadata).write_to(out)
+}
+
+/// Writes arrays as .safetensors, with metadata as strings.
+///
+/// # Errors
+/// Those of `out`.
+pub fn write_safetensors(arrays: &[Named], metadata: &Map<String, Value>, out: &mut impl Write) -> std::io::Result<()> {
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), String::from);
+    let metadata: Map<String, Value> = metadata.iter().map(|(k, v)| (k.clone(), text(v).into())).collect();
+    let mut header = Map::from_iter([("__metadata__".to_string(), Value::from(metadata))]);
+    // Those of 8 bytes come first, so that all are aligned.
+    let is_wide = |array: &&Named| matches!(array.numbers, Numbers::F64(_));
+    let ordered = || arrays.iter().filter(is_wide).chain(arrays.iter().filter(|array| !is_wide(array)));
+    let mut end = 0;
+    for array in ordered() {
+        let (dtype, size) = if is_wide(&array) { (Dtype::F64, 8) } else { (Dtype::F32, 4) };
+        let start = end;
+        end += size * array.shape.iter().product::<usize>();
+        let info = TensorInfo { dtype, shape: array.shape.clone(), data_offsets: (start, end) };
+        header.insert(array.name.clone(), json!(info));
+    }
+    let mut head = Value::from(header).to_string().into_bytes();
+    head.resize(head.len().next_multiple_of(8), b' ');
+    out.write_all(&(head.len() as u64).to_le_bytes())?;
+    out.write_all(&head)?;
+    ordered().try_for_each(|array| out.write_all(&array.numbers.bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arrays() -> Vec<Named> {
+        let named = |name: &str, shape: &[usize], numbers| Named { name: name.into(), shape: shape.into(), numbers };
+        vec![
+            named("values", &[2, 3], Numbers::F64(vec![1.0, 2.0, 3.0, 4.0, 5.0, -6.5])),
+            named("blocks.0.hook_resid_pre", &[1, 2], Numbers::F32(vec![0.25, f32::NAN])),
+        ]
+    }
+
+    /// What is written is read back, whichever way an array is named.
+    #[test]
+    fn round_trip() {
+        let folder = tempfile::tempdir().unwrap();
+        let metadata = Map::from_iter([("edits".to_string(), json!([1, 2]))]);
+        for name in ["a.npz", "a.safetensors"] {
+            let path = folder.path().join(name);
+            let mut file = std::fs::File::create(&path).unwrap();
+            match name {
+                "a.npz" => write_npz(&arrays(), &metadata, &mut file).unwrap(),
+                _ => write_safetensors(&arrays(), &metadata, &mut file).unwrap(),
+            }
+            let values = read(&path, Some("values"), None).unwrap();
+            assert_eq!((values.shape(), values[[1, 2]]), (&[2, 3][..], -6.5), "{name}");
+            let of_site = read(&path, None, Some(Site::ResidPre(0))).unwrap();
+            assert!(of_site[[0, 0]] == 0.25 && of_site[[0, 1]].is_nan(), "{name}");
+            let message = read(&path, None, Some(Site::ResidPre(1))).unwrap_err();
+            assert!(message.contains("behind #") && message.contains("values"), "{message}");
+            let message = read(&path, Some("value"), None).unwrap_err();
+            assert!(message.contains("no array \"value\""), "{message}");
+        }
+    }
+
+    #[test]
+    fn npy_files_of_every_width_and_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npy");
+        let wide: Vec<u8> = [1.0f64, 2.0, 3.0, 4.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let half: Vec<u8> =
+            [1.0f32, 2.0, 3.0, 4.0].iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect();
+        for (dtype, fortran, bytes, first_row) in [
+            ("<f8", "False", &wide, [1.0, 2.0]),
+            ("<f8", "True", &wide, [1.0, 3.0]),
+            ("<f2", "False", &half, [1.0, 2.0]),
+        ] {
+            let head = super::super::npz::npy_header(dtype, &[2, 2]);
+            let head = String::from_utf8_lossy(&head[10..])
+                .replace("'fortran_order': False", &format!("'fortran_order': {fortran}"));
+            let length = (head.len() as u16).to_le_bytes();
+            std::fs::write(&path, [&b"\x93NUMPY\x01\x00"[..], &length, head.as_bytes(), bytes].concat()).unwrap();
+            let array = read(&path, None, None).unwrap();
+            assert_eq!([array[[0, 0]], array[[0, 1]]], first_row, "{dtype} {fortran}");
+        }
+        std::fs::write(&path, b"no array").unwrap();
+        assert!(read(&path, None, None).unwrap_err().contains("cannot read"));
+        assert!(read(Path::new("a.txt"), None, None).unwrap_err().contains(".npy, .npz or .safetensors"));
+    }
+}
