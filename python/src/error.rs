@@ -34,7 +34,7 @@ pub fn of(py: Python<'_>, e: &actscope::Error) -> PyErr {
         Lib::Weights(_) => "weights",
         Lib::Tokenizer(_) => "tokenizer",
         Lib::Batch(_) => "batch",
-        Lib::Hook(_) => "hook",
+        Lib::Hook(_) | Lib::Edit(_) => "hook",
         Lib::Device(_) => "device",
         Lib::Run(_) => "run",
         Lib::Cancelled => return PyKeyboardInterrupt::new_err(()),

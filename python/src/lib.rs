@@ -18,7 +18,8 @@ fn adapters() -> Vec<(String, String, String, bool)> {
 
 /// The devices of this machine, in words.
 fn this_machine() -> String {
-    let gpus: Vec<String> = adapters().into_iter().map(|(name, detail, ..)| format!("gpu: {name} ({detail})")).collect();
+    let gpus: Vec<String> =
+        adapters().into_iter().map(|(name, detail, ..)| format!("gpu: {name} ({detail})")).collect();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let gpus = if gpus.is_empty() { "no GPU adapter".to_string() } else { gpus.join(", ") };
     format!("this machine has {gpus}, and cpu: {threads} threads")

@@ -4,9 +4,11 @@
 use crate::error;
 use crate::interrupt::{Watch, apart};
 use crate::picture::Picture;
+use actscope::analysis::edits::{EditPlan, Sources};
 use actscope::cache::CacheFolder;
 use actscope::device::Dtype;
 use actscope::hooks::capture::Sink;
+use actscope::hooks::grammar::{EditSpec, OpSpec};
 use actscope::hooks::non_number::NonNumber;
 use actscope::hooks::request::{EditRecord, HookError};
 use actscope::hooks::site::{self, Axis, Site};
@@ -14,7 +16,7 @@ use actscope::hub::Event;
 use actscope::model::batch::Batch;
 use actscope::model::forward::Start;
 use actscope::model::tokenizer::Token;
-use actscope::output::{Output, Provenance, Record, Rows};
+use actscope::output::{Output, Provenance, Record, Rows, arrays};
 use actscope::plot::Heading;
 use actscope::plot::lens::{Cell as LensCell, LensTable};
 use actscope::report::{self, About};
@@ -27,15 +29,22 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use std::cell::Cell;
 use std::ffi::CString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Positions, heads, dims and keys of a selection; positions and keys are one list per text.
 type SelectArg = (Option<Vec<Vec<usize>>>, Option<Vec<usize>>, Option<Vec<usize>>, Option<Vec<Vec<usize>>>);
 
-/// Hook, selection, operation (`zero`, `scale`, `add`, `set`, `with`), its value, and a name for functions.
+/// Hook, selection, operation (`zero`, `scale`, `add`, `set`, `with`), its value, and a name for functions. With `written` the hook is
+/// an edit as `hooks/grammar.rs` reads it, and the rest is not looked at.
 type EditArg<'py> = (String, SelectArg, String, Bound<'py, PyAny>, String);
+
+/// Token ids of the runs that `patch` and `mean` take values from.
+type SourcesArg = (Option<Vec<Vec<u32>>>, Option<Vec<Vec<u32>>>);
+
+/// An edit and a hash of its values.
+type RecordOut = (String, Option<String>);
 
 /// One position's reading: likeliest tokens with probabilities, entropy, and the next token with its probability and rank.
 type ReadingOut = (Vec<(u32, f32)>, f32, Option<(u32, f32, usize)>);
@@ -43,8 +52,69 @@ type ReadingOut = (Vec<(u32, f32)>, f32, Option<(u32, f32, usize)>);
 /// The logit lens: for every row its hook, and for every text and position a reading; and a picture for every text.
 type LensOut = (Vec<(String, Vec<Vec<ReadingOut>>)>, Vec<Picture>);
 
+/// An edit of a request, or several that are written.
+enum Step {
+    Edit(Site, Select, Edit),
+    Written(Vec<EditSpec>),
+}
+
+/// What is changed in a run.
+struct Changes {
+    steps: Vec<Step>,
+    sources: Sources,
+    /// Where functions put their exceptions.
+    failed: Arc<Mutex<Option<PyErr>>>,
+}
+
+impl Changes {
+    /// Adds them to a request, in order; runs what they need. Gives back the records of those that are written.
+    fn add_to(
+        self,
+        session: &actscope::Session,
+        batch: &Batch,
+        hooks: &mut Hooks,
+        watch: &Watch,
+    ) -> Result<Vec<Option<EditRecord>>, actscope::Error> {
+        let hear = |done: usize, of: usize| watch.hear(done, of);
+        let mut read = |path: &str, array: Option<&str>, site: Site| arrays::read(Path::new(path), array, Some(site));
+        let mut records = Vec::new();
+        for step in self.steps {
+            match step {
+                Step::Edit(site, select, edit) => {
+                    hooks.edit_at(site, select, edit)?;
+                    records.push(None);
+                }
+                Step::Written(specs) => {
+                    let plan = EditPlan::new(&specs, session.model(), batch, self.sources.clone(), &mut read)?;
+                    let of_plan = pollster::block_on(session.edit_async(&plan, batch, hooks, Some(&hear)))?;
+                    records.extend(of_plan.into_iter().map(Some));
+                }
+            }
+        }
+        Ok(records)
+    }
+}
+
+/// The edits of a run: those that are written as they were written, the others as the run has them.
+fn records(of_run: Vec<EditRecord>, written: Vec<Option<EditRecord>>) -> Vec<EditRecord> {
+    of_run.into_iter().zip(written).map(|(of_run, written)| written.unwrap_or(of_run)).collect()
+}
+
+fn records_out(records: Vec<EditRecord>) -> Vec<RecordOut> {
+    records.into_iter().map(|EditRecord { edit, sha256 }| (edit, sha256)).collect()
+}
+
+/// What stands behind what a picture shows.
+fn mark(edits: &[EditRecord]) -> String {
+    match edits {
+        [] => String::new(),
+        [one] => format!(", edited: {}", one.edit),
+        [first, rest @ ..] => format!(", edited: {} and {} more", first.edit, rest.len()),
+    }
+}
+
 /// What a run gives: the arrays by name, the addresses at which they left the library, and the edits with their hashes.
-type RunOut<'py> = (Bound<'py, PyDict>, Bound<'py, PyDict>, Vec<(String, Option<String>)>);
+type RunOut<'py> = (Bound<'py, PyDict>, Bound<'py, PyDict>, Vec<RecordOut>);
 
 fn select((positions, heads, dims, keys): SelectArg) -> Select {
     let mut select = Select::all();
@@ -125,20 +195,30 @@ impl Session {
         }
     }
 
-    /// A request; functions put their exceptions into `failed`.
-    fn hooks(
+    /// What is changed in a run that begins with token ids or not.
+    fn changes(
         &self,
         py: Python<'_>,
-        taps: Vec<(String, SelectArg)>,
         edits: Vec<EditArg<'_>>,
-        failed: &Arc<Mutex<Option<PyErr>>>,
-    ) -> PyResult<Hooks> {
-        let mut hooks = self.0.model().hooks();
-        for (name, selected) in taps {
-            hooks.tap_at(self.site(py, &name)?, select(selected)).map_err(|e| hook_error(py, e))?;
-        }
+        (patch, mean): SourcesArg,
+        from_tokens: bool,
+    ) -> PyResult<Changes> {
+        let failed = Arc::new(Mutex::new(None));
+        let mut steps: Vec<Step> = Vec::new();
         for (name, selected, op, value, label) in edits {
             let edit = match op.as_str() {
+                "written" => {
+                    let spec: EditSpec = name.parse().map_err(|e| hook_error(py, HookError::Grammar(e)))?;
+                    if !from_tokens && matches!(spec.op(), OpSpec::Mean | OpSpec::Freeze) {
+                        let what = format!("{name}: the unedited run begins with token ids, and this one does not");
+                        return Err(error::of_kind(py, "hook", what));
+                    }
+                    match steps.last_mut() {
+                        Some(Step::Written(specs)) => specs.push(spec),
+                        _ => steps.push(Step::Written(vec![spec])),
+                    }
+                    continue;
+                }
                 "zero" => Edit::Zero,
                 "scale" => Edit::Scale(value.extract()?),
                 "add" => Edit::Add(value.extract::<PyReadonlyArray1<'_, f32>>()?.as_array().to_vec()),
@@ -146,9 +226,10 @@ impl Session {
                 "with" => self.edit_with(&label, value.unbind(), failed.clone()),
                 _ => return Err(PyTypeError::new_err(format!("there is no edit {op:?}"))),
             };
-            hooks.edit_at(self.site(py, &name)?, select(selected), edit).map_err(|e| hook_error(py, e))?;
+            steps.push(Step::Edit(self.site(py, &name)?, select(selected), edit));
         }
-        Ok(hooks)
+        let batch = |ids: Option<Vec<Vec<u32>>>| ids.map(|ids| self.batch(py, &ids)).transpose();
+        Ok(Changes { steps, sources: Sources { patch: batch(patch)?, mean: batch(mean)? }, failed })
     }
 
     /// An edit by a Python function, which takes and gives a float32 array [1, ...]. An exception ends the run: what is
@@ -188,7 +269,7 @@ impl Session {
         &self,
         py: Python<'_>,
         progress: Option<Py<PyAny>>,
-        failed: &Mutex<Option<PyErr>>,
+        failed: &Arc<Mutex<Option<PyErr>>>,
         work: impl FnOnce(&actscope::Session, &Watch) -> Result<T, actscope::Error> + Send,
     ) -> PyResult<T> {
         self.not_inside_itself(py)?;
@@ -372,27 +453,33 @@ impl Session {
         ids: Vec<Vec<u32>>,
         taps: Vec<(String, SelectArg)>,
         edits: Vec<EditArg<'py>>,
+        sources: SourcesArg,
         start: Option<(String, usize, PyReadonlyArray1<'py, f32>)>,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<RunOut<'py>> {
-        let failed = Arc::new(Mutex::new(None));
         let batch = self.batch(py, &ids)?;
         let positions: Vec<(Site, Option<Vec<Vec<usize>>>)> = taps
             .iter()
             .map(|(name, (positions, ..))| Ok((self.site(py, name)?, positions.clone())))
             .collect::<PyResult<_>>()?;
-        let hooks = self.hooks(py, taps, edits, &failed)?;
+        let mut hooks = self.0.model().hooks();
+        for (name, selected) in taps {
+            hooks.tap_at(self.site(py, &name)?, select(selected)).map_err(|e| hook_error(py, e))?;
+        }
+        let changes = self.changes(py, edits, sources, start.is_none())?;
         let values = start.as_ref().map(|(.., values)| values.as_slice()).transpose()?;
         let start = match (&start, values) {
             (Some((kind, layer, _)), Some(values)) if kind == "stream" => Start::Stream { layer: *layer, values },
             (Some(_), Some(values)) => Start::Embeddings(values),
             _ => Start::Tokens,
         };
-        let (mut capture, non_number) = self.without_gil(py, progress, &failed, |session, watch| {
+        let failed = changes.failed.clone();
+        let (mut capture, non_number, written) = self.without_gil(py, progress, &failed, |session, watch| {
             let hear = |done: usize, of: usize| watch.hear(done, of);
+            let written = changes.add_to(session, &batch, &mut hooks, watch)?;
             let capture = pollster::block_on(session.run_from_async(&batch, &hooks, start, Some(&hear)))?;
             let non_number = NonNumber::find_in(&capture);
-            Ok((capture, non_number))
+            Ok((capture, non_number, written))
         })?;
         if let Some(found) = non_number {
             let of_site = positions.iter().find(|(site, _)| *site == found.site).and_then(|(_, list)| list.as_ref());
@@ -400,13 +487,13 @@ impl Session {
             warn(py, &found, position)?;
         }
         let (arrays, addresses) = (PyDict::new(py), PyDict::new(py));
-        for site in hooks.sites() {
+        let sites: Vec<Site> = capture.iter().map(|(site, _)| site).collect();
+        for site in sites {
             let Some(array) = capture.take(site) else { continue };
             addresses.set_item(site.name(), address(&array))?;
             arrays.set_item(site.name(), array.into_pyarray(py))?;
         }
-        let edits = capture.edits().iter().map(|EditRecord { edit, sha256 }| (edit.clone(), sha256.clone())).collect();
-        Ok((arrays, addresses, edits))
+        Ok((arrays, addresses, records_out(records(capture.edits().to_vec(), written))))
     }
 
     /// The logit lens.
@@ -416,14 +503,18 @@ impl Session {
         ids: Vec<Vec<u32>>,
         top: usize,
         edits: Vec<EditArg<'_>>,
+        sources: SourcesArg,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<LensOut> {
-        let failed = Arc::new(Mutex::new(None));
         let batch = self.batch(py, &ids)?;
-        let hooks = self.hooks(py, Vec::new(), edits, &failed)?;
-        let rows = self.without_gil(py, progress, &failed, |session, watch| {
+        let changes = self.changes(py, edits, sources, true)?;
+        let failed = changes.failed.clone();
+        let (rows, edits) = self.without_gil(py, progress, &failed, |session, watch| {
             let hear = |done: usize, of: usize| watch.hear(done, of);
-            pollster::block_on(session.lens_async(&batch, &hooks, top, Some(&hear))).map(|(rows, _)| rows)
+            let mut hooks = session.model().hooks();
+            let written = changes.add_to(session, &batch, &mut hooks, watch)?;
+            let (rows, capture) = pollster::block_on(session.lens_async(&batch, &hooks, top, Some(&hear)))?;
+            Ok((rows, records(capture.edits().to_vec(), written)))
         })?;
         let model = self.0.model();
         let n_layer = model.config().n_layer;
@@ -437,7 +528,7 @@ impl Session {
                 let (id, probability) = reading.top[0];
                 LensCell { token: model.token(id), probability, hit: reading.next.is_some_and(|next| next.id == id) }
             };
-            let heading = Heading { text: tokens, what: format!("logit lens of {}", model.name()) };
+            let heading = Heading { text: tokens, what: format!("logit lens of {}{}", model.name(), mark(&edits)) };
             let rows = rows.iter().map(|row| (name(row.site), row.texts[text].iter().map(cell).collect())).collect();
             Picture::of_lens(LensTable { heading, rows })
         };
@@ -459,19 +550,26 @@ impl Session {
         py: Python<'_>,
         ids: Vec<u32>,
         arguments: &str,
+        edits: Vec<EditArg<'_>>,
+        sources: SourcesArg,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<(String, Vec<String>)> {
         let batch = self.batch(py, &[ids])?;
-        let page = self.without_gil(py, progress, &Mutex::new(None), |session, watch| {
+        let changes = self.changes(py, edits, sources, true)?;
+        let failed = changes.failed.clone();
+        let (page, edits) = self.without_gil(py, progress, &failed, |session, watch| {
             let hear = |done: usize, of: usize| watch.hear(done, of);
-            pollster::block_on(report::gather(session, &batch, report::LARGEST, Some(&hear)))
+            let mut hooks = session.model().hooks();
+            let written = changes.add_to(session, &batch, &mut hooks, watch)?;
+            let page = pollster::block_on(report::gather(session, &batch, &hooks, report::LARGEST, Some(&hear)))?;
+            Ok((page, records(hooks.edit_records(), written)))
         })?;
         if let Some(found) = &page.non_number {
             warn(py, found, found.slot())?;
         }
         let model = self.0.model();
         let tokens = model.tokens(&batch).swap_remove(0);
-        let provenance = self.provenance();
+        let provenance = self.provenance(edits);
         let about = About { files: model, tokens: &tokens, arguments, provenance: &provenance };
         let mut html = Vec::new();
         page.write(&about, &mut html)?;
@@ -487,6 +585,7 @@ impl Session {
         texts: Vec<String>,
         positions: Option<Vec<Vec<usize>>>,
         arrays: Vec<(String, PyReadonlyArrayDyn<'_, f32>)>,
+        edits: Vec<RecordOut>,
     ) -> PyResult<u64> {
         let batch = self.batch(py, &ids)?;
         let tokens = self.0.model().tokens(&batch);
@@ -507,7 +606,8 @@ impl Session {
             }
         }
         let rows = positions.as_deref().map_or(Rows::All, Rows::Positions);
-        let provenance = self.provenance();
+        let edits = edits.into_iter().map(|(edit, sha256)| EditRecord { edit, sha256 }).collect();
+        let provenance = self.provenance(edits);
         let record = Record { tokens: &tokens, texts: &texts, rows, windows: None, provenance: &provenance };
         let write = || {
             let output = Output::create(&path)?;
@@ -589,11 +689,12 @@ impl Session {
 }
 
 impl Session {
-    fn provenance(&self) -> Provenance {
+    fn provenance(&self, edits: Vec<EditRecord>) -> Provenance {
         Provenance {
             model: self.0.model().name().into(),
             fingerprint: self.0.model().checkpoint().fingerprint(false),
             device: self.0.device().to_string(),
+            edits,
         }
     }
 }
@@ -627,8 +728,12 @@ fn verification_dict<'py>(py: Python<'py>, found: &Verification) -> PyResult<Bou
         .collect();
     dict.set_item("hooks", hooks)?;
     dict.set_item("compared", found.steps.compared)?;
-    let mismatches: Vec<_> =
-        found.steps.mismatches.iter().map(|step| format!("{} {}, {}", step.kind.name(), step.part, step.shape)).collect();
+    let mismatches: Vec<_> = found
+        .steps
+        .mismatches
+        .iter()
+        .map(|step| format!("{} {}, {}", step.kind.name(), step.part, step.shape))
+        .collect();
     dict.set_item("mismatches", mismatches)?;
     Ok(dict)
 }

@@ -128,6 +128,8 @@ def test_files_hold_what_the_cache_holds(model: actscope.Model, tmp_path: Any) -
         cache.save(tmp_path / "a.npy")
     with pytest.raises(actscope.Error, match="cannot write"):
         cache.save(tmp_path / "no" / "folder" / "a.npz")
-    with pytest.raises(actscope.Error, match="has edits"):
-        model.run(texts, "resid_post.0", edits={"resid_pre.0": "zero"}).save(tmp_path / "b.npz")
-    assert not (tmp_path / "b.npz").exists()
+    edited = model.run(texts, "resid_post.0", edits=["resid_pre.0@pos=0:zero", actscope.Edit("z.0", "scale", 2.0)])
+    edited.save(tmp_path / "b.safetensors")
+    _, metadata = read_safetensors(tmp_path / "b.safetensors")
+    written = [one["edit"] for one in json.loads(metadata["edits"])]
+    assert written == ["blocks.0.hook_resid_pre@pos=0:zero", "blocks.0.attn.hook_z:scale=2"]

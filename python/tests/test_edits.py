@@ -83,7 +83,7 @@ def test_what_a_function_raises_comes_out(model: actscope.Model) -> None:
 
     with pytest.raises(Mine, match="here"):
         model.run(TEXT, "ln_f", edits={"resid_pre.0": fail})
-    with pytest.raises(actscope.Error, match=r"was given \[1, 8, 160\] and returned \[3\]") as e:
+    with pytest.raises(actscope.Error, match=r"was given \[1, 7, 160\] and returned \[3\]") as e:
         model.run(TEXT, "ln_f", edits={"resid_pre.0": lambda x: np.zeros(3)})
     assert e.value.kind == "hook"
     with pytest.raises(actscope.Error, match="cannot run the model that is calling it"):
@@ -106,6 +106,9 @@ def test_what_a_function_raises_comes_out(model: actscope.Model) -> None:
         (lambda: Edit("z.0", "zero", text=7), "text 7 does not exist"),
         (lambda: Edit("nonsense", "zero"), "nearest"),
         (lambda: Edit("z.0", "set", [1.0, 2.0, 3.0]), "gives 3 values"),
+        (lambda: "z.0", "has no `:OP`"),
+        (lambda: "z.0@head=99:zero", "head 99 of 5 heads"),
+        (lambda: "z.0:patch", "source"),
     ],
 )
 def test_edits_that_do_not_fit_are_refused(model: actscope.Model, make: Any, message: str) -> None:
@@ -119,3 +122,31 @@ def test_pictures_take_edits(model: actscope.Model) -> None:
     edited = model.attention(TEXT, 2, edits={"resid_pre.2": "zero"}).values
     assert not np.allclose(plain, edited)
     assert model.lens(TEXT)[-1][0][0] != model.lens(TEXT, edits={"resid_post.1": "zero"})[-1][0][0]
+
+
+def test_edits_as_the_command_line_writes_them(model: actscope.Model) -> None:
+    def logits(**options: Any) -> np.ndarray:
+        return model.run(TEXTS, "logits", **options)["logits"]
+
+    np.testing.assert_array_equal(logits(edits="z.2@head=1,pos=-1:zero"), logits(edits=[Edit("z.2", "zero", head=1, pos=-1)]))
+    np.testing.assert_array_equal(logits(edits={"z.2@head=1": "scale=2"}), logits(edits=[Edit("z.2", "scale", 2.0, head=1)]))
+    mixed = [Edit("resid_pre.1", "set", 1.0), "resid_pre.1:scale=5", Edit("resid_pre.1", lambda x: x + 1)]
+    cache = model.run(TEXTS, "resid_pre.1", edits=mixed)
+    assert (cache["resid_pre.1"][cache.attention_mask.astype(bool)] == 6.0).all()
+    assert [one["edit"].split(":")[1].split("=")[0] for one in cache.edits] == ["set", "scale", "with"]
+
+
+def test_edits_that_take_values_from_other_runs(model: actscope.Model) -> None:
+    other = "The dog sat on the mat."
+    assert len(model.encode(other)[0]) == len(model.encode(TEXT)[0])
+    got = model.run(TEXT, "logits", edits="resid_pre.2:patch", source=other)["logits"]
+    np.testing.assert_allclose(got, model.run(other, "logits")["logits"], rtol=1e-4, atol=1e-4)
+    mean = model.run(TEXT, "z.1", edits="z.1:mean")["z.1"][0]
+    np.testing.assert_allclose(mean, np.broadcast_to(model.run(TEXT, "z.1")["z.1"][0].mean(0), mean.shape), rtol=1e-4, atol=1e-6)
+    elsewhere = model.run(TEXT, "z.1", edits="z.1:mean", mean_from=TEXTS[1])["z.1"][0, 0]
+    np.testing.assert_allclose(elsewhere, model.run(TEXTS[1], "z.1")["z.1"][0].mean(0), rtol=1e-4, atol=1e-6)
+    frozen = model.run(TEXT, "attn_out.3", edits=["resid_pre.1:zero", "attn_out.3:freeze"])["attn_out.3"]
+    np.testing.assert_array_equal(frozen, model.run(TEXT, "attn_out.3")["attn_out.3"])
+    stream = model.run(TEXT, "resid_pre.1")["resid_pre.1"]
+    with pytest.raises(actscope.Error, match="begins with token ids"):
+        model.run(TEXT, "ln_f", start_layer=1, stream=stream, edits="z.2:mean")

@@ -53,10 +53,10 @@ def test_what_does_not_fit_is_refused(model: actscope.Model) -> None:
         model.run(TEXTS, start_layer=1)
     with pytest.raises(actscope.Error, match="not with both"):
         model.run(TEXTS, start_layer=1, stream=np.zeros((2, 3, width)), embeds=np.zeros((2, 3, width)))
-    with pytest.raises(actscope.Error, match=rf"the texts need \[2, 8, {width}\]"):
+    with pytest.raises(actscope.Error, match=rf"the texts need \[2, 7, {width}\]"):
         model.run(TEXTS, start_layer=1, stream=np.zeros((2, 3, width)))
     with pytest.raises(actscope.Error, match=rf"\[batch, pos, {width}\] is needed"):
-        model.run(TEXTS, embeds=np.zeros((2, 8, 3)))
+        model.run(TEXTS, embeds=np.zeros((2, 7, 3)))
     with pytest.raises(actscope.Error, match="layer 99 does not exist"):
         model.run(start_layer=99, stream=np.zeros((1, 3, width)))
     with pytest.raises(actscope.Error, match="before the block where it begins"):

@@ -121,17 +121,17 @@ class Cache(Mapping[str, Any]):
 
     def save(self, path: str | PathLike[str]) -> int:
         """Writes .safetensors, .npz, .npy (one hook), .json, .jsonl or .csv, as `actscope extract` does, with the tokens and the
-        model's fingerprint; gives back the file's size in bytes. Values that were changed since are refused by shape only.
+        model's fingerprint and the run's edits; gives back the file's size in bytes.
 
         Raises:
-            Error: of kind `output` for a file that cannot be written, and for a run that has edits or began with a residual
-                stream, which these files cannot say yet.
+            Error: of kind `output` for a file that cannot be written, and for a run that began with a residual stream alone and has
+                no tokens.
         """
         if self._ids is None:
             raise error("output", "this run began with a residual stream and has no tokens, which a file needs")
-        if self.edits:
-            raise error("output", "this run has edits, which a file would not show; save to_dict() with numpy instead")
-        return self._model._session.save(path, self._ids, self._texts, self.positions, list(self._arrays.items()))
+        edits = [(one["edit"], one.get("sha256")) for one in self.edits]
+        arrays = list(self._arrays.items())
+        return self._model._session.save(path, self._ids, self._texts, self.positions, arrays, edits)
 
     # TransformerLens's algebra
 
@@ -254,8 +254,8 @@ class Cache(Mapping[str, Any]):
     ) -> Any:
         """The stream as it enters each block up to `layer` (None or -1: and as it leaves the last).
 
-        With `apply_ln` at the last, each row is scaled by its own statistics, as the logit lens does; at a block, by the run's
-        scale there. `incl_mid` adds the streams between attention and MLP. Labels are `0_pre`, `0_mid`, ..., `final_post`.
+        With `apply_ln` at the last, each row goes through the whole final LayerNorm by itself, so that `@ W_U` gives the logit
+        lens; at a block, it is scaled as the run's LayerNorm there did. `incl_mid` adds the streams between attention and MLP. Labels are `0_pre`, `0_mid`, ..., `final_post`.
 
         Returns:
             [part, batch, pos, n_embd]
@@ -347,30 +347,33 @@ class Cache(Mapping[str, Any]):
         """Each part minus its mean, divided by the scale that the run's LayerNorm had, without gain and bias.
 
         The LayerNorm is the one of block `layer` (with `mlp_input`: before its MLP), the final one for None or -1. `pos_slice` is
-        the one that the stack was made with. `recompute_ln` divides each part by its own scale instead.
+        the one that the stack was made with. With `recompute_ln` each part goes through that LayerNorm by itself: its own scale,
+        gain and bias.
         """
-        return self._normalized(residual_stack, layer, mlp_input, pos_slice, recompute_ln).astype(np.float32)
+        if not recompute_ln:
+            return self._normalized(residual_stack, layer, mlp_input, pos_slice).astype(np.float32)
+        until = self._until(layer)
+        final = until == self._model.n_layer
+        name = "ln_final" if final else f"blocks.{until}.{'ln2' if mlp_input else 'ln1'}"
+        gain, bias = (self._model.weights[f"{name}.{part}"].astype(np.float64) for part in "wb")
+        wide = residual_stack.astype(np.float64)
+        wide -= wide.mean(axis=-1, keepdims=True)
+        wide /= np.sqrt(np.square(wide).mean(axis=-1, keepdims=True) + self._model.config["layer_norm_epsilon"])
+        return (wide * gain + bias).astype(np.float32)
 
     apply_ln = apply_ln_to_stack
 
-    def _normalized(
-        self, stack: Stack, layer: int | None, mlp_input: bool, pos_slice: Any, recompute_ln: bool
-    ) -> NDArray[np.float64]:
+    def _normalized(self, stack: Stack, layer: int | None, mlp_input: bool, pos_slice: Any) -> NDArray[np.float64]:
+        scale = _at(self._scale(self._until(layer), mlp_input), pos_slice)
+        if stack.shape[1:-1] != scale.shape[:-1]:
+            raise error(
+                "hook",
+                f"the stack is {list(stack.shape)}, and the run's scale is {list(scale.shape)}; a stack is "
+                "[part, batch, pos, n_embd], and pos_slice is the one that it was made with",
+            )
         wide = stack.astype(np.float64)
         wide -= wide.mean(axis=-1, keepdims=True)
-        if recompute_ln:
-            scale = np.sqrt(np.square(wide).mean(axis=-1, keepdims=True) + self._model.config["layer_norm_epsilon"])
-        else:
-            scale = _at(self._scale(self._until(layer), mlp_input), pos_slice)
-            if wide.shape[1:-1] != scale.shape[:-1]:
-                raise error(
-                    "hook",
-                    f"the stack is {list(stack.shape)}, and the run's scale is {list(scale.shape)}; a stack is "
-                    "[part, batch, pos, n_embd], and pos_slice is the one that it was made with",
-                )
-        wide /= scale
-        # Where there is no token there is nothing: a padded slot would be 0 / 0.
-        return np.where(np.isfinite(wide), wide, 0.0)
+        return np.asarray(wide / scale)
 
     def _scale(self, layer: int, mlp_input: bool) -> NDArray[np.float64]:
         """The divisor of a LayerNorm, [batch, pos, 1]: recorded, or made from the stream that it reads."""
@@ -382,6 +385,7 @@ class Cache(Mapping[str, Any]):
             name, stream = f"blocks.{layer}.ln1.hook_scale", f"blocks.{layer}.hook_resid_pre"
         if name in self._arrays:
             scale = self._arrays[name].astype(np.float64)
+            # A padded slot holds 0, and nothing divided by it.
             return np.where(scale == 0.0, np.inf, scale)
         if stream not in self._arrays:
             raise KeyError(f"neither {name} nor {stream} was recorded, and one is needed here; add it to hooks")
@@ -419,7 +423,7 @@ class Cache(Mapping[str, Any]):
             u = u[:, np.newaxis]
         if u.ndim == 3 and residual_stack.ndim == 3:
             u = _at(u, pos_slice)
-        normalized = self._normalized(residual_stack, None, False, pos_slice, False)
+        normalized = self._normalized(residual_stack, None, False, pos_slice)
         gain = self._model.weights["ln_final.w"].astype(np.float64)
         attrs = (normalized * (gain * u)).sum(axis=-1)
         if incl_bias:

@@ -17,7 +17,8 @@ EditFunction = Callable[[Any], Any]
 """Takes a float32 array [1, ...] with one text's values, returns as many, or changes it in place and returns None."""
 
 Edits = Any
-"""Edits as a mapping from hooks to functions (or to the values that are put there), or a list of `Edit`s."""
+"""A list of `Edit`s and of edits as the command line takes them (`SITE[@SELECT]:OP`), in order; or a mapping from hooks to functions,
+to values that are put there, or to an OP such as `"mean"`."""
 
 _OPS = ("zero", "scale", "add", "set")
 
@@ -76,33 +77,36 @@ def _label(op: str | EditFunction) -> str:
     return op if isinstance(op, str) else getattr(op, "__qualname__", type(op).__name__)
 
 
-def read(edits: Edits) -> list[Edit]:
+def read(edits: Edits) -> list[Edit | str]:
     """A list of edits of what `run` takes as `edits`."""
     if edits is None:
         return []
-    if isinstance(edits, Edit):
+    if isinstance(edits, (Edit, str)):
         return [edits]
     if isinstance(edits, Mapping):
         return [_of_pair(site, what) for site, what in edits.items()]
-    if isinstance(edits, str) or not isinstance(edits, Iterable):
+    if not isinstance(edits, Iterable):
         raise TypeError(f"edits are a mapping or a list of Edits, and {edits!r:.60} was given")
     listed = list(edits)
     for one in listed:
-        if not isinstance(one, Edit):
-            raise TypeError(f"an Edit is needed, and {one!r:.60} was given")
+        if not isinstance(one, (Edit, str)):
+            raise TypeError(f"an Edit or a string is needed, and {one!r:.60} was given")
     return listed
 
 
-def _of_pair(site: str, what: Any) -> Edit:
+def _of_pair(site: str, what: Any) -> Edit | str:
     if callable(what):
         return Edit(site, what)
-    return Edit(site, what) if isinstance(what, str) else Edit(site, "set", what)
+    return f"{site}:{what}" if isinstance(what, str) else Edit(site, "set", what)
 
 
-def native(edits: list[Edit], session: _native.Session, lengths: list[int]) -> list[Any]:
+def native(edits: list[Edit | str], session: _native.Session, lengths: list[int]) -> list[Any]:
     """Edits as the native side takes them, for a batch of texts of these lengths."""
-    made = []
+    made: list[Any] = []
     for edit in edits:
+        if isinstance(edit, str):
+            made.append((edit, (None, None, None, None), "written", None, ""))
+            continue
         for site in session.resolve(edit.site):
             made.append((site, _select(edit, site, session, lengths), *_operation(edit, site)))
     return made

@@ -19,9 +19,6 @@ from actscope._show import Attention, Heatmap, Lens, Panel, Reading, Report, Tok
 from actscope._texts import Texts
 from actscope._weights import Weights
 
-_ALL = (None, None, None, None)
-
-
 def load(model: str = "gpt2", device: object = "auto", weights: str | None = None) -> Model:
     """Opens a model and brings it to a device. What the Hugging Face cache lacks is downloaded.
 
@@ -135,6 +132,8 @@ class Model:
         hooks: Any = None,
         *,
         edits: Edits = None,
+        source: Texts = None,
+        mean_from: Texts = None,
         pos: Any = None,
         prepend_bos: bool = False,
         start_layer: int | None = None,
@@ -148,9 +147,11 @@ class Model:
             texts: One text or several, or token ids.
             hooks: A hook or a list of them: names (TransformerLens's, Hugging Face's module paths, nnsight's), tuples such as
                 `("pattern", 3)`, globs. None: every hook but `hook_result`, which `Cache.stack_head_results` makes.
-            edits: A mapping from hooks to functions or values, or a list of `Edit`s, in order. A function is called once for
-                each text with a float32 array [1, ...]; what it returns is put in place, and None stands for the array, which it
-                may change.
+            edits: A list of `Edit`s and of edits as the command line has them (`"z.2@head=4:mean"`), in order; or a mapping from hooks
+                to functions, values or operations. A function is called once for each text with a float32 array [1, ...]; what
+                it returns is put in place, and None stands for the array, which it may change.
+            source: What `patch` takes values from: one text for all, or one for each.
+            mean_from: What `mean` is taken over, where it is not the texts themselves.
             pos: Positions to record of each text: an index, a slice or a list; negative ones count from the end.
             start_layer, stream: Begin at this block, with [batch, pos, n_embd] as what enters it. Texts then only say how long
                 each is; without them every text has all positions.
@@ -187,10 +188,11 @@ class Model:
             positions = [_texts.indices(pos, n, f"text {i}: position") for i, n in enumerate(lengths)]
         select = (positions, None, None, None)
         edited = _edits.native(_edits.read(edits), self._session, lengths)
+        sources = self._sources(source, mean_from, prepend_bos)
         batch = ids if ids is not None else [[0] * n for n in lengths]
         with Progress("actscope", "block") as progress:
             arrays, addresses, records = self._session.run(
-                batch, [(name, select) for name in names], edited, start, progress
+                batch, [(name, select) for name in names], edited, sources, start, progress
             )
         return Cache(
             self,
@@ -202,6 +204,14 @@ class Model:
             positions=positions,
             edits=records,
         )
+
+    def _sources(
+        self, source: Texts, mean_from: Texts, prepend_bos: bool
+    ) -> tuple[list[list[int]] | None, list[list[int]] | None]:
+        def read(texts: Texts) -> list[list[int]] | None:
+            return None if texts is None else self._read(texts, prepend_bos)[0]
+
+        return read(source), read(mean_from)
 
     def _layer(self, layer: int | None) -> int:
         assert layer is not None
@@ -275,6 +285,7 @@ class Model:
         dims: int | str = 100,
         scale: str = "linear",
         edits: Edits = None,
+        source: Texts = None,
         prepend_bos: bool = False,
     ) -> Heatmap:
         """Tokens by dimensions.
@@ -294,14 +305,14 @@ class Model:
                 raise error("hook", f"{name} is [{', '.join(axes)}], and a heatmap shows hooks of [pos, n]")
             kinds = {"d_mlp": "neuron", "d_vocab": "token of the vocabulary"}
             panels.append((name, kinds.get(axes[1], "hidden dimension")))
-        cache = self.run([ids], names, edits=edits)
+        cache = self.run([ids], names, edits=edits, source=source)
         tokens = self._tokens_of(ids)
         shown = names[0] if len(names) == 1 else f"{len(names)} hooks"
         picture, numbers = _native.heatmap(
             [(name, of, np.ascontiguousarray(cache[name][0])) for name, of in panels],
             list(enumerate(tokens)),
             tokens,
-            f"{shown} of {self.name}",
+            f"{shown} of {self.name}{_mark(cache)}",
             str(dims),
             scale,
         )
@@ -316,6 +327,7 @@ class Model:
         *,
         kind: str = "pattern",
         edits: Edits = None,
+        source: Texts = None,
         prepend_bos: bool = False,
     ) -> Attention:
         """Which token looks at which.
@@ -331,23 +343,26 @@ class Model:
         heads = _texts.indices(slice(None) if head is None else head, self.n_head, "head")
         if not layers or not heads:
             raise error("hook", "there is no head to show: the slice of layers or heads is empty")
-        cache = self.run([ids], [f"{kind}.{one}" for one in layers], edits=edits)
+        cache = self.run([ids], [f"{kind}.{one}" for one in layers], edits=edits, source=source)
         values = np.stack([cache[kind, one][0][heads] for one in layers])
         squares = [(l, h, values[i, j]) for i, l in enumerate(layers) for j, h in enumerate(heads)]
         noun = "attention pattern" if kind == "pattern" else "attention scores"
         which = f"layer {layers[0]}, head {heads[0]}" if len(squares) == 1 else f"{len(squares)} heads"
-        what = f"{noun} of {which} of {self.name}"
+        what = f"{noun} of {which} of {self.name}{_mark(cache)}"
         picture = _native.attention(squares, self._tokens_of(ids), what, kind == "scores")
         return Attention(picture, values, layers, heads, self._session.written(ids))
 
-    def lens(self, texts: Texts, *, top: int = 5, edits: Edits = None, prepend_bos: bool = False) -> Lens:
+    def lens(
+        self, texts: Texts, *, top: int = 5, edits: Edits = None, source: Texts = None, prepend_bos: bool = False
+    ) -> Lens:
         """The logit lens: each residual stream through the final LayerNorm and the unembedding. `top` tokens are kept."""
         if top < 1:
             raise error("hook", "top must be at least 1")
         ids, _ = self._read(texts, prepend_bos)
         edited = _edits.native(_edits.read(edits), self._session, [len(row) for row in ids])
         with Progress("actscope", "layer") as progress:
-            rows, pictures = self._session.lens(ids, top, edited, progress)
+            sources = self._sources(source, None, prepend_bos)
+            rows, pictures = self._session.lens(ids, top, edited, sources, progress)
         written = self._session.written
 
         def reading(of: Any) -> Reading:
@@ -360,14 +375,29 @@ class Model:
         read = [[[reading(one) for one in text] for text in of_row] for _, of_row in rows]
         return Lens([hook for hook, _ in rows], read, pictures)
 
-    def report(self, text: Texts, path: str | os.PathLike[str] | None = None, *, prepend_bos: bool = False) -> Report:
+    def report(
+        self,
+        text: Texts,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        edits: Edits = None,
+        source: Texts = None,
+        prepend_bos: bool = False,
+    ) -> Report:
         """One text's activations as a page to look around in: shown in a notebook, and written to `path` where one is given."""
         ids, given = self._one(text, prepend_bos, "a report")
         words = ["--model", self.name, "--ids", " ".join(map(str, ids))]
         if self._options[2] is not None:
             words[2:2] = ["--weights", self._options[2]]
+        # Only edits that are written can stand in the page's commands.
+        listed = _edits.read(edits)
+        sources = self._sources(source, None, prepend_bos)
+        words += [word for edit in listed if isinstance(edit, str) for word in ("--edit", edit)]
+        for of_patch in sources[0] or []:
+            words += ["--source-ids", " ".join(map(str, of_patch))]
+        edited = _edits.native(listed, self._session, [len(ids)])
         with Progress("actscope") as progress:
-            page, notes = self._session.report(ids, shlex.join(words), progress)
+            page, notes = self._session.report(ids, shlex.join(words), edited, sources, progress)
         report = Report(page, notes, given[0] if given else " ".join(self._session.written(ids)))
         if path is not None:
             report.save(path)
@@ -390,3 +420,10 @@ class Model:
                 progress(begin + width * done // max(of, 1), 100)
 
             return Verification(self._session.verify(tell))
+
+
+def _mark(cache: Cache) -> str:
+    """What stands in a title behind what is shown."""
+    edits = [one["edit"] for one in cache.edits]
+    more = f" and {len(edits) - 1} more" if len(edits) > 1 else ""
+    return f", edited: {edits[0]}{more}" if edits else ""

@@ -21,6 +21,7 @@ _Array = NDArray[np.float32]
 _Lists = list[list[int]]
 _Select = tuple[_Lists | None, list[int] | None, list[int] | None, _Lists | None]
 _Edit = tuple[str, _Select, str, Any, str]
+_Sources = tuple[_Lists | None, _Lists | None]
 _Token = tuple[int, bytes | None]
 _Progress = Callable[[int, int], object] | None
 _Reading = tuple[list[tuple[int, float]], float, tuple[int, float, int] | None]
@@ -58,13 +59,16 @@ class Session:
         ids: _Lists,
         taps: list[tuple[str, _Select]],
         edits: list[_Edit],
+        sources: _Sources,
         start: tuple[str, int, _Array] | None,
         progress: _Progress,
     ) -> tuple[dict[str, _Array], dict[str, int], list[tuple[str, str | None]]]: ...
     def lens(
-        self, ids: _Lists, top: int, edits: list[_Edit], progress: _Progress
+        self, ids: _Lists, top: int, edits: list[_Edit], sources: _Sources, progress: _Progress
     ) -> tuple[list[tuple[str, list[list[_Reading]]]], list[Picture]]: ...
-    def report(self, ids: list[int], arguments: str, progress: _Progress) -> tuple[str, list[str]]: ...
+    def report(
+        self, ids: list[int], arguments: str, edits: list[_Edit], sources: _Sources, progress: _Progress
+    ) -> tuple[str, list[str]]: ...
     def save(
         self,
         path: str | PathLike[str],
@@ -72,6 +76,7 @@ class Session:
         texts: list[str],
         positions: _Lists | None,
         arrays: list[tuple[str, _Array]],
+        edits: list[tuple[str, str | None]],
     ) -> int: ...
     def weight(self, name: str) -> _Array: ...
     def unembedding(self, ids: list[int]) -> _Array: ...

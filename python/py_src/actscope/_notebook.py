@@ -52,7 +52,7 @@ class ActivationExtractor:
         session = self.model._session
         hook = session.from_layer(layer_idx)
         ids = session.encode([text])
-        arrays, _, _ = session.run(ids, [(hook, (None, None, None, None))], [], None, None)
+        arrays, _, _ = session.run(ids, [(hook, (None, None, None, None))], [], (None, None), None, None)
         return {
             "activations": arrays[hook],
             "tokens": session.written(ids[0]),

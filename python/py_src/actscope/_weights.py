@@ -95,8 +95,8 @@ class Weights(Mapping[str, Array]):
         # c_attn's columns are q, k and v, each head by head.
         third = "QKV".index(part[-1])
         if part.startswith("attn.b_"):
-            biases: Array = read(f"{block}.attn.c_attn.bias").reshape(3, heads, -1)
-            return biases[third].copy()
+            biases = _vector(read(f"{block}.attn.c_attn.bias")).reshape(3, heads, -1)
+            return np.array(biases[third])
         by_head = read(f"{block}.attn.c_attn.weight").reshape(width, 3, heads, -1)[:, third]
         return np.ascontiguousarray(by_head.transpose(1, 0, 2))
 
