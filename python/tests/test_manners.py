@@ -153,6 +153,10 @@ def test_progress_goes_to_tqdm_after_a_second(model: actscope.Model, monkeypatch
     model.run(TEXT, "ln_f", edits={"resid_pre.*": lambda x: time.sleep(2.5 / model.n_layer)})
     (bar,) = made
     assert bar.closed and 0 < bar.n <= bar.total == model.n_layer
+    with progress.Progress("by hand") as told:
+        for done in (1, 3, 4):
+            told(done, 5)
+    assert (made[1].n, made[1].total, made[1].closed) == (4, 5, True)
 
 
 def test_verify_says_that_the_numbers_are_right(model: actscope.Model) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib import pyplot
 from conftest import TEXT, golden, worst_token_error
 
 import actscope
@@ -48,7 +49,6 @@ def test_layers_differ_and_do_not_exist_beyond_the_model() -> None:
 
 
 def test_matplotlib_draws_where_it_is_installed() -> None:
-    pyplot = pytest.importorskip("matplotlib.pyplot")
     got = actscope.ActivationExtractor("demo", device="cpu").get_activations(TEXT)
     figure = actscope.plot_activation_heatmap(got["activations"], got["tokens"], "Layer -1")
     axes = figure.axes[0]

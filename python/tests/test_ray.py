@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
 import actscope
 from actscope.ray import Activations
@@ -50,9 +51,12 @@ def test_a_batch_needs_no_ray(model: actscope.Model) -> None:
 
 
 def test_two_workers_and_one_is_killed(model: actscope.Model, tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray")
-    pytest.importorskip("ray.data")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    # The workers import this file.
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {"env_vars": {"PYTHONPATH": paths, "ACTSCOPE_TUNING": "off"}}
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", runtime_env=environment
+    )
     try:
         mark = tmp_path / "mark"
         mark.touch()

@@ -31,11 +31,11 @@ def test_a_heatmap_shows_the_runs_values(model: actscope.Model, tmp_path: Any) -
 
 
 def test_attention_shows_the_runs_values(model: actscope.Model) -> None:
-    attention = model.attention(TEXT, layer=[0, -1], head=slice(0, 2))
-    assert attention.layers == [0, model.n_layer - 1] and attention.heads == [0, 1]
+    attention = model.attention(TEXT, layer=[0, -1], head=[1, -1])
+    assert attention.layers == [0, model.n_layer - 1] and attention.heads == [1, model.n_head - 1]
     want = model.run(TEXT, ["pattern.0", ("pattern", -1)])
-    np.testing.assert_array_equal(attention.values[0], want["pattern", 0][0, :2])
-    np.testing.assert_array_equal(attention.values[1], want["pattern", -1][0, :2])
+    np.testing.assert_array_equal(attention.values[0], want["pattern", 0][0, [1, -1]])
+    np.testing.assert_array_equal(attention.values[1], want["pattern", -1][0, [1, -1]])
     assert attention._repr_svg_().startswith("<svg")
     assert np.isneginf(model.attention(TEXT, 0, 0, kind="scores").values[0, 0, 0, 1])
 
