@@ -3,6 +3,7 @@
 //! A session can be shared by threads: runs take turns. Read next: `options.rs`, then `model/forward.rs`.
 
 use crate::analysis::edits::EditError;
+use crate::analysis::sweep::SweepError;
 use crate::device::buffer_pool::BufferPool;
 use crate::device::cpu::Cpu;
 #[cfg(feature = "gpu")]
@@ -49,6 +50,9 @@ pub enum Error {
     /// An edit that cannot be made.
     #[error(transparent)]
     Edit(#[from] EditError),
+    /// A sweep that cannot be made.
+    #[error(transparent)]
+    Sweep(#[from] SweepError),
     /// No device, or the device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -331,6 +335,11 @@ impl Session {
     #[doc(hidden)]
     pub fn host_memory(&self) -> &Arc<BufferPool> {
         on_engine!(&self.engine, (dev, _params) => dev.host_memory())
+    }
+
+    /// The device with the model's weights, for what needs no run.
+    pub(crate) fn parts(&self) -> &Engine {
+        &self.engine
     }
 
     /// The device with the model's weights, once other runs are done.

@@ -2,4 +2,7 @@
 
 pub mod edits;
 pub mod lens;
+pub mod metric;
+pub mod statistics;
+pub mod sweep;
 pub mod top;

@@ -19,6 +19,7 @@ mod models;
 mod picture;
 mod report;
 mod run;
+mod sweep;
 mod texts;
 mod tips;
 mod tokens;
@@ -53,6 +54,10 @@ enum Command {
     Attention(attention::AttentionCommand),
     /// Picture: the logit lens, what the model would say after each layer
     Lens(lens::LensCommand),
+    /// Which places matter: values of one text put into the run of another, one place at a time
+    Patch(Box<sweep::Patch>),
+    /// Which places matter: each taken out in turn
+    Ablate(Box<sweep::Ablate>),
     /// One text as an HTML page to look around in: residual stream, neurons, attention, logit lens
     Report(report::Report),
     /// How a text is cut into tokens
@@ -153,7 +158,7 @@ impl From<Error> for Failure {
     fn from(e: Error) -> Failure {
         match e {
             Error::Hook(HookError::Memory { .. }) => Failure::Run(with_hint(&e)),
-            Error::Hook(_) | Error::Edit(_) => Failure::Usage(with_hint(&e)),
+            Error::Hook(_) | Error::Edit(_) | Error::Sweep(_) => Failure::Usage(with_hint(&e)),
             _ => Failure::Run(with_hint(&e)),
         }
     }
@@ -211,6 +216,8 @@ pub fn main() -> ExitCode {
         Command::Heatmap(command) => command.run(),
         Command::Attention(command) => command.run(),
         Command::Lens(command) => command.run(),
+        Command::Patch(command) => command.run(),
+        Command::Ablate(command) => command.run(),
         Command::Report(command) => command.run(),
         Command::Tokens(command) => command.run(),
         Command::Hooks(command) => command.run(),

@@ -71,6 +71,8 @@ pub enum Rows<'a> {
     Positions(&'a [Vec<usize>]),
     /// Words, for every text, and how their tokens were pooled.
     Words(&'a [Vec<Word>], Pool),
+    /// One row for all of it: the mean over the tokens at these positions of every text, or over all tokens.
+    Mean(Option<&'a [Vec<usize>]>),
 }
 
 /// How the tokens of a word become one row.
@@ -124,7 +126,14 @@ impl Record<'_> {
             Rows::All => self.tokens[text].len(),
             Rows::Positions(positions) => positions[text].len(),
             Rows::Words(words, _) => words[text].len(),
+            Rows::Mean(_) => usize::from(text == 0),
         }
+    }
+
+    /// How many tokens the mean is over.
+    fn n_mean(&self, positions: Option<&[Vec<usize>]>) -> usize {
+        let of_text = |text: usize| positions.map_or(self.tokens[text].len(), |positions| positions[text].len());
+        (0..self.tokens.len()).map(of_text).sum()
     }
 
     /// What row `slot` of a text is.
@@ -140,6 +149,9 @@ impl Record<'_> {
                 let Word { text, tokens } = &words[text][slot];
                 RowLabel { position: tokens.start, id: None, text: text.clone() }
             }
+            Rows::Mean(positions) => {
+                RowLabel { position: 0, id: None, text: format!("mean of {} tokens", self.n_mean(positions)) }
+            }
         }
     }
 
@@ -153,6 +165,7 @@ impl Record<'_> {
                 let bytes = Some(words[text][slot].text.clone().into_bytes());
                 Token { id: 0, bytes }.label()
             }
+            Rows::Mean(positions) => format!("mean of {} tokens", self.n_mean(positions)),
         }
     }
 
@@ -161,14 +174,18 @@ impl Record<'_> {
     fn tables(&self) -> Vec<(&'static str, Array2<i64>)> {
         let (ids, mask) = self.ids_and_mask();
         let mut tables = vec![("input_ids", ids), ("attention_mask", mask)];
+        let rows = |text: usize| match self.rows {
+            Rows::Mean(positions) => positions.map_or(0, |positions| positions[text].len()),
+            _ => self.n_rows(text),
+        };
         let mut add = |name, of: &dyn Fn(usize, usize) -> usize| {
-            let widest = (0..self.tokens.len()).map(|text| self.n_rows(text)).max().unwrap_or(0);
-            let at = |(text, n): (usize, usize)| if n < self.n_rows(text) { of(text, n) as i64 } else { -1 };
+            let widest = (0..self.tokens.len()).map(rows).max().unwrap_or(0);
+            let at = |(text, n): (usize, usize)| if n < rows(text) { of(text, n) as i64 } else { -1 };
             tables.push((name, Array2::from_shape_fn((self.tokens.len(), widest), at)));
         };
         match self.rows {
-            Rows::All => {}
-            Rows::Positions(positions) => add("positions", &|text, n| positions[text][n]),
+            Rows::All | Rows::Mean(None) => {}
+            Rows::Positions(positions) | Rows::Mean(Some(positions)) => add("positions", &|text, n| positions[text][n]),
             Rows::Words(words, _) => {
                 add("word_first", &|text, n| words[text][n].tokens.start);
                 add("word_last", &|text, n| words[text][n].tokens.end - 1);
@@ -201,6 +218,9 @@ impl Record<'_> {
         ];
         if let (Some(words), Rows::Words(_, pool)) = (self.word_texts(), self.rows) {
             pairs.extend([("words", words.to_string()), ("pool", pool.name().into())]);
+        }
+        if let Rows::Mean(positions) = self.rows {
+            pairs.push(("mean", format!("over {} tokens", self.n_mean(positions))));
         }
         if !self.provenance.edits.is_empty() {
             pairs.push(("edits", json!(self.provenance.edits).to_string()));

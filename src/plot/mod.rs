@@ -8,6 +8,7 @@ pub mod font;
 pub mod heatmap;
 pub mod lens;
 pub mod scene;
+pub mod sweep;
 pub mod terminal;
 
 use crate::model::tokenizer::{self, Token};
