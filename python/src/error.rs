@@ -1,9 +1,9 @@
 //! The library's errors as `actscope.Error`. Owns the kinds, and the next step that a Python user can take after an error: the
 //! library's errors state facts only.
 
+use actscope::batch::BatchError;
 use actscope::device::DeviceError;
 use actscope::hooks::request::HookError;
-use actscope::model::batch::BatchError;
 use actscope::model::forward::RunError;
 use actscope::model::params::LoadError;
 use actscope::output::OutputError;

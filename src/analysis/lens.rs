@@ -4,11 +4,11 @@
 //! Owns `Session::lens` and the reading of logits.
 
 use crate::analysis::top::largest;
+use crate::batch::Batch;
 use crate::device::{Device, Operations, Window};
 use crate::hooks::capture::Capture;
 use crate::hooks::request::{Hooks, Select};
 use crate::hooks::site::Site;
-use crate::model::batch::Batch;
 use crate::model::forward::RunError;
 use crate::model::params::Params;
 use crate::session::{Error, Progress, Session, on_engine};

@@ -4,12 +4,12 @@
 
 use crate::analysis::edits::{EditError, Kept, cut, cut_mean, fit};
 use crate::analysis::metric::{Metric, Question, Reading, from_final_norm};
+use crate::batch::Batch;
+use crate::config::Config;
 use crate::hooks::capture::Sink;
 use crate::hooks::layout::{Layout, edits_of_text};
 use crate::hooks::request::{Edit, HookError, Hooks, Select};
 use crate::hooks::site::{self, Axis as SiteAxis, Site, SiteError};
-use crate::model::batch::Batch;
-use crate::model::config::Config;
 use crate::model::forward::{self, Run, Start};
 use crate::session::{Error, Progress, Session, on_engine};
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
