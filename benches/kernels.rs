@@ -11,7 +11,6 @@ use actscope::device::cpu::Cpu;
 use actscope::device::gpu::Gpu;
 use actscope::device::probe::Measured;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Runs that are sent at once: a queue should not grow without end.

@@ -110,6 +110,38 @@ pub fn tokenizer(data: &[u8]) {
     }
 }
 
+/// What stands beside a tokenizer: a line each for tokenizer_config.json, added_tokens.json and special_tokens_map.json (none
+/// where it is empty), over a vocabulary of three tokens. A fourth line that is not empty makes it a WordPiece one.
+pub fn tokenizer_folder(data: &[u8]) {
+    let folder = tempfile::tempdir().expect("a folder for a few files");
+    let put = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).expect("a small file");
+    let mut lines = data.split(|byte| *byte == b'\n');
+    for name in ["tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"] {
+        if let Some(line) = lines.next().filter(|line| !line.is_empty()) {
+            put(name, line);
+        }
+    }
+    if lines.next().is_some_and(|line| !line.is_empty()) {
+        put("vocab.txt", b"[UNK]\n[CLS]\n[SEP]\na\n##b\n");
+    } else {
+        put("vocab.json", br#"{"a": 0, "b": 1, "ab": 2}"#);
+        put("merges.txt", b"#version: 0.2\na b\n");
+    }
+    match Tokenizer::from_folder(folder.path()) {
+        Ok(Some(text)) => {
+            for sample in ["ab a<x> b", "", "<pad>[UNK] <|endoftext|>", "é\n\t 1"] {
+                for ids in [text.encode(sample), text.encode_plain(sample)].into_iter().flatten() {
+                    ids.iter().for_each(|id| drop(text.token(*id).label()));
+                }
+                drop(text.special_tokens());
+            }
+            assert!(text.notes().iter().all(|note| !note.is_empty()));
+        }
+        Ok(None) => {}
+        Err(e) => assert!(!e.to_string().is_empty()),
+    }
+}
+
 /// `--hook`.
 pub fn hook_pattern(data: &[u8]) {
     let Ok(pattern) = std::str::from_utf8(data) else { return };

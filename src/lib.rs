@@ -47,3 +47,12 @@ pub use hooks::request::{Edit, Hooks, Select};
 pub use hooks::site::Site;
 pub use options::Options;
 pub use session::{Error, Model, Session};
+
+/// The programs in README and docs are doctests.
+#[cfg(all(doctest, feature = "demo", feature = "tokenizer"))]
+mod documents {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/hooks.md")]
+    struct HooksDocument;
+}

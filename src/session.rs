@@ -4,6 +4,7 @@
 
 use crate::analysis::edits::EditError;
 use crate::analysis::generate::GenerateError;
+use crate::analysis::sweep::SweepError;
 use crate::device::buffer_pool::BufferPool;
 use crate::device::cpu::Cpu;
 #[cfg(feature = "gpu")]
@@ -50,6 +51,9 @@ pub enum Error {
     /// An edit that cannot be made.
     #[error(transparent)]
     Edit(#[from] EditError),
+    /// A sweep that cannot be made.
+    #[error(transparent)]
+    Sweep(#[from] SweepError),
     /// No device, or the device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -197,8 +201,9 @@ impl Model {
 
     /// The id that begins a text: config.json's `bos_token_id`, else the tokenizer's `<|endoftext|>`.
     pub fn bos(&self) -> Option<u32> {
-        let of_tokenizer = || self.tokenizer.as_ref().ok().and_then(Tokenizer::end_of_text);
-        self.config().bos_token_id.filter(|id| (*id as usize) < self.config().vocab_size).or_else(of_tokenizer)
+        let of_text = self.tokenizer.as_ref().ok().and_then(Tokenizer::end_of_text);
+        // A tokenizer may have more tokens than the model.
+        [self.config().bos_token_id, of_text].into_iter().flatten().find(|id| (*id as usize) < self.config().vocab_size)
     }
 
     /// Texts as a batch.
@@ -355,6 +360,11 @@ impl Session {
     #[doc(hidden)]
     pub fn host_memory(&self) -> &Arc<BufferPool> {
         on_engine!(&self.engine, (dev, _params) => dev.host_memory())
+    }
+
+    /// The device with the model's weights, for what needs no run.
+    pub(crate) fn parts(&self) -> &Engine {
+        &self.engine
     }
 
     /// The device with the model's weights, once other runs are done.

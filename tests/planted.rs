@@ -81,7 +81,13 @@ fn every_fault_in_a_kernel_is_caught_and_named() {
             }
         }
         println!("{}: {}: {worst:.1e} times what is allowed", plant.kernel, plant.name);
-        if off != BTreeSet::from([plant.kernel.to_string()]) {
+        // Shares of k and their sum are the work of two kernels, and both are named.
+        let joined = |kernel: &str| match plant.kernel {
+            "linear" | "linear_matrices" => kernel == "linear_join",
+            "linear_join" => kernel == "linear" || kernel == "linear_matrices",
+            _ => false,
+        };
+        if !off.contains(plant.kernel) || off.iter().any(|kernel| kernel != plant.kernel && !joined(kernel)) {
             uncaught.push(format!("{}: {}: what was called wrong is {off:?}", plant.kernel, plant.name));
         }
     }
@@ -111,7 +117,8 @@ fn what_makes_a_model_wrong_is_named_in_lockstep() {
         if rows.iter().any(|row| !row.ok()) {
             let first = first.unwrap_or_else(|| panic!("{plant:?}: hooks are off and no operation is"));
             // Kernels for few rows, with matrices and of other families share their operation.
-            let op = plant.kernel.trim_end_matches("_few").trim_end_matches("_matrices").trim_end_matches("_broadcast");
+            let variants = ["_few", "_matrices", "_broadcast", "_join"];
+            let op = variants.iter().fold(plant.kernel, |name, end| name.trim_end_matches(end));
             println!(
                 "{}: {}: {:.1e} times what is allowed, {} in {}",
                 plant.kernel,

@@ -314,11 +314,12 @@ fn whatever_is_typed_is_answered() {
 #[test]
 fn fuzz_seeds() {
     type Body = fn(&[u8]);
-    let bodies: [(&str, Body); 6] = [
+    let bodies: [(&str, Body); 7] = [
         ("config", fuzz::config),
         ("safetensors", fuzz::safetensors),
         ("shard_index", fuzz::shard_index),
         ("tokenizer", fuzz::tokenizer),
+        ("tokenizer_folder", fuzz::tokenizer_folder),
         ("hook_pattern", fuzz::hook_pattern),
         ("token_selector", fuzz::token_selector),
     ];

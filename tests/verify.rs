@@ -140,7 +140,7 @@ fn wrong_values_are_not_written() {
     let text = "The cat sat on the mat, and so did the dog.";
     let args = ["extract", text, "--check", "--device", "gpu"];
     for more in [&["-o", out.to_str().unwrap()][..], &["--json"], &[]] {
-        let output = planted("rows: one row off", &[&args, more].concat());
+        let output = planted("embed: one row off", &[&args, more].concat());
         assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
         let said = stderr(&output);
         assert!(said.contains("nothing was written") && said.contains("ln_final.hook_out is off by"), "{said}");
@@ -149,11 +149,11 @@ fn wrong_values_are_not_written() {
         assert!(names_in(folder.path()).is_empty());
     }
     // Without --check it would have been.
-    let output = planted("rows: one row off", &[&args[..2], &args[3..]].concat());
+    let output = planted("embed: one row off", &[&args[..2], &args[3..]].concat());
     assert_eq!(output.status.code(), Some(0));
     std::fs::write(&out, "before").unwrap();
     let more = ["-o", out.to_str().unwrap()];
-    assert_eq!(planted("rows: one row off", &[&args[..], &more].concat()).status.code(), Some(1));
+    assert_eq!(planted("embed: one row off", &[&args[..], &more].concat()).status.code(), Some(1));
     assert_eq!(std::fs::read_to_string(&out).unwrap(), "before");
     assert_eq!(names_in(folder.path()), ["a.safetensors"]);
 }

@@ -3,6 +3,9 @@
 pub mod edits;
 pub mod generate;
 pub mod lens;
+pub mod metric;
 pub mod sampling;
 pub mod score;
+pub mod statistics;
+pub mod sweep;
 pub mod top;

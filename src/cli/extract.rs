@@ -13,7 +13,7 @@ use crate::model::config::Config;
 use crate::model::token_select::{self, Word};
 use crate::model::tokenizer::Token;
 use crate::model::windows::{Piece, Windows};
-use crate::output::rows::{Joined, Mean, RowSink, Whole};
+use crate::output::rows::{Joined, Mean, MeanRow, RowSink, Whole};
 use crate::output::summary::Summary;
 use crate::output::{self, Output, Pool, Provenance, Record, Rows, Scratch};
 use crate::session::{Error, Model, Progress, Session};
@@ -41,11 +41,14 @@ pub struct Extract {
     /// How the tokens of a word become one row
     #[arg(long, value_enum, default_value_t = PoolArg::Mean, requires = "words")]
     pool: PoolArg,
+    /// One row per hook: the mean over all chosen tokens of all texts
+    #[arg(long, conflicts_with = "words")]
+    mean: bool,
     /// Run longer texts in windows of N tokens, each STRIDE after the one before (half of N without it), and keep every
     /// token from the window where it has most context
     #[arg(long, value_name = "N[:STRIDE]", conflicts_with = "truncate")]
     window: Option<Windows>,
-    /// Where to write: .safetensors, .npz, .npy (one hook), .json, .jsonl or .csv
+    /// Where to write: .safetensors, .npz, .npy (one hook), .json, .jsonl, .csv or .parquet
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -81,6 +84,8 @@ struct Plan {
     kept: Option<Vec<Vec<usize>>>,
     words: Option<Vec<Vec<Word>>>,
     pool: Pool,
+    /// Whether all rows become one.
+    one_row: bool,
     windows: Option<Windows>,
     /// With windows, the texts of the batch.
     pieces: Vec<Piece>,
@@ -217,7 +222,7 @@ impl Extract {
             (None, Some(batch)) => (Vec::new(), batch),
             (None, None) => (Vec::new(), files.batch(&ids)?),
         };
-        Ok(Plan { tokens, kept, words, pool, windows: self.window, pieces, lengths, batch })
+        Ok(Plan { tokens, kept, words, pool, one_row: self.mean, windows: self.window, pieces, lengths, batch })
     }
 
     /// Runs with a progress bar; ends in an error where a value is no number, unless that is allowed, and with --check where
@@ -328,7 +333,7 @@ fn words(files: &Model, tokens: &[Vec<Token>], kept: Option<&[Vec<usize>]>) -> R
 impl Plan {
     /// True where the texts of the batch are those of the output, row by row.
     fn is_plain(&self) -> bool {
-        self.windows.is_none() && self.mean().is_none()
+        self.windows.is_none() && self.mean().is_none() && !self.one_row
     }
 
     /// The words whose tokens become their mean.
@@ -341,6 +346,11 @@ impl Plan {
         if let (Some(site), Some(_)) = (hooks.sites().find(|site| site.is_square()), &self.words) {
             return Err(Failure::Usage(format!(
                 "{site} is about pairs of tokens, and --words makes rows of words; leave one of the two out"
+            )));
+        }
+        if let (Some(site), true) = (hooks.sites().find(|site| site.is_square()), self.one_row) {
+            return Err(Failure::Usage(format!(
+                "{site} is about pairs of tokens, and --mean is over tokens; leave one of the two out"
             )));
         }
         if self.windows.is_some() {
@@ -356,6 +366,10 @@ impl Plan {
     fn shapes(&self, hooks: &Hooks, config: &Config) -> Vec<(Site, Vec<usize>)> {
         if self.is_plain() {
             return hooks.shapes(&self.batch);
+        }
+        if self.one_row {
+            let row = |site: Site| (site, [&[1][..], &site.shape(config, 1)].concat());
+            return hooks.sites().map(row).collect();
         }
         let most = |lists: &dyn Fn(usize) -> usize| (0..self.tokens.len()).map(lists).max().unwrap_or(0);
         let longest = most(&|text| self.lengths[text]);
@@ -373,6 +387,7 @@ impl Plan {
 
     fn record<'a>(&'a self, texts: &'a [String], provenance: &'a Provenance) -> Record<'a> {
         let rows = match (&self.words, &self.kept) {
+            (_, kept) if self.one_row => Rows::Mean(kept.as_deref()),
             (Some(words), _) => Rows::Words(words, self.pool),
             (None, Some(kept)) => Rows::Positions(kept),
             (None, None) => Rows::All,
@@ -394,6 +409,11 @@ impl Plan {
         target: &mut dyn RowSink,
         run: impl FnOnce(&mut dyn Sink) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
+        if self.one_row {
+            let mut rows = MeanRow::default();
+            run(&mut rows)?;
+            return rows.put(target).map_err(|e| Failure::Run(e.to_string()));
+        }
         let mut mean;
         let to: &mut dyn RowSink = match self.mean() {
             Some(words) => {

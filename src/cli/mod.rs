@@ -22,6 +22,7 @@ mod picture;
 mod report;
 mod run;
 mod score;
+mod sweep;
 mod texts;
 mod tips;
 mod tokens;
@@ -61,6 +62,10 @@ enum Command {
     Generate(generate::Generate),
     /// How likely texts are: log-probability of every token, perplexity
     Score(score::ScoreCommand),
+    /// Which places matter: values of one text put into the run of another, one place at a time
+    Patch(Box<sweep::Patch>),
+    /// Which places matter: each taken out in turn
+    Ablate(Box<sweep::Ablate>),
     /// One text as an HTML page to look around in: residual stream, neurons, attention, logit lens
     Report(report::Report),
     /// How a text is cut into tokens
@@ -161,7 +166,7 @@ impl From<Error> for Failure {
     fn from(e: Error) -> Failure {
         match e {
             Error::Hook(HookError::Memory { .. }) => Failure::Run(with_hint(&e)),
-            Error::Hook(_) | Error::Edit(_) | Error::Generate(GenerateError::Value { .. }) => {
+            Error::Hook(_) | Error::Edit(_) | Error::Sweep(_) | Error::Generate(GenerateError::Value { .. }) => {
                 Failure::Usage(with_hint(&e))
             }
             _ => Failure::Run(with_hint(&e)),
@@ -172,7 +177,9 @@ impl From<Error> for Failure {
 impl From<OutputError> for Failure {
     fn from(e: OutputError) -> Failure {
         match e {
-            OutputError::Format { .. } | OutputError::Several { .. } => Failure::Usage(e.to_string()),
+            OutputError::Format { .. } | OutputError::Feature { .. } | OutputError::Several { .. } => {
+                Failure::Usage(e.to_string())
+            }
             OutputError::Write { .. } => Failure::Run(e.to_string()),
         }
     }
@@ -223,6 +230,8 @@ pub fn main() -> ExitCode {
         Command::Lens(command) => command.run(),
         Command::Generate(command) => command.run(),
         Command::Score(command) => command.run(),
+        Command::Patch(command) => command.run(),
+        Command::Ablate(command) => command.run(),
         Command::Report(command) => command.run(),
         Command::Tokens(command) => command.run(),
         Command::Hooks(command) => command.run(),

@@ -26,7 +26,7 @@ pub(super) struct PictureArgs {
     texts: TextArgs,
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Where to draw: .png or .svg. Without it, on the terminal
+    /// Where to draw: .png, .svg or .pdf. Without it, on the terminal
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]

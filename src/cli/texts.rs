@@ -94,7 +94,7 @@ fn open(file: &Path) -> Result<Box<dyn BufRead>, Failure> {
 }
 
 /// The lines of a file without the byte order mark with which some editors begin every file, each with its number.
-fn lines(file: &Path) -> Result<Vec<(usize, String)>, Failure> {
+pub(super) fn lines(file: &Path) -> Result<Vec<(usize, String)>, Failure> {
     let name = name_of(file);
     let mut lines = Vec::new();
     for (i, line) in (1..).zip(open(file)?.lines()) {

@@ -200,6 +200,35 @@ impl<'a> Layout<'a> {
     }
 }
 
+/// The edits of a request as they are for `copies` copies of one of its texts; those that leave it alone are left out.
+pub(crate) fn edits_of_text(hooks: &Hooks, batch: &Batch, text: usize, copies: usize) -> Vec<(Site, Select, Edit)> {
+    let size = |site: Site, select: &Select, text: usize| -> usize {
+        shape_of(&hooks.config, site, select, batch, text).iter().product()
+    };
+    let mut edits = Vec::new();
+    for (site, select, edit) in &hooks.edits {
+        let here = size(*site, select, text);
+        if here == 0 {
+            continue;
+        }
+        let sizes: Vec<usize> = (0..batch.texts().len()).map(|text| size(*site, select, text)).collect();
+        let (before, all) = (sizes[..text].iter().sum::<usize>(), sizes.iter().sum::<usize>());
+        let cut = |values: &Vec<f32>| match values.len() == all {
+            true => values[before..before + here].repeat(copies),
+            false => values.clone(),
+        };
+        let edit = match edit {
+            Edit::Add(values) => Edit::Add(cut(values)),
+            Edit::Replace(values) => Edit::Replace(cut(values)),
+            other => other.clone(),
+        };
+        let copied = |lists: &Option<Vec<Vec<usize>>>| lists.as_ref().map(|lists| vec![lists[text].clone(); copies]);
+        let (positions, keys) = (copied(&select.positions), copied(&select.keys));
+        edits.push((*site, Select { positions, keys, ..select.clone() }, edit));
+    }
+    edits
+}
+
 fn check_lists(
     site: Site,
     what: &'static str,

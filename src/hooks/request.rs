@@ -394,6 +394,16 @@ impl Hooks {
         positions.map_or(slot, |per_text| per_text[text][slot])
     }
 
+    /// The edits, in order.
+    pub(crate) fn edits(&self) -> impl Iterator<Item = &(Site, Select, Edit)> {
+        self.edits.iter()
+    }
+
+    /// The model's shape.
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// The recorded sites in run order.
     pub fn sites(&self) -> impl Iterator<Item = Site> {
         self.taps.keys().copied()

@@ -74,6 +74,22 @@ impl<D: Device> Params<D> {
         self.checkpoint.config()
     }
 
+    /// The unembedding's row [D] of a token, as the device has it, on the host.
+    pub(crate) fn unembedding_row(&self, id: u32) -> Result<Vec<f32>, LoadError> {
+        let weight = match self.checkpoint.untied_unembedding() {
+            Some(head) => head,
+            None => self.checkpoint.tensor("wte.weight")?,
+        };
+        let mut row = vec![0.0; weight.cols];
+        weight.widen(id as usize * weight.cols, &mut row);
+        match self.precision {
+            Some(Dtype::F16) => row.iter_mut().for_each(|v| *v = half::f16::from_f32(*v).to_f32()),
+            Some(Dtype::Bf16) => row.iter_mut().for_each(|v| *v = half::bf16::from_f32(*v).to_f32()),
+            Some(Dtype::F32) | None => {}
+        }
+        Ok(row)
+    }
+
     async fn load(&self, dev: &D, name: &str, part: Part) -> Result<D::Weight, LoadError> {
         self.bring(dev, self.checkpoint.tensor(name)?, part)
     }

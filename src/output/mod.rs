@@ -7,6 +7,8 @@ mod json;
 mod jsonl;
 mod npy;
 mod npz;
+#[cfg(feature = "parquet")]
+mod parquet;
 pub mod rows;
 mod safetensors;
 mod store;
@@ -85,6 +87,8 @@ pub enum Rows<'a> {
     Positions(&'a [Vec<usize>]),
     /// Words, for every text, and how their tokens were pooled.
     Words(&'a [Vec<Word>], Pool),
+    /// One row for all of it: the mean over the tokens at these positions of every text, or over all tokens.
+    Mean(Option<&'a [Vec<usize>]>),
 }
 
 /// How the tokens of a word become one row.
@@ -139,7 +143,14 @@ impl Record<'_> {
             Rows::All => self.tokens[text].len(),
             Rows::Positions(positions) => positions[text].len(),
             Rows::Words(words, _) => words[text].len(),
+            Rows::Mean(_) => usize::from(text == 0),
         }
+    }
+
+    /// How many tokens the mean is over.
+    fn n_mean(&self, positions: Option<&[Vec<usize>]>) -> usize {
+        let of_text = |text: usize| positions.map_or(self.tokens[text].len(), |positions| positions[text].len());
+        (0..self.tokens.len()).map(of_text).sum()
     }
 
     /// What row `slot` of a text is.
@@ -155,6 +166,9 @@ impl Record<'_> {
                 let Word { text, tokens } = &words[text][slot];
                 RowLabel { position: tokens.start, id: None, text: text.clone() }
             }
+            Rows::Mean(positions) => {
+                RowLabel { position: 0, id: None, text: format!("mean of {} tokens", self.n_mean(positions)) }
+            }
         }
     }
 
@@ -168,6 +182,7 @@ impl Record<'_> {
                 let bytes = Some(words[text][slot].text.clone().into_bytes());
                 Token { id: 0, bytes }.label()
             }
+            Rows::Mean(positions) => format!("mean of {} tokens", self.n_mean(positions)),
         }
     }
 
@@ -176,15 +191,19 @@ impl Record<'_> {
     fn tables(&self) -> Vec<(&'static str, Array2<i64>)> {
         let (ids, mask) = self.ids_and_mask();
         let mut tables = vec![("input_ids", ids), ("attention_mask", mask)];
+        let rows = |text: usize| match self.rows {
+            Rows::Mean(positions) => positions.map_or(0, |positions| positions[text].len()),
+            _ => self.n_rows(text),
+        };
         let mut add = |name, of: &dyn Fn(usize, usize) -> usize| {
-            let widest = (0..self.tokens.len()).map(|text| self.n_rows(text)).max().unwrap_or(0);
+            let widest = (0..self.tokens.len()).map(rows).max().unwrap_or(0);
             let widest = widest.max(self.reserved.map_or(0, |reserved| reserved.rows));
-            let at = |(text, n): (usize, usize)| if n < self.n_rows(text) { of(text, n) as i64 } else { -1 };
+            let at = |(text, n): (usize, usize)| if n < rows(text) { of(text, n) as i64 } else { -1 };
             tables.push((name, Array2::from_shape_fn((self.tokens.len(), widest), at)));
         };
         match self.rows {
-            Rows::All => {}
-            Rows::Positions(positions) => add("positions", &|text, n| positions[text][n]),
+            Rows::All | Rows::Mean(None) => {}
+            Rows::Positions(positions) | Rows::Mean(Some(positions)) => add("positions", &|text, n| positions[text][n]),
             Rows::Words(words, _) => {
                 add("word_first", &|text, n| words[text][n].tokens.start);
                 add("word_last", &|text, n| words[text][n].tokens.end - 1);
@@ -218,6 +237,9 @@ impl Record<'_> {
         if let (Some(words), Rows::Words(_, pool)) = (self.word_texts(), self.rows) {
             pairs.extend([("words", words.to_string()), ("pool", pool.name().into())]);
         }
+        if let Rows::Mean(positions) = self.rows {
+            pairs.push(("mean", format!("over {} tokens", self.n_mean(positions))));
+        }
         if !self.provenance.edits.is_empty() {
             pairs.push(("edits", json!(self.provenance.edits).to_string()));
         }
@@ -247,6 +269,8 @@ pub enum Format {
     Jsonl,
     /// `.csv`: one row per hook, text, position and head.
     Csv,
+    /// `.parquet`: the same rows; in builds with the feature `parquet`.
+    Parquet,
 }
 
 /// Why a file could not be written.
@@ -259,6 +283,18 @@ pub enum OutputError {
         path: PathBuf,
         /// The extensions there are, in words.
         known: &'static str,
+    },
+    /// The format is known, but not to this build.
+    #[error(
+        "{path}: this actscope was built without the feature `{feature}`; build it with --features {feature}, or write {instead}"
+    )]
+    Feature {
+        /// The file.
+        path: PathBuf,
+        /// The Cargo feature.
+        feature: &'static str,
+        /// Another format.
+        instead: &'static str,
     },
     /// The format holds one array.
     #[error("{path} can hold one array, and {hooks} hooks were asked for; name one, or write .npz or .safetensors")]
@@ -368,6 +404,8 @@ impl Output {
             "json" => Format::Json,
             "jsonl" => Format::Jsonl,
             "csv" => Format::Csv,
+            "parquet" if cfg!(feature = "parquet") => Format::Parquet,
+            "parquet" => return Err(OutputError::Feature { path: path.into(), feature: "parquet", instead: ".csv" }),
             _ => return Err(OutputError::Format { path: path.into(), known: KNOWN }),
         };
         Ok(Output { format, place: Place::create(path)? })
@@ -389,7 +427,7 @@ impl Output {
         }
     }
 
-    /// How many bytes the file will have; `None` where that depends on the values (.json, .jsonl, .csv).
+    /// How many bytes the file will have; `None` where that depends on the values (the formats of text, and .parquet).
     ///
     /// # Errors
     /// [`OutputError::Write`] for a file that no reader would take.
@@ -398,7 +436,7 @@ impl Output {
             Format::Safetensors => Some(safetensors::layout(record, shapes, 0).map_err(|e| self.place.failed(e))?.size),
             Format::Npz => Some(Npz::new(record, shapes.clone(), 0).layout(shapes).size),
             Format::Npy => Some(npy::layout(shapes).size),
-            Format::Json | Format::Jsonl | Format::Csv => None,
+            Format::Json | Format::Jsonl | Format::Csv | Format::Parquet => None,
         })
     }
 
@@ -433,14 +471,21 @@ impl Output {
             }
             Format::Npy => (create(PART, &npy::layout(shapes), false)?, Body::Whole),
             // Written from front to back, hook by hook: the values wait in a file of their own until all are there.
-            Format::Json | Format::Jsonl | Format::Csv => (create(VALUES, &Layout::bare(shapes), false)?, Body::Text),
+            Format::Json | Format::Jsonl | Format::Csv | Format::Parquet => {
+                (create(VALUES, &Layout::bare(shapes), false)?, Body::Text)
+            }
         };
         Ok(Writing { output: self, record, store, body })
     }
 }
 
 /// The extensions there are, in words.
-const KNOWN: &str = ".safetensors, .npz, .npy, .json, .jsonl or .csv";
+const KNOWN: &str = ".safetensors, .npz, .npy, .json, .jsonl, .csv or .parquet";
+
+/// Text for XML and HTML.
+pub(crate) fn escape_xml(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
 
 /// A file name's extension in small letters; empty where it has none.
 pub fn extension(path: &Path) -> String {
@@ -572,6 +617,8 @@ impl<'a> Writing<'a> {
             Body::Text => buffered(part, |out| match format {
                 Format::Csv => csv::write(record, &store, out),
                 Format::Jsonl => jsonl::write(record, &store, out),
+                #[cfg(feature = "parquet")]
+                Format::Parquet => parquet::write(record, &store, out),
                 _ => json::write(record, &store, out),
             }),
         })

@@ -86,6 +86,35 @@ impl RowSink for Mean<'_> {
     }
 }
 
+/// The mean of all rows of a run, site by site. Takes hooks whose first axis is the position.
+#[derive(Default)]
+pub struct MeanRow(BTreeMap<Site, (usize, ArrayD<f64>)>);
+
+impl Sink for MeanRow {
+    fn put(&mut self, site: Site, _text: usize, values: ArrayViewD<'_, f32>) -> Result<()> {
+        for row in values.axis_iter(Axis(0)) {
+            let (n, sum) = self.0.entry(site).or_insert_with(|| (0, Array::zeros(row.raw_dim())));
+            *n += 1;
+            sum.zip_mut_with(&row, |sum, v| *sum += f64::from(*v));
+        }
+        Ok(())
+    }
+}
+
+impl MeanRow {
+    /// Hands every site's row on, as the first of the first text.
+    ///
+    /// # Errors
+    /// Those of `to`.
+    pub fn put(self, to: &mut dyn RowSink) -> Result<()> {
+        for (site, (n, sum)) in self.0 {
+            let mean = sum.mapv(|sum| (sum / n as f64) as f32).insert_axis(Axis(0));
+            to.put_rows(site, 0, 0, mean.view())?;
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

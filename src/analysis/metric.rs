@@ -1,0 +1,186 @@
+//! One number that says how a run ended: a logit or the difference of two, a probability, the loss, the divergence from another
+//! run. Computed in f64 on the host. Owns what a metric needs of a run, and the sink that computes it.
+
+use crate::hooks::capture::Sink;
+use crate::hooks::request::{HookError, Hooks, Select};
+use crate::hooks::site::Site;
+use crate::model::batch::Batch;
+use ndarray::{ArrayViewD, Axis};
+use std::str::FromStr;
+
+/// Which number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric {
+    /// The answer's logit less the wrong answer's.
+    LogitDiff,
+    /// The answer's logit.
+    Logit,
+    /// The answer's log-probability, in nats.
+    Logprob,
+    /// The answer's probability.
+    Prob,
+    /// The mean over the text of each next token's negative log-probability, in nats.
+    Loss,
+    /// KL(unchanged || this run), in nats.
+    Kl,
+}
+
+impl Metric {
+    /// Every metric, by name.
+    pub const ALL: [(&'static str, Metric); 6] = [
+        ("logit-diff", Metric::LogitDiff),
+        ("logit", Metric::Logit),
+        ("logprob", Metric::Logprob),
+        ("prob", Metric::Prob),
+        ("loss", Metric::Loss),
+        ("kl", Metric::Kl),
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        Metric::ALL.iter().find(|(_, metric)| *metric == self).map_or("", |(name, _)| name)
+    }
+
+    /// True where a token is asked about.
+    pub fn needs_answer(self) -> bool {
+        !matches!(self, Metric::Loss | Metric::Kl)
+    }
+
+    /// True where the logits of one or two tokens are enough.
+    fn few(self) -> bool {
+        matches!(self, Metric::LogitDiff | Metric::Logit)
+    }
+}
+
+impl FromStr for Metric {
+    type Err = String;
+
+    fn from_str(written: &str) -> Result<Metric, String> {
+        let found = Metric::ALL.iter().find(|(name, _)| *name == written).map(|(_, metric)| *metric);
+        found.ok_or_else(|| {
+            let names: Vec<&str> = Metric::ALL.iter().map(|(name, _)| *name).collect();
+            format!("{written:?} is none of {}", names.join(", "))
+        })
+    }
+}
+
+/// What is asked about one text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The position whose logits are read.
+    pub position: usize,
+    /// The right token; any for a metric that asks about none.
+    pub answer: u32,
+    /// The wrong one, for [`Metric::LogitDiff`].
+    pub wrong: u32,
+}
+
+/// ln(sum of e^x), in f64.
+fn log_sum_exp(logits: impl Iterator<Item = f64> + Clone) -> f64 {
+    let max = logits.clone().fold(f64::NEG_INFINITY, f64::max);
+    max + logits.map(|x| (x - max).exp()).sum::<f64>().ln()
+}
+
+/// Log-probabilities of a row of logits.
+pub(super) fn log_softmax(logits: impl Iterator<Item = f32> + Clone) -> Vec<f64> {
+    let z = log_sum_exp(logits.clone().map(f64::from));
+    logits.map(|x| f64::from(x) - z).collect()
+}
+
+/// Reads the metric of every text of a run.
+pub(super) struct Reading<'a> {
+    pub metric: Metric,
+    pub question: &'a Question,
+    /// The unembedding's rows of the answer and the wrong answer, where logits are computed here.
+    pub directions: Option<&'a [Vec<f32>; 2]>,
+    /// The tokens of the text, for the loss.
+    pub ids: &'a [u32],
+    /// Log-probabilities of the unchanged run, for the divergence; without them, this run's are kept.
+    pub unchanged: Option<&'a [f64]>,
+    /// The metric of each text.
+    pub values: Vec<f64>,
+    /// The log-probabilities of the last text read, where they were asked for by leaving `unchanged` out.
+    pub log_probabilities: Vec<f64>,
+}
+
+impl Reading<'_> {
+    /// The site that the metric is read at.
+    pub fn site(&self) -> Site {
+        if self.directions.is_some() { Site::LnFinalOut } else { Site::Unembed }
+    }
+
+    /// Adds what it needs to a request.
+    pub fn ask(&self, hooks: &mut Hooks, batch: &Batch) -> Result<(), HookError> {
+        let copies = batch.texts().len();
+        let positions = match self.metric {
+            Metric::Loss => (0..self.ids.len() - 1).collect(),
+            _ => vec![self.question.position],
+        };
+        hooks.tap_at(self.site(), Select::all().positions(vec![positions; copies])).map(drop)
+    }
+
+    fn of_logits(&mut self, logits: &ArrayViewD<'_, f32>) -> f64 {
+        let Question { answer, wrong, position } = *self.question;
+        // Where all rows were asked for, the question's own is one of them.
+        let first = if self.metric == Metric::Loss || logits.len_of(Axis(0)) == 1 { 0 } else { position };
+        let row = |n: usize| logits.index_axis(Axis(0), first + n);
+        let (answer, wrong) = (answer as usize, wrong as usize);
+        match self.metric {
+            Metric::LogitDiff => f64::from(row(0)[answer]) - f64::from(row(0)[wrong]),
+            Metric::Logit => f64::from(row(0)[answer]),
+            Metric::Logprob | Metric::Prob => {
+                let z = log_sum_exp(row(0).iter().copied().map(f64::from));
+                let log = f64::from(row(0)[answer]) - z;
+                if self.metric == Metric::Prob { log.exp() } else { log }
+            }
+            Metric::Loss => {
+                let of = |n: usize| {
+                    let z = log_sum_exp(row(n).iter().copied().map(f64::from));
+                    z - f64::from(row(n)[self.ids[n + 1] as usize])
+                };
+                (0..self.ids.len() - 1).map(of).sum::<f64>() / (self.ids.len() - 1) as f64
+            }
+            Metric::Kl => {
+                let here = log_softmax(row(0).iter().copied());
+                let Some(unchanged) = self.unchanged else {
+                    self.log_probabilities = here;
+                    return 0.0;
+                };
+                unchanged
+                    .iter()
+                    .zip(&here)
+                    .filter(|(p, _)| **p > f64::NEG_INFINITY)
+                    .map(|(p, q)| p.exp() * (p - q))
+                    .sum()
+            }
+        }
+    }
+}
+
+impl Sink for Reading<'_> {
+    fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
+        if site != self.site() {
+            return Ok(());
+        }
+        let value = match self.directions {
+            Some([answer, wrong]) => {
+                let at = if values.len_of(Axis(0)) == 1 { 0 } else { self.question.position };
+                let row = values.index_axis(Axis(0), at);
+                let dot = |u: &[f32]| row.iter().zip(u).map(|(x, u)| f64::from(*x) * f64::from(*u)).sum::<f64>();
+                if self.metric == Metric::LogitDiff { dot(answer) - dot(wrong) } else { dot(answer) }
+            }
+            None => self.of_logits(&values),
+        };
+        if self.values.len() <= text {
+            self.values.resize(text + 1, f64::NAN);
+        }
+        self.values[text] = value;
+        Ok(())
+    }
+}
+
+/// Whether the logits of this metric can be computed from the final LayerNorm's output, which no edit of logits changes.
+pub(super) fn from_final_norm(metric: Metric, touched: impl Iterator<Item = Site>) -> bool {
+    let mut touched = touched;
+    metric.few() && !touched.any(|site| site == Site::Unembed)
+}

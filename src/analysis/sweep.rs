@@ -1,0 +1,654 @@
+//! Sweeps: one metric, of many runs that differ from an unchanged one in one place each. Owns [`Sweep`], what the cells of a
+//! sweep are, and `Session::sweep`, which runs them: a changed run starts at the block of its first change, from the stream that
+//! the unchanged run had there, and cells run together as copies of one text. Read next: `metric.rs`, `statistics.rs`.
+
+use crate::analysis::edits::{EditError, Kept, cut, cut_mean, fit};
+use crate::analysis::metric::{Metric, Question, Reading, from_final_norm};
+use crate::hooks::capture::Sink;
+use crate::hooks::layout::{Layout, edits_of_text};
+use crate::hooks::request::{Edit, HookError, Hooks, Select};
+use crate::hooks::site::{self, Axis as SiteAxis, Site, SiteError};
+use crate::model::batch::Batch;
+use crate::model::config::Config;
+use crate::model::forward::{self, Run, Start};
+use crate::session::{Error, Progress, Session, on_engine};
+use ndarray::{ArrayD, ArrayViewD, IxDyn};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{ControlFlow, Range};
+use std::str::FromStr;
+use thiserror::Error as ThisError;
+
+/// A sweep that cannot be made.
+#[derive(Debug, ThisError)]
+pub enum SweepError {
+    /// An axis that a site does not have.
+    #[error("{site} is [{axes}] and has no axis {axis}")]
+    Axis {
+        /// The site, without its layer.
+        site: String,
+        /// Its axes.
+        axes: String,
+        /// What was asked for.
+        axis: &'static str,
+    },
+    /// Sites that have axes of different length.
+    #[error("{first} and {second} have axes of different length, so they do not fit into one array; sweep them apart")]
+    Sites {
+        /// One site.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// Texts of different length, where they must be as long.
+    #[error("{what}")]
+    Lengths {
+        /// Which, and how long they are.
+        what: String,
+    },
+    /// A text whose metric does not exist.
+    #[error("{what}")]
+    Metric {
+        /// Which, and why.
+        what: String,
+    },
+}
+
+/// One axis of a sweep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SweepAxis {
+    /// Blocks.
+    Layer,
+    /// Token positions; of scores and patterns the query's.
+    Pos,
+    /// Heads.
+    Head,
+    /// Entries of the last axis.
+    Dim,
+    /// Keys of scores and patterns.
+    Key,
+}
+
+impl SweepAxis {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            SweepAxis::Layer => "layer",
+            SweepAxis::Pos => "pos",
+            SweepAxis::Head => "head",
+            SweepAxis::Dim => "dim",
+            SweepAxis::Key => "key",
+        }
+    }
+}
+
+impl FromStr for SweepAxis {
+    type Err = String;
+
+    fn from_str(written: &str) -> Result<SweepAxis, String> {
+        let all = [SweepAxis::Layer, SweepAxis::Pos, SweepAxis::Head, SweepAxis::Dim, SweepAxis::Key];
+        let found = all.into_iter().find(|axis| axis.name() == written);
+        found.ok_or_else(|| format!("{written:?} is none of layer, pos, head, dim, key"))
+    }
+}
+
+/// A site without its layer: the same place in every block, or one place before or after the blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SweepSite {
+    /// The name as given.
+    pub name: String,
+    /// The sites, one a layer.
+    pub of_layer: Vec<Site>,
+}
+
+impl SweepSite {
+    /// TransformerLens's set of places in a block.
+    pub const EVERY_BLOCK: [&str; 3] = ["resid_pre", "attn_out", "mlp_out"];
+    /// TransformerLens's set of places in a head.
+    pub const EVERY_HEAD: [&str; 5] = ["z", "q", "k", "v", "pattern"];
+
+    /// Finds a site by a name without its layer, such as `resid_pre` or `mlp_post`.
+    ///
+    /// # Errors
+    /// [`SiteError`] with near names.
+    pub fn find(name: &str, config: &Config) -> Result<SweepSite, HookError> {
+        let one = |name: &str| site::resolve(name, config.n_layer).map(|sites| sites[0]);
+        let unknown = |e: SiteError| match e {
+            SiteError::Unknown { near, .. } => {
+                let near = near.into_iter().map(|name| name.trim_end_matches(".0").to_string()).collect();
+                SiteError::Unknown { pattern: name.into(), near }
+            }
+            other => other,
+        };
+        let is_glob = name.contains(['*', '?']);
+        let short = format!("{name}.0");
+        let first = if is_glob { one(name).err().map_or(one(&short), Err) } else { one(&short).or_else(|_| one(name)) };
+        let first = first.map_err(unknown)?;
+        let of_layer = match first.layer() {
+            Some(0) => {
+                let same = |site: &Site| std::mem::discriminant(site) == std::mem::discriminant(&first);
+                Site::all(config.n_layer).filter(same).collect()
+            }
+            Some(_) => return Err(unknown(SiteError::Unknown { pattern: name.into(), near: Vec::new() }).into()),
+            None => vec![first],
+        };
+        Ok(SweepSite { name: name.into(), of_layer })
+    }
+
+    /// True for a site with heads.
+    pub fn has_heads(&self) -> bool {
+        self.of_layer[0].axes().contains(&SiteAxis::Head)
+    }
+
+    /// How long an axis of a sweep is here, for texts of `n_pos` tokens.
+    fn len(&self, axis: SweepAxis, config: &Config, n_pos: usize) -> Result<usize, SweepError> {
+        let site = self.of_layer[0];
+        let has = |wanted: SiteAxis| site.axes().contains(&wanted);
+        let len = match axis {
+            SweepAxis::Layer => site.layer().map(|_| self.of_layer.len()),
+            SweepAxis::Pos => Some(n_pos),
+            SweepAxis::Head => has(SiteAxis::Head).then_some(config.n_head),
+            SweepAxis::Dim => (!site.is_square()).then(|| site.axes()[site.axes().len() - 1].len(config, 0)),
+            SweepAxis::Key => site.is_square().then_some(n_pos),
+        };
+        len.ok_or_else(|| {
+            let axes: Vec<&str> = site.axes().iter().map(|axis| axis.letter()).collect();
+            SweepError::Axis { site: self.name.clone(), axes: axes.join(", "), axis: axis.name() }
+        })
+    }
+}
+
+/// What a cell's place is changed to.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// The value of the case's source run at the same place.
+    Patch,
+    /// Zero.
+    Zero,
+    /// The mean over all positions of all cases, per head and dimension.
+    Mean,
+    /// Values by site: a row, or one for each position.
+    Values(BTreeMap<Site, ArrayD<f32>>),
+}
+
+/// A sweep.
+#[derive(Clone, Debug)]
+pub struct Sweep {
+    /// Where.
+    pub sites: Vec<SweepSite>,
+    /// One cell for every combination of these.
+    pub axes: Vec<SweepAxis>,
+    /// What each cell is changed to.
+    pub change: Change,
+    /// What is measured.
+    pub metric: Metric,
+}
+
+/// One text to be changed.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// Its tokens.
+    pub ids: Vec<u32>,
+    /// What is asked of it.
+    pub question: Question,
+    /// The run that [`Change::Patch`] takes values from, and what is asked of it.
+    pub source: Option<(Vec<u32>, Question)>,
+    /// How many tokens, counted from the end, line up with the source's; those before are left alone.
+    pub aligned: usize,
+    /// Whether [`Metric::Kl`] is from the source run, and not from the unchanged run of this text.
+    pub from_source: bool,
+}
+
+/// What a sweep found.
+#[derive(Clone, Debug)]
+pub struct Swept {
+    /// Length of every axis; the sites come first where there are several.
+    pub shape: Vec<usize>,
+    /// The metric of every cell in row-major order, for every case.
+    pub values: Vec<Vec<f64>>,
+    /// The metric of every case's unchanged run.
+    pub unchanged: Vec<f64>,
+    /// The metric of every case's source run, where there is one.
+    pub source: Vec<f64>,
+}
+
+/// Tokens of the copies that run together: enough for products to be fast.
+const TOKENS_AT_ONCE: usize = 2048;
+
+/// One cell: its place along the axes.
+#[derive(Clone, Copy, Default)]
+struct Cell {
+    layer: Option<usize>,
+    pos: Option<usize>,
+    head: Option<usize>,
+    dim: Option<usize>,
+    key: Option<usize>,
+}
+
+impl Sweep {
+    /// Length of every axis for cases of which `aligned` tokens can be changed.
+    ///
+    /// # Errors
+    /// [`SweepError`] for an axis that a site lacks, or whose length the sites do not share.
+    pub fn shape(&self, config: &Config, aligned: usize) -> Result<Vec<usize>, SweepError> {
+        let mut shape = Vec::new();
+        for axis in &self.axes {
+            let first = self.sites[0].len(*axis, config, aligned)?;
+            for other in &self.sites[1..] {
+                if other.len(*axis, config, aligned)? != first {
+                    let (first, second) = (self.sites[0].name.clone(), other.name.clone());
+                    return Err(SweepError::Sites { first, second });
+                }
+            }
+            shape.push(first);
+        }
+        if self.sites.len() > 1 {
+            shape.insert(0, self.sites.len());
+        }
+        Ok(shape)
+    }
+
+    /// Checks everything that needs no run.
+    ///
+    /// # Errors
+    /// [`SweepError`], or [`EditError`] for values of another shape.
+    pub fn check(&self, config: &Config, cases: &[Case]) -> Result<(), Error> {
+        let aligned = cases.iter().map(|case| case.aligned).min().unwrap_or(0);
+        self.shape(config, aligned)?;
+        let by_place = self.axes.iter().any(|axis| matches!(axis, SweepAxis::Pos | SweepAxis::Key));
+        if by_place && let Some(other) = cases.iter().find(|case| case.aligned != cases[0].aligned) {
+            let (a, b) = (cases[0].aligned, other.aligned);
+            let what =
+                format!("the axes pos and key need texts of one length, and there are texts of {a} and {b} tokens");
+            return Err(SweepError::Lengths { what }.into());
+        }
+        let squares = self.sites.iter().any(|site| site.of_layer[0].is_square());
+        for (n, case) in cases.iter().enumerate() {
+            let whole = case.source.as_ref().is_none_or(|(ids, _)| ids.len() == case.ids.len());
+            if squares && !(whole && case.aligned == case.ids.len()) {
+                let what = format!("scores and patterns need texts of one length, and those of case {n} are not");
+                return Err(SweepError::Lengths { what }.into());
+            }
+            if self.metric == Metric::Loss && case.ids.len() < 2 {
+                let what = format!("text {n} has one token, and the loss is of the tokens that follow another");
+                return Err(SweepError::Metric { what }.into());
+            }
+            Batch::new(&[&case.ids], config)?;
+            if let Change::Values(values) = &self.change {
+                for site in self.sites.iter().flat_map(|site| &site.of_layer) {
+                    values_of(values, *site, config, &Batch::new(&[&case.ids], config)?)?;
+                }
+            }
+        }
+        if matches!(self.change, Change::Mean) {
+            let all = Batch::new(&cases.iter().map(|case| case.ids.as_slice()).collect::<Vec<_>>(), config)?;
+            for site in self.sites.iter().map(|site| site.of_layer[0]) {
+                super::edits::check_mean(site, &all)
+                    .map_err(|what| EditError::Source { edit: "mean ablation".into(), what })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The cells of the sweep in row-major order, by number.
+    fn cell(&self, shape: &[usize], mut number: usize) -> (usize, Cell) {
+        let mut cell = Cell::default();
+        let several = usize::from(self.sites.len() > 1);
+        for (axis, n) in self.axes.iter().zip(&shape[several..]).rev() {
+            let place = Some(number % n);
+            number /= n;
+            match axis {
+                SweepAxis::Layer => cell.layer = place,
+                SweepAxis::Pos => cell.pos = place,
+                SweepAxis::Head => cell.head = place,
+                SweepAxis::Dim => cell.dim = place,
+                SweepAxis::Key => cell.key = place,
+            }
+        }
+        (number, cell)
+    }
+}
+
+/// The values of a site, one row for every position of a text.
+fn values_of(
+    values: &BTreeMap<Site, ArrayD<f32>>,
+    site: Site,
+    config: &Config,
+    batch: &Batch,
+) -> Result<ArrayD<f32>, EditError> {
+    let edit = format!("ablation of {site}");
+    let array =
+        values.get(&site).ok_or_else(|| EditError::Source { edit: edit.clone(), what: "it has no values".into() })?;
+    let fitted = fit(site, &Select::all(), config, batch, array.view(), &edit, "the array".into())?;
+    let shape = site.shape(config, batch.texts()[0].len());
+    let n = shape.iter().product::<usize>();
+    let all = fitted.iter().copied().cycle().take(n).collect();
+    Ok(ArrayD::from_shape_vec(IxDyn(&shape), all).expect("rows repeat to the whole"))
+}
+
+/// Values of the cells' sites for one case.
+enum Values {
+    Zero,
+    /// Whole sites, and where their positions lie before those of the text.
+    Whole(BTreeMap<Site, ArrayD<f32>>),
+    Mean,
+}
+
+impl Session {
+    /// Runs a sweep over every case. `edits` are made in every run of the cases' texts, and `source_edits` in their source runs;
+    /// both are requests for a batch of those texts, in order. `progress` hears how many cells of all cases are done.
+    ///
+    /// # Errors
+    /// As [`Sweep::check`] and [`Session::run_async`].
+    pub async fn sweep_async(
+        &self,
+        sweep: &Sweep,
+        cases: &[Case],
+        edits: &Hooks,
+        source_edits: &Hooks,
+        progress: Option<Progress<'_>>,
+    ) -> Result<Swept, Error> {
+        let config = self.model().config();
+        sweep.check(config, cases)?;
+        let texts = |of: &dyn Fn(&Case) -> Vec<u32>| {
+            let ids: Vec<Vec<u32>> = cases.iter().map(of).collect();
+            Batch::new(&ids, config)
+        };
+        let runs = texts(&|case| case.ids.clone())?;
+        let sources = texts(&|case| case.source.as_ref().map_or_else(|| case.ids.clone(), |(ids, _)| ids.clone()))?;
+        let sites: BTreeSet<Site> = sweep.sites.iter().flat_map(|site| site.of_layer.iter().copied()).collect();
+        let means = match sweep.change {
+            Change::Mean => {
+                let mut kept = Kept::new(BTreeSet::new(), sites.clone());
+                let mut hooks = kept.hooks(config);
+                for (site, select, edit) in edits_of_all(edits) {
+                    hooks.edit_at(site, select, edit)?;
+                }
+                self.run_into_async(&runs, &hooks, &mut kept, None).await?;
+                sites.iter().map(|site| (*site, kept.mean(*site))).collect()
+            }
+            _ => BTreeMap::new(),
+        };
+        let aligned = cases.iter().map(|case| case.aligned).min().unwrap_or(0);
+        let shape = sweep.shape(config, aligned)?;
+        let n_cells: usize = shape.iter().product();
+        let mut swept = Swept { shape, values: Vec::new(), unchanged: Vec::new(), source: Vec::new() };
+        let total = cases.len() * n_cells;
+        for (n, case) in cases.iter().enumerate() {
+            let told = |done: usize| match progress {
+                Some(progress) => progress(n * n_cells + done, total),
+                None => ControlFlow::Continue(()),
+            };
+            let texts = Texts { runs: &runs, sources: &sources, edits, source_edits, n };
+            self.sweep_case(sweep, case, &texts, &means, &mut swept, &told).await?;
+        }
+        Ok(self.model().checkpoint().check_unchanged().map(|()| swept)?)
+    }
+
+    /// [`Session::sweep_async`] without edits, waiting.
+    ///
+    /// # Errors
+    /// As [`Session::sweep_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn sweep(&self, sweep: &Sweep, cases: &[Case]) -> Result<Swept, Error> {
+        let none = self.model().hooks();
+        pollster::block_on(self.sweep_async(sweep, cases, &none, &none, None))
+    }
+
+    async fn sweep_case(
+        &self,
+        sweep: &Sweep,
+        case: &Case,
+        texts: &Texts<'_>,
+        means: &BTreeMap<Site, ArrayD<f32>>,
+        swept: &mut Swept,
+        told: &dyn Fn(usize) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
+        let config = self.model().config();
+        let sites: BTreeSet<Site> = sweep.sites.iter().flat_map(|site| site.of_layer.iter().copied()).collect();
+        let edits = edits_of_text(texts.edits, texts.runs, texts.n, 1);
+        let source_edits = edits_of_text(texts.source_edits, texts.sources, texts.n, 1);
+        let touched = sites.iter().copied().chain(edits.iter().chain(&source_edits).map(|(site, ..)| *site));
+        let directions = match from_final_norm(sweep.metric, touched) {
+            true => {
+                let row = |id| on_engine!(self.parts(), (_dev, params) => params.unembedding_row(id));
+                let row = |id| row(id).map_err(crate::model::forward::RunError::from);
+                Some([row(case.question.answer)?, row(case.question.wrong)?])
+            }
+            false => None,
+        };
+        let reading = |ids, question| Reading {
+            metric: sweep.metric,
+            question,
+            directions: directions.as_ref(),
+            ids,
+            unchanged: None,
+            values: Vec::new(),
+            log_probabilities: Vec::new(),
+        };
+
+        // The source run, and the unchanged one, whose streams changed runs start from.
+        let mut values = match &sweep.change {
+            Change::Patch => Values::Whole(BTreeMap::new()),
+            Change::Zero => Values::Zero,
+            Change::Mean => Values::Mean,
+            Change::Values(given) => {
+                let batch = texts.runs.part(texts.n..texts.n + 1);
+                let of = |site: &Site| Ok((*site, values_of(given, *site, config, &batch)?));
+                Values::Whole(sites.iter().map(of).collect::<Result<_, EditError>>()?)
+            }
+        };
+        let mut distribution = None;
+        if let Some((ids, question)) = &case.source {
+            let wanted = if matches!(sweep.change, Change::Patch) { sites.clone() } else { BTreeSet::new() };
+            let mut both = Both { kept: Kept::new(wanted, BTreeSet::new()), reading: reading(ids, question) };
+            self.run_once(ids, &source_edits, &mut both).await?;
+            swept.source.push(both.reading.values[0]);
+            distribution = Some(both.reading.log_probabilities).filter(|_| case.from_source);
+            if let Values::Whole(whole) = &mut values {
+                whole.extend(sites.iter().map(|site| (*site, both.kept.of_text(*site, 0).to_owned())));
+            }
+        }
+        let first = |site: Site| match site.layer() {
+            Some(layer) => layer,
+            None if site < Site::ResidPre(0) => 0,
+            None => config.n_layer - 1,
+        };
+        let streams: BTreeSet<Site> =
+            sites.iter().filter(|site| **site >= Site::ResidPre(0)).map(|site| Site::ResidPre(first(*site))).collect();
+        let mut both = Both { kept: Kept::new(streams, BTreeSet::new()), reading: reading(&case.ids, &case.question) };
+        both.reading.unchanged = distribution.as_deref();
+        self.run_once(&case.ids, &edits, &mut both).await?;
+        swept.unchanged.push(both.reading.values[0]);
+        let Both { kept: streams, reading: Reading { log_probabilities, .. } } = both;
+        let distribution = distribution.unwrap_or(log_probabilities);
+        if case.from_source && sweep.metric == Metric::Kl && swept.source.last().is_some() {
+            // The divergence of the source run from itself.
+            *swept.source.last_mut().expect("it was pushed above") = 0.0;
+        }
+
+        let shape = swept.shape.clone();
+        let n_cells: usize = shape.iter().product();
+        let n_pos = case.ids.len();
+        let most = on_engine!(self.parts(), (dev, _params) => {
+            forward::max_tokens(dev, config, &Hooks::whole(config, &sites.iter().copied().collect::<Vec<_>>()))
+        });
+        let at_once = (TOKENS_AT_ONCE.min(most) / n_pos).max(1);
+        let mut found = vec![f64::NAN; n_cells];
+        // Cells that start at the same block, in the order of their numbers.
+        let mut groups: BTreeMap<(usize, Option<usize>), Vec<usize>> = BTreeMap::new();
+        let mut done = 0;
+        let mut flush = async |key: (usize, Option<usize>), cells: Vec<usize>| -> Result<(), Error> {
+            let site = &sweep.sites[key.0];
+            let changed: Vec<Site> = match key.1 {
+                Some(layer) => vec![site.of_layer[layer]],
+                None => site.of_layer.clone(),
+            };
+            let placed: Vec<Cell> = cells.iter().map(|number| sweep.cell(&shape, *number).1).collect();
+            let copies = cells.len();
+            let batch = Batch::new(&vec![case.ids.as_slice(); copies], config)?;
+            let start = changed.iter().min().copied().filter(|site| *site >= Site::ResidPre(0));
+            let start = start.map(|site| Site::ResidPre(first(site)));
+            let mut hooks = Hooks::new(config);
+            for (site, select, edit) in edits_of_text(texts.edits, texts.runs, texts.n, copies) {
+                if start.is_none_or(|start| site > start) {
+                    hooks.edit_at(site, select, edit)?;
+                }
+            }
+            for site in changed {
+                add_cells(&mut hooks, site, &placed, case, &values, means.get(&site))?;
+            }
+            let mut read = reading(&case.ids, &case.question);
+            read.unchanged = Some(&distribution);
+            read.ask(&mut hooks, &batch)?;
+            let layout = Layout::new(&hooks, &batch)?;
+            let stream = start.map(|site| {
+                let one = streams.of_text(site, 0);
+                let one = one.as_slice().expect("a text's values are dense");
+                (site.layer().unwrap_or(0), one.repeat(copies))
+            });
+            let (engine, _turn) = self.engine().await;
+            on_engine!(engine, (dev, params) => {
+                let start = match &stream {
+                    Some((layer, values)) => Start::Stream { layer: *layer, values },
+                    None => Start::Tokens,
+                };
+                let run = Run { start, ..Run::new(&layout, 0..copies) };
+                forward::forward(dev, params, run, &mut read, None).await?;
+            });
+            for (number, value) in cells.iter().zip(&read.values) {
+                found[*number] = *value;
+            }
+            done += copies;
+            if told(done).is_break() { Err(Error::Cancelled) } else { Ok(()) }
+        };
+        for number in 0..n_cells {
+            let (site, cell) = sweep.cell(&shape, number);
+            let key = (site, cell.layer);
+            let group = groups.entry(key).or_default();
+            group.push(number);
+            if group.len() == at_once
+                && let Some(cells) = groups.remove(&key)
+            {
+                flush(key, cells).await?;
+            }
+        }
+        for (key, cells) in groups {
+            flush(key, cells).await?;
+        }
+        swept.values.push(found);
+        Ok(())
+    }
+
+    /// Runs one text with edits, for values and the metric.
+    async fn run_once(&self, ids: &[u32], edits: &[(Site, Select, Edit)], both: &mut Both<'_>) -> Result<(), Error> {
+        let batch = self.model().batch(&[ids])?;
+        let mut hooks = both.kept.hooks(self.model().config());
+        // A site that is kept whole and read in part is kept whole.
+        if hooks.sites().all(|site| site != both.reading.site()) {
+            both.reading.ask(&mut hooks, &batch)?;
+        }
+        for (site, select, edit) in edits {
+            hooks.edit_at(*site, select.clone(), edit.clone())?;
+        }
+        self.run_into_async(&batch, &hooks, both, None).await
+    }
+}
+
+/// The edits of a request.
+fn edits_of_all(hooks: &Hooks) -> Vec<(Site, Select, Edit)> {
+    hooks.edits().cloned().collect()
+}
+
+/// The texts of all cases, and the number of one of them.
+struct Texts<'a> {
+    runs: &'a Batch,
+    sources: &'a Batch,
+    edits: &'a Hooks,
+    source_edits: &'a Hooks,
+    n: usize,
+}
+
+/// Keeps values and reads the metric.
+struct Both<'a> {
+    kept: Kept,
+    reading: Reading<'a>,
+}
+
+impl Sink for Both<'_> {
+    fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
+        self.kept.put(site, text, values.view())?;
+        self.reading.put(site, text, values)
+    }
+}
+
+/// Adds the changes of cells to a request: cell `i` in copy `i` of the case's text.
+fn add_cells(
+    hooks: &mut Hooks,
+    site: Site,
+    cells: &[Cell],
+    case: &Case,
+    values: &Values,
+    mean: Option<&ArrayD<f32>>,
+) -> Result<(), Error> {
+    let n_pos = case.ids.len();
+    let offset = n_pos - case.aligned;
+    let mut alike: BTreeMap<(Option<usize>, Option<usize>), Vec<usize>> = BTreeMap::new();
+    for (copy, cell) in cells.iter().enumerate() {
+        alike.entry((cell.head, cell.dim)).or_default().push(copy);
+    }
+    let list = |place: Option<usize>, all: Range<usize>| match place {
+        Some(place) => vec![all.start + place],
+        None => all.collect::<Vec<usize>>(),
+    };
+    for ((head, dim), copies) in alike {
+        let narrowed = |positions: Vec<Vec<usize>>, keys: Vec<Vec<usize>>| {
+            let mut select = Select::all().positions(positions);
+            if site.is_square() {
+                select = select.keys(keys);
+            }
+            if let Some(head) = head {
+                select = select.heads([head]);
+            }
+            match dim {
+                Some(dim) => select.dims([dim]),
+                None => select,
+            }
+        };
+        let in_copy = |of: &dyn Fn(&Cell) -> Vec<usize>| {
+            let of_copy = |copy: usize| if copies.contains(&copy) { of(&cells[copy]) } else { Vec::new() };
+            (0..cells.len()).map(of_copy).collect::<Vec<_>>()
+        };
+        let keys = |cell: &Cell| list(cell.key, 0..n_pos);
+        let select = narrowed(in_copy(&|cell| list(cell.pos, offset..n_pos)), in_copy(&keys));
+        let edit = match values {
+            Values::Zero => Edit::Zero,
+            Values::Whole(whole) => {
+                let array = whole[&site].view();
+                // Positions line up from the end.
+                let n_source = array.len_of(ndarray::Axis(site.pos_axis()));
+                let there = |cell: &Cell| list(cell.pos, n_source - case.aligned..n_source);
+                let of_copy = |copy: &usize| {
+                    let cell = &cells[*copy];
+                    let select = narrowed(vec![there(cell)], vec![keys(cell)]);
+                    cut(site, &select, 0, array.view()).iter().copied().collect::<Vec<f32>>()
+                };
+                Edit::Replace(copies.iter().flat_map(of_copy).collect())
+            }
+            Values::Mean => {
+                let mean = mean.expect("a mean of every site");
+                let batch = Batch::new(&[case.ids.as_slice()], hooks.config())?;
+                let of_copy = |copy: &usize| {
+                    let cell = &cells[*copy];
+                    let select = narrowed(vec![list(cell.pos, offset..n_pos)], vec![keys(cell)]);
+                    cut_mean(site, &select, 0, &batch, mean)
+                };
+                Edit::Replace(match site.is_square() {
+                    true => copies.iter().flat_map(of_copy).collect(),
+                    false => of_copy(&copies[0]),
+                })
+            }
+        };
+        hooks.edit_at(site, select, edit)?;
+    }
+    Ok(())
+}

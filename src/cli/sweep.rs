@@ -1,0 +1,811 @@
+//! `actscope patch` and `actscope ablate`: which places matter for what the model says, one changed run for each.
+
+use super::edits::{EditArgs, mark};
+use super::run::{RunArgs, refuse_to_overwrite};
+use super::texts::{TextArgs, lines, parse_ids};
+use super::{Failure, ModelArgs, size};
+use crate::analysis::edits::EditPlan;
+use crate::analysis::metric::{Metric, Question};
+use crate::analysis::statistics;
+use crate::analysis::sweep::{Case, Change, Sweep, SweepAxis, SweepSite, Swept};
+use crate::hooks::grammar::ValueSpec;
+use crate::hooks::request::{EditRecord, Hooks};
+use crate::hooks::site::Site;
+use crate::model::batch::Batch;
+use crate::model::token_select;
+use crate::model::tokenizer::Token;
+use crate::output::arrays::{self, Named, Numbers};
+use crate::output::{self, OutputError, Place};
+use crate::plot::sweep::SweepPicture;
+use crate::plot::terminal::Terminal;
+use crate::plot::{File, Picture};
+use crate::session::{Model, Progress, Session};
+use clap::{Args, ValueEnum};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// What both sweeps share.
+#[derive(Args)]
+struct SweepArgs {
+    /// Where: a site without its layer, such as resid_pre, z, pattern, mlp_post; `every` for resid_pre, attn_out and mlp_out,
+    /// or z, q, k, v and pattern where heads are an axis. Repeatable [default: resid_pre]
+    #[arg(long, value_name = "SITE")]
+    at: Vec<String>,
+    /// The axes, one changed run for each combination: of layer,pos,head,dim,key [default: layer,head for sites with heads,
+    /// layer,pos for the rest]
+    #[arg(long, value_name = "AXES", value_delimiter = ',')]
+    by: Vec<String>,
+    /// logit-diff (the default with --wrong), logit, logprob, prob, loss or kl
+    #[arg(long, value_name = "METRIC")]
+    metric: Option<String>,
+    /// The token that is right: its text, or id:123
+    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
+    answer: Option<String>,
+    /// A wrong one, to compare with
+    #[arg(long, value_name = "TOKEN", requires = "answer", allow_hyphen_values = true)]
+    wrong: Option<String>,
+    /// The token whose logits are read: an index or its text [default: the last]
+    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
+    metric_token: Option<String>,
+    /// Where to write: .json, .csv, .npz, .safetensors, or a picture as .png or .svg. Without it, on the terminal
+    #[arg(short, long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    edits: EditArgs,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// How two texts of different length line up.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Align {
+    /// They do not: texts of different length are refused
+    Start,
+    /// By their last tokens
+    End,
+}
+
+/// Arguments of `actscope patch`.
+#[derive(Args)]
+#[command(mut_args(hide_texts))]
+pub struct Patch {
+    /// The text whose values are put in
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    clean: Option<String>,
+    /// The same as token ids
+    #[arg(long, value_name = "IDS", conflicts_with = "clean")]
+    clean_ids: Option<String>,
+    /// The text that they are put into
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    corrupt: Option<String>,
+    /// The same as token ids
+    #[arg(long, value_name = "IDS", conflicts_with = "corrupt")]
+    corrupt_ids: Option<String>,
+    /// Many pairs: a JSON object a line with clean, corrupt, answer and wrong (texts, or lists of ids and ids)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["clean", "clean_ids", "corrupt", "corrupt_ids", "answer", "wrong"])]
+    pairs: Option<PathBuf>,
+    /// The other way round: values of the corrupt run are put into the clean one
+    #[arg(long)]
+    noise: bool,
+    /// How texts of different length line up
+    #[arg(long, value_enum, default_value_t = Align::Start)]
+    align: Align,
+    #[command(flatten)]
+    sweep: SweepArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    texts: TextArgs,
+}
+
+/// Arguments of `actscope ablate`.
+#[derive(Args)]
+pub struct Ablate {
+    #[command(flatten)]
+    texts: TextArgs,
+    /// What each place is changed to: zero, mean (over all positions of all texts), or [F*]FILE[#ARRAY] with values of other
+    /// texts
+    #[arg(long, value_name = "WITH", default_value = "zero")]
+    with: String,
+    #[command(flatten)]
+    sweep: SweepArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+/// `patch` names its two texts by options of its own; of the arguments for texts it has those that say how texts are read.
+fn hide_texts(arg: clap::Arg) -> clap::Arg {
+    match arg.get_id().as_str() {
+        "texts" | "file" | "field" | "document" | "ids" => arg.hide(true),
+        _ => arg,
+    }
+}
+
+/// A token's text or `id:123`.
+fn token(written: &str, name: &str, files: &Model, model: &ModelArgs) -> Result<u32, Failure> {
+    let n_vocab = files.config().vocab_size;
+    if let Some(id) = written.strip_prefix("id:").and_then(|id| id.parse::<u32>().ok()) {
+        return match (id as usize) < n_vocab {
+            true => Ok(id),
+            false => {
+                Err(Failure::Usage(format!("{name} id:{id} is beyond the vocabulary, which ends at {}", n_vocab - 1)))
+            }
+        };
+    }
+    let tokenizer = files.tokenizer()?;
+    let shown =
+        |ids: &[u32]| ids.iter().map(|id| format!("{:?}", files.token(*id).text())).collect::<Vec<_>>().join(" ");
+    match tokenizer.encode(written)?.as_slice() {
+        [id] => {
+            let spaced = format!(" {written}");
+            if !written.starts_with(' ')
+                && let [other] = tokenizer.encode(&spaced)?.as_slice()
+            {
+                model.say(format_args!(
+                    "note: {name} is {written:?} without a leading space (id {id}); within a text it is mostly {spaced:?} (id {other})"
+                ));
+            }
+            Ok(*id)
+        }
+        several => Err(Failure::Usage(format!(
+            "{name} {written:?} is {} tokens, {}; give one token, with a space in front where the text has one",
+            several.len(),
+            shown(several)
+        ))),
+    }
+}
+
+/// One pair before it is aligned.
+struct Pair {
+    clean: Vec<u32>,
+    corrupt: Vec<u32>,
+    answer: Option<u32>,
+    wrong: Option<u32>,
+    /// Where it is from, for messages.
+    place: String,
+}
+
+/// What was swept, and all that is said of it.
+struct Found<'a> {
+    command: &'static str,
+    args: &'a SweepArgs,
+    sweep: &'a Sweep,
+    swept: Swept,
+    noise: bool,
+    /// The tokens of every position, where there is one case.
+    tokens: Option<(Vec<Token>, Vec<Token>)>,
+    aligned: usize,
+    edits: Vec<EditRecord>,
+    with: Option<String>,
+}
+
+impl SweepArgs {
+    /// The metric, and whether a token is asked about at all.
+    fn metric(&self, loss: bool, answer: bool, wrong: bool) -> Result<Metric, Failure> {
+        let metric = match &self.metric {
+            Some(name) => name.parse().map_err(|e| Failure::Usage(format!("--metric: {e}")))?,
+            None if wrong => Metric::LogitDiff,
+            None if loss && !answer => Metric::Loss,
+            None => Metric::Logit,
+        };
+        match metric {
+            Metric::LogitDiff if !wrong => {
+                Err(Failure::Usage("--metric logit-diff needs a wrong token to compare with: give --wrong".into()))
+            }
+            _ if metric.needs_answer() && !answer => {
+                Err(Failure::Usage(format!("--metric {} is about a token: give --answer", metric.name())))
+            }
+            _ => Ok(metric),
+        }
+    }
+
+    fn sweep(&self, files: &Model, change: Change, metric: Metric) -> Result<Sweep, Failure> {
+        let axes = self.by.iter().map(|axis| axis.trim().parse::<SweepAxis>()).collect::<Result<Vec<_>, _>>();
+        let mut axes = axes.map_err(|e| Failure::Usage(format!("--by: {e}")))?;
+        if let Some(twice) = axes.iter().enumerate().find(|(i, axis)| axes[..*i].contains(axis)) {
+            return Err(Failure::Usage(format!("--by names {} twice", twice.1.name())));
+        }
+        let heads = axes.contains(&SweepAxis::Head);
+        let every: &[&str] = if heads { &SweepSite::EVERY_HEAD } else { &SweepSite::EVERY_BLOCK };
+        let named = self.at.iter().flat_map(|name| match name.as_str() {
+            "every" => every.to_vec(),
+            name => vec![name],
+        });
+        let mut names: Vec<&str> = named.collect();
+        if names.is_empty() {
+            names.push("resid_pre");
+        }
+        if let Some(twice) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
+            return Err(Failure::Usage(format!("--at names {} twice", twice.1)));
+        }
+        let sites = names.iter().map(|name| SweepSite::find(name, files.config())).collect::<Result<Vec<_>, _>>()?;
+        if axes.is_empty() {
+            let layered = sites.iter().all(|site| site.of_layer[0].layer().is_some());
+            axes.extend(layered.then_some(SweepAxis::Layer));
+            axes.push(if sites.iter().all(SweepSite::has_heads) { SweepAxis::Head } else { SweepAxis::Pos });
+        }
+        Ok(Sweep { sites, axes, change, metric })
+    }
+
+    /// The position of one text whose logits are read.
+    fn position(&self, tokens: &[Token], text: usize) -> Result<usize, Failure> {
+        let Some(written) = &self.metric_token else { return Ok(tokens.len() - 1) };
+        let found = token_select::select(std::slice::from_ref(written), tokens, text);
+        match found.map_err(|e| Failure::Usage(format!("--metric-token {e}")))?.positions.as_slice() {
+            [one] => Ok(*one),
+            several => Err(Failure::Usage(format!(
+                "--metric-token {written:?} is tokens {several:?} of text {text}; choose one, by its index"
+            ))),
+        }
+    }
+
+    /// Where the numbers or the picture go, made before anything is computed.
+    fn target(&self) -> Result<Option<Target>, Failure> {
+        let Some(path) = &self.out else { return Ok(None) };
+        Ok(Some(match output::extension(path).as_str() {
+            "png" | "svg" => Target::Picture(File::create(path)?),
+            "json" | "csv" | "npz" | "safetensors" => Target::Numbers(Place::create(path)?),
+            _ => {
+                let known = ".json, .csv, .npz, .safetensors, .png or .svg";
+                return Err(OutputError::Format { path: path.clone(), known }.into());
+            }
+        }))
+    }
+}
+
+enum Target {
+    Picture(File),
+    Numbers(Place),
+}
+
+impl Target {
+    fn path(&self) -> &Path {
+        match self {
+            Target::Picture(file) => file.path(),
+            Target::Numbers(place) => place.path(),
+        }
+    }
+}
+
+impl Patch {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let target = self.sweep.target()?;
+        let files = self.model.open()?;
+        if let Some(target) = &target {
+            refuse_to_overwrite(target.path(), &files, self.sweep.edits.files().chain(self.pairs.clone()))?;
+        }
+        let pairs = self.pairs(&files)?;
+        let all = |has: &dyn Fn(&Pair) -> bool| pairs.iter().all(has);
+        let metric = self.sweep.metric(false, all(&|pair| pair.answer.is_some()), all(&|pair| pair.wrong.is_some()))?;
+        let sweep = self.sweep.sweep(&files, Change::Patch, metric)?;
+        let tokens = |ids: &[u32]| ids.iter().map(|id| files.token(*id)).collect::<Vec<Token>>();
+        let mut cases = Vec::new();
+        for (n, pair) in pairs.iter().enumerate() {
+            let (clean, corrupt) = (tokens(&pair.clean), tokens(&pair.corrupt));
+            if clean.len() != corrupt.len() && self.align == Align::Start {
+                return Err(Failure::Usage(format!(
+                    "{}: the clean text has {} tokens and the corrupt one {}, so they do not line up; {}; reword one of them, or \
+                     use --align end where their last tokens are meant to meet",
+                    pair.place,
+                    clean.len(),
+                    corrupt.len(),
+                    columns(&clean, &corrupt)
+                )));
+            }
+            let question = |tokens: &[Token]| -> Result<Question, Failure> {
+                let position = self.sweep.position(tokens, n)?;
+                Ok(Question { position, answer: pair.answer.unwrap_or(0), wrong: pair.wrong.unwrap_or(0) })
+            };
+            let sides = [(pair.clean.clone(), question(&clean)?), (pair.corrupt.clone(), question(&corrupt)?)];
+            let [of_clean, of_corrupt] = sides;
+            let (source, (ids, question)) = if self.noise { (of_corrupt, of_clean) } else { (of_clean, of_corrupt) };
+            let aligned = clean.len().min(corrupt.len());
+            cases.push(Case { ids, question, source: Some(source), aligned, from_source: !self.noise });
+        }
+        if self.align == Align::End {
+            let least = cases.iter().map(|case| case.aligned).min().unwrap_or(0);
+            cases.iter_mut().for_each(|case| case.aligned = least);
+        }
+        sweep.check(files.config(), &cases)?;
+        let batch = |of: &dyn Fn(&Case) -> Vec<u32>| files.batch(&cases.iter().map(of).collect::<Vec<_>>());
+        let runs = batch(&|case| case.ids.clone())?;
+        let sources = batch(&|case| case.source.as_ref().map(|(ids, _)| ids.clone()).unwrap_or_default())?;
+        let plans = [&runs, &sources].map(|batch| self.sweep.edits.plan(&self.texts, &files, batch, &self.model));
+        let [plan, source_plan] = plans;
+        let single = (cases.len() == 1).then(|| (tokens(&pairs[0].clean), tokens(&pairs[0].corrupt)));
+        let found = Begun { command: "patch", args: &self.sweep, model: &self.model, sweep: &sweep, cases: &cases };
+        let both = [(plan?, &runs), (source_plan?, &sources)];
+        found.finish(files, both, target, self.noise, single, None)
+    }
+
+    fn pairs(&self, files: &Model) -> Result<Vec<Pair>, Failure> {
+        let (sweep, model) = (&self.sweep, &self.model);
+        let Some(file) = &self.pairs else {
+            let side = |text: &Option<String>, ids: &Option<String>, name: &str| match (text, ids) {
+                (Some(text), _) => Ok(self.texts.encoded(std::slice::from_ref(text), files, model)?.remove(0)),
+                (None, Some(ids)) => {
+                    let lists = parse_ids(ids).map_err(|e| Failure::Usage(format!("--{name}-ids: {e}")))?;
+                    Ok(self.texts.begun(lists, files)?.concat())
+                }
+                (None, None) => Err(Failure::Usage(format!("give --{name}, or many pairs with --pairs FILE"))),
+            };
+            let word = |written: &Option<String>, name: &str| {
+                written.as_ref().map(|written| token(written, name, files, model)).transpose()
+            };
+            return Ok(vec![Pair {
+                clean: side(&self.clean, &self.clean_ids, "clean")?,
+                corrupt: side(&self.corrupt, &self.corrupt_ids, "corrupt")?,
+                answer: word(&sweep.answer, "--answer")?,
+                wrong: word(&sweep.wrong, "--wrong")?,
+                place: "the pair".into(),
+            }]);
+        };
+        let lines: Vec<(usize, String)> =
+            lines(file)?.into_iter().filter(|(_, line)| !line.trim().is_empty()).collect();
+        if lines.is_empty() {
+            return Err(Failure::Run(format!("{} holds no pair", file.display())));
+        }
+        lines.iter().map(|(i, line)| self.pair(line, format!("line {i} of {}", file.display()), files)).collect()
+    }
+
+    /// One line of a file with pairs.
+    fn pair(&self, line: &str, place: String, files: &Model) -> Result<Pair, Failure> {
+        const FIELDS: [&str; 4] = ["clean", "corrupt", "answer", "wrong"];
+        let fail = |what: String| Failure::Run(format!("{place} {what}"));
+        let value: Value = serde_json::from_str(line).map_err(|e| fail(format!("is not JSON: {e}")))?;
+        let object = value.as_object().ok_or_else(|| fail("is JSON, but no object with fields".into()))?;
+        if let Some(other) = object.keys().find(|key| !FIELDS.contains(&key.as_str())) {
+            let near = FIELDS.iter().max_by(|a, b| strsim::jaro(a, other).total_cmp(&strsim::jaro(b, other)));
+            let near = near.filter(|near| !object.contains_key(**near)).map(|near| format!("; is {near:?} meant?"));
+            return Err(fail(format!(
+                "has a field {other:?}, and a pair has clean, corrupt, answer and wrong{}",
+                near.unwrap_or_default()
+            )));
+        }
+        let side = |name: &str| match object.get(name) {
+            Some(Value::String(text)) => {
+                let ids = self.texts.encoded(std::slice::from_ref(text), files, &self.model)?.remove(0);
+                if ids.is_empty() { Err(fail(format!("has no text in {name:?}"))) } else { Ok(ids) }
+            }
+            Some(Value::Array(ids)) => {
+                let ids = ids.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()));
+                let ids = ids.collect::<Option<Vec<u32>>>().filter(|ids| !ids.is_empty());
+                let ids = ids.ok_or_else(|| fail(format!("has no list of token ids in {name:?}")))?;
+                Ok(self.texts.begun(vec![ids], files)?.remove(0))
+            }
+            Some(_) => Err(fail(format!("has neither a text nor a list of ids in {name:?}"))),
+            None => Err(fail(format!("has no field {name:?}; a pair has clean, corrupt, answer and wrong"))),
+        };
+        let word = |name: &str| match object.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => {
+                let quiet = ModelArgs { model: self.model.model.clone(), quiet: true, json: false };
+                token(text, name, files, &quiet).map(Some).map_err(|e| match e {
+                    Failure::Usage(what) | Failure::Run(what) => {
+                        fail(format!("has another answer than one token: {what}"))
+                    }
+                    other => other,
+                })
+            }
+            Some(Value::Number(id)) => {
+                let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
+                let id = id.filter(|id| (*id as usize) < files.config().vocab_size);
+                id.map(Some).ok_or_else(|| fail(format!("has no token id of this model in {name:?}")))
+            }
+            Some(_) => Err(fail(format!("has neither a token nor an id in {name:?}"))),
+        };
+        Ok(Pair {
+            clean: side("clean")?,
+            corrupt: side("corrupt")?,
+            answer: word("answer")?,
+            wrong: word("wrong")?,
+            place,
+        })
+    }
+}
+
+/// Two texts token by token, for a message on one line.
+fn columns(clean: &[Token], corrupt: &[Token]) -> String {
+    const MOST: usize = 24;
+    let n = clean.len().max(corrupt.len());
+    let label =
+        |tokens: &[Token], i: usize| tokens.get(i).map_or("-".to_string(), |token| format!("{:?}", token.text()));
+    let first = (0..n).find(|i| label(clean, *i) != label(corrupt, *i)).unwrap_or(0);
+    let shown: Vec<String> = (first..n.min(first + MOST))
+        .map(|i| {
+            let (a, b) = (label(clean, i), label(corrupt, i));
+            if a == b { format!("{i}: {a}") } else { format!("{i}: {a} / {b}") }
+        })
+        .collect();
+    format!(
+        "clean / corrupt from token {first} on: {}{}",
+        shown.join(" | "),
+        if first + MOST < n { " | …" } else { "" }
+    )
+}
+
+impl Ablate {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let input = self.texts.read(&self.model)?;
+        let target = self.sweep.target()?;
+        let files = self.model.open()?;
+        let value = match self.with.as_str() {
+            "zero" | "mean" => None,
+            file => {
+                Some(file.parse::<ValueSpec>().map_err(|e| Failure::Usage(format!("--with: {e}, nor zero or mean")))?)
+            }
+        };
+        if let Some(target) = &target {
+            let value = match &value {
+                Some(ValueSpec::File { path, .. }) => Some(PathBuf::from(path)),
+                _ => None,
+            };
+            refuse_to_overwrite(
+                target.path(),
+                &files,
+                self.texts.files().chain(self.sweep.edits.files()).chain(value),
+            )?;
+        }
+        let batch = self.texts.batch(&input, &files, &self.model)?;
+        let word = |written: &Option<String>, name: &str| {
+            written.as_ref().map(|written| token(written, name, &files, &self.model)).transpose()
+        };
+        let (answer, wrong) = (word(&self.sweep.answer, "--answer")?, word(&self.sweep.wrong, "--wrong")?);
+        let metric = self.sweep.metric(true, answer.is_some(), wrong.is_some())?;
+        let mut sweep = self.sweep.sweep(&files, Change::Zero, metric)?;
+        sweep.change = match (self.with.as_str(), &value) {
+            ("mean", _) => Change::Mean,
+            (_, Some(value)) => Change::Values(self.values(value, &sweep)?),
+            _ => Change::Zero,
+        };
+        let tokens = files.tokens(&batch);
+        let mut cases = Vec::new();
+        for (n, tokens) in tokens.iter().enumerate() {
+            let position = self.sweep.position(tokens, n)?;
+            let question = Question { position, answer: answer.unwrap_or(0), wrong: wrong.unwrap_or(0) };
+            let ids = batch.ids_of(n).to_vec();
+            cases.push(Case { aligned: ids.len(), ids, question, source: None, from_source: false });
+        }
+        sweep.check(files.config(), &cases)?;
+        let plan = self.sweep.edits.plan(&self.texts, &files, &batch, &self.model)?;
+        let single = (cases.len() == 1).then(|| (tokens[0].clone(), tokens[0].clone()));
+        let begun = Begun { command: "ablate", args: &self.sweep, model: &self.model, sweep: &sweep, cases: &cases };
+        let both = [(plan, &batch), (EditPlan::default(), &batch)];
+        begun.finish(files, both, target, false, single, Some(self.with.clone()))
+    }
+
+    fn values(&self, value: &ValueSpec, sweep: &Sweep) -> Result<BTreeMap<Site, ndarray::ArrayD<f32>>, Failure> {
+        let sites = sweep.sites.iter().flat_map(|site| site.of_layer.iter().copied());
+        let of_site = |site: Site| match value {
+            ValueSpec::Number(number) if number.is_finite() => {
+                Err(Failure::Usage(format!("--with takes zero, mean or a file, not the number {number}")))
+            }
+            ValueSpec::Number(number) => Err(Failure::Usage(format!("--with: {number} is no finite number"))),
+            ValueSpec::File { factor, path, array } => {
+                let values = arrays::read(Path::new(path), array.as_deref(), Some(site));
+                let values = values.map_err(|e| Failure::Usage(format!("--with: {e}")))?;
+                Ok((site, values.mapv(|v| factor * v)))
+            }
+        };
+        sites.map(of_site).collect()
+    }
+}
+
+/// A sweep that was checked.
+struct Begun<'a> {
+    command: &'static str,
+    args: &'a SweepArgs,
+    model: &'a ModelArgs,
+    sweep: &'a Sweep,
+    cases: &'a [Case],
+}
+
+impl Begun<'_> {
+    fn finish(
+        self,
+        files: Model,
+        [(plan, runs), (source_plan, sources)]: [(EditPlan, &Batch); 2],
+        target: Option<Target>,
+        noise: bool,
+        tokens: Option<(Vec<Token>, Vec<Token>)>,
+        with: Option<String>,
+    ) -> Result<(), Failure> {
+        let Begun { command, args, model, sweep, cases } = self;
+        let session = args.run.session(files, model)?;
+        let mut hooks = session.model().hooks();
+        let edits = model.edit(&plan, &session, runs, &mut hooks)?;
+        let mut source_hooks: Hooks = session.model().hooks();
+        model.edit(&source_plan, &session, sources, &mut source_hooks)?;
+        let run = async |told: Progress<'_>| session.sweep_async(sweep, cases, &hooks, &source_hooks, Some(told)).await;
+        let swept = model.with_progress("changed runs", run)?;
+        let aligned = cases.iter().map(|case| case.aligned).min().unwrap_or(0);
+        let found = Found { command, args, sweep, swept, noise, tokens, aligned, edits, with };
+        let document = found.document(&session);
+        let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
+        match target {
+            Some(Target::Picture(file)) => {
+                let path = file.path().display().to_string();
+                let bytes = file.write(&found.picture(&session, &document))?;
+                model.say(format_args!("wrote {path}: {}", size(bytes)));
+            }
+            Some(Target::Numbers(place)) => {
+                let path = place.path().display().to_string();
+                let extension = output::extension(place.path());
+                let bytes = place.fill(|part| output::buffered(part, |out| found.write(&document, &extension, out)))?;
+                model.say(format_args!("wrote {path}: {}", size(bytes)));
+            }
+            None if !model.json => found.picture(&session, &document).print(&Terminal::of_stdout(), &mut stdout)?,
+            None => {}
+        }
+        if model.json {
+            serde_json::to_writer(&mut stdout, &document.json).map_err(std::io::Error::from)?;
+            writeln!(stdout)?;
+        }
+        stdout.flush()?;
+        Ok(())
+    }
+}
+
+/// The numbers of a sweep, cell by cell, and as JSON.
+struct Document {
+    values: Vec<f64>,
+    normalized: Option<Vec<f64>>,
+    effects: Vec<f64>,
+    standard_error: Option<Vec<f64>>,
+    ci: Option<Vec<[f64; 2]>>,
+    p: Option<Vec<f64>>,
+    labels: Vec<Vec<Value>>,
+    axes: Vec<&'static str>,
+    json: Map<String, Value>,
+}
+
+/// A number as JSON has it; what is none as a string, as in other outputs.
+fn number(value: f64) -> Value {
+    match value {
+        v if v.is_finite() => json!(v),
+        v if v.is_nan() => json!("NaN"),
+        v if v > 0.0 => json!("Infinity"),
+        _ => json!("-Infinity"),
+    }
+}
+
+/// A list as nested lists of this shape.
+fn nested(values: &[Value], shape: &[usize]) -> Value {
+    match shape {
+        [] => values.first().cloned().unwrap_or(Value::Null),
+        [_] => Value::from(values.to_vec()),
+        [n, rest @ ..] => {
+            let step = values.len() / n.max(&1);
+            (0..*n).map(|i| nested(&values[i * step..(i + 1) * step], rest)).collect()
+        }
+    }
+}
+
+impl Found<'_> {
+    fn document(&self, session: &Session) -> Document {
+        let Swept { shape, values: of_cases, unchanged, source } = &self.swept;
+        let n = of_cases.len();
+        let n_cells: usize = shape.iter().product();
+        let by_cell: Vec<Vec<f64>> =
+            (0..n_cells).map(|cell| of_cases.iter().map(|values| values[cell]).collect()).collect();
+        let values: Vec<f64> = by_cell.iter().map(|values| statistics::mean(values)).collect();
+        let before = statistics::mean(unchanged);
+        let effects: Vec<f64> = values.iter().map(|value| value - before).collect();
+        let is_patch = !source.is_empty();
+        let (clean, corrupt) = match (is_patch, self.noise) {
+            (false, _) => (None, None),
+            (true, false) => (Some(statistics::mean(source)), Some(before)),
+            (true, true) => (Some(before), Some(statistics::mean(source))),
+        };
+        let normalized = clean.zip(corrupt).filter(|(clean, corrupt)| clean != corrupt).map(|(clean, corrupt)| {
+            let zero = if self.noise { clean } else { corrupt };
+            values.iter().map(|value| (value - zero) / (clean - corrupt)).collect::<Vec<f64>>()
+        });
+        let several = n > 1;
+        let standard_error = several.then(|| by_cell.iter().map(|values| statistics::standard_error(values)).collect());
+        let ci = several.then(|| statistics::intervals(&by_cell, n));
+        let p = several.then(|| {
+            let effects: Vec<Vec<f64>> =
+                by_cell.iter().map(|values| values.iter().zip(unchanged).map(|(v, u)| v - u).collect()).collect();
+            statistics::p_values(&effects, n)
+        });
+        let (axes, labels) = self.labels();
+        let mut document =
+            Document { values, normalized, effects, standard_error, ci, p, labels, axes, json: Map::new() };
+        document.json = self.json(&document, session, (clean, corrupt), (!is_patch).then_some(before));
+        document
+    }
+
+    fn json(
+        &self,
+        document: &Document,
+        session: &Session,
+        (clean, corrupt): (Option<f64>, Option<f64>),
+        base: Option<f64>,
+    ) -> Map<String, Value> {
+        let shape = &self.swept.shape;
+        let array = |values: &[f64]| nested(&values.iter().map(|v| number(*v)).collect::<Vec<_>>(), shape);
+        let optional = |values: &Option<Vec<f64>>| values.as_ref().map_or(Value::Null, |values| array(values));
+        let ci = document.ci.as_ref().map_or(Value::Null, |ci| {
+            nested(&ci.iter().map(|[low, high]| json!([number(*low), number(*high)])).collect::<Vec<_>>(), shape)
+        });
+        let at: Vec<&str> = self.sweep.sites.iter().map(|site| site.name.as_str()).collect();
+        let one = |value: Option<f64>| value.map_or(Value::Null, number);
+        let mut map = Map::new();
+        let mut put = |key: &str, value: Value| map.insert(key.into(), value);
+        put("command", json!(self.command));
+        put("at", json!(at));
+        put("by", json!(document.axes));
+        put("shape", json!(shape));
+        put("metric", json!(self.sweep.metric.name()));
+        put("values", array(&document.values));
+        put("clean", one(clean));
+        put("corrupt", one(corrupt));
+        put("base", one(base));
+        put("normalized", optional(&document.normalized));
+        put("n", json!(self.swept.values.len()));
+        put("standard_error", optional(&document.standard_error));
+        put("ci", ci);
+        put("p", optional(&document.p));
+        put("labels", json!(document.labels));
+        self.provenance(session).into_iter().for_each(|(key, value)| drop(put(&key, value)));
+        map
+    }
+
+    fn provenance(&self, session: &Session) -> Map<String, Value> {
+        let mut map = Map::new();
+        let mut put = |key: &str, value: Value| map.insert(key.into(), value);
+        put("model", json!(session.model().name()));
+        put("model_fingerprint", json!(session.model().checkpoint().fingerprint(false)));
+        put("device", json!(session.device().to_string()));
+        put("actscope_version", json!(env!("CARGO_PKG_VERSION")));
+        put("hook_definitions", json!(output::HOOK_DEFINITIONS));
+        match &self.with {
+            Some(with) => put("with", json!(with)),
+            None => put("noise", json!(self.noise)),
+        };
+        if let Some((clean, corrupt)) = &self.tokens {
+            let texts = |tokens: &[Token]| tokens.iter().map(Token::text).collect::<Vec<_>>();
+            match self.with {
+                Some(_) => put("tokens", json!(texts(clean))),
+                None => put("tokens", json!({"clean": texts(clean), "corrupt": texts(corrupt)})),
+            };
+        }
+        if !self.edits.is_empty() {
+            put("edits", json!(self.edits));
+        }
+        map
+    }
+
+    /// The axes with a label for each place along them.
+    fn labels(&self) -> (Vec<&'static str>, Vec<Vec<Value>>) {
+        let (mut axes, mut labels) = (Vec::new(), Vec::new());
+        let mut shape = self.swept.shape.iter();
+        if self.sweep.sites.len() > 1 {
+            shape.next();
+            axes.push("site");
+            labels.push(self.sweep.sites.iter().map(|site| json!(site.name)).collect());
+        }
+        for (axis, n) in self.sweep.axes.iter().zip(shape) {
+            axes.push(axis.name());
+            let tokens = self.tokens.as_ref().filter(|_| matches!(axis, SweepAxis::Pos | SweepAxis::Key));
+            labels.push(match tokens {
+                Some((clean, _)) => {
+                    clean[clean.len() - self.aligned..].iter().map(|token| json!(token.text())).collect()
+                }
+                None => (0..*n).map(|i| json!(i)).collect(),
+            });
+        }
+        (axes, labels)
+    }
+
+    fn write(&self, document: &Document, extension: &str, out: &mut impl Write) -> std::io::Result<()> {
+        let shape = &self.swept.shape;
+        match extension {
+            "json" => {
+                serde_json::to_writer(&mut *out, &document.json)?;
+                return writeln!(out);
+            }
+            "csv" => return self.table(document, out),
+            _ => {}
+        }
+        let named = |name: &str, shape: &[usize], values: Vec<f64>| Named {
+            name: name.into(),
+            shape: shape.to_vec(),
+            numbers: Numbers::F64(values),
+        };
+        let mut all = vec![named("values", shape, document.values.clone())];
+        let optional =
+            [("normalized", &document.normalized), ("standard_error", &document.standard_error), ("p", &document.p)];
+        for (name, values) in optional {
+            all.extend(values.as_ref().map(|values| named(name, shape, values.clone())));
+        }
+        if let Some(ci) = &document.ci {
+            all.push(named("ci", &[&shape[..], &[2]].concat(), ci.concat()));
+        }
+        if self.swept.values.len() > 1 {
+            // Case by case, for a test of one's own.
+            let all_cases = [&[self.swept.values.len()][..], shape].concat();
+            all.push(named("values_each", &all_cases, self.swept.values.concat()));
+        }
+        let arrays = ["values", "normalized", "standard_error", "ci", "p"];
+        let metadata = document.json.iter().filter(|(key, _)| !arrays.contains(&key.as_str()));
+        let metadata: Map<String, Value> = metadata.map(|(key, value)| (key.clone(), value.clone())).collect();
+        match extension {
+            "npz" => arrays::write_npz(&all, &metadata, out),
+            _ => arrays::write_safetensors(&all, &metadata, out),
+        }
+    }
+
+    /// A row for every cell: its place along every axis by number and label, then the numbers.
+    fn table(&self, document: &Document, out: &mut impl Write) -> std::io::Result<()> {
+        let shape = &self.swept.shape;
+        let mut table = csv::Writer::from_writer(out);
+        let mut head: Vec<String> =
+            document.axes.iter().flat_map(|axis| [axis.to_string(), format!("{axis}_label")]).collect();
+        head.extend(["value", "effect", "normalized", "standard_error", "ci_low", "ci_high", "p"].map(String::from));
+        table.write_record(&head)?;
+        for cell in 0..document.values.len() {
+            let mut rest = cell;
+            let mut places: Vec<usize> = shape.iter().rev().map(|n| (rest % n, rest /= n).0).collect();
+            places.reverse();
+            let label = |axis: usize, place: usize| match &document.labels[axis][place] {
+                Value::String(text) => text.clone(),
+                other => other.to_string(),
+            };
+            let mut row: Vec<String> =
+                places.iter().enumerate().flat_map(|(axis, place)| [place.to_string(), label(axis, *place)]).collect();
+            let of =
+                |values: &Option<Vec<f64>>| values.as_ref().map_or(String::new(), |values| values[cell].to_string());
+            let bound = |end: usize| document.ci.as_ref().map_or(String::new(), |ci| ci[cell][end].to_string());
+            row.extend([document.values[cell].to_string(), document.effects[cell].to_string()]);
+            row.extend([of(&document.normalized), of(&document.standard_error), bound(0), bound(1), of(&document.p)]);
+            table.write_record(&row)?;
+        }
+        table.flush()
+    }
+
+    fn picture(&self, session: &Session, document: &Document) -> SweepPicture {
+        let names: Vec<&str> = self.sweep.sites.iter().map(|site| site.name.as_str()).collect();
+        let n = self.swept.values.len();
+        let of = match n {
+            1 => String::new(),
+            _ => format!(", mean of {n} {}", if self.with.is_some() { "texts" } else { "pairs" }),
+        };
+        let (what, name, shown) = match (&self.with, &document.normalized) {
+            (Some(with), _) => {
+                (format!("ablated with {with}"), format!("Change of {}", self.sweep.metric.name()), &document.effects)
+            }
+            (None, Some(normalized)) => {
+                let how = if self.noise { "0: unharmed, -1: as corrupt" } else { "0: as corrupt, 1: as clean" };
+                ("patched".to_string(), format!("Normalized ({how})"), normalized)
+            }
+            (None, None) => {
+                ("patched".to_string(), format!("Change of {}", self.sweep.metric.name()), &document.effects)
+            }
+        };
+        let what = format!(
+            "{} of {} {what}, {}{of}{}",
+            names.join(", "),
+            session.model().name(),
+            self.sweep.metric.name(),
+            mark(&self.edits)
+        );
+        SweepPicture::new(
+            what,
+            name,
+            &document.axes,
+            self.labels().1,
+            self.tokens.clone().map(|(clean, corrupt)| {
+                let cut = |tokens: Vec<Token>| tokens[tokens.len() - self.aligned..].to_vec();
+                (cut(clean), cut(corrupt))
+            }),
+            shown,
+            &document.values,
+            document.standard_error.as_deref(),
+            document.p.as_deref(),
+        )
+    }
+}
