@@ -19,7 +19,7 @@ use crate::hub::{self, HubError, Source};
 use crate::model::batch::{Batch, BatchError};
 use crate::model::checkpoint::{Checkpoint, WeightsError};
 use crate::model::config::Config;
-use crate::model::forward::{self, Run, RunError};
+use crate::model::forward::{self, Run, RunError, Start};
 use crate::model::model_dir::ModelDir;
 use crate::model::params::{LoadError, Params};
 use crate::model::tokenizer::{Token, Tokenizer, TokenizerError};
@@ -389,10 +389,26 @@ impl Session {
         hooks: &Hooks,
         progress: Option<Progress<'_>>,
     ) -> Result<Capture, Error> {
+        self.run_from_async(batch, hooks, Start::Tokens, progress).await
+    }
+
+    /// [`Session::run_async`] from another place than the token ids. `start` has a row for each token of the batch, text by
+    /// text; where it begins with a residual stream, the batch's ids are not looked at.
+    ///
+    /// # Errors
+    /// As [`Session::run_async`]; [`HookError::Start`] for values of another size or a block that does not exist.
+    pub async fn run_from_async(
+        &self,
+        batch: &Batch,
+        hooks: &Hooks,
+        start: Start<'_>,
+        progress: Option<Progress<'_>>,
+    ) -> Result<Capture, Error> {
         let layout = self.layout(batch, hooks)?;
+        start.check(batch, self.model.config())?;
         let memory = on_engine!(&self.engine, (dev, _params) => Arc::downgrade(dev.host_memory()));
         let mut capture = Capture::unchecked(hooks, batch, memory)?;
-        self.run_layout(&layout, &mut capture, progress).await?;
+        self.run_layout(&layout, start, &mut capture, progress).await?;
         Ok(capture)
     }
 
@@ -409,12 +425,13 @@ impl Session {
         progress: Option<Progress<'_>>,
     ) -> Result<(), Error> {
         let layout = self.layout(batch, hooks)?;
-        self.run_layout(&layout, sink, progress).await
+        self.run_layout(&layout, Start::Tokens, sink, progress).await
     }
 
     async fn run_layout(
         &self,
         layout: &Layout<'_>,
+        start: Start<'_>,
         sink: &mut dyn Sink,
         progress: Option<Progress<'_>>,
     ) -> Result<(), Error> {
@@ -425,14 +442,16 @@ impl Session {
             for texts in &groups {
                 forward::check_size(dev, config, &batch.part(texts.clone()), hooks)?;
             }
-            let per_group = hooks.blocks();
+            let per_group = hooks.blocks().saturating_sub(start.first_layer());
             let steps = groups.len() * per_group;
             for (n, texts) in groups.into_iter().enumerate() {
                 let of_all = |done: usize| match progress {
                     Some(progress) => progress(n * per_group + done.min(per_group), steps),
                     None => ControlFlow::Continue(()),
                 };
-                forward::forward(dev, params, Run::new(layout, texts), sink, Some(&of_all)).await?;
+                let rows = batch.texts()[texts.start].start..batch.texts()[texts.end - 1].end;
+                let run = Run { start: start.of_rows(rows, config), ..Run::new(layout, texts) };
+                forward::forward(dev, params, run, sink, Some(&of_all)).await?;
             }
         });
         Ok(self.model.checkpoint.check_unchanged()?)

@@ -58,14 +58,14 @@ enum Command {
     Attention(attention::AttentionCommand),
     /// Picture: the logit lens, what the model would say after each layer
     Lens(lens::LensCommand),
-    /// Let the model write, with activations recorded on the way
-    Generate(generate::Generate),
-    /// How likely texts are: log-probability of every token, perplexity
-    Score(score::ScoreCommand),
     /// Which places matter: values of one text put into the run of another, one place at a time
     Patch(Box<sweep::Patch>),
     /// Which places matter: each taken out in turn
     Ablate(Box<sweep::Ablate>),
+    /// Let the model write, with activations recorded on the way
+    Generate(generate::Generate),
+    /// How likely texts are: log-probability of every token, perplexity
+    Score(score::ScoreCommand),
     /// One text as an HTML page to look around in: residual stream, neurons, attention, logit lens
     Report(report::Report),
     /// How a text is cut into tokens
@@ -228,10 +228,10 @@ pub fn main() -> ExitCode {
         Command::Heatmap(command) => command.run(),
         Command::Attention(command) => command.run(),
         Command::Lens(command) => command.run(),
-        Command::Generate(command) => command.run(),
-        Command::Score(command) => command.run(),
         Command::Patch(command) => command.run(),
         Command::Ablate(command) => command.run(),
+        Command::Generate(command) => command.run(),
+        Command::Score(command) => command.run(),
         Command::Report(command) => command.run(),
         Command::Tokens(command) => command.run(),
         Command::Hooks(command) => command.run(),

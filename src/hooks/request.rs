@@ -219,6 +219,14 @@ pub enum HookError {
         /// The hook's name.
         site: String,
     },
+    /// Values to start from that are not one row for each token.
+    #[error("the run starts from {given} values, and its tokens need {expected}: n_embd for each")]
+    Start {
+        /// Values given.
+        given: usize,
+        /// Values needed.
+        expected: usize,
+    },
     /// A function's result of another size.
     #[error("{site}: the edit {name:?} returned {returned} values for text {text}, and was given {given}")]
     Returned {

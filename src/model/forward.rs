@@ -10,7 +10,7 @@ use crate::hooks::capture::Sink;
 use crate::hooks::layout::Layout;
 use crate::hooks::recorder::{Progress, Recorder, Stop};
 use crate::hooks::request::{HookError, Hooks};
-use crate::hooks::site::Site;
+use crate::hooks::site::{Site, SiteError};
 use crate::model::batch::Batch;
 use crate::model::config::Config;
 use crate::model::params::{Biased, Block, LoadError, Params};
@@ -90,7 +90,44 @@ pub enum Start<'a> {
     },
 }
 
-impl Start<'_> {
+impl<'a> Start<'a> {
+    /// Checks that there is a row for each token, and that the block exists.
+    ///
+    /// # Errors
+    /// [`HookError::Start`].
+    pub(crate) fn check(self, batch: &Batch, config: &Config) -> Result<(), HookError> {
+        let given = match self {
+            Start::Tokens => return Ok(()),
+            Start::Embeddings(values) => values.len(),
+            Start::Stream { layer, .. } if layer >= config.n_layer => {
+                return Err(SiteError::Layer { layer: layer as i64, n_layer: config.n_layer }.into());
+            }
+            Start::Stream { values, .. } => values.len(),
+        };
+        match batch.ids().len() * config.n_embd {
+            expected if expected == given => Ok(()),
+            expected => Err(HookError::Start { given, expected }),
+        }
+    }
+
+    /// The part of it that some rows of the batch begin with.
+    pub(crate) fn of_rows(self, rows: Range<usize>, config: &Config) -> Start<'a> {
+        let values = rows.start * config.n_embd..rows.end * config.n_embd;
+        match self {
+            Start::Tokens => Start::Tokens,
+            Start::Embeddings(all) => Start::Embeddings(&all[values]),
+            Start::Stream { layer, values: all } => Start::Stream { layer, values: &all[values] },
+        }
+    }
+
+    /// The first block that is run.
+    pub(crate) fn first_layer(self) -> usize {
+        match self {
+            Start::Stream { layer, .. } => layer,
+            Start::Tokens | Start::Embeddings(_) => 0,
+        }
+    }
+
     /// The first site that a run has a value for.
     fn first_site(self) -> Site {
         match self {

@@ -335,6 +335,12 @@ impl Tokenizer {
         guarded(|| self.tokenizer.decode(ids, false)).map_err(TokenizerError::Encode)
     }
 
+    /// The token with this id as the vocabulary writes it, which is what transformers' `convert_ids_to_tokens` gives: byte-level
+    /// tokenizers write a space as `Ġ`.
+    pub fn written(&self, id: u32) -> Option<String> {
+        self.tokenizer.id_to_token(id)
+    }
+
     /// The id of GPT-2's one special token, which begins and ends texts.
     pub fn end_of_text(&self) -> Option<u32> {
         self.tokenizer.token_to_id("<|endoftext|>")
