@@ -12,13 +12,11 @@ use actscope::hooks::capture::Capture;
 use actscope::model::windows::Windows;
 use actscope::{Edit, Hooks, Model, Select, Session, Site};
 use binary::*;
-use common::{Golden, fixtures};
+use common::{DEVICES, Golden, fixtures};
 use ndarray::{ArrayD, Axis, Slice, s};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::ops::ControlFlow;
-
-const DEVICES: [Choice; 2] = [Choice::Reference, Choice::Cpu];
 
 fn session(model: &str, device: Choice) -> Session {
     Model::open(model).unwrap().on(device).unwrap()

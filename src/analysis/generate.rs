@@ -15,6 +15,7 @@ use crate::hooks::request::Hooks;
 use crate::hooks::site::Site;
 use crate::hooks::step::{Piece, Pieces, mask_later_keys};
 use crate::model::checkpoint;
+use crate::config::{self, Config};
 use crate::model::forward::{self, KvCache, Run, RunError};
 use crate::model::model_dir::file;
 use crate::model::params::Params;
@@ -73,6 +74,11 @@ impl Generation {
             std::iter::repeat_n(ids, self.samples)
         };
         model.batch(&(0..prompts.texts().len()).flat_map(of_prompt).collect::<Vec<_>>())
+    }
+
+    /// Bytes that the keys and values of texts of [`Generation::texts`] take.
+    pub fn cache_bytes(&self, texts: &Batch, config: &Config) -> u64 {
+        (texts.ids().len() * bytes_of_position(config)) as u64
     }
 }
 
@@ -232,6 +238,11 @@ struct Text {
     ended: bool,
 }
 
+/// Bytes of one position's keys and values in all layers.
+fn bytes_of_position(config: &Config) -> usize {
+    2 * size_of::<f32>() * config.n_layer * config.n_embd
+}
+
 /// Bytes that the caches of texts that are run together may take; a text that takes more is run alone.
 const CACHE_BYTES: usize = 2 << 30;
 
@@ -260,8 +271,7 @@ impl Session {
         let mut texts: Vec<Text> =
             (0..whole.texts().len()).map(|i| Text::new(prompts, &whole, generation, i)).collect();
         let config = model.config();
-        let bytes_of_position = 2 * size_of::<f32>() * config.n_layer * config.n_embd;
-        let cache_groups = whole.groups(CACHE_BYTES, |text| texts[text].most * bytes_of_position);
+        let cache_groups = whole.groups(CACHE_BYTES, |text| texts[text].most * bytes_of_position(config));
         let (engine, _turn) = self.engine().await;
         let mut going = ControlFlow::Continue(());
         for group in cache_groups {

@@ -120,7 +120,7 @@ impl Extract {
         let edits = self.edits.plan(&self.texts, &files, &plan.batch, &self.model)?;
         let weight_bytes = files.checkpoint().file_bytes();
         if self.dry_run && output.is_none() {
-            return self.forecast(&shapes, weight_bytes, None);
+            return self.model.forecast(&shapes, weight_bytes, None, None);
         }
 
         let session = self.run.session(files, &self.model)?;
@@ -141,7 +141,7 @@ impl Extract {
         match output {
             Some(output) if self.dry_run => {
                 let size = output.size(&record, shapes.clone())?;
-                return self.forecast(&shapes, weight_bytes, Some((output.path(), size)));
+                return self.model.forecast(&shapes, weight_bytes, None, Some((output.path(), size)));
             }
             Some(output) => {
                 let path = output.path().display().to_string();
@@ -251,23 +251,30 @@ impl Extract {
             None => Ok(()),
         }
     }
+}
 
+impl ModelArgs {
     /// Shapes, bytes on disk, and memory, without computing anything.
-    fn forecast(
+    pub(super) fn forecast(
         &self,
         shapes: &[(Site, Vec<usize>)],
         weight_bytes: u64,
+        cache_bytes: Option<u64>,
         file: Option<(&Path, Option<u64>)>,
     ) -> Result<(), Failure> {
         let total: u64 = shapes.iter().map(|(_, shape)| output::bytes_of(shape)).sum();
         let mut out = std::io::stdout().lock();
-        if self.model.json {
+        if self.json {
             let list: Vec<_> = shapes
                 .iter()
                 .map(|(site, shape)| json!({"name": site.name(), "shape": shape, "bytes": output::bytes_of(shape)}))
                 .collect();
             let file_bytes = file.and_then(|(_, bytes)| bytes);
-            let all = json!({"hooks": list, "bytes": total, "weight_bytes": weight_bytes, "file_bytes": file_bytes});
+            let mut all =
+                json!({"hooks": list, "bytes": total, "weight_bytes": weight_bytes, "file_bytes": file_bytes});
+            if let Some(bytes) = cache_bytes {
+                all["cache_bytes"] = bytes.into();
+            }
             writeln!(out, "{all}")?;
             return Ok(());
         }
@@ -278,6 +285,9 @@ impl Extract {
         }
         let n = shapes.len();
         writeln!(out, "{n} hooks, {} ({total} bytes) of values; weights of {}", size(total), size(weight_bytes))?;
+        if let Some(bytes) = cache_bytes {
+            writeln!(out, "keys and values of all texts: {} ({bytes} bytes)", size(bytes))?;
+        }
         match file {
             Some((path, Some(bytes))) => writeln!(out, "{}: {} ({bytes} bytes)", path.display(), size(bytes))?,
             Some((path, None)) => {

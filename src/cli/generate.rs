@@ -75,6 +75,9 @@ pub struct Generate {
     edits: EditArgs,
     #[command(flatten)]
     run: RunArgs,
+    /// Say what would be recorded and how much memory it takes, and stop
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// The JSON of a run.
@@ -143,6 +146,12 @@ impl Generate {
         let rows: Vec<&[u32]> = (0..n_texts).map(|text| prompts.ids_of(text / generation.samples)).collect();
         let rows = files.batch(&rows)?;
         let plans = self.edits.plan_of_growing(&self.texts, &files, (&whole, &rows), &self.model)?;
+
+        if self.dry_run {
+            let shapes = hooks.shapes(&whole);
+            let cache = generation.cache_bytes(&whole, files.config());
+            return self.model.forecast(&shapes, files.checkpoint().file_bytes(), Some(cache), None);
+        }
 
         let session = self.run.session(files, &self.model)?;
         let edits = self.model.edit_growing(&plans, &session, (&whole, &rows), &mut hooks)?;
