@@ -87,6 +87,11 @@ pub(super) fn log_softmax(logits: impl Iterator<Item = f32> + Clone) -> Vec<f64>
     logits.map(|x| f64::from(x) - z).collect()
 }
 
+/// KL(p || q) of log-probabilities, in nats.
+pub(super) fn divergence(p: &[f64], q: &[f64]) -> f64 {
+    p.iter().zip(q).filter(|(p, _)| **p > f64::NEG_INFINITY).map(|(p, q)| p.exp() * (p - q)).sum()
+}
+
 /// Reads the metric of every text of a run.
 pub(super) struct Reading<'a> {
     pub metric: Metric,

@@ -114,6 +114,12 @@ impl TextArgs {
         self.file.iter().chain(&self.document).cloned().chain(of_ids)
     }
 
+    /// True where any text was given.
+    pub fn given(&self) -> bool {
+        let lists = [self.texts.is_empty(), self.file.is_empty(), self.document.is_empty(), self.ids.is_empty()];
+        lists.contains(&false) || self.field.is_some()
+    }
+
     /// Reads what was given, without a model.
     pub fn read(&self, model: &ModelArgs) -> Result<Input, Failure> {
         if !self.ids.is_empty() {
