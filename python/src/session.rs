@@ -264,8 +264,13 @@ impl Session {
         Ok(())
     }
 
+    /// The library's session.
+    pub fn inner(&self) -> &actscope::Session {
+        &self.0
+    }
+
     /// Calls an async function of the library without the GIL.
-    fn without_gil<T: Send>(
+    pub fn without_gil<T: Send>(
         &self,
         py: Python<'_>,
         progress: Option<Py<PyAny>>,
@@ -426,7 +431,7 @@ impl Session {
     }
 
     /// The hook of a layer: -1 is after the final LayerNorm.
-    fn from_layer(&self, py: Python<'_>, layer: i64) -> PyResult<String> {
+    fn layer_hook(&self, py: Python<'_>, layer: i64) -> PyResult<String> {
         let site = Site::from_layer(layer, self.0.model().config().n_layer).map_err(|e| hook_error(py, e))?;
         Ok(site.name())
     }
