@@ -613,7 +613,15 @@ impl Session {
         let rows = positions.as_deref().map_or(Rows::All, Rows::Positions);
         let edits = edits.into_iter().map(|(edit, sha256)| EditRecord { edit, sha256 }).collect();
         let provenance = self.provenance(edits);
-        let record = Record { tokens: &tokens, texts: &texts, rows, windows: None, provenance: &provenance };
+        let record = Record {
+            tokens: &tokens,
+            texts: &texts,
+            rows,
+            windows: None,
+            provenance: &provenance,
+            generation: None,
+            reserved: None,
+        };
         let write = || {
             let output = Output::create(&path)?;
             output.check(shapes.len())?;
@@ -678,6 +686,7 @@ impl Session {
                     Stage::Kernels => "kernels",
                     Stage::Hooks => "hooks",
                     Stage::Lockstep => "lockstep",
+                    Stage::Pieces => "pieces",
                 };
                 if let Some(tell) = &tell {
                     Python::attach(|py| {
@@ -740,5 +749,6 @@ fn verification_dict<'py>(py: Python<'py>, found: &Verification) -> PyResult<Bou
         .map(|step| format!("{} {}, {}", step.kind.name(), step.part, step.shape))
         .collect();
     dict.set_item("mismatches", mismatches)?;
+    dict.set_item("pieces", found.pieces.ok())?;
     Ok(dict)
 }

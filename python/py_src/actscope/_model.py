@@ -536,7 +536,7 @@ class Model:
         """
         if self._session.device_kind == "reference":
             raise error("device", "the reference is what the others are held against; verify gpu or cpu")
-        shares = {"kernels": (0, 60), "hooks": (60, 20), "lockstep": (80, 20)}
+        shares = {"kernels": (0, 60), "hooks": (60, 20), "lockstep": (80, 18), "pieces": (98, 2)}
         with Progress("verify", "%") as progress:
 
             def tell(stage: str, done: int, of: int) -> None:
