@@ -34,10 +34,10 @@ pub fn of(py: Python<'_>, e: &actscope::Error) -> PyErr {
         Lib::Weights(_) => "weights",
         Lib::Tokenizer(_) => "tokenizer",
         Lib::Batch(_) => "batch",
-        Lib::Hook(_) | Lib::Edit(_) => "hook",
+        Lib::Hook(_) | Lib::Edit(_) | Lib::Sweep(_) => "hook",
         Lib::Device(_) => "device",
-        Lib::Run(_) => "run",
         Lib::Cancelled => return PyKeyboardInterrupt::new_err(()),
+        _ => "run",
     };
     match hint(e) {
         Some(hint) => of_kind(py, kind, format!("{e}; {hint}")),
