@@ -7,7 +7,6 @@ use crate::analysis::lens::{self, Reading};
 use crate::analysis::sampling::{Sampling, log_sum_exp};
 use crate::analysis::top::largest;
 use crate::batch::Batch;
-use crate::config;
 use crate::device::Device;
 use crate::hooks::capture::StepSink;
 use crate::hooks::layout::Layout;

@@ -110,12 +110,12 @@ impl LensCommand {
         for (n, row) in rows.iter().enumerate() {
             let after = if self.compare { ", edited" } else { "" };
             // The picture has the first row at the bottom: what was stands above what is.
-            shown.push((name(row.site, n_layer) + after, cells(&session, row)));
-            shown.extend(unedited.as_ref().map(|rows| (name(row.site, n_layer), cells(&session, &rows[n]))));
+            shown.push((name(row.site, n_layer) + after, cells(&session, &row.texts[0])));
+            shown.extend(unedited.as_ref().map(|rows| (name(row.site, n_layer), cells(&session, &rows[n].texts[0]))));
         }
         let picture =
             LensTable { heading: canvas.heading(format!("logit lens of {}", session.model().name())), rows: shown };
-        let all = |rows: &[LensRow]| rows.iter().map(|row| numbers(&session, row)).collect::<Vec<Row>>();
+        let all = |rows: &[LensRow]| rows.iter().map(|row| numbers(&session, row.site, &row.texts[0])).collect::<Vec<Row>>();
         let numbers = Numbers { lens: all(&rows), unedited: unedited.as_deref().map(all) };
         self.picture.show(canvas, &session, &picture, &numbers)
     }
