@@ -11,7 +11,6 @@ use actscope::device::cpu::Cpu;
 use actscope::device::gpu::Gpu;
 use actscope::device::probe::Measured;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Runs that are sent at once: a queue should not grow without end.
@@ -41,7 +40,7 @@ fn bench<D: Measured>(c: &mut Criterion, dev: &D) {
 
 fn kernels(c: &mut Criterion) {
     bench(c, &Cpu::new());
-    let gpu = async { Gpu::open(false).await?.tuned(Arc::new(CacheFolder::of_user())).await };
+    let gpu = async { Gpu::open(false).await?.autotuned(Some(&CacheFolder::of_user())).await };
     match pollster::block_on(gpu) {
         Ok(gpu) => bench(c, &gpu),
         Err(e) => eprintln!("no gpu figures: {e}"),

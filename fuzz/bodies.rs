@@ -4,12 +4,12 @@
 //! Whatever the bytes are: no panic, no endless loop, no memory beyond what they hold; and what is accepted keeps what its
 //! type promises.
 
+use actscope::batch::Batch;
+use actscope::config::Config;
 use actscope::device::reference::Reference;
 use actscope::hooks::layout::Layout;
 use actscope::hooks::site;
-use actscope::model::batch::Batch;
 use actscope::model::checkpoint::{self, Checkpoint};
-use actscope::model::config::Config;
 use actscope::model::forward::{self, Run};
 use actscope::model::params::Params;
 use actscope::model::token_select::{self, Selection};
@@ -106,6 +106,38 @@ pub fn tokenizer(data: &[u8]) {
             [0, 1, 255, 50256, u32::MAX].iter().for_each(|id| drop(text.token(*id).text()));
             text.end_of_text();
         }
+        Err(e) => assert!(!e.to_string().is_empty()),
+    }
+}
+
+/// What stands beside a tokenizer: a line each for tokenizer_config.json, added_tokens.json and special_tokens_map.json (none
+/// where it is empty), over a vocabulary of three tokens. A fourth line that is not empty makes it a WordPiece one.
+pub fn tokenizer_folder(data: &[u8]) {
+    let folder = tempfile::tempdir().expect("a folder for a few files");
+    let put = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).expect("a small file");
+    let mut lines = data.split(|byte| *byte == b'\n');
+    for name in ["tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"] {
+        if let Some(line) = lines.next().filter(|line| !line.is_empty()) {
+            put(name, line);
+        }
+    }
+    if lines.next().is_some_and(|line| !line.is_empty()) {
+        put("vocab.txt", b"[UNK]\n[CLS]\n[SEP]\na\n##b\n");
+    } else {
+        put("vocab.json", br#"{"a": 0, "b": 1, "ab": 2}"#);
+        put("merges.txt", b"#version: 0.2\na b\n");
+    }
+    match Tokenizer::from_folder(folder.path()) {
+        Ok(Some(text)) => {
+            for sample in ["ab a<x> b", "", "<pad>[UNK] <|endoftext|>", "é\n\t 1"] {
+                for ids in [text.encode(sample), text.encode_plain(sample)].into_iter().flatten() {
+                    ids.iter().for_each(|id| drop(text.token(*id).label()));
+                }
+                drop(text.special_tokens());
+            }
+            assert!(text.notes().iter().all(|note| !note.is_empty()));
+        }
+        Ok(None) => {}
         Err(e) => assert!(!e.to_string().is_empty()),
     }
 }

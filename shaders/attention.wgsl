@@ -1,78 +1,82 @@
-// z = softmax(scale q . k, keys up to the query) . v of one text, for all heads, without ever storing the pattern.
-// One workgroup 16 queries of one head, 16 x 16 invocations: invocation (x, y) scores key x of a block of 16 for query y, and gathers
-// every 16th dimension of z. The softmax runs along: when a block raises the maximum, what was gathered so far is scaled down
-// (Milakov & Gimelshein 2018, Dao et al. 2022). Blocks after the diagonal are never looked at.
-// PARTS = head_dim / 16, rounded up, is appended as a const: it sizes a function-local array.
+// z = softmax(scale q . k, keys up to the query) . v of all texts and heads, without ever storing the pattern.
+// One workgroup per 32 queries of one head and 64 of its dimensions, as lib/attention_tile.wgsl has them; wider heads are scored
+// once for every 64 dimensions. The softmax runs along: when a block of keys raises the maximum, what was gathered so far is
+// scaled down (Milakov & Gimelshein 2018, Dao et al. 2022). Keys after the last query are never looked at.
 
 struct Params {
-    first: u32,    // the text's first row in qkv and z
-    n_pos: u32,    // its tokens
-    n_embd: u32,
+    q_stride: u32,
+    q_col: u32,     // the column of q with which the first head begins
+    kv_stride: u32,
+    k_col: u32,     // the same of k and of v, which lie in one tensor
+    v_col: u32,
+    z_stride: u32,
     head_dim: u32,
     scale: f32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> qkv: array<f32>;      // qkv [T, 3D]: q | k | v
-@group(0) @binding(2) var<storage, read_write> z: array<f32>;  // z [T, D]
+@group(0) @binding(1) var<storage, read> texts: array<TextRows>;    // texts [n]
+@group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;   // q [.., q_stride]
+@group(0) @binding(3) var<storage, read> kv: array<vec4<f32>>;  // k and v [.., kv_stride]
+@group(0) @binding(4) var<storage, read_write> z: array<f32>;   // z [.., z_stride]
 
 const LOWEST: f32 = -3.4028234663852886e38;
 
-var<workgroup> pattern: array<f32, 272>; // [query 16][key 16]
+@compute @workgroup_size(64)
+fn attention(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
+    let text = texts[wg.z];
+    let first_query = wg.x * QUERIES;
+    let head_col = wg.y / CHUNKS * HEAD_DIM;
+    let d0 = wg.y % CHUNKS * 64u;
+    let x = invocation % 8u;
+    let y = invocation / 8u;
+    // A workgroup beyond its text has no keys.
+    let n_key = select(0u, min(text.n_key, text.position + first_query + QUERIES), first_query < text.n_query);
 
-@compute @workgroup_size(16, 16)
-fn attention(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) invocation: vec3<u32>) {
-    let head_start = wg.y * p.head_dim;
-    let query = wg.x * 16u + invocation.y;
-    let stride = 3u * p.n_embd;
-
-    var highest = LOWEST;
-    var total = 0.0;
-    var gathered = array<f32, PARTS>();
-    for (var block = 0u; block <= wg.x; block += 1u) {
-        let my_key = block * 16u + invocation.x;
-        var score = block_score(invocation.xy, wg.y, wg.x, block, p.head_dim);
-        // What is masked here becomes exactly 0 below: exp_f32 of so low a number is.
-        score = select(LOWEST, score * p.scale, my_key <= query && my_key < p.n_pos);
-
-        workgroupBarrier();
-        pattern[invocation.y * 17u + invocation.x] = score;
-        workgroupBarrier();
-        var new_highest = highest;
-        for (var i = 0u; i < 16u; i += 1u) {
-            new_highest = max(new_highest, pattern[invocation.y * 17u + i]);
+    if CHUNKS == 1u {
+        load_q(text, first_query, p.q_col + head_col, 0u, invocation);
+    }
+    var highest = array<f32, 4>(LOWEST, LOWEST, LOWEST, LOWEST);
+    var totals = array<f32, 4>();
+    var sums = array<vec4<f32>, 8>();
+    for (var k0 = 0u; k0 < n_key; k0 += KEYS) {
+        var s = array<vec2<f32>, 4>();
+        block_scores(&s, text, first_query, k0, p.q_col + head_col, p.k_col + head_col, invocation);
+        for (var r = 0u; r < 4u; r += 1u) { // unrolled
+            // What is masked here becomes exactly 0 below: exp_f32 of so low a number is.
+            let seen = min(text.position + first_query + 4u * y + r + 1u, text.n_key);
+            s[r] = select(vec2<f32>(LOWEST), s[r] * p.scale, vec2<u32>(k0 + x, k0 + x + 8u) < vec2<u32>(seen));
+            p_tile[(4u * y + r) * APART + x] = s[r].x;
+            p_tile[(4u * y + r) * APART + x + 8u] = s[r].y;
         }
         workgroupBarrier();
-        pattern[invocation.y * 17u + invocation.x] = exp_f32(score - new_highest);
-        workgroupBarrier();
-
-        let shrink = exp_f32(highest - new_highest);
-        highest = new_highest;
-        total *= shrink;
-        let n_keys = min(16u, p.n_pos - block * 16u);
-        var block_total = 0.0;
-        for (var i = 0u; i < n_keys; i += 1u) {
-            block_total += pattern[invocation.y * 17u + i];
-        }
-        total += block_total;
-        for (var part = 0u; part < PARTS; part += 1u) {
-            let d = part * 16u + invocation.x;
-            var sum = 0.0;
-            if d < p.head_dim {
-                let v_at = (p.first + block * 16u) * stride + 2u * p.n_embd + head_start + d;
-                for (var i = 0u; i < n_keys; i += 1u) {
-                    sum += pattern[invocation.y * 17u + i] * qkv[v_at + i * stride];
-                }
+        load_kv(text, k0, p.v_col + head_col, d0, invocation);
+        for (var r = 0u; r < 4u; r += 1u) { // unrolled
+            var most = highest[r];
+            for (var key = 0u; key < KEYS; key += 1u) { // unrolled
+                most = max(most, p_tile[(4u * y + r) * APART + key]);
             }
-            gathered[part] = gathered[part] * shrink + sum;
+            let shrink = exp_f32(highest[r] - most);
+            highest[r] = most;
+            totals[r] *= shrink;
+            sums[2u * r] *= shrink;
+            sums[2u * r + 1u] *= shrink;
         }
+        workgroupBarrier();
+        for (var r = 0u; r < 4u; r += 1u) { // unrolled
+            p_tile[(4u * y + r) * APART + x] = exp_f32(s[r].x - highest[r]);
+            p_tile[(4u * y + r) * APART + x + 8u] = exp_f32(s[r].y - highest[r]);
+        }
+        workgroupBarrier();
+        add_values(&sums, &totals, x, y);
     }
 
-    if query < p.n_pos {
-        for (var part = 0u; part < PARTS; part += 1u) {
-            let d = part * 16u + invocation.x;
-            if d < p.head_dim {
-                z[(p.first + query) * p.n_embd + head_start + d] = gathered[part] / total;
+    for (var r = 0u; r < 4u; r += 1u) { // unrolled
+        let query = first_query + 4u * y + r;
+        for (var c = 0u; c < 8u; c += 1u) { // unrolled
+            let d = d0 + 8u * x + c;
+            if query < text.n_query && d < HEAD_DIM {
+                z[(text.q_row + query) * p.z_stride + head_col + d] = sums[2u * r + c / 4u][c % 4u] / totals[r];
             }
         }
     }

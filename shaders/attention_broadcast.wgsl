@@ -1,32 +1,43 @@
-// z = softmax(scale q . k, keys up to the query) . v of one text, without ever storing the pattern, for adapters that are
+// z = softmax(scale q . k, keys up to the query) . v of all texts and heads, without ever storing the pattern, for adapters that are
 // programs (see linear_broadcast.wgsl). The softmax runs along as in attention.wgsl.
 // One workgroup is one subgroup of 8 invocations: 8 queries of one head and 64 of its dimensions. It goes through the keys 8 at a
 // time: first each invocation scores one key for all queries, then it gathers its dimensions, four of the first 32 and four of the
 // last, from all keys. Heads wider than 64 are scored once for every 64 dimensions.
 
 struct Params {
-    first: u32,    // the text's first row in qkv and z
-    n_pos: u32,    // its tokens
-    n_embd: u32,
+    q_stride: u32,
+    q_col: u32,     // the column of q with which the first head begins
+    kv_stride: u32,
+    k_col: u32,     // the same of k and of v, which lie in one tensor
+    v_col: u32,
+    z_stride: u32,
     head_dim: u32,
     scale: f32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> qkv: array<f32>;      // qkv [T, 3D]: q | k | v
-@group(0) @binding(2) var<storage, read_write> z: array<f32>;  // z [T, D]
+@group(0) @binding(1) var<storage, read> texts: array<TextRows>;   // texts [n]
+@group(0) @binding(2) var<storage, read> q: array<f32>;        // q [.., q_stride]
+@group(0) @binding(3) var<storage, read> kv: array<f32>;       // k and v [.., kv_stride]
+@group(0) @binding(4) var<storage, read_write> z: array<f32>;  // z [.., z_stride]
 
 const LOWEST: f32 = -3.4028234663852886e38;
 
-// Dimension d of four queries, or four dimensions of the value d.
+// Dimension d of four queries.
+fn queries(at: vec4<u32>, d: u32) -> vec4<f32> {
+    return vec4<f32>(q[at.x + d], q[at.y + d], q[at.z + d], q[at.w + d]);
+}
+
+// Four dimensions of the value that begins at d.
 fn dimension(at: vec4<u32>, d: u32) -> vec4<f32> {
-    return vec4<f32>(qkv[at.x + d], qkv[at.y + d], qkv[at.z + d], qkv[at.w + d]);
+    return vec4<f32>(kv[at.x + d], kv[at.y + d], kv[at.z + d], kv[at.w + d]);
 }
 
 // What is masked becomes exactly 0 below: exp_f32 of so low a number is.
-fn masked(score: vec4<f32>, key: u32, first_query: u32) -> vec4<f32> {
-    let queries = vec4<u32>(first_query, first_query + 1u, first_query + 2u, first_query + 3u);
-    return select(vec4<f32>(LOWEST), score * p.scale, vec4<u32>(key) <= queries);
+// `first` is the position of the first of four queries.
+fn masked(score: vec4<f32>, key: u32, first: u32) -> vec4<f32> {
+    let positions = vec4<u32>(first, first + 1u, first + 2u, first + 3u);
+    return select(vec4<f32>(LOWEST), score * p.scale, vec4<u32>(key) <= positions);
 }
 
 fn exp4(four: vec4<f32>) -> vec4<f32> {
@@ -67,28 +78,34 @@ fn gather(
 }
 
 // Called row by row: indices that the driver knows keep the sums in registers.
-fn store(query: u32, head: u32, dims: u32, four: vec4<f32>) {
+fn store(text: TextRows, query: u32, head: u32, dims: u32, four: vec4<f32>) {
     for (var c = 0u; c < 4u; c += 1u) {
-        if query < p.n_pos && dims + c < p.head_dim {
-            z[(p.first + query) * p.n_embd + head * p.head_dim + dims + c] = four[c];
+        if query < text.n_query && dims + c < p.head_dim {
+            z[(text.q_row + query) * p.z_stride + head * p.head_dim + dims + c] = four[c];
         }
     }
 }
 
 @compute @workgroup_size(8)
 fn attention_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
+    let text = texts[wg.z];
+    let chunks = (p.head_dim + 63u) / 64u;
+    let head = wg.y / chunks;
     let query = wg.x * 8u;
-    let last = p.n_pos - 1u;
+    let last = text.n_query - 1u;
+    let last_key = text.n_key - 1u;
     let last_dim = p.head_dim - 1u;
-    let stride = 3u * p.n_embd;
-    let q_head = p.first * stride + wg.y * p.head_dim;
-    let k_head = q_head + p.n_embd;
-    let v_head = k_head + p.n_embd;
-    let q_lo = q_head + rows_lo(query, last) * stride;
-    let q_hi = q_head + rows_hi(query, last) * stride;
+    let q_head = text.q_row * p.q_stride + p.q_col + head * p.head_dim;
+    let k_head = text.k_row * p.kv_stride + p.k_col + head * p.head_dim;
+    let v_head = text.k_row * p.kv_stride + p.v_col + head * p.head_dim;
+    let q_lo = q_head + rows_lo(query, last) * p.q_stride;
+    let q_hi = q_head + rows_hi(query, last) * p.q_stride;
     // This invocation's dimensions; those beyond the last are read as the last and never stored.
-    let dims = wg.z * 64u + invocation * 4u;
-    let mine = Dimensions(rows_lo(dims, last_dim), rows_lo(dims + 32u, last_dim), wg.z * 64u + 32u < p.head_dim);
+    let first_dim = wg.y % chunks * 64u;
+    let dims = first_dim + invocation * 4u;
+    let mine = Dimensions(rows_lo(dims, last_dim), rows_lo(dims + 32u, last_dim), first_dim + 32u < p.head_dim);
+    // A workgroup beyond its text has no keys.
+    let n_key = select(0u, min(text.position + query + 8u, text.n_key), query < text.n_query);
 
     var highest_lo = vec4<f32>(LOWEST);
     var highest_hi = vec4<f32>(LOWEST);
@@ -96,43 +113,43 @@ fn attention_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invo
     var total_hi = vec4<f32>();
     var z_left = array<vec4<f32>, 8>();
     var z_right = array<vec4<f32>, 8>();
-    for (var key = 0u; key <= min(query + 7u, last); key += 8u) {
-        let k_at = k_head + min(key + invocation, last) * stride;
+    for (var key = 0u; key < n_key; key += 8u) {
+        let k_at = k_head + min(key + invocation, last_key) * p.kv_stride;
         var s_lo = vec4<f32>();
         var s_hi = vec4<f32>();
         for (var d0 = 0u; d0 < p.head_dim; d0 += 8u) {
             let d = min(d0 + invocation, last_dim);
             let inside = d0 + invocation < p.head_dim;
-            let lo = select(vec4<f32>(), dimension(q_lo, d), inside);
-            let hi = select(vec4<f32>(), dimension(q_hi, d), inside);
+            let lo = select(vec4<f32>(), queries(q_lo, d), inside);
+            let hi = select(vec4<f32>(), queries(q_hi, d), inside);
             var k: f32;
-            k = qkv[k_at + min(d0 + 0u, last_dim)];
+            k = kv[k_at + min(d0 + 0u, last_dim)];
             s_lo += subgroupBroadcast(lo, 0u) * k;
             s_hi += subgroupBroadcast(hi, 0u) * k;
-            k = qkv[k_at + min(d0 + 1u, last_dim)];
+            k = kv[k_at + min(d0 + 1u, last_dim)];
             s_lo += subgroupBroadcast(lo, 1u) * k;
             s_hi += subgroupBroadcast(hi, 1u) * k;
-            k = qkv[k_at + min(d0 + 2u, last_dim)];
+            k = kv[k_at + min(d0 + 2u, last_dim)];
             s_lo += subgroupBroadcast(lo, 2u) * k;
             s_hi += subgroupBroadcast(hi, 2u) * k;
-            k = qkv[k_at + min(d0 + 3u, last_dim)];
+            k = kv[k_at + min(d0 + 3u, last_dim)];
             s_lo += subgroupBroadcast(lo, 3u) * k;
             s_hi += subgroupBroadcast(hi, 3u) * k;
-            k = qkv[k_at + min(d0 + 4u, last_dim)];
+            k = kv[k_at + min(d0 + 4u, last_dim)];
             s_lo += subgroupBroadcast(lo, 4u) * k;
             s_hi += subgroupBroadcast(hi, 4u) * k;
-            k = qkv[k_at + min(d0 + 5u, last_dim)];
+            k = kv[k_at + min(d0 + 5u, last_dim)];
             s_lo += subgroupBroadcast(lo, 5u) * k;
             s_hi += subgroupBroadcast(hi, 5u) * k;
-            k = qkv[k_at + min(d0 + 6u, last_dim)];
+            k = kv[k_at + min(d0 + 6u, last_dim)];
             s_lo += subgroupBroadcast(lo, 6u) * k;
             s_hi += subgroupBroadcast(hi, 6u) * k;
-            k = qkv[k_at + min(d0 + 7u, last_dim)];
+            k = kv[k_at + min(d0 + 7u, last_dim)];
             s_lo += subgroupBroadcast(lo, 7u) * k;
             s_hi += subgroupBroadcast(hi, 7u) * k;
         }
-        s_lo = masked(s_lo, key + invocation, query);
-        s_hi = masked(s_hi, key + invocation, query + 4u);
+        s_lo = masked(s_lo, key + invocation, text.position + query);
+        s_hi = masked(s_hi, key + invocation, text.position + query + 4u);
 
         let new_lo = max(highest_lo, subgroupMax(s_lo));
         let new_hi = max(highest_hi, subgroupMax(s_hi));
@@ -147,30 +164,30 @@ fn attention_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invo
         shrink(&z_left, shrink_lo, shrink_hi);
         shrink(&z_right, shrink_lo, shrink_hi);
 
-        gather(mine, subgroupBroadcast(p_lo, 0u), subgroupBroadcast(p_hi, 0u), v_head + min(key + 0u, last) * stride, &z_left, &z_right);
-        gather(mine, subgroupBroadcast(p_lo, 1u), subgroupBroadcast(p_hi, 1u), v_head + min(key + 1u, last) * stride, &z_left, &z_right);
-        gather(mine, subgroupBroadcast(p_lo, 2u), subgroupBroadcast(p_hi, 2u), v_head + min(key + 2u, last) * stride, &z_left, &z_right);
-        gather(mine, subgroupBroadcast(p_lo, 3u), subgroupBroadcast(p_hi, 3u), v_head + min(key + 3u, last) * stride, &z_left, &z_right);
-        gather(mine, subgroupBroadcast(p_lo, 4u), subgroupBroadcast(p_hi, 4u), v_head + min(key + 4u, last) * stride, &z_left, &z_right);
-        gather(mine, subgroupBroadcast(p_lo, 5u), subgroupBroadcast(p_hi, 5u), v_head + min(key + 5u, last) * stride, &z_left, &z_right);
-        gather(mine, subgroupBroadcast(p_lo, 6u), subgroupBroadcast(p_hi, 6u), v_head + min(key + 6u, last) * stride, &z_left, &z_right);
-        gather(mine, subgroupBroadcast(p_lo, 7u), subgroupBroadcast(p_hi, 7u), v_head + min(key + 7u, last) * stride, &z_left, &z_right);
+        gather(mine, subgroupBroadcast(p_lo, 0u), subgroupBroadcast(p_hi, 0u), v_head + min(key + 0u, last_key) * p.kv_stride, &z_left, &z_right);
+        gather(mine, subgroupBroadcast(p_lo, 1u), subgroupBroadcast(p_hi, 1u), v_head + min(key + 1u, last_key) * p.kv_stride, &z_left, &z_right);
+        gather(mine, subgroupBroadcast(p_lo, 2u), subgroupBroadcast(p_hi, 2u), v_head + min(key + 2u, last_key) * p.kv_stride, &z_left, &z_right);
+        gather(mine, subgroupBroadcast(p_lo, 3u), subgroupBroadcast(p_hi, 3u), v_head + min(key + 3u, last_key) * p.kv_stride, &z_left, &z_right);
+        gather(mine, subgroupBroadcast(p_lo, 4u), subgroupBroadcast(p_hi, 4u), v_head + min(key + 4u, last_key) * p.kv_stride, &z_left, &z_right);
+        gather(mine, subgroupBroadcast(p_lo, 5u), subgroupBroadcast(p_hi, 5u), v_head + min(key + 5u, last_key) * p.kv_stride, &z_left, &z_right);
+        gather(mine, subgroupBroadcast(p_lo, 6u), subgroupBroadcast(p_hi, 6u), v_head + min(key + 6u, last_key) * p.kv_stride, &z_left, &z_right);
+        gather(mine, subgroupBroadcast(p_lo, 7u), subgroupBroadcast(p_hi, 7u), v_head + min(key + 7u, last_key) * p.kv_stride, &z_left, &z_right);
     }
 
-    store(query + 0u, wg.y, dims, z_left[0] / total_lo.x);
-    store(query + 0u, wg.y, dims + 32u, z_right[0] / total_lo.x);
-    store(query + 1u, wg.y, dims, z_left[1] / total_lo.y);
-    store(query + 1u, wg.y, dims + 32u, z_right[1] / total_lo.y);
-    store(query + 2u, wg.y, dims, z_left[2] / total_lo.z);
-    store(query + 2u, wg.y, dims + 32u, z_right[2] / total_lo.z);
-    store(query + 3u, wg.y, dims, z_left[3] / total_lo.w);
-    store(query + 3u, wg.y, dims + 32u, z_right[3] / total_lo.w);
-    store(query + 4u, wg.y, dims, z_left[4] / total_hi.x);
-    store(query + 4u, wg.y, dims + 32u, z_right[4] / total_hi.x);
-    store(query + 5u, wg.y, dims, z_left[5] / total_hi.y);
-    store(query + 5u, wg.y, dims + 32u, z_right[5] / total_hi.y);
-    store(query + 6u, wg.y, dims, z_left[6] / total_hi.z);
-    store(query + 6u, wg.y, dims + 32u, z_right[6] / total_hi.z);
-    store(query + 7u, wg.y, dims, z_left[7] / total_hi.w);
-    store(query + 7u, wg.y, dims + 32u, z_right[7] / total_hi.w);
+    store(text, query + 0u, head, dims, z_left[0] / total_lo.x);
+    store(text, query + 0u, head, dims + 32u, z_right[0] / total_lo.x);
+    store(text, query + 1u, head, dims, z_left[1] / total_lo.y);
+    store(text, query + 1u, head, dims + 32u, z_right[1] / total_lo.y);
+    store(text, query + 2u, head, dims, z_left[2] / total_lo.z);
+    store(text, query + 2u, head, dims + 32u, z_right[2] / total_lo.z);
+    store(text, query + 3u, head, dims, z_left[3] / total_lo.w);
+    store(text, query + 3u, head, dims + 32u, z_right[3] / total_lo.w);
+    store(text, query + 4u, head, dims, z_left[4] / total_hi.x);
+    store(text, query + 4u, head, dims + 32u, z_right[4] / total_hi.x);
+    store(text, query + 5u, head, dims, z_left[5] / total_hi.y);
+    store(text, query + 5u, head, dims + 32u, z_right[5] / total_hi.y);
+    store(text, query + 6u, head, dims, z_left[6] / total_hi.z);
+    store(text, query + 6u, head, dims + 32u, z_right[6] / total_hi.z);
+    store(text, query + 7u, head, dims, z_left[7] / total_hi.w);
+    store(text, query + 7u, head, dims + 32u, z_right[7] / total_hi.w);
 }

@@ -1,49 +1,54 @@
 // z = pattern . v of one text, for all heads. Every key counts, not only those up to the query: the pattern may have been
 // changed.
-// One workgroup 16 queries x 16 dimensions of one head; the keys pass through workgroup memory 16 at a time.
+// One workgroup per 32 queries and 64 dimensions of one head, 16 keys at a time, as lib/attention_tile.wgsl has them.
 
 struct Params {
-    first: u32,    // the text's first row in qkv
-    n_pos: u32,    // its tokens
-    n_embd: u32,
-    head_dim: u32,
+    kv_stride: u32,
+    v_col: u32,     // the column of v with which the first head begins
+    z_stride: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> pattern: array<f32>;  // pattern [H, P, P]
-@group(0) @binding(2) var<storage, read> qkv: array<f32>;      // qkv [T, 3D]: q | k | v
-@group(0) @binding(3) var<storage, read_write> z: array<f32>;  // z [T, D]
+@group(0) @binding(1) var<storage, read> texts: array<TextRows>;    // the text [1]
+@group(0) @binding(2) var<storage, read> pattern: array<f32>;   // pattern [H, n_query, n_key]
+@group(0) @binding(3) var<storage, read> kv: array<vec4<f32>>;  // v [.., kv_stride]
+@group(0) @binding(4) var<storage, read_write> z: array<f32>;   // z [.., z_stride]
 
-var<workgroup> pattern_tile: array<f32, 272>; // [query 16][key 16], rows 17 apart to spread them over memory banks
-var<workgroup> v_tile: array<f32, 272>;       // [key 16][dimension 16]
+@compute @workgroup_size(64)
+fn attention_mix(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
+    let text = texts[0];
+    let first_query = wg.x * QUERIES;
+    let head = wg.y / CHUNKS;
+    let d0 = wg.y % CHUNKS * 64u;
+    let x = invocation % 8u;
+    let y = invocation / 8u;
 
-@compute @workgroup_size(16, 16)
-fn attention_mix(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) invocation: vec3<u32>) {
-    let head = wg.z;
-    let query = wg.y * 16u + invocation.y;
-    let d = wg.x * 16u + invocation.x;
-
-    var total = 0.0;
-    for (var k0 = 0u; k0 < p.n_pos; k0 += 16u) {
-        var weight = 0.0;
-        var value = 0.0;
-        if query < p.n_pos && k0 + invocation.x < p.n_pos {
-            weight = pattern[(head * p.n_pos + query) * p.n_pos + k0 + invocation.x];
-        }
-        if d < p.head_dim && k0 + invocation.y < p.n_pos {
-            value = qkv[(p.first + k0 + invocation.y) * 3u * p.n_embd + 2u * p.n_embd + head * p.head_dim + d];
-        }
+    var totals = array<f32, 4>();
+    var sums = array<vec4<f32>, 8>();
+    for (var k0 = 0u; k0 < text.n_key; k0 += KEYS) {
         workgroupBarrier();
-        pattern_tile[invocation.y * 17u + invocation.x] = weight;
-        v_tile[invocation.y * 17u + invocation.x] = value;
-        workgroupBarrier();
-        var part = 0.0;
-        for (var i = 0u; i < 16u; i += 1u) {
-            part += pattern_tile[invocation.y * 17u + i] * v_tile[i * 17u + invocation.x];
+        for (var i = 0u; i < 8u; i += 1u) { // unrolled
+            let place = invocation + 64u * i;
+            let query = first_query + place / KEYS;
+            let key = k0 + place % KEYS;
+            var weight = 0.0;
+            if query < text.n_query && key < text.n_key {
+                weight = pattern[(head * text.n_query + query) * text.n_key + key];
+            }
+            p_tile[place / KEYS * APART + place % KEYS] = weight;
         }
-        total += part;
+        load_kv(text, k0, p.v_col + head * HEAD_DIM, d0, invocation);
+        workgroupBarrier();
+        add_values(&sums, &totals, x, y);
     }
-    if query < p.n_pos && d < p.head_dim {
-        z[query * p.n_embd + head * p.head_dim + d] = total;
+
+    for (var r = 0u; r < 4u; r += 1u) { // unrolled
+        let query = first_query + 4u * y + r;
+        for (var c = 0u; c < 8u; c += 1u) { // unrolled
+            let d = d0 + 8u * x + c;
+            if query < text.n_query && d < HEAD_DIM {
+                z[(text.q_row + query) * p.z_stride + head * HEAD_DIM + d] = sums[2u * r + c / 4u][c % 4u];
+            }
+        }
     }
 }

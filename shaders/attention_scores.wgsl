@@ -1,28 +1,48 @@
 // scores = scale q . k of one text, and the lowest f32 where the key comes after the query: WGSL has no literal for -inf.
-// One workgroup 16 queries x 16 keys of one head.
+// One workgroup per 32 queries x 64 keys of one head, 16 keys at a time, as lib/attention_tile.wgsl has them.
 
 struct Params {
-    first: u32,    // the text's first row in qkv
-    n_pos: u32,    // its tokens
-    n_embd: u32,
-    head_dim: u32,
+    q_stride: u32,
+    q_col: u32,     // the column of q with which the first head begins
+    kv_stride: u32,
+    k_col: u32,     // the same of k
     scale: f32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> qkv: array<f32>;           // qkv [T, 3D]: q | k | v
-@group(0) @binding(2) var<storage, read_write> scores: array<f32>;  // scores [H, P, P]
+@group(0) @binding(1) var<storage, read> texts: array<TextRows>;        // the text [1]
+@group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;       // q [.., q_stride]
+@group(0) @binding(3) var<storage, read> kv: array<vec4<f32>>;      // k [.., kv_stride]
+@group(0) @binding(4) var<storage, read_write> scores: array<f32>;  // scores [H, n_query, n_key]
 
 const LOWEST: f32 = -3.4028234663852886e38;
 
-@compute @workgroup_size(16, 16)
-fn attention_scores(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) invocation: vec3<u32>) {
-    let query = wg.y * 16u + invocation.y;
-    let key = wg.x * 16u + invocation.x;
-    // Blocks after the diagonal are masked whole.
-    let depth = select(0u, p.head_dim, wg.x <= wg.y);
-    let score = block_score(invocation.xy, wg.z, wg.y, wg.x, depth);
-    if query < p.n_pos && key < p.n_pos {
-        scores[(wg.z * p.n_pos + query) * p.n_pos + key] = select(LOWEST, score * p.scale, key <= query);
+@compute @workgroup_size(64)
+fn attention_scores(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
+    let text = texts[0];
+    let first_query = wg.y * QUERIES;
+    let head_col = wg.z * HEAD_DIM;
+    let x = invocation % 8u;
+    let y = invocation / 8u;
+
+    if CHUNKS == 1u {
+        load_q(text, first_query, p.q_col + head_col, 0u, invocation);
+    }
+    for (var block = 0u; block < 4u; block += 1u) {
+        let k0 = (wg.x * 4u + block) * KEYS;
+        var s = array<vec2<f32>, 4>();
+        if k0 < text.n_key && k0 < text.position + first_query + QUERIES {
+            block_scores(&s, text, first_query, k0, p.q_col + head_col, p.k_col + head_col, invocation);
+        }
+        for (var r = 0u; r < 4u; r += 1u) { // unrolled
+            let query = first_query + 4u * y + r;
+            for (var c = 0u; c < 2u; c += 1u) { // unrolled
+                let key = k0 + x + 8u * c;
+                if query < text.n_query && key < text.n_key {
+                    let score = select(LOWEST, s[r][c] * p.scale, key <= text.position + query);
+                    scores[(wg.z * text.n_query + query) * text.n_key + key] = score;
+                }
+            }
+        }
     }
 }

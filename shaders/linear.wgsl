@@ -1,90 +1,75 @@
-// y = x . w + bias, then what EPILOGUE says, for many rows.
-// One workgroup per tile, SIDE x SIDE invocations with ROWS x 4 FOURS results each; 16 steps of k at a time pass through workgroup
-// memory. SIDE, ROWS and FOURS are appended as consts: which are fastest depends on the adapter (gpu/tile.rs).
-// Every 4 products are summed by themselves before they join the total, so that the rounding error grows with k / 4.
+// y = x . w + bias, then the epilogue, for many rows: one workgroup per tile of y and part of k, as lib/tile.wgsl has it.
+// The parts of k lie along the grid's z: each adds up k_part steps and writes to a place of its own. Heads are such parts
+// (linear_by_head), and so are shares of a long k that linear_join.wgsl adds up.
+// Compilers may turn the four products of a line into one chain of fused multiply-adds: the error then grows with k.
 
 struct Params {
     rows: u32,
     k: u32,
+    k_part: u32,      // steps of k that one part adds up
     cols: u32,
     x_stride: u32,    // columns of x
-    x_first: u32,     // the column of x with which k begins
     w_stride: u32,    // numbers from one row of w to the next
-    w_first_row: u32, // the row of w with which k begins
     y_stride: u32,    // columns of y
-    y_first: u32,     // the column of y with which the result begins
+    y_part: u32,      // elements of y from one part's result to the next
     has_bias: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>;        // x [T, x_stride]
-@group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [.., w_stride], as lib/weight.wgsl packs it
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;  // x [T, x_stride]
+@group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [k, w_stride], as lib/weight.wgsl packs it
 @group(0) @binding(3) var<storage, read> bias: array<f32>;     // bias [cols]
 @group(0) @binding(4) var<storage, read> added: array<f32>;    // added [T, y_stride], looked at if EPILOGUE is 1
-@group(0) @binding(5) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
+@group(0) @binding(5) var<storage, read_write> y: array<f32>;  // y [parts, T, y_stride]
 
-const TILE_ROWS: u32 = SIDE * ROWS;
-const TILE_FOURS: u32 = SIDE * FOURS;
+// w_tile is [k 16][column / 4].
+fn w_begin(place: u32, tile_col: u32, first: u32) -> u32 {
+    let col = min(tile_col + 4u * (place % TILE_FOURS), p.w_stride - 4u);
+    return ((first + place / TILE_FOURS) * p.w_stride + col) / 4u;
+}
 
-var<workgroup> x_tile: array<vec4<f32>, TILE_ROWS * 4u>;    // [row][k / 4 4]
-var<workgroup> w_tile: array<vec4<f32>, 16u * TILE_FOURS>;  // [k 16][column / 4]
+fn w_step() -> u32 {
+    return 4u * p.w_stride;
+}
 
-@compute @workgroup_size(SIDE, SIDE)
-fn linear(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) invocation: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+fn w_inside(place: u32, k: u32, n: u32) -> bool {
+    return ALIGNED == 1u || k + place / TILE_FOURS < n;
+}
+
+fn w_slot(place: u32) -> u32 {
+    return place;
+}
+
+fn add_products(total: ptr<function, array<vec4<f32>, SUMS>>, k4: u32, local: vec2<u32>) {
+    for (var f = 0u; f < FOURS; f += 1u) { // unrolled
+        let at = 4u * k4 * TILE_FOURS + f * SIDE_X + local.x;
+        let b0 = w_tile[at];
+        let b1 = w_tile[at + TILE_FOURS];
+        let b2 = w_tile[at + 2u * TILE_FOURS];
+        let b3 = w_tile[at + 3u * TILE_FOURS];
+        for (var r = 0u; r < ROWS; r += 1u) { // unrolled
+            let a = x_tile[(r * SIDE_Y + local.y) * 4u + k4];
+            (*total)[r * FOURS + f] += (a.x * b0 + a.y * b1) + (a.z * b2 + a.w * b3);
+        }
+    }
+}
+
+@compute @workgroup_size(SIDE_X, SIDE_Y)
+fn linear(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let tile_row = wg.y * TILE_ROWS;
     let tile_col = wg.x * TILE_FOURS * 4u;
+    let k_first = wg.z * p.k_part;
+    var total = array<vec4<f32>, SUMS>();
+    sum_tile(&total, tile_row, tile_col, k_first, k_first, min(p.k_part, p.k - k_first), local.xy);
 
-    var total = array<vec4<f32>, ROWS * FOURS>();
-    for (var k0 = 0u; k0 < p.k; k0 += 16u) {
-        for (var i = index; i < TILE_ROWS * 4u; i += SIDE * SIDE) {
-            let row = tile_row + i / 4u;
-            let k = k0 + 4u * (i % 4u);
-            var four = vec4<f32>();
-            if row < p.rows && k < p.k {
-                let at = row * p.x_stride + p.x_first + k;
-                let n = p.k - k;
-                four.x = x[at];
-                if n > 1u { four.y = x[at + 1u]; }
-                if n > 2u { four.z = x[at + 2u]; }
-                if n > 3u { four.w = x[at + 3u]; }
-            }
-            x_tile[i] = four;
-        }
-        for (var i = index; i < 16u * TILE_FOURS; i += SIDE * SIDE) {
-            let k = k0 + i / TILE_FOURS;
-            let col = tile_col + 4u * (i % TILE_FOURS);
-            var four = vec4<f32>();
-            if k < p.k && col < p.w_stride {
-                four = weight4(((p.w_first_row + k) * p.w_stride + col) / 4u);
-            }
-            w_tile[i] = four;
-        }
-        workgroupBarrier();
-
-        for (var k4 = 0u; k4 < 4u; k4 += 1u) {
-            for (var f = 0u; f < FOURS; f += 1u) {
-                let at = 4u * k4 * TILE_FOURS + f * SIDE + invocation.x;
-                let b0 = w_tile[at];
-                let b1 = w_tile[at + TILE_FOURS];
-                let b2 = w_tile[at + 2u * TILE_FOURS];
-                let b3 = w_tile[at + 3u * TILE_FOURS];
-                for (var r = 0u; r < ROWS; r += 1u) {
-                    let a = x_tile[(r * SIDE + invocation.y) * 4u + k4];
-                    total[r * FOURS + f] += (a.x * b0 + a.y * b1) + (a.z * b2 + a.w * b3);
-                }
-            }
-        }
-        workgroupBarrier();
-    }
-
-    for (var r = 0u; r < ROWS; r += 1u) {
-        let row = tile_row + r * SIDE + invocation.y;
-        for (var f = 0u; f < FOURS; f += 1u) {
-            let first = tile_col + 4u * (f * SIDE + invocation.x);
-            for (var c = 0u; c < 4u; c += 1u) {
+    for (var r = 0u; r < ROWS; r += 1u) { // unrolled
+        let row = tile_row + r * SIDE_Y + local.y;
+        for (var f = 0u; f < FOURS; f += 1u) { // unrolled
+            let first = tile_col + 4u * (f * SIDE_X + local.x);
+            for (var c = 0u; c < 4u; c += 1u) { // unrolled
                 let col = first + c;
                 if row < p.rows && col < p.cols {
-                    let at = row * p.y_stride + p.y_first + col;
+                    let at = wg.z * p.y_part + row * p.y_stride + col;
                     y[at] = epilogue(total[r * FOURS + f][c], col, at);
                 }
             }

@@ -8,22 +8,21 @@ enable wgpu_cooperative_matrix;
 struct Params {
     rows: u32,
     k: u32,
+    k_part: u32,      // steps of k that one part adds up
     cols: u32,
     x_stride: u32,    // columns of x
-    x_first: u32,     // the column of x with which k begins
     w_stride: u32,    // numbers from one row of w to the next
-    w_first_row: u32, // the row of w with which k begins
     y_stride: u32,    // columns of y
-    y_first: u32,     // the column of y with which the result begins
+    y_part: u32,      // elements of y from one part's result to the next
     has_bias: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>;        // x [T, x_stride]
-@group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [.., w_stride], as lib/weight.wgsl packs it
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;  // x [T, x_stride]
+@group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [k, w_stride], as lib/weight.wgsl packs it
 @group(0) @binding(3) var<storage, read> bias: array<f32>;     // bias [cols]
 @group(0) @binding(4) var<storage, read> added: array<f32>;    // added [T, y_stride], looked at if EPILOGUE is 1
-@group(0) @binding(5) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
+@group(0) @binding(5) var<storage, read_write> y: array<f32>;  // y [parts, T, y_stride]
 
 alias Left = coop_mat8x8<f32, A>;
 alias Right = coop_mat8x8<f32, B>;
@@ -57,12 +56,12 @@ fn put_sums(at: u32, c0: Sum, c1: Sum, c2: Sum, c3: Sum) {
 }
 
 // Rows first_row .. +16 and +32 .. +48 of y.
-fn store_half(index: u32, first_row: u32, first_col: u32) {
+fn store_half(index: u32, first_row: u32, first_col: u32, y_first: u32) {
     for (var i = index; i < 32u * 64u; i += 4u * SUBGROUP_SIZE) {
         let row = first_row + 32u * (i / 1024u) + i / 64u % 16u;
         let col = first_col + i % 64u;
         if row < p.rows && col < p.cols {
-            let at = row * p.y_stride + p.y_first + col;
+            let at = y_first + row * p.y_stride + col;
             y[at] = epilogue(tile[i / 64u * W_STRIDE + i % 64u], col, at);
         }
     }
@@ -72,6 +71,9 @@ fn store_half(index: u32, first_row: u32, first_col: u32) {
 fn linear_matrices(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32, @builtin(subgroup_id) subgroup: u32) {
     let tile_row = wg.y * 64u;
     let tile_col = wg.x * 64u;
+    let k_first = wg.z * p.k_part; // of this part, as linear.wgsl has them
+    let n = min(p.k_part, p.k - k_first);
+    let y_first = wg.z * p.y_part;
     // Of the subgroup's quarter. Were there more subgroups than SUBGROUP_SIZE promises, they would still keep within the tile.
     let my_row = 32u * (subgroup / 2u % 2u);
     let my_col = 32u * (subgroup % 2u);
@@ -88,18 +90,13 @@ fn linear_matrices(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocati
     var c30 = zero; var c31 = zero; var c32 = zero; var c33 = zero;
     workgroupBarrier();
 
-    for (var k0 = 0u; k0 < p.k; k0 += 16u) {
+    for (var k0 = 0u; k0 < n; k0 += 16u) {
         for (var i = index; i < 64u * 4u; i += 4u * SUBGROUP_SIZE) {
             let row = tile_row + i / 4u;
             let k = k0 + 4u * (i % 4u);
             var four = vec4<f32>();
-            if row < p.rows && k < p.k {
-                let at = row * p.x_stride + p.x_first + k;
-                let n = p.k - k;
-                four.x = x[at];
-                if n > 1u { four.y = x[at + 1u]; }
-                if n > 2u { four.z = x[at + 2u]; }
-                if n > 3u { four.w = x[at + 3u]; }
+            if row < p.rows && k < n {
+                four = x4(row * p.x_stride + k_first + k, n - k);
             }
             put_four(i / 4u * X_STRIDE + 4u * (i % 4u), four);
         }
@@ -107,8 +104,8 @@ fn linear_matrices(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocati
             let k = k0 + i / 16u;
             let col = tile_col + 4u * (i % 16u);
             var four = vec4<f32>();
-            if k < p.k && col < p.w_stride {
-                four = weight4(((p.w_first_row + k) * p.w_stride + col) / 4u);
+            if k < n && col < p.w_stride {
+                four = weight4(((k_first + k) * p.w_stride + col) / 4u);
             }
             put_four(W_TILE + i / 16u * W_STRIDE + 4u * (i % 16u), four);
         }
@@ -149,10 +146,10 @@ fn linear_matrices(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocati
     put_sums(at, c00, c01, c02, c03);
     put_sums(at + 8u * W_STRIDE, c10, c11, c12, c13);
     workgroupBarrier();
-    store_half(index, tile_row, tile_col);
+    store_half(index, tile_row, tile_col, y_first);
     workgroupBarrier();
     put_sums(at, c20, c21, c22, c23);
     put_sums(at + 8u * W_STRIDE, c30, c31, c32, c33);
     workgroupBarrier();
-    store_half(index, tile_row + 16u, tile_col);
+    store_half(index, tile_row + 16u, tile_col, y_first);
 }

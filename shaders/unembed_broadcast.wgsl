@@ -5,6 +5,7 @@ struct Params {
     rows: u32,
     k: u32,
     cols: u32,     // tokens in this part of the vocabulary
+    x_stride: u32, // columns of x
     x_first: u32,  // where x's first row begins, in numbers
     w_stride: u32, // numbers from one row of w to the next
     y_stride: u32, // columns of y
@@ -29,8 +30,8 @@ fn store(row: u32, token: u32, sums: vec4<f32>) {
 fn unembed_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let row = wg.x * 8u;
     let token = (wg.z * n_wg.y + wg.y) * 32u + invocation * 4u; // this invocation's first
-    let x_lo = p.x_first + rows_lo(row, p.rows - 1u) * p.k;
-    let x_hi = p.x_first + rows_hi(row, p.rows - 1u) * p.k;
+    let x_lo = p.x_first + rows_lo(row, p.rows - 1u) * p.x_stride;
+    let x_hi = p.x_first + rows_hi(row, p.rows - 1u) * p.x_stride;
     let w_at = rows_lo(token, p.cols - 1u) * (p.w_stride / 4u);
 
     var total = array<vec4<f32>, 8>();

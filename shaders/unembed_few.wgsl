@@ -1,11 +1,12 @@
-// y = x . wᵀ for at most 8 rows: the table is what costs, and each of its numbers is read once.
-// One workgroup 16 tokens, times 16 invocations that share k among them, four numbers at a time; their sums meet in workgroup
-// memory, row by row.
+// y = x . wᵀ for at most ROWS rows: the table is what costs, and each of its numbers is read once.
+// One workgroup per 16 tokens, times 16 invocations that share k among them, four numbers at a time and four times in flight;
+// their sums meet in workgroup memory, row by row. ROWS is appended as a const: 1, 2, 4 or 8.
 
 struct Params {
     rows: u32,
     k: u32,
     cols: u32,     // tokens in this part of the vocabulary
+    x_stride: u32, // columns of x
     x_first: u32,  // where x's first row begins, in numbers
     w_stride: u32, // numbers from one row of w to the next
     y_stride: u32, // columns of y
@@ -13,40 +14,47 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>;        // x [T, k], T <= 8
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;  // x [T, k], T <= ROWS
 @group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [cols, w_stride], as lib/weight.wgsl packs it
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
 
 var<workgroup> sums: array<f32, 256>; // [token 16][share of k 16]
 
 @compute @workgroup_size(16, 16)
-fn unembed_few(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_id) invocation: vec3<u32>) {
-    let token = (wg.y * n_wg.x + wg.x) * 16u + invocation.y;
-    let k_end = select(0u, p.k, token < p.cols);
+fn unembed_few(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let token = (wg.y * n_wg.x + wg.x) * 16u + local.y;
+    let n = select(0u, p.k, token < p.cols);
 
-    var total = array<f32, 8>();
-    for (var k = 4u * invocation.x; k < k_end; k += 64u) {
+    var total = array<vec4<f32>, ROWS>();
+    var k = 4u * local.x;
+    for (; k + 196u <= n; k += 256u) {
+        let at = (token * p.w_stride + k) / 4u;
+        let w0 = weight4(at);
+        let w1 = weight4(at + 16u);
+        let w2 = weight4(at + 32u);
+        let w3 = weight4(at + 48u);
+        for (var r = 0u; r < ROWS; r += 1u) { // unrolled
+            // Rows beyond the last read the last one again; their sums are never stored.
+            let x_at = p.x_first + min(r, p.rows - 1u) * p.x_stride + k;
+            total[r] += (x4(x_at, 4u) * w0 + x4(x_at + 64u, 4u) * w1) + (x4(x_at + 128u, 4u) * w2 + x4(x_at + 192u, 4u) * w3);
+        }
+    }
+    for (; k < n; k += 64u) {
         let four = weight4((token * p.w_stride + k) / 4u);
-        // The table's padding is zero, but x has none: the last numbers of a row are followed by the next row's.
-        let n = min(4u, k_end - k);
-        for (var r = 0u; r < 8u; r += 1u) {
-            let at = p.x_first + min(r, p.rows - 1u) * p.k + k;
-            var part = 0.0;
-            for (var i = 0u; i < n; i += 1u) {
-                part += x[at + i] * four[i];
-            }
-            total[r] += part;
+        for (var r = 0u; r < ROWS; r += 1u) { // unrolled
+            // The table's padding is zero, but x has none: a row's last numbers are followed by the next row's.
+            total[r] += x4(p.x_first + min(r, p.rows - 1u) * p.x_stride + k, n - k) * four;
         }
     }
 
-    for (var r = 0u; r < p.rows; r += 1u) {
+    for (var r = 0u; r < ROWS; r += 1u) { // unrolled
         workgroupBarrier();
-        sums[invocation.y * 16u + invocation.x] = total[r];
+        sums[local.y * 16u + local.x] = (total[r].x + total[r].y) + (total[r].z + total[r].w);
         workgroupBarrier();
-        if invocation.x == 0u && token < p.cols {
+        if local.x == 0u && token < p.cols && r < p.rows {
             var result = 0.0;
-            for (var share = 0u; share < 16u; share += 1u) {
-                result += sums[invocation.y * 16u + share];
+            for (var share = 0u; share < 16u; share += 1u) { // unrolled
+                result += sums[local.y * 16u + share];
             }
             y[p.y_first + r * p.y_stride + token] = result;
         }

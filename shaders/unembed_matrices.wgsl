@@ -7,6 +7,7 @@ struct Params {
     rows: u32,
     k: u32,
     cols: u32,     // tokens in this part of the vocabulary
+    x_stride: u32, // columns of x
     x_first: u32,  // where x's first row begins, in numbers
     w_stride: u32, // numbers from one row of w to the next
     y_stride: u32, // columns of y
@@ -14,7 +15,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>;        // x [T, k]
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;  // x [T, k]
 @group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [cols, w_stride], as lib/weight.wgsl packs it
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
 
@@ -86,12 +87,7 @@ fn unembed_matrices(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocat
             let k = k0 + 4u * (i % 4u);
             var four = vec4<f32>();
             if row < p.rows && k < p.k {
-                let at = p.x_first + row * p.k + k;
-                let n = p.k - k;
-                four.x = x[at];
-                if n > 1u { four.y = x[at + 1u]; }
-                if n > 2u { four.z = x[at + 2u]; }
-                if n > 3u { four.w = x[at + 3u]; }
+                four = x4(p.x_first + row * p.x_stride + k, p.k - k);
             }
             put_four(i / 4u * K_STRIDE + 4u * (i % 4u), four);
         }

@@ -21,12 +21,14 @@
 //! dictionary) and [`device`] (what the forward pass asks of a device). ARCHITECTURE.md is the map.
 
 pub mod analysis;
+pub mod batch;
 #[cfg(feature = "cli")]
 pub mod bench;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod cache;
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod config;
 pub mod device;
 pub mod hooks;
 pub mod hub;
@@ -47,3 +49,12 @@ pub use hooks::request::{Edit, Hooks, Select};
 pub use hooks::site::Site;
 pub use options::Options;
 pub use session::{Error, Model, Session};
+
+/// The programs in README and docs are doctests.
+#[cfg(all(doctest, feature = "demo", feature = "tokenizer"))]
+mod documents {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/hooks.md")]
+    struct HooksDocument;
+}

@@ -3,7 +3,10 @@
 //! A session can be shared by threads: runs take turns. Read next: `options.rs`, then `model/forward.rs`.
 
 use crate::analysis::edits::EditError;
+use crate::analysis::generate::GenerateError;
 use crate::analysis::sweep::SweepError;
+use crate::batch::{Batch, BatchError};
+use crate::config::Config;
 use crate::device::buffer_pool::BufferPool;
 use crate::device::cpu::Cpu;
 #[cfg(feature = "gpu")]
@@ -15,17 +18,15 @@ use crate::hooks::layout::Layout;
 use crate::hooks::request::{HookError, Hooks, Select};
 use crate::hooks::site::Site;
 use crate::hub::{self, HubError, Source};
-use crate::model::batch::{Batch, BatchError};
 use crate::model::checkpoint::{Checkpoint, WeightsError};
-use crate::model::config::Config;
-use crate::model::forward::{self, Run, RunError};
+use crate::model::forward::{self, Run, RunError, Start};
 use crate::model::model_dir::ModelDir;
 use crate::model::params::{LoadError, Params};
 use crate::model::tokenizer::{Token, Tokenizer, TokenizerError};
 use crate::options::Options;
 use ndarray::{Array2, Axis, Ix3};
-use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::ops::{ControlFlow, Range};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -59,6 +60,9 @@ pub enum Error {
     /// The run failed.
     #[error(transparent)]
     Run(RunError),
+    /// Generation cannot go on or cannot begin.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
     /// The progress callback ended the run.
     #[error("the run was cancelled")]
     Cancelled,
@@ -131,6 +135,15 @@ impl Model {
         &self.source
     }
 
+    /// The folder of its files; `None` for the model inside the binary.
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        match &self.source {
+            #[cfg(feature = "demo")]
+            Source::Demo => None,
+            Source::Folder(folder) | Source::Cache(folder) => Some(folder),
+        }
+    }
+
     /// Every file that belongs to the model, whether it was needed or not.
     pub fn paths(&self) -> Vec<PathBuf> {
         match &self.source {
@@ -188,8 +201,9 @@ impl Model {
 
     /// The id that begins a text: config.json's `bos_token_id`, else the tokenizer's `<|endoftext|>`.
     pub fn bos(&self) -> Option<u32> {
-        let of_tokenizer = || self.tokenizer.as_ref().ok().and_then(Tokenizer::end_of_text);
-        self.config().bos_token_id.filter(|id| (*id as usize) < self.config().vocab_size).or_else(of_tokenizer)
+        let of_text = self.tokenizer.as_ref().ok().and_then(Tokenizer::end_of_text);
+        // A tokenizer may have more tokens than the model.
+        [self.config().bos_token_id, of_text].into_iter().flatten().find(|id| (*id as usize) < self.config().vocab_size)
     }
 
     /// Texts as a batch.
@@ -308,6 +322,17 @@ const MAX_TOKENS: usize = 8192;
 /// their way to the host at once.
 const MAX_BYTES_AT_ONCE: usize = 256 << 20;
 
+/// The texts of a batch that are run together, so that memory does not grow with their number.
+pub(crate) fn groups<D: Device>(dev: &D, config: &Config, layout: &Layout<'_>) -> Vec<Range<usize>> {
+    let max_tokens = forward::max_tokens(dev, config, layout.hooks()).min(MAX_TOKENS);
+    // A text that records much counts as more tokens than it has.
+    let cost = |text: usize| {
+        let bytes = layout.bytes_at_once(text);
+        layout.batch().texts()[text].len().max(bytes / (MAX_BYTES_AT_ONCE / MAX_TOKENS))
+    };
+    layout.batch().groups(max_tokens, cost)
+}
+
 /// Hears how many of how many steps are done, and may end the run, which then fails with [`Error::Cancelled`].
 pub type Progress<'a> = &'a dyn Fn(usize, usize) -> ControlFlow<()>;
 
@@ -348,7 +373,7 @@ impl Session {
     }
 
     /// Checks a request and a batch against this model and each other.
-    fn layout<'a>(&self, batch: &'a Batch, hooks: &'a Hooks) -> Result<Layout<'a>, Error> {
+    pub(crate) fn layout<'a>(&self, batch: &'a Batch, hooks: &'a Hooks) -> Result<Layout<'a>, Error> {
         hooks.check_model(self.model.config())?;
         batch.check(self.model.config())?;
         Ok(Layout::new(hooks, batch)?)
@@ -364,10 +389,26 @@ impl Session {
         hooks: &Hooks,
         progress: Option<Progress<'_>>,
     ) -> Result<Capture, Error> {
+        self.run_from_async(batch, hooks, Start::Tokens, progress).await
+    }
+
+    /// [`Session::run_async`] from another place than the token ids. `start` has a row for each token of the batch, text by
+    /// text; where it begins with a residual stream, the batch's ids are not looked at.
+    ///
+    /// # Errors
+    /// As [`Session::run_async`]; [`HookError::Start`] for values of another size or a block that does not exist.
+    pub async fn run_from_async(
+        &self,
+        batch: &Batch,
+        hooks: &Hooks,
+        start: Start<'_>,
+        progress: Option<Progress<'_>>,
+    ) -> Result<Capture, Error> {
         let layout = self.layout(batch, hooks)?;
+        start.check(batch, self.model.config())?;
         let memory = on_engine!(&self.engine, (dev, _params) => Arc::downgrade(dev.host_memory()));
         let mut capture = Capture::unchecked(hooks, batch, memory)?;
-        self.run_layout(&layout, &mut capture, progress).await?;
+        self.run_layout(&layout, start, &mut capture, progress).await?;
         Ok(capture)
     }
 
@@ -384,36 +425,33 @@ impl Session {
         progress: Option<Progress<'_>>,
     ) -> Result<(), Error> {
         let layout = self.layout(batch, hooks)?;
-        self.run_layout(&layout, sink, progress).await
+        self.run_layout(&layout, Start::Tokens, sink, progress).await
     }
 
     async fn run_layout(
         &self,
         layout: &Layout<'_>,
+        start: Start<'_>,
         sink: &mut dyn Sink,
         progress: Option<Progress<'_>>,
     ) -> Result<(), Error> {
         let (config, batch, hooks) = (self.model.config(), layout.batch(), layout.hooks());
         let (engine, _turn) = self.engine().await;
         on_engine!(engine, (dev, params) => {
-            let max_tokens = forward::max_tokens(dev, config, hooks).min(MAX_TOKENS);
-            // A text that records much counts as more tokens than it has.
-            let cost = |text: usize| {
-                let bytes = layout.bytes_at_once(text);
-                batch.texts()[text].len().max(bytes / (MAX_BYTES_AT_ONCE / MAX_TOKENS))
-            };
-            let groups = batch.groups(max_tokens, cost);
+            let groups = groups(dev, config, layout);
             for texts in &groups {
                 forward::check_size(dev, config, &batch.part(texts.clone()), hooks)?;
             }
-            let per_group = hooks.blocks();
+            let per_group = hooks.blocks().saturating_sub(start.first_layer());
             let steps = groups.len() * per_group;
             for (n, texts) in groups.into_iter().enumerate() {
                 let of_all = |done: usize| match progress {
                     Some(progress) => progress(n * per_group + done.min(per_group), steps),
                     None => ControlFlow::Continue(()),
                 };
-                forward::forward(dev, params, Run::new(layout, texts), sink, Some(&of_all)).await?;
+                let rows = batch.texts()[texts.start].start..batch.texts()[texts.end - 1].end;
+                let run = Run { start: start.of_rows(rows, config), ..Run::new(layout, texts) };
+                forward::forward(dev, params, run, sink, Some(&of_all)).await?;
             }
         });
         Ok(self.model.checkpoint.check_unchanged()?)
@@ -466,5 +504,25 @@ impl Session {
     #[cfg(not(target_arch = "wasm32"))]
     pub fn get_activations(&self, text: &str, layer: i64) -> Result<Array2<f32>, Error> {
         pollster::block_on(self.get_activations_async(text, layer))
+    }
+}
+
+#[cfg(all(test, not(feature = "tokenizer")))]
+mod tests {
+    use super::*;
+    use crate::device::Choice;
+
+    /// Seen to fail where the tokenizer was said to be missing.
+    #[test]
+    fn without_a_tokenizer_texts_are_refused_and_ids_run() {
+        let classic = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/classic");
+        let model = Model::open(classic).unwrap();
+        let refused = model.encode(&["The cat"]);
+        assert!(matches!(refused, Err(Error::Tokenizer(TokenizerError::NotBuilt { .. }))));
+        let batch = model.batch(&[[1u32, 2, 3]]).unwrap();
+        let mut hooks = model.hooks();
+        hooks.tap("ln_final.hook_out").unwrap();
+        let capture = model.on(Choice::Auto).unwrap().run(&batch, &hooks).unwrap();
+        assert_eq!(capture.iter().count(), 1);
     }
 }

@@ -320,7 +320,22 @@ fn tensors_that_do_not_fit_the_config() {
     check(
         IDS,
         &[
-            ("no wte", |m| tensor(m, "wte.weight", None), "wte.weight"),
+            (
+                "neither wte nor what it is tied to",
+                |m| {
+                    tensor(m, "wte.weight", None);
+                    tensor(m, "lm_head.weight", None);
+                },
+                "wte.weight",
+            ),
+            (
+                "no wte, and not tied",
+                |m| {
+                    tensor(m, "wte.weight", None);
+                    edit_json(m.join("config.json"), |c| c["tie_word_embeddings"] = json!(false));
+                },
+                "wte.weight",
+            ),
             ("no wpe", |m| tensor(m, "wpe.weight", None), "wpe.weight"),
             ("a block lacks a bias", |m| tensor(m, "h.2.mlp.c_proj.bias", None), "h.2.mlp.c_proj.bias"),
             ("no final LayerNorm", |m| tensor(m, "ln_f.bias", None), "ln_f.bias"),
@@ -347,7 +362,7 @@ fn tensors_that_do_not_fit_the_config() {
             ("a scalar", |m| tensor(m, "ln_f.bias", Some(("F32", &[]))), "ln_f.bias"),
             ("lm_head of another size", |m| tensor(m, "lm_head.weight", Some(("F32", &[100, 32]))), "lm_head.weight"),
             ("stored as I64", |m| tensor(m, "wte.weight", Some(("I64", &[101, 32]))), "wte.weight"),
-            ("stored as F64", |m| tensor(m, "h.1.ln_1.weight", Some(("F64", &[32]))), "h.1.ln_1.weight"),
+            ("stored as U8", |m| tensor(m, "h.1.ln_1.weight", Some(("U8", &[32]))), "h.1.ln_1.weight"),
             ("stored as BOOL", |m| tensor(m, "h.1.mlp.c_fc.bias", Some(("BOOL", &[128]))), "h.1.mlp.c_fc.bias"),
             (
                 "a tensor of another model",
@@ -355,7 +370,26 @@ fn tensors_that_do_not_fit_the_config() {
                 "model.embed_tokens.weight",
             ),
             ("a block too many", |m| tensor(m, "h.3.ln_1.weight", Some(("F32", &[32]))), "h.3.ln_1.weight"),
-            ("an adapter's tensor", |m| tensor(m, "h.0.attn.c_attn.lora_A.weight", Some(("F32", &[8, 32]))), "lora_A"),
+            (
+                "an adapter's tensor",
+                |m| tensor(m, "h.0.attn.c_attn.lora_A.weight", Some(("F32", &[8, 32]))),
+                "LoRA adapter",
+            ),
+            (
+                "a wrapper's prefix on all tensors but one",
+                |m| {
+                    header(m, |h| {
+                        let tensors = h.as_object_mut().unwrap();
+                        let names: Vec<String> =
+                            tensors.keys().filter(|name| *name != "__metadata__").cloned().collect();
+                        for name in &names[1..] {
+                            let tensor = tensors.remove(name).unwrap();
+                            tensors.insert(format!("module.{name}"), tensor);
+                        }
+                    });
+                },
+                "lacks the tensor",
+            ),
             (
                 "the same tensor under both names",
                 |m| {
@@ -419,7 +453,7 @@ fn broken_config() {
     check(
         IDS,
         &[
-            ("no config.json", |m| std::fs::remove_file(m.join("config.json")).unwrap(), "config.json"),
+            ("no config.json", |m| std::fs::remove_file(m.join("config.json")).unwrap(), "has no config.json"),
             ("empty", |m| config_text(m, ""), "config.json"),
             ("not JSON", |m| config_text(m, "{n_embd: 32}"), "config.json"),
             ("a list", |m| config_text(m, "[]"), "config.json"),
@@ -607,31 +641,46 @@ const BROKEN_TOKENIZERS: &[Case] = &[
     ("a folder", |m| std::fs::create_dir(m.join("tokenizer.json")).unwrap(), "tokenizer.json"),
 ];
 
+/// A tokenizer.json of the class that takes it as it stands.
+fn tokenizer_as_it_stands(folder: &Path, change: impl FnOnce(&mut Value)) {
+    tokenizer(folder, change);
+    companion(folder, "tokenizer_config.json", r#"{"tokenizer_class": "PreTrainedTokenizerFast"}"#);
+}
+
+/// A file beside the tokenizer.
+fn companion(folder: &Path, name: &str, text: &str) {
+    std::fs::write(folder.join(name), text).unwrap();
+}
+
 /// Files that the tokenizers crate takes, or not, and then panics over.
 const TREACHEROUS_TOKENIZERS: &[Case] = &[
     (
         "a prefix longer than tokens",
-        |m| tokenizer(m, |t| t["model"]["continuing_subword_prefix"] = json!("#########")),
+        |m| tokenizer_as_it_stands(m, |t| t["model"]["continuing_subword_prefix"] = json!("#########")),
         "tokenizer",
     ),
     (
         "a normalizer that replaces nothing",
         |m| {
-            tokenizer(m, |t| t["normalizer"] = json!({"type": "Replace", "pattern": {"String": ""}, "content": "y"}));
+            tokenizer_as_it_stands(m, |t| {
+                t["normalizer"] = json!({"type": "Replace", "pattern": {"String": ""}, "content": "y"})
+            });
         },
         "tokenizer",
     ),
     (
         "a normalizer of garbage",
         |m| {
-            tokenizer(m, |t| t["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"}));
+            tokenizer_as_it_stands(m, |t| {
+                t["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"})
+            });
         },
         "tokenizer",
     ),
     (
         "a template without its token",
         |m| {
-            tokenizer(m, |t| {
+            tokenizer_as_it_stands(m, |t| {
                 let single =
                     json!([{"SpecialToken": {"id": "X", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]);
                 t["post_processor"] =
@@ -643,7 +692,7 @@ const TREACHEROUS_TOKENIZERS: &[Case] = &[
     (
         "chunks of length 0",
         |m| {
-            tokenizer(m, |t| t["pre_tokenizer"] = json!({"type": "FixedLength", "length": 0}));
+            tokenizer_as_it_stands(m, |t| t["pre_tokenizer"] = json!({"type": "FixedLength", "length": 0}));
         },
         "tokenizer",
     ),
@@ -685,6 +734,362 @@ fn tokenizer_that_is_not_there_or_not_this_models() {
             ("a tokenizer of a larger vocabulary", copy_of_tokenizer, "vocabulary"),
         ],
     );
+}
+
+/// What stands beside a tokenizer is refused by name where it is broken or cannot be followed.
+#[test]
+fn beside_a_tokenizer() {
+    fn beside(m: &Path, name: &str, text: &str) {
+        copy_of_tokenizer(m);
+        companion(m, name, text);
+    }
+    const LFS: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+    check(
+        &["The cat"],
+        &[
+            ("settings not JSON", |m| beside(m, "tokenizer_config.json", "{broken"), "tokenizer_config.json"),
+            ("settings a list", |m| beside(m, "tokenizer_config.json", "[]"), "tokenizer_config.json"),
+            ("settings a git-lfs pointer", |m| beside(m, "tokenizer_config.json", LFS), "git-lfs pointer"),
+            (
+                "settings nested 100,000 deep",
+                |m| beside(m, "tokenizer_config.json", &"{\"a\":".repeat(100_000)),
+                "tokenizer_config.json",
+            ),
+            ("added tokens not JSON", |m| beside(m, "added_tokens.json", "{broken"), "added_tokens.json"),
+            ("an added token without an id", |m| beside(m, "added_tokens.json", r#"{"<x>": "one"}"#), "\"<x>\""),
+            (
+                "two added tokens with one id",
+                |m| beside(m, "added_tokens.json", r#"{"<x>": 9, "<y>": 9}"#),
+                "the same id 9",
+            ),
+            ("an added token below 0", |m| beside(m, "added_tokens.json", r#"{"<x>": -1}"#), "\"<x>\""),
+            (
+                "special tokens not JSON",
+                |m| beside(m, "special_tokens_map.json", "<html></html>"),
+                "special_tokens_map.json",
+            ),
+            (
+                "a named token that is a number",
+                |m| beside(m, "tokenizer_config.json", r#"{"bos_token": 7}"#),
+                "bos_token",
+            ),
+            (
+                "an extra token that is a number",
+                |m| beside(m, "tokenizer_config.json", r#"{"additional_special_tokens": [7]}"#),
+                "additional_special_tokens",
+            ),
+            (
+                "added tokens that are a list",
+                |m| beside(m, "tokenizer_config.json", r#"{"added_tokens_decoder": []}"#),
+                "added_tokens_decoder",
+            ),
+            (
+                "an added token without a content",
+                |m| beside(m, "tokenizer_config.json", r#"{"added_tokens_decoder": {"5": {"lstrip": true}}}"#),
+                "added_tokens_decoder",
+            ),
+            (
+                "files by version",
+                |m| beside(m, "tokenizer_config.json", r#"{"fast_tokenizer_files": ["tokenizer.4.0.0.json"]}"#),
+                "fast_tokenizer_files",
+            ),
+            (
+                "arguments without names",
+                |m| beside(m, "tokenizer_config.json", r#"{"init_inputs": ["x"]}"#),
+                "init_inputs",
+            ),
+            (
+                "a class that may count for one of two settings",
+                |m| {
+                    beside(
+                        m,
+                        "tokenizer_config.json",
+                        r#"{"tokenizer_class": "BartTokenizer", "add_prefix_space": true}"#,
+                    )
+                },
+                "add_prefix_space",
+            ),
+            ("SentencePiece", |m| companion(m, "spiece.model", "x"), "SentencePiece"),
+            (
+                "a class without its file",
+                |m| {
+                    companion(m, "vocab.json", "{}");
+                    companion(m, "merges.txt", "");
+                    companion(m, "tokenizer_config.json", r#"{"tokenizer_class": "CodeGenTokenizer"}"#);
+                },
+                "CodeGenTokenizer",
+            ),
+            ("a tokenizer.json from git-lfs", |m| tokenizer_text(m, LFS), "git-lfs pointer"),
+            ("a tokenizer.json that is a web page", |m| tokenizer_text(m, "<!doctype html>"), "an HTML page"),
+            ("a vocab.txt that is a web page", |m| companion(m, "vocab.txt", "<html>"), "an HTML page"),
+        ],
+    );
+}
+
+/// What is said of input that is not what it seems. A name; what is done in an empty folder; the model, with `FOLDER` for that
+/// folder; and the words of the message. Exit code 1 always.
+type Seeming = (&'static str, fn(&Path), &'static str, &'static [&'static str]);
+
+/// Every message here was read.
+#[test]
+fn input_that_is_not_what_it_seems() {
+    fn put(folder: &Path, name: &str, content: &[u8]) {
+        let path = folder.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+    fn only(folder: &Path, name: &str) {
+        put(folder, name, b"");
+        std::fs::copy(Path::new(CLASSIC).join("config.json"), folder.join("config.json")).unwrap();
+    }
+    fn weights(folder: &Path, content: &[u8]) {
+        only(folder, WEIGHTS);
+        put(folder, WEIGHTS, content);
+    }
+    const LFS: &[u8] = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 548105171\n";
+    const HTML: &[u8] = b"<!DOCTYPE html>\n<html><head><title>Log in</title></head></html>\n";
+    let cases: &[Seeming] = &[
+        (
+            "weights from git-lfs",
+            |f| weights(f, LFS),
+            "FOLDER",
+            &["model.safetensors", "a git-lfs pointer", "git lfs pull"],
+        ),
+        ("weights that are a page", |f| weights(f, HTML), "FOLDER", &["model.safetensors", "an HTML page"]),
+        ("weights that are GGUF", |f| weights(f, b"GGUF\x03\0\0\0"), "FOLDER", &["model.safetensors", "a GGUF file"]),
+        ("weights that are a zip", |f| weights(f, b"PK\x03\x04xxxxxxxx"), "FOLDER", &["a zip archive", "torch.save"]),
+        ("weights that are a pickle", |f| weights(f, b"\x80\x02}q\x00"), "FOLDER", &["model.safetensors", "a pickle"]),
+        (
+            "weights that are HDF5",
+            |f| weights(f, b"\x89HDF\r\n\x1a\n"),
+            "FOLDER",
+            &["model.safetensors", "an HDF5 file"],
+        ),
+        ("a config from git-lfs", |f| put(f, "config.json", LFS), "FOLDER", &["config.json is a git-lfs pointer"]),
+        ("a config that is a page", |f| put(f, "config.json", HTML), "FOLDER", &["config.json is an HTML page"]),
+        (
+            "an index from git-lfs",
+            |f| {
+                only(f, INDEX);
+                put(f, INDEX, LFS);
+            },
+            "FOLDER",
+            &[INDEX, "a git-lfs pointer"],
+        ),
+        (
+            "GGUF in a folder",
+            |f| only(f, "gpt2.Q4.gguf"),
+            "FOLDER",
+            &["gpt2.Q4.gguf is a GGUF file", "gguf_file='gpt2.Q4.gguf'"],
+        ),
+        ("ONNX in a folder", |f| only(f, "model.onnx"), "FOLDER", &["model.onnx is an ONNX graph", "exported from"]),
+        (
+            "TensorFlow",
+            |f| only(f, "tf_model.h5"),
+            "FOLDER",
+            &["tf_model.h5 is a TensorFlow checkpoint", "from_tf=True"],
+        ),
+        (
+            "TensorFlow 1",
+            |f| only(f, "model.ckpt.index"),
+            "FOLDER",
+            &["model.ckpt.index is a TensorFlow 1 checkpoint", "gpt2-xl"],
+        ),
+        (
+            "Flax",
+            |f| only(f, "flax_model.msgpack"),
+            "FOLDER",
+            &["flax_model.msgpack is a Flax checkpoint", "from_flax=True"],
+        ),
+        (
+            "a pickle",
+            |f| only(f, "pytorch_model.bin"),
+            "FOLDER",
+            &["pytorch_model.bin is a pickle", "save_pretrained("],
+        ),
+        (
+            "a pickle in parts",
+            |f| {
+                only(f, "pytorch_model-00001-of-00002.bin");
+                only(f, "pytorch_model-00002-of-00002.bin");
+                only(f, "pytorch_model.bin.index.json");
+            },
+            "FOLDER",
+            &["pytorch_model-00001-of-00002.bin is a pickle", "save_pretrained("],
+        ),
+        ("a pickle of another name", |f| only(f, "best.pt"), "FOLDER", &["best.pt is a pickle", "save_pretrained"]),
+        (
+            "shards without an index",
+            |f| only(f, "model-00001-of-00002.safetensors"),
+            "FOLDER",
+            &["model-00001-of-00002.safetensors", "no model.safetensors.index.json"],
+        ),
+        (
+            "one file of another name",
+            |f| only(f, "gpt2.safetensors"),
+            "FOLDER",
+            &["if gpt2.safetensors holds the weights, name it model.safetensors"],
+        ),
+        ("an empty folder", |_| (), "FOLDER", &["has no config.json", "the folder of a Hugging Face checkpoint"]),
+        (
+            "a Trainer's folder",
+            |f| {
+                for step in ["checkpoint-500", "checkpoint-1000", "checkpoint-9"] {
+                    put(f, &format!("{step}/config.json"), b"{}");
+                }
+                put(f, "checkpoint-2000/rng_state.pth", b"");
+                put(f, "checkpoint-last/config.json", b"{}");
+            },
+            "FOLDER",
+            &["a Trainer's folder", "FOLDER/checkpoint-1000: give that"],
+        ),
+        (
+            "a LoRA adapter",
+            |f| {
+                put(f, "adapter_config.json", br#"{"base_model_name_or_path": "gpt2", "peft_type": "LORA"}"#);
+                put(f, "adapter_model.safetensors", b"");
+            },
+            "FOLDER",
+            &[
+                "a LoRA adapter of gpt2",
+                "merge_and_unload().save_pretrained('FOLDER-merged')",
+                "T.from_pretrained('gpt2')",
+            ],
+        ),
+        (
+            "a LoRA adapter, by its file",
+            |f| {
+                put(f, "adapter_config.json", br#"{"peft_type": "LORA"}"#);
+                put(f, "adapter_model.safetensors", b"");
+            },
+            "FOLDER/adapter_model.safetensors",
+            &["a LoRA adapter", "merge_and_unload()"],
+        ),
+        (
+            "an adapter of another kind",
+            |f| put(f, "adapter_config.json", br#"{"peft_type": "PROMPT_TUNING"}"#),
+            "FOLDER",
+            &["an adapter of the kind PROMPT_TUNING"],
+        ),
+        (
+            "a file of text",
+            |f| put(f, "notes", b"x"),
+            "FOLDER/notes",
+            &["FOLDER/notes is a file", "the folder of a checkpoint"],
+        ),
+        ("a GGUF file", |f| put(f, "x.gguf", b"GGUF\x03"), "FOLDER/x.gguf", &["x.gguf is a file", "a GGUF file"]),
+        ("an ONNX file", |f| put(f, "x.onnx", b"\x08"), "FOLDER/x.onnx", &["x.onnx is a file", "an ONNX graph"]),
+        (
+            "a .h5 file",
+            |f| put(f, "tf_model.h5", b"x"),
+            "FOLDER/tf_model.h5",
+            &["TensorFlow or Flax", "give its folder, FOLDER"],
+        ),
+        ("a .pt file", |f| put(f, "x.pt", b"x"), "FOLDER/x.pt", &["x.pt is a file", "a pickle can run code"]),
+        (
+            "pytorch_model.bin itself",
+            |f| only(f, "pytorch_model.bin"),
+            "FOLDER/pytorch_model.bin",
+            &["is a pickle", "M.from_pretrained('FOLDER')"],
+        ),
+        (
+            "a git-lfs pointer",
+            |f| put(f, "x.safetensors", LFS),
+            "FOLDER/x.safetensors",
+            &["is a file", "a git-lfs pointer"],
+        ),
+        (
+            "a safetensors file alone",
+            |f| put(f, "x.safetensors", b"x"),
+            "FOLDER/x.safetensors",
+            &["name this one model.safetensors", "config.json beside it"],
+        ),
+        (
+            "a safetensors file beside another",
+            |f| {
+                copy_of_classic(f);
+                put(f, "step-9.safetensors", b"x");
+            },
+            "FOLDER/step-9.safetensors",
+            &["the weights of its folder are others", "give FOLDER for those"],
+        ),
+        (
+            "a folder that is not there",
+            |_| (),
+            "FOLDER/nowhere/x",
+            &["there is no file or folder FOLDER/nowhere/x", "FOLDER is there"],
+        ),
+        ("a file that is not there", |_| (), "model.safetensors", &["there is no file or folder model.safetensors"]),
+        ("a relative path", |_| (), "./runs/gpt2", &["there is no file or folder ./runs/gpt2"]),
+        ("a path of three parts", |_| (), "runs/a/gpt2", &["there is no file or folder runs/a/gpt2"]),
+        (
+            "another host's address",
+            |_| (),
+            "https://example.com/gpt2",
+            &["example.com is not a Hugging Face hub", "give their folder"],
+        ),
+        ("the hub itself", |_| (), "https://huggingface.co/", &["names no model", "owner/name"]),
+        ("a data set", |_| (), "https://huggingface.co/datasets/a/b", &["not the address of a model"]),
+        (
+            "a name in no cache",
+            |_| (),
+            "nobody/nothing",
+            &["nobody/nothing (main) is not in the Hugging Face cache", "HF_HUB_OFFLINE forbids"],
+        ),
+        (
+            "an address in no cache",
+            |_| (),
+            "https://huggingface.co/a/b/tree/v1",
+            &["a/b (v1) is not in the Hugging Face cache"],
+        ),
+        ("a misspelt name", |_| (), "gtp2", &["gtp2 (main) is not in", "did you mean gpt2"]),
+        ("what is no name", |_| (), "my model", &["there is no model \"my model\""]),
+        #[cfg(not(windows))]
+        ("a path of Windows", |_| (), r"C:\Users\me\gpt2", &["a path of Windows", "/mnt/c/Users/me/gpt2"]),
+        #[cfg(not(windows))]
+        ("a relative path of Windows", |_| (), r"models\gpt2", &["a path of Windows"]),
+    ];
+    let one = |(name, make, model, words): &Seeming| {
+        let folder = tempfile::tempdir().unwrap();
+        make(folder.path());
+        let at = |text: &str| text.replace("FOLDER", &folder.path().display().to_string());
+        let args = ["extract", "--device", "cpu", "--ids", "1 2 3", "-m", &at(model)].map(OsString::from);
+        let output = run_limited(&args);
+        if std::env::var_os("ACTSCOPE_SHOW_MESSAGES").is_some() {
+            println!("{name}\n    {}", stderr(&output).trim_end());
+        }
+        let mut wrong: Vec<String> = words.iter().flat_map(|word| complaints(&output, &at(word))).collect();
+        if output.status.code() != Some(1) {
+            wrong.push(format!("ended with {:?}, expected exit code 1", output.status));
+        }
+        (name.to_string(), wrong)
+    };
+    report(cases.iter().map(one).collect());
+}
+
+/// The other way round: what leads to a checkpoint.
+#[test]
+fn ways_to_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    copy_of_classic(&model);
+    let works = |given: &str, home: &Path| {
+        let mut command = actscope(["extract", "-q", "--ids", "1 2 3", "--device", "cpu", "-m", given]);
+        command.env("HOME", home).current_dir(home);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{given}: {}", stderr(&output));
+        stdout(&output)
+    };
+    let expected = works(&model.display().to_string(), folder.path());
+    let mut ways = vec!["model", "./model/", "model/model.safetensors", "model/config.json"];
+    if cfg!(unix) {
+        ways.extend(["~/model", "~/model/model.safetensors"]);
+    }
+    for way in ways {
+        assert_eq!(works(way, folder.path()).lines().count(), expected.lines().count(), "{way}");
+    }
+    works("model.safetensors", &model);
 }
 
 /// `--ids` needs no tokenizer, and the message about a broken one says so.

@@ -38,13 +38,15 @@ fn check_json(device: &str) {
     let of_operations = ["ms", "gflops", "share_of_arithmetic", "gbytes_per_second", "share_of_reading", "batches"];
     assert_figures(&json["operations"], &of_operations);
     assert_figures(&json["runs"], &["ms", "tokens_per_second", "times_untapped", "bytes_to_host", "batches"]);
+    let of_generation = ["texts", "tokens", "ms", "tokens_per_second", "gbytes_per_second", "share_of_reading"];
+    assert_figures(&json["generation"], &of_generation);
     if cfg!(target_os = "linux") {
         assert_figures(&json["runs"], &["peak_bytes"]);
     }
     // The demo model has 256 positions; nothing beyond is a row.
-    let rows = OPERATIONS.len() * TOKENS.len() + 3 * TOKENS.iter().filter(|tokens| **tokens <= 256).count();
+    let rows = OPERATIONS.len() * TOKENS.len() + 3 * TOKENS.iter().filter(|tokens| **tokens <= 256).count() + 4;
     let n = |field: &str| json[field].as_array().unwrap().len();
-    assert_eq!(n("operations") + n("runs") + n("left_out"), rows, "{json}");
+    assert_eq!(n("operations") + n("runs") + n("generation") + n("left_out"), rows, "{json}");
     for left in json["left_out"].as_array().unwrap() {
         assert!(left["row"].as_str().is_some_and(|row| row.contains("tokens")), "{left}");
         assert!(left["why"].as_str().is_some_and(|why| !why.is_empty()), "{left}");

@@ -5,12 +5,12 @@ mod common;
 #[path = "common/wrapped.rs"]
 mod wrapped;
 
+use actscope::batch::Batch;
 use actscope::device::cpu::Cpu;
 use actscope::device::reference::Reference;
 use actscope::device::{Choice, Device, Op, Operands};
 use actscope::hooks::layout::Layout;
 use actscope::hooks::request::HookError;
-use actscope::model::batch::Batch;
 use actscope::model::checkpoint::Checkpoint;
 use actscope::model::forward::{self, KvCache, Run, Start};
 use actscope::model::params::Params;

@@ -5,7 +5,7 @@
 use actscope::device::cpu::Cpu;
 use actscope::device::gpu::Gpu;
 use actscope::device::reference::Reference;
-use actscope::device::{Change, Device, OpKind, Operations, Window};
+use actscope::device::{Change, Device, Heads, OpKind, Operations, Queries, Window};
 use actscope::verify::cases::Host;
 use actscope::verify::kernels::Suite;
 use actscope::verify::list;
@@ -56,13 +56,13 @@ operations! {
     gather_rows
 }
 
-/// Whatever way of cutting tiles is the fastest on somebody's GPU, it is right. The one with matrices is among them where the
+/// Whatever tile configuration is the fastest on somebody's GPU, it is right. The one with matrices is among them where the
 /// adapter has those in f32.
 #[test]
-fn products_are_right_in_tiles_of_every_cut() {
+fn products_are_right_in_every_tile() {
     for op in [OpKind::Linear, OpKind::Unembed] {
         let suite = Suite::of(op);
-        pollster::block_on(Gpu::tiles()).unwrap().iter().for_each(|gpu| check(gpu, &suite));
+        pollster::block_on(Gpu::with_each_tile()).unwrap().iter().for_each(|gpu| check(gpu, &suite));
     }
 }
 
@@ -87,4 +87,65 @@ fn copies_are_of_their_moment() {
     check(&Reference::default());
     check(&Cpu::new());
     gpus().iter().for_each(check);
+}
+
+/// Two texts whose last queries come after their other keys and values were put in a cache, in another order than there.
+#[test]
+fn attention_over_a_cache_is_attention_over_the_whole() {
+    fn near(got: &[f32], expected: &[f32], what: &str) {
+        assert_eq!(got.len(), expected.len(), "{what}");
+        let worst = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(got.iter().all(|v| v.is_finite()) && worst <= 1e-5, "{what}: {worst:e}");
+    }
+    fn check<D: Device>(dev: &D, n_head: usize, head_dim: usize) {
+        let n_embd = n_head * head_dim;
+        let heads = Heads { n_head, scale: 1.0 / (head_dim as f64).sqrt() };
+        let whole = Host::random(37 + 70, 3 * n_embd, 1.0, 41);
+        let some = |dev: &D, rows: &[std::ops::Range<usize>]| {
+            let values: Vec<f32> = rows
+                .iter()
+                .flat_map(|rows| &whole.values[rows.start * 3 * n_embd..rows.end * 3 * n_embd])
+                .copied()
+                .collect();
+            dev.upload([values.len() / (3 * n_embd), 3 * n_embd], values)
+        };
+        let read = |x: &D::Tensor| {
+            let staged = dev.copy_out(x, &Window::all(dev.shape(x)));
+            dev.submit();
+            pollster::block_on(dev.read(staged)).unwrap()
+        };
+        let reference = Reference::default();
+        let expected = reference.attention(
+            &whole.on(&reference),
+            None,
+            vec![Queries::whole(0..37), Queries::whole(37..107)],
+            heads,
+        );
+        let expected = reference.copy_out(&expected, &Window::all([107, n_embd]));
+
+        let mut cache = dev.new_cache(&[40, 70], n_embd, heads);
+        let texts = |n: [usize; 2], m: [usize; 2]| {
+            // The second text comes first.
+            let second = Queries { rows: 0..m[1], text: 1, n_keys: n[1] };
+            [second, Queries { rows: m[1]..m[1] + m[0], text: 0, n_keys: n[0] }]
+        };
+        dev.append(&mut cache, &some(dev, &[37..106, 0..32]), &texts([32, 69], [32, 69]));
+        let (last, texts) = (some(dev, &[106..107, 32..37]), texts([37, 70], [5, 1]));
+        dev.append(&mut cache, &last, &texts);
+        let z = read(&dev.attention(&last, Some(&cache), texts.to_vec(), heads));
+        let rows = |rows: std::ops::Range<usize>| &expected[rows.start * n_embd..rows.end * n_embd];
+        let name = format!("{}, {n_head} heads of {head_dim}", dev.info());
+        near(&z, &[rows(106..107), rows(32..37)].concat(), &name);
+
+        for (text, expected) in texts.into_iter().zip([rows(106..107), rows(32..37)]) {
+            let scores = dev.attention_scores(&last, Some(&cache), text.clone(), heads);
+            let pattern = dev.attention_pattern(&scores);
+            near(&read(&dev.attention_mix(&pattern, &last, Some(&cache), text, heads)), expected, &name);
+        }
+    }
+    for (n_head, head_dim) in [(1, 1), (3, 11), (2, 64), (1, 80)] {
+        check(&Reference::default(), n_head, head_dim);
+        Cpu::all().iter().for_each(|cpu| check(cpu, n_head, head_dim));
+        gpus().iter().for_each(|gpu| check(gpu, n_head, head_dim));
+    }
 }

@@ -433,12 +433,13 @@ fn odd_names_of_models() {
     assert!(printed.contains("你\\u{202e}\n"), "{printed}");
 }
 
-/// Tokens that differ look different.
+/// Tokens that differ look different, and nothing is left that cannot be seen.
 #[test]
 fn odd_tokens_can_be_told_apart() {
     for command in ["heatmap", "attention", "lens"] {
         let drawn = svg(&[command, ODD]);
-        let drawing = Drawing::of(&drawn);
+        let invisible = |c: char| c.is_control() || "\u{200b}\u{301}".contains(c);
+        assert!(!Drawing::of(&drawn).labels.iter().any(|label| label.text.contains(invisible)), "{command}");
         assert!(
             drawn.contains("font-family:'DejaVu Sans Mono'") && drawn.contains("font-family:'DejaVu Sans'"),
             "{command}"
@@ -556,7 +557,7 @@ fn refusals() {
     let at = |name: &str| folder.path().join(name).display().to_string();
     let texts = at("texts.svg");
     std::fs::write(&texts, "a text\n").unwrap();
-    let (no_folder, pdf, good) = (at("none/x.png"), at("x.pdf"), at("x.png"));
+    let (no_folder, gif, good) = (at("none/x.png"), at("x.gif"), at("x.png"));
     let cases: [(&[&str], i32, &str); 17] = [
         (&["heatmap", "a", "b"], 2, "one text and 2 were given"),
         (&["heatmap"], 2, "give a text"),
@@ -576,7 +577,7 @@ fn refusals() {
         ),
         (&["heatmap", "a", "--dims", "5,160"], 2, "dimension 160 does not exist; there are 0..160"),
         (&["attention", "a", "--kind", "values"], 2, "possible values: pattern, scores"),
-        (&["lens", "a", "-o", &pdf], 2, "must end in .png or .svg"),
+        (&["lens", "a", "-o", &gif], 2, "must end in .png, .svg or .pdf"),
         (&["lens", "a", "-o", &no_folder], 1, "cannot write"),
         (&["lens", "--file", &texts, "-o", &texts], 2, "a file that this run reads"),
     ];

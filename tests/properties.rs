@@ -7,12 +7,12 @@ mod common;
 #[allow(dead_code)] // panics need no hook here
 mod fuzz;
 
+use actscope::batch::Batch;
+use actscope::config::Config;
 use actscope::device::{self, AnyDevice, Choice, Device};
 use actscope::hooks::capture::{Capture, Sink};
 use actscope::hooks::layout::Layout;
-use actscope::model::batch::Batch;
 use actscope::model::checkpoint::Checkpoint;
-use actscope::model::config::Config;
 use actscope::model::forward::{self, Run};
 use actscope::model::params::Params;
 use actscope::model::tokenizer::Token;
@@ -191,9 +191,22 @@ fn what_is_written_can_be_read_back() {
         }
         let tokens: Vec<Vec<Token>> =
             made.texts.iter().map(|ids| ids.iter().map(|id| Token { id: *id, bytes: None }).collect()).collect();
-        let provenance = Provenance { model: "made".into(), fingerprint: "0".into(), device: "\u{1F642} \"\\".into() };
+        let provenance = Provenance {
+            model: "made".into(),
+            fingerprint: "0".into(),
+            device: "\u{1F642} \"\\".into(),
+            edits: Vec::new(),
+        };
         let rows = chosen.map_or(Rows::All, Rows::Positions);
-        let record = Record { tokens: &tokens, texts: &[], rows, windows: None, provenance: &provenance };
+        let record = Record {
+            tokens: &tokens,
+            texts: &[],
+            rows,
+            windows: None,
+            provenance: &provenance,
+            generation: None,
+            reserved: None,
+        };
         let run = |sink: &mut dyn Sink| {
             let params = Params::new(checkpoint.clone(), None);
             // One text after the other, as groups come.
@@ -242,10 +255,19 @@ fn a_header_that_no_reader_takes_is_refused_up_front() {
     let batch = Batch::new(&[[1u32]], &config).unwrap();
     let mut hooks = Hooks::new(&config);
     hooks.tap("hook_embed").unwrap();
-    let provenance = Provenance { model: "made".into(), fingerprint: "0".into(), device: "none".into() };
+    let provenance =
+        Provenance { model: "made".into(), fingerprint: "0".into(), device: "none".into(), edits: Vec::new() };
     let begin = |extension: &str, bytes: usize| {
         let tokens = vec![vec![Token { id: 1, bytes: Some(vec![b'a'; bytes]) }]];
-        let record = Record { tokens: &tokens, texts: &[], rows: Rows::All, windows: None, provenance: &provenance };
+        let record = Record {
+            tokens: &tokens,
+            texts: &[],
+            rows: Rows::All,
+            windows: None,
+            provenance: &provenance,
+            generation: None,
+            reserved: None,
+        };
         let output = Output::create(&folder.path().join(format!("x.{extension}"))).unwrap();
         output.begin(&record, hooks.shapes(&batch)).map(drop).map_err(|e| e.to_string())
     };
@@ -292,11 +314,12 @@ fn whatever_is_typed_is_answered() {
 #[test]
 fn fuzz_seeds() {
     type Body = fn(&[u8]);
-    let bodies: [(&str, Body); 6] = [
+    let bodies: [(&str, Body); 7] = [
         ("config", fuzz::config),
         ("safetensors", fuzz::safetensors),
         ("shard_index", fuzz::shard_index),
         ("tokenizer", fuzz::tokenizer),
+        ("tokenizer_folder", fuzz::tokenizer_folder),
         ("hook_pattern", fuzz::hook_pattern),
         ("token_selector", fuzz::token_selector),
     ];

@@ -463,7 +463,8 @@ fn what_does_not_fit_is_said() {
     let truth = session.run(&batch, &hooks).unwrap();
     let stream = truth.get(actscope::Site::ResidPost(2)).unwrap();
     let pattern = truth.get(actscope::Site::Pattern(2)).unwrap();
-    let provenance = Provenance { model: "demo".into(), fingerprint: String::new(), device: String::new() };
+    let provenance =
+        Provenance { model: "demo".into(), fingerprint: String::new(), device: String::new(), edits: Vec::new() };
     let tokens = session.model().tokens(&batch).swap_remove(0);
     let about = About { files: session.model(), tokens: &tokens, arguments: "--ids 1", provenance: &provenance };
     for (largest, stream_as) in [(20_000_000, "f16"), (900_000, "8-bit"), (400_000, "strongest")] {

@@ -128,7 +128,7 @@ const CASES: &[Case] = &[
         2,
         &["x.npy can hold one array, and 2 hooks were asked for"],
     ),
-    (&["extract", "a", "-o", "FOLDER/x.pt"], "", 2, &[".safetensors, .npz, .npy, .json, .jsonl or .csv"]),
+    (&["extract", "a", "-o", "FOLDER/x.pt"], "", 2, &[".safetensors, .npz, .npy, .json, .jsonl, .csv or .parquet"]),
     (&["extract", "--ids", "@FOLDER/ids.json", "-o", "FOLDER/ids.json"], "", 2, &["is a file that this run reads"]),
 ];
 
@@ -370,7 +370,7 @@ fn a_long_text_is_cut_as_a_whole() {
     ];
     let text: String = (0..24_000).map(|i| sentences[(i * i + i / 7) % 4]).collect();
     let model = actscope::Model::open("demo").unwrap();
-    let tokenizer = model.text().unwrap();
+    let tokenizer = model.tokenizer().unwrap();
     assert!(tokenizer.encode_in_pieces(&text).unwrap() == tokenizer.encode(&text).unwrap());
 
     let folder = tempfile::tempdir().unwrap();
@@ -548,7 +548,7 @@ fn one_array_as_numpy_reads_it() {
     let length = u16::from_le_bytes([bytes[8], bytes[9]]) as usize;
     let head = std::str::from_utf8(&bytes[10..10 + length]).unwrap();
     assert!(
-        head.contains("'descr': '<f4'") && head.contains("'shape': (1, 2, 160)") && (10 + length) % 64 == 0,
+        head.contains("'descr': '<f4'") && head.contains("'shape': (1, 2, 160)") && (10 + length).is_multiple_of(64),
         "{head}"
     );
     let record = demo(&["The cat", "-l", "1"]);
@@ -558,4 +558,55 @@ fn one_array_as_numpy_reads_it() {
         .collect();
     let got: Vec<f32> = bytes[10 + length..].as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
     assert_eq!(got, want);
+}
+
+/// The table of `.jsonl`, as another reader than our writer's sees it.
+#[cfg(feature = "parquet")]
+#[test]
+fn parquet_holds_the_same_rows() {
+    use parquet::file::reader::{FileReader, SerializedFileReader};
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for name in ["x.jsonl", "x.parquet"] {
+        run_well([
+            "extract",
+            "The cat",
+            "A",
+            "-k",
+            "resid_mid.1",
+            "-k",
+            "pattern.2",
+            "-q",
+            "-o",
+            at(name).to_str().unwrap(),
+        ]);
+    }
+    let lines = std::fs::read_to_string(at("x.jsonl")).unwrap();
+    let reader = SerializedFileReader::new(std::fs::File::open(at("x.parquet")).unwrap()).unwrap();
+    let metadata = reader.metadata().file_metadata().key_value_metadata().unwrap();
+    assert!(metadata.iter().any(|pair| pair.key == "model" && pair.value.as_deref() == Some("demo")));
+    let rows: Vec<Value> = reader.get_row_iter(None).unwrap().map(|row| row.unwrap().to_json_value()).collect();
+    let want: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(rows.len(), want.len());
+    let floats = |row: &Value| -> Vec<f32> {
+        row["values"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect()
+    };
+    for (got, want) in rows.iter().zip(&want) {
+        assert_eq!(floats(got), floats(want));
+        for key in ["hook", "text", "position", "token_id", "token", "head"] {
+            assert_eq!(got[key], want[key], "{key}");
+        }
+    }
+}
+
+#[cfg(feature = "pdf")]
+#[test]
+fn a_picture_on_a_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("x.pdf");
+    run_well(["lens", "The cat sat", "-q", "-o", out.to_str().unwrap()]);
+    let bytes = std::fs::read(&out).unwrap();
+    assert!(bytes.starts_with(b"%PDF-") && bytes.trim_ascii_end().ends_with(b"%%EOF") && bytes.len() > 10_000);
+    run_well(["lens", "The cat sat", "-q", "-o", out.to_str().unwrap()]);
+    assert!(std::fs::read(&out).unwrap() == bytes, "the same picture, the same bytes");
 }

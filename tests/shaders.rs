@@ -1,8 +1,10 @@
 //! What can be known about the shaders without a driver: every kernel parses, keeps to WebGPU's default limits, agrees with
 //! its Rust side, and translates to SPIR-V, MSL and HLSL. Native wgpu enforces little of this; browsers all of it.
 
-use actscope::device::gpu::autotune::Tile;
+use actscope::device::gpu::autotune::{Tile, Tuning};
 use actscope::device::gpu::kernels::{self, Access, Family, Kernel};
+use actscope::device::gpu::products::Plan;
+use actscope::device::gpu::unroll;
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, ScalarKind, StorageAccess, TypeInner};
 use std::collections::BTreeSet;
@@ -22,7 +24,7 @@ fn module(kernel: &Kernel) -> (naga::Module, ModuleInfo) {
 fn modules(kernel: &Kernel) -> Vec<(naga::Module, ModuleInfo)> {
     let named = |values: Vec<u32>, of: &[(&'static str, u32)]| of.iter().map(|(name, _)| *name).zip(values).collect();
     // Subgroups of every size that an adapter with matrices may have: llvmpipe's, Apple's, and the largest.
-    let with_matrices = [8, 32, 64].map(|lanes| Tile::Matrices { lanes });
+    let with_matrices = [8, 32, 64].map(|subgroup_size| Tile::Matrices { subgroup_size });
     let cuts = Tile::PRESETS.into_iter().chain(with_matrices);
     let mine = cuts.filter(|tile| tile.kernels().iter().any(|one| one.name == kernel.name));
     let mut consts: Vec<Vec<(&str, u32)>> = mine.map(|tile| named(tile.settings(), kernel.consts)).collect();
@@ -41,7 +43,7 @@ fn compiled(
     overrides: &[(&'static str, u32)],
     consts: &[(&'static str, u32)],
 ) -> (naga::Module, ModuleInfo) {
-    let text = kernel.module(consts);
+    let text = unroll::unrolled(&kernel.module(consts));
     let module = naga::front::wgsl::parse_str(&text)
         .unwrap_or_else(|e| panic!("{}", e.emit_to_string_with_path(&text, kernel.name)));
     let info = validate(kernel, &module);
@@ -217,4 +219,16 @@ fn under_if(lines: &[&str]) -> bool {
         }
     }
     open.contains(&true)
+}
+
+/// Even a large GPU has something to do for every core, from a few tokens on.
+#[test]
+fn products_of_gpt2_have_workgroups_enough() {
+    // c_attn, the attention's output, c_fc and the MLP's output of gpt2-small.
+    for (k, cols) in [(768, 2304), (768, 768), (768, 3072), (3072, 768)] {
+        for rows in [9, 16, 17, 32, 33, 64, 65, 128, 129, 256, 1024] {
+            let plan = Plan::linear(&Tuning::DEFAULT, rows, k, cols);
+            assert!(plan.workgroups() >= 128, "{rows} x {k} x {cols}: {plan:?}");
+        }
+    }
 }

@@ -1,10 +1,9 @@
-//! Tokenizers against those of transformers: the demo model's on thousands of odd strings, folders of every kind that people
-//! have, and decoding of tokens that are no whole characters. The data is made by tools/goldens and tools/folders.
+//! The demo model's tokenizer against transformers' GPT2TokenizerFast on thousands of odd strings, and decoding of tokens
+//! that are no whole characters. The data is made by tools/goldens.
 
 mod common;
 
 use actscope::Model;
-use actscope::model::tokenizer::Tokenizer;
 use serde_json::Value;
 
 fn entries(file: &str) -> Vec<(String, Vec<u32>)> {
@@ -36,32 +35,4 @@ fn tokens_put_together_are_the_text() {
             assert_eq!(String::from_utf8_lossy(&bytes), text, "{file} {ids:?}");
         }
     }
-}
-
-fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
-}
-
-/// Every folder of tests/fixtures/tokenizers as AutoTokenizer reads it. Seen red: with added_tokens.json, the flags of added
-/// tokens, add_prefix_space, the order of ids or the class left out, in turn.
-#[test]
-fn folders_are_read_as_transformers_reads_them() {
-    let root = common::fixtures().join("tokenizers");
-    let expected: Value = serde_json::from_str(&std::fs::read_to_string(root.join("ids.json")).unwrap()).unwrap();
-    let strings: Vec<&str> = expected["strings"].as_array().unwrap().iter().map(|s| s.as_str().unwrap()).collect();
-    let folders = expected["folders"].as_object().unwrap();
-    assert!(folders.len() >= 28 && strings.len() >= 30);
-    let mut differ = Vec::new();
-    for (name, of_folder) in folders {
-        let tokenizer = Tokenizer::from_folder(&root.join(name)).unwrap().unwrap();
-        for (i, string) in strings.iter().enumerate() {
-            for (what, found) in [("ids", tokenizer.encode(string)), ("plain", tokenizer.encode_plain(string))] {
-                let (found, wanted) = (found.unwrap(), ids(&of_folder[what][i]));
-                if found != wanted {
-                    differ.push(format!("{name} {what} {string:?}: {found:?}, transformers has {wanted:?}"));
-                }
-            }
-        }
-    }
-    assert!(differ.is_empty(), "{} differ:\n{}", differ.len(), differ.join("\n"));
 }

@@ -5,12 +5,12 @@
 mod binary;
 mod common;
 
+use actscope::batch::Batch;
 use actscope::device::reference::Reference;
 use actscope::device::rounded::Rounded;
 use actscope::device::{Choice, Device};
 use actscope::hooks::capture::Capture;
 use actscope::hooks::layout::Layout;
-use actscope::model::batch::Batch;
 use actscope::model::checkpoint::Checkpoint;
 use actscope::model::forward::{self, Run};
 use actscope::model::params::Params;
@@ -45,7 +45,15 @@ fn a_right_device_is_called_right() {
         let output = patient(&["verify", "--device", device]).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         let table = stdout(&output);
-        for part in ["linear", "attention_pattern", "blocks.*.hook_resid_post", "PyTorch ", "none parts", "all right"] {
+        for part in [
+            "linear",
+            "attention_pattern",
+            "blocks.*.hook_resid_post",
+            "PyTorch ",
+            "none parts",
+            "all right",
+            "4. The same texts",
+        ] {
             assert!(table.contains(part), "{part}: {table}");
         }
         assert!(!table.contains("OFF"), "{table}");
@@ -73,6 +81,8 @@ fn json_says_what_the_table_says() {
         assert!(hook["error"].as_f64().unwrap() <= hook["allowed"].as_f64().unwrap(), "{hook}");
     }
     assert!(report["kernels"].as_array().unwrap().iter().all(|kernel| kernel["cases"].as_u64().unwrap() > 0));
+    let pieces = report["in_pieces"].as_array().unwrap();
+    assert!(pieces.len() == hooks.len() && pieces.iter().all(|piece| piece["ok"] == true));
     assert!(report["operations_compared"].as_u64().unwrap() > 100);
     assert!(report["bug_report"].as_str().unwrap().contains("actscope 0."));
 }
@@ -130,7 +140,7 @@ fn wrong_values_are_not_written() {
     let text = "The cat sat on the mat, and so did the dog.";
     let args = ["extract", text, "--check", "--device", "gpu"];
     for more in [&["-o", out.to_str().unwrap()][..], &["--json"], &[]] {
-        let output = planted("rows: one row off", &[&args, more].concat());
+        let output = planted("embed: one row off", &[&args, more].concat());
         assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
         let said = stderr(&output);
         assert!(said.contains("nothing was written") && said.contains("ln_final.hook_out is off by"), "{said}");
@@ -139,11 +149,11 @@ fn wrong_values_are_not_written() {
         assert!(names_in(folder.path()).is_empty());
     }
     // Without --check it would have been.
-    let output = planted("rows: one row off", &[&args[..2], &args[3..]].concat());
+    let output = planted("embed: one row off", &[&args[..2], &args[3..]].concat());
     assert_eq!(output.status.code(), Some(0));
     std::fs::write(&out, "before").unwrap();
     let more = ["-o", out.to_str().unwrap()];
-    assert_eq!(planted("rows: one row off", &[&args[..], &more].concat()).status.code(), Some(1));
+    assert_eq!(planted("embed: one row off", &[&args[..], &more].concat()).status.code(), Some(1));
     assert_eq!(std::fs::read_to_string(&out).unwrap(), "before");
     assert_eq!(names_in(folder.path()), ["a.safetensors"]);
 }

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change lands: formatting, lints, all tests on all devices, docs. On a Debian or Ubuntu
 # machine it installs what is missing: a C compiler, a software Vulkan driver where no GPU adapter answers, Chromium, which
-# opens the report, and, in a venv, numpy and huggingface_hub, with which two tests read back what we write. About 10 minutes
-# from nothing on two cores, most of it compiling.
+# opens the report, and, in a venv, the Python packages with which tests read back what we write. About half an hour from
+# nothing on two cores, most of it compiling.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,7 +19,7 @@ install() {
 }
 
 command -v cc >/dev/null || install gcc libc6-dev
-cargo build --quiet
+cargo build --locked --quiet
 if ! target/debug/actscope devices --json | grep -q '"device":"gpu"'; then
     [ "$(uname)" = Linux ] && install mesa-vulkan-drivers libvulkan1
     target/debug/actscope devices --json | grep -q '"device":"gpu"' || {
@@ -31,15 +31,39 @@ target/debug/actscope devices
 
 command -v chromium >/dev/null || command -v google-chrome >/dev/null || [ -n "${ACTSCOPE_CHROMIUM:-}" ] || install chromium
 
-if ! target/venv/bin/python -c 'import numpy, huggingface_hub' 2>/dev/null; then
+if ! target/venv/bin/python -c 'import numpy, huggingface_hub, safetensors' 2>/dev/null; then
     rm -rf target/venv
     python3 -m venv target/venv 2>/dev/null || { install python3-venv; rm -rf target/venv; python3 -m venv target/venv; }
     target/venv/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 fi
 
+tools/gpu-isa/gpu-isa.sh check || [ $? -eq 77 ]
+
 cargo fmt --check
-cargo clippy --quiet --all-targets -- -D warnings
-cargo clippy --quiet --all-targets --no-default-features -- -D warnings
-cargo test --quiet
-RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps
+for features in "" "--no-default-features --features cli" "--all-features"; do
+    cargo clippy --locked --quiet --all-targets $features -- -D warnings
+done
+# The library in parts: nothing may need what its features do not bring.
+for features in "" gpu tokenizer download output plot report; do
+    cargo clippy --locked --quiet --lib --no-default-features --features "$features" -- -D warnings
+done
+cargo test --locked --quiet --lib --no-default-features
+cargo test --locked --quiet --features external-tests
+RUSTDOCFLAGS="-D warnings" cargo doc --locked --quiet --no-deps
+
+# What is published: not too large for crates.io, and its tests pass without the rest of the repository.
+cargo package --locked --quiet --no-verify --allow-dirty
+version=$(cargo pkgid | sed 's/.*[#@]//')
+size=$(wc -c < "target/package/actscope-$version.crate")
+[ "$size" -le 10485760 ] || { echo "the packed crate has $size bytes, and crates.io takes 10 MiB" >&2; exit 1; }
+packed=$(mktemp -d)
+trap 'rm -rf "$packed"' EXIT
+tar xzf "target/package/actscope-$version.crate" -C "$packed"
+CARGO_TARGET_DIR=$PWD/target cargo test --locked --quiet --manifest-path "$packed/actscope-$version/Cargo.toml"
+
+if command -v cargo-deny >/dev/null; then
+    cargo deny --locked check licenses bans sources
+else
+    echo "not checked: licences of dependencies (cargo install cargo-deny --locked)"
+fi
 echo "all checks passed"

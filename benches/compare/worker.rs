@@ -88,7 +88,7 @@ fn matmul(request: &Request) -> Result<(f64, u32), Box<dyn Error>> {
         let w = gpu.load(&Host::random(768, 3072, 0.04, 2).weight(Dtype::F32))?;
         let bias = gpu.load(&Host::random(1, 3072, 0.0, 3).weight(Dtype::F32))?;
         let product = || {
-            drop(Operations::linear(&gpu, &x, &w, &bias));
+            drop(Operations::linear(gpu, &x, &w, &bias));
             gpu.submit();
             Ok(pollster::block_on(gpu.settle(0))?)
         };

@@ -6,15 +6,16 @@ fn exp_f32(x: f32) -> f32 {
     // Beyond these bounds the result leaves f32's normal numbers: 0 below, the largest power above (never infinity).
     let bounded = clamp(x, -87.0, 88.0);
     let n = round(bounded * 1.44269504);
-    // ln 2 in two parts, the first with few enough bits that n * part is exact.
-    let r = (bounded - n * 0.693145751953125) - n * 1.42860682030941723212e-6;
+    // ln 2 in two parts, the first with few enough bits that n * part is exact. Metal's fast math may reorder sums and products,
+    // which would lose the second part, and leaves fma as it is.
+    let r = fma(n, -1.42860682030941723212e-6, fma(n, -0.693145751953125, bounded));
     var e = 1.98412698e-4;
-    e = e * r + 1.38888889e-3;
-    e = e * r + 8.33333333e-3;
-    e = e * r + 4.16666667e-2;
-    e = e * r + 1.66666667e-1;
-    e = e * r + 0.5;
-    e = e * r * r + r + 1.0;
+    e = fma(e, r, 1.38888889e-3);
+    e = fma(e, r, 8.33333333e-3);
+    e = fma(e, r, 4.16666667e-2);
+    e = fma(e, r, 1.66666667e-1);
+    e = fma(e, r, 0.5);
+    e = fma(e * r, r, r) + 1.0;
     let result = e * bitcast<f32>(u32(i32(n) + 127) << 23u);
     // NaN stays NaN: clamp may turn it into a bound. Its bits are looked at, since x != x can be optimised away.
     let is_nan = (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u;

@@ -2,13 +2,13 @@
 //! checked against a model and a batch before anything runs, and `Session::edit`, which runs once what they need and adds them to
 //! a request. The words that edits are written in are `hooks/grammar.rs`'s.
 
+use crate::batch::Batch;
+use crate::config::Config;
 use crate::hooks::capture::Sink;
 use crate::hooks::grammar::{EditSpec, OpSpec, ValueSpec, Where};
 use crate::hooks::layout::shape_of;
 use crate::hooks::request::{Edit, EditRecord, Hooks, Select, hash};
 use crate::hooks::site::{Axis as SiteAxis, Site};
-use crate::model::batch::Batch;
-use crate::model::config::Config;
 use crate::session::{Error, Model, Progress, Session};
 use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn, Slice};
 use std::collections::{BTreeMap, BTreeSet};
@@ -107,10 +107,27 @@ impl EditPlan {
         sources: Sources,
         read: ReadValues<'_>,
     ) -> Result<EditPlan, Error> {
+        let lengths: Vec<usize> = batch.texts().iter().map(|text| text.len()).collect();
+        EditPlan::of_growing(specs, model, (batch, &lengths), sources, read)
+    }
+
+    /// [`EditPlan::new`] for texts that are generated: the batch has them as long as they can become, and the first `prompts[i]`
+    /// tokens of text i are its prompt. `mean`, `patch` and `freeze` take values of runs that have no new tokens: a plan of
+    /// theirs is made for the prompts.
+    ///
+    /// # Errors
+    /// As [`EditPlan::new`].
+    pub fn of_growing(
+        specs: &[EditSpec],
+        model: &Model,
+        (batch, prompts): (&Batch, &[usize]),
+        sources: Sources,
+        read: ReadValues<'_>,
+    ) -> Result<EditPlan, Error> {
         let (config, tokens) = (model.config(), model.tokens(batch));
         let mut plan = EditPlan { edits: Vec::new(), sources };
         for spec in specs {
-            for Where { site, select } in spec.places(config, &tokens)? {
+            for Where { site, select } in spec.places_of_growing(config, &tokens, prompts)? {
                 let planned = plan.planned(spec, site, select, config, batch, read)?;
                 plan.edits.push(planned);
             }

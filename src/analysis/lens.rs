@@ -4,11 +4,11 @@
 //! Owns `Session::lens` and the reading of logits.
 
 use crate::analysis::top::largest;
+use crate::batch::Batch;
 use crate::device::{Device, Operations, Window};
 use crate::hooks::capture::Capture;
 use crate::hooks::request::{Hooks, Select};
 use crate::hooks::site::Site;
-use crate::model::batch::Batch;
 use crate::model::checkpoint::{Checkpoint, WeightsError};
 use crate::model::forward::RunError;
 use crate::model::params::Params;
@@ -141,7 +141,7 @@ pub fn ends(logits: &[f64], n: usize) -> (TokenLogits, TokenLogits) {
 }
 
 /// Logits that are on their way from the device at once, in numbers: 64 MB.
-const PART: usize = 16 << 20;
+pub(crate) const PART: usize = 16 << 20;
 
 /// Reads every stream of [`sites`] from a capture that holds them and the logits, whole. The last row comes from the model's
 /// own logits, so it is the model's output to the last bit. `top` is how many of the likeliest tokens are kept; `progress`
@@ -183,7 +183,7 @@ pub(crate) async fn read<D: Device>(
 
 /// One stream [P, D] of one text through ln_f and the unembedding, at most `part` logits at once (a row at least). While a
 /// part is read here, the device works on the next.
-async fn decode<D: Device>(
+pub(crate) async fn decode<D: Device>(
     dev: &D,
     params: &Params<D>,
     stream: ArrayView2<'_, f32>,
@@ -217,7 +217,7 @@ async fn decode<D: Device>(
 }
 
 /// Rows of logits, the first of them at position `start` of a text with these ids.
-fn readings(logits: &[f32], start: usize, ids: &[u32], n_vocab: usize, top: usize) -> Vec<Reading> {
+pub(crate) fn readings(logits: &[f32], start: usize, ids: &[u32], n_vocab: usize, top: usize) -> Vec<Reading> {
     let of_row = |(i, row): (usize, &[f32])| reading(row, ids.get(start + i + 1).copied(), top);
     logits.par_chunks(n_vocab).enumerate().map(of_row).collect()
 }

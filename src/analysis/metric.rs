@@ -1,10 +1,10 @@
 //! One number that says how a run ended: a logit or the difference of two, a probability, the loss, the divergence from another
 //! run. Computed in f64 on the host. Owns what a metric needs of a run, and the sink that computes it.
 
+use crate::batch::Batch;
 use crate::hooks::capture::Sink;
 use crate::hooks::request::{HookError, Hooks, Select};
 use crate::hooks::site::Site;
-use crate::model::batch::Batch;
 use ndarray::{ArrayViewD, Axis};
 use std::str::FromStr;
 

@@ -1,8 +1,11 @@
 //! What is computed from activations. Each file extends `Session` with its own methods.
 
 pub mod edits;
+pub mod generate;
 pub mod lens;
 pub mod metric;
+pub mod sampling;
+pub mod score;
 pub mod statistics;
 pub mod sweep;
 pub mod top;

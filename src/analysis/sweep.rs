@@ -4,12 +4,12 @@
 
 use crate::analysis::edits::{EditError, Kept, cut, cut_mean, fit};
 use crate::analysis::metric::{Metric, Question, Reading, divergence, from_final_norm};
+use crate::batch::Batch;
+use crate::config::Config;
 use crate::hooks::capture::Sink;
 use crate::hooks::layout::{Layout, edits_of_text};
 use crate::hooks::request::{Edit, HookError, Hooks, Select};
 use crate::hooks::site::{self, Axis as SiteAxis, Site, SiteError};
-use crate::model::batch::Batch;
-use crate::model::config::Config;
 use crate::model::forward::{self, Run, Start};
 use crate::session::{Error, Progress, Session, on_engine};
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
@@ -526,7 +526,7 @@ impl Session {
                     Some((layer, values)) => Start::Stream { layer: *layer, values },
                     None => Start::Tokens,
                 };
-                let run = Run { layout: &layout, texts: 0..copies, start, cache: None };
+                let run = Run { start, ..Run::new(&layout, 0..copies) };
                 forward::forward(dev, params, run, &mut read, None).await?;
             });
             for (number, value) in cells.iter().zip(&read.values) {

@@ -2,7 +2,7 @@
 //! and how each is cut from the checkpoint's matrices; computes nothing, and needs no device.
 
 use crate::model::checkpoint::{Checkpoint, WeightsError};
-use crate::model::config::Config;
+use crate::config::Config;
 use ndarray::{ArrayD, IxDyn};
 use wildmatch::WildMatch;
 

@@ -1,10 +1,12 @@
 //! How fast is this machine, and how much of what it could do is done? Owns the measuring behind `actscope bench` and the
-//! benches: the limits of the device, every operation that costs (`operations.rs`), and whole runs (`forward.rs`), each within
+//! benches: the limits of the device, every operation that costs (`operations.rs`), whole runs (`forward.rs`), and generation
+//! (`generate.rs`), each within
 //! a budget of time (`time.rs`), so that slow devices answer too. What does not fit the budget is named, not dropped. Prints
 //! nothing.
 //! Read next: `operations.rs`.
 
 pub mod forward;
+pub mod generate;
 pub mod memory;
 pub mod operations;
 pub mod random;
@@ -16,6 +18,7 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::forward::RunError;
 use crate::model::params::Params;
 use forward::ForwardRow;
+use generate::GenerateRow;
 use operations::OperationRow;
 use std::sync::Arc;
 
@@ -52,6 +55,8 @@ pub struct Report {
     pub operations: Vec<OperationRow>,
     /// Whole runs.
     pub forwards: Vec<ForwardRow>,
+    /// Generation.
+    pub generation: Vec<GenerateRow>,
     /// What is missing from both.
     pub left_out: Vec<LeftOut>,
 }
@@ -65,7 +70,7 @@ pub async fn bench<D: Measured>(
     checkpoint: Arc<Checkpoint>,
     progress: &dyn Fn(usize, usize),
 ) -> Result<Report, RunError> {
-    let steps = 1 + operations::OPERATIONS.len() + forward::count(checkpoint.config());
+    let steps = 1 + operations::OPERATIONS.len() + forward::count(checkpoint.config()) + generate::count();
     let mut done = 0;
     let mut step = || {
         done += 1;
@@ -75,12 +80,14 @@ pub async fn bench<D: Measured>(
     let before = limits(dev).await?;
     step();
     let operations = operations::measure(dev, &mut left_out, &mut step).await?;
-    let forwards = forward::measure(dev, &Params::new(checkpoint, None), &mut left_out, &mut step).await?;
+    let params = Params::new(checkpoint.clone(), None);
+    let forwards = forward::measure(dev, &params, &mut left_out, &mut step).await?;
+    let generation = generate::measure(dev, &params, &checkpoint, &mut left_out, &mut step).await?;
     // Once more: on a machine that others use too, the limits change.
     let after = limits(dev).await?;
     let limits =
         Limits { arithmetic: before.arithmetic.max(after.arithmetic), reading: before.reading.max(after.reading) };
-    Ok(Report { limits, operations, forwards, left_out })
+    Ok(Report { limits, operations, forwards, generation, left_out })
 }
 
 /// Measures what the device can do at most.

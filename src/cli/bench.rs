@@ -96,7 +96,7 @@ fn percent(share: f64) -> String {
 
 impl Measurement {
     fn write(&self, out: &mut impl Write) -> std::io::Result<()> {
-        let Report { limits, operations, forwards, left_out } = &self.report;
+        let Report { limits, operations, forwards, generation, left_out } = &self.report;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         writeln!(
             out,
@@ -161,6 +161,26 @@ impl Measurement {
             "   none: the last token's last hidden state alone; hidden states: transformers' n_layer + 1; everything: every hook, with logits\n   \
              peak memory: of this process in main memory, weights and all; nobody says how much of its own a GPU has used"
         )?;
+        writeln!(out, "\n4. Generation: the prompt in one go, then token by token with a cache of keys and values")?;
+        writeln!(
+            out,
+            "   {:>6} {:>6} {:>10} {:>9} {:>8} {:>8}",
+            "texts", "tokens", "ms", "tokens/s", "GB/s", "of limit"
+        )?;
+        for row in generation {
+            let reading = row.bytes as f64 / row.timing.seconds;
+            writeln!(
+                out,
+                "   {:>6} {:>6} {:>10.2} {:>9} {:>8} {:>8}",
+                row.texts,
+                row.tokens,
+                1e3 * row.timing.seconds,
+                digits((row.texts * row.tokens) as f64 / row.timing.seconds),
+                giga(reading),
+                percent(reading / limits.reading),
+            )?;
+        }
+        writeln!(out, "   tokens: of each text; bytes: every weight read once, however many texts there are")?;
         writeln!(
             out,
             "\nMedians over batches after warming up.{}",
@@ -170,7 +190,7 @@ impl Measurement {
     }
 
     fn as_json(&self) -> Value {
-        let Report { limits, operations, forwards, left_out } = &self.report;
+        let Report { limits, operations, forwards, generation, left_out } = &self.report;
         let operations = operations.iter().map(|row| {
             json!({"operation": row.name, "tokens": row.tokens, "ms": 1e3 * row.timing.seconds, "gflops": 1e-9 * row.arithmetic,
                    "share_of_arithmetic": row.arithmetic / limits.arithmetic, "gbytes_per_second": 1e-9 * row.moving,
@@ -180,6 +200,12 @@ impl Measurement {
             json!({"tokens": row.tokens, "tapped": row.taps.name(), "ms": 1e3 * row.timing.seconds,
                    "tokens_per_second": row.tokens as f64 / row.timing.seconds, "times_untapped": row.times_untapped,
                    "bytes_to_host": row.bytes, "peak_bytes": row.peak, "batches": row.timing.batches, "runs_per_batch": row.timing.runs})
+        });
+        let generation = generation.iter().map(|row| {
+            let (seconds, reading) = (row.timing.seconds, row.bytes as f64 / row.timing.seconds);
+            json!({"texts": row.texts, "tokens": row.tokens, "ms": 1e3 * seconds,
+                   "tokens_per_second": (row.texts * row.tokens) as f64 / seconds, "gbytes_per_second": 1e-9 * reading,
+                   "share_of_reading": reading / limits.reading, "batches": row.timing.batches, "runs_per_batch": row.timing.runs})
         });
         let device = &self.device;
         json!({
@@ -193,6 +219,7 @@ impl Measurement {
             "operations": operations.collect::<Vec<_>>(),
             "model": self.model,
             "runs": forwards.collect::<Vec<_>>(),
+            "generation": generation.collect::<Vec<_>>(),
             "left_out": left_out.iter().map(|left| json!({"row": left.row, "why": left.why})).collect::<Vec<_>>(),
         })
     }

@@ -3,13 +3,14 @@
 use super::texts::{TextArgs, parse_ids};
 use super::{Failure, ModelArgs};
 use crate::analysis::edits::{EditPlan, Sources};
+use crate::batch::Batch;
 use crate::hooks::grammar::{EditSpec, OpSpec, ValueSpec};
 use crate::hooks::request::{EditRecord, Hooks};
 use crate::hooks::site::Site;
-use crate::model::batch::Batch;
 use crate::output::arrays;
 use crate::session::{Model, Progress, Session};
 use clap::Args;
+use ndarray::ArrayD;
 use std::path::{Path, PathBuf};
 
 /// What is changed on the way.
@@ -92,6 +93,39 @@ impl EditArgs {
         if specs.is_empty() {
             return Ok(EditPlan::default());
         }
+        let sources = self.sources(texts, files, model)?;
+        Ok(EditPlan::new(&specs, files, batch, sources, &mut read)?)
+    }
+
+    /// [`EditArgs::plan`] for texts that are generated: `whole` has them as long as they can become, `prompts` as they begin.
+    /// Each edit is a plan, so that they apply in order: those that take values of other runs are made for the prompts.
+    pub fn plan_of_growing(
+        &self,
+        texts: &TextArgs,
+        files: &Model,
+        (whole, prompts): (&Batch, &Batch),
+        model: &ModelArgs,
+    ) -> Result<Vec<GrowingPlan>, Failure> {
+        let specs = self.specs()?;
+        if specs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let lengths: Vec<usize> = prompts.texts().iter().map(|text| text.len()).collect();
+        let sources = self.sources(texts, files, model)?;
+        let of_spec = |spec: &EditSpec| {
+            let spec = std::slice::from_ref(spec);
+            let of_prompts = matches!(spec[0].op(), OpSpec::Mean | OpSpec::Patch | OpSpec::Freeze);
+            let plan = match of_prompts {
+                true => EditPlan::new(spec, files, prompts, sources.clone(), &mut read)?,
+                false => EditPlan::of_growing(spec, files, (whole, &lengths), Sources::default(), &mut read)?,
+            };
+            Ok(GrowingPlan { plan, of_prompts })
+        };
+        specs.iter().map(of_spec).collect()
+    }
+
+    /// The texts that edits take values from.
+    fn sources(&self, texts: &TextArgs, files: &Model, model: &ModelArgs) -> Result<Sources, Failure> {
         let ids = match (self.source.is_empty(), self.source_ids.is_empty()) {
             (false, _) => Some(texts.encoded(&self.source, files, model)?),
             (_, false) => {
@@ -107,9 +141,20 @@ impl EditArgs {
             Some(file) => Some(files.batch(&texts.encoded(&texts.lines_of(file, model)?, files, model)?)?),
             None => None,
         };
-        let mut read = |path: &str, array: Option<&str>, site: Site| arrays::read(Path::new(path), array, Some(site));
-        Ok(EditPlan::new(&specs, files, batch, Sources { patch, mean }, &mut read)?)
+        Ok(Sources { patch, mean })
     }
+}
+
+/// The values of a file.
+fn read(path: &str, array: Option<&str>, site: Site) -> Result<ArrayD<f32>, String> {
+    arrays::read(Path::new(path), array, Some(site))
+}
+
+/// One edit of texts that are generated.
+pub(super) struct GrowingPlan {
+    plan: EditPlan,
+    /// Whether it was made for the prompts.
+    of_prompts: bool,
 }
 
 impl ModelArgs {
@@ -123,6 +168,27 @@ impl ModelArgs {
     ) -> Result<Vec<EditRecord>, Failure> {
         let run = async |told: Progress<'_>| session.edit_async(plan, batch, hooks, Some(told)).await;
         Ok(self.with_progress("blocks for edits", run)?)
+    }
+
+    /// [`ModelArgs::edit`] for texts that are generated.
+    pub(super) fn edit_growing(
+        &self,
+        plans: &[GrowingPlan],
+        session: &Session,
+        (whole, prompts): (&Batch, &Batch),
+        hooks: &mut Hooks,
+    ) -> Result<Vec<EditRecord>, Failure> {
+        let mut records = Vec::new();
+        for GrowingPlan { plan, of_prompts } in plans {
+            if !of_prompts {
+                records.extend(self.edit(plan, session, whole, hooks)?);
+                continue;
+            }
+            let mut alone = session.model().hooks();
+            records.extend(self.edit(plan, session, prompts, &mut alone)?);
+            hooks.edit_prompts(prompts, alone);
+        }
+        Ok(records)
     }
 }
 

@@ -4,12 +4,12 @@ use super::edits::EditArgs;
 use super::run::{NanArgs, RunArgs, SiteArgs, TokenArgs};
 use super::texts::{Length, TextArgs};
 use super::{Failure, ModelArgs, check, size};
+use crate::batch::{Batch, BatchError};
+use crate::config::Config;
 use crate::hooks::capture::{Capture, Sink};
 use crate::hooks::non_number::NonNumber;
 use crate::hooks::request::Hooks;
 use crate::hooks::site::{Axis, Site};
-use crate::model::batch::{Batch, BatchError};
-use crate::model::config::Config;
 use crate::model::token_select::{self, Word};
 use crate::model::tokenizer::Token;
 use crate::model::windows::{Piece, Windows};
@@ -48,7 +48,7 @@ pub struct Extract {
     /// token from the window where it has most context
     #[arg(long, value_name = "N[:STRIDE]", conflicts_with = "truncate")]
     window: Option<Windows>,
-    /// Where to write: .safetensors, .npz, .npy (one hook), .json, .jsonl or .csv
+    /// Where to write: .safetensors, .npz, .npy (one hook), .json, .jsonl, .csv or .parquet
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -120,7 +120,7 @@ impl Extract {
         let edits = self.edits.plan(&self.texts, &files, &plan.batch, &self.model)?;
         let weight_bytes = files.checkpoint().file_bytes();
         if self.dry_run && output.is_none() {
-            return self.forecast(&shapes, weight_bytes, None);
+            return self.model.forecast(&shapes, weight_bytes, None, None);
         }
 
         let session = self.run.session(files, &self.model)?;
@@ -141,7 +141,7 @@ impl Extract {
         match output {
             Some(output) if self.dry_run => {
                 let size = output.size(&record, shapes.clone())?;
-                return self.forecast(&shapes, weight_bytes, Some((output.path(), size)));
+                return self.model.forecast(&shapes, weight_bytes, None, Some((output.path(), size)));
             }
             Some(output) => {
                 let path = output.path().display().to_string();
@@ -251,23 +251,30 @@ impl Extract {
             None => Ok(()),
         }
     }
+}
 
+impl ModelArgs {
     /// Shapes, bytes on disk, and memory, without computing anything.
-    fn forecast(
+    pub(super) fn forecast(
         &self,
         shapes: &[(Site, Vec<usize>)],
         weight_bytes: u64,
+        cache_bytes: Option<u64>,
         file: Option<(&Path, Option<u64>)>,
     ) -> Result<(), Failure> {
         let total: u64 = shapes.iter().map(|(_, shape)| output::bytes_of(shape)).sum();
         let mut out = std::io::stdout().lock();
-        if self.model.json {
+        if self.json {
             let list: Vec<_> = shapes
                 .iter()
                 .map(|(site, shape)| json!({"name": site.name(), "shape": shape, "bytes": output::bytes_of(shape)}))
                 .collect();
             let file_bytes = file.and_then(|(_, bytes)| bytes);
-            let all = json!({"hooks": list, "bytes": total, "weight_bytes": weight_bytes, "file_bytes": file_bytes});
+            let mut all =
+                json!({"hooks": list, "bytes": total, "weight_bytes": weight_bytes, "file_bytes": file_bytes});
+            if let Some(bytes) = cache_bytes {
+                all["cache_bytes"] = bytes.into();
+            }
             writeln!(out, "{all}")?;
             return Ok(());
         }
@@ -278,6 +285,9 @@ impl Extract {
         }
         let n = shapes.len();
         writeln!(out, "{n} hooks, {} ({total} bytes) of values; weights of {}", size(total), size(weight_bytes))?;
+        if let Some(bytes) = cache_bytes {
+            writeln!(out, "keys and values of all texts: {} ({bytes} bytes)", size(bytes))?;
+        }
         match file {
             Some((path, Some(bytes))) => writeln!(out, "{}: {} ({bytes} bytes)", path.display(), size(bytes))?,
             Some((path, None)) => {
@@ -291,7 +301,7 @@ impl Extract {
 }
 
 /// The checks of a batch on texts of any length.
-fn check_ids(ids: &[Vec<u32>], config: &Config) -> Result<(), Error> {
+pub(super) fn check_ids(ids: &[Vec<u32>], config: &Config) -> Result<(), Error> {
     let vocab_size = config.vocab_size;
     for (text, ids) in ids.iter().enumerate() {
         if ids.is_empty() {
@@ -382,7 +392,15 @@ impl Plan {
             (None, Some(kept)) => Rows::Positions(kept),
             (None, None) => Rows::All,
         };
-        Record { tokens: &self.tokens, texts, rows, windows: self.windows, provenance }
+        Record {
+            tokens: &self.tokens,
+            texts,
+            rows,
+            windows: self.windows,
+            provenance,
+            generation: None,
+            reserved: None,
+        }
     }
 
     /// Runs into a sink that puts the rows of the output together for `target`.

@@ -31,7 +31,7 @@ pub struct LensCommand {
 }
 
 /// How many of the likeliest tokens --json tells.
-const TOP: usize = 5;
+pub(super) const TOP: usize = 5;
 
 /// The numbers behind the picture.
 #[derive(Serialize)]
@@ -44,7 +44,7 @@ struct Numbers {
 }
 
 #[derive(Serialize)]
-struct Row {
+pub(super) struct Row {
     hook: String,
     positions: Vec<Position>,
 }
@@ -110,12 +110,12 @@ impl LensCommand {
         for (n, row) in rows.iter().enumerate() {
             let after = if self.compare { ", edited" } else { "" };
             // The picture has the first row at the bottom: what was stands above what is.
-            shown.push((name(row.site, n_layer) + after, cells(&session, row)));
-            shown.extend(unedited.as_ref().map(|rows| (name(row.site, n_layer), cells(&session, &rows[n]))));
+            shown.push((name(row.site, n_layer) + after, cells(&session, &row.texts[0])));
+            shown.extend(unedited.as_ref().map(|rows| (name(row.site, n_layer), cells(&session, &rows[n].texts[0]))));
         }
         let picture =
             LensTable { heading: canvas.heading(format!("logit lens of {}", session.model().name())), rows: shown };
-        let all = |rows: &[LensRow]| rows.iter().map(|row| numbers(&session, row)).collect::<Vec<Row>>();
+        let all = |rows: &[LensRow]| rows.iter().map(|row| numbers(&session, row.site, &row.texts[0])).collect::<Vec<Row>>();
         let numbers = Numbers { lens: all(&rows), unedited: unedited.as_deref().map(all) };
         self.picture.show(canvas, &session, &picture, &numbers)
     }
@@ -173,7 +173,8 @@ fn broken(rows: &[LensRow]) -> Option<(&LensRow, usize)> {
     rows.iter().find_map(|row| Some((row, row.texts[0].iter().position(|reading| !reading.entropy.is_finite())?)))
 }
 
-fn name(site: Site, n_layer: usize) -> String {
+/// What a row of the table is called.
+pub(super) fn name(site: Site, n_layer: usize) -> String {
     match site {
         Site::ResidPost(layer) if layer + 1 == n_layer => format!("layer {layer}: output"),
         Site::ResidPost(layer) => format!("layer {layer}"),
@@ -181,20 +182,22 @@ fn name(site: Site, n_layer: usize) -> String {
     }
 }
 
-fn cells(session: &Session, row: &LensRow) -> Vec<Cell> {
+/// The cells of one row of the table.
+pub(super) fn cells(session: &Session, readings: &[Reading]) -> Vec<Cell> {
     let cell = |Reading { top, next, .. }: &Reading| {
         let (id, probability) = top[0];
         Cell { token: session.model().token(id), probability, hit: next.is_some_and(|next| next.id == id) }
     };
-    row.texts[0].iter().map(cell).collect()
+    readings.iter().map(cell).collect()
 }
 
-fn numbers(session: &Session, row: &LensRow) -> Row {
+/// The numbers of one row of the table.
+pub(super) fn numbers(session: &Session, site: Site, readings: &[Reading]) -> Row {
     let guess = |id: u32, probability: f32| Guess { id, token: session.model().token(id).text(), probability };
     let position = |Reading { top, entropy, next }: &Reading| Position {
         top: top.iter().map(|(id, probability)| guess(*id, *probability)).collect(),
         entropy: *entropy,
         next: next.map(|next| Next { guess: guess(next.id, next.probability), rank: next.rank }),
     };
-    Row { hook: row.site.name(), positions: row.texts[0].iter().map(position).collect() }
+    Row { hook: site.name(), positions: readings.iter().map(position).collect() }
 }

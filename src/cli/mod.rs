@@ -10,9 +10,11 @@ mod edits;
 mod experiment;
 mod extract;
 mod fetch;
+mod generate;
 mod heatmap;
 mod hints;
 mod hooks;
+mod interrupt;
 mod lens;
 mod lists;
 mod man;
@@ -20,6 +22,7 @@ mod models;
 mod picture;
 mod report;
 mod run;
+mod score;
 mod sweep;
 mod texts;
 mod tips;
@@ -27,6 +30,7 @@ mod tokens;
 mod verify;
 mod weights;
 
+use crate::analysis::generate::GenerateError;
 use crate::device::{Choice, Dtype};
 use crate::hooks::request::HookError;
 use crate::model::token_select::SelectError;
@@ -60,6 +64,10 @@ enum Command {
     Patch(Box<sweep::Patch>),
     /// Which places matter: each taken out in turn
     Ablate(Box<sweep::Ablate>),
+    /// Let the model write, with activations recorded on the way
+    Generate(generate::Generate),
+    /// How likely texts are: log-probability of every token, perplexity
+    Score(score::ScoreCommand),
     /// One text as an HTML page to look around in: residual stream, neurons, attention, logit lens
     Report(report::Report),
     /// How a text is cut into tokens
@@ -164,7 +172,9 @@ impl From<Error> for Failure {
     fn from(e: Error) -> Failure {
         match e {
             Error::Hook(HookError::Memory { .. }) => Failure::Run(with_hint(&e)),
-            Error::Hook(_) | Error::Edit(_) | Error::Sweep(_) => Failure::Usage(with_hint(&e)),
+            Error::Hook(_) | Error::Edit(_) | Error::Sweep(_) | Error::Generate(GenerateError::Value { .. }) => {
+                Failure::Usage(with_hint(&e))
+            }
             _ => Failure::Run(with_hint(&e)),
         }
     }
@@ -173,7 +183,9 @@ impl From<Error> for Failure {
 impl From<OutputError> for Failure {
     fn from(e: OutputError) -> Failure {
         match e {
-            OutputError::Format { .. } | OutputError::Several { .. } => Failure::Usage(e.to_string()),
+            OutputError::Format { .. } | OutputError::Feature { .. } | OutputError::Several { .. } => {
+                Failure::Usage(e.to_string())
+            }
             OutputError::Write { .. } => Failure::Run(e.to_string()),
         }
     }
@@ -235,6 +247,8 @@ pub fn main() -> ExitCode {
         Command::Lens(command) => command.run(),
         Command::Patch(command) => command.run(),
         Command::Ablate(command) => command.run(),
+        Command::Generate(command) => command.run(),
+        Command::Score(command) => command.run(),
         Command::Report(command) => command.run(),
         Command::Tokens(command) => command.run(),
         Command::Hooks(command) => command.run(),
@@ -292,7 +306,10 @@ fn end_tidily_on_signals() {
     use signal_hook::consts::{SIGBUS, SIGHUP, SIGINT, SIGTERM};
     let Ok(mut signals) = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM, SIGBUS]) else { return };
     std::thread::spawn(move || {
-        if let Some(signal) = signals.forever().next() {
+        for signal in signals.forever() {
+            if signal == SIGINT && interrupt::is_heard() {
+                continue;
+            }
             crate::output::abandon();
             let mut stderr = std::io::stderr();
             if stderr.is_terminal() {

@@ -6,9 +6,9 @@ use super::run::{NanArgs, RunArgs};
 use super::texts::TextArgs;
 use super::{Failure, ModelArgs, size};
 use crate::analysis::edits::EditPlan;
+use crate::batch::Batch;
 use crate::hooks::request::{EditRecord, Hooks};
 use crate::hooks::site::Site;
-use crate::model::batch::Batch;
 use crate::model::tokenizer::Token;
 use crate::plot::terminal::Terminal;
 use crate::plot::{File, Heading, Picture};
@@ -26,7 +26,7 @@ pub(super) struct PictureArgs {
     texts: TextArgs,
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Where to draw: .png or .svg. Without it, on the terminal
+    /// Where to draw: .png, .svg or .pdf. Without it, on the terminal
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]

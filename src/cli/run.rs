@@ -11,12 +11,13 @@ use crate::hooks::capture::Capture;
 use crate::hooks::non_number::NonNumber;
 use crate::hooks::request::{HookError, Hooks, Select};
 use crate::hooks::site::{self, Site};
-use crate::model::token_select::{self, Selection};
+use crate::model::token_select::{self, Selection, Selector};
 use crate::model::tokenizer::Token;
 use crate::options::Options;
 use crate::session::{Model, Progress, Session};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -74,6 +75,11 @@ pub(super) struct SiteArgs {
 }
 
 impl SiteArgs {
+    /// True where nothing is asked for.
+    pub fn is_empty(&self) -> bool {
+        self.hook.is_empty() && self.layer.is_empty()
+    }
+
     /// The request: hooks and layers together; the output after the final LayerNorm where neither is given.
     pub fn hooks(&self, files: &Model, model: &ModelArgs) -> Result<Hooks, Failure> {
         let n_layer = files.config().n_layer;
@@ -119,6 +125,47 @@ pub(super) struct TokenArgs {
 }
 
 impl TokenArgs {
+    /// True where nothing is asked for.
+    pub fn is_empty(&self) -> bool {
+        self.token.is_empty()
+    }
+
+    /// The positions that --token keeps of every text that goes on after its prompt, which has `longest[i]` tokens in the end.
+    /// Numbers from 0 on may name new tokens; texts and negative numbers are of the prompt.
+    pub fn positions_of_growing(
+        &self,
+        prompts: &[Vec<Token>],
+        longest: &[usize],
+        model: &ModelArgs,
+    ) -> Result<Option<Vec<Vec<usize>>>, Failure> {
+        if self.is_empty() {
+            return Ok(None);
+        }
+        let in_prompt = |written: &&String| match Selector::parse(written) {
+            Selector::Index(i) => i < 0,
+            Selector::Span(from, to) => from.is_some_and(|i| i < 0) || to.is_some_and(|i| i < 0),
+            Selector::Text(..) => true,
+        };
+        let (of_prompt, of_all): (Vec<_>, Vec<_>) = self.token.iter().partition(in_prompt);
+        let [of_prompt, of_all] = [of_prompt, of_all].map(|list| list.into_iter().cloned().collect::<Vec<String>>());
+        let mut all = Vec::new();
+        for (text, (tokens, longest)) in prompts.iter().zip(longest).enumerate() {
+            let mut positions = BTreeSet::new();
+            if !of_prompt.is_empty() {
+                let selection = token_select::select(&of_prompt, tokens, text)?;
+                selection.notes.iter().for_each(|note| model.say(format_args!("note: --token {note}")));
+                positions.extend(selection.positions);
+            }
+            if !of_all.is_empty() {
+                let mut all = tokens.clone();
+                all.resize(*longest, Token { id: 0, bytes: None });
+                positions.extend(token_select::select(&of_all, &all, text)?.positions);
+            }
+            all.push(positions.into_iter().collect());
+        }
+        Ok(Some(all))
+    }
+
     /// The positions that --token keeps of every text; `None` without it. Says where a selector has a second reading.
     pub fn positions(&self, tokens: &[Vec<Token>], model: &ModelArgs) -> Result<Option<Vec<Vec<usize>>>, Failure> {
         if self.token.is_empty() {

@@ -1,7 +1,7 @@
 //! Which texts: arguments, files, documents, lists of ids and stdin; and what they are as token ids.
 
 use super::{Failure, ModelArgs};
-use crate::model::batch::Batch;
+use crate::batch::Batch;
 use crate::session::Model;
 use clap::Args;
 use serde_json::Value;

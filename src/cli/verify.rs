@@ -36,7 +36,8 @@ impl Verify {
             let share = |stage: Stage| match stage {
                 Stage::Kernels => (0, 60),
                 Stage::Hooks => (60, 20),
-                Stage::Lockstep => (80, 20),
+                Stage::Lockstep => (80, 18),
+                Stage::Pieces => (98, 2),
             };
             let percent = |stage: Stage, done: usize, of: usize| {
                 let _ = told(share(stage).0 + share(stage).1 * done / of, 100);
@@ -52,6 +53,7 @@ impl Verify {
             kernels(&report, &mut out)?;
             hooks(&report, &mut out)?;
             steps(&report, &mut out)?;
+            pieces(&report, &mut out)?;
             writeln!(out, "\nTo paste into a bug report:\n{line}")?;
         }
         out.flush()?;
@@ -88,7 +90,14 @@ fn first_fault(report: &Verification) -> Option<String> {
             hook.site, hook.worst.error
         ))
     };
-    kernel.or_else(step).or_else(hook)
+    let piece = || {
+        let row = report.pieces.worst().filter(|row| !row.ok())?;
+        Some(format!(
+            "{} of a text that is run in pieces is apart by {:.1e} from the text run in one, as if keys or values of earlier tokens were not what they were",
+            row.site, row.worst.error
+        ))
+    };
+    kernel.or_else(step).or_else(hook).or_else(piece)
 }
 
 fn mark(ok: bool) -> &'static str {
@@ -221,6 +230,39 @@ fn steps(report: &Verification, out: &mut impl Write) -> std::io::Result<()> {
     )
 }
 
+fn pieces(report: &Verification, out: &mut impl Write) -> std::io::Result<()> {
+    let pieces = &report.pieces;
+    writeln!(
+        out,
+        "\n4. The same texts a few tokens at a time, as when text is generated: {} runs, every hook against the run in one",
+        pieces.runs
+    )?;
+    for row in pieces.rows.iter().filter(|row| !row.ok()) {
+        writeln!(
+            out,
+            "   OFF  {}: apart by {} at text {}, token {}; allowed {}",
+            row.site,
+            figure(row.worst.error),
+            report.text_of_piece(row),
+            row.worst.position,
+            figure(row.allowed)
+        )?;
+    }
+    match pieces.worst() {
+        Some(row) if pieces.ok() && row.worst.error == 0.0 => {
+            writeln!(out, "   ok   every hook is the same to the last bit")
+        }
+        Some(row) if pieces.ok() => writeln!(
+            out,
+            "   ok   {} comes nearest, apart by {} of {} allowed: twice what it may be off",
+            row.site,
+            figure(row.worst.error),
+            figure(row.allowed)
+        ),
+        _ => Ok(()),
+    }
+}
+
 /// All that somebody who cannot see this machine needs, on one line.
 fn bug_report_line(session: &Session, report: &Verification) -> String {
     let verdict = first_fault(report).unwrap_or_else(|| "all right".into());
@@ -250,6 +292,10 @@ fn as_json(session: &Session, report: &Verification, line: &str) -> Value {
         json!({"op": step.kind.name(), "place": step.part.to_string(), "weight": step.weight, "shape": step.shape, "row": step.row,
                "error": number(step.error), "share_of_allowed": number(step.share)})
     });
+    let pieces = report.pieces.rows.iter().map(|row| {
+        json!({"hook": row.site.name(), "error": number(row.worst.error), "allowed": number(row.allowed),
+               "text": report.text_of_piece(row), "position": row.worst.position, "ok": row.ok()})
+    });
     let device = &report.device;
     json!({
         "ok": report.ok(),
@@ -265,6 +311,7 @@ fn as_json(session: &Session, report: &Verification, line: &str) -> Value {
         "torch_is_of_this_model": report.torch_is_of_this_model,
         "operations_compared": report.steps.compared,
         "operations_parted": parted.collect::<Vec<_>>(),
+        "in_pieces": pieces.collect::<Vec<_>>(),
         "bug_report": line,
     })
 }

@@ -16,8 +16,9 @@ pub mod probe;
 pub mod reference;
 pub mod rounded;
 
-pub use crate::model::config::Activation;
+pub use crate::config::Activation;
 use buffer_pool::BufferPool;
+use half::slice::HalfFloatSliceExt;
 pub(crate) use op::Epilogue;
 pub use op::{Op, OpKind, Operands, Operations, Queries, RowsOf};
 use std::collections::BTreeSet;
@@ -182,6 +183,14 @@ impl StoredWeight {
         values
     }
 
+    /// The elements as they lie in the checkpoint, where f32 can be read there.
+    pub fn in_place(&self) -> Option<&[f32]> {
+        match self.dtype {
+            Dtype::F32 if cfg!(target_endian = "little") => bytemuck::try_cast_slice(self.blob.bytes()).ok(),
+            _ => None,
+        }
+    }
+
     /// Elements `first ..` in storage order, widened to f32 without loss, into the whole of `out`.
     pub fn widen(&self, first: usize, out: &mut [f32]) {
         let bytes = &self.blob.bytes()[first * self.dtype.size()..][..out.len() * self.dtype.size()];
@@ -189,9 +198,22 @@ impl StoredWeight {
         let (pairs, fours) = (bytes.as_chunks::<2>().0, bytes.as_chunks::<4>().0);
         match self.dtype {
             Dtype::F32 => out.iter_mut().zip(fours).for_each(|(y, b)| *y = f32::from_le_bytes(*b)),
-            Dtype::F16 => out.iter_mut().zip(pairs).for_each(|(y, b)| *y = half::f16::from_le_bytes(*b).to_f32()),
-            Dtype::Bf16 => out.iter_mut().zip(pairs).for_each(|(y, b)| *y = half::bf16::from_le_bytes(*b).to_f32()),
+            // All at once where they are aligned: that takes the processor's own instructions.
+            Dtype::F16 => match bytemuck::try_cast_slice::<u8, half::f16>(bytes) {
+                Ok(halves) if cfg!(target_endian = "little") => halves.convert_to_f32_slice(out),
+                _ => out.iter_mut().zip(pairs).for_each(|(y, b)| *y = half::f16::from_le_bytes(*b).to_f32()),
+            },
+            Dtype::Bf16 => {
+                let widened = |b: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
+                out.iter_mut().zip(pairs).for_each(|(y, b)| *y = widened(b));
+            }
         }
+    }
+
+    /// The bits of half-precision elements `first ..` in storage order, into the whole of `out`.
+    pub(crate) fn half_bits(&self, first: usize, out: &mut [u16]) {
+        let bytes = &self.blob.bytes()[first * 2..][..out.len() * 2];
+        out.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(y, b)| *y = u16::from_le_bytes(*b));
     }
 
     /// The same numbers, rounded to another way of storing them; `None` where a finite one would become infinite.

@@ -3,12 +3,13 @@
 //! only the memory that values come from.
 //! Read next: `recorder.rs`, which fills a sink.
 
+use crate::batch::Batch;
 use crate::device::buffer_pool::BufferPool;
 use crate::hooks::request::{EditRecord, HookError, Hooks};
 use crate::hooks::site::Site;
-use crate::model::batch::Batch;
 use ndarray::{ArrayD, ArrayViewD, Axis, CowArray, IxDyn, Slice};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{OnceLock, Weak};
 
 /// Takes what a run records, piece by piece, so that no one place has to hold all of it.
@@ -57,6 +58,38 @@ pub trait Sink {
 
     /// The function of edit `n` returned values for a text that have this sha256.
     fn edited(&mut self, _n: usize, _text: usize, _sha256: &str) {}
+}
+
+/// Takes rows of a text at one site, in order.
+pub trait RowSink {
+    /// Rows `first..` of one text's values: as [`Sink::put`], but with a part of the position axis.
+    ///
+    /// # Errors
+    /// Ends the run.
+    fn put_rows(&mut self, site: Site, text: usize, first: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()>;
+}
+
+/// Takes rows of texts that grow. Rows of scores and patterns come with the keys that there are so far.
+pub trait StepSink: RowSink {
+    /// Sets some keys of one row of scores or patterns, in every head, to a value.
+    ///
+    /// # Errors
+    /// Ends the run.
+    fn fill_keys(&mut self, site: Site, text: usize, row: usize, keys: Range<usize>, value: f32)
+    -> std::io::Result<()>;
+}
+
+/// Takes nothing: for a request that records nothing.
+impl RowSink for () {
+    fn put_rows(&mut self, _: Site, _: usize, _: usize, _: ArrayViewD<'_, f32>) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl StepSink for () {
+    fn fill_keys(&mut self, _: Site, _: usize, _: usize, _: Range<usize>, _: f32) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Recorded values that can be read again, text by text: the source of formats that are written from front to back.
@@ -243,6 +276,35 @@ impl Sink for Capture {
             }
             none => *none = Some(sha256.into()),
         }
+    }
+}
+
+impl RowSink for Capture {
+    fn put_rows(&mut self, site: Site, text: usize, first: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
+        let Some(slot) = self.slots.get_mut(&site) else { return Ok(()) };
+        let mut of_text = slot.array_mut().index_axis_mut(Axis(0), text);
+        for (axis, n) in values.shape().iter().enumerate() {
+            let from = if axis == site.pos_axis() { first } else { 0 };
+            of_text.slice_axis_inplace(Axis(axis), Slice::from(from..from + n));
+        }
+        of_text.assign(&values);
+        Ok(())
+    }
+}
+
+impl StepSink for Capture {
+    fn fill_keys(
+        &mut self,
+        site: Site,
+        text: usize,
+        row: usize,
+        keys: Range<usize>,
+        value: f32,
+    ) -> std::io::Result<()> {
+        let Some(slot) = self.slots.get_mut(&site) else { return Ok(()) };
+        let mut of_text = slot.array_mut().index_axis_mut(Axis(0), text);
+        of_text.index_axis_mut(Axis(1), row).slice_axis_mut(Axis(1), Slice::from(keys)).fill(value);
+        Ok(())
     }
 }
 

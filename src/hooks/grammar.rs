@@ -10,9 +10,9 @@
 //!
 //! SITE ends at the first `@` or `:`, SELECT at the first `:` outside double quotes. Read next: `../analysis/edits.rs`.
 
+use crate::config::Config;
 use crate::hooks::request::{HookError, Select};
 use crate::hooks::site::{self, Axis, Site};
-use crate::model::config::Config;
 use crate::model::token_select::{self, SelectError};
 use crate::model::tokenizer::Token;
 use std::collections::BTreeSet;
@@ -47,6 +47,18 @@ pub enum Item {
     Index(i64),
     /// `a..b` without `b`; either end may be left out.
     Span(Option<i64>, Option<i64>),
+}
+
+impl Item {
+    /// With negative numbers counted from the end of the first `n`.
+    fn from_end_of(self, n: usize) -> Result<Item, String> {
+        let place = |i: i64| if i < 0 { i.saturating_add(n as i64) } else { i };
+        match self {
+            Item::Index(i) if place(i) < 0 => Err(format!("{i} of {n}")),
+            Item::Index(i) => Ok(Item::Index(place(i))),
+            Item::Span(from, to) => Ok(Item::Span(from.map(|i| place(i).max(0)), to.map(|i| place(i).max(0)))),
+        }
+    }
 }
 
 /// One position or several.
@@ -336,6 +348,20 @@ impl EditSpec {
     /// [`HookError`] for a site that does not exist or lacks an axis; [`HookError::Grammar`] for a selection that matches
     /// nothing in a text that it is to match in.
     pub fn places(&self, config: &Config, tokens: &[Vec<Token>]) -> Result<Vec<Where>, HookError> {
+        self.places_of_growing(config, tokens, &tokens.iter().map(Vec::len).collect::<Vec<_>>())
+    }
+
+    /// [`EditSpec::places`] in texts that are generated: `tokens` are those of prompts and new tokens, of which the first
+    /// `prompts[i]` are text i's prompt. Negative positions count from the prompt's end, and texts are looked for in the prompt.
+    ///
+    /// # Errors
+    /// As [`EditSpec::places`].
+    pub fn places_of_growing(
+        &self,
+        config: &Config,
+        tokens: &[Vec<Token>],
+        prompts: &[usize],
+    ) -> Result<Vec<Where>, HookError> {
         let sites = site::resolve(&self.site, config.n_layer)?;
         let chosen = match &self.select.text {
             Some(items) => indices(items, tokens.len()).map_err(|what| self.nothing(format!("text {what} texts")))?,
@@ -346,14 +372,16 @@ impl EditSpec {
             (0..tokens.len()).map(list).collect::<Result<Vec<_>, _>>()
         };
         let positions = match &self.select.pos {
-            Some(items) => Some(in_each(&|text| self.positions(items, &tokens[text], text))?),
+            Some(items) => Some(in_each(&|text| self.positions(items, &tokens[text], prompts[text], text))?),
             None if chosen.len() < tokens.len() => Some(in_each(&|text| Ok((0..tokens[text].len()).collect()))?),
             None => None,
         };
         let keys = match &self.select.key {
             Some(items) => Some(in_each(&|text| {
                 let n = tokens[text].len();
-                indices(items, n).map_err(|what| self.nothing(format!("key {what} tokens of text {text}")))
+                let items: Result<Vec<Item>, _> = items.iter().map(|item| item.from_end_of(prompts[text])).collect();
+                let found = items.and_then(|items| indices(&items, n));
+                found.map_err(|what| self.nothing(format!("key {what} tokens of text {text}")))
             })?),
             None => None,
         };
@@ -397,19 +425,30 @@ impl EditSpec {
         sites.into_iter().map(place).collect()
     }
 
-    fn positions(&self, items: &[PosItem], tokens: &[Token], text: usize) -> Result<Vec<usize>, GrammarError> {
+    fn positions(
+        &self,
+        items: &[PosItem],
+        tokens: &[Token],
+        prompt: usize,
+        text: usize,
+    ) -> Result<Vec<usize>, GrammarError> {
         let mut all = BTreeSet::new();
         for item in items {
             match item {
                 PosItem::At(item) => {
-                    let found = indices(std::slice::from_ref(item), tokens.len());
+                    let found = item.from_end_of(prompt).and_then(|item| indices(&[item], tokens.len()));
                     all.extend(found.map_err(|what| self.nothing(format!("pos {what} tokens of text {text}")))?);
                 }
                 PosItem::Text(wanted) => {
-                    let found = token_select::select(&[format!("\"{wanted}\"")], tokens, text);
+                    let found = token_select::select(&[format!("\"{wanted}\"")], &tokens[..prompt], text);
                     all.extend(found.map_err(|e: SelectError| self.nothing(format!("pos {e}")))?.positions);
                 }
-                PosItem::New => return Err(self.nothing("pos=new is for texts that are generated".into())),
+                PosItem::New if prompt < tokens.len() => all.extend(prompt..tokens.len()),
+                PosItem::New => {
+                    return Err(
+                        self.nothing(format!("pos=new is for tokens that are generated, and text {text} gets none"))
+                    );
+                }
             }
         }
         Ok(all.into_iter().collect())

@@ -5,9 +5,9 @@
 
 use super::request::{Edit, HookError, Hooks, Select, is_list};
 use super::site::{Axis, Site};
+use crate::batch::Batch;
+use crate::config::Config;
 use crate::device::{Change, MASKED, Window};
-use crate::model::batch::Batch;
-use crate::model::config::Config;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -18,6 +18,8 @@ pub struct Layout<'a> {
     batch: &'a Batch,
     /// For each edit, how many values of its selection come before each text.
     values_before: Vec<Vec<usize>>,
+    /// For each edit, how many values its selection has.
+    n_values: Vec<usize>,
 }
 
 impl<'a> Layout<'a> {
@@ -31,7 +33,7 @@ impl<'a> Layout<'a> {
             check_lists(*site, "positions", select.positions.as_ref(), batch, |text| batch.texts()[text].len())?;
             check_lists(*site, "keys", select.keys.as_ref(), batch, |text| batch.n_keys(text))?;
         }
-        let mut layout = Layout { hooks, batch, values_before: Vec::new() };
+        let mut layout = Layout { hooks, batch, values_before: Vec::new(), n_values: Vec::new() };
         for (site, select, edit) in &hooks.edits {
             let (mut before, mut total, mut widths) = (Vec::new(), 0, Vec::new());
             for text in 0..batch.texts().len() {
@@ -53,6 +55,7 @@ impl<'a> Layout<'a> {
                 return Err(HookError::Values { site: site.name(), given, row, all: total });
             }
             layout.values_before.push(before);
+            layout.n_values.push(total);
         }
         Ok(layout)
     }
@@ -65,6 +68,16 @@ impl<'a> Layout<'a> {
     /// The batch.
     pub fn batch(&self) -> &'a Batch {
         self.batch
+    }
+
+    /// How many values of edit `n`'s selection come before a text.
+    pub(super) fn values_before(&self, n: usize, text: usize) -> usize {
+        self.values_before[n][text]
+    }
+
+    /// How many values edit `n`'s selection has.
+    pub(super) fn n_values(&self, n: usize) -> usize {
+        self.n_values[n]
     }
 
     /// The edits of a site, by their index.

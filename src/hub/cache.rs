@@ -3,17 +3,21 @@
 //! `.no_exist/<commit>/<file>` (known to be absent). Owns paths, links and locks; knows no network.
 //! The same on every side: huggingface_hub's file_download.py is the reference.
 
-use crate::model::checkpoint;
+use crate::model::model_dir::{self, COMPANIONS, ModelDir, file};
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
 /// A variable that is set to something, with `~` as the home folder.
 pub(super) fn variable(name: &str) -> Option<PathBuf> {
-    let value = PathBuf::from(std::env::var_os(name).filter(|value| !value.is_empty())?);
-    match (value.strip_prefix("~"), dirs::home_dir()) {
-        (Ok(rest), Some(home)) => Some(home.join(rest)),
-        _ => Some(value),
+    Some(at_home(Path::new(&std::env::var_os(name).filter(|value| !value.is_empty())?)))
+}
+
+/// A path with `~` as the home folder, which a shell leaves as it is between quotes.
+pub(super) fn at_home(path: &Path) -> PathBuf {
+    match (path.strip_prefix("~"), dirs::home_dir()) {
+        (Ok(rest), Some(home)) => home.join(rest),
+        _ => path.into(),
     }
 }
 
@@ -82,7 +86,7 @@ impl Repo {
     pub fn snapshot(&self, revision: &str) -> Option<PathBuf> {
         let commit = fs::read_to_string(self.folder().join("refs").join(revision));
         let snapshot = self.snapshot_folder(commit.as_deref().unwrap_or(revision).trim());
-        snapshot.join("config.json").exists().then_some(snapshot)
+        snapshot.join(file::CONFIG).exists().then_some(snapshot)
     }
 
     pub fn snapshot_folder(&self, commit: &str) -> PathBuf {
@@ -201,24 +205,45 @@ impl Repo {
         Ok(())
     }
 
-    /// Whether nothing of a snapshot is missing that could be had: weights, and a tokenizer unless there is none.
-    pub fn is_whole(&self, snapshot: &Path) -> bool {
+    /// Whether the repository is known to have no such file, at a commit.
+    fn is_absent(&self, snapshot: &Path, file: &str) -> bool {
         let commit = snapshot.file_name().unwrap_or_default();
-        let absent = |file: &str| self.folder().join(".no_exist").join(commit).join(file).exists();
-        let has = |file: &str| snapshot.join(file).exists();
-        let tokenizer = has("tokenizer.json") || has("vocab.json") && has("merges.txt");
-        has_weights(snapshot) && (tokenizer || absent("tokenizer.json") && absent("vocab.json"))
+        self.folder().join(".no_exist").join(commit).join(file).exists()
+    }
+
+    /// What of a snapshot is here.
+    pub fn holds(&self, snapshot: &Path) -> Holds {
+        let dir = ModelDir::new(snapshot);
+        if !dir.has_weights() {
+            return Holds::NoWeights;
+        }
+        let known = |file: &str| dir.has(file) || self.is_absent(snapshot, file);
+        if !dir.has_tokenizer() {
+            let none = model_dir::all_tokenizer_files().all(|file| !dir.has(file) && self.is_absent(snapshot, file));
+            return if none { Holds::Everything } else { Holds::NoTokenizer };
+        }
+        // A tokenizer.json holds the tokens that were added; without it they are in files of their own.
+        let companions = if dir.has(file::TOKENIZER) { &COMPANIONS[..1] } else { &COMPANIONS };
+        if companions.iter().all(|file| known(file)) { Holds::Everything } else { Holds::NoCompanions }
+    }
+
+    /// The branches, tags and commits of which something is here.
+    pub fn revisions(&self) -> Vec<String> {
+        let of_commit = |(commit, names): (String, Vec<String>)| if names.is_empty() { vec![commit] } else { names };
+        self.commits().into_iter().flat_map(of_commit).collect()
     }
 }
 
-/// Whether a folder has all its safetensors.
-pub(super) fn has_weights(folder: &Path) -> bool {
-    let index = folder.join("model.safetensors.index.json");
-    if folder.join("model.safetensors").exists() {
-        return true;
-    }
-    let shards = checkpoint::read(&index).ok().and_then(|text| checkpoint::shards(&index, &text).ok());
-    shards.is_some_and(|shards| shards.iter().all(|shard| folder.join(shard).exists()))
+/// What the cache has of a model's snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Holds {
+    /// Nothing is missing that the repository has.
+    Everything,
+    /// Weights and a tokenizer; whether the repository says more about the tokenizer is not known.
+    NoCompanions,
+    /// Weights; whether the repository has a tokenizer is not known.
+    NoTokenizer,
+    NoWeights,
 }
 
 #[cfg(unix)]
@@ -267,15 +292,18 @@ mod tests {
         let put = |file: &str, text: &str| fs::write(folder.join(file), text).unwrap();
         put("model.safetensors.index.json", r#"{"weight_map": {"x": "one.safetensors", "y": "two.safetensors"}}"#);
         put("one.safetensors", "");
-        assert!(!has_weights(&folder), "a shard is missing");
+        assert_eq!(repo.holds(&folder), Holds::NoWeights, "a shard is missing");
         put("two.safetensors", "");
-        assert!(
-            has_weights(&folder) && !repo.is_whole(&folder),
-            "no tokenizer, and nobody has said that there is none"
-        );
-        repo.mark_absent("c1", "tokenizer.json").unwrap();
-        repo.mark_absent("c1", "vocab.json").unwrap();
-        assert!(repo.is_whole(&folder));
+        assert_eq!(repo.holds(&folder), Holds::NoTokenizer, "it is not known that there is none");
+        let absent = |files: &[&str]| files.iter().for_each(|file| repo.mark_absent("c1", file).unwrap());
+        absent(&["tokenizer.json", "vocab.json", "merges.txt", "vocab.txt"]);
+        assert_eq!(repo.holds(&folder), Holds::Everything);
+        put("vocab.json", "");
+        put("merges.txt", "");
+        put("tokenizer_config.json", "");
+        assert_eq!(repo.holds(&folder), Holds::NoCompanions);
+        absent(&["added_tokens.json", "special_tokens_map.json"]);
+        assert_eq!(repo.holds(&folder), Holds::Everything);
     }
 
     #[test]

@@ -8,18 +8,15 @@ use super::cache::{Lock, Repo};
 use super::check::Check;
 use super::http::{Client, Meta, Refusal, TRIES, host, pause};
 use super::{Event, HubError, Name, known};
+use crate::config::Config;
 use crate::model::checkpoint;
-use crate::model::config::Config;
+use crate::model::model_dir::{self, COMPANIONS, Instead, file as name_of};
 use serde_json::Value;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-const CONFIG: &str = "config.json";
-const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-/// Either the first, or both others.
-const TOKENIZER: [&str; 3] = ["tokenizer.json", "vocab.json", "merges.txt"];
+use name_of::{CONFIG, INDEX, WEIGHTS};
 
 /// Brings a model into the cache and gives back its snapshot's folder.
 pub(super) fn download(name: &Name, cache: &Path, tell: &mut dyn FnMut(Event<'_>)) -> Result<PathBuf, HubError> {
@@ -44,11 +41,12 @@ impl Job<'_> {
     fn run(&mut self) -> Result<PathBuf, HubError> {
         let files = self.list()?;
         let has = |file: &str| files.iter().any(|f| f == file);
-        if !has(CONFIG) {
-            return Err(self.no_file(CONFIG));
-        }
-        if !has(WEIGHTS) && !has(INDEX) {
-            return Err(if has("pytorch_model.bin") { self.pickle() } else { self.no_file(WEIGHTS) });
+        if !has(CONFIG) || !has(WEIGHTS) && !has(INDEX) {
+            return Err(match Instead::of(&files) {
+                Some(Instead::Pickle(file)) if has(CONFIG) => self.pickle(file),
+                Some(instead) if !has(WEIGHTS) => self.other_format(&instead),
+                _ => self.no_file(if has(CONFIG) { WEIGHTS } else { CONFIG }),
+            });
         }
 
         let meta = self.head(CONFIG)?;
@@ -58,14 +56,15 @@ impl Job<'_> {
             .map_err(|source| HubError::Unusable { repo: self.name.repo.clone(), source })?;
 
         let mut wanted: Vec<String> = Vec::new();
-        if has(TOKENIZER[0]) {
-            wanted.push(TOKENIZER[0].into());
-        } else if has(TOKENIZER[1]) && has(TOKENIZER[2]) {
-            wanted.extend(TOKENIZER[1..].iter().map(|file| file.to_string()));
-        } else {
-            for file in TOKENIZER {
-                self.repo.mark_absent(&self.commit, file).map_err(|e| self.disk(file, 0, e))?;
-            }
+        wanted.extend(model_dir::tokenizer_files(has).iter().map(|file| file.to_string()));
+        let mut absent: Vec<&str> = COMPANIONS.into_iter().filter(|file| !has(file)).collect();
+        if wanted.is_empty() {
+            absent.extend(model_dir::all_tokenizer_files());
+        }
+        let companions = COMPANIONS.into_iter().chain([name_of::GENERATION_CONFIG]).filter(|file| has(file));
+        wanted.extend(companions.map(str::to_string));
+        for file in absent {
+            self.repo.mark_absent(&self.commit, file).map_err(|e| self.disk(file, 0, e))?;
         }
         if has(WEIGHTS) {
             wanted.push(WEIGHTS.into());
@@ -77,10 +76,14 @@ impl Job<'_> {
             wanted.extend(shards.map_err(|e| self.protocol(e.to_string()))?);
         }
 
+        // What an earlier run brought here is not asked about again.
+        wanted.retain(|file| !folder.join(file).exists());
         let metas = wanted.iter().map(|file| self.head(file)).collect::<Result<Vec<_>, _>>()?;
         (self.started, self.done) = (true, 0);
         let (from, bytes) = (self.client.shown_endpoint(), metas.iter().filter_map(|meta| meta.size).sum());
-        (self.client.tell)(Event::Start { repo: &self.name.repo, from: &from, bytes });
+        if !wanted.is_empty() {
+            (self.client.tell)(Event::Start { repo: &self.name.repo, from: &from, bytes });
+        }
         let fetched: Result<(), HubError> =
             wanted.iter().zip(&metas).try_for_each(|(file, meta)| self.fetch(file, meta));
         (self.client.tell)(Event::End);
@@ -285,10 +288,7 @@ impl Job<'_> {
             }
             // Whether a name is unknown or private the hub does not say to strangers.
             (401, _) | (404, "RepoNotFound" | "") => {
-                let near = match known::nearest(&self.name.given).as_slice() {
-                    [] => String::new(),
-                    names => format!("; did you mean {}?", names.join(", ")),
-                };
+                let near = known::did_you_mean(&self.name.given);
                 HubError::NoSuchModel { repo, endpoint, near, refused: self.client.refused("was refused too") }
             }
             (403, _) => HubError::Forbidden { repo, host, refused: self.client.refused("was refused too") },
@@ -305,7 +305,12 @@ impl Job<'_> {
         HubError::NoFile { repo: self.name.repo.clone(), revision: self.name.revision.clone(), file }
     }
 
-    fn pickle(&self) -> HubError {
+    fn other_format(&self, instead: &Instead) -> HubError {
+        let (repo, revision) = (self.name.repo.clone(), self.name.revision.clone());
+        HubError::OtherFormat { advice: instead.advice(&repo), repo, revision }
+    }
+
+    fn pickle(&self, file: String) -> HubError {
         let (repo, revision) = (self.name.repo.clone(), self.name.revision.clone());
         let folder = repo.rsplit('/').next().unwrap_or_default().to_string();
         let of = if revision == "main" { format!("'{repo}'") } else { format!("'{repo}', revision='{revision}'") };
@@ -315,7 +320,7 @@ impl Job<'_> {
              and give --model ./{folder}"
         );
         let endpoint = self.client.shown_endpoint();
-        HubError::Pickle { repo, revision, command, endpoint }
+        HubError::Pickle { repo, revision, file: file.into(), command, endpoint }
     }
 
     /// A failed write, in words that say what to do.

@@ -1,6 +1,6 @@
 //! What can keep a model from being had, each with the next step. Owns the words; knows neither files nor network.
 
-use crate::model::config::ConfigError;
+use crate::config::ConfigError;
 use std::path::PathBuf;
 use thiserror::Error;
 
@@ -15,31 +15,53 @@ pub enum HubError {
         /// As asked for.
         name: String,
     },
+    /// A path that leads nowhere.
+    #[error("there is no file or folder {path}{hint}")]
+    NoSuchFolder {
+        /// As asked for, with the home folder in full.
+        path: String,
+        /// What may be wrong with it.
+        hint: String,
+    },
+    /// A file that no checkpoint's folder is read from.
+    #[error("{path} is a file, and a model is a folder: {what}")]
+    AFile {
+        /// The file.
+        path: String,
+        /// What it is, and what to do.
+        what: String,
+    },
+    /// An address that names no model.
+    #[error("{address} is an address that cannot be used: {what}")]
+    Address {
+        /// As asked for.
+        address: String,
+        /// What is wrong with it.
+        what: String,
+    },
     /// Not in the cache, and nothing may or can be downloaded.
     #[error(
-        "{repo} ({revision}) is not whole in the Hugging Face cache {cache}, and {why} forbids downloads; unset it, or fetch \
-         the model on a machine with a network and give its folder to --model"
+        "{lack} the Hugging Face cache {cache}, no such folder is here, and {why} forbids downloads; unset \
+         it, or fetch the model on a machine with a network and give its folder to --model{near}"
     )]
     Offline {
-        /// The hub's name for it.
-        repo: String,
-        /// Branch, tag or commit.
-        revision: String,
+        /// Which model "is not in", or "is not whole in", and which other revisions of it are there.
+        lack: String,
         /// The cache's folder.
         cache: PathBuf,
+        /// "; did you mean …?", or nothing.
+        near: String,
         /// What forbids it.
         why: &'static str,
     },
     /// Not in the cache, and this build has no downloads.
     #[error(
-        "{repo} ({revision}) is not whole in the Hugging Face cache {cache}, and this build of actscope has no downloads (the \
+        "{lack} the Hugging Face cache {cache}, and this build of actscope has no downloads (the \
          cargo feature `download`); fetch the model by other means and give its folder"
     )]
     NotBuilt {
-        /// The hub's name for it.
-        repo: String,
-        /// Branch, tag or commit.
-        revision: String,
+        /// Which model "is not in", or "is not whole in", and which other revisions of it are there.
+        lack: String,
         /// The cache's folder.
         cache: PathBuf,
     },
@@ -102,7 +124,7 @@ pub enum HubError {
     },
     /// The repository has weights, but as a pickle.
     #[error(
-        "{repo} ({revision}) has its weights only as pytorch_model.bin, a pickle, which can run code, so actscope does not \
+        "{repo} ({revision}) has its weights only as {file}, a pickle, which can run code, so actscope does not \
          read it; convert it once with {command}. Some such models have safetensors in a pull \
          request: see {endpoint}/{repo}/discussions, and give --model {repo}@refs/pr/NUMBER"
     )]
@@ -111,10 +133,22 @@ pub enum HubError {
         repo: String,
         /// Branch, tag or commit.
         revision: String,
+        /// The pickle, or the first of its parts.
+        file: Box<str>,
         /// What converts it, and what to give to --model then.
         command: String,
         /// The hub's address.
         endpoint: String,
+    },
+    /// The repository has weights, but in a format that is not read.
+    #[error("{repo} ({revision}) has no model.safetensors: {advice}")]
+    OtherFormat {
+        /// The hub's name for it.
+        repo: String,
+        /// Branch, tag or commit.
+        revision: String,
+        /// What it has, and what to do.
+        advice: String,
     },
     /// A repository that is no model that actscope can run.
     #[error(

@@ -5,7 +5,7 @@
 use super::token::{Origin, Token};
 use super::{Event, HubError};
 use std::time::Duration;
-use ureq::http::{HeaderMap, Request, StatusCode, header};
+use ureq::http::{HeaderMap, Request, StatusCode, Uri, header};
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body, Proxy};
 
@@ -65,7 +65,7 @@ impl<'a> Client<'a> {
     pub fn new(tell: &'a mut dyn FnMut(Event<'_>)) -> Result<Client<'a>, HubError> {
         let set = std::env::var("HF_ENDPOINT").ok().filter(|value| !value.is_empty());
         let endpoint = set.unwrap_or_else(|| "https://huggingface.co".into()).trim_end_matches('/').to_string();
-        if !["https://", "http://"].iter().any(|scheme| endpoint.len() > scheme.len() && endpoint.starts_with(scheme)) {
+        if WebOrigin::of(&endpoint).is_none() {
             return Err(HubError::Endpoint { endpoint });
         }
         let mut token = Token::find();
@@ -97,10 +97,9 @@ impl<'a> Client<'a> {
 
     /// The hub's address as it may be shown: without a password.
     pub fn shown_endpoint(&self) -> String {
-        match (self.endpoint.split_once("://"), self.endpoint.rsplit_once('@')) {
-            (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
-            _ => self.endpoint.clone(),
-        }
+        let uri: Option<Uri> = self.endpoint.parse().ok();
+        let path = uri.as_ref().map_or("", |uri| uri.path().trim_end_matches('/'));
+        WebOrigin::of(&self.endpoint).map_or(String::new(), |origin| format!("{origin}{path}"))
     }
 
     /// A HEAD or GET, from byte `from` on, until there is an answer worth having.
@@ -180,7 +179,7 @@ impl<'a> Client<'a> {
         let mut url = url.to_string();
         let mut meta = Meta::default();
         for _ in 0..10 {
-            let own = origin(&url) == origin(&self.endpoint);
+            let own = WebOrigin::of(&url).is_some_and(|to| WebOrigin::of(&self.endpoint) == Some(to));
             let mut request = Request::builder().method(method).uri(&url).header(header::ACCEPT_ENCODING, "identity");
             if from > 0 {
                 request = request.header(header::RANGE, format!("bytes={from}-"));
@@ -204,7 +203,12 @@ impl<'a> Client<'a> {
             // The first answer that names the content tells all that a HEAD wants; the content store need not be asked.
             let done = method == "HEAD" && meta.etag.is_some() && meta.size.is_some();
             match location {
-                Some(to) if !done => url = join(&url, &to),
+                Some(to) if !done => {
+                    let next = join(&url, &to);
+                    let no_address =
+                        || HubError::Protocol { host: host(&url), detail: "it redirects to no address".into() };
+                    url = next.ok_or_else(no_address)?;
+                }
                 _ => {
                     let status = if location.is_some() { StatusCode::OK } else { status };
                     let (parts, body) = response.into_parts();
@@ -315,34 +319,63 @@ fn asked_wait(headers: &HeaderMap) -> Option<Duration> {
     seconds.or_else(limit).map(Duration::from_secs)
 }
 
-/// Scheme, host and port, in lower case: what a token may be sent to.
-fn origin(url: &str) -> String {
-    let scheme = url.find("://").map_or(0, |at| at + 3);
-    let end = url[scheme..].find(['/', '?', '#']).map_or(url.len(), |at| scheme + at);
-    let authority = url[scheme..end].rsplit('@').next().unwrap_or_default();
-    format!("{}{authority}", &url[..scheme]).to_lowercase()
+/// Scheme, host and port: what a token may be sent to. Read by the parser that requests are sent with, so that both read an
+/// address alike.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct WebOrigin {
+    scheme: &'static str,
+    /// In lower case.
+    host: String,
+    port: u16,
+}
+
+impl WebOrigin {
+    /// `None` for what is no address of http or https.
+    fn of(url: &str) -> Option<WebOrigin> {
+        let uri: Uri = url.parse().ok()?;
+        let (scheme, usual) = match uri.scheme_str()? {
+            "https" => ("https", 443),
+            "http" => ("http", 80),
+            _ => return None,
+        };
+        let host = uri.host().filter(|host| !host.is_empty())?.to_lowercase();
+        Some(WebOrigin { scheme, host, port: uri.port_u16().unwrap_or(usual) })
+    }
+
+    fn usual_port(&self) -> bool {
+        matches!((self.scheme, self.port), ("https", 443) | ("http", 80))
+    }
+}
+
+impl std::fmt::Display for WebOrigin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}://{}", self.scheme, self.host)?;
+        if self.usual_port() { Ok(()) } else { write!(f, ":{}", self.port) }
+    }
 }
 
 /// The host, for messages: no path, no signature, no password.
 pub(super) fn host(url: &str) -> String {
-    let origin = origin(url);
-    origin.split_once("://").map_or(origin.clone(), |(_, host)| host.to_string())
+    let origin = WebOrigin::of(url).map(|origin| origin.to_string()).unwrap_or_default();
+    origin.split_once("://").map_or("?".into(), |(_, host)| host.to_string())
 }
 
-/// Where a redirect leads.
-fn join(base: &str, to: &str) -> String {
-    let scheme = base.find("://").map_or(0, |at| at + 3);
-    let authority = base[scheme..].find('/').map_or(base.len(), |at| scheme + at);
-    if to.contains("://") {
+/// Where a redirect leads: to an address, or to a path on the same host. `None` where that is no address.
+fn join(base: &str, to: &str) -> Option<String> {
+    let uri: Uri = base.parse().ok()?;
+    let (scheme, authority, path) = (uri.scheme_str()?, uri.authority()?, uri.path());
+    // Only a scheme has a colon before the path begins.
+    let joined = if to.split(['/', '?', '#']).next().is_some_and(|first| first.contains(':')) {
         to.into()
     } else if to.starts_with("//") {
-        format!("{}{to}", &base[..scheme.saturating_sub(2)])
+        format!("{scheme}:{to}")
     } else if to.starts_with('/') {
-        format!("{}{to}", &base[..authority])
+        format!("{scheme}://{authority}{to}")
     } else {
-        let folder = base.rfind('/').filter(|at| *at >= authority).unwrap_or(base.len());
-        format!("{}/{to}", &base[..folder])
-    }
+        let folder = path.rfind('/').map_or("", |at| &path[..at]);
+        format!("{scheme}://{authority}{folder}/{to}")
+    };
+    WebOrigin::of(&joined).map(|_| joined)
 }
 
 #[cfg(test)]
@@ -351,19 +384,29 @@ mod tests {
 
     #[test]
     fn redirects_lead_where_they_say() {
-        let base = "http://hub:80/a/b";
-        assert_eq!(join(base, "https://cdn/x?y"), "https://cdn/x?y");
-        assert_eq!(join(base, "//cdn/x"), "http://cdn/x");
-        assert_eq!(join(base, "/x"), "http://hub:80/x");
-        assert_eq!(join(base, "x"), "http://hub:80/a/x");
-        assert_eq!(join("http://hub", "x"), "http://hub/x");
+        let base = "http://hub:80/a/b?c";
+        let to = |to: &str| join(base, to);
+        assert_eq!(to("https://cdn/x?y").as_deref(), Some("https://cdn/x?y"));
+        assert_eq!(to("//cdn/x").as_deref(), Some("http://cdn/x"));
+        assert_eq!(to("/x").as_deref(), Some("http://hub:80/x"));
+        assert_eq!(to("x").as_deref(), Some("http://hub:80/a/x"));
+        assert_eq!(join("http://hub", "x").as_deref(), Some("http://hub/x"));
+        assert_eq!(to("ftp://cdn/x"), None);
+        assert_eq!(to("http://"), None);
     }
 
+    /// Seen red with the host read up to the first `@`, and with the whole text compared.
     #[test]
     fn an_origin_is_scheme_host_and_port() {
-        assert_eq!(origin("https://user:pw@Hub:8/x?y"), "https://hub:8");
-        assert_ne!(origin("https://hub.evil/x"), origin("https://hub"));
-        assert_ne!(origin("http://hub/x"), origin("https://hub"));
+        let of = |url: &str| WebOrigin::of(url);
+        assert_eq!(of("https://user:pw@Hub:8/x?y").unwrap().to_string(), "https://hub:8");
+        assert_eq!(of("https://hub:443/x"), of("https://HUB"));
+        for other in ["https://hub.evil/x", "http://hub/x", "https://hub@evil/", "https://hub:444", "https://hub:80"] {
+            assert!(of(other).is_some() && of(other) != of("https://hub"), "{other}");
+        }
+        for none in ["hub", "ftp://hub", "https://", "https://hub\\@evil", "/x", ""] {
+            assert_eq!(of(none), None, "{none}");
+        }
         assert_eq!(host("https://user:pw@hub:8/x?sig=secret"), "hub:8");
     }
 }

@@ -2,8 +2,9 @@
 //! what is called usable is. Reads headers only; changes nothing.
 
 use super::cache::{self, Repo};
-use crate::model::checkpoint::{self, Checkpoint};
-use crate::model::config::Config;
+use crate::config::Config;
+use crate::model::checkpoint::Checkpoint;
+use crate::model::model_dir::{ModelDir, file};
 use std::path::{Path, PathBuf};
 
 /// A model on this machine.
@@ -48,11 +49,11 @@ pub fn inventory(folders: &[PathBuf]) -> (PathBuf, Vec<Entry>) {
         }
     }
     for folder in folders {
-        let inner: Vec<PathBuf> = match folder.join("config.json").exists() {
+        let inner: Vec<PathBuf> = match folder.join(file::CONFIG).exists() {
             true => Vec::new(),
             false => {
                 let inner = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-                let mut inner: Vec<PathBuf> = inner.filter(|path| path.join("config.json").exists()).collect();
+                let mut inner: Vec<PathBuf> = inner.filter(|path| path.join(file::CONFIG).exists()).collect();
                 inner.sort();
                 inner
             }
@@ -64,21 +65,13 @@ pub fn inventory(folders: &[PathBuf]) -> (PathBuf, Vec<Entry>) {
 }
 
 fn entry(name: String, folder: PathBuf, unfinished: u64) -> Entry {
-    let has = |file: &str| folder.join(file).exists();
-    let tokenizer = has("tokenizer.json") || has("vocab.json") && has("merges.txt");
-    let state = match (unfinished > 0, cache::has_weights(&folder)) {
+    let dir = ModelDir::new(&folder);
+    let tokenizer = dir.has_tokenizer();
+    let state = match (unfinished > 0, dir.has_weights()) {
         (true, false) => Err(format!("its download was broken off; any command with --model {name} goes on with it")),
-        _ => look(&folder),
+        _ => Checkpoint::open(&folder).map(|checkpoint| checkpoint.config().clone()).map_err(|e| e.to_string()),
     };
     Entry { bytes: bytes(&folder), name, folder, unfinished, tokenizer, state }
-}
-
-/// Another architecture is named before its weights are missed: that is the reason that counts.
-fn look(folder: &Path) -> Result<Config, String> {
-    if let Ok(text) = checkpoint::read(&folder.join("config.json")) {
-        Config::from_json(&text).map_err(|e| e.to_string())?;
-    }
-    Checkpoint::open(folder).map(|checkpoint| checkpoint.config().clone()).map_err(|e| e.to_string())
 }
 
 /// Bytes of the files in a folder, those behind links included.

@@ -102,6 +102,14 @@ pub fn nearest(wanted: &str) -> Vec<&'static str> {
     scored.into_iter().take(3).map(|(_, name)| name).collect()
 }
 
+/// "; did you mean …?" with what looks like `wanted`, or nothing.
+pub(super) fn did_you_mean(wanted: &str) -> String {
+    match nearest(wanted).as_slice() {
+        [] => String::new(),
+        names => format!("; did you mean {}?", names.join(", ")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

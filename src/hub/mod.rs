@@ -1,6 +1,6 @@
 //! Where a model comes from: the demo inside the binary, a folder, the local Hugging Face cache, or a download into it. Owns
-//! names and the order in which they are looked up; `weights.rs` and `text.rs` read what is found.
-//! Read next: `cache.rs` (where things lie), `download.rs` (how they get there).
+//! names and the order in which they are looked up; `checkpoint.rs` and `tokenizer.rs` read what is found.
+//! Read next: `given.rs` (what a name means), `cache.rs` (where things lie), `download.rs` (how they get there).
 
 #[cfg_attr(not(feature = "download"), allow(dead_code))] // what writes is for downloads
 mod cache;
@@ -9,6 +9,7 @@ mod check;
 #[cfg(all(feature = "download", not(target_arch = "wasm32")))]
 mod download;
 mod error;
+mod given;
 #[cfg(all(feature = "download", not(target_arch = "wasm32")))]
 mod http;
 mod inventory;
@@ -21,7 +22,9 @@ pub use error::HubError;
 pub use inventory::{Entry, inventory};
 pub use known::{KNOWN, Known};
 
-use cache::Repo;
+use crate::model::model_dir::{Instead, ModelDir};
+use cache::{Holds, Repo};
+use given::Given;
 use std::path::{Path, PathBuf};
 
 /// Where a model was found.
@@ -110,29 +113,48 @@ impl Name {
     fn cached(&self, cache: &Path) -> Cached {
         // Before owners existed the short names were repositories; caches of that time still hold them.
         let repos = [&self.repo, &self.given].map(|name| Repo::new(cache, name));
-        let snapshots: Vec<(&Repo, PathBuf)> =
-            repos.iter().filter_map(|repo| Some((repo, repo.snapshot(&self.revision)?))).collect();
-        if let Some((_, whole)) = snapshots.iter().find(|(repo, snapshot)| repo.is_whole(snapshot)) {
-            return Cached::Whole(whole.clone());
+        let snapshots: Vec<(Holds, PathBuf)> = repos
+            .iter()
+            .filter_map(|repo| repo.snapshot(&self.revision).map(|snapshot| (repo.holds(&snapshot), snapshot)))
+            .collect();
+        let with = |wanted: Holds| snapshots.iter().find(|(holds, _)| *holds == wanted).map(|(_, s)| s.clone());
+        if let Some(whole) = with(Holds::Everything) {
+            Cached::Whole(whole)
+        } else if let Some(snapshot) = with(Holds::NoCompanions) {
+            Cached::Part(snapshot, "what its tokenizer_config.json says, if it has one")
+        } else if let Some(snapshot) = with(Holds::NoTokenizer) {
+            Cached::Part(snapshot, "a tokenizer")
+        } else {
+            let other = |snapshot: &PathBuf| Instead::of(&ModelDir::new(snapshot).names()).is_some();
+            with(Holds::NoWeights).filter(other).map_or(Cached::Nothing, Cached::Other)
         }
-        let find = |has: &dyn Fn(&Path) -> bool| snapshots.iter().map(|(_, s)| s).find(|s| has(s)).cloned();
-        if let Some(snapshot) = find(&cache::has_weights) {
-            return Cached::NoTokenizer(snapshot);
+    }
+
+    /// How the cache lacks it: not at all there, there in part, or another revision of it.
+    fn lack(&self, cache: &Path) -> String {
+        let repo = Repo::new(cache, &self.repo);
+        let (model, revisions) = (format!("{} ({})", self.repo, self.revision), repo.revisions());
+        if repo.unfinished() > 0 || repo.snapshot(&self.revision).is_some() {
+            format!("{model} is not whole in")
+        } else if revisions.is_empty() {
+            format!("{model} is not in")
+        } else {
+            format!("{model} (but {}) is not in", revisions.join(", "))
         }
-        find(&|snapshot| snapshot.join("pytorch_model.bin").exists()).map_or(Cached::Nothing, Cached::Pickle)
     }
 }
 
 enum Cached {
     Whole(PathBuf),
-    /// Weights, but no tokenizer, and nobody has said that the repository has none.
-    NoTokenizer(PathBuf),
+    /// Enough to run token ids, and what is missing.
+    Part(PathBuf, &'static str),
     /// Weights only in a form that is not read.
-    Pickle(PathBuf),
+    Other(PathBuf),
     Nothing,
 }
 
-/// Finds a model: `demo`, then a folder, then a hub name in the local cache, then on the hub. `tell` hears of a download.
+/// Finds a model: `demo`, then a folder or a file of one, then a hub name or address in the local cache, then on the hub.
+/// `tell` hears of a download.
 ///
 /// # Errors
 /// [`HubError`] says what was looked for and what to do.
@@ -141,10 +163,10 @@ pub fn resolve(name: &str, tell: &mut dyn FnMut(Event<'_>)) -> Result<Source, Hu
     if name == "demo" {
         return Ok(Source::Demo);
     }
-    if Path::new(name).is_dir() {
-        return Ok(Source::Folder(name.into()));
-    }
-    let name = Name::parse(name)?;
+    let name = match given::read(name)? {
+        Given::Folder(folder) => return Ok(Source::Folder(folder)),
+        Given::Name(name) => name,
+    };
     let cache = cache::root();
     let cached = name.cached(&cache);
     if let Cached::Whole(snapshot) = cached {
@@ -152,13 +174,17 @@ pub fn resolve(name: &str, tell: &mut dyn FnMut(Event<'_>)) -> Result<Source, Hu
     }
     match (fetch(&name, &cache, tell), cached) {
         (Ok(snapshot), _) => Ok(Source::Cache(snapshot)),
-        // Token ids can be run without a tokenizer; a pickle has a message of its own.
-        (
-            Err(HubError::Offline { .. } | HubError::NotBuilt { .. }),
-            Cached::NoTokenizer(snapshot) | Cached::Pickle(snapshot),
-        ) => Ok(Source::Cache(snapshot)),
-        (Err(e), Cached::NoTokenizer(snapshot)) => {
-            tell(Event::Note(&format!("note: the cache has no tokenizer of {}, and {e}", name.repo)));
+        // It has a message of its own.
+        (Err(HubError::Offline { .. } | HubError::NotBuilt { .. }), Cached::Other(snapshot)) => {
+            Ok(Source::Cache(snapshot))
+        }
+        (Err(e), Cached::Part(snapshot, missing)) => {
+            let why = match &e {
+                HubError::Offline { why, .. } => format!("{why} forbids downloads"),
+                HubError::NotBuilt { .. } => "this build has no downloads".into(),
+                e => e.to_string(),
+            };
+            tell(Event::Note(&format!("note: the cache lacks {missing}, of {}, and {why}", name.repo)));
             Ok(Source::Cache(snapshot))
         }
         (Err(e), _) => Err(e),
@@ -175,12 +201,12 @@ fn fetch(name: &Name, cache: &Path, tell: &mut dyn FnMut(Event<'_>)) -> Result<P
 
 #[cfg(not(all(feature = "download", not(target_arch = "wasm32"))))]
 fn fetch(name: &Name, cache: &Path, _tell: &mut dyn FnMut(Event<'_>)) -> Result<PathBuf, HubError> {
-    Err(HubError::NotBuilt { repo: name.repo.clone(), revision: name.revision.clone(), cache: cache.into() })
+    Err(HubError::NotBuilt { lack: name.lack(cache), cache: cache.into() })
 }
 
 #[cfg(all(feature = "download", not(target_arch = "wasm32")))]
 fn offline(name: &Name, cache: &Path, why: &'static str) -> HubError {
-    HubError::Offline { repo: name.repo.clone(), revision: name.revision.clone(), cache: cache.into(), why }
+    HubError::Offline { lack: name.lack(cache), cache: cache.into(), near: known::did_you_mean(&name.given), why }
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@
 //!
 //! Names are Hugging Face's without the optional `transformer.` in front. Conv1D weights are [in, out] and stay so.
 
+use crate::config::{Config, ConfigError};
 use crate::device::{Blob, Bytes, Dtype, Part, StoredWeight};
-use crate::model::config::{Config, ConfigError};
 use crate::model::model_dir::{Kind, ModelDir, be_a_file, file, read_file};
 use memmap2::Mmap;
 use safetensors::SafeTensors;
@@ -235,6 +235,8 @@ impl Checkpoint {
             return Err(WeightsError::NoConfig { folder: folder.into(), hint: dir.hint() });
         }
         let config_json = read(&dir.path(file::CONFIG))?;
+        // Another architecture is named before its weights are missed: that is the reason that counts.
+        let config = parse(folder, &config_json)?;
         let names = dir.weights()?;
         let files = names
             .into_iter()
@@ -244,7 +246,7 @@ impl Checkpoint {
                 Ok((path.display().to_string(), Arc::new(mapped) as Arc<dyn Bytes>))
             })
             .collect::<Result<_, WeightsError>>()?;
-        let mut checkpoint = Checkpoint::from_parts(folder, config_json, files)?;
+        let mut checkpoint = Checkpoint::from_parts(config, config_json, files)?;
         if dir.has(file::ADAPTER_CONFIG) {
             let note =
                 format!("{} is not used: the weights are read as they stand", dir.path(file::ADAPTER_CONFIG).display());
@@ -259,16 +261,15 @@ impl Checkpoint {
     /// As [`Checkpoint::open`].
     pub fn from_bytes(name: &str, config_json: &str, safetensors: Arc<dyn Bytes>) -> Result<Checkpoint, WeightsError> {
         let file = format!("{name}/{}", file::WEIGHTS);
-        Checkpoint::from_parts(Path::new(name), config_json.into(), vec![(file, safetensors)])
+        let config = parse(Path::new(name), config_json)?;
+        Checkpoint::from_parts(config, config_json.into(), vec![(file, safetensors)])
     }
 
     fn from_parts(
-        folder: &Path,
+        config: Config,
         config_json: String,
         files: Vec<(String, Arc<dyn Bytes>)>,
     ) -> Result<Checkpoint, WeightsError> {
-        let config =
-            Config::from_json(&config_json).map_err(|source| WeightsError::Config { folder: folder.into(), source })?;
         let mut tensors = Vec::new();
         let mut shared = Vec::new();
         let mut with_headers = Vec::new();
@@ -362,6 +363,10 @@ struct Found {
     shape: Vec<usize>,
     owner: Arc<dyn Bytes>,
     range: Range<usize>,
+}
+
+fn parse(folder: &Path, config_json: &str) -> Result<Config, WeightsError> {
+    Config::from_json(config_json).map_err(|source| WeightsError::Config { folder: folder.into(), source })
 }
 
 /// A checkpoint's JSON file.

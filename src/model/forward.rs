@@ -5,14 +5,14 @@
 //!
 //! `?` after `hooks.at` ends the run once nothing further was asked for; see [`Stop`].
 
+use crate::batch::Batch;
+use crate::config::Config;
 use crate::device::{Device, DeviceError, Heads, Operations, Queries};
 use crate::hooks::capture::Sink;
 use crate::hooks::layout::Layout;
 use crate::hooks::recorder::{Progress, Recorder, Stop};
 use crate::hooks::request::{HookError, Hooks};
-use crate::hooks::site::Site;
-use crate::model::batch::Batch;
-use crate::model::config::Config;
+use crate::hooks::site::{Site, SiteError};
 use crate::model::params::{Biased, Block, LoadError, Params};
 use std::ops::Range;
 use thiserror::Error;
@@ -90,7 +90,44 @@ pub enum Start<'a> {
     },
 }
 
-impl Start<'_> {
+impl<'a> Start<'a> {
+    /// Checks that there is a row for each token, and that the block exists.
+    ///
+    /// # Errors
+    /// [`HookError::Start`].
+    pub(crate) fn check(self, batch: &Batch, config: &Config) -> Result<(), HookError> {
+        let given = match self {
+            Start::Tokens => return Ok(()),
+            Start::Embeddings(values) => values.len(),
+            Start::Stream { layer, .. } if layer >= config.n_layer => {
+                return Err(SiteError::Layer { layer: layer as i64, n_layer: config.n_layer }.into());
+            }
+            Start::Stream { values, .. } => values.len(),
+        };
+        match batch.ids().len() * config.n_embd {
+            expected if expected == given => Ok(()),
+            expected => Err(HookError::Start { given, expected }),
+        }
+    }
+
+    /// The part of it that some rows of the batch begin with.
+    pub(crate) fn of_rows(self, rows: Range<usize>, config: &Config) -> Start<'a> {
+        let values = rows.start * config.n_embd..rows.end * config.n_embd;
+        match self {
+            Start::Tokens => Start::Tokens,
+            Start::Embeddings(all) => Start::Embeddings(&all[values]),
+            Start::Stream { layer, values: all } => Start::Stream { layer, values: &all[values] },
+        }
+    }
+
+    /// The first block that is run.
+    pub(crate) fn first_layer(self) -> usize {
+        match self {
+            Start::Stream { layer, .. } => layer,
+            Start::Tokens | Start::Embeddings(_) => 0,
+        }
+    }
+
     /// The first site that a run has a value for.
     fn first_site(self) -> Site {
         match self {
@@ -131,12 +168,14 @@ pub struct Run<'a, D: Device> {
     /// Where keys and values of earlier tokens are and those of the run's own tokens go. Without one, every text begins at
     /// position 0.
     pub cache: Option<&'a mut KvCache<D>>,
+    /// For each text of the batch, which of the cache's texts it goes on from. Without it, they are the same texts.
+    pub texts_in_cache: Option<&'a [usize]>,
 }
 
 impl<'a, D: Device> Run<'a, D> {
     /// Some texts of a batch from their tokens on.
     pub fn new(layout: &'a Layout<'a>, texts: Range<usize>) -> Run<'a, D> {
-        Run { layout, texts, start: Start::Tokens, cache: None }
+        Run { layout, texts, start: Start::Tokens, cache: None, texts_in_cache: None }
     }
 }
 
@@ -152,7 +191,7 @@ pub async fn forward<D: Device>(
     sink: &mut dyn Sink,
     progress: Option<Progress<'_>>,
 ) -> Result<(), RunError> {
-    let Run { layout, texts, start, cache } = run;
+    let Run { layout, texts, start, cache, texts_in_cache } = run;
     let part = layout.batch().part(texts.clone());
     check_size(dev, params.config(), &part, layout.hooks())?;
     let first = start.first_site();
@@ -160,7 +199,11 @@ pub async fn forward<D: Device>(
         return Err(HookError::BeforeStart { site: site.name() }.into());
     }
     let mut recorder = Recorder::new(layout, texts.clone(), sink, progress);
-    let mut pass = Pass { dev, params, config: params.config(), batch: &part, first_text: texts.start, cache };
+    let texts_in_cache = match texts_in_cache {
+        Some(all) => all[texts.clone()].to_vec(),
+        None => texts.clone().collect(),
+    };
+    let mut pass = Pass { dev, params, config: params.config(), batch: &part, texts_in_cache, cache };
     let ended = match pass.run(start, &mut recorder).await {
         Ok(()) | Err(End::Done) => recorder.finish(dev).await.map_err(End::from),
         failed => failed,
@@ -217,8 +260,8 @@ struct Pass<'a, D: Device> {
     params: &'a Params<D>,
     config: &'a Config,
     batch: &'a Batch,
-    /// The number of the batch's first text in the cache.
-    first_text: usize,
+    /// The number of each text of the batch in the cache.
+    texts_in_cache: Vec<usize>,
     cache: Option<&'a mut KvCache<D>>,
 }
 
@@ -348,7 +391,7 @@ impl<D: Device> Pass<'_, D> {
     fn queries(&self) -> Vec<Queries> {
         let query = |(i, rows): (usize, &Range<usize>)| Queries {
             rows: rows.clone(),
-            text: self.first_text + i,
+            text: self.texts_in_cache[i],
             n_keys: self.batch.n_keys(i),
         };
         self.batch.texts().iter().enumerate().map(query).collect()

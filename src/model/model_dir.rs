@@ -38,8 +38,6 @@ pub(crate) mod file {
     pub const SENTENCEPIECE: &str = "tokenizer.model";
     /// An adapter of another model, which is not read.
     pub const ADAPTER_CONFIG: &str = "adapter_config.json";
-    /// Weights as a pickle, which is not read.
-    pub const PICKLE: &str = "pytorch_model.bin";
 }
 
 /// The files that a tokenizer can be read from; the first set that is whole counts.
@@ -84,7 +82,7 @@ impl ModelDir {
     }
 
     /// Every name in the folder.
-    fn names(&self) -> Vec<String> {
+    pub fn names(&self) -> Vec<String> {
         let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
         let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
         names.sort();
@@ -200,6 +198,12 @@ impl Instead {
         let pickle = names.iter().find(|name| name.starts_with("pytorch_model") && name.ends_with(".bin"));
         let mut safetensors = names.iter().filter(|name| name.ends_with(".safetensors") && *name != file::WEIGHTS);
         let only = safetensors.next().filter(|_| safetensors.next().is_none());
+        // What Trainer keeps for going on, which is no model.
+        let other = |name: &&String| {
+            let training =
+                ["optimizer.", "scheduler.", "rng_state", "scaler."].iter().any(|start| name.starts_with(start));
+            !training && [".pt", ".pth", ".ckpt"].iter().any(|end| name.ends_with(end))
+        };
         let first = [
             shard.cloned().map(Instead::NoIndex),
             only.cloned().map(Instead::Renamed),
@@ -208,7 +212,7 @@ impl Instead {
             is(&["tf_model.h5"]).or(ends(&[".h5", ".ckpt.index"])).map(Instead::TensorFlow),
             ends(&[".msgpack"]).map(Instead::Flax),
             ends(&[".onnx"]).map(Instead::Onnx),
-            ends(&[".pt", ".pth", ".ckpt"]).map(Instead::OtherPickle),
+            names.iter().find(other).cloned().map(Instead::OtherPickle),
         ];
         first.into_iter().flatten().next()
     }
@@ -235,6 +239,10 @@ impl Instead {
                 "its {name} is a GGUF file, which actscope does not read; give the checkpoint that it was made of, or convert \
                  it once (what was lost by quantizing stays lost) with {}",
                 convert(&format!(", gguf_file='{name}'"))
+            ),
+            Instead::TensorFlow(name) if name.ends_with(".index") => format!(
+                "its {name} is a TensorFlow 1 checkpoint, as OpenAI published GPT-2, which actscope does not read; the same \
+                 models are on the hub as gpt2, gpt2-medium, gpt2-large and gpt2-xl"
             ),
             Instead::TensorFlow(name) => format!(
                 "its {name} is a TensorFlow checkpoint, which actscope does not read; convert it once, with tensorflow and a \
@@ -308,13 +316,20 @@ impl fmt::Display for Kind {
             Kind::LfsPointer => {
                 "a git-lfs pointer: the file that it stands for was not fetched; run `git lfs pull` in its folder"
             }
-            Kind::Html => "an HTML page, such as a log-in page or the hub's page about the file",
-            Kind::Gguf => "a GGUF file, which actscope does not read; give the checkpoint that it was made of",
-            Kind::Hdf5 => "an HDF5 file, as TensorFlow writes them, which actscope does not read",
-            Kind::Zip => {
-                "a zip archive, as torch.save writes pickles, which can run code, so actscope does not read it"
+            Kind::Html => {
+                "an HTML page, such as a log-in page or the hub's page about the file; fetch the file itself (on the hub, the \
+                 address with /resolve/ in it)"
             }
-            Kind::Pickle => "a pickle, which can run code, so actscope does not read it",
+            Kind::Gguf => "a GGUF file, which actscope does not read; give the checkpoint that it was made of",
+            Kind::Hdf5 => "an HDF5 file, as TensorFlow writes them, which actscope does not read; save it as safetensors",
+            Kind::Zip => {
+                "a zip archive, as torch.save writes pickles, which can run code, so actscope does not read it; save the model \
+                 with save_pretrained, which writes safetensors"
+            }
+            Kind::Pickle => {
+                "a pickle, which can run code, so actscope does not read it; save the model with save_pretrained, which writes \
+                 safetensors"
+            }
         })
     }
 }

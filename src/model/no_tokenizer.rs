@@ -60,6 +60,14 @@ impl Tokenizer {
         match self.0 {}
     }
 
+    /// The text of some tokens.
+    ///
+    /// # Errors
+    /// None: there is no such tokenizer.
+    pub fn decode(&self, _ids: &[u32]) -> Result<String, TokenizerError> {
+        match self.0 {}
+    }
+
     /// The id of GPT-2's one special token.
     pub fn end_of_text(&self) -> Option<u32> {
         match self.0 {}

@@ -323,6 +323,24 @@ impl Tokenizer {
         Token { id, bytes }
     }
 
+    /// The text of some tokens; bytes that are no whole UTF-8 character become U+FFFD.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Encode`], where the tokenizer cannot.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
+        if self.byte_level {
+            let bytes: Vec<u8> = ids.iter().flat_map(|id| self.token(*id).bytes.unwrap_or_default()).collect();
+            return Ok(String::from_utf8_lossy(&bytes).into_owned());
+        }
+        guarded(|| self.tokenizer.decode(ids, false)).map_err(TokenizerError::Encode)
+    }
+
+    /// The token with this id as the vocabulary writes it, which is what transformers' `convert_ids_to_tokens` gives: byte-level
+    /// tokenizers write a space as `Ġ`.
+    pub fn written(&self, id: u32) -> Option<String> {
+        self.tokenizer.id_to_token(id)
+    }
+
     /// The id of GPT-2's one special token, which begins and ends texts.
     pub fn end_of_text(&self) -> Option<u32> {
         self.tokenizer.token_to_id("<|endoftext|>")

@@ -25,7 +25,7 @@ use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{AddedToken, AddedVocabulary, Tokenizer};
+use tokenizers::{AddedToken, AddedVocabulary, NormalizedString, Normalizer, Tokenizer};
 
 /// A tokenizer, and what its user should know of how it was read.
 pub(super) struct Read {
@@ -71,9 +71,12 @@ impl Class {
 }
 
 /// A token as a file describes it.
-#[derive(Clone, Deserialize)]
+#[derive(Clone, Deserialize, PartialEq)]
 struct Added {
     content: String,
+    /// Given by its text alone. To transformers that is another token than one with the same text and flags.
+    #[serde(skip)]
+    bare: bool,
     #[serde(default)]
     single_word: bool,
     #[serde(default)]
@@ -91,6 +94,7 @@ impl Added {
     fn special(content: &str) -> Added {
         Added {
             content: content.into(),
+            bare: true,
             single_word: false,
             lstrip: false,
             rstrip: false,
@@ -175,8 +179,14 @@ fn nothing_to_read(dir: &ModelDir, settings: &Settings) -> Result<Option<Read>, 
 struct Settings {
     class: Option<String>,
     fields: Map<String, Value>,
+    /// Named tokens that this tokenizer alone has, as far as they are told from the settings by themselves.
+    own: Vec<(String, Value)>,
     notes: Vec<String>,
 }
+
+/// The key of special tokens without a name, and the one that it had before transformers 5.
+const EXTRA: &str = "extra_special_tokens";
+const EXTRA_BEFORE: &str = "additional_special_tokens";
 
 impl Settings {
     fn read(dir: &ModelDir) -> Result<Settings, TokenizerError> {
@@ -184,7 +194,7 @@ impl Settings {
         let mut fields = object(&path)?.unwrap_or_default();
         let mut notes = Vec::new();
         let of_config = || object(&dir.path(file::CONFIG)).ok().flatten()?.get("tokenizer_class").cloned();
-        let class = fields.remove("tokenizer_class").filter(|class| !class.is_null()).or_else(of_config);
+        let class = fields.shift_remove("tokenizer_class").filter(|class| !class.is_null()).or_else(of_config);
         let class = class.and_then(|class| class.as_str().map(str::to_string));
         if fields.contains_key("fast_tokenizer_files") {
             let what = "it names several tokenizer files by the version of transformers (fast_tokenizer_files)".into();
@@ -200,47 +210,82 @@ impl Settings {
                 path.display()
             ));
         }
+        let is_empty = |value: &Value| match value {
+            Value::Array(list) => list.is_empty(),
+            Value::Object(map) => map.is_empty(),
+            value => value.is_null(),
+        };
+        if fields.get(EXTRA).is_none_or(is_empty)
+            && let Some(before) = fields.shift_remove(EXTRA_BEFORE)
+        {
+            fields.insert(EXTRA.into(), before);
+        }
+        let mut own: Vec<(String, Value)> = Vec::new();
+        let is_own = |(name, value): &(&String, &Value)| {
+            value.is_string() && name.ends_with("_token") && !NAMED.contains(&name.as_str())
+        };
+        own.extend(fields.iter().filter(is_own).map(|(name, value)| (name.clone(), value.clone())));
+        own.iter().for_each(|(name, _)| drop(fields.shift_remove(name)));
+        if let Some(Value::Object(named)) = fields.get(EXTRA) {
+            own.extend(named.clone());
+            fields.shift_remove(EXTRA);
+        }
         // Only folders of before transformers 4.34 have no added_tokens_decoder and need the map.
         if !fields.contains_key("added_tokens_decoder") {
             let map = object(&dir.path(file::SPECIAL_TOKENS_MAP))?.unwrap_or_default();
             for (name, mut value) in map {
-                if let Some(token) = value.as_object_mut().filter(|_| name != "extra_special_tokens") {
-                    token.insert("special".into(), true.into());
+                match (&mut value, fields.get_mut(&name)) {
+                    (Value::Array(new), Some(Value::Array(list))) if name == EXTRA => {
+                        new.retain(|token| !list.contains(token));
+                        list.append(new);
+                        continue;
+                    }
+                    (Value::Object(named), _) if name == EXTRA => {
+                        own.extend(named.clone());
+                        continue;
+                    }
+                    (Value::Object(token), _) => drop(token.insert("special".into(), true.into())),
+                    _ => {}
                 }
                 fields.insert(name, value);
             }
         }
-        Ok(Settings { class, fields, notes })
+        Ok(Settings { class, fields, own, notes })
     }
 
     fn flag(&self, name: &str) -> Option<bool> {
         self.fields.get(name).and_then(Value::as_bool)
     }
 
-    /// The named special tokens that there are: those of every tokenizer, then those of this one alone.
-    fn named(&self, class: Class, path: &Path) -> Result<Vec<(String, Added)>, TokenizerError> {
+    /// The named special tokens that there are: those of every tokenizer, then those of this one alone. `padding` is the
+    /// token that a tokenizer.json pads with.
+    fn named(&self, class: Class, padding: Option<&str>, path: &Path) -> Result<Vec<(String, Added)>, TokenizerError> {
         let mut named = Vec::new();
         for name in NAMED {
             match self.fields.get(name) {
                 // Said to be none.
                 Some(Value::Null) => {}
                 Some(value) => named.push((name.into(), token(value).ok_or_else(|| not_a_token(path, name))?)),
-                None => named.extend(class.default_of(name).map(|token| (name.to_string(), Added::special(token)))),
+                None => {
+                    let of_file = padding.filter(|_| name == "pad_token" && class == Class::AsItStands);
+                    let default = of_file.or(class.default_of(name));
+                    named.extend(default.map(|token| (name.to_string(), Added::special(token))));
+                }
             }
         }
-        let own = self.fields.iter().filter(|(name, _)| name.ends_with("_token") && !NAMED.contains(&name.as_str()));
-        let extra = self.fields.get("extra_special_tokens").and_then(Value::as_object).into_iter().flatten();
+        let others = self.fields.iter().filter(|(name, _)| name.ends_with("_token") && !NAMED.contains(&name.as_str()));
+        let own = self.own.iter().map(|(name, value)| (name, value));
         // Switches such as add_bos_token end the same way.
-        named.extend(own.chain(extra).filter_map(|(name, value)| Some((name.clone(), token(value)?))));
+        named.extend(others.chain(own).filter_map(|(name, value)| Some((name.clone(), token(value)?))));
         Ok(named)
     }
 
     /// The special tokens without a name.
     fn extra(&self, path: &Path) -> Result<Vec<Added>, TokenizerError> {
-        const NAMES: [&str; 2] = ["extra_special_tokens", "additional_special_tokens"];
-        let list = |name: &&str| self.fields.get(*name).and_then(Value::as_array).filter(|list| !list.is_empty());
-        let Some((name, list)) = NAMES.iter().find_map(|name| Some((name, list(name)?))) else { return Ok(Vec::new()) };
-        list.iter().map(|value| token(value).ok_or_else(|| not_a_token(path, name))).collect()
+        let name = if self.fields.contains_key(EXTRA) { EXTRA } else { EXTRA_BEFORE };
+        let list = self.fields.get(name).and_then(Value::as_array).into_iter().flatten();
+        let wrong = || not_a_token(path, "extra_special_tokens (or additional_special_tokens)");
+        list.map(|value| token(value).ok_or_else(wrong)).collect()
     }
 }
 
@@ -330,7 +375,7 @@ fn from_json(dir: &ModelDir, class: Class, settings: &Settings) -> Result<(Read,
             Some(ModelWrapper::WordPiece(pieces))
         }
         (Class::AsItStands, _) => {
-            as_it_stands(&path, &tokenizer, settings)?;
+            notes.extend(as_it_stands(&path, &tokenizer, settings)?);
             return Ok((Read { tokenizer, notes }, beside));
         }
         // A class that is not named, or is wrong: there is one sensible reading.
@@ -365,25 +410,45 @@ fn dropped(tokenizer: &Tokenizer, settings: &Settings) -> Vec<&'static str> {
     parts.into_iter().filter(|(_, dropped)| *dropped).map(|(part, _)| part).collect()
 }
 
-/// Classes that are not known here may build a part anew. Where tokenizer_config.json then says another thing than
-/// tokenizer.json, nobody can tell which counts.
-fn as_it_stands(path: &Path, tokenizer: &Tokenizer, settings: &Settings) -> Result<(), TokenizerError> {
-    const BASE: [&str; 3] = ["PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend"];
+/// Refuses and notes what a class other than the plain one may not take from tokenizer.json as it stands.
+fn as_it_stands(path: &Path, tokenizer: &Tokenizer, settings: &Settings) -> Result<Option<String>, TokenizerError> {
+    const PLAIN: [&str; 3] = ["PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend"];
+    /// Byte-level classes that build the pre-tokenizer anew from tokenizer_config.json.
+    const BYTE_LEVEL: [&str; 14] = [
+        "BartTokenizer",
+        "BlenderbotTokenizer",
+        "CodeGenTokenizer",
+        "DebertaTokenizer",
+        "GPTNeoXTokenizer",
+        "LEDTokenizer",
+        "LayoutLMv3Tokenizer",
+        "LongformerTokenizer",
+        "LukeTokenizer",
+        "MarkupLMTokenizer",
+        "MvpTokenizer",
+        "Qwen2Tokenizer",
+        "RobertaTokenizer",
+        "WhisperTokenizer",
+    ];
     let class = settings.class.as_deref().unwrap_or_default();
-    let said = settings.flag("add_prefix_space");
-    match tokenizer.get_pre_tokenizer() {
-        Some(PreTokenizerWrapper::ByteLevel(own))
-            if !BASE.contains(&class) && said.is_some_and(|said| said != own.add_prefix_space) =>
-        {
-            let what = format!(
-                "it has add_prefix_space {}, tokenizer_config.json has {}, and which of them counts for the class {class} is \
-                 not known here",
-                own.add_prefix_space, !own.add_prefix_space
-            );
-            Err(unsupported(path, what, "write the same in both"))
-        }
-        _ => Ok(()),
+    if PLAIN.contains(&class) {
+        return Ok(None);
     }
+    let said = settings.flag("add_prefix_space").unwrap_or(false);
+    if let Some(PreTokenizerWrapper::ByteLevel(own)) = tokenizer.get_pre_tokenizer()
+        && BYTE_LEVEL.contains(&class.strip_suffix("Fast").unwrap_or(class))
+        && said != own.add_prefix_space
+    {
+        let what = format!(
+            "it has add_prefix_space {}, and for the tokenizer's class {class} tokenizer_config.json counts, which has {said}",
+            own.add_prefix_space
+        );
+        return Err(unsupported(path, what, "write the same in both"));
+    }
+    Ok(Some(format!(
+        "{} is used as it stands; if transformers knows the tokenizer's class {class}, that may build parts of it anew",
+        path.display()
+    )))
 }
 
 fn unk(settings: &Settings) -> String {
@@ -449,25 +514,25 @@ fn finish(
     beside: Option<Beside>,
 ) -> Result<Read, TokenizerError> {
     let path = dir.path(file::TOKENIZER_CONFIG);
-    let (mut named, extra) = (settings.named(class, &path)?, settings.extra(&path)?);
-    // A tokenizer.json that pads names its padding token.
     let padding = beside.as_ref().and_then(|beside| beside.padding.as_ref()?.get("pad_token")?.as_str());
-    if let Some(pad) = padding
-        && class == Class::AsItStands
-        && !settings.fields.contains_key("pad_token")
-    {
-        named.push(("pad_token".into(), Added::special(pad)));
+    let (mut named, extra) = (settings.named(class, padding, &path)?, settings.extra(&path)?);
+    let Stated { tokens: stated, replaced } = stated(dir, &settings, beside.as_ref())?;
+    // A token that lost its id to another one still lends its flags to the name.
+    for (name, token) in named.iter_mut().filter(|(name, _)| NAMED.contains(&name.as_str())) {
+        let same = replaced.iter().find(|other| other.content == token.content);
+        if let Some(other) = same.filter(|_| settings.fields.contains_key(name.as_str())) {
+            *token = other.clone();
+        }
     }
-    let stated = stated(dir, &settings, beside.as_ref())?;
     let is_named = |token: &Added| named.iter().any(|(_, other)| other.content == token.content);
 
     let mut tokens: Vec<Added> = stated.values().map(|(token, _)| token.clone()).collect();
-    let known = |tokens: &[Added], content: &str, tokenizer: &Tokenizer| {
-        let there = tokenizer.get_added_vocabulary().get_vocab().contains_key(content);
-        there || tokens.iter().any(|token| token.content == content)
-    };
+    let before = tokens.len();
     for token in named.iter().map(|(_, token)| token).chain(&extra) {
-        if !known(&tokens, &token.content, &read.tokenizer) {
+        let there = read.tokenizer.get_added_vocabulary().get_vocab().contains_key(&token.content);
+        let is_stated = tokens[..before].iter().any(|other| other.content == token.content);
+        // Of two that differ in flags alone, the later one counts.
+        if !(there || is_stated || tokens.contains(token)) {
             tokens.push(token.clone());
         }
     }
@@ -488,12 +553,17 @@ fn finish(
         }
     }
 
+    read.notes.extend(alike(&read.tokenizer));
+
     let id = |name: &str| {
         let token = &named.iter().find(|(other, _)| other == name)?.1;
         Some((token.content.clone(), read.tokenizer.token_to_id(&token.content)?))
     };
     let around = match class {
-        Class::Bert => [id("cls_token"), id("sep_token")],
+        // The class writes what is not there as Python does, with the ids of BERT's own vocabulary.
+        Class::Bert => {
+            [("cls_token", 2), ("sep_token", 3)].map(|(name, of_bert)| id(name).or(Some(("None".into(), of_bert))))
+        }
         // Where there is a tokenizer.json, it alone decides.
         Class::Gpt2 if beside.is_none() => {
             let asked = |switch: &str, name: &str| id(name).filter(|_| settings.flag(switch) == Some(true));
@@ -510,6 +580,22 @@ fn finish(
     Ok(read)
 }
 
+/// Says which added tokens the normalizer makes the same: the `tokenizers` crate takes one of them, and not always the same.
+fn alike(tokenizer: &Tokenizer) -> Option<String> {
+    let normalizer = tokenizer.get_normalizer()?;
+    let mut written: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for token in tokenizer.get_added_vocabulary().get_added_tokens_decoder().values().filter(|token| token.normalized) {
+        let mut text = NormalizedString::from(token.content.as_str());
+        guarded(|| normalizer.normalize(&mut text)).ok()?;
+        written.entry(text.get().to_string()).or_default().push(token.content.clone());
+    }
+    let mut same = written.into_values().find(|tokens| tokens.len() > 1)?;
+    same.sort();
+    Some(format!(
+        "the added tokens {same:?} are the same after the tokenizer's normalizer, and either may be found in a text"
+    ))
+}
+
 /// A text between two tokens, either of which may be left out.
 fn template(around: &[Option<(String, u32)>; 2]) -> Result<TemplateProcessing, String> {
     let piece = |token: &Option<(String, u32)>| token.as_ref().map(|(token, _)| format!("{token}:0"));
@@ -521,38 +607,43 @@ fn template(around: &[Option<(String, u32)>; 2]) -> Result<TemplateProcessing, S
     built.map_err(|e| e.to_string())
 }
 
-/// The tokens that the files state with an id, each with the file that does.
-fn stated(
-    dir: &ModelDir,
-    settings: &Settings,
-    beside: Option<&Beside>,
-) -> Result<BTreeMap<u32, (Added, &'static str)>, TokenizerError> {
-    let mut stated = BTreeMap::new();
+/// The tokens that the files state with an id, each with the file that does, and those whose id another file gives away.
+#[derive(Default)]
+struct Stated {
+    tokens: BTreeMap<u32, (Added, &'static str)>,
+    replaced: Vec<Added>,
+}
+
+fn stated(dir: &ModelDir, settings: &Settings, beside: Option<&Beside>) -> Result<Stated, TokenizerError> {
+    let mut stated = Stated::default();
     if let Some(decoder) = settings.fields.get("added_tokens_decoder") {
         let path = dir.path(file::TOKENIZER_CONFIG);
         let wrong = || broken(&path, "added_tokens_decoder is not a map from ids to tokens".into());
         for (id, value) in decoder.as_object().ok_or_else(wrong)? {
             let id = id.parse().map_err(|_| wrong())?;
             let token = Added::deserialize(value).map_err(|_| wrong())?;
-            stated.insert(id, (token, file::TOKENIZER_CONFIG));
+            stated.tokens.insert(id, (token, file::TOKENIZER_CONFIG));
         }
         return Ok(stated);
     }
     let path = dir.path(file::ADDED_TOKENS);
-    let extra = settings.fields.get("extra_special_tokens").and_then(Value::as_array);
-    let extra: Vec<Added> = extra.into_iter().flatten().filter_map(token).collect();
-    // Only those that a file names: what a class has by default does not count here.
-    let named: Vec<Added> = NAMED.iter().filter_map(|name| token(settings.fields.get(*name)?)).collect();
+    // Those that a file names by their text, or special_tokens_map.json with flags: transformers finds no others here.
+    let by_text = |value: &&Value| value.get("__type").is_none();
+    let named = NAMED.iter().filter_map(|name| settings.fields.get(*name));
+    let extra = settings.fields.get(EXTRA).and_then(Value::as_array).into_iter().flatten();
+    let special: Vec<Added> = named.chain(extra).filter(by_text).filter_map(token).collect();
     for (content, id) in object(&path)?.unwrap_or_default() {
         let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
         let id = id.ok_or_else(|| broken(&path, format!("the id of {content:?} is not a whole number from 0 on")))?;
-        let mut tokens = named.iter().chain(&extra);
-        let special = tokens.any(|token| token.content == content);
+        let special = special.iter().any(|token| token.content == content);
         let token = Added { special, normalized: Some(!special), ..Added::special(&content) };
-        stated.insert(id, (token, file::ADDED_TOKENS));
+        if let Some((other, _)) = stated.tokens.insert(id, (token, file::ADDED_TOKENS)) {
+            return Err(broken(&path, format!("{:?} and {content:?} have the same id {id}", other.content)));
+        }
     }
     for WithId { id, token } in beside.into_iter().flat_map(|beside| &beside.added_tokens) {
-        stated.insert(*id, (token.clone(), file::TOKENIZER));
+        let before = stated.tokens.insert(*id, (token.clone(), file::TOKENIZER));
+        stated.replaced.extend(before.map(|(token, _)| token));
     }
     Ok(stated)
 }

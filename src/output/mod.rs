@@ -7,6 +7,8 @@ mod json;
 mod jsonl;
 mod npy;
 mod npz;
+#[cfg(feature = "parquet")]
+mod parquet;
 pub mod rows;
 mod safetensors;
 mod store;
@@ -14,7 +16,7 @@ pub mod summary;
 mod table;
 mod unfinished;
 
-use crate::hooks::capture::{Arrays, Sink};
+use crate::hooks::capture::{Arrays, Sink, StepSink};
 use crate::hooks::request::EditRecord;
 use crate::hooks::site::Site;
 use crate::model::token_select::Word;
@@ -26,6 +28,7 @@ use rows::RowSink;
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{BufWriter, ErrorKind, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 pub use store::bytes_of;
 use store::{Layout, Store};
@@ -60,6 +63,19 @@ pub struct Record<'a> {
     pub windows: Option<Windows>,
     /// Where it comes from.
     pub provenance: &'a Provenance,
+    /// How the texts were generated, where they were: JSON.
+    pub generation: Option<String>,
+    /// Positions of the arrays, and of those the recorded ones, where texts may have ended before them.
+    pub reserved: Option<Reserved>,
+}
+
+/// How long arrays are that were laid out before the texts were known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reserved {
+    /// Tokens of the longest text.
+    pub positions: usize,
+    /// Recorded positions of the text that has most.
+    pub rows: usize,
 }
 
 /// What the rows of a text's values are.
@@ -109,7 +125,8 @@ pub const HOOK_DEFINITIONS: &str = "transformer_lens>=4";
 impl Record<'_> {
     /// `input_ids` and `attention_mask`, [batch, pos], padded on the right with zeros.
     fn ids_and_mask(&self) -> (Array2<i64>, Array2<i64>) {
-        let shape = (self.tokens.len(), self.tokens.iter().map(Vec::len).max().unwrap_or(0));
+        let reserved = self.reserved.map_or(0, |reserved| reserved.positions);
+        let shape = (self.tokens.len(), self.tokens.iter().map(Vec::len).max().unwrap_or(0).max(reserved));
         let (mut ids, mut mask) = (Array2::zeros(shape), Array2::zeros(shape));
         for i in 0..shape.0 {
             for (p, token) in self.tokens[i].iter().enumerate() {
@@ -180,6 +197,7 @@ impl Record<'_> {
         };
         let mut add = |name, of: &dyn Fn(usize, usize) -> usize| {
             let widest = (0..self.tokens.len()).map(rows).max().unwrap_or(0);
+            let widest = widest.max(self.reserved.map_or(0, |reserved| reserved.rows));
             let at = |(text, n): (usize, usize)| if n < rows(text) { of(text, n) as i64 } else { -1 };
             tables.push((name, Array2::from_shape_fn((self.tokens.len(), widest), at)));
         };
@@ -226,6 +244,7 @@ impl Record<'_> {
             pairs.push(("edits", json!(self.provenance.edits).to_string()));
         }
         pairs.extend(self.windows.map(|windows| ("window", windows.to_string())));
+        pairs.extend(self.generation.clone().map(|generation| ("generation", generation)));
         match self.texts {
             [] => {}
             [text] => pairs.push(("text", text.clone())),
@@ -250,6 +269,8 @@ pub enum Format {
     Jsonl,
     /// `.csv`: one row per hook, text, position and head.
     Csv,
+    /// `.parquet`: the same rows; in builds with the feature `parquet`.
+    Parquet,
 }
 
 /// Why a file could not be written.
@@ -262,6 +283,18 @@ pub enum OutputError {
         path: PathBuf,
         /// The extensions there are, in words.
         known: &'static str,
+    },
+    /// The format is known, but not to this build.
+    #[error(
+        "{path}: this actscope was built without the feature `{feature}`; build it with --features {feature}, or write {instead}"
+    )]
+    Feature {
+        /// The file.
+        path: PathBuf,
+        /// The Cargo feature.
+        feature: &'static str,
+        /// Another format.
+        instead: &'static str,
     },
     /// The format holds one array.
     #[error("{path} can hold one array, and {hooks} hooks were asked for; name one, or write .npz or .safetensors")]
@@ -371,6 +404,8 @@ impl Output {
             "json" => Format::Json,
             "jsonl" => Format::Jsonl,
             "csv" => Format::Csv,
+            "parquet" if cfg!(feature = "parquet") => Format::Parquet,
+            "parquet" => return Err(OutputError::Feature { path: path.into(), feature: "parquet", instead: ".csv" }),
             _ => return Err(OutputError::Format { path: path.into(), known: KNOWN }),
         };
         Ok(Output { format, place: Place::create(path)? })
@@ -392,16 +427,16 @@ impl Output {
         }
     }
 
-    /// How many bytes the file will have; `None` where that depends on the values (.json, .jsonl, .csv).
+    /// How many bytes the file will have; `None` where that depends on the values (the formats of text, and .parquet).
     ///
     /// # Errors
     /// [`OutputError::Write`] for a file that no reader would take.
     pub fn size(&self, record: &Record<'_>, shapes: Vec<(Site, Vec<usize>)>) -> Result<Option<u64>, OutputError> {
         Ok(match self.format {
-            Format::Safetensors => Some(safetensors::layout(record, shapes).map_err(|e| self.place.failed(e))?.size),
-            Format::Npz => Some(Npz::new(record, shapes.clone()).layout(shapes).size),
+            Format::Safetensors => Some(safetensors::layout(record, shapes, 0).map_err(|e| self.place.failed(e))?.size),
+            Format::Npz => Some(Npz::new(record, shapes.clone(), 0).layout(shapes).size),
             Format::Npy => Some(npy::layout(shapes).size),
-            Format::Json | Format::Jsonl | Format::Csv => None,
+            Format::Json | Format::Jsonl | Format::Csv | Format::Parquet => None,
         })
     }
 
@@ -426,23 +461,31 @@ impl Output {
         };
         let (store, body) = match self.format {
             Format::Safetensors => {
-                let layout = safetensors::layout(record, shapes).map_err(|e| self.place.failed(e))?;
-                (create(PART, &layout, false)?, Body::Whole)
+                let layout = safetensors::layout(record, shapes, 0).map_err(|e| self.place.failed(e))?;
+                let header = safetensors::header_bytes(&layout);
+                (create(PART, &layout, false)?, Body::Safetensors { header })
             }
             Format::Npz => {
-                let npz = Npz::new(record, shapes.clone());
+                let npz = Npz::new(record, shapes.clone(), 0);
                 (create(PART, &npz.layout(shapes), true)?, Body::Npz(npz))
             }
             Format::Npy => (create(PART, &npy::layout(shapes), false)?, Body::Whole),
             // Written from front to back, hook by hook: the values wait in a file of their own until all are there.
-            Format::Json | Format::Jsonl | Format::Csv => (create(VALUES, &Layout::bare(shapes), false)?, Body::Text),
+            Format::Json | Format::Jsonl | Format::Csv | Format::Parquet => {
+                (create(VALUES, &Layout::bare(shapes), false)?, Body::Text)
+            }
         };
         Ok(Writing { output: self, record, store, body })
     }
 }
 
 /// The extensions there are, in words.
-const KNOWN: &str = ".safetensors, .npz, .npy, .json, .jsonl or .csv";
+const KNOWN: &str = ".safetensors, .npz, .npy, .json, .jsonl, .csv or .parquet";
+
+/// Text for XML and HTML.
+pub(crate) fn escape_xml(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
 
 /// A file name's extension in small letters; empty where it has none.
 pub fn extension(path: &Path) -> String {
@@ -467,6 +510,8 @@ pub struct Writing<'a> {
 enum Body {
     /// Nothing.
     Whole,
+    /// Nothing, unless the record changes: then a header of so many bytes.
+    Safetensors { header: usize },
     /// Checksums and the directory.
     Npz(Npz),
     /// Everything.
@@ -484,6 +529,20 @@ impl RowSink for Writing<'_> {
     fn put_rows(&mut self, site: Site, text: usize, first: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
         let put = self.store.put_rows(site, text, first, values);
         put.map_err(|e| std::io::Error::new(e.kind(), self.output.place.failed(e)))
+    }
+}
+
+impl StepSink for Writing<'_> {
+    fn fill_keys(
+        &mut self,
+        site: Site,
+        text: usize,
+        row: usize,
+        keys: Range<usize>,
+        value: f32,
+    ) -> std::io::Result<()> {
+        let filled = self.store.fill_keys(site, text, row, keys, value);
+        filled.map_err(|e| std::io::Error::new(e.kind(), self.output.place.failed(e)))
     }
 }
 
@@ -517,7 +576,33 @@ impl RowSink for Scratch {
     }
 }
 
-impl Writing<'_> {
+impl<'a> Writing<'a> {
+    /// Replaces the record with one that is known now: of the same texts, whose tokens and metadata are no longer than those of
+    /// the record that the file was begun with, and whose arrays have the same shapes.
+    ///
+    /// # Errors
+    /// [`OutputError::Write`].
+    pub fn with_record(mut self, record: &'a Record<'a>) -> Result<Writing<'a>, OutputError> {
+        let shapes = self.store.shapes();
+        let between = match &mut self.body {
+            Body::Safetensors { header } => {
+                let layout = safetensors::layout(record, shapes, *header).map_err(|e| self.output.place.failed(e))?;
+                assert_eq!(safetensors::header_bytes(&layout), *header, "the record fits where it was begun");
+                layout.between
+            }
+            Body::Npz(npz) => {
+                *npz = Npz::new(record, shapes.clone(), npz.metadata_bytes());
+                npz.layout(shapes).between
+            }
+            Body::Whole | Body::Text => Vec::new(),
+        };
+        let mut write = between.iter();
+        let written = write.try_for_each(|(at, bytes)| self.store.write_at(*at, bytes));
+        written.map_err(|e| self.output.place.failed(e))?;
+        self.record = record;
+        Ok(self)
+    }
+
     /// Ends the file and puts it in its place; gives back its size in bytes. A file that was there before is replaced and
     /// keeps its permissions.
     ///
@@ -527,11 +612,13 @@ impl Writing<'_> {
         let Writing { output, record, mut store, body } = self;
         let Output { format, place } = output;
         place.fill(|part| match body {
-            Body::Whole => Ok(()),
+            Body::Whole | Body::Safetensors { .. } => Ok(()),
             Body::Npz(npz) => npz.finish(&mut store),
             Body::Text => buffered(part, |out| match format {
                 Format::Csv => csv::write(record, &store, out),
                 Format::Jsonl => jsonl::write(record, &store, out),
+                #[cfg(feature = "parquet")]
+                Format::Parquet => parquet::write(record, &store, out),
                 _ => json::write(record, &store, out),
             }),
         })

@@ -31,16 +31,25 @@ pub(super) struct Npz {
     entries: Vec<Entry>,
     /// Where the last entry ends, and the directory begins.
     end: u64,
+    metadata_bytes: usize,
 }
 
 impl Npz {
-    pub(super) fn new(record: &Record<'_>, shapes: Vec<(Site, Vec<usize>)>) -> Npz {
-        let mut npz = Npz { entries: Vec::new(), end: 0 };
+    /// Bytes of the metadata.
+    pub(super) fn metadata_bytes(&self) -> usize {
+        self.metadata_bytes
+    }
+
+    /// For arrays of these shapes, with metadata of at least so many bytes.
+    pub(super) fn new(record: &Record<'_>, shapes: Vec<(Site, Vec<usize>)>, metadata_bytes: usize) -> Npz {
+        let mut npz = Npz { entries: Vec::new(), end: 0, metadata_bytes: 0 };
         for (name, table) in record.tables() {
             npz.add(name.into(), "<i8", table.shape(), table.iter().flat_map(|n| n.to_le_bytes()).collect(), None);
         }
         let metadata: Map<String, Value> = record.metadata().into_iter().map(|(k, v)| (k.into(), v.into())).collect();
-        let metadata = Value::from(metadata).to_string().into_bytes();
+        let mut metadata = Value::from(metadata).to_string().into_bytes();
+        metadata.resize(metadata.len().max(metadata_bytes), b' ');
+        npz.metadata_bytes = metadata.len();
         npz.add("metadata_json".into(), "|u1", &[metadata.len()], metadata, None);
         for (site, shape) in shapes {
             npz.add(site.name(), "<f4", &shape, Vec::new(), Some(site));
@@ -53,7 +62,7 @@ impl Npz {
         arrays: impl Iterator<Item = (String, &'static str, &'a [usize], Vec<u8>)>,
         metadata: &Map<String, Value>,
     ) -> Npz {
-        let mut npz = Npz { entries: Vec::new(), end: 0 };
+        let mut npz = Npz { entries: Vec::new(), end: 0, metadata_bytes: 0 };
         let metadata = Value::from(metadata.clone()).to_string().into_bytes();
         npz.add("metadata_json".into(), "|u1", &[metadata.len()], metadata, None);
         arrays.for_each(|(name, dtype, shape, bytes)| npz.add(name, dtype, shape, bytes, None));

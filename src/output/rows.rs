@@ -1,6 +1,7 @@
 //! What is recorded of windows and of the tokens of a word, as rows of documents. Stands between a run and the sink of a
 //! file: rows come in the order of the document and leave in it, so that no more than a window's values is in memory.
 
+pub use crate::hooks::capture::RowSink;
 use crate::hooks::capture::Sink;
 use crate::hooks::site::Site;
 use crate::model::token_select::Word;
@@ -8,15 +9,6 @@ use crate::model::windows::Piece;
 use ndarray::{Array, ArrayD, ArrayViewD, Axis, IxDyn, Slice};
 use std::collections::BTreeMap;
 use std::io::Result;
-
-/// Takes rows of a text at one site, in order.
-pub trait RowSink {
-    /// Rows `first..` of one text's values: as [`Sink::put`], but with a part of the position axis.
-    ///
-    /// # Errors
-    /// Ends the run.
-    fn put_rows(&mut self, site: Site, text: usize, first: usize, values: ArrayViewD<'_, f32>) -> Result<()>;
-}
 
 /// Puts windows together: each window's rows go where they belong in the document.
 pub struct Joined<'a> {

@@ -14,7 +14,12 @@ use serde_json::{Map, Value, json};
 /// What readers take at most (the `safetensors` crate's limit, which Python's package shares).
 const MAX_HEADER: usize = 100_000_000;
 
-pub(super) fn layout(record: &Record<'_>, shapes: Vec<(Site, Vec<usize>)>) -> Result<Layout, String> {
+/// The layout, with a header of at least so many bytes.
+pub(super) fn layout(
+    record: &Record<'_>,
+    shapes: Vec<(Site, Vec<usize>)>,
+    header_bytes: usize,
+) -> Result<Layout, String> {
     let metadata: Map<String, Value> = record.metadata().into_iter().map(|(k, v)| (k.into(), v.into())).collect();
     let mut header = Map::from_iter([("__metadata__".to_string(), Value::from(metadata))]);
     let mut end = 0usize;
@@ -37,7 +42,7 @@ pub(super) fn layout(record: &Record<'_>, shapes: Vec<(Site, Vec<usize>)>) -> Re
     }
 
     let mut head = Value::from(header).to_string().into_bytes();
-    head.resize(head.len().next_multiple_of(8), b' ');
+    head.resize(head.len().next_multiple_of(8).max(header_bytes), b' ');
     if head.len() > MAX_HEADER {
         return Err(format!(
             "its header, which lists every token, would have {} bytes, and readers of .safetensors take at most \
@@ -49,4 +54,10 @@ pub(super) fn layout(record: &Record<'_>, shapes: Vec<(Site, Vec<usize>)>) -> Re
     places.values_mut().for_each(|place| place.start = place.start.saturating_add(start + before));
     let head = [&(head.len() as u64).to_le_bytes()[..], &head, &between].concat();
     Ok(Layout { between: vec![(0, head)], places, size: size.saturating_add(start + before) })
+}
+
+/// Bytes of the header of a layout.
+pub(super) fn header_bytes(layout: &Layout) -> usize {
+    let head = layout.between.first().and_then(|(_, bytes)| bytes.first_chunk());
+    head.map_or(0, |length| u64::from_le_bytes(*length) as usize)
 }

@@ -2,8 +2,7 @@
 //! so that nobody has to hold them all. Owns the file and the checksums; the formats own the layout and what stands between
 //! the arrays.
 
-use super::rows::RowSink;
-use crate::hooks::capture::{Arrays, Sink};
+use crate::hooks::capture::{Arrays, RowSink, Sink, StepSink};
 use crate::hooks::site::Site;
 use ndarray::{ArrayD, ArrayViewD, Axis, CowArray, IxDyn};
 use std::collections::BTreeMap;
@@ -211,6 +210,19 @@ impl RowSink for Store {
         let (head, row) = (bytes_of(&room[1..]), bytes_of(&room[2..]));
         let mut heads = (0..).zip(values.outer_iter());
         heads.try_for_each(|(n, of_head)| self.place(site, at + n * head + first as u64 * row, of_head, &room[1..]))
+    }
+}
+
+impl StepSink for Store {
+    fn fill_keys(&mut self, site: Site, text: usize, row: usize, keys: Range<usize>, value: f32) -> Result<()> {
+        let Some(place) = self.places.get(&site) else { return Ok(()) };
+        let (start, shape) = (text as u64 * place.slab(), place.shape.clone());
+        let values = vec![value; keys.len()];
+        for head in 0..shape[1] {
+            let at = bytes_of(&[head, shape[2], shape[3]]) + bytes_of(&[row, shape[3]]) + bytes_of(&[keys.start]);
+            self.write(site, start + at, &values)?;
+        }
+        Ok(())
     }
 }
 

@@ -7,6 +7,8 @@ pub mod colour;
 pub mod font;
 pub mod heatmap;
 pub mod lens;
+#[cfg(feature = "pdf")]
+mod pdf;
 pub mod scene;
 pub mod sweep;
 pub mod terminal;
@@ -58,8 +60,17 @@ impl Heading {
 
 /// A picture's file to be.
 pub struct File {
-    is_svg: bool,
+    format: Format,
     place: Place,
+}
+
+/// A picture's format.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Svg,
+    Png,
+    #[cfg(feature = "pdf")]
+    Pdf,
 }
 
 impl File {
@@ -68,12 +79,16 @@ impl File {
     /// # Errors
     /// [`OutputError`] for an unknown extension or a folder that cannot be written.
     pub fn create(path: &Path) -> Result<File, OutputError> {
-        let is_svg = match extension(path).as_str() {
-            "svg" => true,
-            "png" => false,
-            _ => return Err(OutputError::Format { path: path.into(), known: ".png or .svg" }),
+        let format = match extension(path).as_str() {
+            "svg" => Format::Svg,
+            "png" => Format::Png,
+            #[cfg(feature = "pdf")]
+            "pdf" => Format::Pdf,
+            #[cfg(not(feature = "pdf"))]
+            "pdf" => return Err(OutputError::Feature { path: path.into(), feature: "pdf", instead: ".svg" }),
+            _ => return Err(OutputError::Format { path: path.into(), known: ".png, .svg or .pdf" }),
         };
-        Ok(File { is_svg, place: Place::create(path)? })
+        Ok(File { format, place: Place::create(path)? })
     }
 
     /// Where it will be.
@@ -86,10 +101,15 @@ impl File {
     /// # Errors
     /// [`OutputError::Write`]; then nothing is left behind.
     pub fn write(self, picture: &dyn Picture) -> Result<u64, OutputError> {
-        let is_svg = self.is_svg;
-        let scene = picture.scene(if is_svg { font::in_svg } else { font::in_png });
+        let format = self.format;
+        let scene = picture.scene(if format == Format::Svg { font::in_svg } else { font::in_png });
         self.place.fill(|part| {
-            let bytes = if is_svg { scene.svg().map(String::into_bytes) } else { scene.png() };
+            let bytes = match format {
+                Format::Svg => scene.svg().map(String::into_bytes),
+                Format::Png => scene.png(),
+                #[cfg(feature = "pdf")]
+                Format::Pdf => scene.pdf(),
+            };
             std::fs::write(part, bytes.map_err(std::io::Error::other)?)
         })
     }

@@ -8,6 +8,7 @@
 
 use super::colour::{Rgb, Scale, number};
 use super::font::{self, FONTS};
+use crate::output::escape_xml;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use ndarray::Array2;
@@ -98,7 +99,7 @@ impl Scene {
         };
         let fill = if colour == Rgb(0, 0, 0) { String::new() } else { format!(" fill=\"{}\"", colour.css()) };
         let size = if size == TEXT { String::new() } else { format!(" font-size=\"{size}\"") };
-        let _ = writeln!(self.over, "<text {place}{size}{anchor}{fill}>{}</text>", escaped(text));
+        let _ = writeln!(self.over, "<text {place}{size}{anchor}{fill}>{}</text>", escape_xml(text));
     }
 
     /// A line.
@@ -142,7 +143,7 @@ impl Scene {
                 let place = format!("<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" fill=\"{fill}\"");
                 let _ = match tell(row, col) {
                     told if told.is_empty() => writeln!(self.rectangles, "{place}/>"),
-                    told => writeln!(self.rectangles, "{place}><title>{}</title></rect>", escaped(&told)),
+                    told => writeln!(self.rectangles, "{place}><title>{}</title></rect>", escape_xml(&told)),
                 };
             }
         } else if let Some(mut cells) = Pixmap::new(cols as u32, rows as u32) {
@@ -189,6 +190,14 @@ impl Scene {
             let family = font.family;
             let _ = writeln!(fonts, "@font-face{{font-family:'{family}';src:url(data:font/woff;base64,{data})}}");
         }
+        let images = self.images()?;
+        Ok(self.document(&format!(
+            "<style>{fonts}</style>\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n{images}"
+        )))
+    }
+
+    /// The grids that are images, as elements.
+    fn images(&self) -> Result<String, String> {
         let mut images = String::new();
         for Image { x, y, cell, cells } in &self.images {
             // One image pixel for each of the scene's, so that viewers which blur what they enlarge have little to blur.
@@ -200,9 +209,7 @@ impl Scene {
                 "<image x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" preserveAspectRatio=\"none\" style=\"image-rendering:pixelated\" href=\"data:image/png;base64,{data}\"/>"
             );
         }
-        Ok(self.document(&format!(
-            "<style>{fonts}</style>\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n{images}"
-        )))
+        Ok(images)
     }
 
     /// The picture as a PNG file, two pixels for each of the scene's.
@@ -218,12 +225,25 @@ impl Scene {
             let place = Transform::from_row(cell.0, 0.0, 0.0, cell.1, *x, *y).post_scale(sharpness, sharpness);
             pixels.draw_pixmap(0, 0, cells.as_ref(), &paint, place, None);
         }
+        let tree = self.tree(&self.document(""))?;
+        resvg::render(&tree, Transform::from_scale(sharpness, sharpness), &mut pixels.as_mut());
+        pixels.encode_png().map_err(|e| e.to_string())
+    }
+
+    /// The picture as a PDF, a point for each of the scene's pixels. Text is outlines.
+    #[cfg(feature = "pdf")]
+    pub fn pdf(&self) -> Result<Vec<u8>, String> {
+        let tree = self.tree(&self.document(&self.images()?))?;
+        let outlines = usvg::WriteOptions { preserve_text: false, ..usvg::WriteOptions::default() };
+        super::pdf::page(&tree.to_string(&outlines), (self.width, self.height))
+    }
+
+    /// The document as the renderer reads it, with our fonts and the system's.
+    fn tree(&self, document: &str) -> Result<usvg::Tree, String> {
         let mut options = usvg::Options { font_family: FONTS[0].family.into(), ..usvg::Options::default() };
         options.fontdb = font::database(self.needs_more);
         options.font_resolver = font::resolver();
-        let tree = usvg::Tree::from_str(&self.document(""), &options).map_err(|e| e.to_string())?;
-        resvg::render(&tree, Transform::from_scale(sharpness, sharpness), &mut pixels.as_mut());
-        pixels.encode_png().map_err(|e| e.to_string())
+        usvg::Tree::from_str(document, &options).map_err(|e| e.to_string())
     }
 
     /// The document with something between its head and the rectangles.
@@ -235,7 +255,7 @@ impl Scene {
              role=\"img\" xml:space=\"preserve\" font-family=\"{},{OTHER_FAMILIES}\" font-size=\"{TEXT}\">\n\
              <title>{}</title>\n{first}<g shape-rendering=\"crispEdges\">\n{}</g>\n{}</svg>\n",
             families.join(","),
-            escaped(&self.title),
+            escape_xml(&self.title),
             self.rectangles,
             self.over
         )
@@ -260,9 +280,4 @@ fn enlarged(cells: &Pixmap, by: (f32, f32)) -> Result<Pixmap, String> {
     let paint = PixmapPaint { quality: FilterQuality::Nearest, ..PixmapPaint::default() };
     large.draw_pixmap(0, 0, cells.as_ref(), &paint, Transform::from_scale(by.0, by.1), None);
     Ok(large)
-}
-
-/// A text within XML.
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -9,7 +9,7 @@ pub use gather::{LARGEST, gather};
 
 use crate::hooks::non_number::NonNumber;
 use crate::model::tokenizer::Token;
-use crate::output::{HOOK_DEFINITIONS, Provenance};
+use crate::output::{HOOK_DEFINITIONS, Provenance, escape_xml};
 use crate::session::Model;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -99,7 +99,7 @@ impl Page {
         // The template's marks stand in the order of this list, each once.
         let filled = [
             ("{{policy}}", policy()),
-            ("{{title}}", escape(&format!("{title}{more}{edited}"))),
+            ("{{title}}", escape_xml(&format!("{title}{more}{edited}"))),
             ("{{css}}", CSS.into()),
             ("{{data}}", in_script(&data)),
             ("{{parts}}", parts.map(part).collect()),
@@ -127,18 +127,6 @@ fn policy() -> String {
     )
 }
 
-/// Text for HTML.
-fn escape(text: &str) -> String {
-    let escaped = |c: char| match c {
-        '&' => "&amp;".to_string(),
-        '<' => "&lt;".to_string(),
-        '>' => "&gt;".to_string(),
-        '"' => "&quot;".to_string(),
-        c => c.to_string(),
-    };
-    text.chars().map(escaped).collect()
-}
-
 /// JSON that can stand in a `<script>`: no `<` can end it, or begin a comment.
 fn in_script(value: &Value) -> String {
     value.to_string().replace('<', "\\u003c")
@@ -151,7 +139,7 @@ mod tests {
     #[test]
     fn what_is_text_stays_text() {
         let hostile = "</script><!-- & \"quoted\" <b>";
-        assert_eq!(escape(hostile), "&lt;/script&gt;&lt;!-- &amp; &quot;quoted&quot; &lt;b&gt;");
+        assert_eq!(escape_xml(hostile), "&lt;/script&gt;&lt;!-- &amp; &quot;quoted&quot; &lt;b&gt;");
         let in_json = in_script(&json!([hostile]));
         assert!(!in_json.contains('<'));
         assert_eq!(serde_json::from_str::<Value>(&in_json).unwrap(), json!([hostile]));

@@ -107,6 +107,10 @@ fn blamed(case: &Case, run: BTreeSet<&'static str>) -> Vec<String> {
     let reads_back = case.of == Tested::Readback;
     let own: Vec<String> =
         run.into_iter().filter(|kernel| (*kernel == COPY_OUT) == reads_back).map(String::from).collect();
+    // A product in shares of k is the work of two kernels, and either may be at fault.
+    if own.len() == 2 && own.iter().any(|kernel| kernel == "linear_join") {
+        return own;
+    }
     // Of several that ran one after the other, none is more likely to be at fault; each has cases of its own.
     if own.len() == 1 { own } else { vec![case.op.kind().name().into()] }
 }

@@ -1,6 +1,7 @@
-//! Are the numbers right on this machine? Owns the three questions of `Session::verify`, each answered by a comparison with the
+//! Are the numbers right on this machine? Owns the four questions of `Session::verify`, each answered by a comparison with the
 //! reference, and their result: every kernel on awkward inputs (`kernels.rs`), every hook of whole runs on real text
-//! (`hooks.rs`), and every operation of such runs by itself (`lockstep.rs`). `sample.rs` compares one run's values with the
+//! (`hooks.rs`), every operation of such runs by itself (`lockstep.rs`), and whether a run in pieces is the run in one
+//! (`pieces.rs`, against the device itself). `sample.rs` compares one run's values with the
 //! reference before they are written. Prints nothing and touches no file.
 //! Read next: `hooks.rs`.
 
@@ -10,11 +11,12 @@ pub mod kernels;
 pub mod list;
 pub mod lockstep;
 pub mod measure;
+pub mod pieces;
 pub mod sample;
 
+use crate::batch::Batch;
 use crate::device::{Device, DeviceInfo};
 use crate::hooks::request::Hooks;
-use crate::model::batch::Batch;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::forward::RunError;
 use crate::model::params::Params;
@@ -23,6 +25,7 @@ use crate::session::{Error, Session, on_engine};
 use hooks::HookRow;
 use kernels::{KernelRow, Suite};
 use lockstep::Steps;
+use pieces::{InPieces, PieceRow};
 use sample::{Checked, Sample};
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -36,12 +39,14 @@ pub enum Stage {
     Hooks,
     /// Operations side by side.
     Lockstep,
+    /// Runs in pieces.
+    Pieces,
 }
 
 /// Hears which stage runs, and how many of how many steps of it are done.
 pub type Tell<'a> = &'a dyn Fn(Stage, usize, usize);
 
-/// The answers to all three questions.
+/// The answers to all four questions.
 #[derive(Clone, Debug)]
 pub struct Verification {
     /// The device under test.
@@ -52,6 +57,8 @@ pub struct Verification {
     pub hooks: Vec<HookRow>,
     /// Every operation of such runs.
     pub steps: Steps,
+    /// The same runs in pieces.
+    pub pieces: InPieces,
     /// The texts of the runs, as tokens: how many of each.
     pub tokens: Vec<usize>,
     /// The first text of each batch.
@@ -64,7 +71,10 @@ pub struct Verification {
 impl Verification {
     /// True when nothing is off.
     pub fn ok(&self) -> bool {
-        self.kernels.iter().all(KernelRow::ok) && self.hooks.iter().all(HookRow::ok) && self.steps.mismatches.is_empty()
+        self.kernels.iter().all(KernelRow::ok)
+            && self.hooks.iter().all(HookRow::ok)
+            && self.steps.mismatches.is_empty()
+            && self.pieces.ok()
     }
 }
 
@@ -72,6 +82,11 @@ impl Verification {
     /// Which text a hook is furthest off in, counted through all batches.
     pub fn text_of(&self, hook: &HookRow) -> usize {
         self.first_texts[hook.batch] + hook.worst.text
+    }
+
+    /// Which text the two runs are furthest apart in, counted through all batches.
+    pub fn text_of_piece(&self, row: &PieceRow) -> usize {
+        self.first_texts[row.batch] + row.worst.text
     }
 }
 
@@ -162,7 +177,7 @@ impl Session {
     }
 }
 
-/// Puts all three questions to a device that holds a model.
+/// Puts all four questions to a device that holds a model.
 ///
 /// # Errors
 /// [`RunError`] when the device failed, which is an answer too, but no comparison.
@@ -183,7 +198,8 @@ pub(crate) async fn verify<D: Device>(
         row.judge(torch_is_of_this_model);
     }
     let steps = lockstep::check(dev, params, &batches, tell).await?;
+    let pieces = pieces::check(dev, params, &batches, &hooks, tell).await?;
     let first_texts = vec![0, batches[0].texts().len()];
     let tokens = batches.iter().flat_map(|batch| batch.texts()).map(|text| text.len()).collect();
-    Ok(Verification { device: dev.info(), kernels, hooks, steps, tokens, first_texts, torch_is_of_this_model })
+    Ok(Verification { device: dev.info(), kernels, hooks, steps, pieces, tokens, first_texts, torch_is_of_this_model })
 }

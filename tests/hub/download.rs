@@ -337,6 +337,51 @@ fn tunnel(to: &str) -> (String, std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
     (url, log)
 }
 
+/// Seen red with the companions left out of what is fetched, and of what the cache must hold to be whole.
+#[test]
+fn what_stands_beside_a_tokenizer_is_fetched_too() {
+    let world = World::new();
+    let settings = br#"{"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": true, "pad_token": "<pad>"}"#;
+    world.hub.set().files.insert("tokenizer_config.json".into(), settings.into());
+    world.hub.set().files.insert("generation_config.json".into(), b"{}".into());
+    let spaced = world.run(&["tokens", "-m", "demo", " The cat sat."], &[]).ok();
+    let first = world.tokens("gpt2", &[]).ok();
+    assert_eq!(first.stdout, spaced.stdout, "a space is put in front");
+    world.check_blobs(true);
+    world.hub.log();
+    world.tokens("gpt2", &[]).ok();
+    assert_eq!(world.hub.log().len(), 0, "the second run asks nobody");
+
+    // As caches are that were filled by hand, or before these files were fetched.
+    let snapshot = world.repo().join("snapshots").join(server::COMMIT);
+    let file = snapshot.join("tokenizer_config.json");
+    assert!(snapshot.join("generation_config.json").exists());
+    std::fs::remove_file(&file).unwrap();
+    let offline = world.tokens("gpt2", &[("HF_HUB_OFFLINE", "1")]).ok();
+    assert!(
+        offline.stderr.contains("the cache lacks what its tokenizer_config.json says, if it has one"),
+        "{}",
+        offline.stderr
+    );
+    assert_ne!(offline.stdout, spaced.stdout);
+    assert_eq!(world.hub.log().len(), 0);
+    assert_eq!(world.tokens("gpt2", &[]).ok().stdout, spaced.stdout);
+    assert!(file.exists() && world.hub.log().iter().all(|seen| !seen.store), "the weights are not fetched again");
+}
+
+#[test]
+fn an_address_of_the_hub_is_a_name() {
+    let world = World::new();
+    let expected = world.tokens("gpt2", &[]).ok().stdout;
+    for path in ["openai-community/gpt2", "openai-community/gpt2/tree/main", "gpt2/blob/main/config.json?x=y"] {
+        let address = format!("{}/{path}", world.hub.url);
+        assert_eq!(world.tokens(&address, &[]).ok().stdout, expected, "{address}");
+    }
+    world.tokens("https://huggingface.co/openai-community/gpt2", &[("HF_HUB_OFFLINE", "1")]).ok();
+    let revision = format!("{}/gpt2/tree/nope", world.hub.url);
+    world.tokens(&revision, &[]).failed(&["has no revision \"nope\""]);
+}
+
 /// The reference implementation and we read what the other wrote.
 #[cfg_attr(not(feature = "external-tests"), ignore = "needs Python with huggingface_hub; tools/check.sh runs it")]
 #[test]
@@ -355,6 +400,13 @@ fn huggingface_hub_and_we_read_each_others_caches() {
     theirs.hub.log();
     theirs.tokens("gpt2", &[]).ok();
     theirs.check_blobs(true);
+    // Whether there is a tokenizer_config.json is asked once, and nothing is fetched twice.
+    let asked = theirs.hub.log();
+    assert!(
+        asked.iter().all(|seen| !seen.store && (seen.method == "HEAD" || seen.path.starts_with("/api/"))),
+        "{asked:?}"
+    );
+    theirs.tokens("gpt2", &[]).ok();
     assert_eq!(theirs.hub.log().len(), 0);
 
     let world = World::new();

@@ -113,6 +113,42 @@ fn a_model_that_cannot_be_run_is_refused_before_its_weights_are_fetched() {
                    T.from_pretrained('openai-community/gpt2').save_pretrained('gpt2')\"";
     world.tokens("gpt2", &[]).failed(&["pytorch_model.bin", command, "--model ./gpt2", "refs/pr/NUMBER"]);
     assert!(!world.repo().exists(), "nothing is left behind");
+
+    let pickle = world.hub.set().files.remove("pytorch_model.bin").unwrap();
+    for (file, words) in [
+        (
+            "pytorch_model-00001-of-00002.bin",
+            &["only as pytorch_model-00001-of-00002.bin", command, "refs/pr/NUMBER"][..],
+        ),
+        ("gpt2.Q4_K.gguf", &["gpt2.Q4_K.gguf is a GGUF file", "M.from_pretrained('openai-community/gpt2', gguf_file="]),
+        ("model.onnx", &["model.onnx is an ONNX graph"]),
+        ("tf_model.h5", &["tf_model.h5 is a TensorFlow checkpoint", "from_tf=True"]),
+        ("adapter_config.json", &["a LoRA adapter", "merge_and_unload()"]),
+    ] {
+        world.hub.set().files.insert(file.into(), pickle.clone());
+        world.tokens("gpt2", &[]).failed(words);
+        world.hub.set().files.remove(file);
+    }
+    assert!(!world.repo().exists(), "nothing is left behind");
+}
+
+/// "Not whole" is only said of what is there in part.
+#[test]
+fn offline_says_how_much_is_here() {
+    let offline = [("HF_HUB_OFFLINE", "1")];
+    let world = World::new();
+    world
+        .tokens("gpt2", &offline)
+        .failed(&["openai-community/gpt2 (main) is not in the Hugging Face cache", "unset it"]);
+    world.hub.set().cuts = [1000; 20].into();
+    world.tokens("gpt2", &[]).failed(&["broke off"]);
+    world.tokens("gpt2", &offline).failed(&["openai-community/gpt2 (main) is not whole in the Hugging Face cache"]);
+    world.hub.set().cuts.clear();
+    world.tokens("gpt2", &[]).ok();
+    world
+        .tokens("gpt2@v1", &offline)
+        .failed(&["openai-community/gpt2 (v1) (but main) is not in the Hugging Face cache"]);
+    world.tokens("gpt2-lrage", &offline).failed(&["gpt2-lrage (main) is not in", "did you mean gpt2-large"]);
 }
 
 #[test]

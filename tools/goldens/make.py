@@ -3,6 +3,7 @@
     python tools/goldens/make.py [NAME]...   the tiny fixtures, all or those named
     python tools/goldens/make.py demo        models/demo on three texts, and the tokenizer's odd strings
     python tools/goldens/make.py verify      PyTorch's own float32 error on the texts of `actscope verify`
+    python tools/goldens/make.py generation  what transformers' generate writes from the fixtures' texts
     python tools/goldens/make.py faults      plants each likely mistake and shows that it is refused
 """
 
@@ -21,6 +22,7 @@ from transformers import GPT2TokenizerFast
 
 import compare
 import faults
+import generation
 import lens
 import plain
 import tokenizer_strings
@@ -148,9 +150,9 @@ def verify():
 
 def main(names):
     by_name = {spec.name: spec for spec in SPECS}
-    unknown = [name for name in names if name not in by_name and name not in ("demo", "verify", "faults")]
+    unknown = [name for name in names if name not in by_name and name not in ("demo", "verify", "generation", "faults")]
     if unknown:
-        raise SystemExit(f"no such fixture: {' '.join(unknown)}; there are: {' '.join(by_name)}, demo, verify, faults")
+        raise SystemExit(f"no such fixture: {' '.join(unknown)}; there are: {' '.join(by_name)}, demo, verify, generation, faults")
     FIXTURES.mkdir(parents=True, exist_ok=True)
     for name in names or by_name:
         if name == "faults":
@@ -159,6 +161,8 @@ def main(names):
             demo()
         elif name == "verify":
             verify()
+        elif name == "generation":
+            generation.write(ROOT, FIXTURES)
         else:
             tiny(by_name[name])
 

@@ -16,8 +16,8 @@ pub use buffers::{Memory, Tensor};
 
 use super::buffer_pool::BufferPool;
 use super::{
-    Change, Device, DeviceError, DeviceInfo, DeviceKind, Dtype, Epilogue, Heads, Op, Operands, Queries, RowsOf,
-    StoredWeight, TensorLimits, Window,
+    Change, Device, DeviceError, DeviceInfo, DeviceKind, Epilogue, Heads, Op, Operands, Queries, RowsOf, StoredWeight,
+    TensorLimits, Window,
 };
 use attention::Attended;
 use products::{Finish, Panels, RowsView};
@@ -48,14 +48,6 @@ impl Weight {
             self.stored.blob.release();
             panels
         })
-    }
-
-    /// The numbers as they lie in the checkpoint, where f32 can be read there.
-    fn in_place(&self) -> Option<&[f32]> {
-        match self.stored.dtype {
-            Dtype::F32 if cfg!(target_endian = "little") => bytemuck::try_cast_slice(self.stored.blob.bytes()).ok(),
-            _ => None,
-        }
     }
 }
 
@@ -142,7 +134,7 @@ impl Cpu {
         let finish = Finish { bias: Some(bias.vector()), epilogue };
         // Packing takes as much fresh memory as the model has weights: too dear for what may be the only run, unless it is long.
         let few = x.rows <= products::MOST_IN_PLACE;
-        self.tensor(x.rows, n, |y| match w.in_place() {
+        self.tensor(x.rows, n, |y| match w.stored.in_place() {
             Some(values) if few && w.panels.get().is_none() && !w.used.swap(true, Ordering::Relaxed) => {
                 products::product_in_place(&self.workers, RowsView::of(x), values, n, finish, y);
             }

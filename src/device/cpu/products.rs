@@ -8,7 +8,8 @@ use super::buffers::{Aligned, Shared, Tensor};
 use super::microkernel::{KC, LARGEST, Operands, STRIDE, Sum, columns, most_rows, tile};
 use super::row_wise;
 use super::workers::Workers;
-use crate::device::{Epilogue, StoredWeight};
+use crate::device::{Dtype, Epilogue, StoredWeight};
+use half::slice::HalfFloatSliceExt;
 use pulp::{Arch, Simd, WithSimd};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -95,24 +96,37 @@ impl WithSimd for FinishTile<'_> {
 }
 
 /// The right side of products: [k, n] in panels of as many columns as a tile has, [n / columns][k][columns], filled up with
-/// zeros.
+/// zeros. Half-precision weights stay as they are stored, so that few rows read half the bytes: a block is widened just before
+/// tiles read it, and stays in the first-level cache meanwhile.
 #[derive(Debug)]
 pub struct Panels {
     k: usize,
     n: usize,
     columns: usize,
+    dtype: Dtype,
+    /// f32, or two half-precision numbers in the place of one.
     data: Aligned,
 }
 
 impl Panels {
     /// Packs `w` [k, n].
     pub fn new(workers: &Workers, w: &StoredWeight) -> Panels {
-        let mut panels = Panels::empty(workers.arch, w.rows, w.cols);
-        let (width, size) = (panels.columns, panels.columns * panels.k);
+        let mut panels = Panels::empty(workers.arch, w.rows, w.cols, w.dtype);
+        let (width, size) = (panels.columns, panels.size());
         workers.each_piece(&mut panels.data, size, |panel, out| {
             let cols = panel * width..((panel + 1) * width).min(w.cols);
-            for (k, out) in out.chunks_exact_mut(width).enumerate() {
-                w.widen(k * w.cols + cols.start, &mut out[..cols.len()]);
+            match w.dtype {
+                Dtype::F32 => {
+                    for (k, out) in out.chunks_exact_mut(width).enumerate() {
+                        w.widen(k * w.cols + cols.start, &mut out[..cols.len()]);
+                    }
+                }
+                Dtype::F16 | Dtype::Bf16 => {
+                    let bits: &mut [u16] = bytemuck::cast_slice_mut(out);
+                    for (k, out) in bits.chunks_exact_mut(width).enumerate() {
+                        w.half_bits(k * w.cols + cols.start, &mut out[..cols.len()]);
+                    }
+                }
             }
         });
         panels
@@ -120,8 +134,8 @@ impl Panels {
 
     /// Packs the transpose of `table` [n, k].
     pub fn transposed(workers: &Workers, table: &StoredWeight) -> Panels {
-        let mut panels = Panels::empty(workers.arch, table.cols, table.rows);
-        let (width, size) = (panels.columns, panels.columns * panels.k);
+        let mut panels = Panels::empty(workers.arch, table.cols, table.rows, Dtype::F32);
+        let (width, size) = (panels.columns, panels.size());
         workers.each_piece(&mut panels.data, size, |panel, out| {
             let mut row = vec![0.0; table.cols];
             for (j, token) in (panel * width..((panel + 1) * width).min(table.rows)).enumerate() {
@@ -132,13 +146,38 @@ impl Panels {
         panels
     }
 
-    fn empty(arch: Arch, k: usize, n: usize) -> Panels {
+    fn empty(arch: Arch, k: usize, n: usize, dtype: Dtype) -> Panels {
         let columns = tile_shape(arch).1;
-        Panels { k, n, columns, data: Aligned::zeros(n.div_ceil(columns) * columns * k) }
+        let mut panels = Panels { k, n, columns, dtype, data: Aligned::zeros(0) };
+        panels.data = Aligned::zeros(n.div_ceil(columns) * panels.size());
+        panels
     }
 
-    fn panel(&self, i: usize) -> &[f32] {
-        &self.data[i * self.k * self.columns..][..self.k * self.columns]
+    /// f32s of memory that hold so many numbers, an even number.
+    fn place(&self, numbers: usize) -> usize {
+        numbers * self.dtype.size() / size_of::<f32>()
+    }
+
+    /// f32s of memory that a panel takes.
+    fn size(&self) -> usize {
+        self.place(self.columns * self.k)
+    }
+
+    /// Steps `ks` of a panel, widened into `scratch` where they are half-precision.
+    #[inline(always)]
+    fn block<'a>(&'a self, panel: usize, ks: Range<usize>, scratch: &'a mut Aligned) -> &'a [f32] {
+        let from = panel * self.size() + self.place(ks.start * self.columns);
+        let stored = &self.data[from..][..self.place(ks.len() * self.columns)];
+        if self.dtype == Dtype::F32 {
+            return stored;
+        }
+        let bits: &[u16] = bytemuck::cast_slice(stored);
+        let widened = scratch.at_least(bits.len());
+        match self.dtype {
+            Dtype::F16 => bytemuck::cast_slice::<u16, half::f16>(bits).convert_to_f32_slice(widened),
+            _ => widened.iter_mut().zip(bits).for_each(|(y, b)| *y = f32::from_bits(u32::from(*b) << 16)),
+        }
+        widened
     }
 }
 
@@ -224,21 +263,39 @@ impl WithSimd for Dots<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        const AT_ONCE: usize = 4;
         let (k, n) = (self.table.cols, self.x.n);
-        let mut numbers = vec![0.0; k];
-        for token in self.tokens {
-            self.table.widen(token * k, &mut numbers);
-            for first in (0..n).step_by(AT_ONCE) {
-                // The last row again, where there are no more.
-                let rows = [0, 1, 2, 3].map(|i| (first + i).min(n - 1));
-                let dots = row_wise::dots::<S, AT_ONCE>(simd, &numbers, rows.map(|row| &self.x.row(row)[..k]));
-                for (row, dot) in rows.into_iter().zip(dots) {
-                    // SAFETY: every row has a column for each token, and the tokens are this task's.
-                    unsafe { self.out.row(row, token..token + 1)[0] = dot };
+        let in_place = self.table.in_place();
+        let mut numbers = vec![0.0; if in_place.is_some() { 0 } else { k }];
+        for token in self.tokens.clone() {
+            let numbers = match in_place {
+                Some(all) => &all[token * k..(token + 1) * k],
+                None => {
+                    self.table.widen(token * k, &mut numbers);
+                    &numbers
+                }
+            };
+            let mut first = 0;
+            while first < n {
+                match n - first {
+                    1 => first += self.some::<S, 1>(simd, numbers, token, first),
+                    2 | 3 => first += self.some::<S, 2>(simd, numbers, token, first),
+                    _ => first += self.some::<S, 4>(simd, numbers, token, first),
                 }
             }
         }
+    }
+}
+
+impl Dots<'_> {
+    /// One token's numbers with `N` rows from `first` on; gives back how many those are.
+    #[inline(always)]
+    fn some<S: Simd, const N: usize>(&self, simd: S, numbers: &[f32], token: usize, first: usize) -> usize {
+        let rows = std::array::from_fn(|i| &self.x.row(first + i)[..numbers.len()]);
+        for (i, dot) in row_wise::dots::<S, N>(simd, numbers, rows).into_iter().enumerate() {
+            // SAFETY: every row has a column for each token, and the tokens are this task's.
+            unsafe { self.out.row(first + i, token..token + 1)[0] = dot };
+        }
+        N
     }
 }
 
@@ -332,30 +389,34 @@ impl WithSimd for Packed<'_> {
     /// tile and lies near for the others; meanwhile the next block is asked for.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let at_once = KC * (LEFT_AT_ONCE / (self.tiles.len() * most_rows::<S>() * STRIDE)).max(1);
-        for k1 in self.ks.clone().step_by(at_once) {
-            let ks = k1..(k1 + at_once).min(self.ks.end);
-            for panel in self.panels.clone() {
-                for k0 in ks.clone().step_by(KC) {
-                    let block = k0..(k0 + KC).min(ks.end);
-                    let next = if block.end < ks.end { (panel, block.end) } else { (panel + 1, ks.start) };
-                    self.block(simd, panel, block, next);
+        SCRATCH.with_borrow_mut(|[scratch, _]| {
+            let at_once = KC * (LEFT_AT_ONCE / (self.tiles.len() * most_rows::<S>() * STRIDE)).max(1);
+            for k1 in self.ks.clone().step_by(at_once) {
+                let ks = k1..(k1 + at_once).min(self.ks.end);
+                for panel in self.panels.clone() {
+                    for k0 in ks.clone().step_by(KC) {
+                        let block = k0..(k0 + KC).min(ks.end);
+                        let next = if block.end < ks.end { (panel, block.end) } else { (panel + 1, ks.start) };
+                        self.block(simd, panel, block, next, scratch);
+                    }
                 }
             }
-        }
+        });
     }
 }
 
 impl Packed<'_> {
     /// One block of one panel, finished if it is the last of the panel. `next` is where the one after it begins: panel and k.
     #[inline(always)]
-    fn block<S: Simd>(&self, simd: S, panel: usize, ks: Range<usize>, next: (usize, usize)) {
+    fn block<S: Simd>(&self, simd: S, panel: usize, ks: Range<usize>, next: (usize, usize), scratch: &mut Aligned) {
         let width = columns::<S>();
         let cols = self.to + panel * width..self.to + ((panel + 1) * width).min(self.w.n);
-        let block = &self.w.panel(panel)[ks.start * width..ks.end * width];
+        let block = self.w.block(panel, ks.clone(), scratch);
         let (first, last) = (ks.start == self.ks.start, ks.end == self.ks.end);
         let alone = self.tiles.len() == 1;
-        let next = (next.0 * self.w.k + next.1) * width;
+        let next = next.0 * self.w.size() + self.w.place(next.1 * width);
+        // What half-precision numbers take of the steps' memory.
+        let step = self.w.place(width);
         let left = &self.left[(ks.start - self.ks.start) / KC * self.n_rows * STRIDE..];
         for (nth, i) in self.tiles.clone().enumerate() {
             let rows = tile_rows(i, self.n_tiles, self.n_rows);
@@ -369,8 +430,8 @@ impl Packed<'_> {
                 k: ks.len(),
                 sum: if first { Sum::First } else { Sum::Further },
                 // One row of tiles asks for all of it; several take turns.
-                next: self.w.data.as_ptr().wrapping_add(if alone { next } else { next + share * width }),
-                next_stride: if alone { width } else { width / 2 },
+                next: self.w.data.as_ptr().wrapping_add(if alone { next } else { next + share * step }),
+                next_stride: if alone { step } else { step / 2 },
             };
             // SAFETY: `product` checked rows and columns against the matrix, and the columns are this task's; `left` holds
             // the tile's rows and `block` its steps of k.

@@ -1,21 +1,33 @@
-//! Who computes on the `cpu` device: the vectors that the processor has, and the threads. Owns the threads and how work comes
-//! to them: the caller works too and goes on when the last piece is done, and whoever has worked stays awake a moment longer,
-//! for an operation of a short text takes less time than waking a thread.
+//! Who computes on the `cpu` device: the vectors that the processor has, the worker threads, and the memory of tensors. Owns
+//! the threads and the protocol by which work comes to them: the caller works too and returns when the last piece is done,
+//! and a worker that has finished spins for a moment before it sleeps, since an operation of a short text takes less time than
+//! waking a thread.
+//!
+//! The protocol is model-checked by loom: `RUSTFLAGS="--cfg loom" cargo test --release --lib workers`.
 
-use super::buffers::Shared;
 use crate::device::buffer_pool::BufferPool;
 use pulp::Arch;
 use std::any::Any;
-use std::hint::spin_loop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::{Builder, JoinHandle, available_parallelism, yield_now};
-use std::time::{Duration, Instant};
+use std::sync::{OnceLock, PoisonError};
+use std::thread::available_parallelism;
+use sync::{Arc, AtomicUsize, Builder, Condvar, JoinHandle, Mutex, MutexGuard, Ordering, yield_now};
 
-/// How long a thread looks out for more work before it sleeps: longer than the operations that one thread does alone, no longer
-/// than it takes to wake one or two.
-const PATIENCE: Duration = Duration::from_micros(100);
+/// The primitives of the protocol: the standard library's, or those that loom explores.
+mod sync {
+    #[cfg(loom)]
+    pub use loom::{
+        sync::atomic::{AtomicUsize, Ordering},
+        sync::{Arc, Condvar, Mutex, MutexGuard},
+        thread::{Builder, JoinHandle, yield_now},
+    };
+    #[cfg(not(loom))]
+    pub use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        sync::{Arc, Condvar, Mutex, MutexGuard},
+        thread::{Builder, JoinHandle, yield_now},
+    };
+}
 
 /// What a device computes with: vectors, threads, memory. Several threads may call [`Workers::each`]; they take turns. A task
 /// must not call it.
@@ -23,13 +35,13 @@ const PATIENCE: Duration = Duration::from_micros(100);
 pub struct Workers {
     pub arch: Arch,
     /// Memory of tensors.
-    pub memory: Arc<BufferPool>,
-    /// The caller among them.
+    pub memory: std::sync::Arc<BufferPool>,
+    /// The number of threads that compute, the caller among them.
     pub threads: usize,
-    /// Called together when there first is enough to do.
-    helpers: OnceLock<Helpers>,
+    /// Started when there first is enough to do.
+    pool: OnceLock<WorkerPool>,
     /// Held by the thread whose job the workers have.
-    turn: Mutex<()>,
+    turn: std::sync::Mutex<()>,
 }
 
 impl Workers {
@@ -37,141 +49,153 @@ impl Workers {
     pub fn new(arch: Arch) -> Workers {
         Workers {
             arch,
-            memory: Arc::default(),
+            memory: std::sync::Arc::default(),
             threads: available_parallelism().map_or(1, usize::from),
-            helpers: OnceLock::new(),
-            turn: Mutex::new(()),
+            pool: OnceLock::new(),
+            turn: std::sync::Mutex::new(()),
         }
     }
 
-    /// Calls `task` with every number below `n`, each once and the low ones first, on whichever thread is free; returns when all
-    /// are done.
+    /// Calls `task` with every number below `n`, each once and the low ones first, on the threads that are free; returns when
+    /// all calls have returned.
     pub fn each(&self, n: usize, task: impl Fn(usize) + Sync) {
         match n.min(self.threads) {
             0 | 1 => (0..n).for_each(task),
             _ => {
                 let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-                self.helpers.get_or_init(|| Helpers::new(self.threads - 1)).each(n, &task);
+                self.pool.get_or_init(|| WorkerPool::new(self.threads - 1)).each(n, &task);
             }
         }
     }
 
-    /// [`Workers::each`] for pieces of `size` numbers of `values`, the last of which may be shorter.
+    /// [`Workers::each`] for pieces of `size` elements of `values`, the last of which may be shorter.
     pub fn each_piece(&self, values: &mut [f32], size: usize, task: impl Fn(usize, &mut [f32]) + Sync) {
-        let (n, size) = (values.len(), size.max(1));
-        let values = Shared::new(values, n, 1, n);
-        self.each(n.div_ceil(size), |i| {
-            // SAFETY: within the values, and only this call has this i.
-            task(i, unsafe { values.row(0, i * size..((i + 1) * size).min(n)) });
-        });
+        // Each piece is locked once, by the one call that has its number.
+        let pieces: Vec<_> = values.chunks_mut(size.max(1)).map(std::sync::Mutex::new).collect();
+        self.each(pieces.len(), |i| task(i, &mut pieces[i].lock().unwrap_or_else(PoisonError::into_inner)));
     }
 }
 
-/// The threads besides the caller's.
+/// The worker threads: all that compute but the caller.
 #[derive(Debug)]
-struct Helpers {
-    office: Arc<Office>,
+struct WorkerPool {
+    shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
 
-/// What the caller and its helpers have in common. Each counter has cache lines of its own: helpers stare at one while another is
+/// What the caller and the workers share. Each counter has cache lines of its own, since workers spin on one while another is
 /// written.
-#[derive(Debug, Default)]
-struct Office {
-    board: Mutex<Board>,
-    news: Condvar,
-    /// How many jobs there were.
+#[derive(Debug)]
+struct Shared {
+    slot: Mutex<JobSlot>,
+    /// Wakes sleeping workers when a job is posted or the pool is closed.
+    wake: Condvar,
+    /// The number of jobs posted so far, and one more once the pool is closed.
     posted: Padded,
-    /// The first piece of the job that nobody has taken.
+    /// The first piece of the current job that no thread has taken.
     next: Padded,
-    /// Helpers that are at it.
-    helping: Padded,
+    /// The number of workers that are working on the current job.
+    active: Padded,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[repr(align(128))]
 struct Padded(AtomicUsize);
 
-#[derive(Default)]
-struct Board {
+struct JobSlot {
     job: Option<Job>,
-    /// Helpers that wait for `news`.
-    asleep: usize,
+    /// The number of workers that wait for `wake`.
+    sleeping: usize,
     closed: bool,
-    /// The message of a piece that panicked.
+    /// The payload of a piece that panicked.
     panic: Option<Box<dyn Any + Send>>,
+}
+
+impl std::fmt::Debug for JobSlot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JobSlot")
+            .field("sleeping", &self.sleeping)
+            .field("closed", &self.closed)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Clone, Copy)]
 struct Job {
-    /// Lives as long as the job is on the board or somebody is at it.
+    /// Valid while the job is in the slot or a worker is active.
     task: &'static (dyn Fn(usize) + Sync),
     n: usize,
 }
 
-impl Helpers {
-    /// `n` of them, or as many as the system grants.
-    fn new(n: usize) -> Helpers {
-        let office = Arc::<Office>::default();
+impl WorkerPool {
+    /// `n` workers, or as many as the system grants.
+    fn new(n: usize) -> WorkerPool {
+        let shared = Arc::new(Shared::new());
         let spawn = |i: usize| {
-            let office = office.clone();
-            Builder::new().name(format!("cpu {i}")).spawn(move || office.help()).ok()
+            let shared = shared.clone();
+            Builder::new().name(format!("cpu {i}")).spawn(move || shared.run_worker()).ok()
         };
-        Helpers { threads: (1..=n).map_while(spawn).collect(), office }
+        WorkerPool { threads: (1..=n).map_while(spawn).collect(), shared }
     }
 
+    /// One caller at a time.
     fn each(&self, n: usize, task: &(dyn Fn(usize) + Sync)) {
-        let office = &*self.office;
-        // SAFETY: only the lifetime changes. Helpers come by the task through the board alone; it is taken down, and nobody is at
-        // it any more, before this function returns, whatever panics.
+        let shared = &*self.shared;
+        // SAFETY: only the lifetime changes. Workers reach the task through the slot alone. Before this function returns, even
+        // when a piece panics, the job is out of the slot and no worker is active.
         let task = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task) };
         let job = Job { task, n };
-        office.next.0.store(0, Ordering::Relaxed);
-        let mut board = office.board();
-        board.job = Some(job);
-        let asleep = board.asleep;
-        office.posted.0.fetch_add(1, Ordering::Release);
-        drop(board);
-        if asleep > 0 {
-            office.news.notify_all();
+        shared.next.0.store(0, Ordering::Relaxed);
+        let mut slot = shared.lock();
+        slot.job = Some(job);
+        let sleeping = slot.sleeping;
+        shared.posted.0.fetch_add(1, Ordering::Release);
+        drop(slot);
+        if sleeping > 0 {
+            shared.wake.notify_all();
         }
 
-        let own = catch_unwind(AssertUnwindSafe(|| office.work(job)));
-        office.board().job = None;
-        while !look_out(|| office.helping.0.load(Ordering::Acquire) == 0) {
+        let own = catch_unwind(AssertUnwindSafe(|| shared.take_pieces(job)));
+        shared.lock().job = None;
+        while !spin_until(|| shared.active.0.load(Ordering::Acquire) == 0) {
             yield_now();
         }
-        if let Some(panic) = office.board().panic.take().or(own.err()) {
+        if let Some(panic) = shared.lock().panic.take().or(own.err()) {
             resume_unwind(panic);
         }
     }
 }
 
-impl Drop for Helpers {
+impl Drop for WorkerPool {
     fn drop(&mut self) {
-        self.office.board().closed = true;
-        // Who looks out need not do so any longer.
-        self.office.posted.0.fetch_add(1, Ordering::Release);
-        self.office.news.notify_all();
+        self.shared.lock().closed = true;
+        // Wakes spinning workers so that they see `closed`.
+        self.shared.posted.0.fetch_add(1, Ordering::Release);
+        self.shared.wake.notify_all();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
 }
 
-impl std::fmt::Debug for Board {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Board").field("asleep", &self.asleep).field("closed", &self.closed).finish_non_exhaustive()
+impl Shared {
+    fn new() -> Shared {
+        let counter = || Padded(AtomicUsize::new(0));
+        Shared {
+            slot: Mutex::new(JobSlot { job: None, sleeping: 0, closed: false, panic: None }),
+            wake: Condvar::new(),
+            posted: counter(),
+            next: counter(),
+            active: counter(),
+        }
     }
-}
 
-impl Office {
-    fn board(&self) -> MutexGuard<'_, Board> {
-        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, JobSlot> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes pieces until there are none left.
-    fn work(&self, job: Job) {
+    /// Takes pieces until none are left.
+    fn take_pieces(&self, job: Job) {
         loop {
             let i = self.next.0.fetch_add(1, Ordering::Relaxed);
             if i >= job.n {
@@ -181,52 +205,87 @@ impl Office {
         }
     }
 
-    /// A helper's life.
-    fn help(&self) {
+    /// The loop of a worker thread: waits for a job, works on it, until the pool is closed.
+    fn run_worker(&self) {
         let mut seen = 0;
         loop {
             let posted = || self.posted.0.load(Ordering::Acquire);
-            look_out(|| posted() != seen);
-            let mut board = self.board();
-            while posted() == seen && !board.closed {
-                board.asleep += 1;
-                board = self.news.wait(board).unwrap_or_else(PoisonError::into_inner);
-                board.asleep -= 1;
+            spin_until(|| posted() != seen);
+            let mut slot = self.lock();
+            while posted() == seen && !slot.closed {
+                slot.sleeping += 1;
+                slot = self.wake.wait(slot).unwrap_or_else(PoisonError::into_inner);
+                slot.sleeping -= 1;
             }
-            if board.closed {
+            if slot.closed {
                 return;
             }
             seen = posted();
-            let Some(job) = board.job else { continue }; // too late for it
-            self.helping.0.fetch_add(1, Ordering::Relaxed);
-            drop(board);
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.work(job))) {
-                self.board().panic = Some(panic);
+            // The job may be finished already.
+            let Some(job) = slot.job else { continue };
+            self.active.0.fetch_add(1, Ordering::Relaxed);
+            drop(slot);
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.take_pieces(job))) {
+                self.lock().panic = Some(panic);
             }
-            self.helping.0.fetch_sub(1, Ordering::Release);
+            self.active.0.fetch_sub(1, Ordering::Release);
         }
     }
 }
 
-/// Whether that happened before the patience was gone.
-fn look_out(happened: impl Fn() -> bool) -> bool {
-    let begin = Instant::now();
+/// Spins until `happened()` or the spin limit; returns whether it happened. The limit is longer than the operations that one
+/// thread does alone, and no longer than it takes to wake one or two threads.
+#[cfg(not(loom))]
+fn spin_until(happened: impl Fn() -> bool) -> bool {
+    const SPIN_LIMIT: std::time::Duration = std::time::Duration::from_micros(100);
+    // wasm32 has one thread and no clock: it never gets here.
+    let begin = std::time::Instant::now();
     loop {
         for _ in 0..64 {
             if happened() {
                 return true;
             }
-            spin_loop();
+            std::hint::spin_loop();
         }
-        if begin.elapsed() > PATIENCE {
+        if begin.elapsed() > SPIN_LIMIT {
             return false;
         }
     }
 }
 
-#[cfg(test)]
+/// loom explores every interleaving, so one look is enough.
+#[cfg(loom)]
+fn spin_until(happened: impl Fn() -> bool) -> bool {
+    happened()
+}
+
+#[cfg(all(test, loom))]
+mod model {
+    use super::*;
+
+    /// In every interleaving of a caller and a worker, each piece of two jobs is done once and before `each` returns, and the
+    /// worker ends when the pool is dropped.
+    #[test]
+    fn every_piece_is_done_once_and_before_the_end() {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(|| {
+            let pool = WorkerPool::new(1);
+            for _ in 0..2 {
+                let done = [AtomicUsize::new(0), AtomicUsize::new(0)];
+                pool.each(2, &|i| {
+                    done[i].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(done.iter().all(|done| done.load(Ordering::Relaxed) == 1));
+            }
+        });
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn of_threads(threads: usize) -> Workers {
         Workers { threads, ..Workers::new(Arch::new()) }
@@ -256,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn helpers_wake_up_again() {
+    fn workers_wake_up_again() {
         let workers = of_threads(3);
         for pause in [0, 1, 20, 0, 2] {
             std::thread::sleep(Duration::from_millis(pause));
@@ -266,6 +325,24 @@ mod tests {
                 met.wait();
             });
         }
+    }
+
+    #[test]
+    fn callers_on_several_threads_take_turns() {
+        let workers = of_threads(3);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..500 {
+                        let sum = AtomicUsize::new(0);
+                        workers.each(9, |i| {
+                            sum.fetch_add(i, Ordering::Relaxed);
+                        });
+                        assert_eq!(sum.into_inner(), 36);
+                    }
+                });
+            }
+        });
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub(super) struct Variant {
 }
 
 /// The most overrides and constants that a kernel has.
-const MOST_SETTINGS: usize = 5;
+const MOST_SETTINGS: usize = 8;
 
 impl Variant {
     /// `settings` as the kernel's table entry names them: overrides first, then constants.
@@ -53,7 +53,7 @@ impl From<&'static Kernel> for Variant {
 pub(super) type PipelineKey = (&'static str, [u32; MOST_SETTINGS]);
 
 #[derive(Debug)]
-struct Pipeline {
+pub(super) struct Pipeline {
     layout: wgpu::BindGroupLayout,
     pipeline: wgpu::ComputePipeline,
     /// Whether it was recorded since [`Encoder::kernels_run`] was last called.
@@ -148,6 +148,16 @@ impl Encoder {
             let of_params = Binding { buffer: &self.params, offset: 0, size, once: false };
             let resources = std::iter::once(&of_params).chain(bindings);
             let entries: Vec<_> = (0..).zip(resources).map(|(binding, part)| entry(binding, part)).collect();
+            #[cfg(feature = "mutants")]
+            let notes = super::audit::notes();
+            #[cfg(feature = "mutants")]
+            let entries = {
+                let number = entries.len() as u32;
+                let more = notes
+                    .as_ref()
+                    .map(|notes| wgpu::BindGroupEntry { binding: number, resource: notes.as_entire_binding() });
+                entries.into_iter().chain(more).collect::<Vec<_>>()
+            };
             self.device.create_bind_group(&wgpu::BindGroupDescriptor {
                 label: Some(variant.kernel.name),
                 layout: &pipeline.layout,
@@ -248,7 +258,7 @@ impl Encoder {
             .collect()
     }
 
-    fn pipeline(&self, variant: Variant) -> Arc<Pipeline> {
+    pub(super) fn pipeline(&self, variant: Variant) -> Arc<Pipeline> {
         let compile = || Arc::new(compile(&self.device, self.pipeline_cache.as_ref(), variant));
         self.pipelines.lock().entry(variant.key()).or_insert_with(compile).clone()
     }
@@ -269,6 +279,18 @@ fn entry<'a>(binding: u32, part: &Binding<'a>) -> wgpu::BindGroupEntry<'a> {
     wgpu::BindGroupEntry { binding, resource }
 }
 
+/// Whether a kernel is compiled with checks of its indices and bounds on its loops: only one with an injected fault, which may
+/// index anything. The checks cost up to a third of a kernel's speed. In a browser they are always on.
+fn checked(kernel: &Kernel) -> bool {
+    #[cfg(feature = "mutants")]
+    return super::mutants::is_injected(kernel.name) || super::audit::notes().is_some();
+    #[cfg(not(feature = "mutants"))]
+    {
+        let _ = kernel;
+        false
+    }
+}
+
 fn compile(device: &wgpu::Device, cache: Option<&PipelineCache>, variant: Variant) -> Pipeline {
     let kernel = variant.kernel;
     let params_size = NonZeroU64::new(4 * kernel.params.len() as u64);
@@ -277,7 +299,11 @@ fn compile(device: &wgpu::Device, cache: Option<&PipelineCache>, variant: Varian
         has_dynamic_offset: true,
         min_binding_size: params_size,
     };
-    let storage = kernel.bindings.iter().map(|access| wgpu::BindingType::Buffer {
+    #[cfg(feature = "mutants")]
+    let notes = super::audit::notes().map(|_| &Access::Write);
+    #[cfg(not(feature = "mutants"))]
+    let notes = None;
+    let storage = kernel.bindings.iter().chain(notes).map(|access| wgpu::BindingType::Buffer {
         ty: wgpu::BufferBindingType::Storage { read_only: *access == Access::Read },
         has_dynamic_offset: false,
         min_binding_size: None,
@@ -305,8 +331,14 @@ fn compile(device: &wgpu::Device, cache: Option<&PipelineCache>, variant: Varian
     let text = kernel.module(&consts);
     #[cfg(feature = "mutants")]
     let text = super::mutants::applied(kernel.name, text);
-    let source = wgpu::ShaderSource::Wgsl(text.into());
-    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor { label, source });
+    #[cfg(feature = "mutants")]
+    let text = if super::audit::notes().is_some() { super::audit::instrumented(kernel, &text) } else { text };
+    let source = wgpu::ShaderSource::Wgsl(super::unroll::unrolled(&text).into());
+    let checks =
+        if checked(kernel) { wgpu::ShaderRuntimeChecks::checked() } else { wgpu::ShaderRuntimeChecks::unchecked() };
+    // SAFETY: what the checks would catch must not happen. Every loop of our kernels counts up to a bound, every divisor is at
+    // least 1, and `tests/bounds.rs` runs every kernel on shapes of all kinds and sees that no index leaves its binding.
+    let module = unsafe { device.create_shader_module_trusted(wgpu::ShaderModuleDescriptor { label, source }, checks) };
     let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
         label,
         layout: Some(&pipeline_layout),

@@ -69,11 +69,16 @@ pub struct Kernel {
 const WEIGHT: &str = include_str!("../../../shaders/lib/weight.wgsl");
 const REDUCE: &str = include_str!("../../../shaders/lib/reduce.wgsl");
 const MOMENTS: &str = include_str!("../../../shaders/lib/moments.wgsl");
-const SCORE: &str = include_str!("../../../shaders/lib/score.wgsl");
+const TEXT_ROWS: &str = include_str!("../../../shaders/lib/text_rows.wgsl");
+const FOURS: &str = include_str!("../../../shaders/lib/fours.wgsl");
+const ATTENTION_TILE: &str = include_str!("../../../shaders/lib/attention_tile.wgsl");
+const SCORES: &str = include_str!("../../../shaders/lib/scores.wgsl");
 const EXP: &str = include_str!("../../../shaders/lib/exp.wgsl");
 const GELU: &str = include_str!("../../../shaders/lib/gelu.wgsl");
 const ACTIVATION_LIB: &str = include_str!("../../../shaders/lib/activation.wgsl");
 const EPILOGUE: &str = include_str!("../../../shaders/lib/epilogue.wgsl");
+const X4: &str = include_str!("../../../shaders/lib/x4.wgsl");
+const TILE_LIB: &str = include_str!("../../../shaders/lib/tile.wgsl");
 const STEP: &str = include_str!("../../../shaders/lib/step.wgsl");
 const REDUCE_BROADCAST: &str = include_str!("../../../shaders/lib/reduce_broadcast.wgsl");
 
@@ -81,7 +86,10 @@ const REDUCE_BROADCAST: &str = include_str!("../../../shaders/lib/reduce_broadca
 const WEIGHT_OVERRIDE: (&str, u32) = ("WEIGHT", 2);
 
 /// A tile's sizes, as `autotune.rs` has them.
-const TILE: &[(&str, u32)] = &[("SIDE", 16), ("ROWS", 8), ("FOURS", 2)];
+const TILE: &[(&str, u32)] = &[("SIDE_X", 16), ("SIDE_Y", 16), ("ROWS", 8), ("FOURS", 2)];
+
+/// Rows of a kernel for few rows.
+const FEW: &[(&str, u32)] = &[("ROWS", 8)];
 
 /// Invocations of a subgroup that multiplies matrices.
 const SUBGROUP_SIZE: &[(&str, u32)] = &[("SUBGROUP_SIZE", 64)];
@@ -116,8 +124,17 @@ const TILES: Option<Family> = Some(Family::Tiles);
 const BROADCAST: Option<Family> = Some(Family::Broadcast);
 const YES: bool = true;
 
-/// The overrides of a product: how its weight is stored, and its epilogue.
-const PRODUCT: &[(&str, u32)] = &[WEIGHT_OVERRIDE, ("EPILOGUE", 6)];
+/// The override of `lib/epilogue.wgsl`.
+const EPILOGUE_OVERRIDE: (&str, u32) = ("EPILOGUE", 6);
+
+/// Dimensions of a head.
+const HEAD_DIM: &[(&str, u32)] = &[("HEAD_DIM", 257)];
+
+/// The override of `lib/fours.wgsl`.
+const ALIGNED_OVERRIDE: (&str, u32) = ("ALIGNED", 1);
+
+/// The overrides of a product: how its weight is stored, its epilogue, and whether its shape is aligned.
+const PRODUCT: &[(&str, u32)] = &[WEIGHT_OVERRIDE, EPILOGUE_OVERRIDE, ALIGNED_OVERRIDE];
 
 // The columns: name in Rust, file, name in messages, family, library files, then overrides and generated constants.
 #[rustfmt::skip]
@@ -132,22 +149,23 @@ kernels! {
     LAYER_NORM_NORMALIZE FILE_LAYER_NORM_NORMALIZE "layer_norm_normalize" TILES [REDUCE, MOMENTS];
     LAYER_NORM_NORMALIZE_BROADCAST FILE_LAYER_NORM_NORMALIZE "layer_norm_normalize_broadcast" BROADCAST [REDUCE_BROADCAST, MOMENTS];
     GAIN_BIAS FILE_GAIN_BIAS "gain_bias" ANY [];
-    LINEAR FILE_LINEAR "linear" TILES [WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts TILE;
-    LINEAR_MATRICES FILE_LINEAR_MATRICES "linear_matrices" TILES matrices YES [WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts SUBGROUP_SIZE;
-    LINEAR_FEW FILE_LINEAR_FEW "linear_few" TILES [WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT;
-    LINEAR_BROADCAST FILE_LINEAR_BROADCAST "linear_broadcast" BROADCAST [WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU, STEP] overrides PRODUCT;
+    LINEAR FILE_LINEAR "linear" TILES [TILE_LIB, X4, FOURS, WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts TILE;
+    LINEAR_MATRICES FILE_LINEAR_MATRICES "linear_matrices" TILES matrices YES [X4, FOURS, WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts SUBGROUP_SIZE;
+    LINEAR_FEW FILE_LINEAR_FEW "linear_few" TILES [X4, FOURS, WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts FEW;
+    LINEAR_JOIN FILE_LINEAR_JOIN "linear_join" TILES [EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides &[EPILOGUE_OVERRIDE];
+    LINEAR_BROADCAST FILE_LINEAR_BROADCAST "linear_broadcast" BROADCAST [WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU, STEP] overrides &[WEIGHT_OVERRIDE, EPILOGUE_OVERRIDE];
     SUM_HEADS FILE_SUM_HEADS "sum_heads" ANY [];
-    ATTENTION FILE_ATTENTION "attention" TILES [SCORE, EXP] overrides &[], consts &[("PARTS", 17)];
-    ATTENTION_BROADCAST FILE_ATTENTION_BROADCAST "attention_broadcast" BROADCAST [STEP, EXP];
-    ATTENTION_SCORES FILE_ATTENTION_SCORES "attention_scores" ANY [SCORE];
+    ATTENTION FILE_ATTENTION "attention" TILES [TEXT_ROWS, ATTENTION_TILE, SCORES, FOURS, EXP] overrides &[ALIGNED_OVERRIDE], consts HEAD_DIM;
+    ATTENTION_BROADCAST FILE_ATTENTION_BROADCAST "attention_broadcast" BROADCAST [TEXT_ROWS, STEP, EXP];
+    ATTENTION_SCORES FILE_ATTENTION_SCORES "attention_scores" ANY [TEXT_ROWS, ATTENTION_TILE, SCORES, FOURS] overrides &[ALIGNED_OVERRIDE], consts HEAD_DIM;
     ATTENTION_PATTERN FILE_ATTENTION_PATTERN "attention_pattern" TILES [REDUCE, EXP];
     ATTENTION_PATTERN_BROADCAST FILE_ATTENTION_PATTERN "attention_pattern_broadcast" BROADCAST [REDUCE_BROADCAST, EXP];
-    ATTENTION_MIX FILE_ATTENTION_MIX "attention_mix" ANY [];
+    ATTENTION_MIX FILE_ATTENTION_MIX "attention_mix" ANY [TEXT_ROWS, ATTENTION_TILE, FOURS] overrides &[ALIGNED_OVERRIDE], consts HEAD_DIM;
     ACTIVATION FILE_ACTIVATION "activation" ANY [ACTIVATION_LIB, EXP, GELU] overrides &[("FUNCTION", 4)];
     ADD FILE_ADD "add" ANY [];
-    UNEMBED FILE_UNEMBED "unembed" TILES [WEIGHT] overrides &[WEIGHT_OVERRIDE], consts TILE;
-    UNEMBED_MATRICES FILE_UNEMBED_MATRICES "unembed_matrices" TILES matrices YES [WEIGHT] overrides &[WEIGHT_OVERRIDE], consts SUBGROUP_SIZE;
-    UNEMBED_FEW FILE_UNEMBED_FEW "unembed_few" TILES [WEIGHT] overrides &[WEIGHT_OVERRIDE];
+    UNEMBED FILE_UNEMBED "unembed" TILES [TILE_LIB, X4, FOURS, WEIGHT] overrides &[WEIGHT_OVERRIDE, ALIGNED_OVERRIDE], consts TILE;
+    UNEMBED_MATRICES FILE_UNEMBED_MATRICES "unembed_matrices" TILES matrices YES [X4, FOURS, WEIGHT] overrides &[WEIGHT_OVERRIDE, ALIGNED_OVERRIDE], consts SUBGROUP_SIZE;
+    UNEMBED_FEW FILE_UNEMBED_FEW "unembed_few" TILES [X4, FOURS, WEIGHT] overrides &[WEIGHT_OVERRIDE, ALIGNED_OVERRIDE], consts FEW;
     UNEMBED_BROADCAST FILE_UNEMBED_BROADCAST "unembed_broadcast" BROADCAST [WEIGHT, STEP] overrides &[WEIGHT_OVERRIDE];
     EDIT FILE_EDIT "edit" ANY [];
     COPY_OUT FILE_COPY_OUT "copy_out" ANY [];

@@ -3,6 +3,9 @@
 //! Read next: `kernels.rs` for the table of kernels, `encoder.rs` for how work is submitted, `buffers.rs`.
 
 mod adapter;
+mod attention;
+#[cfg(feature = "mutants")]
+mod audit;
 pub mod autotune;
 mod bind_groups;
 mod buffers;
@@ -14,10 +17,12 @@ pub mod mutants;
 mod pipeline_cache;
 #[cfg(not(target_arch = "wasm32"))]
 mod probe;
-mod products;
+pub mod products;
 mod timestamps;
+pub mod unroll;
 
 pub use adapter::{AdapterInfo, list as adapters};
+pub use attention::Cache;
 pub use buffers::{Tensor, Weight};
 pub use timestamps::Span;
 
@@ -26,14 +31,13 @@ use super::{
     Activation, Change, Device, DeviceCache, DeviceError, DeviceInfo, Epilogue, Heads, Op, Operands, Queries, RowsOf,
     StoredWeight, TensorLimits, Window,
 };
-use autotune::Tile;
+use autotune::Tuning;
 use bind_groups::{BindGroups, Binding};
 use buffers::{Placed, Pool, Staging, WeightLayout};
 use encoder::{Encoder, PipelineKey, Variant};
 use errors::Fault;
 use kernels::{Family, Kernel};
 use pipeline_cache::PipelineCache;
-use products::Product;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
@@ -49,9 +53,9 @@ const BINDING_STEP: usize = 256;
 pub struct Gpu {
     info: DeviceInfo,
     family: Family,
-    /// Lanes of the subgroups that multiply matrices, where the adapter has those.
+    /// Invocations of the subgroups that multiply matrices, where the adapter has those.
     matrices: Option<u32>,
-    tile: Tile,
+    tuning: Tuning,
     device: wgpu::Device,
     queue: wgpu::Queue,
     max_binding: u64,
@@ -62,11 +66,8 @@ pub struct Gpu {
     encoder: Encoder,
     bind_groups: BindGroups<PipelineKey>,
     fault: Fault,
+    rows_table: attention::RowsTable,
 }
-
-/// Keys and values of one layer.
-#[derive(Debug)]
-pub struct Cache {}
 
 /// Values on their way: where in a staging buffer they will be.
 #[derive(Debug)]
@@ -99,8 +100,11 @@ impl Gpu {
     /// As [`Gpu::open_as`].
     pub async fn open_for(kernel: &Kernel) -> Result<Gpu, DeviceError> {
         let gpu = Gpu::open_as(kernel.family.unwrap_or(Family::Tiles)).await?;
-        match gpu.cuts().into_iter().find(|tile| tile.has(kernel)) {
-            Some(tile) => Ok(Gpu { tile, ..gpu }),
+        if gpu.tuning.has(kernel) {
+            return Ok(gpu);
+        }
+        match gpu.tiles().into_iter().find(|tile| tile.has(kernel)) {
+            Some(tile) => Ok(Gpu { tuning: Tuning::all(tile), ..gpu }),
             None => Err(DeviceError::NoAdapter { detail: format!("{} cannot run {}", gpu.info, kernel.name) }),
         }
     }
@@ -121,14 +125,14 @@ impl Gpu {
         Ok(all)
     }
 
-    /// The best adapter once with each way of cutting the tiles of a product that it has.
+    /// The best adapter once with each tile that it has.
     ///
     /// # Errors
     /// As [`Gpu::open`].
-    pub async fn tiles() -> Result<Vec<Gpu>, DeviceError> {
+    pub async fn with_each_tile() -> Result<Vec<Gpu>, DeviceError> {
         let mut all = Vec::new();
-        for tile in Gpu::open_as(Family::Tiles).await?.cuts() {
-            all.push(Gpu { tile, ..Gpu::open_as(Family::Tiles).await? });
+        for tile in Gpu::open_as(Family::Tiles).await?.tiles() {
+            all.push(Gpu { tuning: Tuning::all(tile), ..Gpu::open_as(Family::Tiles).await? });
         }
         Ok(all)
     }
@@ -158,7 +162,7 @@ impl Gpu {
             info: adapter::describe(&adapter),
             family,
             matrices,
-            tile: Tile::DEFAULT,
+            tuning: Tuning::DEFAULT,
             // Kernels count in u32, and Metal tells them a binding's size in one.
             max_binding: device.limits().max_storage_buffer_binding_size.min(1 << 31),
             // Pooled sizes are rounded up, at most to a power of two.
@@ -171,6 +175,7 @@ impl Gpu {
             device,
             queue,
             fault,
+            rows_table: attention::RowsTable::default(),
         }
     }
 
@@ -266,7 +271,7 @@ fn grid(n: usize) -> [u32; 3] {
     [n.min(MAX_GROUPS) as u32, n.div_ceil(MAX_GROUPS) as u32, 1]
 }
 
-/// Enough workgroups of 64 lanes for `n` elements.
+/// Enough workgroups of 64 invocations for `n` elements.
 fn elements(n: usize) -> [u32; 3] {
     grid(n.div_ceil(64))
 }
@@ -333,18 +338,6 @@ impl Gpu {
         y
     }
 
-    fn linear_by_head(&self, z: &Tensor, w: &Weight, n_head: usize) -> Tensor {
-        assert_eq!(z.cols, w.rows);
-        let head_dim = z.cols / n_head;
-        let y = self.empty(z.rows, n_head * w.cols);
-        for head in 0..n_head {
-            let rows = head * head_dim..(head + 1) * head_dim;
-            let product = Product { x: z, w, rows, bias: None, epilogue: Epilogue::None };
-            self.multiply(product, &y, head * w.cols);
-        }
-        y
-    }
-
     fn sum_heads(&self, parts: &Tensor, bias: &Weight, n_head: usize) -> Tensor {
         assert_eq!(parts.cols, n_head * bias.cols);
         let y = self.empty(parts.rows, bias.cols);
@@ -352,16 +345,6 @@ impl Gpu {
         let bindings = [all(parts), self.vector(bias), all(&y)];
         self.encoder.dispatch((&kernels::SUM_HEADS).into(), &params, &bindings, elements(y.len()));
         y
-    }
-
-    fn attention_scores(&self, qkv: &Tensor, text: &Queries, heads: Heads) -> Tensor {
-        let n_pos = text.rows.len();
-        let scores = self.empty(heads.n_head * n_pos, n_pos);
-        let blocks = n_pos.div_ceil(16) as u32;
-        let params = attention_params(qkv, &text.rows, heads);
-        let groups = [blocks, blocks, heads.n_head as u32];
-        self.encoder.dispatch((&kernels::ATTENTION_SCORES).into(), &params, &[all(qkv), all(&scores)], groups);
-        scores
     }
 
     fn attention_pattern(&self, scores: &Tensor) -> Tensor {
@@ -387,46 +370,6 @@ impl Gpu {
         let params = kernels::Add { n: a.len() as u32 };
         self.encoder.dispatch((&kernels::ADD).into(), &params, &[all(a), all(b), all(&y)], elements(a.len()));
         y
-    }
-
-    fn linear(&self, x: &Tensor, w: &Weight, bias: &Weight, epilogue: Epilogue<'_, Tensor>) -> Tensor {
-        assert!(x.cols == w.rows && bias.cols == w.cols);
-        if let Epilogue::Add(a) = epilogue {
-            assert_eq!([a.rows, a.cols], [x.rows, w.cols]);
-        }
-        let y = self.empty(x.rows, w.cols);
-        self.multiply(Product { x, w, rows: 0..w.rows, bias: Some(bias), epilogue }, &y, 0);
-        y
-    }
-
-    fn attention(&self, qkv: &Tensor, texts: &[Queries], heads: Heads) -> Tensor {
-        let z = self.empty(qkv.rows, qkv.cols / 3);
-        for Queries { rows, .. } in texts {
-            let params = attention_params(qkv, rows, heads);
-            let head_dim = params.head_dim as usize;
-            let (variant, groups) = match self.family {
-                Family::Tiles => (
-                    Variant::new(&kernels::ATTENTION, &[head_dim.div_ceil(16) as u32]),
-                    [rows.len().div_ceil(16) as u32, heads.n_head as u32, 1],
-                ),
-                Family::Broadcast => (
-                    (&kernels::ATTENTION_BROADCAST).into(),
-                    [rows.len().div_ceil(8) as u32, heads.n_head as u32, head_dim.div_ceil(64) as u32],
-                ),
-            };
-            self.encoder.dispatch(variant, &params, &[all(qkv), all(&z)], groups);
-        }
-        z
-    }
-
-    fn attention_mix(&self, pattern: &Tensor, qkv: &Tensor, text: &Queries, heads: Heads) -> Tensor {
-        assert_eq!([pattern.rows, pattern.cols], [heads.n_head * text.rows.len(), text.n_keys]);
-        let z = self.empty(text.rows.len(), qkv.cols / 3);
-        let kernels::Attention { first, n_pos, n_embd, head_dim, .. } = attention_params(qkv, &text.rows, heads);
-        let params = kernels::AttentionMix { first, n_pos, n_embd, head_dim };
-        let groups = [head_dim.div_ceil(16), n_pos.div_ceil(16), heads.n_head as u32];
-        self.encoder.dispatch((&kernels::ATTENTION_MIX).into(), &params, &[all(pattern), all(qkv), all(&z)], groups);
-        z
     }
 
     fn unembed(&self, x: &Tensor, table: &Weight) -> Tensor {
@@ -502,7 +445,7 @@ impl Device for Gpu {
     }
 
     fn kernels(&self) -> Vec<String> {
-        let mine = kernels::ALL.iter().filter(|kernel| self.family.has(kernel) && self.tile.has(kernel));
+        let mine = kernels::ALL.iter().filter(|kernel| self.family.has(kernel) && self.tuning.has(kernel));
         mine.map(|kernel| kernel.name.to_string()).collect()
     }
 
@@ -536,22 +479,22 @@ impl Device for Gpu {
         x
     }
 
-    fn run(&self, op: &Op, Operands { tensors: x, weights: w, .. }: Operands<'_, Gpu>) -> Tensor {
+    fn run(&self, op: &Op, Operands { tensors: x, weights: w, cache }: Operands<'_, Gpu>) -> Tensor {
         match op {
             Op::Embed { ids } => self.embed(w[0], ids),
             Op::LayerNorm { eps } => self.layer_norm(x[0], w[0], w[1], *eps),
             Op::LayerNormScale { eps } => self.layer_norm_scale(x[0], *eps),
             Op::LayerNormNormalize {} => self.layer_norm_normalize(x[0], x[1]),
             Op::GainBias {} => self.gain_bias(x[0], w[0], w[1]),
-            Op::Linear {} => self.linear(x[0], w[0], w[1], Epilogue::None),
-            Op::LinearActivation { f } => self.linear(x[0], w[0], w[1], Epilogue::Activation(*f)),
-            Op::LinearAdd {} => self.linear(x[1], w[0], w[1], Epilogue::Add(x[0])),
-            Op::LinearByHead { n_head } => self.linear_by_head(x[0], w[0], *n_head),
+            Op::Linear {} => self.product(x[0], w[0], w[1], Epilogue::None),
+            Op::LinearActivation { f } => self.product(x[0], w[0], w[1], Epilogue::Activation(*f)),
+            Op::LinearAdd {} => self.product(x[1], w[0], w[1], Epilogue::Add(x[0])),
+            Op::LinearByHead { n_head } => self.product_by_head(x[0], w[0], *n_head),
             Op::SumHeads { n_head } => self.sum_heads(x[0], w[0], *n_head),
-            Op::Attention { texts, heads } => self.attention(x[0], texts, *heads),
-            Op::AttentionScores { text, heads } => self.attention_scores(x[0], text, *heads),
+            Op::Attention { texts, heads } => self.attention(x[0], cache, texts, *heads),
+            Op::AttentionScores { text, heads } => self.attention_scores(x[0], cache, text, *heads),
             Op::AttentionPattern {} => self.attention_pattern(x[0]),
-            Op::AttentionMix { text, heads } => self.attention_mix(x[0], x[1], text, *heads),
+            Op::AttentionMix { text, heads } => self.attention_mix(x[0], x[1], cache, text, *heads),
             Op::Activation { f } => self.activation(x[0], *f),
             Op::Add {} => self.add(x[0], x[1]),
             Op::Unembed {} => self.unembed(x[0], w[0]),
@@ -560,12 +503,12 @@ impl Device for Gpu {
         }
     }
 
-    fn new_cache(&self, _capacities: &[usize], _n_embd: usize, _heads: Heads) -> Cache {
-        todo!("after the merge of the kernels")
+    fn new_cache(&self, capacities: &[usize], n_embd: usize, _heads: Heads) -> Cache {
+        Cache::new(self, capacities, n_embd)
     }
 
-    fn append(&self, _cache: &mut Cache, _qkv: &Tensor, _texts: &[Queries]) {
-        todo!("after the merge of the kernels")
+    fn append(&self, cache: &mut Cache, qkv: &Tensor, texts: &[Queries]) {
+        cache.append(self, qkv, texts);
     }
 
     fn copy_out(&self, x: &Tensor, window: &Window) -> Staged {
@@ -617,16 +560,5 @@ impl Device for Gpu {
 
     async fn read(&self, staged: Staged) -> Result<Vec<f32>, DeviceError> {
         self.outcome(staged.staging.read(&self.device, &self.host_memory, staged.at, staged.len).await)
-    }
-}
-
-fn attention_params(qkv: &Tensor, text: &Range<usize>, heads: Heads) -> kernels::Attention {
-    let n_embd = qkv.cols / 3;
-    kernels::Attention {
-        first: text.start as u32,
-        n_pos: text.len() as u32,
-        n_embd: n_embd as u32,
-        head_dim: (n_embd / heads.n_head) as u32,
-        scale: heads.scale as f32,
     }
 }

@@ -23,27 +23,24 @@ const fn mutant(name: &'static str, kernel: &'static str, find: &'static str, pu
 
 /// Every mutant. Each kernel has at least one, which a test checks.
 pub static ALL: &[Mutant] = &[
-    mutant("mask lets the next key in", "attention", "my_key <= query &&", "my_key <= query + 1u &&"),
-    mutant("running maximum not scaled down", "attention", "total *= shrink;", ""),
+    mutant("mask lets the next key in", "attention", "4u * y + r + 1u, text.n_key)", "4u * y + r + 2u, text.n_key)"),
+    mutant("running maximum not scaled down", "attention", "totals[r] *= shrink;", ""),
+    mutant("gathered values not scaled down", "attention", "sums[2u * r + 1u] *= shrink;", ""),
     mutant(
         "heads swapped",
         "attention",
-        "let head_start = wg.y * p.head_dim;",
-        "let head_start = p.n_embd - (wg.y + 1u) * p.head_dim;",
+        "let head_col = wg.y / CHUNKS * HEAD_DIM;",
+        "let head_col = p.z_stride - (wg.y / CHUNKS + 1u) * HEAD_DIM;",
     ),
-    mutant(
-        "stale key block",
-        "attention",
-        "k_tile[invocation.y * 17u + invocation.x] = k_value;",
-        "if d0 == 0u { k_tile[invocation.y * 17u + invocation.x] = k_value; }",
-    ),
+    mutant("stale keys", "attention", "load_kv(text, first_key, k_col,", "load_kv(text, 0u, k_col,"),
+    mutant("last chunk of a wide head left out", "attention", "chunk < CHUNKS; chunk", "chunk == 0u; chunk"),
     mutant(
         "barrier missing after the pattern",
         "attention",
-        "exp_f32(score - new_highest);\n        workgroupBarrier();",
-        "exp_f32(score - new_highest);",
+        "exp_f32(s[r].y - highest[r]);\n        }\n        workgroupBarrier();",
+        "exp_f32(s[r].y - highest[r]);\n        }",
     ),
-    mutant("mask lets the next key in", "attention_broadcast", "<= queries)", "<= queries + 1u)"),
+    mutant("mask lets the next key in", "attention_broadcast", "<= positions)", "<= positions + 1u)"),
     mutant(
         "running maximum not scaled down",
         "attention_broadcast",
@@ -59,18 +56,23 @@ pub static ALL: &[Mutant] = &[
     mutant(
         "dimensions beyond the first 64 scored with the wrong head",
         "attention_broadcast",
-        "let k_head = q_head + p.n_embd;",
-        "let k_head = q_head + p.n_embd - wg.z * p.head_dim;",
+        "p.k_col + head * p.head_dim;",
+        "p.k_col + head * p.head_dim - wg.y % chunks * p.head_dim;",
     ),
-    mutant("last dimension lost", "attention_broadcast", "k = qkv[k_at + min(d0 + 7u, last_dim)];", "k = 0.0;"),
+    mutant("last dimension lost", "attention_broadcast", "k = kv[k_at + min(d0 + 7u, last_dim)];", "k = 0.0;"),
     mutant(
         "first row of the text forgotten",
         "attention_broadcast",
-        "let q_head = p.first * stride",
-        "let q_head = 0u * stride",
+        "let q_head = text.q_row * p.q_stride",
+        "let q_head = 0u * p.q_stride",
     ),
-    mutant("mask lets the next key in", "attention_scores", "key <= query)", "key <= query + 1u)"),
-    mutant("scale forgotten", "attention_scores", "score * p.scale", "score"),
+    mutant(
+        "mask lets the next key in",
+        "attention_scores",
+        "key <= text.position + query)",
+        "key <= text.position + query + 1u)",
+    ),
+    mutant("scale forgotten", "attention_scores", "s[r][c] * p.scale", "s[r][c]"),
     mutant(
         "maximum not subtracted",
         "attention_pattern",
@@ -90,12 +92,18 @@ pub static ALL: &[Mutant] = &[
         "workgroupBarrier();\n    for (var half = WORKGROUP_SIZE / 2u; half > 0u; half /= 2u) {\n        if invocation < half {\n            reduce_scratch[invocation] +=",
     ),
     mutant(
-        "heads swapped",
+        "second head's values for the first",
         "attention_mix",
-        "2u * p.n_embd + head * p.head_dim + d",
-        "3u * p.n_embd - (head + 1u) * p.head_dim + d",
+        "p.v_col + head * HEAD_DIM, d0",
+        "p.v_col + (head ^ 1u) % (p.z_stride / HEAD_DIM) * HEAD_DIM, d0",
     ),
-    mutant("last key left out", "attention_mix", "k0 + invocation.x < p.n_pos", "k0 + invocation.x + 1u < p.n_pos"),
+    mutant("last key left out", "attention_mix", "key < text.n_key {", "key + 1u < text.n_key {"),
+    mutant(
+        "one value twice",
+        "attention_mix",
+        "(*z)[2u * r + 1u] += weight * hi;",
+        "(*z)[2u * r + 1u] += weight * lo;",
+    ),
     mutant("erf for tanh", "activation", "case 0u: { return gelu_tanh(x); }", "case 0u: { return gelu_erf(x); }"),
     mutant(
         "half precision",
@@ -153,7 +161,7 @@ pub static ALL: &[Mutant] = &[
     mutant("bias dropped", "gain_bias", "x[i] * gain[c] + bias[c]", "x[i] * gain[c]"),
     mutant("bias dropped", "linear", "p.has_bias != 0u", "p.has_bias == 2u"),
     mutant("last column lost", "linear", "col < p.cols", "col + 1u < p.cols"),
-    mutant("last of four steps of k lost", "linear", "if n > 3u", "if n > 4u"),
+    mutant("last of four steps of k lost", "linear", ">= vec4<u32>(n)", ">= vec4<u32>(min(n, 3u))"),
     mutant(
         "wrong beyond row 512",
         "linear",
@@ -163,8 +171,22 @@ pub static ALL: &[Mutant] = &[
     mutant(
         "barrier missing before the tile is read",
         "linear",
-        "w_tile[i] = four;\n        }\n        workgroupBarrier();",
-        "w_tile[i] = four;\n        }",
+        "] = w_next[i];\n        }\n        workgroupBarrier();",
+        "] = w_next[i];\n        }",
+    ),
+    mutant("the block after next loaded", "linear", "min(block + 1u, blocks - 1u)", "min(block + 2u, blocks - 1u)"),
+    mutant(
+        "rows of x swapped",
+        "linear",
+        "(r * SIDE_Y + local.y) * 4u + k4",
+        "(r * SIDE_Y + (local.y ^ 1u)) * 4u + k4",
+    ),
+    mutant("half a vector where rows are not aligned", "linear", "vec4<f32>(a.zw, b.xy)", "vec4<f32>(a.zw, a.xy)"),
+    mutant(
+        "parts begin a step late",
+        "linear",
+        "let k_first = wg.z * p.k_part;",
+        "let k_first = wg.z * (p.k_part + 1u);",
     ),
     mutant("added twice", "linear", "return added[at] + result;", "return added[at] + added[at] + result;"),
     mutant("erf for tanh", "linear", "case 0u: { return gelu_tanh(x); }", "case 0u: { return gelu_erf(x); }"),
@@ -177,7 +199,7 @@ pub static ALL: &[Mutant] = &[
     ),
     mutant("sums not cleared", "linear_matrices", "tile[i] = 0.0;", ""),
     mutant("a column too many", "linear_matrices", "col < p.cols", "col <= p.cols"),
-    mutant("last of four steps of k lost", "linear_matrices", "if n > 3u", "if n > 4u"),
+    mutant("last of four steps of k lost", "linear_matrices", ">= vec4<u32>(n)", ">= vec4<u32>(min(n, 3u))"),
     mutant(
         "ten bits of x",
         "linear_matrices",
@@ -212,6 +234,10 @@ pub static ALL: &[Mutant] = &[
         "return added[at] + result;",
         "return added[at % p.y_stride] + result;",
     ),
+    mutant("steps of k beyond the part", "linear_few", "ALIGNED == 1u || k < n", "ALIGNED == 1u || k < n + 1u"),
+    mutant("one row for all", "linear_few", "x4(min(r, p.rows - 1u)", "x4(min(0u, p.rows - 1u)"),
+    mutant("one share left out", "linear_join", "var part = 0u;", "var part = 1u;"),
+    mutant("bias dropped", "linear_join", "p.has_bias != 0u", "p.has_bias == 2u"),
     mutant("bias dropped", "linear_broadcast", "p.has_bias != 0u", "p.has_bias == 2u"),
     mutant("last column lost", "linear_broadcast", "col < p.cols", "col + 1u < p.cols"),
     mutant(
@@ -251,8 +277,8 @@ pub static ALL: &[Mutant] = &[
     ),
     mutant("one last bit in a hundred thousand", "add", "a[i] + b[i]", "(a[i] + b[i]) * 1.00001"),
     mutant("second dimension of the grid forgotten", "add", "(wg.y * n_wg.x + wg.x)", "(wg.x)"),
-    mutant("last of four steps of k lost", "unembed", "if n > 3u", "if n > 4u"),
-    mutant("first row of x forgotten", "unembed", "let at = p.x_first + row * p.k + k;", "let at = row * p.k + k;"),
+    mutant("last of four steps of k lost", "unembed", ">= vec4<u32>(n)", ">= vec4<u32>(min(n, 3u))"),
+    mutant("first row of x forgotten", "unembed", "p.x_first, 0u, p.k, local.xy", "0u, 0u, p.k, local.xy"),
     mutant(
         "two fours swapped",
         "unembed",
@@ -269,10 +295,10 @@ pub static ALL: &[Mutant] = &[
     mutant(
         "first row of x forgotten",
         "unembed_matrices",
-        "let at = p.x_first + row * p.k + k;",
-        "let at = row * p.k + k;",
+        "x4(p.x_first + row * p.x_stride + k,",
+        "x4(row * p.x_stride + k,",
     ),
-    mutant("last of four steps of k lost", "unembed_matrices", "if n > 3u", "if n > 4u"),
+    mutant("last of four steps of k lost", "unembed_matrices", ">= vec4<u32>(n)", ">= vec4<u32>(min(n, 3u))"),
     mutant(
         "last token lost",
         "unembed_matrices",
@@ -293,7 +319,8 @@ pub static ALL: &[Mutant] = &[
         "vec4<f32>(a.y, b.y, c.y, d.y));\n            multiply_add(&part, subgroupBroadcast(lo, 6u)",
         "vec4<f32>(a.x, b.y, c.y, d.y));\n            multiply_add(&part, subgroupBroadcast(lo, 6u)",
     ),
-    mutant("padding multiplied with the next row", "unembed_few", "let n = min(4u, k_end - k);", "let n = 4u;"),
+    mutant("padding multiplied with the next row", "unembed_few", "p.x_stride + k, n - k)", "p.x_stride + k, 4u)"),
+    mutant("a quarter of the table twice", "unembed_few", "weight4(at + 48u)", "weight4(at + 32u)"),
     mutant("factor forgotten", "edit", "x[at] * p.factor", "x[at]"),
     mutant("first column forgotten", "copy_out", "p.first_col + i % p.cols", "i % p.cols"),
 ];
@@ -304,13 +331,25 @@ pub static OF_TILES: [Mutant; 2] = [
         "wrong with the default tile",
         "linear",
         "epilogue(total[r * FOURS + f][c]",
-        "epilogue(total[r * FOURS + f][c] * select(1.0, 1.001, EMBED == 4u)",
+        "epilogue(total[r * FOURS + f][c] * select(1.0, 1.001, SIDE_Y == 16u && ROWS == 4u)",
     ),
     mutant(
         "wrong with other tiles",
         "linear",
         "epilogue(total[r * FOURS + f][c]",
-        "epilogue(total[r * FOURS + f][c] * select(1.0, 1.001, EMBED != 4u)",
+        "epilogue(total[r * FOURS + f][c] * select(1.0, 1.001, SIDE_Y != 16u || ROWS != 4u)",
+    ),
+];
+
+/// Faults that leave a kernel's memory: most change no result, since nothing reads what they touch.
+pub static OUTSIDE: [Mutant; 3] = [
+    mutant("a value too many", "add", "if i < p.n {", "if i < p.n + 1u {"),
+    mutant("rows beyond the last", "linear", "min(tile_row + place / 4u, p.rows - 1u)", "(tile_row + place / 4u)"),
+    mutant(
+        "a slot too far",
+        "linear",
+        "w_tile[w_slot(index + i * INVOCATIONS)]",
+        "w_tile[w_slot(index + i * INVOCATIONS) + 1u]",
     ),
 ];
 
@@ -328,6 +367,11 @@ fn from_environment() -> Option<&'static Mutant> {
     let wanted = std::env::var("ACTSCOPE_MUTANT").ok()?;
     let is_it = |mutant: &&Mutant| wanted.split_once(": ") == Some((mutant.kernel, mutant.name));
     Some(ALL.iter().find(is_it).unwrap_or_else(|| panic!("no mutant {wanted:?}")))
+}
+
+/// Whether this thread has a fault for a kernel.
+pub(super) fn is_injected(kernel: &str) -> bool {
+    INJECTED.get().is_some_and(|mutant| mutant.kernel == kernel)
 }
 
 /// A kernel's text with the injected fault.

@@ -103,6 +103,8 @@ pub struct Config {
     pub tie_word_embeddings: bool,
     /// Id that `--prepend-bos` puts in front (`bos_token_id`), where the file names one.
     pub bos_token_id: Option<u32>,
+    /// Ids that end a text (`eos_token_id`, a number or a list), where the file names any.
+    pub eos_token_id: Option<Vec<u32>>,
 }
 
 impl Config {
@@ -159,6 +161,7 @@ impl Config {
             scale_attn_by_inverse_layer_idx: flag(fields, "scale_attn_by_inverse_layer_idx", false)?,
             tie_word_embeddings: flag(fields, "tie_word_embeddings", true)?,
             bos_token_id: fields.get("bos_token_id").and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok()),
+            eos_token_id: ids(fields.get("eos_token_id")),
         })
     }
 
@@ -208,6 +211,16 @@ fn flag(fields: &Map<String, Value>, field: &'static str, default: bool) -> Resu
         None | Some(Value::Null) => Ok(default),
         Some(Value::Bool(b)) => Ok(*b),
         Some(v) => Err(ConfigError::Value { field, value: shown(v), expected: "it must be true or false" }),
+    }
+}
+
+/// Token ids that are one number or a list of them; `None` when absent or null. What is no id stands for no token.
+pub(crate) fn ids(value: Option<&Value>) -> Option<Vec<u32>> {
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value {
+        None | Some(Value::Null) => None,
+        Some(Value::Array(list)) => Some(list.iter().filter_map(id).collect()),
+        Some(one) => Some(id(one).into_iter().collect()),
     }
 }
 

@@ -1,17 +1,17 @@
-"""Writes tests/fixtures/tokenizers: folders as people have them, and the ids that transformers gives for strings.
+"""Writes tests/inputs/tokenizers: folders as people have them, and the ids that transformers gives for strings.
 
-    venv4/bin/python make.py old       folders that transformers 4 saves
-    venv5/bin/python make.py new       folders that transformers 5 saves
-    venv5/bin/python make.py ids       the ids, by AutoTokenizer of transformers 5
+    venv4/bin/python make_tokenizers.py old       folders that transformers 4 saves
+    venv5/bin/python make_tokenizers.py new       folders that transformers 5 saves
+    venv5/bin/python make_tokenizers.py ids       the ids, by AutoTokenizer of transformers 5
 """
 
 import json
 import sys
 from pathlib import Path
 
-import tokenizers_of
+import tokenizer_folders
 
-ROOT = Path(__file__).resolve().parents[2] / "tests/fixtures/tokenizers"
+ROOT = Path(__file__).resolve().parents[2] / "tests/inputs/tokenizers"
 END = "<|endoftext|>"
 
 STRINGS = [
@@ -76,4 +76,4 @@ def ids():
 if __name__ == "__main__":
     ROOT.mkdir(parents=True, exist_ok=True)
     for step in sys.argv[1:]:
-        ids() if step == "ids" else getattr(tokenizers_of, step)(ROOT)
+        ids() if step == "ids" else getattr(tokenizer_folders, step)(ROOT)

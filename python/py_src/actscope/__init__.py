@@ -1,0 +1,39 @@
+"""See inside GPT-2: every activation by name, by token, on your own GPU, with numbers you can trust.
+
+>>> import actscope
+>>> model = actscope.load("demo")
+>>> cache = model.run("The cat sat on the mat.", hooks=["resid_post.*", "pattern.2"])
+>>> cache["pattern", 2].shape
+(1, 8, 8, 8)
+"""
+
+from actscope._cache import Cache
+from actscope._edits import Edit
+from actscope._model import Model, devices, load
+from actscope._native import Error, __version__
+from actscope._notebook import Activations, ActivationExtractor, plot_activation_heatmap
+from actscope._show import Attention, Heatmap, Lens, Reading, Report, Tokens, Verification
+from actscope._sweep import Sweep
+from actscope._weights import Weights
+
+__all__ = [
+    "ActivationExtractor",
+    "Activations",
+    "Attention",
+    "Cache",
+    "Edit",
+    "Error",
+    "Heatmap",
+    "Lens",
+    "Model",
+    "Reading",
+    "Report",
+    "Sweep",
+    "Tokens",
+    "Verification",
+    "Weights",
+    "__version__",
+    "devices",
+    "load",
+    "plot_activation_heatmap",
+]

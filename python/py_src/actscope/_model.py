@@ -1,0 +1,553 @@
+"""A model on a device. Owns `load`, `devices` and `Model`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actscope import _edits, _native, _texts
+from actscope._cache import Cache
+from actscope._edits import Edits
+from actscope._errors import error
+from actscope._progress import Progress
+from actscope._show import Attention, Heatmap, Lens, Panel, Reading, Report, Tokens, Verification
+from actscope._sweep import Sweep
+from actscope._texts import Texts
+from actscope._weights import Weights
+
+def load(model: str = "gpt2", device: object = "auto", weights: str | None = None) -> Model:
+    """Opens a model and brings it to a device. What the Hugging Face cache lacks is downloaded.
+
+    Args:
+        model: A name on the Hugging Face hub (`gpt2`, `owner/name`, `owner/name@revision`), a checkpoint's folder, or `demo`, a
+            small trained model that is inside this package.
+        device: `auto` (the GPU where there is one, else the CPU), `gpu` (`cuda` and `mps` mean the same), `cpu`, or `reference`
+            (plain loops in f64). A torch.device works too.
+        weights: `f32`, `f16` or `bf16` converts matrices; None leaves them as they are stored.
+
+    Raises:
+        Error: of kind `hub`, `weights` or `device`.
+    """
+    return Model(model, device=str(device), weights=weights)
+
+
+def devices() -> list[str]:
+    """The devices of this machine in words, those that `auto` would take first."""
+    _calm_mesa()
+    cpu = f"cpu: {os.cpu_count() or 1} threads"
+    gpus = [(f"gpu: {name} ({detail}, {kind})", software) for name, detail, kind, software in _native.adapters()]
+    hardware = [name for name, software in gpus if not software]
+    return [*hardware, cpu, *(name for name, software in gpus if software), "reference: one thread, f64"]
+
+
+def _calm_mesa() -> None:
+    # Without a session directory Mesa's device-selection layer writes an error about Wayland to stderr whenever adapters are listed.
+    if sys.platform == "linux" and "XDG_RUNTIME_DIR" not in os.environ:
+        os.environ.setdefault("NODEVICE_SELECT", "1")
+
+
+class Model:
+    """A model on a device: see `load`. Threads may share one, their runs take turns; pickling keeps name and options.
+
+    Wherever a text is taken, token ids are too: a list, a list of lists, an array, or what a Hugging Face tokenizer gives.
+
+    Attributes:
+        name: As asked for.
+        device: The device in words.
+        config: Sizes and switches, under config.json's names.
+        weights: Weights by name.
+        notes: What there is to know of how the files were read.
+    """
+
+    def __init__(self, name: str, *, device: str = "auto", weights: str | None = None) -> None:
+        self._options = (name, device, weights)
+        if device not in ("cpu", "reference"):
+            _calm_mesa()
+        autotune = os.environ.get("ACTSCOPE_TUNING") != "off"
+        with Progress(name) as progress:
+            self._session = _native.Session(str(name), device, weights, autotune, progress.download)
+        self.name = name
+        self.device = self._session.device
+        self.config = self._session.config
+        self.notes = self._session.notes
+        self.n_layer: int = self.config["n_layer"]
+        self.n_head: int = self.config["n_head"]
+        self.weights = Weights(self._session)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return load, self._options
+
+    def __repr__(self) -> str:
+        c = self.config
+        sizes = f"{c['n_layer']} blocks, {c['n_head']} heads, n_embd {c['n_embd']}, vocabulary {c['vocab_size']}"
+        return f"Model({self.name!r}, {self.device}, {sizes})"
+
+    @property
+    def hooks(self) -> list[str]:
+        """All hooks in the order of a run, under TransformerLens's names."""
+        return self._session.resolve("*")
+
+    # Texts and tokens
+
+    def encode(self, texts: Texts, *, prepend_bos: bool = False) -> list[list[int]]:
+        """Token ids, one list a text. `prepend_bos` puts the id that begins texts in front."""
+        return self._read(texts, prepend_bos)[0]
+
+    def _read(self, texts: Texts, prepend_bos: bool) -> tuple[list[list[int]], list[str]]:
+        ids, given = _texts.read(texts, self._session.encode)
+        if prepend_bos:
+            bos = self.config["bos_token_id"]
+            if bos is None:
+                raise error("tokenizer", f"{self.name} names no token that begins texts, so there is none to prepend")
+            ids = [[bos, *row] for row in ids]
+        return ids, given
+
+    def _one(self, text: Texts, prepend_bos: bool, what: str) -> tuple[list[int], list[str]]:
+        ids, given = self._read(text, prepend_bos)
+        if len(ids) != 1:
+            raise error("batch", f"{what} shows one text, and {len(ids)} were given")
+        return ids[0], given
+
+    def tokens(self, text: Texts, *, prepend_bos: bool = False) -> Tokens:
+        """How a text is cut."""
+        ids, _ = self._one(text, prepend_bos, "tokens")
+        return Tokens(ids, self._session.written(ids), self._session.token_labels(ids))
+
+    def token_id(self, token: str) -> int:
+        """The id of a text that is one token, its leading space included: `" Paris"`."""
+        (ids,) = self._session.encode([token])
+        if len(ids) != 1:
+            raise error("tokenizer", f"{token!r} is {len(ids)} tokens: {self._session.written(ids)}; one is needed")
+        return ids[0]
+
+    # Runs
+
+    def run(
+        self,
+        texts: Texts = None,
+        hooks: Any = None,
+        *,
+        edits: Edits = None,
+        source: Texts = None,
+        mean_from: Texts = None,
+        pos: Any = None,
+        prepend_bos: bool = False,
+        start_layer: int | None = None,
+        stream: Any = None,
+        stop_layer: int | None = None,
+        embeds: Any = None,
+    ) -> Cache:
+        """Runs texts and records what `hooks` name.
+
+        Args:
+            texts: One text or several, or token ids.
+            hooks: A hook or a list of them: names (TransformerLens's, Hugging Face's module paths, nnsight's), tuples such as
+                `("pattern", 3)`, globs. None: every hook but `hook_result`, which `Cache.stack_head_results` makes.
+            edits: A list of `Edit`s and of edits as the command line has them (`"z.2@head=4:mean"`), in order; or a mapping from hooks
+                to functions, values or operations. A function is called once for each text with a float32 array [1, ...]; what
+                it returns is put in place, and None stands for the array, which it may change.
+            source: What `patch` takes values from: one text for all, or one for each.
+            mean_from: What `mean` is taken over, where it is not the texts themselves.
+            pos: Positions to record of each text: an index, a slice or a list; negative ones count from the end.
+            start_layer, stream: Begin at this block, with [batch, pos, n_embd] as what enters it. Texts then only say how long
+                each is; without them every text has all positions.
+            stop_layer: Nothing of this block and after it is computed; counted as `hooks` are: -1 is the last block.
+            embeds: [batch, pos, n_embd] in place of the token embeddings; position embeddings are added. Texts as with `stream`.
+
+        Returns:
+            A `Cache`: float32 arrays [batch, ...].
+
+        Raises:
+            Error: of kind `hook` for a request that does not fit, `batch` for texts that cannot be run, `device` or `run`.
+            KeyboardInterrupt: on Ctrl-C, soon.
+        """
+        if stream is not None and embeds is not None:
+            raise error("hook", "a run begins with a stream or with embeds, not with both")
+        if (start_layer is None) != (stream is None):
+            raise error("hook", "start_layer and stream belong together: the stream is what enters that block")
+        given: list[str] = []
+        ids: list[list[int]] | None = None
+        if texts is not None:
+            ids, given = self._read(texts, prepend_bos)
+        start = None
+        if stream is not None or embeds is not None:
+            kind, layer = ("embeds", 0) if stream is None else ("stream", self._layer(start_layer))
+            values, lengths = self._rows(embeds if stream is None else stream, ids)
+            start = (kind, layer, values)
+        elif ids is None:
+            raise TypeError("texts or token ids are needed")
+        else:
+            lengths = [len(row) for row in ids]
+        names = self._tapped(hooks, start, stop_layer)
+        positions = None
+        if pos is not None:
+            positions = [_texts.indices(pos, n, f"text {i}: position") for i, n in enumerate(lengths)]
+        select = (positions, None, None, None)
+        edited = _edits.native(_edits.read(edits), self._session, lengths)
+        sources = self._sources(source, mean_from, prepend_bos)
+        batch = ids if ids is not None else [[0] * n for n in lengths]
+        with Progress("actscope", "block") as progress:
+            arrays, addresses, records = self._session.run(
+                batch, [(name, select) for name in names], edited, sources, start, progress
+            )
+        return Cache(
+            self,
+            arrays,
+            addresses,
+            ids=ids,
+            lengths=lengths,
+            texts=given,
+            positions=positions,
+            edits=records,
+        )
+
+    def _sources(
+        self, source: Texts, mean_from: Texts, prepend_bos: bool
+    ) -> tuple[list[list[int]] | None, list[list[int]] | None]:
+        def read(texts: Texts) -> list[list[int]] | None:
+            return None if texts is None else self._read(texts, prepend_bos)[0]
+
+        return read(source), read(mean_from)
+
+    def _layer(self, layer: int | None) -> int:
+        assert layer is not None
+        if not -self.n_layer <= layer < self.n_layer:
+            raise error("hook", f"layer {layer} does not exist: this model has {self.n_layer} blocks")
+        return layer % self.n_layer
+
+    def _rows(self, values: Any, ids: list[list[int]] | None) -> tuple[NDArray[np.float32], list[int]]:
+        """The values of every token, text by text, without padding; and how long the texts are."""
+        array = np.asarray(values, dtype=np.float32)
+        if array.ndim == 2:
+            array = array[np.newaxis]
+        width = self.config["n_embd"]
+        if array.ndim != 3 or array.shape[2] != width or array.shape[1] == 0:
+            raise error("hook", f"[batch, pos, {width}] is needed, and {list(array.shape)} was given")
+        lengths = [array.shape[1]] * len(array) if ids is None else [len(row) for row in ids]
+        if len(lengths) != len(array) or max(lengths, default=0) != array.shape[1]:
+            expected = [len(lengths), max(lengths, default=0), width]
+            raise error("hook", f"the texts need {expected}, and {list(array.shape)} was given")
+        rows = [array[i, :n].ravel() for i, n in enumerate(lengths)]
+        return np.ascontiguousarray(np.concatenate(rows)), lengths
+
+    def _tapped(self, hooks: Any, start: Any, stop_layer: int | None) -> list[str]:
+        """The hooks to record, in the order of a run."""
+        order = {name: i for i, name in enumerate(self.hooks)}
+        first = order[f"blocks.{start[1]}.hook_resid_pre"] if start and start[0] == "stream" else 0
+        last = len(order)
+        if stop_layer is not None:
+            if stop_layer == self.n_layer:
+                last = order["ln_final.hook_scale"]
+            else:
+                last = order[f"blocks.{self._layer(stop_layer)}.hook_resid_pre"]
+        wanted: list[Any]
+        if hooks is None:
+            wanted, dropped = ["*"], "attn.hook_result"
+        else:
+            wanted, dropped = [hooks] if isinstance(hooks, (str, tuple)) else list(hooks), "(none)"
+        found: set[str] = set()
+        for one in wanted:
+            name = one if isinstance(one, str) else self._name_of(one)
+            matched = self._session.resolve(name)
+            within = [hook for hook in matched if first <= order[hook] < last]
+            if not within:
+                early = order[matched[-1]] < first
+                where = "before the block where it begins" if early else "after the last block that is run"
+                raise error("hook", f"{name} has no value in this run: it lies {where}")
+            found.update(hook for hook in within if not hook.endswith(dropped))
+        return sorted(found, key=order.__getitem__)
+
+    def _name_of(self, hook: Any) -> str:
+        """A hook as a name: a tuple such as `("pattern", 3)`, `("resid_post", -1)`, `("scale", 3, "ln1")`."""
+        if not isinstance(hook, tuple) or not 1 <= len(hook) <= 3:
+            raise TypeError(f"a hook's name or a tuple such as ('pattern', 3) is needed, and {hook!r} was given")
+        name, layer, kind = (*hook, None, None)[:3]
+        if layer is None:
+            return str(name)
+        layer = self._layer(layer)
+        return f"blocks.{layer}.{kind}.hook_{name}" if kind else f"{name}.{layer}"
+
+    # Pictures
+
+    def _tokens_of(self, ids: list[int]) -> list[tuple[int, bytes | None]]:
+        return list(zip(ids, self._session.token_bytes(ids), strict=True))
+
+    def heatmap(
+        self,
+        text: Texts,
+        layer: int = -1,
+        *,
+        hooks: Any = None,
+        dims: int | str = 100,
+        scale: str = "linear",
+        edits: Edits = None,
+        source: Texts = None,
+        prepend_bos: bool = False,
+    ) -> Heatmap:
+        """Tokens by dimensions.
+
+        Args:
+            layer: A block's output; -1 is after the final LayerNorm.
+            hooks: Hooks of [pos, n] instead, as `run` takes them; each is a panel.
+            dims: So many evenly spaced; or `all`, a list such as `5,6,7`, `a..b`, or `top:N` for the strongest.
+            scale: `linear` (clipped where a few values are far larger than the rest), `symlog`, or `per-layer`.
+        """
+        ids, _ = self._one(text, prepend_bos, "a heatmap")
+        names = self._tapped([self._session.layer_hook(layer)] if hooks is None else hooks, None, None)
+        panels = []
+        for name in names:
+            axes = self._session.axes(name)
+            if len(axes) != 2:
+                raise error("hook", f"{name} is [{', '.join(axes)}], and a heatmap shows hooks of [pos, n]")
+            kinds = {"d_mlp": "neuron", "d_vocab": "token of the vocabulary"}
+            panels.append((name, kinds.get(axes[1], "hidden dimension")))
+        cache = self.run([ids], names, edits=edits, source=source)
+        tokens = self._tokens_of(ids)
+        shown = names[0] if len(names) == 1 else f"{len(names)} hooks"
+        picture, numbers = _native.heatmap(
+            [(name, of, np.ascontiguousarray(cache[name][0])) for name, of in panels],
+            list(enumerate(tokens)),
+            tokens,
+            f"{shown} of {self.name}{_mark(cache)}",
+            str(dims),
+            scale,
+        )
+        drawn = [Panel(name, chosen, values) for name, (chosen, values, _) in zip(names, numbers, strict=True)]
+        return Heatmap(picture, drawn, self._session.written(ids))
+
+    def attention(
+        self,
+        text: Texts,
+        layer: Any = None,
+        head: Any = None,
+        *,
+        kind: str = "pattern",
+        edits: Edits = None,
+        source: Texts = None,
+        prepend_bos: bool = False,
+    ) -> Attention:
+        """Which token looks at which.
+
+        Args:
+            layer, head: An index, a slice or a list; None for all.
+            kind: `pattern` (the softmax over keys) or `scores` (what goes into it).
+        """
+        if kind not in ("pattern", "scores"):
+            raise error("hook", f"kind {kind!r} is none of: pattern, scores")
+        ids, _ = self._one(text, prepend_bos, "attention")
+        layers = _texts.indices(slice(None) if layer is None else layer, self.n_layer, "layer")
+        heads = _texts.indices(slice(None) if head is None else head, self.n_head, "head")
+        if not layers or not heads:
+            raise error("hook", "there is no head to show: the slice of layers or heads is empty")
+        cache = self.run([ids], [f"{kind}.{one}" for one in layers], edits=edits, source=source)
+        values = np.stack([cache[kind, one][0][heads] for one in layers])
+        squares = [(l, h, values[i, j]) for i, l in enumerate(layers) for j, h in enumerate(heads)]
+        noun = "attention pattern" if kind == "pattern" else "attention scores"
+        which = f"layer {layers[0]}, head {heads[0]}" if len(squares) == 1 else f"{len(squares)} heads"
+        what = f"{noun} of {which} of {self.name}{_mark(cache)}"
+        picture = _native.attention(squares, self._tokens_of(ids), what, kind == "scores")
+        return Attention(picture, values, layers, heads, self._session.written(ids))
+
+    def lens(
+        self, texts: Texts, *, top: int = 5, edits: Edits = None, source: Texts = None, prepend_bos: bool = False
+    ) -> Lens:
+        """The logit lens: each residual stream through the final LayerNorm and the unembedding. `top` tokens are kept."""
+        if top < 1:
+            raise error("hook", "top must be at least 1")
+        ids, _ = self._read(texts, prepend_bos)
+        edited = _edits.native(_edits.read(edits), self._session, [len(row) for row in ids])
+        with Progress("actscope", "layer") as progress:
+            sources = self._sources(source, None, prepend_bos)
+            rows, pictures = self._session.lens(ids, top, edited, sources, progress)
+        written = self._session.written
+
+        def reading(of: Any) -> Reading:
+            likeliest, entropy, following = of
+            names = written([id for id, _ in likeliest])
+            top = [(name, probability) for name, (_, probability) in zip(names, likeliest, strict=True)]
+            after = following and (written([following[0]])[0], following[1], following[2])
+            return Reading(top, entropy, after)
+
+        read = [[[reading(one) for one in text] for text in of_row] for _, of_row in rows]
+        return Lens([hook for hook, _ in rows], read, pictures)
+
+    def report(
+        self,
+        text: Texts,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        edits: Edits = None,
+        source: Texts = None,
+        prepend_bos: bool = False,
+    ) -> Report:
+        """One text's activations as a page to look around in: shown in a notebook, and written to `path` where one is given."""
+        ids, given = self._one(text, prepend_bos, "a report")
+        words = ["--model", self.name, "--ids", " ".join(map(str, ids))]
+        if self._options[2] is not None:
+            words[2:2] = ["--weights", self._options[2]]
+        # Only edits that are written can stand in the page's commands.
+        listed = _edits.read(edits)
+        sources = self._sources(source, None, prepend_bos)
+        words += [word for edit in listed if isinstance(edit, str) for word in ("--edit", edit)]
+        for of_patch in sources[0] or []:
+            words += ["--source-ids", " ".join(map(str, of_patch))]
+        edited = _edits.native(listed, self._session, [len(ids)])
+        with Progress("actscope") as progress:
+            page, notes = self._session.report(ids, shlex.join(words), edited, sources, progress)
+        report = Report(page, notes, given[0] if given else " ".join(self._session.written(ids)))
+        if path is not None:
+            report.save(path)
+        return report
+
+    # Sweeps
+
+    def patch(
+        self,
+        clean: Texts,
+        corrupt: Texts,
+        answer: Any = None,
+        wrong: Any = None,
+        *,
+        at: str | list[str] = "resid_pre",
+        by: str | list[str] | None = None,
+        metric: str | None = None,
+        noise: bool = False,
+        prepend_bos: bool = False,
+    ) -> Sweep:
+        """Activation patching: values of the clean run put into the corrupt one, one place at a time. Which place brings the
+        answer back?
+
+        Args:
+            clean, corrupt: Two texts of as many tokens, or two lists of as many texts.
+            answer, wrong: Tokens, by text (with its leading space) or id: one for all pairs, or one for each.
+            at: Sites without their layer: `resid_pre`, `z`, `pattern`, ...; `every` for resid_pre, attn_out and mlp_out, or z, q, k,
+                v and pattern where heads are an axis.
+            by: Axes of `layer`, `pos`, `head`, `dim`, `key`: one run for each combination. By default layer and head for sites
+                with heads, layer and pos for the rest.
+            metric: `logit-diff` (the default with `wrong`), `logit`, `logprob`, `prob`, `loss`, `kl`; at each text's last token.
+            noise: The other way round: values of the corrupt run put into the clean one.
+
+        Raises:
+            Error: of kind `hook` for texts that do not line up, and for a request that does not fit.
+        """
+        pairs = [self._read(texts, prepend_bos)[0] for texts in (clean, corrupt)]
+        if len(pairs[0]) != len(pairs[1]):
+            raise error("batch", f"there are {len(pairs[0])} clean texts and {len(pairs[1])} corrupt ones")
+        for i, (one, other) in enumerate(zip(*pairs, strict=True)):
+            if len(one) != len(other):
+                written = " / ".join(" ".join(self._session.written(ids)) for ids in (one, other))
+                raise error(
+                    "hook",
+                    f"pair {i}: the clean text has {len(one)} tokens and the corrupt one {len(other)}, so they do not line up: "
+                    f"{written}",
+                )
+        runs, sources = (pairs[0], pairs[1]) if noise else (pairs[1], pairs[0])
+        return self._sweep(runs, sources, pairs, answer, wrong, at, by, metric, "patch", noise, "patched")
+
+    def ablate(
+        self,
+        texts: Texts,
+        *,
+        to: str = "zero",
+        at: str | list[str] = "resid_pre",
+        by: str | list[str] | None = None,
+        metric: str | None = None,
+        answer: Any = None,
+        wrong: Any = None,
+        prepend_bos: bool = False,
+    ) -> Sweep:
+        """Ablation: one place at a time is set to zero, or to its mean over all positions of all texts (`to="mean"`).
+
+        The metric is the loss by default (the mean over the text, in nats); the rest is as in `patch`.
+        """
+        ids, _ = self._read(texts, prepend_bos)
+        if to not in ("zero", "mean"):
+            raise error("hook", f"{to!r} is none of: zero, mean")
+        return self._sweep(ids, None, [ids, ids], answer, wrong, at, by, metric, to, False, f"ablated with {to}")
+
+    def _sweep(
+        self,
+        runs: list[list[int]],
+        sources: list[list[int]] | None,
+        pairs: list[list[list[int]]],
+        answer: Any,
+        wrong: Any,
+        at: str | list[str],
+        by: str | list[str] | None,
+        metric: str | None,
+        change: str,
+        noise: bool,
+        how: str,
+    ) -> Sweep:
+        if metric is None:
+            of_answer = "logit" if answer is not None or sources is not None else "loss"
+            metric = of_answer if wrong is None else "logit-diff"
+        if answer is None and metric not in ("loss", "kl"):
+            raise error("hook", f"the metric {metric} is about a token: give answer")
+        if wrong is None and metric == "logit-diff":
+            raise error("hook", "the metric logit-diff needs a wrong token to compare with: give wrong")
+        axes = by.split(",") if isinstance(by, str) else list(by or [])
+        every = ["z", "q", "k", "v", "pattern"] if "head" in axes else ["resid_pre", "attn_out", "mlp_out"]
+        sites = [name for one in ([at] if isinstance(at, str) else at) for name in (every if one == "every" else [one])]
+        for what, names in (("by", axes), ("at", sites)):
+            if len(set(names)) < len(names):
+                raise error("hook", f"{what} names the same twice: {', '.join(names)}")
+        answers, wrongs = (self._token_ids(one, len(runs)) for one in (answer, wrong))
+        cases: list[Any] = []
+        for i, ids in enumerate(runs):
+            source = None if sources is None else (sources[i], len(sources[i]) - 1)
+            cases.append(((ids, len(ids) - 1), source, answers[i], wrongs[i]))
+        with Progress("actscope", "run") as progress:
+            kl = sources is not None and not noise
+            found = _native.sweep(self._session, cases, sites, axes, metric, change, kl, progress)
+        text = pos_labels = None
+        of = f", mean of {len(runs)}"
+        if len(runs) == 1:
+            text, of = (self._tokens_of(pairs[0][0]), self._tokens_of(pairs[1][0])), ""
+            pos_labels = self._session.written(pairs[0][0])
+        title = f"{', '.join(sites)} of {self.name} {how}, {metric}{of}"
+        return Sweep(found, title=title, metric=metric, noise=noise, text=text, pos_labels=pos_labels)
+
+    def _token_ids(self, tokens: Any, n: int) -> list[int]:
+        """A token for each of `n` texts; 0 where none is asked about."""
+        if tokens is None:
+            return [0] * n
+        many = hasattr(tokens, "__len__") and not isinstance(tokens, str)
+        listed = list(tokens) if many else [tokens] * n
+        if len(listed) != n:
+            raise error("batch", f"there are {n} texts and {len(listed)} tokens to ask about")
+        ids = [self.token_id(one) if isinstance(one, str) else int(one) for one in listed]
+        for one in ids:
+            if not 0 <= one < self.config["vocab_size"]:
+                raise error("batch", f"the token id {one} does not exist: the vocabulary ends at {self.config['vocab_size'] - 1}")
+        return ids
+
+    def verify(self) -> Verification:
+        """Are the numbers right on this machine? Compares every kernel, every hook and every operation of whole runs with plain
+        loops in f64; takes some seconds. Of the reference itself nothing is compared.
+
+        Raises:
+            Error: of kind `device` for the reference, which is what the others are held against.
+        """
+        if self._session.device_kind == "reference":
+            raise error("device", "the reference is what the others are held against; verify gpu or cpu")
+        shares = {"kernels": (0, 60), "hooks": (60, 20), "lockstep": (80, 18), "pieces": (98, 2)}
+        with Progress("verify", "%") as progress:
+
+            def tell(stage: str, done: int, of: int) -> None:
+                begin, width = shares[stage]
+                progress(begin + width * done // max(of, 1), 100)
+
+            return Verification(self._session.verify(tell))
+
+
+def _mark(cache: Cache) -> str:
+    """What stands in a title behind what is shown."""
+    edits = [one["edit"] for one in cache.edits]
+    more = f" and {len(edits) - 1} more" if len(edits) > 1 else ""
+    return f", edited: {edits[0]}{more}" if edits else ""

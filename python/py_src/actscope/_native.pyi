@@ -1,0 +1,115 @@
+"""The native part: see `python/src`. Arguments are plain; the rest of this package makes them."""
+
+from collections.abc import Callable
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+
+class Error(Exception):
+    """What went wrong, in words.
+
+    `kind` says where: `hub`, `weights`, `tokenizer`, `batch`, `hook`, `device`, `run` or `output`.
+    """
+
+    kind: str
+
+_Array = NDArray[np.float32]
+_Lists = list[list[int]]
+_Select = tuple[_Lists | None, list[int] | None, list[int] | None, _Lists | None]
+_Edit = tuple[str, _Select, str, Any, str]
+_Sources = tuple[_Lists | None, _Lists | None]
+_Token = tuple[int, bytes | None]
+_Progress = Callable[[int, int], object] | None
+_Reading = tuple[list[tuple[int, float]], float, tuple[int, float, int] | None]
+
+class Picture:
+    def svg(self) -> str: ...
+    def png(self) -> bytes: ...
+    def save(self, path: str | PathLike[str]) -> int: ...
+
+class Session:
+    def __init__(
+        self, name: str, device: str, weights: str | None, autotune: bool, tell: Callable[..., object], /
+    ) -> None: ...
+    @property
+    def config(self) -> dict[str, Any]: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def device_kind(self) -> str: ...
+    @property
+    def notes(self) -> list[str]: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def is_untied(self) -> bool: ...
+    def encode(self, texts: list[str]) -> _Lists: ...
+    def token_bytes(self, ids: list[int]) -> list[bytes | None]: ...
+    def token_labels(self, ids: list[int]) -> list[str]: ...
+    def written(self, ids: list[int]) -> list[str]: ...
+    def resolve(self, pattern: str) -> list[str]: ...
+    def layer_hook(self, layer: int) -> str: ...
+    def axes(self, hook: str) -> list[str]: ...
+    def run(
+        self,
+        ids: _Lists,
+        taps: list[tuple[str, _Select]],
+        edits: list[_Edit],
+        sources: _Sources,
+        start: tuple[str, int, _Array] | None,
+        progress: _Progress,
+    ) -> tuple[dict[str, _Array], dict[str, int], list[tuple[str, str | None]]]: ...
+    def lens(
+        self, ids: _Lists, top: int, edits: list[_Edit], sources: _Sources, progress: _Progress
+    ) -> tuple[list[tuple[str, list[list[_Reading]]]], list[Picture]]: ...
+    def report(
+        self, ids: list[int], arguments: str, edits: list[_Edit], sources: _Sources, progress: _Progress
+    ) -> tuple[str, list[str]]: ...
+    def save(
+        self,
+        path: str | PathLike[str],
+        ids: _Lists,
+        texts: list[str],
+        positions: _Lists | None,
+        arrays: list[tuple[str, _Array]],
+        edits: list[tuple[str, str | None]],
+    ) -> int: ...
+    def weight(self, name: str) -> _Array: ...
+    def unembedding(self, ids: list[int]) -> _Array: ...
+    def verify(self, tell: Callable[[str, int, int], object] | None) -> dict[str, Any]: ...
+
+def heatmap(
+    panels: list[tuple[str, str, _Array]],
+    rows: list[tuple[int, _Token]],
+    text: list[_Token],
+    what: str,
+    dims: str,
+    scale: str,
+) -> tuple[Picture, list[tuple[list[int], _Array, float]]]: ...
+def attention(heads: list[tuple[int, int, _Array]], text: list[_Token], what: str, scores: bool) -> Picture: ...
+def sweep(
+    session: Session,
+    cases: list[tuple[tuple[list[int], int], tuple[list[int], int] | None, int, int]],
+    at: list[str],
+    by: list[str],
+    metric: str,
+    change: str,
+    from_source: bool,
+    progress: _Progress,
+) -> dict[str, Any]: ...
+def sweep_picture(
+    what: str,
+    name: str,
+    axes: list[str],
+    labels: list[list[str]],
+    text: tuple[list[_Token], list[_Token]] | None,
+    shown: list[float],
+    values: list[float],
+    errors: list[float] | None,
+    p: list[float] | None,
+) -> Picture: ...
+def adapters() -> list[tuple[str, str, str, bool]]: ...

@@ -1,0 +1,47 @@
+//! The native part of the Python module `actscope`: the library's session, pictures and errors for `py_src/actscope`, which
+//! owns everything that a user sees. Arguments here are plain (token ids, tuples, arrays); Python makes them.
+//! Read next: `session.rs`.
+
+mod error;
+mod interrupt;
+mod picture;
+mod session;
+mod sweep;
+
+use actscope::device::gpu;
+use pyo3::prelude::*;
+
+/// GPU adapters in order of preference: name, driver, kind, and whether it is a program on the CPU.
+fn adapters() -> Vec<(String, String, String, bool)> {
+    let adapters = pollster::block_on(gpu::adapters());
+    adapters.into_iter().map(|a| (a.info.name, a.info.detail, a.device_type, a.info.software)).collect()
+}
+
+/// The devices of this machine, in words.
+fn this_machine() -> String {
+    let gpus: Vec<String> =
+        adapters().into_iter().map(|(name, detail, ..)| format!("gpu: {name} ({detail})")).collect();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let gpus = if gpus.is_empty() { "no GPU adapter".to_string() } else { gpus.join(", ") };
+    format!("this machine has {gpus}, and cpu: {threads} threads")
+}
+
+/// GPU adapters in order of preference: name, driver, kind, and whether it is a program on the CPU.
+#[pyfunction(name = "adapters")]
+fn py_adapters(py: Python<'_>) -> Vec<(String, String, String, bool)> {
+    py.detach(adapters)
+}
+
+#[pymodule]
+fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    m.add("Error", m.py().get_type::<error::Error>())?;
+    m.add_class::<session::Session>()?;
+    m.add_class::<picture::Picture>()?;
+    m.add_function(wrap_pyfunction!(picture::heatmap, m)?)?;
+    m.add_function(wrap_pyfunction!(picture::attention, m)?)?;
+    m.add_function(wrap_pyfunction!(sweep::sweep, m)?)?;
+    m.add_function(wrap_pyfunction!(sweep::sweep_picture, m)?)?;
+    m.add_function(wrap_pyfunction!(py_adapters, m)?)?;
+    Ok(())
+}

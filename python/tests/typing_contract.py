@@ -1,0 +1,31 @@
+"""What type checkers must accept and infer: mypy reads this file, nothing runs it."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+import actscope
+
+
+def contract() -> None:
+    extractor = actscope.ActivationExtractor("demo", device="cpu")
+    got = extractor.get_activations("text", layer_idx=-1)
+    activations: NDArray[np.float32] = got["activations"]
+    tokens: list[str] = got["tokens"]
+    actscope.plot_activation_heatmap(activations, tokens, "title")
+    model: actscope.Model = actscope.load("demo", device="cpu", weights=None)
+    cache: actscope.Cache = model.run(["a", "b"], hooks=["resid_post.*", ("pattern", 3)], edits={"resid_pre.0": lambda x: x})
+    for name, array in cache.items():
+        in_order: str = name
+        values: NDArray[np.float32] = array
+        print(in_order, values)
+    stack: NDArray[np.float32] = cache.decompose_resid()
+    labelled: tuple[NDArray[np.float32], list[str]] = cache.decompose_resid(return_labels=True)
+    weight: NDArray[np.float32] = model.weights["blocks.0.attn.W_O"]
+    heatmap: actscope.Heatmap = model.heatmap("text")
+    ok: bool = model.verify().ok
+    print(stack, labelled, weight, heatmap, ok)
+    try:
+        model.run("text", hooks="nonsense")
+    except actscope.Error as e:
+        kind: str = e.kind
+        print(kind)

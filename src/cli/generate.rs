@@ -1,0 +1,534 @@
+//! `actscope generate`: the model goes on with texts; what it did on the way goes to a file. Owns the stream of text on stdout.
+
+use super::edits::EditArgs;
+use super::run::{RunArgs, SiteArgs, TokenArgs};
+use super::texts::TextArgs;
+use super::{Failure, ModelArgs, interrupt, lens, size};
+use crate::analysis::generate::{Generated, Generation, NewToken, Stop, Told};
+use crate::analysis::lens::{Reading, sites};
+use crate::analysis::sampling::Sampling;
+use crate::batch::Batch;
+use crate::hooks::capture::StepSink;
+use crate::hooks::request::{EditRecord, Hooks};
+use crate::model::tokenizer::Token;
+use crate::output::{Output, Provenance, Record, Reserved, Rows};
+use crate::plot::lens::LensTable;
+use crate::plot::terminal::Terminal;
+use crate::plot::{Heading, Picture};
+use crate::session::{Model, Session};
+use clap::Args;
+use serde::Serialize;
+use serde_json::json;
+use std::hash::{BuildHasher, Hasher};
+use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+/// Arguments of `actscope generate`.
+#[derive(Args)]
+pub struct Generate {
+    #[command(flatten)]
+    texts: TextArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// New tokens of each text at most
+    #[arg(short, long = "new-tokens", value_name = "N", default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..))]
+    n: u32,
+    /// 0 takes the likeliest token each time; 1 draws from the model's own distribution; more is wilder
+    #[arg(long, value_name = "F", default_value_t = 0.0)]
+    temperature: f64,
+    /// Draw from the K likeliest tokens only
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Draw from the smallest set of likeliest tokens whose probabilities reach P
+    #[arg(long, value_name = "P")]
+    top_p: Option<f64>,
+    /// Draw from tokens that are at least P times as likely as the likeliest
+    #[arg(long, value_name = "P")]
+    min_p: Option<f64>,
+    /// Make tokens less likely that the text has already; 1 changes nothing
+    #[arg(long, value_name = "F", default_value_t = 1.0)]
+    repetition_penalty: f64,
+    /// The same seed gives the same text on the same device; without it, one is made up and said
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// Texts for each prompt
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    samples: u32,
+    /// End a text once its new tokens hold this. Repeatable
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Tell the N likeliest tokens at each step, with their probabilities
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    alternatives: usize,
+    /// Tell what each layer would have said at each step: the logit lens
+    #[arg(long)]
+    lens: bool,
+    #[command(flatten)]
+    sites: SiteArgs,
+    #[command(flatten)]
+    token: TokenArgs,
+    /// Where activations go, of prompt and new tokens: .safetensors, .npz, .npy (one hook), .json, .jsonl or .csv
+    #[arg(short, long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    edits: EditArgs,
+    #[command(flatten)]
+    run: RunArgs,
+    /// Say what would be recorded and how much memory it takes, and stop
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// The JSON of a run.
+#[derive(Serialize)]
+struct Document {
+    texts: Vec<Entry>,
+}
+
+#[derive(Serialize)]
+struct Entry {
+    prompt_ids: Vec<u32>,
+    /// Prompt and new tokens.
+    ids: Vec<u32>,
+    /// The new tokens' text; null without a tokenizer.
+    text: Option<String>,
+    logprobs: Vec<f64>,
+    stop: Stop,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alternatives: Option<Vec<Vec<Alternative>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lens: Option<Vec<lens::Row>>,
+}
+
+#[derive(Serialize)]
+struct Alternative {
+    id: u32,
+    token: String,
+    probability: f64,
+}
+
+impl Generate {
+    /// Everything that can be wrong with the request is found before any weight is loaded.
+    pub(super) fn run(self) -> Result<(), Failure> {
+        if self.out.is_none() && (!self.sites.is_empty() || !self.token.is_empty()) {
+            return Err(Failure::Usage(
+                "--hook, --layer and --token say what goes to a file; name it with --out, such as -o run.safetensors"
+                    .into(),
+            ));
+        }
+        let input = self.texts.read(&self.model)?;
+        let output = self.out.as_deref().map(Output::create).transpose()?;
+        let files = self.model.open()?;
+        if let Some(output) = &output {
+            self.texts.refuse_to_overwrite(output.path(), &files, &self.edits)?;
+        }
+        let prompts = self.texts.batch(&input, &files, &self.model)?;
+        let generation = self.generation(&files)?;
+        let whole = generation.texts(&prompts, &files)?;
+        self.say_limits(&prompts, &whole, &files);
+        let mut hooks = if output.is_some() { self.sites.hooks(&files, &self.model)? } else { files.hooks() };
+        let tokens_of = |text: usize| -> Vec<Token> {
+            prompts.ids_of(text / generation.samples).iter().map(|id| files.token(*id)).collect()
+        };
+        let n_texts = whole.texts().len();
+        let prompt_tokens: Vec<Vec<Token>> = (0..n_texts).map(tokens_of).collect();
+        let longest: Vec<usize> = whole.texts().iter().map(|text| text.len()).collect();
+        let positions = self.token.positions_of_growing(&prompt_tokens, &longest, &self.model)?;
+        if let Some(positions) = &positions {
+            hooks.at_positions(positions);
+        }
+        hooks.check_batch(&whole)?;
+        if let Some(output) = &output {
+            output.check(hooks.shapes(&whole).len())?;
+        }
+
+        let rows: Vec<&[u32]> = (0..n_texts).map(|text| prompts.ids_of(text / generation.samples)).collect();
+        let rows = files.batch(&rows)?;
+        let plans = self.edits.plan_of_growing(&self.texts, &files, (&whole, &rows), &self.model)?;
+
+        if self.dry_run {
+            let shapes = hooks.shapes(&whole);
+            let cache = generation.cache_bytes(&whole, files.config());
+            return self.model.forecast(&shapes, files.checkpoint().file_bytes(), Some(cache), None);
+        }
+
+        let session = self.run.session(files, &self.model)?;
+        let edits = self.model.edit_growing(&plans, &session, (&whole, &rows), &mut hooks)?;
+        interrupt::listen();
+        let mut stream = Stream::new(&self, &session, &prompts, n_texts);
+        let written = match output {
+            None => self.generate(&session, &prompts, &generation, &hooks, &mut (), &mut stream)?,
+            Some(output) => {
+                let file = FileOf { session: &session, generation: &generation, whole: &whole, positions, edits };
+                file.write(&self, output, &hooks, |sink| {
+                    self.generate(&session, &prompts, &generation, &hooks, sink, &mut stream)
+                })?
+            }
+        };
+        stream.finish(&written)?;
+        if self.model.json {
+            let texts = written.iter().map(|text| self.entry(&session, text)).collect();
+            let mut stdout = std::io::stdout().lock();
+            serde_json::to_writer(&mut stdout, &Document { texts }).map_err(std::io::Error::from)?;
+            writeln!(stdout)?;
+        } else {
+            self.tables(&session, &written)?;
+        }
+        interrupt::follow();
+        Ok(())
+    }
+
+    fn generation(&self, files: &Model) -> Result<Generation, Failure> {
+        let draws = self.temperature != 0.0;
+        let seed =
+            self.seed.unwrap_or_else(|| if draws { std::hash::RandomState::new().build_hasher().finish() } else { 0 });
+        if draws && self.seed.is_none() {
+            self.model.say(format_args!("seed: {seed}"));
+        }
+        let filters = self.top_k.is_some() || self.top_p.is_some() || self.min_p.is_some();
+        if !draws && (filters || self.samples > 1) {
+            self.model.say(format_args!(
+                "note: temperature 0 takes the likeliest token each time, whatever filters say, and all samples are alike; \
+                 --temperature 1 draws"
+            ));
+        }
+        if !self.stop.is_empty() {
+            files.tokenizer()?;
+        }
+        let generation = Generation {
+            new_tokens: self.n as usize,
+            samples: self.samples as usize,
+            sampling: Sampling {
+                temperature: self.temperature,
+                top_k: self.top_k,
+                top_p: self.top_p,
+                min_p: self.min_p,
+                repetition_penalty: self.repetition_penalty,
+                seed,
+            },
+            end_of_text: files.end_of_text(),
+            stop_texts: self.stop.clone(),
+            alternatives: self.alternatives,
+            lens: if self.lens { lens::TOP } else { 0 },
+        };
+        generation.check().map_err(crate::session::Error::from)?;
+        Ok(generation)
+    }
+
+    /// Says which texts the context cuts short.
+    fn say_limits(&self, prompts: &Batch, whole: &Batch, files: &Model) {
+        for (text, prompt) in prompts.texts().iter().enumerate() {
+            let room = whole.texts()[text * self.samples as usize].len() - prompt.len();
+            if room < self.n as usize {
+                self.model.say(format_args!(
+                    "note: text {text} has {} tokens and the model {} positions, so it gets at most {room} new tokens",
+                    prompt.len(),
+                    files.config().n_positions
+                ));
+            }
+        }
+    }
+
+    fn generate(
+        &self,
+        session: &Session,
+        prompts: &Batch,
+        generation: &Generation,
+        hooks: &Hooks,
+        sink: &mut dyn StepSink,
+        stream: &mut Stream<'_>,
+    ) -> Result<Vec<Generated>, Failure> {
+        let mut tell = |told: Told<'_>| {
+            stream.hear(told);
+            if stream.failed.is_some() || interrupt::happened() {
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        };
+        let written = session.generate_async(prompts, generation, hooks, sink, &mut tell);
+        Ok(pollster::block_on(written)?)
+    }
+
+    fn entry(&self, session: &Session, text: &Generated) -> Entry {
+        let alternatives = |token: &NewToken| {
+            let told = |(id, probability): &(u32, f64)| Alternative {
+                id: *id,
+                token: session.model().token(*id).text(),
+                probability: *probability,
+            };
+            token.alternatives.iter().map(told).collect::<Vec<_>>()
+        };
+        Entry {
+            prompt_ids: text.ids[..text.prompt_tokens].to_vec(),
+            ids: text.ids.clone(),
+            text: decoded(session, text.new_ids()),
+            logprobs: text.new.iter().map(|token| token.logprob).collect(),
+            stop: text.stop,
+            alternatives: (self.alternatives > 0).then(|| text.new.iter().map(alternatives).collect()),
+            lens: self.lens.then(|| {
+                let rows = sites(session.model().config().n_layer).enumerate();
+                rows.map(|(row, site)| lens::numbers(session, site, &readings(text, row))).collect()
+            }),
+        }
+    }
+
+    /// What --alternatives and --lens tell, for people.
+    fn tables(&self, session: &Session, written: &[Generated]) -> Result<(), Failure> {
+        let (terminal, mut out) = (Terminal::of_stdout(), std::io::BufWriter::new(std::io::stdout().lock()));
+        let label = |id: u32| session.model().token(id).label();
+        for (n, text) in written.iter().enumerate().filter(|_| self.alternatives > 0) {
+            writeln!(out, "\n{}the likeliest tokens at each step", heading(written, n))?;
+            for token in &text.new {
+                let told = |(id, p): &(u32, f64)| format!("{:.3} \"{}\"", p, label(*id));
+                let others: Vec<String> = token.alternatives.iter().map(told).collect();
+                writeln!(
+                    out,
+                    "  {:<20} {:.3}   {}",
+                    format!("\"{}\"", label(token.id)),
+                    token.logprob.exp(),
+                    others.join("  ")
+                )?;
+            }
+        }
+        for (n, text) in written.iter().enumerate().filter(|(_, text)| self.lens && !text.new.is_empty()) {
+            let n_layer = session.model().config().n_layer;
+            let read = &text.ids[text.prompt_tokens - 1..text.ids.len() - 1];
+            let table = LensTable {
+                heading: Heading {
+                    text: read.iter().map(|id| session.model().token(*id)).collect(),
+                    what: format!("{}logit lens of {}", heading(written, n), session.model().name()),
+                },
+                rows: sites(n_layer)
+                    .enumerate()
+                    .map(|(row, site)| (lens::name(site, n_layer), lens::cells(session, &readings(text, row))))
+                    .collect(),
+            };
+            writeln!(out)?;
+            table.print(&terminal, &mut out)?;
+        }
+        out.flush()?;
+        Ok(())
+    }
+}
+
+/// Which text a table is of, where there are several.
+fn heading(written: &[Generated], n: usize) -> String {
+    match written {
+        [_] => String::new(),
+        _ => format!("text {}, sample {}: ", written[n].prompt, written[n].sample),
+    }
+}
+
+/// The lens' readings of one row, over the new tokens.
+fn readings(text: &Generated, row: usize) -> Vec<Reading> {
+    text.new.iter().map(|token| token.lens[row].clone()).collect()
+}
+
+/// The text of some ids; nothing without a tokenizer.
+fn decoded(session: &Session, ids: &[u32]) -> Option<String> {
+    session.model().tokenizer().ok()?.decode(ids).ok()
+}
+
+/// The text on stdout: of one text as it comes, of several each once it has ended and those before it have.
+struct Stream<'a> {
+    session: &'a Session,
+    prints: bool,
+    single: bool,
+    is_terminal: bool,
+    texts: Vec<Written>,
+    /// Texts that were printed.
+    printed: usize,
+    samples: usize,
+    /// Why nothing more can be printed.
+    failed: Option<std::io::Error>,
+}
+
+#[derive(Clone, Default)]
+struct Written {
+    ids: Vec<u32>,
+    ended: bool,
+    /// Bytes of the text that were printed.
+    printed: usize,
+}
+
+impl<'a> Stream<'a> {
+    fn new(command: &Generate, session: &'a Session, prompts: &Batch, n_texts: usize) -> Stream<'a> {
+        let is_terminal = std::io::stdout().is_terminal();
+        let mut stream = Stream {
+            session,
+            prints: !command.model.json,
+            single: n_texts == 1,
+            is_terminal,
+            texts: vec![Written::default(); n_texts],
+            printed: 0,
+            samples: command.samples as usize,
+            failed: None,
+        };
+        // On a terminal the text is read from its beginning; what scripts get is the new text alone.
+        if stream.prints && stream.single && is_terminal {
+            let prompt = stream.text(prompts.ids_of(0));
+            stream.print(&prompt);
+        }
+        stream
+    }
+
+    fn text(&self, ids: &[u32]) -> String {
+        decoded(self.session, ids).unwrap_or_else(|| ids.iter().map(|id| format!("#{id} ")).collect())
+    }
+
+    fn print(&mut self, text: &str) {
+        let mut stdout = std::io::stdout().lock();
+        let shown = if self.is_terminal { shown(text) } else { text.into() };
+        let done = stdout.write_all(shown.as_bytes()).and_then(|()| stdout.flush());
+        self.failed = self.failed.take().or(done.err());
+    }
+
+    fn hear(&mut self, told: Told<'_>) {
+        let is_end = told.stop == Some(Stop::EndOfText);
+        let written = &mut self.texts[told.text];
+        written.ids.extend((!is_end).then_some(told.token.id));
+        written.ended = told.stop.is_some();
+        if self.single && self.prints {
+            self.print_new(told.stop.is_some());
+        }
+        while self.prints && !self.single && self.texts.get(self.printed).is_some_and(|text| text.ended) {
+            self.print_block();
+        }
+    }
+
+    /// What is new of the only text. A character that is not whole yet waits.
+    fn print_new(&mut self, is_all: bool) {
+        let text = self.text(&self.texts[0].ids);
+        let ready = if is_all { text.as_str() } else { text.trim_end_matches('\u{fffd}') };
+        let from = self.texts[0].printed;
+        if let Some(new) = ready.get(from..).filter(|new| !new.is_empty()).map(String::from) {
+            self.texts[0].printed = ready.len();
+            self.print(&new);
+        }
+    }
+
+    fn print_block(&mut self) {
+        let n = self.printed;
+        let text = self.text(&self.texts[n].ids);
+        let which = format!("--- text {}, sample {}\n{text}\n", n / self.samples, n % self.samples);
+        self.printed += 1;
+        self.print(&which);
+    }
+
+    /// The rest.
+    fn finish(mut self, written: &[Generated]) -> Result<(), Failure> {
+        if self.prints && self.single {
+            self.print_new(true);
+            self.print("\n");
+        }
+        while self.prints && !self.single && self.printed < written.len() {
+            self.print_block();
+        }
+        self.failed.map_or(Ok(()), |e| Err(e.into()))
+    }
+}
+
+/// A text that a terminal can be trusted with.
+fn shown(text: &str) -> String {
+    let safe = |c: char| c == '\n' || c == '\t' || !crate::model::tokenizer::is_control(c);
+    text.chars().map(|c| if safe(c) { c.to_string() } else { c.escape_default().to_string() }).collect()
+}
+
+/// The file of a run.
+struct FileOf<'a> {
+    session: &'a Session,
+    generation: &'a Generation,
+    /// The texts as long as they can become.
+    whole: &'a Batch,
+    positions: Option<Vec<Vec<usize>>>,
+    edits: Vec<EditRecord>,
+}
+
+impl FileOf<'_> {
+    /// Lets `run` fill the file. It is begun with a record as long as any that may come of the run.
+    fn write(
+        &self,
+        command: &Generate,
+        output: Output,
+        hooks: &Hooks,
+        run: impl FnOnce(&mut dyn StepSink) -> Result<Vec<Generated>, Failure>,
+    ) -> Result<Vec<Generated>, Failure> {
+        let (model, path) = (self.session.model(), output.path().display().to_string());
+        let shapes = hooks.shapes(self.whole);
+        let provenance = Provenance {
+            model: model.name().to_string(),
+            fingerprint: model.checkpoint().fingerprint(false),
+            device: self.session.device().to_string(),
+            edits: self.edits.clone(),
+        };
+        let n_texts = self.whole.texts().len();
+        let longest_token =
+            (0..model.config().vocab_size as u32).filter_map(|id| model.token(id).bytes.map(|bytes| bytes.len())).max();
+        // No byte is longer in JSON than a control character.
+        let longest = Token { id: u32::MAX, bytes: longest_token.map(|bytes| vec![1; bytes]) };
+        let lengths: Vec<usize> = self.whole.texts().iter().map(|text| text.len()).collect();
+        let reserved = Reserved {
+            positions: self.whole.n_pos(),
+            rows: match &self.positions {
+                Some(lists) => lists.iter().map(Vec::len).max().unwrap_or(0),
+                None => self.whole.n_pos(),
+            },
+        };
+        let tokens: Vec<Vec<Token>> = lengths.iter().map(|n| vec![longest.clone(); *n]).collect();
+        let a_text = |n: &usize| "\u{1}".repeat(n * (longest_token.unwrap_or(0) + 8));
+        let texts: Vec<String> = match model.tokenizer() {
+            Ok(_) => lengths.iter().map(a_text).collect(),
+            Err(_) => Vec::new(),
+        };
+        let everything = self.positions.as_ref().map_or(Rows::All, |lists| Rows::Positions(lists));
+        let longest_stops = vec![(usize::MAX, Stop::Interrupted); n_texts];
+        let begun = Record {
+            tokens: &tokens,
+            texts: &texts,
+            rows: everything,
+            windows: None,
+            provenance: &provenance,
+            generation: Some(self.settings(&longest_stops)),
+            reserved: Some(reserved),
+        };
+        let mut writing = output.begin(&begun, shapes.clone())?;
+        let written = run(&mut writing)?;
+
+        let of_run = |text: &Generated| text.ids[..text.run].iter().map(|id| model.token(*id)).collect();
+        let tokens: Vec<Vec<Token>> = written.iter().map(of_run).collect();
+        let texts: Vec<String> =
+            written.iter().filter_map(|text| decoded(self.session, &text.ids[..text.run])).collect();
+        let reached: Option<Vec<Vec<usize>>> = self.positions.as_ref().map(|lists| {
+            let of_text = |(list, text): (&Vec<usize>, &Generated)| {
+                list.iter().copied().filter(|position| *position < text.run).collect()
+            };
+            lists.iter().zip(&written).map(of_text).collect()
+        });
+        let stops: Vec<(usize, Stop)> = written.iter().map(|text| (text.prompt_tokens, text.stop)).collect();
+        let record = Record {
+            tokens: &tokens,
+            texts: &texts,
+            rows: reached.as_ref().map_or(Rows::All, |lists| Rows::Positions(lists)),
+            windows: None,
+            provenance: &provenance,
+            generation: Some(self.settings(&stops)),
+            reserved: Some(reserved),
+        };
+        let bytes = writing.with_record(&record)?.finish()?;
+        command.model.say(format_args!("wrote {path}: {} hooks, {}", shapes.len(), size(bytes)));
+        Ok(written)
+    }
+
+    /// How the texts came to be, for the file's metadata: settings, and of each text the tokens of its prompt and why it ended.
+    fn settings(&self, texts: &[(usize, Stop)]) -> String {
+        let Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed } = self.generation.sampling;
+        let of_text = |(prompt_tokens, stop): &(usize, Stop)| json!({"prompt_tokens": prompt_tokens, "stop": stop});
+        json!({
+            "new_tokens": self.generation.new_tokens, "samples": self.generation.samples, "temperature": temperature,
+            "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed,
+            "texts": texts.iter().map(of_text).collect::<Vec<_>>(),
+        })
+        .to_string()
+    }
+}

@@ -1,0 +1,216 @@
+//! Attention: the fused kernel and the scores and mix around a pattern that somebody looks at. Owns where queries, keys and
+//! values lie, which may be two tensors (a cache of keys and values), and the tables that tell kernels so.
+
+use super::bind_groups::Binding;
+use super::buffers::Tensor;
+use super::encoder::Variant;
+use super::kernels::{self, Family, TextRows};
+use super::{Gpu, all, elements, whole};
+use crate::device::{Heads, Queries};
+use parking_lot::Mutex;
+
+/// Queries of a workgroup of the tiled kernels, and keys of one of the scores'.
+const QUERIES: usize = 32;
+const KEYS: usize = 64;
+
+/// Queries of a workgroup of the kernel that broadcasts.
+const BROADCAST_QUERIES: usize = 8;
+
+/// Dimensions of a workgroup of any of them.
+const DIMS: usize = 64;
+
+/// Keys and values of one layer: of every text its capacity's rows, `[k | v]` each.
+#[derive(Debug)]
+pub struct Cache {
+    rows: Tensor,
+    /// Of each text, and the end.
+    starts: Vec<usize>,
+}
+
+impl Cache {
+    pub(super) fn new(gpu: &Gpu, capacities: &[usize], n_embd: usize) -> Cache {
+        let mut starts = vec![0];
+        capacities.iter().for_each(|capacity| starts.push(starts[starts.len() - 1] + capacity));
+        Cache { rows: gpu.empty(starts[capacities.len()], 2 * n_embd), starts }
+    }
+
+    /// Writes the keys and values of each text's rows of qkv [T, 3D] at the positions of its queries.
+    pub(super) fn append(&mut self, gpu: &Gpu, qkv: &Tensor, texts: &[Queries]) {
+        let [n_embd, cols] = [self.rows.cols / 2, self.rows.cols];
+        for text in texts.iter().filter(|text| !text.rows.is_empty()) {
+            let room = self.starts[text.text + 1] - self.starts[text.text];
+            assert!(text.n_keys <= room, "a cache has room for every position");
+            let first = self.starts[text.text] + text.first_position();
+            let (source, before) = gpu.some_rows(qkv, &text.rows);
+            let (target, skipped) = gpu.some_rows(&self.rows, &(first..first + text.rows.len()));
+            let n = text.rows.len() * cols;
+            let params = kernels::CopyOut {
+                n: n as u32,
+                first_col: before + n_embd as u32,
+                cols: cols as u32,
+                x_stride: qkv.cols as u32,
+                y_first: skipped,
+                y_stride: cols as u32,
+            };
+            gpu.encoder.dispatch((&kernels::COPY_OUT).into(), &params, &[source, target], elements(n));
+        }
+    }
+}
+
+/// Queries, keys and values: a tensor and a column each. Keys and values lie in one tensor.
+#[derive(Clone, Copy)]
+struct Qkv<'a> {
+    q: &'a Tensor,
+    kv: &'a Tensor,
+    k_col: usize,
+    v_col: usize,
+    cache: Option<&'a Cache>,
+}
+
+impl<'a> Qkv<'a> {
+    fn new(qkv: &'a Tensor, cache: Option<&'a Cache>) -> Qkv<'a> {
+        let n_embd = qkv.cols / 3;
+        match cache {
+            Some(cache) => Qkv { q: qkv, kv: &cache.rows, k_col: 0, v_col: n_embd, cache: Some(cache) },
+            None => Qkv { q: qkv, kv: qkv, k_col: n_embd, v_col: 2 * n_embd, cache: None },
+        }
+    }
+
+    fn rows_of(&self, text: &Queries) -> TextRows {
+        TextRows {
+            q_row: text.rows.start as u32,
+            n_query: text.rows.len() as u32,
+            position: text.first_position() as u32,
+            k_row: self.cache.map_or(text.rows.start, |cache| cache.starts[text.text]) as u32,
+            n_key: text.n_keys as u32,
+        }
+    }
+}
+
+/// The heads: how many, how wide, and by what their scores are multiplied.
+#[derive(Clone, Copy)]
+struct HeadShape {
+    n_head: usize,
+    head_dim: usize,
+    scale: f32,
+}
+
+impl HeadShape {
+    fn new(n_embd: usize, heads: Heads) -> HeadShape {
+        HeadShape { n_head: heads.n_head, head_dim: n_embd / heads.n_head, scale: heads.scale as f32 }
+    }
+
+    /// Heads times parts of 64 dimensions.
+    fn parts(&self) -> u32 {
+        (self.n_head * self.head_dim.div_ceil(DIMS)) as u32
+    }
+}
+
+/// The table of rows that was uploaded last: every layer of a run has the same.
+#[derive(Debug, Default)]
+pub(super) struct RowsTable(Mutex<Option<(Vec<TextRows>, wgpu::Buffer)>>);
+
+/// A tensor as vectors of four elements. The last may reach beyond the tensor, never beyond its buffer.
+pub(super) fn all4(x: &Tensor) -> Binding<'_> {
+    Binding { size: all(x).size.next_multiple_of(16), ..all(x) }
+}
+
+/// The value of `ALIGNED` for tensors that are read from certain columns on.
+fn aligned(heads: HeadShape, tensors: &[(&Tensor, usize)]) -> u32 {
+    let fits = |(x, col): &(&Tensor, usize)| x.cols.is_multiple_of(4) && col.is_multiple_of(4);
+    u32::from(heads.head_dim.is_multiple_of(4) && tensors.iter().all(fits))
+}
+
+impl Gpu {
+    /// The table on the device.
+    fn table(&self, texts: &[TextRows]) -> wgpu::Buffer {
+        let mut last = self.rows_table.0.lock();
+        match &*last {
+            Some((same, buffer)) if same == texts => buffer.clone(),
+            _ => {
+                let buffer = self.uploaded("text rows", texts);
+                *last = Some((texts.to_vec(), buffer.clone()));
+                buffer
+            }
+        }
+    }
+
+    /// z [T, D]; rows that belong to no text are left as they are.
+    pub(super) fn attention(&self, qkv: &Tensor, cache: Option<&Cache>, texts: &[Queries], heads: Heads) -> Tensor {
+        let z = self.empty(qkv.rows, qkv.cols / 3);
+        let (heads, qkv) = (HeadShape::new(z.cols, heads), Qkv::new(qkv, cache));
+        let rows: Vec<TextRows> = texts.iter().map(|text| qkv.rows_of(text)).filter(|text| text.n_query > 0).collect();
+        let Some(most) = rows.iter().map(|text| text.n_query as usize).max() else { return z };
+        let params = kernels::Attention {
+            q_stride: qkv.q.cols as u32,
+            q_col: 0,
+            kv_stride: qkv.kv.cols as u32,
+            k_col: qkv.k_col as u32,
+            v_col: qkv.v_col as u32,
+            z_stride: z.cols as u32,
+            head_dim: heads.head_dim as u32,
+            scale: heads.scale,
+        };
+        let table = self.table(&rows);
+        let (variant, bindings, queries) = match self.family {
+            Family::Tiles => {
+                let aligned = aligned(heads, &[(qkv.q, 0), (qkv.kv, qkv.k_col), (qkv.kv, qkv.v_col)]);
+                let variant = Variant::new(&kernels::ATTENTION, &[aligned, heads.head_dim as u32]);
+                (variant, [whole(&table), all4(qkv.q), all4(qkv.kv), all(&z)], QUERIES)
+            }
+            Family::Broadcast => {
+                let variant = (&kernels::ATTENTION_BROADCAST).into();
+                (variant, [whole(&table), all(qkv.q), all(qkv.kv), all(&z)], BROADCAST_QUERIES)
+            }
+        };
+        // One dimension of a dispatch has at most 65,535 workgroups; a batch has fewer texts than tokens, and fewer tokens than that.
+        let groups = [most.div_ceil(queries) as u32, heads.parts(), rows.len() as u32];
+        self.encoder.dispatch(variant, &params, &bindings, groups);
+        z
+    }
+
+    /// The scores of one text: `[n_head * n_query, n_key]`.
+    pub(super) fn attention_scores(&self, qkv: &Tensor, cache: Option<&Cache>, text: &Queries, heads: Heads) -> Tensor {
+        let (heads, qkv) = (HeadShape::new(qkv.cols / 3, heads), Qkv::new(qkv, cache));
+        let scores = self.empty(heads.n_head * text.rows.len(), text.n_keys);
+        let params = kernels::AttentionScores {
+            q_stride: qkv.q.cols as u32,
+            q_col: 0,
+            kv_stride: qkv.kv.cols as u32,
+            k_col: qkv.k_col as u32,
+            scale: heads.scale,
+        };
+        let aligned = aligned(heads, &[(qkv.q, 0), (qkv.kv, qkv.k_col)]);
+        let variant = Variant::new(&kernels::ATTENTION_SCORES, &[aligned, heads.head_dim as u32]);
+        let [keys, queries] = [text.n_keys.div_ceil(KEYS), text.rows.len().div_ceil(QUERIES)];
+        let table = self.table(&[qkv.rows_of(text)]);
+        let bindings = [whole(&table), all4(qkv.q), all4(qkv.kv), all(&scores)];
+        let groups = [keys as u32, queries as u32, heads.n_head as u32];
+        self.encoder.dispatch(variant, &params, &bindings, groups);
+        scores
+    }
+
+    /// z [Q, D] of one text: its pattern `[n_head * n_query, n_key]` times its values.
+    pub(super) fn attention_mix(
+        &self,
+        pattern: &Tensor,
+        qkv: &Tensor,
+        cache: Option<&Cache>,
+        text: &Queries,
+        heads: Heads,
+    ) -> Tensor {
+        assert_eq!([pattern.rows, pattern.cols], [heads.n_head * text.rows.len(), text.n_keys]);
+        let z = self.empty(text.rows.len(), qkv.cols / 3);
+        let (heads, qkv) = (HeadShape::new(z.cols, heads), Qkv::new(qkv, cache));
+        let params =
+            kernels::AttentionMix { kv_stride: qkv.kv.cols as u32, v_col: qkv.v_col as u32, z_stride: z.cols as u32 };
+        let aligned = aligned(heads, &[(qkv.kv, qkv.v_col)]);
+        let variant = Variant::new(&kernels::ATTENTION_MIX, &[aligned, heads.head_dim as u32]);
+        // The pattern and z hold this text alone.
+        let table = self.table(&[TextRows { q_row: 0, ..qkv.rows_of(text) }]);
+        let bindings = [whole(&table), all(pattern), all4(qkv.kv), all(&z)];
+        let groups = [text.rows.len().div_ceil(QUERIES) as u32, heads.parts(), 1];
+        self.encoder.dispatch(variant, &params, &bindings, groups);
+        z
+    }
+}

@@ -1,0 +1,141 @@
+//! Sees whether a kernel indexes outside of its bindings or its workgroup memory, in builds with the feature `mutants` only. What
+//! users run has no such checks, so a test must show that none are needed. Owns the changed text of a kernel, each of whose
+//! indices goes through a function that notes one that is too large, and the buffer in which it is noted.
+
+use super::Gpu;
+use super::kernels::{self, Kernel};
+use crate::device::{Device, DeviceError};
+use std::cell::RefCell;
+
+thread_local! {
+    /// A word per kernel: one bit for each binding or array that was left.
+    static NOTES: RefCell<Option<wgpu::Buffer>> = const { RefCell::new(None) };
+}
+
+/// The buffer in which kernels of this thread's device take notes, where it is audited.
+pub(super) fn notes() -> Option<wgpu::Buffer> {
+    NOTES.with_borrow(Clone::clone)
+}
+
+impl Gpu {
+    /// Audits what this thread compiles from now on, which must be for this device. Ends the audit of another.
+    pub fn audit(&self) {
+        let notes = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("notes"),
+            size: 4 * kernels::ALL.len() as u64,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        NOTES.set(Some(notes));
+    }
+
+    /// Ends the audit: every kernel that indexed outside, with the names of what it left.
+    ///
+    /// # Errors
+    /// [`DeviceError::Fault`] when the device failed.
+    pub async fn audited(&self) -> Result<Vec<(&'static str, Vec<String>)>, DeviceError> {
+        let notes = NOTES.take().expect("an audit has begun");
+        self.submit();
+        let read = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("notes to read"),
+            size: notes.size(),
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.copy_buffer_to_buffer(&notes, 0, &read, 0, notes.size());
+        let index = self.queue.submit([encoder.finish()]);
+        read.map_async(wgpu::MapMode::Read, .., |_| {});
+        let waited = super::encoder::wait(&self.device, index);
+        self.outcome(waited)?;
+        let view = self.outcome(read.get_mapped_range(..).map_err(|e| e.to_string()))?;
+        let words: &[u32] = bytemuck::cast_slice(&view);
+        let left = |(kernel, bits): (&&'static Kernel, &u32)| {
+            let arrays = arrays(kernel.module(&[]).as_str());
+            let names = arrays.into_iter().enumerate().filter(|(i, _)| bits >> i & 1 == 1).map(|(_, array)| array.name);
+            (kernel.name, names.collect())
+        };
+        Ok(kernels::ALL.iter().zip(words).filter(|(_, bits)| **bits != 0).map(left).collect())
+    }
+}
+
+/// A binding or an array in workgroup memory.
+struct Array {
+    name: String,
+    /// Its length, in WGSL.
+    len: String,
+}
+
+/// All that a module's text declares.
+fn arrays(text: &str) -> Vec<Array> {
+    let array = |line: &str| {
+        let declaration = code(line).trim_end().strip_suffix(';')?;
+        if let Some((_, rest)) = declaration.split_once("var<storage, ") {
+            let (name, _) = rest.split_once("> ")?.1.split_once(": array<")?;
+            return Some(Array { name: name.into(), len: format!("arrayLength(&{name})") });
+        }
+        let (name, kind) = declaration.strip_prefix("var<workgroup> ")?.split_once(": array<")?;
+        let (_, len) = kind.strip_suffix('>')?.rsplit_once(", ")?;
+        Some(Array { name: name.into(), len: len.into() })
+    };
+    text.lines().filter_map(array).collect()
+}
+
+fn code(line: &str) -> &str {
+    line.split("//").next().unwrap_or_default()
+}
+
+/// A kernel's text with every index looked at, and one more binding for the notes.
+pub(super) fn instrumented(kernel: &Kernel, text: &str) -> String {
+    let arrays = arrays(text);
+    let place = kernels::ALL.iter().position(|k| k.name == kernel.name).expect("a kernel of an operation");
+    let mut out: String = text.lines().map(|line| looked_at(code(line), &arrays) + "\n").collect();
+    let binding = 1 + kernel.bindings.len();
+    out += &format!(
+        "@group(0) @binding({binding}) var<storage, read_write> notes: array<atomic<u32>, {}>;\n",
+        kernels::ALL.len()
+    );
+    for (i, Array { name, len }) in arrays.iter().enumerate() {
+        let note = format!("atomicOr(&notes[{place}], {}u);", 1u32 << i);
+        out += &format!("fn inside_{name}(i: u32) -> u32 {{ if i >= {len} {{ {note} }} return i; }}\n");
+    }
+    out
+}
+
+/// `x[i]` as `x[inside_x(i)]`, for each of the arrays, also within an index.
+fn looked_at(line: &str, arrays: &[Array]) -> String {
+    let mut out = String::new();
+    let mut rest = line;
+    while let Some(open) = rest.find('[') {
+        let before = &rest[..open];
+        let word = before.len() - before.chars().rev().take_while(|c| c.is_alphanumeric() || *c == '_').count();
+        let mut depth = 0;
+        let close = rest[open..].find(|c| {
+            depth += i32::from(c == '[') - i32::from(c == ']');
+            depth == 0
+        });
+        let close = open + close.expect("an index ends on its line");
+        let index = looked_at(&rest[open + 1..close], arrays);
+        match arrays.iter().find(|array| array.name == before[word..]) {
+            Some(Array { name, .. }) => out += &format!("{before}[inside_{name}({index})]"),
+            None => out += &format!("{before}[{index}]"),
+        }
+        rest = &rest[close + 1..];
+    }
+    out + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indices_are_looked_at() {
+        let arrays = arrays(
+            "@group(0) @binding(1) var<storage, read> x: array<f32>; // x [n]\nvar<workgroup> tile: array<vec4<f32>, N * 4u>;\n",
+        );
+        assert_eq!(arrays[1].len, "N * 4u");
+        let seen = looked_at("    max_x[1] = x[i + u32(tile[2u * k].x)] + tile[0][c];", &arrays);
+        assert_eq!(seen, "    max_x[1] = x[inside_x(i + u32(tile[inside_tile(2u * k)].x))] + tile[inside_tile(0)][c];");
+    }
+}

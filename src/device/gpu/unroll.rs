@@ -1,0 +1,139 @@
+//! Loops that are written out before a kernel is compiled. Owns that step and nothing else. The files of `shaders/` hold plain
+//! loops; one whose line ends in `// unrolled` becomes its body, once for each value of its counter, since compilers leave loops
+//! as they are or keep the arrays that they index in memory. Lines keep their numbers: the first copy of a body stays where it
+//! stands, and all others follow on the line of its closing brace.
+
+/// The text with its marked loops written out.
+///
+/// # Panics
+/// When a marked loop has another form than `for (var i = 0u; i < BOUND; i += 1u) { // unrolled`, with a bound made of numbers
+/// and the text's constants: a kernel is wrong then, whatever runs it.
+pub fn unrolled(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let consts = Consts(&lines);
+    expand(&lines, &consts).join("\n") + "\n"
+}
+
+fn expand(lines: &[&str], consts: &Consts<'_>) -> Vec<String> {
+    let mut out = Vec::with_capacity(lines.len());
+    let mut at = 0;
+    while at < lines.len() {
+        let line = lines[at];
+        let Some(header) = line.trim_end().strip_suffix("{ // unrolled") else {
+            out.push(line.to_string());
+            at += 1;
+            continue;
+        };
+        let (name, bound) = counter(header).unwrap_or_else(|| panic!("this loop cannot be unrolled: {line:?}"));
+        let n = consts.value(bound).unwrap_or_else(|| panic!("the bound of {line:?} is no constant"));
+        let end = at + closing(&lines[at..]);
+        let body = expand(&lines[at + 1..end], consts);
+        let flat: String = body.iter().map(|line| code(line).trim()).collect::<Vec<_>>().join(" ");
+        if n == 0 {
+            out.extend(std::iter::repeat_n(String::new(), end - at + 1));
+        } else {
+            out.push(format!("{{ const {name} = 0u;"));
+            out.extend(body);
+            let more: String = (1..n).map(|i| format!(" {{ const {name} = {i}u; {flat} }}")).collect();
+            out.push(format!("}}{more}"));
+        }
+        at = end + 1;
+    }
+    out
+}
+
+/// Name and bound of `for (var NAME = 0u; NAME < BOUND; NAME += 1u) `.
+fn counter(header: &str) -> Option<(&str, &str)> {
+    let (name, rest) = header.trim().strip_prefix("for (var ")?.split_once(" = 0u; ")?;
+    let bound = rest.strip_prefix(name)?.strip_prefix(" < ")?.strip_suffix(&format!("; {name} += 1u)"))?;
+    Some((name, bound))
+}
+
+/// A line without its comment.
+fn code(line: &str) -> &str {
+    line.split("//").next().unwrap_or_default()
+}
+
+/// The line on which the block closes that the first line opens.
+fn closing(lines: &[&str]) -> usize {
+    let mut depth = 0i32;
+    for (i, line) in lines.iter().enumerate() {
+        for c in code(line).chars() {
+            depth += i32::from(c == '{') - i32::from(c == '}');
+        }
+        if depth == 0 {
+            return i;
+        }
+    }
+    panic!("the block of {:?} has no end", lines[0])
+}
+
+/// The module's `const NAME: u32 = EXPRESSION;` lines.
+struct Consts<'a>(&'a [&'a str]);
+
+impl Consts<'_> {
+    /// Products, quotients and sums from left to right, products first, of numbers and constants. No brackets.
+    fn value(&self, expression: &str) -> Option<u32> {
+        expression.split(" + ").map(|term| self.product(term)).sum()
+    }
+
+    fn product(&self, term: &str) -> Option<u32> {
+        let mut words = term.split(' ');
+        let mut value = self.word(words.next()?)?;
+        while let Some(operator) = words.next() {
+            let next = self.word(words.next()?)?;
+            value = match operator {
+                "*" => value * next,
+                "/" => value / next,
+                _ => return None,
+            };
+        }
+        Some(value)
+    }
+
+    fn word(&self, word: &str) -> Option<u32> {
+        if let Some(number) = word.strip_suffix('u').and_then(|digits| digits.parse().ok()) {
+            return Some(number);
+        }
+        let begin = format!("const {word}: u32 = ");
+        let expression =
+            self.0.iter().find_map(|line| code(line).trim_end().strip_prefix(&begin)?.strip_suffix(';'))?;
+        self.value(expression)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loops_are_written_out_and_lines_stay() {
+        let text = "const N: u32 = M / 2u + 1u;
+fn f() {
+    for (var i = 0u; i < N; i += 1u) { // unrolled
+        a[i] += 1.0; // why
+        for (var j = 0u; j < 2u; j += 1u) { // unrolled
+            b[i * 2u + j] = 0.0;
+        }
+    }
+    c();
+}
+const M: u32 = 2u;
+";
+        let out = unrolled(text);
+        assert_eq!(out.lines().count(), text.lines().count());
+        assert_eq!(out.lines().nth(8), Some("    c();"));
+        assert_eq!(out.matches("a[i] += 1.0").count(), 2);
+        assert_eq!(out.matches("b[i * 2u + j] = 0.0;").count(), 4);
+        assert_eq!(out.matches("const i = 1u;").count(), 1);
+        assert_eq!(out.matches("const j = 1u;").count(), 2);
+        assert!(!out.contains("for ("));
+        assert_eq!(unrolled("for (var i = 0u; i < 0u; i += 1u) { // unrolled\n}\nx();\n"), "\n\nx();\n");
+    }
+
+    #[test]
+    #[should_panic(expected = "cannot be unrolled")]
+    fn another_form_is_refused() {
+        unrolled("for (var i = 1u; i < 4u; i += 1u) { // unrolled\n}\n");
+    }
+}
