@@ -19,7 +19,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum EditError {
     /// Values of another shape than the selection.
-    #[error("{edit}: {what} is {given:?}, and the selection takes one number, one row {row:?} or all of it {all:?}")]
+    #[error("{edit}: {what} is {given:?}, and the selection takes {takes}")]
     Shape {
         /// The edit.
         edit: String,
@@ -27,10 +27,8 @@ pub enum EditError {
         what: String,
         /// Its shape without leading axes of length 1.
         given: Vec<usize>,
-        /// The shape of one row.
-        row: Vec<usize>,
-        /// The shape of the whole selection, texts first where there are several.
-        all: Vec<usize>,
+        /// What it may be.
+        takes: String,
     },
     /// A file that cannot be read, or has no such array.
     #[error("{edit}: {what}")]
@@ -303,8 +301,9 @@ pub(crate) fn fit(
         return Ok(array.iter().copied().collect());
     }
     if array.shape() != short(&all) {
-        let (given, row, all) = (array.shape().to_vec(), short(&row).to_vec(), short(&all).to_vec());
-        return Err(EditError::Shape { edit: edit.into(), what, given, row, all });
+        let (row, all) = (short(&row), short(&all));
+        let takes = format!("one number, one row {row:?} or all of it {all:?}");
+        return Err(EditError::Shape { edit: edit.into(), what, given: array.shape().to_vec(), takes });
     }
     let array = array.to_shape(IxDyn(&all)).expect("the same but for axes of length 1").into_owned();
     let mut values = Vec::new();

@@ -104,6 +104,6 @@ mod tests {
         // The normal approximation: 1.96 standard errors to each side, less than a sixth off.
         assert!((4.5 - low - 1.96 * error).abs() < 0.3 * error && (high - 4.5 - 1.96 * error).abs() < 0.3 * error);
         assert_eq!(intervals(&[vec![2.0, 2.0]], 2), [[2.0, 2.0]]);
-        assert_eq!(intervals(&[values.clone()], 200), intervals(&[values], 200));
+        assert_eq!(intervals(std::slice::from_ref(&values), 200), intervals(&[values], 200));
     }
 }

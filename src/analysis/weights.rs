@@ -1,8 +1,8 @@
 //! Weights under TransformerLens's names and in its shapes: `blocks.3.attn.W_Q` [H, D, d], `unembed.W_U` [D, V]. Owns the names
 //! and how each is cut from the checkpoint's matrices; computes nothing, and needs no device.
 
-use crate::model::checkpoint::{Checkpoint, WeightsError};
 use crate::config::Config;
+use crate::model::checkpoint::{Checkpoint, WeightsError};
 use ndarray::{ArrayD, IxDyn};
 use wildmatch::WildMatch;
 

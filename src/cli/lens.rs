@@ -115,7 +115,8 @@ impl LensCommand {
         }
         let picture =
             LensTable { heading: canvas.heading(format!("logit lens of {}", session.model().name())), rows: shown };
-        let all = |rows: &[LensRow]| rows.iter().map(|row| numbers(&session, row.site, &row.texts[0])).collect::<Vec<Row>>();
+        let all =
+            |rows: &[LensRow]| rows.iter().map(|row| numbers(&session, row.site, &row.texts[0])).collect::<Vec<Row>>();
         let numbers = Numbers { lens: all(&rows), unedited: unedited.as_deref().map(all) };
         self.picture.show(canvas, &session, &picture, &numbers)
     }

@@ -51,7 +51,7 @@ pub enum Item {
 
 impl Item {
     /// With negative numbers counted from the end of the first `n`.
-    fn from_end_of(self, n: usize) -> Result<Item, String> {
+    fn counted_in(self, n: usize) -> Result<Item, String> {
         let place = |i: i64| if i < 0 { i.saturating_add(n as i64) } else { i };
         match self {
             Item::Index(i) if place(i) < 0 => Err(format!("{i} of {n}")),
@@ -379,7 +379,7 @@ impl EditSpec {
         let keys = match &self.select.key {
             Some(items) => Some(in_each(&|text| {
                 let n = tokens[text].len();
-                let items: Result<Vec<Item>, _> = items.iter().map(|item| item.from_end_of(prompts[text])).collect();
+                let items: Result<Vec<Item>, _> = items.iter().map(|item| item.counted_in(prompts[text])).collect();
                 let found = items.and_then(|items| indices(&items, n));
                 found.map_err(|what| self.nothing(format!("key {what} tokens of text {text}")))
             })?),
@@ -436,7 +436,7 @@ impl EditSpec {
         for item in items {
             match item {
                 PosItem::At(item) => {
-                    let found = item.from_end_of(prompt).and_then(|item| indices(&[item], tokens.len()));
+                    let found = item.counted_in(prompt).and_then(|item| indices(&[item], tokens.len()));
                     all.extend(found.map_err(|what| self.nothing(format!("pos {what} tokens of text {text}")))?);
                 }
                 PosItem::Text(wanted) => {
