@@ -4,6 +4,7 @@
 //! `src/bench/forward.rs`. Throughput is tokens per second.
 
 use actscope::Model;
+use actscope::batch::Batch;
 use actscope::bench::forward::{Taps, ids};
 use actscope::bench::{TOKENS, random};
 use actscope::cache::CacheFolder;
@@ -12,7 +13,6 @@ use actscope::device::gpu::Gpu;
 use actscope::device::probe::Measured;
 use actscope::hooks::capture::Capture;
 use actscope::hooks::layout::Layout;
-use actscope::model::batch::Batch;
 use actscope::model::checkpoint::Checkpoint;
 use actscope::model::forward::{self, Run};
 use actscope::model::params::Params;

@@ -3,12 +3,12 @@
 //!
 //! cargo run --release --example overlap -- 64
 
+use actscope::batch::Batch;
 use actscope::bench::{forward::ids, random};
 use actscope::device::Device;
 use actscope::device::gpu::{Gpu, Span};
 use actscope::hooks::capture::{Capture, Sink};
 use actscope::hooks::layout::Layout;
-use actscope::model::batch::Batch;
 use actscope::model::forward::{self, Run};
 use actscope::model::params::Params;
 use actscope::verify::cases::Host;

@@ -4,12 +4,12 @@
 //! Whatever the bytes are: no panic, no endless loop, no memory beyond what they hold; and what is accepted keeps what its
 //! type promises.
 
+use actscope::batch::Batch;
+use actscope::config::Config;
 use actscope::device::reference::Reference;
 use actscope::hooks::layout::Layout;
 use actscope::hooks::site;
-use actscope::model::batch::Batch;
 use actscope::model::checkpoint::{self, Checkpoint};
-use actscope::model::config::Config;
 use actscope::model::forward::{self, Run};
 use actscope::model::params::Params;
 use actscope::model::token_select::{self, Selection};

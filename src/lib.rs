@@ -21,12 +21,14 @@
 //! dictionary) and [`device`] (what the forward pass asks of a device). ARCHITECTURE.md is the map.
 
 pub mod analysis;
+pub mod batch;
 #[cfg(feature = "cli")]
 pub mod bench;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod cache;
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod config;
 pub mod device;
 pub mod hooks;
 pub mod hub;

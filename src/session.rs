@@ -5,6 +5,8 @@
 use crate::analysis::edits::EditError;
 use crate::analysis::generate::GenerateError;
 use crate::analysis::sweep::SweepError;
+use crate::batch::{Batch, BatchError};
+use crate::config::Config;
 use crate::device::buffer_pool::BufferPool;
 use crate::device::cpu::Cpu;
 #[cfg(feature = "gpu")]
@@ -16,9 +18,7 @@ use crate::hooks::layout::Layout;
 use crate::hooks::request::{HookError, Hooks, Select};
 use crate::hooks::site::Site;
 use crate::hub::{self, HubError, Source};
-use crate::model::batch::{Batch, BatchError};
 use crate::model::checkpoint::{Checkpoint, WeightsError};
-use crate::model::config::Config;
 use crate::model::forward::{self, Run, RunError, Start};
 use crate::model::model_dir::ModelDir;
 use crate::model::params::{LoadError, Params};
@@ -504,5 +504,25 @@ impl Session {
     #[cfg(not(target_arch = "wasm32"))]
     pub fn get_activations(&self, text: &str, layer: i64) -> Result<Array2<f32>, Error> {
         pollster::block_on(self.get_activations_async(text, layer))
+    }
+}
+
+#[cfg(all(test, not(feature = "tokenizer")))]
+mod tests {
+    use super::*;
+    use crate::device::Choice;
+
+    /// Seen to fail where the tokenizer was said to be missing.
+    #[test]
+    fn without_a_tokenizer_texts_are_refused_and_ids_run() {
+        let classic = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/classic");
+        let model = Model::open(classic).unwrap();
+        let refused = model.encode(&["The cat"]);
+        assert!(matches!(refused, Err(Error::Tokenizer(TokenizerError::NotBuilt { .. }))));
+        let batch = model.batch(&[[1u32, 2, 3]]).unwrap();
+        let mut hooks = model.hooks();
+        hooks.tap("ln_final.hook_out").unwrap();
+        let capture = model.on(Choice::Auto).unwrap().run(&batch, &hooks).unwrap();
+        assert_eq!(capture.iter().count(), 1);
     }
 }

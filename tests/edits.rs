@@ -179,7 +179,7 @@ fn pair(session: &Session, golden: &Value, at: &str, axes: &[SweepAxis], source:
     (sweep, vec![Case { aligned: run.len(), ids: run, question, source, from_source: true }])
 }
 
-/// A run patched from itself is the same run: on cpu and reference to the last bit.
+/// A run patched from itself is the same run: on cpu to the last bit.
 #[test]
 fn patching_from_itself_changes_nothing() {
     use SweepAxis::{Head, Layer, Pos};
@@ -194,7 +194,8 @@ fn patching_from_itself_changes_nothing() {
             let (sweep, cases) = pair(&session, &golden, at, axes, "corrupt");
             let swept = session.sweep(&sweep, &cases).unwrap();
             // Where the pattern is needed, attention goes in steps, which on the GPU is another kernel; so are 8 rows and fewer.
-            let allowed = if choice == Choice::Gpu || at == "pattern" { 1e-5 } else { 0.0 };
+            // The reference computes in f64, and what is put in comes from f32.
+            let allowed = if choice != Choice::Cpu || at == "pattern" { 1e-5 } else { 0.0 };
             for value in &swept.values[0] {
                 assert!(
                     (value - swept.unchanged[0]).abs() <= allowed,
@@ -276,7 +277,7 @@ fn edits_that_cannot_be_made() {
         ("z.0:set=direction", "takes one number, one row [4, 8]"),
         ("resid_pre.0:add=nan", "no finite number"),
         ("resid_pre.0:patch", "do not line up"),
-        ("resid_pre.0@pos=5:patch", "no position 5"),
+        ("resid_pre.0@pos=5,text=0:patch", "no position 5"),
         ("scores.0@key=0:set=-inf", "no key to look at"),
     ] {
         let message = plan(&session, &[written.to_string()], &golden).unwrap_err().to_string();
@@ -315,7 +316,7 @@ fn faults_in_edits_would_be_seen() {
         // The wrong row, the wrong head, twice, not at all.
         ("resid_pre.2@pos=-1:zero", &["resid_pre.2@pos=-2:zero"][..]),
         ("z.0@head=3:zero", &["z.0@head=2:zero"]),
-        ("q.2@pos=0+2,head=0:add=1.25", &["q.2@pos=0+2,head=0:add=1.25", "q.2@pos=0+2,head=0:add=1.25"]),
+        ("resid_post.0:add=0.5*direction", &["resid_post.0:add=0.5*direction", "resid_post.0:add=0.5*direction"]),
         ("mlp_post.0:mean", &[]),
     ] {
         assert!(off(logits(wrong).into_iter(), &logits(&[right])) > 10.0 * BOUND, "{right} and {wrong:?} look alike");

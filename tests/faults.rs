@@ -5,10 +5,10 @@
 mod binary;
 mod common;
 
+use actscope::batch::Batch;
 use actscope::device::{self, AnyDevice, Choice};
 use actscope::hooks::capture::Sink;
 use actscope::hooks::layout::Layout;
-use actscope::model::batch::Batch;
 use actscope::model::checkpoint::Checkpoint;
 use actscope::model::forward::{self, Run};
 use actscope::model::params::Params;

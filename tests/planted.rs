@@ -6,11 +6,11 @@ mod common;
 #[path = "common/wrapped.rs"]
 mod wrapped;
 
+use actscope::batch::Batch;
 use actscope::device::cpu::Cpu;
 use actscope::device::gpu::kernels::{self, Family};
 use actscope::device::gpu::{Gpu, mutants};
 use actscope::device::{Activation, Device, Heads, Op, OpKind, Operands, Operations, Part, Queries, Window};
-use actscope::model::batch::Batch;
 use actscope::model::checkpoint::Checkpoint;
 use actscope::model::params::Params;
 use actscope::verify::kernels::{KernelRow, Suite};

@@ -7,12 +7,12 @@ mod common;
 #[allow(dead_code)] // panics need no hook here
 mod fuzz;
 
+use actscope::batch::Batch;
+use actscope::config::Config;
 use actscope::device::{self, AnyDevice, Choice, Device};
 use actscope::hooks::capture::{Capture, Sink};
 use actscope::hooks::layout::Layout;
-use actscope::model::batch::Batch;
 use actscope::model::checkpoint::Checkpoint;
-use actscope::model::config::Config;
 use actscope::model::forward::{self, Run};
 use actscope::model::params::Params;
 use actscope::model::tokenizer::Token;

@@ -5,12 +5,12 @@
 mod binary;
 mod common;
 
+use actscope::batch::Batch;
 use actscope::device::reference::Reference;
 use actscope::device::rounded::Rounded;
 use actscope::device::{Choice, Device};
 use actscope::hooks::capture::Capture;
 use actscope::hooks::layout::Layout;
-use actscope::model::batch::Batch;
 use actscope::model::checkpoint::Checkpoint;
 use actscope::model::forward::{self, Run};
 use actscope::model::params::Params;

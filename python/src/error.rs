@@ -1,9 +1,9 @@
 //! The library's errors as `actscope.Error`. Owns the kinds, and the next step that a Python user can take after an error: the
 //! library's errors state facts only.
 
+use actscope::batch::BatchError;
 use actscope::device::DeviceError;
 use actscope::hooks::request::HookError;
-use actscope::model::batch::BatchError;
 use actscope::model::forward::RunError;
 use actscope::model::params::LoadError;
 use actscope::output::OutputError;
@@ -34,10 +34,10 @@ pub fn of(py: Python<'_>, e: &actscope::Error) -> PyErr {
         Lib::Weights(_) => "weights",
         Lib::Tokenizer(_) => "tokenizer",
         Lib::Batch(_) => "batch",
-        Lib::Hook(_) | Lib::Edit(_) => "hook",
+        Lib::Hook(_) | Lib::Edit(_) | Lib::Sweep(_) => "hook",
         Lib::Device(_) => "device",
-        Lib::Run(_) => "run",
         Lib::Cancelled => return PyKeyboardInterrupt::new_err(()),
+        _ => "run",
     };
     match hint(e) {
         Some(hint) => of_kind(py, kind, format!("{e}; {hint}")),

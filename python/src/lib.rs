@@ -6,6 +6,7 @@ mod error;
 mod interrupt;
 mod picture;
 mod session;
+mod sweep;
 
 use actscope::device::gpu;
 use pyo3::prelude::*;
@@ -39,6 +40,8 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<picture::Picture>()?;
     m.add_function(wrap_pyfunction!(picture::heatmap, m)?)?;
     m.add_function(wrap_pyfunction!(picture::attention, m)?)?;
+    m.add_function(wrap_pyfunction!(sweep::sweep, m)?)?;
+    m.add_function(wrap_pyfunction!(sweep::sweep_picture, m)?)?;
     m.add_function(wrap_pyfunction!(py_adapters, m)?)?;
     Ok(())
 }

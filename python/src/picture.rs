@@ -7,6 +7,7 @@ use actscope::plot::attention::{Attention, Head};
 use actscope::plot::colour::Scale;
 use actscope::plot::heatmap::{Dims, Heatmap, Panel};
 use actscope::plot::lens::LensTable;
+use actscope::plot::sweep::SweepPicture;
 use actscope::plot::{self, Heading, font};
 use ndarray::{Array2, ArrayView2};
 use numpy::{IntoPyArray, PyArray2, PyReadonlyArray2};
@@ -25,6 +26,7 @@ enum Kind {
     Heatmap(Heatmap),
     Attention(Attention),
     Lens(LensTable),
+    Sweep(SweepPicture),
 }
 
 /// Something that can be looked at.
@@ -37,12 +39,18 @@ impl Picture {
             Kind::Heatmap(picture) => picture,
             Kind::Attention(picture) => picture,
             Kind::Lens(picture) => picture,
+            Kind::Sweep(picture) => picture,
         }
     }
 
     /// The logit lens.
     pub fn of_lens(table: LensTable) -> Picture {
         Picture(Kind::Lens(table))
+    }
+
+    /// A sweep.
+    pub fn of_sweep(picture: SweepPicture) -> Picture {
+        Picture(Kind::Sweep(picture))
     }
 }
 

@@ -5,6 +5,7 @@ use crate::error;
 use crate::interrupt::{Watch, apart};
 use crate::picture::Picture;
 use actscope::analysis::edits::{EditPlan, Sources};
+use actscope::batch::Batch;
 use actscope::cache::CacheFolder;
 use actscope::device::Dtype;
 use actscope::hooks::capture::Sink;
@@ -13,7 +14,6 @@ use actscope::hooks::non_number::NonNumber;
 use actscope::hooks::request::{EditRecord, HookError};
 use actscope::hooks::site::{self, Axis, Site};
 use actscope::hub::Event;
-use actscope::model::batch::Batch;
 use actscope::model::forward::Start;
 use actscope::model::tokenizer::Token;
 use actscope::output::{Output, Provenance, Record, Rows, arrays};
@@ -264,8 +264,13 @@ impl Session {
         Ok(())
     }
 
+    /// The library's session.
+    pub fn inner(&self) -> &actscope::Session {
+        &self.0
+    }
+
     /// Calls an async function of the library without the GIL.
-    fn without_gil<T: Send>(
+    pub fn without_gil<T: Send>(
         &self,
         py: Python<'_>,
         progress: Option<Py<PyAny>>,
@@ -426,7 +431,7 @@ impl Session {
     }
 
     /// The hook of a layer: -1 is after the final LayerNorm.
-    fn from_layer(&self, py: Python<'_>, layer: i64) -> PyResult<String> {
+    fn layer_hook(&self, py: Python<'_>, layer: i64) -> PyResult<String> {
         let site = Site::from_layer(layer, self.0.model().config().n_layer).map_err(|e| hook_error(py, e))?;
         Ok(site.name())
     }
@@ -608,7 +613,15 @@ impl Session {
         let rows = positions.as_deref().map_or(Rows::All, Rows::Positions);
         let edits = edits.into_iter().map(|(edit, sha256)| EditRecord { edit, sha256 }).collect();
         let provenance = self.provenance(edits);
-        let record = Record { tokens: &tokens, texts: &texts, rows, windows: None, provenance: &provenance };
+        let record = Record {
+            tokens: &tokens,
+            texts: &texts,
+            rows,
+            windows: None,
+            provenance: &provenance,
+            generation: None,
+            reserved: None,
+        };
         let write = || {
             let output = Output::create(&path)?;
             output.check(shapes.len())?;
@@ -673,6 +686,7 @@ impl Session {
                     Stage::Kernels => "kernels",
                     Stage::Hooks => "hooks",
                     Stage::Lockstep => "lockstep",
+                    Stage::Pieces => "pieces",
                 };
                 if let Some(tell) = &tell {
                     Python::attach(|py| {
@@ -735,5 +749,6 @@ fn verification_dict<'py>(py: Python<'py>, found: &Verification) -> PyResult<Bou
         .map(|step| format!("{} {}, {}", step.kind.name(), step.part, step.shape))
         .collect();
     dict.set_item("mismatches", mismatches)?;
+    dict.set_item("pieces", found.pieces.ok())?;
     Ok(dict)
 }

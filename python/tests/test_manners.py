@@ -57,11 +57,16 @@ def test_a_folder_without_a_tokenizer_takes_ids(tmp_path: Any) -> None:
 
 def test_ctrl_c_stops_a_run_and_the_next_one_goes_on(model: actscope.Model) -> None:
     ids = [[1 + i % 50 for i in range(model.config["n_positions"])]] * 400
+    # A shell starts what runs in the background with the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        model.run(ids, "ln_f", pos=-1)
-    timer.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            model.run(ids, "ln_f", pos=-1)
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, before)
     assert np.isfinite(model.run(TEXT, "ln_f")["ln_f"]).all()
 
 

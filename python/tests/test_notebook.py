@@ -33,7 +33,7 @@ def test_layers_are_counted_as_hidden_states_from_the_end() -> None:
     ids = [row for row in want.ids if len(row) == max(map(len, want.ids))][:1]
     n_layer = extractor.model.n_layer
     for layer, hook in [(-1, "ln_final.hook_out"), (-2, f"blocks.{n_layer - 2}.hook_resid_post"), (0, "blocks.0.hook_resid_post")]:
-        assert extractor.model._session.from_layer(layer) == hook
+        assert extractor.model._session.layer_hook(layer) == hook
         values = extractor.model.run(ids, hook)[hook]
         row = want.ids.index(ids[0])
         assert worst_token_error(hook, values, want.hooks[hook][row : row + 1]) < 1e-5

@@ -2,13 +2,13 @@
 //! checked against a model and a batch before anything runs, and `Session::edit`, which runs once what they need and adds them to
 //! a request. The words that edits are written in are `hooks/grammar.rs`'s.
 
+use crate::batch::Batch;
+use crate::config::Config;
 use crate::hooks::capture::Sink;
 use crate::hooks::grammar::{EditSpec, OpSpec, ValueSpec, Where};
 use crate::hooks::layout::shape_of;
 use crate::hooks::request::{Edit, EditRecord, Hooks, Select, hash};
 use crate::hooks::site::{Axis as SiteAxis, Site};
-use crate::model::batch::Batch;
-use crate::model::config::Config;
 use crate::session::{Error, Model, Progress, Session};
 use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn, Slice};
 use std::collections::{BTreeMap, BTreeSet};

@@ -6,15 +6,15 @@
 use crate::analysis::lens::{self, Reading};
 use crate::analysis::sampling::{Sampling, log_sum_exp};
 use crate::analysis::top::largest;
+use crate::batch::Batch;
 use crate::device::Device;
 use crate::hooks::capture::StepSink;
 use crate::hooks::layout::Layout;
 use crate::hooks::request::Hooks;
 use crate::hooks::site::Site;
 use crate::hooks::step::{Piece, Pieces, mask_later_keys};
-use crate::model::batch::Batch;
 use crate::model::checkpoint;
-use crate::model::config::{self, Config};
+use crate::config::{self, Config};
 use crate::model::forward::{self, KvCache, Run, RunError};
 use crate::model::model_dir::file;
 use crate::model::params::Params;

@@ -4,11 +4,12 @@
 //! Owns `Session::lens` and the reading of logits.
 
 use crate::analysis::top::largest;
+use crate::batch::Batch;
 use crate::device::{Device, Operations, Window};
 use crate::hooks::capture::Capture;
 use crate::hooks::request::{Hooks, Select};
 use crate::hooks::site::Site;
-use crate::model::batch::Batch;
+use crate::model::checkpoint::{Checkpoint, WeightsError};
 use crate::model::forward::RunError;
 use crate::model::params::Params;
 use crate::session::{Error, Progress, Session, on_engine};
@@ -98,6 +99,45 @@ impl Session {
     pub fn lens(&self, batch: &Batch, hooks: &Hooks, top: usize) -> Result<(Vec<LensRow>, Capture), Error> {
         pollster::block_on(self.lens_async(batch, hooks, top, None))
     }
+}
+
+/// The logits that directions of the residual stream [n, D] have by themselves: their products with the unembedding's rows, in
+/// f64; with `ln`, of what the final LayerNorm makes of them.
+///
+/// # Errors
+/// [`WeightsError`] where the checkpoint lacks a tensor.
+pub fn directions(checkpoint: &Checkpoint, rows: ArrayView2<'_, f32>, ln: bool) -> Result<Vec<Vec<f64>>, WeightsError> {
+    let config = checkpoint.config();
+    let table = match checkpoint.untied_unembedding() {
+        Some(head) => head.to_f32(),
+        None => checkpoint.tensor("wte.weight")?.to_f32(),
+    };
+    let (gain, bias) = (checkpoint.tensor("ln_f.weight")?.to_f32(), checkpoint.tensor("ln_f.bias")?.to_f32());
+    let of_row = |row: ndarray::ArrayView1<'_, f32>| {
+        let mut x: Vec<f64> = row.iter().copied().map(f64::from).collect();
+        if ln {
+            let n = x.len() as f64;
+            let mean = x.iter().sum::<f64>() / n;
+            let scale = (x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n + config.layer_norm_epsilon).sqrt();
+            let affine = gain.iter().zip(&bias);
+            x.iter_mut().zip(affine).for_each(|(v, (g, b))| *v = (*v - mean) / scale * f64::from(*g) + f64::from(*b));
+        }
+        let dot = |u: &[f32]| x.iter().zip(u).map(|(x, u)| x * f64::from(*u)).sum::<f64>();
+        table.par_chunks(config.n_embd).map(dot).collect()
+    };
+    Ok(rows.rows().into_iter().map(of_row).collect())
+}
+
+/// Tokens with their logits.
+pub type TokenLogits = Vec<(u32, f64)>;
+
+/// The `n` largest and the `n` smallest of a list of logits, each furthest first, with their ids.
+pub fn ends(logits: &[f64], n: usize) -> (TokenLogits, TokenLogits) {
+    let of = |sign: f64| {
+        let found = largest(logits.len(), n, |id| (sign * logits[id]) as f32);
+        found.into_iter().map(|id| (id, logits[id as usize])).collect()
+    };
+    (of(1.0), of(-1.0))
 }
 
 /// Logits that are on their way from the device at once, in numbers: 64 MB.

@@ -1,10 +1,10 @@
 //! One number that says how a run ended: a logit or the difference of two, a probability, the loss, the divergence from another
 //! run. Computed in f64 on the host. Owns what a metric needs of a run, and the sink that computes it.
 
+use crate::batch::Batch;
 use crate::hooks::capture::Sink;
 use crate::hooks::request::{HookError, Hooks, Select};
 use crate::hooks::site::Site;
-use crate::model::batch::Batch;
 use ndarray::{ArrayViewD, Axis};
 use std::str::FromStr;
 
@@ -85,6 +85,11 @@ fn log_sum_exp(logits: impl Iterator<Item = f64> + Clone) -> f64 {
 pub(super) fn log_softmax(logits: impl Iterator<Item = f32> + Clone) -> Vec<f64> {
     let z = log_sum_exp(logits.clone().map(f64::from));
     logits.map(|x| f64::from(x) - z).collect()
+}
+
+/// KL(p || q) of log-probabilities, in nats.
+pub(super) fn divergence(p: &[f64], q: &[f64]) -> f64 {
+    p.iter().zip(q).filter(|(p, _)| **p > f64::NEG_INFINITY).map(|(p, q)| p.exp() * (p - q)).sum()
 }
 
 /// Reads the metric of every text of a run.

@@ -9,3 +9,4 @@ pub mod score;
 pub mod statistics;
 pub mod sweep;
 pub mod top;
+pub mod weights;

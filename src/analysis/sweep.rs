@@ -3,13 +3,13 @@
 //! the unchanged run had there, and cells run together as copies of one text. Read next: `metric.rs`, `statistics.rs`.
 
 use crate::analysis::edits::{EditError, Kept, cut, cut_mean, fit};
-use crate::analysis::metric::{Metric, Question, Reading, from_final_norm};
+use crate::analysis::metric::{Metric, Question, Reading, divergence, from_final_norm};
+use crate::batch::Batch;
+use crate::config::Config;
 use crate::hooks::capture::Sink;
 use crate::hooks::layout::{Layout, edits_of_text};
 use crate::hooks::request::{Edit, HookError, Hooks, Select};
 use crate::hooks::site::{self, Axis as SiteAxis, Site, SiteError};
-use crate::model::batch::Batch;
-use crate::model::config::Config;
 use crate::model::forward::{self, Run, Start};
 use crate::session::{Error, Progress, Session, on_engine};
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
@@ -114,14 +114,24 @@ impl SweepSite {
         let one = |name: &str| site::resolve(name, config.n_layer).map(|sites| sites[0]);
         let unknown = |e: SiteError| match e {
             SiteError::Unknown { near, .. } => {
-                let near = near.into_iter().map(|name| name.trim_end_matches(".0").to_string()).collect();
-                SiteError::Unknown { pattern: name.into(), near }
+                // The short names, without a layer, each once.
+                let short = |name: String| {
+                    let site = site::resolve(&name, config.n_layer).ok().map(|sites| sites[0]);
+                    let alias = site.and_then(|site| site.row().aliases.first().copied()).unwrap_or(&name);
+                    alias.trim_end_matches(".{i}").to_string()
+                };
+                let near: BTreeSet<String> = near.into_iter().map(short).collect();
+                SiteError::Unknown { pattern: name.into(), near: near.into_iter().collect() }
             }
             other => other,
         };
-        let is_glob = name.contains(['*', '?']);
-        let short = format!("{name}.0");
-        let first = if is_glob { one(name).err().map_or(one(&short), Err) } else { one(&short).or_else(|_| one(name)) };
+        if name.contains(['*', '?', '[']) {
+            return Err(
+                SiteError::Unknown { pattern: name.into(), near: vec!["one name, without its layer".into()] }.into()
+            );
+        }
+        let written = [format!("{name}.0"), format!("blocks.0.{name}"), name.to_string()];
+        let first = one(&written[0]).or_else(|e| one(&written[1]).or_else(|_| one(&written[2])).map_err(|_| e));
         let first = first.map_err(unknown)?;
         let of_layer = match first.layer() {
             Some(0) => {
@@ -437,13 +447,15 @@ impl Session {
                 Values::Whole(sites.iter().map(of).collect::<Result<_, EditError>>()?)
             }
         };
-        let mut distribution = None;
+        let from_source = case.from_source && case.source.is_some();
+        // Log-probabilities, which only a divergence keeps.
+        let mut of_source = Vec::new();
         if let Some((ids, question)) = &case.source {
             let wanted = if matches!(sweep.change, Change::Patch) { sites.clone() } else { BTreeSet::new() };
             let mut both = Both { kept: Kept::new(wanted, BTreeSet::new()), reading: reading(ids, question) };
             self.run_once(ids, &source_edits, &mut both).await?;
             swept.source.push(both.reading.values[0]);
-            distribution = Some(both.reading.log_probabilities).filter(|_| case.from_source);
+            of_source = both.reading.log_probabilities;
             if let Values::Whole(whole) = &mut values {
                 whole.extend(sites.iter().map(|site| (*site, both.kept.of_text(*site, 0).to_owned())));
             }
@@ -456,14 +468,16 @@ impl Session {
         let streams: BTreeSet<Site> =
             sites.iter().filter(|site| **site >= Site::ResidPre(0)).map(|site| Site::ResidPre(first(*site))).collect();
         let mut both = Both { kept: Kept::new(streams, BTreeSet::new()), reading: reading(&case.ids, &case.question) };
-        both.reading.unchanged = distribution.as_deref();
+        both.reading.unchanged = Some(of_source.as_slice()).filter(|_| from_source);
         self.run_once(&case.ids, &edits, &mut both).await?;
         swept.unchanged.push(both.reading.values[0]);
         let Both { kept: streams, reading: Reading { log_probabilities, .. } } = both;
-        let distribution = distribution.unwrap_or(log_probabilities);
-        if case.from_source && sweep.metric == Metric::Kl && swept.source.last().is_some() {
-            // The divergence of the source run from itself.
-            *swept.source.last_mut().expect("it was pushed above") = 0.0;
+        let (distribution, of_other) = match from_source {
+            true => (of_source, log_probabilities),
+            false => (log_probabilities, of_source),
+        };
+        if let (Metric::Kl, false, Some(source)) = (sweep.metric, from_source, swept.source.last_mut()) {
+            *source = divergence(&distribution, &of_other);
         }
 
         let shape = swept.shape.clone();

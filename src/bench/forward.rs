@@ -3,13 +3,13 @@
 
 use super::time::{Budget, Timing, median};
 use super::{FEW, LeftOut, TOKENS, memory};
+use crate::batch::Batch;
+use crate::config::Config;
 use crate::device::probe::Measured;
 use crate::hooks::capture::Capture;
 use crate::hooks::layout::Layout;
 use crate::hooks::request::{Hooks, Select};
 use crate::hooks::site::Site;
-use crate::model::batch::Batch;
-use crate::model::config::Config;
 use crate::model::forward::{self, Run, RunError};
 use crate::model::params::Params;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! A checkpoint of gpt2-small's shape with random weights, made in memory: speed does not depend on what the weights are, so
 //! nobody has to download any. Owns its config and its bytes.
 
+use crate::config::Config;
 use crate::model::checkpoint::{Checkpoint, WeightsError, names_and_shapes};
-use crate::model::config::Config;
 use rayon::prelude::*;
 use serde_json::{Map, json};
 use std::sync::Arc;

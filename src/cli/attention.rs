@@ -3,7 +3,8 @@
 use super::Failure;
 use super::lists;
 use super::picture::PictureArgs;
-use crate::hooks::request::Select;
+use crate::hooks::capture::Capture;
+use crate::hooks::request::{Hooks, Select};
 use crate::hooks::site::Site;
 use crate::output::number;
 use crate::plot::attention::{Attention, Head};
@@ -27,6 +28,9 @@ pub struct AttentionCommand {
     /// What to show of a head
     #[arg(long, value_enum, default_value_t = Kind::Pattern)]
     kind: Kind,
+    /// Show every head before and after the edits, side by side
+    #[arg(long, requires = "edit")]
+    compare: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -49,6 +53,9 @@ struct HeadNumbers<'a> {
     head: usize,
     /// The hook that the values are from.
     hook: String,
+    /// True where it is of the edited run, and the unedited one stands beside it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    edited: bool,
     /// [query, key]; null where the key comes after the query.
     values: Seen<'a>,
 }
@@ -91,19 +98,28 @@ impl AttentionCommand {
             hooks.tap_at(self.site(*layer), Select::all().heads(range.clone()))?;
         }
         let session = self.picture.session(files)?;
+        let plain = hooks.clone();
         self.picture.edit(&mut canvas, &session, &mut hooks)?;
-        let run = async |told: Progress<'_>| session.run_async(&canvas.batch, &hooks, Some(told)).await;
-        let mut capture = self.picture.model.with_progress("blocks", run)?;
-        self.picture.nan.judge_capture(&capture, None)?;
+        let captured = |hooks: &Hooks| -> Result<Capture, Failure> {
+            let run = async |told: Progress<'_>| session.run_async(&canvas.batch, hooks, Some(told)).await;
+            let capture = self.picture.model.with_progress("blocks", run)?;
+            self.picture.nan.judge_capture(&capture, None)?;
+            Ok(capture)
+        };
+        let mut before = if self.compare { Some(captured(&plain)?) } else { None };
+        let mut capture = captured(&hooks)?;
 
         let mut shown = Vec::with_capacity(layers.len() * heads.len());
         for layer in &layers {
             // Taken out layer by layer: all of a long text is hundreds of megabytes, which are not needed twice.
             let array = capture.take(self.site(*layer)).expect("a tapped site is in the capture");
+            let unedited = before.as_mut().and_then(|before| before.take(self.site(*layer)));
             for head in &heads {
-                let values = array.index_axis(Axis(0), 0).index_axis_move(Axis(0), head - range.start);
-                let values = values.into_dimensionality::<Ix2>().expect("attention is [batch, head, query, key]");
-                shown.push(Head { layer: *layer, head: *head, values: masked(values) });
+                for (array, edited) in unedited.iter().map(|array| (array, false)).chain([(&array, self.compare)]) {
+                    let values = array.index_axis(Axis(0), 0).index_axis_move(Axis(0), head - range.start);
+                    let values = values.into_dimensionality::<Ix2>().expect("attention is [batch, head, query, key]");
+                    shown.push(Head { layer: *layer, head: *head, edited, values: masked(values) });
+                }
             }
         }
         let scale = match self.kind {
@@ -119,7 +135,7 @@ impl AttentionCommand {
         };
         let what = match shown.as_slice() {
             [Head { layer, head, .. }] => format!("{noun} of layer {layer}, head {head}"),
-            several => format!("{noun} of {} heads", several.len()),
+            _ => format!("{noun} of {} heads", layers.len() * heads.len()),
         };
         let heading = canvas.heading(format!("{what} of {}", session.model().name()));
         let picture = Attention { heading, name, heads: shown, scale };
@@ -136,7 +152,13 @@ impl AttentionCommand {
 
     fn numbers<'a>(&self, head: &'a Head) -> HeadNumbers<'a> {
         let values = Seen(head.values.view());
-        HeadNumbers { layer: head.layer, head: head.head, hook: self.site(head.layer).name(), values }
+        HeadNumbers {
+            layer: head.layer,
+            head: head.head,
+            hook: self.site(head.layer).name(),
+            edited: head.edited,
+            values,
+        }
     }
 }
 

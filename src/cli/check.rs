@@ -1,9 +1,9 @@
 //! `extract --check`: says what of a run's values was held against the reference, and refuses to go on where they part.
 
 use super::{Failure, ModelArgs};
+use crate::batch::Batch;
 use crate::hooks::request::Hooks;
 use crate::hooks::site::Site;
-use crate::model::batch::Batch;
 use crate::session::{Progress, Session};
 use crate::verify::sample::{Found, Probe, Sample};
 

@@ -3,10 +3,10 @@
 use super::texts::{TextArgs, parse_ids};
 use super::{Failure, ModelArgs};
 use crate::analysis::edits::{EditPlan, Sources};
+use crate::batch::Batch;
 use crate::hooks::grammar::{EditSpec, OpSpec, ValueSpec};
 use crate::hooks::request::{EditRecord, Hooks};
 use crate::hooks::site::Site;
-use crate::model::batch::Batch;
 use crate::output::arrays;
 use crate::session::{Model, Progress, Session};
 use clap::Args;

@@ -1,9 +1,9 @@
 //! The next step after an error. The library's errors state facts; this file adds what a person at the command line can do.
 //! Owns every sentence that names an option in answer to a library error.
 
+use crate::batch::BatchError;
 use crate::device::DeviceError;
 use crate::hooks::request::HookError;
-use crate::model::batch::BatchError;
 use crate::model::forward::RunError;
 use crate::model::params::LoadError;
 use crate::session::Error;

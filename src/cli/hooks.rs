@@ -1,9 +1,9 @@
 //! `actscope hooks`: the dictionary. Without a pattern one row per kind of hook; with one, every hook it names in this model.
 
 use super::{Failure, ModelArgs};
+use crate::config::Config;
 use crate::hooks::request::HookError;
 use crate::hooks::site::{self, Axis, Dialect, Row, Site};
-use crate::model::config::Config;
 use clap::Args;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;

@@ -2,19 +2,32 @@
 
 use super::Failure;
 use super::picture::PictureArgs;
-use crate::analysis::lens::{LensRow, Reading};
+use crate::analysis::lens::{self, LensRow, Reading};
+use crate::hooks::grammar::ValueSpec;
 use crate::hooks::site::Site;
-use crate::output::number;
+use crate::output::{arrays, number};
 use crate::plot::lens::{Cell, LensTable};
 use crate::session::{Progress, Session};
 use clap::Args;
 use serde::Serialize;
+use serde_json::json;
+use std::io::Write;
+use std::path::Path;
 
 /// Arguments of `actscope lens`.
 #[derive(Args)]
 pub struct LensCommand {
     #[command(flatten)]
     picture: PictureArgs,
+    /// Show every layer before and after the edits
+    #[arg(long, requires = "edit")]
+    compare: bool,
+    /// Read a direction instead of a text: [F*]FILE[#ARRAY] with [n_embd] or [n, n_embd] numbers, through the unembedding
+    #[arg(long, value_name = "FILE#ARRAY")]
+    vector: Option<String>,
+    /// Send the direction through the final LayerNorm first
+    #[arg(long, requires = "vector")]
+    ln: bool,
 }
 
 /// How many of the likeliest tokens --json tells.
@@ -25,6 +38,9 @@ pub(super) const TOP: usize = 5;
 struct Numbers {
     /// In run order; the last is the model's output.
     lens: Vec<Row>,
+    /// The same of the run without edits, with --compare.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unedited: Option<Vec<Row>>,
 }
 
 #[derive(Serialize)]
@@ -62,6 +78,9 @@ struct Next {
 
 impl LensCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
+        if let Some(vector) = &self.vector {
+            return self.read_vectors(vector);
+        }
         let (files, mut canvas) = self.picture.open()?;
         let session = self.picture.session(files)?;
         let mut hooks = session.model().hooks();
@@ -79,12 +98,73 @@ impl LensCommand {
             )));
         }
         let n_layer = session.model().config().n_layer;
-        let picture = LensTable {
-            heading: canvas.heading(format!("logit lens of {}", session.model().name())),
-            rows: rows.iter().map(|row| (name(row.site, n_layer), cells(&session, &row.texts[0]))).collect(),
+        let unedited = match self.compare {
+            true => {
+                let plain = session.model().hooks();
+                let run = async |told: Progress<'_>| session.lens_async(&canvas.batch, &plain, TOP, Some(told)).await;
+                Some(self.picture.model.with_progress("layers", run)?.0)
+            }
+            false => None,
         };
-        let numbers = Numbers { lens: rows.iter().map(|row| numbers(&session, row.site, &row.texts[0])).collect() };
+        let mut shown = Vec::new();
+        for (n, row) in rows.iter().enumerate() {
+            let after = if self.compare { ", edited" } else { "" };
+            // The picture has the first row at the bottom: what was stands above what is.
+            shown.push((name(row.site, n_layer) + after, cells(&session, &row.texts[0])));
+            shown.extend(unedited.as_ref().map(|rows| (name(row.site, n_layer), cells(&session, &rows[n].texts[0]))));
+        }
+        let picture =
+            LensTable { heading: canvas.heading(format!("logit lens of {}", session.model().name())), rows: shown };
+        let all = |rows: &[LensRow]| rows.iter().map(|row| numbers(&session, row.site, &row.texts[0])).collect::<Vec<Row>>();
+        let numbers = Numbers { lens: all(&rows), unedited: unedited.as_deref().map(all) };
         self.picture.show(canvas, &session, &picture, &numbers)
+    }
+}
+
+/// Tokens shown at each end of a direction.
+const ENDS: usize = 10;
+
+impl LensCommand {
+    /// What a direction of the residual stream says: the tokens whose logits it raises and lowers most.
+    fn read_vectors(&self, written: &str) -> Result<(), Failure> {
+        let usage = |e: String| Failure::Usage(format!("--vector: {e}"));
+        let ValueSpec::File { factor, path, array } = written.parse().map_err(usage)? else {
+            return Err(usage(format!("{written:?} is a number; give [F*]FILE[#ARRAY]")));
+        };
+        let files = self.picture.model.open()?;
+        let width = files.config().n_embd;
+        let values = arrays::read(Path::new(&path), array.as_deref(), None).map_err(usage)?.mapv(|v| factor * v);
+        if values.shape().last() != Some(&width) {
+            return Err(usage(format!(
+                "{path} is {:?}, and a direction of this model has {width} numbers",
+                values.shape()
+            )));
+        }
+        let values = values.to_shape((values.len() / width, width)).map_err(|e| usage(e.to_string()))?.into_owned();
+        let vectors =
+            lens::directions(files.checkpoint(), values.view(), self.ln).map_err(crate::session::Error::from)?;
+        let guess = |(id, logit): &(u32, f64)| json!({"id": id, "token": files.token(*id).text(), "logit": logit});
+        let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
+        let ends: Vec<(lens::TokenLogits, lens::TokenLogits)> =
+            vectors.iter().map(|logits| lens::ends(logits, ENDS)).collect();
+        if self.picture.model.json {
+            let both = ends.iter().map(|(top, bottom)| {
+                json!({"top": top.iter().map(guess).collect::<Vec<_>>(), "bottom": bottom.iter().map(guess).collect::<Vec<_>>()})
+            });
+            let document = json!({
+                "model": files.name(), "model_fingerprint": files.checkpoint().fingerprint(false), "vector": written,
+                "ln": self.ln, "vectors": both.collect::<Vec<_>>(),
+            });
+            writeln!(stdout, "{document}")?;
+            return Ok(stdout.flush()?);
+        }
+        for (n, (top, bottom)) in ends.iter().enumerate() {
+            for (name, end) in [("raises", top), ("lowers", bottom)] {
+                let shown = end.iter().map(|(id, logit)| format!("\"{}\" {logit:+.3}", files.token(*id).label()));
+                writeln!(stdout, "{n} {name}: {}", shown.collect::<Vec<_>>().join("  "))?;
+            }
+        }
+        Ok(stdout.flush()?)
     }
 }
 

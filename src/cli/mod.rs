@@ -7,6 +7,7 @@ mod check;
 mod completions;
 mod devices;
 mod edits;
+mod experiment;
 mod extract;
 mod fetch;
 mod generate;
@@ -27,6 +28,7 @@ mod texts;
 mod tips;
 mod tokens;
 mod verify;
+mod weights;
 
 use crate::analysis::generate::GenerateError;
 use crate::device::{Choice, Dtype};
@@ -72,6 +74,10 @@ enum Command {
     Tokens(tokens::Tokens),
     /// The dictionary of hooks: name, shape, formula, bytes
     Hooks(hooks::HooksCommand),
+    /// Weights under TransformerLens's names and in its shapes
+    Weights(weights::Weights),
+    /// Runs a file of steps, or runs it again and compares; `--record FILE` on any command appends the step that it did
+    Run(experiment::RunCommand),
     /// GPU adapters, their limits, and which one `auto` picks
     Devices(devices::Devices),
     /// Models that are here and models that can be fetched: sizes, shapes, and what is wrong with one
@@ -213,17 +219,28 @@ pub fn main() -> ExitCode {
         }
     }));
     end_tidily_on_signals();
-    let cli = match Cli::try_parse() {
+    let mut args: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    // Arguments that are no Unicode cannot stand in a file of steps.
+    let spoken = args[1..].iter().map(|arg| arg.clone().into_string().ok()).collect::<Option<Vec<String>>>();
+    let mut recorded = None;
+    if let Some(mut spoken) = spoken
+        && let Some(file) = experiment::recording(&mut spoken)
+    {
+        args.truncate(1);
+        args.extend(spoken.iter().map(std::ffi::OsString::from));
+        recorded = Some((file, spoken));
+    }
+    let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(e) => {
-            let args: Vec<String> = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+            let args: Vec<String> = args.iter().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
             match tips::unknown_option(&e, &Cli::command(), &args) {
                 Some(message) => return end(Err(Failure::Usage(message))),
                 None => e.exit(),
             }
         }
     };
-    end(match cli.command {
+    let done = match cli.command {
         Command::Extract(command) => command.run(),
         Command::Heatmap(command) => command.run(),
         Command::Attention(command) => command.run(),
@@ -235,13 +252,19 @@ pub fn main() -> ExitCode {
         Command::Report(command) => command.run(),
         Command::Tokens(command) => command.run(),
         Command::Hooks(command) => command.run(),
+        Command::Weights(command) => command.run(),
+        Command::Run(command) => command.run(),
         Command::Devices(command) => command.run(),
         Command::Models(command) => command.run(),
         Command::Verify(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
-    })
+    };
+    end(done.and_then(|()| match &recorded {
+        Some((file, args)) => experiment::record(file, args),
+        None => Ok(()),
+    }))
 }
 
 /// Says what went wrong, and makes the exit code.

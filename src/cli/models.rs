@@ -1,8 +1,8 @@
 //! `actscope models`: what is here, what can be fetched, sizes and shapes, and why something cannot be used.
 
 use super::{Failure, size};
+use crate::config::Config;
 use crate::hub::{self, Entry, KNOWN, Known};
-use crate::model::config::Config;
 use clap::Args;
 use serde_json::{Value, json};
 use std::io::Write;

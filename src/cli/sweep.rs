@@ -8,10 +8,10 @@ use crate::analysis::edits::EditPlan;
 use crate::analysis::metric::{Metric, Question};
 use crate::analysis::statistics;
 use crate::analysis::sweep::{Case, Change, Sweep, SweepAxis, SweepSite, Swept};
+use crate::batch::Batch;
 use crate::hooks::grammar::ValueSpec;
 use crate::hooks::request::{EditRecord, Hooks};
 use crate::hooks::site::Site;
-use crate::model::batch::Batch;
 use crate::model::token_select;
 use crate::model::tokenizer::Token;
 use crate::output::arrays::{self, Named, Numbers};
@@ -170,7 +170,6 @@ struct Pair {
 /// What was swept, and all that is said of it.
 struct Found<'a> {
     command: &'static str,
-    args: &'a SweepArgs,
     sweep: &'a Sweep,
     swept: Swept,
     noise: bool,
@@ -271,6 +270,9 @@ impl Target {
 
 impl Patch {
     pub(super) fn run(self) -> Result<(), Failure> {
+        if self.texts.given() {
+            return Err(Failure::Usage("patch takes its texts as --clean and --corrupt, or as --pairs".into()));
+        }
         let target = self.sweep.target()?;
         let files = self.model.open()?;
         if let Some(target) = &target {
@@ -521,7 +523,7 @@ impl Begun<'_> {
         let run = async |told: Progress<'_>| session.sweep_async(sweep, cases, &hooks, &source_hooks, Some(told)).await;
         let swept = model.with_progress("changed runs", run)?;
         let aligned = cases.iter().map(|case| case.aligned).min().unwrap_or(0);
-        let found = Found { command, args, sweep, swept, noise, tokens, aligned, edits, with };
+        let found = Found { command, sweep, swept, noise, tokens, aligned, edits, with };
         let document = found.document(&session);
         let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
         match target {
@@ -779,15 +781,18 @@ impl Found<'_> {
                 (format!("ablated with {with}"), format!("Change of {}", self.sweep.metric.name()), &document.effects)
             }
             (None, Some(normalized)) => {
-                let how = if self.noise { "0: unharmed, -1: as corrupt" } else { "0: as corrupt, 1: as clean" };
-                ("patched".to_string(), format!("Normalized ({how})"), normalized)
+                let how = match self.noise {
+                    true => "values of the corrupt run put in (0: unharmed, -1: as corrupt)",
+                    false => "values of the clean run put in (0: as corrupt, 1: as clean)",
+                };
+                (how.to_string(), "Normalized".into(), normalized)
             }
             (None, None) => {
                 ("patched".to_string(), format!("Change of {}", self.sweep.metric.name()), &document.effects)
             }
         };
         let what = format!(
-            "{} of {} {what}, {}{of}{}",
+            "{} of {}: {what}, {}{of}{}",
             names.join(", "),
             session.model().name(),
             self.sweep.metric.name(),

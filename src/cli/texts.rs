@@ -1,7 +1,7 @@
 //! Which texts: arguments, files, documents, lists of ids and stdin; and what they are as token ids.
 
 use super::{Failure, ModelArgs};
-use crate::model::batch::Batch;
+use crate::batch::Batch;
 use crate::session::Model;
 use clap::Args;
 use serde_json::Value;
@@ -112,6 +112,12 @@ impl TextArgs {
     pub fn files(&self) -> impl Iterator<Item = PathBuf> {
         let of_ids = self.ids.iter().filter_map(|list| list.strip_prefix('@')).map(PathBuf::from);
         self.file.iter().chain(&self.document).cloned().chain(of_ids)
+    }
+
+    /// True where any text was given.
+    pub fn given(&self) -> bool {
+        let lists = [self.texts.is_empty(), self.file.is_empty(), self.document.is_empty(), self.ids.is_empty()];
+        lists.contains(&false) || self.field.is_some()
     }
 
     /// Reads what was given, without a model.

@@ -2,7 +2,7 @@
 
 use super::texts::{Input, Length, TextArgs};
 use super::{Failure, ModelArgs};
-use crate::model::batch::BatchError;
+use crate::batch::BatchError;
 use crate::model::token_select::Offsetter;
 use crate::session::{Error, Model};
 use clap::Args;

@@ -16,7 +16,7 @@ pub mod probe;
 pub mod reference;
 pub mod rounded;
 
-pub use crate::model::config::Activation;
+pub use crate::config::Activation;
 use buffer_pool::BufferPool;
 use half::slice::HalfFloatSliceExt;
 pub(crate) use op::Epilogue;

@@ -3,10 +3,10 @@
 //! only the memory that values come from.
 //! Read next: `recorder.rs`, which fills a sink.
 
+use crate::batch::Batch;
 use crate::device::buffer_pool::BufferPool;
 use crate::hooks::request::{EditRecord, HookError, Hooks};
 use crate::hooks::site::Site;
-use crate::model::batch::Batch;
 use ndarray::{ArrayD, ArrayViewD, Axis, CowArray, IxDyn, Slice};
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -10,9 +10,9 @@
 //!
 //! SITE ends at the first `@` or `:`, SELECT at the first `:` outside double quotes. Read next: `../analysis/edits.rs`.
 
+use crate::config::Config;
 use crate::hooks::request::{HookError, Select};
 use crate::hooks::site::{self, Axis, Site};
-use crate::model::config::Config;
 use crate::model::token_select::{self, SelectError};
 use crate::model::tokenizer::Token;
 use std::collections::BTreeSet;

@@ -5,9 +5,9 @@
 
 use super::request::{Edit, HookError, Hooks, Select, is_list};
 use super::site::{Axis, Site};
+use crate::batch::Batch;
+use crate::config::Config;
 use crate::device::{Change, MASKED, Window};
-use crate::model::batch::Batch;
-use crate::model::config::Config;
 use std::collections::BTreeMap;
 use std::ops::Range;
 

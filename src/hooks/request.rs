@@ -2,12 +2,12 @@
 //! [`Select`], [`Edit`], and the checks that need the model's shape. Where a request lies in tensors is `layout.rs`'s part.
 //! Read next: `layout.rs`, then `recorder.rs`, which carries a request out while the forward pass runs.
 
+use crate::batch::Batch;
+use crate::config::Config;
 use crate::device::Shareable;
 use crate::hooks::grammar::GrammarError;
 use crate::hooks::layout;
 use crate::hooks::site::{self, Axis, Site, SiteError};
-use crate::model::batch::Batch;
-use crate::model::config::Config;
 use ndarray::{ArrayD, ArrayViewD};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};

@@ -3,7 +3,7 @@
 //! tools' dialects) into sites. Adding a tap is one row here and one `hooks.at(...)` in `model.rs`.
 //! Read next: `hooks.rs`, which records at these sites.
 
-use crate::model::config::Config;
+use crate::config::Config;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;

@@ -6,7 +6,7 @@ use super::capture::{Sink, StepSink};
 use super::layout::Layout;
 use super::request::{Edit, Hooks, Select};
 use super::site::{Axis, Site};
-use crate::model::batch::Batch;
+use crate::batch::Batch;
 use ndarray::{ArrayD, ArrayViewD, Axis as ArrayAxis, Slice};
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -1,6 +1,6 @@
 //! What can keep a model from being had, each with the next step. Owns the words; knows neither files nor network.
 
-use crate::model::config::ConfigError;
+use crate::config::ConfigError;
 use std::path::PathBuf;
 use thiserror::Error;
 

@@ -2,8 +2,8 @@
 //! what is called usable is. Reads headers only; changes nothing.
 
 use super::cache::{self, Repo};
+use crate::config::Config;
 use crate::model::checkpoint::Checkpoint;
-use crate::model::config::Config;
 use crate::model::model_dir::{ModelDir, file};
 use std::path::{Path, PathBuf};
 

@@ -5,8 +5,8 @@
 //!
 //! Names are Hugging Face's without the optional `transformer.` in front. Conv1D weights are [in, out] and stay so.
 
+use crate::config::{Config, ConfigError};
 use crate::device::{Blob, Bytes, Dtype, Part, StoredWeight};
-use crate::model::config::{Config, ConfigError};
 use crate::model::model_dir::{Kind, ModelDir, be_a_file, file, read_file};
 use memmap2::Mmap;
 use safetensors::SafeTensors;

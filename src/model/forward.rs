@@ -5,14 +5,14 @@
 //!
 //! `?` after `hooks.at` ends the run once nothing further was asked for; see [`Stop`].
 
+use crate::batch::Batch;
+use crate::config::Config;
 use crate::device::{Device, DeviceError, Heads, Operations, Queries};
 use crate::hooks::capture::Sink;
 use crate::hooks::layout::Layout;
 use crate::hooks::recorder::{Progress, Recorder, Stop};
 use crate::hooks::request::{HookError, Hooks};
 use crate::hooks::site::{Site, SiteError};
-use crate::model::batch::Batch;
-use crate::model::config::Config;
 use crate::model::params::{Biased, Block, LoadError, Params};
 use std::ops::Range;
 use thiserror::Error;

@@ -1,10 +1,8 @@
 //! A GPT-2 checkpoint and its forward pass. Owns everything between a model's files and a device's operations.
-//! Read in this order: `model_dir.rs`, `config.rs`, `checkpoint.rs`, `tokenizer.rs` (with
-//! `tokenizer_files.rs`), `token_select.rs`, `windows.rs`, `batch.rs`, `params.rs`, `forward.rs`.
+//! Read in this order: `model_dir.rs`, `checkpoint.rs`, `tokenizer.rs` (with
+//! `tokenizer_files.rs`), `token_select.rs`, `windows.rs`, `params.rs`, `forward.rs`.
 
-pub mod batch;
 pub mod checkpoint;
-pub mod config;
 pub mod forward;
 pub(crate) mod model_dir;
 #[cfg(not(feature = "tokenizer"))]

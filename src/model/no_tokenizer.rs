@@ -73,24 +73,3 @@ impl Tokenizer {
         match self.0 {}
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::TokenizerError;
-    use crate::device::Choice;
-    use crate::session::{Error, Model};
-
-    /// Seen to fail where the tokenizer was said to be missing.
-    #[test]
-    fn texts_are_refused_and_ids_run() {
-        let classic = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/classic");
-        let model = Model::open(classic).unwrap();
-        let refused = model.encode(&["The cat"]);
-        assert!(matches!(refused, Err(Error::Tokenizer(TokenizerError::NotBuilt { .. }))));
-        let batch = model.batch(&[[1u32, 2, 3]]).unwrap();
-        let mut hooks = model.hooks();
-        hooks.tap("ln_final.hook_out").unwrap();
-        let capture = model.on(Choice::Auto, None).unwrap().run(&batch, &hooks).unwrap();
-        assert_eq!(capture.iter().count(), 1);
-    }
-}

@@ -1,9 +1,9 @@
 //! A checkpoint's weights on a device, each brought there when a run first needs it: a run that ends early never pays for
 //! the rest. Owns what belongs to which block; computes nothing. Read next: `forward.rs`, which does.
 
+use crate::config::Config;
 use crate::device::{Device, DeviceError, Dtype, Part, StoredWeight};
 use crate::model::checkpoint::{Checkpoint, WeightsError};
-use crate::model::config::Config;
 use std::sync::{Arc, OnceLock};
 use thiserror::Error;
 

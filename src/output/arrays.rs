@@ -64,6 +64,34 @@ pub fn read(path: &Path, name: Option<&str>, site: Option<Site>) -> Result<Array
     }
 }
 
+/// Reads every array of floating point with its name, by name.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_all(path: &Path) -> Result<Vec<(String, ArrayD<f32>)>, String> {
+    let fail = |e: &dyn std::fmt::Display| format!("cannot read {}: {e}", path.display());
+    let mut names: Vec<String> = match super::extension(path).as_str() {
+        "npz" => {
+            let bytes = std::fs::read(path).map_err(|e| fail(&e))?;
+            let entries = zip_entries(&bytes).ok_or_else(|| fail(&"it is no archive as numpy writes them"))?;
+            let is_float = |entry: &&Entry| {
+                let kind = entry.unpack(&bytes).ok().and_then(|npy| Some(header(&npy)?.0));
+                kind.is_some_and(|kind| kind.contains('f'))
+            };
+            entries.iter().filter(is_float).map(|entry| entry.name.clone()).collect()
+        }
+        "safetensors" => {
+            let bytes = std::fs::read(path).map_err(|e| fail(&e))?;
+            let file = SafeTensors::deserialize(&bytes).map_err(|e| fail(&e))?;
+            let float = |dtype: Dtype| matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16);
+            file.iter().filter(|(_, view)| float(view.dtype())).map(|(name, _)| name.to_string()).collect()
+        }
+        _ => return Ok(vec![(String::new(), read(path, None, None)?)]),
+    };
+    names.sort();
+    names.into_iter().map(|name| read(path, Some(&name), None).map(|array| (name, array))).collect()
+}
+
 /// Which array is meant.
 fn pick(
     path: &Path,

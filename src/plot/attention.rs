@@ -17,6 +17,8 @@ pub struct Head {
     pub layer: usize,
     /// Its number within the block.
     pub head: usize,
+    /// True where it is of an edited run that is shown beside the unedited one.
+    pub edited: bool,
     /// [query, key]; -inf where the key comes after the query.
     pub values: Array2<f32>,
 }
@@ -98,14 +100,17 @@ impl Picture for Attention {
             scene.grid((x, y), (cell, cell), &colours, |query, key| match joined || key > query {
                 true => String::new(),
                 false => {
-                    let Head { layer, head, values } = head;
+                    let Head { layer, head, edited, values } = head;
+                    let edited = if *edited { ", edited" } else { "" };
                     let (from, to) = (&labels[query], &labels[key]);
-                    format!("layer {layer}, head {head}, {from} looks at {to}: {}", values[[query, key]])
+                    format!("layer {layer}, head {head}{edited}, {from} looks at {to}: {}", values[[query, key]])
                 }
             });
             scene.frame(x, y, side, side, 0.8);
             if !alone && row == 0 {
-                scene.text(x + side / 2.0, y - 7.0, TEXT, Anchor::Middle, BLACK, &format!("head {}", head.head));
+                let edited = if head.edited { ", edited" } else { "" };
+                let name = format!("head {}{edited}", head.head);
+                scene.text(x + side / 2.0, y - 7.0, TEXT, Anchor::Middle, BLACK, &font::fit(&name, TEXT, side + GAP));
             }
             if !alone && col == 0 {
                 scene.text_upwards(38.0, y + side / 2.0, TEXT, Anchor::Middle, &format!("layer {}", head.layer));
@@ -166,10 +171,13 @@ impl Attention {
         let n = self.heading.text.len();
         let side = super::cells(n, least.max(SMALLEST));
         let beside = ((terminal.width + 2) / (side * per_value + 2)).clamp(1, across);
-        writeln!(out, "layer.head; rows look at columns{}", shared((n, n), (side, side)))?;
+        let edited = if self.heads.iter().any(|head| head.edited) { ", * edited" } else { "" };
+        writeln!(out, "layer.head{edited}; rows look at columns{}", shared((n, n), (side, side)))?;
         let (high, wide) = (side, side * per_value);
         for heads in self.heads.chunks(across).flat_map(|layer| layer.chunks(beside)) {
-            let names = heads.iter().map(|head| format!("{:<wide$}", format!("{}.{}", head.layer, head.head)));
+            let names = heads.iter().map(|head| {
+                format!("{:<wide$}", format!("{}.{}{}", head.layer, head.head, if head.edited { "*" } else { "" }))
+            });
             writeln!(out, "{}", names.collect::<Vec<_>>().join("  ").trim_end())?;
             let tables: Vec<Array2<f32>> = heads.iter().map(|h| strongest(h.values.view(), (high, side))).collect();
             for upper in (0..high).step_by(2) {

@@ -5,12 +5,12 @@
 use super::Page;
 use super::pack::{self, BLOCK, Coarse, Rows, strongest};
 use crate::analysis::lens::{self, LensRow};
+use crate::batch::Batch;
+use crate::config::Config;
 use crate::hooks::capture::Capture;
 use crate::hooks::non_number::NonNumber;
 use crate::hooks::request::{Hooks, Select};
 use crate::hooks::site::Site;
-use crate::model::batch::Batch;
-use crate::model::config::Config;
 use crate::session::{Error, Model, Progress, Session};
 use ndarray::{Array, Array2, Array3, ArrayView1, Axis, Dimension, s};
 use serde_json::{Value, json};

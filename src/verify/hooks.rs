@@ -6,6 +6,8 @@
 
 use super::measure::{self, TokenError};
 use super::{Stage, Tell};
+use crate::batch::Batch;
+use crate::config::Config;
 use crate::device::Device;
 use crate::device::reference::Reference;
 use crate::device::rounded::Rounded;
@@ -13,8 +15,6 @@ use crate::hooks::capture::Capture;
 use crate::hooks::layout::Layout;
 use crate::hooks::request::Hooks;
 use crate::hooks::site::Site;
-use crate::model::batch::Batch;
-use crate::model::config::Config;
 use crate::model::forward::{self, Run, RunError};
 use crate::model::params::Params;
 use std::sync::Arc;

@@ -3,9 +3,9 @@
 
 use super::hooks::{both_ways, run};
 use super::{Stage, Tell};
+use crate::batch::Batch;
 use crate::device::Device;
 use crate::device::lockstep::{Lockstep, Step};
-use crate::model::batch::Batch;
 use crate::model::forward::RunError;
 use crate::model::params::Params;
 

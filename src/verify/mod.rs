@@ -14,9 +14,9 @@ pub mod measure;
 pub mod pieces;
 pub mod sample;
 
+use crate::batch::Batch;
 use crate::device::{Device, DeviceInfo};
 use crate::hooks::request::Hooks;
-use crate::model::batch::Batch;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::forward::RunError;
 use crate::model::params::Params;

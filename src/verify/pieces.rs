@@ -5,13 +5,13 @@
 use super::hooks::{HookRow, ROUNDING, both_ways, run};
 use super::measure::{self, TokenError};
 use super::{Stage, Tell};
+use crate::batch::Batch;
 use crate::device::Device;
 use crate::hooks::capture::Capture;
 use crate::hooks::layout::Layout;
 use crate::hooks::request::Hooks;
 use crate::hooks::site::Site;
 use crate::hooks::step::{Piece, Pieces, mask_later_keys};
-use crate::model::batch::Batch;
 use crate::model::forward::{self, KvCache, Run, RunError};
 use crate::model::params::Params;
 use std::collections::BTreeMap;

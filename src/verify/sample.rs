@@ -8,13 +8,13 @@
 
 use super::hooks::{ROUNDING, TIMES_ROUNDED, run, runs};
 use super::measure::{self, TokenError};
+use crate::batch::Batch;
+use crate::config::Config;
 use crate::device::Device;
 use crate::device::reference::Reference;
 use crate::device::rounded::Rounded;
 use crate::hooks::request::Hooks;
 use crate::hooks::site::{Axis, Site};
-use crate::model::batch::Batch;
-use crate::model::config::Config;
 use crate::model::forward::RunError;
 use crate::model::params::Params;
 use ndarray::{ArrayD, ArrayViewD, Axis as NdAxis, Slice};

@@ -306,6 +306,7 @@ def sweeps(model, config, rng):
     yield {"clean": clean, "corrupt": corrupt, "other": other, "answer": answer, "wrong": wrong, "sweeps": [
         patch("resid_pre", ["layer", "pos"], "logit-diff"),
         patch("resid_pre", ["layer", "pos"], "kl"),
+        patch("resid_mid", ["layer"], "kl", noise=True),
         patch("z", ["layer", "head"], "logit-diff"),
         patch("z", ["layer", "pos", "head"], "prob", noise=True),
         patch("pattern", ["layer", "head"], "logprob"),

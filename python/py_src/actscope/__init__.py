@@ -13,6 +13,7 @@ from actscope._model import Model, devices, load
 from actscope._native import Error, __version__
 from actscope._notebook import Activations, ActivationExtractor, plot_activation_heatmap
 from actscope._show import Attention, Heatmap, Lens, Reading, Report, Tokens, Verification
+from actscope._sweep import Sweep
 from actscope._weights import Weights
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Model",
     "Reading",
     "Report",
+    "Sweep",
     "Tokens",
     "Verification",
     "Weights",

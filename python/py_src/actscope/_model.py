@@ -16,6 +16,7 @@ from actscope._edits import Edits
 from actscope._errors import error
 from actscope._progress import Progress
 from actscope._show import Attention, Heatmap, Lens, Panel, Reading, Report, Tokens, Verification
+from actscope._sweep import Sweep
 from actscope._texts import Texts
 from actscope._weights import Weights
 
@@ -297,7 +298,7 @@ class Model:
             scale: `linear` (clipped where a few values are far larger than the rest), `symlog`, or `per-layer`.
         """
         ids, _ = self._one(text, prepend_bos, "a heatmap")
-        names = self._tapped([self._session.from_layer(layer)] if hooks is None else hooks, None, None)
+        names = self._tapped([self._session.layer_hook(layer)] if hooks is None else hooks, None, None)
         panels = []
         for name in names:
             axes = self._session.axes(name)
@@ -403,6 +404,129 @@ class Model:
             report.save(path)
         return report
 
+    # Sweeps
+
+    def patch(
+        self,
+        clean: Texts,
+        corrupt: Texts,
+        answer: Any = None,
+        wrong: Any = None,
+        *,
+        at: str | list[str] = "resid_pre",
+        by: str | list[str] | None = None,
+        metric: str | None = None,
+        noise: bool = False,
+        prepend_bos: bool = False,
+    ) -> Sweep:
+        """Activation patching: values of the clean run put into the corrupt one, one place at a time. Which place brings the
+        answer back?
+
+        Args:
+            clean, corrupt: Two texts of as many tokens, or two lists of as many texts.
+            answer, wrong: Tokens, by text (with its leading space) or id: one for all pairs, or one for each.
+            at: Sites without their layer: `resid_pre`, `z`, `pattern`, ...; `every` for resid_pre, attn_out and mlp_out, or z, q, k,
+                v and pattern where heads are an axis.
+            by: Axes of `layer`, `pos`, `head`, `dim`, `key`: one run for each combination. By default layer and head for sites
+                with heads, layer and pos for the rest.
+            metric: `logit-diff` (the default with `wrong`), `logit`, `logprob`, `prob`, `loss`, `kl`; at each text's last token.
+            noise: The other way round: values of the corrupt run put into the clean one.
+
+        Raises:
+            Error: of kind `hook` for texts that do not line up, and for a request that does not fit.
+        """
+        pairs = [self._read(texts, prepend_bos)[0] for texts in (clean, corrupt)]
+        if len(pairs[0]) != len(pairs[1]):
+            raise error("batch", f"there are {len(pairs[0])} clean texts and {len(pairs[1])} corrupt ones")
+        for i, (one, other) in enumerate(zip(*pairs, strict=True)):
+            if len(one) != len(other):
+                written = " / ".join(" ".join(self._session.written(ids)) for ids in (one, other))
+                raise error(
+                    "hook",
+                    f"pair {i}: the clean text has {len(one)} tokens and the corrupt one {len(other)}, so they do not line up: "
+                    f"{written}",
+                )
+        runs, sources = (pairs[0], pairs[1]) if noise else (pairs[1], pairs[0])
+        return self._sweep(runs, sources, pairs, answer, wrong, at, by, metric, "patch", noise, "patched")
+
+    def ablate(
+        self,
+        texts: Texts,
+        *,
+        to: str = "zero",
+        at: str | list[str] = "resid_pre",
+        by: str | list[str] | None = None,
+        metric: str | None = None,
+        answer: Any = None,
+        wrong: Any = None,
+        prepend_bos: bool = False,
+    ) -> Sweep:
+        """Ablation: one place at a time is set to zero, or to its mean over all positions of all texts (`to="mean"`).
+
+        The metric is the loss by default (the mean over the text, in nats); the rest is as in `patch`.
+        """
+        ids, _ = self._read(texts, prepend_bos)
+        if to not in ("zero", "mean"):
+            raise error("hook", f"{to!r} is none of: zero, mean")
+        return self._sweep(ids, None, [ids, ids], answer, wrong, at, by, metric, to, False, f"ablated with {to}")
+
+    def _sweep(
+        self,
+        runs: list[list[int]],
+        sources: list[list[int]] | None,
+        pairs: list[list[list[int]]],
+        answer: Any,
+        wrong: Any,
+        at: str | list[str],
+        by: str | list[str] | None,
+        metric: str | None,
+        change: str,
+        noise: bool,
+        how: str,
+    ) -> Sweep:
+        if metric is None:
+            of_answer = "logit" if answer is not None or sources is not None else "loss"
+            metric = of_answer if wrong is None else "logit-diff"
+        if answer is None and metric not in ("loss", "kl"):
+            raise error("hook", f"the metric {metric} is about a token: give answer")
+        if wrong is None and metric == "logit-diff":
+            raise error("hook", "the metric logit-diff needs a wrong token to compare with: give wrong")
+        axes = by.split(",") if isinstance(by, str) else list(by or [])
+        every = ["z", "q", "k", "v", "pattern"] if "head" in axes else ["resid_pre", "attn_out", "mlp_out"]
+        sites = [name for one in ([at] if isinstance(at, str) else at) for name in (every if one == "every" else [one])]
+        for what, names in (("by", axes), ("at", sites)):
+            if len(set(names)) < len(names):
+                raise error("hook", f"{what} names the same twice: {', '.join(names)}")
+        answers, wrongs = (self._token_ids(one, len(runs)) for one in (answer, wrong))
+        cases: list[Any] = []
+        for i, ids in enumerate(runs):
+            source = None if sources is None else (sources[i], len(sources[i]) - 1)
+            cases.append(((ids, len(ids) - 1), source, answers[i], wrongs[i]))
+        with Progress("actscope", "run") as progress:
+            kl = sources is not None and not noise
+            found = _native.sweep(self._session, cases, sites, axes, metric, change, kl, progress)
+        text = pos_labels = None
+        of = f", mean of {len(runs)}"
+        if len(runs) == 1:
+            text, of = (self._tokens_of(pairs[0][0]), self._tokens_of(pairs[1][0])), ""
+            pos_labels = self._session.written(pairs[0][0])
+        title = f"{', '.join(sites)} of {self.name} {how}, {metric}{of}"
+        return Sweep(found, title=title, metric=metric, noise=noise, text=text, pos_labels=pos_labels)
+
+    def _token_ids(self, tokens: Any, n: int) -> list[int]:
+        """A token for each of `n` texts; 0 where none is asked about."""
+        if tokens is None:
+            return [0] * n
+        many = hasattr(tokens, "__len__") and not isinstance(tokens, str)
+        listed = list(tokens) if many else [tokens] * n
+        if len(listed) != n:
+            raise error("batch", f"there are {n} texts and {len(listed)} tokens to ask about")
+        ids = [self.token_id(one) if isinstance(one, str) else int(one) for one in listed]
+        for one in ids:
+            if not 0 <= one < self.config["vocab_size"]:
+                raise error("batch", f"the token id {one} does not exist: the vocabulary ends at {self.config['vocab_size'] - 1}")
+        return ids
+
     def verify(self) -> Verification:
         """Are the numbers right on this machine? Compares every kernel, every hook and every operation of whole runs with plain
         loops in f64; takes some seconds. Of the reference itself nothing is compared.
@@ -412,7 +536,7 @@ class Model:
         """
         if self._session.device_kind == "reference":
             raise error("device", "the reference is what the others are held against; verify gpu or cpu")
-        shares = {"kernels": (0, 60), "hooks": (60, 20), "lockstep": (80, 20)}
+        shares = {"kernels": (0, 60), "hooks": (60, 20), "lockstep": (80, 18), "pieces": (98, 2)}
         with Progress("verify", "%") as progress:
 
             def tell(stage: str, done: int, of: int) -> None:

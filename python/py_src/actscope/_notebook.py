@@ -50,7 +50,7 @@ class ActivationExtractor:
             Error: of kind `hook` for a layer that does not exist, `batch` for an empty or too long text.
         """
         session = self.model._session
-        hook = session.from_layer(layer_idx)
+        hook = session.layer_hook(layer_idx)
         ids = session.encode([text])
         arrays, _, _ = session.run(ids, [(hook, (None, None, None, None))], [], (None, None), None, None)
         return {

@@ -224,6 +224,7 @@ class Verification:
         hooks: For each hook its name, its worst relative error, what is allowed, the text and position of it, and whether it is
             near enough.
         mismatches: Operations of whole runs that are off.
+        pieces: Whether runs in pieces, with keys and values kept, are the runs in one.
     """
 
     def __init__(self, found: dict[str, Any]) -> None:
@@ -232,6 +233,7 @@ class Verification:
         self.kernels: list[tuple[str, int, int, str, float, bool]] = found["kernels"]
         self.hooks: list[tuple[str, float, float, int, int, bool]] = found["hooks"]
         self.mismatches: list[str] = found["mismatches"]
+        self.pieces: bool = found["pieces"]
         self._compared: int = found["compared"]
 
     def __bool__(self) -> bool:
@@ -256,5 +258,7 @@ class Verification:
         off = [[one] for one in self.mismatches]
         if off:
             tables.append(_table(("operation that is off",), off, [True] * len(off)))
+        if not self.pieces:
+            tables.append("<div>runs in pieces are not the runs in one</div>")
         details = "".join(tables)
         return f"<div>{html.escape(repr(self))}<details><summary>all of it</summary>{details}</details></div>"

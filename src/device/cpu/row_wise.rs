@@ -4,8 +4,8 @@
 //! nothing that takes `simd` is called from one.
 
 use super::workers::Workers;
+use crate::config::Activation;
 use crate::device::Window;
-use crate::model::config::Activation;
 use pulp::{Simd, WithSimd};
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, LOG2_E};
 

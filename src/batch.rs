@@ -1,7 +1,7 @@
 //! Several texts as one run: their tokens stand below one another as rows, nothing is padded. Owns the checks on ids.
 //! Padding exists only in what leaves the program (`hooks/capture.rs` lays arrays out as [batch, pos, ...]).
 
-use crate::model::config::Config;
+use crate::config::Config;
 use std::ops::Range;
 use thiserror::Error;
 

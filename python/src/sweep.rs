@@ -1,0 +1,115 @@
+//! Sweeps for Python: patching and ablation. Owns how cases come in as plain tuples, and the numbers of many cases.
+
+use crate::error;
+use crate::picture::{Picture, TokenArg, token};
+use crate::session::Session;
+use actscope::analysis::metric::{Metric, Question};
+use actscope::analysis::statistics;
+use actscope::analysis::sweep::{Case, Change, Sweep, SweepAxis, SweepSite};
+use actscope::hooks::request::HookError;
+use actscope::plot::sweep::SweepPicture;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use serde_json::Value;
+
+/// A text's ids with the position that is read; the same of its source run; the answer and the wrong answer.
+type CaseArg = ((Vec<u32>, usize), Option<(Vec<u32>, usize)>, u32, u32);
+
+/// One metric of many runs that differ from an unchanged one in one place each. `change` is `patch`, `zero` or `mean`. Gives a dict:
+/// `shape`, `sites` and `axes`; `values` [case, cell]; `unchanged` and `source`, the metric of every case's own runs; and of
+/// several cases `standard_error`, `ci` and `p` by cell.
+#[pyfunction]
+pub fn sweep<'py>(
+    py: Python<'py>,
+    session: &Session,
+    cases: Vec<CaseArg>,
+    at: Vec<String>,
+    by: Vec<String>,
+    metric: &str,
+    change: &str,
+    from_source: bool,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let wrong = |e: String| error::of_kind(py, "hook", e);
+    let hook = |e: HookError| error::of(py, &actscope::Error::Hook(e));
+    let config = session.inner().model().config();
+    let sites: Vec<SweepSite> =
+        at.iter().map(|name| SweepSite::find(name, config)).collect::<Result<_, _>>().map_err(hook)?;
+    let mut axes: Vec<SweepAxis> = by.iter().map(|axis| axis.parse()).collect::<Result<_, _>>().map_err(wrong)?;
+    if axes.is_empty() {
+        let layered = sites.iter().all(|site| site.of_layer[0].layer().is_some());
+        axes.extend(layered.then_some(SweepAxis::Layer));
+        axes.push(if sites.iter().all(SweepSite::has_heads) { SweepAxis::Head } else { SweepAxis::Pos });
+    }
+    let metric: Metric = metric.parse().map_err(wrong)?;
+    let change = match change {
+        "patch" => Change::Patch,
+        "zero" => Change::Zero,
+        "mean" => Change::Mean,
+        other => return Err(wrong(format!("{other:?} is none of: zero, mean"))),
+    };
+    let case = |((ids, position), source, answer, wrong): CaseArg| {
+        let question = |position| Question { position, answer, wrong };
+        let aligned = source.as_ref().map_or(ids.len(), |(other, _)| ids.len().min(other.len()));
+        let source = source.map(|(ids, position)| (ids, question(position)));
+        Case { ids, question: question(position), source, aligned, from_source }
+    };
+    let cases: Vec<Case> = cases.into_iter().map(case).collect();
+    let sweep = Sweep { sites, axes, change, metric };
+    let swept = session.without_gil(py, progress, &Default::default(), |session, watch| {
+        let hear = |done: usize, of: usize| watch.hear(done, of);
+        let none = session.model().hooks();
+        pollster::block_on(session.sweep_async(&sweep, &cases, &none, &none, Some(&hear)))
+    })?;
+    let n = swept.values.len();
+    let n_cells: usize = swept.shape.iter().product();
+    let by_cell = |of: &dyn Fn(usize, usize) -> f64| -> Vec<Vec<f64>> {
+        (0..n_cells).map(|cell| (0..n).map(|case| of(case, cell)).collect()).collect()
+    };
+    let dict = PyDict::new(py);
+    dict.set_item("shape", &swept.shape)?;
+    dict.set_item("sites", sweep.sites.iter().map(|site| site.name.as_str()).collect::<Vec<_>>())?;
+    dict.set_item("axes", sweep.axes.iter().map(|axis| axis.name()).collect::<Vec<_>>())?;
+    if n > 1 {
+        let values = by_cell(&|case, cell| swept.values[case][cell]);
+        let effects = by_cell(&|case, cell| swept.values[case][cell] - swept.unchanged[case]);
+        let errors: Vec<f64> = values.iter().map(|values| statistics::standard_error(values)).collect();
+        dict.set_item("standard_error", errors)?;
+        dict.set_item("ci", statistics::intervals(&values, n).into_iter().map(Vec::from).collect::<Vec<_>>())?;
+        dict.set_item("p", statistics::p_values(&effects, n))?;
+    }
+    dict.set_item("values", swept.values)?;
+    dict.set_item("unchanged", swept.unchanged)?;
+    dict.set_item("source", swept.source)?;
+    Ok(dict)
+}
+
+/// A sweep as heat maps. Labels are by axis; `text` has the tokens of the clean and the corrupt text where there is one pair.
+#[pyfunction]
+pub fn sweep_picture(
+    what: String,
+    name: String,
+    axes: Vec<String>,
+    labels: Vec<Vec<String>>,
+    text: Option<(Vec<TokenArg>, Vec<TokenArg>)>,
+    shown: Vec<f64>,
+    values: Vec<f64>,
+    errors: Option<Vec<f64>>,
+    p: Option<Vec<f64>>,
+) -> Picture {
+    let axes: Vec<&str> = axes.iter().map(String::as_str).collect();
+    let labels = labels.into_iter().map(|labels| labels.into_iter().map(Value::from).collect()).collect();
+    let tokens = |tokens: Vec<TokenArg>| tokens.into_iter().map(token).collect();
+    let text = text.map(|(clean, corrupt)| (tokens(clean), tokens(corrupt)));
+    Picture::of_sweep(SweepPicture::new(
+        what,
+        name,
+        &axes,
+        labels,
+        text,
+        &shown,
+        &values,
+        errors.as_deref(),
+        p.as_deref(),
+    ))
+}

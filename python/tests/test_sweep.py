@@ -1,0 +1,84 @@
+"""Sweeps against one run for each cell by hand."""
+
+import numpy as np
+import pytest
+
+import actscope
+from actscope import Edit
+
+CLEAN, CORRUPT = "The cat sat on the mat.", "The dog sat on the mat."
+
+
+def metric(model: actscope.Model, text: str, **options: object) -> float:
+    logits = model.run(text, "logits", **options)["logits"][0, -1].astype(np.float64)
+    return float(logits[model.token_id(" cat")] - logits[model.token_id(" dog")])
+
+
+def test_patching_is_a_run_for_each_place(model: actscope.Model) -> None:
+    swept = model.patch(CLEAN, CORRUPT, " cat", " dog")
+    n = len(model.encode(CLEAN)[0])
+    assert swept.axes == ["layer", "pos"] and swept.values.shape == (model.n_layer, n) and swept.metric == "logit-diff"
+    assert swept.labels[1] == list(model.tokens(CLEAN)) and swept.ci is None and swept.base is None
+    assert swept.clean == pytest.approx(metric(model, CLEAN), abs=1e-4)
+    assert swept.corrupt == pytest.approx(metric(model, CORRUPT), abs=1e-4)
+    for layer, pos in [(0, 1), (2, 1), (3, n - 1)]:
+        by_hand = metric(model, CORRUPT, edits=f"resid_pre.{layer}@pos={pos}:patch", source=CLEAN)
+        assert swept.values[layer, pos] == pytest.approx(by_hand, abs=1e-4)
+    # The texts differ in one token: with it the clean run is whole again.
+    assert swept.normalized[0, 1] == pytest.approx(1.0, abs=1e-3)
+    assert swept._repr_svg_().startswith("<svg")
+    noised = model.patch(CLEAN, CORRUPT, " cat", " dog", at="z", noise=True)
+    assert noised.axes == ["layer", "head"]
+    by_hand = metric(model, CLEAN, edits="z.1@head=2:patch", source=CORRUPT)
+    assert noised.values[1, 2] == pytest.approx(by_hand, abs=1e-4)
+    assert noised.normalized[1, 2] == pytest.approx((by_hand - noised.clean) / (noised.clean - noised.corrupt), abs=1e-3)
+
+
+def test_several_pairs_and_sites(model: actscope.Model) -> None:
+    pairs = [CLEAN, "The cat ran to the mat."], [CORRUPT, "The dog ran to the mat."]
+    swept = model.patch(*pairs, answer=[" cat", " cat"], wrong=" dog", at=["attn_out", "mlp_out"], by=["layer"])
+    assert swept.axes == ["site", "layer"] and swept.labels[0] == ["attn_out", "mlp_out"]
+    assert swept.each.shape == (2, 2, model.n_layer)
+    for i in range(2):
+        alone = model.patch(pairs[0][i], pairs[1][i], " cat", " dog", at=["attn_out", "mlp_out"], by="layer")
+        np.testing.assert_allclose(alone.values, swept.each[i], atol=1e-4)
+    np.testing.assert_allclose(swept.values, swept.each.mean(axis=0))
+    np.testing.assert_allclose(swept.standard_error, swept.each.std(axis=0, ddof=1) / np.sqrt(2), rtol=1e-6)
+    assert swept.ci.shape == (2, model.n_layer, 2) and (swept.ci[..., 0] <= swept.values).all()
+    assert ((swept.p > 0) & (swept.p <= 1)).all()
+
+
+def test_ablation_is_a_run_for_each_place(model: actscope.Model) -> None:
+    swept = model.ablate(CLEAN, at="z", by="layer,head")
+    assert swept.metric == "loss" and swept.values.shape == (model.n_layer, model.n_head) and swept.clean is None
+
+    def loss(**options: object) -> float:
+        logits = model.run(CLEAN, "logits", **options)["logits"][0].astype(np.float64)
+        log = logits - logits.max(-1, keepdims=True)
+        log -= np.log(np.exp(log).sum(-1, keepdims=True))
+        return float(-np.mean([log[i, id] for i, id in enumerate(model.encode(CLEAN)[0][1:])]))
+
+    assert swept.base == pytest.approx(loss(), abs=1e-5)
+    assert swept.values[2, 4] == pytest.approx(loss(edits=[Edit("z.2", "zero", head=4)]), abs=1e-5)
+    mean = model.ablate(CLEAN, at="z", by="layer,head", to="mean")
+    assert mean.values[2, 4] == pytest.approx(loss(edits="z.2@head=4:mean"), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"corrupt": "A dog"}, "do not line up"),
+        ({"corrupt": ["a", "b"]}, "1 clean texts and 2 corrupt"),
+        ({"metric": "logit-diff", "wrong": None}, "give wrong"),
+        ({"answer": None, "wrong": None}, "give answer"),
+        ({"metric": "guess"}, "none of logit-diff"),
+        ({"by": "layer,layer"}, "twice"),
+        ({"by": "layer,head"}, "no axis head"),
+        ({"at": "nonsense"}, "nearest"),
+        ({"answer": 10**6}, "does not exist"),
+    ],
+)
+def test_what_does_not_fit_is_refused(model: actscope.Model, options: dict, message: str) -> None:
+    given = {"clean": CLEAN, "corrupt": CORRUPT, "answer": " cat", "wrong": " dog", **options}
+    with pytest.raises(actscope.Error, match=message):
+        model.patch(**given)

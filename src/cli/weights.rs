@@ -1,0 +1,91 @@
+//! `actscope weights`: weights under TransformerLens's names and in its shapes, as a file.
+
+use super::run::refuse_to_overwrite;
+use super::{Failure, ModelArgs, size};
+use crate::analysis::weights::{self, NamedWeight};
+use crate::output::arrays::{self, Named, Numbers};
+use crate::output::{self, OutputError, Place};
+use clap::Args;
+use serde_json::{Map, json};
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Arguments of `actscope weights`.
+#[derive(Args)]
+pub struct Weights {
+    /// Names such as blocks.3.attn.W_Q or W_U, or globs; without any, they are listed
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+    /// Where to write: .npz or .safetensors
+    #[arg(short, long, value_name = "FILE", requires = "names")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+impl Weights {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let place = match &self.out {
+            Some(path) if ["npz", "safetensors"].contains(&output::extension(path).as_str()) => {
+                Some(Place::create(path)?)
+            }
+            Some(path) => {
+                return Err(OutputError::Format { path: path.clone(), known: ".npz or .safetensors" }.into());
+            }
+            None => None,
+        };
+        let files = self.model.open()?;
+        let config = files.config();
+        let mut found: Vec<NamedWeight> = Vec::new();
+        let mut seen = std::collections::BTreeSet::new();
+        for name in &self.names {
+            let of_name = weights::find(name, config);
+            if of_name.is_empty() {
+                let mut near: Vec<String> = weights::all(config).into_iter().map(|weight| weight.name).collect();
+                near.sort_by(|a, b| strsim::jaro_winkler(b, name).total_cmp(&strsim::jaro_winkler(a, name)));
+                return Err(Failure::Usage(format!("no weight matches {name:?}; nearest: {}", near[..3].join(", "))));
+            }
+            found.extend(of_name.into_iter().filter(|weight| !seen.contains(&weight.name)));
+            seen.extend(found.iter().map(|weight| weight.name.clone()));
+        }
+        if self.names.is_empty() {
+            found = weights::all(config);
+        }
+        let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
+        let Some(place) = place else {
+            let listed = |weight: &NamedWeight| json!({"name": weight.name, "shape": weight.shape});
+            match self.model.json {
+                true => writeln!(stdout, "{}", json!(found.iter().map(listed).collect::<Vec<_>>()))?,
+                false => {
+                    found.iter().try_for_each(|weight| writeln!(stdout, "{:<24} {:?}", weight.name, weight.shape))?
+                }
+            }
+            return Ok(stdout.flush()?);
+        };
+        refuse_to_overwrite(place.path(), &files, std::iter::empty())?;
+        let named = found.iter().map(|weight| {
+            let values = weight.values(files.checkpoint()).map_err(crate::session::Error::from)?;
+            let numbers = Numbers::F32(values.into_raw_vec_and_offset().0);
+            Ok(Named { name: weight.name.clone(), shape: weight.shape.clone(), numbers })
+        });
+        let named = named.collect::<Result<Vec<_>, Failure>>()?;
+        let metadata = Map::from_iter([
+            ("model".to_string(), json!(files.name())),
+            ("model_fingerprint".to_string(), json!(files.checkpoint().fingerprint(false))),
+            ("actscope_version".to_string(), json!(env!("CARGO_PKG_VERSION"))),
+        ]);
+        let (path, extension) = (place.path().display().to_string(), output::extension(place.path()));
+        let bytes = place.fill(|part| {
+            output::buffered(part, |out| match extension.as_str() {
+                "npz" => arrays::write_npz(&named, &metadata, out),
+                _ => arrays::write_safetensors(&named, &metadata, out),
+            })
+        })?;
+        self.model.say(format_args!("wrote {path}: {} weights, {}", named.len(), size(bytes)));
+        if self.model.json {
+            let listed: Vec<_> = named.iter().map(|n| json!({"name": n.name, "shape": n.shape})).collect();
+            writeln!(stdout, "{}", json!({"file": path, "bytes": bytes, "weights": listed}))?;
+        }
+        Ok(stdout.flush()?)
+    }
+}

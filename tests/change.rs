@@ -1,0 +1,231 @@
+//! `--edit`, `patch`, `ablate`, `extract --mean`, `weights` and `lens --vector` as scripts call them: what is in their JSON and files,
+//! and how wrong requests end.
+
+#[path = "common/binary.rs"]
+mod binary;
+
+use binary::*;
+use serde_json::{Value, json};
+use std::path::Path;
+
+fn json_of(args: &[&str]) -> Value {
+    serde_json::from_str(&run_well([args, &["--json", "-q", "--device", "cpu"]].concat())).unwrap()
+}
+
+fn path(folder: &Path, name: &str) -> String {
+    folder.join(name).to_string_lossy().into_owned()
+}
+
+/// Numbers of a nested list.
+fn flat(value: &Value) -> Vec<f64> {
+    match value {
+        Value::Array(list) => list.iter().flat_map(flat).collect(),
+        number => vec![number.as_f64().unwrap()],
+    }
+}
+
+const PAIR: [&str; 10] = [
+    "patch",
+    "-m",
+    CLASSIC,
+    "--clean-ids",
+    "1 2 3 4 5 6",
+    "--corrupt-ids",
+    "1 2 9 4 5 6",
+    "--answer",
+    "id:7",
+    "--wrong=id:8",
+];
+
+#[test]
+fn the_json_of_a_sweep() {
+    let one = json_of(&PAIR);
+    let keys: Vec<&str> = one.as_object().unwrap().keys().map(String::as_str).collect();
+    let contract = [
+        "command",
+        "at",
+        "by",
+        "shape",
+        "metric",
+        "values",
+        "clean",
+        "corrupt",
+        "base",
+        "normalized",
+        "n",
+        "standard_error",
+        "ci",
+        "p",
+        "labels",
+    ];
+    assert_eq!(keys[..contract.len()], contract);
+    assert_eq!(
+        (&one["by"], &one["shape"], &one["metric"], &one["n"]),
+        (&json!(["layer", "pos"]), &json!([3, 6]), &json!("logit-diff"), &json!(1))
+    );
+    for null in ["base", "standard_error", "ci", "p", "edits"] {
+        assert_eq!(one[null], Value::Null, "{null}");
+    }
+    assert_eq!(one["labels"][1][2], "#3");
+    // Normalized by its definition; the changed token's own stream is the clean run.
+    let (clean, corrupt) = (one["clean"].as_f64().unwrap(), one["corrupt"].as_f64().unwrap());
+    for (value, normalized) in flat(&one["values"]).iter().zip(flat(&one["normalized"])) {
+        assert!(((value - corrupt) / (clean - corrupt) - normalized).abs() < 1e-12);
+    }
+    assert!((one["normalized"][0][2].as_f64().unwrap() - 1.0).abs() < 1e-4);
+
+    let noise = json_of(&[&PAIR[..], &["--noise"]].concat());
+    assert!((noise["normalized"][0][2].as_f64().unwrap() + 1.0).abs() < 1e-4);
+    let every = json_of(&[&PAIR[..], &["--at", "every", "--by", "layer,head"]].concat());
+    assert_eq!((&every["by"], &every["shape"]), (&json!(["site", "layer", "head"]), &json!([5, 3, 4])));
+    assert_eq!(every["labels"][0], json!(["z", "q", "k", "v", "pattern"]));
+}
+
+#[test]
+fn pairs_and_their_statistics() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = path(folder.path(), "pairs.jsonl");
+    let line = |first: u32| {
+        json!({"clean": [first, 2, 3, 4], "corrupt": [first, 2, 9, 4], "answer": 7, "wrong": 8}).to_string()
+    };
+    std::fs::write(&file, [1, 11, 21].map(line).join("\n\n")).unwrap();
+    let all = json_of(&["patch", "-m", CLASSIC, "--pairs", &file]);
+    assert_eq!(all["n"], 3);
+    let each = |first: &str| {
+        let (clean, corrupt) = (format!("{first} 2 3 4"), format!("{first} 2 9 4"));
+        let pair = ["--clean-ids", &clean, "--corrupt-ids", &corrupt, "--answer", "id:7", "--wrong", "id:8"];
+        flat(&json_of(&[&["patch", "-m", CLASSIC][..], &pair].concat())["values"])
+    };
+    let each = ["1", "11", "21"].map(each);
+    for (cell, mean) in flat(&all["values"]).iter().enumerate() {
+        let of = [each[0][cell], each[1][cell], each[2][cell]];
+        assert!((of.iter().sum::<f64>() / 3.0 - mean).abs() < 1e-9);
+        let variance = of.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 2.0;
+        assert!((flat(&all["standard_error"])[cell] - (variance / 3.0).sqrt()).abs() < 1e-9);
+        let ci = &flat(&all["ci"])[2 * cell..2 * cell + 2];
+        assert!(ci[0] <= *mean && *mean <= ci[1]);
+    }
+    assert!(flat(&all["p"]).iter().all(|p| (0.25..=1.0).contains(p)), "three pairs have eight patterns of signs");
+
+    for extension in ["json", "csv", "npz", "safetensors", "png", "svg"] {
+        let out = path(folder.path(), &format!("out.{extension}"));
+        run_well(["patch", "-m", CLASSIC, "--pairs", &file, "-o", &out, "-q", "--device", "cpu"]);
+        assert!(std::fs::metadata(&out).unwrap().len() > 500, "{extension}");
+    }
+    let rows = std::fs::read_to_string(folder.path().join("out.csv")).unwrap();
+    assert_eq!(rows.lines().count(), 1 + 3 * 4);
+}
+
+#[test]
+fn ablation_by_every_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let other = path(folder.path(), "other.npz");
+    run_well(["extract", "-m", CLASSIC, "--ids", "4 3 2 1", "-k", "z.*", "-o", &other, "-q", "--device", "cpu"]);
+    let texts = ["ablate", "-m", CLASSIC, "--ids", "1 2 3 4", "--ids", "5 6 7 8", "--at", "z"];
+    for with in ["zero", "mean", &other] {
+        let found = json_of(&[&texts[..], &["--with", with]].concat());
+        assert_eq!(
+            (&found["shape"], &found["metric"], &found["n"]),
+            (&json!([3, 4]), &json!("loss"), &json!(2)),
+            "{with}"
+        );
+        assert_eq!((&found["clean"], &found["normalized"]), (&Value::Null, &Value::Null));
+        assert!(found["base"].is_f64());
+    }
+    // A text ablated with its own values is the text.
+    let own = path(folder.path(), "own.npz");
+    run_well(["extract", "-m", CLASSIC, "--ids", "1 2 3 4", "-k", "z.*", "-o", &own, "-q", "--device", "cpu"]);
+    let same = json_of(&["ablate", "-m", CLASSIC, "--ids", "1 2 3 4", "--at", "z", "--with", &own]);
+    assert!(flat(&same["values"]).iter().all(|value| *value == same["base"].as_f64().unwrap()));
+}
+
+#[test]
+fn an_edited_file_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let mean = path(folder.path(), "mean.npz");
+    let text = ["extract", "-m", CLASSIC, "--ids", "1 2 3 4"];
+    run_well([&text[..], &["-k", "z.1", "--mean", "-o", &mean, "-q", "--device", "cpu"]].concat());
+    // The mean put everywhere is the edit `mean`.
+    let set = format!("z.1:set={mean}");
+    let by_file = json_of(&[&text[..], &["--edit", &set]].concat());
+    let by_op = json_of(&[&text[..], &["--edit", "z.1:mean"]].concat());
+    assert_eq!(by_file["hooks"], by_op["hooks"]);
+    assert_eq!(by_file["edits"][0]["sha256"], by_op["edits"][0]["sha256"]);
+    assert_eq!(by_op["edits"][0]["edit"], "blocks.1.attn.hook_z:mean");
+    let plain = json_of(&text);
+    assert_eq!(plain.get("edits"), None);
+    assert_ne!(plain["hooks"], by_op["hooks"]);
+    // Frozen and patched from itself: the same run.
+    for edit in ["blocks.*.hook_mlp_out:freeze", "resid_pre.1:patch"] {
+        let source: &[&str] = if edit.ends_with("patch") { &["--source-ids", "1 2 3 4"] } else { &[] };
+        let same = json_of(&[&text[..], &["--edit", edit], source].concat());
+        let (a, b) = (flat(&same["hooks"]["ln_final.hook_out"]), flat(&plain["hooks"]["ln_final.hook_out"]));
+        assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-5), "{edit}");
+    }
+    let svg = path(folder.path(), "lens.svg");
+    run_well(["lens", "The cat sat", "--edit", "z.3@head=3:zero", "-o", &svg, "-q", "--device", "cpu"]);
+    assert!(std::fs::read_to_string(&svg).unwrap().contains("edited: blocks.3.attn.hook_z@head=3:zero"));
+    let page = path(folder.path(), "page.html");
+    run_well(["report", "The cat sat", "--edit", "z.3@head=3:zero", "-o", &page, "-q", "--device", "cpu"]);
+    let page = std::fs::read_to_string(&page).unwrap();
+    assert!(page.contains("(edited)") && page.contains("--edit"));
+}
+
+#[test]
+fn wrong_requests_say_what_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let typo = path(folder.path(), "typo.jsonl");
+    std::fs::write(&typo, r#"{"claen": "a", "corrupt": "b", "answer": "c"}"#).unwrap();
+    let ids = ["-m", CLASSIC, "--ids", "1 2 3"];
+    let extract = |rest: &[&str]| [&["extract"], &ids[..], rest].concat().iter().map(|s| s.to_string()).collect();
+    let patch = |rest: &[&str]| [&PAIR[..], rest].concat().iter().map(|s| s.to_string()).collect();
+    let cases: Vec<(Vec<String>, i32, &str)> = vec![
+        (extract(&["--edit", "z.1@head=9:zero"]), 2, "9 of 4 heads"),
+        (extract(&["--edit", "z.1"]), 2, "no `:OP`"),
+        (extract(&["--edit", "zz.1:zero"]), 2, "nearest"),
+        (extract(&["--edit", "z.1:patch"]), 2, "--source"),
+        (extract(&["--edit", "z.1:zero", "--source-ids", "1 2"]), 2, "no edit is a patch"),
+        (extract(&["--edit", "z.1:set=/there/is/no.npy"]), 2, "cannot read"),
+        (extract(&["--edit", "z.1:patch", "--source-ids", "1 2"]), 2, "do not line up"),
+        (extract(&["--edit", "pattern.1:mean"]), 2, "two or more"),
+        (extract(&["-k", "pattern.0", "--mean"]), 2, "pairs of tokens"),
+        (patch(&["--at", "resid_prev"]), 2, "resid_pre"),
+        (patch(&["--by", "layer,head"]), 2, "no axis head"),
+        (patch(&["--metric", "logits"]), 2, "none of logit-diff"),
+        (patch(&["-o", "a.txt"]), 2, ".json, .csv"),
+        (vec!["patch".into(), "--pairs".into(), typo], 1, "is \"clean\" meant?"),
+        (vec!["patch".into(), "--clean".into(), "a".into()], 2, "--corrupt"),
+        (vec!["ablate".into(), "a cat".into(), "--metric".into(), "logit".into()], 2, "--answer"),
+        (vec!["weights".into(), "blocks.1.attn.WQ".into()], 2, "blocks.1.attn.W_Q"),
+    ];
+    for (args, code, what) in cases {
+        let output = run(&args);
+        let said = stderr(&output);
+        assert_eq!((output.status.code(), said.contains(what)), (Some(code), true), "{args:?}: {said}");
+    }
+    let longer = run(["patch", "-m", CLASSIC, "--clean-ids", "1 2 3", "--corrupt-ids", "1 4", "--answer", "id:7"]);
+    assert!(stderr(&longer).contains("1: \"#2\" / \"#4\" | 2: \"#3\" / -"), "{}", stderr(&longer));
+    let ends = ["--align", "end", "--clean-ids", "1 2 3", "--corrupt-ids", "2 4", "--answer", "id:7"];
+    assert_eq!(json_of(&[&["patch", "-m", CLASSIC][..], &ends].concat())["shape"], json!([3, 2]));
+}
+
+#[test]
+fn weights_and_directions() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = path(folder.path(), "w.npz");
+    run_well(["weights", "-m", CLASSIC, "blocks.*.attn.W_?", "W_U", "-o", &file, "-q"]);
+    let listed = json_of_weights(&["weights", "-m", CLASSIC, "*"]);
+    assert_eq!(listed.as_array().unwrap().len(), 3 * 16 + 6);
+    // The embedding of a token, read in tokens, is nearest to that token where the two are tied and it is long.
+    let vector = format!("{}#unembed.W_U", path(folder.path(), "u.npz"));
+    run_well(["weights", "-m", CLASSIC, "embed.W_E", "-o", &path(folder.path(), "e.npz"), "-q"]);
+    let read = run_well(["lens", "-m", CLASSIC, "--vector", &path(folder.path(), "e.npz"), "--json", "-q"]);
+    let read: Value = serde_json::from_str(&read).unwrap();
+    assert_eq!(read["vectors"].as_array().unwrap().len(), 101);
+    let output = run(["lens", "-m", CLASSIC, "--vector", &vector]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+}
+
+fn json_of_weights(args: &[&str]) -> Value {
+    serde_json::from_str(&run_well([args, &["--json", "-q"]].concat())).unwrap()
+}
