@@ -9,6 +9,7 @@ use super::microkernel::{KC, LARGEST, Operands, STRIDE, Sum, columns, most_rows,
 use super::row_wise;
 use super::workers::Workers;
 use crate::device::{Dtype, Epilogue, StoredWeight};
+use half::slice::HalfFloatSliceExt;
 use pulp::{Arch, Simd, WithSimd};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -103,8 +104,7 @@ pub struct Panels {
     n: usize,
     columns: usize,
     dtype: Dtype,
-    /// f32; or two half-precision numbers in the place of one, of the two vectors that make a row of a panel: the first vector's in
-    /// the low bits, so that either is widened without moving numbers from lane to lane.
+    /// f32, or two half-precision numbers in the place of one.
     data: Aligned,
 }
 
@@ -122,14 +122,9 @@ impl Panels {
                     }
                 }
                 Dtype::F16 | Dtype::Bf16 => {
-                    let mut bits = vec![0; width];
-                    let words: &mut [u32] = bytemuck::cast_slice_mut(out);
-                    for (k, words) in words.chunks_exact_mut(width / 2).enumerate() {
-                        w.half_bits(k * w.cols + cols.start, &mut bits[..cols.len()]);
-                        let (left, right) = bits.split_at(width / 2);
-                        for ((word, left), right) in words.iter_mut().zip(left).zip(right) {
-                            *word = u32::from(*left) | u32::from(*right) << 16;
-                        }
+                    let bits: &mut [u16] = bytemuck::cast_slice_mut(out);
+                    for (k, out) in bits.chunks_exact_mut(width).enumerate() {
+                        w.half_bits(k * w.cols + cols.start, &mut out[..cols.len()]);
                     }
                 }
             }
@@ -170,51 +165,20 @@ impl Panels {
 
     /// Steps `ks` of a panel, widened into `scratch` where they are half-precision.
     #[inline(always)]
-    fn block<'a, S: Simd>(&'a self, simd: S, panel: usize, ks: Range<usize>, scratch: &'a mut Aligned) -> &'a [f32] {
+    fn block<'a>(&'a self, panel: usize, ks: Range<usize>, scratch: &'a mut Aligned) -> &'a [f32] {
         let from = panel * self.size() + self.place(ks.start * self.columns);
         let stored = &self.data[from..][..self.place(ks.len() * self.columns)];
         if self.dtype == Dtype::F32 {
             return stored;
         }
-        let widened = scratch.at_least(ks.len() * self.columns);
-        let (words, out) = (S::as_simd_u32s(bytemuck::cast_slice(stored)).0, S::as_mut_simd_f32s(widened).0);
-        let high = simd.splat_u32s(0xffff_0000);
-        let sixteen = simd.splat_u32s(16);
-        if self.dtype == Dtype::Bf16 {
-            for (word, out) in words.iter().zip(out.chunks_exact_mut(2)) {
-                out[0] = simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(*word, sixteen));
-                out[1] = simd.transmute_f32s_u32s(simd.and_u32s(*word, high));
-            }
-        } else {
-            for (word, out) in words.iter().zip(out.chunks_exact_mut(2)) {
-                out[0] = widen_f16(simd, simd.wrapping_dyn_shl_u32s(*word, sixteen));
-                out[1] = widen_f16(simd, simd.and_u32s(*word, high));
-            }
+        let bits: &[u16] = bytemuck::cast_slice(stored);
+        let widened = scratch.at_least(bits.len());
+        match self.dtype {
+            Dtype::F16 => bytemuck::cast_slice::<u16, half::f16>(bits).convert_to_f32_slice(widened),
+            _ => widened.iter_mut().zip(bits).for_each(|(y, b)| *y = f32::from_bits(u32::from(*b) << 16)),
         }
         widened
     }
-}
-
-/// The f16s in the upper halves of some words, as f32 without loss: subnormal numbers, infinities and NaN too.
-#[inline(always)]
-fn widen_f16<S: Simd>(simd: S, words: S::u32s) -> S::f32s {
-    /// From one exponent's bias to the other's.
-    const REBIAS: u32 = (127 - 15) << 23;
-    const SMALLEST_NORMAL: u32 = 1 << 23;
-    const INFINITE: u32 = 31 << 23;
-    let sign = simd.and_u32s(words, simd.splat_u32s(0x8000_0000));
-    // Exponent and mantissa where f32 has them.
-    let magnitude = simd.wrapping_dyn_shr_u32s(simd.and_u32s(words, simd.splat_u32s(0x7fff_0000)), simd.splat_u32s(3));
-    let normal = simd.add_u32s(magnitude, simd.splat_u32s(REBIAS));
-    let infinite = simd.add_u32s(normal, simd.splat_u32s(REBIAS));
-    // With a leading one that is then taken away, a subnormal number is a difference of normal ones, which is exact.
-    let one = simd.splat_u32s(REBIAS + SMALLEST_NORMAL);
-    let with_one = simd.transmute_f32s_u32s(simd.add_u32s(magnitude, one));
-    let subnormal = simd.transmute_u32s_f32s(simd.sub_f32s(with_one, simd.transmute_f32s_u32s(one)));
-    let is_subnormal = simd.less_than_u32s(magnitude, simd.splat_u32s(SMALLEST_NORMAL));
-    let is_infinite = simd.greater_than_or_equal_u32s(magnitude, simd.splat_u32s(INFINITE));
-    let finite = simd.select_u32s(is_subnormal, subnormal, normal);
-    simd.transmute_f32s_u32s(simd.or_u32s(simd.select_u32s(is_infinite, infinite, finite), sign))
 }
 
 /// `out[t][i][..n] = finish(x[t][ks_i] . w[ks_i])` for every range of `parts`: one of all k for a product, the heads' for
@@ -447,7 +411,7 @@ impl Packed<'_> {
     fn block<S: Simd>(&self, simd: S, panel: usize, ks: Range<usize>, next: (usize, usize), scratch: &mut Aligned) {
         let width = columns::<S>();
         let cols = self.to + panel * width..self.to + ((panel + 1) * width).min(self.w.n);
-        let block = self.w.block(simd, panel, ks.clone(), scratch);
+        let block = self.w.block(panel, ks.clone(), scratch);
         let (first, last) = (ks.start == self.ks.start, ks.end == self.ks.end);
         let alone = self.tiles.len() == 1;
         let next = next.0 * self.w.size() + self.w.place(next.1 * width);
@@ -545,32 +509,5 @@ impl WithSimd for InPlace<'_> {
             }
             simd.vectorize(FinishTile { finish, out, rows: 0..x.n, cols });
         });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Every f16 there is, on every kind of vectors.
-    #[test]
-    fn every_f16_is_widened_without_loss() {
-        struct All;
-        impl WithSimd for All {
-            type Output = ();
-            #[inline(always)]
-            fn with_simd<S: Simd>(self, simd: S) {
-                for bits in 0..=u16::MAX {
-                    let word = simd.splat_u32s(u32::from(bits) << 16);
-                    let widened = widen_f16(simd, word);
-                    let got = bytemuck::cast_slice::<S::f32s, f32>(std::slice::from_ref(&widened))[0];
-                    let expected = half::f16::from_bits(bits).to_f32();
-                    assert!(got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan(), "{bits:#x}");
-                }
-            }
-        }
-        for cpu in super::super::Cpu::all() {
-            cpu.workers.arch.dispatch(All);
-        }
     }
 }
