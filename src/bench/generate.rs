@@ -3,14 +3,14 @@
 
 use super::time::{Budget, Timing};
 use super::{LeftOut, forward};
+use crate::batch::Batch;
+use crate::config::Config;
 use crate::device::Device;
 use crate::hooks::capture::Sink;
 use crate::hooks::layout::Layout;
 use crate::hooks::request::{Hooks, Select};
 use crate::hooks::site::Site;
-use crate::batch::Batch;
 use crate::model::checkpoint::Checkpoint;
-use crate::config::Config;
 use crate::model::forward::{KvCache, Run, RunError};
 use crate::model::params::Params;
 use ndarray::ArrayViewD;
