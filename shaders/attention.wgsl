@@ -1,8 +1,8 @@
-// z = softmax(scale q . k, keys up to the query) . v of all texts and heads, without storing the pattern. One workgroup
-// per 32 queries of one head and 64 of its dimensions, laid out as in lib/attention_tile.wgsl. The scores of wider
-// heads are computed again for every 64 dimensions. The softmax is computed online: when a block of keys raises the
-// maximum, the sums so far are scaled down (Milakov & Gimelshein 2018, Dao et al. 2022). Keys after the last query are
-// not read.
+// z = softmax(scale q . k, keys up to the query) . v of all texts and heads, without storing the pattern.
+// One workgroup per 32 queries of one head and 64 of its dimensions, laid out as in lib/attention_tile.wgsl. The scores
+// of wider heads are computed again for every 64 dimensions.
+// The softmax is computed online: when a block of keys raises the maximum, the sums so far are scaled down (Milakov &
+// Gimelshein 2018, Dao et al. 2022). Keys after the last query are not read.
 
 struct Params {
     q_stride: u32,

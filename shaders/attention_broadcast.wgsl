@@ -1,9 +1,9 @@
 // z = softmax(scale q . k, keys up to the query) . v of all texts and heads, without storing the pattern. For software
-// adapters (see linear_broadcast.wgsl), with the online softmax of attention.wgsl. One workgroup is one subgroup of 8
-// invocations. It computes 8 queries of one head and 64 of its dimensions, and takes 8 keys at a time. First each
-// invocation scores one key with all queries. Then it adds the values of all 8 keys to its own dimensions, which are
-// four of the first 32 and four of the last 32. The scores of heads wider than 64 are computed again for every 64
-// dimensions.
+// adapters (see linear_broadcast.wgsl), with the online softmax of attention.wgsl.
+// One workgroup is one subgroup of 8 invocations. It computes 8 queries of one head and 64 of its dimensions, and takes
+// 8 keys at a time. First each invocation scores one key with all queries. Then it adds the values of all 8 keys to its
+// own dimensions, which are four of the first 32 and four of the last 32. The scores of heads wider than 64 are
+// computed again for every 64 dimensions.
 
 struct Params {
     q_stride: u32,

@@ -1,6 +1,7 @@
 // z = pattern . v of one text, for all heads. Sums over all keys, not only those up to the query, because the pattern
-// may have been edited. One workgroup per 32 queries and 64 dimensions of one head, with 16 keys at a time, laid out as
-// in lib/attention_tile.wgsl.
+// may have been edited.
+// One workgroup per 32 queries and 64 dimensions of one head, with 16 keys at a time, laid out as in
+// lib/attention_tile.wgsl.
 
 struct Params {
     kv_stride: u32,

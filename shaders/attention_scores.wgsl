@@ -1,6 +1,6 @@
 // scores = scale q . k of one text, or the lowest f32 where the key comes after the query, because WGSL has no literal
-// for -inf. One workgroup per 32 queries x 64 keys of one head, with 16 keys at a time, laid out as in
-// lib/attention_tile.wgsl.
+// for -inf.
+// One workgroup per 32 queries x 64 keys of one head, with 16 keys at a time, laid out as in lib/attention_tile.wgsl.
 
 struct Params {
     q_stride: u32,

@@ -1,6 +1,6 @@
 // y[t] = table[ids[t]]: gathers the embeddings of tokens. A table that is too large for one binding is split by rows.
-// Each dispatch fills the rows of y whose token is in its part, and every token is in exactly one part. One workgroup
-// per row of y. Its invocations stride over the columns.
+// Each dispatch fills the rows of y whose token is in its part, and every token is in exactly one part.
+// One workgroup per row of y. Its invocations stride over the columns.
 
 struct Params {
     n_ids: u32,

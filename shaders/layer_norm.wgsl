@@ -1,5 +1,6 @@
 // y = (x - mean) / sqrt(var + eps) * gain + bias per row. The variance is biased, and taken around the mean in a second
-// pass. One workgroup per row. Its invocations stride over the columns.
+// pass.
+// One workgroup per row. Its invocations stride over the columns.
 
 struct Params {
     rows: u32,

@@ -1,5 +1,6 @@
 // scale = sqrt(var + eps) per row, the divisor of layer_norm.wgsl. The variance is biased, and taken around the mean in
-// a second pass. One workgroup per row. Its invocations stride over the columns.
+// a second pass.
+// One workgroup per row. Its invocations stride over the columns.
 
 struct Params {
     rows: u32,

@@ -1,7 +1,8 @@
 // y = x . w + bias, then the epilogue, for many rows. One workgroup per tile of y and part of k, laid out as in
-// lib/tile.wgsl. The z dimension of the grid counts the parts of k. Each part sums k_part steps and has a result of its
-// own. The heads of linear_by_head are such parts, and so are the pieces of a long k that linear_join.wgsl adds up. A
-// compiler may turn the four products of a line into one chain of fused multiply-adds. The rounding error then grows
+// lib/tile.wgsl.
+// The z dimension of the grid counts the parts of k. Each part sums k_part steps and has a result of its own. The heads
+// of linear_by_head are such parts, and so are the pieces of a long k that linear_join.wgsl adds up.
+// A compiler may turn the four products of a line into one chain of fused multiply-adds. The rounding error then grows
 // with k.
 
 struct Params {

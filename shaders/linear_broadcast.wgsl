@@ -1,9 +1,10 @@
 // y = x . w + bias, then the epilogue, for software adapters (llvmpipe). There a load costs as much as dozens of
-// products, and workgroup memory costs even more, so invocations share loaded values by subgroupBroadcast. One
-// workgroup is one subgroup of 8 invocations. It computes 8 rows x 32 columns, four columns per invocation. Each
+// products, and workgroup memory costs even more, so invocations share loaded values by subgroupBroadcast.
+// One workgroup is one subgroup of 8 invocations. It computes 8 rows x 32 columns, four columns per invocation. Each
 // invocation loads one step of k of every row and broadcasts it to the others. w lies in panels of 32 columns, so that
-// consecutive steps of k are contiguous. Every 256 products have a sum of their own before they are added to the total,
-// so that the rounding error does not grow with k. Shorter sums would cost a tenth of the speed.
+// consecutive steps of k are contiguous.
+// Every 256 products have a sum of their own before they are added to the total, so that the rounding error does not
+// grow with k. Shorter sums would cost a tenth of the speed.
 
 struct Params {
     rows: u32,

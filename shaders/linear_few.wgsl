@@ -1,7 +1,8 @@
 // y = x . w + bias, then the epilogue, for at most ROWS rows. Reading the weight takes most of the time, so each of its
-// elements is read once. One workgroup per 16 columns and part of k (see linear.wgsl). Four invocations have four
-// columns each, and 64 such groups split k, so that narrow weights also keep a GPU busy. Their sums are added up in
-// workgroup memory, row by row. ROWS is a generated constant: 1, 2, 4 or 8.
+// elements is read once.
+// One workgroup per 16 columns and part of k (see linear.wgsl). Four invocations have four columns each, and 64 such
+// groups split k, so that narrow weights also keep a GPU busy. Their sums are added up in workgroup memory, row by row.
+// ROWS is a generated constant: 1, 2, 4 or 8.
 
 struct Params {
     rows: u32,

@@ -1,8 +1,9 @@
 // y = x . w + bias, then the epilogue, for many rows, on adapters that multiply 8 x 8 matrices in f32 (on Metal,
-// simdgroup matrices). One workgroup per tile of 64 x 64 results. It is four subgroups, each with 32 x 32 results in 4
-// x 4 matrices. x and w pass through workgroup memory 16 steps of k at a time, padded with zeros. SUBGROUP_SIZE, the
-// number of invocations of a subgroup, is a generated constant. The sums are separate variables, because an array of
-// them would be in memory and not in registers.
+// simdgroup matrices).
+// One workgroup per tile of 64 x 64 results. It is four subgroups, each with 32 x 32 results in 4 x 4 matrices. x and w
+// pass through workgroup memory 16 steps of k at a time, padded with zeros.
+// SUBGROUP_SIZE, the number of invocations of a subgroup, is a generated constant. The sums are separate variables,
+// because an array of them would be in memory and not in registers.
 enable wgpu_cooperative_matrix;
 
 struct Params {

@@ -1,6 +1,6 @@
 // y[invocation] = the sum of 12 chains x -> x * factor + addend, each 4 * rounds long. It does nothing but arithmetic,
-// so that `actscope bench` measures the highest speed of an adapter. Each invocation has 12 chains, in three vectors. A
-// round is four steps, so that the loop itself costs little.
+// so that `actscope bench` measures the highest speed of an adapter.
+// Each invocation has 12 chains, in three vectors. A round is four steps, so that the loop itself costs little.
 
 struct Params {
     rounds: u32,

@@ -1,6 +1,6 @@
 // y[invocation] = the sum of x[invocation], x[invocation + invocations], ... It does nothing but reading, so that
-// `actscope bench` measures the speed of an adapter's memory. Neighbouring invocations read neighbouring vectors of
-// four elements.
+// `actscope bench` measures the speed of an adapter's memory.
+// Neighbouring invocations read neighbouring vectors of four elements.
 
 struct Params {
     n: u32,      // vectors of x

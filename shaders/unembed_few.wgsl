@@ -1,6 +1,6 @@
-// y = x . wᵀ for at most ROWS rows. Reading the table takes most of the time, so each of its elements is read once. One
-// workgroup per 16 tokens. For each token, 16 invocations split k, four elements at a time, with four loads in flight.
-// Their sums are added up in workgroup memory, row by row. ROWS is a generated constant: 1, 2, 4 or 8.
+// y = x . wᵀ for at most ROWS rows. Reading the table takes most of the time, so each of its elements is read once.
+// One workgroup per 16 tokens. For each token, 16 invocations split k, four elements at a time, with four loads in
+// flight. Their sums are added up in workgroup memory, row by row. ROWS is a generated constant: 1, 2, 4 or 8.
 
 struct Params {
     rows: u32,

@@ -1,6 +1,6 @@
-// y = x . wᵀ for many rows, on adapters that multiply 8 x 8 matrices in f32. Both x and w are row-major along k. One
-// workgroup per tile of 64 x 64 results. It is four subgroups with 32 x 32 results each (see linear_matrices.wgsl). x
-// and w pass through workgroup memory 16 steps of k at a time, padded with zeros. SUBGROUP_SIZE, the number of
+// y = x . wᵀ for many rows, on adapters that multiply 8 x 8 matrices in f32. Both x and w are row-major along k.
+// One workgroup per tile of 64 x 64 results. It is four subgroups with 32 x 32 results each (see linear_matrices.wgsl).
+// x and w pass through workgroup memory 16 steps of k at a time, padded with zeros. SUBGROUP_SIZE, the number of
 // invocations of a subgroup, is a generated constant.
 enable wgpu_cooperative_matrix;
 

@@ -1,9 +1,10 @@
-// Attention of 32 queries of one head with 16 keys at a time: scores, and sums of values. A workgroup has 8 x 8
-// invocations. Invocation (x, y) has queries 4 y .. 4 y + 4, keys x and x + 8, and dimensions 8 x .. 8 x + 8 of 64.
-// Wider heads are processed in chunks of 64 dimensions, and narrower ones are padded with zeros. HEAD_DIM is a
-// generated constant. A kernel declares the binding `kv: array<vec4<f32>>` and `p` with kv_stride, and includes
-// lib/text_rows.wgsl and lib/fours.wgsl. One that computes scores also declares `q: array<vec4<f32>>` and includes
-// lib/scores.wgsl. All invocations call these functions in uniform control flow.
+// Attention of 32 queries of one head with 16 keys at a time: scores, and sums of values.
+// A workgroup has 8 x 8 invocations. Invocation (x, y) has queries 4 y .. 4 y + 4, keys x and x + 8, and dimensions 8 x
+// .. 8 x + 8 of 64. Wider heads are processed in chunks of 64 dimensions, and narrower ones are padded with zeros.
+// HEAD_DIM is a generated constant.
+// A kernel declares the binding `kv: array<vec4<f32>>` and `p` with kv_stride, and includes lib/text_rows.wgsl and
+// lib/fours.wgsl. One that computes scores also declares `q: array<vec4<f32>>` and includes lib/scores.wgsl. All
+// invocations call these functions in uniform control flow.
 
 const CHUNKS: u32 = (HEAD_DIM + 63u) / 64u;
 const QUERIES: u32 = 32u;

@@ -1,6 +1,7 @@
 // e^x to about one unit in the last place. WGSL allows its own exp an error of 3 + 2|x| units. Some drivers have such
-// errors, or overflow early. Softmax and all activation functions use this one. x = n ln 2 + r with |r| <= ln 2 / 2;
-// e^r by its Taylor series, whose term 8 is below 2^-25 there; 2^n by its exponent bits.
+// errors, or overflow early. Softmax and all activation functions use this one.
+// x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor series, whose term 8 is below 2^-25 there; 2^n by its exponent
+// bits.
 
 fn exp_f32(x: f32) -> f32 {
     // Outside these bounds the result is no normal f32. It is 0 below, and the largest power above (never infinity).

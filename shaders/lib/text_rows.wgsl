@@ -1,5 +1,5 @@
-// Where the queries and keys of one text are. The queries may belong to the last of its keys only; the earlier keys
-// come from a cache.
+// Where the queries and keys of one text are. The queries may be only the last positions of the text. The keys before
+// them come from a cache.
 
 struct TextRows {
     q_row: u32,    // the row of the first query in q, and of its result in z

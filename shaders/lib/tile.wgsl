@@ -1,8 +1,10 @@
 // The products of one tile of the result. A workgroup has SIDE_X x SIDE_Y invocations, each with the sums of ROWS rows
 // x 4 FOURS columns. x and w pass through workgroup memory 16 steps of k at a time, and the next 16 steps are loaded
-// while these are multiplied. SIDE_X, SIDE_Y, ROWS and FOURS are generated constants. The fastest ones depend on the
-// adapter (src/device/gpu/autotune.rs). The kernel includes lib/x4.wgsl and lib/weight.wgsl. It declares the layout of
-// w by `w_begin`, `w_step`, `w_inside`, `w_slot` and `add_products`.
+// while these are multiplied.
+// SIDE_X, SIDE_Y, ROWS and FOURS are generated constants. The fastest ones depend on the adapter
+// (src/device/gpu/autotune.rs).
+// The kernel includes lib/x4.wgsl and lib/weight.wgsl. It declares the layout of w by `w_begin`, `w_step`, `w_inside`,
+// `w_slot` and `add_products`.
 
 const TILE_ROWS: u32 = SIDE_Y * ROWS;
 const TILE_FOURS: u32 = SIDE_X * FOURS;

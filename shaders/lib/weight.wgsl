@@ -1,6 +1,7 @@
 // Reads the elements of a weight of any type. The kernel declares the binding `w: array<vec4<u32>>`, whose rows are
-// padded to a multiple of 8 elements, so that a group of four never has elements of two rows. Half precision is widened
-// with integer operations. unpack2x16float may flush subnormal values to zero, and trained weights have many of them.
+// padded to a multiple of 8 elements, so that a group of four never has elements of two rows.
+// Half precision is widened with integer operations. unpack2x16float may flush subnormal values to zero, and trained
+// weights have many of them.
 
 override WEIGHT: u32 = 0u; // 0: f32, 1: f16, 2: bf16
 
