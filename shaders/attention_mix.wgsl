@@ -5,7 +5,7 @@
 
 struct Params {
     kv_stride: u32,
-    v_col: u32,     // the first column of v: head 0 begins there
+    v_col: u32,     // the first column of v in kv
     z_stride: u32,
 }
 

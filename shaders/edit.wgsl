@@ -1,4 +1,4 @@
-// Changes a window of x in place: some rows, one range of columns.
+// Changes a window of x in place: some rows and one range of columns.
 // One invocation per element of the window.
 
 struct Params {
@@ -10,7 +10,7 @@ struct Params {
     factor: f32,    // the factor of kind 1
     n_values: u32,  // elements of values: those of one row for all rows, or of all rows
     first_value: u32,   // index of the first value
-    values_stride: u32, // values from one row to the next
+    values_stride: u32, // elements of values from one row to the next
 }
 
 @group(0) @binding(0) var<uniform> p: Params;

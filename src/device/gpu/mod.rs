@@ -1,5 +1,5 @@
 //! The device `gpu`: wgpu on Metal, Vulkan and DirectX 12, with the kernels of `shaders/`. Owns the choice of kernel
-//! for each operation, and the parameters of its dispatch. Operations only record work. Only `read`, `settle`,
+//! for each operation, and the parameters of its dispatch. Operations only record work. Only `read`, `settle`, timing,
 //! autotuning and audits wait for the device.
 //! Read next: `kernels.rs` for the table of kernels, `encoder.rs` for recording and submitting, `buffers.rs` for
 //! memory.

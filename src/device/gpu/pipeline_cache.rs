@@ -150,19 +150,19 @@ mod tests {
         let super::super::adapter::Opened { adapter, device, .. } =
             pollster::block_on(super::super::adapter::open(false, None)).unwrap();
         let open = |data: &[u8]| {
-            let keep = Arc::new(SameForAll(seal(&owner(&adapter.get_info()), data)));
-            pollster::block_on(PipelineCache::open(&device, keep))
+            let store = Arc::new(SameForAll(seal(&owner(&adapter.get_info()), data)));
+            pollster::block_on(PipelineCache::open(&device, store))
         };
         let Some(empty) = open(b"not even a header") else {
             assert_ne!(adapter.get_info().backend, wgpu::Backend::Vulkan, "all of Vulkan has pipeline caches");
             return;
         };
-        assert_eq!(empty.taken, 0);
+        assert_eq!(empty.loaded, 0);
         let mut data = empty.cache.get_data().unwrap();
-        assert_eq!(open(&data).unwrap().taken, data.len());
+        assert_eq!(open(&data).unwrap().loaded, data.len());
         let backend = 16;
         assert_eq!(data[backend], wgpu::Backend::Vulkan as u8);
         data[backend] = wgpu::Backend::Metal as u8;
-        assert_eq!(open(&data).unwrap().taken, 0);
+        assert_eq!(open(&data).unwrap().loaded, 0);
     }
 }
