@@ -58,9 +58,10 @@ pub struct Operands {
 
 /// `c[r][j] = sum_k a[r][k] b[k][j]` for `rows` rows and [`columns`] columns.
 ///
-/// # Safety For every r < rows, i < k, j < columns: `a[r STRIDE + i]` and `b[i b_stride + j]` may be read, `c[r
-/// c_stride + j]` may be written, and read unless `sum` is [`Sum::First`]. `next` may point anywhere. `rows` is from 1
-/// to [`most_rows`].
+/// # Safety
+/// For every r < rows, i < k, j < columns: `a[r STRIDE + i]` and `b[i b_stride + j]` may be read, `c[r c_stride + j]`
+/// may be written, and read unless `sum` is [`Sum::First`]. `next` may point anywhere. `rows` is from 1 to
+/// [`most_rows`].
 #[inline(always)]
 pub unsafe fn tile<S: Simd>(simd: S, rows: usize, operands: Operands, c: *mut f32, c_stride: usize) {
     macro_rules! of_rows {

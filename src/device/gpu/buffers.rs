@@ -186,8 +186,9 @@ impl Weight {
 
     /// The weight on the device.
     ///
-    /// # Panics When the weight was uploaded in another layout. Every kind of operation has one layout, and every
-    /// weight belongs to one kind of operation.
+    /// # Panics
+    /// When the weight was uploaded in another layout. Every kind of operation has one layout, and every weight belongs
+    /// to one kind of operation.
     pub(super) fn place(
         &self,
         device: &wgpu::Device,

@@ -8,8 +8,9 @@
 
 /// The text with its marked loops unrolled.
 ///
-/// # Panics When a marked loop does not have the form `for (var i = 0u; i < BOUND; i += 1u) { // unrolled`, or its
-/// bound has anything but numbers and constants of the text. That is an error in the kernel, on every device.
+/// # Panics
+/// When a marked loop does not have the form `for (var i = 0u; i < BOUND; i += 1u) { // unrolled`, or its bound has
+/// anything but numbers and constants of the text. That is an error in the kernel, on every device.
 pub fn unrolled(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let consts = Consts(&lines);
