@@ -1,5 +1,5 @@
-//! Times whole runs that capture nothing, the hidden states, or everything, on `cpu` and `gpu`: cargo bench --bench
-//! forward
+//! Times whole runs that capture nothing, the hidden states, or everything, on `cpu` and `gpu`:
+//! `cargo bench --bench forward`
 //!
 //! The model is gpt2-small's shape with random weights, or the one that the environment variable ACTSCOPE_MODEL names.
 //! Throughput is in tokens per second. Read next: `src/bench/forward.rs`, which defines the three kinds of runs.

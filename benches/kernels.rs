@@ -1,4 +1,4 @@
-//! Times the expensive operations at gpt2-small's shapes, on `cpu` and `gpu`: cargo bench --bench kernels
+//! Times the expensive operations at gpt2-small's shapes, on `cpu` and `gpu`: `cargo bench --bench kernels`
 //!
 //! The list, the inputs and the clock are those of `actscope bench`; the clock is the adapter's own if it has one.
 //! Throughput is in floating-point operations (a multiply-add counts as two), so criterion's Gelem/s means GFLOP/s, and

@@ -1,5 +1,5 @@
 // e^x to about one unit in the last place. WGSL allows its own exp an error of 3 + 2|x| units. Some drivers have such
-// errors, or overflow early. Softmax and all activation functions use this one.
+// errors, or overflow early. Softmax and the activation functions of lib/gelu.wgsl use this one.
 // x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor series, whose term 8 is below 2^-25 there; 2^n by its exponent
 // bits.
 

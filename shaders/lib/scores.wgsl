@@ -1,5 +1,5 @@
-// q . k of the 32 queries and 16 keys of lib/attention_tile.wgsl. The kernel declares the binding `q:
-// array<vec4<f32>>`, and `p` with q_stride.
+// q . k of the 32 queries and 16 keys of lib/attention_tile.wgsl. The kernel declares the binding
+// `q: array<vec4<f32>>`, and `p` with q_stride.
 
 var<workgroup> q_tile: array<vec4<f32>, 544>; // [query 32][dimension / 4 16]
 

@@ -1,5 +1,5 @@
-//! Measures the speed of a device, and compares it with the limits of the device. Owns the measurements of `actscope
-//! bench` and of the files in `benches/`: the limits, the expensive operations (`operations.rs`), whole runs
+//! Measures the speed of a device, and compares it with the limits of the device. Owns the measurements of the command
+//! `actscope bench` and of the files in `benches/`: the limits, the expensive operations (`operations.rs`), whole runs
 //! (`forward.rs`) and generation (`generate.rs`). Each has a time budget (`time.rs`), so that slow devices finish too.
 //! Rows that do not fit the budget are listed in the report. Prints nothing.
 //! Read next: `operations.rs`.

@@ -1,6 +1,7 @@
 //! Autotuning: which tile configuration the products of many rows use. Owns the list of configurations, and finds the
 //! fastest one on an adapter for each range of row counts. No configuration is the best on all GPUs, and a poor one can
-//! halve the speed. A configuration whose results are wrong is never used.
+//! halve the speed. It compares results with the reference device, and chooses no configuration
+//! whose results are wrong. If none is right, the default stays.
 //! Read next: `products.rs`, which applies the choice.
 
 use super::Gpu;
