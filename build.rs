@@ -1,18 +1,19 @@
-//! Generates the Rust side of every kernel's interface from its WGSL file: a Pod twin of each `struct Params`, and the access
-//! of each storage binding. Owns a reader of the fixed form in which our shaders declare them; it refuses any other form.
-//! `tests/shaders.rs` compares what it read with what naga reads.
+//! Generates the Rust side of every kernel's interface from its WGSL file: a struct for its `Params`, and the access
+//! mode of each storage binding. Owns a reader of the one form in which our shaders declare them; it refuses any other
+//! form. `tests/shaders.rs` compares its results with those of naga.
+//! Read next: `src/device/gpu/kernels.rs`, which includes the generated code.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-/// A field of a struct: name, WGSL type (`u32` or `f32`), and the comment behind it.
+/// A field of a struct: its name, its WGSL type (`u32` or `f32`), and the comment after it.
 type Field = (String, String, String);
 
 struct Shader {
     stem: String,
     params: Vec<Field>,
-    /// True for each storage binding that is written, in the order of binding numbers from 1 on.
+    /// One entry per storage binding, from binding 1 on. True if the kernel writes it.
     writes: Vec<bool>,
 }
 
@@ -24,7 +25,7 @@ fn main() {
     for path in files(shaders) {
         let shader = read(&path);
         write_file(&mut out, &shader);
-        // `linear_few.wgsl` has the parameters of `linear.wgsl`: one type serves both.
+        // `linear_few.wgsl` has the same parameters as `linear.wgsl`, comments included, so both share one type.
         let same = seen.iter().find(|s| s.params == shader.params && shader.stem.starts_with(&format!("{}_", s.stem)));
         match same {
             Some(first) => alias(&mut out, &shader.stem, &first.stem),
@@ -45,7 +46,7 @@ fn main() {
     fs::write(folder.join("kernels.rs"), out).expect("OUT_DIR is writable");
 }
 
-/// The WGSL files of a folder, in the order of their names.
+/// The WGSL files of a folder, sorted by name.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry of a folder").path()).collect();
@@ -77,7 +78,7 @@ fn read(path: &Path) -> Shader {
     Shader { stem: stem(path), params: fields(&text, "Params", &file), writes }
 }
 
-/// The fields of a struct whose every field has a line of its own: `name: u32, // comment`.
+/// The fields of a struct. Each field must have a line of its own: `name: u32, // comment`.
 fn fields(text: &str, name: &str, file: &str) -> Vec<Field> {
     let begin = format!("struct {name} {{");
     let lines = text.lines().skip_while(|line| *line != begin).skip(1).take_while(|line| *line != "}");
@@ -93,7 +94,7 @@ fn fields(text: &str, name: &str, file: &str) -> Vec<Field> {
     fields
 }
 
-/// `linear_few` as `LinearFew`.
+/// Turns `linear_few` into `LinearFew`.
 fn camel(stem: &str) -> String {
     let word = |word: &str| word[..1].to_uppercase() + &word[1..];
     stem.split('_').map(word).collect()
@@ -121,7 +122,7 @@ fn write_struct(out: &mut String, name: &str, file: &str, fields: &[Field]) {
     out.push_str(&text);
 }
 
-/// The file as the table of kernels takes it.
+/// Writes the constant `FILE_...`, which the table of kernels uses.
 fn write_file(out: &mut String, shader: &Shader) {
     let Shader { stem, params, writes } = shader;
     let access: String = writes.iter().map(|w| if *w { "Access::Write, " } else { "Access::Read, " }).collect();

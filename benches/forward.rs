@@ -1,7 +1,8 @@
-//! Whole runs with nothing tapped, with the hidden states, and with everything, on `cpu` and `gpu`: cargo bench --bench forward
+//! Times whole runs that capture nothing, the hidden states, or everything, on `cpu` and `gpu`:
+//! `cargo bench --bench forward`
 //!
-//! On gpt2-small's shape with random weights, or on the model that ACTSCOPE_MODEL names. What the three kinds of runs are stands in
-//! `src/bench/forward.rs`. Throughput is tokens per second.
+//! The model is gpt2-small's shape with random weights, or the one that the environment variable ACTSCOPE_MODEL names.
+//! Throughput is in tokens per second. Read next: `src/bench/forward.rs`, which defines the three kinds of runs.
 
 use actscope::Model;
 use actscope::batch::Batch;
@@ -45,13 +46,13 @@ fn bench<D: Measured>(c: &mut Criterion, dev: &D, name: &str, checkpoint: &Arc<C
 fn forward(c: &mut Criterion) {
     let (name, checkpoint) = match std::env::var("ACTSCOPE_MODEL") {
         Ok(name) => (name.clone(), Model::open(&name).expect("ACTSCOPE_MODEL names a model").checkpoint().clone()),
-        Err(_) => (random::NAME.into(), Arc::new(random::gpt2_small().expect("it is made to be read"))),
+        Err(_) => (random::NAME.into(), Arc::new(random::gpt2_small().expect("the random checkpoint is valid"))),
     };
     bench(c, &Cpu::new(), &name, &checkpoint);
     let gpu = async { Gpu::open(false).await?.autotuned(Some(&CacheFolder::of_user())).await };
     match pollster::block_on(gpu) {
         Ok(gpu) => bench(c, &gpu, &name, &checkpoint),
-        Err(e) => eprintln!("no gpu figures: {e}"),
+        Err(e) => eprintln!("the device gpu is not measured: {e}"),
     }
 }
 

@@ -1,8 +1,8 @@
-//! The operations that cost, at gpt2-small's shapes, on `cpu` and `gpu`: cargo bench --bench kernels
+//! Times the expensive operations at gpt2-small's shapes, on `cpu` and `gpu`: `cargo bench --bench kernels`
 //!
-//! The list and its inputs are `actscope bench`'s (`src/bench/operations.rs`), and so is the clock: the adapter's own where it has
-//! one. Throughput is floating-point operations (one multiply-add counts as two), so criterion's Gelem/s reads GFLOP/s, and the
-//! bytes that must be moved. The device stands in the group's name.
+//! The list, the inputs and the clock are those of `actscope bench`; the clock is the adapter's own if it has one.
+//! Throughput is in floating-point operations (a multiply-add counts as two), so criterion's Gelem/s means GFLOP/s, and
+//! in bytes to move. The name of the group names the device. Read next: `src/bench/operations.rs`.
 
 use actscope::bench::TOKENS;
 use actscope::bench::operations::OPERATIONS;
@@ -13,7 +13,7 @@ use actscope::device::probe::Measured;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::time::Duration;
 
-/// Runs that are sent at once: a queue should not grow without end.
+/// The most runs that are submitted together. It limits the length of the device's queue.
 const AT_ONCE: u64 = 100;
 
 fn bench<D: Measured>(c: &mut Criterion, dev: &D) {
@@ -43,7 +43,7 @@ fn kernels(c: &mut Criterion) {
     let gpu = async { Gpu::open(false).await?.autotuned(Some(&CacheFolder::of_user())).await };
     match pollster::block_on(gpu) {
         Ok(gpu) => bench(c, &gpu),
-        Err(e) => eprintln!("no gpu figures: {e}"),
+        Err(e) => eprintln!("the device gpu is not measured: {e}"),
     }
 }
 

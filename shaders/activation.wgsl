@@ -1,7 +1,7 @@
-// y = f(x), f chosen when the pipeline is made.
+// y = f(x). The override FUNCTION chooses f.
 // One invocation per element.
 
-override FUNCTION: u32 = 0u; // as lib/activation.wgsl numbers them
+override FUNCTION: u32 = 0u; // a number of lib/activation.wgsl
 
 struct Params {
     n: u32,

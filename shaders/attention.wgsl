@@ -1,13 +1,14 @@
-// z = softmax(scale q . k, keys up to the query) . v of all texts and heads, without ever storing the pattern.
-// One workgroup per 32 queries of one head and 64 of its dimensions, as lib/attention_tile.wgsl has them; wider heads are scored
-// once for every 64 dimensions. The softmax runs along: when a block of keys raises the maximum, what was gathered so far is
-// scaled down (Milakov & Gimelshein 2018, Dao et al. 2022). Keys after the last query are never looked at.
+// z = softmax(scale q . k, keys up to the query) . v of all texts and heads, without storing the pattern.
+// One workgroup per 32 queries of one head and 64 of its dimensions, laid out as in lib/attention_tile.wgsl. The scores
+// of wider heads are computed again for every 64 dimensions.
+// The softmax is computed online: when a block of keys raises the maximum, the sums so far are scaled down (Milakov &
+// Gimelshein 2018, Dao et al. 2022). Keys after the last query are not read.
 
 struct Params {
     q_stride: u32,
-    q_col: u32,     // the column of q with which the first head begins
+    q_col: u32,     // the first column of q: head 0 begins there
     kv_stride: u32,
-    k_col: u32,     // the same of k and of v, which lie in one tensor
+    k_col: u32,     // the first column of k in kv
     v_col: u32,
     z_stride: u32,
     head_dim: u32,
@@ -30,7 +31,7 @@ fn attention(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_ind
     let d0 = wg.y % CHUNKS * 64u;
     let x = invocation % 8u;
     let y = invocation / 8u;
-    // A workgroup beyond its text has no keys.
+    // A workgroup after the last query of its text has no keys.
     let n_key = select(0u, min(text.n_key, text.position + first_query + QUERIES), first_query < text.n_query);
 
     if CHUNKS == 1u {
@@ -43,7 +44,7 @@ fn attention(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_ind
         var s = array<vec2<f32>, 4>();
         block_scores(&s, text, first_query, k0, p.q_col + head_col, p.k_col + head_col, invocation);
         for (var r = 0u; r < 4u; r += 1u) { // unrolled
-            // What is masked here becomes exactly 0 below: exp_f32 of so low a number is.
+            // A masked score becomes exactly 0 below, because exp_f32 of such a low value is 0.
             let seen = min(text.position + first_query + 4u * y + r + 1u, text.n_key);
             s[r] = select(vec2<f32>(LOWEST), s[r] * p.scale, vec2<u32>(k0 + x, k0 + x + 8u) < vec2<u32>(seen));
             p_tile[(4u * y + r) * APART + x] = s[r].x;

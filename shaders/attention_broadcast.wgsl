@@ -1,14 +1,15 @@
-// z = softmax(scale q . k, keys up to the query) . v of all texts and heads, without ever storing the pattern, for adapters that are
-// programs (see linear_broadcast.wgsl). The softmax runs along as in attention.wgsl.
-// One workgroup is one subgroup of 8 invocations: 8 queries of one head and 64 of its dimensions. It goes through the keys 8 at a
-// time: first each invocation scores one key for all queries, then it gathers its dimensions, four of the first 32 and four of the
-// last, from all keys. Heads wider than 64 are scored once for every 64 dimensions.
+// z = softmax(scale q . k, keys up to the query) . v of all texts and heads, without storing the pattern. For software
+// adapters (see linear_broadcast.wgsl), with the online softmax of attention.wgsl.
+// One workgroup is one subgroup of 8 invocations. It computes 8 queries of one head and 64 of its dimensions, and takes
+// 8 keys at a time. First each invocation scores one key with all queries. Then it adds the values of all 8 keys to its
+// own dimensions, which are four of the first 32 and four of the last 32. The scores of heads wider than 64 are
+// computed again for every 64 dimensions.
 
 struct Params {
     q_stride: u32,
-    q_col: u32,     // the column of q with which the first head begins
+    q_col: u32,     // the first column of q: head 0 begins there
     kv_stride: u32,
-    k_col: u32,     // the same of k and of v, which lie in one tensor
+    k_col: u32,     // the first column of k in kv
     v_col: u32,
     z_stride: u32,
     head_dim: u32,
@@ -28,12 +29,12 @@ fn queries(at: vec4<u32>, d: u32) -> vec4<f32> {
     return vec4<f32>(q[at.x + d], q[at.y + d], q[at.z + d], q[at.w + d]);
 }
 
-// Four dimensions of the value that begins at d.
+// Four dimensions of the value that begins at index d of kv.
 fn dimension(at: vec4<u32>, d: u32) -> vec4<f32> {
     return vec4<f32>(kv[at.x + d], kv[at.y + d], kv[at.z + d], kv[at.w + d]);
 }
 
-// What is masked becomes exactly 0 below: exp_f32 of so low a number is.
+// A masked score becomes exactly 0 later, because exp_f32 of such a low value is 0.
 // `first` is the position of the first of four queries.
 fn masked(score: vec4<f32>, key: u32, first: u32) -> vec4<f32> {
     let positions = vec4<u32>(first, first + 1u, first + 2u, first + 3u);
@@ -55,14 +56,14 @@ fn shrink(sums: ptr<function, array<vec4<f32>, 8>>, lo: vec4<f32>, hi: vec4<f32>
     (*sums)[7] *= hi.w;
 }
 
-// The dimensions that an invocation gathers, and whether there are any beyond the first 32.
+// The dimensions of one invocation, and whether there are any after the workgroup's first 32.
 struct Dimensions {
     left: vec4<u32>,
     right: vec4<u32>,
     wide: bool,
 }
 
-// One key's share of z: 8 queries' patterns at that key, times its values.
+// Adds the part of one key to z: the patterns of 8 queries at that key, times its value.
 fn gather(
     mine: Dimensions,
     lo: vec4<f32>,
@@ -77,7 +78,7 @@ fn gather(
     }
 }
 
-// Called row by row: indices that the driver knows keep the sums in registers.
+// Called once per row, because only constant indices keep the sums in registers.
 fn store(text: TextRows, query: u32, head: u32, dims: u32, four: vec4<f32>) {
     for (var c = 0u; c < 4u; c += 1u) {
         if query < text.n_query && dims + c < p.head_dim {
@@ -100,11 +101,11 @@ fn attention_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invo
     let v_head = text.k_row * p.kv_stride + p.v_col + head * p.head_dim;
     let q_lo = q_head + rows_lo(query, last) * p.q_stride;
     let q_hi = q_head + rows_hi(query, last) * p.q_stride;
-    // This invocation's dimensions; those beyond the last are read as the last and never stored.
+    // This invocation's dimensions. Those after the last one read the last dimension and are not stored.
     let first_dim = wg.y % chunks * 64u;
     let dims = first_dim + invocation * 4u;
     let mine = Dimensions(rows_lo(dims, last_dim), rows_lo(dims + 32u, last_dim), first_dim + 32u < p.head_dim);
-    // A workgroup beyond its text has no keys.
+    // A workgroup after the last query of its text has no keys.
     let n_key = select(0u, min(text.position + query + 8u, text.n_key), query < text.n_query);
 
     var highest_lo = vec4<f32>(LOWEST);

@@ -1,10 +1,11 @@
-// z = pattern . v of one text, for all heads. Every key counts, not only those up to the query: the pattern may have been
-// changed.
-// One workgroup per 32 queries and 64 dimensions of one head, 16 keys at a time, as lib/attention_tile.wgsl has them.
+// z = pattern . v of one text, for all heads. Sums over all keys, not only those up to the query, because the pattern
+// may have been edited.
+// One workgroup per 32 queries and 64 dimensions of one head, with 16 keys at a time, laid out as in
+// lib/attention_tile.wgsl.
 
 struct Params {
     kv_stride: u32,
-    v_col: u32,     // the column of v with which the first head begins
+    v_col: u32,     // the first column of v in kv
     z_stride: u32,
 }
 

@@ -1,11 +1,12 @@
-// scores = scale q . k of one text, and the lowest f32 where the key comes after the query: WGSL has no literal for -inf.
-// One workgroup per 32 queries x 64 keys of one head, 16 keys at a time, as lib/attention_tile.wgsl has them.
+// scores = scale q . k of one text, or the lowest f32 where the key comes after the query, because WGSL has no literal
+// for -inf.
+// One workgroup per 32 queries x 64 keys of one head, with 16 keys at a time, laid out as in lib/attention_tile.wgsl.
 
 struct Params {
     q_stride: u32,
-    q_col: u32,     // the column of q with which the first head begins
+    q_col: u32,     // the first column of q: head 0 begins there
     kv_stride: u32,
-    k_col: u32,     // the same of k
+    k_col: u32,     // the first column of k in kv
     scale: f32,
 }
 

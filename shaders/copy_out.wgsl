@@ -1,4 +1,4 @@
-// y = a window of x, gathered for readback: some rows, one range of columns.
+// Copies a window of x into y: some rows and one range of columns.
 // One invocation per element of the window.
 
 struct Params {

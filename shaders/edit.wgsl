@@ -1,4 +1,4 @@
-// Changes a window of x in place: some rows, one range of columns.
+// Changes a window of x in place: some rows and one range of columns.
 // One invocation per element of the window.
 
 struct Params {
@@ -7,10 +7,10 @@ struct Params {
     cols: u32,      // columns of the window
     x_stride: u32,  // columns of x
     kind: u32,      // 0 zero, 1 scale, 2 add, 3 replace
-    factor: f32,    // for scale
-    n_values: u32,  // for add and replace: one row for all rows, or a row for each
-    first_value: u32,   // the value of the first element
-    values_stride: u32, // from the values of one row to those of the next
+    factor: f32,    // the factor of kind 1
+    n_values: u32,  // elements of values: those of one row for all rows, or of all rows
+    first_value: u32,   // index of the first value
+    values_stride: u32, // elements of values from one row to the next
 }
 
 @group(0) @binding(0) var<uniform> p: Params;

@@ -1,12 +1,12 @@
-// y[t] = table[ids[t]]: the embedding gather. A table too large for one binding is cut by rows; each dispatch fills the
-// rows of y whose token is in its part, and every token is in exactly one.
-// One workgroup a row of y; invocations stride over the columns.
+// y[t] = table[ids[t]]: gathers the embeddings of tokens. A table that is too large for one binding is split by rows.
+// Each dispatch fills the rows of y whose token is in its part, and every token is in exactly one part.
+// One workgroup per row of y. Its invocations stride over the columns.
 
 struct Params {
     n_ids: u32,
     cols: u32,
-    w_stride: u32, // numbers from one row of the table to the next
-    first: u32,    // the table row with which this part begins
+    w_stride: u32, // elements from the start of one row of the table to the next
+    first: u32,    // the first table row of this part
     n_rows: u32,   // rows in this part
 }
 

@@ -1,4 +1,4 @@
-// y = x * gain + bias per column: the last step of layer_norm.wgsl.
+// y = x * gain + bias per column. This is the last step of layer_norm.wgsl.
 // One invocation per element.
 
 struct Params {

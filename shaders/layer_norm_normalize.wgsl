@@ -1,5 +1,5 @@
-// y = (x - mean) / scale per row: what layer_norm.wgsl does before gain and bias, with a scale that may have been changed.
-// One workgroup per row; invocations stride over the columns.
+// y = (x - mean) / scale per row: layer_norm.wgsl before gain and bias, with a scale that may have been edited.
+// One workgroup per row. Its invocations stride over the columns.
 
 struct Params {
     rows: u32,
@@ -14,7 +14,7 @@ struct Params {
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn layer_norm_normalize(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let row = wg.y * n_wg.x + wg.x;
-    // A workgroup beyond the last row has no columns: it meets every barrier and stores nothing.
+    // A workgroup after the last row has no columns. It takes part in every barrier and stores nothing.
     let cols = select(0u, p.cols, row < p.rows);
     let start = row * p.cols;
 

@@ -1,5 +1,6 @@
-// scale = sqrt(var + eps) per row; biased variance around the mean, in a second pass. The divisor of layer_norm.wgsl.
-// One workgroup per row; invocations stride over the columns.
+// scale = sqrt(var + eps) per row, the divisor of layer_norm.wgsl. The variance is biased, and taken around the mean in
+// a second pass.
+// One workgroup per row. Its invocations stride over the columns.
 
 struct Params {
     rows: u32,
@@ -14,7 +15,7 @@ struct Params {
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn layer_norm_scale(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let row = wg.y * n_wg.x + wg.x;
-    // A workgroup beyond the last row has no columns: it meets every barrier and stores nothing.
+    // A workgroup after the last row has no columns. It takes part in every barrier and stores nothing.
     let cols = select(0u, p.cols, row < p.rows);
     let start = row * p.cols;
 

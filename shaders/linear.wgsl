@@ -1,17 +1,19 @@
-// y = x . w + bias, then the epilogue, for many rows: one workgroup per tile of y and part of k, as lib/tile.wgsl has it.
-// The parts of k lie along the grid's z: each adds up k_part steps and writes to a place of its own. Heads are such parts
-// (linear_by_head), and so are shares of a long k that linear_join.wgsl adds up.
-// Compilers may turn the four products of a line into one chain of fused multiply-adds: the error then grows with k.
+// y = x . w + bias, then the epilogue, for many rows. One workgroup per tile of y and part of k, laid out as in
+// lib/tile.wgsl.
+// The z dimension of the grid counts the parts of k. Each part sums k_part steps and has a result of its own. The heads
+// of linear_by_head are such parts, and so are the pieces of a long k that linear_join.wgsl adds up.
+// A compiler may turn the four products of a line into one chain of fused multiply-adds. The rounding error then grows
+// with k.
 
 struct Params {
     rows: u32,
     k: u32,
-    k_part: u32,      // steps of k that one part adds up
+    k_part: u32,      // steps of k in one part
     cols: u32,
     x_stride: u32,    // columns of x
-    w_stride: u32,    // numbers from one row of w to the next
+    w_stride: u32,    // elements from the start of one row of w to the next
     y_stride: u32,    // columns of y
-    y_part: u32,      // elements of y from one part's result to the next
+    y_part: u32,      // elements of y from the result of one part to the next
     has_bias: u32,
 }
 
@@ -19,10 +21,10 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;  // x [T, x_stride]
 @group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [k, w_stride], as lib/weight.wgsl packs it
 @group(0) @binding(3) var<storage, read> bias: array<f32>;     // bias [cols]
-@group(0) @binding(4) var<storage, read> added: array<f32>;    // added [T, y_stride], looked at if EPILOGUE is 1
+@group(0) @binding(4) var<storage, read> added: array<f32>;    // added [T, y_stride], read if EPILOGUE is 1
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;  // y [parts, T, y_stride]
 
-// w_tile is [k 16][column / 4].
+// The layout of w_tile is [k 16][column / 4].
 fn w_begin(place: u32, tile_col: u32, first: u32) -> u32 {
     let col = min(tile_col + 4u * (place % TILE_FOURS), p.w_stride - 4u);
     return ((first + place / TILE_FOURS) * p.w_stride + col) / 4u;

@@ -1,20 +1,21 @@
-// y = x . w + bias, then what EPILOGUE says, for adapters that are programs (llvmpipe): there every number that is loaded costs
-// as much as dozens of products, and workgroup memory more than either, so invocations hand each other what they have loaded.
-// One workgroup is one subgroup of 8 invocations: 8 rows x 32 columns, four columns an invocation. Each invocation loads one step of k of every
-// row, and all invocations hear it in turn. w lies in panels of 32 columns, so that an invocation's fours follow one another along k.
-// Every 256 products are summed by themselves before they join the total, so that the rounding error does not grow with k:
-// fewer cost a tenth of the speed.
+// y = x . w + bias, then the epilogue, for software adapters (llvmpipe). There a load costs as much as dozens of
+// products, and workgroup memory costs even more, so invocations share loaded values by subgroupBroadcast.
+// One workgroup is one subgroup of 8 invocations. It computes 8 rows x 32 columns, four columns per invocation. Each
+// invocation loads one step of k of every row and broadcasts it to the others. w lies in panels of 32 columns, so that
+// consecutive steps of k are contiguous.
+// Every 256 products have a sum of their own before they are added to the total, so that the rounding error does not
+// grow with k. Shorter sums would cost a tenth of the speed.
 
 struct Params {
     rows: u32,
     k: u32,
     cols: u32,
     x_stride: u32,    // columns of x
-    x_first: u32,     // the column of x with which k begins
-    w_stride: u32,    // numbers from one panel of w to the next
-    w_first_row: u32, // the row of w with which k begins
+    x_first: u32,     // the column of x at which k begins
+    w_stride: u32,    // elements from the start of one panel of w to the next
+    w_first_row: u32, // the row of w at which k begins
     y_stride: u32,    // columns of y
-    y_first: u32,     // the column of y with which the result begins
+    y_first: u32,     // the column of y at which the result begins
     has_bias: u32,
 }
 
@@ -22,10 +23,10 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<f32>;        // x [T, x_stride]
 @group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [cols / 32, .., 32], as lib/weight.wgsl packs it
 @group(0) @binding(3) var<storage, read> bias: array<f32>;     // bias [cols]
-@group(0) @binding(4) var<storage, read> added: array<f32>;    // added [T, y_stride], looked at if EPILOGUE is 1
+@group(0) @binding(4) var<storage, read> added: array<f32>;    // added [T, y_stride], read if EPILOGUE is 1
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
 
-// Called row by row: indices that the driver knows keep the sums in registers.
+// Called once per row, because only constant indices keep the sums in registers.
 fn store(row: u32, first: u32, sums: vec4<f32>) {
     for (var c = 0u; c < 4u; c += 1u) {
         let col = first + c;
@@ -40,7 +41,7 @@ fn store(row: u32, first: u32, sums: vec4<f32>) {
 fn linear_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let row = wg.x * 8u;
     let panel = wg.z * n_wg.y + wg.y;
-    // A panel beyond the last has nothing to add up.
+    // A workgroup after the last panel has nothing to sum.
     let k_end = select(0u, p.k, panel * 32u < p.cols);
     let whole = k_end / 8u * 8u;
     let x_lo = rows_lo(row, p.rows - 1u) * p.x_stride + p.x_first;
@@ -67,7 +68,7 @@ fn linear_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroup
         }
         join(&total, part);
     }
-    // What is left of k: every invocation loads the same number of a row.
+    // The remaining steps of k. Every invocation loads the same elements of x.
     for (var k = whole; k < k_end; k += 1u) {
         let lo = vec4<f32>(x[x_lo.x + k], x[x_lo.y + k], x[x_lo.z + k], x[x_lo.w + k]);
         let hi = vec4<f32>(x[x_hi.x + k], x[x_hi.y + k], x[x_hi.z + k], x[x_hi.w + k]);

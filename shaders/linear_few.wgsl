@@ -1,17 +1,18 @@
-// y = x . w + bias, then the epilogue, for at most ROWS rows: the weight is what costs, and each of its numbers is read once.
-// One workgroup per 16 columns and part of k (see linear.wgsl): four invocations with four columns each, times 64 that share k
-// among them, so that narrow weights still keep a GPU busy; the shares meet in workgroup memory, row by row.
-// ROWS is appended as a const: 1, 2, 4 or 8.
+// y = x . w + bias, then the epilogue, for at most ROWS rows. Reading the weight takes most of the time, so each of its
+// elements is read once.
+// One workgroup per 16 columns and part of k (see linear.wgsl). Four invocations have four columns each, and 64 such
+// groups split k, so that narrow weights also keep a GPU busy. Their sums are added up in workgroup memory, row by row.
+// ROWS is a generated constant: 1, 2, 4 or 8.
 
 struct Params {
     rows: u32,
     k: u32,
-    k_part: u32,      // steps of k that one part adds up
+    k_part: u32,      // steps of k in one part
     cols: u32,
     x_stride: u32,    // columns of x
-    w_stride: u32,    // numbers from one row of w to the next
+    w_stride: u32,    // elements from the start of one row of w to the next
     y_stride: u32,    // columns of y
-    y_part: u32,      // elements of y from one part's result to the next
+    y_part: u32,      // elements of y from the result of one part to the next
     has_bias: u32,
 }
 
@@ -19,13 +20,13 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;  // x [T, x_stride], T <= ROWS
 @group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [k, w_stride], as lib/weight.wgsl packs it
 @group(0) @binding(3) var<storage, read> bias: array<f32>;     // bias [cols]
-@group(0) @binding(4) var<storage, read> added: array<f32>;    // added [T, y_stride], looked at if EPILOGUE is 1
+@group(0) @binding(4) var<storage, read> added: array<f32>;    // added [T, y_stride], read if EPILOGUE is 1
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;  // y [parts, T, y_stride]
 
 var<workgroup> shares: array<vec4<f32>, 256>; // [share of k 64][column / 4 4]
 var<workgroup> quarters: array<f32, 64>;      // [quarter of the shares 4][column 16]
 
-// Four columns of row k of the part, zeros from row n on.
+// Four columns of row k of the part, or zeros from row n on.
 fn w_row(at: u32, k: u32, n: u32) -> vec4<f32> {
     if ALIGNED == 1u || k < n {
         return weight4(at);
@@ -49,7 +50,7 @@ fn linear_few(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_w
         let w2 = w_row(at + 2u * step, k + 2u, n);
         let w3 = w_row(at + 3u * step, k + 3u, n);
         for (var r = 0u; r < ROWS; r += 1u) { // unrolled
-            // Rows beyond the last read the last one again; their sums are never stored.
+            // Rows after the last one read the last row again. Their sums are not stored.
             let a = x4(min(r, p.rows - 1u) * p.x_stride + k_first + k, n - k);
             total[r] += (a.x * w0 + a.y * w1) + (a.z * w2 + a.w * w3);
         }

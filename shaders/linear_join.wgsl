@@ -1,9 +1,9 @@
-// y = the sum of the parts that linear.wgsl has left + bias, then the epilogue.
+// y = the sum of the parts that linear.wgsl has computed + bias, then the epilogue.
 // One invocation per element of y.
 
 struct Params {
     n: u32,        // elements of y
-    cols: u32,     // its columns
+    cols: u32,     // columns of y
     parts: u32,
     has_bias: u32,
 }
@@ -11,7 +11,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> sums: array<f32>;     // sums [parts, T, cols]
 @group(0) @binding(2) var<storage, read> bias: array<f32>;     // bias [cols]
-@group(0) @binding(3) var<storage, read> added: array<f32>;    // added [T, cols], looked at if EPILOGUE is 1
+@group(0) @binding(3) var<storage, read> added: array<f32>;    // added [T, cols], read if EPILOGUE is 1
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;  // y [T, cols]
 
 @compute @workgroup_size(64)

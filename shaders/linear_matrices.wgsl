@@ -1,19 +1,20 @@
-// y = x . w + bias, then what EPILOGUE says, for many rows, where the adapter multiplies 8 x 8 matrices in f32 (on Metal, the
-// matrices of a simdgroup).
-// One workgroup per tile of 64 x 64 results, four subgroups with 32 x 32 each, as 4 x 4 matrices; 16 steps of k at a time pass
-// through workgroup memory, with zeros beyond the edges. SUBGROUP_SIZE, the invocations of a subgroup, is appended as a const.
-// The sums have names: in an array they would live in memory and not in registers.
+// y = x . w + bias, then the epilogue, for many rows, on adapters that multiply 8 x 8 matrices in f32 (on Metal,
+// simdgroup matrices).
+// One workgroup per tile of 64 x 64 results. It is four subgroups, each with 32 x 32 results in 4 x 4 matrices. x and w
+// pass through workgroup memory 16 steps of k at a time, padded with zeros.
+// SUBGROUP_SIZE, the number of invocations of a subgroup, is a generated constant. The sums are separate variables,
+// because an array of them would be in memory and not in registers.
 enable wgpu_cooperative_matrix;
 
 struct Params {
     rows: u32,
     k: u32,
-    k_part: u32,      // steps of k that one part adds up
+    k_part: u32,      // steps of k in one part
     cols: u32,
     x_stride: u32,    // columns of x
-    w_stride: u32,    // numbers from one row of w to the next
+    w_stride: u32,    // elements from the start of one row of w to the next
     y_stride: u32,    // columns of y
-    y_part: u32,      // elements of y from one part's result to the next
+    y_part: u32,      // elements of y from the result of one part to the next
     has_bias: u32,
 }
 
@@ -21,19 +22,19 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;  // x [T, x_stride]
 @group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [k, w_stride], as lib/weight.wgsl packs it
 @group(0) @binding(3) var<storage, read> bias: array<f32>;     // bias [cols]
-@group(0) @binding(4) var<storage, read> added: array<f32>;    // added [T, y_stride], looked at if EPILOGUE is 1
+@group(0) @binding(4) var<storage, read> added: array<f32>;    // added [T, y_stride], read if EPILOGUE is 1
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;  // y [parts, T, y_stride]
 
 alias Left = coop_mat8x8<f32, A>;
 alias Right = coop_mat8x8<f32, B>;
 alias Sum = coop_mat8x8<f32, C>;
 
-// Rows in workgroup memory are 4 numbers longer than they need be, so that the 8 rows of a matrix are spread over its banks.
+// Rows in workgroup memory have 4 unused elements, so that the 8 rows of a matrix lie in different memory banks.
 const X_STRIDE: u32 = 20u; // x [64][k 16]
 const W_STRIDE: u32 = 68u; // w [k 16][64], and results [32][64]
 const W_TILE: u32 = 64u * X_STRIDE;
 
-var<workgroup> tile: array<f32, W_TILE + 16u * W_STRIDE>; // x and w; then half of the results at a time
+var<workgroup> tile: array<f32, W_TILE + 16u * W_STRIDE>; // x and w, and later one half of the results at a time
 
 fn put_four(at: u32, four: vec4<f32>) {
     tile[at] = four.x;
@@ -42,12 +43,13 @@ fn put_four(at: u32, four: vec4<f32>) {
     tile[at + 3u] = four.w;
 }
 
-// A function of its own, so that both arguments are values by then: naga 30 forgets to emit what a store computes.
+// A function of its own, so that the arguments are already computed: naga 30 does not emit the expressions inside a
+// store.
 fn put_sum(at: u32, c: Sum) {
     coopStoreT(c, &tile[at], W_STRIDE);
 }
 
-// Four matrices side by side.
+// Stores four matrices side by side.
 fn put_sums(at: u32, c0: Sum, c1: Sum, c2: Sum, c3: Sum) {
     put_sum(at, c0);
     put_sum(at + 8u, c1);
@@ -55,7 +57,7 @@ fn put_sums(at: u32, c0: Sum, c1: Sum, c2: Sum, c3: Sum) {
     put_sum(at + 24u, c3);
 }
 
-// Rows first_row .. +16 and +32 .. +48 of y.
+// Stores rows first_row .. first_row + 16 and first_row + 32 .. first_row + 48 of y.
 fn store_half(index: u32, first_row: u32, first_col: u32, y_first: u32) {
     for (var i = index; i < 32u * 64u; i += 4u * SUBGROUP_SIZE) {
         let row = first_row + 32u * (i / 1024u) + i / 64u % 16u;
@@ -71,14 +73,15 @@ fn store_half(index: u32, first_row: u32, first_col: u32, y_first: u32) {
 fn linear_matrices(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32, @builtin(subgroup_id) subgroup: u32) {
     let tile_row = wg.y * 64u;
     let tile_col = wg.x * 64u;
-    let k_first = wg.z * p.k_part; // of this part, as linear.wgsl has them
+    let k_first = wg.z * p.k_part; // the parts are those of linear.wgsl
     let n = min(p.k_part, p.k - k_first);
     let y_first = wg.z * p.y_part;
-    // Of the subgroup's quarter. Were there more subgroups than SUBGROUP_SIZE promises, they would still keep within the tile.
+    // The subgroup's quarter of the tile. The remainder keeps it within the tile even if there are more than four
+    // subgroups.
     let my_row = 32u * (subgroup / 2u % 2u);
     let my_col = 32u * (subgroup % 2u);
 
-    // Zeros come from memory: that a matrix which nothing was loaded into holds any is up to the driver's compiler.
+    // Loads zeros from memory, because drivers do not reliably initialize a matrix variable with zeros.
     for (var i = index; i < 64u; i += 4u * SUBGROUP_SIZE) {
         tile[i] = 0.0;
     }

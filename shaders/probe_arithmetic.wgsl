@@ -1,6 +1,6 @@
-// y[invocation] = the sum of 12 chains x -> x * factor + addend, each 4 * rounds long: arithmetic and nothing else, by which `actscope
-// bench` measures what an adapter can do at most.
-// One invocation 12 chains, as three vectors; four steps a round, so that the loop itself costs little.
+// y[invocation] = the sum of 12 chains x -> x * factor + addend, each 4 * rounds long. It does nothing but arithmetic,
+// so that `actscope bench` measures the highest speed of an adapter.
+// Each invocation has 12 chains, in three vectors. A round is four steps, so that the loop itself costs little.
 
 struct Params {
     rounds: u32,

@@ -1,6 +1,6 @@
-// y[invocation] = the sum of x[invocation], x[invocation + invocations], ...: reading and nothing else, by which `actscope bench` measures how fast an
-// adapter's memory is.
-// One invocation every invocations-th vector of four numbers, so that neighbours read neighbours.
+// y[invocation] = the sum of x[invocation], x[invocation + invocations], ... It does nothing but reading, so that
+// `actscope bench` measures the speed of an adapter's memory.
+// Neighbouring invocations read neighbouring vectors of four elements.
 
 struct Params {
     n: u32,      // vectors of x

@@ -1,14 +1,15 @@
-// y = x . wᵀ for many rows: both sides lie row by row along k. One workgroup per tile of y, as lib/tile.wgsl has it.
+// y = x . wᵀ for many rows. Both x and w are row-major along k. One workgroup per tile of y, laid out as in
+// lib/tile.wgsl.
 
 struct Params {
     rows: u32,
     k: u32,
     cols: u32,     // tokens in this part of the vocabulary
     x_stride: u32, // columns of x
-    x_first: u32,  // where x's first row begins, in numbers
-    w_stride: u32, // numbers from one row of w to the next
+    x_first: u32,  // index in x of the first row
+    w_stride: u32, // elements from the start of one row of w to the next
     y_stride: u32, // columns of y
-    y_first: u32,  // where the result begins in y, in numbers
+    y_first: u32,  // index in y of the result
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -16,7 +17,8 @@ struct Params {
 @group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [cols, w_stride], as lib/weight.wgsl packs it
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
 
-// w_tile is [token][k / 4 4]; neighbours' fours are spread over the memory banks.
+// The layout of w_tile is [token][k / 4 4]. The order within a token depends on the token, so that neighbouring
+// invocations use different memory banks.
 fn slot(token: u32, k4: u32) -> u32 {
     return token * 4u + (k4 ^ ((token >> 1u) & 3u));
 }
@@ -30,7 +32,7 @@ fn w_step() -> u32 {
     return 4u;
 }
 
-// The table's rows are padded with zeros to a multiple of 8 numbers, and what is beyond them is the next row's.
+// The rows of the table are padded with zeros to a multiple of 8 elements. The next row follows.
 fn w_inside(place: u32, k: u32, n: u32) -> bool {
     return ALIGNED == 1u || k + 4u * (place % 4u) < n;
 }

@@ -1,15 +1,15 @@
-// y = x . wᵀ for adapters that are programs (see linear_broadcast.wgsl): both sides lie row by row along k.
-// One workgroup is one subgroup of 8 invocations: 8 rows x 32 tokens, four tokens an invocation.
+// y = x . wᵀ for software adapters (see linear_broadcast.wgsl). Both x and w are row-major along k.
+// One workgroup is one subgroup of 8 invocations. It computes 8 rows x 32 tokens, four tokens per invocation.
 
 struct Params {
     rows: u32,
     k: u32,
     cols: u32,     // tokens in this part of the vocabulary
     x_stride: u32, // columns of x
-    x_first: u32,  // where x's first row begins, in numbers
-    w_stride: u32, // numbers from one row of w to the next
+    x_first: u32,  // index in x of the first row
+    w_stride: u32, // elements from the start of one row of w to the next
     y_stride: u32, // columns of y
-    y_first: u32,  // where the result begins in y, in numbers
+    y_first: u32,  // index in y of the result
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -17,7 +17,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [cols, w_stride], as lib/weight.wgsl packs it
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
 
-// Called row by row: indices that the driver knows keep the sums in registers.
+// Called once per row, because only constant indices keep the sums in registers.
 fn store(row: u32, token: u32, sums: vec4<f32>) {
     for (var c = 0u; c < 4u; c += 1u) {
         if row < p.rows && token + c < p.cols {
@@ -29,7 +29,7 @@ fn store(row: u32, token: u32, sums: vec4<f32>) {
 @compute @workgroup_size(8)
 fn unembed_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let row = wg.x * 8u;
-    let token = (wg.z * n_wg.y + wg.y) * 32u + invocation * 4u; // this invocation's first
+    let token = (wg.z * n_wg.y + wg.y) * 32u + invocation * 4u; // the first of this invocation
     let x_lo = p.x_first + rows_lo(row, p.rows - 1u) * p.x_stride;
     let x_hi = p.x_first + rows_hi(row, p.rows - 1u) * p.x_stride;
     let w_at = rows_lo(token, p.cols - 1u) * (p.w_stride / 4u);
@@ -39,7 +39,8 @@ fn unembed_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgrou
         var part = array<vec4<f32>, 8>();
         let end = min(block + 256u, p.k);
         for (var k0 = block; k0 < end; k0 += 8u) {
-            // The table's rows are padded with zeros to a multiple of 8 numbers; x's row ends, and the next may hold anything.
+            // The rows of the table are padded with zeros to a multiple of 8 elements. The rows of x are not, so k is
+            // limited.
             let k = min(k0 + invocation, p.k - 1u);
             let lo = vec4<f32>(x[x_lo.x + k], x[x_lo.y + k], x[x_lo.z + k], x[x_lo.w + k]);
             let hi = vec4<f32>(x[x_hi.x + k], x[x_hi.y + k], x[x_hi.z + k], x[x_hi.w + k]);

@@ -1,16 +1,16 @@
-// y = x . wᵀ for at most ROWS rows: the table is what costs, and each of its numbers is read once.
-// One workgroup per 16 tokens, times 16 invocations that share k among them, four numbers at a time and four times in flight;
-// their sums meet in workgroup memory, row by row. ROWS is appended as a const: 1, 2, 4 or 8.
+// y = x . wᵀ for at most ROWS rows. Reading the table takes most of the time, so each of its elements is read once.
+// One workgroup per 16 tokens. For each token, 16 invocations split k, four elements at a time, with four loads in
+// flight. Their sums are added up in workgroup memory, row by row. ROWS is a generated constant: 1, 2, 4 or 8.
 
 struct Params {
     rows: u32,
     k: u32,
     cols: u32,     // tokens in this part of the vocabulary
     x_stride: u32, // columns of x
-    x_first: u32,  // where x's first row begins, in numbers
-    w_stride: u32, // numbers from one row of w to the next
+    x_first: u32,  // index in x of the first row
+    w_stride: u32, // elements from the start of one row of w to the next
     y_stride: u32, // columns of y
-    y_first: u32,  // where the result begins in y, in numbers
+    y_first: u32,  // index in y of the result
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -34,7 +34,7 @@ fn unembed_few(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_
         let w2 = weight4(at + 32u);
         let w3 = weight4(at + 48u);
         for (var r = 0u; r < ROWS; r += 1u) { // unrolled
-            // Rows beyond the last read the last one again; their sums are never stored.
+            // Rows after the last one read the last row again. Their sums are not stored.
             let x_at = p.x_first + min(r, p.rows - 1u) * p.x_stride + k;
             total[r] += (x4(x_at, 4u) * w0 + x4(x_at + 64u, 4u) * w1) + (x4(x_at + 128u, 4u) * w2 + x4(x_at + 192u, 4u) * w3);
         }
@@ -42,7 +42,7 @@ fn unembed_few(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_
     for (; k < n; k += 64u) {
         let four = weight4((token * p.w_stride + k) / 4u);
         for (var r = 0u; r < ROWS; r += 1u) { // unrolled
-            // The table's padding is zero, but x has none: a row's last numbers are followed by the next row's.
+            // The rows of the table are padded with zeros. The rows of x are not: the next row follows at once.
             total[r] += x4(p.x_first + min(r, p.rows - 1u) * p.x_stride + k, n - k) * four;
         }
     }

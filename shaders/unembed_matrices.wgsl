@@ -1,6 +1,7 @@
-// y = x . wᵀ for many rows, where the adapter multiplies 8 x 8 matrices in f32: both sides lie row by row along k.
-// One workgroup per tile of 64 x 64 results, four subgroups with 32 x 32 each (see linear_matrices.wgsl); 16 steps of k at a time
-// pass through workgroup memory, with zeros beyond the edges. SUBGROUP_SIZE, the invocations of a subgroup, is appended as a const.
+// y = x . wᵀ for many rows, on adapters that multiply 8 x 8 matrices in f32. Both x and w are row-major along k.
+// One workgroup per tile of 64 x 64 results. It is four subgroups with 32 x 32 results each (see linear_matrices.wgsl).
+// x and w pass through workgroup memory 16 steps of k at a time, padded with zeros. SUBGROUP_SIZE, the number of
+// invocations of a subgroup, is a generated constant.
 enable wgpu_cooperative_matrix;
 
 struct Params {
@@ -8,10 +9,10 @@ struct Params {
     k: u32,
     cols: u32,     // tokens in this part of the vocabulary
     x_stride: u32, // columns of x
-    x_first: u32,  // where x's first row begins, in numbers
-    w_stride: u32, // numbers from one row of w to the next
+    x_first: u32,  // index in x of the first row
+    w_stride: u32, // elements from the start of one row of w to the next
     y_stride: u32, // columns of y
-    y_first: u32,  // where the result begins in y, in numbers
+    y_first: u32,  // index in y of the result
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -23,12 +24,12 @@ alias Left = coop_mat8x8<f32, A>;
 alias Right = coop_mat8x8<f32, B>;
 alias Sum = coop_mat8x8<f32, C>;
 
-// Rows in workgroup memory are 4 numbers longer than they need be, so that the 8 rows of a matrix are spread over its banks.
+// Rows in workgroup memory have 4 unused elements, so that the 8 rows of a matrix lie in different memory banks.
 const K_STRIDE: u32 = 20u; // x [64][k 16], w [token 64][k 16]
 const Y_STRIDE: u32 = 68u; // results [32][64]
 const W_TILE: u32 = 64u * K_STRIDE;
 
-var<workgroup> tile: array<f32, W_TILE + 64u * K_STRIDE>; // x and w; then half of the results at a time
+var<workgroup> tile: array<f32, W_TILE + 64u * K_STRIDE>; // x and w, and later one half of the results at a time
 
 fn put_four(at: u32, four: vec4<f32>) {
     tile[at] = four.x;
@@ -37,12 +38,13 @@ fn put_four(at: u32, four: vec4<f32>) {
     tile[at + 3u] = four.w;
 }
 
-// A function of its own, so that both arguments are values by then: naga 30 forgets to emit what a store computes.
+// A function of its own, so that the arguments are already computed: naga 30 does not emit the expressions inside a
+// store.
 fn put_sum(at: u32, c: Sum) {
     coopStoreT(c, &tile[at], Y_STRIDE);
 }
 
-// Four matrices side by side.
+// Stores four matrices side by side.
 fn put_sums(at: u32, c0: Sum, c1: Sum, c2: Sum, c3: Sum) {
     put_sum(at, c0);
     put_sum(at + 8u, c1);
@@ -50,7 +52,7 @@ fn put_sums(at: u32, c0: Sum, c1: Sum, c2: Sum, c3: Sum) {
     put_sum(at + 24u, c3);
 }
 
-// Rows first_row .. +16 and +32 .. +48 of y.
+// Stores rows first_row .. first_row + 16 and first_row + 32 .. first_row + 48 of y.
 fn store_half(index: u32, first_row: u32, first_col: u32) {
     for (var i = index; i < 32u * 64u; i += 4u * SUBGROUP_SIZE) {
         let row = first_row + 32u * (i / 1024u) + i / 64u % 16u;
@@ -65,11 +67,12 @@ fn store_half(index: u32, first_row: u32, first_col: u32) {
 fn unembed_matrices(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32, @builtin(subgroup_id) subgroup: u32) {
     let tile_row = wg.y * 64u;
     let tile_col = wg.x * 64u;
-    // Of the subgroup's quarter. Were there more subgroups than SUBGROUP_SIZE promises, they would still keep within the tile.
+    // The subgroup's quarter of the tile. The remainder keeps it within the tile even if there are more than four
+    // subgroups.
     let my_row = 32u * (subgroup / 2u % 2u);
     let my_col = 32u * (subgroup % 2u);
 
-    // Zeros come from memory: that a matrix which nothing was loaded into holds any is up to the driver's compiler.
+    // Loads zeros from memory, because drivers do not reliably initialize a matrix variable with zeros.
     for (var i = index; i < 64u; i += 4u * SUBGROUP_SIZE) {
         tile[i] = 0.0;
     }
@@ -103,7 +106,7 @@ fn unembed_matrices(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocat
         workgroupBarrier();
 
         for (var k = 0u; k < 16u; k += 8u) {
-            // Column by column: a token's numbers are a column of the right side.
+            // The elements of a token are a column of the right side, so this loads column-major.
             let w_at = W_TILE + my_col * K_STRIDE + k;
             let b0 = coopLoad<Right>(&tile[w_at], K_STRIDE);
             let b1 = coopLoad<Right>(&tile[w_at + 8u * K_STRIDE], K_STRIDE);

@@ -1,13 +1,15 @@
-// 32 queries of one head with 16 keys at a time: scores, and sums of values. A workgroup has 64 invocations; (x, y) of 8 x 8 has
-// queries 4 y .. 4 y + 4, keys x and x + 8, and of 64 dimensions of z 8 x .. 8 x + 8. Wider heads pass in chunks of 64 dimensions;
-// narrower ones are filled up with zeros. HEAD_DIM is appended as a const.
-// The kernel declares the bindings `kv: array<vec4<f32>>` and, where it scores, `q: array<vec4<f32>>` by way of lib/scores.wgsl,
-// and `p` with kv_stride, and names lib/text_rows.wgsl and lib/fours.wgsl. All invocations call these in uniform control flow.
+// Attention of 32 queries of one head with 16 keys at a time: scores, and sums of values.
+// A workgroup has 8 x 8 invocations. Invocation (x, y) has queries 4 y .. 4 y + 4, keys x and x + 8, and dimensions 8 x
+// .. 8 x + 8 of 64. Wider heads are processed in chunks of 64 dimensions, and narrower ones are padded with zeros.
+// HEAD_DIM is a generated constant.
+// A kernel declares the binding `kv: array<vec4<f32>>` and `p` with kv_stride, and includes lib/text_rows.wgsl and
+// lib/fours.wgsl. One that computes scores also declares `q: array<vec4<f32>>` and includes lib/scores.wgsl. All
+// invocations call these functions in uniform control flow.
 
 const CHUNKS: u32 = (HEAD_DIM + 63u) / 64u;
 const QUERIES: u32 = 32u;
 const KEYS: u32 = 16u;
-const APART: u32 = 17u; // rows of workgroup memory, to spread them over its banks
+const APART: u32 = 17u; // elements from row to row in workgroup memory, so that rows lie in different banks
 
 var<workgroup> kv_tile: array<vec4<f32>, 272>; // [key 16][dimension / 4 16]
 var<workgroup> p_tile: array<f32, 544>;        // [query 32][key 16]
@@ -23,7 +25,8 @@ fn kv4(at: u32, n: u32) -> vec4<f32> {
     return four_of(kv[min(at / 4u, last)], kv[min(at / 4u + 1u, last)], at, n);
 }
 
-// Dimensions d0 .. d0 + 64 of 16 keys or values. Keys beyond the last are the last. `col` is the head's first column of kv.
+// Loads dimensions d0 .. d0 + 64 of 16 keys or values. After the last key it repeats that key. `col` is the first
+// column of the head in kv.
 fn load_kv(text: TextRows, first_key: u32, col: u32, d0: u32, invocation: u32) {
     for (var i = 0u; i < 4u; i += 1u) { // unrolled
         let place = invocation + 64u * i;
@@ -33,8 +36,8 @@ fn load_kv(text: TextRows, first_key: u32, col: u32, d0: u32, invocation: u32) {
     }
 }
 
-// Adds the values of 16 keys, each times its weight in p_tile, to z: of query r, dimensions 0 .. 4 and 4 .. 8 of this
-// invocation's. `totals` adds up the weights.
+// Adds the values of 16 keys, each times its weight in p_tile, to z. z[2 r] and z[2 r + 1] are the first and the last
+// four dimensions of query r. `totals` is the sum of the weights.
 fn add_values(z: ptr<function, array<vec4<f32>, 8>>, totals: ptr<function, array<f32, 4>>, x: u32, y: u32) {
     for (var key = 0u; key < KEYS; key += 1u) { // unrolled
         let lo = kv_tile[key * APART + 2u * x];

@@ -1,9 +1,9 @@
-// What becomes of a sum of products before it is stored, chosen when the pipeline is made. The kernel declares `bias`,
-// `added` and `p` (has_bias), and names lib/activation.wgsl.
+// The last step of a product before a sum is stored. The override EPILOGUE chooses it. The kernel declares `bias`,
+// `added` and `p` (has_bias), and includes lib/activation.wgsl.
 
-override EPILOGUE: u32 = 0u; // 0 nothing, 1 `added` joins it, 2 and above: activation function EPILOGUE - 2
+override EPILOGUE: u32 = 0u; // 0: nothing, 1: adds `added`, 2 and above: activation function EPILOGUE - 2
 
-// `col` is the column of the bias, `at` the place in y, which is that in `added` too.
+// `col` is the column of the bias. `at` is the index in y and in `added`.
 fn epilogue(sum: f32, col: u32, at: u32) -> f32 {
     var result = sum;
     if p.has_bias != 0u {

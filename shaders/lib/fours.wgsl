@@ -1,8 +1,9 @@
-// Four elements of a binding of vectors, wherever they begin.
+// Reads four consecutive elements of a binding of vec4, from any element on.
 
-override ALIGNED: u32 = 0u; // 1 where they begin at multiples of 4 elements, and end together
+override ALIGNED: u32 = 0u; // 1: all begin at multiples of 4 elements, and their number is a multiple of 4
 
-// Elements at .. at + 4 of two neighbouring vectors, the first of which holds `at`; those from the n-th on are 0.
+// Elements at .. at + 4, from two neighbouring vectors, the first of which has element `at`. From the n-th on they are
+// 0.
 fn four_of(a: vec4<f32>, b: vec4<f32>, at: u32, n: u32) -> vec4<f32> {
     var four = a;
     switch at % 4u {
@@ -14,7 +15,7 @@ fn four_of(a: vec4<f32>, b: vec4<f32>, at: u32, n: u32) -> vec4<f32> {
     return select(four, vec4<f32>(), vec4<u32>(0u, 1u, 2u, 3u) >= vec4<u32>(n));
 }
 
-// How many of n elements are left from element i on.
+// The number of elements from i on, of n.
 fn left(n: u32, i: u32) -> u32 {
     return select(0u, n - i, i < n);
 }

@@ -1,5 +1,5 @@
-// The activation functions that build on e^x. Each is written so that nothing cancels and nothing overflows; none calls
-// tanh, which some drivers let overflow to NaN for large arguments.
+// The activation functions that use e^x. Each is written without cancellation and overflow. None calls tanh, which
+// overflows to NaN for large arguments on some drivers.
 
 // 1 / (1 + e^-x). exp_f32 stays finite, so large |x| gives exactly 0 or 1.
 fn sigmoid(x: f32) -> f32 {
@@ -8,7 +8,7 @@ fn sigmoid(x: f32) -> f32 {
 
 // 0.5 x (1 + tanh u) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3).
 fn gelu_tanh(x: f32) -> f32 {
-    let bounded = clamp(x, -15.0, 15.0); // the sigmoid is 0 or 1 long before, and x^3 stays finite
+    let bounded = clamp(x, -15.0, 15.0); // the sigmoid is 0 or 1 well within, and x^3 stays finite
     return x * sigmoid(1.59576912 * (bounded + 0.044715 * bounded * bounded * bounded));
 }
 

@@ -1,5 +1,5 @@
-// Mean and divisor of a row of x, what the LayerNorm kernels have in common. The kernel declares `x` and names
-// lib/reduce.wgsl or its namesake that broadcasts; every invocation of its workgroups calls these in uniform control flow.
+// Mean and divisor of a row of x, for the LayerNorm kernels. The kernel declares `x`, and includes lib/reduce.wgsl or
+// lib/reduce_broadcast.wgsl. Every invocation of its workgroups calls these functions in uniform control flow.
 
 fn row_mean(invocation: u32, start: u32, cols: u32) -> f32 {
     var total = 0.0;
@@ -9,7 +9,7 @@ fn row_mean(invocation: u32, start: u32, cols: u32) -> f32 {
     return workgroup_sum(invocation, total) / f32(max(cols, 1u));
 }
 
-// sqrt(var + eps); biased variance around the mean, in a second pass, as its formula says.
+// sqrt(var + eps). The variance is biased, and taken around the mean in a second pass.
 fn row_scale(invocation: u32, start: u32, cols: u32, mean: f32, eps: f32) -> f32 {
     var squares = 0.0;
     for (var c = invocation; c < cols; c += WORKGROUP_SIZE) {

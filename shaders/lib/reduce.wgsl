@@ -1,6 +1,6 @@
-// Sums and maxima over a workgroup of WORKGROUP_SIZE invocations in one dimension. Every invocation of the workgroup must call them, in
-// uniform control flow, and every invocation gets the result. The first barrier of each call also protects the scratch from the
-// call before it.
+// Sums and maxima over a workgroup of WORKGROUP_SIZE invocations in one dimension. Every invocation must call these
+// functions in uniform control flow, and every invocation gets the result. The first barrier of a call also protects
+// the scratch memory from the previous call.
 
 const WORKGROUP_SIZE: u32 = 128u;
 

@@ -1,4 +1,5 @@
-// The functions of lib/reduce.wgsl for adapters whose subgroup is the whole workgroup of 8 invocations: no memory, no barriers.
+// The functions of lib/reduce.wgsl for adapters on which a subgroup is the whole workgroup of 8 invocations. They need
+// no memory and no barriers.
 
 const WORKGROUP_SIZE: u32 = 8u;
 

@@ -1,5 +1,5 @@
-// q . k of lib/attention_tile.wgsl's 32 queries and 16 keys. The kernel declares the binding `q: array<vec4<f32>>` and `p` with
-// q_stride.
+// q . k of the 32 queries and 16 keys of lib/attention_tile.wgsl. The kernel declares the binding
+// `q: array<vec4<f32>>`, and `p` with q_stride.
 
 var<workgroup> q_tile: array<vec4<f32>, 544>; // [query 32][dimension / 4 16]
 
@@ -14,7 +14,8 @@ fn q4(at: u32, n: u32) -> vec4<f32> {
     return four_of(q[min(at / 4u, last)], q[min(at / 4u + 1u, last)], at, n);
 }
 
-// Dimensions d0 .. d0 + 64 of 32 queries. Queries beyond the last are the last. `col` is the head's first column of q.
+// Loads dimensions d0 .. d0 + 64 of 32 queries. After the last query it repeats that query. `col` is the first column
+// of the head in q.
 fn load_q(text: TextRows, first_query: u32, col: u32, d0: u32, invocation: u32) {
     for (var i = 0u; i < 8u; i += 1u) { // unrolled
         let place = invocation + 64u * i;
@@ -24,7 +25,7 @@ fn load_q(text: TextRows, first_query: u32, col: u32, d0: u32, invocation: u32) 
     }
 }
 
-// Adds the loaded dimensions' share: s[r] is of query r with keys x and x + 8.
+// Adds the products of the loaded dimensions to the scores. s[r] has the scores of query r with keys x and x + 8.
 fn add_scores(s: ptr<function, array<vec2<f32>, 4>>, x: u32, y: u32) {
     for (var d = 0u; d < 16u; d += 1u) { // unrolled
         let lo = kv_tile[x * APART + d];
@@ -36,11 +37,11 @@ fn add_scores(s: ptr<function, array<vec2<f32>, 4>>, x: u32, y: u32) {
     }
 }
 
-// Scores of 32 queries with the 16 keys from first_key on, unscaled and unmasked. Where heads are not wider than a chunk, the
-// queries must have been loaded before.
+// Scores of 32 queries with the 16 keys from first_key on, unscaled and unmasked. If a head is one chunk, the queries
+// must have been loaded before.
 fn block_scores(s: ptr<function, array<vec2<f32>, 4>>, text: TextRows, first_query: u32, first_key: u32, q_col: u32, k_col: u32, invocation: u32) {
     for (var chunk = 0u; chunk < CHUNKS; chunk += 1u) {
-        workgroupBarrier(); // what was loaded before has been used
+        workgroupBarrier(); // the values loaded before have been used
         if CHUNKS > 1u {
             load_q(text, first_query, q_col, 64u * chunk, invocation);
         }

@@ -1,5 +1,5 @@
-// One step of a product whose left side is spread over the invocations: 8 rows of one number each times four columns per invocation.
-// Written out row by row: indices that the driver knows keep the sums in registers.
+// One step of a product whose left side is spread over the invocations: one element of each of 8 rows, times four
+// columns per invocation. Every row is written out, because only constant indices keep the sums in registers.
 
 fn multiply_add(sums: ptr<function, array<vec4<f32>, 8>>, lo: vec4<f32>, hi: vec4<f32>, four: vec4<f32>) {
     (*sums)[0] += lo.x * four;
@@ -12,7 +12,7 @@ fn multiply_add(sums: ptr<function, array<vec4<f32>, 8>>, lo: vec4<f32>, hi: vec
     (*sums)[7] += hi.w * four;
 }
 
-// Adds up what `multiply_add` gathered in two places.
+// Adds the sums of a block to the total.
 fn join(sums: ptr<function, array<vec4<f32>, 8>>, part: array<vec4<f32>, 8>) {
     (*sums)[0] += part[0];
     (*sums)[1] += part[1];
@@ -24,7 +24,7 @@ fn join(sums: ptr<function, array<vec4<f32>, 8>>, part: array<vec4<f32>, 8>) {
     (*sums)[7] += part[7];
 }
 
-// The first and the last four of 8 rows that begin with `first`, none beyond `last`.
+// rows_lo and rows_hi are the first and the last four of 8 rows from `first` on. No row is after `last`.
 fn rows_lo(first: u32, last: u32) -> vec4<u32> {
     return min(vec4<u32>(first, first + 1u, first + 2u, first + 3u), vec4<u32>(last));
 }

@@ -1,8 +1,10 @@
-// The products of a tile of the result. A workgroup has SIDE_X x SIDE_Y invocations, each with ROWS rows x 4 FOURS columns of
-// sums; x and w pass through workgroup memory 16 steps of k at a time, and the next 16 are loaded while these are multiplied.
-// SIDE_X, SIDE_Y, ROWS and FOURS are appended as consts: which are fastest depends on the adapter (gpu/autotune.rs).
-// The kernel names lib/x4.wgsl and lib/weight.wgsl and declares how w lies: `w_begin`, `w_step`, `w_inside`, `w_slot` and
-// `add_products`.
+// The products of one tile of the result. A workgroup has SIDE_X x SIDE_Y invocations, each with the sums of ROWS rows
+// x 4 FOURS columns. x and w pass through workgroup memory 16 steps of k at a time, and the next 16 steps are loaded
+// while these are multiplied.
+// SIDE_X, SIDE_Y, ROWS and FOURS are generated constants. The fastest ones depend on the adapter
+// (src/device/gpu/autotune.rs).
+// The kernel includes lib/x4.wgsl and lib/weight.wgsl. It declares the layout of w by `w_begin`, `w_step`, `w_inside`,
+// `w_slot` and `add_products`.
 
 const TILE_ROWS: u32 = SIDE_Y * ROWS;
 const TILE_FOURS: u32 = SIDE_X * FOURS;
@@ -12,9 +14,10 @@ const X_LOADS: u32 = TILE_ROWS * 4u / INVOCATIONS;
 const W_LOADS: u32 = TILE_FOURS * 16u / INVOCATIONS;
 
 var<workgroup> x_tile: array<vec4<f32>, TILE_ROWS * 4u>;   // [row][k / 4 4]
-var<workgroup> w_tile: array<vec4<f32>, TILE_FOURS * 16u>; // as w_slot says
+var<workgroup> w_tile: array<vec4<f32>, TILE_FOURS * 16u>; // in the order of w_slot
 
-// Adds up `k` steps. x's rows begin at x_first, those beyond the last are the last; w's tile is as `w_begin` says.
+// Sums `k` steps. The first row of x begins at index x_first. After the last row it repeats that row. `w_begin` says
+// where the tile of w begins.
 fn sum_tile(total: ptr<function, array<vec4<f32>, SUMS>>, tile_row: u32, tile_col: u32, x_first: u32, w_first: u32, k: u32, local: vec2<u32>) {
     let index = local.y * SIDE_X + local.x;
     var x_at = array<u32, X_LOADS>();
@@ -42,7 +45,7 @@ fn sum_tile(total: ptr<function, array<vec4<f32>, SUMS>>, tile_row: u32, tile_co
             w_tile[w_slot(index + i * INVOCATIONS)] = w_next[i];
         }
         workgroupBarrier();
-        // After the last block the last is loaded again, and not used.
+        // In the last turn this loads the last block again, and nothing uses it.
         let next = min(block + 1u, blocks - 1u);
         for (var i = 0u; i < X_LOADS; i += 1u) { // unrolled
             let at = 4u * ((index + i * INVOCATIONS) % 4u);
@@ -58,7 +61,7 @@ fn sum_tile(total: ptr<function, array<vec4<f32>, SUMS>>, tile_row: u32, tile_co
     }
 }
 
-// Four numbers of w, or zeros.
+// Four elements of w, or zeros.
 fn weight_inside(at: u32, inside: bool) -> vec4<f32> {
     if inside {
         return weight4(at);

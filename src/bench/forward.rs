@@ -1,5 +1,7 @@
-//! Whole runs of a model: nothing tapped, the hidden states, everything. Owns what those three are, and their timing. What is
-//! tapped is brought to the host and kept in memory, as a library's caller has it.
+//! Whole runs of a model, which capture nothing, the hidden states, or everything. Owns the definition of these three
+//! kinds, and their timing. The captured values are copied to the host and stay in memory, as for a caller of the
+//! library.
+//! Read next: `generate.rs`, for runs with a cache of keys and values.
 
 use super::time::{Budget, Timing, median};
 use super::{FEW, LeftOut, TOKENS, memory};
@@ -15,32 +17,32 @@ use crate::model::params::Params;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Seconds for all of them,
+/// Seconds for all runs.
 const BUDGET: f64 = 24.0;
 
-/// and for one.
+/// The most seconds for one run.
 const LONGEST: f64 = 1.8;
 
-/// Bytes that a run may bring to the host.
+/// The most bytes that a run may copy to the host.
 const MOST_BYTES: usize = 1 << 30;
 
-/// What a run is asked for.
+/// What a run captures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taps {
-    /// The last token's last hidden state: the least that makes a run go through all blocks.
+    /// Only the last token's last hidden state, so that the run goes through all blocks.
     None,
-    /// The `n_layer + 1` hidden states that transformers gives: what goes into the first block, what comes out of each but the
-    /// last, and of the final LayerNorm.
+    /// The `n_layer + 1` hidden states that transformers returns: the input of the first block, the outputs of all
+    /// blocks but the last, and the output of the final LayerNorm.
     HiddenStates,
-    /// Every hook, the logits with them. Attention then runs in steps, and the unembedding runs at all.
+    /// Every hook, including the logits. Only this kind computes logits, and stores scores and patterns of attention.
     Everything,
 }
 
 impl Taps {
-    /// From little to much.
+    /// All kinds, from the fewest captured values to the most.
     pub const ALL: [Taps; 3] = [Taps::None, Taps::HiddenStates, Taps::Everything];
 
-    /// In words.
+    /// The name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Taps::None => "none",
@@ -49,7 +51,7 @@ impl Taps {
         }
     }
 
-    /// The request, for texts of these lengths.
+    /// The request for the texts of `batch`.
     pub fn hooks(self, config: &Config, batch: &Batch) -> Hooks {
         let all = |sites: Vec<Site>| Hooks::whole(config, &sites);
         match self {
@@ -71,36 +73,37 @@ impl Taps {
 /// One kind of run at one number of tokens.
 #[derive(Clone, Debug)]
 pub struct ForwardRow {
-    /// What was tapped.
+    /// What the run captures.
     pub taps: Taps,
-    /// Length of the one text.
+    /// Length of the text in tokens.
     pub tokens: usize,
-    /// How long it takes.
+    /// The time of one run.
     pub timing: Timing,
-    /// How much longer than with nothing tapped: the median over batches of both in turn.
+    /// The time divided by that of a run with [`Taps::None`]: the median over batches that time both in turn.
     pub times_untapped: f64,
-    /// Bytes brought to the host.
+    /// Bytes copied to the host.
     pub bytes: usize,
-    /// The most memory that the process had during these runs, weights and all; `None` where the system does not say.
+    /// The peak memory of the process during these runs in bytes, weights included. `None` if the system does not
+    /// report it.
     pub peak: Option<u64>,
 }
 
-/// `n` token ids, the same every time.
+/// `n` token ids. They are the same in every call.
 pub fn ids(n: usize, config: &Config) -> Vec<u32> {
     (0..n).map(|i| ((i * 7919 + 13) % config.vocab_size) as u32).collect()
 }
 
-/// The numbers of tokens that a model has positions for.
+/// The numbers of tokens for which the model has enough positions.
 fn tokens(config: &Config) -> impl Iterator<Item = usize> {
     TOKENS.into_iter().filter(|tokens| *tokens <= config.n_positions)
 }
 
-/// How many rows there are.
+/// The number of rows.
 pub(super) fn count(config: &Config) -> usize {
     tokens(config).count() * Taps::ALL.len()
 }
 
-/// Times all of them; `step` is told after each.
+/// Times all rows. Calls `step` before each.
 pub(super) async fn measure<D: Measured>(
     dev: &D,
     params: &Params<D>,
@@ -109,7 +112,7 @@ pub(super) async fn measure<D: Measured>(
 ) -> Result<Vec<ForwardRow>, RunError> {
     let config = params.config();
     let (mut budget, mut rows) = (Budget::new(BUDGET, LONGEST, left_out), Vec::new());
-    // Seconds for each token, of each kind of run.
+    // Seconds per token, for each kind of run.
     let mut costs = [0.0f64; Taps::ALL.len()];
     for (n, tokens) in tokens(config).enumerate() {
         let batch = Batch::new(&[ids(tokens, config)], config).expect("ids of this vocabulary");
@@ -124,17 +127,17 @@ pub(super) async fn measure<D: Measured>(
         };
         let untapped = Taps::None.hooks(config, &batch);
         if n == 0 {
-            // Brings the weights to the device; the second time they are packed.
+            // The first run uploads the weights. The second one packs them on the device `cpu`.
             run(&untapped, 2).await?;
         }
         for (i, taps) in Taps::ALL.into_iter().enumerate() {
             step();
             let row = format!("run of {tokens} tokens, {} tapped", taps.name());
             let hooks = taps.hooks(config, &batch);
-            let numbers = |(_, shape): (Site, Vec<usize>)| shape.iter().product::<usize>();
-            let bytes = 4 * hooks.shapes(&batch).into_iter().map(numbers).sum::<usize>();
+            let elements = |(_, shape): (Site, Vec<usize>)| shape.iter().product::<usize>();
+            let bytes = 4 * hooks.shapes(&batch).into_iter().map(elements).sum::<usize>();
             if bytes > MOST_BYTES {
-                budget.leave_out(&row, format!("it brings {:.2} GB to the host", 1e-9 * bytes as f64));
+                budget.leave_out(&row, format!("it copies {:.2} GB to the host", 1e-9 * bytes as f64));
                 continue;
             }
             if let Err(e) = forward::check_size(dev, config, &batch, &hooks) {
@@ -153,7 +156,7 @@ pub(super) async fn measure<D: Measured>(
             let timed = budget.time(&row, expected, both).await?;
             costs[i] = timed.map_or_else(|once| once, |timing| timing.seconds) / tokens as f64;
             if let Ok(timing) = timed {
-                // The first batch was for warming up.
+                // The first batch was the warm-up.
                 let times_untapped = median(&mut times_untapped[1..]);
                 rows.push(ForwardRow { taps, tokens, timing, times_untapped, bytes, peak: memory::peak() });
             }

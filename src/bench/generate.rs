@@ -1,5 +1,6 @@
-//! Generation: the prompt in one go, and a token of one or several texts after it. Owns what is run and what a token must read
-//! at least: every weight once, however many texts there are.
+//! Generation: a run of the prompt, and a run of one further token, for one or several texts. Owns these runs, their
+//! timing, and the least number of bytes that each must read, which is every weight once, whatever the number of texts.
+//! Read next: `src/analysis/generate.rs`, the generation that users run.
 
 use super::time::{Budget, Timing};
 use super::{LeftOut, forward};
@@ -16,37 +17,37 @@ use crate::model::params::Params;
 use ndarray::ArrayViewD;
 use std::time::Instant;
 
-/// Seconds for all rows,
+/// Seconds for all rows.
 const BUDGET: f64 = 12.0;
 
-/// and for one run.
+/// The most seconds for one run.
 const LONGEST: f64 = 1.8;
 
 /// Tokens of a prompt.
 pub const PROMPT: usize = 16;
 
-/// Texts that are generated together.
+/// The numbers of texts that are generated together.
 pub const TEXTS: [usize; 2] = [1, 8];
 
-/// One step of generation.
+/// One kind of run of generation.
 #[derive(Clone, Copy, Debug)]
 pub struct GenerateRow {
-    /// Texts that are run together.
+    /// The number of texts.
     pub texts: usize,
-    /// Tokens of each that are run: those of the prompt, or one.
+    /// Tokens per text: those of the prompt, or one.
     pub tokens: usize,
-    /// How long it takes, logits of every text's last token on the host.
+    /// The time of one run, until the logits of every text's last token are on the host.
     pub timing: Timing,
-    /// Bytes of weights that it reads at least.
+    /// The least number of bytes of weights to read.
     pub bytes: u64,
 }
 
-/// How many rows there are.
+/// The number of rows.
 pub(super) fn count() -> usize {
     2 * TEXTS.len()
 }
 
-/// Drops what it is given.
+/// A sink that drops its values.
 struct Nowhere;
 
 impl Sink for Nowhere {
@@ -55,14 +56,14 @@ impl Sink for Nowhere {
     }
 }
 
-/// Bytes of the weights that every token reads: all but the position embeddings, whose rows are few.
+/// Bytes of the weights that every run reads: all except the position embeddings, of which a run reads few rows.
 fn bytes_of_weights(checkpoint: &Checkpoint) -> u64 {
     let Config { n_positions, n_embd, .. } = *checkpoint.config();
     let share = (n_positions * n_embd) as f64 / checkpoint.parameters() as f64;
     (checkpoint.file_bytes() as f64 * (1.0 - share)) as u64
 }
 
-/// Times all rows; `step` is told after each.
+/// Times all rows. Calls `step` before each.
 pub(super) async fn measure<D: Device>(
     dev: &D,
     params: &Params<D>,
@@ -86,7 +87,7 @@ pub(super) async fn measure<D: Device>(
             hooks.tap_at(Site::Unembed, last).expect("a site of every model");
             let layout = Layout::new(&hooks, &batch)?;
             let row = format!("generation, {texts} texts, {tokens} tokens of each");
-            // Every run writes the same positions of the cache again.
+            // Every run writes the same positions of the cache.
             let run = async |runs: usize| {
                 let begin = Instant::now();
                 for _ in 0..runs {

@@ -1,12 +1,13 @@
-//! The most memory that this process has had at once, where the system tells it: Linux's /proc/self. Owns no memory.
+//! The peak memory of this process, where the system reports it (Linux, in /proc/self). Owns no memory.
+//! Read next: `forward.rs`, which reports it.
 
-/// Begins anew: what comes after counts. Where the system refuses, what was before counts too.
+/// Resets the peak. If the system refuses, the peak still includes the time before.
 pub fn forget_peak() {
-    // 5 is for the peak of what is resident: man 5 proc.
+    // 5 resets the peak of the resident set size: man 5 proc.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
-/// Bytes; `None` where the system does not say.
+/// The peak in bytes, or `None` if the system does not report it.
 pub fn peak() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

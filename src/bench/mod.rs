@@ -1,8 +1,7 @@
-//! How fast is this machine, and how much of what it could do is done? Owns the measuring behind `actscope bench` and the
-//! benches: the limits of the device, every operation that costs (`operations.rs`), whole runs (`forward.rs`), and generation
-//! (`generate.rs`), each within
-//! a budget of time (`time.rs`), so that slow devices answer too. What does not fit the budget is named, not dropped. Prints
-//! nothing.
+//! Measures the speed of a device, and compares it with the limits of the device. Owns the measurements of the command
+//! `actscope bench` and of the files in `benches/`: the limits, the expensive operations (`operations.rs`), whole runs
+//! (`forward.rs`) and generation (`generate.rs`). Each has a time budget (`time.rs`), so that slow devices finish too.
+//! Rows that do not fit the budget are listed in the report. Prints nothing.
 //! Read next: `operations.rs`.
 
 pub mod forward;
@@ -22,49 +21,51 @@ use generate::GenerateRow;
 use operations::OperationRow;
 use std::sync::Arc;
 
-/// Numbers of tokens that everything is measured at.
+/// The numbers of tokens of the measured operations and runs.
 pub const TOKENS: [usize; 5] = [1, 8, 64, 256, 1024];
 
-/// Tokens up to which time may stay the same with more of them: it goes into reading weights. Beyond, it grows with them.
+/// Up to this many tokens, the time may not grow with them, because most of it goes into reading weights. With more
+/// tokens it grows.
 const FEW: usize = 64;
 
-/// What the device can do at most, as measured.
+/// The measured limits of a device.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Floating-point operations a second, one multiply-add counting as two.
+    /// Floating-point operations per second. A multiply-add counts as two.
     pub arithmetic: f64,
-    /// Bytes read a second.
+    /// Bytes read per second.
     pub reading: f64,
 }
 
-/// A row that would have taken too long, or too much.
+/// A row that was not measured, because it would take too much time or memory.
 #[derive(Clone, Debug)]
 pub struct LeftOut {
-    /// Which.
+    /// The name of the row.
     pub row: String,
-    /// Why, with the figure.
+    /// The reason, with the time or size.
     pub why: String,
 }
 
-/// All that was measured.
+/// All results of a benchmark.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// What nothing below can pass.
+    /// The limits of the device.
     pub limits: Limits,
-    /// Operations by themselves.
+    /// Single operations.
     pub operations: Vec<OperationRow>,
     /// Whole runs.
     pub forwards: Vec<ForwardRow>,
     /// Generation.
     pub generation: Vec<GenerateRow>,
-    /// What is missing from both.
+    /// The rows that were not measured.
     pub left_out: Vec<LeftOut>,
 }
 
-/// Measures a device, with `checkpoint` for the whole runs. `progress` is told how many of how many steps are done.
+/// Measures a device. `checkpoint` is the model of the whole runs and of generation. `progress` is called with the
+/// number of steps that are done and the number of all steps.
 ///
 /// # Errors
-/// [`RunError`] when the device failed.
+/// [`RunError`] if the device fails.
 pub async fn bench<D: Measured>(
     dev: &D,
     checkpoint: Arc<Checkpoint>,
@@ -83,23 +84,23 @@ pub async fn bench<D: Measured>(
     let params = Params::new(checkpoint.clone(), None);
     let forwards = forward::measure(dev, &params, &mut left_out, &mut step).await?;
     let generation = generate::measure(dev, &params, &checkpoint, &mut left_out, &mut step).await?;
-    // Once more: on a machine that others use too, the limits change.
+    // The limits are measured twice, because they change on a machine that runs other work too.
     let after = limits(dev).await?;
     let limits =
         Limits { arithmetic: before.arithmetic.max(after.arithmetic), reading: before.reading.max(after.reading) };
     Ok(Report { limits, operations, forwards, generation, left_out })
 }
 
-/// Measures what the device can do at most.
+/// Measures the limits of a device.
 ///
 /// # Errors
-/// [`DeviceError::Fault`] when the device failed.
+/// [`DeviceError::Fault`] if the device fails.
 pub async fn limits<D: Measured>(dev: &D) -> Result<Limits, DeviceError> {
     let probes = dev.probes();
     Ok(Limits { arithmetic: best(dev, &probes.arithmetic).await?, reading: best(dev, &probes.reading).await? })
 }
 
-/// The highest of several rates: a limit is what was reached once.
+/// The highest rate of several attempts.
 async fn best<D: Measured>(dev: &D, work: &Work<'_>) -> Result<f64, DeviceError> {
     const TRIES: usize = 7;
     let mut best: f64 = 0.0;

@@ -1,5 +1,6 @@
-//! The operations that cost, at gpt2-small's shapes, fused as `model.rs` fuses them. Owns the list, what each must compute and
-//! move at least, and their timing. `verify/list.rs` has the shapes that are awkward; these are those that are run.
+//! The expensive operations of a run, at gpt2-small's shapes. Owns their list, the least that each must compute and
+//! move, and their timing. `src/verify/list.rs` lists operations with unusual shapes, for correctness.
+//! Read next: `time.rs`, then `forward.rs` for whole runs.
 
 use super::time::{Budget, Timing};
 use super::{FEW, LeftOut, TOKENS};
@@ -13,32 +14,33 @@ const N_HEAD: usize = 12;
 const N_VOCAB: usize = 50_257;
 const EPS: f64 = 1e-5;
 
-/// Seconds for all of them,
+/// Seconds for all operations.
 const BUDGET: f64 = 24.0;
 
-/// and for one run of one.
+/// The most seconds for one run of one operation.
 const LONGEST: f64 = 0.4;
 
-/// Bytes of weights that take turns. In a run a block's weights come from memory, since those of all other blocks were read
-/// since, so here there are as many copies of one as push it out of caches.
+/// Bytes of all copies of a weight. In a run the weights of a block come from memory, because the other blocks have
+/// pushed them out of the caches. Here several copies of a weight take turns, for the same effect.
 const TURNS: f64 = (128 << 20) as f64;
 
 /// An operation of the model, for any number of tokens.
 pub struct Operation {
-    /// The operation, and the weight that it is for.
+    /// The operation and its weight.
     pub name: &'static str,
     op: fn(usize) -> Op,
-    /// Columns of the tensors that it takes, [tokens, columns] each,
+    /// Columns of its input tensors, which are [tokens, columns].
     tensors: &'static [usize],
-    /// the weights,
+    /// Shapes of its weights.
     weights: &'static [[usize; 2]],
-    /// and columns of what it gives.
+    /// Columns of its result.
     result: usize,
-    /// Floating-point operations: of products, one multiply-add counting as two, without bias, activation function and sum.
+    /// Floating-point operations for a number of tokens. A multiply-add counts as two. Bias, activation function and
+    /// added tensor of a product do not count.
     flops: fn(usize) -> usize,
 }
 
-/// In the order of a run.
+/// The list, in the order of a run.
 pub static OPERATIONS: &[Operation] = &[
     Operation {
         name: "layer_norm ln_1",
@@ -101,18 +103,18 @@ pub static OPERATIONS: &[Operation] = &[
 ];
 
 impl Operation {
-    /// Floating-point operations for so many tokens.
+    /// Floating-point operations for this number of tokens.
     pub fn flops(&self, tokens: usize) -> f64 {
         (self.flops)(tokens) as f64
     }
 
-    /// Bytes that must be moved for so many tokens: everything that goes in read once, everything that comes out written once.
+    /// The least number of bytes to move for this number of tokens: every input read once, the result written once.
     pub fn bytes(&self, tokens: usize) -> f64 {
         let columns: usize = self.tensors.iter().sum::<usize>() + self.result;
         self.weight_bytes() + 4.0 * (tokens * columns) as f64
     }
 
-    /// With random numbers of the size that they have in a model.
+    /// The operation with random inputs, as large as in a trained model.
     pub fn case(&self, tokens: usize) -> Case {
         let weight = |(i, [rows, cols]): (usize, &[usize; 2])| {
             let fan_in = if *rows == N_VOCAB { cols } else { rows };
@@ -123,7 +125,7 @@ impl Operation {
 
     fn without_weights(&self, tokens: usize) -> Case {
         let tensor = |(i, cols): (usize, &usize)| Host::random(tokens, *cols, 1.0, 100 + i as u64);
-        // As near as `verify/list.rs` wants products of 768 and of 3,072.
+        // The tolerances of `verify/list.rs` for products with k of 768 and of 3,072.
         Case::new((self.op)(tokens), self.tensors.iter().enumerate().map(tensor).collect(), vec![]).within(3e-5, 3e-5)
     }
 
@@ -132,29 +134,29 @@ impl Operation {
         4.0 * self.weights.iter().map(|[rows, cols]| rows * cols).sum::<usize>() as f64
     }
 
-    /// How many copies of the weights take turns; a few vectors stay in caches in a run too.
+    /// The number of copies of the weights. Small vectors have one, because they stay in the caches during a run too.
     fn copies(&self) -> usize {
         if self.weight_bytes() > 1e6 { (TURNS / self.weight_bytes()).ceil() as usize } else { 1 }
     }
 
-    /// Brings the weights to a device, once for each turn, and uses each until it is in the form in which it stays.
+    /// Loads all copies of the weights, and uses each until it has its final form on the device.
     ///
     /// # Errors
-    /// [`DeviceError`] where the device cannot hold them, or failed.
+    /// [`DeviceError`] if the device cannot hold the weights, or fails.
     pub async fn on<'a, D: Measured>(&'a self, dev: &'a D) -> Result<OnDevice<'a, D>, DeviceError> {
         let weights: Vec<_> = self.case(0).weights.iter().map(|(w, dtype)| w.weight(*dtype)).collect();
         let load = |_| weights.iter().map(|w| dev.load(w)).collect::<Result<_, _>>();
         let weights = (0..self.copies()).map(load).collect::<Result<_, _>>()?;
         let on_device = OnDevice { operation: self, dev, weights };
         let mut run = on_device.with_inputs(1);
-        // A weight that is used a second time is packed.
+        // The device `cpu` packs a weight at its second use.
         dev.seconds(|| run(2 * self.copies())).await?;
         drop(run);
         Ok(on_device)
     }
 }
 
-/// An operation whose weights are where they are needed.
+/// An operation with its weights on a device.
 pub struct OnDevice<'a, D: Measured> {
     operation: &'a Operation,
     dev: &'a D,
@@ -162,8 +164,8 @@ pub struct OnDevice<'a, D: Measured> {
 }
 
 impl<D: Measured> OnDevice<'_, D> {
-    /// Brings inputs for so many tokens to the device; gives back what does the operation, or records it, a number of times,
-    /// each time with the next weights.
+    /// Uploads inputs for this number of tokens. Returns a function that does or records the operation a number of
+    /// times, each time with the next copy of the weights.
     pub fn with_inputs(&self, tokens: usize) -> impl FnMut(usize) {
         let case = self.operation.without_weights(tokens);
         let tensors: Vec<D::Tensor> = case.tensors.iter().map(|x| x.on(self.dev)).collect();
@@ -180,19 +182,19 @@ impl<D: Measured> OnDevice<'_, D> {
 /// One operation at one number of tokens.
 #[derive(Clone, Debug)]
 pub struct OperationRow {
-    /// Which.
+    /// The name of the operation.
     pub name: &'static str,
     /// Rows of its tensors.
     pub tokens: usize,
-    /// How long it takes.
+    /// The time of one run.
     pub timing: Timing,
-    /// Floating-point operations a second.
+    /// Floating-point operations per second.
     pub arithmetic: f64,
-    /// Bytes a second, of those that must be moved.
+    /// Bytes per second, where [`Operation::bytes`] counts the bytes.
     pub moving: f64,
 }
 
-/// Times all of them; `step` is told after each.
+/// Times all operations. Calls `step` after each.
 pub(super) async fn measure<D: Measured>(
     dev: &D,
     left_out: &mut Vec<LeftOut>,
@@ -201,7 +203,7 @@ pub(super) async fn measure<D: Measured>(
     let (mut budget, mut rows) = (Budget::new(BUDGET, LONGEST, left_out), Vec::new());
     for operation in OPERATIONS {
         let on_device = operation.on(dev).await?;
-        // Seconds for each floating-point operation.
+        // Seconds per floating-point operation.
         let mut cost = 0.0;
         for tokens in TOKENS {
             let mut run = on_device.with_inputs(tokens);

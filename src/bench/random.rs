@@ -1,5 +1,6 @@
-//! A checkpoint of gpt2-small's shape with random weights, made in memory: speed does not depend on what the weights are, so
-//! nobody has to download any. Owns its config and its bytes.
+//! A checkpoint of gpt2-small's shape with random weights, made in memory. Speed does not depend on the values of the
+//! weights, so a benchmark needs no download. Owns its config and its bytes.
+//! Read next: `src/model/checkpoint.rs`, which reads it.
 
 use crate::config::Config;
 use crate::model::checkpoint::{Checkpoint, WeightsError, names_and_shapes};
@@ -7,16 +8,16 @@ use rayon::prelude::*;
 use serde_json::{Map, json};
 use std::sync::Arc;
 
-/// What it is called on the command line.
+/// The name of this model on the command line.
 pub const NAME: &str = "random";
 
 const CONFIG: &str =
     r#"{"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}"#;
 
-/// Makes it: 498 MB.
+/// Makes the checkpoint, which takes 498 MB of memory.
 ///
 /// # Errors
-/// None that is known; the checkpoint is read and checked as any other.
+/// [`WeightsError`] as for any checkpoint. None is expected.
 pub fn gpt2_small() -> Result<Checkpoint, WeightsError> {
     let config = Config::from_json(CONFIG).map_err(|source| WeightsError::Config { folder: NAME.into(), source })?;
     let (mut header, mut end) = (Map::new(), 0);
@@ -34,9 +35,10 @@ pub fn gpt2_small() -> Result<Checkpoint, WeightsError> {
     Checkpoint::from_bytes(NAME, CONFIG, Arc::new(file))
 }
 
-/// Number `i` of uniform ones with deviation 0.02, which is how GPT-2 is initialised (config.json's `initializer_range`).
+/// Element `i` of a uniform distribution whose standard deviation is 0.02, as GPT-2's initial weights have
+/// (`initializer_range` in config.json).
 fn random(i: usize) -> [u8; 4] {
-    // Steele et al. 2014, splitmix64: each state gives its number by itself, so that many threads can share the work.
+    // splitmix64 (Steele et al. 2014). A value depends only on `i`, so threads can compute them in parallel.
     let z = (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -1,58 +1,60 @@
-//! How a figure is taken: warm up, then several batches that are each long enough for the clock, and of those the median. Owns
-//! the budget.
+//! Times one row of a benchmark: a warm-up, then several batches that are each long enough for the clock, and their
+//! median. Owns the time budget that the rows share.
+//! Read next: `operations.rs` and `forward.rs`, which use it.
 
 use super::LeftOut;
 use std::time::Instant;
 
-/// How long one batch should take, in seconds.
+/// The target time of one batch, in seconds.
 const BATCH: f64 = 0.03;
 
-/// Batches of quick work,
+/// Batches of work that takes less than [`BATCH`].
 const BATCHES: usize = 5;
 
-/// and of work that takes longer than a batch should.
+/// Batches of work that takes longer than [`BATCH`].
 const FEW_BATCHES: usize = 3;
 
-/// Runs in one batch at most: a queue should not grow without end.
+/// The most runs in one batch. It limits the length of the device's queue.
 const MOST_RUNS: usize = 200;
 
-/// One figure.
+/// The time of one row.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
-    /// Of one run: the median over the batches.
+    /// Seconds of one run: the median over the batches.
     pub seconds: f64,
-    /// How many batches there were,
+    /// The number of batches.
     pub batches: usize,
-    /// of so many runs each.
+    /// The number of runs in each batch.
     pub runs: usize,
 }
 
-/// Time that some rows share.
+/// The time that several rows share.
 pub struct Budget<'a> {
-    /// Seconds that are left for all of them.
+    /// Seconds that are left for the rows.
     left: f64,
-    /// Seconds that one run of a row may take.
+    /// The most seconds that one run may take.
     longest: f64,
     left_out: &'a mut Vec<LeftOut>,
 }
 
 impl<'a> Budget<'a> {
-    /// So many seconds for all, and for one run of a row. Rows that do not fit are named in `left_out`.
+    /// A budget of `seconds` for all rows and of `longest` seconds for one run. Rows that do not fit are added to
+    /// `left_out`.
     pub fn new(seconds: f64, longest: f64, left_out: &'a mut Vec<LeftOut>) -> Budget<'a> {
         Budget { left: seconds, longest, left_out }
     }
 
-    /// Names a row that is left out.
+    /// Records that a row was not measured.
     pub fn leave_out(&mut self, row: &str, why: String) {
         self.left_out.push(LeftOut { row: row.into(), why });
     }
 
-    /// Times a row. `batch` does a number of runs and tells how many seconds they took; `expected` is what one is thought to
-    /// take, nothing where nothing is known. Gives back what one run takes as an error where the row is left out, as far as
-    /// that is known then.
+    /// Times a row. `batch` does a number of runs and returns the seconds that they took. `expected` is an estimate of
+    /// the seconds of one run, or 0 if there is none. If the row does not fit the budget, the inner result is an error
+    /// with the seconds of one run, measured or expected.
     ///
     /// # Errors
-    /// Those of `batch`, outside.
+    /// The outer result has the errors of `batch`.
     pub async fn time<E>(
         &mut self,
         row: &str,
@@ -70,10 +72,10 @@ impl<'a> Budget<'a> {
             self.leave_out(row, too_long(expected, "about "));
             return Ok(Err(expected));
         }
-        // The first run compiles kernels and takes memory.
+        // The first run is the warm-up: it compiles kernels and allocates memory.
         batch(1).await?;
         let once = batch(1).await?;
-        // A batch may do more than what it times.
+        // A batch may do more than it times, so this measures the whole call.
         let so_far = begin.elapsed().as_secs_f64();
         let more = so_far / 2.0 * (FEW_BATCHES - 1) as f64;
         if once > self.longest || once > BATCH && so_far + more > self.left {
@@ -82,7 +84,7 @@ impl<'a> Budget<'a> {
             return Ok(Err(once));
         }
         let runs = (BATCH / once).clamp(1.0, MOST_RUNS as f64) as usize;
-        // A run that is longer than a batch is one.
+        // The run that was just timed counts as a batch if it was long enough.
         let (batches, mut each) = if once > BATCH { (FEW_BATCHES, vec![once]) } else { (BATCHES, Vec::new()) };
         while each.len() < batches {
             each.push(batch(runs).await? / runs as f64);
@@ -92,7 +94,7 @@ impl<'a> Budget<'a> {
     }
 }
 
-/// The one in the middle of an odd number; 0 of none.
+/// The median of an odd number of values; of an even number, the upper of the middle two. 0 if there are no values.
 pub fn median(of: &mut [f64]) -> f64 {
     of.sort_by(f64::total_cmp);
     of.get(of.len() / 2).copied().unwrap_or(0.0)

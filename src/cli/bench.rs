@@ -1,4 +1,5 @@
-//! `actscope bench`: how fast is this machine? Owns the table; `src/bench/` does the measuring.
+//! `actscope bench`: measures the speed of a device. Owns the arguments, the table and the JSON; `src/bench/` measures.
+//! Read next: `src/bench/mod.rs`.
 
 use super::run::options;
 use super::{DeviceArg, Failure, ModelArgs, WeightsArg, size};
@@ -25,11 +26,11 @@ pub struct Bench {
 
 fn model_or_random(arg: clap::Arg) -> clap::Arg {
     arg.default_value(random::NAME).help(
-        "What the whole runs are of: `random`, which is gpt2-small's shape with random weights made in memory, `demo`, a folder with a checkpoint, or a hub name",
+        "The model of the whole runs: `random` (gpt2-small's shape with random weights, made in memory), `demo`, a folder with a checkpoint, or a hub name",
     )
 }
 
-/// What was measured, on what.
+/// A report, and what it was measured on.
 struct Measurement {
     report: Report,
     device: DeviceInfo,
@@ -41,8 +42,7 @@ impl Bench {
     pub(super) fn run(self) -> Result<(), Failure> {
         if matches!(self.device, DeviceArg::Reference) {
             return Err(Failure::Usage(
-                "--device reference: it is made to be right, not fast, and has no speed to measure; bench gpu or cpu"
-                    .into(),
+                "--device reference: this device is made for accuracy, not for speed; measure gpu or cpu".into(),
             ));
         }
         let checkpoint = match self.model.model.as_str() {
@@ -51,7 +51,7 @@ impl Bench {
         };
         let measurement = match pollster::block_on(device::open(self.device.into())).map_err(Error::from)? {
             AnyDevice::Cpu(dev) => self.measure(&dev, checkpoint)?,
-            // As a session opens it: what is measured is what runs.
+            // Opened as a session opens it, so that the benchmark measures what users run.
             AnyDevice::Gpu(dev) => {
                 let dev = pollster::block_on(crate::session::as_asked(dev, &options(self.device, WeightsArg::Stored)))?;
                 self.measure(&dev, checkpoint)?
@@ -59,32 +59,33 @@ impl Bench {
             AnyDevice::Reference(_) => unreachable!("refused above, and `auto` never takes it"),
         };
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-        match self.model.json {
-            true => writeln!(out, "{}", measurement.as_json())?,
-            false => measurement.write(&mut out)?,
+        if self.model.json {
+            writeln!(out, "{}", measurement.as_json())?;
+        } else {
+            measurement.write(&mut out)?;
         }
         Ok(out.flush()?)
     }
 
     fn measure<D: Measured>(&self, dev: &D, checkpoint: Arc<Checkpoint>) -> Result<Measurement, Failure> {
         self.model.say(format_args!("device: {}", dev.info()));
-        let measure = async |told: Progress<'_>| {
-            let hear = |done: usize, of: usize| {
-                let _ = told(done, of);
+        let measure = async |progress: Progress<'_>| {
+            let step_done = |done: usize, of: usize| {
+                let _ = progress(done, of);
             };
-            bench::bench(dev, checkpoint, &hear).await
+            bench::bench(dev, checkpoint, &step_done).await
         };
         let report = self.model.with_progress("figures", measure).map_err(Error::from)?;
         Ok(Measurement { report, device: dev.info(), clock: dev.clock(), model: self.model.model.clone() })
     }
 }
 
-/// A rate in units of 10^9 a second, in three digits.
+/// A rate in units of 10^9 per second, with three digits.
 fn giga(rate: f64) -> String {
     digits(1e-9 * rate)
 }
 
-/// A number in three digits, or all that it has before the point.
+/// A number with three digits, or with all digits before the point if there are more.
 fn digits(x: f64) -> String {
     let decimals = if x < 9.995 { 2 } else { usize::from(x < 99.95) };
     format!("{x:.decimals$}")
@@ -112,7 +113,7 @@ impl Measurement {
             giga(limits.arithmetic),
             giga(limits.reading)
         )?;
-        writeln!(out, "\n2. Operations by themselves, at gpt2-small's shapes, random f32, by {}", self.clock)?;
+        writeln!(out, "\n2. Single operations, at gpt2-small's shapes, random f32, by {}", self.clock)?;
         writeln!(
             out,
             "   {:24} {:>6} {:>10} {:>9} {:>8} {:>8} {:>8}",
@@ -133,9 +134,9 @@ impl Measurement {
         }
         writeln!(
             out,
-            "   a multiply-add is two operations; bytes: what goes in, weights too, read once, and what comes out written once\n   \
-             copies of the weights take turns, since in a run they come from memory; what comes from caches, or is read more\n   \
-             cleverly than by the plain loops that measure the limits, may pass 100 %"
+            "   A multiply-add is two operations. Bytes: inputs and weights read once, the result written once. Copies of the weights\n   \
+             take turns, because in a run the weights come from memory. A row can exceed 100 %: its values may come from caches, or\n   \
+             it may read faster than the plain loop that measures the limit."
         )?;
         writeln!(out, "\n3. Whole runs of one text, model {}, by the host's clock", self.model)?;
         writeln!(
@@ -158,10 +159,13 @@ impl Measurement {
         }
         writeln!(
             out,
-            "   none: the last token's last hidden state alone; hidden states: transformers' n_layer + 1; everything: every hook, with logits\n   \
-             peak memory: of this process in main memory, weights and all; nobody says how much of its own a GPU has used"
+            "   none: only the last token's last hidden state; hidden states: the n_layer + 1 of transformers; everything: every hook, with logits\n   \
+             peak memory: main memory of this process, weights included; the memory of a GPU is not reported"
         )?;
-        writeln!(out, "\n4. Generation: the prompt in one go, then token by token with a cache of keys and values")?;
+        writeln!(
+            out,
+            "\n4. Generation: the prompt in one run, then one token per run, with a cache of keys and values"
+        )?;
         writeln!(
             out,
             "   {:>6} {:>6} {:>10} {:>9} {:>8} {:>8}",
@@ -180,11 +184,11 @@ impl Measurement {
                 percent(reading / limits.reading),
             )?;
         }
-        writeln!(out, "   tokens: of each text; bytes: every weight read once, however many texts there are")?;
+        writeln!(out, "   tokens: per text; bytes: every weight read once, whatever the number of texts")?;
         writeln!(
             out,
-            "\nMedians over batches after warming up.{}",
-            if left_out.is_empty() { "" } else { " Left out:" }
+            "\nAll times are medians over batches after a warm-up.{}",
+            if left_out.is_empty() { "" } else { " Not measured:" }
         )?;
         left_out.iter().try_for_each(|left| writeln!(out, "   {}: {}", left.row, left.why))
     }

@@ -1,8 +1,9 @@
-//! What the forward pass asks of a device: [`Device`], the types that cross it, and how a device is opened. `op.rs` has the
-//! operations. A backend knows this folder and nothing above it; `model/forward.rs` knows this folder and no backend.
+//! The interface between the forward pass and a backend. Owns the trait [`Device`], the types of its methods, and the
+//! opening of a device. Backends use this folder and nothing above it except the configuration. `model/forward.rs` uses
+//! this folder and no single backend.
 //!
-//! Every tensor is a matrix [rows, cols] of f32 (the reference keeps f64). A batch is not padded: the texts' tokens stand
-//! below one another as rows, and only attention needs to know where one text ends.
+//! Every tensor is a matrix [rows, cols] of f32 (f64 on the reference device). A batch is not padded: the rows of a
+//! tensor are the tokens of all texts, one text after the other. Only attention needs to know where a text ends.
 //! Read next: `op.rs` for the operations, then `reference.rs`, where each is a plain loop.
 
 pub mod buffer_pool;
@@ -28,19 +29,21 @@ use std::ops::Range;
 use std::sync::Arc;
 use thiserror::Error;
 
-/// What can be shared with other threads: `Send + Sync`. On wasm32, where wgpu's types are neither, it asks for nothing.
+/// What can be shared with other threads: `Send + Sync`. On wasm32, where wgpu's types are neither, it asks for
+/// nothing.
 #[cfg(not(target_arch = "wasm32"))]
 pub trait Shareable: Send + Sync {}
 #[cfg(not(target_arch = "wasm32"))]
 impl<T: Send + Sync + ?Sized> Shareable for T {}
 
-/// What can be shared with other threads: `Send + Sync`. On wasm32, where wgpu's types are neither, it asks for nothing.
+/// What can be shared with other threads: `Send + Sync`. On wasm32, where wgpu's types are neither, it asks for
+/// nothing.
 #[cfg(target_arch = "wasm32")]
 pub trait Shareable {}
 #[cfg(target_arch = "wasm32")]
 impl<T: ?Sized> Shareable for T {}
 
-/// How the numbers of a weight are stored, in a checkpoint or on a device.
+/// The type of the elements of a weight, in a checkpoint or on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dtype {
     /// IEEE single precision.
@@ -52,7 +55,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// Bytes of one number.
+    /// Bytes of one element.
     pub fn size(self) -> usize {
         match self {
             Dtype::F32 => 4,
@@ -61,20 +64,20 @@ impl Dtype {
     }
 }
 
-/// Bytes that stay where they are for as long as a [`Blob`] holds them: a mapped file, or a part of the binary.
+/// Bytes whose address does not change while a [`Blob`] refers to them: a mapped file, or a part of the binary.
 pub trait Bytes: Send + Sync {
-    /// All of them.
+    /// All bytes.
     fn bytes(&self) -> &[u8];
 
-    /// How many there are.
+    /// The number of bytes.
     fn size(&self) -> usize {
         self.bytes().len()
     }
 
-    /// Tells the owner that `range` will probably not be read again, so that its memory may be used for something else.
+    /// Says that `range` will probably not be read again, so that the system may reuse its memory.
     fn release(&self, _range: Range<usize>) {}
 
-    /// False once another program has changed them, as far as the owner can tell.
+    /// False if the owner can tell that another program has changed the bytes.
     fn unchanged(&self) -> bool {
         true
     }
@@ -100,10 +103,10 @@ pub struct Blob {
 }
 
 impl Blob {
-    /// `range` of `owner`'s bytes.
+    /// The bytes `range` of `owner`.
     ///
     /// # Panics
-    /// When the range is not within the bytes: the checkpoint reader checks it first.
+    /// If the range is not within the bytes. The checkpoint reader checks that before.
     pub fn new(owner: Arc<dyn Bytes>, range: Range<usize>) -> Blob {
         assert!(range.start <= range.end && range.end <= owner.size(), "a blob lies within its owner");
         Blob { owner, range }
@@ -114,7 +117,7 @@ impl Blob {
         &self.owner.bytes()[self.range.clone()]
     }
 
-    /// How many there are.
+    /// The number of bytes.
     pub fn size(&self) -> usize {
         self.range.len()
     }
@@ -131,13 +134,13 @@ impl fmt::Debug for Blob {
     }
 }
 
-/// Which part of the model a weight belongs to. It says where in a run an operation stands.
+/// The part of the model that a weight belongs to. Messages use it to say where in a run an operation is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     /// The token and position embeddings.
     #[default]
     Embedding,
-    /// Block `0 ..`.
+    /// A block, counted from 0.
     Block(usize),
     /// The final LayerNorm and the unembedding.
     Head,
@@ -160,7 +163,7 @@ pub struct StoredWeight {
     pub name: String,
     /// The part of the model it belongs to; `model/params.rs` sets it.
     pub part: Part,
-    /// How its numbers are stored.
+    /// The type of its elements.
     pub dtype: Dtype,
     /// Rows: 1 for vectors, input features for Conv1D weights, tokens or positions for embeddings.
     pub rows: usize,
@@ -183,7 +186,8 @@ impl StoredWeight {
         values
     }
 
-    /// The elements as they lie in the checkpoint, where f32 can be read there.
+    /// The elements in the memory of the checkpoint, or `None` unless they are aligned f32 values in the processor's
+    /// byte order.
     pub fn in_place(&self) -> Option<&[f32]> {
         match self.dtype {
             Dtype::F32 if cfg!(target_endian = "little") => bytemuck::try_cast_slice(self.blob.bytes()).ok(),
@@ -191,14 +195,14 @@ impl StoredWeight {
         }
     }
 
-    /// Elements `first ..` in storage order, widened to f32 without loss, into the whole of `out`.
+    /// Fills `out` with the elements from `first` on, in storage order, widened to f32 without loss.
     pub fn widen(&self, first: usize, out: &mut [f32]) {
         let bytes = &self.blob.bytes()[first * self.dtype.size()..][..out.len() * self.dtype.size()];
-        // Checkpoints are little-endian and need not be aligned: read byte groups, not casts.
+        // Checkpoints are little-endian and need not be aligned, so this reads groups of bytes.
         let (pairs, fours) = (bytes.as_chunks::<2>().0, bytes.as_chunks::<4>().0);
         match self.dtype {
             Dtype::F32 => out.iter_mut().zip(fours).for_each(|(y, b)| *y = f32::from_le_bytes(*b)),
-            // All at once where they are aligned: that takes the processor's own instructions.
+            // Where the elements are aligned, `half` converts them with instructions of the processor.
             Dtype::F16 => match bytemuck::try_cast_slice::<u8, half::f16>(bytes) {
                 Ok(halves) if cfg!(target_endian = "little") => halves.convert_to_f32_slice(out),
                 _ => out.iter_mut().zip(pairs).for_each(|(y, b)| *y = half::f16::from_le_bytes(*b).to_f32()),
@@ -210,13 +214,13 @@ impl StoredWeight {
         }
     }
 
-    /// The bits of half-precision elements `first ..` in storage order, into the whole of `out`.
+    /// Fills `out` with the bits of the half-precision elements from `first` on, in storage order.
     pub(crate) fn half_bits(&self, first: usize, out: &mut [u16]) {
         let bytes = &self.blob.bytes()[first * 2..][..out.len() * 2];
         out.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(y, b)| *y = u16::from_le_bytes(*b));
     }
 
-    /// The same numbers, rounded to another way of storing them; `None` where a finite one would become infinite.
+    /// The same weight with its elements rounded to another type. `None` if a finite element would become infinite.
     pub fn converted(&self, dtype: Dtype) -> Option<StoredWeight> {
         let values = self.to_f32();
         let fits = |rounded: fn(f32) -> f32| values.iter().all(|x| rounded(*x).is_finite() || !x.is_finite());
@@ -233,12 +237,12 @@ impl StoredWeight {
     }
 }
 
-/// The values of a tensor where certain rows and certain columns cross, row by row.
+/// A selection of a tensor: the values at the intersections of some rows and some columns, row by row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Window {
-    /// Row ranges, ascending, none of them empty.
+    /// Ranges of rows, ascending and not empty.
     pub rows: Vec<Range<usize>>,
-    /// Column ranges, ascending, none of them empty.
+    /// Ranges of columns, ascending and not empty.
     pub cols: Vec<Range<usize>>,
 }
 
@@ -264,73 +268,75 @@ impl Window {
         self.n_rows() * self.n_cols()
     }
 
-    /// True when it holds nothing.
+    /// True if it has no values.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Every row, in order.
+    /// All rows, in order.
     pub(crate) fn each_row(&self) -> impl Iterator<Item = usize> {
         self.rows.iter().flat_map(Range::clone)
     }
 
-    /// Every column, in order.
+    /// All columns, in order.
     pub(crate) fn each_col(&self) -> impl Iterator<Item = usize> + Clone {
         self.cols.iter().flat_map(Range::clone)
     }
 
-    /// True when it holds all values of a tensor of this shape, in their order.
+    /// True if it has all values of a tensor of this shape, in their order.
     pub(crate) fn is_all(&self, shape: [usize; 2]) -> bool {
         covers(&self.rows, shape[0]) && covers(&self.cols, shape[1])
     }
 
+    /// Checks that the window is within a tensor of this shape.
+    ///
     /// # Panics
-    /// When a range is empty or not within a tensor of this shape.
+    /// If a range is empty or not within the shape.
     pub(crate) fn assert_within(&self, shape: [usize; 2]) {
         let inside = |ranges: &[Range<usize>], n: usize| ranges.iter().all(|r| r.start < r.end && r.end <= n);
         assert!(inside(&self.rows, shape[0]) && inside(&self.cols, shape[1]), "{self:?} lies within {shape:?}");
     }
 }
 
-/// True when ranges hold every number below `n`, in order.
+/// True if the ranges cover `0..n`, in order.
 fn covers(ranges: &[Range<usize>], n: usize) -> bool {
     ranges.iter().try_fold(0, |next, range| (range.start == next).then_some(range.end)) == Some(n)
 }
 
-/// A change of the values in a window. `values` hold one row, which every row of the window gets, or the whole window in
-/// row-major order.
+/// A change of the values in a window. Its values are either the whole window in row-major order, or one row that
+/// applies to every row of the window.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    /// Set to zero.
+    /// Sets the values to zero.
     Zero,
-    /// Multiply.
+    /// Multiplies the values by a factor.
     Scale(f32),
-    /// Add values.
+    /// Adds to the values.
     Add(Vec<f32>),
-    /// Put values in place.
+    /// Replaces the values.
     Replace(Vec<f32>),
 }
 
-/// How attention is cut into heads, and what its scores are multiplied with.
+/// The heads of attention, and the factor of their scores.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Heads {
-    /// Number of heads; the tensor [T, 3D] of queries, keys and values gives their width.
+    /// Number of heads. Their width follows from the tensor qkv [T, 3D].
     pub n_head: usize,
-    /// Factor on every score.
+    /// The factor of every score.
     pub scale: f64,
 }
 
-/// How many elements one tensor may have on a device.
+/// The most elements of one tensor on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TensorLimits {
-    /// A tensor that kernels bind whole.
+    /// The limit of tensors that kernels bind whole.
     pub whole: usize,
-    /// A tensor that kernels bind some rows at a time: logits.
+    /// The limit of tensors that kernels bind a range of rows at a time, such as logits.
     pub in_parts: usize,
 }
 
 impl TensorLimits {
-    /// As large as memory allows.
+    /// No limit but memory.
     pub const NONE: TensorLimits = TensorLimits { whole: usize::MAX, in_parts: usize::MAX };
 }
 
@@ -356,14 +362,14 @@ impl fmt::Display for DeviceKind {
     }
 }
 
-/// What kind of machine a device is, for messages, provenance and bug reports.
+/// A description of a device, for messages, provenance and bug reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
-    /// Which backend.
+    /// The backend.
     pub kind: DeviceKind,
-    /// The adapter or processor in words.
+    /// The name of the adapter or processor.
     pub name: String,
-    /// Graphics API and driver, or what does the arithmetic.
+    /// The graphics API and driver, or the type of the arithmetic.
     pub detail: String,
     /// True for a software adapter: a GPU driver that computes on the CPU.
     pub software: bool,
@@ -375,37 +381,37 @@ impl fmt::Display for DeviceInfo {
     }
 }
 
-/// Why a device could not be opened, or what went wrong on it.
+/// Why a device could not be opened, or how it failed.
 #[derive(Clone, Debug, Error)]
 pub enum DeviceError {
-    /// No adapter answers.
+    /// No adapter was found.
     #[error("no GPU adapter was found ({detail})")]
     NoAdapter {
         /// What the graphics API said.
         detail: String,
     },
-    /// This build has no gpu device.
+    /// This build has no device `gpu`.
     #[error("this build of actscope has no gpu device (the cargo feature `gpu`); the cpu device computes the same")]
     NotBuilt,
-    /// The adapter is there but gives no device.
-    #[error("the GPU adapter {adapter:?} gives no device: {detail}")]
+    /// The adapter refused to open a device.
+    #[error("the GPU adapter {adapter:?} refused to open a device: {detail}")]
     Request {
         /// The adapter's name.
         adapter: String,
         /// What the graphics API said.
         detail: String,
     },
-    /// A weight that no buffer of this adapter can hold.
+    /// A row of a weight does not fit one binding of this adapter.
     #[error("the weight {name:?} needs {bytes} bytes in one binding and this adapter binds at most {limit}")]
     TooLarge {
-        /// The tensor's name.
+        /// The weight's name.
         name: String,
-        /// Bytes needed.
+        /// Bytes that the row needs.
         bytes: u64,
-        /// Bytes possible.
+        /// Bytes that a binding can have.
         limit: u64,
     },
-    /// The device failed while it was working: out of memory, lost, or a fault in a kernel.
+    /// The device failed during a run: it is out of memory, was lost, or reported an error.
     #[error("the GPU failed while running: {detail}")]
     Fault {
         /// What the graphics API said.
@@ -413,70 +419,72 @@ pub enum DeviceError {
     },
 }
 
-/// A backend. Its operations return no `Result`: a fault of the device is kept and comes out of the next [`Device::read`] or
-/// [`Device::settle`]. Shapes are right whenever the checkpoint passed `model/checkpoint.rs`; operations assert them.
+/// A backend. Its operations return no `Result`. An error of the device is recorded, and the next [`Device::read`] or
+/// [`Device::settle`] returns it. Operations assert their shapes, which are right for every checkpoint that
+/// `model/checkpoint.rs` accepts.
 pub trait Device: Shareable {
-    /// A matrix [rows, cols] on the device. No operation changes one. A clone shares its memory; dropping the last clone gives
-    /// the memory back.
+    /// A matrix [rows, cols] on the device. No operation changes it. Clones share its memory, which is freed with the
+    /// last clone.
     type Tensor: Clone + Shareable;
-    /// A weight on the device, in the form that its kernels read.
+    /// A weight, in the form that the device's operations read.
     type Weight: Shareable;
     /// The keys and values of one layer, for several texts.
     type Cache: Shareable;
-    /// Values on their way to the host.
+    /// A recorded copy of values to the host.
     type Staged: Shareable;
 
-    /// What this device is.
+    /// Describes the device.
     fn info(&self) -> DeviceInfo;
 
-    /// How large tensors may be here.
+    /// The largest sizes of tensors.
     fn tensor_limits(&self) -> TensorLimits;
 
-    /// Memory for values on the host: what [`Device::read`] returns comes from it and may be given back to it.
+    /// The pool of host memory that the results of [`Device::read`] come from. They may be returned to it.
     fn host_memory(&self) -> &Arc<BufferPool>;
 
-    /// Brings a weight to the device.
+    /// Makes a weight of a checkpoint usable on the device. The device may upload it later.
     ///
     /// # Errors
-    /// [`DeviceError::TooLarge`] where the device cannot bind it.
+    /// [`DeviceError::TooLarge`] if the device cannot bind it.
     fn load(&self, weight: &StoredWeight) -> Result<Self::Weight, DeviceError>;
 
-    /// A tensor of this shape with these values, row by row.
+    /// A tensor of this shape with these values, in row-major order.
     fn upload(&self, shape: [usize; 2], values: Vec<f32>) -> Self::Tensor;
 
-    /// [rows, cols] of a tensor.
+    /// The shape [rows, cols] of a tensor.
     fn shape(&self, x: &Self::Tensor) -> [usize; 2];
 
-    /// Carries out one operation. [`Operations`] has a method for each.
+    /// Runs or records one operation. [`Operations`] has a method for each operation.
     fn run(&self, op: &Op, operands: Operands<'_, Self>) -> Self::Tensor;
 
-    /// Room for the keys and values of one layer: `capacities[i]` positions of text `i`, each with `n_embd` numbers.
+    /// An empty cache for the keys and values of one layer, with room for `capacities[i]` positions of text `i`. A key
+    /// has `n_embd` elements, and so has a value.
     fn new_cache(&self, capacities: &[usize], n_embd: usize, heads: Heads) -> Self::Cache;
 
-    /// Writes the keys and values of a tensor qkv [T, 3D] into a cache: the rows of every text in `texts`, at the positions
-    /// of its queries.
+    /// Writes keys and values of the tensor qkv [T, 3D] into a cache: for every text in `texts` its rows, at the
+    /// positions of its queries.
     fn append(&self, cache: &mut Self::Cache, qkv: &Self::Tensor, texts: &[Queries]);
 
     /// Records a copy of a window of a tensor.
     fn copy_out(&self, x: &Self::Tensor, window: &Window) -> Self::Staged;
 
-    /// Starts everything recorded so far, copies included.
+    /// Submits everything recorded so far, copies included.
     fn submit(&self);
 
-    /// Waits until at most `running` submits are still running, so that the queue never grows longer than that.
+    /// Waits until at most `running` submits are unfinished. Limits the length of the queue.
     ///
     /// # Errors
-    /// [`DeviceError::Fault`] when anything on the device went wrong up to here.
+    /// [`DeviceError::Fault`] if the device has failed up to now.
     fn settle(&self, running: usize) -> impl Future<Output = Result<(), DeviceError>>;
 
-    /// The values of a copy, row-major. Waits for the [`Device::submit`] that came after it.
+    /// The values of a copy, in row-major order. Waits for the [`Device::submit`] that followed it.
     ///
     /// # Errors
-    /// [`DeviceError::Fault`] when anything on the device went wrong up to here.
+    /// [`DeviceError::Fault`] if the device has failed up to now.
     fn read(&self, staged: Self::Staged) -> impl Future<Output = Result<Vec<f32>, DeviceError>>;
 
-    /// Every kernel that this device may choose on this machine, by the name that messages give it; none where operations
-    /// have no kernels to choose from. `verify` insists that each has run.
+    /// The names of all kernels that this device may choose on this machine. Empty for devices without kernels.
+    /// `verify` fails unless each of them has run.
     fn kernels(&self) -> Vec<String> {
         Vec::new()
     }
@@ -487,27 +495,27 @@ pub trait Device: Shareable {
     }
 }
 
-/// A store for what a device found out about its machine: a tile configuration, compiled pipelines. A device works without
-/// one, and with one that loses values.
+/// A store for what a device learns about its machine: a tile configuration, compiled pipelines. A device also works
+/// without one, or with one that loses values.
 pub trait DeviceCache: Shareable {
     /// The value stored under a name.
     fn get(&self, name: &str) -> Option<Vec<u8>>;
 
-    /// Stores a value, if that is possible.
+    /// Stores a value. Failures are ignored.
     fn put(&self, name: &str, value: &[u8]);
 }
 
-/// Which device to open.
+/// The device to open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Choice {
-    /// The GPU where there is a hardware adapter, else the CPU.
+    /// The GPU if there is a hardware adapter, else the CPU.
     #[default]
     Auto,
     /// The best adapter, even a software one.
     Gpu,
     /// All cores, f32.
     Cpu,
-    /// Plain loops in f64: slow and right.
+    /// Plain loops in f64. Slow and accurate.
     Reference,
 }
 
@@ -528,7 +536,7 @@ pub enum AnyDevice {
 /// Opens a device.
 ///
 /// # Errors
-/// [`DeviceError`] when [`Choice::Gpu`] finds none. [`Choice::Auto`] always finds one.
+/// [`DeviceError`] if the device cannot be opened, which is only possible with [`Choice::Gpu`].
 pub async fn open(choice: Choice) -> Result<AnyDevice, DeviceError> {
     match choice {
         Choice::Reference => Ok(AnyDevice::Reference(reference::Reference::default())),
@@ -547,5 +555,6 @@ pub async fn open(choice: Choice) -> Result<AnyDevice, DeviceError> {
     }
 }
 
-/// Stands for minus infinity in attention scores, which WGSL has no literal for. Leaves the program as -inf.
+/// The score of a masked key. It stands for minus infinity, for which WGSL has no literal. Outputs have -inf in its
+/// place.
 pub const MASKED: f32 = f32::MIN;

@@ -1,33 +1,33 @@
-//! What a device can do at most, and how long it takes for what it does: beside the operations, what a bench asks of it. Owns
-//! the trait; `cpu/probe.rs` and `gpu/probe.rs` have the work. Nothing of a run comes through here.
+//! [`Measured`]: what a benchmark needs from a device beside the operations, which is timing and work that shows the
+//! limits of the device. Owns the trait; `cpu/probe.rs` and `gpu/probe.rs` implement it. Ordinary runs do not use it.
 //! Read next: `src/bench/mod.rs`.
 
 use super::{Device, DeviceError};
 use std::future::Future;
 
-/// A piece of work: when called it is done, or recorded, once; gives back how many operations or bytes that are.
+/// A piece of work. A call does or records it once, and returns the number of its operations or bytes.
 pub type Work<'a> = Box<dyn Fn() -> f64 + 'a>;
 
-/// Work that does one thing and nothing else.
+/// Work that measures one limit of the device each.
 pub struct Probes<'a> {
-    /// Multiply-adds of numbers that never leave their registers, on everything the device has; one counts as two operations.
+    /// Multiply-adds of values in registers, on all cores. One multiply-add counts as two operations.
     pub arithmetic: Work<'a>,
-    /// Reading more memory than caches hold, front to back.
+    /// Reading more memory than the caches hold, from front to back.
     pub reading: Work<'a>,
 }
 
 /// A device whose speed can be measured.
 pub trait Measured: Device {
-    /// How many seconds the device takes for what `record` does or records, by the clock that [`Measured::clock`] names. Waits
-    /// for what was recorded before, first.
+    /// Waits for all earlier work. Then calls `record`, and returns the seconds that its work takes, measured with the
+    /// clock that [`Measured::clock`] names.
     ///
     /// # Errors
-    /// [`DeviceError::Fault`] when anything on the device went wrong up to here.
+    /// [`DeviceError::Fault`] if the device has failed up to now.
     fn seconds(&self, record: impl FnOnce()) -> impl Future<Output = Result<f64, DeviceError>>;
 
-    /// Whose clock that is, in words.
+    /// The clock of [`Measured::seconds`], in words.
     fn clock(&self) -> &'static str;
 
-    /// The work that shows the limits of this device.
+    /// Work that shows the limits of this device.
     fn probes(&self) -> Probes<'_>;
 }

@@ -1,7 +1,10 @@
-//! Attention of the `cpu` device, one tile of queries at a time: its scores with all keys up to the last query, their
-//! softmax, the mix of values. Owns the packed form of keys and values, and [`Cache`], which keeps them in that form. In one go
-//! or in steps, from a cache or not, every value is made by the same operations in the same order, so looking at scores or
-//! patterns changes no bit, and neither does running a text in pieces.
+//! Attention of the `cpu` device. One tile of queries at a time, it computes the scores with all keys up to the last
+//! query, their softmax, and the weighted sum of the values. Owns the packed layout of keys and values, and [`Cache`],
+//! which stores them in that layout.
+//!
+//! Fused or split into operations, with a cache or without, every value is the result of the same arithmetic in the
+//! same order. So capturing scores or patterns changes no bit, and neither does running a text in pieces.
+//! Read next: `microkernel.rs` for the tile, `products.rs` for the matrix products.
 
 use super::buffers::{Aligned, Shared, Tensor};
 use super::microkernel::{KC, Operands, STRIDE, Sum, columns, most_rows, tile};
@@ -13,13 +16,13 @@ use pulp::{Arch, Simd, WithSimd};
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Below this many multiply-adds a second thread would come too late.
+/// With fewer multiply-adds than this, one thread finishes before a second one would have woken up.
 const WORTH_SHARING: usize = 1 << 17;
 
-/// Tasks for each thread, so that a thread that was held up does not hold up all.
+/// Tasks per thread. With several, a delayed thread does not delay all the others.
 const TASKS: usize = 4;
 
-/// The keys and values of one layer, packed as attention reads them: per text and head, the keys in panels
+/// The keys and values of one layer, packed as attention reads them. For each text and head, the keys lie in panels
 /// [capacity / width][head_dim][width] and the values in panels [head_dim / width][capacity][width].
 #[derive(Debug)]
 pub struct Cache {
@@ -33,14 +36,14 @@ pub struct Cache {
 #[derive(Debug)]
 struct CachedText {
     capacity: usize,
-    /// Positions that were appended.
+    /// Positions appended so far.
     len: usize,
     keys: Aligned,
     values: Aligned,
 }
 
 impl Cache {
-    /// Room for `capacities[i]` positions of text i.
+    /// An empty cache with room for `capacities[i]` positions of text i.
     pub fn new(arch: Arch, capacities: &[usize], n_embd: usize, n_head: usize) -> Cache {
         let (width, head_dim) = (tile_shape(arch).1, n_embd / n_head);
         let text = |&capacity: &usize| CachedText {
@@ -52,7 +55,7 @@ impl Cache {
         Cache { n_head, head_dim, width, texts: capacities.iter().map(text).collect() }
     }
 
-    /// Appends the keys and values of some rows of qkv [T, 3D] at the positions of the queries.
+    /// Appends the keys and values of the rows `queries.rows` of qkv [T, 3D], at the positions of the queries.
     pub fn append(&mut self, qkv: &Tensor, queries: &Queries) {
         let Cache { n_head, head_dim, width, ref mut texts } = *self;
         let text = &mut texts[queries.text];
@@ -90,7 +93,7 @@ impl CachedText {
     }
 }
 
-/// One head of one text: where its queries, keys and values are.
+/// One head of one text, and where its queries, keys and values lie.
 #[derive(Clone)]
 struct Head<'a> {
     /// [T, 3D].
@@ -103,7 +106,7 @@ struct Head<'a> {
     scale: f32,
 }
 
-/// q, k and v lie one after the other in a row of qkv.
+// A row of qkv is the query, the key and the value, one after the other.
 const Q: usize = 0;
 const K: usize = 1;
 const V: usize = 2;
@@ -124,7 +127,8 @@ impl<'a> Head<'a> {
         &self.qkv.row(self.text.rows.start + row)[which * self.n_embd + self.head * self.head_dim..][..self.head_dim]
     }
 
-    /// The first `n` keys, at least, in panels [n / width][head_dim][width]: those of the cache, or packed into `to`.
+    /// At least the first `n` keys, in panels [n / width][head_dim][width]. They come from the cache; without one they
+    /// are packed into `to`.
     fn keys<'b>(&self, n: usize, width: usize, to: &'b mut Aligned) -> &'b [f32]
     where
         'a: 'b,
@@ -136,7 +140,7 @@ impl<'a> Head<'a> {
         let panels = to.at_least(n.next_multiple_of(width) * self.head_dim);
         for (i, panel) in panels.chunks_exact_mut(width * self.head_dim).enumerate() {
             for j in 0..width {
-                // Columns after the last key repeat it; their scores are masked.
+                // The columns after the last key repeat it. Their scores are masked.
                 let key = self.part(K, (i * width + j).min(n - 1));
                 panel.chunks_exact_mut(width).zip(key).for_each(|(out, x)| out[j] = *x);
             }
@@ -144,7 +148,8 @@ impl<'a> Head<'a> {
         panels
     }
 
-    /// The first `n` values, at least, in panels [head_dim / width][n or more][width]: those of the cache, or packed into `to`.
+    /// At least the first `n` values, in panels [head_dim / width][n or more][width]. They come from the cache; without
+    /// one they are packed into `to`.
     fn values<'b>(&self, n: usize, width: usize, to: &'b mut Aligned) -> &'b [f32]
     where
         'a: 'b,
@@ -164,13 +169,13 @@ impl<'a> Head<'a> {
         panels
     }
 
-    /// How many keys the last of some queries sees.
+    /// The number of keys that the last of these queries attends to.
     fn n_seen(&self, queries: &Range<usize>) -> usize {
         self.text.first_position() + queries.end
     }
 
-    /// `scale q . k`, as (scale q) . k, masked, of some queries that make one tile, with all keys up to the last of them, into
-    /// rows of `stride` filled up to whole panels.
+    /// Computes the masked scores `(scale q) . k` of one tile of queries with all keys up to the last query. Row i of
+    /// the tile begins at `out[i * stride]` and is padded with [`MASKED`] to whole panels.
     #[inline(always)]
     fn scores<S: Simd>(
         &self,
@@ -202,7 +207,7 @@ impl<'a> Head<'a> {
                     next: b.as_ptr().wrapping_add(b.len()),
                     next_stride: width,
                 };
-                // SAFETY: `left` holds the queries, `b` all steps, and c a tile, as the assertion says.
+                // SAFETY: `left` holds the queries, `b` has all steps, and the assertion checks that c holds a tile.
                 unsafe { tile(simd, queries.len(), operands, c.as_mut_ptr(), stride) };
             }
         }
@@ -211,7 +216,7 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// `pattern . v` of one tile of queries, into z, where the text's first query has row `z_first`.
+    /// Computes `pattern . v` of one tile of queries into z. The text's first query is row `z_first` of z.
     #[inline(always)]
     fn mix<S: Simd>(
         &self,
@@ -241,32 +246,32 @@ impl<'a> Head<'a> {
                     next_stride: width,
                 };
                 let rows = z_first + queries.start..z_first + queries.end;
-                // SAFETY: z has rows for all texts and columns for all heads, and these are this task's; `left` holds the
-                // pattern's rows and `b` all steps.
+                // SAFETY: z has these rows and columns, and no other task writes them. `left` holds the rows of the
+                // pattern, and `b` has all steps.
                 unsafe { z.tile(simd, rows, cols, operands) };
             }
         }
     }
 }
 
-/// A tile's rows of a pattern, and how many keys it looks at.
+/// One tile's rows of a pattern, and the number of keys to sum over.
 struct Pattern<'a> {
     rows: RowsView<'a>,
     n_keys: usize,
 }
 
-/// What is computed of the queries of a head.
+/// What a task computes for the queries of a head.
 #[derive(Clone, Copy)]
 enum Goal<'a> {
-    /// Their z [T, D].
+    /// z [T, D], fused.
     Z(Shared<'a>),
-    /// Their scores, in a matrix [Q, K] of this head.
+    /// The scores, into the matrix [Q, K] of this head.
     Scores(Shared<'a>),
-    /// Their z [Q, D], from rows of a pattern [Q, K] of this head.
+    /// z [Q, D], from the pattern [Q, K] of this head.
     Mix(RowsView<'a>, Shared<'a>),
 }
 
-/// Queries, and where their keys and values come from.
+/// The tensor that has the queries, and the cache that has the keys and values, if there is one.
 #[derive(Clone, Copy)]
 pub struct Attended<'a> {
     qkv: RowsView<'a>,
@@ -279,7 +284,7 @@ impl<'a> Attended<'a> {
     }
 }
 
-/// Some queries of one head of one text.
+/// A range of queries of one head of one text.
 struct Task<'a> {
     head: Head<'a>,
     queries: Range<usize>,
@@ -310,7 +315,8 @@ impl WithSimd for Task<'_> {
         let tiles = tiles.map(|r| queries.start + r.start..queries.start + r.end);
         SCRATCH.with_borrow_mut(|scratch| {
             let left = scratch.left.at_least(most_rows::<S>() * STRIDE);
-            // Keys after the last query are never looked at, but for a pattern that was changed.
+            // Keys after the last query are masked, so they are not read. `Mix` reads them: an edit may have unmasked
+            // them.
             let n_seen = head.n_seen(&queries);
             let stride = n_seen.next_multiple_of(width);
             let pattern = scratch.pattern.at_least(most_rows::<S>() * stride);
@@ -334,7 +340,7 @@ impl WithSimd for Task<'_> {
                     for tile in tiles {
                         head.scores(simd, tile.clone(), keys, left, pattern, stride);
                         for (query, row) in tile.zip(pattern.chunks_exact(stride)) {
-                            // SAFETY: a row of this head's matrix [Q, K], and this task's.
+                            // SAFETY: this is a row of this head's matrix [Q, K], and no other task writes it.
                             let (seen, masked) = unsafe { out.row(query, 0..n_keys) }.split_at_mut(first + query + 1);
                             seen.copy_from_slice(&row[..=first + query]);
                             masked.fill(MASKED);
@@ -353,8 +359,8 @@ impl WithSimd for Task<'_> {
     }
 }
 
-/// Runs `task` for every head of every text, its queries in as many parts as keep all threads busy; later queries have more
-/// keys, so their parts are shorter, and come first.
+/// Runs a task for every head of every text. The queries of a head are split into enough parts to keep all threads
+/// busy. Later queries attend to more keys, so their parts are shorter, and they run first.
 fn share<'a>(
     workers: &Workers,
     texts: &'a [Queries],
@@ -384,7 +390,7 @@ fn share<'a>(
     if alone { (0..parts.len()).for_each(run) } else { workers.each(parts.len(), run) }
 }
 
-/// Causal attention of every text in one go, into z [T, D]; no more of the pattern than a tile is ever stored.
+/// Fused causal attention of every text, into z [T, D]. Stores only one tile of the pattern at a time.
 pub fn attention(workers: &Workers, of: Attended<'_>, texts: &[Queries], heads: Heads, z: &mut [f32]) {
     let n_embd = of.qkv.stride / 3;
     let z = Shared::new(z, n_embd, of.qkv.n, n_embd);
@@ -395,7 +401,7 @@ pub fn attention(workers: &Workers, of: Attended<'_>, texts: &[Queries], heads: 
     });
 }
 
-/// All scores of one text, [`MASKED`] where the key comes after the query, into [H Q, K].
+/// All scores of one text, into `out` [H Q, K]. A score is [`MASKED`] where the key comes after the query.
 pub fn scores(workers: &Workers, of: Attended<'_>, text: &Queries, heads: Heads, out: &mut [f32]) {
     let (n_queries, n_keys) = (text.rows.len(), text.n_keys);
     assert_eq!(out.len(), heads.n_head * n_queries * n_keys);
@@ -408,7 +414,7 @@ pub fn scores(workers: &Workers, of: Attended<'_>, text: &Queries, heads: Heads,
     });
 }
 
-/// z [Q, D] of one text from a pattern [H Q, K], every key counting that the pattern lets count.
+/// z [Q, D] of one text, from a pattern [H Q, K]. It sums over all keys: an edited pattern need not be causal.
 pub fn mix(workers: &Workers, pattern: &Tensor, of: Attended<'_>, text: &Queries, heads: Heads, z: &mut [f32]) {
     let (n_queries, n_embd) = (text.rows.len(), of.qkv.stride / 3);
     let z = Shared::new(z, n_embd, n_queries, n_embd);

@@ -1,12 +1,14 @@
-//! Memory of the `cpu` device: tensors, whose memory is used again, so that a run touches no fresh pages after its first block;
-//! numbers aligned to a cache line for what is packed; a matrix that several threads write. Computes nothing.
+//! Memory of the `cpu` device. Owns [`Tensor`], whose memory comes from a pool, so that a run touches no fresh pages
+//! after its first block; [`Aligned`] memory for packed operands; and [`Shared`], a matrix that several threads write.
+//! Computes nothing.
+//! Read next: `../buffer_pool.rs`, the pool.
 
 use crate::device::buffer_pool::BufferPool;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, Weak};
 
-/// Numbers that begin on a cache line, so that no vector load crosses one.
+/// f32 values that begin on a cache line, so that no load of an aligned vector crosses one.
 #[derive(Debug, Default)]
 pub struct Aligned {
     lines: Vec<Line>,
@@ -18,12 +20,12 @@ pub struct Aligned {
 struct Line([f32; 16]);
 
 impl Aligned {
-    /// `len` numbers, all zero. Its pages are first touched by whoever writes to them.
+    /// `len` zeros. Their pages are not touched before the first write.
     pub fn zeros(len: usize) -> Aligned {
         Aligned { lines: bytemuck::zeroed_vec(len.div_ceil(16)), len }
     }
 
-    /// Makes it at least `len` long; what it held may be lost.
+    /// The first `len` elements. Grows if it is shorter, and then loses its values.
     pub fn at_least(&mut self, len: usize) -> &mut [f32] {
         if self.len < len {
             *self = Aligned::zeros(len);
@@ -46,8 +48,7 @@ impl DerefMut for Aligned {
     }
 }
 
-/// A matrix [rows, cols] of f32, row-major. Clones share its memory. A copy of all of it shares the memory too, and gets it
-/// when the tensor is dropped.
+/// A matrix [rows, cols] of f32, row-major. Clones share its memory, and so does a [`Memory`] on its way to the host.
 #[derive(Clone, Debug)]
 pub struct Tensor {
     pub(super) rows: usize,
@@ -56,25 +57,25 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// A tensor that is filled by `fill`, which finds any values in it.
+    /// A tensor that `fill` fills. `fill` must write every element: they have arbitrary values before.
     pub fn filled(pool: &Arc<BufferPool>, rows: usize, cols: usize, fill: impl FnOnce(&mut [f32])) -> Tensor {
         let mut values = pool.vector(rows * cols);
         fill(&mut values);
         Tensor::of(pool, rows, cols, values)
     }
 
-    /// A tensor of these values.
+    /// A tensor with these values.
     pub fn of(pool: &Arc<BufferPool>, rows: usize, cols: usize, values: Vec<f32>) -> Tensor {
         assert_eq!(values.len(), rows * cols);
         Tensor { rows, cols, data: Arc::new(Memory { values, pool: Arc::downgrade(pool) }) }
     }
 
-    /// From the first number of a row on.
+    /// The elements from the start of a row to the end of the tensor.
     pub fn row(&self, row: usize) -> &[f32] {
         &self[row * self.cols..]
     }
 
-    /// Its memory.
+    /// A reference to the tensor's memory.
     pub fn share(&self) -> Arc<Memory> {
         self.data.clone()
     }
@@ -88,7 +89,7 @@ impl Deref for Tensor {
     }
 }
 
-/// The numbers of a tensor. Their memory goes back to the pool when the last tensor that shares it is dropped.
+/// The elements of a tensor. Their memory returns to the pool when the last reference is dropped.
 #[derive(Debug)]
 pub struct Memory {
     values: Vec<f32>,
@@ -96,7 +97,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// The numbers: the vector itself if this is the only reference, else a copy.
+    /// The elements: the vector itself if this is the only reference, else a copy.
     pub fn take(this: Arc<Memory>, pool: &BufferPool) -> Vec<f32> {
         match Arc::try_unwrap(this) {
             Ok(mut memory) => std::mem::take(&mut memory.values),
@@ -117,7 +118,7 @@ impl Drop for Memory {
     }
 }
 
-/// A matrix that several threads write, each in cells of its own.
+/// A matrix that several threads write. Each thread writes its own cells.
 #[derive(Clone, Copy)]
 pub struct Shared<'a> {
     pub(super) data: *mut f32,
@@ -125,7 +126,7 @@ pub struct Shared<'a> {
     of: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: every task is given cells of its own, and the borrow lasts as long as the tasks.
+// SAFETY: `row` requires that no two threads use a cell at the same time, and the borrow outlives the tasks.
 unsafe impl Send for Shared<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Shared<'_> {}
@@ -137,9 +138,9 @@ impl<'a> Shared<'a> {
     }
 
     /// # Safety
-    /// The row and the columns are within the matrix, and nobody else has these cells at the moment.
+    /// The row and the columns must be within the matrix, and no other reference to these cells may exist.
     pub unsafe fn row(&self, row: usize, cols: Range<usize>) -> &'a mut [f32] {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller promises that the cells are within the matrix and not borrowed elsewhere.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.stride + cols.start), cols.len()) }
     }
 }

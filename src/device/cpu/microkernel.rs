@@ -1,22 +1,25 @@
-//! The innermost loop of every matrix product on the `cpu` device: up to 14 rows times two vectors of columns, held in
-//! registers while k runs. Owns the order in which a sum is taken, which is the same everywhere: k in blocks of [`KC`], one
-//! multiply-add after the other within a block, the blocks' sums one after the other. So a value does not depend on how
-//! many rows were computed with it, in which order tiles were visited, or by how many threads.
+//! The innermost loop of every matrix product on the `cpu` device. A tile is up to 14 rows by two SIMD vectors of
+//! columns, and its sums stay in registers while k runs.
+//!
+//! Owns the order of summation, which is the same everywhere: k is split into blocks of [`KC`], each block is one
+//! multiply-add after the other, and the sums of the blocks are added one after the other. So a value does not depend
+//! on the number of rows, the order of the tiles or the number of threads. Read next: `products.rs` and `attention.rs`,
+//! which call [`tile`].
 
 use pulp::{Simd, WithSimd};
 
-/// Steps of k whose sum is taken by itself: the rounding error grows with KC + k / KC, not with k, and a block of a panel
-/// stays in the first-level cache.
+/// Steps of k in a block. Because each block has a sum of its own, the rounding error grows with KC + k / KC, not with
+/// k. A block of a panel fits the first-level cache.
 pub const KC: usize = 256;
 
-/// Numbers from one row of a tile's left side to the next. A constant, so that rows are offsets in an instruction; not a
-/// power of two, so that they do not fall into the same cache sets.
+/// Elements from one row of a tile's left side to the next. It is a constant, so that rows are offsets in an
+/// instruction. It is not a power of two, so that the rows do not fall into the same cache sets.
 pub const STRIDE: usize = KC + 16;
 
-/// Numbers of the largest tile on any processor.
+/// Elements of the largest tile on any processor.
 pub const LARGEST: usize = 14 * 32;
 
-/// RowsView that a tile may have: two accumulators each, and four registers for the rest.
+/// The most rows of a tile. Each row takes two registers for its sums; four registers are for the rest.
 pub const fn most_rows<S: Simd>() -> usize {
     if S::REGISTER_COUNT >= 32 { 14 } else { 6 }
 }
@@ -29,41 +32,42 @@ pub const fn columns<S: Simd>() -> usize {
 /// What a tile does with its sums.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Sum {
-    /// Store them.
+    /// Stores them.
     First,
-    /// Add them to what is stored, a block's sum to that of the blocks before it.
+    /// Adds the sums of this block to the stored sums of the blocks before it.
     Further,
-    /// Go on from what is stored, in the middle of a block.
+    /// Continues from the stored sums, in the middle of a block.
     Within,
 }
 
-/// What goes into one tile. The pointers are what [`tile`] states.
+/// The input of one tile. [`tile`] states what the pointers must point to.
 #[derive(Clone, Copy)]
 pub struct Operands {
     pub a: *const f32,
     pub b: *const f32,
-    /// Numbers from one step of k to the next in b.
+    /// Elements from one step of k to the next in b.
     pub b_stride: usize,
-    /// Steps.
+    /// The number of steps.
     pub k: usize,
     pub sum: Sum,
-    /// What will be wanted next: two cache lines a step of k are asked for from here on, or one for tall tiles.
+    /// What to prefetch, from here on: two cache lines per step of k, or one for tiles of more than 8 rows.
     pub next: *const f32,
-    /// Numbers that `next` moves each step.
+    /// Elements by which `next` advances each step.
     pub next_stride: usize,
 }
 
 /// `c[r][j] = sum_k a[r][k] b[k][j]` for `rows` rows and [`columns`] columns.
 ///
 /// # Safety
-/// For every r < rows, i < k, j < columns: `a[r STRIDE + i]` and `b[i b_stride + j]` may be read, `c[r c_stride + j]` may be
-/// written, and read unless `sum` is [`Sum::First`]. `next` may point anywhere. `rows` is from 1 to [`most_rows`].
+/// For every r < rows, i < k, j < columns: `a[r STRIDE + i]` and `b[i b_stride + j]` may be read, `c[r c_stride + j]`
+/// may be written, and read unless `sum` is [`Sum::First`]. `next` may point anywhere. `rows` is from 1 to
+/// [`most_rows`].
 #[inline(always)]
 pub unsafe fn tile<S: Simd>(simd: S, rows: usize, operands: Operands, c: *mut f32, c_stride: usize) {
     macro_rules! of_rows {
         ($($rows:literal)*) => {
             match rows {
-                // A call for each tile, not one copy of its loop for each place that wants one.
+                // `vectorize` makes this a call. Without it, every caller would have its own copy of the loop.
                 $($rows if $rows <= most_rows::<S>() => simd.vectorize(Tile::<$rows> { operands, c, c_stride }),)*
                 _ => unreachable!("a tile has 1 to {} rows, not {rows}", most_rows::<S>()),
             }
@@ -72,7 +76,7 @@ pub unsafe fn tile<S: Simd>(simd: S, rows: usize, operands: Operands, c: *mut f3
     of_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
 }
 
-/// One call of [`tile`], whose caller promised what it asks.
+/// One call of [`tile`]. The caller of [`tile`] has promised what its safety section requires.
 struct Tile<const ROWS: usize> {
     operands: Operands,
     c: *mut f32,
@@ -86,7 +90,8 @@ impl<const ROWS: usize> WithSimd for Tile<ROWS> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Tile { operands: o, c, c_stride } = self;
         let lanes = S::F32_LANES;
-        // SAFETY: all reads and writes are within the ranges that the caller of `tile` promised; vectors need no alignment.
+        // SAFETY: all reads and writes are within the ranges that the caller of `tile` promised, and they are unaligned
+        // ones.
         unsafe {
             let at = |r: usize, half: usize| c.add(r * c_stride + half * lanes).cast::<S::f32s>();
             let mut sums = [[simd.splat_f32s(0.0); 2]; ROWS];
@@ -124,11 +129,11 @@ impl<const ROWS: usize> WithSimd for Tile<ROWS> {
     }
 }
 
-/// Asks for the cache line at `p`; does nothing where there is no such instruction.
+/// Prefetches the cache line at `p`. Does nothing on other processors than x86-64.
 #[inline(always)]
 fn prefetch(p: *const f32) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch of any address is allowed; it never faults.
+    // SAFETY: a prefetch never faults, whatever the address.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T1>(p.cast());

@@ -1,5 +1,5 @@
-//! The limits of the processor, measured: multiply-adds in registers, and reading memory, with the widest vectors and on all
-//! threads. Owns the two loops.
+//! Measures the limits of the processor: multiply-adds in registers and reading memory, with the device's vectors and
+//! on all threads. Owns the two loops. Read next: `../probe.rs`, the trait, and `src/bench/mod.rs`, which uses it.
 
 use super::Cpu;
 use crate::device::DeviceError;
@@ -9,23 +9,23 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-/// Sums that do not wait for one another: more than a multiply-add takes cycles times how many begin in each, and few enough
-/// for 16 registers.
+/// Independent sums. They must be more than the latency of a multiply-add in cycles times the multiply-adds that begin
+/// per cycle, and few enough for 16 registers.
 const CHAINS: usize = 12;
 
-/// Multiply-adds of each chain in one piece of work.
+/// Multiply-adds per sum in one task.
 const STEPS: usize = 1 << 21;
 
-/// Numbers that are read: 256 MiB.
-const NUMBERS: usize = 64 << 20;
+/// f32 values to read: 256 MiB.
+const N_VALUES: usize = 64 << 20;
 
-/// Places at which one thread reads at a time: with one alone a core waits more than memory does.
+/// Places at which one thread reads at the same time. With a single one, the core is slower than the memory.
 const STREAMS: usize = 4;
 
 struct MultiplyAdd;
 
 impl WithSimd for MultiplyAdd {
-    /// How many floating-point operations that were.
+    /// The number of floating-point operations.
     type Output = usize;
 
     #[inline(always)]
@@ -73,10 +73,10 @@ impl Measured for Cpu {
     }
 
     fn probes(&self) -> Probes<'_> {
-        // Written, not only taken: pages that nobody has written to are all the same one.
-        let numbers = vec![1.0f32; NUMBERS];
+        // Zeros would not do: the system maps pages that were never written to one shared page.
+        let values = vec![1.0f32; N_VALUES];
         let workers = &self.workers;
-        let (arch, part) = (workers.arch, NUMBERS.div_ceil(workers.threads));
+        let (arch, part) = (workers.arch, N_VALUES.div_ceil(workers.threads));
         Probes {
             arithmetic: Box::new(move || {
                 let done = AtomicUsize::new(0);
@@ -86,9 +86,9 @@ impl Measured for Cpu {
                 done.into_inner() as f64
             }),
             reading: Box::new(move || {
-                let parts: Vec<_> = numbers.chunks(part).collect();
+                let parts: Vec<_> = values.chunks(part).collect();
                 workers.each(parts.len(), |i| arch.dispatch(Read(parts[i])));
-                (4 * NUMBERS) as f64
+                (4 * N_VALUES) as f64
             }),
         }
     }

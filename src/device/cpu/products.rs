@@ -1,8 +1,9 @@
-//! Weight products of the `cpu` device: which rows and columns are computed by whom, from where. Owns packed weights
-//! ([`Panels`]) and the loops around `tile.rs`.
+//! Products of tensors with weights on the `cpu` device. Owns packed weights ([`Panels`]), the loops around the tile of
+//! `microkernel.rs`, and how the work is split among threads.
 //!
-//! A weight is packed, once, into panels as wide as a tile, in the order in which tiles read them. The first time, unless the
-//! rows are many, it is multiplied from where it lies instead: a program that runs once never packs.
+//! A weight is packed once, into panels as wide as a tile, in the order in which tiles read them. Its first product
+//! with few rows reads the weight where the checkpoint has it, so a program that runs once does not pay for packing.
+//! Read next: `microkernel.rs`.
 
 use super::buffers::{Aligned, Shared, Tensor};
 use super::microkernel::{KC, LARGEST, Operands, STRIDE, Sum, columns, most_rows, tile};
@@ -14,30 +15,32 @@ use pulp::{Arch, Simd, WithSimd};
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Below this many multiply-adds a product is done before a second thread would have woken up.
+/// With fewer multiply-adds than this, one thread finishes before a second one would have woken up.
 const WORTH_SHARING: usize = 1 << 17;
 
-/// Rows up to which a weight that is used for the first time is better left where it is.
+/// Up to this many rows, a weight's first product is faster from the checkpoint's memory than with packing.
 pub const MOST_IN_PLACE: usize = 256;
 
-/// Tiles of rows that one task takes a panel to: fewer, and the panels pass by too often.
+/// The most row tiles in one task. Every task reads its panels once, so smaller groups would read them more often.
 const GROUP: usize = 20;
 
-/// Numbers of a left side that are used again for every panel, at most: 1 MB, a second-level cache.
+/// The most elements of the left side that are reused for every panel: 1 MiB, so that they stay in the second-level
+/// cache.
 const LEFT_AT_ONCE: usize = 256 << 10;
 
-/// Rows of a left side that are copied by one thread; for four times as many a second thread would come too late.
+/// Rows of the left side that one task copies. Up to four times as many are copied by one thread, which is faster than
+/// waking a second one.
 const PACKED_AT_ONCE: usize = 64;
 
-/// Tasks for each thread, so that a thread that was held up does not hold up all.
+/// Tasks per thread. With several, a delayed thread does not delay all the others.
 const TASKS: usize = 2;
 
-/// Rows of a matrix somewhere in memory.
+/// A view of the rows of a matrix.
 #[derive(Clone, Copy)]
 pub struct RowsView<'a> {
     pub data: &'a [f32],
     pub n: usize,
-    /// Numbers from one row to the next.
+    /// Elements from the start of one row to the start of the next.
     pub stride: usize,
 }
 
@@ -51,7 +54,7 @@ impl<'a> RowsView<'a> {
         RowsView { data: x, n: x.rows, stride: x.cols }
     }
 
-    /// One past the last number, where each row has `cols`.
+    /// The number of elements of `data` that rows of `cols` columns need.
     fn reach(&self, cols: usize) -> usize {
         (self.n - 1) * self.stride + cols
     }
@@ -66,7 +69,7 @@ pub struct Finish<'a> {
     pub epilogue: Epilogue<'a, Tensor>,
 }
 
-/// Finishes a tile's values where they lie.
+/// Adds the bias and applies the epilogue to a tile, in place.
 struct FinishTile<'a> {
     finish: Finish<'a>,
     out: Shared<'a>,
@@ -81,7 +84,7 @@ impl WithSimd for FinishTile<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let FinishTile { finish, out, rows, cols } = self;
         for row in rows {
-            // SAFETY: a tile that was just written by the same task.
+            // SAFETY: this task has just written these cells, and no other task uses them.
             let values = unsafe { out.row(row, cols.clone()) };
             if let Some(bias) = finish.bias {
                 row_wise::add(simd, values, &bias[cols.clone()]);
@@ -95,16 +98,16 @@ impl WithSimd for FinishTile<'_> {
     }
 }
 
-/// The right side of products: [k, n] in panels of as many columns as a tile has, [n / columns][k][columns], filled up with
-/// zeros. Half-precision weights stay as they are stored, so that few rows read half the bytes: a block is widened just before
-/// tiles read it, and stays in the first-level cache meanwhile.
+/// The right side [k, n] of products, packed into panels as wide as a tile: [n / columns][k][columns], padded with
+/// zeros. Half-precision weights stay in half precision, so that a product with few rows reads half the bytes. Each
+/// block is widened just before the tiles read it, and stays in the first-level cache meanwhile.
 #[derive(Debug)]
 pub struct Panels {
     k: usize,
     n: usize,
     columns: usize,
     dtype: Dtype,
-    /// f32, or two half-precision numbers in the place of one.
+    /// One f32 per element, or one f32 for two half-precision elements.
     data: Aligned,
 }
 
@@ -153,17 +156,17 @@ impl Panels {
         panels
     }
 
-    /// f32s of memory that hold so many numbers, an even number.
-    fn place(&self, numbers: usize) -> usize {
-        numbers * self.dtype.size() / size_of::<f32>()
+    /// The length in `data` of this many elements, which must be even.
+    fn place(&self, elements: usize) -> usize {
+        elements * self.dtype.size() / size_of::<f32>()
     }
 
-    /// f32s of memory that a panel takes.
+    /// The length in `data` of one panel.
     fn size(&self) -> usize {
         self.place(self.columns * self.k)
     }
 
-    /// Steps `ks` of a panel, widened into `scratch` where they are half-precision.
+    /// Rows `ks` of a panel. Half-precision elements are widened into `scratch`.
     #[inline(always)]
     fn block<'a>(&'a self, panel: usize, ks: Range<usize>, scratch: &'a mut Aligned) -> &'a [f32] {
         let from = panel * self.size() + self.place(ks.start * self.columns);
@@ -181,8 +184,8 @@ impl Panels {
     }
 }
 
-/// `out[t][i][..n] = finish(x[t][ks_i] . w[ks_i])` for every range of `parts`: one of all k for a product, the heads' for
-/// their parts of it, which have no bias.
+/// `out[t][i][..n] = finish(x[t][ks_i] . w[ks_i])` for every range ks_i of `parts`. One range of all k makes a plain
+/// product; one range per head makes the product of each head, which has no bias.
 pub fn product(
     workers: &Workers,
     x: RowsView<'_>,
@@ -208,7 +211,7 @@ pub fn product(
     });
 }
 
-/// Columns `ks` of x as tiles read them: [ks / KC][rows][STRIDE].
+/// Columns `ks` of x, packed as tiles read them: [ks / KC][rows][STRIDE].
 fn pack_left(workers: &Workers, x: RowsView<'_>, ks: &Range<usize>) -> Tensor {
     let some = |i: usize, left: &mut [f32]| {
         for (i, left) in (i * PACKED_AT_ONCE..).zip(left.chunks_exact_mut(STRIDE)) {
@@ -223,8 +226,8 @@ fn pack_left(workers: &Workers, x: RowsView<'_>, ks: &Range<usize>) -> Tensor {
     })
 }
 
-/// [`product`] with a weight as it lies in the checkpoint, row-major [k, n]. The same sums in the same order; half as fast for
-/// many rows, but without the fresh memory that packing takes.
+/// [`product`] with a weight where the checkpoint has it, row-major [k, n]. It takes the same sums in the same order.
+/// For many rows it is half as fast, but it needs no memory for panels.
 pub fn product_in_place(workers: &Workers, x: RowsView<'_>, w: &[f32], n: usize, finish: Finish<'_>, out: &mut [f32]) {
     let k = w.len() / n;
     assert!(x.reach(k) <= x.data.len());
@@ -241,8 +244,8 @@ pub fn product_in_place(workers: &Workers, x: RowsView<'_>, w: &[f32], n: usize,
     });
 }
 
-/// `x . tableᵀ` for a few rows: a token's numbers are read once, in one stream. Its sums run in lanes, not in tiles, so they
-/// differ in the last bits from those of [`product`]; which of the two runs depends on the number of rows alone.
+/// `x . tableᵀ` for a few rows. It reads the table once, from front to back. Its sums run in SIMD lanes, not in tiles,
+/// so they differ from those of [`product`] in the last bits. Only the number of rows decides which of the two runs.
 pub fn dots(workers: &Workers, x: RowsView<'_>, table: &StoredWeight, out: &mut [f32]) {
     let (n, k) = (table.rows, table.cols);
     assert!(x.reach(k) <= x.data.len());
@@ -250,7 +253,7 @@ pub fn dots(workers: &Workers, x: RowsView<'_>, table: &StoredWeight, out: &mut 
     share(workers, x.n * n * k, n, 1, |tokens, _| arch.dispatch(Dots { x, table, out, tokens }));
 }
 
-/// Some tokens of [`dots`].
+/// One task of [`dots`]: some tokens.
 struct Dots<'a> {
     x: RowsView<'a>,
     table: &'a StoredWeight,
@@ -265,21 +268,21 @@ impl WithSimd for Dots<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let (k, n) = (self.table.cols, self.x.n);
         let in_place = self.table.in_place();
-        let mut numbers = vec![0.0; if in_place.is_some() { 0 } else { k }];
+        let mut values = vec![0.0; if in_place.is_some() { 0 } else { k }];
         for token in self.tokens.clone() {
-            let numbers = match in_place {
+            let values = match in_place {
                 Some(all) => &all[token * k..(token + 1) * k],
                 None => {
-                    self.table.widen(token * k, &mut numbers);
-                    &numbers
+                    self.table.widen(token * k, &mut values);
+                    &values
                 }
             };
             let mut first = 0;
             while first < n {
                 match n - first {
-                    1 => first += self.some::<S, 1>(simd, numbers, token, first),
-                    2 | 3 => first += self.some::<S, 2>(simd, numbers, token, first),
-                    _ => first += self.some::<S, 4>(simd, numbers, token, first),
+                    1 => first += self.some::<S, 1>(simd, values, token, first),
+                    2 | 3 => first += self.some::<S, 2>(simd, values, token, first),
+                    _ => first += self.some::<S, 4>(simd, values, token, first),
                 }
             }
         }
@@ -287,12 +290,12 @@ impl WithSimd for Dots<'_> {
 }
 
 impl Dots<'_> {
-    /// One token's numbers with `N` rows from `first` on; gives back how many those are.
+    /// Multiplies the values of one token with `N` rows of x, from `first` on. Returns `N`.
     #[inline(always)]
-    fn some<S: Simd, const N: usize>(&self, simd: S, numbers: &[f32], token: usize, first: usize) -> usize {
-        let rows = std::array::from_fn(|i| &self.x.row(first + i)[..numbers.len()]);
-        for (i, dot) in row_wise::dots::<S, N>(simd, numbers, rows).into_iter().enumerate() {
-            // SAFETY: every row has a column for each token, and the tokens are this task's.
+    fn some<S: Simd, const N: usize>(&self, simd: S, values: &[f32], token: usize, first: usize) -> usize {
+        let rows = std::array::from_fn(|i| &self.x.row(first + i)[..values.len()]);
+        for (i, dot) in row_wise::dots::<S, N>(simd, values, rows).into_iter().enumerate() {
+            // SAFETY: every row has a column for each token, and no other task has these tokens.
             unsafe { self.out.row(first + i, token..token + 1)[0] = dot };
         }
         N
@@ -312,8 +315,8 @@ pub fn tile_shape(arch: Arch) -> (usize, usize) {
     arch.dispatch(Ask)
 }
 
-/// Calls `task` for every one of `parts` with all of `n` pieces, cut so that all threads have work; or does everything here
-/// where it is not worth sharing.
+/// Calls `task(pieces, part)` until it has covered all `n` pieces of every part. The pieces are split so that all
+/// threads have work. A small product runs on the calling thread alone.
 fn share(workers: &Workers, work: usize, n: usize, parts: usize, task: impl Fn(Range<usize>, usize) + Sync) {
     if workers.threads == 1 || work < WORTH_SHARING {
         return (0..parts).for_each(|part| task(0..n, part));
@@ -324,14 +327,14 @@ fn share(workers: &Workers, work: usize, n: usize, parts: usize, task: impl Fn(R
 }
 
 impl Shared<'_> {
-    /// A tile into these rows and columns, which may be fewer columns than a tile has.
+    /// Computes a tile into these rows and columns. There may be fewer columns than a tile has.
     ///
     /// # Safety
-    /// As [`Shared::row`] for all rows, and as [`tile`] for `operands`.
+    /// What [`Shared::row`] requires holds for every row, and what [`tile`] requires holds for `operands`.
     #[inline(always)]
     pub unsafe fn tile<S: Simd>(&self, simd: S, rows: Range<usize>, cols: Range<usize>, operands: Operands) {
         let width = columns::<S>();
-        // SAFETY: the caller's promise; a tile is no larger than the largest.
+        // SAFETY: the caller promises it for the matrix and the operands, and `whole` holds the largest tile.
         unsafe {
             if cols.len() == width {
                 let c = self.data.add(rows.start * self.stride + cols.start);
@@ -349,12 +352,12 @@ impl Shared<'_> {
     }
 }
 
-/// Rows of the i-th of `n` tiles over `rows` rows: as even as can be.
+/// The rows of tile i, where `rows` rows are split into `n` tiles as evenly as possible.
 pub fn tile_rows(i: usize, n: usize, rows: usize) -> Range<usize> {
     i * rows / n..(i + 1) * rows / n
 }
 
-/// Copies columns `cols` of some rows to where a tile finds them.
+/// Copies columns `cols` of some rows of x into the layout of a tile's left side.
 pub fn copy_left(left: &mut [f32], x: RowsView<'_>, rows: Range<usize>, cols: Range<usize>) {
     for (out, row) in left.chunks_mut(STRIDE).zip(rows) {
         out[..cols.len()].copy_from_slice(&x.row(row)[cols.clone()]);
@@ -362,11 +365,11 @@ pub fn copy_left(left: &mut [f32], x: RowsView<'_>, rows: Range<usize>, cols: Ra
 }
 
 thread_local! {
-    /// Left sides of tiles, and sums under way.
+    /// For left sides or widened blocks, and for partial sums.
     static SCRATCH: RefCell<[Aligned; 2]> = RefCell::default();
 }
 
-/// Some panels and some tiles of rows of a [`product`].
+/// One task of [`product`]: some panels and some row tiles.
 struct Packed<'a> {
     left: &'a [f32],
     n_rows: usize,
@@ -384,9 +387,9 @@ struct Packed<'a> {
 impl WithSimd for Packed<'_> {
     type Output = ();
 
-    /// As many blocks of the left side as stay in the second-level cache are multiplied with one panel after the other, so that a
-    /// tile's sums are still in the caches when the next block joins them. A block of a panel comes from further away for the first
-    /// tile and lies near for the others; meanwhile the next block is asked for.
+    /// As many blocks of the left side as fit the second-level cache are multiplied with one panel after the other, so
+    /// that the sums of a tile are still cached when the next block is added to them. The first tile brings a block of
+    /// a panel into the cache and the other tiles reuse it; meanwhile they prefetch the next block.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         SCRATCH.with_borrow_mut(|[scratch, _]| {
@@ -406,7 +409,8 @@ impl WithSimd for Packed<'_> {
 }
 
 impl Packed<'_> {
-    /// One block of one panel, finished if it is the last of the panel. `next` is where the one after it begins: panel and k.
+    /// Multiplies one block of one panel, and applies `finish` if it is the panel's last block. `next` is the panel and
+    /// the k at which the block to prefetch begins.
     #[inline(always)]
     fn block<S: Simd>(&self, simd: S, panel: usize, ks: Range<usize>, next: (usize, usize), scratch: &mut Aligned) {
         let width = columns::<S>();
@@ -415,12 +419,12 @@ impl Packed<'_> {
         let (first, last) = (ks.start == self.ks.start, ks.end == self.ks.end);
         let alone = self.tiles.len() == 1;
         let next = next.0 * self.w.size() + self.w.place(next.1 * width);
-        // What half-precision numbers take of the steps' memory.
+        // The length in `data` of one step of k.
         let step = self.w.place(width);
         let left = &self.left[(ks.start - self.ks.start) / KC * self.n_rows * STRIDE..];
         for (nth, i) in self.tiles.clone().enumerate() {
             let rows = tile_rows(i, self.n_tiles, self.n_rows);
-            // Steps of the next block that the tiles before this one asked for.
+            // Steps of the next block that the tiles before this one have prefetched.
             let share = nth * ks.len().div_ceil(self.tiles.len());
             let left = &left[rows.start * STRIDE..rows.end * STRIDE];
             let operands = Operands {
@@ -429,12 +433,12 @@ impl Packed<'_> {
                 b_stride: width,
                 k: ks.len(),
                 sum: if first { Sum::First } else { Sum::Further },
-                // One row of tiles asks for all of it; several take turns.
+                // A single tile prefetches the whole next block; several tiles share it.
                 next: self.w.data.as_ptr().wrapping_add(if alone { next } else { next + share * step }),
                 next_stride: if alone { step } else { step / 2 },
             };
-            // SAFETY: `product` checked rows and columns against the matrix, and the columns are this task's; `left` holds
-            // the tile's rows and `block` its steps of k.
+            // SAFETY: `product` checked rows and columns against the matrix, and no other task writes these cells.
+            // `left` holds the rows of the tile, and `block` the steps of k.
             unsafe {
                 self.out.tile(simd, rows.clone(), cols.clone(), operands);
             }
@@ -445,7 +449,7 @@ impl Packed<'_> {
     }
 }
 
-/// Some columns of a [`product_in_place`].
+/// One task of [`product_in_place`]: some columns.
 struct InPlace<'a> {
     x: RowsView<'a>,
     w: RowsView<'a>,
@@ -457,8 +461,9 @@ struct InPlace<'a> {
 impl WithSimd for InPlace<'_> {
     type Output = ();
 
-    /// Eight rows of the weight at a time, from the first column to the last, as they lie in memory; the sums under way wait
-    /// in the first-level cache. Further tiles find a block of the weight in the second-level cache.
+    /// Takes eight rows of the weight at a time, from the first column to the last, in the order of memory. The partial
+    /// sums stay in the first-level cache. The tiles after the first find the block of the weight in the second-level
+    /// cache.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         const STEPS: usize = 8;
@@ -478,7 +483,8 @@ impl WithSimd for InPlace<'_> {
                     for col in cols.clone().step_by(width) {
                         let mut b = (w.row(k)[col..].as_ptr(), w.stride);
                         if col + width > cols.end {
-                            // The last columns, where a tile can read beyond them; what comes of that is not kept.
+                            // The last columns are fewer than a tile reads, so they are copied to `edge`. Sums of the
+                            // columns beyond them are dropped.
                             for (step, e) in edge.chunks_exact_mut(width).take(steps).enumerate() {
                                 let row = &w.row(k + step)[col..cols.end];
                                 e[..row.len()].copy_from_slice(row);
@@ -494,12 +500,13 @@ impl WithSimd for InPlace<'_> {
                             next: b.0.wrapping_add(STEPS * b.1),
                             next_stride: b.1,
                         };
-                        // SAFETY: `left` holds the tile's rows of x, b `steps` rows of the weight, and `sums` whole tiles.
+                        // SAFETY: `left` holds the tile's rows of x, b has `steps` rows, and `sums` has room for whole
+                        // tiles.
                         unsafe { tile(simd, rows.len(), operands, sums[col - cols.start..].as_mut_ptr(), padded) };
                     }
                 }
                 for (row, sums) in rows.zip(sums.chunks_exact(padded)) {
-                    // SAFETY: `product_in_place` checked rows and columns; the columns are this task's.
+                    // SAFETY: `product_in_place` checked rows and columns, and no other task writes these columns.
                     let stored = unsafe { out.row(row, cols.clone()) };
                     match k0 {
                         0 => stored.copy_from_slice(&sums[..cols.len()]),

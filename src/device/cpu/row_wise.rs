@@ -1,7 +1,11 @@
-//! What the `cpu` device does row by row: LayerNorm, softmax, activation functions. Plain loops, written so that the compiler
-//! makes vectors of them: sums in [`LANES`] lanes, no calls, no early exits; and vectors by name for e^x and what rests on it. All
-//! of them are forced into functions that are compiled for each kind of processor (`pulp`), which a closure would not be:
-//! nothing that takes `simd` is called from one.
+//! What the `cpu` device computes row by row: LayerNorm, softmax, activation functions, and the dot products of a few
+//! rows. Owns no memory; `buffers.rs` has the tensors.
+//!
+//! Most loops are plain ones that the compiler can vectorize: sums in [`LANES`] lanes, no calls, no early exits. e^x
+//! and the functions that need it use SIMD vectors explicitly. `pulp` compiles these functions once for each kind of
+//! processor, but only if they are inlined. A closure would not be, so no function that takes `simd` is called from
+//! one.
+//! Read next: `mod.rs`, which calls these functions, or `workers.rs` for the threads.
 
 use super::workers::Workers;
 use crate::config::Activation;
@@ -9,22 +13,23 @@ use crate::device::Window;
 use pulp::{Simd, WithSimd};
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, LOG2_E};
 
-/// Below this many values a loop is done before a second thread would have woken up.
+/// With fewer values than this, one thread finishes before a second one would have woken up.
 const WORTH_SHARING: usize = 1 << 15;
 
-/// The same for values that are only copied.
+/// The same limit for values that are only copied or added.
 const WORTH_SHARING_A_COPY: usize = 1 << 17;
 
-/// Partial sums side by side: the error of a sum grows with n / LANES. The same on every processor, so that they agree.
+/// Partial sums per sum, so that its rounding error grows with n / LANES. The number is the same on every processor, so
+/// that all processors compute the same sums.
 const LANES: usize = 16;
 
-/// Makes one row of a result from one row of a tensor.
+/// Computes one row of a result from one row of a tensor.
 pub trait RowOp: Copy + Sync {
-    /// `i` is the row's number. What `y` holds before is not defined.
+    /// Computes row `i` from `x` into `y`. `y` may hold any values before.
     fn row<S: Simd>(self, simd: S, i: usize, x: &[f32], y: &mut [f32]);
 }
 
-/// Does `op` for all rows, by all threads where that pays.
+/// Applies `op` to all rows, on all threads where that is faster.
 pub fn map_rows(workers: &Workers, x: &[f32], x_cols: usize, y: &mut [f32], y_cols: usize, op: impl RowOp) {
     let rows = x.len() / x_cols;
     let each = if x.len() < WORTH_SHARING { rows } else { rows.div_ceil(4 * workers.threads) };
@@ -45,7 +50,8 @@ pub fn sum_of(workers: &Workers, a: &[f32], b: &[f32], y: &mut [f32]) {
     });
 }
 
-/// The values of a window of x. All threads copy a large one: where its memory is fresh, the first touch is most of the work.
+/// Copies the values of a window of x. All threads copy a large one, because most of the time goes into the first touch
+/// of fresh memory.
 pub fn copy_window(workers: &Workers, x: &[f32], x_cols: usize, window: &Window) -> Vec<f32> {
     let (width, n) = (window.n_cols(), window.len());
     let mut values = workers.memory.vector(n);
@@ -68,7 +74,7 @@ pub fn copy_window(workers: &Workers, x: &[f32], x_cols: usize, window: &Window)
     values
 }
 
-/// Some rows of [`map_rows`].
+/// One task of [`map_rows`]: some rows.
 struct SomeRows<'a, Op> {
     first: usize,
     x: &'a [f32],
@@ -121,7 +127,7 @@ impl RowOp for LayerNormScale {
     }
 }
 
-/// `(x - mean) / scale`, a scale for every row.
+/// `(x - mean) / scale`, with one scale per row.
 #[derive(Clone, Copy)]
 pub struct LayerNormNormalize<'a> {
     pub scales: &'a [f32],
@@ -151,7 +157,7 @@ impl RowOp for GainBias<'_> {
     }
 }
 
-/// Parts as wide as the bias added up, one after the other, and the bias last.
+/// Adds up parts of a row, each as wide as the bias, from first to last, and then the bias.
 #[derive(Clone, Copy)]
 pub struct SumParts<'a> {
     pub bias: &'a [f32],
@@ -213,7 +219,7 @@ pub fn add<S: Simd>(simd: S, y: &mut [f32], x: &[f32]) {
     }
 }
 
-/// All lanes in one number: halves upon each other, which is as many steps as there are halvings.
+/// Reduces all lanes to one value. Each step combines the two halves of the lanes that are left.
 #[inline(always)]
 fn fold(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut n = LANES;
@@ -237,14 +243,15 @@ fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     fold(lanes, |a, b| a + b)
 }
 
-/// The scalar products of a row with some others, at once: a sum alone would wait for each of its own additions.
+/// The dot products of a row with `N` others. They run side by side, because the additions of one sum alone would wait
+/// for one another.
 #[inline(always)]
 pub fn dots<S: Simd, const N: usize>(simd: S, a: &[f32], others: [&[f32]; N]) -> [f32; N] {
     let each = LANES / S::F32_LANES;
     let whole = a.len() / LANES * LANES;
     let (a, a_rest) = a.split_at(whole);
     let (a, mut dots) = (S::as_simd_f32s(a).0, [0.0; N]);
-    // Of the vectors of a sum only `each` are used: as many as hold LANES numbers.
+    // A sum uses only the first `each` of its vectors, which hold LANES values.
     let mut sums = [[simd.splat_f32s(0.0); LANES]; N];
     for i in (0..a.len()).step_by(each) {
         for (row, sums) in others.iter().zip(&mut sums) {
@@ -265,7 +272,8 @@ pub fn dots<S: Simd, const N: usize>(simd: S, a: &[f32], others: [&[f32]; N]) ->
     dots
 }
 
-/// Mean and `sqrt(var + eps)` of a row; the variance around the mean, in a second pass, as its formula says.
+/// Mean and `sqrt(var + eps)` of a row. The variance takes a second pass, which is more exact than a difference of
+/// squares.
 #[inline(always)]
 fn mean_and_scale(row: &[f32], eps: f64) -> (f32, f32) {
     let n = row.len() as f32;
@@ -274,7 +282,7 @@ fn mean_and_scale(row: &[f32], eps: f64) -> (f32, f32) {
     (mean, (variance + eps as f32).sqrt())
 }
 
-/// Masked entries become 0 and change no bit of the others.
+/// Softmax in place. Masked entries become 0 and change no bit of the others.
 #[inline(always)]
 fn softmax<S: Simd>(simd: S, row: &mut [f32]) {
     let highest = simd.splat_f32s(max(row));
@@ -290,7 +298,7 @@ fn softmax<S: Simd>(simd: S, row: &mut [f32]) {
     row.iter_mut().for_each(|s| *s /= total);
 }
 
-/// The largest; NaN where there is one.
+/// The largest value, or NaN if there is one.
 #[inline(always)]
 fn max(values: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if a > b || a.is_nan() { a } else { b };
@@ -303,11 +311,11 @@ fn max(values: &[f32]) -> f32 {
     fold(lanes, larger)
 }
 
-/// e^x, to one unit in the last place; 0 below the smallest normal number. NaN stays NaN.
+/// e^x, exact to one unit in the last place. 0 where it would be below the smallest normal number; NaN stays NaN.
 /// Source: the reduction and polynomial of Cephes' `expf` (Moshier).
 #[inline(always)]
 fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
-    // Adding it rounds to a whole number, which then stands in the lowest bits.
+    // Adding `round` rounds to an integer, which then stands in the lowest bits.
     let round = simd.splat_f32s(12_582_912.0); // 1.5 * 2^23
     let shifted = simd.mul_add_e_f32s(x, simd.splat_f32s(LOG2_E), round);
     let n = simd.sub_f32s(shifted, round);
@@ -320,7 +328,7 @@ fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
         p = simd.mul_add_e_f32s(p, r, simd.splat_f32s(c));
     }
     let y = simd.add_f32s(simd.mul_add_e_f32s(p, simd.mul_f32s(r, r), r), simd.splat_f32s(1.0));
-    // The shift drops all that `round` itself has left in the bits.
+    // The shift drops the bits of `round` itself.
     let n = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
     let power = simd.transmute_f32s_u32s(simd.add_u32s(n, simd.splat_u32s(1f32.to_bits())));
     let y = simd.mul_f32s(y, power);
@@ -349,7 +357,8 @@ pub fn activation<S: Simd>(simd: S, f: Activation, values: &mut [f32]) {
     }
 }
 
-/// `x sigmoid(2u)` is `0.5 x (1 + tanh u)` without the cancellation near -1, and `erfc` spares `1 + erf` the same.
+/// `x sigmoid(2u)` equals `0.5 x (1 + tanh u)` but has no cancellation where tanh u is near -1. `erfc` avoids the same
+/// cancellation of `1 + erf`.
 #[inline(always)]
 fn activate<S: Simd>(simd: S, f: Activation, x: S::f32s) -> S::f32s {
     match f {
@@ -364,7 +373,7 @@ fn activate<S: Simd>(simd: S, f: Activation, x: S::f32s) -> S::f32s {
             lanes.iter_mut().for_each(|x| *x *= 0.5 * libm::erfcf(-*x * FRAC_1_SQRT_2));
             x
         }
-        // Not `max`, which would turn NaN into 0.
+        // `max` would turn NaN into 0.
         Activation::Relu => {
             let zero = simd.splat_f32s(0.0);
             simd.select_f32s(simd.less_than_f32s(x, zero), zero, x)
@@ -380,7 +389,7 @@ mod tests {
     use crate::device::MASKED;
     use crate::device::cpu::Cpu;
 
-    /// [`exp`] of many numbers.
+    /// [`exp`] of many values.
     struct Exp<'a>(&'a mut [f32]);
 
     impl WithSimd for Exp<'_> {
@@ -396,7 +405,7 @@ mod tests {
         }
     }
 
-    /// The worst of a million numbers is off by 0.69 of 2^-23; seen red: 33 with 0.1666 for 1/6.
+    /// The largest error of a million values is 0.69 * 2^-23. With 0.1666 in place of 1/6 it is 33 * 2^-23.
     #[test]
     fn exp_is_exact_to_the_last_place() {
         for cpu in Cpu::all() {

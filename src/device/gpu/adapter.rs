@@ -1,4 +1,5 @@
-//! Which adapters this machine has, which one is taken, and the family of kernels that suits it. Owns the wgpu instance.
+//! Finds the adapters of this machine, chooses one, and opens a device on it. Owns the wgpu instance and the rule that
+//! says which family of kernels suits an adapter. Read next: `mod.rs`, which uses the device.
 
 use super::kernels::Family;
 use crate::device::{DeviceError, DeviceInfo, DeviceKind};
@@ -12,18 +13,19 @@ pub struct AdapterInfo {
     pub backend: String,
     /// `DiscreteGpu`, `IntegratedGpu`, `Cpu`, ...
     pub device_type: String,
-    /// Most bytes that one storage binding may have.
+    /// The largest size of a storage binding, in bytes.
     pub max_binding: u64,
-    /// Most bytes that one buffer may have.
+    /// The largest size of a buffer, in bytes.
     pub max_buffer: u64,
 }
 
-/// The backends come from `WGPU_BACKEND` (vulkan, metal, dx12) where it is set.
+/// The environment variable `WGPU_BACKEND` (vulkan, metal, dx12) restricts the backends.
 fn instance() -> wgpu::Instance {
     wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env())
 }
 
-/// All adapters, the one that `--device gpu` takes first. `WGPU_ADAPTER_NAME` narrows them to those whose name holds it.
+/// All adapters, the best one first. The environment variable `WGPU_ADAPTER_NAME` selects those whose name contains its
+/// value.
 async fn adapters() -> Vec<wgpu::Adapter> {
     let mut adapters = instance().enumerate_adapters(wgpu::Backends::all()).await;
     if let Ok(wanted) = std::env::var("WGPU_ADAPTER_NAME") {
@@ -49,7 +51,7 @@ pub(super) fn describe(adapter: &wgpu::Adapter) -> DeviceInfo {
     }
 }
 
-/// Every adapter there is, the one that `--device gpu` takes first.
+/// All adapters, the best one, which [`Gpu::open`](super::Gpu::open) takes, first.
 pub async fn list() -> Vec<AdapterInfo> {
     let describe_one = |adapter: &wgpu::Adapter| AdapterInfo {
         info: describe(adapter),
@@ -61,8 +63,9 @@ pub async fn list() -> Vec<AdapterInfo> {
     adapters().await.iter().map(describe_one).collect()
 }
 
-/// The kernels that suit an adapter: those that broadcast need a workgroup of 8 lanes to be one subgroup, and pay only where
-/// lanes are the vectors of a program. A driver never gets them because of its name.
+/// The family of kernels that suits an adapter. The broadcast kernels need a workgroup of 8 invocations to be one
+/// subgroup, and are faster only on software adapters, where a subgroup is a SIMD vector of the CPU. The name of the
+/// driver does not matter.
 pub(super) fn family(adapter: &wgpu::Adapter) -> Family {
     let info = adapter.get_info();
     let of_eight = info.subgroup_min_size == 8 && info.subgroup_max_size == 8;
@@ -74,25 +77,26 @@ pub(super) fn family(adapter: &wgpu::Adapter) -> Family {
     }
 }
 
-/// Lanes of a subgroup, where subgroups multiply matrices of 8 x 8 whose numbers and sums are f32: the sizes of the kernels
-/// that do, and nothing rounded to fewer bits. Only among the kernels of tiles: no program is faster for having them.
+/// The subgroup size of the matrix kernels, where the adapter has cooperative matrices of 8 x 8 whose elements and sums
+/// are f32. Other types would round the elements to fewer bits. Only the tiles family has matrix kernels.
 fn matrices(adapter: &wgpu::Adapter, family: Family) -> Option<u32> {
     let info = adapter.get_info();
     let is_f32 = |of: wgpu::CooperativeScalarType| of == wgpu::CooperativeScalarType::F32;
     let offered = adapter.cooperative_matrix_properties();
     let exact =
         offered.iter().any(|m| [m.m_size, m.n_size, m.k_size] == [8; 3] && is_f32(m.ab_type) && is_f32(m.cr_type));
-    let lanes = match info.backend {
-        // wgpu states the sizes of all GPUs that Metal has run on; those with matrices, Apple's, have 32.
+    let subgroup_size = match info.backend {
+        // On Metal, wgpu reports a range that covers all GPUs. Those with matrices are Apple's, whose subgroups have
+        // 32.
         wgpu::Backend::Metal => 32,
         _ if info.subgroup_min_size == info.subgroup_max_size => info.subgroup_min_size,
         _ => return None,
     };
-    let fits = (1..=64).contains(&lanes); // four subgroups within WebGPU's 256 invocations
-    (family == Family::Tiles && adapter.features().contains(MATRICES) && exact && fits).then_some(lanes)
+    let fits = (1..=64).contains(&subgroup_size); // a workgroup is four subgroups, and WebGPU promises 256 invocations
+    (family == Family::Tiles && adapter.features().contains(MATRICES) && exact && fits).then_some(subgroup_size)
 }
 
-/// What the kernels with matrices need: those, and a subgroup's number.
+/// The features that matrix kernels need: cooperative matrices, and the index of a subgroup.
 const MATRICES: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SUBGROUP);
 
 /// An adapter with a device on it.
@@ -100,14 +104,14 @@ pub(super) struct Opened {
     pub(super) adapter: wgpu::Adapter,
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
-    /// The kernels that it is opened for.
+    /// The family of kernels that it is opened for.
     pub(super) family: Family,
-    /// Lanes of the subgroups that multiply matrices, where the device can.
+    /// The subgroup size of the matrix kernels, where the device has them.
     pub(super) matrices: Option<u32>,
 }
 
-/// Opens the first adapter, for the kernels that suit it or for those that are wanted. With `hardware_only`, none that is a
-/// program on the CPU.
+/// Opens a device on the best adapter, for the `wanted` family of kernels or the one that suits the adapter. With
+/// `hardware_only`, skips software adapters.
 pub(super) async fn open(hardware_only: bool, wanted: Option<Family>) -> Result<Opened, DeviceError> {
     let found = adapters().await;
     let adapter = found
@@ -120,7 +124,7 @@ pub(super) async fn open(hardware_only: bool, wanted: Option<Family>) -> Result<
         return Err(DeviceError::NoAdapter { detail: format!("{} is not one for {family:?}", describe(&adapter)) });
     }
     let matrices = matrices(&adapter, family);
-    // WebGPU's defaults, so that what runs here runs in a browser too, but buffers as large as the adapter has them.
+    // WebGPU's default limits, so that the same kernels run in a browser, but the adapter's own limits for buffers.
     let limits = wgpu::Limits {
         max_buffer_size: adapter.limits().max_buffer_size,
         max_storage_buffer_binding_size: adapter.limits().max_storage_buffer_binding_size,
@@ -129,7 +133,7 @@ pub(super) async fn open(hardware_only: bool, wanted: Option<Family>) -> Result<
     let request = async |matrices: Option<u32>| {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("actscope"),
-            // Timestamps cost nothing until somebody starts the clock, a pipeline cache until somebody makes one.
+            // The features cost nothing before timestamps are started or a pipeline cache is made.
             required_features: adapter.features() & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE)
                 | match family {
                     Family::Broadcast => wgpu::Features::SUBGROUP,
@@ -137,8 +141,9 @@ pub(super) async fn open(hardware_only: bool, wanted: Option<Family>) -> Result<
                     Family::Tiles => wgpu::Features::empty(),
                 },
             experimental_features: match matrices {
-                // SAFETY: asks for no more than to know that wgpu's matrices may have faults. Every address that the kernels
-                // compute is within their memory, and they are taken where their results were seen to be right (tile.rs).
+                // SAFETY: it only requires knowing that wgpu's experimental matrices may have bugs. All indices of our
+                // matrix kernels are within their memory, and autotuning compares their results with the reference
+                // before it chooses them (autotune.rs).
                 Some(_) => unsafe { wgpu::ExperimentalFeatures::enabled() },
                 None => wgpu::ExperimentalFeatures::disabled(),
             },
@@ -148,7 +153,7 @@ pub(super) async fn open(hardware_only: bool, wanted: Option<Family>) -> Result<
         adapter.request_device(&descriptor).await
     };
     let (opened, matrices) = match request(matrices).await {
-        // A driver that offers them and then does not have them has everything else.
+        // The driver offered matrices but refuses the request with them. It may accept one without.
         Err(_) if matrices.is_some() => (request(None).await, None),
         opened => (opened, matrices),
     };

@@ -1,5 +1,7 @@
-//! Attention: the fused kernel and the scores and mix around a pattern that somebody looks at. Owns where queries, keys and
-//! values lie, which may be two tensors (a cache of keys and values), and the tables that tell kernels so.
+//! Attention: the fused kernel, and separate kernels for scores and mix where a run captures or edits the pattern. Owns
+//! [`Cache`], the position of queries, keys and values in their tensors, and the table that passes these positions to
+//! the kernels.
+//! Read next: `shaders/attention.wgsl`.
 
 use super::bind_groups::Binding;
 use super::buffers::Tensor;
@@ -9,21 +11,21 @@ use super::{Gpu, all, elements, whole};
 use crate::device::{Heads, Queries};
 use parking_lot::Mutex;
 
-/// Queries of a workgroup of the tiled kernels, and keys of one of the scores'.
+/// Queries per workgroup of the tiled kernels, and keys per workgroup of `attention_scores`.
 const QUERIES: usize = 32;
 const KEYS: usize = 64;
 
-/// Queries of a workgroup of the kernel that broadcasts.
+/// Queries per workgroup of the broadcast kernel.
 const BROADCAST_QUERIES: usize = 8;
 
-/// Dimensions of a workgroup of any of them.
+/// Dimensions of z per workgroup.
 const DIMS: usize = 64;
 
-/// Keys and values of one layer: of every text its capacity's rows, `[k | v]` each.
+/// The keys and values of one layer. Every text has as many rows as its capacity, and each row is `[k | v]`.
 #[derive(Debug)]
 pub struct Cache {
     rows: Tensor,
-    /// Of each text, and the end.
+    /// The first row of each text, then the total number of rows.
     starts: Vec<usize>,
 }
 
@@ -57,7 +59,7 @@ impl Cache {
     }
 }
 
-/// Queries, keys and values: a tensor and a column each. Keys and values lie in one tensor.
+/// The tensors and columns of queries, keys and values. Keys and values lie in one tensor.
 #[derive(Clone, Copy)]
 struct Qkv<'a> {
     q: &'a Tensor,
@@ -87,7 +89,7 @@ impl<'a> Qkv<'a> {
     }
 }
 
-/// The heads: how many, how wide, and by what their scores are multiplied.
+/// The number of heads, their width, and the factor of their scores.
 #[derive(Clone, Copy)]
 struct HeadShape {
     n_head: usize,
@@ -100,29 +102,29 @@ impl HeadShape {
         HeadShape { n_head: heads.n_head, head_dim: n_embd / heads.n_head, scale: heads.scale as f32 }
     }
 
-    /// Heads times parts of 64 dimensions.
+    /// The number of heads, times the number of chunks of [`DIMS`] dimensions in each.
     fn parts(&self) -> u32 {
         (self.n_head * self.head_dim.div_ceil(DIMS)) as u32
     }
 }
 
-/// The table of rows that was uploaded last: every layer of a run has the same.
+/// The table of rows that was uploaded last. All layers of a run use the same table.
 #[derive(Debug, Default)]
 pub(super) struct RowsTable(Mutex<Option<(Vec<TextRows>, wgpu::Buffer)>>);
 
-/// A tensor as vectors of four elements. The last may reach beyond the tensor, never beyond its buffer.
+/// A tensor as vectors of four elements. The last vector may extend past the tensor, but not past its buffer.
 pub(super) fn all4(x: &Tensor) -> Binding<'_> {
     Binding { size: all(x).size.next_multiple_of(16), ..all(x) }
 }
 
-/// The value of `ALIGNED` for tensors that are read from certain columns on.
+/// The value of the override `ALIGNED`. `tensors` lists each tensor with the first column that is read.
 fn aligned(heads: HeadShape, tensors: &[(&Tensor, usize)]) -> u32 {
     let fits = |(x, col): &(&Tensor, usize)| x.cols.is_multiple_of(4) && col.is_multiple_of(4);
     u32::from(heads.head_dim.is_multiple_of(4) && tensors.iter().all(fits))
 }
 
 impl Gpu {
-    /// The table on the device.
+    /// The table on the device, uploaded if it is a new one.
     fn table(&self, texts: &[TextRows]) -> wgpu::Buffer {
         let mut last = self.rows_table.0.lock();
         match &*last {
@@ -135,7 +137,7 @@ impl Gpu {
         }
     }
 
-    /// z [T, D]; rows that belong to no text are left as they are.
+    /// z [T, D]. Rows that belong to no text have arbitrary values.
     pub(super) fn attention(&self, qkv: &Tensor, cache: Option<&Cache>, texts: &[Queries], heads: Heads) -> Tensor {
         let z = self.empty(qkv.rows, qkv.cols / 3);
         let (heads, qkv) = (HeadShape::new(z.cols, heads), Qkv::new(qkv, cache));
@@ -163,13 +165,14 @@ impl Gpu {
                 (variant, [whole(&table), all(qkv.q), all(qkv.kv), all(&z)], BROADCAST_QUERIES)
             }
         };
-        // One dimension of a dispatch has at most 65,535 workgroups; a batch has fewer texts than tokens, and fewer tokens than that.
+        // One dimension of a dispatch has at most 65,535 workgroups. A batch has fewer tokens than that, and at most as
+        // many texts.
         let groups = [most.div_ceil(queries) as u32, heads.parts(), rows.len() as u32];
         self.encoder.dispatch(variant, &params, &bindings, groups);
         z
     }
 
-    /// The scores of one text: `[n_head * n_query, n_key]`.
+    /// The scores of one text, `[n_head * n_query, n_key]`.
     pub(super) fn attention_scores(&self, qkv: &Tensor, cache: Option<&Cache>, text: &Queries, heads: Heads) -> Tensor {
         let (heads, qkv) = (HeadShape::new(qkv.cols / 3, heads), Qkv::new(qkv, cache));
         let scores = self.empty(heads.n_head * text.rows.len(), text.n_keys);
@@ -206,7 +209,7 @@ impl Gpu {
             kernels::AttentionMix { kv_stride: qkv.kv.cols as u32, v_col: qkv.v_col as u32, z_stride: z.cols as u32 };
         let aligned = aligned(heads, &[(qkv.kv, qkv.v_col)]);
         let variant = Variant::new(&kernels::ATTENTION_MIX, &[aligned, heads.head_dim as u32]);
-        // The pattern and z hold this text alone.
+        // The pattern and z have only the rows of this text, so its first query is row 0.
         let table = self.table(&[TextRows { q_row: 0, ..qkv.rows_of(text) }]);
         let bindings = [whole(&table), all(pattern), all4(qkv.kv), all(&z)];
         let groups = [text.rows.len().div_ceil(QUERIES) as u32, heads.parts(), 1];

@@ -1,6 +1,8 @@
-//! Sees whether a kernel indexes outside of its bindings or its workgroup memory, in builds with the feature `mutants` only. What
-//! users run has no such checks, so a test must show that none are needed. Owns the changed text of a kernel, each of whose
-//! indices goes through a function that notes one that is too large, and the buffer in which it is noted.
+//! Detects kernels that index outside of their bindings or their workgroup memory. Only in builds with the feature
+//! `mutants`: releases have no such checks, so a test must show that they are not needed. Owns the instrumented text of
+//! a kernel, in which every index goes through a function that records indices that are too large, and the buffer of
+//! these records.
+//! Read next: `tests/bounds.rs`, the test.
 
 use super::Gpu;
 use super::kernels::{self, Kernel};
@@ -8,17 +10,18 @@ use crate::device::{Device, DeviceError};
 use std::cell::RefCell;
 
 thread_local! {
-    /// A word per kernel: one bit for each binding or array that was left.
+    /// One word per kernel, with one bit per binding or array that was indexed outside.
     static NOTES: RefCell<Option<wgpu::Buffer>> = const { RefCell::new(None) };
 }
 
-/// The buffer in which kernels of this thread's device take notes, where it is audited.
+/// The buffer of records, while this thread audits a device.
 pub(super) fn notes() -> Option<wgpu::Buffer> {
     NOTES.with_borrow(Clone::clone)
 }
 
 impl Gpu {
-    /// Audits what this thread compiles from now on, which must be for this device. Ends the audit of another.
+    /// Starts to audit the kernels that this thread compiles from now on. It must compile for this device only. Ends
+    /// the audit of another device.
     pub fn audit(&self) {
         let notes = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("notes"),
@@ -29,10 +32,10 @@ impl Gpu {
         NOTES.set(Some(notes));
     }
 
-    /// Ends the audit: every kernel that indexed outside, with the names of what it left.
+    /// Ends the audit. Returns every kernel that indexed outside, with the names of the bindings and arrays.
     ///
     /// # Errors
-    /// [`DeviceError::Fault`] when the device failed.
+    /// [`DeviceError::Fault`] if the device failed.
     pub async fn audited(&self) -> Result<Vec<(&'static str, Vec<String>)>, DeviceError> {
         let notes = NOTES.take().expect("an audit has begun");
         self.submit();
@@ -62,11 +65,11 @@ impl Gpu {
 /// A binding or an array in workgroup memory.
 struct Array {
     name: String,
-    /// Its length, in WGSL.
+    /// The WGSL expression of its length.
     len: String,
 }
 
-/// All that a module's text declares.
+/// The bindings and workgroup arrays that a module declares.
 fn arrays(text: &str) -> Vec<Array> {
     let array = |line: &str| {
         let declaration = code(line).trim_end().strip_suffix(';')?;
@@ -85,11 +88,11 @@ fn code(line: &str) -> &str {
     line.split("//").next().unwrap_or_default()
 }
 
-/// A kernel's text with every index looked at, and one more binding for the notes.
+/// The text of a kernel with every index checked, and one more binding for the records.
 pub(super) fn instrumented(kernel: &Kernel, text: &str) -> String {
     let arrays = arrays(text);
     let place = kernels::ALL.iter().position(|k| k.name == kernel.name).expect("a kernel of an operation");
-    let mut out: String = text.lines().map(|line| looked_at(code(line), &arrays) + "\n").collect();
+    let mut out: String = text.lines().map(|line| with_checked_indices(code(line), &arrays) + "\n").collect();
     let binding = 1 + kernel.bindings.len();
     out += &format!(
         "@group(0) @binding({binding}) var<storage, read_write> notes: array<atomic<u32>, {}>;\n",
@@ -102,8 +105,8 @@ pub(super) fn instrumented(kernel: &Kernel, text: &str) -> String {
     out
 }
 
-/// `x[i]` as `x[inside_x(i)]`, for each of the arrays, also within an index.
-fn looked_at(line: &str, arrays: &[Array]) -> String {
+/// Replaces `x[i]` by `x[inside_x(i)]` for each of the arrays, also within an index.
+fn with_checked_indices(line: &str, arrays: &[Array]) -> String {
     let mut out = String::new();
     let mut rest = line;
     while let Some(open) = rest.find('[') {
@@ -115,7 +118,7 @@ fn looked_at(line: &str, arrays: &[Array]) -> String {
             depth == 0
         });
         let close = open + close.expect("an index ends on its line");
-        let index = looked_at(&rest[open + 1..close], arrays);
+        let index = with_checked_indices(&rest[open + 1..close], arrays);
         match arrays.iter().find(|array| array.name == before[word..]) {
             Some(Array { name, .. }) => out += &format!("{before}[inside_{name}({index})]"),
             None => out += &format!("{before}[{index}]"),
@@ -135,7 +138,7 @@ mod tests {
             "@group(0) @binding(1) var<storage, read> x: array<f32>; // x [n]\nvar<workgroup> tile: array<vec4<f32>, N * 4u>;\n",
         );
         assert_eq!(arrays[1].len, "N * 4u");
-        let seen = looked_at("    max_x[1] = x[i + u32(tile[2u * k].x)] + tile[0][c];", &arrays);
+        let seen = with_checked_indices("    max_x[1] = x[i + u32(tile[2u * k].x)] + tile[0][c];", &arrays);
         assert_eq!(seen, "    max_x[1] = x[inside_x(i + u32(tile[inside_tile(2u * k)].x))] + tile[inside_tile(0)][c];");
     }
 }

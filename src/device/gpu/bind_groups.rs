@@ -1,5 +1,6 @@
-//! Cached bind groups: a run of GPT-2 binds what the run before bound, since its tensors come from a pool. Owns the cache.
-//! Bind groups hold their buffers, so the cache is cleared when a buffer is to be freed.
+//! Caches bind groups. Tensors come from a pool, so a run of GPT-2 binds the same buffers as the run before. Owns the
+//! cache. A bind group keeps its buffers alive, so the cache is cleared when a buffer is to be freed.
+//! Read next: `encoder.rs`, which uses it.
 
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -11,22 +12,22 @@ pub(super) struct Binding<'a> {
     pub(super) buffer: &'a wgpu::Buffer,
     pub(super) offset: u64,
     pub(super) size: u64,
-    /// Made for one dispatch: it will not be bound again.
+    /// True if the buffer was made for one dispatch, so that it will not be bound again.
     pub(super) once: bool,
 }
 
 /// A pipeline by name and settings, and what is bound to it.
 type Key<P> = (P, Vec<(wgpu::Buffer, u64, u64)>);
 
-/// At most so many are cached: eight for each block of the largest GPT-2, several times.
+/// The most cached bind groups: eight for each block of the largest GPT-2, several times over.
 const MOST: usize = 4096;
 
-/// Bind groups for pipelines that are told apart by `P`.
+/// Bind groups of pipelines. `P` identifies a pipeline.
 #[derive(Debug)]
 pub(super) struct BindGroups<P>(Arc<Mutex<HashMap<Key<P>, wgpu::BindGroup>>>);
 
 impl<P: std::hash::Hash + Eq> BindGroups<P> {
-    /// The cached bind group, or what `make` makes.
+    /// The cached bind group, or a new one from `make`.
     pub(super) fn get(
         &self,
         pipeline: P,
@@ -46,7 +47,7 @@ impl<P: std::hash::Hash + Eq> BindGroups<P> {
 }
 
 impl<P> BindGroups<P> {
-    /// Drops all of them, and with them the buffers that have no other owner.
+    /// Drops all cached bind groups, and with them the buffers that have no other owner.
     pub(super) fn clear(&self) {
         self.0.lock().clear();
     }

@@ -1,8 +1,9 @@
-//! Buffers: tensors that come from a pool and go back to it, weights, and the staging buffers through which values reach
-//! the host. Owns no kernel and records nothing.
+//! Buffers: tensors in pooled buffers, weights, and the staging buffers through which values reach the host. Owns the
+//! pool, the layouts of weights and their upload. Owns no kernel and records nothing.
 //!
-//! Pooled buffers are written by dispatches and copies only, in the order in which they are recorded, so a tensor may be
-//! dropped while work that reads it is still queued: the next owner of its buffer writes it later in the same order.
+//! Only dispatches and copies write pooled buffers, in the order in which they are recorded. So a tensor may be dropped
+//! while queued work still reads it: the next owner of its buffer writes it later in the same order.
+//! Read next: `encoder.rs`, which records the work.
 
 use super::bind_groups::BindGroups;
 use super::encoder::PipelineKey;
@@ -13,7 +14,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-/// Buffers of one usage that wait to be used again.
+/// Free buffers of one usage, for reuse.
 #[derive(Debug)]
 pub(super) struct Pool {
     device: wgpu::Device,
@@ -34,8 +35,8 @@ impl Pool {
         Arc::new(Pool { device, usage, label, free: Mutex::default(), bind_groups })
     }
 
-    /// A buffer of at least `bytes`: the smallest free one that is not more than twice as large, of equals the one given back
-    /// last, so that every block of a run gets the same ones; or a new one.
+    /// A buffer of at least `bytes`: the smallest free buffer that is at most twice as large, or a new one. Of several
+    /// equal ones it takes the one that was returned last, so that every block of a run gets the same buffers.
     fn take(self: &Arc<Pool>, bytes: u64) -> Pooled {
         let size = size_class(bytes);
         let mut free = self.free.lock();
@@ -58,7 +59,7 @@ impl Pool {
     }
 }
 
-/// A pool's buffer; goes back when dropped.
+/// A buffer of a pool. It returns to the pool when it is dropped.
 #[derive(Debug)]
 pub(super) struct Pooled {
     buffer: wgpu::Buffer,
@@ -69,7 +70,8 @@ impl Drop for Pooled {
     fn drop(&mut self) {
         let mut free = self.pool.free.lock();
         free.push_back(self.buffer.clone());
-        // The buffer that has waited longest is freed, so that texts of many lengths do not each leave their buffers behind.
+        // Frees the buffer that has been free the longest, so that buffers do not pile up where texts have many
+        // lengths.
         while free.len() > 1 && free.iter().map(wgpu::Buffer::size).sum::<u64>() > FREE_BYTES {
             free.pop_front();
             self.pool.bind_groups.clear();
@@ -77,10 +79,10 @@ impl Drop for Pooled {
     }
 }
 
-/// Bytes that a pool keeps for later.
+/// The most bytes of free buffers in a pool.
 const FREE_BYTES: u64 = 256 << 20;
 
-/// Four sizes per power of two, so that sizes that nearly agree share buffers; at least a page.
+/// Rounds up to one of four sizes per power of two, so that similar sizes share buffers. The smallest size is a page.
 fn size_class(bytes: u64) -> u64 {
     let step = (bytes.max(4096).next_power_of_two() / 8).max(1024);
     bytes.max(4096).next_multiple_of(step)
@@ -108,15 +110,16 @@ impl Tensor {
     }
 }
 
-/// How the numbers of a weight lie on the device. Each operation asks for the layout that its kernel reads.
+/// How the elements of a weight are laid out on the device. Each operation asks for the layout that its kernel reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WeightLayout {
-    /// One row of f32, whatever the file has.
+    /// One row of f32, whatever the type in the checkpoint.
     Vector,
-    /// Row by row, each padded to a multiple of 8 numbers, so that a `vec4<u32>` never holds numbers of two rows; cut by rows
-    /// into as many buffers as the adapter's largest binding demands.
+    /// Row by row, each padded to a multiple of 8 elements, so that no `vec4<u32>` has elements of two rows. The rows
+    /// are split among several buffers where one would be larger than the adapter's largest binding.
     Rows,
-    /// In panels of [`PANEL`] columns, one after the other, each row by row; the last is filled up with zeros.
+    /// In panels of [`PANEL`] columns, one after the other, each of them row by row. The last panel is padded with
+    /// zeros.
     Panels,
 }
 
@@ -130,13 +133,13 @@ pub(super) struct Chunk {
     pub(super) rows: Range<usize>,
 }
 
-/// A weight [rows, cols]. It is uploaded by the first operation that takes it, which knows in which layout.
+/// A weight [rows, cols]. The first operation that uses it uploads it, in the layout that its kernel reads.
 #[derive(Debug)]
 pub struct Weight {
     pub(super) name: String,
     pub(super) rows: usize,
     pub(super) cols: usize,
-    /// Until it is uploaded.
+    /// The weight on the host, until it is uploaded.
     source: Mutex<Option<StoredWeight>>,
     placed: OnceLock<Placed>,
     bind_groups: BindGroups<PipelineKey>,
@@ -155,16 +158,19 @@ impl Drop for Weight {
 pub(super) struct Placed {
     layout: WeightLayout,
     pub(super) dtype: Dtype,
-    /// Numbers from one row to the next; in panels, from one panel to the next.
+    /// Elements from one row to the next, or from one panel to the next in [`WeightLayout::Panels`].
     pub(super) stride: usize,
     pub(super) chunks: Vec<Chunk>,
 }
 
-/// Bytes that go through the queue at once: what an upload may cost in host memory beyond the weight itself.
+/// Bytes that the queue receives at a time. An upload needs about this much host memory beyond the weight itself.
 const UPLOAD_STEP: usize = 8 << 20;
 
 impl Weight {
-    /// Holds a weight whose rows each fit one binding.
+    /// A weight that is not uploaded yet.
+    ///
+    /// # Errors
+    /// [`DeviceError::TooLarge`] where one row does not fit a binding.
     pub(super) fn new(
         weight: &StoredWeight,
         max_binding: u64,
@@ -181,7 +187,8 @@ impl Weight {
     /// The weight on the device.
     ///
     /// # Panics
-    /// When it lies there in another layout: an operation of each kind has one, and no weight is an operand of two kinds.
+    /// When the weight was uploaded in another layout. Every kind of operation has one layout, and every weight belongs
+    /// to one kind of operation.
     pub(super) fn place(
         &self,
         device: &wgpu::Device,
@@ -200,7 +207,7 @@ impl Weight {
     }
 }
 
-/// Columns with their padding.
+/// The number of columns with padding.
 fn padded(cols: usize) -> usize {
     cols.next_multiple_of(8)
 }
@@ -218,7 +225,7 @@ impl Placed {
         }
         let stride = padded(weight.cols);
         let row_bytes = stride * dtype.size();
-        // At most as many rows as one dimension of a dispatch has tiles for, 64 rows each.
+        // One dimension of a dispatch has at most 65,535 workgroups, of 64 rows each.
         let rows_at_once = (max_binding as usize / row_bytes).clamp(1, 64 * 65_535);
         let chunk = |first: usize| {
             let rows = first..weight.rows.min(first + rows_at_once);
@@ -232,7 +239,7 @@ impl Placed {
     }
 }
 
-/// The way to the device for what is on the host.
+/// Writes values of the host to buffers of the device.
 struct Upload<'a> {
     device: &'a wgpu::Device,
     queue: &'a wgpu::Queue,
@@ -267,7 +274,7 @@ impl Upload<'_> {
         }
     }
 
-    /// Writes rows of `row` bytes as panels of `panel` bytes to each row, and `panel_bytes` to each panel.
+    /// Writes rows of `row` bytes as panels. A row of a panel has `panel` bytes, a whole panel `panel_bytes`.
     fn panels(&self, buffer: &wgpu::Buffer, bytes: &[u8], row: usize, panel: usize, panel_bytes: usize) {
         let n_panels = row.div_ceil(panel);
         let step = (UPLOAD_STEP / panel_bytes).clamp(1, n_panels);
@@ -287,14 +294,15 @@ impl Upload<'_> {
     fn write(&self, buffer: &wgpu::Buffer, at: usize, bytes: &[u8]) {
         self.queue.write_buffer(buffer, at as u64, bytes);
         if bytes.len() >= UPLOAD_STEP / 2 {
-            // The queue keeps a copy until the write is done: let it begin, and collect what has finished.
+            // The queue holds a copy until the write is done. An empty submit starts the write, and polling frees the
+            // copies of finished writes.
             self.queue.submit([]);
             let _ = self.device.poll(wgpu::PollType::Poll);
         }
     }
 }
 
-/// One staging buffer: filled by copies, mapped after the submit that does them, read, given back.
+/// One staging buffer. Copies fill it, it is mapped after their submit, read, and then returned to its pool.
 #[derive(Debug)]
 pub(super) struct Staging {
     memory: Pooled,
@@ -309,17 +317,17 @@ struct Mapping {
 }
 
 impl Staging {
-    /// Room for at least `bytes`.
+    /// A staging buffer with room for at least `bytes`.
     pub(super) fn new(pool: &Arc<Pool>, bytes: u64) -> Arc<Staging> {
         const LEAST: u64 = 1 << 20;
         Arc::new(Staging { memory: pool.take(bytes.max(LEAST)), filled: Mutex::new(0), mapping: Mutex::new(None) })
     }
 
-    /// Reserves `bytes`; `None` when they do not fit.
+    /// Reserves `bytes` and returns their offset, or `None` if they do not fit.
     pub(super) fn reserve(&self, bytes: u64) -> Option<u64> {
         let mut filled = self.filled.lock();
         let start = *filled;
-        // Mapped ranges begin at multiples of 8.
+        // Mapped ranges must begin at multiples of 8.
         let end = (start + bytes).next_multiple_of(8);
         (end <= self.memory.buffer.size()).then(|| {
             *filled = end;
@@ -331,17 +339,17 @@ impl Staging {
         &self.memory.buffer
     }
 
-    /// Asks for the map, right after the submit `index` that fills this buffer.
+    /// Requests the mapping. Must be called right after the submit `index`, which fills this buffer.
     pub(super) fn map(&self, index: wgpu::SubmissionIndex) {
         let (tell, done) = futures_channel::oneshot::channel();
         self.memory.buffer.map_async(wgpu::MapMode::Read, ..*self.filled.lock(), move |result| {
-            // The receiver is gone when the run was dropped.
+            // There is no receiver if the run was dropped.
             let _ = tell.send(result);
         });
         *self.mapping.lock() = Some(Mapping { index, done });
     }
 
-    /// The values from byte `start` on.
+    /// Returns `len` values, from byte `start` on.
     pub(super) async fn read(
         &self,
         device: &wgpu::Device,

@@ -1,8 +1,10 @@
-//! What is to run: dispatches and copies in order, their parameters in one uniform arena, and pipelines made when they are
-//! first used. Owns the encoding and the submit; knows no operation of GPT-2.
+//! Records dispatches and copies in order, and submits them. Owns the command encoding, the buffer of all parameters,
+//! and the pipelines, which are compiled at their first use. Knows no operation of GPT-2.
 //!
-//! Parameters lie in 256-byte slots of one buffer, bound with a dynamic offset and written once per submit. (One uniform
-//! rewritten between two dispatches of an encoder would show both the last value; immediates do not exist in browsers.)
+//! Parameters lie in 256-byte slots of one uniform buffer, which is bound with a dynamic offset and written once per
+//! submit. (If two dispatches of a submit shared one slot, both would read the value written last. Immediates do not
+//! exist in browsers.)
+//! Read next: `kernels.rs` for the kernels, `bind_groups.rs` and `pipeline_cache.rs` for the caches.
 
 use super::bind_groups::{BindGroups, Binding};
 use super::buffers::Staging;
@@ -15,7 +17,10 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Bytes of a slot of parameters.
 const SLOT: usize = 256;
+
+/// Slots of the buffer of parameters: the most dispatches of one submit.
 const SLOTS: usize = 1024;
 
 /// A kernel with the constants it is compiled for.
@@ -56,7 +61,7 @@ pub(super) type PipelineKey = (&'static str, [u32; MOST_SETTINGS]);
 pub(super) struct Pipeline {
     layout: wgpu::BindGroupLayout,
     pipeline: wgpu::ComputePipeline,
-    /// Whether it was recorded since [`Encoder::kernels_run`] was last called.
+    /// True if it was recorded since the last call of [`Encoder::kernels_run`].
     run: AtomicBool,
 }
 
@@ -71,14 +76,14 @@ enum Command {
 pub(super) struct Encoder {
     device: wgpu::Device,
     queue: wgpu::Queue,
-    /// The uniform arena.
+    /// The parameters of all dispatches of a submit.
     params: wgpu::Buffer,
     pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
-    /// Compiled pipelines of earlier processes, where a cache was given and the backend has them.
+    /// Pipelines that earlier processes compiled, if the device was opened with a cache and the backend supports it.
     pub(super) pipeline_cache: Option<PipelineCache>,
     bind_groups: BindGroups<PipelineKey>,
     recorded: Mutex<Recorded>,
-    /// Submits that were not waited for yet, in order.
+    /// Submits that have not been awaited yet, in order.
     running: Mutex<VecDeque<Submitted>>,
 }
 
@@ -91,7 +96,7 @@ struct Recorded {
     timestamps: Option<Timestamps>,
 }
 
-/// A submit, and the message that it is done.
+/// A submit, and the channel that says that it is done.
 #[derive(Debug)]
 struct Submitted {
     index: wgpu::SubmissionIndex,
@@ -118,7 +123,7 @@ impl Encoder {
         }
     }
 
-    /// Sets the timestamps that submits write; returns those before.
+    /// Sets the timestamps that compute passes write. Returns the previous ones.
     pub(super) fn set_timestamps(&self, timestamps: Option<Timestamps>) -> Option<Timestamps> {
         std::mem::replace(&mut self.recorded.lock().timestamps, timestamps)
     }
@@ -132,7 +137,7 @@ impl Encoder {
         let bindings = self.bind_group(variant, &pipeline, bindings);
         let mut recorded = self.recorded.lock();
         if recorded.slots.len() == SLOT * SLOTS {
-            // The staging buffers stay open: what is being recorded may go on filling them.
+            // The staging buffers stay open, because further copies of this run may still fill them.
             self.send(&mut recorded);
         }
         let slot = recorded.slots.len();
@@ -172,7 +177,8 @@ impl Encoder {
         self.recorded.lock().commands.push(Command::Copy { from, start, to, at, bytes });
     }
 
-    /// A staging buffer with `bytes` reserved from the given offset on. `make` makes a new one where the last is full.
+    /// Reserves `bytes` in a staging buffer. Returns the buffer and the offset. `make` makes a new buffer if the last
+    /// one is full.
     pub(super) fn staging(&self, bytes: u64, make: impl FnOnce() -> Arc<Staging>) -> (Arc<Staging>, u64) {
         let open = &mut self.recorded.lock().staging;
         if let Some((last, at)) = open.last().and_then(|last| Some((last.clone(), last.reserve(bytes)?))) {
@@ -184,7 +190,7 @@ impl Encoder {
         (new, at)
     }
 
-    /// Sends everything recorded to the device and asks for the maps of what it will have copied.
+    /// Submits everything recorded and requests the mapping of the staging buffers that it fills.
     pub(super) fn submit(&self) {
         let mut recorded = self.recorded.lock();
         if recorded.commands.is_empty() && recorded.staging.is_empty() {
@@ -197,7 +203,7 @@ impl Encoder {
         drop(recorded);
         let (tell, done) = futures_channel::oneshot::channel();
         self.queue.on_submitted_work_done(move || {
-            // The receiver is gone when the run was dropped.
+            // There is no receiver if the run was dropped.
             let _ = tell.send(());
         });
         self.running.lock().push_back(Submitted { index, done });
@@ -234,7 +240,7 @@ impl Encoder {
         self.queue.submit([encoder.finish()])
     }
 
-    /// Waits until at most `running` submits are not done.
+    /// Waits until at most `running` submits are unfinished.
     pub(super) async fn settle(&self, running: usize) -> Result<(), String> {
         loop {
             let earliest = {
@@ -243,12 +249,12 @@ impl Encoder {
             };
             let Some(Submitted { index, done }) = earliest else { return Ok(()) };
             wait(&self.device, index)?;
-            // The sender is dropped when the device is lost; the recorded fault says so.
+            // The sender is dropped when the device is lost. A fault is recorded then.
             let _ = done.await;
         }
     }
 
-    /// The kernels that were recorded since this was last asked.
+    /// The kernels that were recorded since the last call.
     pub(super) fn kernels_run(&self) -> BTreeSet<&'static str> {
         let pipelines = self.pipelines.lock();
         pipelines
@@ -264,8 +270,8 @@ impl Encoder {
     }
 }
 
-/// Waits for the device, so that its callbacks run. In a browser the event loop runs them, and this does nothing. The caller
-/// awaits what the callbacks send either way.
+/// Waits for the device, so that its callbacks run. In a browser, where the event loop runs them, this does nothing.
+/// The caller awaits the callbacks' messages in both cases.
 #[cfg_attr(target_arch = "wasm32", allow(unused_variables, reason = "there is nothing to wait for"))]
 pub(super) fn wait(device: &wgpu::Device, index: wgpu::SubmissionIndex) -> Result<(), String> {
     #[cfg(not(target_arch = "wasm32"))]
@@ -279,8 +285,8 @@ fn entry<'a>(binding: u32, part: &Binding<'a>) -> wgpu::BindGroupEntry<'a> {
     wgpu::BindGroupEntry { binding, resource }
 }
 
-/// Whether a kernel is compiled with checks of its indices and bounds on its loops: only one with an injected fault, which may
-/// index anything. The checks cost up to a third of a kernel's speed. In a browser they are always on.
+/// True if the kernel is compiled with wgpu's checks of indices and loops. Only mutants, which may use any index, and
+/// audited kernels are. The checks cost up to a third of a kernel's speed. In a browser they are always on.
 fn checked(kernel: &Kernel) -> bool {
     #[cfg(feature = "mutants")]
     return super::mutants::is_injected(kernel.name) || super::audit::notes().is_some();
@@ -336,8 +342,9 @@ fn compile(device: &wgpu::Device, cache: Option<&PipelineCache>, variant: Varian
     let source = wgpu::ShaderSource::Wgsl(super::unroll::unrolled(&text).into());
     let checks =
         if checked(kernel) { wgpu::ShaderRuntimeChecks::checked() } else { wgpu::ShaderRuntimeChecks::unchecked() };
-    // SAFETY: what the checks would catch must not happen. Every loop of our kernels counts up to a bound, every divisor is at
-    // least 1, and `tests/bounds.rs` runs every kernel on shapes of all kinds and sees that no index leaves its binding.
+    // SAFETY: the kernels do nothing that the checks would catch. Every loop counts up to a bound, every divisor is at
+    // least 1, and `tests/bounds.rs` runs every kernel on shapes of all kinds and checks that no index leaves its
+    // binding.
     let module = unsafe { device.create_shader_module_trusted(wgpu::ShaderModuleDescriptor { label, source }, checks) };
     let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
         label,

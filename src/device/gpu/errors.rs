@@ -1,60 +1,61 @@
-//! What went wrong on the device, kept until somebody asks. wgpu reports from callbacks, on any thread, and operations return
-//! no `Result`.
+//! Records errors of the device until they are read. wgpu reports them from callbacks, on any thread, and operations
+//! return no `Result`. Owns [`Fault`], and which of several errors is reported.
+//! Read next: `Gpu::outcome` in `mod.rs`, which returns the recorded error.
 
 use crate::device::DeviceError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct Fault(Arc<Mutex<Kept>>);
+pub(super) struct Fault(Arc<Mutex<Recorded>>);
 
 #[derive(Debug, Default)]
-struct Kept {
-    /// The first: it is the cause, what follows are its consequences.
+struct Recorded {
+    /// The first error. Later ones are its consequences.
     first: Option<String>,
-    /// Whatever else is said of a lost device, that it is lost is the cause; but wgpu says so last.
+    /// The loss of the device. It is the cause of all other errors, but wgpu reports it last.
     lost: Option<String>,
 }
 
 impl Fault {
-    /// Keeps an error of wgpu's, or of our own.
-    pub(super) fn keep(&self, detail: &str) {
-        self.kept().first.get_or_insert_with(|| one_line(detail));
+    /// Records an error, unless there is an earlier one.
+    pub(super) fn record(&self, detail: &str) {
+        self.recorded().first.get_or_insert_with(|| one_line(detail));
     }
 
-    /// Keeps that the device is gone.
+    /// Records that the device is lost.
     pub(super) fn lost(&self, message: &str) {
         let detail =
             if message.is_empty() { "the device was lost".into() } else { format!("the device was lost: {message}") };
-        self.kept().lost.get_or_insert(one_line(&detail));
+        self.recorded().lost.get_or_insert(one_line(&detail));
     }
 
-    /// Forgets what went wrong with something that is given up; that the device is lost stays.
+    /// Discards the recorded error of work that was given up. The loss of the device stays recorded.
     pub(super) fn forget(&self) {
-        self.kept().first = None;
+        self.recorded().first = None;
     }
 
-    /// True once anything went wrong.
+    /// True if an error is recorded.
     pub(super) fn any(&self) -> bool {
-        let kept = self.kept();
-        kept.lost.is_some() || kept.first.is_some()
+        let recorded = self.recorded();
+        recorded.lost.is_some() || recorded.first.is_some()
     }
 
-    /// A result, or the fault there was: what comes after one is not to be believed.
+    /// Returns `result`, or the recorded error, because results after an error cannot be trusted.
     pub(super) fn or<T>(&self, result: Result<T, String>) -> Result<T, DeviceError> {
-        let kept = self.kept();
-        match (kept.lost.clone().or_else(|| kept.first.clone()), result) {
+        let recorded = self.recorded();
+        match (recorded.lost.clone().or_else(|| recorded.first.clone()), result) {
             (Some(detail), _) => Err(DeviceError::Fault { detail }),
             (None, Err(detail)) => Err(DeviceError::Fault { detail: one_line(&detail) }),
             (None, Ok(value)) => Ok(value),
         }
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    fn recorded(&self) -> MutexGuard<'_, Recorded> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// wgpu's messages are little trees of lines.
+/// Joins the lines of wgpu's messages, which have several.
 fn one_line(message: &str) -> String {
     message.split_whitespace().collect::<Vec<_>>().join(" ")
 }

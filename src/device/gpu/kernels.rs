@@ -1,19 +1,20 @@
-//! The table of kernels: which file, which library files go with it, which constants it takes. A faster variant of a kernel is
-//! one more entry here; the static shader tests walk this table. What a kernel binds and the Rust twin of its `Params` are
-//! generated from its file (`build.rs`). Owns no GPU object; `encoder.rs` makes those.
+//! The table of kernels: the file of each, its library files and its constants. A faster variant of a kernel is one
+//! more entry. `build.rs` generates the bindings of a kernel and the Rust struct for its `Params` from its file. Owns
+//! no GPU object; `encoder.rs` makes those.
+//! Read next: a file of `shaders/`, such as `add.wgsl`, or `tests/shaders.rs`, which checks every entry.
 
 use crate::device::{self, Dtype, Epilogue};
 
-/// A field of a kernel's `Params`: name, and whether it is a float.
+/// A field of a kernel's `Params`: its name, and true if it is an f32 (false for u32).
 pub type Field = (&'static str, bool);
 
-/// A Pod twin of a struct in a WGSL file, field for field.
+/// A struct with the same fields as a struct of a WGSL file.
 pub trait Params: bytemuck::Pod {
-    /// Every field in order; each is four bytes.
+    /// All fields in order. Each has four bytes.
     const FIELDS: &'static [Field];
 }
 
-/// What the build script has read in a kernel's file.
+/// What the build script reads from a kernel's file.
 struct File {
     stem: &'static str,
     text: &'static str,
@@ -32,29 +33,30 @@ pub enum Access {
     Write,
 }
 
-/// Kernels that do the same for adapters of different kinds.
+/// A set of kernels that suits one kind of adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
-    /// Many lanes share what they load through workgroup memory: every GPU.
+    /// Invocations share loaded values through workgroup memory. Runs on every adapter.
     Tiles,
-    /// The 8 lanes of a subgroup, which is the whole workgroup, hand it to each other: adapters that are programs.
+    /// A workgroup is one subgroup of 8 invocations, which share loaded values by broadcast. For software adapters.
     Broadcast,
 }
 
-/// A kernel. Binding 0 is its `Params`, the storage bindings follow.
+/// A kernel. Binding 0 is its `Params`, and the storage bindings follow.
 #[derive(Debug)]
 pub struct Kernel {
-    /// What messages call it, and its pipelines' label: the file's stem, and where two kernels share a file, a suffix.
+    /// The name in messages and the label of its pipelines: the stem of its file, with a suffix if two kernels share
+    /// the file.
     pub name: &'static str,
-    /// Stem of the file, which is its entry point too.
+    /// The stem of the file, which is also the name of the entry point.
     pub file: &'static str,
     /// The family it belongs to; `None` where one kernel serves all.
     pub family: Option<Family>,
-    /// Whether it multiplies cooperative matrices of 8 x 8, which few adapters have in f32 and DirectX does not know.
+    /// True if it needs cooperative matrices of 8 x 8 in f32, which few adapters have. DirectX 12 has none.
     pub matrices: bool,
     /// The file's text.
     pub source: &'static str,
-    /// Library files that it names.
+    /// The texts of its library files.
     pub libs: &'static [&'static str],
     /// Access of bindings 1, 2, ...
     pub bindings: &'static [Access],
@@ -62,7 +64,7 @@ pub struct Kernel {
     pub params: &'static [Field],
     /// Pipeline-overridable constants, each with its largest value.
     pub overrides: &'static [(&'static str, u32)],
-    /// `const`s that are generated, each with a large value.
+    /// Constants that are generated, each with a large value.
     pub consts: &'static [(&'static str, u32)],
 }
 
@@ -85,13 +87,13 @@ const REDUCE_BROADCAST: &str = include_str!("../../../shaders/lib/reduce_broadca
 /// The override of `lib/weight.wgsl`.
 const WEIGHT_OVERRIDE: (&str, u32) = ("WEIGHT", 2);
 
-/// A tile's sizes, as `autotune.rs` has them.
+/// The sizes of a tile, from `autotune.rs`.
 const TILE: &[(&str, u32)] = &[("SIDE_X", 16), ("SIDE_Y", 16), ("ROWS", 8), ("FOURS", 2)];
 
-/// Rows of a kernel for few rows.
+/// The number of rows of a kernel for few rows.
 const FEW: &[(&str, u32)] = &[("ROWS", 8)];
 
-/// Invocations of a subgroup that multiplies matrices.
+/// The subgroup size of a matrix kernel.
 const SUBGROUP_SIZE: &[(&str, u32)] = &[("SUBGROUP_SIZE", 64)];
 
 macro_rules! kernels {
@@ -133,13 +135,13 @@ const HEAD_DIM: &[(&str, u32)] = &[("HEAD_DIM", 257)];
 /// The override of `lib/fours.wgsl`.
 const ALIGNED_OVERRIDE: (&str, u32) = ("ALIGNED", 1);
 
-/// The overrides of a product: how its weight is stored, its epilogue, and whether its shape is aligned.
+/// The overrides of a product: the type of its weight, its epilogue, and whether its shape is aligned.
 const PRODUCT: &[(&str, u32)] = &[WEIGHT_OVERRIDE, EPILOGUE_OVERRIDE, ALIGNED_OVERRIDE];
 
 // The columns: name in Rust, file, name in messages, family, library files, then overrides and generated constants.
 #[rustfmt::skip]
 kernels! {
-    /// Every kernel of an operation.
+    /// All kernels of operations.
     ALL;
     EMBED FILE_EMBED "embed" ANY [WEIGHT] overrides &[WEIGHT_OVERRIDE];
     LAYER_NORM FILE_LAYER_NORM "layer_norm" TILES [REDUCE, MOMENTS];
@@ -173,21 +175,22 @@ kernels! {
 
 #[rustfmt::skip]
 kernels! {
-    /// Kernels that measure the adapter and belong to no operation.
+    /// The kernels that measure the adapter. They belong to no operation.
     PROBES;
     PROBE_ARITHMETIC FILE_PROBE_ARITHMETIC "probe_arithmetic" ANY [];
     PROBE_READING FILE_PROBE_READING "probe_reading" ANY [];
 }
 
 impl Family {
-    /// Whether a kernel is among this family's.
+    /// True if this family uses `kernel`.
     pub fn has(self, kernel: &Kernel) -> bool {
         kernel.family.is_none_or(|family| family == self)
     }
 }
 
 impl Kernel {
-    /// The module's text: the file first, so that line numbers stay true, then what it names, then generated constants.
+    /// The text of the module: the file, its library files, and the generated constants. The file comes first, so that
+    /// the line numbers in messages are those of the file.
     pub fn module(&self, consts: &[(&'static str, u32)]) -> String {
         let mut text = self.source.to_string();
         self.libs.iter().for_each(|lib| text.push_str(lib));
@@ -214,7 +217,7 @@ pub(crate) fn epilogue_override<T>(epilogue: &Epilogue<'_, T>) -> u32 {
     }
 }
 
-/// The number of a function in `lib/activation.wgsl`.
+/// The value of `FUNCTION` in `activation.wgsl`, which is the number of the function in `lib/activation.wgsl`.
 pub fn function_override(f: device::Activation) -> u32 {
     match f {
         device::Activation::GeluTanh => 0,

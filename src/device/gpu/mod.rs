@@ -1,6 +1,8 @@
-//! The GPU device: wgpu on Metal, Vulkan and DirectX 12, with the kernels of `shaders/`. Owns which kernel an operation
-//! takes, and its parameters. Nothing here waits for the device but `read`, `settle` and the autotuning.
-//! Read next: `kernels.rs` for the table of kernels, `encoder.rs` for how work is submitted, `buffers.rs`.
+//! The device `gpu`: wgpu on Metal, Vulkan and DirectX 12, with the kernels of `shaders/`. Owns the choice of kernel
+//! for each operation, and the parameters of its dispatch. Operations only record work. Only `read`, `settle`, timing,
+//! autotuning and audits wait for the device.
+//! Read next: `kernels.rs` for the table of kernels, `encoder.rs` for recording and submitting, `buffers.rs` for
+//! memory.
 
 mod adapter;
 mod attention;
@@ -45,7 +47,7 @@ use std::sync::Arc;
 /// The most workgroups that one dimension of a dispatch may have.
 const MAX_GROUPS: usize = 65_535;
 
-/// Storage bindings begin at multiples of this many bytes.
+/// Storage bindings must begin at multiples of this many bytes.
 const BINDING_STEP: usize = 256;
 
 /// The device `gpu`.
@@ -53,7 +55,7 @@ const BINDING_STEP: usize = 256;
 pub struct Gpu {
     info: DeviceInfo,
     family: Family,
-    /// Invocations of the subgroups that multiply matrices, where the adapter has those.
+    /// The subgroup size of the matrix kernels, where the adapter has cooperative matrices.
     matrices: Option<u32>,
     tuning: Tuning,
     device: wgpu::Device,
@@ -69,7 +71,7 @@ pub struct Gpu {
     rows_table: attention::RowsTable,
 }
 
-/// Values on their way: where in a staging buffer they will be.
+/// A recorded copy: the part of a staging buffer that will hold its values.
 #[derive(Debug)]
 pub struct Staged {
     staging: Arc<Staging>,
@@ -86,15 +88,15 @@ impl Gpu {
         Ok(Gpu::new(adapter::open(hardware_only, None).await?))
     }
 
-    /// Opens the best adapter to run a certain family of kernels on it.
+    /// Opens the best adapter with the kernels of `family`.
     ///
     /// # Errors
-    /// As [`Gpu::open`]; where the adapter cannot run them, [`DeviceError::NoAdapter`].
+    /// As [`Gpu::open`], and [`DeviceError::NoAdapter`] where the adapter cannot run these kernels.
     pub async fn open_as(family: Family) -> Result<Gpu, DeviceError> {
         Ok(Gpu::new(adapter::open(false, Some(family)).await?))
     }
 
-    /// Opens the best adapter so that a certain kernel is among those it may choose.
+    /// Opens the best adapter so that the device may choose `kernel`.
     ///
     /// # Errors
     /// As [`Gpu::open_as`].
@@ -109,8 +111,8 @@ impl Gpu {
         }
     }
 
-    /// The best adapter once with each family of kernels that it can run, and with its matrices, so that all can be checked on
-    /// one machine.
+    /// Opens the best adapter once with each family of kernels that it can run, and once with the matrix kernels where
+    /// it has them, so that all kernels can be checked on one machine.
     ///
     /// # Errors
     /// As [`Gpu::open`].
@@ -125,7 +127,7 @@ impl Gpu {
         Ok(all)
     }
 
-    /// The best adapter once with each tile that it has.
+    /// Opens the best adapter once with each tile that it can run.
     ///
     /// # Errors
     /// As [`Gpu::open`].
@@ -137,8 +139,8 @@ impl Gpu {
         Ok(all)
     }
 
-    /// The device with the pipelines that `cache` has for this adapter and driver. When the device is dropped, those that it
-    /// compiled anew are stored too. Only where the backend hands pipelines out, which is Vulkan.
+    /// Loads the pipelines that `cache` has for this adapter and driver. When the device is dropped, it stores them
+    /// with those that it compiled. Only Vulkan has such pipelines; elsewhere this does nothing.
     pub async fn with_cached_pipelines(mut self, cache: Arc<dyn DeviceCache>) -> Gpu {
         self.encoder.pipeline_cache = PipelineCache::open(&self.device, cache).await;
         self
@@ -149,10 +151,10 @@ impl Gpu {
         let fault = Fault::default();
         let on_error = fault.clone();
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| match e {
-            wgpu::Error::OutOfMemory { .. } => on_error.keep("it is out of memory"),
-            e => on_error.keep(&e.to_string()),
+            wgpu::Error::OutOfMemory { .. } => on_error.record("it is out of memory"),
+            e => on_error.record(&e.to_string()),
         }));
-        // Dropping the device "loses" it too; then no more calls come.
+        // Dropping the device calls this too. The fault then has no reader.
         let on_lost = fault.clone();
         device.set_device_lost_callback(move |_, message| on_lost.lost(&message));
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
@@ -163,9 +165,9 @@ impl Gpu {
             family,
             matrices,
             tuning: Tuning::DEFAULT,
-            // Kernels count in u32, and Metal tells them a binding's size in one.
+            // Kernels compute indices in u32, and Metal passes them the size of a binding in a u32.
             max_binding: device.limits().max_storage_buffer_binding_size.min(1 << 31),
-            // Pooled sizes are rounded up, at most to a power of two.
+            // The pool rounds sizes up, to the next power of two at most.
             max_buffer: 1 << device.limits().max_buffer_size.max(1).ilog2(),
             tensors: Pool::new(&device, usage, "tensor", &bind_groups),
             host_memory: Arc::default(),
@@ -179,13 +181,13 @@ impl Gpu {
         }
     }
 
-    /// Ends the device, as a driver does that resets its GPU: whatever runs on it fails from here on. For tests of that.
+    /// Destroys the device, so that all further work fails, as after a reset of the GPU. For tests.
     #[doc(hidden)]
     pub fn destroy(&self) {
         self.device.destroy();
     }
 
-    /// A result, unless something went wrong up to here.
+    /// Returns `result`, or the recorded fault if there is one.
     fn outcome<T>(&self, result: Result<T, String>) -> Result<T, DeviceError> {
         if result.is_err() || self.fault.any() {
             // wgpu reports a lost device only when it is polled.
@@ -194,7 +196,8 @@ impl Gpu {
         self.fault.or(result)
     }
 
-    /// Some rows of a tensor, and how many numbers of the binding come before them: bindings begin at coarse steps.
+    /// A binding that has these rows of a tensor, and the number of its elements before the first row. Bindings can
+    /// only begin at multiples of [`BINDING_STEP`].
     fn some_rows<'a>(&self, x: &'a Tensor, rows: &Range<usize>) -> (Binding<'a>, u32) {
         let start = 4 * rows.start * x.cols;
         let offset = start / BINDING_STEP * BINDING_STEP;
@@ -202,24 +205,25 @@ impl Gpu {
         (Binding { buffer: x.buffer(), offset: offset as u64, size, once: false }, ((start - offset) / 4) as u32)
     }
 
-    /// Cuts rows so that each part of a tensor of `cols` columns fits one binding.
+    /// Splits rows of a tensor with `cols` columns, so that each part fits one binding.
     fn bindable(&self, rows: Range<usize>, cols: usize) -> impl Iterator<Item = Range<usize>> {
         let step = ((self.max_binding as usize - BINDING_STEP) / (4 * cols)).max(1);
         let end = rows.end;
         rows.step_by(step).map(move |first| first..end.min(first + step))
     }
 
-    /// A weight as an operation's kernel reads it.
+    /// The weight on the device, in the layout that a kernel reads.
     fn place<'a>(&self, w: &'a Weight, layout: WeightLayout) -> &'a Placed {
         w.place(&self.device, &self.queue, self.max_binding, layout)
     }
 
-    /// The one buffer of a weight that operations do not cut.
+    /// The single buffer of a weight that its operations do not split by rows.
     fn uncut<'a>(&self, w: &'a Weight, layout: WeightLayout) -> Binding<'a> {
         let chunks = &self.place(w, layout).chunks;
         if chunks.len() > 1 || chunks[0].buffer.size() > self.max_binding {
             let (name, most) = (&w.name, self.max_binding);
-            self.fault.keep(&format!("the weight {name:?} is larger than one binding of this adapter ({most} bytes)"));
+            self.fault
+                .record(&format!("the weight {name:?} is larger than one binding of this adapter ({most} bytes)"));
         }
         whole(&chunks[0].buffer)
     }
@@ -229,7 +233,7 @@ impl Gpu {
         self.uncut(w, WeightLayout::Vector)
     }
 
-    /// The kernel of this device's family.
+    /// Whichever of two kernels belongs to this device's family.
     fn either(&self, tiles: &'static Kernel, broadcast: &'static Kernel) -> Variant {
         match self.family {
             Family::Tiles => tiles.into(),
@@ -237,7 +241,7 @@ impl Gpu {
         }
     }
 
-    /// Small numbers from the host, in a buffer that only this run uses.
+    /// A new buffer with these values from the host.
     fn uploaded<T: bytemuck::Pod>(&self, label: &str, values: &[T]) -> wgpu::Buffer {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
@@ -251,7 +255,7 @@ impl Gpu {
     }
 }
 
-/// A tensor, without what the pool's buffer has beyond it.
+/// A whole tensor. The pool's buffer may be larger.
 fn all(x: &Tensor) -> Binding<'_> {
     Binding { buffer: x.buffer(), offset: 0, size: 4 * x.len() as u64, once: false }
 }
@@ -260,13 +264,13 @@ fn whole(buffer: &wgpu::Buffer) -> Binding<'_> {
     Binding { buffer, offset: 0, size: buffer.size(), once: false }
 }
 
-/// What was uploaded for one dispatch.
+/// A whole buffer that was uploaded for one dispatch.
 fn once(buffer: &wgpu::Buffer) -> Binding<'_> {
     Binding { once: true, ..whole(buffer) }
 }
 
-/// `n` workgroups in one line, folded where one dimension does not hold them; kernels number them row by row and ignore
-/// those beyond the last.
+/// The dimensions of a dispatch of at least `n` workgroups. It has a second dimension where one is too small. Kernels
+/// number the workgroups row by row and ignore those after the last.
 fn grid(n: usize) -> [u32; 3] {
     [n.min(MAX_GROUPS) as u32, n.div_ceil(MAX_GROUPS) as u32, 1]
 }
@@ -277,7 +281,7 @@ fn elements(n: usize) -> [u32; 3] {
 }
 
 impl Gpu {
-    /// A tensor whose values are whatever the buffer held.
+    /// A new tensor. Its values are arbitrary.
     fn empty(&self, rows: usize, cols: usize) -> Tensor {
         Tensor::new(&self.tensors, rows, cols)
     }
@@ -381,7 +385,7 @@ impl Gpu {
         y
     }
 
-    /// By copies: rows lie together.
+    /// Takes copies only, because the elements of consecutive rows are contiguous.
     fn gather_rows(&self, x: &[&Tensor], parts: &[RowsOf]) -> Tensor {
         let cols = x[0].cols;
         assert!(x.iter().all(|x| x.cols == cols), "rows of one length");
@@ -473,7 +477,7 @@ impl Device for Gpu {
     fn upload(&self, [rows, cols]: [usize; 2], values: Vec<f32>) -> Tensor {
         assert_eq!(values.len(), rows * cols);
         let x = self.empty(rows, cols);
-        // A pooled buffer is only written by recorded work.
+        // Only recorded work may write a pooled buffer.
         let from = self.uploaded("upload", &values);
         self.encoder.copy(&from, 0, 4 * values.len() as u64, x.buffer(), 0);
         x
@@ -518,7 +522,7 @@ impl Device for Gpu {
         let staged = Staged { staging: staging.clone(), at, len: window.len() };
         for rows in &window.rows {
             if window.cols == [0..x.cols] {
-                // Whole rows lie together: no kernel is needed.
+                // Whole rows are contiguous, so a copy is enough.
                 let part = 4 * (rows.len() * x.cols) as u64;
                 self.encoder.copy(x.buffer(), 4 * (rows.start * x.cols) as u64, part, staging.buffer(), at);
                 at += part;

@@ -1,19 +1,21 @@
-//! Injected faults, in builds with the feature `mutants` only (the tests turn it on; releases have nothing of it): a kernel's
-//! text is changed as it is compiled, so that `verify` can be seen to catch it. Owns the table and the changing. A mutant that
-//! no longer fits its kernel is a panic: it would be a check that cannot fail.
+//! Injected faults: a mutant changes the text of one kernel when it is compiled, and tests check that `verify` detects
+//! it. Only in builds with the feature `mutants`, which the tests enable and releases do not. Owns the table of mutants
+//! and the replacement. A mutant whose text is not found in its kernel panics, because its test would otherwise test
+//! nothing.
+//! Read next: `tests/planted.rs`, which runs them.
 
 use std::cell::Cell;
 
 /// A fault in one kernel.
 #[derive(Debug)]
 pub struct Mutant {
-    /// What is wrong, in words that can be typed.
+    /// What is wrong, in plain words.
     pub name: &'static str,
-    /// The kernel that gets it.
+    /// The name of the kernel.
     pub kernel: &'static str,
-    /// What stands in its module, exactly once,
+    /// The text to replace. The kernel's module must have it exactly once.
     find: &'static str,
-    /// and what stands there instead.
+    /// The replacement.
     put: &'static str,
 }
 
@@ -325,7 +327,8 @@ pub static ALL: &[Mutant] = &[
     mutant("first column forgotten", "copy_out", "p.first_col + i % p.cols", "i % p.cols"),
 ];
 
-/// Wrong with the default tile only, and wrong with every other: what a driver may do, seen by the autotuning alone.
+/// A fault with the default tile only, and one with all other tiles. Drivers may have such faults, and only autotuning
+/// detects them.
 pub static OF_TILES: [Mutant; 2] = [
     mutant(
         "wrong with the default tile",
@@ -341,7 +344,8 @@ pub static OF_TILES: [Mutant; 2] = [
     ),
 ];
 
-/// Faults that leave a kernel's memory: most change no result, since nothing reads what they touch.
+/// Faults that index outside of a kernel's memory. Most of them change no result, because nothing reads the memory that
+/// they touch.
 pub static OUTSIDE: [Mutant; 3] = [
     mutant("a value too many", "add", "if i < p.n {", "if i < p.n + 1u {"),
     mutant("rows beyond the last", "linear", "min(tile_row + place / 4u, p.rows - 1u)", "(tile_row + place / 4u)"),
@@ -357,24 +361,25 @@ thread_local! {
     static INJECTED: Cell<Option<&'static Mutant>> = Cell::new(from_environment());
 }
 
-/// Injects a fault into the kernels that this thread compiles from now on, or takes it away.
+/// Injects a fault into the kernels that this thread compiles from now on. `None` ends the injection.
 pub fn inject(mutant: Option<&'static Mutant>) {
     INJECTED.set(mutant);
 }
 
-/// The mutant of a whole process: `ACTSCOPE_MUTANT` is a kernel and, after a colon, a mutant's name.
+/// The mutant that the environment variable `ACTSCOPE_MUTANT` names, as `kernel: name`, for every thread of the
+/// process.
 fn from_environment() -> Option<&'static Mutant> {
     let wanted = std::env::var("ACTSCOPE_MUTANT").ok()?;
     let is_it = |mutant: &&Mutant| wanted.split_once(": ") == Some((mutant.kernel, mutant.name));
     Some(ALL.iter().find(is_it).unwrap_or_else(|| panic!("no mutant {wanted:?}")))
 }
 
-/// Whether this thread has a fault for a kernel.
+/// True if this thread injects a fault into this kernel.
 pub(super) fn is_injected(kernel: &str) -> bool {
     INJECTED.get().is_some_and(|mutant| mutant.kernel == kernel)
 }
 
-/// A kernel's text with the injected fault.
+/// The text of a kernel, with the injected fault if there is one for it.
 pub(super) fn applied(kernel: &str, text: String) -> String {
     let Some(mutant) = INJECTED.get().filter(|mutant| mutant.kernel == kernel) else { return text };
     assert_eq!(

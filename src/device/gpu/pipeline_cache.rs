@@ -1,48 +1,51 @@
-//! Pipelines that the driver has compiled, kept from run to run where the backend hands them out (Vulkan). Owns the form in which
-//! they are kept, whether what was kept may be believed, and when it is kept again; where it lies is the keeper's business.
+//! Stores the driver's compiled pipelines between processes, on backends that support it (Vulkan). Owns the stored
+//! format, its validation, and the decision to store again. The [`DeviceCache`] that the caller passes owns the place
+//! of storage.
+//! Read next: `src/cache.rs`, the cache in a folder.
 
 use super::kernels;
 use crate::device::DeviceCache;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What is kept begins with it. The digit is the version of the form.
+/// The first bytes of a stored cache. The digit is the version of the format.
 const MAGIC: [u8; 8] = *b"actpipe1";
 
-/// No more bytes than this are kept or taken. All our kernels in all their variants are a hundred pipelines.
+/// The most bytes that are stored or loaded. All variants of all kernels together are about a hundred pipelines.
 const MOST: usize = 64 << 20;
 
-/// The driver's cache. What was compiled into it is kept when it is dropped.
+/// The driver's pipeline cache. Dropping it stores it, if pipelines were added.
 pub(super) struct PipelineCache {
     cache: wgpu::PipelineCache,
-    keep: Arc<dyn DeviceCache>,
+    store: Arc<dyn DeviceCache>,
     name: String,
     owner: String,
-    /// Bytes of the driver's that were taken from `keep`.
-    taken: usize,
+    /// Bytes of the driver's data that were loaded from `store`.
+    loaded: usize,
     used: AtomicBool,
 }
 
 impl PipelineCache {
-    /// The cache with what `keep` has for this adapter and driver; `None` where the backend has none.
-    pub(super) async fn open(device: &wgpu::Device, keep: Arc<dyn DeviceCache>) -> Option<PipelineCache> {
+    /// Opens the driver's cache with the data that `store` has for this adapter and driver. `None` where the backend
+    /// has no pipeline caches.
+    pub(super) async fn open(device: &wgpu::Device, store: Arc<dyn DeviceCache>) -> Option<PipelineCache> {
         if !device.features().contains(wgpu::Features::PIPELINE_CACHE) {
             return None;
         }
         let adapter = device.adapter_info();
-        // Without the driver's version: what a newer driver has compiled takes the place of the older one's.
+        // The name does not have the driver's version, so that a newer driver replaces the data of the older one.
         let name = format!("pipelines {} {}", wgpu::util::pipeline_cache_key(&adapter)?, adapter.driver);
         let owner = owner(&adapter);
-        let kept = keep.get(&name);
-        let data = kept.as_deref().and_then(|kept| unseal(&owner, kept));
-        let (cache, taken) = match create(device, data).await {
+        let stored = store.get(&name);
+        let data = stored.as_deref().and_then(|stored| unseal(&owner, stored));
+        let (cache, loaded) = match create(device, data).await {
             Some(cache) => (cache, data.map_or(0, <[u8]>::len)),
             None => (create(device, None).await?, 0),
         };
-        Some(PipelineCache { cache, keep, name, owner, taken, used: AtomicBool::new(false) })
+        Some(PipelineCache { cache, store, name, owner, loaded, used: AtomicBool::new(false) })
     }
 
-    /// For a pipeline that is made.
+    /// The wgpu cache, for compiling a pipeline.
     pub(super) fn of_driver(&self) -> &wgpu::PipelineCache {
         self.used.store(true, Ordering::Relaxed);
         &self.cache
@@ -60,30 +63,31 @@ impl Drop for PipelineCache {
         if !self.used.load(Ordering::Relaxed) {
             return;
         }
-        // Nobody says what was compiled and what was found, but every pipeline takes room. (The bytes themselves may come in
-        // another order each time.)
-        if let Some(data) = self.cache.get_data().filter(|data| data.len() != self.taken && data.len() <= MOST) {
-            self.keep.put(&self.name, &seal(&self.owner, &data));
+        // wgpu does not say whether a pipeline was compiled or found, but every new pipeline makes the data longer. The
+        // bytes cannot be compared, because their order may change.
+        if let Some(data) = self.cache.get_data().filter(|data| data.len() != self.loaded && data.len() <= MOST) {
+            self.store.put(&self.name, &seal(&self.owner, &data));
         }
     }
 }
 
-/// A cache with `data` in it, or `None` where wgpu refuses that.
+/// A wgpu cache with `data`, or `None` where wgpu refuses the data.
 async fn create(device: &wgpu::Device, data: Option<&[u8]>) -> Option<wgpu::PipelineCache> {
     let refused = device.push_error_scope(wgpu::ErrorFilter::Validation);
-    // Where wgpu fell back on an empty cache by itself, it would not say so, and what it refused would be kept for good.
-    let descriptor = wgpu::PipelineCacheDescriptor { label: Some("kept"), data, fallback: false };
-    // SAFETY: `data` must have come from `get_data`. It has passed `unseal`, and only what `seal` was given in `drop`, straight
-    // from `get_data`, does: the checksum is over every byte and over adapter, driver and driver's version, so that neither a
-    // damaged file nor another driver's gets here but by a chance of one in 2^32. wgpu then holds backend, vendor, device,
-    // driver's version and length against its own header, and Vulkan drivers their UUID against theirs. Against somebody who
-    // forges checksums there is no guard; who may write to the user's cache folder can do worse.
+    // With `fallback`, wgpu would silently start with an empty cache, and this module could not see that the data was
+    // refused.
+    let descriptor = wgpu::PipelineCacheDescriptor { label: Some("pipelines"), data, fallback: false };
+    // SAFETY: `data` must have come from `get_data`. It has passed `unseal`, which accepts only what `drop` sealed,
+    // straight from `get_data`. The checksum covers every byte and the adapter, the driver and its version, so a
+    // damaged file or one of another driver passes with a chance of one in 2^32. wgpu also compares backend, vendor,
+    // device, driver version and length with its own header, and Vulkan drivers compare their UUID. A forged checksum
+    // is not detected. An attacker who can write to the user's cache folder can do more harm than that.
     let cache = unsafe { device.create_pipeline_cache(&descriptor) };
     refused.pop().await.is_none().then_some(cache)
 }
 
-/// Whose pipelines these are: other kernels, or another wgpu in another version of this program, begin with an empty cache,
-/// since one never shrinks.
+/// What the pipelines depend on: the program's version (and with it wgpu's), the kernels, the adapter and the driver.
+/// When any of it changes, the cache starts empty, because a driver's cache never shrinks.
 fn owner(adapter: &wgpu::AdapterInfo) -> String {
     let wgpu::AdapterInfo { name, vendor, device, driver, driver_info, .. } = adapter;
     let mut kernels = crc32fast::Hasher::new();
@@ -99,14 +103,14 @@ fn checksum(owner: &str, data: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// As it is kept: [`MAGIC`], the checksum (little-endian), the driver's bytes.
+/// The stored format: [`MAGIC`], the checksum (little-endian), the driver's bytes.
 fn seal(owner: &str, data: &[u8]) -> Vec<u8> {
     [&MAGIC[..], &checksum(owner, data).to_le_bytes(), data].concat()
 }
 
-/// The driver's bytes, where they are whole and this owner's.
-fn unseal<'a>(owner: &str, kept: &'a [u8]) -> Option<&'a [u8]> {
-    let (sum, data) = kept.strip_prefix(&MAGIC)?.split_first_chunk()?;
+/// The driver's bytes, if they are undamaged and have this owner.
+fn unseal<'a>(owner: &str, stored: &'a [u8]) -> Option<&'a [u8]> {
+    let (sum, data) = stored.strip_prefix(&MAGIC)?.split_first_chunk()?;
     (data.len() <= MOST && u32::from_le_bytes(*sum) == checksum(owner, data)).then_some(data)
 }
 
@@ -116,22 +120,22 @@ mod tests {
 
     #[test]
     fn only_what_was_sealed_is_unsealed() {
-        let kept = seal("owner", b"pipelines");
-        assert_eq!(unseal("owner", &kept), Some(b"pipelines".as_slice()));
-        assert_eq!(unseal("another", &kept), None);
-        assert_eq!(unseal("owner", &[kept.as_slice(), b"s"].concat()), None);
-        for at in 0..kept.len() {
-            assert_eq!(unseal("owner", &kept[..at]), None, "cut at {at}");
-            let mut flipped = kept.clone();
+        let stored = seal("owner", b"pipelines");
+        assert_eq!(unseal("owner", &stored), Some(b"pipelines".as_slice()));
+        assert_eq!(unseal("another", &stored), None);
+        assert_eq!(unseal("owner", &[stored.as_slice(), b"s"].concat()), None);
+        for at in 0..stored.len() {
+            assert_eq!(unseal("owner", &stored[..at]), None, "cut at {at}");
+            let mut flipped = stored.clone();
             flipped[at] ^= 1;
             assert_eq!(unseal("owner", &flipped), None, "a bit of byte {at}");
         }
     }
 
-    /// Gives the same whatever it is asked for.
-    struct Gives(Vec<u8>);
+    /// A cache that returns the same value for every name.
+    struct SameForAll(Vec<u8>);
 
-    impl DeviceCache for Gives {
+    impl DeviceCache for SameForAll {
         fn get(&self, _: &str) -> Option<Vec<u8>> {
             Some(self.0.clone())
         }
@@ -139,25 +143,26 @@ mod tests {
         fn put(&self, _: &str, _: &[u8]) {}
     }
 
-    /// wgpu calls data of another backend an error even where it may fall back, and errors that nobody expects panic here.
+    /// wgpu reports data of another backend as an error, even with `fallback`. An uncaptured error would panic in this
+    /// test.
     #[test]
     fn what_wgpu_refuses_is_no_error() {
         let super::super::adapter::Opened { adapter, device, .. } =
             pollster::block_on(super::super::adapter::open(false, None)).unwrap();
         let open = |data: &[u8]| {
-            let keep = Arc::new(Gives(seal(&owner(&adapter.get_info()), data)));
-            pollster::block_on(PipelineCache::open(&device, keep))
+            let store = Arc::new(SameForAll(seal(&owner(&adapter.get_info()), data)));
+            pollster::block_on(PipelineCache::open(&device, store))
         };
         let Some(empty) = open(b"not even a header") else {
             assert_ne!(adapter.get_info().backend, wgpu::Backend::Vulkan, "all of Vulkan has pipeline caches");
             return;
         };
-        assert_eq!(empty.taken, 0);
+        assert_eq!(empty.loaded, 0);
         let mut data = empty.cache.get_data().unwrap();
-        assert_eq!(open(&data).unwrap().taken, data.len());
+        assert_eq!(open(&data).unwrap().loaded, data.len());
         let backend = 16;
         assert_eq!(data[backend], wgpu::Backend::Vulkan as u8);
         data[backend] = wgpu::Backend::Metal as u8;
-        assert_eq!(open(&data).unwrap().taken, 0);
+        assert_eq!(open(&data).unwrap().loaded, 0);
     }
 }

@@ -1,15 +1,16 @@
-//! The limits of the adapter, measured by two kernels of their own, and the clock by which its kernels are timed. Owns how
-//! those are asked for; `clock.rs` has the timestamps.
+//! Measures the adapter: its limits with two kernels of their own, and the time of recorded work. Owns the sizes of
+//! these measurements; `timestamps.rs` has the device's clock.
+//! Read next: `../probe.rs`, the trait.
 
 use super::{Gpu, all, kernels};
 use crate::device::probe::{Measured, Probes};
 use crate::device::{Change, Device, DeviceError, Window};
 use std::time::Instant;
 
-/// Workgroups of 256 invocations: enough to fill any adapter several times.
+/// Workgroups of 256 invocations. They fill the largest GPU several times.
 const GROUPS: u32 = 1024;
 
-/// Bytes that are read: more than caches hold.
+/// Bytes to read, which is more than caches hold.
 const MOST_BYTES: u64 = 256 << 20;
 
 impl Measured for Gpu {
@@ -27,34 +28,35 @@ impl Measured for Gpu {
     }
 
     fn clock(&self) -> &'static str {
-        match self.device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
-            true => "the adapter's timestamps",
-            false => "the host's clock, submitting and waiting included: this adapter has no timestamps",
+        if self.device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
+            "the adapter's timestamps"
+        } else {
+            "the host's clock, submitting and waiting included: this adapter has no timestamps"
         }
     }
 
     fn probes(&self) -> Probes<'_> {
         let invocations = 256 * GROUPS;
         let (sums, more_sums) = (self.empty(1, invocations as usize), self.empty(1, invocations as usize));
-        // Numbers in [0, 1), by Weyl's sequence: what is the same everywhere may be read faster.
+        // Weyl's sequence, in [0, 1). The values differ, because memory with equal values may be faster to read.
         let row: Vec<f32> = (1..=4096).map(|i| (i as f32 * 0.618_034).fract()).collect();
         let bytes = self.max_binding.min(self.max_buffer).min(MOST_BYTES);
         let shape = [bytes as usize / 4 / row.len(), row.len()];
-        let numbers = self.edit(&self.empty(shape[0], shape[1]), &Window::all(shape), &Change::Replace(row));
+        let values = self.edit(&self.empty(shape[0], shape[1]), &Window::all(shape), &Change::Replace(row));
         let rounds = if self.info.software { 1 << 6 } else { 1 << 11 };
         Probes {
             arithmetic: Box::new(move || {
                 let params = kernels::ProbeArithmetic { rounds, factor: 0.999, addend: 0.001 };
                 let kernel = &kernels::PROBE_ARITHMETIC;
                 self.encoder.dispatch(kernel.into(), &params, &[all(&sums)], [GROUPS, 1, 1]);
-                // Four steps of three vectors of four numbers.
+                // A round is four steps of three vectors of four elements. A multiply-add is two operations.
                 2.0 * 48.0 * f64::from(rounds) * f64::from(invocations)
             }),
             reading: Box::new(move || {
-                let params = kernels::ProbeReading { n: (numbers.len() / 4) as u32, invocations };
-                let bindings = [all(&numbers), all(&more_sums)];
+                let params = kernels::ProbeReading { n: (values.len() / 4) as u32, invocations };
+                let bindings = [all(&values), all(&more_sums)];
                 self.encoder.dispatch((&kernels::PROBE_READING).into(), &params, &bindings, [GROUPS, 1, 1]);
-                4.0 * numbers.len() as f64
+                4.0 * values.len() as f64
             }),
         }
     }

@@ -1,5 +1,6 @@
-//! Products: with weights as Conv1D stores them, and with the unembedding's table. Owns which kernel takes one, by the
-//! adapter's family, the number of rows and what autotuning found, and how k is shared among workgroups.
+//! Products with weights as Conv1D stores them, and with the table of the unembedding. Owns the choice of kernel, by
+//! family, number of rows and autotuning, and how k is split among workgroups.
+//! Read next: `autotune.rs` for the tiles, `shaders/linear.wgsl` for the kernel.
 
 use super::attention::all4;
 use super::autotune::Tuning;
@@ -10,37 +11,37 @@ use super::{Gpu, all, elements, grid, whole};
 use crate::device::Epilogue;
 use std::ops::Range;
 
-/// At most this many rows go through the kernels made for few rows.
+/// Products of at most this many rows use the kernels for few rows.
 const FEW_ROWS: usize = 8;
 
-/// Rows of a tile of the kernels that broadcast.
+/// Rows of a tile of the broadcast kernels.
 const BROADCAST_ROWS: usize = 8;
 
-/// Tokens of one of the unembedding.
+/// Tokens of a tile of the broadcast unembedding.
 const BROADCAST_TOKENS: usize = 32;
 
-/// A share of k has at least this many steps: fewer would not pay for adding up the shares.
+/// A part of k has at least this many steps. Shorter parts would cost more to add up than they save.
 const LEAST_STEPS: usize = 64;
 
-/// How a product of the tiles family is carried out.
+/// How a product of the tiles family is dispatched.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The kernel.
     pub kernel: &'static Kernel,
-    /// Its generated constants, in the order of its table entry.
+    /// The values of its generated constants, in the order of its table entry.
     pub consts: Vec<u32>,
-    /// Workgroups in each dimension; along the last one lie the parts of k.
+    /// Workgroups in each dimension. The last dimension counts the parts of k.
     pub groups: [u32; 3],
-    /// Steps of k that one part adds up.
+    /// Steps of k in one part.
     pub k_part: usize,
 }
 
 impl Plan {
-    /// The product `[rows, k] . [k, cols]`, in as many shares of k as are needed to keep the adapter busy.
+    /// The product `[rows, k] . [k, cols]`. k is split into as many parts as keep the adapter busy.
     pub fn linear(tuning: &Tuning, rows: usize, k: usize, cols: usize) -> Plan {
         let plan = Plan::in_parts(tuning, rows, k, k, cols);
         if rows <= FEW_ROWS {
-            return plan; // its workgroups share k already
+            return plan; // the workgroup of this kernel splits k itself
         }
         let [x, y, _] = plan.groups;
         let wanted = (tuning.of(rows).least_groups as usize).div_ceil(x as usize * y as usize);
@@ -48,7 +49,7 @@ impl Plan {
         Plan::in_parts(tuning, rows, k, if parts == 1 { k } else { k / parts / 16 * 16 }, cols)
     }
 
-    /// The same with parts of `k_part` steps each.
+    /// [`Plan::linear`] with parts of `k_part` steps each.
     fn in_parts(tuning: &Tuning, rows: usize, k: usize, k_part: usize, cols: usize) -> Plan {
         let parts = k.div_ceil(k_part) as u32;
         if rows <= FEW_ROWS {
@@ -61,7 +62,7 @@ impl Plan {
         Plan { kernel: tile.kernels()[0], consts: tile.settings(), groups: [x, y, parts], k_part }
     }
 
-    /// The product with the unembedding's table, or with `cols` rows of it.
+    /// The product with `cols` rows of the unembedding's table.
     pub fn unembed(tuning: &Tuning, rows: usize, k: usize, cols: usize) -> Plan {
         if rows <= FEW_ROWS {
             let consts = vec![few(rows)];
@@ -71,7 +72,7 @@ impl Plan {
         Plan { kernel: tile.kernels()[1], consts: tile.settings(), groups: tile.groups(rows, cols), k_part: k }
     }
 
-    /// Workgroups of its dispatch.
+    /// The number of workgroups.
     pub fn workgroups(&self) -> usize {
         self.groups.iter().map(|n| *n as usize).product()
     }
@@ -80,14 +81,14 @@ impl Plan {
         self.groups[2] as usize
     }
 
-    /// The kernel with its constants, for a weight and an epilogue, where it has one.
+    /// The kernel with its constants, for a weight of type `dtype`. The unembedding has no epilogue.
     fn variant(&self, dtype: u32, epilogue: Option<u32>, aligned: bool) -> Variant {
         let overrides = [Some(dtype), epilogue, Some(u32::from(aligned))].into_iter().flatten();
         Variant::new(self.kernel, &overrides.chain(self.consts.iter().copied()).collect::<Vec<_>>())
     }
 }
 
-/// The number of rows that a kernel for few rows is made for.
+/// The number of rows for which a kernel for few rows is compiled.
 fn few(rows: usize) -> u32 {
     (rows as u32).next_power_of_two()
 }
@@ -100,7 +101,7 @@ pub(super) struct Product<'a> {
     pub(super) epilogue: Epilogue<'a, Tensor>,
 }
 
-/// `panels` x `tiles` workgroups; kernels ignore panels beyond the last.
+/// `panels` x `tiles` workgroups. Kernels ignore panels after the last.
 fn panels(tiles: usize, panels: usize) -> [u32; 3] {
     let [y, z, _] = grid(panels);
     [tiles as u32, y, z]
@@ -111,13 +112,13 @@ fn added<'a>(epilogue: &Epilogue<'a, Tensor>) -> Option<&'a Tensor> {
     if let Epilogue::Add(a) = epilogue { Some(a) } else { None }
 }
 
-/// Whether kernels may read x four elements at a time, as `lib/x4.wgsl` says.
+/// True if kernels may read x four elements at a time, as `lib/x4.wgsl` explains.
 fn aligned(x_stride: usize, k: usize, k_part: usize) -> bool {
     x_stride.is_multiple_of(4) && k.is_multiple_of(16) && k_part.is_multiple_of(16)
 }
 
 impl Gpu {
-    /// The product with a whole weight, as a new tensor.
+    /// Returns the product with a whole weight.
     pub(super) fn product(&self, x: &Tensor, w: &Weight, bias: &Weight, epilogue: Epilogue<'_, Tensor>) -> Tensor {
         assert!(x.cols == w.rows && bias.cols == w.cols);
         if let Epilogue::Add(a) = epilogue {
@@ -138,7 +139,8 @@ impl Gpu {
         y
     }
 
-    /// Each head's columns of z times its rows of the weight, side by side, without bias.
+    /// The product of each head: its columns of z times its rows of the weight. The results lie side by side, without
+    /// bias.
     pub(super) fn product_by_head(&self, z: &Tensor, w: &Weight, n_head: usize) -> Tensor {
         assert_eq!(z.cols, w.rows);
         let head_dim = z.cols / n_head;
@@ -156,7 +158,7 @@ impl Gpu {
         y
     }
 
-    /// Shares of k by themselves, and then their sum: a share has neither bias nor epilogue.
+    /// Multiplies each part of k separately, and then adds up the parts. Only the sum gets the bias and the epilogue.
     fn multiply_and_join(&self, product: &Product<'_>, plan: &Plan, parts: usize, y: &Tensor) {
         let shares = self.empty(parts * y.rows, y.cols);
         let share = Product { bias: None, epilogue: Epilogue::None, ..*product };
@@ -173,7 +175,7 @@ impl Gpu {
         self.encoder.dispatch(variant, &params, &bindings, elements(y.len()));
     }
 
-    /// Writes a product whose parts begin `y_part` elements of y apart.
+    /// Writes all parts of a product into y. They begin `y_part` elements apart.
     fn multiply(&self, product: &Product<'_>, plan: &Plan, y: &Tensor, y_part: usize) {
         let Product { x, w, bias, epilogue } = *product;
         let (weight, placed) = (self.uncut(w, WeightLayout::Rows), self.place(w, WeightLayout::Rows));
@@ -188,7 +190,7 @@ impl Gpu {
             y_part: y_part as u32,
             has_bias: bias.is_some() as u32,
         };
-        // What is not there needs a buffer all the same; the kernel does not look at it.
+        // Every binding needs a buffer. The kernel does not read the one of an absent bias or tensor.
         let bias = bias.map_or(weight, |b| self.vector(b));
         let bindings = [all4(x), weight, bias, added(&epilogue).map_or(weight, all), all(y)];
         let aligned = aligned(x.cols, x.cols, plan.k_part);
@@ -196,7 +198,7 @@ impl Gpu {
         self.encoder.dispatch(variant, &params, &bindings, plan.groups);
     }
 
-    /// Writes the product of some of k into the columns of y from `y_first` on.
+    /// Writes the product over a range of k into the columns of y from `y_first` on.
     fn multiply_broadcast(&self, product: &Product<'_>, rows: Range<usize>, y: &Tensor, y_first: usize) {
         let Product { x, w, bias, epilogue } = *product;
         let (weight, placed) = (self.uncut(w, WeightLayout::Panels), self.place(w, WeightLayout::Panels));
@@ -220,7 +222,7 @@ impl Gpu {
         self.encoder.dispatch(variant, &params, &bindings, groups);
     }
 
-    /// `x[rows] . tableᵀ` into rows of y.
+    /// Writes `x[rows] . tableᵀ` into the same rows of y.
     pub(super) fn unembed_part(&self, x: &Tensor, table: &Weight, y: &Tensor, rows: Range<usize>) {
         let placed = self.place(table, WeightLayout::Rows);
         let dtype = weight_override(placed.dtype);
@@ -253,7 +255,8 @@ impl Gpu {
         }
     }
 
-    /// Compiles a kernel and runs nothing, for `tools/gpu-isa`. `settings` are its overrides and then its constants.
+    /// Compiles a kernel without running it, for `tools/gpu-isa`. `settings` are the values of its overrides, then of
+    /// its constants.
     #[doc(hidden)]
     pub fn compile(&self, kernel: &'static Kernel, settings: &[u32]) {
         self.encoder.pipeline(Variant::new(kernel, settings));

@@ -1,5 +1,6 @@
-//! When the device works, by its own clock: a timestamp at both ends of every compute pass, gathered by submit. Owns the
-//! queries; whoever asks turns it on and off. Ordinary runs have none of it.
+//! Timestamps: the device's own clock at the begin and the end of every compute pass, grouped by submit. Owns the
+//! queries. They are off unless [`Gpu::start_clock`] turns them on, so ordinary runs write none.
+//! Read next: `probe.rs`, which measures with them.
 
 use super::Gpu;
 use super::buffers::{Pool, Staging};
@@ -9,20 +10,20 @@ use parking_lot::Mutex;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// What one submit kept the device busy with: seconds since the first pass that the clock saw.
+/// The time in which one submit ran, in seconds since the first recorded pass began.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Span {
-    /// Its first pass begins.
+    /// When its first pass began.
     pub begin: f64,
-    /// Its last pass ends.
+    /// When its last pass ended.
     pub end: f64,
 }
 
-/// Passes that one clock sees.
+/// The most passes that can be recorded.
 const PASSES: u32 = wgpu::QUERY_SET_MAX_QUERIES / 2;
 
 impl Gpu {
-    /// Begins to note when the device works; false where the adapter has no clock.
+    /// Starts to record timestamps. Returns false where the adapter has none.
     pub fn start_clock(&self) -> bool {
         let clock = Timestamps::new(&self.device);
         let has_one = clock.is_some();
@@ -30,7 +31,7 @@ impl Gpu {
         has_one
     }
 
-    /// Stops that, and gives back what was noted, submit by submit; nothing where there is no clock.
+    /// Stops recording, and returns one span per submit, or an empty list where the adapter has no timestamps.
     ///
     /// # Errors
     /// [`DeviceError::Fault`] when anything on the device went wrong up to here.
@@ -48,15 +49,16 @@ pub(super) struct Timestamps {
 
 #[derive(Debug, Default)]
 struct Used {
-    /// The next unused query.
+    /// The first unused query.
     next: u32,
+    /// True if a pass found no unused query.
     missed: bool,
     /// The queries of each submit.
     submits: Vec<Range<u32>>,
 }
 
 impl Timestamps {
-    /// None where the device was opened without the feature.
+    /// `None` where the adapter has no timestamps.
     pub(super) fn new(device: &wgpu::Device) -> Option<Timestamps> {
         device.features().contains(wgpu::Features::TIMESTAMP_QUERY).then(|| Timestamps {
             queries: device.create_query_set(&wgpu::QuerySetDescriptor {
@@ -68,7 +70,7 @@ impl Timestamps {
         })
     }
 
-    /// What a pass is to write.
+    /// The timestamps of the next pass, or `None` if no queries are left.
     pub(super) fn pass(&self) -> Option<wgpu::ComputePassTimestampWrites<'_>> {
         let mut used = self.used.lock();
         let begin = used.next;
@@ -84,7 +86,7 @@ impl Timestamps {
         })
     }
 
-    /// The passes since the last submit belong to the one that is being sent.
+    /// Assigns the passes since the last submit to the submit that is being sent.
     pub(super) fn submitted(&self) {
         let mut used = self.used.lock();
         let begin = used.submits.last().map_or(0, |last| last.end);
@@ -94,7 +96,7 @@ impl Timestamps {
         }
     }
 
-    /// Every submit that had a pass, in order.
+    /// The spans of all submits that had a pass, in order.
     pub(super) async fn read(
         self,
         device: &wgpu::Device,
@@ -103,7 +105,9 @@ impl Timestamps {
     ) -> Result<Vec<Span>, String> {
         let Used { next: n, missed, submits } = self.used.into_inner();
         if missed {
-            return Err(format!("more than {PASSES} passes are more than one clock sees"));
+            return Err(format!(
+                "there were more than {PASSES} compute passes, which is more than timestamps can be recorded for"
+            ));
         }
         if n == 0 {
             return Ok(Vec::new());
@@ -121,7 +125,7 @@ impl Timestamps {
         encoder.resolve_query_set(&self.queries, 0..n, &resolved, 0);
         encoder.copy_buffer_to_buffer(&resolved, 0, staging.buffer(), at, bytes);
         staging.map(queue.submit([encoder.finish()]));
-        // Staging buffers hold f32; these are the halves of u64.
+        // Staging buffers return f32 values. Two of them have the bits of one u64.
         let halves = staging.read(device, &BufferPool::default(), at, 2 * n as usize).await?;
         let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&halves);
         let period = 1e-9 * f64::from(queue.get_timestamp_period());

@@ -1,13 +1,16 @@
-//! Loops that are written out before a kernel is compiled. Owns that step and nothing else. The files of `shaders/` hold plain
-//! loops; one whose line ends in `// unrolled` becomes its body, once for each value of its counter, since compilers leave loops
-//! as they are or keep the arrays that they index in memory. Lines keep their numbers: the first copy of a body stays where it
-//! stands, and all others follow on the line of its closing brace.
+//! Unrolls loops before a kernel is compiled. Owns that step and nothing else.
+//!
+//! The files of `shaders/` have plain loops. A loop whose line ends in `// unrolled` is replaced by copies of its body,
+//! one for each value of its counter, because many compilers do not unroll it and then put the arrays that it indexes
+//! in memory. Line numbers do not change: the first copy stays where the body is, and all others follow on the line of
+//! the closing brace.
+//! Read next: `encoder.rs`, which compiles the result.
 
-/// The text with its marked loops written out.
+/// The text with its marked loops unrolled.
 ///
 /// # Panics
-/// When a marked loop has another form than `for (var i = 0u; i < BOUND; i += 1u) { // unrolled`, with a bound made of numbers
-/// and the text's constants: a kernel is wrong then, whatever runs it.
+/// When a marked loop does not have the form `for (var i = 0u; i < BOUND; i += 1u) { // unrolled`, or its bound has
+/// anything but numbers and constants of the text. That is an error in the kernel, on every device.
 pub fn unrolled(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let consts = Consts(&lines);
@@ -54,7 +57,7 @@ fn code(line: &str) -> &str {
     line.split("//").next().unwrap_or_default()
 }
 
-/// The line on which the block closes that the first line opens.
+/// The index of the line that closes the block that the first line opens.
 fn closing(lines: &[&str]) -> usize {
     let mut depth = 0i32;
     for (i, line) in lines.iter().enumerate() {
@@ -72,7 +75,7 @@ fn closing(lines: &[&str]) -> usize {
 struct Consts<'a>(&'a [&'a str]);
 
 impl Consts<'_> {
-    /// Products, quotients and sums from left to right, products first, of numbers and constants. No brackets.
+    /// The value of an expression of numbers and constants with `+`, `*` and `/`. It has no brackets.
     fn value(&self, expression: &str) -> Option<u32> {
         expression.split(" + ").map(|term| self.product(term)).sum()
     }
