@@ -2,7 +2,7 @@
 //! gives when a field is absent. Owns parsing and the checks that need no weights; knows no file and no device.
 //! Read next: `checkpoint.rs`, which holds the tensors against these sizes.
 
-use crate::model::model_dir::Kind;
+use crate::file_kind::Kind;
 use serde_json::{Map, Value};
 use thiserror::Error;
 

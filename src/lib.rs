@@ -30,6 +30,7 @@ pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod device;
+pub(crate) mod file_kind;
 pub mod hooks;
 pub mod hub;
 pub mod model;

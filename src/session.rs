@@ -2,9 +2,6 @@
 //! underneath; the functions without `_async` in their names wait, and exist on native targets only.
 //! A session can be shared by threads: runs take turns. Read next: `options.rs`, then `model/forward.rs`.
 
-use crate::analysis::edits::EditError;
-use crate::analysis::generate::GenerateError;
-use crate::analysis::sweep::SweepError;
 use crate::batch::{Batch, BatchError};
 use crate::config::Config;
 use crate::device::buffer_pool::BufferPool;
@@ -48,24 +45,24 @@ pub enum Error {
     /// The request does not fit the model.
     #[error(transparent)]
     Hook(#[from] HookError),
-    /// An edit that cannot be made.
-    #[error(transparent)]
-    Edit(#[from] EditError),
-    /// A sweep that cannot be made.
-    #[error(transparent)]
-    Sweep(#[from] SweepError),
     /// No device, or the device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// The run failed.
     #[error(transparent)]
     Run(RunError),
-    /// Generation cannot go on or cannot begin.
-    #[error(transparent)]
-    Generate(#[from] GenerateError),
+    /// An analysis failed: an edit, a sweep, generation.
+    #[error("{0}")]
+    Analysis(Box<dyn AnalysisError>),
     /// The progress callback ended the run.
     #[error("the run was cancelled")]
     Cancelled,
+}
+
+/// An error of an analysis. Analyses extend a session from above, so the session knows their errors by this trait only.
+pub trait AnalysisError: std::error::Error + Send + Sync + 'static {
+    /// True where the request is wrong, false where the run failed.
+    fn is_request(&self) -> bool;
 }
 
 impl From<RunError> for Error {

@@ -8,10 +8,10 @@
 mod common;
 
 use actscope::analysis::edits::{EditPlan, Sources};
+use actscope::analysis::grammar::EditSpec;
 use actscope::analysis::metric::{Metric, Question};
 use actscope::analysis::sweep::{Case, Change, Sweep, SweepAxis, SweepSite, Swept};
 use actscope::device::Choice;
-use actscope::hooks::grammar::EditSpec;
 use actscope::session::Model;
 use actscope::{Edit, Error, Select, Session, Site};
 use common::{DEVICES, fixtures};

@@ -147,8 +147,10 @@ pub fn attention(
         }
         values
     };
-    let heads: Vec<Head> =
-        heads.iter().map(|(layer, head, values)| Head { layer: *layer, head: *head, values: masked(values) }).collect();
+    let heads: Vec<Head> = heads
+        .iter()
+        .map(|(layer, head, values)| Head { layer: *layer, head: *head, edited: false, values: masked(values) })
+        .collect();
     let scale = match scores {
         true => Scale::linear(heads.iter().flat_map(|head| head.values.iter().copied())),
         false => Scale::share(),

@@ -4,12 +4,12 @@
 use crate::error;
 use crate::interrupt::{Watch, apart};
 use crate::picture::Picture;
-use actscope::analysis::edits::{EditPlan, Sources};
+use actscope::analysis::edits::{EditError, EditPlan, Sources};
+use actscope::analysis::grammar::{EditSpec, GrammarError, OpSpec};
 use actscope::batch::Batch;
 use actscope::cache::CacheFolder;
 use actscope::device::Dtype;
 use actscope::hooks::capture::Sink;
-use actscope::hooks::grammar::{EditSpec, OpSpec};
 use actscope::hooks::non_number::NonNumber;
 use actscope::hooks::request::{EditRecord, HookError};
 use actscope::hooks::site::{self, Axis, Site};
@@ -208,7 +208,8 @@ impl Session {
         for (name, selected, op, value, label) in edits {
             let edit = match op.as_str() {
                 "written" => {
-                    let spec: EditSpec = name.parse().map_err(|e| hook_error(py, HookError::Grammar(e)))?;
+                    let spec: EditSpec =
+                        name.parse().map_err(|e: GrammarError| error::of(py, &EditError::from(e).into()))?;
                     if !from_tokens && matches!(spec.op(), OpSpec::Mean | OpSpec::Freeze) {
                         let what = format!("{name}: the unedited run begins with token ids, and this one does not");
                         return Err(error::of_kind(py, "hook", what));

@@ -2,14 +2,14 @@
 //! checked against a model and a batch before anything runs, and `Session::edit`, which runs once what they need and adds them to
 //! a request. The words that edits are written in are `hooks/grammar.rs`'s.
 
+use crate::analysis::grammar::{EditSpec, GrammarError, OpSpec, ValueSpec, Where};
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::hooks::capture::Sink;
-use crate::hooks::grammar::{EditSpec, OpSpec, ValueSpec, Where};
 use crate::hooks::layout::shape_of;
-use crate::hooks::request::{Edit, EditRecord, Hooks, Select, hash};
+use crate::hooks::request::{Edit, EditRecord, HookError, Hooks, Select, hash};
 use crate::hooks::site::{Axis as SiteAxis, Site};
-use crate::session::{Error, Model, Progress, Session};
+use crate::session::{AnalysisError, Error, Model, Progress, Session};
 use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn, Slice};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -18,6 +18,12 @@ use thiserror::Error;
 /// An edit that cannot be made in this model and this batch.
 #[derive(Debug, Error)]
 pub enum EditError {
+    /// An edit that cannot be read, or that means nothing here.
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
+    /// A site or a part of one that does not exist.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// Values of another shape than the selection.
     #[error("{edit}: {what} is {given:?}, and the selection takes {takes}")]
     Shape {
@@ -54,6 +60,18 @@ pub enum EditError {
         /// What is missing, or does not fit.
         what: String,
     },
+}
+
+impl AnalysisError for EditError {
+    fn is_request(&self) -> bool {
+        true
+    }
+}
+
+impl From<EditError> for Error {
+    fn from(e: EditError) -> Error {
+        Error::Analysis(Box::new(e))
+    }
 }
 
 /// The texts of other runs that edits take values from.

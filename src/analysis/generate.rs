@@ -19,7 +19,7 @@ use crate::model::forward::{self, KvCache, Run, RunError};
 use crate::model::model_dir::file;
 use crate::model::params::Params;
 use crate::model::tokenizer::TokenizerError;
-use crate::session::{Error, Model, Session, groups, on_engine};
+use crate::session::{AnalysisError, Error, Model, Session, groups, on_engine};
 use ndarray::ArrayView2;
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
@@ -174,6 +174,18 @@ pub enum GenerateError {
         /// NaN or an infinity.
         value: f32,
     },
+}
+
+impl AnalysisError for GenerateError {
+    fn is_request(&self) -> bool {
+        matches!(self, GenerateError::Value { .. })
+    }
+}
+
+impl From<GenerateError> for Error {
+    fn from(e: GenerateError) -> Error {
+        Error::Analysis(Box::new(e))
+    }
 }
 
 impl Generation {

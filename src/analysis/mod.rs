@@ -2,6 +2,7 @@
 
 pub mod edits;
 pub mod generate;
+pub mod grammar;
 pub mod lens;
 pub mod metric;
 pub mod sampling;

@@ -11,7 +11,7 @@ use crate::hooks::layout::{Layout, edits_of_text};
 use crate::hooks::request::{Edit, HookError, Hooks, Select};
 use crate::hooks::site::{self, Axis as SiteAxis, Site, SiteError};
 use crate::model::forward::{self, Run, Start};
-use crate::session::{Error, Progress, Session, on_engine};
+use crate::session::{AnalysisError, Error, Progress, Session, on_engine};
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{ControlFlow, Range};
@@ -51,6 +51,18 @@ pub enum SweepError {
         /// Which, and why.
         what: String,
     },
+}
+
+impl AnalysisError for SweepError {
+    fn is_request(&self) -> bool {
+        true
+    }
+}
+
+impl From<SweepError> for Error {
+    fn from(e: SweepError) -> Error {
+        Error::Analysis(Box::new(e))
+    }
 }
 
 /// One axis of a sweep.

@@ -3,8 +3,8 @@
 use super::texts::{TextArgs, parse_ids};
 use super::{Failure, ModelArgs};
 use crate::analysis::edits::{EditPlan, Sources};
+use crate::analysis::grammar::{EditSpec, OpSpec, ValueSpec};
 use crate::batch::Batch;
-use crate::hooks::grammar::{EditSpec, OpSpec, ValueSpec};
 use crate::hooks::request::{EditRecord, Hooks};
 use crate::hooks::site::Site;
 use crate::output::arrays;

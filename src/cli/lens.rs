@@ -2,8 +2,8 @@
 
 use super::Failure;
 use super::picture::PictureArgs;
+use crate::analysis::grammar::ValueSpec;
 use crate::analysis::lens::{self, LensRow, Reading};
-use crate::hooks::grammar::ValueSpec;
 use crate::hooks::site::Site;
 use crate::output::{arrays, number};
 use crate::plot::lens::{Cell, LensTable};

@@ -30,7 +30,6 @@ mod tokens;
 mod verify;
 mod weights;
 
-use crate::analysis::generate::GenerateError;
 use crate::device::{Choice, Dtype};
 use crate::hooks::request::HookError;
 use crate::model::token_select::SelectError;
@@ -172,9 +171,8 @@ impl From<Error> for Failure {
     fn from(e: Error) -> Failure {
         match e {
             Error::Hook(HookError::Memory { .. }) => Failure::Run(with_hint(&e)),
-            Error::Hook(_) | Error::Edit(_) | Error::Sweep(_) | Error::Generate(GenerateError::Value { .. }) => {
-                Failure::Usage(with_hint(&e))
-            }
+            Error::Hook(_) => Failure::Usage(with_hint(&e)),
+            Error::Analysis(ref analysis) if analysis.is_request() => Failure::Usage(with_hint(&e)),
             _ => Failure::Run(with_hint(&e)),
         }
     }

@@ -1,9 +1,8 @@
 //! What a person may ask of a run, and how it is carried out.
-//! Read in this order: `site.rs`, `request.rs`, `grammar.rs`, `layout.rs`, `recorder.rs`, `capture.rs`; `step.rs`, for texts
+//! Read in this order: `site.rs`, `request.rs`, `layout.rs`, `recorder.rs`, `capture.rs`; `step.rs`, for texts
 //! that grow.
 
 pub mod capture;
-pub mod grammar;
 pub mod layout;
 pub mod non_number;
 pub mod recorder;

@@ -5,7 +5,6 @@
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::device::Shareable;
-use crate::hooks::grammar::GrammarError;
 use crate::hooks::layout;
 use crate::hooks::site::{self, Axis, Site, SiteError};
 use ndarray::{ArrayD, ArrayViewD};
@@ -198,9 +197,6 @@ pub enum HookError {
     /// No such hook.
     #[error(transparent)]
     Site(#[from] SiteError),
-    /// An edit that cannot be read, or that means nothing here.
-    #[error(transparent)]
-    Grammar(#[from] GrammarError),
     /// Heads, columns or positions that the site does not have.
     #[error("{site}: {what} {asked:?} do not exist; it has {has}")]
     Window {

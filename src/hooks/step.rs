@@ -6,6 +6,7 @@ use super::capture::{Sink, StepSink};
 use super::layout::Layout;
 use super::request::{Edit, Hooks, Select};
 use super::site::{Axis, Site};
+#[cfg(feature = "cli")]
 use crate::batch::Batch;
 use ndarray::{ArrayD, ArrayViewD, Axis as ArrayAxis, Slice};
 use std::collections::BTreeMap;
@@ -74,6 +75,7 @@ impl Hooks {
 impl Hooks {
     /// Adds the edits of a request that was made for these prompts to one that was made for the prompts with new tokens after
     /// them: what was all of a prompt stays the prompt.
+    #[cfg(feature = "cli")]
     pub(crate) fn edit_prompts(&mut self, prompts: &Batch, of_prompts: Hooks) {
         let all = || prompts.texts().iter().map(|text| (0..text.len()).collect()).collect::<Vec<Vec<usize>>>();
         for (site, mut select, edit) in of_prompts.edits {

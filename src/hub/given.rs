@@ -2,7 +2,7 @@
 //! words people give; looks at folders' names and files' first bytes, and asks no network.
 
 use super::{HubError, Name, cache};
-use crate::model::model_dir::{Kind, ModelDir, file};
+use crate::model::model_dir::{ModelDir, file, kind_of_file};
 use std::path::{Path, PathBuf};
 
 /// Where to look.
@@ -45,7 +45,7 @@ fn of_file(path: &Path) -> Result<PathBuf, HubError> {
     if of_it {
         return Ok(folder.into());
     }
-    if let Some(kind) = Kind::of_file(path) {
+    if let Some(kind) = kind_of_file(path) {
         return refuse(format!("it is {kind}"));
     }
     let ends = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));

@@ -7,7 +7,8 @@
 
 use crate::config::{Config, ConfigError};
 use crate::device::{Blob, Bytes, Dtype, Part, StoredWeight};
-use crate::model::model_dir::{Kind, ModelDir, be_a_file, file, read_file};
+use crate::file_kind::Kind;
+use crate::model::model_dir::{ModelDir, be_a_file, file, read_file};
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};

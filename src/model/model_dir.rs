@@ -2,9 +2,9 @@
 //! that is something else. Owns names and first bytes; reads no tensor and no tokenizer.
 //! Read next: `checkpoint.rs` and `tokenizer.rs`, which read what lies under these names.
 
+use crate::file_kind::Kind;
 use crate::model::checkpoint::{self, WeightsError};
 use serde_json::Value;
-use std::fmt;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
@@ -269,71 +269,6 @@ impl Instead {
     }
 }
 
-/// What a file is by its first bytes, where they do not fit its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    LfsPointer,
-    Html,
-    Gguf,
-    Hdf5,
-    Zip,
-    Pickle,
-}
-
-impl Kind {
-    /// `None` for bytes that are none of these.
-    pub fn of(bytes: &[u8]) -> Option<Kind> {
-        const STARTS: [(&[u8], Kind); 6] = [
-            (b"version https://git-lfs", Kind::LfsPointer),
-            (b"GGUF", Kind::Gguf),
-            (b"\x89HDF\r\n", Kind::Hdf5),
-            (b"PK\x03\x04", Kind::Zip),
-            (b"\x80\x02", Kind::Pickle),
-            (b"\x80\x04", Kind::Pickle),
-        ];
-        if let Some((_, kind)) = STARTS.iter().find(|(start, _)| bytes.starts_with(start)) {
-            return Some(*kind);
-        }
-        let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii_start();
-        let starts =
-            |word: &str| text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word.as_bytes()));
-        (starts("<!doctype html") || starts("<html")).then_some(Kind::Html)
-    }
-
-    /// [`Kind::of`] the beginning of a file.
-    pub fn of_file(path: &Path) -> Option<Kind> {
-        be_a_file(path).ok()?;
-        let mut start = Vec::new();
-        std::fs::File::open(path).ok()?.take(512).read_to_end(&mut start).ok()?;
-        Kind::of(&start)
-    }
-}
-
-impl fmt::Display for Kind {
-    /// What it is and what to do, to follow "it is".
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Kind::LfsPointer => {
-                "a git-lfs pointer: the file that it stands for was not fetched; run `git lfs pull` in its folder"
-            }
-            Kind::Html => {
-                "an HTML page, such as a log-in page or the hub's page about the file; fetch the file itself (on the hub, the \
-                 address with /resolve/ in it)"
-            }
-            Kind::Gguf => "a GGUF file, which actscope does not read; give the checkpoint that it was made of",
-            Kind::Hdf5 => "an HDF5 file, as TensorFlow writes them, which actscope does not read; save it as safetensors",
-            Kind::Zip => {
-                "a zip archive, as torch.save writes pickles, which can run code, so actscope does not read it; save the model \
-                 with save_pretrained, which writes safetensors"
-            }
-            Kind::Pickle => {
-                "a pickle, which can run code, so actscope does not read it; save the model with save_pretrained, which writes \
-                 safetensors"
-            }
-        })
-    }
-}
-
 /// All bytes of a checkpoint's file, and of nothing else: opening a pipe waits for ever, and a device may have no end.
 pub(crate) fn read_file(path: &Path) -> std::io::Result<Vec<u8>> {
     be_a_file(path)?;
@@ -381,4 +316,12 @@ mod tests {
         assert_eq!(of(&["weights.safetensors"]), Some(Instead::Renamed("weights.safetensors".into())));
         assert_eq!(of(&["a.safetensors", "b.safetensors"]), None);
     }
+}
+
+/// [`Kind::of`] the beginning of a file.
+pub(crate) fn kind_of_file(path: &Path) -> Option<Kind> {
+    be_a_file(path).ok()?;
+    let mut start = Vec::new();
+    std::fs::File::open(path).ok()?.take(512).read_to_end(&mut start).ok()?;
+    Kind::of(&start)
 }

@@ -317,7 +317,7 @@ fn bytes(path: &Path) -> Result<Vec<u8>, TokenizerError> {
 
 /// What is wrong with a file: that it is another kind of file altogether, or what its reader says.
 fn detail(bytes: &[u8], said: String) -> String {
-    model_dir::Kind::of(bytes).map_or(said, |kind| format!("it is {kind}"))
+    crate::file_kind::Kind::of(bytes).map_or(said, |kind| format!("it is {kind}"))
 }
 
 /// A JSON object; `None` where there is no such file.
@@ -496,7 +496,7 @@ fn from_vocab_txt(dir: &ModelDir, settings: &Settings) -> Result<Read, Tokenizer
     let vocab = dir.path(file::VOCAB_TXT);
     let of_vocab = bytes(&vocab)?;
     let fail = |e: String| broken(&vocab, detail(&of_vocab, e));
-    if let Some(kind) = model_dir::Kind::of(&of_vocab) {
+    if let Some(kind) = crate::file_kind::Kind::of(&of_vocab) {
         return Err(broken(&vocab, format!("it is {kind}")));
     }
     let built = guarded(|| WordPiece::from_file(&vocab.to_string_lossy()).unk_token(unk(settings)).build());

@@ -8,8 +8,9 @@
 //! V       a number, or [F*]FILE[#ARRAY]
 //! ```
 //!
-//! SITE ends at the first `@` or `:`, SELECT at the first `:` outside double quotes. Read next: `../analysis/edits.rs`.
+//! SITE ends at the first `@` or `:`, SELECT at the first `:` outside double quotes. Read next: `edits.rs`.
 
+use crate::analysis::edits::EditError;
 use crate::config::Config;
 use crate::hooks::request::{HookError, Select};
 use crate::hooks::site::{self, Axis, Site};
@@ -345,9 +346,9 @@ impl EditSpec {
     /// The sites and parts of sites that this edits, in texts of these tokens.
     ///
     /// # Errors
-    /// [`HookError`] for a site that does not exist or lacks an axis; [`HookError::Grammar`] for a selection that matches
-    /// nothing in a text that it is to match in.
-    pub fn places(&self, config: &Config, tokens: &[Vec<Token>]) -> Result<Vec<Where>, HookError> {
+    /// [`EditError::Hook`] for a site that does not exist or lacks an axis; [`EditError::Grammar`] for a selection that
+    /// matches nothing in a text that it is to match in.
+    pub fn places(&self, config: &Config, tokens: &[Vec<Token>]) -> Result<Vec<Where>, EditError> {
         self.places_of_growing(config, tokens, &tokens.iter().map(Vec::len).collect::<Vec<_>>())
     }
 
@@ -361,8 +362,8 @@ impl EditSpec {
         config: &Config,
         tokens: &[Vec<Token>],
         prompts: &[usize],
-    ) -> Result<Vec<Where>, HookError> {
-        let sites = site::resolve(&self.site, config.n_layer)?;
+    ) -> Result<Vec<Where>, EditError> {
+        let sites = site::resolve(&self.site, config.n_layer).map_err(HookError::from)?;
         let chosen = match &self.select.text {
             Some(items) => indices(items, tokens.len()).map_err(|what| self.nothing(format!("text {what} texts")))?,
             None => (0..tokens.len()).collect(),
@@ -538,15 +539,15 @@ mod tests {
 
     #[test]
     fn places_are_counted_in_each_text() {
-        let of = |written: &str| read(written).places(&config(), &tokens()).map(|mut all| all.remove(0).select);
+        let of = |written: &str| read(written).places(&config(), &tokens()).unwrap().remove(0).select;
         let at = |per_text: [&[usize]; 2]| Select::all().positions(per_text.iter().map(|list| list.to_vec()).collect());
-        assert_eq!(of("resid_pre.0@pos=-1+..1:zero"), Ok(at([&[0, 2], &[0, 4]])));
-        assert_eq!(of("resid_pre.0@pos=-2..:zero"), Ok(at([&[1, 2], &[3, 4]])));
-        assert_eq!(of("resid_pre.0@pos=\" cat\":zero"), Ok(at([&[1], &[1, 4]])));
-        assert_eq!(of("resid_pre.0@pos=\":\",text=1:zero"), Ok(at([&[], &[2]])));
-        assert_eq!(of("resid_pre.0@text=-1:zero"), Ok(at([&[], &[0, 1, 2, 3, 4]])));
-        assert_eq!(of("z.0@head=3+0+-1,dim=1:zero"), Ok(Select::all().heads([0, 3]).dims([1])));
-        assert_eq!(of("pattern.1@key=0,pos=-1:zero"), Ok(at([&[2], &[4]]).keys(vec![vec![0], vec![0]])));
+        assert_eq!(of("resid_pre.0@pos=-1+..1:zero"), at([&[0, 2], &[0, 4]]));
+        assert_eq!(of("resid_pre.0@pos=-2..:zero"), at([&[1, 2], &[3, 4]]));
+        assert_eq!(of("resid_pre.0@pos=\" cat\":zero"), at([&[1], &[1, 4]]));
+        assert_eq!(of("resid_pre.0@pos=\":\",text=1:zero"), at([&[], &[2]]));
+        assert_eq!(of("resid_pre.0@text=-1:zero"), at([&[], &[0, 1, 2, 3, 4]]));
+        assert_eq!(of("z.0@head=3+0+-1,dim=1:zero"), Select::all().heads([0, 3]).dims([1]));
+        assert_eq!(of("pattern.1@key=0,pos=-1:zero"), at([&[2], &[4]]).keys(vec![vec![0], vec![0]]));
         let sites = read("blocks.*.hook_resid_p*:zero").places(&config(), &tokens()).unwrap();
         assert_eq!(sites.len(), 4, "resid_pre and resid_post of two blocks");
     }
