@@ -124,10 +124,8 @@ impl Extract {
         }
 
         let session = self.run.session(files, &self.model)?;
-        let edits = match self.dry_run {
-            true => Vec::new(),
-            false => self.model.edit(&edits, &session, &plan.batch, &mut hooks)?,
-        };
+        let edits =
+            if self.dry_run { Vec::new() } else { self.model.edit(&edits, &session, &plan.batch, &mut hooks)? };
         let provenance = Provenance {
             model: session.model().name().to_string(),
             fingerprint: session.model().checkpoint().fingerprint(self.hash && !self.dry_run),
@@ -146,9 +144,10 @@ impl Extract {
             Some(output) => {
                 let path = output.path().display().to_string();
                 let mut writing = output.begin(&record, shapes.clone())?;
-                match plan.is_plain() {
-                    true => run(&mut writing)?,
-                    false => plan.through(&mut writing, run)?,
+                if plan.is_plain() {
+                    run(&mut writing)?
+                } else {
+                    plan.through(&mut writing, run)?
                 }
                 let bytes = writing.finish()?;
                 self.model.say(format_args!("wrote {path}: {} hooks, {}", shapes.len(), size(bytes)));

@@ -98,13 +98,12 @@ impl LensCommand {
             )));
         }
         let n_layer = session.model().config().n_layer;
-        let unedited = match self.compare {
-            true => {
-                let plain = session.model().hooks();
-                let run = async |told: Progress<'_>| session.lens_async(&canvas.batch, &plain, TOP, Some(told)).await;
-                Some(self.picture.model.with_progress("layers", run)?.0)
-            }
-            false => None,
+        let unedited = if self.compare {
+            let plain = session.model().hooks();
+            let run = async |told: Progress<'_>| session.lens_async(&canvas.batch, &plain, TOP, Some(told)).await;
+            Some(self.picture.model.with_progress("layers", run)?.0)
+        } else {
+            None
         };
         let mut shown = Vec::new();
         for (n, row) in rows.iter().enumerate() {
@@ -115,7 +114,8 @@ impl LensCommand {
         }
         let picture =
             LensTable { heading: canvas.heading(format!("logit lens of {}", session.model().name())), rows: shown };
-        let all = |rows: &[LensRow]| rows.iter().map(|row| numbers(&session, row.site, &row.texts[0])).collect::<Vec<Row>>();
+        let all =
+            |rows: &[LensRow]| rows.iter().map(|row| numbers(&session, row.site, &row.texts[0])).collect::<Vec<Row>>();
         let numbers = Numbers { lens: all(&rows), unedited: unedited.as_deref().map(all) };
         self.picture.show(canvas, &session, &picture, &numbers)
     }

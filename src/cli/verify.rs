@@ -57,9 +57,10 @@ impl Verify {
             writeln!(out, "\nTo paste into a bug report:\n{line}")?;
         }
         out.flush()?;
-        match report.ok() {
-            true => Ok(()),
-            false => Err(Failure::Run(format!(
+        if report.ok() {
+            Ok(())
+        } else {
+            Err(Failure::Run(format!(
                 "the numbers of {} are not to be trusted: {}; until that is mended, use {}, and please report the line above",
                 report.device,
                 first_fault(&report).unwrap_or_default(),
@@ -68,7 +69,7 @@ impl Verify {
                 } else {
                     "--device reference"
                 },
-            ))),
+            )))
         }
     }
 }
@@ -187,12 +188,13 @@ fn hooks(report: &Verification, out: &mut impl Write) -> std::io::Result<()> {
         out,
         "   f32 alone: exact operations whose results are kept as f32. PyTorch: its own f32 run on a CPU, against f64"
     )?;
-    match report.torch_is_of_this_model {
-        true => writeln!(out, "   allowed: {TIMES_TORCH} times PyTorch's error on the hook, or {ROUNDING:e}"),
-        false => writeln!(
+    if report.torch_is_of_this_model {
+        writeln!(out, "   allowed: {TIMES_TORCH} times PyTorch's error on the hook, or {ROUNDING:e}")
+    } else {
+        writeln!(
             out,
             "   * of the demo model, for orientation: nobody has measured it here\n   allowed: {TIMES_ROUNDED} times what f32 alone costs, or {ROUNDING:e}"
-        ),
+        )
     }
 }
 

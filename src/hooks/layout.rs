@@ -178,9 +178,8 @@ impl<'a> Layout<'a> {
         let unseen = if matches!(site, Site::AttnScores(_)) { MASKED } else { 0.0 };
         let full = |values: &[f32], unseen: f32| {
             let entries = window.each_row().flat_map(|row| window.each_col().map(move |key| (row, key)));
-            let value = |(i, (row, key)): (usize, (usize, usize))| match self.sees(text, row, key) {
-                true => values[i % values.len()].max(MASKED),
-                false => unseen,
+            let value = |(i, (row, key)): (usize, (usize, usize))| {
+                if self.sees(text, row, key) { values[i % values.len()].max(MASKED) } else { unseen }
             };
             entries.enumerate().map(value).collect::<Vec<f32>>()
         };
@@ -213,9 +212,8 @@ pub(crate) fn edits_of_text(hooks: &Hooks, batch: &Batch, text: usize, copies: u
         }
         let sizes: Vec<usize> = (0..batch.texts().len()).map(|text| size(*site, select, text)).collect();
         let (before, all) = (sizes[..text].iter().sum::<usize>(), sizes.iter().sum::<usize>());
-        let cut = |values: &Vec<f32>| match values.len() == all {
-            true => values[before..before + here].repeat(copies),
-            false => values.clone(),
+        let cut = |values: &Vec<f32>| {
+            if values.len() == all { values[before..before + here].repeat(copies) } else { values.clone() }
         };
         let edit = match edit {
             Edit::Add(values) => Edit::Add(cut(values)),

@@ -51,13 +51,14 @@ fn of_file(path: &Path) -> Result<PathBuf, HubError> {
     let ends = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
     if ends(&[".safetensors"]) {
         let folder = folder.display();
-        return refuse(match dir.has(file::WEIGHTS) || dir.has(file::INDEX) {
-            true => format!(
+        return refuse(if dir.has(file::WEIGHTS) || dir.has(file::INDEX) {
+            format!(
                 "the weights of its folder are others; give {folder} for those, or move this file to a folder of its own as {}, \
                  with a config.json",
                 file::WEIGHTS
-            ),
-            false => format!("name this one {}, put the config.json beside it and give their folder", file::WEIGHTS),
+            )
+        } else {
+            format!("name this one {}, put the config.json beside it and give their folder", file::WEIGHTS)
         });
     }
     if ends(&[".onnx"]) {

@@ -49,14 +49,13 @@ pub fn inventory(folders: &[PathBuf]) -> (PathBuf, Vec<Entry>) {
         }
     }
     for folder in folders {
-        let inner: Vec<PathBuf> = match folder.join(file::CONFIG).exists() {
-            true => Vec::new(),
-            false => {
-                let inner = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-                let mut inner: Vec<PathBuf> = inner.filter(|path| path.join(file::CONFIG).exists()).collect();
-                inner.sort();
-                inner
-            }
+        let inner: Vec<PathBuf> = if folder.join(file::CONFIG).exists() {
+            Vec::new()
+        } else {
+            let inner = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+            let mut inner: Vec<PathBuf> = inner.filter(|path| path.join(file::CONFIG).exists()).collect();
+            inner.sort();
+            inner
         };
         let found = if inner.is_empty() { vec![folder.clone()] } else { inner };
         entries.extend(found.into_iter().map(|path| entry(path.display().to_string(), path, 0)));

@@ -56,11 +56,10 @@ pub(super) fn each_row(
 
 /// With the position axis gone, a head axis is the first that is left.
 fn by_head(site: Site, of_token: ArrayViewD<'_, f32>) -> Vec<(Option<usize>, ArrayViewD<'_, f32>)> {
-    match site.axes().contains(&SiteAxis::Head) {
-        true => {
-            let n = of_token.len_of(Axis(0));
-            (0..n).map(|head| (Some(head), of_token.clone().index_axis_move(Axis(0), head))).collect()
-        }
-        false => vec![(None, of_token)],
+    if site.axes().contains(&SiteAxis::Head) {
+        let n = of_token.len_of(Axis(0));
+        (0..n).map(|head| (Some(head), of_token.clone().index_axis_move(Axis(0), head))).collect()
+    } else {
+        vec![(None, of_token)]
     }
 }

@@ -97,9 +97,10 @@ impl Picture for Attention {
             let values = strongest(head.values.view(), (n_cells, n_cells));
             let colours = values.map(|value| colour(*value, &self.scale));
             let joined = n_cells < n;
-            scene.grid((x, y), (cell, cell), &colours, |query, key| match joined || key > query {
-                true => String::new(),
-                false => {
+            scene.grid((x, y), (cell, cell), &colours, |query, key| {
+                if joined || key > query {
+                    String::new()
+                } else {
                     let Head { layer, head, edited, values } = head;
                     let edited = if *edited { ", edited" } else { "" };
                     let (from, to) = (&labels[query], &labels[key]);

@@ -151,10 +151,7 @@ impl Scale {
                 (1..=count).map(|i| i as f32 * step).collect::<Vec<f32>>()
             }
         };
-        let mut ticks: Vec<f32> = match self.signed() {
-            true => positive.iter().rev().map(|v| -v).collect(),
-            false => Vec::new(),
-        };
+        let mut ticks: Vec<f32> = if self.signed() { positive.iter().rev().map(|v| -v).collect() } else { Vec::new() };
         ticks.push(0.0);
         ticks.append(&mut positive);
         ticks

@@ -73,9 +73,10 @@ fn true_type(woff: &[u8]) -> Option<Vec<u8>> {
         font.extend(u32::try_from(length).ok()?.to_be_bytes());
         let stored = woff.get(offset..offset.checked_add(packed)?)?;
         let begin = tables.len();
-        match packed == length {
-            true => tables.extend(stored),
-            false => _ = ZlibDecoder::new(stored).read_to_end(&mut tables).ok()?,
+        if packed == length {
+            tables.extend(stored)
+        } else {
+            _ = ZlibDecoder::new(stored).read_to_end(&mut tables).ok()?
         }
         if tables.len() - begin != length {
             return None;

@@ -73,9 +73,10 @@ impl Dims {
             },
             Dims::Span(from, to) => {
                 let (from, to) = (from.unwrap_or(0), to.unwrap_or(n));
-                match from < to && to <= n {
-                    true => Ok((from..to).collect()),
-                    false => Err(format!("dimensions {from}..{to} do not exist; there are 0..{n}")),
+                if from < to && to <= n {
+                    Ok((from..to).collect())
+                } else {
+                    Err(format!("dimensions {from}..{to} do not exist; there are 0..{n}"))
                 }
             }
             Dims::Top(count) => {
@@ -207,14 +208,16 @@ impl Heatmap {
         for (i, dim) in panel.dims.iter().enumerate().step_by(step) {
             let at = x + (i as f32 + 0.5) * per_col;
             scene.line((at, bottom), (at, bottom + 3.0));
-            match upright {
-                true => scene.text_upwards(at + 3.5, bottom + 6.0, 9.5, Anchor::End, &dim.to_string()),
-                false => scene.text(at, bottom + 15.0, TEXT, Anchor::Middle, BLACK, &dim.to_string()),
+            if upright {
+                scene.text_upwards(at + 3.5, bottom + 6.0, 9.5, Anchor::End, &dim.to_string())
+            } else {
+                scene.text(at, bottom + 15.0, TEXT, Anchor::Middle, BLACK, &dim.to_string())
             }
         }
-        let (at, anchor) = match font::width(&panel.columns, TEXT) > layout.width() {
-            true => (x, Anchor::Start),
-            false => (x + layout.width() / 2.0, Anchor::Middle),
+        let (at, anchor) = if font::width(&panel.columns, TEXT) > layout.width() {
+            (x, Anchor::Start)
+        } else {
+            (x + layout.width() / 2.0, Anchor::Middle)
         };
         scene.text(at, bottom + 46.0, TEXT, anchor, BLACK, &panel.columns);
     }
@@ -253,9 +256,10 @@ impl Picture for Heatmap {
             }
             let colours: Array2<Rgb> = layout.values.map(|value| panel.scale.colour(*value));
             let joined = layout.values.dim() != panel.values.dim();
-            scene.grid((x, y), layout.cell, &colours, |row, col| match joined {
-                true => String::new(),
-                false => {
+            scene.grid((x, y), layout.cell, &colours, |row, col| {
+                if joined {
+                    String::new()
+                } else {
                     let value = panel.values[[row, col]];
                     format!(
                         "{}, dimension {}: {value}",

@@ -280,9 +280,10 @@ impl Picture for SweepPicture {
         if let Some(axis) = self.axes.last() {
             let labels: Vec<String> = axis.labels.iter().map(|label| label.text(|_| true)).collect();
             let is_plain = axis.labels.iter().all(|label| matches!(label, Label::Plain(_)));
-            match is_plain {
-                true => writeln!(out, "columns: {} 0 to {}", axis.name, labels.len().saturating_sub(1))?,
-                false => writeln!(out, "columns: {}", labels.join(" | "))?,
+            if is_plain {
+                writeln!(out, "columns: {} 0 to {}", axis.name, labels.len().saturating_sub(1))?
+            } else {
+                writeln!(out, "columns: {}", labels.join(" | "))?
             }
         }
         writeln!(out, "{}", terminal.legend(&scale, &self.name))?;

@@ -107,10 +107,7 @@ impl Terminal {
         let lowest = if scale.signed() { -scale.limit } else { 0.0 };
         let (low, high) = (number(lowest), number(scale.limit));
         if self.colours == Colours::None {
-            let meaning = match scale.signed() {
-                true => "`+7` is seven tenths of",
-                false => "`7` is seven tenths of",
-            };
+            let meaning = if scale.signed() { "`+7` is seven tenths of" } else { "`7` is seven tenths of" };
             return format!("{name}: {meaning} {high} or a little more, `.` less than one tenth{notes}");
         }
         let lowest = if scale.signed() { -1.0f32 } else { 0.0 };

@@ -139,9 +139,12 @@ impl Case {
         let shape = |host: &Host| format!("[{}, {}]", host.rows, host.cols);
         let mut words: Vec<String> =
             self.tensors.iter().chain(self.weights.iter().map(|(w, _)| w)).map(shape).collect();
-        let of_text = |text: &Queries| match text.n_keys == text.rows.len() {
-            true => format!("rows {:?}", text.rows),
-            false => format!("rows {:?}, {} keys", text.rows, text.n_keys),
+        let of_text = |text: &Queries| {
+            if text.n_keys == text.rows.len() {
+                format!("rows {:?}", text.rows)
+            } else {
+                format!("rows {:?}, {} keys", text.rows, text.n_keys)
+            }
         };
         match &self.op {
             Op::Attention { texts, heads } => words.push(format!(

@@ -69,9 +69,10 @@ pub fn tokens<T: Copy + Into<f64>>(site: Site, got: ArrayViewD<'_, f32>, want: A
                 size += w * w;
             }
             // A NaN or an infinity on either side makes `apart` one of them, and then the error infinite.
-            let error = match apart.is_finite() {
-                true => apart.sqrt() / if size == 0.0 { 1.0 } else { size.sqrt() },
-                false => f64::INFINITY,
+            let error = if apart.is_finite() {
+                apart.sqrt() / if size == 0.0 { 1.0 } else { size.sqrt() }
+            } else {
+                f64::INFINITY
             };
             if error > worst.error {
                 worst = TokenError { error, text, position };
