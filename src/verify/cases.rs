@@ -92,11 +92,11 @@ pub struct Case {
     pub rtol: f64,
     /// What is special about the values, for messages.
     pub note: &'static str,
-    /// What the case is a test of.
+    /// What the case tests.
     pub of: Tested,
 }
 
-/// What a case is a test of.
+/// What a case tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tested {
     /// Its operation.
