@@ -33,7 +33,7 @@ struct Job<'a> {
     cache: &'a Path,
     repo: Repo,
     commit: String,
-    /// The bytes of large files that are here; `None` before the first large file begins.
+    /// Whether the download of large files has begun. `done` counts their bytes.
     started: bool,
     done: u64,
 }

@@ -13,7 +13,7 @@ pub enum HubError {
         "there is no model {name:?}: it is not \"demo\", not a folder, and not a hub name such as gpt2 or owner/name@revision"
     )]
     NotAName {
-        /// As asked for.
+        /// The name or value as given.
         name: String,
     },
     /// The path does not exist.
@@ -35,7 +35,7 @@ pub enum HubError {
     /// The address names no model.
     #[error("{address} is an address that cannot be used: {what}")]
     Address {
-        /// As asked for.
+        /// The name or value as given.
         address: String,
         /// What is wrong with the address.
         what: String,
@@ -92,7 +92,7 @@ pub enum HubError {
     NoSuchRevision {
         /// The hub's name for it.
         repo: String,
-        /// As asked for.
+        /// The name or value as given.
         revision: String,
         /// The hub's address.
         endpoint: String,

@@ -88,7 +88,7 @@ pub mod demo {
 
 /// A name on the hub.
 struct Name {
-    /// As asked for.
+    /// The name or value as given.
     given: String,
     /// `owner/name`.
     repo: String,
