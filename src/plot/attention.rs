@@ -40,6 +40,7 @@ pub struct Attention {
 const LARGE: usize = 1100;
 /// The width in pixels that the heads of a grid share.
 const ACROSS: usize = 1400;
+/// The smallest and the largest side of a head in a grid, in pixels.
 const SIDE: (usize, usize) = (110, 300);
 /// The smallest side of a head in pixels: the length of `layer 10`.
 const NAME: usize = 54;

@@ -1,5 +1,5 @@
-// Attention: a small map for every head of a block, one large map with the weight under the pointer, and, as tables, what the
-// chosen token looks at and who looks at it.
+// Attention: a small map for every head of a block, one large map with the weight under the pointer, and tables of the
+// keys that the chosen token attends to and of the queries that attend to it. Read next: draw.js.
 
 /** The block that is shown, and where pointer positions on the large map lie. */
 let shown = { block: -1, head: -1, attention: null };
@@ -36,7 +36,7 @@ function pixelsOf(attention, head, side) {
 async function drawAttention() {
   const block = blockOf(state.stage);
   const attention = await Attention.load(block);
-  // While it was unpacked another one may have been chosen.
+  // The user may have chosen another one during unpacking.
   if (block !== blockOf(state.stage)) return;
   const changed = shown.block !== block;
   shown = { block, head: state.head, attention };
@@ -105,7 +105,7 @@ function drawMap() {
     }
   }
   if (map.cell >= 46) {
-    // Few tokens: the weights themselves.
+    // For few tokens, show the weights themselves.
     context.textAlign = "center";
     context.font = "12px system-ui, sans-serif";
     for (let query = 0; query < nPos; query++) {
