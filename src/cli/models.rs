@@ -1,4 +1,5 @@
-//! `actscope models`: what is here, what can be fetched, sizes and shapes, and why something cannot be used.
+//! `actscope models`: lists local models and models to download, with sizes and shapes, and why a model cannot be used.
+//! Read next: `../hub/inventory.rs`.
 
 use super::{Failure, size};
 use crate::config::Config;
@@ -94,7 +95,7 @@ fn sizes(c: &Config) -> Value {
     })
 }
 
-/// The demo model's sizes and bytes, where this binary has it.
+/// The demo model's sizes and bytes, if this binary has it.
 fn demo_parts() -> Option<(Config, u64)> {
     #[cfg(feature = "demo")]
     {

@@ -1,4 +1,5 @@
-//! `actscope verify`: are the numbers right on this machine? Owns the table; `src/verify/` does the work.
+//! `actscope verify`: checks that this machine computes correct values. Owns the table. Read next: `../verify/mod.rs`,
+//! which does the checks.
 
 use super::run::options;
 use super::{DeviceArg, Failure, ModelArgs, WeightsArg};
@@ -32,7 +33,7 @@ impl Verify {
         let session = self.model.open()?.on(options(self.device, WeightsArg::Stored))?;
         self.model.say(format_args!("device: {}", session.device()));
         let verify = async |told: Progress<'_>| {
-            // About how much of the time has gone where a stage begins, and what it takes.
+            // Roughly the fraction of the time that has passed when a stage begins, and the fraction that it takes.
             let share = |stage: Stage| match stage {
                 Stage::Kernels => (0, 60),
                 Stage::Hooks => (60, 20),
@@ -74,7 +75,7 @@ impl Verify {
     }
 }
 
-/// The first thing that is off, in the order in which causes come before effects.
+/// The first failed check, in an order in which causes come before effects.
 fn first_fault(report: &Verification) -> Option<String> {
     let kernel = report.kernels.iter().find(|row| !row.ok()).map(|row| match row.cases {
         0 => format!("kernel {} was never run", row.kernel),
@@ -84,7 +85,7 @@ fn first_fault(report: &Verification) -> Option<String> {
         report.steps.mismatches.first().map(|step| format!("{} parts {}, {}", step.kind.name(), step.part, step.shape))
     };
     let hook = || {
-        // Every operation is right by itself, and yet the whole is not.
+        // Every single operation is correct, but the whole run is not.
         let hook = report.hooks.iter().find(|row| !row.ok())?;
         Some(format!(
             "{} is off by {:.1e} although every operation is right by itself, as if memory were not what was last written to it",
@@ -105,7 +106,7 @@ fn mark(ok: bool) -> &'static str {
     if ok { "ok" } else { "OFF" }
 }
 
-/// A number's size in eight characters: an exact zero as such.
+/// A magnitude in eight characters; an exact zero is marked as such.
 fn figure(x: f64) -> String {
     if x == 0.0 { "0".into() } else { format!("{x:.1e}") }
 }
@@ -138,7 +139,7 @@ impl<'a> Group<'a> {
         Site::rows().map(|row| Group { row, hooks: of(row) }).collect()
     }
 
-    /// The hook that comes nearest to what is allowed, or passes it by most.
+    /// The hook with the largest error relative to its bound.
     fn worst(&self) -> &'a HookRow {
         let share = |hook: &HookRow| hook.worst.error / hook.allowed;
         self.hooks
@@ -265,7 +266,7 @@ fn pieces(report: &Verification, out: &mut impl Write) -> std::io::Result<()> {
     }
 }
 
-/// All that somebody who cannot see this machine needs, on one line.
+/// A description of this machine on one line, for a bug report.
 fn bug_report_line(session: &Session, report: &Verification) -> String {
     let verdict = first_fault(report).unwrap_or_else(|| "all right".into());
     format!(

@@ -282,7 +282,7 @@ pub enum OutputError {
     Format {
         /// The file.
         path: PathBuf,
-        /// The extensions there are, in words.
+        /// The known extensions, as a phrase.
         known: &'static str,
     },
     /// This build does not support the format.
@@ -481,7 +481,7 @@ impl Output {
     }
 }
 
-/// The extensions there are, in words.
+/// The known extensions, as a phrase.
 const KNOWN: &str = ".safetensors, .npz, .npy, .json, .jsonl, .csv or .parquet";
 
 /// Text for XML and HTML.

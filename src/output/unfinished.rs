@@ -16,7 +16,7 @@ const LOCK: &str = "lock";
 
 /// A folder whose file is still not locked after this time is abandoned: its process was killed before it could lock
 /// it.
-const NOBODYS: Duration = Duration::from_secs(60);
+const ABANDONED: Duration = Duration::from_secs(60);
 
 /// A temporary folder beside the path of a file.
 pub(super) struct Unfinished {
@@ -65,7 +65,7 @@ fn is_dead(folder: &Path) -> bool {
         Ok(file) if file.metadata().is_ok_and(|m| m.len() > 0) => file.try_lock().is_ok(),
         _ => {
             let made = std::fs::metadata(folder).and_then(|m| m.modified());
-            made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > NOBODYS))
+            made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > ABANDONED))
         }
     }
 }
