@@ -54,7 +54,7 @@ pub(super) fn hold(
     let others = if others.is_empty() { String::new() } else { format!(", and {} hooks after it", others.len()) };
     let device = session.device();
     Err(Failure::Run(format!(
-        "these values are wrong, and nothing was written: on {device}, {site} is off by {:.1e} at text {}, token {} ({allowed:.1e} is allowed){others}; `actscope verify --model {} --device {}` says what is at fault; try --device cpu",
+        "these values are wrong, and nothing was written: on {device}, {site} is off by {:.1e} at text {}, token {} ({allowed:.1e} is allowed){others}; `actscope verify --model {} --device {}` finds the cause; try --device cpu",
         worst.error,
         worst.text,
         worst.position,

@@ -60,7 +60,7 @@ pub struct Extract {
     /// Fingerprint every byte of the weights, not only their headers
     #[arg(long)]
     hash: bool,
-    /// Hold a sample of the values against the reference, and write nothing where they part
+    /// Compare a sample of the values with the reference, and write nothing if they differ
     #[arg(long)]
     check: bool,
     /// Say what would be computed and how large it is, and stop
@@ -113,7 +113,7 @@ impl Extract {
         }
         if self.edits.any() && self.windows_or_check() {
             return Err(Failure::Usage(
-                "an edit is made in whole texts and not held against the reference; leave --edit out, or --window and --check"
+                "edits need whole texts and cannot be compared with the reference; leave out --edit, or --window and --check"
                     .into(),
             ));
         }
@@ -164,7 +164,7 @@ impl Extract {
             }
             None if self.model.json => {
                 let temporary =
-                    |e| Failure::Run(format!("cannot keep the values in the folder for temporary files: {e}"));
+                    |e| Failure::Run(format!("cannot store the values in the folder for temporary files: {e}"));
                 let mut scratch = Scratch::create(shapes).map_err(temporary)?;
                 plan.through(&mut scratch, run)?;
                 output::write_json(&record, scratch.arrays(), &mut stdout)?;
@@ -290,7 +290,7 @@ impl ModelArgs {
         match file {
             Some((path, Some(bytes))) => writeln!(out, "{}: {} ({bytes} bytes)", path.display(), size(bytes))?,
             Some((path, None)) => {
-                let values = "as text, so its size depends on the values; they take their own room beside it meanwhile";
+                let values = "as text, so its size depends on the values; during the run the values need disk space of their own";
                 writeln!(out, "{}: {values}", path.display())?;
             }
             None => {}

@@ -94,7 +94,7 @@ impl LensCommand {
             && !self.picture.nan.allow_nan
         {
             return Err(Failure::Run(format!(
-                "the logits that {} gives at position {position} are no numbers; nothing was written; --allow-nan goes on all the same",
+                "the logits of {} at position {position} are NaN or infinite; nothing was written; use --allow-nan to continue anyway",
                 row.site
             )));
         }

@@ -57,7 +57,7 @@ impl Models {
         let broken: Vec<(&Entry, &String)> =
             entries.iter().filter_map(|e| Some((e, e.state.as_ref().err()?))).collect();
         if !broken.is_empty() {
-            writeln!(out, "\nhere, but not to be used as it is")?;
+            writeln!(out, "\nlocal, but not usable")?;
         }
         for (entry, why) in broken {
             writeln!(out, "  {:width$}  {:>8}", entry.name, size(entry.bytes + entry.unfinished))?;

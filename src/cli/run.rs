@@ -220,14 +220,14 @@ impl NanArgs {
     pub fn judge(&self, found: Option<&NonNumber>, position: impl FnOnce(&NonNumber) -> usize) -> Result<(), Failure> {
         let Some(found) = found else { return Ok(()) };
         let place = format!(
-            "{} holds {} at text {}, position {}, and what follows from it is not to be relied on",
+            "{} holds {} at text {}, position {}, and values computed from it are unreliable",
             found.site,
             found.what(),
             found.text,
             position(found)
         );
         if !self.allow_nan {
-            return Err(Failure::Run(format!("{place}; nothing was written; --allow-nan goes on all the same")));
+            return Err(Failure::Run(format!("{place}; nothing was written; use --allow-nan to continue anyway")));
         }
         let _ = writeln!(std::io::stderr(), "note: {place}");
         Ok(())

@@ -327,7 +327,7 @@ pub(super) fn parse_ids(written: &str) -> Result<Vec<Vec<u32>>, String> {
         match c {
             '[' => {
                 if open.replace(at + 1).is_some_and(|from| !rest[from..at].trim().is_empty()) {
-                    return Err("numbers stand beside a list".into());
+                    return Err("there are numbers outside the inner lists".into());
                 }
                 depth += 1;
             }
@@ -338,7 +338,7 @@ pub(super) fn parse_ids(written: &str) -> Result<Vec<Vec<u32>>, String> {
                 }
             }
             c if open.is_none() && !c.is_whitespace() && c != ',' => {
-                return Err(format!("{c:?} stands outside the list"));
+                return Err(format!("{c:?} is outside the list"));
             }
             _ => {}
         }

@@ -27,7 +27,7 @@ impl Verify {
     pub(super) fn run(self) -> Result<(), Failure> {
         if matches!(self.device, DeviceArg::Reference) {
             return Err(Failure::Usage(
-                "--device reference: it is what the others are held against, and agrees with itself whatever it does; verify gpu or cpu".into(),
+                "--device reference: the other devices are compared with it, and it always agrees with itself; verify gpu or cpu".into(),
             ));
         }
         let session = self.model.open()?.on(options(self.device, WeightsArg::Stored))?;
@@ -62,7 +62,7 @@ impl Verify {
             Ok(())
         } else {
             Err(Failure::Run(format!(
-                "the numbers of {} are not to be trusted: {}; until that is mended, use {}, and please report the line above",
+                "the values of {} are wrong: {}; until that is fixed, use {}, and please report the line above",
                 report.device,
                 first_fault(&report).unwrap_or_default(),
                 if report.device.kind == DeviceKind::Gpu {
@@ -78,8 +78,8 @@ impl Verify {
 /// The first failed check, in an order in which causes come before effects.
 fn first_fault(report: &Verification) -> Option<String> {
     let kernel = report.kernels.iter().find(|row| !row.ok()).map(|row| match row.cases {
-        0 => format!("kernel {} was never run", row.kernel),
-        _ => format!("kernel {} is off at {}", row.kernel, row.worst),
+        0 => format!("kernel {} did not run", row.kernel),
+        _ => format!("kernel {} is wrong at {}", row.kernel, row.worst),
     });
     let step = || {
         report.steps.mismatches.first().map(|step| format!("{} parts {}, {}", step.kind.name(), step.part, step.shape))
@@ -88,14 +88,14 @@ fn first_fault(report: &Verification) -> Option<String> {
         // Every single operation is correct, but the whole run is not.
         let hook = report.hooks.iter().find(|row| !row.ok())?;
         Some(format!(
-            "{} is off by {:.1e} although every operation is right by itself, as if memory were not what was last written to it",
+            "{} is off by {:.1e} although every single operation is correct, as if memory did not hold what was last written",
             hook.site, hook.worst.error
         ))
     };
     let piece = || {
         let row = report.pieces.worst().filter(|row| !row.ok())?;
         Some(format!(
-            "{} of a text that is run in pieces is apart by {:.1e} from the text run in one, as if keys or values of earlier tokens were not what they were",
+            "{} of a text run in pieces differs by {:.1e} from the whole run, as if the cached keys or values had changed",
             row.site, row.worst.error
         ))
     };
@@ -194,7 +194,7 @@ fn hooks(report: &Verification, out: &mut impl Write) -> std::io::Result<()> {
     } else {
         writeln!(
             out,
-            "   * of the demo model, for orientation: nobody has measured it here\n   allowed: {TIMES_ROUNDED} times what f32 alone costs, or {ROUNDING:e}"
+            "   * of the demo model, for orientation: not measured on this model\n   allowed: {TIMES_ROUNDED} times what f32 alone costs, or {ROUNDING:e}"
         )
     }
 }

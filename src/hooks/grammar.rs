@@ -169,7 +169,7 @@ impl FromStr for EditSpec {
         let (select, op) = match rest.strip_prefix('@') {
             Some(rest) => {
                 let end =
-                    unquoted(rest, ':').next().ok_or_else(|| fail("it has no `:OP` behind its selection".into()))?;
+                    unquoted(rest, ':').next().ok_or_else(|| fail("it has no `:OP` after its selection".into()))?;
                 (select(&rest[..end]).map_err(&fail)?, &rest[end + 1..])
             }
             None => (SelectSpec::default(), &rest[1..]),
@@ -212,7 +212,7 @@ fn select(written: &str) -> Result<SelectSpec, String> {
     for part in cut(written, ',') {
         let form = "a selection is a list such as pos=-1,head=2+3,dim=0..5,key=1,text=0";
         let (name, list) = part.split_once('=').ok_or_else(|| format!("{part:?} has no `=`; {form}"))?;
-        let twice = |has: bool| if has { Err(format!("{name}= stands twice; join several with +")) } else { Ok(()) };
+        let twice = |has: bool| if has { Err(format!("{name}= occurs twice; join several with +")) } else { Ok(()) };
         let numbers = || list.split('+').map(item).collect::<Result<Vec<Item>, String>>();
         match name.trim() {
             "pos" => {

@@ -67,7 +67,7 @@ pub enum HubError {
         cache: PathBuf,
     },
     /// HF_ENDPOINT is not a valid address.
-    #[error("HF_ENDPOINT is {endpoint:?}, which is no address; it must begin with https:// (or http://)")]
+    #[error("HF_ENDPOINT is {endpoint:?}, which is not an address; it must begin with https:// (or http://)")]
     Endpoint {
         /// As set.
         endpoint: String,
@@ -238,7 +238,7 @@ pub enum HubError {
     },
     /// The answer does not follow the hub's protocol.
     #[error(
-        "{host} answered what no Hugging Face hub answers: {detail}; is HF_ENDPOINT a hub, and is there a log-in page in between?"
+        "the answer of {host} is not that of a Hugging Face hub: {detail}; is HF_ENDPOINT a hub, or is there a log-in page in between?"
     )]
     Protocol {
         /// The host that answered.

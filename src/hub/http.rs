@@ -167,7 +167,7 @@ impl<'a> Client<'a> {
         if let Some((origin, status)) = self.refused.as_ref().filter(|_| !self.announced) {
             self.announced = true;
             (self.tell)(Event::Note(&format!(
-                "note: the hub refused the token from {origin} ({}); going on without it. {}",
+                "note: the hub refused the token from {origin} ({}); continuing without it. {}",
                 status.as_u16(),
                 origin.remedy()
             )));

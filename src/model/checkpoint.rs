@@ -467,7 +467,7 @@ fn by_name(
         prefix += wrapper;
     }
     if !prefix.is_empty() {
-        notes.push(format!("the names of all tensors begin with {prefix:?}, which is taken off"));
+        notes.push(format!("the names of all tensors begin with {prefix:?}, which is removed"));
     }
     let own = |name: &str| {
         let name = name.strip_prefix(&*prefix).unwrap_or(name);

@@ -64,7 +64,7 @@ pub enum TokenizerError {
         model: String,
     },
     /// The tokenizer refused the text.
-    #[error("the tokenizer could not cut the text: {0}")]
+    #[error("the tokenizer could not encode the text: {0}")]
     Encode(String),
     /// The text is so long that it cannot fit.
     #[error(

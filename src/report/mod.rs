@@ -1,6 +1,7 @@
 //! A text's activations as one HTML file that opens in any browser, offline. Owns the file: page, data, and the content
 //! security policy that blocks all network requests. `gather.rs` runs the model and decides what is stored, `pack.rs`
-//! has the byte layouts. The page's source is in `page/`: read `page.html` first, then `data.js` and `page.js`.
+//! has the byte layouts. The page's source is in `page/`: read `page/page.html` first, then `page/data.js` and
+//! `page/page.js`.
 
 mod gather;
 mod pack;

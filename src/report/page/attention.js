@@ -184,7 +184,7 @@ function readMap() {
   pointed[1]?.classList.add("key");
 }
 
-/** Tokens with weights as a table, strongest first; gives back how many are not listed and what they weigh together. */
+/** Tokens with weights as a table, strongest first; returns how many are not listed and the sum of their weights. */
 function fillWeights(id, pairs, caption) {
   const most = 12, order = pairs.sort((a, b) => b[1] - a[1] || a[0] - b[0]);
   const rows = order.slice(0, most).map(([position, weight]) =>

@@ -71,7 +71,7 @@ function cssColour(name) {
 }
 cssColour.known = new Map();
 
-/** Sets a canvas to its size on the page in device pixels; gives back its context, in CSS pixels. */
+/** Sets a canvas to its size on the page in device pixels; returns its context, in CSS pixels. */
 function sized(canvas, width, height) {
   const ratio = devicePixelRatio || 1;
   canvas.style.height = `${height}px`;
