@@ -35,7 +35,7 @@ pub struct Extract {
     sites: SiteArgs,
     #[command(flatten)]
     token: TokenArgs,
-    /// One row a word instead of one a token; with --token, the words that hold a chosen token
+    /// One row per word instead of one per token; with --token, the words that contain a chosen token
     #[arg(long)]
     words: bool,
     /// How the tokens of a word become one row
@@ -44,8 +44,8 @@ pub struct Extract {
     /// One row per hook: the mean over all chosen tokens of all texts
     #[arg(long, conflicts_with = "words")]
     mean: bool,
-    /// Run longer texts in windows of N tokens, each STRIDE after the one before (half of N without it), and keep every
-    /// token from the window where it has most context
+    /// Run longer texts in windows of N tokens, each STRIDE after the one before (half of N without it), and take
+    /// every token from the window where it has most context
     #[arg(long, value_name = "N[:STRIDE]", conflicts_with = "truncate")]
     window: Option<Windows>,
     /// Where to write: .safetensors, .npz, .npy (one hook), .json, .jsonl, .csv or .parquet
@@ -63,7 +63,7 @@ pub struct Extract {
     /// Compare a sample of the values with the reference, and write nothing if they differ
     #[arg(long)]
     check: bool,
-    /// Say what would be computed and how large it is, and stop
+    /// Print what would be computed and how large it is, and stop
     #[arg(long)]
     dry_run: bool,
 }

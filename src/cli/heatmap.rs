@@ -27,7 +27,7 @@ pub struct HeatmapCommand {
     /// strongest
     #[arg(long, value_name = "DIMS", default_value = "100")]
     dims: Dims,
-    /// How numbers become colours
+    /// How values map to colours
     #[arg(long, value_enum, default_value_t = ScaleArg::Linear)]
     scale: ScaleArg,
 }

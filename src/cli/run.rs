@@ -30,7 +30,7 @@ pub(super) struct RunArgs {
     /// Where to compute
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
     device: DeviceArg,
-    /// How to keep the weights while computing
+    /// Precision of the weights during the run
     #[arg(long, value_enum, default_value_t = WeightsArg::Stored)]
     weights: WeightsArg,
 }
@@ -75,7 +75,7 @@ pub(super) struct SiteArgs {
 }
 
 impl SiteArgs {
-    /// True where nothing is asked for.
+    /// True if no hooks are requested.
     pub fn is_empty(&self) -> bool {
         self.hook.is_empty() && self.layer.is_empty()
     }
@@ -125,7 +125,7 @@ pub(super) struct TokenArgs {
 }
 
 impl TokenArgs {
-    /// True where nothing is asked for.
+    /// True if no tokens are chosen.
     pub fn is_empty(&self) -> bool {
         self.token.is_empty()
     }
@@ -204,7 +204,7 @@ pub(super) fn refuse_to_overwrite(
     }
 }
 
-/// What to do where numbers stop being numbers.
+/// What to do about NaN and infinities.
 #[derive(Args)]
 pub(super) struct NanArgs {
     /// Go on where a value is NaN or an infinity, which otherwise ends the run in exit code 1 and leaves no file

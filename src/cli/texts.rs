@@ -29,7 +29,7 @@ pub(super) struct TextArgs {
     /// Repeatable
     #[arg(long, value_name = "IDS", conflicts_with = "texts", allow_hyphen_values = true)]
     ids: Vec<String>,
-    /// Put the beginning-of-text token in front of every text
+    /// Put the beginning-of-text token before every text
     #[arg(long)]
     pub prepend_bos: bool,
     /// Read special tokens in a text, such as <|endoftext|>, as the characters that they are written with

@@ -295,7 +295,7 @@ fn columns(site: Site, select: &Select, config: &Config) -> Vec<Range<usize>> {
     }))
 }
 
-/// A text's list as ranges, or all of `n` where there is no list.
+/// A text's list as ranges, or `0..n` if there is no list.
 fn ranges(per_text: Option<&Vec<Vec<usize>>>, text: usize, n: usize) -> Vec<Range<usize>> {
     match per_text {
         Some(per_text) => runs(&per_text[text]),

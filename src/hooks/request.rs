@@ -210,7 +210,7 @@ pub enum HookError {
         site: String,
         /// `heads`, `dims`, `positions` or `keys`.
         what: &'static str,
-        /// What was asked for.
+        /// The requested indices.
         asked: Vec<usize>,
         /// What exists.
         has: String,
@@ -284,7 +284,7 @@ pub enum HookError {
     /// The recorded values do not fit into this machine's memory.
     #[error("the activations asked for take {bytes} bytes, more than this machine can hold at once")]
     Memory {
-        /// Bytes asked for.
+        /// Bytes needed.
         bytes: u128,
     },
 }

@@ -58,7 +58,7 @@ impl Axis {
     }
 }
 
-/// One row of the dictionary. In names, `{i}` stands for the block.
+/// One row of the dictionary. In names, `{i}` is the block's index.
 #[derive(Debug)]
 pub struct Row {
     /// TransformerLens's name.
@@ -346,7 +346,7 @@ pub enum SiteError {
     /// The pattern is no name and no alias, and matches nothing as a glob.
     #[error("no hook matches {pattern:?}; nearest: {}; `actscope hooks` lists all", near.join(", "))]
     Unknown {
-        /// What was asked for.
+        /// The pattern as given.
         pattern: String,
         /// The names nearest to it.
         near: Vec<String>,
@@ -354,7 +354,7 @@ pub enum SiteError {
     /// The name means something that is not an activation.
     #[error("{pattern} is no activation: it holds {what}")]
     NoActivation {
-        /// What was asked for.
+        /// The pattern as given.
         pattern: String,
         /// What the name means.
         what: &'static str,
@@ -362,7 +362,7 @@ pub enum SiteError {
     /// The block does not exist.
     #[error("layer {layer} does not exist: this model has {n_layer} blocks, so layers run from -{n_layer} to {} (-1 is after the final LayerNorm)", n_layer - 1)]
     Layer {
-        /// What was asked for.
+        /// The layer as given.
         layer: i64,
         /// Blocks of the model.
         n_layer: usize,

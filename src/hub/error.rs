@@ -78,7 +78,7 @@ pub enum HubError {
          `hf auth login` or set HF_TOKEN"
     )]
     NoSuchModel {
-        /// The hub's name for it.
+        /// The repository's name.
         repo: String,
         /// The hub's address.
         endpoint: String,
@@ -90,7 +90,7 @@ pub enum HubError {
     /// The model exists, but not this branch, tag or commit.
     #[error("{repo} has no revision {revision:?}; its branches are on {endpoint}/{repo}/tree/main")]
     NoSuchRevision {
-        /// The hub's name for it.
+        /// The repository's name.
         repo: String,
         /// The name or value as given.
         revision: String,
@@ -103,7 +103,7 @@ pub enum HubError {
          with `hf auth login` or set HF_TOKEN"
     )]
     Gated {
-        /// The hub's name for it.
+        /// The repository's name.
         repo: String,
         /// The hub's address.
         endpoint: String,
@@ -116,7 +116,7 @@ pub enum HubError {
          network, or set HF_ENDPOINT to a mirror"
     )]
     Forbidden {
-        /// The hub's name for it.
+        /// The repository's name.
         repo: String,
         /// The host that refuses.
         host: String,
@@ -130,7 +130,7 @@ pub enum HubError {
          request: see {endpoint}/{repo}/discussions, and give --model {repo}@refs/pr/NUMBER"
     )]
     Pickle {
-        /// The hub's name for it.
+        /// The repository's name.
         repo: String,
         /// Branch, tag or commit.
         revision: String,
@@ -144,7 +144,7 @@ pub enum HubError {
     /// The repository has weights, but in an unsupported format.
     #[error("{repo} ({revision}) has no model.safetensors: {advice}")]
     OtherFormat {
-        /// The hub's name for it.
+        /// The repository's name.
         repo: String,
         /// Branch, tag or commit.
         revision: String,
@@ -156,7 +156,7 @@ pub enum HubError {
         "{repo} ({revision}) has no {file}, so it is not a checkpoint that actscope can run; `actscope models` lists some"
     )]
     NoFile {
-        /// The hub's name for it.
+        /// The repository's name.
         repo: String,
         /// Branch, tag or commit.
         revision: String,
@@ -166,7 +166,7 @@ pub enum HubError {
     /// The model's config.json is invalid or unsupported, found before its weights were downloaded.
     #[error("{repo}: {source}; nothing else of it was downloaded")]
     Unusable {
-        /// The hub's name for it.
+        /// The repository's name.
         repo: String,
         /// What is wrong with its config.json.
         source: ConfigError,

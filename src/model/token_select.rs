@@ -418,7 +418,7 @@ mod tests {
     #[test]
     fn without_the_leading_space() {
         assert_eq!(chosen(&["cat"], CATS), [1, 4]);
-        // The exact text wins, and a sentence tells of the other.
+        // The exact text is used, and a sentence mentions the other.
         let both = select(&["cat".into()], &tokens(&["cat", " cat"]), 0).unwrap();
         assert_eq!(both.positions, [0]);
         assert!(both.notes[0].contains("token 1"), "{:?}", both.notes);

@@ -362,7 +362,7 @@ impl Place {
     /// have closed the file when it returns. An existing file is replaced; its permissions are preserved.
     ///
     /// # Errors
-    /// [`OutputError::Write`]; then nothing is left behind.
+    /// [`OutputError::Write`]; then no file remains.
     pub fn fill(self, write: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<u64, OutputError> {
         let part = self.part(PART);
         let put = || {
@@ -445,7 +445,7 @@ impl Output {
     /// an error before anything is computed.
     ///
     /// # Errors
-    /// [`OutputError::Write`]; then nothing is left behind.
+    /// [`OutputError::Write`]; then no file remains.
     pub fn begin<'a>(
         self,
         record: &'a Record<'a>,
@@ -609,7 +609,7 @@ impl<'a> Writing<'a> {
     /// permissions are preserved.
     ///
     /// # Errors
-    /// [`OutputError::Write`]; then nothing is left behind.
+    /// [`OutputError::Write`]; then no file remains.
     pub fn finish(self) -> Result<u64, OutputError> {
         let Writing { output, record, mut store, body } = self;
         let Output { format, place } = output;
