@@ -1,5 +1,5 @@
 //! `.json`, and `extract --json`: one object with the same content as the other formats, arrays as nested lists. JSON
-//! has only finite numbers; other values are the strings "NaN", "Infinity" and "-Infinity" (masked scores).
+//! has only finite numbers; other values are the strings "NaN", "Infinity" and "-Infinity" (masked scores). Read next: `mod.rs`.
 
 use super::Record;
 use crate::hooks::capture::Arrays;

@@ -1,6 +1,6 @@
 //! `.safetensors`: one F32 tensor per hook under its full name, in run order, `input_ids` and `attention_mask` (I64
 //! [batch, pos]), with chosen positions also `positions` (I64 [batch, n], -1 where a text has fewer). Owns the layout;
-//! `store.rs` fills it.
+//! Read next: `store.rs`, which fills it.
 //!
 //! The format: the length of the header (u64), the header (JSON, padded with spaces), the tensors without gaps.
 

@@ -1,5 +1,6 @@
 //! The summary that `extract` prints without an output file. For a few hooks: every token with its norm, range and
-//! dimensions of largest magnitude (for logits, the most likely tokens). For many hooks: one line each.
+//! dimensions of largest magnitude (for logits, the most likely tokens). For many hooks: one line each. Read next:
+//! `rows.rs`.
 
 use super::Record;
 use super::rows::RowSink;

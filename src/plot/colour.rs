@@ -1,4 +1,6 @@
 //! From values to colours: two colour maps, and scales, which map a range of values to a colour map.
+//! Read next: `scene.rs`, which draws them.
+//!
 //! The maps are RdBu (reversed) and Blues by Cynthia Brewer, Mark Harrower and The Pennsylvania State University
 //! (ColorBrewer, Apache License 2.0), joined by straight lines in RGB as matplotlib joins them.
 

@@ -213,7 +213,7 @@ impl Scene {
         Ok(images)
     }
 
-    /// The picture as a PNG file, with [`SHARPNESS`] pixels per pixel of the scene if that is not too large.
+    /// The picture as a PNG file, with two pixels per pixel of the scene unless that is too large.
     pub fn png(&self) -> Result<Vec<u8>, String> {
         let sharpness = if self.width * self.height * SHARPNESS * SHARPNESS > MANY_PIXELS { 1.0 } else { SHARPNESS };
         let (width, height) = (self.width * sharpness, self.height * sharpness);

@@ -1,6 +1,6 @@
 //! Compares runs in pieces with whole runs of the same device. A run in pieces computes a few positions of a text at a
 //! time and reads the keys and values of earlier positions from a cache. Owns how texts are split. Faults of the whole
-//! run are found by `hooks.rs`.
+//! run are found by `hooks.rs`; read it next.
 
 use super::hooks::{HookRow, ROUNDING, both_ways, run};
 use super::measure::{self, TokenError};

@@ -119,7 +119,7 @@ function drawMap() {
   }
   canvas.setAttribute("aria-label", `Attention pattern of head ${head}, block ${shown.block}, ${nPos} by ${nPos} tokens`);
   const merged = pixels < nPos ? ` Here ${(nPos / pixels).toFixed(1)} tokens share a pixel, which shows the strongest of them.` : "";
-  const missing = kept.attention.as === "strongest" ? ` Kept are the ${kept.attention.n} strongest weights of every row; the others are drawn as their mean.` : "";
+  const missing = kept.attention.as === "strongest" ? ` Only the ${kept.attention.n} strongest weights of every row are stored; the others are drawn as their mean.` : "";
   byId("map-note").textContent = `Rows look at columns. Click a row to choose its token; with the keyboard, arrows move and Enter chooses.${merged}${missing}`;
   drawCross();
   drawScale();
@@ -215,7 +215,7 @@ function drawLookers() {
   }
   const { more } = fillWeights("lookers-table", pairs, ["who looks at ", tokenText(tokens[state.token].label), ` (${state.token})`]);
   const missing = nPos - state.token - pairs.length;
-  byId("lookers-note").textContent = [more ? `${more} more look at it with less.` : "", missing ? `Of ${missing} others the weight is not kept: it is small in their rows.` : ""].join(" ");
+  byId("lookers-note").textContent = [more ? `${more} more look at it with less.` : "", missing ? `The weights of ${missing} others are not stored: they are small in their rows.` : ""].join(" ");
 }
 
 function mapPlace(event) {
