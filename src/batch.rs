@@ -1,5 +1,6 @@
-//! Several texts as one run: their tokens stand below one another as rows, nothing is padded. Owns the checks on ids.
-//! Padding exists only in what leaves the program (`hooks/capture.rs` lays arrays out as [batch, pos, ...]).
+//! Several texts as one run: their tokens are the rows of one matrix, text after text, without padding. Owns the checks
+//! on token ids. Only output arrays are padded (`hooks/capture.rs` lays them out as [batch, pos, ...]). Read next:
+//! `model/forward.rs`.
 
 use crate::config::Config;
 use std::ops::Range;
@@ -8,32 +9,32 @@ use thiserror::Error;
 /// Why a list of token ids cannot be run. Texts are counted from 0, as in arrays and tables.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BatchError {
-    /// Nothing at all was given.
+    /// The batch has no texts.
     #[error("there is no text to run")]
     NoTexts,
     /// A text without tokens has no activations.
     #[error("text {text} has no tokens, so it has no activations")]
     Empty {
-        /// Which text.
+        /// Index of the text.
         text: usize,
     },
-    /// Longer than the model has positions for.
+    /// A text is longer than the model's number of positions.
     #[error(
         "text {text} has {tokens} tokens, {} more than the {n_positions} positions this model knows",
         tokens - n_positions
     )]
     TooLong {
-        /// Which text.
+        /// Index of the text.
         text: usize,
-        /// Its length.
+        /// The text's number of tokens.
         tokens: usize,
-        /// The longest possible.
+        /// The model's number of positions.
         n_positions: usize,
     },
     /// A token id that the vocabulary does not have.
     #[error("text {text} holds the token id {id}, and this model's vocabulary ends at {}", vocab_size - 1)]
     Id {
-        /// Which text.
+        /// Index of the text.
         text: usize,
         /// The id.
         id: u32,
@@ -48,12 +49,12 @@ pub struct Batch {
     ids: Vec<u32>,
     positions: Vec<u32>,
     texts: Vec<Range<usize>>,
-    /// The position of each text's first token: 0, unless earlier tokens of it were run before.
+    /// The position of each text's first token: 0, unless earlier tokens of the text were already run.
     first_positions: Vec<usize>,
 }
 
 impl Batch {
-    /// Texts from their beginning.
+    /// A batch of texts that start at position 0.
     ///
     /// # Errors
     /// [`BatchError`] names the text at fault.
@@ -61,13 +62,14 @@ impl Batch {
         Batch::continued(texts, &vec![0; texts.len()], config)
     }
 
-    /// The next tokens of texts of which `first_positions[i]` tokens were run before, into a cache of keys and values.
+    /// A batch of the next tokens of texts. The first `first_positions[i]` tokens of text i were already run, and their
+    /// keys and values are in a cache.
     ///
     /// # Errors
     /// [`BatchError`] names the text at fault.
     ///
     /// # Panics
-    /// When there is not one first position for each text.
+    /// When the number of first positions is not the number of texts.
     pub fn continued<T: AsRef<[u32]>>(
         texts: &[T],
         first_positions: &[usize],
@@ -89,7 +91,7 @@ impl Batch {
         Ok(batch)
     }
 
-    /// Holds every text against a model, which may be another one than it was made for.
+    /// Checks every text against a model, which may differ from the one that the batch was made for.
     ///
     /// # Errors
     /// [`BatchError`] names the text at fault.
@@ -115,12 +117,12 @@ impl Batch {
         &self.ids
     }
 
-    /// The position of every row within its own text.
+    /// The position of each row within its text.
     pub fn positions(&self) -> &[u32] {
         &self.positions
     }
 
-    /// The rows of each text.
+    /// The range of rows of each text.
     pub fn texts(&self) -> &[Range<usize>] {
         &self.texts
     }
@@ -130,13 +132,13 @@ impl Batch {
         self.first_positions[i]
     }
 
-    /// How many keys the last token of text `i` sees: all tokens of the text so far.
+    /// The number of keys that the last token of text `i` attends to: all tokens of the text so far.
     pub fn n_keys(&self, i: usize) -> usize {
         self.first_positions[i] + self.texts[i].len()
     }
 
-    /// Cuts the batch into groups of texts that cost at most `most` together, by `cost` of each; a text that costs more is
-    /// a group of its own.
+    /// Splits the batch into groups of consecutive texts whose summed `cost` is at most `most`. A text that costs more
+    /// forms a group of its own.
     pub fn groups(&self, most: usize, cost: impl Fn(usize) -> usize) -> Vec<Range<usize>> {
         let (mut groups, mut total): (Vec<Range<usize>>, usize) = (Vec::new(), 0);
         for i in 0..self.texts.len() {
@@ -149,7 +151,7 @@ impl Batch {
         groups
     }
 
-    /// Some of the texts as a batch of their own.
+    /// A range of the texts as a separate batch.
     pub fn part(&self, texts: Range<usize>) -> Batch {
         let rows = self.texts[texts.start].start..self.texts[texts.end - 1].end;
         Batch {
@@ -168,7 +170,7 @@ impl Batch {
         &self.ids[self.texts[i].clone()]
     }
 
-    /// Tokens of the longest text: the P of every array that leaves.
+    /// The number of tokens of the longest text: the axis P of output arrays.
     pub fn n_pos(&self) -> usize {
         self.texts.iter().map(|t| t.len()).max().unwrap_or(0)
     }

@@ -1,12 +1,13 @@
-//! A folder of what devices found out about this machine, one file for each value. Owns the files; their contents are the
-//! devices'. A file that cannot be read or written costs a second of the next run, so nothing here is an error.
+//! A folder in which devices cache results specific to this machine, one file per value. Owns the files; the devices
+//! define their contents. A file that cannot be read or written only makes the next run compute the value again, so no
+//! function here returns an error. Read next: `device/gpu/autotune.rs`, which stores tile configurations here.
 
 use crate::device::DeviceCache;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// The folder; none where the user has none.
+/// A cache folder. Without a folder (the user has no cache folder) it stores nothing.
 #[derive(Clone, Debug)]
 pub struct CacheFolder(Option<PathBuf>);
 
@@ -16,12 +17,13 @@ impl CacheFolder {
         CacheFolder(dirs::cache_dir().map(|folder| folder.join("actscope")))
     }
 
-    /// This folder, which is made when the first value is stored.
+    /// The folder `path`, which is created when the first value is stored.
     pub fn at(path: impl Into<PathBuf>) -> CacheFolder {
         CacheFolder(Some(path.into()))
     }
 
-    /// Written beside and renamed, so that a process that reads meanwhile sees all of the old value or all of the new.
+    /// Writes a temporary file and renames it, so that another process reads either the whole old value or the whole
+    /// new one.
     fn write(&self, name: &str, value: &[u8]) -> std::io::Result<()> {
         let Some(folder) = &self.0 else { return Ok(()) };
         fs::create_dir_all(folder)?;
@@ -32,7 +34,8 @@ impl CacheFolder {
     }
 }
 
-/// Where a value is. Names hold what drivers call themselves, which no file system need allow, so a checksum tells them apart.
+/// The path of a value. Names contain driver names, whose characters a file system may not allow. Those are replaced,
+/// and a checksum of the full name keeps two names apart.
 fn path(folder: &Path, name: &str) -> PathBuf {
     let allowed = |c: char| if c.is_ascii_alphanumeric() || "-.".contains(c) { c } else { '_' };
     let readable: String = name.chars().map(allowed).take(100).collect();
@@ -45,7 +48,7 @@ impl DeviceCache for CacheFolder {
     }
 
     fn put(&self, name: &str, value: &[u8]) {
-        // A read-only home or a full disk: the next run finds the value out again.
+        // On a read-only home or a full disk, the next run computes the value again.
         let _ = self.write(name, value);
     }
 }

@@ -1,12 +1,12 @@
 //! GPT-2's `config.json`: every field that changes the mathematics, with the defaults that transformers' `GPT2Config`
-//! gives when a field is absent. Owns parsing and the checks that need no weights; knows no file and no device.
-//! Read next: `checkpoint.rs`, which holds the tensors against these sizes.
+//! gives when a field is absent. Owns parsing and the checks that need no weights; uses no file and no device.
+//! Read next: `model/checkpoint.rs`, which checks the tensors' shapes against these sizes.
 
 use crate::file_kind::Kind;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-/// The activation function of the MLP, by what it computes rather than by its many names.
+/// The activation function of the MLP. Several names in `config.json` mean the same function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`: `gelu_new`, `gelu_pytorch_tanh`, `gelu_fast`.
@@ -22,11 +22,11 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// Every activation function, for tests that want all of them.
+    /// Every activation function.
     pub const ALL: [Activation; 5] =
         [Activation::GeluTanh, Activation::GeluErf, Activation::Relu, Activation::Silu, Activation::QuickGelu];
 
-    /// The function that transformers' `ACT2FN` has under `name`; `None` for those GPT-2's kernels do not have.
+    /// The function that transformers' `ACT2FN` calls `name`; `None` for functions without a kernel here.
     pub fn from_name(name: &str) -> Option<Activation> {
         Some(match name {
             "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_accurate" | "gelu_python_tanh" => {
@@ -41,13 +41,13 @@ impl Activation {
     }
 }
 
-/// What can be wrong with a `config.json`.
+/// Why a `config.json` cannot be used.
 #[derive(Debug, Error)]
 pub enum ConfigError {
-    /// The text is not JSON at all, or not a JSON object.
+    /// The text is not a JSON object.
     #[error("config.json is not a JSON object: {0}")]
     Json(String),
-    /// The file is something else altogether.
+    /// The file has another format, such as a web page or a weights file.
     #[error("config.json is {0}")]
     Kind(String),
     /// The checkpoint is of another architecture.
@@ -64,14 +64,14 @@ pub enum ConfigError {
         /// The field's name.
         field: &'static str,
     },
-    /// A field has a value that no GPT-2 can have.
+    /// A field has an invalid value.
     #[error("config.json: {field} is {value}; {expected}")]
     Value {
         /// The field's name.
         field: &'static str,
         /// The value as written in the file.
         value: String,
-        /// What would be right.
+        /// Which values are valid.
         expected: &'static str,
     },
 }
@@ -101,9 +101,9 @@ pub struct Config {
     pub scale_attn_by_inverse_layer_idx: bool,
     /// The unembedding is the token embedding. Only then may `lm_head.weight` be absent.
     pub tie_word_embeddings: bool,
-    /// Id that `--prepend-bos` puts in front (`bos_token_id`), where the file names one.
+    /// Id of the token that begins a text (`bos_token_id`), if the file has it.
     pub bos_token_id: Option<u32>,
-    /// Ids that end a text (`eos_token_id`, a number or a list), where the file names any.
+    /// Ids of the tokens that end a text (`eos_token_id`, a number or a list), if the file has it.
     pub eos_token_id: Option<Vec<u32>>,
 }
 
@@ -170,7 +170,7 @@ impl Config {
         self.n_embd / self.n_head
     }
 
-    /// What attention scores of block `layer` are multiplied with.
+    /// The factor of the attention scores of block `layer`.
     pub fn attn_scale(&self, layer: usize) -> f64 {
         let by_width = if self.scale_attn_weights { 1.0 / (self.head_dim() as f64).sqrt() } else { 1.0 };
         let by_layer = if self.scale_attn_by_inverse_layer_idx { 1.0 / (layer + 1) as f64 } else { 1.0 };
@@ -178,8 +178,9 @@ impl Config {
     }
 }
 
-/// The names that other models have for the same sizes. transformers' `GPT2Config` takes those of its `attribute_map` as
-/// well, and where both are there, these count; `intermediate_size` is not among them and only fills a gap.
+/// The names that other models use for the same sizes. transformers' `GPT2Config` accepts them too (its
+/// `attribute_map`), and they take precedence over GPT-2's own names. `intermediate_size` is not in that map: it is
+/// used only when `n_inner` is absent.
 const OTHER_NAMES: [(&str, &str); 4] = [
     ("n_embd", "hidden_size"),
     ("n_layer", "num_hidden_layers"),
@@ -214,7 +215,7 @@ fn flag(fields: &Map<String, Value>, field: &'static str, default: bool) -> Resu
     }
 }
 
-/// Token ids that are one number or a list of them; `None` when absent or null. What is no id stands for no token.
+/// Token ids given as one number or a list; `None` when absent or null. Values that are not token ids are skipped.
 pub(crate) fn ids(value: Option<&Value>) -> Option<Vec<u32>> {
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
     match value {
@@ -229,7 +230,7 @@ fn epsilon(fields: &Map<String, Value>) -> Result<f64, ConfigError> {
     match fields.get(field) {
         None | Some(Value::Null) => Ok(1e-5),
         Some(v) => match v.as_f64() {
-            // f32 is what the kernels compute in: a value that is infinite there would make every activation NaN.
+            // The kernels compute in f32: a value that is infinite in f32 would make every activation NaN.
             Some(eps) if eps >= 0.0 && (eps as f32).is_finite() => Ok(eps),
             _ => Err(ConfigError::Value { field, value: shown(v), expected: "it must be a number from 0 to 3.4e38" }),
         },
@@ -249,7 +250,7 @@ fn activation(fields: &Map<String, Value>) -> Result<Activation, ConfigError> {
     }
 }
 
-/// A JSON value as it stands in the file, cut where a hostile file would flood the terminal.
+/// A JSON value as text, truncated so that a hostile file cannot flood the terminal.
 fn shown(v: &Value) -> String {
     let text = v.to_string();
     match text.char_indices().nth(60) {
@@ -277,7 +278,7 @@ mod tests {
         assert_eq!(parse(r#", "n_inner": null, "n_ctx": 7"#).unwrap().n_positions, 7);
     }
 
-    /// As transformers 5.24 reads them; it does not know intermediate_size, which the weights' shapes are held against.
+    /// As transformers 5.24 reads them, except for intermediate_size, which it ignores.
     #[test]
     fn sizes_under_the_names_of_other_models() {
         let text = r#"{"hidden_size": 12, "num_attention_heads": 3, "num_hidden_layers": 2, "vocab_size": 5,

@@ -3,7 +3,7 @@
 //! ```
 //! use actscope::{Session, Site};
 //!
-//! // A name (`demo`, `gpt2`, `owner/name@revision`) or a checkpoint's folder, on the device that suits this machine.
+//! // A name (`demo`, `gpt2`, `owner/name@revision`) or a checkpoint's folder, on the default device.
 //! let session = Session::open("demo")?;
 //! let batch = session.model().encode(&["The cat sat on the mat.", "A shorter one"])?;
 //!
@@ -17,8 +17,9 @@
 //! # Ok::<(), actscope::Error>(())
 //! ```
 //!
-//! To read the code, begin with [`session`] (the front door), then [`model::forward`] (the forward pass), [`hooks::site`] (the hook
-//! dictionary) and [`device`] (what the forward pass asks of a device). ARCHITECTURE.md is the map.
+//! To read the code, begin with [`session`] (the main interface), then [`model::forward`] (the forward pass),
+//! [`hooks::site`] (the list of hooks) and [`device`] (the operations that a device implements). ARCHITECTURE.md
+//! describes all modules.
 
 pub mod analysis;
 pub mod batch;

@@ -1,11 +1,11 @@
-//! How a model is brought to a device. Owns [`Options`]. The library does what is said here and nothing else: it reads no
-//! environment variable and writes no folder by itself.
+//! The options with which a model is loaded onto a device. Owns [`Options`]. The library reads no environment variable
+//! and writes no folder by itself: all such choices are made here. Read next: `device/mod.rs`.
 
 use crate::device::{Choice, DeviceCache, Dtype};
 use std::fmt;
 use std::sync::Arc;
 
-/// How a model is brought to a device.
+/// The options with which a model is loaded onto a device.
 ///
 /// ```
 /// use actscope::{Choice, Options};
@@ -15,27 +15,27 @@ use std::sync::Arc;
 /// ```
 #[derive(Clone)]
 pub struct Options {
-    /// Which device.
+    /// The device.
     pub device: Choice,
-    /// The precision to which matrices are converted; `None` leaves them as they are stored.
+    /// The precision to which matrices are converted; `None` leaves them as stored in the checkpoint.
     pub weights: Option<Dtype>,
-    /// Whether a GPU's tile configuration is chosen by timing, which takes a second at most unless the cache has its result.
-    /// Without it, products take the default configuration.
+    /// Whether a GPU's tile configuration is chosen by timing. This takes up to a second, unless the cache has the
+    /// result. If false, matrix products use the default configuration.
     pub autotune: bool,
-    /// Where a device stores what it found out about this machine: tile configurations and compiled pipelines. Without one,
-    /// nothing is stored. [`crate::cache::CacheFolder`] is one.
+    /// Where a device stores results that are specific to this machine: tile configurations and compiled pipelines.
+    /// With `None`, nothing is stored. [`crate::cache::CacheFolder`] is an implementation.
     pub cache: Option<Arc<dyn DeviceCache>>,
 }
 
 impl Default for Options {
-    /// The device that suits this machine, weights as they are stored, autotuned, nothing cached.
+    /// [`Choice::Auto`], weights as stored, autotuning on, no cache.
     fn default() -> Options {
         Options { device: Choice::Auto, weights: None, autotune: true, cache: None }
     }
 }
 
 impl From<Choice> for Options {
-    /// This device, all else as by default.
+    /// This device, with all other options at their defaults.
     fn from(device: Choice) -> Options {
         Options { device, ..Options::default() }
     }

@@ -1,6 +1,6 @@
-//! The front door: open a model on a device, run texts or ids with hooks, get arrays back. Owns how the parts meet. Async
-//! underneath; the functions without `_async` in their names wait, and exist on native targets only.
-//! A session can be shared by threads: runs take turns. Read next: `options.rs`, then `model/forward.rs`.
+//! The main interface: open a model on a device, run texts or token ids with hooks, receive arrays. Owns [`Model`] and
+//! [`Session`]. The functions are async; those without `_async` in their names block, and exist on native targets only.
+//! Threads may share a session: runs take turns. Read next: `options.rs`, then `model/forward.rs`.
 
 use crate::batch::{Batch, BatchError};
 use crate::config::Config;
@@ -27,16 +27,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use thiserror::Error;
 
-/// Everything that can go wrong, by where it did.
+/// An error of the library, grouped by the part that raised it.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// The model's name leads nowhere.
+    /// The model was not found, or could not be downloaded.
     #[error(transparent)]
     Hub(#[from] HubError),
-    /// The checkpoint is broken or of another kind.
+    /// The checkpoint is damaged, or is not a GPT-2 checkpoint.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// Text and tokens.
+    /// The tokenizer is missing or damaged, or the text cannot be encoded.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     /// The ids cannot be run.
@@ -80,27 +80,28 @@ impl From<RunError> for Error {
     }
 }
 
-/// A model's files, opened and checked: configuration, weights, tokenizer. It is on no device yet: [`Model::on`] brings it to
-/// one.
+/// A model's files, opened and checked: configuration, weights, tokenizer. [`Model::on`] loads it onto a device.
 #[derive(Debug)]
 pub struct Model {
     name: String,
     source: Source,
     checkpoint: Arc<Checkpoint>,
-    /// An error stays here until a text is to be encoded: ids need no tokenizer.
+    /// An error is stored and returned only when a text is encoded, because token ids need no tokenizer.
     tokenizer: Result<Tokenizer, TokenizerError>,
 }
 
 impl Model {
-    /// Finds a model by name (`demo`, a folder, a hub name) and opens its files. What the hub cache lacks is downloaded.
+    /// Finds a model by name (`demo`, a folder, a hub name) and opens its files. Downloads files that the hub cache
+    /// lacks.
     ///
     /// # Errors
-    /// [`Error::Hub`] or [`Error::Weights`] name the file at fault. A broken tokenizer is an error once text is to be read.
+    /// [`Error::Hub`] and [`Error::Weights`] name the file at fault. A damaged tokenizer is an error only when a text
+    /// is encoded.
     pub fn open(name: &str) -> Result<Model, Error> {
         Model::open_telling(name, &mut |_| {})
     }
 
-    /// [`Model::open`], with `tell` hearing of a download.
+    /// [`Model::open`], which reports a download to `tell`.
     ///
     /// # Errors
     /// As [`Model::open`].
@@ -122,17 +123,17 @@ impl Model {
         Ok(Model { name: name.into(), source, checkpoint: Arc::new(checkpoint), tokenizer })
     }
 
-    /// The name under which it was asked for.
+    /// The name that [`Model::open`] was called with.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Where it was found.
+    /// Where the model was found.
     pub fn source(&self) -> &Source {
         &self.source
     }
 
-    /// The folder of its files; `None` for the model inside the binary.
+    /// The folder of the model's files; `None` for the model inside the binary.
     pub(crate) fn folder(&self) -> Option<&Path> {
         match &self.source {
             #[cfg(feature = "demo")]
@@ -141,7 +142,7 @@ impl Model {
         }
     }
 
-    /// Every file that belongs to the model, whether it was needed or not.
+    /// Every file that belongs to the model, including those that were not read.
     pub fn paths(&self) -> Vec<PathBuf> {
         match &self.source {
             #[cfg(feature = "demo")]
@@ -153,14 +154,14 @@ impl Model {
         }
     }
 
-    /// What its user should know of how the files were read, one line each: tensors that were left out, tokens that have
-    /// another id than a file says, and so on.
+    /// Remarks for the user about how the files were read, one line each: ignored tensors, tokens whose id differs from
+    /// the one in a file, and so on.
     pub fn notes(&self) -> impl Iterator<Item = &str> {
         let of_tokenizer = self.tokenizer.iter().flat_map(Tokenizer::notes);
         self.checkpoint.notes().iter().chain(of_tokenizer).map(String::as_str)
     }
 
-    /// Sizes and switches.
+    /// The sizes and switches of `config.json`.
     pub fn config(&self) -> &Config {
         self.checkpoint.config()
     }
@@ -181,12 +182,12 @@ impl Model {
     /// The tokenizer.
     ///
     /// # Errors
-    /// [`TokenizerError::Missing`] where the checkpoint has none, [`TokenizerError::Tokenizer`] where it is broken.
+    /// [`TokenizerError::Missing`] when the checkpoint has none, [`TokenizerError::Tokenizer`] when it is damaged.
     pub fn tokenizer(&self) -> Result<&Tokenizer, TokenizerError> {
         self.tokenizer.as_ref().map_err(TokenizerError::clone)
     }
 
-    /// The token with this id, with its text where there is a tokenizer.
+    /// The token with this id. It has its text if there is a tokenizer.
     pub fn token(&self, id: u32) -> Token {
         self.tokenizer.as_ref().map_or(Token { id, bytes: None }, |tokenizer| tokenizer.token(id))
     }
@@ -196,17 +197,17 @@ impl Model {
         (0..batch.texts().len()).map(|i| batch.ids_of(i).iter().map(|id| self.token(*id)).collect()).collect()
     }
 
-    /// The id that begins a text: config.json's `bos_token_id`, else the tokenizer's `<|endoftext|>`.
+    /// The id of the token that begins a text: config.json's `bos_token_id`, else the tokenizer's `<|endoftext|>`.
     pub fn bos(&self) -> Option<u32> {
         let of_text = self.tokenizer.as_ref().ok().and_then(Tokenizer::end_of_text);
         // A tokenizer may have more tokens than the model.
         [self.config().bos_token_id, of_text].into_iter().flatten().find(|id| (*id as usize) < self.config().vocab_size)
     }
 
-    /// Texts as a batch.
+    /// Encodes texts as a batch.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] without a tokenizer, [`Error::Batch`] for empty or too long texts.
+    /// [`Error::Tokenizer`] without a tokenizer, [`Error::Batch`] for texts that are empty or too long.
     pub fn encode(&self, texts: &[&str]) -> Result<Batch, Error> {
         let tokenizer = self.tokenizer()?;
         let encode = |(i, t): (usize, &&str)| {
@@ -216,23 +217,23 @@ impl Model {
         Ok(Batch::new(&ids, self.config())?)
     }
 
-    /// Token ids as a batch, one list a text.
+    /// Makes a batch of token ids, one list per text.
     ///
     /// # Errors
-    /// [`Error::Batch`] for empty or too long texts and for ids that the vocabulary does not have.
+    /// [`Error::Batch`] for texts that are empty or too long, and for ids outside the vocabulary.
     pub fn batch<T: AsRef<[u32]>>(&self, ids: &[T]) -> Result<Batch, Error> {
         Ok(Batch::new(ids, self.config())?)
     }
 
-    /// An empty request to this model.
+    /// An empty request for this model.
     pub fn hooks(&self) -> Hooks {
         Hooks::new(self.config())
     }
 
-    /// Brings the model to a device: a [`crate::Choice`], or [`Options`] for more.
+    /// Loads the model onto a device. `options` is a [`crate::Choice`] of the device or a full [`Options`].
     ///
     /// # Errors
-    /// [`Error::Device`] when there is none.
+    /// [`Error::Device`] when no such device exists.
     pub async fn on_async(self, options: impl Into<Options>) -> Result<Session, Error> {
         let options = options.into();
         let params = Params::<Reference>::new(self.checkpoint.clone(), options.weights);
@@ -245,7 +246,7 @@ impl Model {
         Ok(Session { model: self, engine, turn: async_lock::Mutex::new(()) })
     }
 
-    /// [`Model::on_async`], waiting.
+    /// Blocking form of [`Model::on_async`].
     ///
     /// # Errors
     /// As [`Model::on_async`].
@@ -255,10 +256,10 @@ impl Model {
     }
 }
 
-/// A GPU with its cache and tile configuration as `options` ask.
+/// Applies the cache and the autotuning that `options` ask for to a GPU.
 ///
 /// # Errors
-/// [`Error::Device`] when the device failed meanwhile.
+/// [`Error::Device`] when the device fails.
 #[cfg(feature = "gpu")]
 pub(crate) async fn as_asked(gpu: Gpu, options: &Options) -> Result<Gpu, Error> {
     let gpu = match &options.cache {
@@ -286,7 +287,7 @@ pub(crate) async fn as_asked(gpu: Gpu, options: &Options) -> Result<Gpu, Error> 
 pub struct Session {
     model: Model,
     engine: Engine,
-    /// Held by the run that the device works on.
+    /// Locked for the duration of a run.
     turn: async_lock::Mutex<()>,
 }
 
@@ -299,7 +300,7 @@ pub(crate) enum Engine {
     Gpu(Gpu, Params<Gpu>),
 }
 
-/// One body for the three devices.
+/// Instantiates `$body` for each of the three devices.
 macro_rules! on_engine {
     ($engine:expr, ($dev:ident, $params:ident) => $body:expr) => {
         match $engine {
@@ -312,17 +313,17 @@ macro_rules! on_engine {
 }
 pub(crate) use on_engine;
 
-/// Tokens of a run at most, so that memory for what is computed does not grow with the number of texts.
+/// The most tokens in one run. This bounds the memory for intermediate values, whatever the number of texts.
 const MAX_TOKENS: usize = 8192;
 
-/// Bytes that one block of a run may record at most (or what one text's block does, if that is more): two blocks are on
-/// their way to the host at once.
+/// The most bytes that one block of a run may record, unless a single text records more. The limit is small because two
+/// blocks are in flight to the host at once.
 const MAX_BYTES_AT_ONCE: usize = 256 << 20;
 
-/// The texts of a batch that are run together, so that memory does not grow with their number.
+/// Splits a batch into groups of texts that run together, so that memory does not grow with the number of texts.
 pub(crate) fn groups<D: Device>(dev: &D, config: &Config, layout: &Layout<'_>) -> Vec<Range<usize>> {
     let max_tokens = forward::max_tokens(dev, config, layout.hooks()).min(MAX_TOKENS);
-    // A text that records much counts as more tokens than it has.
+    // A text that records many bytes counts as more tokens.
     let cost = |text: usize| {
         let bytes = layout.bytes_at_once(text);
         layout.batch().texts()[text].len().max(bytes / (MAX_BYTES_AT_ONCE / MAX_TOKENS))
@@ -330,7 +331,8 @@ pub(crate) fn groups<D: Device>(dev: &D, config: &Config, layout: &Layout<'_>) -
     layout.batch().groups(max_tokens, cost)
 }
 
-/// Hears how many of how many steps are done, and may end the run, which then fails with [`Error::Cancelled`].
+/// A progress callback. It receives the number of finished steps and the total. When it returns `Break`, the run fails
+/// with [`Error::Cancelled`].
 pub type Progress<'a> = &'a dyn Fn(usize, usize) -> ControlFlow<()>;
 
 impl Session {
@@ -353,18 +355,18 @@ impl Session {
         on_engine!(&self.engine, (dev, _params) => dev.info())
     }
 
-    /// Memory for values on the host. For tests of what it held before.
+    /// The pool of host memory for values. Public so that tests can read it.
     #[doc(hidden)]
     pub fn host_memory(&self) -> &Arc<BufferPool> {
         on_engine!(&self.engine, (dev, _params) => dev.host_memory())
     }
 
-    /// The device with the model's weights, for what needs no run.
+    /// The device with the model's weights, for uses that do not run the model.
     pub(crate) fn parts(&self) -> &Engine {
         &self.engine
     }
 
-    /// The device with the model's weights, once other runs are done.
+    /// Waits until other runs are done, and returns the device with the model's weights.
     pub(crate) async fn engine(&self) -> (&Engine, async_lock::MutexGuard<'_, ()>) {
         (&self.engine, self.turn.lock().await)
     }
@@ -379,7 +381,7 @@ impl Session {
     /// Runs a batch and returns what `hooks` asked for.
     ///
     /// # Errors
-    /// [`enum@Error`]: a request that does not fit, or a device that failed.
+    /// [`enum@Error`] when the request does not fit the model or the batch, or the device fails.
     pub async fn run_async(
         &self,
         batch: &Batch,
@@ -389,11 +391,11 @@ impl Session {
         self.run_from_async(batch, hooks, Start::Tokens, progress).await
     }
 
-    /// [`Session::run_async`] from another place than the token ids. `start` has a row for each token of the batch, text by
-    /// text; where it begins with a residual stream, the batch's ids are not looked at.
+    /// [`Session::run_async`] that starts from `start` instead of the token ids. `start` has one row per token of the
+    /// batch, text by text. If it is a residual stream, the batch's ids are ignored.
     ///
     /// # Errors
-    /// As [`Session::run_async`]; [`HookError::Start`] for values of another size or a block that does not exist.
+    /// As [`Session::run_async`]; [`HookError::Start`] for values of the wrong size or a block that does not exist.
     pub async fn run_from_async(
         &self,
         batch: &Batch,
@@ -409,11 +411,12 @@ impl Session {
         Ok(capture)
     }
 
-    /// Runs a batch and hands what `hooks` asked for to `sink` as it comes: memory does not grow with the number of texts.
-    /// What the sink has is valid only if this succeeds: only then was the checkpoint left alone meanwhile.
+    /// Runs a batch and passes what `hooks` asked for to `sink` as it is computed, so memory does not grow with the
+    /// number of texts. The sink's contents are valid only if this returns `Ok`: at its end it checks that the
+    /// checkpoint's files did not change during the run.
     ///
     /// # Errors
-    /// [`enum@Error`]: a request that does not fit, a device or a sink that failed.
+    /// [`enum@Error`] when the request does not fit, or the device or the sink fails.
     pub async fn run_into_async(
         &self,
         batch: &Batch,
@@ -454,7 +457,7 @@ impl Session {
         Ok(self.model.checkpoint.check_unchanged()?)
     }
 
-    /// [`Session::run_async`], waiting.
+    /// Blocking form of [`Session::run_async`].
     ///
     /// # Errors
     /// As [`Session::run_async`].
@@ -463,7 +466,7 @@ impl Session {
         pollster::block_on(self.run_async(batch, hooks, None))
     }
 
-    /// [`Session::run_into_async`], waiting.
+    /// Blocking form of [`Session::run_into_async`].
     ///
     /// # Errors
     /// As [`Session::run_into_async`].
@@ -472,11 +475,11 @@ impl Session {
         pollster::block_on(self.run_into_async(batch, hooks, sink, None))
     }
 
-    /// The notebook's question in one call: the activations [n_pos, n_embd] of one text after block `layer`; -1 is after
-    /// the final LayerNorm, -2 the last block but one, as Python's `h[-2]`.
+    /// The activations [n_pos, n_embd] of one text after block `layer`. -1 is the output of the final LayerNorm, -2 the
+    /// output of the last block but one, like Python's `h[-2]`.
     ///
     /// # Errors
-    /// [`enum@Error`]: no such layer, an empty text, a device that failed.
+    /// [`enum@Error`] when the layer does not exist, the text is empty, or the device fails.
     pub async fn get_activations_async(&self, text: &str, layer: i64) -> Result<Array2<f32>, Error> {
         let batch = self.model.encode(&[text])?;
         let site = Site::from_layer(layer, self.model.config().n_layer).map_err(HookError::from)?;
@@ -487,7 +490,7 @@ impl Session {
         Ok(array.index_axis_move(Axis(0), 0))
     }
 
-    /// [`Session::get_activations_async`], waiting.
+    /// Blocking form of [`Session::get_activations_async`].
     ///
     /// ```
     /// let session = actscope::Session::open("demo")?;
@@ -509,7 +512,7 @@ mod tests {
     use super::*;
     use crate::device::Choice;
 
-    /// Seen to fail where the tokenizer was said to be missing.
+    /// Verified to fail when the error reported a missing tokenizer instead.
     #[test]
     fn without_a_tokenizer_texts_are_refused_and_ids_run() {
         let classic = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/classic");

@@ -1,5 +1,5 @@
-//! Edits as they are written, `SITE[@SELECT]:OP`: on the command line, in files of experiments, from Python. Owns the grammar,
-//! and what its words mean for one model and one batch; reads no file and runs nothing.
+//! The text form of edits, `SITE[@SELECT]:OP`, as used on the command line, in experiment files and from Python. Owns
+//! the grammar, and resolves its terms for one model and one batch. It reads no file and runs nothing.
 //!
 //! ```text
 //! SITE    a hook's name, a glob or another tool's name; a glob edits every match
@@ -20,7 +20,7 @@ use std::collections::BTreeSet;
 use std::str::FromStr;
 use thiserror::Error;
 
-/// An edit that cannot be read, or that means nothing in this model or batch.
+/// An edit that cannot be parsed, or that matches nothing in this model or batch.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum GrammarError {
     /// Not of the form `SITE[@SELECT]:OP`.
@@ -36,7 +36,7 @@ pub enum GrammarError {
     Nothing {
         /// The edit as given.
         written: String,
-        /// What was asked for and what there is.
+        /// What was asked for and what exists.
         what: String,
     },
 }
@@ -51,7 +51,7 @@ pub enum Item {
 }
 
 impl Item {
-    /// With negative numbers counted from the end of the first `n`.
+    /// The item with its negative numbers resolved against a length of `n`.
     fn counted_in(self, n: usize) -> Result<Item, String> {
         let place = |i: i64| if i < 0 { i.saturating_add(n as i64) } else { i };
         match self {
@@ -73,7 +73,7 @@ pub enum PosItem {
     New,
 }
 
-/// SELECT: what is chosen of a site. `None` is everything.
+/// SELECT: the part of a site. `None` means everything along that axis.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SelectSpec {
     /// Token positions.
@@ -88,18 +88,18 @@ pub struct SelectSpec {
     pub text: Option<Vec<Item>>,
 }
 
-/// V: the values that an edit brings.
+/// V: the values of an edit.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ValueSpec {
     /// One number.
     Number(f32),
-    /// An array of a file.
+    /// An array in a file.
     File {
-        /// What every value is multiplied with.
+        /// The factor for every value.
         factor: f32,
         /// The file.
         path: String,
-        /// Which of its arrays; `None` where the file has one, or one of the site's name.
+        /// The array's name. `None` means the file's only array, or the one with the site's name.
         array: Option<String>,
     },
 }
@@ -126,7 +126,7 @@ impl FromStr for ValueSpec {
     }
 }
 
-/// OP: what is done.
+/// OP: the operation.
 #[derive(Clone, Debug, PartialEq)]
 pub enum OpSpec {
     /// Set to zero.
@@ -135,17 +135,17 @@ pub enum OpSpec {
     Scale(f32),
     /// Add values.
     Add(ValueSpec),
-    /// Put values in place.
+    /// Replace by values.
     Set(ValueSpec),
-    /// The mean over all positions of all texts of the unedited run, per head and dimension.
+    /// Replace by the mean over all positions of all texts of the unedited run, per head and dimension.
     Mean,
-    /// The source run's value at the same place.
+    /// Replace by the source run's value at the same place.
     Patch,
-    /// The unedited run's value.
+    /// Replace by the unedited run's value.
     Freeze,
 }
 
-/// An edit as it was written.
+/// A parsed edit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EditSpec {
     written: String,
@@ -157,7 +157,7 @@ pub struct EditSpec {
 impl FromStr for EditSpec {
     type Err = GrammarError;
 
-    /// Reads `SITE[@SELECT]:OP`.
+    /// Parses `SITE[@SELECT]:OP`.
     fn from_str(written: &str) -> Result<EditSpec, GrammarError> {
         let fail = |what: String| GrammarError::Syntax { written: written.into(), what };
         let end = written
@@ -170,7 +170,7 @@ impl FromStr for EditSpec {
         let (select, op) = match rest.strip_prefix('@') {
             Some(rest) => {
                 let end =
-                    unquoted(rest, ':').next().ok_or_else(|| fail("it has no `:OP` behind its selection".into()))?;
+                    unquoted(rest, ':').next().ok_or_else(|| fail("it has no `:OP` after its selection".into()))?;
                 (select(&rest[..end]).map_err(&fail)?, &rest[end + 1..])
             }
             None => (SelectSpec::default(), &rest[1..]),
@@ -179,7 +179,7 @@ impl FromStr for EditSpec {
     }
 }
 
-/// Where `c` stands outside double quotes. Within them a backslash protects the next character.
+/// The byte offsets of `c` outside double quotes. Within quotes, a backslash escapes the next character.
 fn unquoted(text: &str, c: char) -> impl Iterator<Item = usize> {
     let (mut quoted, mut escaped) = (false, false);
     text.char_indices().filter_map(move |(at, here)| {
@@ -196,7 +196,7 @@ fn unquoted(text: &str, c: char) -> impl Iterator<Item = usize> {
     })
 }
 
-/// Cuts a text at every `c` outside double quotes.
+/// Splits a text at every `c` outside double quotes.
 fn cut(text: &str, c: char) -> Vec<&str> {
     let mut start = 0;
     let mut parts: Vec<&str> = Vec::new();
@@ -213,7 +213,7 @@ fn select(written: &str) -> Result<SelectSpec, String> {
     for part in cut(written, ',') {
         let form = "a selection is a list such as pos=-1,head=2+3,dim=0..5,key=1,text=0";
         let (name, list) = part.split_once('=').ok_or_else(|| format!("{part:?} has no `=`; {form}"))?;
-        let twice = |has: bool| if has { Err(format!("{name}= stands twice; join several with +")) } else { Ok(()) };
+        let twice = |has: bool| if has { Err(format!("{name}= occurs twice; join several with +")) } else { Ok(()) };
         let numbers = || list.split('+').map(item).collect::<Result<Vec<Item>, String>>();
         match name.trim() {
             "pos" => {
@@ -281,7 +281,8 @@ fn op_spec(written: &str) -> Result<OpSpec, String> {
     }
 }
 
-/// The indices below `n` that items stand for, ascending, each once; what an item that matches nothing asked for.
+/// The indices below `n` that the items mean, ascending, without duplicates. The error names an item that matches
+/// nothing.
 fn indices(items: &[Item], n: usize) -> Result<Vec<usize>, String> {
     let count = n as i64;
     let place = |i: i64| if i < 0 { i.saturating_add(count) } else { i };
@@ -303,12 +304,12 @@ fn indices(items: &[Item], n: usize) -> Result<Vec<usize>, String> {
     Ok(all.into_iter().collect())
 }
 
-/// What an edit means in one batch: where.
+/// A place that an edit changes in one batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Where {
     /// The site.
     pub site: Site,
-    /// The part of it.
+    /// The part of the site.
     pub select: Select,
 }
 
@@ -318,13 +319,13 @@ impl EditSpec {
         &self.written
     }
 
-    /// The edit as given, with its site named in full.
+    /// The edit as given, with the full name of `site` in place of SITE.
     pub fn at(&self, site: Site) -> String {
         let rest = &self.written[self.written.find(['@', ':']).unwrap_or(self.written.len())..];
         format!("{site}{rest}")
     }
 
-    /// What is done.
+    /// The operation.
     pub fn op(&self) -> &OpSpec {
         &self.op
     }
@@ -343,7 +344,7 @@ impl EditSpec {
         GrammarError::Nothing { written: self.written.clone(), what }
     }
 
-    /// The sites and parts of sites that this edits, in texts of these tokens.
+    /// The places that this edit changes in texts of these tokens.
     ///
     /// # Errors
     /// [`EditError::Hook`] for a site that does not exist or lacks an axis; [`EditError::Grammar`] for a selection that
@@ -352,8 +353,9 @@ impl EditSpec {
         self.places_of_growing(config, tokens, &tokens.iter().map(Vec::len).collect::<Vec<_>>())
     }
 
-    /// [`EditSpec::places`] in texts that are generated: `tokens` are those of prompts and new tokens, of which the first
-    /// `prompts[i]` are text i's prompt. Negative positions count from the prompt's end, and texts are looked for in the prompt.
+    /// [`EditSpec::places`] for generated texts. `tokens` holds the tokens of each prompt followed by the new tokens;
+    /// the first `prompts[i]` tokens of text i are its prompt. Negative positions count from the prompt's end, and
+    /// quoted texts are searched for in the prompt.
     ///
     /// # Errors
     /// As [`EditSpec::places`].
@@ -411,7 +413,7 @@ impl EditSpec {
                 select = select.positions(positions.clone());
             }
             if let (true, Some(keys)) = (site.is_square(), &keys) {
-                // A key is seen by its own query and those after it.
+                // A key is visible to the query at its own position and to later ones.
                 let seen = chosen.iter().any(|&text| {
                     let last =
                         positions.as_ref().map_or(tokens[text].len() - 1, |of| of[text].last().copied().unwrap_or(0));

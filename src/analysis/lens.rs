@@ -1,7 +1,7 @@
-//! The logit lens (nostalgebraist 2020, "interpreting GPT: the logit lens"): what the model would say if it stopped after
-//! each block. Every residual stream goes through the final LayerNorm and the unembedding, with the device's own kernels;
-//! what is kept per token is small, so no more than a part of one layer's logits is ever in memory at once.
-//! Owns `Session::lens` and the reading of logits.
+//! The logit lens (nostalgebraist 2020, "interpreting GPT: the logit lens"): the model's prediction if it stopped after
+//! each block. Every residual stream goes through the final LayerNorm and the unembedding on the device. Only a few
+//! values per token are stored, and only a part of one layer's logits is in memory at once. Owns `Session::lens` and
+//! the evaluation of logits. Read next: `top.rs`.
 
 use crate::analysis::top::largest;
 use crate::batch::Batch;
@@ -17,50 +17,52 @@ use ndarray::{ArrayView2, Axis, Ix2};
 use rayon::prelude::*;
 use std::ops::ControlFlow;
 
-/// One residual stream, read.
+/// The lens's result for one residual stream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LensRow {
-    /// Where in the run: [`sites`] in order.
+    /// The stream's site, one of [`sites`].
     pub site: Site,
     /// `[text][position]`.
     pub texts: Vec<Vec<Reading>>,
 }
 
-/// What the logits of one position say about the token after it.
+/// The prediction at one position for the token after it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reading {
-    /// The likeliest tokens with their probabilities, likeliest first; the smaller id first where two are alike.
+    /// The most likely tokens with their probabilities, most likely first. Of equal probabilities, the smaller id is
+    /// first.
     pub top: Vec<(u32, f32)>,
-    /// Entropy of the whole distribution, in nats: from 0 (certain) to `ln(vocab_size)` (no idea).
+    /// Entropy of the whole distribution in nats, from 0 (certain) to `ln(vocab_size)` (uniform).
     pub entropy: f32,
-    /// The token that really comes next; `None` at a text's last position.
+    /// The text's actual next token; `None` at its last position.
     pub next: Option<Next>,
 }
 
-/// What a distribution makes of the token that really comes next.
+/// The text's actual next token in a predicted distribution.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Next {
     /// The token.
     pub id: u32,
     /// Its probability.
     pub probability: f32,
-    /// 1 where no token is likelier, 2 where one is, and so on.
+    /// 1 if no token is more likely, 2 if one is, and so on.
     pub rank: usize,
 }
 
-/// The streams that the lens reads: what enters the first block, and what leaves each. The last is what the model says.
+/// The streams that the lens evaluates: the input of the first block, and the output of each block. The last one gives
+/// the model's own prediction.
 pub fn sites(n_layer: usize) -> impl Iterator<Item = Site> {
     std::iter::once(Site::ResidPre(0)).chain((0..n_layer).map(Site::ResidPost))
 }
 
 impl Session {
-    /// The logit lens: what the model would say after each block, one row per site of [`sites`], the last of them the
-    /// model's own output. `hooks` may ask for more and change things on the way; the capture holds what they asked for
-    /// and the residual streams. `top` is how many of the likeliest tokens are kept. `progress` as in
-    /// [`Session::run_async`], with one step more for every row.
+    /// The logit lens: the prediction after each block, one row per site of [`sites`]; the last row is the model's own
+    /// output. `hooks` may have further taps, and edits. The capture has their values and the residual streams. `top`
+    /// is the number of most likely tokens to return. `progress` is as in [`Session::run_async`], with one more step
+    /// per row.
     ///
     /// # Errors
-    /// As [`Session::run_async`]; also where `hooks` taps a part of what the lens needs whole.
+    /// As [`Session::run_async`]; also if `hooks` taps only a part of a site that the lens needs whole.
     pub async fn lens_async(
         &self,
         batch: &Batch,
@@ -91,7 +93,7 @@ impl Session {
         Ok((rows, capture))
     }
 
-    /// [`Session::lens_async`], waiting.
+    /// Blocking form of [`Session::lens_async`].
     ///
     /// # Errors
     /// As [`Session::lens_async`].
@@ -101,11 +103,11 @@ impl Session {
     }
 }
 
-/// The logits that directions of the residual stream [n, D] have by themselves: their products with the unembedding's rows, in
-/// f64; with `ln`, of what the final LayerNorm makes of them.
+/// The logits of single directions of the residual stream [n, D]: their products with the unembedding's rows, in f64.
+/// With `ln`, the final LayerNorm is applied to the directions first.
 ///
 /// # Errors
-/// [`WeightsError`] where the checkpoint lacks a tensor.
+/// [`WeightsError`] if the checkpoint lacks a tensor.
 pub fn directions(checkpoint: &Checkpoint, rows: ArrayView2<'_, f32>, ln: bool) -> Result<Vec<Vec<f64>>, WeightsError> {
     let config = checkpoint.config();
     let table = match checkpoint.untied_unembedding() {
@@ -131,7 +133,7 @@ pub fn directions(checkpoint: &Checkpoint, rows: ArrayView2<'_, f32>, ln: bool) 
 /// Tokens with their logits.
 pub type TokenLogits = Vec<(u32, f64)>;
 
-/// The `n` largest and the `n` smallest of a list of logits, each furthest first, with their ids.
+/// The `n` largest and the `n` smallest of a list of logits with their ids, most extreme first.
 pub fn ends(logits: &[f64], n: usize) -> (TokenLogits, TokenLogits) {
     let of = |sign: f64| {
         let found = largest(logits.len(), n, |id| (sign * logits[id]) as f32);
@@ -140,12 +142,12 @@ pub fn ends(logits: &[f64], n: usize) -> (TokenLogits, TokenLogits) {
     (of(1.0), of(-1.0))
 }
 
-/// Logits that are on their way from the device at once, in numbers: 64 MB.
+/// The number of logits that are read back at once: 64 MB.
 pub(crate) const PART: usize = 16 << 20;
 
-/// Reads every stream of [`sites`] from a capture that holds them and the logits, whole. The last row comes from the model's
-/// own logits, so it is the model's output to the last bit. `top` is how many of the likeliest tokens are kept; `progress`
-/// is called after each row.
+/// Evaluates every stream of [`sites`] from a capture that holds all of them and the logits, whole. The last row uses
+/// the model's own logits, so it equals the model's output exactly. `top` is the number of most likely tokens to
+/// return; `progress` is called after each row.
 ///
 /// # Errors
 /// [`RunError`] when a weight cannot be loaded or the device fails.
@@ -181,8 +183,8 @@ pub(crate) async fn read<D: Device>(
     Ok(rows)
 }
 
-/// One stream [P, D] of one text through ln_f and the unembedding, at most `part` logits at once (a row at least). While a
-/// part is read here, the device works on the next.
+/// Applies ln_f and the unembedding to one stream [P, D] of one text, at most `part` logits at once (but at least one
+/// row). While the host evaluates a part, the device computes the next.
 pub(crate) async fn decode<D: Device>(
     dev: &D,
     params: &Params<D>,
@@ -216,13 +218,13 @@ pub(crate) async fn decode<D: Device>(
     Ok(read)
 }
 
-/// Rows of logits, the first of them at position `start` of a text with these ids.
+/// Evaluates rows of logits. The first row is at position `start` of a text with these ids.
 pub(crate) fn readings(logits: &[f32], start: usize, ids: &[u32], n_vocab: usize, top: usize) -> Vec<Reading> {
     let of_row = |(i, row): (usize, &[f32])| reading(row, ids.get(start + i + 1).copied(), top);
     logits.par_chunks(n_vocab).enumerate().map(of_row).collect()
 }
 
-/// One row of logits.
+/// Evaluates one row of logits.
 fn reading(logits: &[f32], next: Option<u32>, top: usize) -> Reading {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     // Sums in f64: fifty thousand f32 terms would lose four digits. With e = exp(x - max) and z = sum e, the entropy
@@ -241,7 +243,7 @@ fn reading(logits: &[f32], next: Option<u32>, top: usize) -> Reading {
         Next { id, probability: probability(id), rank }
     });
     let top = largest(logits.len(), top, |id| logits[id]).into_iter().map(|id| (id, probability(id))).collect();
-    // Where z is NaN so is the entropy; `max` would hide that.
+    // If z is NaN, the entropy must be NaN too; `max` would hide that.
     let entropy = (z.ln() - weighted / z) as f32;
     Reading { top, entropy: if entropy < 0.0 { 0.0 } else { entropy }, next }
 }

@@ -1,9 +1,9 @@
-//! The largest of many numbers: one way to pick them for tables, pictures, the report and the logit lens.
+//! Selects the largest of many values, for tables, pictures, the report and the logit lens. Read next: `lens.rs`.
 
-/// The places of the `count` largest of `n` keys, largest first; of equal keys the smaller place first. NaN is above every
-/// number, so that it is seen.
+/// The indices of the `count` largest of `n` keys, largest first. Of equal keys, the smaller index is first. NaN counts
+/// as larger than every number, so that it shows.
 pub fn largest(n: usize, count: usize, key: impl Fn(usize) -> f32) -> Vec<u32> {
-    // Few are kept in order while the keys pass: no memory for all of them.
+    // For few keys, maintain a sorted list of the largest so far, instead of storing all keys.
     const FEW: usize = 16;
     let before = |a: &u32, b: &u32| key(*b as usize).total_cmp(&key(*a as usize)).then(a.cmp(b));
     let count = count.min(n);

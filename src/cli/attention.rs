@@ -1,4 +1,5 @@
-//! `actscope attention`: which token looks at which, one head or a grid of heads by layers.
+//! `actscope attention`: attention patterns or scores of one head, or of a grid of heads by layers. Read next:
+//! `../plot/attention.rs`, which draws them.
 
 use super::Failure;
 use super::lists;
@@ -19,7 +20,8 @@ use serde::ser::{Serialize, SerializeSeq, Serializer};
 pub struct AttentionCommand {
     #[command(flatten)]
     picture: PictureArgs,
-    /// Layers, counted from 0, or from the end: -1 is the last; also 1,3 or 1..3 (without 3). Without it, all. Repeatable
+    /// Layers, counted from 0, or from the end: -1 is the last; also 1,3 or 1..3 (without 3). Without it, all.
+    /// Repeatable
     #[arg(short, long, value_name = "N", allow_hyphen_values = true)]
     layer: Vec<String>,
     /// Heads, as layers are counted. Without it, all. Repeatable
@@ -41,7 +43,7 @@ enum Kind {
     Scores,
 }
 
-/// The numbers behind the picture.
+/// The values of the picture, for --json.
 #[derive(serde::Serialize)]
 struct Numbers<'a> {
     heads: Vec<HeadNumbers<'a>>,
@@ -51,16 +53,16 @@ struct Numbers<'a> {
 struct HeadNumbers<'a> {
     layer: usize,
     head: usize,
-    /// The hook that the values are from.
+    /// The hook of the values.
     hook: String,
-    /// True where it is of the edited run, and the unedited one stands beside it.
+    /// True for a head of the edited run that is shown beside the unedited one.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     edited: bool,
-    /// [query, key]; null where the key comes after the query.
+    /// [query, key]; null for keys after the query.
     values: Seen<'a>,
 }
 
-/// [query, key] as nested lists, null where the query does not see the key.
+/// [query, key] as nested lists; null for masked entries.
 struct Seen<'a>(ArrayView2<'a, f32>);
 
 impl Serialize for Seen<'_> {
@@ -111,7 +113,8 @@ impl AttentionCommand {
 
         let mut shown = Vec::with_capacity(layers.len() * heads.len());
         for layer in &layers {
-            // Taken out layer by layer: all of a long text is hundreds of megabytes, which are not needed twice.
+            // Remove the values from the capture layer by layer: for a long text, a second copy would take hundreds of
+            // megabytes.
             let array = capture.take(self.site(*layer)).expect("a tapped site is in the capture");
             let unedited = before.as_mut().and_then(|before| before.take(self.site(*layer)));
             for head in &heads {
@@ -162,7 +165,7 @@ impl AttentionCommand {
     }
 }
 
-/// A head's values with -inf for keys that the query cannot see.
+/// A head's values, with -inf for masked entries.
 fn masked(values: ArrayView2<'_, f32>) -> ndarray::Array2<f32> {
     let mut values = values.to_owned();
     for ((query, key), value) in values.indexed_iter_mut() {

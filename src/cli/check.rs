@@ -1,4 +1,5 @@
-//! `extract --check`: says what of a run's values was held against the reference, and refuses to go on where they part.
+//! `extract --check`: reports which of a run's values were compared with the reference, and fails on a mismatch. Read
+//! next: `../verify/sample.rs`.
 
 use super::{Failure, ModelArgs};
 use crate::batch::Batch;
@@ -7,10 +8,10 @@ use crate::hooks::site::Site;
 use crate::session::{Progress, Session};
 use crate::verify::sample::{Found, Probe, Sample};
 
-/// Compares a sample of a run of `hooks` on `batch`, whose texts are called `what_is_run`.
+/// Compares a sample of a run of `hooks` on `batch` with the reference. `what_is_run` is the texts' name in messages.
 ///
 /// # Errors
-/// [`Failure::Run`] where it and the reference part: before anything is written.
+/// [`Failure::Run`] on a mismatch, before anything is written.
 pub(super) fn hold(
     sample: Sample,
     session: &Session,
@@ -53,7 +54,7 @@ pub(super) fn hold(
     let others = if others.is_empty() { String::new() } else { format!(", and {} hooks after it", others.len()) };
     let device = session.device();
     Err(Failure::Run(format!(
-        "these values are wrong, and nothing was written: on {device}, {site} is off by {:.1e} at text {}, token {} ({allowed:.1e} is allowed){others}; `actscope verify --model {} --device {}` says what is at fault; try --device cpu",
+        "these values are wrong, and nothing was written: on {device}, {site} is off by {:.1e} at text {}, token {} ({allowed:.1e} is allowed){others}; `actscope verify --model {} --device {}` finds the cause; try --device cpu",
         worst.error,
         worst.text,
         worst.position,

@@ -1,4 +1,4 @@
-//! `actscope devices`: adapters, limits, and which one `auto` picks.
+//! `actscope devices`: lists adapters and limits, and which device `auto` selects. Read next: `../device/mod.rs`.
 
 use super::{Failure, size};
 use crate::device::gpu::{self, AdapterInfo};
@@ -17,7 +17,7 @@ pub struct Devices {
 impl Devices {
     pub(super) fn run(self) -> Result<(), Failure> {
         let adapters = pollster::block_on(gpu::adapters());
-        // `auto` takes the first hardware adapter; the list is in order of preference.
+        // `auto` selects the first hardware adapter; the list is in order of preference.
         let auto = adapters.iter().position(|adapter| !adapter.info.software);
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let mut out = std::io::stdout().lock();

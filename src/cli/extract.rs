@@ -1,4 +1,4 @@
-//! `actscope extract`: activations of one or more texts, as a file or a readable summary.
+//! `actscope extract`: writes activations of one or more texts to a file, or prints a summary. Read next: `run.rs`.
 
 use super::edits::EditArgs;
 use super::run::{NanArgs, RunArgs, SiteArgs, TokenArgs};
@@ -35,7 +35,7 @@ pub struct Extract {
     sites: SiteArgs,
     #[command(flatten)]
     token: TokenArgs,
-    /// One row a word instead of one a token; with --token, the words that hold a chosen token
+    /// One row per word instead of one per token; with --token, the words that contain a chosen token
     #[arg(long)]
     words: bool,
     /// How the tokens of a word become one row
@@ -44,8 +44,8 @@ pub struct Extract {
     /// One row per hook: the mean over all chosen tokens of all texts
     #[arg(long, conflicts_with = "words")]
     mean: bool,
-    /// Run longer texts in windows of N tokens, each STRIDE after the one before (half of N without it), and keep every
-    /// token from the window where it has most context
+    /// Run longer texts in windows of N tokens, each STRIDE after the one before (half of N without it), and take
+    /// every token from the window where it has most context
     #[arg(long, value_name = "N[:STRIDE]", conflicts_with = "truncate")]
     window: Option<Windows>,
     /// Where to write: .safetensors, .npz, .npy (one hook), .json, .jsonl, .csv or .parquet
@@ -60,10 +60,10 @@ pub struct Extract {
     /// Fingerprint every byte of the weights, not only their headers
     #[arg(long)]
     hash: bool,
-    /// Hold a sample of the values against the reference, and write nothing where they part
+    /// Compare a sample of the values with the reference, and write nothing if they differ
     #[arg(long)]
     check: bool,
-    /// Say what would be computed and how large it is, and stop
+    /// Print what would be computed and how large it is, and stop
     #[arg(long)]
     dry_run: bool,
 }
@@ -76,15 +76,15 @@ enum PoolArg {
     Last,
 }
 
-/// What is run, and how its rows become those of the output.
+/// What is run, and how its rows map to those of the output.
 struct Plan {
-    /// The tokens of every text, however long.
+    /// The tokens of every text, of any length.
     tokens: Vec<Vec<Token>>,
-    /// The positions that are computed of every text, where not all are.
+    /// The positions that are recorded of every text; `None` for all.
     kept: Option<Vec<Vec<usize>>>,
     words: Option<Vec<Vec<Word>>>,
     pool: Pool,
-    /// Whether all rows become one.
+    /// Whether all rows are averaged to one.
     one_row: bool,
     windows: Option<Windows>,
     /// With windows, the texts of the batch.
@@ -94,7 +94,7 @@ struct Plan {
 }
 
 impl Extract {
-    /// Everything that can be wrong with the request is found before any weight is loaded.
+    /// Checks the whole request before any weight is loaded.
     pub(super) fn run(self) -> Result<(), Failure> {
         let input = self.texts.read(&self.model)?;
         let output = self.out.as_deref().map(Output::create).transpose()?;
@@ -113,7 +113,7 @@ impl Extract {
         }
         if self.edits.any() && self.windows_or_check() {
             return Err(Failure::Usage(
-                "an edit is made in whole texts and not held against the reference; leave --edit out, or --window and --check"
+                "edits need whole texts and cannot be compared with the reference; leave out --edit, or --window and --check"
                     .into(),
             ));
         }
@@ -124,10 +124,8 @@ impl Extract {
         }
 
         let session = self.run.session(files, &self.model)?;
-        let edits = match self.dry_run {
-            true => Vec::new(),
-            false => self.model.edit(&edits, &session, &plan.batch, &mut hooks)?,
-        };
+        let edits =
+            if self.dry_run { Vec::new() } else { self.model.edit(&edits, &session, &plan.batch, &mut hooks)? };
         let provenance = Provenance {
             model: session.model().name().to_string(),
             fingerprint: session.model().checkpoint().fingerprint(self.hash && !self.dry_run),
@@ -146,9 +144,10 @@ impl Extract {
             Some(output) => {
                 let path = output.path().display().to_string();
                 let mut writing = output.begin(&record, shapes.clone())?;
-                match plan.is_plain() {
-                    true => run(&mut writing)?,
-                    false => plan.through(&mut writing, run)?,
+                if plan.is_plain() {
+                    run(&mut writing)?
+                } else {
+                    plan.through(&mut writing, run)?
                 }
                 let bytes = writing.finish()?;
                 self.model.say(format_args!("wrote {path}: {} hooks, {}", shapes.len(), size(bytes)));
@@ -165,7 +164,7 @@ impl Extract {
             }
             None if self.model.json => {
                 let temporary =
-                    |e| Failure::Run(format!("cannot keep the values in the folder for temporary files: {e}"));
+                    |e| Failure::Run(format!("cannot store the values in the folder for temporary files: {e}"));
                 let mut scratch = Scratch::create(shapes).map_err(temporary)?;
                 plan.through(&mut scratch, run)?;
                 output::write_json(&record, scratch.arrays(), &mut stdout)?;
@@ -185,7 +184,7 @@ impl Extract {
         self.window.is_some() || self.check
     }
 
-    /// What is to be run of texts with these ids.
+    /// The plan for texts with these ids.
     fn plan(&self, files: &Model, ids: Vec<Vec<u32>>) -> Result<Plan, Failure> {
         let config = files.config();
         if let Some(Windows { size, .. }) = self.window
@@ -196,7 +195,7 @@ impl Extract {
                 config.n_positions, config.n_positions
             )));
         }
-        // Of windows, the batch would name the window and not the text.
+        // With windows, the batch's error would name the window instead of the text.
         let whole =
             if self.window.is_some() { check_ids(&ids, config).map(|()| None)? } else { Some(files.batch(&ids)?) };
         let tokens: Vec<Vec<Token>> = ids.iter().map(|ids| ids.iter().map(|id| files.token(*id)).collect()).collect();
@@ -225,8 +224,8 @@ impl Extract {
         Ok(Plan { tokens, kept, words, pool, one_row: self.mean, windows: self.window, pieces, lengths, batch })
     }
 
-    /// Runs with a progress bar; ends in an error where a value is no number, unless that is allowed, and with --check where
-    /// the values are not to be trusted.
+    /// Runs with a progress bar. Fails if a value is NaN or infinite, unless that is allowed, and with --check if the
+    /// values differ from the reference.
     fn run_with_progress(
         &self,
         session: &Session,
@@ -254,7 +253,7 @@ impl Extract {
 }
 
 impl ModelArgs {
-    /// Shapes, bytes on disk, and memory, without computing anything.
+    /// Prints shapes, bytes on disk, and memory, without computing anything.
     pub(super) fn forecast(
         &self,
         shapes: &[(Site, Vec<usize>)],
@@ -291,7 +290,7 @@ impl ModelArgs {
         match file {
             Some((path, Some(bytes))) => writeln!(out, "{}: {} ({bytes} bytes)", path.display(), size(bytes))?,
             Some((path, None)) => {
-                let values = "as text, so its size depends on the values; they take their own room beside it meanwhile";
+                let values = "as text, so its size depends on the values; during the run the values need disk space of their own";
                 writeln!(out, "{}: {values}", path.display())?;
             }
             None => {}
@@ -300,7 +299,7 @@ impl ModelArgs {
     }
 }
 
-/// The checks of a batch on texts of any length.
+/// The checks of a batch, for texts of any length.
 pub(super) fn check_ids(ids: &[Vec<u32>], config: &Config) -> Result<(), Error> {
     let vocab_size = config.vocab_size;
     for (text, ids) in ids.iter().enumerate() {
@@ -314,7 +313,7 @@ pub(super) fn check_ids(ids: &[Vec<u32>], config: &Config) -> Result<(), Error> 
     Ok(())
 }
 
-/// The words of every text; with `kept`, those that hold one of its positions.
+/// The words of every text; with `kept`, those that contain one of its positions.
 fn words(files: &Model, tokens: &[Vec<Token>], kept: Option<&[Vec<usize>]>) -> Result<Vec<Vec<Word>>, Failure> {
     files.tokenizer()?;
     let of_text = |(text, tokens): (usize, &Vec<Token>)| {
@@ -331,17 +330,17 @@ fn words(files: &Model, tokens: &[Vec<Token>], kept: Option<&[Vec<usize>]>) -> R
 }
 
 impl Plan {
-    /// True where the texts of the batch are those of the output, row by row.
+    /// True if the batch's rows are the output's rows.
     fn is_plain(&self) -> bool {
         self.windows.is_none() && self.mean().is_none() && !self.one_row
     }
 
-    /// The words whose tokens become their mean.
+    /// The words whose tokens are averaged.
     fn mean(&self) -> Option<&[Vec<Word>]> {
         self.words.as_deref().filter(|_| self.pool == Pool::Mean)
     }
 
-    /// Restricts a request to what is kept.
+    /// Restricts a request to the positions that are recorded.
     fn narrow(&self, hooks: &mut Hooks) -> Result<(), Failure> {
         if let (Some(site), Some(_)) = (hooks.sites().find(|site| site.is_square()), &self.words) {
             return Err(Failure::Usage(format!(
@@ -403,7 +402,7 @@ impl Plan {
         }
     }
 
-    /// Runs into a sink that puts the rows of the output together for `target`.
+    /// Runs into a sink that assembles the rows of the output for `target`.
     fn through(
         &self,
         target: &mut dyn RowSink,
@@ -428,7 +427,7 @@ impl Plan {
         }
     }
 
-    /// A place in the batch as one in the texts, with its position there.
+    /// Converts a text and position of the batch to those of the output.
     fn in_document(&self, mut found: NonNumber) -> (NonNumber, usize) {
         let slot = found.slot();
         if self.windows.is_some() {
@@ -441,11 +440,11 @@ impl Plan {
     }
 }
 
-/// Passes values on, and remembers the first that is no number, and the sample that --check compares.
+/// Passes values on. Stores the first one that is NaN or infinite, and the sample that --check compares.
 struct Watched<'a> {
     sink: &'a mut dyn Sink,
     first: Option<NonNumber>,
-    /// Whether the run goes on where a value is no number.
+    /// Whether the run continues after a NaN or an infinity.
     goes_on: bool,
     sample: Option<Sample>,
 }
@@ -464,7 +463,7 @@ impl Sink for Watched<'_> {
 
 impl Watched<'_> {
     /// # Errors
-    /// Ends a run that is not to go on. What is said of it is made from `first`.
+    /// Any error ends the run. The message for the user is made from `first`.
     fn watch(&mut self, site: Site, text: usize, values: &ArrayViewD<'_, f32>) -> std::io::Result<()> {
         let is_earlier = self.first.as_ref().is_none_or(|first| site < first.site);
         if let Some(found) = is_earlier.then(|| NonNumber::find(site, text, values)).flatten() {

@@ -1,5 +1,5 @@
-//! What a download says on stderr: a bar with speed and time left on a terminal, one line elsewhere, nothing with --quiet
-//! but what the user has to know.
+//! A download's progress on stderr: a bar with speed and time left on a terminal, one line elsewhere. With --quiet,
+//! only important messages. Read next: `../hub/mod.rs`, which reports the events.
 
 use super::size;
 use crate::hub::Event;
@@ -7,7 +7,7 @@ use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-/// Hears of a download and shows it.
+/// Receives a download's events and shows them.
 pub(super) struct Talk {
     quiet: bool,
     bar: Option<Bar>,
@@ -17,8 +17,8 @@ struct Bar {
     bar: ProgressBar,
     start: Instant,
     done: u64,
-    /// Bytes that came in this run. The speed is their average: what an earlier run left costs no time, and a bar that
-    /// counts it promises gigabytes a second.
+    /// Bytes received in this run. The speed is computed from them: bytes from an earlier run take no time and would
+    /// give a speed of gigabytes per second.
     came: u64,
 }
 
@@ -78,7 +78,7 @@ impl Bar {
         self.done = done;
         let speed = self.came as f64 / self.start.elapsed().as_secs_f64();
         let left = self.bar.length().unwrap_or(done).saturating_sub(done) as f64 / speed;
-        // Nothing is known in the first moments.
+        // The speed is not known yet.
         if self.came > 0 && self.start.elapsed() > Duration::from_millis(500) && left < 1e6 {
             let left = HumanDuration(Duration::from_secs_f64(left));
             self.bar.set_message(format!(", {}/s, {left} to go", size(speed as u64)));

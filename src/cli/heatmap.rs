@@ -1,4 +1,4 @@
-//! `actscope heatmap`: tokens by hidden dimensions, as the notebook drew it.
+//! `actscope heatmap`: a heat map of tokens by hidden dimensions. Read next: `../plot/heatmap.rs`, which draws it.
 
 use super::Failure;
 use super::picture::{PictureArgs, wrong_shape};
@@ -23,10 +23,11 @@ pub struct HeatmapCommand {
     sites: SiteArgs,
     #[command(flatten)]
     token: TokenArgs,
-    /// Dimensions to show: all, a number of them evenly spaced, a list such as 5,6,7, a..b, or top:N for the N strongest
+    /// Dimensions to show: all, a number of them evenly spaced, a list such as 5,6,7, a..b, or top:N for the N
+    /// strongest
     #[arg(long, value_name = "DIMS", default_value = "100")]
     dims: Dims,
-    /// How numbers become colours
+    /// How values map to colours
     #[arg(long, value_enum, default_value_t = ScaleArg::Linear)]
     scale: ScaleArg,
 }
@@ -41,7 +42,7 @@ enum ScaleArg {
     PerLayer,
 }
 
-/// The numbers behind the picture.
+/// The values of the picture, for --json.
 #[derive(Serialize)]
 struct Numbers<'a> {
     positions: &'a [usize],
@@ -53,7 +54,7 @@ struct Table<'a> {
     dims: &'a [usize],
     /// [positions, dims]
     values: Nested<'a>,
-    /// Where the colours end.
+    /// The magnitude at which the colours end.
     #[serde(serialize_with = "number")]
     limit: f32,
 }
@@ -78,7 +79,7 @@ impl HeatmapCommand {
         if let Some(positions) = &positions {
             hooks.at_positions(positions);
         }
-        // The numbers of dimensions are known before anything is computed, and so is whether those asked for exist.
+        // Check before anything is computed that the requested dimensions exist.
         for site in hooks.sites() {
             let n = hooks.shape(site, &canvas.batch)[2];
             if let Dims::Span(..) | Dims::List(_) = self.dims {
@@ -113,7 +114,7 @@ impl HeatmapCommand {
         self.picture.show(canvas, &session, &heatmap, &numbers)
     }
 
-    /// A panel for every hook; hooks of one width show the same dimensions.
+    /// One panel per hook. Hooks of the same width show the same dimensions.
     fn panels(&self, capture: &Capture) -> Result<Vec<Panel>, Failure> {
         let tables: Vec<(Site, ArrayView2<'_, f32>)> = capture
             .iter()

@@ -1,5 +1,5 @@
-//! The next step after an error. The library's errors state facts; this file adds what a person at the command line can do.
-//! Owns every sentence that names an option in answer to a library error.
+//! The next step after an error. The library's errors state facts; this file adds what a user of the command line can
+//! do. Owns every sentence that names an option in answer to a library error. Read next: `tips.rs`.
 
 use crate::batch::BatchError;
 use crate::device::DeviceError;
@@ -8,7 +8,7 @@ use crate::model::forward::RunError;
 use crate::model::params::LoadError;
 use crate::session::Error;
 
-/// The error with the next step, where there is one to name.
+/// The error with the next step, if there is one.
 pub(super) fn with_hint(e: &Error) -> String {
     match hint(e) {
         Some(hint) => format!("{e}; {hint}"),

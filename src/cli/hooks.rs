@@ -1,4 +1,5 @@
-//! `actscope hooks`: the dictionary. Without a pattern one row per kind of hook; with one, every hook it names in this model.
+//! `actscope hooks`: lists the hooks. Without a pattern, one row per kind of hook; with one, every hook of the model
+//! that it matches. Read next: `../hooks/site.rs`.
 
 use super::{Failure, ModelArgs};
 use crate::config::Config;
@@ -23,7 +24,7 @@ struct Line {
     name: String,
     row: &'static Row,
     aliases: Vec<String>,
-    /// Every name by whose it is; where a pattern was given.
+    /// The names by tool; only if a pattern was given.
     dialects: BTreeMap<Dialect, Vec<String>>,
 }
 
@@ -99,7 +100,7 @@ fn letters(row: &Row) -> String {
     std::iter::once("B").chain(row.axes.iter().map(|axis| axis.letter())).collect::<Vec<_>>().join(" ")
 }
 
-/// Bytes per token, or per pair of tokens where the hook has two position axes.
+/// Bytes per token, or per pair of tokens if the hook has two position axes.
 fn per_token(row: &Row, config: &Config) -> usize {
     4 * row.axes.iter().map(|axis| axis.len(config, 1)).product::<usize>()
 }

@@ -1,4 +1,4 @@
-//! `actscope lens`: the logit lens, layer by layer.
+//! `actscope lens`: the logit lens, layer by layer. Read next: `../analysis/lens.rs`, which computes it.
 
 use super::Failure;
 use super::picture::PictureArgs;
@@ -22,7 +22,8 @@ pub struct LensCommand {
     /// Show every layer before and after the edits
     #[arg(long, requires = "edit")]
     compare: bool,
-    /// Read a direction instead of a text: [F*]FILE[#ARRAY] with [n_embd] or [n, n_embd] numbers, through the unembedding
+    /// Read a direction instead of a text: [F*]FILE[#ARRAY] with [n_embd] or [n, n_embd] numbers, through the
+    /// unembedding
     #[arg(long, value_name = "FILE#ARRAY")]
     vector: Option<String>,
     /// Send the direction through the final LayerNorm first
@@ -30,15 +31,15 @@ pub struct LensCommand {
     ln: bool,
 }
 
-/// How many of the likeliest tokens --json tells.
+/// The number of most likely tokens in the output of --json.
 pub(super) const TOP: usize = 5;
 
-/// The numbers behind the picture.
+/// The values of the picture, for --json.
 #[derive(Serialize)]
 struct Numbers {
     /// In run order; the last is the model's output.
     lens: Vec<Row>,
-    /// The same of the run without edits, with --compare.
+    /// The same for the run without edits, with --compare.
     #[serde(skip_serializing_if = "Option::is_none")]
     unedited: Option<Vec<Row>>,
 }
@@ -51,12 +52,12 @@ pub(super) struct Row {
 
 #[derive(Serialize)]
 struct Position {
-    /// The likeliest tokens, likeliest first.
+    /// The most likely tokens, most likely first.
     top: Vec<Guess>,
-    /// Of the whole distribution, in nats.
+    /// Entropy of the whole distribution, in nats.
     #[serde(serialize_with = "number")]
     entropy: f32,
-    /// The token that really comes next; null at the last position.
+    /// The text's actual next token; null at the last position.
     next: Option<Next>,
 }
 
@@ -72,7 +73,7 @@ struct Guess {
 struct Next {
     #[serde(flatten)]
     guess: Guess,
-    /// 1 where no token is likelier.
+    /// 1 if no token is more likely.
     rank: usize,
 }
 
@@ -93,23 +94,22 @@ impl LensCommand {
             && !self.picture.nan.allow_nan
         {
             return Err(Failure::Run(format!(
-                "the logits that {} gives at position {position} are no numbers; nothing was written; --allow-nan goes on all the same",
+                "the logits of {} at position {position} are NaN or infinite; nothing was written; use --allow-nan to continue anyway",
                 row.site
             )));
         }
         let n_layer = session.model().config().n_layer;
-        let unedited = match self.compare {
-            true => {
-                let plain = session.model().hooks();
-                let run = async |told: Progress<'_>| session.lens_async(&canvas.batch, &plain, TOP, Some(told)).await;
-                Some(self.picture.model.with_progress("layers", run)?.0)
-            }
-            false => None,
+        let unedited = if self.compare {
+            let plain = session.model().hooks();
+            let run = async |told: Progress<'_>| session.lens_async(&canvas.batch, &plain, TOP, Some(told)).await;
+            Some(self.picture.model.with_progress("layers", run)?.0)
+        } else {
+            None
         };
         let mut shown = Vec::new();
         for (n, row) in rows.iter().enumerate() {
             let after = if self.compare { ", edited" } else { "" };
-            // The picture has the first row at the bottom: what was stands above what is.
+            // The picture has the first row at the bottom, so this puts the unedited row above the edited one.
             shown.push((name(row.site, n_layer) + after, cells(&session, &row.texts[0])));
             shown.extend(unedited.as_ref().map(|rows| (name(row.site, n_layer), cells(&session, &rows[n].texts[0]))));
         }
@@ -126,7 +126,7 @@ impl LensCommand {
 const ENDS: usize = 10;
 
 impl LensCommand {
-    /// What a direction of the residual stream says: the tokens whose logits it raises and lowers most.
+    /// Prints a direction of the residual stream: the tokens whose logits it raises and lowers most.
     fn read_vectors(&self, written: &str) -> Result<(), Failure> {
         let usage = |e: String| Failure::Usage(format!("--vector: {e}"));
         let ValueSpec::File { factor, path, array } = written.parse().map_err(usage)? else {
@@ -169,12 +169,12 @@ impl LensCommand {
     }
 }
 
-/// The first reading of logits that are no numbers.
+/// The first prediction whose logits are NaN or infinite.
 fn broken(rows: &[LensRow]) -> Option<(&LensRow, usize)> {
     rows.iter().find_map(|row| Some((row, row.texts[0].iter().position(|reading| !reading.entropy.is_finite())?)))
 }
 
-/// What a row of the table is called.
+/// The label of a row of the table.
 pub(super) fn name(site: Site, n_layer: usize) -> String {
     match site {
         Site::ResidPost(layer) if layer + 1 == n_layer => format!("layer {layer}: output"),
@@ -192,7 +192,7 @@ pub(super) fn cells(session: &Session, readings: &[Reading]) -> Vec<Cell> {
     readings.iter().map(cell).collect()
 }
 
-/// The numbers of one row of the table.
+/// The values of one row of the table.
 pub(super) fn numbers(session: &Session, site: Site, readings: &[Reading]) -> Row {
     let guess = |id: u32, probability: f32| Guess { id, token: session.model().token(id).text(), probability };
     let position = |Reading { top, entropy, next }: &Reading| Position {

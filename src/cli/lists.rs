@@ -1,5 +1,5 @@
-//! Lists of layers and heads as people write them: `3`, `-1`, `1,3`, `1..3`, `all`. Negative numbers count from the end in
-//! every command.
+//! Parses lists of layers and heads: `3`, `-1`, `1,3`, `1..3`, `all`. Negative numbers count from the end in every
+//! command. Read next: `run.rs`.
 
 use super::Failure;
 use std::ops::Range;
@@ -15,7 +15,7 @@ pub(super) enum Part {
     Span(Option<i64>, Option<i64>),
 }
 
-/// The parts of what was given for an option.
+/// The parts of an option's value.
 pub(super) fn parts(option: &str, written: &[String]) -> Result<Vec<Part>, Failure> {
     let part = |part: &str| {
         let wrong =
@@ -35,7 +35,7 @@ pub(super) fn parts(option: &str, written: &[String]) -> Result<Vec<Part>, Failu
     written.iter().flat_map(|list| list.split(',')).map(|text| part(text.trim())).collect()
 }
 
-/// The numbers of a span among `n` things.
+/// The indices of a span within `0..n`.
 pub(super) fn span(option: &str, from: Option<i64>, to: Option<i64>, n: usize) -> Result<Range<usize>, Failure> {
     let of_end = |end: i64| if end < 0 { end.saturating_add(n as i64) } else { end };
     let (start, end) = (of_end(from.unwrap_or(0)), of_end(to.unwrap_or(n as i64)));
@@ -51,7 +51,8 @@ pub(super) fn span(option: &str, from: Option<i64>, to: Option<i64>, n: usize) -
     Ok(start as usize..end as usize)
 }
 
-/// Which of `n` things (`option` says what they are) were chosen, ascending, each once; all where nothing was given.
+/// The chosen indices within `0..n`, ascending, without duplicates; all of them if nothing was given. `option` is the
+/// option's name, for messages.
 pub(super) fn chosen(option: &str, written: &[String], n: usize) -> Result<Vec<usize>, Failure> {
     let mut chosen = Vec::new();
     for part in parts(option, written)? {

@@ -1,4 +1,5 @@
-//! `actscope models`: what is here, what can be fetched, sizes and shapes, and why something cannot be used.
+//! `actscope models`: lists local models and models to download, with sizes and shapes, and why a model cannot be used.
+//! Read next: `../hub/inventory.rs`.
 
 use super::{Failure, size};
 use crate::config::Config;
@@ -56,7 +57,7 @@ impl Models {
         let broken: Vec<(&Entry, &String)> =
             entries.iter().filter_map(|e| Some((e, e.state.as_ref().err()?))).collect();
         if !broken.is_empty() {
-            writeln!(out, "\nhere, but not to be used as it is")?;
+            writeln!(out, "\nlocal, but not usable")?;
         }
         for (entry, why) in broken {
             writeln!(out, "  {:width$}  {:>8}", entry.name, size(entry.bytes + entry.unfinished))?;
@@ -94,7 +95,7 @@ fn sizes(c: &Config) -> Value {
     })
 }
 
-/// The demo model's sizes and bytes, where this binary has it.
+/// The demo model's sizes and bytes, if this binary has it.
 fn demo_parts() -> Option<(Config, u64)> {
     #[cfg(feature = "demo")]
     {

@@ -1,5 +1,5 @@
-//! What the commands that draw share: their arguments, one text, and where a picture goes: a file, the terminal, or as
-//! numbers to stdout.
+//! What the commands that draw share: their arguments, the single text, and the output: a file, the terminal, or JSON
+//! on stdout. Read next: `heatmap.rs`.
 
 use super::edits::{self, EditArgs};
 use super::run::{NanArgs, RunArgs};
@@ -37,7 +37,7 @@ pub(super) struct PictureArgs {
     pub nan: NanArgs,
 }
 
-/// A picture's text, and where the picture goes.
+/// A picture's text and its output.
 pub(super) struct Canvas {
     pub batch: Batch,
     pub tokens: Vec<Token>,
@@ -47,7 +47,7 @@ pub(super) struct Canvas {
     file: Option<File>,
 }
 
-/// What stands in the JSON of every picture beside its own numbers, under `extract`'s names.
+/// The common fields of every picture's JSON, under the names that `extract` uses.
 #[derive(Serialize)]
 struct Document<'a, T> {
     model: &'a str,
@@ -65,7 +65,7 @@ struct Document<'a, T> {
 }
 
 impl PictureArgs {
-    /// Opens everything that can be wrong before weights are loaded.
+    /// Opens the model's files, the text and the output, so that errors occur before weights are loaded.
     pub fn open(&self) -> Result<(Model, Canvas), Failure> {
         let input = self.texts.read(&self.model)?;
         let file = self.out.as_deref().map(File::create).transpose()?;
@@ -85,18 +85,18 @@ impl PictureArgs {
         Ok((files, Canvas { batch, tokens, plan, edits: Vec::new(), file }))
     }
 
-    /// Adds the edits to a request, and notes them for the picture.
+    /// Adds the edits to a request, and records them for the picture.
     pub fn edit(&self, canvas: &mut Canvas, session: &Session, hooks: &mut Hooks) -> Result<(), Failure> {
         canvas.edits = self.model.edit(&canvas.plan, session, &canvas.batch, hooks)?;
         Ok(())
     }
 
-    /// Brings the model to the device.
+    /// Loads the model onto the device.
     pub fn session(&self, files: Model) -> Result<Session, Failure> {
         self.run.session(files, &self.model)
     }
 
-    /// Shows the picture where it was asked for, its numbers with --json.
+    /// Writes the picture to its output, or its values as JSON with --json.
     pub fn show(
         &self,
         canvas: Canvas,
@@ -133,13 +133,13 @@ impl PictureArgs {
 }
 
 impl Canvas {
-    /// What stands above the picture.
+    /// The heading of the picture.
     pub fn heading(&self, what: String) -> Heading {
         Heading { text: self.tokens.clone(), what: what + &edits::mark(&self.edits) }
     }
 }
 
-/// A hook of another shape than a picture shows.
+/// The error for a hook whose shape the picture cannot show.
 pub(super) fn wrong_shape(site: Site, shows: &str) -> Failure {
     let letters: Vec<&str> = site.axes().iter().map(|axis| axis.letter()).collect();
     Failure::Usage(format!("{site} is [{}], and this picture shows {shows}", letters.join(", ")))

@@ -1,4 +1,4 @@
-//! `actscope report`: one text's activations as an HTML file to look around in.
+//! `actscope report`: one text's activations as an interactive HTML file. Read next: `../report/mod.rs`.
 
 use super::edits::EditArgs;
 use super::run::{NanArgs, RunArgs};
@@ -76,11 +76,11 @@ impl Report {
         Ok(())
     }
 
-    /// What names this model and this text in any command. Text that a terminal could take for more than text (control and
-    /// invisible characters), or that is too long for a command line, is given as token ids.
+    /// The arguments that name this model and this text in any command. Text with control or invisible characters,
+    /// which a terminal could interpret, and text that is too long for a command line are given as token ids.
     fn arguments(&self, text: Option<&String>, ids: &[u32]) -> String {
         const LONGEST: usize = 50_000;
-        // An argument that cannot be quoted holds a NUL, which no argument can.
+        // Quoting fails only for a NUL, which an argument cannot contain.
         let quote = |word: &str| shlex::try_quote(word).map_or_else(|_| String::new(), |quoted| quoted.into_owned());
         let mut words = vec!["--model".to_string(), quote(&self.model.model)];
         if let Some(weights) = self.run.weights() {

@@ -1,5 +1,5 @@
-//! What the commands that run a model share: where to compute, which hooks and which tokens, progress, and that a run never
-//! replaces what it reads.
+//! What the commands that run a model share: device, hooks and tokens, progress, and the check that a run does not
+//! replace its input files. Read next: `extract.rs`, which uses all of it.
 
 use super::edits::EditArgs;
 use super::lists::{self, Part};
@@ -30,13 +30,13 @@ pub(super) struct RunArgs {
     /// Where to compute
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
     device: DeviceArg,
-    /// How to keep the weights while computing
+    /// Precision of the weights during the run
     #[arg(long, value_enum, default_value_t = WeightsArg::Stored)]
     weights: WeightsArg,
 }
 
 impl RunArgs {
-    /// Brings the model to the device and says which it is.
+    /// Loads the model onto the device and reports which device it is.
     pub fn session(&self, files: Model, model: &ModelArgs) -> Result<Session, Failure> {
         let session = files.on(options(self.device, self.weights))?;
         let device = session.device();
@@ -47,15 +47,15 @@ impl RunArgs {
         Ok(session)
     }
 
-    /// What was said of the weights' precision, for a command that is to do the same; `None` where they stay as stored.
+    /// The arguments for the weights' precision, for a printed command; `None` if they stay as stored.
     pub fn weights(&self) -> Option<String> {
         let said = Some(self.weights).filter(|weights| *weights != WeightsArg::Stored);
         said.and_then(|weights| Some(weights.to_possible_value()?.get_name().to_string()))
     }
 }
 
-/// How the command line brings a model to a device: what is found out about this machine is kept in the user's cache folder.
-/// The environment variable ACTSCOPE_TUNING=off turns both the autotuning and the cache off.
+/// The options with which the command line loads a model onto a device. Results specific to this machine are cached in
+/// the user's cache folder. The environment variable ACTSCOPE_TUNING=off turns off both autotuning and the cache.
 pub(super) fn options(device: DeviceArg, weights: WeightsArg) -> Options {
     let off = std::env::var("ACTSCOPE_TUNING").is_ok_and(|value| value == "off");
     let cache = (!off).then(|| Arc::new(CacheFolder::of_user()) as Arc<dyn DeviceCache>);
@@ -68,19 +68,19 @@ pub(super) struct SiteArgs {
     /// Hooks by name; `*` matches anything, so '*' alone is all of them. Repeatable
     #[arg(short = 'k', long, value_name = "PATTERN")]
     hook: Vec<String>,
-    /// Layers: N >= 0 is block N's output; -1 is the last, after the final LayerNorm, -2 the last block but one; also 1,3
-    /// or 1..3 (without 3), or `all`. Repeatable
+    /// Layers: N >= 0 is block N's output; -1 is the last, after the final LayerNorm, -2 the last block but one; also
+    /// 1,3 or 1..3 (without 3), or `all`. Repeatable
     #[arg(short, long, value_name = "N", allow_hyphen_values = true)]
     layer: Vec<String>,
 }
 
 impl SiteArgs {
-    /// True where nothing is asked for.
+    /// True if no hooks are requested.
     pub fn is_empty(&self) -> bool {
         self.hook.is_empty() && self.layer.is_empty()
     }
 
-    /// The request: hooks and layers together; the output after the final LayerNorm where neither is given.
+    /// The request: hooks and layers together, or the output of the final LayerNorm if neither is given.
     pub fn hooks(&self, files: &Model, model: &ModelArgs) -> Result<Hooks, Failure> {
         let n_layer = files.config().n_layer;
         let mut hooks = files.hooks();
@@ -125,13 +125,13 @@ pub(super) struct TokenArgs {
 }
 
 impl TokenArgs {
-    /// True where nothing is asked for.
+    /// True if no tokens are chosen.
     pub fn is_empty(&self) -> bool {
         self.token.is_empty()
     }
 
-    /// The positions that --token keeps of every text that goes on after its prompt, which has `longest[i]` tokens in the end.
-    /// Numbers from 0 on may name new tokens; texts and negative numbers are of the prompt.
+    /// The positions that --token selects in texts that continue after their prompts; text i has at most `longest[i]`
+    /// tokens. Non-negative numbers may mean new tokens; texts and negative numbers refer to the prompt.
     pub fn positions_of_growing(
         &self,
         prompts: &[Vec<Token>],
@@ -166,7 +166,7 @@ impl TokenArgs {
         Ok(Some(all))
     }
 
-    /// The positions that --token keeps of every text; `None` without it. Says where a selector has a second reading.
+    /// The positions that --token selects in every text; `None` without it. Prints a note for an ambiguous selector.
     pub fn positions(&self, tokens: &[Vec<Token>], model: &ModelArgs) -> Result<Option<Vec<Vec<usize>>>, Failure> {
         if self.token.is_empty() {
             return Ok(None);
@@ -182,13 +182,13 @@ impl TokenArgs {
 }
 
 impl TextArgs {
-    /// A run must not replace what it reads.
+    /// Checks that a run does not replace the model's files.
     pub(super) fn refuse_to_overwrite(&self, path: &Path, files: &Model, edits: &EditArgs) -> Result<(), Failure> {
         refuse_to_overwrite(path, files, self.files().chain(edits.files()))
     }
 }
 
-/// A run must not replace what it reads: the model, or `others`.
+/// Checks that a run does not replace its input: the model's files, or `others`.
 pub(super) fn refuse_to_overwrite(
     path: &Path,
     files: &Model,
@@ -204,7 +204,7 @@ pub(super) fn refuse_to_overwrite(
     }
 }
 
-/// What to do where numbers stop being numbers.
+/// What to do about NaN and infinities.
 #[derive(Args)]
 pub(super) struct NanArgs {
     /// Go on where a value is NaN or an infinity, which otherwise ends the run in exit code 1 and leaves no file
@@ -213,21 +213,21 @@ pub(super) struct NanArgs {
 }
 
 impl NanArgs {
-    /// Says where the first value is that is no number, even with -q. `position` is its token's place in the text.
+    /// Reports where the first NaN or infinity is, even with -q. `position` is its token's position in the text.
     ///
     /// # Errors
     /// [`Failure::Run`] unless such values are allowed.
     pub fn judge(&self, found: Option<&NonNumber>, position: impl FnOnce(&NonNumber) -> usize) -> Result<(), Failure> {
         let Some(found) = found else { return Ok(()) };
         let place = format!(
-            "{} holds {} at text {}, position {}, and what follows from it is not to be relied on",
+            "{} holds {} at text {}, position {}, and values computed from it are unreliable",
             found.site,
             found.what(),
             found.text,
             position(found)
         );
         if !self.allow_nan {
-            return Err(Failure::Run(format!("{place}; nothing was written; --allow-nan goes on all the same")));
+            return Err(Failure::Run(format!("{place}; nothing was written; use --allow-nan to continue anyway")));
         }
         let _ = writeln!(std::io::stderr(), "note: {place}");
         Ok(())
@@ -241,7 +241,7 @@ impl NanArgs {
 }
 
 impl ModelArgs {
-    /// Runs with a progress bar on stderr, which appears once a second has passed. `run` tells how many steps are done.
+    /// Runs with a progress bar on stderr, which appears after a second. `run` reports the number of finished steps.
     pub(super) fn with_progress<T>(&self, steps: &str, run: impl AsyncFnOnce(Progress<'_>) -> T) -> T {
         const PATIENCE: Duration = Duration::from_secs(1);
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());

@@ -1,4 +1,5 @@
-//! Which texts: arguments, files, documents, lists of ids and stdin; and what they are as token ids.
+//! The texts of a command: from arguments, files, documents, lists of ids and stdin. Also encodes them as token ids.
+//! Read next: `../model/tokenizer.rs`.
 
 use super::{Failure, ModelArgs};
 use crate::batch::Batch;
@@ -24,10 +25,11 @@ pub(super) struct TextArgs {
     /// A file that is one text as a whole, line breaks included; `-` is stdin. Repeatable
     #[arg(long, value_name = "FILE", conflicts_with_all = ["texts", "ids"])]
     document: Vec<PathBuf>,
-    /// Token ids instead of text: "464 3797", "[464, 3797]", "tensor([[464, 3797]])", or @FILE with a list a line. Repeatable
+    /// Token ids instead of text: "464 3797", "[464, 3797]", "tensor([[464, 3797]])", or @FILE with a list a line.
+    /// Repeatable
     #[arg(long, value_name = "IDS", conflicts_with = "texts", allow_hyphen_values = true)]
     ids: Vec<String>,
-    /// Put the beginning-of-text token in front of every text
+    /// Put the beginning-of-text token before every text
     #[arg(long)]
     pub prepend_bos: bool,
     /// Read special tokens in a text, such as <|endoftext|>, as the characters that they are written with
@@ -38,7 +40,7 @@ pub(super) struct TextArgs {
     pub truncate: bool,
 }
 
-/// What is to be run, before a model says which tokens it is.
+/// What to run, before it is encoded for a model.
 pub(super) enum Input {
     /// Texts.
     Texts(Vec<String>),
@@ -49,14 +51,14 @@ pub(super) enum Input {
 /// How long a text may be.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Length {
-    /// As the model has positions.
+    /// Up to the model's number of positions.
     Context,
-    /// As long as it is.
+    /// Any length.
     Any,
 }
 
 impl Input {
-    /// The texts; none where ids were given.
+    /// The texts; `None` if ids were given.
     pub fn texts(&self) -> &[String] {
         match self {
             Input::Texts(texts) => texts,
@@ -73,7 +75,7 @@ impl Input {
     }
 }
 
-/// What stdin is called in messages.
+/// The name of stdin in messages.
 const STDIN: &str = "stdin";
 
 fn is_stdin(file: &Path) -> bool {
@@ -93,7 +95,7 @@ fn open(file: &Path) -> Result<Box<dyn BufRead>, Failure> {
     Ok(Box::new(std::io::BufReader::new(opened)))
 }
 
-/// The lines of a file without the byte order mark with which some editors begin every file, each with its number.
+/// The lines of a file with their numbers, without a byte order mark, which some editors write.
 pub(super) fn lines(file: &Path) -> Result<Vec<(usize, String)>, Failure> {
     let name = name_of(file);
     let mut lines = Vec::new();
@@ -108,7 +110,7 @@ pub(super) fn lines(file: &Path) -> Result<Vec<(usize, String)>, Failure> {
 }
 
 impl TextArgs {
-    /// Files that are read, which no output may replace.
+    /// The input files, which no output may replace.
     pub fn files(&self) -> impl Iterator<Item = PathBuf> {
         let of_ids = self.ids.iter().filter_map(|list| list.strip_prefix('@')).map(PathBuf::from);
         self.file.iter().chain(&self.document).cloned().chain(of_ids)
@@ -120,7 +122,7 @@ impl TextArgs {
         lists.contains(&false) || self.field.is_some()
     }
 
-    /// Reads what was given, without a model.
+    /// Reads the given texts or ids, without a model.
     pub fn read(&self, model: &ModelArgs) -> Result<Input, Failure> {
         if !self.ids.is_empty() {
             let lists = self.ids.iter().map(|list| self.ids_of(list)).collect::<Result<Vec<_>, _>>()?;
@@ -148,7 +150,7 @@ impl TextArgs {
         }
     }
 
-    /// The texts of a file with one a line. Blank lines are left out, with a word.
+    /// The texts of a file with one text per line. Blank lines are skipped, with a note.
     pub fn lines_of(&self, file: &Path, model: &ModelArgs) -> Result<Vec<String>, Failure> {
         let name = name_of(file);
         let all = lines(file)?;
@@ -173,7 +175,7 @@ impl TextArgs {
         lines.iter().map(|(i, line)| text_of_field(line, field, &format!("line {i} of {name}"))).collect()
     }
 
-    /// The lists of one `--ids`.
+    /// The lists of one `--ids` argument.
     fn ids_of(&self, list: &str) -> Result<Vec<Vec<u32>>, Failure> {
         let Some(file) = list.strip_prefix('@') else {
             return parse_ids(list).map_err(|e| Failure::Usage(format!("--ids: {e}")));
@@ -189,7 +191,7 @@ impl TextArgs {
         Ok(all)
     }
 
-    /// The token ids of every text, with the beginning-of-text token where it was asked for.
+    /// The token ids of every text, with the beginning-of-text token if requested.
     pub fn ids(
         &self,
         input: &Input,
@@ -210,7 +212,7 @@ impl TextArgs {
         Ok(ids)
     }
 
-    /// Other texts of the same command, read as its own are.
+    /// Encodes other texts of the same command by the same rules.
     pub fn encoded(&self, texts: &[String], files: &Model, model: &ModelArgs) -> Result<Vec<Vec<u32>>, Failure> {
         self.begun(self.tokens_of(texts, files, Length::Context, model)?, files)
     }
@@ -234,7 +236,7 @@ impl TextArgs {
         Ok(ids)
     }
 
-    /// Token ids with the beginning-of-text token in front, where it was asked for.
+    /// Prepends the beginning-of-text token to token ids, if requested.
     pub fn begun(&self, mut ids: Vec<Vec<u32>>, files: &Model) -> Result<Vec<Vec<u32>>, Failure> {
         if self.prepend_bos {
             let bos = files.bos().ok_or_else(|| {
@@ -251,7 +253,7 @@ impl TextArgs {
     }
 }
 
-/// Says where a text held the written form of a special token, which was taken as that token.
+/// Prints a note if a text contains the written form of a special token, which was encoded as that token.
 fn say_specials(ids: &[Vec<u32>], files: &Model, model: &ModelArgs) {
     let Ok(tokenizer) = files.tokenizer() else { return };
     let special = tokenizer.special_tokens();
@@ -281,7 +283,7 @@ fn document(file: &Path) -> Result<String, Failure> {
     Ok(text)
 }
 
-/// The text in a field of a line that is a JSON object.
+/// The text in a field of a line with a JSON object.
 fn text_of_field(line: &str, field: &str, place: &str) -> Result<String, Failure> {
     let fail = |what: String| Failure::Run(format!("{place} {what}"));
     let value: Value = serde_json::from_str(line).map_err(|e| fail(format!("is not JSON: {e}")))?;
@@ -296,7 +298,8 @@ fn text_of_field(line: &str, field: &str, place: &str) -> Result<String, Failure
     }
 }
 
-/// Lists of ids: numbers between spaces or commas, as Python prints a list, a list of lists, an array or a tensor.
+/// Parses lists of ids: numbers separated by spaces or commas, as Python prints a list, a list of lists, an array or a
+/// tensor.
 pub(super) fn parse_ids(written: &str) -> Result<Vec<Vec<u32>>, String> {
     let mut rest = written.trim();
     for wrapper in ["torch.tensor", "tensor", "np.array", "numpy.array", "array"] {
@@ -318,13 +321,13 @@ pub(super) fn parse_ids(written: &str) -> Result<Vec<Vec<u32>>, String> {
     if !rest.contains(['[', ']']) {
         return Ok(vec![numbers(rest)?]);
     }
-    // The innermost lists; what stands around them is commas and brackets.
+    // Take the innermost lists; outside them are only commas and brackets.
     let (mut lists, mut open, mut depth) = (Vec::new(), None, 0usize);
     for (at, c) in rest.char_indices() {
         match c {
             '[' => {
                 if open.replace(at + 1).is_some_and(|from| !rest[from..at].trim().is_empty()) {
-                    return Err("numbers stand beside a list".into());
+                    return Err("there are numbers outside the inner lists".into());
                 }
                 depth += 1;
             }
@@ -335,7 +338,7 @@ pub(super) fn parse_ids(written: &str) -> Result<Vec<Vec<u32>>, String> {
                 }
             }
             c if open.is_none() && !c.is_whitespace() && c != ',' => {
-                return Err(format!("{c:?} stands outside the list"));
+                return Err(format!("{c:?} is outside the list"));
             }
             _ => {}
         }
@@ -343,7 +346,7 @@ pub(super) fn parse_ids(written: &str) -> Result<Vec<Vec<u32>>, String> {
     if depth > 0 { Err("a bracket is not closed".into()) } else { Ok(lists) }
 }
 
-/// The arguments of [`TextArgs`] in the words of a command that takes one text.
+/// The arguments of [`TextArgs`] with help texts for a command that takes one text.
 pub(super) fn one_text(arg: clap::Arg) -> clap::Arg {
     match arg.get_id().as_str() {
         "texts" => arg.help("The text, one (in quotes, if it is several words). Without it, a line of stdin"),

@@ -1,10 +1,10 @@
-//! What is said about an option that a command does not have: which command has it, or which option was meant. Clap's own
-//! tip, to pass it as a value behind `--`, is rarely what helps.
+//! Messages about an option that a command does not have: which command has it, or which option was probably meant.
+//! Clap's own tip, to pass it as a value after `--`, rarely helps. Read next: `hints.rs`.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-/// The message for an unknown option of `cli`'s command that `args` name; `None` for every other error, of which clap's own
-/// words are right.
+/// The message for an unknown option of the command in `args`; `None` for every other error, for which clap's own
+/// message is good.
 pub(super) fn unknown_option(error: &clap::Error, cli: &clap::Command, args: &[String]) -> Option<String> {
     if error.kind() != ErrorKind::UnknownArgument {
         return None;

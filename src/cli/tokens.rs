@@ -1,4 +1,5 @@
-//! `actscope tokens`: how a text is cut, where each token lies in it, and where the context ends.
+//! `actscope tokens`: a text's tokens, where each lies in the text, and where the context ends. Read next:
+//! `../model/token_select.rs`, which computes the offsets.
 
 use super::texts::{Input, Length, TextArgs};
 use super::{Failure, ModelArgs};
@@ -65,8 +66,8 @@ fn as_table(ids: &[Vec<u32>], files: &Model, out: &mut impl Write) -> Result<(),
     Ok(())
 }
 
-/// A list for every text. A token has `bytes` and `chars`, where it lies in the text (null where the tokenizer changes the
-/// text, absent where ids were given), and `beyond_context` where the context has ended.
+/// One list per text. A token has `bytes` and `chars`, its range in the text (null if the tokenizer changes the text,
+/// absent if ids were given), and `beyond_context` if it is beyond the end of the context.
 fn as_json(input: &Input, ids: &[Vec<u32>], files: &Model, out: &mut impl Write) -> Result<(), Failure> {
     write!(out, "[")?;
     for (text, ids) in ids.iter().enumerate() {

@@ -1,4 +1,5 @@
-//! `actscope verify`: are the numbers right on this machine? Owns the table; `src/verify/` does the work.
+//! `actscope verify`: checks that this machine computes correct values. Owns the table. Read next: `../verify/mod.rs`,
+//! which does the checks.
 
 use super::run::options;
 use super::{DeviceArg, Failure, ModelArgs, WeightsArg};
@@ -26,13 +27,13 @@ impl Verify {
     pub(super) fn run(self) -> Result<(), Failure> {
         if matches!(self.device, DeviceArg::Reference) {
             return Err(Failure::Usage(
-                "--device reference: it is what the others are held against, and agrees with itself whatever it does; verify gpu or cpu".into(),
+                "--device reference: the other devices are compared with it, and it always agrees with itself; verify gpu or cpu".into(),
             ));
         }
         let session = self.model.open()?.on(options(self.device, WeightsArg::Stored))?;
         self.model.say(format_args!("device: {}", session.device()));
         let verify = async |told: Progress<'_>| {
-            // About how much of the time has gone where a stage begins, and what it takes.
+            // Roughly the fraction of the time that has passed when a stage begins, and the fraction that it takes.
             let share = |stage: Stage| match stage {
                 Stage::Kernels => (0, 60),
                 Stage::Hooks => (60, 20),
@@ -57,10 +58,11 @@ impl Verify {
             writeln!(out, "\nTo paste into a bug report:\n{line}")?;
         }
         out.flush()?;
-        match report.ok() {
-            true => Ok(()),
-            false => Err(Failure::Run(format!(
-                "the numbers of {} are not to be trusted: {}; until that is mended, use {}, and please report the line above",
+        if report.ok() {
+            Ok(())
+        } else {
+            Err(Failure::Run(format!(
+                "the values of {} are wrong: {}; until that is fixed, use {}, and please report the line above",
                 report.device,
                 first_fault(&report).unwrap_or_default(),
                 if report.device.kind == DeviceKind::Gpu {
@@ -68,32 +70,32 @@ impl Verify {
                 } else {
                     "--device reference"
                 },
-            ))),
+            )))
         }
     }
 }
 
-/// The first thing that is off, in the order in which causes come before effects.
+/// The first failed check, in an order in which causes come before effects.
 fn first_fault(report: &Verification) -> Option<String> {
     let kernel = report.kernels.iter().find(|row| !row.ok()).map(|row| match row.cases {
-        0 => format!("kernel {} was never run", row.kernel),
-        _ => format!("kernel {} is off at {}", row.kernel, row.worst),
+        0 => format!("kernel {} did not run", row.kernel),
+        _ => format!("kernel {} is wrong at {}", row.kernel, row.worst),
     });
     let step = || {
         report.steps.mismatches.first().map(|step| format!("{} parts {}, {}", step.kind.name(), step.part, step.shape))
     };
     let hook = || {
-        // Every operation is right by itself, and yet the whole is not.
+        // Every single operation is correct, but the whole run is not.
         let hook = report.hooks.iter().find(|row| !row.ok())?;
         Some(format!(
-            "{} is off by {:.1e} although every operation is right by itself, as if memory were not what was last written to it",
+            "{} is off by {:.1e} although every single operation is correct, as if memory did not hold what was last written",
             hook.site, hook.worst.error
         ))
     };
     let piece = || {
         let row = report.pieces.worst().filter(|row| !row.ok())?;
         Some(format!(
-            "{} of a text that is run in pieces is apart by {:.1e} from the text run in one, as if keys or values of earlier tokens were not what they were",
+            "{} of a text run in pieces differs by {:.1e} from the whole run, as if the cached keys or values had changed",
             row.site, row.worst.error
         ))
     };
@@ -104,7 +106,7 @@ fn mark(ok: bool) -> &'static str {
     if ok { "ok" } else { "OFF" }
 }
 
-/// A number's size in eight characters: an exact zero as such.
+/// A magnitude in eight characters; an exact zero is marked as such.
 fn figure(x: f64) -> String {
     if x == 0.0 { "0".into() } else { format!("{x:.1e}") }
 }
@@ -137,7 +139,7 @@ impl<'a> Group<'a> {
         Site::rows().map(|row| Group { row, hooks: of(row) }).collect()
     }
 
-    /// The hook that comes nearest to what is allowed, or passes it by most.
+    /// The hook with the largest error relative to its bound.
     fn worst(&self) -> &'a HookRow {
         let share = |hook: &HookRow| hook.worst.error / hook.allowed;
         self.hooks
@@ -187,12 +189,13 @@ fn hooks(report: &Verification, out: &mut impl Write) -> std::io::Result<()> {
         out,
         "   f32 alone: exact operations whose results are kept as f32. PyTorch: its own f32 run on a CPU, against f64"
     )?;
-    match report.torch_is_of_this_model {
-        true => writeln!(out, "   allowed: {TIMES_TORCH} times PyTorch's error on the hook, or {ROUNDING:e}"),
-        false => writeln!(
+    if report.torch_is_of_this_model {
+        writeln!(out, "   allowed: {TIMES_TORCH} times PyTorch's error on the hook, or {ROUNDING:e}")
+    } else {
+        writeln!(
             out,
-            "   * of the demo model, for orientation: nobody has measured it here\n   allowed: {TIMES_ROUNDED} times what f32 alone costs, or {ROUNDING:e}"
-        ),
+            "   * of the demo model, for orientation: not measured on this model\n   allowed: {TIMES_ROUNDED} times what f32 alone costs, or {ROUNDING:e}"
+        )
     }
 }
 
@@ -263,7 +266,7 @@ fn pieces(report: &Verification, out: &mut impl Write) -> std::io::Result<()> {
     }
 }
 
-/// All that somebody who cannot see this machine needs, on one line.
+/// A description of this machine on one line, for a bug report.
 fn bug_report_line(session: &Session, report: &Verification) -> String {
     let verdict = first_fault(report).unwrap_or_else(|| "all right".into());
     format!(

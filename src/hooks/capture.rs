@@ -1,7 +1,6 @@
-//! What comes back from a run. Owns [`Sink`], where recorded values go as they leave the device, and [`Capture`], the sink
-//! that keeps them in memory. `output/` has the sinks that write files. Knows sites, batches and requests, and of devices
-//! only the memory that values come from.
-//! Read next: `recorder.rs`, which fills a sink.
+//! The results of a run. Owns [`Sink`], which receives recorded values as they leave the device, and [`Capture`], the
+//! sink that stores them in memory. `output/` has the sinks that write files. The only part of a device used here is
+//! the pool of host memory. Read next: `recorder.rs`, which fills a sink.
 
 use crate::batch::Batch;
 use crate::device::buffer_pool::BufferPool;
@@ -12,7 +11,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{OnceLock, Weak};
 
-/// Takes what a run records, piece by piece, so that no one place has to hold all of it.
+/// Receives what a run records, piece by piece, so that the values never have to be in memory all at once.
 ///
 /// ```
 /// use actscope::hooks::capture::Sink;
@@ -39,15 +38,16 @@ use std::sync::{OnceLock, Weak};
 /// # Ok::<(), actscope::Error>(())
 /// ```
 pub trait Sink {
-    /// One text's values at one site: the site's axes without the batch axis, in standard order, as long as this text is
-    /// ([`Hooks::shape_of_text`]). Pieces of one site come in the order of the texts; a text of which nothing was asked
-    /// is left out.
+    /// Receives one text's values at one site: the site's axes without the batch axis, in standard order, without
+    /// padding ([`Hooks::shape_of_text`]). The pieces of a site come in the order of the texts. A text of which nothing
+    /// is recorded is skipped.
     ///
     /// # Errors
-    /// An error ends the run.
+    /// Those of the sink; an error ends the run.
     fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()>;
 
-    /// [`Sink::put`] of values that the sink may keep instead of copying them; returns those that it does not keep.
+    /// [`Sink::put`] by value, so that the sink may store the array instead of copying it. Returns the array if the
+    /// sink did not store it.
     ///
     /// # Errors
     /// As [`Sink::put`].
@@ -56,20 +56,20 @@ pub trait Sink {
         Ok(Some(values))
     }
 
-    /// The function of edit `n` returned values for a text that have this sha256.
+    /// Receives the sha256 of the values that the function of edit `n` returned for a text.
     fn edited(&mut self, _n: usize, _text: usize, _sha256: &str) {}
 }
 
-/// Takes rows of a text at one site, in order.
+/// Receives rows of a text at one site, in order.
 pub trait RowSink {
-    /// Rows `first..` of one text's values: as [`Sink::put`], but with a part of the position axis.
+    /// Receives rows `first..` of one text's values: like [`Sink::put`], but with a part of the position axis.
     ///
     /// # Errors
     /// Ends the run.
     fn put_rows(&mut self, site: Site, text: usize, first: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()>;
 }
 
-/// Takes rows of texts that grow. Rows of scores and patterns come with the keys that there are so far.
+/// Receives rows of texts that grow. Rows of scores and patterns have the keys that exist so far.
 pub trait StepSink: RowSink {
     /// Sets some keys of one row of scores or patterns, in every head, to a value.
     ///
@@ -79,7 +79,7 @@ pub trait StepSink: RowSink {
     -> std::io::Result<()>;
 }
 
-/// Takes nothing: for a request that records nothing.
+/// The sink of a request that records nothing.
 impl RowSink for () {
     fn put_rows(&mut self, _: Site, _: usize, _: usize, _: ArrayViewD<'_, f32>) -> std::io::Result<()> {
         Ok(())
@@ -92,7 +92,7 @@ impl StepSink for () {
     }
 }
 
-/// Recorded values that can be read again, text by text: the source of formats that are written from front to back.
+/// Recorded values that can be read again, text by text. Formats that are written from front to back read them.
 pub trait Arrays {
     /// Every site with its shape, [batch, ...], in run order.
     fn shapes(&self) -> Vec<(Site, Vec<usize>)>;
@@ -100,18 +100,18 @@ pub trait Arrays {
     /// One text's values at one site, padded with zeros to the length of the longest.
     ///
     /// # Errors
-    /// Those of the file that holds them.
+    /// Those of reading the file that holds them.
     fn of_text(&self, site: Site, text: usize) -> std::io::Result<CowArray<'_, f32, IxDyn>>;
 }
 
-/// True where a site holds a NaN, or an infinity that is not a masked score's.
+/// True when the values hold a NaN, or an infinity that is not a masked score.
 pub fn has_non_number(site: Site, values: &ArrayViewD<'_, f32>) -> bool {
     let masked = |v: f32| v == f32::NEG_INFINITY && matches!(site, Site::AttnScores(_));
     values.iter().any(|v| !v.is_finite() && !masked(*v))
 }
 
-/// What one run recorded: one array per tapped site, [batch, ...] as the dictionary has it, in run order. Texts shorter
-/// than the longest are padded on the right with zeros.
+/// What one run recorded: one array per tapped site, in run order. An array is [batch, ...] with the axes of the hook
+/// dictionary. Texts shorter than the longest are padded on the right with zeros.
 ///
 /// ```
 /// let session = actscope::Session::open("demo")?;
@@ -124,19 +124,20 @@ pub fn has_non_number(site: Site, values: &ArrayViewD<'_, f32>) -> bool {
 /// # Ok::<(), actscope::Error>(())
 /// ```
 ///
-/// Two captures are equal when their values are; the edits of the run are provenance.
+/// Two captures are equal when their values are equal; the comparison ignores edit records, which are provenance.
 #[derive(Clone, Debug, Default)]
 pub struct Capture {
     slots: BTreeMap<Site, Slot>,
     edits: Vec<EditRecord>,
 }
 
-/// Room for one array. Its memory is taken when it is first used: one text's values come in one piece, which becomes the array.
+/// Storage for one array, allocated at first use. If the batch has one text, its values arrive as one array, which is
+/// stored without a copy.
 #[derive(Clone, Debug)]
 struct Slot {
     shape: Vec<usize>,
     values: OnceLock<ArrayD<f32>>,
-    /// Where its memory goes in the end.
+    /// The pool that receives the memory when the array is dropped.
     memory: Weak<BufferPool>,
 }
 
@@ -147,7 +148,7 @@ impl PartialEq for Capture {
 }
 
 impl Slot {
-    /// The array; all zero where nothing was recorded.
+    /// The array. It is all zeros if nothing was recorded.
     fn array(&self) -> &ArrayD<f32> {
         self.values.get_or_init(|| {
             let n = self.shape.iter().product();
@@ -177,7 +178,7 @@ impl Drop for Slot {
 }
 
 impl Capture {
-    /// Checks the request against the batch and makes room for what will come back, all zero.
+    /// Checks the request against the batch and makes arrays of zeros for the results.
     ///
     /// # Errors
     /// [`HookError`] for positions or edit values that do not fit this batch, or arrays too large for this machine.
@@ -186,13 +187,14 @@ impl Capture {
         Capture::unchecked(hooks, batch, Weak::new())
     }
 
-    /// [`Capture::empty`] for a request that was checked, with memory that is used again.
+    /// [`Capture::empty`] for a request that was checked already, with memory from a pool.
     pub(crate) fn unchecked(hooks: &Hooks, batch: &Batch, memory: Weak<BufferPool>) -> Result<Capture, HookError> {
         let shapes = hooks.shapes(batch);
         let elements = |shape: &[usize]| shape.iter().map(|&n| n as u128).product::<u128>();
         let bytes = shapes.iter().map(|(_, shape)| size_of::<f32>() as u128 * elements(shape)).sum();
-        // All of it at once: the system refuses a single request beyond what it has, and many small ones too late.
-        // Arrays are made as they are used, of memory that the system has zeroed, but that aborts where there is none.
+        // Try to reserve all of it at once: the system refuses one request that is too large, but accepts many small
+        // ones and fails only when they are used. Later allocations of single arrays would abort instead of returning
+        // an error.
         let room = usize::try_from(bytes).is_ok_and(|n| Vec::<u8>::new().try_reserve_exact(n).is_ok());
         if !room {
             return Err(HookError::Memory { bytes });
@@ -207,17 +209,17 @@ impl Capture {
         self.slots.get(&site).map(|slot| slot.array().view())
     }
 
-    /// Takes the values of one site out.
+    /// Removes and returns the values of one site.
     pub fn take(&mut self, site: Site) -> Option<ArrayD<f32>> {
         self.slots.remove(&site).map(|mut slot| std::mem::take(slot.array_mut()))
     }
 
-    /// The edits of the run, with the hash of their values; none for a run of the model as it is.
+    /// The edits of the run, with the hashes of their values; empty for an unedited run.
     pub fn edits(&self) -> &[EditRecord] {
         &self.edits
     }
 
-    /// The first site that holds a NaN or an infinity which is not a masked score's.
+    /// The first site that holds a NaN, or an infinity that is not a masked score.
     pub fn first_not_a_number(&self) -> Option<Site> {
         self.iter().find(|(site, array)| has_non_number(*site, &array.view())).map(|(site, _)| site)
     }
@@ -254,7 +256,7 @@ impl Sink for Capture {
 
     fn give(&mut self, site: Site, text: usize, values: ArrayD<f32>) -> std::io::Result<Option<ArrayD<f32>>> {
         match self.slots.get_mut(&site) {
-            // All that this array will ever hold.
+            // This piece is the whole array.
             Some(slot) if slot.shape[0] == 1 && slot.shape[1..] == *values.shape() => {
                 slot.values = OnceLock::from(values.insert_axis(Axis(0)));
                 Ok(None)
@@ -269,7 +271,7 @@ impl Sink for Capture {
     fn edited(&mut self, n: usize, _text: usize, sha256: &str) {
         let Some(record) = self.edits.get_mut(n) else { return };
         match &mut record.sha256 {
-            // One hash a text, in order.
+            // One hash per text, in order.
             Some(hashes) => {
                 hashes.push(' ');
                 hashes.push_str(sha256);

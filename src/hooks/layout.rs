@@ -1,6 +1,7 @@
-//! Where a request lies: which rows and columns of which tensor a selection means, and what shape comes back. Owns the
-//! knowledge of how texts, heads, and q, k and v are arranged in tensors, and [`Layout`], a request that was checked against a
-//! batch. `request.rs` has the words of the request.
+//! Maps a request to tensors: which rows and columns of which tensor a selection covers, and the shape of the result.
+//! Owns
+//! [`Layout`], a request checked against a batch. Only this file knows how texts, heads, and q, k and v are arranged in
+//! tensors. `request.rs` defines the request.
 //! Read next: `recorder.rs`.
 
 use super::request::{Edit, HookError, Hooks, Select, is_list};
@@ -46,7 +47,7 @@ impl<'a> Layout<'a> {
             if total == 0 {
                 return Err(HookError::Nothing { site: site.name() });
             }
-            // One row can serve all only where all rows are equally long; those of patterns are as long as their text.
+            // One row can be used for all rows only if all are equally long. A pattern's rows are as long as its text.
             widths.dedup();
             let row = if widths.len() == 1 { widths[0] } else { total };
             if let Some(given) = edit.values().map(<[f32]>::len)
@@ -86,13 +87,13 @@ impl<'a> Layout<'a> {
         all.filter(move |(_, (at, ..))| *at == site).map(|(n, (_, select, edit))| (n, select, edit))
     }
 
-    /// True when anything is asked of `site`.
+    /// True when `site` has a tap or an edit.
     pub(super) fn wants(&self, site: Site) -> bool {
         self.hooks.tapped(site).is_some() || self.edits(site).next().is_some()
     }
 
-    /// The positions of a text whose logits are computed, where not all are: logits change nothing after them, so those that
-    /// are not recorded need not exist.
+    /// The positions of a text whose logits are computed, or `None` for all. Nothing reads the logits later in the run,
+    /// so those that are not recorded are not computed.
     pub(super) fn logits_of(&self, text: usize) -> Option<Vec<Range<usize>>> {
         let select = self.hooks.tapped(Site::Unembed)?;
         let some = select.positions.is_some() && self.edits(Site::Unembed).next().is_none();
@@ -109,9 +110,9 @@ impl<'a> Layout<'a> {
         of_stage.into_values().max().unwrap_or(0)
     }
 
-    /// Where a selection lies in the tensor or tensors that carry `site` when `texts` of the batch are run together: one
-    /// window over all of them, or one per text for the sites that are computed text by text (scores, pattern, logits),
-    /// with that text's index.
+    /// Where a selection lies in the tensor or tensors that carry `site` when `texts` of the batch are run together:
+    /// one window over all of them, or one per text for the sites that are computed text by text (scores, pattern,
+    /// logits), with that text's index.
     pub(super) fn windows(&self, site: Site, select: &Select, texts: Range<usize>) -> Vec<(Option<usize>, Window)> {
         let (batch, config) = (self.batch, &self.hooks.config);
         if !by_text(site) {
@@ -154,8 +155,8 @@ impl<'a> Layout<'a> {
         shape_of(&self.hooks.config, site, select, self.batch, text)
     }
 
-    /// The change that edit `n` makes in a window of `text`, or of all texts from `text` on. `None` for what only the host
-    /// can compute: a function, and a factor on scores, whose masked entries must stay as they are.
+    /// The change that edit `n` makes in a window of `text`, or of all texts from `text` on. `None` when the host must
+    /// compute it: for a function, and for a factor on scores, whose masked entries must not change.
     pub(super) fn change(&self, n: usize, site: Site, edit: &Edit, text: usize, window: &Window) -> Option<Change> {
         let width = window.n_cols();
         let cut = |values: &[f32]| match values {
@@ -173,14 +174,13 @@ impl<'a> Layout<'a> {
         if site.is_square() { self.seen_only(site, change, text, window) } else { Some(change) }
     }
 
-    /// A change of scores or patterns that leaves alone what a query cannot see.
+    /// A change of scores or patterns that does not modify masked entries.
     fn seen_only(&self, site: Site, change: Change, text: usize, window: &Window) -> Option<Change> {
         let unseen = if matches!(site, Site::AttnScores(_)) { MASKED } else { 0.0 };
         let full = |values: &[f32], unseen: f32| {
             let entries = window.each_row().flat_map(|row| window.each_col().map(move |key| (row, key)));
-            let value = |(i, (row, key)): (usize, (usize, usize))| match self.sees(text, row, key) {
-                true => values[i % values.len()].max(MASKED),
-                false => unseen,
+            let value = |(i, (row, key)): (usize, (usize, usize))| {
+                if self.sees(text, row, key) { values[i % values.len()].max(MASKED) } else { unseen }
             };
             entries.enumerate().map(value).collect::<Vec<f32>>()
         };
@@ -194,13 +194,14 @@ impl<'a> Layout<'a> {
         })
     }
 
-    /// True where the query of a row of scores or a pattern [H Q, K] sees a key.
+    /// True when the query of a row of scores or of a pattern [H Q, K] attends to a key, that is, the entry is not
+    /// masked.
     pub(super) fn sees(&self, text: usize, row: usize, key: usize) -> bool {
         key <= self.batch.first_position(text) + row % self.batch.texts()[text].len()
     }
 }
 
-/// The edits of a request as they are for `copies` copies of one of its texts; those that leave it alone are left out.
+/// The edits of a request that change one of its texts, adapted to a batch of `copies` copies of that text.
 pub(crate) fn edits_of_text(hooks: &Hooks, batch: &Batch, text: usize, copies: usize) -> Vec<(Site, Select, Edit)> {
     let size = |site: Site, select: &Select, text: usize| -> usize {
         shape_of(&hooks.config, site, select, batch, text).iter().product()
@@ -213,9 +214,8 @@ pub(crate) fn edits_of_text(hooks: &Hooks, batch: &Batch, text: usize, copies: u
         }
         let sizes: Vec<usize> = (0..batch.texts().len()).map(|text| size(*site, select, text)).collect();
         let (before, all) = (sizes[..text].iter().sum::<usize>(), sizes.iter().sum::<usize>());
-        let cut = |values: &Vec<f32>| match values.len() == all {
-            true => values[before..before + here].repeat(copies),
-            false => values.clone(),
+        let cut = |values: &Vec<f32>| {
+            if values.len() == all { values[before..before + here].repeat(copies) } else { values.clone() }
         };
         let edit = match edit {
             Edit::Add(values) => Edit::Add(cut(values)),
@@ -249,14 +249,14 @@ fn check_lists(
     Ok(())
 }
 
-/// Shape of the array that `site` comes back as: [batch, ...], as long as the longest text needs.
+/// Shape of the array of `site`: [batch, ...], as long as the longest text needs.
 pub(super) fn shape(hooks: &Hooks, site: Site, batch: &Batch) -> Vec<usize> {
     let shapes = (0..batch.texts().len()).map(|text| shape_of_text(hooks, site, batch, text));
     let longest = shapes.reduce(|a, b| a.into_iter().zip(b).map(|(a, b)| a.max(b)).collect());
     std::iter::once(batch.texts().len()).chain(longest.into_iter().flatten()).collect()
 }
 
-/// Shape of what one text contributes to `site`: without a batch axis and without padding.
+/// Shape of one text's values at `site`, without a batch axis and without padding.
 pub(super) fn shape_of_text(hooks: &Hooks, site: Site, batch: &Batch, text: usize) -> Vec<usize> {
     let all = Select::all();
     shape_of(&hooks.config, site, hooks.tapped(site).unwrap_or(&all), batch, text)
@@ -274,7 +274,8 @@ pub(crate) fn shape_of(config: &Config, site: Site, select: &Select, batch: &Bat
     site.axes().iter().map(len).collect()
 }
 
-/// The columns that a selection takes in its site's tensor. Heads lie side by side, and q, k and v do in one tensor.
+/// The columns that a selection covers in its site's tensor. Heads lie side by side; q, k and v lie side by side in one
+/// tensor.
 fn columns(site: Site, select: &Select, config: &Config) -> Vec<Range<usize>> {
     let base = match site {
         Site::K(_) => config.n_embd,
@@ -294,7 +295,7 @@ fn columns(site: Site, select: &Select, config: &Config) -> Vec<Range<usize>> {
     }))
 }
 
-/// A text's list as ranges, or all of `n` where there is no list.
+/// A text's list as ranges, or `0..n` if there is no list.
 fn ranges(per_text: Option<&Vec<Vec<usize>>>, text: usize, n: usize) -> Vec<Range<usize>> {
     match per_text {
         Some(per_text) => runs(&per_text[text]),
@@ -302,12 +303,12 @@ fn ranges(per_text: Option<&Vec<Vec<usize>>>, text: usize, n: usize) -> Vec<Rang
     }
 }
 
-/// An ascending list as ranges of neighbours.
+/// An ascending list as ranges of consecutive indices.
 fn runs(list: &[usize]) -> Vec<Range<usize>> {
     join(list.iter().map(|i| *i..i + 1))
 }
 
-/// Joins ranges that touch.
+/// Joins adjacent ranges.
 fn join(ranges: impl Iterator<Item = Range<usize>>) -> Vec<Range<usize>> {
     let mut joined: Vec<Range<usize>> = Vec::new();
     for range in ranges {

@@ -1,6 +1,6 @@
-//! What a person may ask of a run, and how it is carried out.
-//! Read in this order: `site.rs`, `request.rs`, `layout.rs`, `recorder.rs`, `capture.rs`; `step.rs`, for texts
-//! that grow.
+//! Hooks: which activations a run records or edits, and how the run does so.
+//! Read in this order: `site.rs`, `request.rs`, `layout.rs`, `recorder.rs`, `capture.rs`, and `step.rs`
+//! for texts that grow.
 
 pub mod capture;
 pub mod layout;

@@ -1,24 +1,24 @@
-//! Where values stop being numbers: finds the first NaN or infinity that is no masked score.
+//! Finds the first NaN, or the first infinity that is not a masked score. Read next: `capture.rs`.
 
 use crate::hooks::capture::Capture;
 use crate::hooks::site::{Axis, Site};
 use ndarray::{ArrayViewD, Axis as ArrayAxis};
 
-/// One value that is no number.
+/// One value that is NaN or infinite.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NonNumber {
-    /// Where in the run.
+    /// The site.
     pub site: Site,
-    /// Which text, counted from 0.
+    /// Index of the text.
     pub text: usize,
-    /// Its place in what was recorded of that text: one index for each of the site's axes.
+    /// Its index in what was recorded of that text, one per axis of the site.
     pub index: Vec<usize>,
     /// NaN or an infinity.
     pub value: f32,
 }
 
 impl NonNumber {
-    /// The first one in `values`, which are one text's at `site`: the site's axes without the batch axis.
+    /// The first one in one text's values at `site` (the site's axes without the batch axis).
     pub fn find(site: Site, text: usize, values: &ArrayViewD<'_, f32>) -> Option<NonNumber> {
         if values.as_slice().is_some_and(all_finite) {
             return None;
@@ -28,14 +28,14 @@ impl NonNumber {
         found.map(|(index, v)| NonNumber { site, text, index: ndarray::Dimension::slice(&index).to_vec(), value: *v })
     }
 
-    /// The first one in run order, and in the first text that has it.
+    /// The first one in run order, in the first text that has one.
     pub fn find_in(capture: &Capture) -> Option<NonNumber> {
         capture.iter().find_map(|(site, array)| {
             (0..).zip(array.axis_iter(ArrayAxis(0))).find_map(|(text, values)| NonNumber::find(site, text, &values))
         })
     }
 
-    /// The slot of its token in what was recorded of the text.
+    /// The index of its token among the recorded positions of the text.
     pub fn slot(&self) -> usize {
         self.index[self.site.pos_axis()]
     }
@@ -56,7 +56,7 @@ impl NonNumber {
     }
 }
 
-/// True where every number is finite. Looks at 256 at once, without a branch for each.
+/// True when every value is finite. It checks 256 values at a time, without a branch per value, for speed.
 fn all_finite(values: &[f32]) -> bool {
     const EXPONENT: u32 = 0x7f80_0000;
     values.chunks(256).all(|part| {

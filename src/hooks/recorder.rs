@@ -1,9 +1,9 @@
-//! Carries a request out while the forward pass runs: edits, taps, readback, and the end of the run once everything that was
-//! asked for is recorded. Owns [`Recorder`]. `request.rs` owns what is asked, `layout.rs` where it lies, `capture.rs` what comes
-//! back.
+//! Carries out a request while the forward pass runs: edits, taps, readback, and the early end of the run once
+//! everything requested is recorded. Owns [`Recorder`]. `request.rs` owns the request, `layout.rs` its place in
+//! tensors, `capture.rs` the results.
 //!
-//! What is tapped is what flows on: [`Recorder::at`] takes a value, changes it if asked, records it if asked, and hands it
-//! on. Read next: `../model/forward.rs`, which calls it.
+//! The recorded value is the one that the rest of the model reads: [`Recorder::at`] takes a value, edits it if
+//! requested, records it if requested, and returns it. Read next: `../model/forward.rs`, which calls it.
 
 use super::capture::Sink;
 use super::layout::Layout;
@@ -13,18 +13,18 @@ use crate::device::{Change, Device, DeviceError, MASKED, Operations, Window};
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
 use std::ops::{ControlFlow, Range};
 
-/// Why a forward pass ended before its last operation. `Done` is no fault: everything asked for is recorded.
+/// Why a forward pass ended before its last operation. `Done` is not an error: everything requested is recorded.
 #[derive(Debug)]
 pub enum Stop {
-    /// The last request is met.
+    /// Everything requested is recorded.
     Done,
-    /// The progress callback said so.
+    /// The progress callback ended the run.
     Cancelled,
     /// The device failed.
     Fault(DeviceError),
     /// The sink failed.
     Sink(std::io::Error),
-    /// A function's result does not fit.
+    /// The result of an edit function does not fit.
     Hook(HookError),
 }
 
@@ -40,24 +40,24 @@ impl From<std::io::Error> for Stop {
     }
 }
 
-/// Hears how many blocks are finished, and may end the run.
+/// A progress callback. It receives the number of finished blocks and may end the run.
 pub type Progress<'a> = &'a dyn Fn(usize) -> ControlFlow<()>;
 
-/// How many submitted blocks the device may still be busy with when the next one is recorded.
+/// How many submitted blocks may be unfinished on the device when the next one is recorded.
 const BLOCKS_IN_FLIGHT: usize = 2;
 
-/// A copy on its way to the host, and where it belongs.
+/// A readback in flight, and where its values belong.
 struct Pending<D: Device> {
     site: Site,
     text: Option<usize>,
     staged: D::Staged,
 }
 
-/// Edit `n`, as the host computes it.
+/// Edit `n`, computed on the host.
 struct HostEdit<'a> {
     n: usize,
     select: &'a Select,
-    /// The function's name, where it is one of the caller's.
+    /// The function's name if it is an edit function of the caller.
     name: Option<&'a str>,
     call: &'a dyn Fn(ArrayViewD<'_, f32>) -> ArrayD<f32>,
 }
@@ -82,8 +82,8 @@ impl<D: Device> std::fmt::Debug for Recorder<'_, D> {
 }
 
 impl<'a, D: Device> Recorder<'a, D> {
-    /// For a run over `texts` of the layout's batch, into a sink made for the same request and batch. `progress` hears the
-    /// number of finished blocks.
+    /// A recorder for a run over `texts` of the layout's batch. `sink` must be made for the same request and batch.
+    /// `progress` receives the number of finished blocks.
     pub fn new(
         layout: &'a Layout<'a>,
         texts: Range<usize>,
@@ -95,20 +95,21 @@ impl<'a, D: Device> Recorder<'a, D> {
         Recorder { layout, texts, last, staged, in_flight, staged_bytes: 0, sink, progress, boundaries: 0 }
     }
 
-    /// True when anything is asked of `site`. Only the helpers that hide a fusion may ask.
+    /// True when `site` has a tap or an edit. Only the functions that choose between a fused and an unfused form may
+    /// call it.
     pub fn wants(&self, site: Site) -> bool {
         self.layout.wants(site)
     }
 
-    /// The positions of a text of the run whose logits are needed, where not all are.
+    /// The positions of a text of the run whose logits are needed, or `None` for all.
     pub fn logits_of(&self, text: usize) -> Option<Vec<Range<usize>>> {
         self.layout.logits_of(self.texts.start + text)
     }
 
-    /// Changes and records `x` as asked, and hands it on.
+    /// Edits and records `x` as requested, and returns it.
     ///
     /// # Errors
-    /// [`Stop::Done`] when nothing after `site` was asked for, so that the caller's `?` ends the run here.
+    /// [`Stop::Done`] when no later site is requested, so that the caller's `?` ends the run here.
     pub async fn at(&mut self, dev: &D, site: Site, x: D::Tensor) -> Result<D::Tensor, Stop> {
         let x = self.touch(dev, site, None, x).await?;
         self.stop_after(site)?;
@@ -132,28 +133,28 @@ impl<'a, D: Device> Recorder<'a, D> {
         Ok(x)
     }
 
-    /// [`Recorder::at`] for sites that are computed text by text. Never ends the run, since the other texts must pass too:
-    /// the caller calls [`Recorder::stop_after`] after the last.
+    /// [`Recorder::at`] for sites that are computed text by text. It does not end the run, because the other texts must
+    /// be recorded too; the caller calls [`Recorder::stop_after`] after the last text.
     ///
     /// # Errors
-    /// As [`Recorder::at`], but for [`Stop::Done`].
+    /// As [`Recorder::at`], except [`Stop::Done`].
     pub async fn at_text(&mut self, dev: &D, site: Site, text: usize, x: D::Tensor) -> Result<D::Tensor, Stop> {
         self.touch(dev, site, Some(self.texts.start + text), x).await
     }
 
     /// # Errors
-    /// [`Stop::Done`] when nothing after `site` was asked for.
+    /// [`Stop::Done`] when no later site is requested.
     pub fn stop_after(&self, site: Site) -> Result<(), Stop> {
         if self.last.is_none_or(|last| last <= site) { Err(Stop::Done) } else { Ok(()) }
     }
 
-    /// The end of a block: what was recorded so far begins to run, and once the staged bytes pass the budget, what the
-    /// blocks *before* this one recorded is read, so that the device always has this block to work on meanwhile. Never more
-    /// than two blocks are in flight: progress is what the device has done, and a fault ends the run soon.
+    /// Ends a block: submits the work recorded so far. Once the staged bytes exceed the budget, it reads back what the
+    /// blocks *before* this one recorded, so that the device works on this block meanwhile. At most two blocks are in
+    /// flight, so progress reports follow the device, and an error ends the run soon.
     ///
     /// # Errors
-    /// [`Stop::Fault`] when the device failed, [`Stop::Sink`] when the sink did, [`Stop::Cancelled`] when the progress
-    /// callback said so.
+    /// [`Stop::Fault`] when the device fails, [`Stop::Sink`] when the sink fails, [`Stop::Cancelled`] when the progress
+    /// callback ends the run.
     pub async fn boundary(&mut self, dev: &D) -> Result<(), Stop> {
         dev.submit();
         if self.staged_bytes >= self.layout.hooks().staging_budget {
@@ -169,7 +170,7 @@ impl<'a, D: Device> Recorder<'a, D> {
         }
     }
 
-    /// Reads what is still on its way.
+    /// Reads back everything still in flight.
     ///
     /// # Errors
     /// As [`Recorder::boundary`].
@@ -181,7 +182,7 @@ impl<'a, D: Device> Recorder<'a, D> {
         self.collect(dev, staged).await
     }
 
-    /// Edits, then the tap. `text` is the one that `x` holds, where it holds one.
+    /// Applies the edits, then the tap. `text` is the text that `x` holds, if it holds a single one.
     async fn touch(&mut self, dev: &D, site: Site, text: Option<usize>, mut x: D::Tensor) -> Result<D::Tensor, Stop> {
         let layout = self.layout;
         let texts = text.map_or(self.texts.clone(), |i| i..i + 1);
@@ -219,8 +220,8 @@ impl<'a, D: Device> Recorder<'a, D> {
         Ok(x)
     }
 
-    /// Reads the selected values of each text, and puts what the function makes of them in their place. What a query cannot
-    /// see stays as it is.
+    /// Reads the selected values of each text back, calls the function, and writes its result in their place. Masked
+    /// entries of scores and patterns do not change.
     async fn edit_with(
         &mut self,
         dev: &D,
@@ -266,7 +267,7 @@ impl<'a, D: Device> Recorder<'a, D> {
         Ok(x)
     }
 
-    /// The window of one of the texts that are run together, in the tensor that carries the site; nothing where it is empty.
+    /// The window of one of the texts that run together, in the site's tensor; `None` if it is empty.
     fn window_of_text(&self, site: Site, select: &Select, text: usize, texts: &Range<usize>) -> Option<Window> {
         let batch = self.layout.batch();
         let (_, mut window) = self.layout.windows(site, select, text..text + 1).pop()?;
@@ -283,7 +284,7 @@ impl<'a, D: Device> Recorder<'a, D> {
         Ok(())
     }
 
-    /// Gives a window's values to the sink, text by text.
+    /// Passes a window's values to the sink, text by text.
     fn hand_over(&mut self, dev: &D, site: Site, text: Option<usize>, mut values: Vec<f32>) -> std::io::Result<()> {
         unmask(site, &mut values);
         let (hooks, batch) = (self.layout.hooks(), self.layout.batch());
@@ -311,7 +312,7 @@ impl<'a, D: Device> Recorder<'a, D> {
     }
 }
 
-/// Masked scores leave the device as -inf.
+/// Sets masked scores to -inf, as outputs have them.
 fn unmask(site: Site, values: &mut [f32]) {
     if matches!(site, Site::AttnScores(_)) {
         values.iter_mut().for_each(|v| *v = if *v == MASKED { f32::NEG_INFINITY } else { *v });

@@ -1,5 +1,6 @@
-//! What a run is asked to record and to change, in the words of the API: sites, selections, edits. Owns [`Hooks`], the request,
-//! [`Select`], [`Edit`], and the checks that need the model's shape. Where a request lies in tensors is `layout.rs`'s part.
+//! What a run records and edits, in the API's terms: sites, selections, edits. Owns [`Hooks`] (the request),
+//! [`Select`],
+//! [`Edit`], and the checks that need the model's shape. `layout.rs` maps a request to rows and columns of tensors.
 //! Read next: `layout.rs`, then `recorder.rs`, which carries a request out while the forward pass runs.
 
 use crate::batch::Batch;
@@ -14,7 +15,7 @@ use std::fmt;
 use std::sync::Arc;
 use thiserror::Error;
 
-/// Which part of a site's values: all of them, unless narrowed. Every list is ascending and names each index once.
+/// A part of a site's values: all of them, unless narrowed. Every list must be ascending, without duplicates.
 ///
 /// ```
 /// use actscope::{Select, Session, Site};
@@ -54,7 +55,8 @@ impl Select {
         self
     }
 
-    /// Only these entries of the last axis: dimensions, neurons, tokens of the vocabulary. Not the keys of scores and patterns.
+    /// Only these entries of the last axis: dimensions, neurons, tokens of the vocabulary. Not the keys of scores and
+    /// patterns.
     pub fn dims(mut self, dims: impl IntoIterator<Item = usize>) -> Select {
         self.dims = Some(dims.into_iter().collect());
         self
@@ -67,9 +69,9 @@ impl Select {
     }
 }
 
-/// A change of activations, before they are recorded and before anything reads them. Values are one number for everything, one
-/// row for every row of the selection, or the whole selection: text by text, row by row. In a text by itself, rows go in the
-/// order of the site's axes but the last.
+/// A change of activations, applied before they are recorded and before anything reads them. The values are one number
+/// for the whole selection, one row for each of its rows, or the whole selection, text by text. Within a text, they are
+/// in row-major order of the site's axes.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Edit {
     /// Set to zero.
@@ -78,15 +80,15 @@ pub enum Edit {
     Scale(f32),
     /// Add values.
     Add(Vec<f32>),
-    /// Put values in place.
+    /// Replace by values.
     Replace(Vec<f32>),
-    /// What a function makes of the values.
+    /// Replace by a function's result.
     With(EditFunction),
 }
 
 impl Edit {
     /// An edit by a function, which is called once for each text with the selected values of that text (the site's axes
-    /// without the batch axis) and returns as many. `name` stands in the provenance of outputs.
+    /// without the batch axis) and returns as many values. `name` appears in the provenance of outputs.
     ///
     /// ```
     /// use actscope::{Edit, Select, Session, Site};
@@ -103,7 +105,7 @@ impl Edit {
         Edit::With(EditFunction { name: name.into(), f: Arc::new(f) })
     }
 
-    /// The values that it brings, where it brings any.
+    /// The edit's values, if it has any.
     pub(crate) fn values(&self) -> Option<&[f32]> {
         match self {
             Edit::Add(values) | Edit::Replace(values) => Some(values),
@@ -119,12 +121,12 @@ pub struct EditFunction {
     f: Arc<dyn EditFn>,
 }
 
-/// A function that [`Edit::with`] takes. (An alias; every such function is one.)
+/// Alias for the functions that [`Edit::with`] takes; every such function implements it.
 trait EditFn: Fn(ArrayViewD<'_, f32>) -> ArrayD<f32> + Shareable {}
 impl<F: Fn(ArrayViewD<'_, f32>) -> ArrayD<f32> + Shareable> EditFn for F {}
 
 impl EditFunction {
-    /// What it makes of one text's values.
+    /// Calls the function with one text's values.
     pub(super) fn call(&self, values: ArrayViewD<'_, f32>) -> ArrayD<f32> {
         (self.f)(values)
     }
@@ -142,18 +144,18 @@ impl fmt::Debug for EditFunction {
 }
 
 impl PartialEq for EditFunction {
-    /// The same function, not one that does the same.
+    /// Compares identity: two functions with the same effect are not equal.
     fn eq(&self, other: &EditFunction) -> bool {
         Arc::ptr_eq(&self.f, &other.f)
     }
 }
 
-/// An edit as provenance has it: what was changed where, and a hash of the values.
+/// An edit as recorded in provenance: what was changed where, and a hash of the values.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct EditRecord {
     /// Site, selection and operation, such as `blocks.0.attn.hook_z@head=4:zero`.
     pub edit: String,
-    /// The sha256 of the values, as little-endian f32: of those that the edit brings, or that its function returned.
+    /// The sha256 of the edit's values, or of the values that its function returned, as little-endian f32.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
 }
@@ -191,7 +193,7 @@ pub(crate) fn hash(values: &[f32]) -> String {
     sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A request that this model or this batch cannot meet.
+/// A request that does not fit the model or the batch.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum HookError {
     /// No such hook.
@@ -204,18 +206,18 @@ pub enum HookError {
         site: String,
         /// `heads`, `dims`, `positions` or `keys`.
         what: &'static str,
-        /// What was asked for.
+        /// The requested indices.
         asked: Vec<usize>,
-        /// What there is.
+        /// What exists.
         has: String,
     },
-    /// A tap or edit at a place that a run which starts later never reaches.
+    /// A tap or edit at a site before the block where the run starts.
     #[error("{site} comes before the place where this run starts, so it has no value")]
     BeforeStart {
         /// The hook's name.
         site: String,
     },
-    /// Values to start from that are not one row for each token.
+    /// The start values are not one row for each token.
     #[error("the run starts from {given} values, and its tokens need {expected}: n_embd for each")]
     Start {
         /// Values given.
@@ -223,7 +225,7 @@ pub enum HookError {
         /// Values needed.
         expected: usize,
     },
-    /// A function's result of another size.
+    /// An edit function returned the wrong number of values.
     #[error("{site}: the edit {name:?} returned {returned} values for text {text}, and was given {given}")]
     Returned {
         /// The hook's name.
@@ -232,18 +234,18 @@ pub enum HookError {
         name: String,
         /// Which text.
         text: usize,
-        /// How many values it got.
+        /// How many values it received.
         given: usize,
-        /// How many came back.
+        /// How many values it returned.
         returned: usize,
     },
-    /// The same hook asked for in two different ways.
+    /// The same hook is tapped twice with different selections.
     #[error("{site} is asked for twice with different windows; ask once for the larger one and cut it afterwards")]
     Twice {
         /// The hook's name.
         site: String,
     },
-    /// An edit whose values do not fit its window.
+    /// The number of an edit's values does not fit its selection.
     #[error("{site}: the edit gives {given} values; its window takes one number, {row} (one row for all) or {all}")]
     Values {
         /// The hook's name.
@@ -255,19 +257,19 @@ pub enum HookError {
         /// Values of the whole window.
         all: usize,
     },
-    /// A request that changes activations, where only what the model itself does can be compared.
+    /// The request has edits, but only the unedited model can be compared with the reference.
     #[error("a run with edits cannot be checked against the reference; leave the edits or the check out")]
     Edited,
-    /// A request that was made for another model.
+    /// The request was made for another model.
     #[error("these hooks were made for a model of another shape; make them with this model's `model().hooks()`")]
     OtherModel,
-    /// An edit that would never apply.
+    /// The edit's selection is empty.
     #[error("{site}: the edit's window holds nothing, so it would change nothing")]
     Nothing {
         /// The hook's name.
         site: String,
     },
-    /// Position lists for another number of texts.
+    /// The number of position lists is not the number of texts.
     #[error("positions are given for {given} texts and the run has {texts}")]
     Texts {
         /// Lists given.
@@ -275,15 +277,15 @@ pub enum HookError {
         /// Texts in the batch.
         texts: usize,
     },
-    /// More than this machine can hold.
+    /// The recorded values do not fit into this machine's memory.
     #[error("the activations asked for take {bytes} bytes, more than this machine can hold at once")]
     Memory {
-        /// Bytes asked for.
+        /// Bytes needed.
         bytes: u128,
     },
 }
 
-/// What one run is asked to record and to change.
+/// A request: what one run records and edits.
 ///
 /// ```
 /// use actscope::{Edit, Select, Session, Site};
@@ -300,7 +302,8 @@ pub struct Hooks {
     pub(super) config: Config,
     pub(super) taps: BTreeMap<Site, Select>,
     pub(super) edits: Vec<(Site, Select, Edit)>,
-    /// Staged bytes after which a block boundary begins to read back: see [`crate::hooks::recorder::Recorder::boundary`].
+    /// When more bytes than this are staged, a block boundary reads them back: see
+    /// [`crate::hooks::recorder::Recorder::boundary`].
     pub staging_budget: usize,
 }
 
@@ -324,7 +327,7 @@ impl Hooks {
     /// Records a part of one site.
     ///
     /// # Errors
-    /// [`HookError::Window`] for a part it does not have, [`HookError::Twice`] for a second, different part.
+    /// [`HookError::Window`] for a part that the site does not have, [`HookError::Twice`] for a second, different part.
     pub fn tap_at(&mut self, site: Site, select: Select) -> Result<&mut Hooks, HookError> {
         self.check(site, &select)?;
         if self.taps.get(&site).is_some_and(|before| *before != select) {
@@ -365,8 +368,8 @@ impl Hooks {
         hooks
     }
 
-    /// The part of the request that concerns some of the recorded sites and the first `tokens` of one text, for a run of that
-    /// prefix alone; `None` where none of its positions is asked for.
+    /// The request restricted to some of the recorded sites and to the first `tokens` tokens of one text, for a run of
+    /// that prefix alone. `None` when none of its positions is recorded.
     ///
     /// # Errors
     /// [`HookError::Edited`]: a prefix of an edited text is not the edited text's prefix.
@@ -392,7 +395,7 @@ impl Hooks {
         Ok(Some(part))
     }
 
-    /// The position that slot `slot` of a text's recorded positions holds.
+    /// The position at index `slot` of a text's recorded positions.
     pub(crate) fn position(&self, site: Site, text: usize, slot: usize) -> usize {
         let positions = self.taps.get(&site).and_then(|select| select.positions.as_ref());
         positions.map_or(slot, |per_text| per_text[text][slot])
@@ -418,13 +421,13 @@ impl Hooks {
         self.taps.get(&site)
     }
 
-    /// The edits as provenance has them, in order. Those of functions have no hash before a run: [`crate::Capture::edits`]
-    /// has it.
+    /// The edits as provenance records, in order. Edits by functions have no hash before a run; afterwards
+    /// [`crate::Capture::edits`] returns it.
     pub fn edit_records(&self) -> Vec<EditRecord> {
         self.edits.iter().map(|(site, select, edit)| EditRecord::new(*site, select, edit)).collect()
     }
 
-    /// Shape of the array that `site` will come back as: [batch, ...], as long as the longest text needs.
+    /// Shape of the array of `site`: [batch, ...], as long as the longest text needs.
     pub fn shape(&self, site: Site, batch: &Batch) -> Vec<usize> {
         layout::shape(self, site, batch)
     }
@@ -434,17 +437,17 @@ impl Hooks {
         self.sites().map(|site| (site, self.shape(site, batch))).collect()
     }
 
-    /// Shape of what one text of a batch contributes to `site`: without a batch axis and without padding.
+    /// Shape of one text's values at `site`, without a batch axis and without padding.
     pub fn shape_of_text(&self, site: Site, batch: &Batch, text: usize) -> Vec<usize> {
         layout::shape_of_text(self, site, batch, text)
     }
 
-    /// Every site that anything is asked of.
+    /// Every site with a tap or an edit.
     pub fn touched(&self) -> BTreeSet<Site> {
         self.sites().chain(self.edits.iter().map(|(site, ..)| *site)).collect()
     }
 
-    /// How many blocks a run passes before its last request is met.
+    /// How many blocks a run must compute to reach the last tap or edit.
     pub fn blocks(&self) -> usize {
         match self.last() {
             Some(Site::Embed | Site::PosEmbed) | None => 0,
@@ -452,7 +455,7 @@ impl Hooks {
         }
     }
 
-    /// The last site that anything is asked of.
+    /// The last site with a tap or an edit.
     pub(crate) fn last(&self) -> Option<Site> {
         self.taps.keys().next_back().copied().max(self.edits.iter().map(|(site, ..)| *site).max())
     }

@@ -1,7 +1,7 @@
-//! The hook dictionary: every place in the forward pass where an activation can be taken or changed, under
-//! TransformerLens's names. Owns names, order, shapes and formulas, and turns what a person types (names, globs, other
-//! tools' dialects) into sites. Adding a tap is one row here and one `hooks.at(...)` in `model.rs`.
-//! Read next: `hooks.rs`, which records at these sites.
+//! The hook dictionary: every site in the forward pass where an activation can be recorded or edited, under
+//! TransformerLens's names. Owns names, order, shapes and formulas, and resolves what a user types (names, globs, names
+//! from other tools) to sites. A new hook needs one row here and one `hooks.at(...)` in `model/forward.rs`.
+//! Read next: `request.rs`, which asks for values at these sites.
 
 use crate::config::Config;
 use std::cmp::Ordering;
@@ -12,9 +12,9 @@ use wildmatch::WildMatch;
 /// One axis of an activation. Every activation has the batch as its first axis, which is not listed here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Axis {
-    /// Token positions (P). On attention patterns: the query, the token that looks.
+    /// Token positions (P). On attention patterns: the query.
     Pos,
-    /// Token positions looked at (P), the last axis of attention patterns.
+    /// Key positions (P), the last axis of attention patterns.
     Key,
     /// Attention heads (H).
     Head,
@@ -58,7 +58,7 @@ impl Axis {
     }
 }
 
-/// One row of the dictionary. In names, `{i}` stands for the block.
+/// One row of the dictionary. In names, `{i}` is the block's index.
 #[derive(Debug)]
 pub struct Row {
     /// TransformerLens's name.
@@ -67,15 +67,15 @@ pub struct Row {
     pub axes: &'static [Axis],
     /// What the values are.
     pub formula: &'static str,
-    /// What other tools call it, and shorthands: see [`Dialect`]. A module's name stands for its output; with `.input` it
-    /// stands for what it is called with.
+    /// Names in other tools, and short names: see [`Dialect`]. A module's name means its output; with `.input`, its
+    /// input.
     pub aliases: &'static [&'static str],
 }
 
-/// Whose name an alias is.
+/// The tool that an alias comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Dialect {
-    /// TransformerLens 4, its canonical names and those that it keeps from before.
+    /// TransformerLens 4: its canonical names and its older aliases.
     TransformerLens,
     /// PyTorch modules of Hugging Face's GPT-2, and the fields of its outputs.
     HuggingFace,
@@ -83,12 +83,12 @@ pub enum Dialect {
     Nnsight,
     /// nnterp's accessors: `layers_output[3]`.
     Nnterp,
-    /// Short names of ours, and the points of interp-engine.
+    /// Short names of actscope, and the points of interp-engine.
     Short,
 }
 
 impl Dialect {
-    /// Its name.
+    /// The tool's name.
     pub fn name(self) -> &'static str {
         match self {
             Dialect::TransformerLens => "TransformerLens",
@@ -99,7 +99,7 @@ impl Dialect {
         }
     }
 
-    /// Whose name this alias is, by its form.
+    /// The tool that an alias comes from, recognised by the alias's form.
     fn of(alias: &str) -> Dialect {
         const NNTERP: [&str; 8] = [
             "layers_input",
@@ -121,11 +121,11 @@ impl Dialect {
     }
 }
 
-/// Writes the enum and the table from the same rows, so that neither can lack what the other has.
+/// Defines the enum and the table from the same rows, so that the two always agree.
 macro_rules! sites {
     (before { $($b:ident $brow:expr;)* } block { $($l:ident $lrow:expr;)* } after { $($a:ident $arow:expr;)* }) => {
-        /// A place in the forward pass. Block sites carry their block's index. `Ord` is the order in which the values
-        /// appear in a run.
+        /// A hook point in the forward pass. Block sites carry their block's index. `Ord` is the order in which the
+        /// values appear in a run.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[allow(missing_docs)] // each variant's meaning is its row's formula
         pub enum Site { $($b,)* $($l(usize),)* $($a,)* }
@@ -237,13 +237,13 @@ impl Site {
         self.fill(self.row().name)
     }
 
-    /// The other names under which this site is found.
+    /// The other names that resolve to this site.
     pub fn aliases(self) -> impl Iterator<Item = String> {
         self.row().aliases.iter().map(move |alias| self.fill(alias))
     }
 
-    /// Every name of this site in a model of `n_layer` blocks, by dialect. Names of Hugging Face's modules have the name of
-    /// the trunk in front, without which they are found as well.
+    /// Every name of this site in a model of `n_layer` blocks, by dialect. Names of Hugging Face's modules begin with
+    /// the trunk's name, `transformer.`, which [`resolve`] does not require.
     pub fn dialects(self, n_layer: usize) -> BTreeMap<Dialect, Vec<String>> {
         let mut names: BTreeMap<Dialect, Vec<String>> = BTreeMap::new();
         let mut add = |dialect, name: String| names.entry(dialect).or_default().push(name);
@@ -306,8 +306,8 @@ impl Site {
         self.axes().last() == Some(&Key)
     }
 
-    /// The notebook's meaning of a layer number: N >= 0 is block N's output, -1 is after the final LayerNorm, -2 the
-    /// output of the last block but one, as Python's `h[-2]`.
+    /// The site of a layer number: N >= 0 is block N's output, -1 the output of the final LayerNorm, -2 the output of
+    /// the last block but one, like Python's `h[-2]`.
     ///
     /// # Errors
     /// [`SiteError::Layer`] outside `-n_layer ..= n_layer - 1`.
@@ -343,26 +343,26 @@ impl std::fmt::Display for Site {
 /// A request that names no site of this model.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SiteError {
-    /// Neither a name, nor an alias, nor a glob that matches.
+    /// The pattern is no name and no alias, and matches nothing as a glob.
     #[error("no hook matches {pattern:?}; nearest: {}; `actscope hooks` lists all", near.join(", "))]
     Unknown {
-        /// What was asked for.
+        /// The pattern as given.
         pattern: String,
         /// The names nearest to it.
         near: Vec<String>,
     },
-    /// A name of something that is no activation.
+    /// The name means something that is not an activation.
     #[error("{pattern} is no activation: it holds {what}")]
     NoActivation {
-        /// What was asked for.
+        /// The pattern as given.
         pattern: String,
-        /// What it holds.
+        /// What the name means.
         what: &'static str,
     },
     /// The block does not exist.
     #[error("layer {layer} does not exist: this model has {n_layer} blocks, so layers run from -{n_layer} to {} (-1 is after the final LayerNorm)", n_layer - 1)]
     Layer {
-        /// What was asked for.
+        /// The layer as given.
         layer: i64,
         /// Blocks of the model.
         n_layer: usize,
@@ -391,8 +391,8 @@ fn hidden_state(n: usize, n_layer: usize) -> Site {
     }
 }
 
-/// A name as the tables have it: without `model.` and `transformer.` in front, `h[3]` as `h.3` (negative numbers counted
-/// from the end), without `.output` behind, and `.inputs[0][0]` as `.input`.
+/// A name in the form of the tables: without the prefixes `model.` and `transformer.`, with `h[3]` as `h.3` (negative
+/// numbers count from the end), without the suffix `.output`, and with `.inputs[0][0]` as `.input`.
 fn normalized(pattern: &str, n_layer: usize) -> String {
     let mut name = String::with_capacity(pattern.len());
     let mut rest =
@@ -430,12 +430,12 @@ fn normalized(pattern: &str, n_layer: usize) -> String {
 
 /// The sites that `pattern` names in a model of `n_layer` blocks, in run order, at least one.
 ///
-/// A pattern is a hook's name, one of its aliases, another tool's way to write one (see [`Dialect`]), or a glob over names
-/// in which `*` stands for any run of characters, dots too, and `?` for one; `[*]` stands for every block. Names win over
-/// aliases.
+/// A pattern is a hook's name, one of its aliases, another tool's way to write one (see [`Dialect`]), or a glob over
+/// names in which `*` stands for any run of characters, dots too, and `?` for one; `[*]` stands for every block. Names
+/// win over aliases.
 ///
 /// # Errors
-/// [`SiteError::Unknown`] with the nearest names: nothing is ever silently matched to nothing.
+/// [`SiteError::Unknown`] with the nearest names when nothing matches.
 pub fn resolve(pattern: &str, n_layer: usize) -> Result<Vec<Site>, SiteError> {
     for every in ["[*]", "[:]"] {
         if pattern.contains(every) {
@@ -478,8 +478,7 @@ pub fn resolve(pattern: &str, n_layer: usize) -> Result<Vec<Site>, SiteError> {
     Err(SiteError::Unknown { pattern: pattern.to_string(), near: nearest(pattern, n_layer) })
 }
 
-/// What a reader of another tool's name should know about the hook that it stands for, where the two differ in what one
-/// would think.
+/// A remark for users of another tool's name, when that tool's value differs from the hook's in a surprising way.
 pub fn trap(pattern: &str, n_layer: usize) -> Option<String> {
     let name = normalized(pattern, n_layer);
     let last = n_layer.saturating_sub(1);
@@ -512,7 +511,7 @@ pub fn trap(pattern: &str, n_layer: usize) -> Option<String> {
 
 /// The three names that look most like `wanted`, best first.
 fn nearest(wanted: &str, n_layer: usize) -> Vec<String> {
-    // The distance takes time and memory by the length of both, and no name is half as long as this.
+    // The distance's cost grows with the length of both texts, and no name is half as long as this limit.
     const ENOUGH: usize = 128;
     let wanted = wanted.char_indices().nth(ENOUGH).map_or(wanted, |(end, _)| &wanted[..end]);
     let mut scored: Vec<(f64, Site)> = Site::all(n_layer)
@@ -528,10 +527,12 @@ fn nearest(wanted: &str, n_layer: usize) -> Vec<String> {
 impl std::str::FromStr for Site {
     type Err = SiteError;
 
-    /// A site by its name in any dialect that [`resolve`] reads. It must name one site; a model may have fewer blocks.
+    /// Parses a name in any dialect that [`resolve`] reads. The name must mean exactly one site. The block's index is
+    /// not checked against a model.
     fn from_str(name: &str) -> Result<Site, SiteError> {
         let numbers = name.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse::<usize>().ok());
-        // A name holds its block's number and those of its words (`ln_1`). More blocks than any model has only cost time.
+        // The model's size is unknown, so assume as many blocks as the largest number in the name needs. Digits in
+        // words (`ln_1`) are among these numbers, which is harmless.
         let n_layer = numbers.max().map_or(1, |n| n.saturating_add(1)).min(MOST_LAYERS);
         match resolve(name, n_layer)?.as_slice() {
             [one] => Ok(*one),
@@ -540,7 +541,7 @@ impl std::str::FromStr for Site {
     }
 }
 
-/// Blocks of the largest model whose sites can be parsed without it.
+/// The largest number of blocks that a parsed name may imply.
 const MOST_LAYERS: usize = 1000;
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
-//! A request for texts that grow: what it means for a run that takes some of the texts a few positions further. Owns the cut of
-//! selections and of edit values, so that the pieces together ask what the whole request asks, and the sink that puts the
-//! pieces' values where they belong. `../analysis/generate.rs` makes the runs.
+//! Requests for texts that grow. A run extends some of the texts by a few positions (a piece of each). This file
+//! restricts selections and edit values to the pieces of one run, so that all runs together meet the whole request, and
+//! owns the sink that writes each piece's values to their place. Read next: `../analysis/generate.rs`, which makes the
+//! runs.
 
 use super::capture::{Sink, StepSink};
 use super::layout::Layout;
@@ -19,11 +20,11 @@ pub(crate) struct Piece {
     pub text: usize,
     /// Its positions.
     pub positions: Range<usize>,
-    /// Whether the values of its last position are needed at the sites that the caller reads itself.
+    /// Whether the caller needs the values of the last position, at the sites that it reads itself.
     pub is_read: bool,
 }
 
-/// Places of a list, or of `0..n` without one, whose values lie within `range`.
+/// The indices into a list (or into `0..n` without a list) whose values lie within `range`.
 fn places(list: Option<&Vec<usize>>, range: &Range<usize>) -> Range<usize> {
     match list {
         Some(list) => list.partition_point(|i| *i < range.start)..list.partition_point(|i| *i < range.end),
@@ -32,17 +33,17 @@ fn places(list: Option<&Vec<usize>>, range: &Range<usize>) -> Range<usize> {
 }
 
 impl Select {
-    /// The places of a piece's positions among those selected of its text.
+    /// The indices of a piece's positions among its text's selected positions.
     fn rows_of(&self, piece: &Piece) -> Range<usize> {
         places(self.positions.as_ref().map(|per_text| &per_text[piece.text]), &piece.positions)
     }
 
-    /// How many of the selected keys a piece has.
+    /// The number of selected keys within a piece.
     fn n_keys(&self, piece: &Piece) -> usize {
         places(self.keys.as_ref().map(|per_text| &per_text[piece.text]), &(0..piece.positions.end)).len()
     }
 
-    /// The selection in a run of some pieces, whose positions are counted from each piece's first.
+    /// The selection for a run of some pieces. Positions count from each piece's first.
     fn of_pieces(&self, pieces: &[Piece]) -> Select {
         let positions = self.positions.as_ref().map(|per_text| {
             let of = |piece: &Piece| {
@@ -58,14 +59,14 @@ impl Select {
         Select { positions, heads: self.heads.clone(), dims: self.dims.clone(), keys }
     }
 
-    /// True where a piece has any of the selection.
+    /// True when a piece contains a part of the selection.
     fn is_in(&self, piece: &Piece) -> bool {
         !self.rows_of(piece).is_empty() && self.n_keys(piece) > 0
     }
 }
 
 impl Hooks {
-    /// True when anything is recorded of some positions of a text.
+    /// True when anything is recorded at these positions of a text.
     pub(crate) fn records(&self, text: usize, positions: Range<usize>) -> bool {
         let piece = Piece { text, positions, is_read: false };
         self.taps.values().any(|select| select.is_in(&piece))
@@ -73,8 +74,8 @@ impl Hooks {
 }
 
 impl Hooks {
-    /// Adds the edits of a request that was made for these prompts to one that was made for the prompts with new tokens after
-    /// them: what was all of a prompt stays the prompt.
+    /// Adds the edits of a request for prompts to a request for the same prompts followed by new tokens. An edit of all
+    /// positions of a prompt does not extend to the new tokens.
     #[cfg(feature = "cli")]
     pub(crate) fn edit_prompts(&mut self, prompts: &Batch, of_prompts: Hooks) {
         let all = || prompts.texts().iter().map(|text| (0..text.len()).collect()).collect::<Vec<Vec<usize>>>();
@@ -89,8 +90,8 @@ impl Hooks {
 }
 
 impl Layout<'_> {
-    /// The request for a run of some pieces. `read` are the sites whose values the caller needs whole, at the last position of
-    /// the pieces that say so.
+    /// The request for a run of some pieces. The caller needs all values of the sites `read` at the last position of
+    /// each piece with `is_read`.
     pub(crate) fn of_pieces(&self, pieces: &[Piece], read: &[Site]) -> Hooks {
         let whole = self.hooks();
         let mut hooks = Hooks::new(&whole.config);
@@ -137,7 +138,7 @@ impl Layout<'_> {
         for piece in pieces {
             let shape = self.shape_of_selection(site, select, piece.text);
             let rows = select.rows_of(piece);
-            // A row of values: a position's, or that of one head and query. What lies before the rows, and how wide they are.
+            // A row of values belongs to one position, or to one head and query. Where the rows begin, and their width:
             let (heads, n_rows, width) = match shape.as_slice() {
                 [heads, queries, keys] if site.is_square() => (*heads, *queries, *keys),
                 [positions, rest @ ..] => (1, *positions, rest.iter().product()),
@@ -164,7 +165,7 @@ impl Layout<'_> {
     }
 }
 
-/// Hands what a run of some pieces records to the sink of the whole request.
+/// Passes the values that a run of some pieces records to the sink of the whole request.
 pub(crate) struct Pieces<'a> {
     /// The whole request.
     pub hooks: &'a Hooks,
@@ -172,9 +173,9 @@ pub(crate) struct Pieces<'a> {
     pub pieces: &'a [Piece],
     /// Sites that the caller reads itself.
     pub read: &'a [Site],
-    /// Their values at the last position of the pieces that are read, by site and by piece.
+    /// The values of `read` at the last position of the pieces with `is_read`, by site and by piece.
     pub last: BTreeMap<(Site, usize), Vec<f32>>,
-    /// Where the rest goes.
+    /// The sink for the recorded values.
     pub to: &'a mut dyn StepSink,
 }
 
@@ -211,7 +212,7 @@ impl Sink for Pieces<'_> {
     }
 }
 
-/// Masks the scores of a text that ended with `length` tokens: when a query was run, the keys after it were not there yet.
+/// Masks the scores of a text that ended with `length` tokens: when a query ran, the keys after it did not exist yet.
 ///
 /// # Errors
 /// Those of the sink.

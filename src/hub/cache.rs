@@ -1,19 +1,19 @@
-//! The local cache in the layout of Python's huggingface_hub, so that nothing is downloaded twice: per repository
-//! `blobs/<etag>` (content), `snapshots/<commit>/<file>` (relative links to blobs), `refs/<revision>` (a commit), and
-//! `.no_exist/<commit>/<file>` (known to be absent). Owns paths, links and locks; knows no network.
-//! The same on every side: huggingface_hub's file_download.py is the reference.
+//! The local cache, in the layout of Python's huggingface_hub, so that the two share downloads. Each repository has
+//! `blobs/<etag>` (contents), `snapshots/<commit>/<file>` (relative links to blobs), `refs/<revision>` (a commit), and
+//! `.no_exist/<commit>/<file>` (known to be absent). Owns paths, links and locks; uses no network. huggingface_hub's
+//! file_download.py defines the behaviour. Read next: `download.rs`.
 
 use crate::model::model_dir::{self, COMPANIONS, ModelDir, file};
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// A variable that is set to something, with `~` as the home folder.
+/// The value of an environment variable that is set and not empty, with `~` expanded to the home folder.
 pub(super) fn variable(name: &str) -> Option<PathBuf> {
     Some(at_home(Path::new(&std::env::var_os(name).filter(|value| !value.is_empty())?)))
 }
 
-/// A path with `~` as the home folder, which a shell leaves as it is between quotes.
+/// A path with `~` expanded to the home folder; a shell does not expand it within quotes.
 pub(super) fn at_home(path: &Path) -> PathBuf {
     match (path.strip_prefix("~"), dirs::home_dir()) {
         (Ok(rest), Some(home)) => home.join(rest),
@@ -21,13 +21,13 @@ pub(super) fn at_home(path: &Path) -> PathBuf {
     }
 }
 
-/// Whether a variable is on, as huggingface_hub reads it.
+/// Whether a boolean environment variable is true, by huggingface_hub's rules.
 pub(super) fn is_true(name: &str) -> bool {
     let value = std::env::var(name).unwrap_or_default();
     ["1", "on", "yes", "true"].contains(&value.to_lowercase().as_str())
 }
 
-/// Where Hugging Face's programs keep what is theirs: tokens, and the cache unless it is elsewhere.
+/// The folder of Hugging Face's programs: it holds tokens and, by default, the cache.
 pub(super) fn home() -> PathBuf {
     variable("HF_HOME").unwrap_or_else(|| {
         let cache = variable("XDG_CACHE_HOME").or_else(|| dirs::home_dir().map(|home| home.join(".cache")));
@@ -49,12 +49,12 @@ pub(super) struct Repo {
     pub name: String,
 }
 
-/// Held while a blob is written. Advisory, and the same file that huggingface_hub locks.
+/// The lock held while a blob is written. It is advisory, and on the same file that huggingface_hub locks.
 pub(super) enum Lock {
     Held {
         _file: File,
     },
-    /// The file system knows no locks: whoever writes must use a name of its own.
+    /// The file system does not support locks: each process must write to a file of its own.
     Unsupported,
 }
 
@@ -93,7 +93,7 @@ impl Repo {
         self.folder().join("snapshots").join(commit)
     }
 
-    /// Every commit in the cache with the branches and tags that stand for it.
+    /// Every commit in the cache, with the branches and tags that point to it.
     pub fn commits(&self) -> Vec<(String, Vec<String>)> {
         let names = |folder: PathBuf| -> Vec<String> {
             let entries = fs::read_dir(folder).into_iter().flatten().flatten();
@@ -122,8 +122,8 @@ impl Repo {
         commits.into_iter().map(|commit| (commit.clone(), revisions(&commit))).collect()
     }
 
-    /// Bytes of downloads that were broken off and will be gone on with: those of huggingface_hub have another name each
-    /// time, and nobody goes on with them.
+    /// Bytes of interrupted downloads that the next run resumes. Those of huggingface_hub are not counted: their names
+    /// differ each time, so no program resumes them.
     pub fn unfinished(&self) -> u64 {
         let blobs = fs::read_dir(self.folder().join("blobs")).into_iter().flatten().flatten();
         let ours = |name: &str| name.strip_suffix(".incomplete").is_some_and(|etag| !etag.contains('.'));
@@ -135,7 +135,7 @@ impl Repo {
         self.folder().join("blobs").join(etag)
     }
 
-    /// Where a blob grows. The name is the same every time, so that the next run goes on where this one was cut.
+    /// The file of an unfinished blob. Its name is the same in every run, so that the next run resumes it.
     pub fn partial(&self, etag: &str, lock: &Lock) -> PathBuf {
         match lock {
             Lock::Held { .. } => self.blob(&format!("{etag}.incomplete")),
@@ -143,7 +143,7 @@ impl Repo {
         }
     }
 
-    /// Takes the lock of a blob; `wait` is called once if another process holds it.
+    /// Acquires the lock of a blob. Calls `wait` once if another process holds it.
     pub fn lock(&self, etag: &str, wait: impl FnOnce()) -> io::Result<Lock> {
         let folder = self.root.join(".locks").join(self.folder_name());
         fs::create_dir_all(&folder)?;
@@ -160,8 +160,8 @@ impl Repo {
         Ok(if locked.is_ok() { Lock::Held { _file: file } } else { Lock::Unsupported })
     }
 
-    /// Makes a blob appear in a snapshot: a relative link, or where links are not to be had the file itself (moved there
-    /// if it is new, copied if another snapshot may use it).
+    /// Adds a blob to a snapshot as a relative link. If links are not supported, it moves the file there if it is new,
+    /// and copies it if another snapshot may use it.
     pub fn link(&self, etag: &str, commit: &str, file: &str, new: bool) -> io::Result<()> {
         let folder = self.snapshot_folder(commit);
         fs::create_dir_all(&folder)?;
@@ -169,10 +169,10 @@ impl Repo {
         if place.exists() {
             return Ok(());
         }
-        // A link whose blob is gone is in the way.
+        // Remove a link to a blob that no longer exists.
         let _ = fs::remove_file(&place);
         let beside = folder.join(format!("{file}.{}.incomplete", std::process::id()));
-        // Left by a process of the same number that was killed right here.
+        // Left by a killed process with the same process id.
         let _ = fs::remove_file(&beside);
         let target = Path::new("..").join("..").join("blobs").join(etag);
         if is_true("HF_HUB_DISABLE_SYMLINKS") || symlink(&target, &beside).is_err() {
@@ -184,14 +184,14 @@ impl Repo {
         fs::rename(&beside, &place)
     }
 
-    /// Notes that the repository has no such file, so that nobody asks again.
+    /// Records that the repository has no such file, so that it is not requested again.
     pub fn mark_absent(&self, commit: &str, file: &str) -> io::Result<()> {
         let folder = self.folder().join(".no_exist").join(commit);
         fs::create_dir_all(&folder)?;
         File::create(folder.join(file)).map(drop)
     }
 
-    /// Notes which commit a branch or tag stands for. Written when everything of it is there.
+    /// Records the commit of a branch or tag. Call it when all files of the commit are in the cache.
     pub fn set_ref(&self, revision: &str, commit: &str) -> io::Result<()> {
         if revision == commit {
             return Ok(());
@@ -211,7 +211,7 @@ impl Repo {
         self.folder().join(".no_exist").join(commit).join(file).exists()
     }
 
-    /// What of a snapshot is here.
+    /// Which parts of a snapshot are in the cache.
     pub fn holds(&self, snapshot: &Path) -> Holds {
         let dir = ModelDir::new(snapshot);
         if !dir.has_weights() {
@@ -222,12 +222,12 @@ impl Repo {
             let none = model_dir::all_tokenizer_files().all(|file| !dir.has(file) && self.is_absent(snapshot, file));
             return if none { Holds::Everything } else { Holds::NoTokenizer };
         }
-        // A tokenizer.json holds the tokens that were added; without it they are in files of their own.
+        // tokenizer.json contains the added tokens; without it they are in separate files.
         let companions = if dir.has(file::TOKENIZER) { &COMPANIONS[..1] } else { &COMPANIONS };
         if companions.iter().all(|file| known(file)) { Holds::Everything } else { Holds::NoCompanions }
     }
 
-    /// The branches, tags and commits of which something is here.
+    /// The branches, tags and commits with files in the cache.
     pub fn revisions(&self) -> Vec<String> {
         let of_commit = |(commit, names): (String, Vec<String>)| if names.is_empty() { vec![commit] } else { names };
         self.commits().into_iter().flat_map(of_commit).collect()
@@ -237,11 +237,11 @@ impl Repo {
 /// What the cache has of a model's snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Holds {
-    /// Nothing is missing that the repository has.
+    /// Every file that the repository has.
     Everything,
-    /// Weights and a tokenizer; whether the repository says more about the tokenizer is not known.
+    /// Weights and a tokenizer. Whether the repository has more files about the tokenizer is unknown.
     NoCompanions,
-    /// Weights; whether the repository has a tokenizer is not known.
+    /// Weights. Whether the repository has a tokenizer is unknown.
     NoTokenizer,
     NoWeights,
 }

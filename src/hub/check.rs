@@ -1,10 +1,11 @@
-//! Whether a blob holds what its name says. Owns hashes; knows no files and no network.
+//! Checks a blob's content against the hash in its name. Owns hashes; uses no files and no network. Read next:
+//! `download.rs`.
 
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-/// The hash that an etag promises: sha256 for large files, git's blob hash for small ones. Mirrors with etags of their own
-/// promise nothing, and then only the size is held against.
+/// The hash in an etag: sha256 for large files, git's blob hash for small ones. Mirrors may use other etags, which are
+/// not hashes; then only the size is checked.
 pub(super) enum Check {
     Sha256(Sha256, String),
     Git(Sha1, String),

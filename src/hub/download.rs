@@ -1,8 +1,9 @@
-//! A model from the hub into the cache: which files, in what order, and each of them whole or not at all. Owns the
-//! protocol's meaning; requests are `http.rs`'s, places are `cache.rs`'s.
+//! Downloads a model from the hub into the cache: which files, in which order, each complete or not at all. Owns the
+//! meaning of the hub's answers; `http.rs` sends requests, `cache.rs` owns paths.
 //!
-//! The list of files is one request; then config.json is fetched and read before anything large is. A blob grows in a
-//! partial file under a lock, from where the last run left it; only when size and hash are right does it get its name.
+//! One request fetches the list of files. config.json is fetched and checked before anything large. A blob is written
+//! to a partial file under a lock, and resumed from an earlier run's partial file. It gets its final name only when its
+//! size and hash are correct. Read next: `http.rs`.
 
 use super::cache::{Lock, Repo};
 use super::check::Check;
@@ -18,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use name_of::{CONFIG, INDEX, WEIGHTS};
 
-/// Brings a model into the cache and gives back its snapshot's folder.
+/// Downloads a model into the cache and returns its snapshot's folder.
 pub(super) fn download(name: &Name, cache: &Path, tell: &mut dyn FnMut(Event<'_>)) -> Result<PathBuf, HubError> {
     let client = Client::new(tell)?;
     let repo = Repo::new(cache, &name.repo);
@@ -32,7 +33,7 @@ struct Job<'a> {
     cache: &'a Path,
     repo: Repo,
     commit: String,
-    /// Whether what is large has begun, and the bytes of it that are here.
+    /// Whether the download of large files has begun. `done` counts their bytes.
     started: bool,
     done: u64,
 }
@@ -76,7 +77,7 @@ impl Job<'_> {
             wanted.extend(shards.map_err(|e| self.protocol(e.to_string()))?);
         }
 
-        // What an earlier run brought here is not asked about again.
+        // Files from an earlier run are not requested again.
         wanted.retain(|file| !folder.join(file).exists());
         let metas = wanted.iter().map(|file| self.head(file)).collect::<Result<Vec<_>, _>>()?;
         (self.started, self.done) = (true, 0);
@@ -92,7 +93,7 @@ impl Job<'_> {
         Ok(folder)
     }
 
-    /// The names of all files, and the commit they are of.
+    /// The names of all files, and their commit.
     fn list(&mut self) -> Result<Vec<String>, HubError> {
         let revision = encode(&self.name.revision);
         let url = format!("{}/api/models/{}/revision/{revision}", self.client.endpoint, self.name.repo);
@@ -126,13 +127,13 @@ impl Job<'_> {
         let url = self.url(file);
         let answer = self.client.ask("HEAD", &url, 0).map_err(|refusal| self.explain(refusal))?;
         match &answer.meta.etag {
-            // It becomes a file's name.
+            // The etag becomes a file name.
             Some(etag) if is_plain(etag) => Ok(answer.meta),
             _ => Err(self.protocol(format!("no usable etag for {file}"))),
         }
     }
 
-    /// One file into the cache. Does nothing where it is there already.
+    /// Downloads one file into the cache. Does nothing if it is already there.
     fn fetch(&mut self, file: &str, meta: &Meta) -> Result<(), HubError> {
         let etag = meta.etag.as_deref().unwrap_or_default();
         let place = self.repo.snapshot_folder(&self.commit).join(file);
@@ -141,7 +142,7 @@ impl Job<'_> {
             let tell = &mut self.client.tell;
             let wait = || tell(Event::Note(&format!("another process is downloading {file}; waiting for it")));
             let lock = self.repo.lock(etag, wait).map_err(|e| self.disk(file, 0, e))?;
-            // A blob of another size is some other program's accident.
+            // A blob of the wrong size was left by another program.
             let right = |blob: std::fs::Metadata| meta.size.is_none_or(|size| size == blob.len());
             let new = !self.repo.blob(etag).metadata().is_ok_and(right);
             if new {
@@ -154,7 +155,8 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Downloads a blob, going on from what a broken-off run left, until it is whole and right.
+    /// Downloads a blob until it is complete and its hash is correct. Resumes from the partial file of an interrupted
+    /// run.
     fn grow(&mut self, file: &str, meta: &Meta, lock: &Lock) -> Result<(), HubError> {
         let etag = meta.etag.as_deref().unwrap_or_default();
         let (blob, partial) = (self.repo.blob(etag), self.repo.partial(etag, lock));
@@ -177,7 +179,8 @@ impl Job<'_> {
             self.complete(file, meta, &mut out, &mut check, &mut have, before)?;
             match check.verdict(have) {
                 Ok(()) => break,
-                // What an earlier run left may be at fault (a power cut, another program): once more from the start.
+                // The partial file of an earlier run may be damaged (a power failure, another program): start once more
+                // from the beginning.
                 Err(_) if !wrong => wrong = true,
                 Err(detail) => {
                     let _ = std::fs::remove_file(&partial);
@@ -187,12 +190,12 @@ impl Job<'_> {
             }
             restart(&mut out).map_err(|e| self.disk(file, missing(0), e))?;
         }
-        // On the disk before it has a name: a power cut must not leave a name without content.
+        // Sync to disk before the rename, so that a power failure cannot leave a name without content.
         out.sync_all().and_then(|()| std::fs::rename(&partial, &blob)).map_err(|e| self.disk(file, 0, e))
     }
 
-    /// Appends to `out`, which holds `have` bytes that `check` has seen, until the file's size is reached; asks again after
-    /// every break, and gives up after several that brought nothing.
+    /// Appends to `out` until the file's size is reached. `out` already has `have` bytes, which `check` has received.
+    /// Requests again after every interruption, and gives up after several in a row without new bytes.
     fn complete(
         &mut self,
         file: &str,
@@ -218,7 +221,7 @@ impl Job<'_> {
             let answer = self.client.ask("GET", &url, *have).map_err(|refusal| self.explain(refusal))?;
             let resumed = answer.status.as_u16() == 206 && starts_at(&answer.headers, *have);
             if *have > 0 && !resumed {
-                // The server begins at the beginning, or has no such range: so do we.
+                // The server sends from the beginning, or does not have this range: start over.
                 restart(out).map_err(|e| self.disk(file, missing(0), e))?;
                 (*check, *have) = (Check::new(etag, meta.size), 0);
                 if answer.status.as_u16() != 200 {
@@ -232,7 +235,7 @@ impl Job<'_> {
             let (start, from) = (*have, answer.host);
             let mut disk = None;
             let mut body = answer.body.into_reader();
-            // One byte more than there should be tells a file that is too long.
+            // Accept one byte more than expected, to detect a file that is too long.
             let most = meta.size.map_or(u64::MAX, |size| size + 1 - *have);
             let received = copy(&mut (&mut body).take(most), |chunk| {
                 out.write_all(chunk).map_err(|e| {
@@ -246,7 +249,7 @@ impl Job<'_> {
                 Ok(())
             });
             if let Some(e) = disk {
-                // A part of the last chunk may have found room.
+                // A part of the last chunk may have been written.
                 let have = out.metadata().map_or(*have, |m| m.len());
                 return Err(self.disk(file, missing(have), e));
             }
@@ -274,7 +277,7 @@ impl Job<'_> {
         std::fs::read_to_string(path).map_err(|e| self.disk("", 0, e))
     }
 
-    /// What a refusal means for this model.
+    /// The error that a refused request means for this model.
     fn explain(&self, refusal: Refusal) -> HubError {
         let (status, code, host) = match refusal {
             Refusal::Other(error) => return error,
@@ -286,7 +289,7 @@ impl Job<'_> {
             (_, "RevisionNotFound") => {
                 HubError::NoSuchRevision { repo, revision: self.name.revision.clone(), endpoint }
             }
-            // Whether a name is unknown or private the hub does not say to strangers.
+            // Without authorisation, the hub does not reveal whether a name is unknown or private.
             (401, _) | (404, "RepoNotFound" | "") => {
                 let near = known::did_you_mean(&self.name.given);
                 HubError::NoSuchModel { repo, endpoint, near, refused: self.client.refused("was refused too") }
@@ -323,7 +326,7 @@ impl Job<'_> {
         HubError::Pickle { repo, revision, file: file.into(), command, endpoint }
     }
 
-    /// A failed write, in words that say what to do.
+    /// The error for a failed write, with advice.
     fn disk(&self, file: &str, missing: u64, source: io::Error) -> HubError {
         let cache = self.cache.to_path_buf();
         match source.kind() {
@@ -353,20 +356,21 @@ fn restart(out: &mut File) -> io::Result<()> {
     out.seek(SeekFrom::Start(0)).map(drop)
 }
 
-/// Whether a 206 really begins where it was asked to.
+/// Whether a 206 response begins at the requested byte.
 fn starts_at(headers: &ureq::http::HeaderMap, from: u64) -> bool {
     let range = headers.get("content-range").and_then(|value| value.to_str().ok());
     let start = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok());
     start == Some(from)
 }
 
-/// A part of an address: everything but letters, digits and `-._~` as %XX. A revision's slashes too, as the hub wants it.
+/// Percent-encodes a part of a URL: everything except letters, digits and `-._~`. The hub requires that a revision's
+/// slashes are encoded too.
 fn encode(part: &str) -> String {
     let keep = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
     part.bytes().map(|byte| if keep(&byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
-/// Whether a server's word can be a file's name here.
+/// Whether a text from a server is safe as a file name.
 fn is_plain(word: &str) -> bool {
     (1..=128).contains(&word.len()) && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }

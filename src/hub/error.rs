@@ -1,29 +1,30 @@
-//! What can keep a model from being had, each with the next step. Owns the words; knows neither files nor network.
+//! The errors of finding and downloading a model. Owns the messages, each with the next step; uses no files and no
+//! network. Read next: `mod.rs`.
 
 use crate::config::ConfigError;
 use std::path::PathBuf;
 use thiserror::Error;
 
-/// A name that leads nowhere, or a download that failed.
+/// A model was not found, or its download failed.
 #[derive(Debug, Error)]
 pub enum HubError {
-    /// Neither a folder nor a name that the hub could have.
+    /// The name is neither a folder nor a valid hub name.
     #[error(
         "there is no model {name:?}: it is not \"demo\", not a folder, and not a hub name such as gpt2 or owner/name@revision"
     )]
     NotAName {
-        /// As asked for.
+        /// The name or value as given.
         name: String,
     },
-    /// A path that leads nowhere.
+    /// The path does not exist.
     #[error("there is no file or folder {path}{hint}")]
     NoSuchFolder {
-        /// As asked for, with the home folder in full.
+        /// The path as given, with the home folder expanded.
         path: String,
-        /// What may be wrong with it.
+        /// What may be wrong with the path.
         hint: String,
     },
-    /// A file that no checkpoint's folder is read from.
+    /// The file is not one that identifies a checkpoint's folder.
     #[error("{path} is a file, and a model is a folder: {what}")]
     AFile {
         /// The file.
@@ -31,15 +32,15 @@ pub enum HubError {
         /// What it is, and what to do.
         what: String,
     },
-    /// An address that names no model.
+    /// The address names no model.
     #[error("{address} is an address that cannot be used: {what}")]
     Address {
-        /// As asked for.
+        /// The name or value as given.
         address: String,
-        /// What is wrong with it.
+        /// What is wrong with the address.
         what: String,
     },
-    /// Not in the cache, and nothing may or can be downloaded.
+    /// The model is not in the cache, and downloads are disabled or impossible.
     #[error(
         "{lack} the Hugging Face cache {cache}, no such folder is here, and {why} forbids downloads; unset \
          it, or fetch the model on a machine with a network and give its folder to --model{near}"
@@ -51,10 +52,10 @@ pub enum HubError {
         cache: PathBuf,
         /// "; did you mean …?", or nothing.
         near: String,
-        /// What forbids it.
+        /// What prevents the download.
         why: &'static str,
     },
-    /// Not in the cache, and this build has no downloads.
+    /// The model is not in the cache, and this build has no downloads.
     #[error(
         "{lack} the Hugging Face cache {cache}, and this build of actscope has no downloads (the \
          cargo feature `download`); fetch the model by other means and give its folder"
@@ -65,19 +66,19 @@ pub enum HubError {
         /// The cache's folder.
         cache: PathBuf,
     },
-    /// HF_ENDPOINT is no address.
-    #[error("HF_ENDPOINT is {endpoint:?}, which is no address; it must begin with https:// (or http://)")]
+    /// HF_ENDPOINT is not a valid address.
+    #[error("HF_ENDPOINT is {endpoint:?}, which is not an address; it must begin with https:// (or http://)")]
     Endpoint {
         /// As set.
         endpoint: String,
     },
-    /// The hub does not know the name, or does not say that it does.
+    /// The hub does not have the model, or hides it without authorisation.
     #[error(
         "{endpoint} has no public model {repo}, and no such folder is here{near}{refused}; if it is private, log in with \
          `hf auth login` or set HF_TOKEN"
     )]
     NoSuchModel {
-        /// The hub's name for it.
+        /// The repository's name.
         repo: String,
         /// The hub's address.
         endpoint: String,
@@ -86,23 +87,23 @@ pub enum HubError {
         /// " (the token from … was refused too)", or nothing.
         refused: String,
     },
-    /// The model is there, the branch, tag or commit is not.
+    /// The model exists, but not this branch, tag or commit.
     #[error("{repo} has no revision {revision:?}; its branches are on {endpoint}/{repo}/tree/main")]
     NoSuchRevision {
-        /// The hub's name for it.
+        /// The repository's name.
         repo: String,
-        /// As asked for.
+        /// The name or value as given.
         revision: String,
         /// The hub's address.
         endpoint: String,
     },
-    /// The owner decides who may have it.
+    /// The model is gated: its owner grants access.
     #[error(
         "{repo} is gated: its owner wants to know who downloads it{refused}; ask for access on {endpoint}/{repo}, then log in \
          with `hf auth login` or set HF_TOKEN"
     )]
     Gated {
-        /// The hub's name for it.
+        /// The repository's name.
         repo: String,
         /// The hub's address.
         endpoint: String,
@@ -115,9 +116,9 @@ pub enum HubError {
          network, or set HF_ENDPOINT to a mirror"
     )]
     Forbidden {
-        /// The hub's name for it.
+        /// The repository's name.
         repo: String,
-        /// Who refuses.
+        /// The host that refuses.
         host: String,
         /// " (the token from … was refused too)", or nothing.
         refused: String,
@@ -129,7 +130,7 @@ pub enum HubError {
          request: see {endpoint}/{repo}/discussions, and give --model {repo}@refs/pr/NUMBER"
     )]
     Pickle {
-        /// The hub's name for it.
+        /// The repository's name.
         repo: String,
         /// Branch, tag or commit.
         revision: String,
@@ -140,48 +141,48 @@ pub enum HubError {
         /// The hub's address.
         endpoint: String,
     },
-    /// The repository has weights, but in a format that is not read.
+    /// The repository has weights, but in an unsupported format.
     #[error("{repo} ({revision}) has no model.safetensors: {advice}")]
     OtherFormat {
-        /// The hub's name for it.
+        /// The repository's name.
         repo: String,
         /// Branch, tag or commit.
         revision: String,
         /// What it has, and what to do.
         advice: String,
     },
-    /// A repository that is no model that actscope can run.
+    /// The repository is not a model that actscope can run.
     #[error(
         "{repo} ({revision}) has no {file}, so it is not a checkpoint that actscope can run; `actscope models` lists some"
     )]
     NoFile {
-        /// The hub's name for it.
+        /// The repository's name.
         repo: String,
         /// Branch, tag or commit.
         revision: String,
         /// What is missing.
         file: &'static str,
     },
-    /// Found out before the weights were fetched.
+    /// The model's config.json is invalid or unsupported, found before its weights were downloaded.
     #[error("{repo}: {source}; nothing else of it was downloaded")]
     Unusable {
-        /// The hub's name for it.
+        /// The repository's name.
         repo: String,
         /// What is wrong with its config.json.
         source: ConfigError,
     },
-    /// 429.
+    /// The host limits requests (429).
     #[error(
         "{host} allows no more requests for now (429){wait}; run the same command again then, or log in with `hf auth login`: \
          who is logged in may ask more often"
     )]
     TooManyRequests {
-        /// Who says so.
+        /// The host.
         host: String,
         /// ": it asks to wait N s", or nothing.
         wait: String,
     },
-    /// 5xx, again and again.
+    /// The host failed repeatedly (5xx).
     #[error(
         "{host} has a fault of its own (HTTP {status}) and had it {tries} times in a row; run the same command again later, \
          and it goes on where it was"
@@ -191,21 +192,21 @@ pub enum HubError {
         host: String,
         /// The status.
         status: u16,
-        /// How often it was asked.
+        /// How many times the request was sent.
         tries: u32,
     },
-    /// Nobody there.
+    /// The host cannot be reached.
     #[error(
         "cannot reach {host}: {detail}; check the network, the proxy (HTTPS_PROXY, NO_PROXY) and HF_ENDPOINT, or use a model \
          that is here already: `actscope models` lists them"
     )]
     Network {
-        /// Who cannot be reached.
+        /// The host.
         host: String,
         /// Why.
         detail: String,
     },
-    /// A download that breaks off again and again.
+    /// The download was interrupted repeatedly.
     #[error(
         "the download of {file} from {host} broke off at {done} of {size} bytes and would not go on ({detail}); what is here \
          is kept: run the same command again to go on"
@@ -213,16 +214,16 @@ pub enum HubError {
     Broken {
         /// The file.
         file: String,
-        /// Who sent it.
+        /// The host that sent it.
         host: String,
-        /// Bytes that are here.
+        /// Bytes received.
         done: u64,
-        /// Bytes that there should be, or `?`.
+        /// Bytes expected, or `?`.
         size: String,
-        /// What happened last.
+        /// The last failure.
         detail: String,
     },
-    /// The bytes are not those that the hub promised.
+    /// The content does not match the hub's hash.
     #[error(
         "{file} came twice with other content than {endpoint} promises ({detail}); a proxy or a mirror alters it: try another \
          network, or unset HF_ENDPOINT"
@@ -235,17 +236,17 @@ pub enum HubError {
         /// What differs.
         detail: String,
     },
-    /// An answer that no hub gives.
+    /// The answer does not follow the hub's protocol.
     #[error(
-        "{host} answered what no Hugging Face hub answers: {detail}; is HF_ENDPOINT a hub, and is there a log-in page in between?"
+        "the answer of {host} is not that of a Hugging Face hub: {detail}; is HF_ENDPOINT a hub, or is there a log-in page in between?"
     )]
     Protocol {
-        /// Who answered.
+        /// The host that answered.
         host: String,
         /// What was wrong.
         detail: String,
     },
-    /// No room.
+    /// The disk is full.
     #[error(
         "the disk of the Hugging Face cache {cache} is full, and {file} needs {missing} more bytes; make room, or set \
          HF_HUB_CACHE to a folder on another disk. What is here is kept: run the same command again to go on"
@@ -255,7 +256,7 @@ pub enum HubError {
         cache: PathBuf,
         /// The file.
         file: String,
-        /// Bytes that are still to come.
+        /// Bytes still to be downloaded.
         missing: u64,
     },
     /// The cache cannot be written.
@@ -265,7 +266,7 @@ pub enum HubError {
     Cache {
         /// The cache's folder.
         cache: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
 }

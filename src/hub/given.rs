@@ -1,5 +1,5 @@
-//! What a model's name means as it was given: a folder, a file of one, an address of the hub, or a name on it. Owns the
-//! words people give; looks at folders' names and files' first bytes, and asks no network.
+//! Interprets the name that a user gives for a model: a folder, a file in one, an address of the hub, or a hub name. It
+//! looks at folders' names and files' first bytes, and uses no network. Read next: `mod.rs`.
 
 use super::{HubError, Name, cache};
 use crate::model::model_dir::{ModelDir, file, kind_of_file};
@@ -11,7 +11,7 @@ pub(super) enum Given {
     Name(Name),
 }
 
-/// Reads what was given.
+/// Interprets a given name.
 pub(super) fn read(given: &str) -> Result<Given, HubError> {
     let path = cache::at_home(Path::new(given));
     if path.is_dir() {
@@ -29,7 +29,7 @@ pub(super) fn read(given: &str) -> Result<Given, HubError> {
     Name::parse(given).map(Given::Name)
 }
 
-/// The folder that a file is of, where the file is one that its folder is read from.
+/// The folder of a file, if the file is one that a checkpoint's folder has.
 fn of_file(path: &Path) -> Result<PathBuf, HubError> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -51,13 +51,14 @@ fn of_file(path: &Path) -> Result<PathBuf, HubError> {
     let ends = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
     if ends(&[".safetensors"]) {
         let folder = folder.display();
-        return refuse(match dir.has(file::WEIGHTS) || dir.has(file::INDEX) {
-            true => format!(
+        return refuse(if dir.has(file::WEIGHTS) || dir.has(file::INDEX) {
+            format!(
                 "the weights of its folder are others; give {folder} for those, or move this file to a folder of its own as {}, \
                  with a config.json",
                 file::WEIGHTS
-            ),
-            false => format!("name this one {}, put the config.json beside it and give their folder", file::WEIGHTS),
+            )
+        } else {
+            format!("name this one {}, put the config.json beside it and give their folder", file::WEIGHTS)
         });
     }
     if ends(&[".onnx"]) {
@@ -79,7 +80,7 @@ fn of_file(path: &Path) -> Result<PathBuf, HubError> {
     refuse("give the folder of a checkpoint: config.json and model.safetensors".into())
 }
 
-/// What follows the hub's host in an address; `None` for what is none.
+/// The part of an address after the hub's host; `None` if `given` is not an address.
 fn address(given: &str) -> Option<Result<String, String>> {
     let (scheme, rest) = given.split_once("://").map_or(("", given), |(scheme, rest)| (scheme, rest));
     if scheme == "hf" {
@@ -98,7 +99,7 @@ fn address(given: &str) -> Option<Result<String, String>> {
     }
 }
 
-/// The name in an address of the hub: `owner/name`, then perhaps `tree/revision` or a file.
+/// The name in an address of the hub: `owner/name`, optionally with `tree/revision` or a file.
 fn of_address(given: &str, path: Result<String, String>) -> Result<Name, HubError> {
     let refuse = |what: String| Err(HubError::Address { address: given.into(), what });
     let path = match path {
@@ -117,7 +118,7 @@ fn of_address(given: &str, path: Result<String, String>) -> Result<Name, HubErro
         ["datasets" | "spaces" | "docs" | "papers" | "collections" | "api" | "blog" | "posts", ..] => {
             return refuse("it is not the address of a model; give owner/name".into());
         }
-        // The first models have no owner.
+        // The oldest models have no owner.
         [name, page, rest @ ..] if PAGES.contains(page) => (name.to_string(), (Some(page), rest)),
         [name] => (name.to_string(), (None, &[][..])),
         [owner, name, page, rest @ ..] => (format!("{owner}/{name}"), (Some(page), rest)),
@@ -132,7 +133,7 @@ fn of_address(given: &str, path: Result<String, String>) -> Result<Name, HubErro
     Name::parse(&format!("{name}{revision}"))
 }
 
-/// What to say of a path that leads nowhere; `None` for what may be a name on the hub.
+/// The hint for a path that does not exist; `None` if `given` may be a hub name.
 fn path_hint(given: &str) -> Option<String> {
     let bytes = given.as_bytes();
     let drive =
@@ -153,7 +154,7 @@ fn path_hint(given: &str) -> Option<String> {
     if !(starts || drive || file || relative || given == ".." || given == ".") {
         return None;
     }
-    // The first part that is missing tells where the path goes wrong.
+    // The first missing part shows where the path is wrong.
     let path = cache::at_home(Path::new(given));
     let there = path.ancestors().skip(1).find(|above| above.file_name().is_some() && above.exists());
     Some(match there {

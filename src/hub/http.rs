@@ -1,6 +1,6 @@
-//! Asking the hub: one request at a time, with proxies, redirects, patience and the token. Owns what is sent to whom (the
-//! token goes to the hub's own address and nowhere else) and what is asked again; what an answer means for a model is
-//! `download.rs`'s to say.
+//! Requests to the hub, one at a time, with proxies, redirects, retries and the token. Owns which host receives what
+//! (the token goes only to the hub's own address) and what is retried. `download.rs` interprets the answers. Read next:
+//! `token.rs`.
 
 use super::token::{Origin, Token};
 use super::{Event, HubError};
@@ -9,19 +9,19 @@ use ureq::http::{HeaderMap, Request, StatusCode, Uri, header};
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body, Proxy};
 
-/// Longest wait that a 429 may ask for at once, and the longest over all.
+/// The longest wait for a single 429 answer, and the longest in total.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 const LONGEST_WAITS: Duration = Duration::from_secs(180);
-/// Tries of a request that the server fails to answer, and how long before the second; it doubles from there.
+/// How many times an unanswered request is sent, and the pause before the second time; the pause doubles each time.
 pub(super) const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// The time to wait before try `n` (from 1 on).
+/// The pause before retry `n`, counted from 1.
 pub(super) fn pause(n: u32) -> Duration {
     PAUSE * 2u32.pow(n.saturating_sub(1).min(5))
 }
 
-/// What the hub says of a file or repository beside its content.
+/// What the hub's headers say about a file or repository.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Meta {
     /// The blob's name: sha256 of the content for large files, git's hash for small ones.
@@ -34,17 +34,17 @@ pub(super) struct Answer {
     pub headers: HeaderMap,
     pub meta: Meta,
     pub body: Body,
-    /// Who answered in the end.
+    /// The host that answered after all redirects.
     pub host: String,
-    /// Whether that was the hub itself, who may have been shown the token.
+    /// Whether that was the hub itself, which may have received the token.
     own: bool,
 }
 
-/// Why there is no answer to use.
+/// Why there is no usable answer.
 pub(super) enum Refusal {
     /// 4xx, with the hub's `x-error-code`.
     Status { status: StatusCode, code: String, host: String },
-    /// It has a message of its own.
+    /// An error with its own message.
     Other(HubError),
 }
 
@@ -52,10 +52,10 @@ pub(super) struct Client<'a> {
     pub endpoint: String,
     agent: Agent,
     token: Option<Token>,
-    /// A token that the hub did not take, with the status.
+    /// The origin of a token that the hub refused, with the status.
     refused: Option<(Origin, StatusCode)>,
     announced: bool,
-    /// Whether anybody has answered yet: before that, patience is short.
+    /// Whether any request has been answered. Before the first answer, there are fewer retries.
     reached: bool,
     waited: Duration,
     pub tell: &'a mut dyn FnMut(Event<'_>),
@@ -90,19 +90,19 @@ impl<'a> Client<'a> {
         })
     }
 
-    /// The token that was refused, for messages that need it: " (the token from … `what`)".
+    /// A remark about the refused token, for messages: " (the token from … `what`)", or nothing.
     pub fn refused(&self, what: &str) -> String {
         self.refused.as_ref().map_or(String::new(), |(origin, _)| format!(" (the token from {origin} {what})"))
     }
 
-    /// The hub's address as it may be shown: without a password.
+    /// The hub's address without a password, for messages.
     pub fn shown_endpoint(&self) -> String {
         let uri: Option<Uri> = self.endpoint.parse().ok();
         let path = uri.as_ref().map_or("", |uri| uri.path().trim_end_matches('/'));
         WebOrigin::of(&self.endpoint).map_or(String::new(), |origin| format!("{origin}{path}"))
     }
 
-    /// A HEAD or GET, from byte `from` on, until there is an answer worth having.
+    /// Sends a HEAD or GET, from byte `from` on, and retries until there is a usable answer.
     pub fn ask(&mut self, method: &str, url: &str, from: u64) -> Result<Answer, Refusal> {
         let (mut tries, mut waits) = (1, 0);
         loop {
@@ -131,7 +131,7 @@ impl<'a> Client<'a> {
                 }
                 429 => {
                     waits += 1;
-                    // Never less than our own pause: "0 seconds" must not become a flood.
+                    // Never less than our own pause, so that a wait of 0 seconds does not flood the server.
                     let wait = asked_wait(&answer.headers).unwrap_or_default().max(pause(waits));
                     if wait > LONGEST_WAIT || self.waited + wait > LONGEST_WAITS {
                         let wait = format!(": it asks to wait {} s", wait.as_secs());
@@ -162,19 +162,19 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Says once that a token was refused: now that things work without it.
+    /// Reports once that a token was refused, after a request succeeded without it.
     fn announce(&mut self) {
         if let Some((origin, status)) = self.refused.as_ref().filter(|_| !self.announced) {
             self.announced = true;
             (self.tell)(Event::Note(&format!(
-                "note: the hub refused the token from {origin} ({}); going on without it. {}",
+                "note: the hub refused the token from {origin} ({}); continuing without it. {}",
                 status.as_u16(),
                 origin.remedy()
             )));
         }
     }
 
-    /// One request and the redirects it leads to.
+    /// Sends one request and follows its redirects.
     fn follow(&mut self, method: &str, url: &str, from: u64) -> Result<Answer, HubError> {
         let mut url = url.to_string();
         let mut meta = Meta::default();
@@ -200,7 +200,8 @@ impl<'a> Client<'a> {
                 meta.size.get_or_insert(size);
             }
             let location = text(headers, "location").filter(|_| status.is_redirection());
-            // The first answer that names the content tells all that a HEAD wants; the content store need not be asked.
+            // The first answer with the blob's name has everything that a HEAD needs, so the content store is not
+            // asked.
             let done = method == "HEAD" && meta.etag.is_some() && meta.size.is_some();
             match location {
                 Some(to) if !done => {
@@ -231,7 +232,7 @@ impl<'a> Client<'a> {
             agent.run(request)
         };
         let mut result = send(&self.agent);
-        // A bare container has no certificates of its own; then those that Mozilla trusts have to do.
+        // A minimal container has no certificates; then Mozilla's set is used.
         if let Err(ureq::Error::Rustls(e)) = &result
             && e.to_string().contains("No CA certificates")
         {
@@ -243,7 +244,7 @@ impl<'a> Client<'a> {
 }
 
 fn agent(roots: RootCerts) -> Agent {
-    // huggingface_hub's own knobs, so that what helps there helps here.
+    // The same environment variables as huggingface_hub.
     let seconds = |name: &str| {
         let set = std::env::var(name).ok().and_then(|value| value.parse().ok()).filter(|n| *n > 0);
         Some(Duration::from_secs(set.unwrap_or(10)))
@@ -272,7 +273,7 @@ fn proxy(url: &str) -> Option<Proxy> {
     builder = proxy.username().into_iter().fold(builder, |builder, user| builder.username(user));
     builder = proxy.password().into_iter().fold(builder, |builder, password| builder.password(password));
     for entry in either("NO_PROXY").unwrap_or_default().split([',', ' ']).filter(|entry| !entry.is_empty()) {
-        // As curl and Python read it: a name stands for its subdomains too.
+        // As in curl and Python, a name includes its subdomains.
         builder = builder.no_proxy(entry.trim_start_matches('.'));
         if !entry.contains('*') {
             builder = builder.no_proxy(&format!(".{}", entry.trim_start_matches('.')));
@@ -283,14 +284,14 @@ fn proxy(url: &str) -> Option<Proxy> {
     (!proxy.is_no_proxy(&uri)).then_some(proxy)
 }
 
-/// What went wrong, in words, without any address or password that an error may carry.
+/// Describes an error without addresses and passwords that it may contain.
 fn plainly(e: &ureq::Error, proxied: bool) -> String {
     let by = if proxied { " (through a proxy)" } else { "" };
     let what = match e {
         ureq::Error::HostNotFound => "its name is not known to the network".into(),
         ureq::Error::Timeout(_) => "no answer in time".into(),
         ureq::Error::ConnectProxyFailed(reason) => return format!("the proxy did not connect: {reason}"),
-        // What rustls finds in a handshake comes as invalid data.
+        // rustls reports handshake errors as invalid data.
         ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => untrusted(e),
         ureq::Error::Io(e) => e.to_string(),
         ureq::Error::Rustls(e) => untrusted(e),
@@ -319,8 +320,8 @@ fn asked_wait(headers: &HeaderMap) -> Option<Duration> {
     seconds.or_else(limit).map(Duration::from_secs)
 }
 
-/// Scheme, host and port: what a token may be sent to. Read by the parser that requests are sent with, so that both read an
-/// address alike.
+/// Scheme, host and port, which decide where a token may be sent. Parsed by the same parser as requests, so that the
+/// two cannot disagree about an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct WebOrigin {
     scheme: &'static str,
@@ -330,7 +331,7 @@ struct WebOrigin {
 }
 
 impl WebOrigin {
-    /// `None` for what is no address of http or https.
+    /// `None` for anything but an http or https address.
     fn of(url: &str) -> Option<WebOrigin> {
         let uri: Uri = url.parse().ok()?;
         let (scheme, usual) = match uri.scheme_str()? {
@@ -360,11 +361,11 @@ pub(super) fn host(url: &str) -> String {
     origin.split_once("://").map_or("?".into(), |(_, host)| host.to_string())
 }
 
-/// Where a redirect leads: to an address, or to a path on the same host. `None` where that is no address.
+/// The target of a redirect: an address, or a path on the same host. `None` if it is not a valid address.
 fn join(base: &str, to: &str) -> Option<String> {
     let uri: Uri = base.parse().ok()?;
     let (scheme, authority, path) = (uri.scheme_str()?, uri.authority()?, uri.path());
-    // Only a scheme has a colon before the path begins.
+    // A colon before the first slash means a scheme.
     let joined = if to.split(['/', '?', '#']).next().is_some_and(|first| first.contains(':')) {
         to.into()
     } else if to.starts_with("//") {
@@ -395,7 +396,7 @@ mod tests {
         assert_eq!(to("http://"), None);
     }
 
-    /// Seen red with the host read up to the first `@`, and with the whole text compared.
+    /// Seen red with the host parsed up to the first `@`, and with the whole text compared.
     #[test]
     fn an_origin_is_scheme_host_and_port() {
         let of = |url: &str| WebOrigin::of(url);

@@ -1,5 +1,5 @@
-//! What is on this machine: the models in the Hugging Face cache and in folders, each opened as a run would open it, so that
-//! what is called usable is. Reads headers only; changes nothing.
+//! Lists the models on this machine, in the Hugging Face cache and in folders. Each is opened as in a run, so the list
+//! shows what really works. Reads headers only; changes nothing. Read next: `cache.rs`.
 
 use super::cache::{self, Repo};
 use crate::config::Config;
@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 /// A model on this machine.
 #[derive(Debug)]
 pub struct Entry {
-    /// What to give to `--model`.
+    /// The name to open it with.
     pub name: String,
     /// Where it lies.
     pub folder: PathBuf,
     /// Bytes of its files.
     pub bytes: u64,
-    /// Bytes of downloads that were broken off and will be gone on with.
+    /// Bytes of interrupted downloads that will be resumed.
     pub unfinished: u64,
     /// Whether there is a tokenizer.
     pub tokenizer: bool,
@@ -24,8 +24,8 @@ pub struct Entry {
     pub state: Result<Config, String>,
 }
 
-/// The models in the cache, and those in `folders` (each a checkpoint, or a folder of checkpoints). Gives back the cache's
-/// folder too.
+/// The models in the cache and in `folders` (each a checkpoint, or a folder of checkpoints). Also returns the cache's
+/// folder.
 pub fn inventory(folders: &[PathBuf]) -> (PathBuf, Vec<Entry>) {
     let root = cache::root();
     let mut entries = Vec::new();
@@ -36,11 +36,11 @@ pub fn inventory(folders: &[PathBuf]) -> (PathBuf, Vec<Entry>) {
             let name = match revisions.iter().find(|r| *r == "main").or(revisions.first()) {
                 Some(main) if main == "main" => repo.name.clone(),
                 Some(revision) => format!("{}@{revision}", repo.name),
-                // A branch gets its entry when everything of it is there.
+                // A branch gets its entry when all of its files are there.
                 None if unfinished > 0 => repo.name.clone(),
                 None => format!("{}@{commit}", repo.name),
             };
-            // Counted once, with the newest snapshot as good as with any.
+            // Counted once, arbitrarily with the newest snapshot.
             let unfinished = if i == 0 { unfinished } else { 0 };
             entries.push(entry(name, repo.snapshot_folder(commit), unfinished));
         }
@@ -49,14 +49,13 @@ pub fn inventory(folders: &[PathBuf]) -> (PathBuf, Vec<Entry>) {
         }
     }
     for folder in folders {
-        let inner: Vec<PathBuf> = match folder.join(file::CONFIG).exists() {
-            true => Vec::new(),
-            false => {
-                let inner = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-                let mut inner: Vec<PathBuf> = inner.filter(|path| path.join(file::CONFIG).exists()).collect();
-                inner.sort();
-                inner
-            }
+        let inner: Vec<PathBuf> = if folder.join(file::CONFIG).exists() {
+            Vec::new()
+        } else {
+            let inner = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+            let mut inner: Vec<PathBuf> = inner.filter(|path| path.join(file::CONFIG).exists()).collect();
+            inner.sort();
+            inner
         };
         let found = if inner.is_empty() { vec![folder.clone()] } else { inner };
         entries.extend(found.into_iter().map(|path| entry(path.display().to_string(), path, 0)));
@@ -74,7 +73,7 @@ fn entry(name: String, folder: PathBuf, unfinished: u64) -> Entry {
     Entry { bytes: bytes(&folder), name, folder, unfinished, tokenizer, state }
 }
 
-/// Bytes of the files in a folder, those behind links included.
+/// Bytes of the files in a folder; links are followed.
 fn bytes(folder: &Path) -> u64 {
     let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
     files.filter_map(|file| std::fs::metadata(file.path()).ok()).filter(|m| m.is_file()).map(|m| m.len()).sum()

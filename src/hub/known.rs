@@ -1,24 +1,24 @@
-//! The GPT-2 checkpoints that people ask for: their names on the hub, their shapes, and what a download costs. Owns the
-//! short names and the near names of a misspelt one. A list to choose from, never a limit: any GPT-2 on the hub opens.
+//! A list of well-known GPT-2 checkpoints: names on the hub, shapes, and download sizes. Owns the short names and the
+//! suggestions for a misspelt name. It is not a limit: any GPT-2 on the hub can be opened. Read next: `mod.rs`.
 
 /// A checkpoint on the hub.
 #[derive(Clone, Copy, Debug)]
 pub struct Known {
-    /// What to give to `--model`: `owner/name`, with `@revision` where the main branch has no safetensors.
+    /// The name to open it with: `owner/name`, with `@revision` if the main branch has no safetensors.
     pub id: &'static str,
-    /// The name people use for it, where it has one.
+    /// Its short name, if it has one.
     pub short: Option<&'static str>,
-    /// Blocks, width and heads; all of them have 1,024 positions and GPT-2's 50,257 tokens.
+    /// Blocks, width and heads. All have 1,024 positions and GPT-2's 50,257 tokens.
     pub shape: [u64; 3],
-    /// Bytes of its safetensors as the hub's file list gives them (to three digits); `None` where the repository has only a
-    /// pickle or the figure is not known.
+    /// Bytes of its safetensors from the hub's file list (to three digits); `None` if the repository has only a pickle
+    /// or the size is unknown.
     pub download: Option<u64>,
     /// What is particular about it.
     pub note: &'static str,
 }
 
 impl Known {
-    /// Parameters of GPT-2 at this shape: embeddings, twelve `n_embd`² a block, biases and LayerNorms.
+    /// Parameters of a GPT-2 of this shape: embeddings, twelve `n_embd`² per block, biases and LayerNorms.
     pub fn parameters(&self) -> u64 {
         let [n_layer, d, _] = self.shape;
         (50_257 + 1_024) * d + n_layer * (12 * d * d + 13 * d) + 2 * d
@@ -42,8 +42,8 @@ const fn known(
     Known { id, short, shape, download, note }
 }
 
-/// The list. Files and sizes: each repository's file list on the hub (the five of OpenAI and DistilGPT-2 to the byte: 4 bytes
-/// a parameter, 4 MiB of causal mask a block, and a header).
+/// The list. Files and sizes are from each repository's file list on the hub. For OpenAI's models and DistilGPT-2 they
+/// are exact: 4 bytes per parameter, 4 MiB of causal mask per block, and a header.
 pub const KNOWN: &[Known] = &[
     known("openai-community/gpt2", Some("gpt2"), SMALL, Some(548_105_171), "OpenAI, 2019"),
     known("openai-community/gpt2-medium", Some("gpt2-medium"), MEDIUM, Some(1_519_984_962), "OpenAI, 2019"),
@@ -80,12 +80,12 @@ pub const KNOWN: &[Known] = &[
     known("stanford-crfm/eowyn-gpt2-medium-x777", None, MEDIUM, None, PICKLE),
 ];
 
-/// The repository behind a short name; any other name stands for itself.
+/// The repository of a short name; any other name is returned unchanged.
 pub fn full_name(name: &str) -> &str {
     KNOWN.iter().find(|k| k.short == Some(name)).map_or(name, |k| k.id)
 }
 
-/// Known names that look like `wanted`, best first: at most three, and none where nothing is near.
+/// Known names similar to `wanted`, best first: at most three, and none if no name is similar.
 pub fn nearest(wanted: &str) -> Vec<&'static str> {
     let wanted = wanted.to_lowercase();
     let score = |name: &str| strsim::normalized_damerau_levenshtein(&wanted, &name.to_lowercase());
@@ -95,14 +95,14 @@ pub fn nearest(wanted: &str) -> Vec<&'static str> {
             let name = k.id.split(['/', '@']).nth(1).unwrap_or(k.id);
             (score(k.id).max(score(name)), k.short.unwrap_or(k.id))
         })
-        // A name that the hub has just denied is no help.
+        // Do not suggest the name that the hub has just refused.
         .filter(|(score, name)| *score >= 0.6 && full_name(name) != full_name(&wanted))
         .collect();
     scored.sort_by(|a, b| b.0.total_cmp(&a.0));
     scored.into_iter().take(3).map(|(_, name)| name).collect()
 }
 
-/// "; did you mean …?" with what looks like `wanted`, or nothing.
+/// "; did you mean …?" with names similar to `wanted`, or nothing.
 pub(super) fn did_you_mean(wanted: &str) -> String {
     match nearest(wanted).as_slice() {
         [] => String::new(),
@@ -124,7 +124,7 @@ mod tests {
         assert_eq!(of("distilgpt2"), 81_912_576);
     }
 
-    /// 4 bytes a parameter, a 1024 x 1024 mask in f32 a block, and a header of 1 to 2 kB a block.
+    /// 4 bytes per parameter, a 1024 x 1024 mask in f32 per block, and a header of 0.5 to 2 kB per block.
     #[test]
     fn download_sizes_follow_from_the_shapes() {
         for k in KNOWN.iter().filter(|k| k.short.is_some()) {

@@ -1,8 +1,8 @@
-//! Where a model comes from: the demo inside the binary, a folder, the local Hugging Face cache, or a download into it. Owns
-//! names and the order in which they are looked up; `checkpoint.rs` and `tokenizer.rs` read what is found.
-//! Read next: `given.rs` (what a name means), `cache.rs` (where things lie), `download.rs` (how they get there).
+//! Finds a model: the demo inside the binary, a folder, the local Hugging Face cache, or a download into it. Owns names
+//! and the order of lookup; `../model/checkpoint.rs` and `../model/tokenizer.rs` read the files. Read next: `given.rs`
+//! (what a name means), `cache.rs` (the cache's layout), `download.rs` (downloads into it).
 
-#[cfg_attr(not(feature = "download"), allow(dead_code))] // what writes is for downloads
+#[cfg_attr(not(feature = "download"), allow(dead_code))] // only downloads write
 mod cache;
 #[cfg(all(feature = "download", not(target_arch = "wasm32")))]
 mod check;
@@ -13,7 +13,7 @@ mod given;
 #[cfg(all(feature = "download", not(target_arch = "wasm32")))]
 mod http;
 mod inventory;
-#[cfg_attr(not(feature = "download"), allow(dead_code))] // the nearest name is for downloads
+#[cfg_attr(not(feature = "download"), allow(dead_code))] // only downloads suggest names
 mod known;
 #[cfg(all(feature = "download", not(target_arch = "wasm32")))]
 mod token;
@@ -50,10 +50,10 @@ impl std::fmt::Display for Source {
     }
 }
 
-/// What a download tells while it runs.
+/// A report of a running download.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
-    /// A line that the user should see: a token that was refused, a wait.
+    /// A message for the user, such as about a refused token or a wait.
     Note(&'a str),
     /// The download of weights and tokenizer begins.
     Start {
@@ -61,17 +61,17 @@ pub enum Event<'a> {
         repo: &'a str,
         /// The hub's address.
         from: &'a str,
-        /// Bytes in all, those that are here already included.
+        /// Bytes in total, including those already here.
         bytes: u64,
     },
-    /// How far it is.
+    /// Progress.
     Bytes {
         /// Bytes that are here.
         done: u64,
-        /// Whether the last of them were here before: they say nothing of the speed.
+        /// Whether the last of them were already here, so that they do not count for the speed.
         kept: bool,
     },
-    /// It is over, well or not.
+    /// The download ended, successfully or not.
     End,
 }
 
@@ -88,7 +88,7 @@ pub mod demo {
 
 /// A name on the hub.
 struct Name {
-    /// As asked for.
+    /// The name or value as given.
     given: String,
     /// `owner/name`.
     repo: String,
@@ -109,9 +109,9 @@ impl Name {
         Ok(Name { given: repo.into(), repo: known::full_name(repo).into(), revision: revision.into() })
     }
 
-    /// What the cache has of it: everything, or the snapshot with the most.
+    /// What the cache has of the model: everything, or the most complete snapshot.
     fn cached(&self, cache: &Path) -> Cached {
-        // Before owners existed the short names were repositories; caches of that time still hold them.
+        // In the hub's early days repositories had no owners, and old caches still have the short names.
         let repos = [&self.repo, &self.given].map(|name| Repo::new(cache, name));
         let snapshots: Vec<(Holds, PathBuf)> = repos
             .iter()
@@ -130,7 +130,7 @@ impl Name {
         }
     }
 
-    /// How the cache lacks it: not at all there, there in part, or another revision of it.
+    /// How the cache lacks the model: it has nothing of it, a part of it, or another revision.
     fn lack(&self, cache: &Path) -> String {
         let repo = Repo::new(cache, &self.repo);
         let (model, revisions) = (format!("{} ({})", self.repo, self.revision), repo.revisions());
@@ -146,18 +146,18 @@ impl Name {
 
 enum Cached {
     Whole(PathBuf),
-    /// Enough to run token ids, and what is missing.
+    /// Enough to run token ids. The second field is what is missing.
     Part(PathBuf, &'static str),
-    /// Weights only in a form that is not read.
+    /// Weights only in an unsupported format.
     Other(PathBuf),
     Nothing,
 }
 
-/// Finds a model: `demo`, then a folder or a file of one, then a hub name or address in the local cache, then on the hub.
-/// `tell` hears of a download.
+/// Finds a model: `demo`, then a folder or a file in one, then a hub name or address in the local cache, then on the
+/// hub. Reports a download to `tell`.
 ///
 /// # Errors
-/// [`HubError`] says what was looked for and what to do.
+/// [`HubError`] states what was searched for and what to do.
 pub fn resolve(name: &str, tell: &mut dyn FnMut(Event<'_>)) -> Result<Source, HubError> {
     #[cfg(feature = "demo")]
     if name == "demo" {
@@ -174,7 +174,7 @@ pub fn resolve(name: &str, tell: &mut dyn FnMut(Event<'_>)) -> Result<Source, Hu
     }
     match (fetch(&name, &cache, tell), cached) {
         (Ok(snapshot), _) => Ok(Source::Cache(snapshot)),
-        // It has a message of its own.
+        // This error has its own message.
         (Err(HubError::Offline { .. } | HubError::NotBuilt { .. }), Cached::Other(snapshot)) => {
             Ok(Source::Cache(snapshot))
         }

@@ -1,9 +1,9 @@
-//! The access token for the hub: where it is looked for, in huggingface_hub's order, and how to get rid of one that the hub
-//! refuses. The value never leaves this file but for the one header: nothing here prints it.
+//! The access token for the hub: where it is searched for, in huggingface_hub's order, and how to remove one that the
+//! hub refuses. The value leaves this file only in the request header; nothing prints it. Read next: `http.rs`.
 
 use std::path::PathBuf;
 
-/// A token and the place it came from. No `Debug`: its value is nobody's business.
+/// A token and where it was found. It has no `Debug`, so that its value cannot be printed.
 pub(super) struct Token {
     value: String,
     pub origin: Origin,
@@ -52,13 +52,13 @@ impl Token {
         Some(Token { value, origin: Origin::File(path) })
     }
 
-    /// The header that carries it; `None` where the token holds what no header can.
+    /// The header with the token; `None` if the token has characters that a header cannot contain.
     pub fn header(&self) -> Option<String> {
         self.value.bytes().all(|b| b.is_ascii_graphic()).then(|| format!("Bearer {}", self.value))
     }
 }
 
-/// As huggingface_hub cleans it: line breaks (from a copied file) and spaces around it are no part of a token.
+/// Cleans a token as huggingface_hub does: removes line breaks (from a copied file) and surrounding spaces.
 fn clean(value: String) -> Option<String> {
     let value = value.replace(['\r', '\n'], "");
     let value = value.trim();

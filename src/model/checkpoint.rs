@@ -1,9 +1,9 @@
-//! A checkpoint's tensors: mapped, found by name, every name and shape checked against `config.json` before anything is
-//! computed. Owns the file formats (one safetensors file, or shards with an index) and the fingerprint; copies nothing but
-//! weights in f64, which become f32 when they are first read.
-//! Read next: `params.rs`, which brings tensors to a device block by block.
+//! A checkpoint's tensors. Maps the files into memory, finds tensors by name, and checks every name and shape against
+//! `config.json` before anything is computed. Owns the file formats (one safetensors file, or shards with an index) and
+//! the fingerprint. Weights are not copied, except f64 weights, which are converted to f32 at first use. Read next:
+//! `params.rs`, which loads tensors onto a device block by block.
 //!
-//! Names are Hugging Face's without the optional `transformer.` in front. Conv1D weights are [in, out] and stay so.
+//! Names are Hugging Face's without the optional prefix `transformer.`. Conv1D weights are [in, out] and stay so.
 
 use crate::config::{Config, ConfigError};
 use crate::device::{Blob, Bytes, Dtype, Part, StoredWeight};
@@ -26,10 +26,10 @@ pub enum WeightsError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// Something is wrong in config.json.
+    /// config.json is invalid.
     #[error("{folder}: {source}")]
     Config {
         /// The checkpoint's folder.
@@ -37,7 +37,7 @@ pub enum WeightsError {
         /// What is wrong.
         source: ConfigError,
     },
-    /// The folder has no weights that can be read.
+    /// The folder has no weights in a supported format.
     #[error("{folder} has no model.safetensors and no model.safetensors.index.json; {hint}")]
     NoWeights {
         /// The checkpoint's folder.
@@ -50,10 +50,10 @@ pub enum WeightsError {
     NoConfig {
         /// The folder.
         folder: PathBuf,
-        /// What it seems to be, and what to do.
+        /// What the folder seems to be, and what to do.
         hint: String,
     },
-    /// A file of another kind under a checkpoint's name.
+    /// A file whose content is of another kind than its name says.
     #[error("{file} is not what its name says: it is {kind}")]
     Kind {
         /// The file.
@@ -61,7 +61,7 @@ pub enum WeightsError {
         /// What it is, and what to do.
         kind: String,
     },
-    /// Not a safetensors file, or a broken one.
+    /// Not a safetensors file, or a damaged one.
     #[error("{file} is not a whole safetensors file: {detail}; fetch it again")]
     Format {
         /// The file.
@@ -69,7 +69,7 @@ pub enum WeightsError {
         /// What is wrong.
         detail: String,
     },
-    /// The index of a sharded checkpoint is broken.
+    /// The index of a sharded checkpoint is invalid.
     #[error("{file}: {detail}; fetch the checkpoint again")]
     Index {
         /// The index file.
@@ -77,7 +77,7 @@ pub enum WeightsError {
         /// What is wrong.
         detail: String,
     },
-    /// A tensor that this GPT-2 must have is not there.
+    /// A required tensor is missing.
     #[error("the checkpoint lacks the tensor {name:?}, which config.json calls for")]
     Missing {
         /// The tensor's name.
@@ -104,7 +104,7 @@ pub enum WeightsError {
         /// The file it is in.
         file: String,
     },
-    /// A tensor of another shape than config.json says.
+    /// A tensor's shape differs from the one that follows from config.json.
     #[error("the tensor {name:?} has shape {found:?} and config.json calls for {expected:?}")]
     Shape {
         /// The tensor's name.
@@ -114,15 +114,15 @@ pub enum WeightsError {
         /// Shape that follows from config.json.
         expected: Vec<usize>,
     },
-    /// Numbers stored in a way that GPT-2 checkpoints do not use.
+    /// A tensor is stored in an unsupported data type.
     #[error("the tensor {name:?} is stored as {found}; actscope reads F64, F32, F16 and BF16")]
     Dtype {
         /// The tensor's name.
         name: String,
-        /// The file's name for it.
+        /// The file's name of the data type.
         found: String,
     },
-    /// The file is not the one that was opened any more.
+    /// The file was changed after it was opened.
     #[error(
         "{file} was changed while it was read, so what was computed from it means nothing; run again, and replace a checkpoint in use by renaming a new one over it"
     )]
@@ -132,20 +132,21 @@ pub enum WeightsError {
     },
 }
 
-/// A mapped file. The map is read-only and private to us in intent but not in fact. What we promise:
+/// A memory-mapped file. The map is read-only, but another process can change the file while it is mapped:
 ///
-/// - A file that is *replaced* (a new one renamed over it, as downloads do) stays as it was for those who have it mapped.
-/// - A file that is *changed* in place, or shortened and filled again, is found out at the end of the run by its size and
-///   time of change ([`Checkpoint::check_unchanged`]), and the run fails.
-/// - A file that is *shortened* makes reads beyond its new end fail as the system sees fit. On Unix that is the signal
-///   SIGBUS, which no `Result` can carry: the binary catches it, says what happened, takes away what is half-written and
-///   ends with exit code 1; a library's caller gets the signal.
+/// - If the file is *replaced* (a new one is renamed over it, as downloads do), the map still shows the old contents.
+/// - If the file is *changed* in place, or truncated and filled again, [`Checkpoint::check_unchanged`] detects it at
+/// the
+///   end of the run by size and modification time, and the run fails.
+/// - If the file is *truncated*, reads beyond its new end fail. On Unix they raise the signal SIGBUS, which a `Result`
+///   cannot carry. The binary catches it, prints the cause, deletes unfinished output files and exits with code 1. A
+///   program that uses the library receives the signal.
 ///
-/// More would take a full copy in memory, which is what the map saves.
+/// A stronger guarantee needs a full copy in memory, which the map avoids.
 struct Mapped {
     map: Mmap,
     file: std::fs::File,
-    /// Size and time of change when it was opened.
+    /// Size and modification time when the file was opened.
     opened: (u64, Option<std::time::SystemTime>),
 }
 
@@ -154,7 +155,7 @@ impl Mapped {
         be_a_file(path)?;
         let file = std::fs::File::open(path)?;
         let opened = size_and_time(&file)?;
-        // SAFETY: see the promises above.
+        // SAFETY: see the three cases above.
         let map = unsafe { Mmap::map(&file) }?;
         Ok(Mapped { map, file, opened })
     }
@@ -177,13 +178,13 @@ impl Bytes for Mapped {
     #[cfg(unix)]
     fn release(&self, range: Range<usize>) {
         use memmap2::UncheckedAdvice;
-        // SAFETY: the map is a read-only view of a file, so a dropped page holds nothing that the file does not give back.
-        // Failure only means that the memory stays in use.
+        // SAFETY: the map is a read-only view of a file, so the system reads a dropped page from the file again. If the
+        // call fails, the memory just stays in use.
         let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
     }
 }
 
-/// Weights that are stored as f64, in f32: rounded when they are first read, since a file may hold more than a run needs.
+/// Weights stored as f64, converted to f32. They are converted at first use, because a run may not need all of a file.
 struct Narrowed {
     stored: Blob,
     file: Arc<dyn Bytes>,
@@ -229,14 +230,15 @@ impl Checkpoint {
     /// Opens a folder that holds `config.json` and safetensors.
     ///
     /// # Errors
-    /// [`WeightsError`] names the file or tensor at fault. Memory use follows the sizes of files, not what they claim.
+    /// [`WeightsError`] names the file or tensor at fault. Memory use is bounded by the sizes of the files, whatever
+    /// sizes their headers state.
     pub fn open(folder: &Path) -> Result<Checkpoint, WeightsError> {
         let dir = ModelDir::new(folder);
         if !dir.has(file::CONFIG) {
             return Err(WeightsError::NoConfig { folder: folder.into(), hint: dir.hint() });
         }
         let config_json = read(&dir.path(file::CONFIG))?;
-        // Another architecture is named before its weights are missed: that is the reason that counts.
+        // Read config.json first: for another architecture, that error is more helpful than one about missing weights.
         let config = parse(folder, &config_json)?;
         let names = dir.weights()?;
         let files = names
@@ -284,13 +286,13 @@ impl Checkpoint {
         Ok(Checkpoint { config, tensors, notes, config_json, files: with_headers })
     }
 
-    /// What its user should know of how the weights were read: tensors that were left out, prefixes that were taken off,
-    /// numbers that were converted. One line each.
+    /// Remarks for the user about how the weights were read, one line each: ignored tensors, removed prefixes,
+    /// converted data types.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// Sizes and switches.
+    /// The sizes and switches of `config.json`.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -300,7 +302,7 @@ impl Checkpoint {
         self.files.iter().map(|(_, bytes, _)| bytes.bytes().len() as u64).sum()
     }
 
-    /// How many numbers the weights hold.
+    /// The number of parameters.
     pub fn parameters(&self) -> usize {
         self.tensors.values().map(|w| w.rows * w.cols).sum()
     }
@@ -310,7 +312,7 @@ impl Checkpoint {
         self.files.iter().map(|(file, ..)| file.as_str())
     }
 
-    /// The dtype of the token embedding, which stands for the file's.
+    /// The data type of the token embedding, reported as the checkpoint's.
     pub fn dtype(&self) -> Dtype {
         self.tensors.get("wte.weight").map_or(Dtype::F32, |w| w.dtype)
     }
@@ -323,13 +325,13 @@ impl Checkpoint {
         self.tensors.get(name).ok_or_else(|| WeightsError::Missing { name: name.into() })
     }
 
-    /// The matrix that turns the final LayerNorm's output into logits, where it is another one than the token embedding.
+    /// The unembedding, which maps the final LayerNorm's output to logits; `None` when it is the token embedding.
     pub fn untied_unembedding(&self) -> Option<&StoredWeight> {
         let (head, wte) = (self.tensors.get("lm_head.weight")?, self.tensors.get("wte.weight")?);
         (head.dtype != wte.dtype || head.blob.bytes() != wte.blob.bytes()).then_some(head)
     }
 
-    /// Says no when a weight file is not what it was when it was opened: see the promises at `Mapped`.
+    /// Fails when a weight file was changed since it was opened: see `Mapped`.
     ///
     /// # Errors
     /// [`WeightsError::Changed`] names the file.
@@ -340,8 +342,8 @@ impl Checkpoint {
         }
     }
 
-    /// sha256, in hex, over config.json and each file's name, size and header; with `every_byte` over the weights too
-    /// (which reads them all).
+    /// The sha256, in hex, of config.json and of each file's name, size and header. With `every_byte` it also covers
+    /// the weights, and so reads all of them.
     pub fn fingerprint(&self, every_byte: bool) -> String {
         let mut hash = Sha256::new();
         hash.update(self.config_json.as_bytes());
@@ -356,7 +358,7 @@ impl Checkpoint {
     }
 }
 
-/// A tensor as a header describes it, before anything is known to be right.
+/// A tensor as a header describes it, before any check.
 #[derive(Clone)]
 struct Found {
     file: String,
@@ -370,17 +372,18 @@ fn parse(folder: &Path, config_json: &str) -> Result<Config, WeightsError> {
     Config::from_json(config_json).map_err(|source| WeightsError::Config { folder: folder.into(), source })
 }
 
-/// A checkpoint's JSON file.
+/// Reads a JSON file of a checkpoint.
 pub(crate) fn read(path: &Path) -> Result<String, WeightsError> {
     let bytes = read_file(path).map_err(|source| WeightsError::Io { path: path.into(), source })?;
-    // Lossy: a stray byte then surfaces as a JSON error that names its place.
+    // Lossy, so that an invalid byte becomes a JSON error with a line and column.
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The shard files that an index (`index`, for messages; its text) names, each once, all of them beside it.
+/// The shard files that an index names, without duplicates, all in the index's folder. `index` is the index's path, for
+/// messages.
 ///
 /// # Errors
-/// [`WeightsError::Index`] for an index that is broken or leads elsewhere.
+/// [`WeightsError::Index`] when the index is invalid or names a file outside its folder.
 pub fn shards(index: &Path, text: &str) -> Result<Vec<String>, WeightsError> {
     let fail = |detail: String| WeightsError::Index { file: index.display().to_string(), detail };
     let value: serde_json::Value = serde_json::from_str(text).map_err(|e| match Kind::of(text.as_bytes()) {
@@ -391,7 +394,7 @@ pub fn shards(index: &Path, text: &str) -> Result<Vec<String>, WeightsError> {
     let mut names = BTreeSet::new();
     for (tensor, file) in map {
         let file = file.as_str().ok_or_else(|| fail(format!("the entry of {tensor:?} is not a file name")))?;
-        // A shard is a file beside its index. Anything else would let a checkpoint make us read elsewhere.
+        // A shard must be in the index's folder. Otherwise a checkpoint could make us read any file.
         let plain = Path::new(file).file_name().is_some_and(|name| name == file) && !file.contains(['/', '\\']);
         if !plain {
             return Err(fail(format!(
@@ -406,8 +409,8 @@ pub fn shards(index: &Path, text: &str) -> Result<Vec<String>, WeightsError> {
     Ok(names.into_iter().collect())
 }
 
-/// Adds a file's tensors to `tensors` under the names they have there, and to `shared` the names that stand for another
-/// tensor of the same values. Gives back the length of its header.
+/// Adds a file's tensors to `tensors` under their names in the file, and to `shared` the names of tensors that share
+/// another tensor's values. Returns the length of the header.
 fn headers(
     file: &str,
     owner: &Arc<dyn Bytes>,
@@ -430,20 +433,20 @@ fn headers(
         let (dtype, shape) = (info.dtype, info.shape.clone());
         tensors.push((name, Found { file: file.into(), dtype, shape, owner: owner.clone(), range }));
     }
-    // safetensors.torch.save_model keeps one of several names and notes here which one stands for each of the others.
+    // safetensors.torch.save_model stores shared tensors once. Its metadata maps each other name to the stored one.
     let names = metadata.metadata().iter().flatten();
     shared.extend(names.map(|(name, kept)| (name.clone(), kept.clone())));
     Ok(start)
 }
 
-/// What modules around a model put in front of every name: torch.compile, DataParallel, Lightning and trl.
+/// Prefixes of names that wrapper modules add: torch.compile, DataParallel, Lightning and trl.
 const WRAPPERS: [&str; 4] = ["_orig_mod.", "module.", "model.", "pretrained_model."];
 
-/// Heads that transformers and trl put on GPT-2's body and that actscope does not run: the classifiers of texts and of
-/// tokens, multiple choice, question answering, and the values of reinforcement learning.
+/// Heads of transformers and trl that actscope does not run: text and token classification, multiple choice, question
+/// answering, and the value head of reinforcement learning.
 const HEADS: [&str; 6] = ["score.", "classifier.", "multiple_choice_head.", "qa_outputs.", "v_head.", "value_head."];
 
-/// The tensors by the names of GPT-2's own modules, those of other heads left out.
+/// The tensors under the names of GPT-2's own modules, without those of other heads.
 fn by_name(
     config: &Config,
     tensors: Vec<(String, Found)>,
@@ -455,7 +458,7 @@ fn by_name(
     }
     let of_head = |name: &str| HEADS.iter().any(|head| name.starts_with(head));
     let mut prefix = String::new();
-    // Each turn makes the prefix longer, and no name is without end.
+    // The loop ends because each iteration makes the prefix longer.
     while let Some(wrapper) = WRAPPERS.iter().find(|wrapper| {
         let mut rest =
             tensors.iter().map(|(name, _)| name.strip_prefix(&*prefix).unwrap_or(name)).filter(|n| !of_head(n));
@@ -465,7 +468,7 @@ fn by_name(
         prefix += wrapper;
     }
     if !prefix.is_empty() {
-        notes.push(format!("the names of all tensors begin with {prefix:?}, which is taken off"));
+        notes.push(format!("the names of all tensors begin with {prefix:?}, which is removed"));
     }
     let own = |name: &str| {
         let name = name.strip_prefix(&*prefix).unwrap_or(name);
@@ -497,14 +500,14 @@ fn by_name(
     Ok(found)
 }
 
-/// Names in a line, the first of them where there are many.
+/// Names on one line; only the first ones if there are many.
 fn few(names: &[String]) -> String {
     const MOST: usize = 6;
     let shown = names.iter().take(MOST).map(String::as_str).collect::<Vec<_>>().join(", ");
     if names.len() > MOST { format!("{shown} and {} more", names.len() - MOST) } else { shown }
 }
 
-/// Name and shape of every tensor that a config calls for whatever else the file has: all but `lm_head.weight`.
+/// Name and shape of every tensor that a config always requires: all but `lm_head.weight`.
 pub(crate) fn names_and_shapes(config: &Config) -> impl Iterator<Item = (String, Vec<usize>)> {
     let (d, inner) = (config.n_embd, config.n_inner);
     let named = |(name, shape): (&str, Vec<usize>)| (name.to_string(), shape);
@@ -530,8 +533,8 @@ pub(crate) fn names_and_shapes(config: &Config) -> impl Iterator<Item = (String,
     embeddings.map(named).into_iter().chain((0..config.n_layer).flat_map(of_layer)).chain(last.map(named))
 }
 
-/// Holds the tensors found against those that `config` calls for. Walks them in order and ends at the first that is not
-/// there, so that an absurd `n_layer` costs nothing.
+/// Compares the tensors found with those that `config` requires. It stops at the first missing one, so that an absurd
+/// `n_layer` costs no time.
 fn check(
     config: &Config,
     mut found: HashMap<String, Found>,
@@ -554,12 +557,12 @@ fn check(
     for (name, shape) in names_and_shapes(config) {
         take(name, &shape)?;
     }
-    // Absent only where it is tied. Where it is there, it counts, whatever the config says: transformers does the same.
+    // It may be absent only if it is tied. If it is present, it is used whatever the config says, as in transformers.
     if has_lm_head || !config.tie_word_embeddings {
         take("lm_head.weight".into(), &[config.vocab_size, config.n_embd])?;
     }
 
-    // The causal mask's buffers: in many files, in no formula.
+    // Buffers of the causal mask, which many files contain and nothing uses.
     found.retain(|name, _| {
         !(name.starts_with("h.") && (name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias")))
     });

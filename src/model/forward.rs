@@ -1,9 +1,9 @@
-//! THE forward pass. Owns the order of GPT-2's operations; everything that can be seen or changed inside is a
-//! `hooks.at(...)` here. Knows the device trait and no backend.
-//! Source: Radford et al. 2019, as transformers' `modeling_gpt2.py` computes it. Read next: `../hooks/site.rs` for the names,
-//! `../device/reference.rs` for what each operation does.
+//! The forward pass. Owns the order of GPT-2's operations; every value that can be recorded or edited passes through a
+//! `hooks.at(...)` here. Uses the device trait and no backend.
+//! Source: Radford et al. 2019, as transformers' `modeling_gpt2.py` computes it. Read next: `../hooks/site.rs` for the
+//! names, `../device/reference.rs` for what each operation does.
 //!
-//! `?` after `hooks.at` ends the run once nothing further was asked for; see [`Stop`].
+//! `?` after `hooks.at` ends the run when no later site is requested; see [`Stop`].
 
 use crate::batch::Batch;
 use crate::config::Config;
@@ -26,7 +26,7 @@ pub enum RunError {
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// A tensor that is larger than this device allows.
+    /// A tensor is larger than this device allows.
     #[error("the {what} of {tokens} tokens take {bytes} bytes and this device holds at most {most} together")]
     TooLarge {
         /// Which tensor.
@@ -38,10 +38,10 @@ pub enum RunError {
         /// Bytes possible.
         most: u64,
     },
-    /// A weight could not be brought to the device.
+    /// A weight could not be loaded onto the device.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The sink failed to take what was recorded.
+    /// The sink failed to store what was recorded.
     #[error(transparent)]
     Sink(std::io::Error),
     /// The progress callback ended the run.
@@ -49,7 +49,7 @@ pub enum RunError {
     Cancelled,
 }
 
-/// Either of the two ways a run ends early, so that `?` serves both.
+/// The two kinds of early end of a run, in one type for `?`.
 enum End {
     Done,
     Failed(RunError),
@@ -73,7 +73,7 @@ impl From<LoadError> for End {
     }
 }
 
-/// Where a run begins. Values are [T, n_embd], a row for each token of the batch, text by text.
+/// Where a run begins. Values are [T, n_embd], one row per token of the batch, text by text.
 #[derive(Clone, Copy, Debug, Default)]
 pub enum Start<'a> {
     /// At the token ids.
@@ -91,7 +91,7 @@ pub enum Start<'a> {
 }
 
 impl<'a> Start<'a> {
-    /// Checks that there is a row for each token, and that the block exists.
+    /// Checks that there is one row per token, and that the block exists.
     ///
     /// # Errors
     /// [`HookError::Start`].
@@ -110,7 +110,7 @@ impl<'a> Start<'a> {
         }
     }
 
-    /// The part of it that some rows of the batch begin with.
+    /// The start for some rows of the batch.
     pub(crate) fn of_rows(self, rows: Range<usize>, config: &Config) -> Start<'a> {
         let values = rows.start * config.n_embd..rows.end * config.n_embd;
         match self {
@@ -128,7 +128,7 @@ impl<'a> Start<'a> {
         }
     }
 
-    /// The first site that a run has a value for.
+    /// The first site that has a value in a run.
     fn first_site(self) -> Site {
         match self {
             Start::Tokens | Start::Embeddings(_) => Site::Embed,
@@ -137,13 +137,13 @@ impl<'a> Start<'a> {
     }
 }
 
-/// The keys and values of every layer, for the texts of one batch: what a text's later tokens need of its earlier ones.
+/// The keys and values of every layer for the texts of one batch. Later tokens of a text attend to them.
 pub struct KvCache<D: Device> {
     layers: Vec<D::Cache>,
 }
 
 impl<D: Device> KvCache<D> {
-    /// Room for `capacities[i]` positions of text `i`.
+    /// A cache with room for `capacities[i]` positions of text `i`.
     pub fn new(dev: &D, config: &Config, capacities: &[usize]) -> KvCache<D> {
         let layer = |l: usize| dev.new_cache(capacities, config.n_embd, heads(config, l));
         KvCache { layers: (0..config.n_layer).map(layer).collect() }
@@ -156,7 +156,7 @@ impl<D: Device> std::fmt::Debug for KvCache<D> {
     }
 }
 
-/// One run: what is asked, of which texts, and where it begins.
+/// One run: the request, the texts, and where it begins.
 #[derive(Debug)]
 pub struct Run<'a, D: Device> {
     /// The request and its batch.
@@ -165,22 +165,23 @@ pub struct Run<'a, D: Device> {
     pub texts: Range<usize>,
     /// Where it begins.
     pub start: Start<'a>,
-    /// Where keys and values of earlier tokens are and those of the run's own tokens go. Without one, every text begins at
-    /// position 0.
+    /// The keys and values of earlier tokens; those of the run's own tokens are appended. With `None`, every text
+    /// begins at position 0.
     pub cache: Option<&'a mut KvCache<D>>,
-    /// For each text of the batch, which of the cache's texts it goes on from. Without it, they are the same texts.
+    /// For each text of the batch, the cache's text that it continues. With `None`, text i continues text i.
     pub texts_in_cache: Option<&'a [usize]>,
 }
 
 impl<'a, D: Device> Run<'a, D> {
-    /// Some texts of a batch from their tokens on.
+    /// A run over some texts of a batch that begins at the token ids, without a cache.
     pub fn new(layout: &'a Layout<'a>, texts: Range<usize>) -> Run<'a, D> {
         Run { layout, texts, start: Start::Tokens, cache: None, texts_in_cache: None }
     }
 }
 
-/// Runs some texts of a batch through the model, changes what the request asks for, records into `sink`, which was made for the
-/// same request and batch, and stops when all of it is recorded. `progress` hears the number of finished blocks.
+/// Runs some texts of a batch through the model. Applies the request's edits, records its taps into `sink`, and stops
+/// when all of them are recorded. `sink` must be made for the same request and batch. `progress` receives the number of
+/// finished blocks.
 ///
 /// # Errors
 /// [`RunError`] when the request does not fit, or the device or the sink fails.
@@ -214,13 +215,13 @@ pub async fn forward<D: Device>(
     }
 }
 
-/// Elements per token of the widest tensor that kernels bind whole.
+/// Elements per token of the widest tensor that a kernel binds as a whole.
 fn widest(config: &Config, hooks: &Hooks) -> usize {
     let by_head = hooks.touched().iter().any(|site| matches!(site, Site::Result(_)));
     (3 * config.n_embd).max(config.n_inner).max(if by_head { config.n_head * config.n_embd } else { 0 })
 }
 
-/// How many tokens one run may have on this device. A batch with more is run group by group.
+/// The most tokens that one run may have on this device. A larger batch runs group by group.
 pub fn max_tokens<D: Device>(dev: &D, config: &Config, hooks: &Hooks) -> usize {
     dev.tensor_limits().whole / widest(config, hooks)
 }
@@ -254,13 +255,13 @@ fn heads(config: &Config, layer: usize) -> Heads {
     Heads { n_head: config.n_head, scale: config.attn_scale(layer) }
 }
 
-/// What every step of one forward pass knows.
+/// What every step of one forward pass uses.
 struct Pass<'a, D: Device> {
     dev: &'a D,
     params: &'a Params<D>,
     config: &'a Config,
     batch: &'a Batch,
-    /// The number of each text of the batch in the cache.
+    /// The cache's index of each text of the batch.
     texts_in_cache: Vec<usize>,
     cache: Option<&'a mut KvCache<D>>,
 }
@@ -296,7 +297,7 @@ impl<D: Device> Pass<'_, D> {
         Ok(())
     }
 
-    /// Some rows of a tensor; the tensor itself where that is all of it.
+    /// Some rows of a tensor; the tensor itself if they are all of its rows.
     fn gathered(&self, x: &D::Tensor, rows: Vec<(usize, Range<usize>)>) -> D::Tensor {
         if rows == [(0, 0..self.dev.shape(x)[0])] { x.clone() } else { self.dev.gather_rows(&[x], rows) }
     }
@@ -319,7 +320,7 @@ impl<D: Device> Pass<'_, D> {
         Ok(hooks.at(dev, Site::ResidPost(l), x).await?)
     }
 
-    /// LayerNorm in one kernel, or in the steps that the sites in between need.
+    /// LayerNorm: fused in one kernel, or in several if a site in between is requested.
     async fn norm(
         &self,
         w: &Biased<D::Weight>,
@@ -338,8 +339,9 @@ impl<D: Device> Pass<'_, D> {
         hooks.at(dev, out_site, out).await
     }
 
-    /// `x + attn(ln_1(x))`. Attention in one kernel that never stores the pattern, or, where scores or pattern are wanted, in
-    /// steps, so that the pattern really is what multiplies v. The same for the output projection and the heads' own parts of it.
+    /// `x + attn(ln_1(x))`. Attention is one fused kernel that never stores the pattern. If scores or pattern are
+    /// requested, it runs in steps, and the recorded pattern is the tensor that multiplies v. Likewise, the output
+    /// projection runs head by head if `hook_result` is requested.
     async fn attention(
         &mut self,
         l: usize,
@@ -387,7 +389,7 @@ impl<D: Device> Pass<'_, D> {
         self.add_projection(x, &z, w, Site::AttnOut(l), hooks).await
     }
 
-    /// The texts as attention needs them.
+    /// The texts as ranges of queries and keys for attention.
     fn queries(&self) -> Vec<Queries> {
         let query = |(i, rows): (usize, &Range<usize>)| Queries {
             rows: rows.clone(),
@@ -418,7 +420,7 @@ impl<D: Device> Pass<'_, D> {
         self.add_projection(x, &post, &w.mlp_c_proj, Site::MlpOut(l), hooks).await
     }
 
-    /// `x + y . w + bias`, in one kernel unless what is added is itself wanted.
+    /// `x + y . w + bias`, fused in one kernel unless the added value itself is requested.
     async fn add_projection(
         &self,
         x: &D::Tensor,

@@ -1,6 +1,6 @@
-//! The files of a checkpoint's folder: their names, which of them hold the weights, and what a folder or a file seems to be
-//! that is something else. Owns names and first bytes; reads no tensor and no tokenizer.
-//! Read next: `checkpoint.rs` and `tokenizer.rs`, which read what lies under these names.
+//! The files of a checkpoint's folder: their names, and which of them hold the weights. Recognises folders and files of
+//! other kinds by names and first bytes, for error messages. Reads no tensor and no tokenizer.
+//! Read next: `checkpoint.rs` and `tokenizer.rs`, which read these files.
 
 use crate::file_kind::Kind;
 use crate::model::checkpoint::{self, WeightsError};
@@ -8,13 +8,13 @@ use serde_json::Value;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-/// The names that Hugging Face's programs give to a checkpoint's files.
+/// The names of a checkpoint's files in Hugging Face's libraries.
 pub(crate) mod file {
     /// Sizes and switches.
     pub const CONFIG: &str = "config.json";
     /// All weights in one file.
     pub const WEIGHTS: &str = "model.safetensors";
-    /// Which tensor is in which of several files.
+    /// The index of a sharded checkpoint: which tensor is in which file.
     pub const INDEX: &str = "model.safetensors.index.json";
     /// A whole tokenizer.
     pub const TOKENIZER: &str = "tokenizer.json";
@@ -22,31 +22,31 @@ pub(crate) mod file {
     pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
     /// BPE: tokens and their ids.
     pub const VOCAB: &str = "vocab.json";
-    /// BPE: what is merged, in order.
+    /// BPE: the merges, in order.
     pub const MERGES: &str = "merges.txt";
-    /// WordPiece: a token a line.
+    /// WordPiece: one token per line.
     pub const VOCAB_TXT: &str = "vocab.txt";
     /// Tokens that were added to a vocabulary.
     pub const ADDED_TOKENS: &str = "added_tokens.json";
     /// Which tokens are special, in older folders.
     pub const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
-    /// How the model's makers generate text.
+    /// Default settings for generation.
     pub const GENERATION_CONFIG: &str = "generation_config.json";
-    /// A SentencePiece model, which is not read.
+    /// A SentencePiece model (not supported).
     pub const SPIECE: &str = "spiece.model";
-    /// Another name of it.
+    /// Another name of a SentencePiece model.
     pub const SENTENCEPIECE: &str = "tokenizer.model";
-    /// An adapter of another model, which is not read.
+    /// An adapter of another model (not supported).
     pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 }
 
-/// The files that a tokenizer can be read from; the first set that is whole counts.
+/// The files that a tokenizer can be read from. The first complete set is used.
 const TOKENIZERS: [&[&str]; 3] = [&[file::TOKENIZER], &[file::VOCAB, file::MERGES], &[file::VOCAB_TXT]];
 
-/// Files that say more about a tokenizer, where they exist.
+/// Optional files with more about a tokenizer.
 pub(crate) const COMPANIONS: [&str; 3] = [file::TOKENIZER_CONFIG, file::SPECIAL_TOKENS_MAP, file::ADDED_TOKENS];
 
-/// The files among `names` that a tokenizer is read from; none where it has no tokenizer.
+/// The existing files (as `has` reports) that a tokenizer is read from; empty if there is no tokenizer.
 pub(crate) fn tokenizer_files(has: impl Fn(&str) -> bool) -> Vec<&'static str> {
     let whole = TOKENIZERS.into_iter().find(|set| set.iter().all(|name| has(name)));
     whole.unwrap_or_default().to_vec()
@@ -76,7 +76,7 @@ impl ModelDir {
         self.folder.join(name)
     }
 
-    /// Whether there is such a file, or something else of that name.
+    /// Whether the folder has an entry of this name, a file or anything else.
     pub fn has(&self, name: &str) -> bool {
         self.path(name).exists()
     }
@@ -92,7 +92,7 @@ impl ModelDir {
     /// The names of the files with the weights.
     ///
     /// # Errors
-    /// [`WeightsError`] says what the folder has instead.
+    /// [`WeightsError`] describes what the folder has instead.
     pub fn weights(&self) -> Result<Vec<String>, WeightsError> {
         if self.has(file::WEIGHTS) {
             return Ok(vec![file::WEIGHTS.into()]);
@@ -104,7 +104,7 @@ impl ModelDir {
         Err(WeightsError::NoWeights { folder: self.folder.clone(), hint: self.hint() })
     }
 
-    /// Whether all files with the weights are there.
+    /// Whether all files with the weights exist.
     pub fn has_weights(&self) -> bool {
         self.weights().is_ok_and(|files| files.iter().all(|name| self.has(name)))
     }
@@ -113,13 +113,13 @@ impl ModelDir {
         !tokenizer_files(|name| self.has(name)).is_empty()
     }
 
-    /// The files beside the weights that exist and count.
+    /// The files other than the weights that exist and are read.
     pub fn beside_weights(&self) -> impl Iterator<Item = PathBuf> {
         let names = [file::CONFIG, file::INDEX, file::GENERATION_CONFIG].into_iter();
         names.chain(all_tokenizer_files()).chain(COMPANIONS).map(|name| self.path(name))
     }
 
-    /// What a folder without weights that can be read seems to be, and what to do.
+    /// What a folder without readable weights seems to be, and what to do.
     pub fn hint(&self) -> String {
         if let Some(newest) = self.newest_checkpoint() {
             return format!("it is a Trainer's folder, and its newest checkpoint is {}: give that", newest.display());
@@ -141,7 +141,7 @@ impl ModelDir {
         found.into_iter().rev().map(|(_, name)| name).find(whole).map(|name| self.path(&name))
     }
 
-    /// What to do with the folder of an adapter.
+    /// Advice for an adapter's folder.
     fn adapter(&self) -> String {
         let text = checkpoint::read(&self.path(file::ADAPTER_CONFIG)).unwrap_or_default();
         let fields: Value = serde_json::from_str(&text).unwrap_or_default();
@@ -167,7 +167,7 @@ impl ModelDir {
     }
 }
 
-/// What a checkpoint has in place of safetensors.
+/// What a folder has instead of safetensors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Instead {
     /// An adapter of another model.
@@ -178,7 +178,7 @@ pub(crate) enum Instead {
     Onnx(String),
     TensorFlow(String),
     Flax(String),
-    /// Shards without their index.
+    /// Shards without an index.
     NoIndex(String),
     /// One safetensors file of another name.
     Renamed(String),
@@ -187,7 +187,7 @@ pub(crate) enum Instead {
 }
 
 impl Instead {
-    /// What the names of a folder's files tell; `None` where none of them is known.
+    /// Judges by the names of a folder's files; `None` if no name is known.
     pub fn of(names: &[String]) -> Option<Instead> {
         let ends = |ends: &[&str]| names.iter().find(|name| ends.iter().any(|end| name.ends_with(end))).cloned();
         let is = |wanted: &[&str]| names.iter().find(|name| wanted.contains(&name.as_str())).cloned();
@@ -198,7 +198,7 @@ impl Instead {
         let pickle = names.iter().find(|name| name.starts_with("pytorch_model") && name.ends_with(".bin"));
         let mut safetensors = names.iter().filter(|name| name.ends_with(".safetensors") && *name != file::WEIGHTS);
         let only = safetensors.next().filter(|_| safetensors.next().is_none());
-        // What Trainer keeps for going on, which is no model.
+        // Trainer's state for resuming, which is not a model.
         let other = |name: &&String| {
             let training =
                 ["optimizer.", "scheduler.", "rng_state", "scaler."].iter().any(|start| name.starts_with(start));
@@ -217,7 +217,7 @@ impl Instead {
         first.into_iter().flatten().next()
     }
 
-    /// What the file is and what to do with it. `folder` is what transformers would be given: a folder or a hub's name.
+    /// What the file is and what to do with it. `folder` is the argument for transformers: a folder or a hub name.
     pub fn advice(&self, folder: &str) -> String {
         let convert = |arguments: &str| {
             format!(
@@ -269,14 +269,14 @@ impl Instead {
     }
 }
 
-/// All bytes of a checkpoint's file, and of nothing else: opening a pipe waits for ever, and a device may have no end.
+/// Reads a regular file. Anything else is refused: opening a pipe may block for ever, and a device may have no end.
 pub(crate) fn read_file(path: &Path) -> std::io::Result<Vec<u8>> {
     be_a_file(path)?;
     std::fs::read(path)
 }
 
 /// # Errors
-/// Where `path` leads to no file, or to something that is none.
+/// When `path` does not exist, or is not a regular file.
 pub(crate) fn be_a_file(path: &Path) -> std::io::Result<()> {
     if std::fs::metadata(path)?.is_file() {
         Ok(())

@@ -1,11 +1,11 @@
-//! What stands for the tokenizer in a build without the feature `tokenizer`: a type that has no value, so that every model
-//! has token ids only. Its functions are those of `tokenizer.rs` that the rest of the library calls.
+//! Replaces the tokenizer in a build without the feature `tokenizer`: a type without values, so models run on token ids
+//! only. It has the functions of `tokenizer.rs` that the rest of the library calls; read that file for what they do.
 
 use super::tokenizer::{Token, TokenizerError};
 use std::convert::Infallible;
 use std::path::Path;
 
-/// A tokenizer, which this build does not have.
+/// The tokenizer, which this build does not have. No value of this type exists.
 #[derive(Debug)]
 pub struct Tokenizer(Infallible);
 
@@ -42,12 +42,12 @@ impl Tokenizer {
         match self.0 {}
     }
 
-    /// What its user should know of how it was read.
+    /// Remarks for the user about how the tokenizer was read.
     pub fn notes(&self) -> &[String] {
         match self.0 {}
     }
 
-    /// Whether a text may fit.
+    /// Checks whether a text may fit.
     ///
     /// # Errors
     /// None: there is no such tokenizer.

@@ -1,5 +1,5 @@
-//! A checkpoint's weights on a device, each brought there when a run first needs it: a run that ends early never pays for
-//! the rest. Owns what belongs to which block; computes nothing. Read next: `forward.rs`, which does.
+//! A checkpoint's weights on a device. Owns the loading of each weight and which weights belong to which block;
+//! computes nothing. Read next: `forward.rs`, which uses the weights.
 
 use crate::config::Config;
 use crate::device::{Device, DeviceError, Dtype, Part, StoredWeight};
@@ -7,21 +7,21 @@ use crate::model::checkpoint::{Checkpoint, WeightsError};
 use std::sync::{Arc, OnceLock};
 use thiserror::Error;
 
-/// Why a weight could not be brought to the device.
+/// Why a weight could not be loaded onto the device.
 #[derive(Debug, Error)]
 pub enum LoadError {
-    /// The checkpoint lacks it.
+    /// The checkpoint lacks the weight, or cannot be read.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// Asked for in a precision that cannot hold it.
+    /// The weight has values outside the range of the requested precision.
     #[error("the weight {name:?} has values beyond {dtype:?}'s range")]
     Overflow {
         /// The tensor's name.
         name: String,
-        /// The precision asked for.
+        /// The requested precision.
         dtype: Dtype,
     },
-    /// The device cannot hold it.
+    /// The device cannot hold the weight.
     #[error(transparent)]
     Device(#[from] DeviceError),
 }
@@ -44,8 +44,8 @@ pub struct Block<M> {
     pub(crate) mlp_c_proj: Biased<M>,
 }
 
-/// A checkpoint's weights on a device. Each is brought there when a run first needs it, so a run that ends early never
-/// pays for the rest.
+/// A checkpoint's weights on a device. Each is loaded when a run first needs it, so a run that ends early does not load
+/// the rest.
 pub struct Params<D: Device> {
     checkpoint: Arc<Checkpoint>,
     precision: Option<Dtype>,
@@ -57,24 +57,25 @@ pub struct Params<D: Device> {
 }
 
 impl<D: Device> Params<D> {
-    /// Holds the checkpoint; loads nothing yet. With `precision`, matrices are converted to it on their way.
+    /// Stores the checkpoint and loads nothing yet. With `precision`, matrices are converted to it when they are
+    /// loaded.
     pub fn new(checkpoint: Arc<Checkpoint>, precision: Option<Dtype>) -> Params<D> {
         let blocks = (0..checkpoint.config().n_layer).map(|_| OnceLock::new()).collect();
         let (wte, wpe, ln_f, lm_head) = Default::default();
         Params { checkpoint, precision, wte, wpe, blocks, ln_f, lm_head }
     }
 
-    /// The same weights for another device, none of them brought there yet.
+    /// The same weights for another device; none of them is loaded yet.
     pub fn for_device<E: Device>(&self) -> Params<E> {
         Params::new(self.checkpoint.clone(), self.precision)
     }
 
-    /// Sizes and switches.
+    /// The sizes and switches of `config.json`.
     pub fn config(&self) -> &Config {
         self.checkpoint.config()
     }
 
-    /// The unembedding's row [D] of a token, as the device has it, on the host.
+    /// A token's row [D] of the unembedding, in the device's precision, as host values.
     pub(crate) fn unembedding_row(&self, id: u32) -> Result<Vec<f32>, LoadError> {
         let weight = match self.checkpoint.untied_unembedding() {
             Some(head) => head,
@@ -143,7 +144,7 @@ impl<D: Device> Params<D> {
         once(&self.ln_f, async || self.biased(dev, "ln_f", Part::Head).await).await
     }
 
-    /// The unembedding [V, D]: `lm_head`, or the token embedding where the two are tied.
+    /// The unembedding [V, D]: `lm_head`, or the token embedding if the two are tied.
     pub(crate) async fn unembedding(&self, dev: &D) -> Result<&D::Weight, LoadError> {
         let lm_head = once(&self.lm_head, async || {
             self.checkpoint.untied_unembedding().map(|w| self.bring(dev, w, Part::Head)).transpose()
@@ -161,7 +162,7 @@ impl<D: Device> std::fmt::Debug for Params<D> {
     }
 }
 
-/// The value of a cell; where it has none, what `make` makes.
+/// Returns the value of a cell; if it is empty, sets it to the result of `make`.
 async fn once<T>(cell: &OnceLock<T>, make: impl AsyncFnOnce() -> Result<T, LoadError>) -> Result<&T, LoadError> {
     match cell.get() {
         Some(value) => Ok(value),

@@ -1,20 +1,20 @@
-//! Finding tokens in a text: what `--token` can say, where each token lies in the text, and which tokens make a word.
-//! `tokenizer.rs` makes the tokens.
+//! Finds tokens in a text: by the selectors of `--token`, by byte and character offsets, and by words.
+//! `tokenizer.rs` makes the tokens. Read next: `windows.rs`.
 
 use crate::model::tokenizer::{Token, bytes_of};
 use std::ops::Range;
 use thiserror::Error;
 use unicode_segmentation::UnicodeSegmentation;
 
-/// A selector that stands for no token of a text.
+/// A selector matches no token of a text.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("{selector:?} matches no token of text {text}; {hint}")]
 pub struct SelectError {
     /// The selector as given.
     pub selector: String,
-    /// Which text, counted from 0.
+    /// Index of the text.
     pub text: usize,
-    /// What there is.
+    /// What the text has instead.
     pub hint: String,
 }
 
@@ -43,15 +43,16 @@ pub enum Selector {
 /// The tokens that were selected in one text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
-    /// Ascending, each once.
+    /// Ascending, without duplicates.
     pub positions: Vec<usize>,
-    /// One sentence for each selector that has a second reading in this text: which reading was taken.
+    /// One sentence for each ambiguous selector. It says which interpretation was used.
     pub notes: Vec<String>,
 }
 
 impl Selector {
-    /// Reads `3`, `-1`, `2..5`, `..-1`, or a text. A text in double quotes is never a number (`"3"`) and has no prefix;
-    /// `first:` and `last:` in front of a text select one token of each occurrence.
+    /// Parses `3`, `-1`, `2..5`, `..-1`, or a text. The prefixes `first:` and `last:` of a text select one token of
+    /// each occurrence. A text in double quotes is taken literally: it is never a number (`"3"`) and never has a
+    /// prefix.
     pub fn parse(argument: &str) -> Selector {
         if let Ok(index) = argument.parse() {
             return Selector::Index(index);
@@ -75,7 +76,7 @@ impl Selector {
         }
     }
 
-    /// The positions of `tokens` that this selects, and the other reading of it that was not taken.
+    /// The positions that this selects among `tokens`, and a sentence about an interpretation that was not used.
     fn find(&self, written: &str, tokens: &[Token]) -> (Vec<usize>, Option<String>) {
         let n = tokens.len() as i64;
         let place = |i: i64| if i < 0 { i.saturating_add(n) } else { i };
@@ -111,9 +112,10 @@ fn as_text(written: &str, taken: &str, tokens: &[Token]) -> Option<String> {
     ))
 }
 
-/// Every run of tokens that spells `text`, under the first reading that occurs: the text itself, the text with its escapes
-/// read (`\n`, `\xF0`, `␣` for a space), the text as a byte-level vocabulary writes it (`Ġcat`), and each of these with a
-/// space in front. The second value tells of tokens that differ from those found by a leading space alone.
+/// Every run of tokens that spells `text`. It tries these interpretations in order and uses the first that occurs: the
+/// text itself, the text with escapes decoded (`\n`, `\xF0`, `␣` for a space), the text in byte-level form (`Ġcat`),
+/// and each of these with a leading space. The second value is a remark about other runs that differ only by a leading
+/// space.
 fn occurrences(text: &str, tokens: &[Token]) -> (Vec<Range<usize>>, Option<String>) {
     let mut readings = vec![text.as_bytes().to_vec()];
     for other in [unescaped(text), bytes_of(text)] {
@@ -124,7 +126,7 @@ fn occurrences(text: &str, tokens: &[Token]) -> (Vec<Range<usize>>, Option<Strin
     let spaced = |bytes: &Vec<u8>| [b" ", &bytes[..]].concat();
     for bytes in &readings {
         let mut runs = spelled(bytes, tokens);
-        // Tokens without bytes, and bytes that are no character, are known by what is shown of them.
+        // Tokens without bytes, and bytes that are no character, are matched by their displayed form.
         let shown = (0..tokens.len()).filter(|p| tokens[*p].text() == text).map(|p| p..p + 1);
         runs.extend(shown.filter(|_| bytes == text.as_bytes()));
         runs.sort_by_key(|run| (run.start, run.end));
@@ -155,7 +157,7 @@ fn spelled(wanted: &[u8], tokens: &[Token]) -> Vec<Range<usize>> {
         let mut rest = wanted;
         for (end, token) in tokens.iter().enumerate().skip(start) {
             let Some(bytes) = &token.bytes else { break };
-            // A token of no bytes is only ever selected by the empty text.
+            // A token of no bytes is selected only by the empty text.
             let Some(left) = rest.strip_prefix(bytes.as_slice()).filter(|_| !bytes.is_empty() || wanted.is_empty())
             else {
                 break;
@@ -170,8 +172,7 @@ fn spelled(wanted: &[u8], tokens: &[Token]) -> Vec<Range<usize>> {
     runs
 }
 
-/// The bytes of a text in which `␣` is a space and escapes are those that [`Token::label`] writes. What is no escape stays
-/// as it is.
+/// Decodes the escapes that [`Token::label`] writes, and `␣` to a space. Everything else is unchanged.
 fn unescaped(text: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -216,7 +217,7 @@ fn unescaped(text: &str) -> Vec<u8> {
 /// The positions that `selectors` choose in one text. `text` counts from 0, for messages.
 ///
 /// # Errors
-/// [`SelectError`] for a selector that matches nothing: it is never silently dropped.
+/// [`SelectError`] for a selector that matches nothing.
 pub fn select(selectors: &[String], tokens: &[Token], text: usize) -> Result<Selection, SelectError> {
     let mut all = Selection::default();
     for written in selectors {
@@ -256,7 +257,7 @@ fn no_match_hint(selector: &Selector, tokens: &[Token]) -> String {
     format!("its tokens are {}{}", shown.join(" "), if tokens.len() > 12 { " …" } else { "" })
 }
 
-/// The tokens in which `wanted` first occurs without beginning and ending where they do.
+/// The tokens that cover the first occurrence of `wanted` that does not begin and end at token boundaries.
 fn covering(wanted: &[u8], tokens: &[Token]) -> Option<Range<usize>> {
     let ends: Vec<usize> = tokens
         .iter()
@@ -271,7 +272,8 @@ fn covering(wanted: &[u8], tokens: &[Token]) -> Option<Range<usize>> {
     Some(holds(start)..(holds(start + wanted.len() - 1) + 1).min(tokens.len()))
 }
 
-/// Where one token lies in its text, in bytes and in characters. A token that holds a part of a character covers all of it.
+/// Where one token lies in its text, in bytes and in characters. A token that holds a part of a character covers the
+/// whole character.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offsets {
     /// Bytes of the text.
@@ -280,12 +282,12 @@ pub struct Offsets {
     pub chars: Range<usize>,
 }
 
-/// Finds where each token lies in the text that it was cut from, token by token.
+/// Finds where each token lies in the tokenized text, token by token.
 pub struct Offsetter<'a> {
     text: &'a [u8],
     /// Where the next token begins.
     at: usize,
-    /// Bytes whose characters are counted, and how many characters begin in them.
+    /// The number of bytes whose characters are counted so far, and the number of characters that begin in them.
     counted: (usize, usize),
     tokens: usize,
     lost: bool,
@@ -297,13 +299,13 @@ impl<'a> Offsetter<'a> {
         Offsetter { text: text.as_bytes(), at: 0, counted: (0, 0), tokens: 0, lost: false }
     }
 
-    /// Where the next token lies. A token that was put in front of the text lies at its beginning and is empty there. `None`
-    /// for every token from the first one that does not spell what the text holds (a tokenizer that changes the text).
+    /// Where the next token lies. A token that the tokenizer prepended has an empty range at the text's beginning. From
+    /// the first token that does not match the text (the tokenizer normalizes it), all results are `None`.
     pub fn next(&mut self, token: &Token) -> Option<Offsets> {
         self.tokens += 1;
         let bytes = token.bytes.as_deref().filter(|_| !self.lost)?;
         let Some(bytes) = place(self.text, self.at, bytes) else {
-            // In front: a beginning-of-text token that the text does not hold.
+            // A prepended token, such as a beginning-of-text token, which the text does not contain.
             self.lost = self.tokens > 1;
             return Some(Offsets { bytes: 0..0, chars: 0..0 }).filter(|_| !self.lost);
         };
@@ -317,7 +319,7 @@ impl<'a> Offsetter<'a> {
         self.text.get(byte).is_none_or(|b| b & 0xc0 != 0x80)
     }
 
-    /// How many characters begin before a byte, which is not in front of the last one asked for.
+    /// How many characters begin before a byte. `to` must not decrease from call to call.
     fn chars(&mut self, to: usize) -> usize {
         let (from, chars) = self.counted;
         let chars = chars + (from..to).filter(|byte| self.begins(*byte)).count();
@@ -326,8 +328,8 @@ impl<'a> Offsetter<'a> {
     }
 }
 
-/// Where a token's bytes lie at or after `at`: there, behind white space that the tokenizer dropped, or without the space
-/// that it put in front.
+/// Where a token's bytes lie: at `at`, after white space that the tokenizer dropped, or without a leading space that
+/// the tokenizer added.
 fn place(text: &[u8], at: usize, bytes: &[u8]) -> Option<Range<usize>> {
     let here = |at: usize, bytes: &[u8]| text[at..].starts_with(bytes).then(|| at..at + bytes.len());
     let behind = at + text[at..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
@@ -344,8 +346,9 @@ pub struct Word {
     pub tokens: Range<usize>,
 }
 
-/// The words of a text by their tokens. Words are those of Unicode (UAX #29): white space belongs to none, punctuation
-/// stands by itself, `don't` is one. Words that share a token are one word. Empty where the tokens have no text.
+/// The words of a text and their tokens. Words are those of Unicode (UAX #29): white space belongs to no word, a
+/// punctuation mark is a word, `don't` is one word. Words that share a token are joined. Empty if the tokens have no
+/// text.
 pub fn words(tokens: &[Token]) -> Vec<Word> {
     let mut text = String::new();
     let mut ends = Vec::with_capacity(tokens.len());
@@ -356,7 +359,7 @@ pub fn words(tokens: &[Token]) -> Vec<Word> {
     let bytes: Vec<u8> = tokens.iter().filter_map(|token| token.bytes.as_deref()).flatten().copied().collect();
     for chunk in bytes.utf8_chunks() {
         text.push_str(chunk.valid());
-        // As many bytes as there were, so that places stay true.
+        // The replacement has as many bytes as the original, so that offsets stay valid.
         chunk.invalid().iter().for_each(|_| text.push('?'));
     }
     let of_byte = |byte: usize| ends.partition_point(|end| *end <= byte);
@@ -415,7 +418,7 @@ mod tests {
     #[test]
     fn without_the_leading_space() {
         assert_eq!(chosen(&["cat"], CATS), [1, 4]);
-        // The exact text wins, and a sentence tells of the other.
+        // The exact text is used, and a sentence mentions the other.
         let both = select(&["cat".into()], &tokens(&["cat", " cat"]), 0).unwrap();
         assert_eq!(both.positions, [0]);
         assert!(both.notes[0].contains("token 1"), "{:?}", both.notes);

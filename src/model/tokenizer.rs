@@ -1,5 +1,5 @@
-//! Text and tokens: the checkpoint's own tokenizer (the `tokenizers` crate), and tokens as people can read them.
-//! `token_select.rs` finds tokens by index or by text. Knows no model and no device.
+//! Text and tokens: the checkpoint's own tokenizer (the `tokenizers` crate), and readable forms of tokens. Uses no
+//! model and no device. Read next: `tokenizer_files.rs` for the files, `token_select.rs` for finding tokens in a text.
 
 #[cfg(feature = "tokenizer")]
 use crate::model::model_dir::ModelDir;
@@ -25,10 +25,10 @@ use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 #[cfg(feature = "tokenizer")]
 use tokenizers::processors::PostProcessorWrapper;
 
-/// What can go wrong between text and tokens.
+/// Why a text cannot be encoded, or tokens cannot be decoded.
 #[derive(Clone, Debug, Error)]
 pub enum TokenizerError {
-    /// The tokenizer's files are broken.
+    /// The tokenizer's files are invalid.
     #[error("cannot use the tokenizer {file}: {detail}; fetch it again, or give token ids with --ids")]
     Tokenizer {
         /// The file.
@@ -36,17 +36,17 @@ pub enum TokenizerError {
         /// What is wrong.
         detail: String,
     },
-    /// A tokenizer of a kind that is not read.
+    /// The tokenizer is of an unsupported kind.
     #[error("cannot use the tokenizer {file}: {what}; {remedy}, or give token ids with --ids")]
     Unsupported {
         /// The file.
         file: String,
-        /// What it has that is not read.
+        /// What is not supported.
         what: String,
         /// What to do.
         remedy: String,
     },
-    /// There is no tokenizer.
+    /// The model has no tokenizer.
     #[error(
         "the model {model} has no tokenizer (tokenizer.json, or vocab.json with merges.txt, or vocab.txt), so it cannot read \
          text; give token ids with --ids"
@@ -64,20 +64,20 @@ pub enum TokenizerError {
         model: String,
     },
     /// The tokenizer refused the text.
-    #[error("the tokenizer could not cut the text: {0}")]
+    #[error("the tokenizer could not encode the text: {0}")]
     Encode(String),
-    /// A text that cannot fit, by its length alone.
+    /// The text is so long that it cannot fit.
     #[error(
         "text {text} has {bytes} bytes, and the {n_positions} tokens that this model has positions for hold {most} at most; shorten it, or cut it off with --truncate"
     )]
     TooLong {
-        /// Which text, counted from 0.
+        /// Index of the text.
         text: usize,
-        /// Its length.
+        /// The text's length in bytes.
         bytes: usize,
-        /// Tokens that fit.
+        /// The model's number of positions.
         n_positions: usize,
-        /// Bytes of that many of the longest token.
+        /// The most bytes that this many tokens can hold.
         most: usize,
     },
 }
@@ -87,12 +87,13 @@ pub enum TokenizerError {
 pub struct Token {
     /// Row of the embedding.
     pub id: u32,
-    /// Its bytes; `None` where no tokenizer is at hand.
+    /// Its bytes; `None` without a tokenizer.
     pub bytes: Option<Vec<u8>>,
 }
 
 impl Token {
-    /// The token's text; bytes that are no whole UTF-8 character as `\xE2`, a token without a tokenizer as `#464`.
+    /// The token's text. Bytes that are not a complete UTF-8 character are written as `\xE2`, a token without bytes as
+    /// `#464`.
     pub fn text(&self) -> String {
         let Some(bytes) = &self.bytes else { return format!("#{}", self.id) };
         let part = |chunk: std::str::Utf8Chunk<'_>| {
@@ -102,25 +103,26 @@ impl Token {
         bytes.utf8_chunks().map(part).collect()
     }
 
-    /// The token on one line, to stand between quotes: what cannot be seen, or could be taken for something else, is
-    /// escaped as in Rust (`\n`, `\u{a0}`, `\\`), and bytes that are no whole character are `\xE2`. Two tokens of a
-    /// vocabulary never look alike.
+    /// The token on one line, for use between quotes. Invisible and ambiguous characters are escaped as in Rust (`\n`,
+    /// `\u{a0}`, `\\`), and bytes that are not a complete character are written as `\xE2`. Different tokens of a
+    /// vocabulary have different labels.
     pub fn label(&self) -> String {
         self.shown(&|c| Some(c).filter(|c| seen_as_it_is(*c)))
     }
 
-    /// Several tokens as one text, shown as [`Token::label`] does; characters that `has` says no to are escaped too.
+    /// Several tokens as one text, in the form of [`Token::label`]. Characters for which `has` returns false are
+    /// escaped too.
     pub fn label_of(tokens: &[Token], has: impl Fn(char) -> bool) -> String {
         let Some(bytes) = tokens.iter().map(|token| token.bytes.as_deref()).collect::<Option<Vec<_>>>() else {
             return tokens.iter().map(Token::text).collect::<Vec<_>>().join(" ");
         };
-        // Characters that are cut in several tokens are whole again.
+        // Join the bytes first, so that characters split across tokens are complete.
         let whole = Token { id: 0, bytes: Some(bytes.concat()) };
         whole.shown(&|c| Some(c).filter(|c| *c == ' ' || has(*c) && seen_as_it_is(*c)))
     }
 
-    /// [`Token::label`] for places without quotes, such as pictures: a space is `␣`. Characters that `has` says no to (a
-    /// font's table, say) are escaped too.
+    /// [`Token::label`] for use without quotes, such as in pictures: a space is `␣`. Characters for which `has` returns
+    /// false (a font lacks them, for example) are escaped too.
     pub fn mark(&self, has: impl Fn(char) -> bool) -> String {
         self.shown(&|c| match c {
             ' ' => Some('␣'),
@@ -129,7 +131,7 @@ impl Token {
         })
     }
 
-    /// The token with each character as `plain` shows it, escaped where it gives nothing.
+    /// The token with each character mapped by `plain`, or escaped when `plain` returns `None`.
     fn shown(&self, plain: &dyn Fn(char) -> Option<char>) -> String {
         let Some(bytes) = &self.bytes else { return format!("#{}", self.id) };
         let mut shown = String::new();
@@ -147,15 +149,15 @@ impl Token {
     }
 }
 
-/// True for what does something instead of being seen: control characters, line ends, and the controls of bidirectional text
-/// (Unicode UAX #9), which show letters in another order than they have.
+/// True for control characters, line ends, and the controls of bidirectional text (Unicode UAX #9), which change the
+/// display order of letters.
 #[cfg_attr(not(feature = "plot"), allow(dead_code))]
 pub(crate) fn is_control(c: char) -> bool {
     const BIDI: [char; 3] = ['\u{61c}', '\u{200e}', '\u{200f}'];
     c.is_control() || BIDI.contains(&c) || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// False for combining and invisible characters, all spaces but the plain one, and the backslash, which begins escapes.
+/// False for combining and invisible characters, all spaces except U+0020, and the backslash, which begins escapes.
 fn seen_as_it_is(c: char) -> bool {
     matches!(c, '\'' | '"') || c.escape_debug().len() == 1
 }
@@ -164,10 +166,10 @@ fn seen_as_it_is(c: char) -> bool {
 #[cfg(feature = "tokenizer")]
 pub struct Tokenizer {
     tokenizer: tokenizers::Tokenizer,
-    /// The same, reading special tokens in a text as characters: made when it is first asked for.
+    /// A variant that encodes special tokens in a text as ordinary characters. Made at first use.
     plain: OnceLock<Box<tokenizers::Tokenizer>>,
     added: HashMap<u32, AddedToken>,
-    /// Whether tokens are written with one character a byte.
+    /// Whether the vocabulary writes each byte as one character.
     byte_level: bool,
     /// Bytes of the longest token.
     longest: OnceLock<usize>,
@@ -188,7 +190,7 @@ impl Tokenizer {
     /// `added_tokens.json` and `special_tokens_map.json`. `None` if it has none of them.
     ///
     /// # Errors
-    /// [`TokenizerError::Tokenizer`] for broken files, [`TokenizerError::Unsupported`] for what is not read.
+    /// [`TokenizerError::Tokenizer`] for invalid files, [`TokenizerError::Unsupported`] for an unsupported kind.
     pub fn from_folder(folder: &Path) -> Result<Option<Tokenizer>, TokenizerError> {
         let read = tokenizer_files::read(&ModelDir::new(folder))?;
         read.map(|read| Tokenizer::new(read.tokenizer, read.notes)).transpose()
@@ -205,8 +207,8 @@ impl Tokenizer {
     }
 
     fn new(mut tokenizer: tokenizers::Tokenizer, notes: Vec<String>) -> Result<Tokenizer, TokenizerError> {
-        // A file may ask for truncation or padding; both would change activations without a word, and transformers does
-        // neither unless it is asked to.
+        // A file may ask for truncation or padding. Both would change activations silently, and transformers does
+        // neither by default.
         let without = guarded(|| tokenizer.with_truncation(None).map(drop));
         without.map_err(TokenizerError::Encode)?;
         tokenizer.with_padding(None);
@@ -222,13 +224,13 @@ impl Tokenizer {
         Ok(Tokenizer { tokenizer, plain, added, byte_level, longest, notes })
     }
 
-    /// What its user should know of how the files were read, one line each.
+    /// Remarks for the user about how the files were read, one line each.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// Cuts a text into token ids, as transformers' tokenizer does: special tokens written out in it count as such, and
-    /// what the tokenizer puts in front of every text or behind it is there.
+    /// Encodes a text as token ids, as transformers' tokenizer does: special tokens in the text are recognised, and the
+    /// tokens that the tokenizer adds before or after every text are included.
     ///
     /// # Errors
     /// [`TokenizerError::Encode`].
@@ -236,8 +238,8 @@ impl Tokenizer {
         encode(&self.tokenizer, text)
     }
 
-    /// [`Tokenizer::encode`] with special tokens in the text, such as `<|endoftext|>`, read as the characters that they are
-    /// written with (`split_special_tokens` of transformers).
+    /// [`Tokenizer::encode`] that encodes special tokens in the text, such as `<|endoftext|>`, as ordinary characters
+    /// (`split_special_tokens` of transformers).
     ///
     /// # Errors
     /// [`TokenizerError::Encode`].
@@ -250,8 +252,9 @@ impl Tokenizer {
         encode(plain, text)
     }
 
-    /// [`Tokenizer::encode`] of a text of any length. Cutting takes a hundred times the text's size in memory, so a long text is
-    /// cut piece by piece, between words, where that changes no token.
+    /// [`Tokenizer::encode`] for texts of any length. Encoding takes about a hundred times the text's size in memory. A
+    /// long text is therefore encoded in pieces, split between words, if the tokenizer's kind ensures that no token
+    /// changes.
     ///
     /// # Errors
     /// [`TokenizerError::Encode`].
@@ -274,7 +277,8 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// True where nothing but the pattern of byte-level BPE looks across the space between two words.
+    /// True if no part of the tokenizer, except the pattern of byte-level BPE, depends on text across a space between
+    /// words.
     fn may_cut_between_words(&self) -> bool {
         let byte_level = matches!(self.tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(of)) if !of.add_prefix_space && of.use_regex);
         let nothing_added =
@@ -289,16 +293,16 @@ impl Tokenizer {
         special.map(|(id, token)| (*id, token.content.clone())).collect()
     }
 
-    /// Says no to a text of so many bytes that it surely has more than `n_positions` tokens: cutting takes a hundred times
-    /// the text's size in memory. `index` is the text's number, for the message.
+    /// Refuses a text with so many bytes that it must have more than `n_positions` tokens, because encoding it would
+    /// take about a hundred times its size in memory. `index` is the text's index, for the message.
     ///
     /// # Errors
-    /// [`TokenizerError::TooLong`]. Text below a megabyte passes, and so does every text where tokens may stand for more bytes
-    /// than they have (tokenizers that are not byte-level).
+    /// [`TokenizerError::TooLong`]. Texts below a megabyte pass, and so do all texts of tokenizers that are not
+    /// byte-level, whose tokens may match more bytes than they have.
     pub fn check_length(&self, index: usize, text: &str, n_positions: usize) -> Result<(), TokenizerError> {
         const SHORT: usize = 1 << 20;
         let byte_level = matches!(self.tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(_)));
-        // Some added tokens take all white space beside them.
+        // Some added tokens include all adjacent white space.
         let strips = || self.added.values().any(|token| token.lstrip || token.rstrip);
         if text.len() <= SHORT || !byte_level || self.tokenizer.get_normalizer().is_some() || strips() {
             return Ok(());
@@ -323,10 +327,10 @@ impl Tokenizer {
         Token { id, bytes }
     }
 
-    /// The text of some tokens; bytes that are no whole UTF-8 character become U+FFFD.
+    /// The text of some tokens. Bytes that are not a complete UTF-8 character become U+FFFD.
     ///
     /// # Errors
-    /// [`TokenizerError::Encode`], where the tokenizer cannot.
+    /// [`TokenizerError::Encode`] when the tokenizer fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
         if self.byte_level {
             let bytes: Vec<u8> = ids.iter().flat_map(|id| self.token(*id).bytes.unwrap_or_default()).collect();
@@ -335,13 +339,13 @@ impl Tokenizer {
         guarded(|| self.tokenizer.decode(ids, false)).map_err(TokenizerError::Encode)
     }
 
-    /// The token with this id as the vocabulary writes it, which is what transformers' `convert_ids_to_tokens` gives: byte-level
-    /// tokenizers write a space as `Ġ`.
+    /// The token with this id in the vocabulary's own form, as transformers' `convert_ids_to_tokens` returns it:
+    /// byte-level tokenizers write a space as `Ġ`.
     pub fn written(&self, id: u32) -> Option<String> {
         self.tokenizer.id_to_token(id)
     }
 
-    /// The id of GPT-2's one special token, which begins and ends texts.
+    /// The id of `<|endoftext|>`, GPT-2's only special token, which begins and ends texts.
     pub fn end_of_text(&self) -> Option<u32> {
         self.tokenizer.token_to_id("<|endoftext|>")
     }
@@ -357,12 +361,12 @@ thread_local! {
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// True while a panic on this thread will be caught here and turned into an error: whoever reports panics may keep quiet.
+/// True while a panic on this thread will be caught here and turned into an error, so that a panic hook can ignore it.
 pub fn panics_are_guarded() -> bool {
     GUARDED.get()
 }
 
-/// Calls into the `tokenizers` crate, which panics on some of the things that a `tokenizer.json` can say.
+/// Calls the `tokenizers` crate, which panics on some contents of `tokenizer.json`, and turns a panic into an error.
 #[cfg(feature = "tokenizer")]
 pub(super) fn guarded<T>(call: impl FnOnce() -> Result<T, tokenizers::Error>) -> Result<T, String> {
     GUARDED.set(true);
@@ -374,8 +378,8 @@ pub(super) fn guarded<T>(call: impl FnOnce() -> Result<T, tokenizers::Error>) ->
     }
 }
 
-/// The bytes that a byte-level token stands for. GPT-2 writes each byte as one printable character: printable Latin-1 as
-/// itself, the other 68 bytes as U+0100 and up, in order (Radford et al. 2019, `bytes_to_unicode`).
+/// The bytes that a byte-level token stands for. GPT-2 writes each byte as one printable character: printable Latin-1
+/// as itself, the other 68 bytes as U+0100 and up, in order (Radford et al. 2019, `bytes_to_unicode`).
 pub(super) fn bytes_of(written: &str) -> Vec<u8> {
     let as_itself = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let others: Vec<u8> = (0..=255u8).filter(|b| !as_itself(u32::from(*b))).collect();
@@ -385,7 +389,7 @@ pub(super) fn bytes_of(written: &str) -> Vec<u8> {
         match others.get((code as usize).wrapping_sub(0x100)) {
             Some(byte) => bytes.push(*byte),
             None if as_itself(code) => bytes.push(code as u8),
-            // Not a byte-level vocabulary: the character stands for itself.
+            // Not a byte-level vocabulary: the character is itself.
             None => bytes.extend(c.to_string().into_bytes()),
         }
     }

@@ -1,15 +1,16 @@
-//! A tokenizer from a checkpoint's folder, as transformers (5) reads it: which class it is, which files count, which tokens
-//! are added with which flags, and what is put in front of a text. Owns these rules and nothing of tokenizing itself, which
-//! is the `tokenizers` crate's. `tests/tokenizer.rs` holds the ids against those of transformers.
+//! Reads a tokenizer from a checkpoint's folder as transformers 5 does. Owns the rules: which class it is, which files
+//! are used, which tokens are added with which flags, and which tokens surround a text. The `tokenizers` crate does the
+//! tokenizing. `tests/tokenizer.rs` compares the ids with those of transformers. Read next: `tokenizer.rs`.
 //!
-//! The class decides (`tokenizer_class` of tokenizer_config.json, else of config.json, else `GPT2Tokenizer`):
+//! The rules depend on the class (`tokenizer_class` of tokenizer_config.json, else of config.json, else
+//! `GPT2Tokenizer`):
 //!
 //! - `GPT2Tokenizer` and `BertTokenizer` take vocabulary and merges from tokenizer.json, else from vocab.json with
-//!   merges.txt or from vocab.txt, and build everything else anew from tokenizer_config.json.
-//! - Every other class takes tokenizer.json as it stands.
+//!   merges.txt or from vocab.txt. They build everything else from tokenizer_config.json.
+//! - Every other class uses tokenizer.json unchanged.
 //!
-//! Tokens are then added: those of `added_tokens_decoder`, or where it is absent those of added_tokens.json and
-//! tokenizer.json in the order of their ids; then the named ones (`pad_token` and so on) and the extra ones that are new.
+//! Tokens are then added: those of `added_tokens_decoder`, or without it those of added_tokens.json and tokenizer.json
+//! in the order of their ids; then the named ones (`pad_token` and so on) and the extra ones, if they are new.
 
 use crate::model::model_dir::{self, ModelDir, file};
 use crate::model::tokenizer::{TokenizerError, guarded};
@@ -27,7 +28,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, AddedVocabulary, NormalizedString, Normalizer, Tokenizer};
 
-/// A tokenizer, and what its user should know of how it was read.
+/// A tokenizer, and remarks for the user about how it was read.
 pub(super) struct Read {
     pub tokenizer: Tokenizer,
     pub notes: Vec<String>,
@@ -41,9 +42,9 @@ const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "p
 enum Class {
     /// Byte-level BPE.
     Gpt2,
-    /// WordPiece, with `[CLS]` in front of every text and `[SEP]` behind it.
+    /// WordPiece, with `[CLS]` before every text and `[SEP]` after it.
     Bert,
-    /// tokenizer.json as it stands.
+    /// tokenizer.json, unchanged.
     AsItStands,
 }
 
@@ -56,7 +57,7 @@ impl Class {
         }
     }
 
-    /// What a named token is where tokenizer_config.json does not say.
+    /// The default of a named token, for when tokenizer_config.json does not define it.
     fn default_of(self, name: &str) -> Option<&'static str> {
         match (self, name) {
             (Class::Gpt2, "bos_token" | "eos_token" | "unk_token") => Some("<|endoftext|>"),
@@ -74,7 +75,8 @@ impl Class {
 #[derive(Clone, Deserialize, PartialEq)]
 struct Added {
     content: String,
-    /// Given by its text alone. To transformers that is another token than one with the same text and flags.
+    /// The file gives only its text. transformers treats that as a different token from one with the same text and
+    /// flags.
     #[serde(skip)]
     bare: bool,
     #[serde(default)]
@@ -83,7 +85,7 @@ struct Added {
     lstrip: bool,
     #[serde(default)]
     rstrip: bool,
-    /// Follows from `special` where a file does not say.
+    /// Derived from `special` when the file does not state it.
     #[serde(default)]
     normalized: Option<bool>,
     #[serde(default)]
@@ -112,7 +114,7 @@ impl Added {
     }
 }
 
-/// What is read of a tokenizer.json beside what the `tokenizers` crate makes of it.
+/// The fields of tokenizer.json that this file reads in addition to the `tokenizers` crate.
 #[derive(Deserialize)]
 struct Beside {
     #[serde(default)]
@@ -128,7 +130,7 @@ struct WithId {
     token: Added,
 }
 
-/// The tokenizer of a folder; `None` where it has none.
+/// The tokenizer of a folder; `None` if it has none.
 pub(super) fn read(dir: &ModelDir) -> Result<Option<Read>, TokenizerError> {
     let settings = Settings::read(dir)?;
     let class = Class::of(settings.class.as_deref().unwrap_or("GPT2Tokenizer"));
@@ -140,7 +142,7 @@ pub(super) fn read(dir: &ModelDir) -> Result<Option<Read>, TokenizerError> {
         }
         (Class::Gpt2, [_, true, true, _]) => (from_vocab_and_merges(dir, &settings)?, None),
         (Class::Bert, [.., true]) => (from_vocab_txt(dir, &settings)?, None),
-        // The older folders with a WordPiece vocabulary do not name their class.
+        // Older folders with a WordPiece vocabulary do not name their class.
         (Class::Gpt2, [_, false, _, true]) if settings.class.is_none() => {
             return from_vocab_txt(dir, &settings)
                 .and_then(|read| finish(dir, Class::Bert, settings, read, None))
@@ -151,7 +153,7 @@ pub(super) fn read(dir: &ModelDir) -> Result<Option<Read>, TokenizerError> {
     finish(dir, class, settings, read, beside).map(Some)
 }
 
-/// The folder has no file that its class could be read from.
+/// The result when the folder has no file that its class can be read from.
 fn nothing_to_read(dir: &ModelDir, settings: &Settings) -> Result<Option<Read>, TokenizerError> {
     let command = format!(
         "write a tokenizer.json with python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('{0}')\
@@ -175,16 +177,16 @@ fn nothing_to_read(dir: &ModelDir, settings: &Settings) -> Result<Option<Read>, 
     }
 }
 
-/// tokenizer_config.json, with special_tokens_map.json where that still counts.
+/// tokenizer_config.json, with special_tokens_map.json in old folders, where transformers still reads it.
 struct Settings {
     class: Option<String>,
     fields: Map<String, Value>,
-    /// Named tokens that this tokenizer alone has, as far as they are told from the settings by themselves.
+    /// Named tokens specific to this tokenizer, as far as the settings alone show them.
     own: Vec<(String, Value)>,
     notes: Vec<String>,
 }
 
-/// The key of special tokens without a name, and the one that it had before transformers 5.
+/// The key of special tokens without a name, and its name before transformers 5.
 const EXTRA: &str = "extra_special_tokens";
 const EXTRA_BEFORE: &str = "additional_special_tokens";
 
@@ -230,7 +232,7 @@ impl Settings {
             own.extend(named.clone());
             fields.shift_remove(EXTRA);
         }
-        // Only folders of before transformers 4.34 have no added_tokens_decoder and need the map.
+        // Only folders from before transformers 4.34 have no added_tokens_decoder and need the map.
         if !fields.contains_key("added_tokens_decoder") {
             let map = object(&dir.path(file::SPECIAL_TOKENS_MAP))?.unwrap_or_default();
             for (name, mut value) in map {
@@ -257,13 +259,13 @@ impl Settings {
         self.fields.get(name).and_then(Value::as_bool)
     }
 
-    /// The named special tokens that there are: those of every tokenizer, then those of this one alone. `padding` is the
-    /// token that a tokenizer.json pads with.
+    /// The named special tokens: those of every tokenizer, then those specific to this one. `padding` is the padding
+    /// token of tokenizer.json.
     fn named(&self, class: Class, padding: Option<&str>, path: &Path) -> Result<Vec<(String, Added)>, TokenizerError> {
         let mut named = Vec::new();
         for name in NAMED {
             match self.fields.get(name) {
-                // Said to be none.
+                // The file states that there is none.
                 Some(Value::Null) => {}
                 Some(value) => named.push((name.into(), token(value).ok_or_else(|| not_a_token(path, name))?)),
                 None => {
@@ -310,17 +312,17 @@ fn unsupported(path: &Path, what: String, remedy: &str) -> TokenizerError {
     TokenizerError::Unsupported { file: path.display().to_string(), what, remedy: remedy.into() }
 }
 
-/// The bytes of a tokenizer's file, or what it is instead.
+/// The bytes of a tokenizer's file.
 fn bytes(path: &Path) -> Result<Vec<u8>, TokenizerError> {
     model_dir::read_file(path).map_err(|e| broken(path, e.to_string()))
 }
 
-/// What is wrong with a file: that it is another kind of file altogether, or what its reader says.
+/// What is wrong with a file: that it is another kind of file, or else the parser's message.
 fn detail(bytes: &[u8], said: String) -> String {
     crate::file_kind::Kind::of(bytes).map_or(said, |kind| format!("it is {kind}"))
 }
 
-/// A JSON object; `None` where there is no such file.
+/// Reads a JSON object; `None` if the file does not exist.
 fn object(path: &Path) -> Result<Option<Map<String, Value>>, TokenizerError> {
     if !path.exists() {
         return Ok(None);
@@ -329,7 +331,7 @@ fn object(path: &Path) -> Result<Option<Map<String, Value>>, TokenizerError> {
     serde_json::from_slice(&bytes).map(Some).map_err(|e| broken(path, detail(&bytes, e.to_string())))
 }
 
-/// From a tokenizer.json: all of it, or its vocabulary, merges and post-processor.
+/// Reads tokenizer.json: all of it, or only its vocabulary, merges and post-processor.
 fn from_json(dir: &ModelDir, class: Class, settings: &Settings) -> Result<(Read, Beside), TokenizerError> {
     let path = dir.path(file::TOKENIZER);
     let bytes = bytes(&path)?;
@@ -378,7 +380,7 @@ fn from_json(dir: &ModelDir, class: Class, settings: &Settings) -> Result<(Read,
             notes.extend(as_it_stands(&path, &tokenizer, settings)?);
             return Ok((Read { tokenizer, notes }, beside));
         }
-        // A class that is not named, or is wrong: there is one sensible reading.
+        // The class is not named, or is wrong. Using the file unchanged is the only sensible choice.
         (Class::Gpt2 | Class::Bert, _) => {
             notes.push(format!(
                 "{} is not of the kind that the tokenizer's class {} has; it is used as it stands",
@@ -399,7 +401,7 @@ fn from_json(dir: &ModelDir, class: Class, settings: &Settings) -> Result<(Read,
 const AS_IT_STANDS: &str =
     "\"tokenizer_class\": \"PreTrainedTokenizerFast\" in tokenizer_config.json takes tokenizer.json as it stands";
 
-/// The parts of a tokenizer.json, other than GPT-2's, that a byte-level class builds anew.
+/// The parts of a tokenizer.json that differ from GPT-2's and that a byte-level class replaces.
 fn dropped(tokenizer: &Tokenizer, settings: &Settings) -> Vec<&'static str> {
     let space = settings.flag("add_prefix_space").unwrap_or(false);
     let usual = match tokenizer.get_pre_tokenizer() {
@@ -410,10 +412,10 @@ fn dropped(tokenizer: &Tokenizer, settings: &Settings) -> Vec<&'static str> {
     parts.into_iter().filter(|(_, dropped)| *dropped).map(|(part, _)| part).collect()
 }
 
-/// Refuses and notes what a class other than the plain one may not take from tokenizer.json as it stands.
+/// For a class other than the generic one: refuses or notes the parts of tokenizer.json that transformers may replace.
 fn as_it_stands(path: &Path, tokenizer: &Tokenizer, settings: &Settings) -> Result<Option<String>, TokenizerError> {
     const PLAIN: [&str; 3] = ["PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend"];
-    /// Byte-level classes that build the pre-tokenizer anew from tokenizer_config.json.
+    /// Byte-level classes that rebuild the pre-tokenizer from tokenizer_config.json.
     const BYTE_LEVEL: [&str; 14] = [
         "BartTokenizer",
         "BlenderbotTokenizer",
@@ -456,7 +458,7 @@ fn unk(settings: &Settings) -> String {
     set.map_or_else(|| "[UNK]".into(), |token| token.content)
 }
 
-/// The parts that a class builds anew around its model.
+/// Builds the parts that a class does not take from the files: normalizer, pre-tokenizer, decoder and so on.
 fn build(tokenizer: &mut Tokenizer, class: Class, settings: &Settings) {
     let flag = |name: &str, default: bool| settings.flag(name).unwrap_or(default);
     match class {
@@ -470,7 +472,7 @@ fn build(tokenizer: &mut Tokenizer, class: Class, settings: &Settings) {
         Class::Bert => {
             let (chinese, accents) = (flag("tokenize_chinese_chars", true), settings.flag("strip_accents"));
             let normalizer = BertNormalizer::new(true, chinese, accents, flag("do_lower_case", true));
-            // No tokens are added yet that it could fail on.
+            // It could fail only on added tokens, and there are none yet.
             let _ = tokenizer.with_normalizer(Some(normalizer));
             tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
             tokenizer.with_decoder(Some(tokenizers::decoders::wordpiece::WordPiece::default()));
@@ -481,7 +483,7 @@ fn build(tokenizer: &mut Tokenizer, class: Class, settings: &Settings) {
 
 fn from_vocab_and_merges(dir: &ModelDir, settings: &Settings) -> Result<Read, TokenizerError> {
     let (vocab, merges) = (dir.path(file::VOCAB), dir.path(file::MERGES));
-    // The crate reads both files at once and does not say which one is broken.
+    // The crate reads both files at once and does not report which one is invalid.
     let of_vocab = bytes(&vocab)?;
     serde_json::from_slice::<BTreeMap<String, u32>>(&of_vocab)
         .map_err(|e| broken(&vocab, detail(&of_vocab, e.to_string())))?;
@@ -505,7 +507,7 @@ fn from_vocab_txt(dir: &ModelDir, settings: &Settings) -> Result<Read, Tokenizer
     Ok(Read { tokenizer, notes: Vec::new() })
 }
 
-/// Adds the tokens that the folder adds, and what its class puts around a text.
+/// Adds the folder's added tokens, and the tokens that its class puts around a text.
 fn finish(
     dir: &ModelDir,
     class: Class,
@@ -517,7 +519,7 @@ fn finish(
     let padding = beside.as_ref().and_then(|beside| beside.padding.as_ref()?.get("pad_token")?.as_str());
     let (mut named, extra) = (settings.named(class, padding, &path)?, settings.extra(&path)?);
     let Stated { tokens: stated, replaced } = stated(dir, &settings, beside.as_ref())?;
-    // A token that lost its id to another one still lends its flags to the name.
+    // A token whose id another token took still provides the flags of its name.
     for (name, token) in named.iter_mut().filter(|(name, _)| NAMED.contains(&name.as_str())) {
         let same = replaced.iter().find(|other| other.content == token.content);
         if let Some(other) = same.filter(|_| settings.fields.contains_key(name.as_str())) {
@@ -531,7 +533,7 @@ fn finish(
     for token in named.iter().map(|(_, token)| token).chain(&extra) {
         let there = read.tokenizer.get_added_vocabulary().get_vocab().contains_key(&token.content);
         let is_stated = tokens[..before].iter().any(|other| other.content == token.content);
-        // Of two that differ in flags alone, the later one counts.
+        // Of two that differ only in flags, the later one is used.
         if !(there || is_stated || tokens.contains(token)) {
             tokens.push(token.clone());
         }
@@ -560,11 +562,11 @@ fn finish(
         Some((token.content.clone(), read.tokenizer.token_to_id(&token.content)?))
     };
     let around = match class {
-        // The class writes what is not there as Python does, with the ids of BERT's own vocabulary.
+        // For missing tokens the class uses Python's defaults, with the ids of BERT's own vocabulary.
         Class::Bert => {
             [("cls_token", 2), ("sep_token", 3)].map(|(name, of_bert)| id(name).or(Some(("None".into(), of_bert))))
         }
-        // Where there is a tokenizer.json, it alone decides.
+        // If tokenizer.json exists, it alone decides.
         Class::Gpt2 if beside.is_none() => {
             let asked = |switch: &str, name: &str| id(name).filter(|_| settings.flag(switch) == Some(true));
             [asked("add_bos_token", "bos_token"), asked("add_eos_token", "eos_token")]
@@ -580,7 +582,8 @@ fn finish(
     Ok(read)
 }
 
-/// Says which added tokens the normalizer makes the same: the `tokenizers` crate takes one of them, and not always the same.
+/// Reports added tokens that the normalizer maps to the same text. The `tokenizers` crate matches an arbitrary one of
+/// them.
 fn alike(tokenizer: &Tokenizer) -> Option<String> {
     let normalizer = tokenizer.get_normalizer()?;
     let mut written: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -596,7 +599,7 @@ fn alike(tokenizer: &Tokenizer) -> Option<String> {
     ))
 }
 
-/// A text between two tokens, either of which may be left out.
+/// A template that puts a text between two optional tokens.
 fn template(around: &[Option<(String, u32)>; 2]) -> Result<TemplateProcessing, String> {
     let piece = |token: &Option<(String, u32)>| token.as_ref().map(|(token, _)| format!("{token}:0"));
     let [front, back] = [piece(&around[0]), piece(&around[1])];
@@ -607,7 +610,7 @@ fn template(around: &[Option<(String, u32)>; 2]) -> Result<TemplateProcessing, S
     built.map_err(|e| e.to_string())
 }
 
-/// The tokens that the files state with an id, each with the file that does, and those whose id another file gives away.
+/// The tokens that the files list with an id, each with its file, and those whose id another file assigns differently.
 #[derive(Default)]
 struct Stated {
     tokens: BTreeMap<u32, (Added, &'static str)>,
@@ -627,7 +630,8 @@ fn stated(dir: &ModelDir, settings: &Settings, beside: Option<&Beside>) -> Resul
         return Ok(stated);
     }
     let path = dir.path(file::ADDED_TOKENS);
-    // Those that a file names by their text, or special_tokens_map.json with flags: transformers finds no others here.
+    // Tokens that a file names by their text, or that special_tokens_map.json lists with flags. transformers looks at
+    // no others here.
     let by_text = |value: &&Value| value.get("__type").is_none();
     let named = NAMED.iter().filter_map(|name| settings.fields.get(*name));
     let extra = settings.fields.get(EXTRA).and_then(Value::as_array).into_iter().flatten();

@@ -1,22 +1,23 @@
-//! Documents longer than the context: cut into windows that overlap. Owns which windows there are and which tokens each is
-//! kept for. A window is one text of a batch; `output/rows.rs` puts what is recorded of the windows together again.
+//! Splits documents longer than the context into overlapping windows. Owns the positions of the windows and which
+//! tokens' values are taken from which window. A window is one text of a batch. Read next: `../output/rows.rs`, which
+//! joins the values recorded for the windows.
 
 use std::ops::Range;
 use std::str::FromStr;
 
-/// How documents are cut.
+/// How documents are split into windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Windows {
-    /// Tokens of a window at most.
+    /// The most tokens of a window.
     pub size: usize,
-    /// Tokens from the beginning of one window to that of the next.
+    /// Tokens from the beginning of one window to the beginning of the next.
     pub stride: usize,
 }
 
 impl FromStr for Windows {
     type Err = String;
 
-    /// `N` or `N:STRIDE`. Without a stride, windows begin half a window after one another.
+    /// Parses `N` or `N:STRIDE`. Without a stride, it is half the window.
     fn from_str(written: &str) -> Result<Windows, String> {
         let number = |text: &str| text.parse().ok().filter(|n| *n > 0);
         let (size, stride) = match written.split_once(':') {
@@ -41,22 +42,22 @@ impl std::fmt::Display for Windows {
     }
 }
 
-/// One window that is run.
+/// One window of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// Which document, counted from 0.
+    /// Index of the document.
     pub document: usize,
-    /// The document's tokens that it holds.
+    /// The range of the document's tokens.
     pub tokens: Range<usize>,
-    /// The document's positions that are kept of it, ascending, at least one.
+    /// The document's positions whose values are taken from this window: ascending, at least one.
     pub kept: Vec<usize>,
-    /// How many positions of the document are kept of the windows before it.
+    /// How many positions of the document are taken from earlier windows.
     pub first_row: usize,
 }
 
 impl Windows {
-    /// The windows of one document of `n` tokens, with the tokens that each is kept for: those that no earlier window
-    /// holds, so that every token comes from the window in which it has most context.
+    /// The windows of one document of `n` tokens, each with the tokens whose values are taken from it. These are the
+    /// tokens that no earlier window contains, so each token has the most context.
     pub fn of(self, n: usize) -> Vec<(Range<usize>, Range<usize>)> {
         let (mut windows, mut start, mut done) = (Vec::new(), 0, 0);
         while done < n {
@@ -67,7 +68,8 @@ impl Windows {
         windows
     }
 
-    /// The windows of documents of these lengths that must be run for the positions in `kept` (all without it).
+    /// The windows that must run to obtain the positions in `kept` (all positions if `None`) of documents of these
+    /// lengths.
     pub fn plan(self, lengths: &[usize], kept: Option<&[Vec<usize>]>) -> Vec<Piece> {
         let mut pieces = Vec::new();
         for (document, n) in lengths.iter().enumerate() {
@@ -108,7 +110,7 @@ mod tests {
         }
     }
 
-    /// Every token once, each from the window that begins furthest before it.
+    /// Every token occurs once, in the window that begins furthest before it.
     #[test]
     fn every_token_has_the_most_context_there_is() {
         for n in 1..40 {

@@ -1,8 +1,8 @@
-//! Arrays by name, of any shape: read from .npy, .npz and .safetensors files that others or we wrote, and written whole where they
-//! are known whole (sweeps, weights). `store.rs` has the files that a run fills.
+//! Named arrays of any shape: reads .npy, .npz and .safetensors files from any program, and writes arrays that are
+//! complete in memory (sweeps, weights). Read next: `store.rs`, for files that a run fills.
 //!
-//! numpy's formats are read here by hand: the crate for them brings a zip library with four compressors and a parser of Python.
-//! Sources: numpy/lib/format.py; PKWARE's APPNOTE.TXT 6.3.10, 4.3 and 4.5.3.
+//! numpy's formats are parsed here by hand, because the crate for them depends on a zip library with four compressors
+//! and a parser of Python. Sources: numpy/lib/format.py; PKWARE's APPNOTE.TXT 6.3.10, 4.3 and 4.5.3.
 
 use super::npz::Npz;
 use crate::hooks::site::Site;
@@ -13,10 +13,10 @@ use serde_json::{Map, Value, json};
 use std::io::{Read, Write};
 use std::path::Path;
 
-/// Reads one array as f32. Where no name is given, the array of the site's name, or the only array of floating point.
+/// Reads one array as f32. Without a name, it is the array with the site's name, or else the only floating-point array.
 ///
 /// # Errors
-/// A sentence that names the file: it cannot be read, or which of its arrays is meant cannot be told.
+/// A sentence that names the file, when it cannot be read or the array is ambiguous.
 pub fn read(path: &Path, name: Option<&str>, site: Option<Site>) -> Result<ArrayD<f32>, String> {
     let fail = |e: &dyn std::fmt::Display| format!("cannot read {}: {e}", path.display());
     match super::extension(path).as_str() {
@@ -30,7 +30,7 @@ pub fn read(path: &Path, name: Option<&str>, site: Option<Site>) -> Result<Array
             let bytes = std::fs::read(path).map_err(|e| fail(&e))?;
             let entries = zip_entries(&bytes).ok_or_else(|| fail(&"it is no archive as numpy writes them"))?;
             let names: Vec<String> = entries.iter().map(|entry| entry.name.clone()).collect();
-            // Only a name's own array is unpacked, or every header where the name is to be found out.
+            // With a name, unpack only that array; without one, read every header.
             let kind = |entry: &Entry| entry.unpack(&bytes).ok().and_then(|npy| Some(header(&npy)?.0));
             let floats = || entries.iter().filter(|e| kind(e).is_some_and(|k| k.contains('f'))).map(|e| e.name.clone());
             let floats = if name.is_some() { Vec::new() } else { floats().collect() };
@@ -64,7 +64,7 @@ pub fn read(path: &Path, name: Option<&str>, site: Option<Site>) -> Result<Array
     }
 }
 
-/// Reads every array of floating point with its name, by name.
+/// Reads every floating-point array with its name, sorted by name.
 ///
 /// # Errors
 /// As [`read`].
@@ -123,8 +123,8 @@ fn pick(
     }
 }
 
-/// What a .npy file says of its array: the kind of its numbers, whether columns come first, the shape; and where the numbers
-/// begin.
+/// Parses the header of a .npy file: the data type, whether the array is column-major, the shape, and the offset of the
+/// values.
 fn header(bytes: &[u8]) -> Option<(String, bool, Vec<usize>, usize)> {
     let rest = bytes.strip_prefix(b"\x93NUMPY")?;
     let (length, start) = match rest.first()? {
@@ -167,7 +167,7 @@ struct Entry {
     method: u64,
     packed: usize,
     unpacked: usize,
-    /// Where its local header begins.
+    /// Offset of its local header.
     start: usize,
 }
 
@@ -194,7 +194,7 @@ fn zip_entries(bytes: &[u8]) -> Option<Vec<Entry>> {
         (field(0, 4)? == 0x0201_4b50).then_some(())?;
         let (name, extra, comment) = (field(28, 2)? as usize, field(30, 2)? as usize, field(32, 2)? as usize);
         let (mut packed, mut unpacked, mut start) = (field(20, 4)?, field(24, 4)?, field(42, 4)?);
-        // Zip64's field has those numbers that the old ones cannot hold, in this order.
+        // The zip64 field has the values that do not fit the old fields, in this order.
         let (mut in_extra, end_of_extra) = (at + 46 + name, at + 46 + name + extra);
         while in_extra + 4 <= end_of_extra {
             let (id, size) = (number(bytes, in_extra, 2)?, number(bytes, in_extra + 2, 2)? as usize);
@@ -240,7 +240,7 @@ impl Entry {
     }
 }
 
-/// The numbers of an array that is written.
+/// The values of an array to be written.
 pub enum Numbers {
     /// As f64.
     F64(Vec<f64>),
@@ -263,11 +263,11 @@ pub struct Named {
     pub name: String,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// Its numbers in row-major order.
+    /// Its values in row-major order.
     pub numbers: Numbers,
 }
 
-/// Writes arrays as .npz, with metadata in `metadata_json` as `extract` has it.
+/// Writes arrays as .npz, with metadata in `metadata_json` as in `extract`'s files.
 ///
 /// # Errors
 /// Those of `out`.
@@ -287,7 +287,7 @@ pub fn write_safetensors(arrays: &[Named], metadata: &Map<String, Value>, out: &
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), String::from);
     let metadata: Map<String, Value> = metadata.iter().map(|(k, v)| (k.clone(), text(v).into())).collect();
     let mut header = Map::from_iter([("__metadata__".to_string(), Value::from(metadata))]);
-    // Those of 8 bytes come first, so that all are aligned.
+    // 8-byte types come first, so that all are aligned.
     let is_wide = |array: &&Named| matches!(array.numbers, Numbers::F64(_));
     let ordered = || arrays.iter().filter(is_wide).chain(arrays.iter().filter(|array| !is_wide(array)));
     let mut end = 0;
@@ -317,7 +317,7 @@ mod tests {
         ]
     }
 
-    /// What is written is read back, whichever way an array is named.
+    /// Written arrays are read back, with each way to name an array.
     #[test]
     fn round_trip() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! `.csv`: a table for spreadsheets, a row for every [`Row`] with the values in columns `0`, `1`, ... as many as the widest
-//! hook has.
+//! `.csv`: a table for spreadsheets. One line per [`Row`], with the values in columns `0`, `1`, ...; there are as many
+//! columns as the widest hook has values. Read next: `table.rs`.
 
 use super::Record;
 use super::store::Store;

@@ -1,5 +1,5 @@
-//! `.json`, and `extract --json`: one object with the same content as the other formats, arrays as nested lists. JSON has
-//! no numbers but finite ones: the others are the strings "NaN", "Infinity" and "-Infinity", which masked scores are.
+//! `.json`, and `extract --json`: one object with the same content as the other formats, arrays as nested lists. JSON
+//! has only finite numbers; other values are the strings "NaN", "Infinity" and "-Infinity" (masked scores). Read next: `mod.rs`.
 
 use super::Record;
 use crate::hooks::capture::Arrays;
@@ -24,7 +24,7 @@ impl Serialize for Nested<'_> {
     }
 }
 
-/// A number, or the string that stands for what is none.
+/// A number, or a string for a value that is not finite.
 ///
 /// # Errors
 /// Those of `to`.
@@ -75,7 +75,7 @@ impl Serialize for Document<'_> {
         let record = self.0;
         let mut map = to.serialize_map(None)?;
         for (key, value) in record.metadata() {
-            // These are lists here, not strings that hold lists.
+            // Here these are JSON lists, not strings that contain lists.
             if !["tokens", "text", "words", "edits"].contains(&key) {
                 map.serialize_entry(key, &value)?;
             }
@@ -89,7 +89,7 @@ impl Serialize for Document<'_> {
             map.serialize_entry("words", &words)?;
         }
         for (name, table) in record.tables() {
-            // Ids and mask are padded as in the other formats; lists of positions are as long as they are.
+            // Ids and mask are padded as in the other formats; lists of positions are not.
             let padded = matches!(name, "input_ids" | "attention_mask");
             map.serialize_entry(name, &rows(&table, padded))?;
         }
@@ -103,7 +103,7 @@ fn rows(table: &ndarray::Array2<i64>, padded: bool) -> Vec<Vec<i64>> {
     table.outer_iter().map(row).collect()
 }
 
-/// Writes arrays, and what belongs to them, as one JSON object.
+/// Writes arrays and their record as one JSON object.
 ///
 /// # Errors
 /// Those of `out` and of `arrays`.

@@ -1,4 +1,4 @@
-//! `.jsonl`: the table of `.csv` with one JSON object a line, whose `values` are a list.
+//! `.jsonl`: the table of `.csv` with one JSON object per line, whose `values` are a list. Read next: `table.rs`.
 
 use super::Record;
 use super::json::Nested;

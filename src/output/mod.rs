@@ -1,5 +1,5 @@
-//! What leaves the program as a file. Owns the choice of format by extension and the promise that a file appears whole or
-//! not at all; each format is one file here.
+//! Output files. Owns the choice of format by extension, and guarantees that a file appears complete or not at all.
+//! Each format is one file here. Read next: `store.rs`, then `npz.rs` or `safetensors.rs`.
 
 pub mod arrays;
 mod csv;
@@ -38,47 +38,47 @@ use unfinished::Unfinished;
 pub use json::{Nested, number, write as write_json};
 pub use unfinished::abandon;
 
-/// Where the numbers come from: what a reader needs to make them again.
+/// Provenance: what a reader needs to compute the values again.
 #[derive(Clone, Debug)]
 pub struct Provenance {
-    /// The model's name as asked for.
+    /// The model's name as given.
     pub model: String,
     /// [`crate::model::checkpoint::Checkpoint::fingerprint`].
     pub fingerprint: String,
-    /// The device in words.
+    /// A description of the device.
     pub device: String,
-    /// What was changed on the way; nothing where the run is the model's own.
+    /// The edits of the run; empty for an unedited run.
     pub edits: Vec<EditRecord>,
 }
 
-/// Everything that belongs to one run's arrays, known before they are.
+/// Everything about one run's arrays that is known before the run.
 pub struct Record<'a> {
     /// The tokens of every text.
     pub tokens: &'a [Vec<Token>],
-    /// The texts as given; none where ids were given.
+    /// The texts as given; `None` if ids were given.
     pub texts: &'a [String],
-    /// What the rows of every text are.
+    /// What each row of a text stands for.
     pub rows: Rows<'a>,
-    /// How texts were cut into windows, where they were.
+    /// How texts were split into windows, if they were.
     pub windows: Option<Windows>,
-    /// Where it comes from.
+    /// The provenance.
     pub provenance: &'a Provenance,
-    /// How the texts were generated, where they were: JSON.
+    /// How the texts were generated, as JSON, if they were.
     pub generation: Option<String>,
-    /// Positions of the arrays, and of those the recorded ones, where texts may have ended before them.
+    /// The arrays' lengths, if they were laid out before the texts' lengths were known.
     pub reserved: Option<Reserved>,
 }
 
-/// How long arrays are that were laid out before the texts were known.
+/// Lengths of arrays that were laid out before the texts' lengths were known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reserved {
     /// Tokens of the longest text.
     pub positions: usize,
-    /// Recorded positions of the text that has most.
+    /// The largest number of recorded positions of a text.
     pub rows: usize,
 }
 
-/// What the rows of a text's values are.
+/// What each row of a text's values stands for.
 #[derive(Clone, Copy)]
 pub enum Rows<'a> {
     /// Its tokens.
@@ -87,7 +87,7 @@ pub enum Rows<'a> {
     Positions(&'a [Vec<usize>]),
     /// Words, for every text, and how their tokens were pooled.
     Words(&'a [Vec<Word>], Pool),
-    /// One row for all of it: the mean over the tokens at these positions of every text, or over all tokens.
+    /// One row in total: the mean over the tokens at these positions of every text, or over all tokens.
     Mean(Option<&'a [Vec<usize>]>),
 }
 
@@ -109,9 +109,9 @@ impl Pool {
     }
 }
 
-/// What a row is called.
+/// The label of a row.
 struct RowLabel {
-    /// The position of its token, or of a word's first.
+    /// The position of its token, or of a word's first token.
     position: usize,
     /// The token; `None` for a word.
     id: Option<u32>,
@@ -119,7 +119,7 @@ struct RowLabel {
     text: String,
 }
 
-/// Names and definitions of hooks follow this version of TransformerLens.
+/// The version of TransformerLens whose names and definitions of hooks we use.
 pub const HOOK_DEFINITIONS: &str = "transformer_lens>=4";
 
 impl Record<'_> {
@@ -153,7 +153,7 @@ impl Record<'_> {
         (0..self.tokens.len()).map(of_text).sum()
     }
 
-    /// What row `slot` of a text is.
+    /// The label of row `slot` of a text.
     fn row(&self, text: usize, slot: usize) -> RowLabel {
         let of_token = |position: usize| {
             let token = &self.tokens[text][position];
@@ -172,7 +172,7 @@ impl Record<'_> {
         }
     }
 
-    /// What row `slot` of a text is, as it is shown between quotes.
+    /// The label of row `slot` of a text in display form, for use between quotes.
     fn row_label(&self, text: usize, slot: usize) -> String {
         let of_token = |position: usize| self.tokens[text][position].label();
         match self.rows {
@@ -186,8 +186,9 @@ impl Record<'_> {
         }
     }
 
-    /// The tables of whole numbers that go with the arrays, by name: `input_ids` and `attention_mask`, [batch, pos]; the
-    /// kept `positions`, or each word's first and last token (`word_first`, `word_last`), [batch, n], padded with -1.
+    /// The integer tables that accompany the arrays, by name: `input_ids` and `attention_mask`, [batch, pos]; the
+    /// recorded `positions`, or each word's first and last token (`word_first`, `word_last`), [batch, n], padded with
+    /// -1.
     fn tables(&self) -> Vec<(&'static str, Array2<i64>)> {
         let (ids, mask) = self.ids_and_mask();
         let mut tables = vec![("input_ids", ids), ("attention_mask", mask)];
@@ -212,7 +213,7 @@ impl Record<'_> {
         tables
     }
 
-    /// The text of every word, text by text; `None` where rows are tokens.
+    /// The text of every word, text by text; `None` if rows are tokens.
     fn word_texts(&self) -> Option<Value> {
         let Rows::Words(words, _) = self.rows else { return None };
         Some(words.iter().map(|of_text| of_text.iter().map(|word| word.text.as_str()).collect::<Value>()).collect())
@@ -223,8 +224,8 @@ impl Record<'_> {
         self.tokens.iter().map(|of_text| of_text.iter().map(Token::text).collect::<Value>()).collect()
     }
 
-    /// Provenance and texts as pairs of strings, the same in every format. `text` is the text itself, or a JSON array of
-    /// several; it is absent where ids were given.
+    /// Provenance and texts as pairs of strings, the same in every format. `text` is the text itself, or a JSON array
+    /// of several texts; it is absent if ids were given.
     fn metadata(&self) -> Vec<(&'static str, String)> {
         let mut pairs = vec![
             ("tokens", self.token_texts().to_string()),
@@ -263,7 +264,7 @@ pub enum Format {
     Npz,
     /// `.npy`: the array of one hook.
     Npy,
-    /// `.json`: nested lists; what is no number as a string.
+    /// `.json`: nested lists; NaN and infinities are strings.
     Json,
     /// `.jsonl`: one object per hook, text, position and head.
     Jsonl,
@@ -276,15 +277,15 @@ pub enum Format {
 /// Why a file could not be written.
 #[derive(Debug, Error)]
 pub enum OutputError {
-    /// The extension names no format.
+    /// The extension is unknown.
     #[error("cannot tell the format of {path}: its name must end in {known}")]
     Format {
         /// The file.
         path: PathBuf,
-        /// The extensions there are, in words.
+        /// The known extensions, as a phrase.
         known: &'static str,
     },
-    /// The format is known, but not to this build.
+    /// This build does not support the format.
     #[error(
         "{path}: this actscope was built without the feature `{feature}`; build it with --features {feature}, or write {instead}"
     )]
@@ -296,7 +297,7 @@ pub enum OutputError {
         /// Another format.
         instead: &'static str,
     },
-    /// The format holds one array.
+    /// The format holds only one array.
     #[error("{path} can hold one array, and {hooks} hooks were asked for; name one, or write .npz or .safetensors")]
     Several {
         /// The file.
@@ -309,28 +310,28 @@ pub enum OutputError {
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system or the format's library said.
+        /// The error of the operating system or of the format's library.
         detail: String,
     },
 }
 
-/// The place of a file that will be there whole or not at all: it is written in a folder of its own beside its place and
-/// renamed.
+/// The path of a file that will appear complete or not at all. It is written in a temporary folder beside the path and
+/// then renamed.
 pub struct Place {
     path: PathBuf,
     folder: Unfinished,
 }
 
 impl Place {
-    /// Makes the folder to write in, so that this can fail before anything is computed. A symbolic link is followed: what it
-    /// points to is replaced.
+    /// Makes the temporary folder, so that errors occur before anything is computed. A symbolic link is followed, and
+    /// its target is replaced.
     ///
     /// # Errors
     /// [`OutputError::Write`] for a folder or a file that cannot be written.
     pub fn create(path: &Path) -> Result<Place, OutputError> {
         let fail = |detail: String| OutputError::Write { path: path.into(), detail };
         let path = match std::fs::read_link(path) {
-            // To where it leads in the end, or at least one step where it leads nowhere.
+            // Resolve all links, or one step if the target does not exist.
             Ok(to) => path.canonicalize().unwrap_or_else(|_| path.parent().unwrap_or(Path::new("")).join(to)),
             Err(_) => path.to_path_buf(),
         };
@@ -338,7 +339,7 @@ impl Place {
             return Err(fail("it is there and is no file".into()));
         }
         if path.exists() {
-            // A file that may not be written is not replaced either.
+            // A read-only file is not replaced.
             File::options().append(true).open(&path).map_err(|e| fail(e.to_string()))?;
         }
         let beside = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -346,7 +347,7 @@ impl Place {
             let what = if beside.exists() { "is no folder" } else { "does not exist" };
             return Err(fail(format!("the folder {} {what}; make it, or name another", beside.display())));
         }
-        // The error's own text names the folder in which the file would have been written, which is our affair.
+        // The error's own text would name the temporary folder, which means nothing to the user.
         let folder = Unfinished::create(beside)
             .map_err(|e| fail(format!("its folder {} takes no new file: {}", beside.display(), e.kind())))?;
         Ok(Place { path, folder })
@@ -357,11 +358,11 @@ impl Place {
         &self.path
     }
 
-    /// Lets `write` write the file, closed when it returns, and puts it in its place; gives back its size in bytes. A file
-    /// that was there before is replaced and keeps its permissions.
+    /// Calls `write` with a temporary path, moves the file to its place, and returns its size in bytes. `write` must
+    /// have closed the file when it returns. An existing file is replaced; its permissions are preserved.
     ///
     /// # Errors
-    /// [`OutputError::Write`]; then nothing is left behind.
+    /// [`OutputError::Write`]; then no file remains.
     pub fn fill(self, write: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<u64, OutputError> {
         let part = self.part(PART);
         let put = || {
@@ -385,14 +386,14 @@ impl Place {
     }
 }
 
-/// A record's file to be: its format and its [`Place`].
+/// An output file that is not yet written: its format and its [`Place`].
 pub struct Output {
     format: Format,
     place: Place,
 }
 
 impl Output {
-    /// Chooses the format by the extension and makes the place.
+    /// Chooses the format by the extension and makes the [`Place`].
     ///
     /// # Errors
     /// [`OutputError`] for an unknown extension or a folder that cannot be written.
@@ -416,7 +417,7 @@ impl Output {
         self.place.path()
     }
 
-    /// Says no to more hooks than the format holds.
+    /// Refuses more hooks than the format can hold.
     ///
     /// # Errors
     /// [`OutputError::Several`].
@@ -427,10 +428,10 @@ impl Output {
         }
     }
 
-    /// How many bytes the file will have; `None` where that depends on the values (the formats of text, and .parquet).
+    /// The size of the file in bytes; `None` if it depends on the values (text formats and .parquet).
     ///
     /// # Errors
-    /// [`OutputError::Write`] for a file that no reader would take.
+    /// [`OutputError::Write`] for a file larger than readers accept.
     pub fn size(&self, record: &Record<'_>, shapes: Vec<(Site, Vec<usize>)>) -> Result<Option<u64>, OutputError> {
         Ok(match self.format {
             Format::Safetensors => Some(safetensors::layout(record, shapes, 0).map_err(|e| self.place.failed(e))?.size),
@@ -440,11 +441,11 @@ impl Output {
         })
     }
 
-    /// Begins the file for arrays of these shapes. Takes the room on the disk that they need, so that a full disk says so
-    /// before anything is computed.
+    /// Begins the file for arrays of these shapes. It allocates the disk space that they need, so that a full disk is
+    /// an error before anything is computed.
     ///
     /// # Errors
-    /// [`OutputError::Write`]; then nothing is left behind.
+    /// [`OutputError::Write`]; then no file remains.
     pub fn begin<'a>(
         self,
         record: &'a Record<'a>,
@@ -470,7 +471,8 @@ impl Output {
                 (create(PART, &npz.layout(shapes), true)?, Body::Npz(npz))
             }
             Format::Npy => (create(PART, &npy::layout(shapes), false)?, Body::Whole),
-            // Written from front to back, hook by hook: the values wait in a file of their own until all are there.
+            // The format is written from front to back, hook by hook, so the values go to a temporary file until all
+            // are there.
             Format::Json | Format::Jsonl | Format::Csv | Format::Parquet => {
                 (create(VALUES, &Layout::bare(shapes), false)?, Body::Text)
             }
@@ -479,7 +481,7 @@ impl Output {
     }
 }
 
-/// The extensions there are, in words.
+/// The known extensions, as a phrase.
 const KNOWN: &str = ".safetensors, .npz, .npy, .json, .jsonl, .csv or .parquet";
 
 /// Text for XML and HTML.
@@ -487,15 +489,15 @@ pub(crate) fn escape_xml(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// A file name's extension in small letters; empty where it has none.
+/// A file name's extension in lower case; empty if it has none.
 pub fn extension(path: &Path) -> String {
     path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase).unwrap_or_default()
 }
 
-/// The file, in the folder of its own.
+/// The file, in the temporary folder.
 const PART: &str = "part";
 
-/// Values that wait for their place in the file.
+/// A temporary file of values, to be written to the output at the end.
 const VALUES: &str = "values";
 
 /// An [`Output`] that is being written: a sink for the run that fills it.
@@ -506,13 +508,13 @@ pub struct Writing<'a> {
     body: Body,
 }
 
-/// What is left to do once all values are there.
+/// What remains to be written once all values are there.
 enum Body {
     /// Nothing.
     Whole,
-    /// Nothing, unless the record changes: then a header of so many bytes.
+    /// Nothing, unless the record changes: then a header of this many bytes.
     Safetensors { header: usize },
-    /// Checksums and the directory.
+    /// The checksums and the central directory.
     Npz(Npz),
     /// Everything.
     Text,
@@ -520,7 +522,7 @@ enum Body {
 
 impl Sink for Writing<'_> {
     fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
-        // The error travels through the run as one of the system's; it must not lose the file's name on its way.
+        // The run passes this error on as an I/O error, which must still name the file.
         self.store.put(site, text, values).map_err(|e| std::io::Error::new(e.kind(), self.output.place.failed(e)))
     }
 }
@@ -546,15 +548,15 @@ impl StepSink for Writing<'_> {
     }
 }
 
-/// Values of a run on the disk, in a file that goes with them: for what is printed from front to back and may be larger than
-/// memory.
+/// A run's values in a temporary file, which is deleted with this value. For output that is printed from front to back
+/// and may be larger than memory.
 pub struct Scratch {
     store: Store,
     _folder: tempfile::TempDir,
 }
 
 impl Scratch {
-    /// Room for arrays of these shapes in the system's folder for temporary files.
+    /// Makes a file for arrays of these shapes in the system's folder for temporary files.
     ///
     /// # Errors
     /// Those of the file.
@@ -577,8 +579,8 @@ impl RowSink for Scratch {
 }
 
 impl<'a> Writing<'a> {
-    /// Replaces the record with one that is known now: of the same texts, whose tokens and metadata are no longer than those of
-    /// the record that the file was begun with, and whose arrays have the same shapes.
+    /// Replaces the record by one that became known during the run. It must have the same texts and the same shapes,
+    /// and its tokens and metadata must not be longer than those of the record with which the file was begun.
     ///
     /// # Errors
     /// [`OutputError::Write`].
@@ -603,11 +605,11 @@ impl<'a> Writing<'a> {
         Ok(self)
     }
 
-    /// Ends the file and puts it in its place; gives back its size in bytes. A file that was there before is replaced and
-    /// keeps its permissions.
+    /// Completes the file, moves it to its place, and returns its size in bytes. An existing file is replaced; its
+    /// permissions are preserved.
     ///
     /// # Errors
-    /// [`OutputError::Write`]; then nothing is left behind.
+    /// [`OutputError::Write`]; then no file remains.
     pub fn finish(self) -> Result<u64, OutputError> {
         let Writing { output, record, mut store, body } = self;
         let Output { format, place } = output;
@@ -625,7 +627,7 @@ impl<'a> Writing<'a> {
     }
 }
 
-/// Writes a file through a buffer, to its last byte.
+/// Writes a file through a buffer and flushes it.
 pub(crate) fn buffered(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,

@@ -1,4 +1,5 @@
-//! `.npy`: the array of one hook and nothing else, as `numpy.load` reads it. Owns the layout; `store.rs` fills it.
+//! `.npy`: the array of one hook and nothing else, for `numpy.load`. Owns the layout. Read next: `store.rs`, which
+//! fills it.
 
 use super::npz::npy_header;
 use super::store::Layout;

@@ -1,11 +1,12 @@
 //! `.npz`: one float32 array per hook under its full name, `input_ids` and `attention_mask` (int64 [batch, pos]), with
 //! chosen positions also `positions`, and `metadata_json`, the UTF-8 bytes of a JSON object:
-//! `json.loads(bytes(f["metadata_json"]))`. Owns the layout; `store.rs` fills it.
+//! `json.loads(bytes(f["metadata_json"]))`. Owns the layout. Read next: `store.rs`, which fills it.
 //!
-//! The format is a zip archive of stored .npy files. Libraries write an archive from front to back; a run records every
-//! layer of one text before the next text, so the entries here grow side by side, and their checksums are put in at the end.
-//! Sources: PKWARE's APPNOTE.TXT 6.3.10, 4.3 and 4.5.3; numpy/lib/format.py, version 1.0. Like numpy, every entry has
-//! zip64's fields, since it must be known before the first byte whether one passes 4 GiB.
+//! The format is a zip archive of uncompressed .npy files. Libraries write an archive from front to back. A run records
+//! every layer of one text before the next text, so here the entries are filled in parallel, and their checksums are
+//! written at the end. Sources: PKWARE's APPNOTE.TXT 6.3.10, 4.3 and 4.5.3; numpy/lib/format.py, version 1.0. As in
+//! numpy's files, every entry has zip64 fields, because the layout is fixed before it is known whether an entry exceeds
+//! 4 GiB.
 
 use super::Record;
 use super::store::{Layout, Place, Store, bytes_of};
@@ -16,20 +17,20 @@ use std::collections::BTreeMap;
 /// One file in the archive.
 struct Entry {
     name: String,
-    /// Where its local header begins.
+    /// Offset of its local header.
     start: u64,
     /// Bytes of the .npy file: its header and the values.
     size: u64,
-    /// Its .npy header, and its values where they are known.
+    /// Its .npy header, and its values if they are already known.
     known: Vec<u8>,
-    /// Whose values follow.
+    /// The site whose values follow, if any.
     site: Option<Site>,
 }
 
 /// An archive that is being filled.
 pub(super) struct Npz {
     entries: Vec<Entry>,
-    /// Where the last entry ends, and the directory begins.
+    /// Offset of the end of the last entry, where the central directory begins.
     end: u64,
     metadata_bytes: usize,
 }
@@ -40,7 +41,7 @@ impl Npz {
         self.metadata_bytes
     }
 
-    /// For arrays of these shapes, with metadata of at least so many bytes.
+    /// The layout for arrays of these shapes, with metadata of at least this many bytes.
     pub(super) fn new(record: &Record<'_>, shapes: Vec<(Site, Vec<usize>)>, metadata_bytes: usize) -> Npz {
         let mut npz = Npz { entries: Vec::new(), end: 0, metadata_bytes: 0 };
         for (name, table) in record.tables() {
@@ -104,7 +105,7 @@ impl Npz {
         Layout { between, places, size }
     }
 
-    /// Puts the checksums in, and the directory behind the last entry.
+    /// Writes the checksums, and the central directory after the last entry.
     pub(super) fn finish(&self, store: &mut Store) -> std::io::Result<()> {
         let mut sums = Vec::new();
         for entry in &self.entries {
@@ -126,7 +127,7 @@ impl Npz {
     fn directory(&self, sums: &[u32]) -> Vec<u8> {
         let mut bytes: Vec<u8> = self.entries.iter().zip(sums).flat_map(|(e, sum)| e.directory_header(*sum)).collect();
         let (size, n, end) = (bytes.len() as u64, self.entries.len() as u64, self.end);
-        // Zip64's record and where it is, then the old one, whose fields say "see there".
+        // The zip64 record and its locator, then the old record, whose fields refer to zip64.
         put(
             &mut bytes,
             &[(0x0606_4b50, 4), (44, 8), (45, 2), (45, 2), (0, 4), (0, 4), (n, 8), (n, 8), (size, 8), (end, 8)],
@@ -138,7 +139,7 @@ impl Npz {
     }
 }
 
-/// "Look among the zip64 fields."
+/// The value of an old field that refers to the zip64 field.
 const ELSEWHERE: (u64, usize) = (u32::MAX as u64, 4);
 
 /// 1 January 1980, the format's first day, as numpy writes: the same run gives the same bytes.
@@ -163,7 +164,7 @@ impl Entry {
     }
 
     fn directory_header(&self, sum: u32) -> Vec<u8> {
-        // Made on Unix, with the permissions of a file that its owner may read and write.
+        // Made on Unix; the owner may read and write the file.
         const MADE_BY: (u64, usize) = (3 << 8 | 45, 2);
         const PERMISSIONS: (u64, usize) = (0o100_600 << 16, 4);
         let mut bytes = Vec::new();
@@ -176,13 +177,13 @@ impl Entry {
     }
 }
 
-/// Appends little-endian numbers of so many bytes each.
+/// Appends little-endian integers of the given sizes in bytes.
 fn put(bytes: &mut Vec<u8>, numbers: &[(u64, usize)]) {
     numbers.iter().for_each(|(n, size)| bytes.extend(&n.to_le_bytes()[..*size]));
 }
 
-/// The head of a .npy file: magic, version 1.0, the length of what follows, a Python literal, padded so that values begin at
-/// a multiple of 64.
+/// The head of a .npy file: magic, version 1.0, the length of what follows, a Python literal, padded so that values
+/// begin at a multiple of 64.
 pub(super) fn npy_header(dtype: &str, shape: &[usize]) -> Vec<u8> {
     let axes: Vec<String> = shape.iter().map(usize::to_string).collect();
     let comma = if axes.len() == 1 { "," } else { "" };

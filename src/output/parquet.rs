@@ -1,5 +1,6 @@
-//! `.parquet`: the table of `.csv` with a list of `values` in every row, and the metadata of the other formats as key-value
-//! metadata. Not compressed: f32 values deflate by a tenth. Owns the schema; the `parquet` crate owns the format.
+//! `.parquet`: the table of `.csv` with a list of `values` in every row, and the metadata of the other formats as
+//! key-value metadata. Not compressed, because f32 values shrink by only a tenth. Owns the schema; the `parquet` crate
+//! writes the format. Read next: `table.rs`.
 
 use super::Record;
 use super::store::Store;
@@ -24,10 +25,10 @@ const SCHEMA: &str = "message actscope {
     required group values (LIST) { repeated group list { required float element; } }
 }";
 
-/// Values of a row group: what is in memory at once.
+/// The number of values in a row group, which is in memory at once.
 const GROUP: usize = 16 << 20;
 
-/// Rows that wait for their group, column by column.
+/// The rows of the current row group, column by column.
 #[derive(Default)]
 struct Columns {
     hooks: Vec<ByteArray>,

@@ -1,5 +1,6 @@
-//! What is recorded of windows and of the tokens of a word, as rows of documents. Stands between a run and the sink of a
-//! file: rows come in the order of the document and leave in it, so that no more than a window's values is in memory.
+//! Converts values recorded for windows, and for the tokens of a word, to rows of documents. It is a sink between a run
+//! and a file's sink. Rows arrive and leave in the order of the document, so at most one window's values are in memory.
+//! Read next: `../model/windows.rs`.
 
 pub use crate::hooks::capture::RowSink;
 use crate::hooks::capture::Sink;
@@ -10,9 +11,9 @@ use ndarray::{Array, ArrayD, ArrayViewD, Axis, IxDyn, Slice};
 use std::collections::BTreeMap;
 use std::io::Result;
 
-/// Puts windows together: each window's rows go where they belong in the document.
+/// Joins windows: writes each window's rows to their place in the document.
 pub struct Joined<'a> {
-    /// The texts of the batch that is run.
+    /// The texts of the batch: one per window.
     pub pieces: &'a [Piece],
     /// Tokens of each document.
     pub lengths: &'a [usize],
@@ -26,7 +27,7 @@ impl Sink for Joined<'_> {
         if !site.is_square() {
             return self.to.put_rows(site, *document, *first_row, values);
         }
-        // Keys are positions of the document: outside the window the query sees nothing.
+        // Keys are positions of the document. A query attends to nothing outside its window.
         let unseen = if matches!(site, Site::AttnScores(_)) { f32::NEG_INFINITY } else { 0.0 };
         let mut row = ArrayD::from_elem(IxDyn(&[values.shape()[0], 1, self.lengths[*document]]), unseen);
         for (slot, of_query) in values.axis_iter(Axis(1)).enumerate() {
@@ -47,12 +48,13 @@ impl Sink for Whole<'_> {
     }
 }
 
-/// The mean of each word's tokens. Takes hooks whose first axis is the position, with a row for every token of every word.
+/// The mean of each word's tokens, for hooks whose first axis is the position. Receives one row per token of every
+/// word.
 pub struct Mean<'a> {
     words: &'a [Vec<Word>],
     /// For each text, the word of every row.
     owners: Vec<Vec<usize>>,
-    /// Words of which not all rows have come.
+    /// Words of which not all rows have arrived.
     open: BTreeMap<Site, (usize, ArrayD<f64>)>,
     to: &'a mut dyn RowSink,
 }
@@ -86,7 +88,7 @@ impl RowSink for Mean<'_> {
     }
 }
 
-/// The mean of all rows of a run, site by site. Takes hooks whose first axis is the position.
+/// The mean of all rows of a run, site by site, for hooks whose first axis is the position.
 #[derive(Default)]
 pub struct MeanRow(BTreeMap<Site, (usize, ArrayD<f64>)>);
 
@@ -102,7 +104,7 @@ impl Sink for MeanRow {
 }
 
 impl MeanRow {
-    /// Hands every site's row on, as the first of the first text.
+    /// Passes every site's row on as row 0 of text 0.
     ///
     /// # Errors
     /// Those of `to`.
@@ -141,7 +143,7 @@ mod tests {
         }
     }
 
-    /// A word's rows may come in two pieces, and sites side by side.
+    /// A word's rows may arrive in two pieces, interleaved with other sites.
     #[test]
     fn the_mean_of_words_that_are_cut() {
         let word = |tokens: std::ops::Range<usize>| Word { text: String::new(), tokens };

@@ -1,6 +1,6 @@
-//! `.safetensors`: one F32 tensor per hook under its full name, in run order, `input_ids` and `attention_mask` (I64 [batch,
-//! pos]), with chosen positions also `positions` (I64 [batch, n], -1 where a text has fewer). Owns the layout; `store.rs`
-//! fills it.
+//! `.safetensors`: one F32 tensor per hook under its full name, in run order, `input_ids` and `attention_mask` (I64
+//! [batch, pos]), with chosen positions also `positions` (I64 [batch, n], -1 where a text has fewer). Owns the layout;
+//! Read next: `store.rs`, which fills it.
 //!
 //! The format: the length of the header (u64), the header (JSON, padded with spaces), the tensors without gaps.
 
@@ -11,10 +11,10 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde_json::{Map, Value, json};
 
-/// What readers take at most (the `safetensors` crate's limit, which Python's package shares).
+/// The largest header that readers accept (the limit of the `safetensors` crate and of Python's package).
 const MAX_HEADER: usize = 100_000_000;
 
-/// The layout, with a header of at least so many bytes.
+/// The layout, with a header of at least this many bytes.
 pub(super) fn layout(
     record: &Record<'_>,
     shapes: Vec<(Site, Vec<usize>)>,
@@ -28,7 +28,7 @@ pub(super) fn layout(
         header.insert(name, json!(TensorInfo { dtype, shape: shape.to_vec(), data_offsets }));
         end = data_offsets.1;
     };
-    // Those of 8 bytes come first, so that all are aligned.
+    // 8-byte types come first, so that all are aligned.
     let mut between = Vec::new();
     for (name, table) in record.tables() {
         let bytes: Vec<u8> = table.iter().flat_map(|n| n.to_le_bytes()).collect();

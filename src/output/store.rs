@@ -1,6 +1,6 @@
-//! Arrays in a file whose places are known before the first value is: values are written where they belong as they come,
-//! so that nobody has to hold them all. Owns the file and the checksums; the formats own the layout and what stands between
-//! the arrays.
+//! A file of arrays whose offsets are fixed before the first value is known. Values are written to their place as they
+//! arrive, so they are never all in memory. Owns the file and the checksums; the formats own the layout and the bytes
+//! between the arrays. Read next: `npz.rs`.
 
 use crate::hooks::capture::{Arrays, RowSink, Sink, StepSink};
 use crate::hooks::site::Site;
@@ -11,7 +11,7 @@ use std::io::{Error, ErrorKind, Read, Result, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::Path;
 
-/// Where one array lies, and of what shape it is.
+/// The offset and shape of one array.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Place {
     /// Byte of the file at which it begins.
@@ -32,14 +32,14 @@ impl Place {
     }
 }
 
-/// Bytes of an f32 array; beyond any file where the shape is.
+/// Bytes of an f32 array. An absurd shape gives a size larger than any file.
 pub fn bytes_of(shape: &[usize]) -> u64 {
     shape.iter().fold(size_of::<f32>() as u64, |bytes, n| bytes.saturating_mul(*n as u64))
 }
 
-/// What a file will be, to the byte, before anything is computed.
+/// The exact layout of a file, known before anything is computed.
 pub(super) struct Layout {
-    /// What stands between the arrays: where, and the bytes.
+    /// The bytes between the arrays, with their offsets.
     pub(super) between: Vec<(u64, Vec<u8>)>,
     /// The arrays.
     pub(super) places: BTreeMap<Site, Place>,
@@ -48,7 +48,7 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// Arrays one after the other and nothing else.
+    /// A layout of arrays one after the other, with nothing between them.
     pub(super) fn bare(shapes: Vec<(Site, Vec<usize>)>) -> Layout {
         let mut size = 0u64;
         let place = |(site, shape): (Site, Vec<usize>)| {
@@ -61,19 +61,19 @@ impl Layout {
     }
 }
 
-/// A [`Layout`] that is being filled.
+/// A file that is being filled.
 pub(super) struct Store {
     file: File,
     places: BTreeMap<Site, Place>,
     sums: Option<BTreeMap<Site, Running>>,
 }
 
-/// CRC-32 of the first `done` bytes of an array. As long as pieces come in order, gaps are padding: zeros.
+/// CRC-32 of the first `done` bytes of an array. If pieces arrive in order, the gaps between them are padding zeros.
 #[derive(Default)]
 struct Running {
     hash: crc32fast::Hasher,
     done: u64,
-    /// A piece came before one that lies in front of it: the file is read once more in the end.
+    /// Pieces arrived out of order, so the checksum is computed from the file at the end.
     out_of_order: bool,
 }
 
@@ -99,8 +99,8 @@ impl Running {
 }
 
 impl Store {
-    /// Makes the file at `path`, as large as it will be, so that a disk that is too small says so before anything is
-    /// computed. With `sums`, checksums are kept for [`Store::checksum`].
+    /// Makes the file at `path` at its full size, so that a full disk is an error before anything is computed. With
+    /// `sums`, checksums are computed for [`Store::checksum`].
     pub(super) fn create(path: &Path, layout: &Layout, sums: bool) -> Result<Store> {
         let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
         reserve(&file, layout.size)?;
@@ -110,16 +110,16 @@ impl Store {
         Ok(store)
     }
 
-    /// Writes bytes that belong to no array.
+    /// Writes bytes outside the arrays.
     pub(super) fn write_at(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
         self.file.seek(SeekFrom::Start(at))?;
         self.file.write_all(bytes)
     }
 
-    /// The checksum of a whole array, once all of it is here.
+    /// The checksum of a whole array; call it when all of its values are written.
     ///
     /// # Errors
-    /// Those of the file, where it must be read.
+    /// Those of reading the file.
     pub(super) fn checksum(&mut self, site: Site) -> Result<Option<crc32fast::Hasher>> {
         let sums = self.sums.as_mut().and_then(|sums| sums.get_mut(&site));
         let (Some(running), Some(place)) = (sums, self.places.get(&site)) else { return Ok(None) };
@@ -139,7 +139,7 @@ impl Store {
         Ok(Some(hash))
     }
 
-    /// Rows of one text at a site whose first axis is the position.
+    /// Writes rows of one text at a site whose first axis is the position.
     ///
     /// # Errors
     /// Those of the file.
@@ -160,11 +160,12 @@ impl Store {
         Ok(values)
     }
 
-    /// Writes `values` into the upper left corner of an array of shape `room` that begins `at` bytes into the array of `site`.
+    /// Writes `values` into the upper left corner of an array of shape `room` that begins `at` bytes into the array of
+    /// `site`.
     fn place(&mut self, site: Site, at: u64, values: ArrayViewD<'_, f32>, room: &[usize]) -> Result<()> {
         match values.as_slice() {
             Some(dense) if values.shape()[1..] == room[1..] => self.write(site, at, dense),
-            // One write for all rows, padding included: rows of patterns are short and many.
+            // One write for all rows, including padding, because rows of patterns are short and many.
             _ if room.len() == 2 => {
                 let mut padded = vec![0.0; values.len_of(Axis(0)) * room[1]];
                 for (row, slots) in values.outer_iter().zip(padded.chunks_exact_mut(room[1])) {
@@ -181,7 +182,7 @@ impl Store {
     }
 
     fn write(&mut self, site: Site, at: u64, values: &[f32]) -> Result<()> {
-        // The formats are little-endian; so is every machine that actscope is built for.
+        // The formats are little-endian, and so is every target of actscope.
         const { assert!(cfg!(target_endian = "little")) };
         let bytes = bytemuck::cast_slice(values);
         if let Some(running) = self.sums.as_mut().and_then(|sums| sums.get_mut(&site)) {
@@ -237,20 +238,21 @@ impl Arrays for Store {
     }
 }
 
-/// Makes a new file `size` bytes long, all zero, and takes the room for it where the file system can.
+/// Makes a new file of `size` zero bytes, and allocates its disk space if the file system can.
 fn reserve(file: &File, size: u64) -> Result<()> {
     #[cfg(unix)]
     if size > 0 {
         use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
         use rustix::io::Errno;
-        // Asked first: some file systems would fill the disk for everybody before they say that it is full.
+        // Check the free space first: some file systems fill the whole disk before they report an error.
         if let Ok(disk) = fstatvfs(file)
             && disk.f_bavail.saturating_mul(disk.f_frsize) < size
         {
             return Err(Error::from(Errno::NOSPC));
         }
         let refused = |e: Errno| matches!(e, Errno::NOSPC | Errno::DQUOT | Errno::FBIG);
-        // Others are no verdict on the disk: not every file system can do it, and then the writes will tell.
+        // Other errors say nothing about the disk: some file systems cannot allocate, and then the writes will fail if
+        // it is full.
         if let Err(e) = fallocate(file, FallocateFlags::empty(), 0, size)
             && refused(e)
         {

@@ -1,5 +1,6 @@
-//! What `extract` prints when no file is asked for: for a few hooks, every token with its norm, range and strongest
-//! dimensions (of logits, the likeliest tokens); for many, one line each.
+//! The summary that `extract` prints without an output file. For a few hooks: every token with its norm, range and
+//! dimensions of largest magnitude (for logits, the most likely tokens). For many hooks: one line each. Read next:
+//! `rows.rs`.
 
 use super::Record;
 use super::rows::RowSink;
@@ -13,10 +14,10 @@ use std::io::Write;
 /// Up to this many hooks are shown token by token.
 const IN_DETAIL: usize = 4;
 
-/// Values of a token that are named.
+/// The number of values listed per token.
 const STRONGEST: usize = 3;
 
-/// What is said of every token, taken from the values as they come: they are not kept.
+/// The summary, computed from the values as they arrive; they are not stored.
 pub struct Summary<'a> {
     record: &'a Record<'a>,
     /// The token of an id, for logits.
@@ -38,7 +39,7 @@ struct Row {
 }
 
 impl<'a> Summary<'a> {
-    /// For a run that records arrays of these shapes. `token` names the token of an id.
+    /// A summary for a run that records arrays of these shapes. `token` returns the token of an id.
     pub fn new(
         record: &'a Record<'a>,
         token: &'a dyn Fn(u32) -> Token,
@@ -49,7 +50,7 @@ impl<'a> Summary<'a> {
         Summary { record, token, hooks, in_detail }
     }
 
-    /// Writes it.
+    /// Prints the summary.
     ///
     /// # Errors
     /// Those of `out`.
@@ -90,7 +91,7 @@ impl<'a> Summary<'a> {
         writeln!(out)
     }
 
-    /// One value with its place in the token: `[42]`, `head 1 [7]`, `head 1 -> 3`, or the token that a logit is for.
+    /// One value with its index within the token: `[42]`, `head 1 [7]`, `head 1 -> 3`, or the token of a logit.
     fn named(&self, site: Site, shape: &[usize], (place, value): (usize, f32)) -> String {
         let last = shape[shape.len() - 1].max(1);
         let (head, dim) = (place / last, place % last);
@@ -112,7 +113,7 @@ impl Sink for Summary<'_> {
 impl RowSink for Summary<'_> {
     fn put_rows(&mut self, site: Site, text: usize, first: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
         let Some(Hook { shape, rows }) = self.hooks.get_mut(&site) else { return Ok(()) };
-        // Places are those of the whole array: a shorter text has fewer keys.
+        // Indices are those of the whole array: a shorter text has fewer keys.
         let (last, width) = (values.shape()[values.ndim() - 1], shape[shape.len() - 1]);
         for (slot, of_token) in (first..).zip(values.axis_iter(Axis(site.pos_axis()))) {
             let mut stats = Stats::of(&of_token, if self.in_detail { STRONGEST } else { 0 }, site != Site::Unembed);
@@ -123,18 +124,18 @@ impl RowSink for Summary<'_> {
     }
 }
 
-/// What is said of the values of one token.
+/// The summary of one token's values.
 struct Stats {
     norm: f32,
     min: f32,
     max: f32,
-    /// Places in standard order, with their values.
+    /// Indices in row-major order, with their values.
     strongest: Vec<(usize, f32)>,
 }
 
 impl Stats {
-    /// In one pass, over what is not masked: -inf is part of no range. The `n` strongest are those of the largest magnitude,
-    /// or without `magnitude` the largest.
+    /// Computes it in one pass over the values that are not masked (-inf). The `n` listed values are those of largest
+    /// magnitude, or without `magnitude` the largest.
     fn of(values: &ArrayViewD<'_, f32>, n: usize, magnitude: bool) -> Stats {
         let (mut squares, mut min, mut max) = (0.0f64, f32::INFINITY, f32::NEG_INFINITY);
         let size = |v: f32| if magnitude { v.abs() } else { v };

@@ -1,5 +1,5 @@
-//! A run's values as rows of a table: one for every hook, text, token (or word) and, where the hook has heads, head. Padding
-//! is left out. The formats that are tables share this order.
+//! A run's values as rows of a table: one per hook, text, token (or word) and, if the hook has heads, head. Padding is
+//! left out. All table formats share this order. Read next: `csv.rs`.
 
 use super::store::{Store, bytes_of};
 use super::{Record, RowLabel};
@@ -13,14 +13,14 @@ pub(super) struct Row<'a> {
     pub(super) text: usize,
     pub(super) label: &'a RowLabel,
     pub(super) head: Option<usize>,
-    /// The values of the last axis; of scores and patterns as many as the text has tokens.
+    /// The values of the last axis; for scores and patterns, as many as the text has tokens.
     pub(super) values: ArrayViewD<'a, f32>,
 }
 
-/// Bytes of values in memory at once, where a hook's rows lie one after the other.
+/// Bytes of values in memory at once, for hooks whose rows are contiguous.
 const AT_ONCE: u64 = 64 << 20;
 
-/// Hands every row to `take`.
+/// Calls `take` with every row.
 pub(super) fn each_row(
     record: &Record<'_>,
     store: &Store,
@@ -30,7 +30,7 @@ pub(super) fn each_row(
         let hook = site.name();
         for text in 0..record.tokens.len() {
             let n = record.n_rows(text);
-            // Scores and patterns are head by head in the file, so a text of them is read in one go.
+            // Scores and patterns are stored head by head, so all of a text's values are read at once.
             let step = if site.is_square() { n } else { (AT_ONCE / bytes_of(&shape[2..]).max(1)).max(1) as usize };
             for first in (0..n).step_by(step.max(1)) {
                 let rows = first..n.min(first + step);
@@ -54,13 +54,12 @@ pub(super) fn each_row(
     Ok(())
 }
 
-/// With the position axis gone, a head axis is the first that is left.
+/// Without the position axis, a head axis is the first axis.
 fn by_head(site: Site, of_token: ArrayViewD<'_, f32>) -> Vec<(Option<usize>, ArrayViewD<'_, f32>)> {
-    match site.axes().contains(&SiteAxis::Head) {
-        true => {
-            let n = of_token.len_of(Axis(0));
-            (0..n).map(|head| (Some(head), of_token.clone().index_axis_move(Axis(0), head))).collect()
-        }
-        false => vec![(None, of_token)],
+    if site.axes().contains(&SiteAxis::Head) {
+        let n = of_token.len_of(Axis(0));
+        (0..n).map(|head| (Some(head), of_token.clone().index_axis_move(Axis(0), head))).collect()
+    } else {
+        vec![(None, of_token)]
     }
 }

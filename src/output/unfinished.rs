@@ -1,6 +1,6 @@
-//! The folder in which a file is written until it is whole. Owns the promise that nothing half-written stays: the folder
-//! goes when it is dropped and when the process is told to end; one whose process was killed is found and cleared away by
-//! the next run that writes beside it.
+//! The temporary folder in which a file is written until it is complete. Owns the guarantee that no unfinished file
+//! remains: the folder is deleted when it is dropped and when the process receives a signal to end. If a process is
+//! killed, the next run that writes beside its folder deletes it. Read next: `mod.rs`.
 
 use super::{PART, VALUES};
 use std::fs::File;
@@ -11,15 +11,16 @@ use std::time::Duration;
 
 const PREFIX: &str = ".actscope-";
 
-/// A file in the folder that its process holds locked while it lives, and that is empty until it is.
+/// A file in the folder that its process locks as long as it runs. It is empty until it is locked.
 const LOCK: &str = "lock";
 
-/// After this long, a folder whose lock was never taken belongs to nobody: its process was killed before it came to that.
-const NOBODYS: Duration = Duration::from_secs(60);
+/// A folder whose file is still not locked after this time is abandoned: its process was killed before it could lock
+/// it.
+const ABANDONED: Duration = Duration::from_secs(60);
 
-/// A folder of our own beside the place of a file.
+/// A temporary folder beside the path of a file.
 pub(super) struct Unfinished {
-    /// Unlocked first, then the folder goes.
+    /// Fields drop in order: the file is unlocked first, then the folder is deleted.
     _lock: File,
     folder: tempfile::TempDir,
 }
@@ -29,7 +30,7 @@ static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 impl Unfinished {
     pub(super) fn create(beside: &Path) -> std::io::Result<Unfinished> {
         clear_away(beside);
-        // Locked until it is in the list, so that a signal finds it there.
+        // Hold the list's lock until the folder is in it, so that a signal handler finds it there.
         let mut all = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(beside)?;
         all.push(folder.path().into());
@@ -47,33 +48,36 @@ impl Drop for Unfinished {
     }
 }
 
-/// Makes a file and keeps it locked. It stays empty until it is: whoever finds it empty knows nothing about its owner yet.
+/// Makes a file and locks it. It stays empty until it is locked, so that an empty file tells other processes that its
+/// owner may still be starting.
 fn lock(path: &Path) -> std::io::Result<File> {
     let mut file = File::create_new(path)?;
-    // Some file systems know no locks. Then nobody else gets one either, and the folder is never taken for a dead one's.
+    // Some file systems do not support locks. Then other processes cannot lock it either, and do not take the folder
+    // for abandoned.
     let _ = file.try_lock();
     file.write_all(b"locked while its process lives\n")?;
     Ok(file)
 }
 
-/// True when the process that made a folder is gone.
+/// True when the process that made a folder has ended.
 fn is_dead(folder: &Path) -> bool {
     match File::open(folder.join(LOCK)) {
         Ok(file) if file.metadata().is_ok_and(|m| m.len() > 0) => file.try_lock().is_ok(),
         _ => {
             let made = std::fs::metadata(folder).and_then(|m| m.modified());
-            made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > NOBODYS))
+            made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > ABANDONED))
         }
     }
 }
 
-/// Takes away what processes that were killed have left in `beside`. Whatever goes wrong here is no reason not to write.
+/// Deletes the folders that killed processes left in `beside`. Errors are ignored, because the new file can still be
+/// written.
 fn clear_away(beside: &Path) {
     let Ok(entries) = std::fs::read_dir(beside) else { return };
     let ours = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(PREFIX.as_bytes());
     for folder in entries.flatten().filter(|entry| ours(&entry.file_name())).map(|entry| entry.path()) {
         if is_dead(&folder) {
-            // By name, so that nothing goes that is not ours.
+            // Match by name, so that no other files are deleted.
             for name in [PART, VALUES, LOCK] {
                 let _ = std::fs::remove_file(folder.join(name));
             }
@@ -82,11 +86,11 @@ fn clear_away(beside: &Path) {
     }
 }
 
-/// Takes away what is half-written: for whoever is about to end the process. No new file can be begun afterwards.
+/// Deletes all unfinished files. Call it just before the process ends: no new file can be begun afterwards.
 pub fn abandon() {
     let all = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
     for folder in all.iter() {
-        // Nothing can be done about a folder that will not go.
+        // If a folder cannot be deleted, there is nothing left to try.
         let _ = std::fs::remove_dir_all(folder);
     }
     std::mem::forget(all);

@@ -1,5 +1,5 @@
-//! Attention as squares: rows are queries (the tokens that look), columns are keys (the tokens looked at). One head large, or
-//! a grid with a row for every layer and a column for every head. Draws `hook_pattern` and `hook_attn_scores`.
+//! Attention as square heat maps: rows are queries, columns are keys. One large head, or a grid with one row per layer
+//! and one column per head. Draws `hook_pattern` and `hook_attn_scores`. Read next: `scene.rs`.
 
 use super::colour::{Rgb, Scale};
 use super::scene::{Anchor, BAR_ROOM, Scene, TEXT};
@@ -17,41 +17,42 @@ pub struct Head {
     pub layer: usize,
     /// Its number within the block.
     pub head: usize,
-    /// True where it is of an edited run that is shown beside the unedited one.
+    /// True for a head of an edited run that is shown beside the unedited one.
     pub edited: bool,
-    /// [query, key]; -inf where the key comes after the query.
+    /// [query, key]; -inf for keys after the query.
     pub values: Array2<f32>,
 }
 
 /// The picture.
 #[derive(Clone, Debug)]
 pub struct Attention {
-    /// Above it; its text has one token for every query and key.
+    /// The heading. Its text has one token for every query and key.
     pub heading: Heading,
-    /// What the colours are: `Attention` or `Score`.
+    /// What the colours show: `Attention` or `Score`.
     pub name: &'static str,
-    /// At least one, layer by layer, each layer with the same heads.
+    /// At least one head, layer by layer, each layer with the same heads.
     pub heads: Vec<Head>,
-    /// The colours of all.
+    /// The colour scale of all heads.
     pub scale: Scale,
 }
 
-/// Pixels of a head's side at most: alone, and in a grid.
+/// The largest side of a head in pixels: alone, and in a grid.
 const LARGE: usize = 1100;
-/// Pixels that the heads of a grid have beside one another, and what each then gets.
+/// The width in pixels that the heads of a grid share.
 const ACROSS: usize = 1400;
+/// The smallest and the largest side of a head in a grid, in pixels.
 const SIDE: (usize, usize) = (110, 300);
-/// Pixels of a head's side at least, as long as `layer 10`.
+/// The smallest side of a head in pixels: the length of `layer 10`.
 const NAME: usize = 54;
 const GAP: f32 = 14.0;
 
 impl Attention {
-    /// How many heads stand beside one another.
+    /// The number of heads in a row of the grid.
     fn per_layer(&self) -> usize {
         self.heads.iter().take_while(|head| head.layer == self.heads[0].layer).count()
     }
 
-    /// Pixels of a cell, and cells of a head's side after neighbours were joined where there are more than pixels.
+    /// Pixels of a cell, and cells of a head's side. If there are more cells than pixels, neighbours are joined.
     fn cells(&self) -> (f32, usize) {
         let n = self.heading.text.len();
         let (side, largest) = match self.heads.len() {
@@ -97,9 +98,10 @@ impl Picture for Attention {
             let values = strongest(head.values.view(), (n_cells, n_cells));
             let colours = values.map(|value| colour(*value, &self.scale));
             let joined = n_cells < n;
-            scene.grid((x, y), (cell, cell), &colours, |query, key| match joined || key > query {
-                true => String::new(),
-                false => {
+            scene.grid((x, y), (cell, cell), &colours, |query, key| {
+                if joined || key > query {
+                    String::new()
+                } else {
                     let Head { layer, head, edited, values } = head;
                     let edited = if *edited { ", edited" } else { "" };
                     let (from, to) = (&labels[query], &labels[key]);
@@ -162,7 +164,7 @@ impl Attention {
         Ok(())
     }
 
-    /// Heads beside one another as far as the window goes.
+    /// Prints as many heads side by side as fit the window.
     fn print_grid(&self, terminal: &Terminal, out: &mut dyn Write) -> std::io::Result<()> {
         let across = self.per_layer();
         let plain = terminal.colours == terminal::Colours::None;
@@ -197,5 +199,5 @@ impl Attention {
     }
 }
 
-/// Columns of a head at least, however many there are.
+/// The smallest number of columns of a head.
 const SMALLEST: usize = 8;

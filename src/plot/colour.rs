@@ -1,4 +1,6 @@
-//! From numbers to colours: the two colour maps, and scales, which say how far a colour map reaches.
+//! From values to colours: two colour maps, and scales, which map a range of values to a colour map.
+//! Read next: `scene.rs`, which draws them.
+//!
 //! The maps are RdBu (reversed) and Blues by Cynthia Brewer, Mark Harrower and The Pennsylvania State University
 //! (ColorBrewer, Apache License 2.0), joined by straight lines in RGB as matplotlib joins them.
 
@@ -7,12 +9,12 @@
 pub struct Rgb(pub u8, pub u8, pub u8);
 
 impl Rgb {
-    /// What is no number.
+    /// The colour of NaN.
     pub const NONE: Rgb = Rgb(0x96, 0x96, 0x96);
-    /// Where there is nothing to show, such as keys that come after the query.
+    /// The colour of cells without a value, such as keys after the query.
     pub const EMPTY: Rgb = Rgb(0xec, 0xec, 0xec);
 
-    /// As CSS writes it.
+    /// The colour in CSS notation.
     pub fn css(self) -> String {
         format!("#{:02x}{:02x}{:02x}", self.0, self.1, self.2)
     }
@@ -45,34 +47,34 @@ fn along(map: &[u32], at: f32) -> Rgb {
     Rgb(channel(16), channel(8), channel(0))
 }
 
-/// How numbers become colours.
+/// How values map to colours.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scale {
     kind: Kind,
-    /// Where the colours end.
+    /// The magnitude at which the colours end.
     pub limit: f32,
-    /// The largest magnitude there is.
+    /// The largest magnitude of all values.
     pub max: f32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
-    /// Zero is the middle.
+    /// Linear, with zero in the middle.
     Linear,
-    /// As `Linear`, with logarithms beyond `linear`.
+    /// With zero in the middle; linear up to the magnitude `linear`, logarithmic beyond.
     SymLog { linear: f32 },
-    /// Zero is the beginning.
+    /// Linear, with zero at the beginning.
     Share,
 }
 
-/// The part of all values that a colour map reaches where a few are far larger than the rest.
+/// The fraction of all values within the colours when a few values are far larger than the rest.
 const CLIP: f64 = 0.98;
-/// How many times larger than these the largest has to be before anything is clipped.
+/// Values are clipped only if the largest is more than this many times larger than that fraction.
 const OUTLIER: f32 = 2.0;
 
 impl Scale {
-    /// Centred on zero. Where the largest magnitude is more than twice the 98th percentile of all, the colours end at the
-    /// percentile: GPT-2 has a few dimensions in the thousands, which would make all others look like zero.
+    /// Centred on zero. If the largest magnitude is more than twice the 98th percentile, the colours end at the
+    /// percentile. GPT-2 has a few dimensions in the thousands, next to which all others would look like zero.
     pub fn linear(values: impl Iterator<Item = f32>) -> Scale {
         let sizes = sizes(values);
         let max = sizes.last().copied().unwrap_or(0.0);
@@ -81,7 +83,8 @@ impl Scale {
         Scale { kind: Kind::Linear, limit, max }
     }
 
-    /// Centred on zero: linear up to the power of ten below the median magnitude, logarithmic from there to the largest.
+    /// Centred on zero: linear up to the power of ten below the median magnitude, logarithmic from there to the
+    /// largest.
     pub fn symlog(values: impl Iterator<Item = f32>) -> Scale {
         let sizes = sizes(values);
         let max = sizes.last().copied().unwrap_or(0.0);
@@ -95,17 +98,17 @@ impl Scale {
         Scale { kind: Kind::Share, limit: 1.0, max: 1.0 }
     }
 
-    /// True where some values are beyond the colours.
+    /// True if some values are beyond the colours.
     pub fn clipped(&self) -> bool {
         self.max > self.limit
     }
 
-    /// True for values on both sides of zero.
+    /// True if the scale is centred on zero.
     pub fn signed(&self) -> bool {
         self.kind != Kind::Share
     }
 
-    /// Where a value lies: -1 to 1 for scales centred on zero, else 0 to 1. NaN stays NaN.
+    /// A value's place on the scale: -1 to 1 if it is centred on zero, else 0 to 1. NaN stays NaN.
     pub fn place(&self, value: f32) -> f32 {
         if value.is_nan() || self.limit == 0.0 {
             return if value.is_nan() { value } else { 0.0 };
@@ -131,7 +134,7 @@ impl Scale {
         }
     }
 
-    /// The colour of a value; grey for what is no number.
+    /// The colour of a value; grey for NaN.
     pub fn colour(&self, value: f32) -> Rgb {
         self.colour_at(self.place(value))
     }
@@ -151,22 +154,19 @@ impl Scale {
                 (1..=count).map(|i| i as f32 * step).collect::<Vec<f32>>()
             }
         };
-        let mut ticks: Vec<f32> = match self.signed() {
-            true => positive.iter().rev().map(|v| -v).collect(),
-            false => Vec::new(),
-        };
+        let mut ticks: Vec<f32> = if self.signed() { positive.iter().rev().map(|v| -v).collect() } else { Vec::new() };
         ticks.push(0.0);
         ticks.append(&mut positive);
         ticks
     }
 
-    /// What to say where some values are beyond the colours.
+    /// A note for when some values are beyond the colours.
     pub fn warning(&self) -> Option<String> {
         let (limit, max) = (number(self.limit), number(self.max));
         self.clipped().then(|| format!("colours end at ±{limit}, the 98th percentile; the largest value is {max}"))
     }
 
-    /// What a reader has to know besides the ticks, in a few words; empty where the scale is linear and whole.
+    /// What a reader must know besides the ticks; empty if the scale is linear and nothing is clipped.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         if let Kind::SymLog { linear } = self.kind {
@@ -188,7 +188,7 @@ fn sizes(values: impl Iterator<Item = f32>) -> Vec<f32> {
 }
 
 fn quantile(sorted: &[f32], at: f64) -> f32 {
-    // The smallest of which at least this part of all are no larger.
+    // The smallest value such that at least this fraction of all values is no larger.
     let rank = (at * sorted.len() as f64).ceil() as usize;
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
 }
@@ -238,7 +238,7 @@ mod tests {
         assert!((0.97..0.99).contains(&scale.limit), "{}", scale.limit);
         assert!(scale.clipped() && scale.notes() == ["clipped at ±0.981", "largest: 3000"], "{:?}", scale.notes());
         assert_eq!(scale.colour(3000.0), scale.colour(scale.limit));
-        // One value in three is no outlier, and there is nothing to clip where all is zero.
+        // One value in three is not an outlier, and zeros need no clipping.
         assert!(!Scale::linear([1.0, 1.0, 100.0].into_iter()).clipped());
         assert_eq!(Scale::linear([0.0; 9].into_iter()).colour(0.0), Rgb(0xf7, 0xf7, 0xf7));
     }

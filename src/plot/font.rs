@@ -1,11 +1,11 @@
-//! The fonts of pictures: which characters can be drawn, how wide a text is, and the fonts in the form that the rasteriser
-//! and the browsers want.
+//! The fonts of pictures: which characters can be drawn, how wide a text is, and the fonts in the formats of the
+//! rasteriser and of browsers.
 //!
-//! Four fonts are inside the binary, so that a picture looks the same everywhere. They have every visible character that is
-//! whole within a token of GPT-2's vocabulary. What they lack (most of Chinese, Japanese and Korean, most emoji) is left to
-//! the fonts of the system: of the viewer's in an SVG, which holds the character itself; of this machine's in a PNG, where
-//! a character that no font has is written as an escape (`\u{4f60}`), never as an empty box. `tools/fonts` is the recipe
-//! of the embedded fonts; their licences lie beside them in `fonts/`.
+//! Four fonts are inside the binary, so that a picture looks the same everywhere. They have every visible character
+//! that a single token of GPT-2's vocabulary contains. Other characters (most of Chinese, Japanese and Korean, most
+//! emoji) use system fonts: the viewer's in an SVG, which contains the character itself; this machine's in a PNG. In a
+//! PNG, a character that no font has is written as an escape (`\u{4f60}`), not as an empty box. `tools/fonts` builds
+//! the embedded fonts; their licences are beside them in `fonts/`. Read next: `scene.rs`.
 
 use flate2::read::ZlibDecoder;
 use resvg::usvg::FontResolver;
@@ -17,7 +17,7 @@ use std::io::Read;
 use std::sync::{Arc, LazyLock, Mutex};
 use unicode_width::UnicodeWidthStr;
 
-/// One embedded font: WOFF 1, TrueType tables of which each is deflated, as SVG files carry it.
+/// One embedded font as WOFF 1 (each TrueType table is deflated), the form in which SVG files embed it.
 pub(super) struct Font {
     pub family: &'static str,
     pub woff: &'static [u8],
@@ -29,7 +29,7 @@ macro_rules! font {
     };
 }
 
-/// In the order in which they are asked for a character.
+/// The fonts, in the order in which they are searched for a character.
 pub(super) static FONTS: [Font; 4] = [
     font!("DejaVu Sans Mono", "DejaVuSansMono"),
     font!("DejaVu Sans", "DejaVuSans"),
@@ -37,7 +37,7 @@ pub(super) static FONTS: [Font; 4] = [
     font!("Noto Sans JP", "NotoSansJP"),
 ];
 
-/// [`FONTS`] as the rasteriser reads them.
+/// [`FONTS`] as TrueType, for the rasteriser.
 static TRUE_TYPE: LazyLock<[Vec<u8>; FONTS.len()]> =
     LazyLock::new(|| FONTS.each_ref().map(|font| true_type(font.woff).expect("the binary's own fonts are whole")));
 
@@ -46,7 +46,7 @@ static CHARMAPS: LazyLock<Vec<Charmap<'static>>> = LazyLock::new(|| {
     TRUE_TYPE.iter().map(charmap).collect()
 });
 
-/// A WOFF 1 file (W3C Recommendation, 2012) as the TrueType file that it was made of; `None` if it is none.
+/// Unpacks a WOFF 1 file (W3C Recommendation, 2012) to TrueType; `None` if it is not WOFF 1.
 fn true_type(woff: &[u8]) -> Option<Vec<u8>> {
     let u16_at = |at: usize| Some(u16::from_be_bytes(woff.get(at..at + 2)?.try_into().ok()?));
     let u32_at = |at: usize| Some(u32::from_be_bytes(woff.get(at..at + 4)?.try_into().ok()?));
@@ -54,7 +54,7 @@ fn true_type(woff: &[u8]) -> Option<Vec<u8>> {
         return None;
     }
     let n_tables = u16_at(12)?;
-    // What a binary search over the table directory begins with.
+    // The fields for a binary search over the table directory.
     let entry_selector = n_tables.checked_ilog2()? as u16;
     let search_range = 16u16.checked_shl(entry_selector.into())?;
     let mut font = woff.get(4..8)?.to_vec();
@@ -66,16 +66,17 @@ fn true_type(woff: &[u8]) -> Option<Vec<u8>> {
     for entry in (0..usize::from(n_tables)).map(|i| 44 + 20 * i) {
         let [offset, packed, length] = [4, 8, 12].map(|field| u32_at(entry + field).map(|n| n as usize));
         let (offset, packed, length) = (offset?, packed?, length?);
-        // Tag and checksum, then where the table is and how long.
+        // Tag and checksum, then the table's offset and length.
         font.extend(woff.get(entry..entry + 4)?);
         font.extend(woff.get(entry + 16..entry + 20)?);
         font.extend(u32::try_from(first_table + tables.len()).ok()?.to_be_bytes());
         font.extend(u32::try_from(length).ok()?.to_be_bytes());
         let stored = woff.get(offset..offset.checked_add(packed)?)?;
         let begin = tables.len();
-        match packed == length {
-            true => tables.extend(stored),
-            false => _ = ZlibDecoder::new(stored).read_to_end(&mut tables).ok()?,
+        if packed == length {
+            tables.extend(stored)
+        } else {
+            _ = ZlibDecoder::new(stored).read_to_end(&mut tables).ok()?
         }
         if tables.len() - begin != length {
             return None;
@@ -91,15 +92,15 @@ pub(super) fn font_of(c: char) -> Option<usize> {
     CHARMAPS.iter().position(|charmap| charmap.map(c).is_some())
 }
 
-/// Says which characters a picture shows as they are; others are escaped.
+/// Decides which characters a picture draws; the others are escaped.
 pub type Shows = fn(char) -> bool;
 
-/// What an SVG shows: everything, since viewers have fonts of their own for what ours lack.
+/// For SVG: all characters, because viewers have fonts for those that ours lack.
 pub fn in_svg(_: char) -> bool {
     true
 }
 
-/// What a PNG shows: what the embedded fonts have, or a font of this machine.
+/// For PNG: characters that an embedded font or a font of this machine has.
 pub fn in_png(c: char) -> bool {
     font_of(c).is_some() || face_of_system(c).is_some()
 }
@@ -113,8 +114,8 @@ static OWN: LazyLock<Arc<Database>> = LazyLock::new(|| {
     Arc::new(own)
 });
 
-/// The embedded fonts, and behind them this machine's. Reading the names of all its fonts takes a while, so only a character
-/// that needs them does.
+/// The embedded fonts, followed by this machine's. Reading all of its fonts is slow, so they are loaded only when a
+/// character needs them.
 static ALL: LazyLock<Arc<Database>> = LazyLock::new(|| {
     let mut all = Database::clone(&OWN);
     all.load_system_fonts();
@@ -142,19 +143,19 @@ fn face_of_system(c: char) -> Option<ID> {
     *FOUND.lock().ok()?.entry(c).or_insert_with(find)
 }
 
-/// The fonts for the rasteriser: the embedded ones and, where a text needs more, this machine's.
+/// The fonts for the rasteriser: the embedded ones and, if a text needs more, this machine's.
 pub(super) fn database(of_system: bool) -> Arc<Database> {
     if of_system { ALL.clone() } else { OWN.clone() }
 }
 
-/// How the rasteriser chooses among them: the first embedded font, and for what it lacks the first that has it.
+/// How the rasteriser chooses a font: the first embedded one, or else the first that has the character.
 pub(super) fn resolver() -> FontResolver<'static> {
     let own = |font: usize| OWN.faces().nth(font).map(|face| face.id);
     FontResolver {
         select_font: Box::new(move |_, _| own(0)),
         select_fallback: Box::new(move |c, used, fonts| {
             let face = font_of(c).and_then(own).or_else(|| {
-                // Only asked where they were needed before, see `in_png`.
+                // Used only for characters that needed them before, see `in_png`.
                 if fonts.len() > FONTS.len() { face_of_system(c) } else { None }
             })?;
             Some(face).filter(|face| !used.contains(face))
@@ -165,17 +166,17 @@ pub(super) fn resolver() -> FontResolver<'static> {
 /// Width of one column of text, in units of the font's size.
 const COLUMN: f32 = 0.602;
 
-/// How wide a text is in pixels; a little too much where it holds other than the main font's characters.
+/// The width of a text in pixels. Slightly overestimated for characters outside the main font.
 pub(super) fn width(text: &str, size: f32) -> f32 {
     text.width() as f32 * COLUMN * size
 }
 
-/// As much of a text as fits into `room` pixels, with `…` where something is missing.
+/// Truncates a text to `room` pixels, with `…` at the end if something is missing.
 pub(super) fn fit(text: &str, size: f32, room: f32) -> String {
     cut(text, (room / (COLUMN * size)) as usize)
 }
 
-/// As much of a text as fits into some columns, with `…` where something is missing.
+/// Truncates a text to some columns, with `…` at the end if something is missing.
 pub(super) fn cut(text: &str, columns: usize) -> String {
     if text.width() <= columns {
         return text.into();
@@ -201,7 +202,7 @@ mod tests {
             assert!(font_of(c).is_some(), "{c}");
         }
         assert!(['你', '한', '🦀'].into_iter().all(|c| font_of(c).is_none() && in_svg(c)));
-        // A code point that no standard will ever give a meaning to.
+        // A noncharacter: Unicode never assigns this code point.
         assert!(!in_png('\u{10ffff}'));
         assert_eq!(
             (cut("a token", 7), cut("a token", 6), cut("ゼウスx", 4)),
@@ -209,7 +210,7 @@ mod tests {
         );
     }
 
-    /// Every table with its checksum, the sum of its words. Seen to fail with each table one byte further.
+    /// Every table matches its checksum, the sum of its words. Seen to fail with each table shifted by one byte.
     #[test]
     fn the_tables_are_those_that_were_packed() {
         for font in TRUE_TYPE.iter() {

@@ -1,5 +1,6 @@
-//! The notebook's figure: one row a token, one column a dimension, values as colours from blue (negative) over white to red
-//! (positive). Several layers are small multiples. Owns which dimensions are shown; draws hooks of shape [P, n].
+//! A heat map of one hook: one row per token, one column per dimension, colours from blue (negative) over white to red
+//! (positive). Several layers are small multiples. Owns the choice of dimensions; draws hooks of shape [P, n].
+//! Read next: `scene.rs`.
 
 use super::colour::{Rgb, Scale};
 use super::scene::{Anchor, BAR_ROOM, Scene, TEXT};
@@ -18,13 +19,13 @@ use std::str::FromStr;
 pub enum Dims {
     /// Every one.
     All,
-    /// So many, evenly spaced from the first to the last.
+    /// This many, evenly spaced from the first to the last.
     Sampled(usize),
-    /// Those of a list, in its order.
+    /// A list, in its order.
     List(Vec<usize>),
     /// `a..b` without `b`; either end may be left out.
     Span(Option<usize>, Option<usize>),
-    /// So many of the largest magnitudes over all shown tokens and panels, strongest first.
+    /// This many with the largest magnitudes over all shown tokens and panels, largest first.
     Top(usize),
 }
 
@@ -56,7 +57,7 @@ impl Dims {
     /// The dimensions of tables that are all `n` wide.
     ///
     /// # Errors
-    /// A sentence where there are none.
+    /// A sentence that names dimensions that do not exist.
     pub fn of(&self, tables: &[ArrayView2<'_, f32>], n: usize) -> Result<Vec<usize>, String> {
         match self {
             Dims::All => Ok((0..n).collect()),
@@ -73,9 +74,10 @@ impl Dims {
             },
             Dims::Span(from, to) => {
                 let (from, to) = (from.unwrap_or(0), to.unwrap_or(n));
-                match from < to && to <= n {
-                    true => Ok((from..to).collect()),
-                    false => Err(format!("dimensions {from}..{to} do not exist; there are 0..{n}")),
+                if from < to && to <= n {
+                    Ok((from..to).collect())
+                } else {
+                    Err(format!("dimensions {from}..{to} do not exist; there are 0..{n}"))
                 }
             }
             Dims::Top(count) => {
@@ -91,7 +93,7 @@ impl Dims {
         }
     }
 
-    /// What was chosen, in words.
+    /// Describes the choice.
     pub fn words(&self, shown: usize, of: usize) -> String {
         match self {
             _ if shown == of => format!("all {of}"),
@@ -107,37 +109,37 @@ impl Dims {
 pub struct Panel {
     /// The hook's name.
     pub hook: String,
-    /// What its columns are, with how many are shown: `hidden dimension (all 160)`.
+    /// The meaning and number of its columns: `hidden dimension (all 160)`.
     pub columns: String,
     /// The dimension of every column.
     pub dims: Vec<usize>,
     /// [tokens, dims].
     pub values: Array2<f32>,
-    /// Its colours.
+    /// Its colour scale.
     pub scale: Scale,
 }
 
 /// The picture.
 #[derive(Clone, Debug)]
 pub struct Heatmap {
-    /// Above it.
+    /// The heading.
     pub heading: Heading,
     /// The rows: position and token.
     pub rows: Vec<(usize, Token)>,
-    /// At least one; all of one scale unless `per_layer`.
+    /// At least one; all have the same scale unless `per_layer`.
     pub panels: Vec<Panel>,
     /// Whether every panel has a scale of its own.
     pub per_layer: bool,
 }
 
-/// The colour bar's name, which is the notebook's.
+/// The colour bar's name.
 const VALUE: &str = "Activation Value";
 
 /// How one panel is laid out.
 struct Layout {
     /// Pixels of a cell.
     cell: (f32, f32),
-    /// Values after neighbours were joined where there are more than pixels.
+    /// The values. If there are more than pixels, neighbours are joined.
     values: Array2<f32>,
 }
 
@@ -154,7 +156,7 @@ impl Layout {
         self.cell.0 * self.values.ncols() as f32
     }
 
-    /// Pixels that the panel takes with what stands above and below it.
+    /// The panel's height in pixels, with everything above and below it.
     fn room(&self, panel: &Panel, alone: bool) -> f32 {
         let name = if alone { 0.0 } else { font::width(&panel.hook, TEXT) };
         self.width().max(name).max(font::width(&panel.columns, TEXT)).ceil()
@@ -165,13 +167,13 @@ impl Layout {
     }
 }
 
-/// Rows and columns of a panel at most: alone, and where there are several.
+/// The largest size of a panel: alone, and for several panels.
 const MOST_CELLS: (usize, usize) = (2048, 2400);
 const MOST_CELLS_EACH: (usize, usize) = (512, 900);
 /// Room below a panel for its dimensions, and above it for its name.
 const BELOW: f32 = 56.0;
 const ABOVE: f32 = 20.0;
-/// Widest that panels beside one another get altogether.
+/// The largest total width of panels side by side.
 const WIDEST: f32 = 1500.0;
 
 impl Heatmap {
@@ -179,7 +181,7 @@ impl Heatmap {
         self.rows.iter().map(|(position, token)| label(*position, token, shows)).collect()
     }
 
-    /// Labels beside (where there are any) and below a panel whose cells begin at (x, y).
+    /// Draws the labels beside (if there are any) and below a panel whose cells begin at (x, y).
     fn draw_axes(
         &self,
         scene: &mut Scene,
@@ -200,21 +202,23 @@ impl Heatmap {
         let per_col = layout.width() / panel.dims.len() as f32;
         let digits = panel.dims.iter().max().map_or(1, |dim| dim.to_string().len()) as f32;
         let room = font::width("0", TEXT) * digits + 8.0;
-        // Where they do not fit side by side they stand upright, if each then has room, so that none is left out.
+        // Labels that do not fit side by side are rotated, if all of them fit then.
         let upright = per_col < room && per_col >= 9.0;
         let step = if upright { 1 } else { every(room, per_col) };
         let bottom = y + layout.height();
         for (i, dim) in panel.dims.iter().enumerate().step_by(step) {
             let at = x + (i as f32 + 0.5) * per_col;
             scene.line((at, bottom), (at, bottom + 3.0));
-            match upright {
-                true => scene.text_upwards(at + 3.5, bottom + 6.0, 9.5, Anchor::End, &dim.to_string()),
-                false => scene.text(at, bottom + 15.0, TEXT, Anchor::Middle, BLACK, &dim.to_string()),
+            if upright {
+                scene.text_upwards(at + 3.5, bottom + 6.0, 9.5, Anchor::End, &dim.to_string())
+            } else {
+                scene.text(at, bottom + 15.0, TEXT, Anchor::Middle, BLACK, &dim.to_string())
             }
         }
-        let (at, anchor) = match font::width(&panel.columns, TEXT) > layout.width() {
-            true => (x, Anchor::Start),
-            false => (x + layout.width() / 2.0, Anchor::Middle),
+        let (at, anchor) = if font::width(&panel.columns, TEXT) > layout.width() {
+            (x, Anchor::Start)
+        } else {
+            (x + layout.width() / 2.0, Anchor::Middle)
         };
         scene.text(at, bottom + 46.0, TEXT, anchor, BLACK, &panel.columns);
     }
@@ -224,7 +228,7 @@ impl Picture for Heatmap {
     fn scene(&self, shows: Shows) -> Scene {
         let alone = self.panels.len() == 1;
         let layouts: Vec<Layout> = self.panels.iter().map(|panel| Layout::of(panel, alone)).collect();
-        // Of the labels that are shown, which depends on the panels' height only.
+        // Only the labels that are shown matter; that depends on the panels' height only.
         let every = every(12.0, layouts[0].height() / self.rows.len() as f32);
         let labels = self.labels(shows);
         let shown = labels.iter().step_by(every);
@@ -233,7 +237,7 @@ impl Picture for Heatmap {
         let rooms = layouts.iter().zip(&self.panels).map(|(layout, panel)| layout.room(panel, alone));
         let widest = rooms.fold(0.0, f32::max) + bar_room + if alone { 0.0 } else { 24.0 };
         let highest = layouts.iter().map(Layout::height).fold(0.0, f32::max);
-        // Under a bar stand its notes.
+        // The notes are below a bar.
         let highest_with_room = (if self.per_layer { highest.max(BAR_LEAST + 20.0) } else { highest }) + ABOVE + BELOW;
         let across =
             (((WIDEST - label_room) / widest) as usize).clamp(1, layouts.len().isqrt().max(1) + 1).min(layouts.len());
@@ -253,9 +257,10 @@ impl Picture for Heatmap {
             }
             let colours: Array2<Rgb> = layout.values.map(|value| panel.scale.colour(*value));
             let joined = layout.values.dim() != panel.values.dim();
-            scene.grid((x, y), layout.cell, &colours, |row, col| match joined {
-                true => String::new(),
-                false => {
+            scene.grid((x, y), layout.cell, &colours, |row, col| {
+                if joined {
+                    String::new()
+                } else {
                     let value = panel.values[[row, col]];
                     format!(
                         "{}, dimension {}: {value}",
@@ -302,7 +307,7 @@ impl Picture for Heatmap {
     }
 }
 
-/// The lowest colour bar whose numbers can be read.
+/// The smallest height of a colour bar with readable numbers.
 const BAR_LEAST: f32 = 140.0;
 
 fn bar_height(beside: f32) -> f32 {

@@ -1,6 +1,6 @@
-//! The logit lens as a table: rows are layers, the model's output on top as in the original figure (nostalgebraist 2020),
-//! columns are positions; each cell has the token that the layer holds likeliest, coloured by its probability, and framed
-//! where it is the token that really comes next. Long texts go on in bands below one another.
+//! The logit lens as a table: rows are layers, the model's output on top as in the original figure (nostalgebraist
+//! 2020), columns are positions. Each cell has the layer's most likely token, coloured by its probability, and framed
+//! if it is the text's actual next token. Long texts are split into bands, one below the other. Read next: `scene.rs`.
 
 use super::colour::{Rgb, Scale};
 use super::scene::{Anchor, BAR_ROOM, Scene, TEXT};
@@ -14,28 +14,28 @@ use std::ops::Range;
 /// One reading.
 #[derive(Clone, Debug)]
 pub struct Cell {
-    /// The likeliest token.
+    /// The most likely token.
     pub token: Token,
     /// Its probability.
     pub probability: f32,
-    /// True where it is the token that comes next.
+    /// True if it is the text's actual next token.
     pub hit: bool,
 }
 
 /// The picture.
 #[derive(Clone, Debug)]
 pub struct LensTable {
-    /// Above it; its text has one token for every position.
+    /// The heading. Its text has one token for every position.
     pub heading: Heading,
     /// Layers in run order with their names, and a cell for every position.
     pub rows: Vec<(String, Vec<Cell>)>,
 }
 
-/// Positions beside one another.
+/// The most positions in a band.
 const BAND: usize = 16;
 /// Pixels of a cell.
 const CELL: (f32, f32) = (84.0, 22.0);
-/// Columns of a cell on a terminal, with the gap to the next.
+/// Columns of a cell on a terminal, including the gap to the next.
 const COLUMNS: usize = 11;
 
 impl LensTable {
@@ -53,7 +53,7 @@ impl Picture for LensTable {
         let names = self.rows.iter().map(|(name, _)| font::width(name, TEXT)).fold(70.0, f32::max);
         let left = names.ceil() + 22.0;
         let across = tokens.len().min(BAND) as f32 * CELL.0;
-        // A band: the tokens that really come next, the layers, the tokens that are read.
+        // A band: the actual next tokens, the layers, the input tokens.
         let band_height = (n_rows + 2) as f32 * CELL.1 + 24.0;
         let width = (left + across + 24.0 + BAR_ROOM).max(420.0);
         let height = HEADING + (self.bands(BAND).count() as f32 * band_height).max(220.0);
@@ -120,7 +120,7 @@ impl Picture for LensTable {
                 let shown = cells[band.clone()].iter().map(|Cell { token, probability, hit }| {
                     let mark = if *hit { "=" } else { " " };
                     match terminal.colours {
-                        // The colour is the probability; without one, a number is: in hundredths.
+                        // The colour shows the probability; without colours, a number in hundredths does.
                         Colours::None => {
                             let share = format!("{:>3}", (probability * 100.0).round());
                             format!("{mark}{}{share} ", terminal::column(&terminal::label(token), COLUMNS - 5))

@@ -1,6 +1,7 @@
-//! Activations as pictures: PNG and SVG files, and coloured blocks on a terminal. Owns what the pictures share; each picture
-//! is one file here, and says where its numbers come from. Knows captures and tokens, no model and no device.
-//! `scene.rs` draws, `terminal.rs` prints, `colour.rs` turns numbers into colours, `font.rs` has the fonts.
+//! Activations as pictures: PNG, SVG and PDF files, and coloured blocks on a terminal. Owns what the pictures share;
+//! each kind of picture is one file here. Uses captures and tokens, no model and no device. `scene.rs` draws,
+//! `terminal.rs` prints, `colour.rs` maps values to colours, `font.rs` has the fonts. Read next: `scene.rs`, then
+//! `heatmap.rs`.
 
 pub mod attention;
 pub mod colour;
@@ -23,9 +24,9 @@ use std::io::Write;
 use std::path::Path;
 use terminal::Terminal;
 
-/// Anything that can be looked at.
+/// Anything that can be drawn and printed.
 pub trait Picture {
-    /// Draws it; characters that `shows` says no to are escaped.
+    /// Draws it. Characters for which `shows` returns false are escaped.
     fn scene(&self, shows: Shows) -> Scene;
 
     /// Prints it.
@@ -35,22 +36,23 @@ pub trait Picture {
     fn print(&self, terminal: &Terminal, out: &mut dyn Write) -> std::io::Result<()>;
 }
 
-/// What stands above a picture.
+/// The heading of a picture.
 #[derive(Clone, Debug)]
 pub struct Heading {
     /// All tokens of the text.
     pub text: Vec<Token>,
-    /// What is shown of which model.
+    /// What is shown, and of which model.
     pub what: String,
 }
 
 impl Heading {
-    /// For people who cannot see the picture.
+    /// A description for people who cannot see the picture.
     fn title(&self) -> String {
         format!("{}: \"{}\"", self.what(|_| true), Token::label_of(&self.text, |_| true))
     }
 
-    /// [`Heading::what`] with controls escaped, and what `has` says no to: a model's folder may have any name.
+    /// [`Heading::what`] with control characters escaped, and those for which `has` returns false: a model's folder may
+    /// have any name.
     fn what(&self, has: impl Fn(char) -> bool) -> String {
         let shown =
             |c: char| if tokenizer::is_control(c) || !has(c) { c.escape_default().to_string() } else { c.into() };
@@ -58,7 +60,7 @@ impl Heading {
     }
 }
 
-/// A picture's file to be.
+/// A picture's file, not yet written.
 pub struct File {
     format: Format,
     place: Place,
@@ -74,7 +76,7 @@ enum Format {
 }
 
 impl File {
-    /// Chooses the format by the extension and makes the place, before anything is computed.
+    /// Chooses the format by the extension and makes the [`Place`], before anything is computed.
     ///
     /// # Errors
     /// [`OutputError`] for an unknown extension or a folder that cannot be written.
@@ -91,15 +93,15 @@ impl File {
         Ok(File { format, place: Place::create(path)? })
     }
 
-    /// Where it will be.
+    /// The file's path.
     pub fn path(&self) -> &Path {
         self.place.path()
     }
 
-    /// Draws into the file; gives back its size in bytes.
+    /// Draws into the file; returns its size in bytes.
     ///
     /// # Errors
-    /// [`OutputError::Write`]; then nothing is left behind.
+    /// [`OutputError::Write`]; then no file remains.
     pub fn write(self, picture: &dyn Picture) -> Result<u64, OutputError> {
         let format = self.format;
         let scene = picture.scene(if format == Format::Svg { font::in_svg } else { font::in_png });
@@ -115,7 +117,8 @@ impl File {
     }
 }
 
-/// Of several values the one that is furthest from zero; NaN before all. -inf stands for nothing, and is what nothing gives.
+/// The value with the largest magnitude; NaN takes precedence. -inf means no value and is ignored; it is also the
+/// result when there are no values.
 fn strongest_of(values: impl Iterator<Item = f32>) -> f32 {
     let stronger = |a: f32, b: f32| match () {
         () if a.is_nan() || b == f32::NEG_INFINITY => a,
@@ -125,12 +128,13 @@ fn strongest_of(values: impl Iterator<Item = f32>) -> f32 {
     values.fold(f32::NEG_INFINITY, stronger)
 }
 
-/// How many cells `n` values get where there is room for `most`: each shows about as many values as its neighbours.
+/// The number of cells for `n` values with room for `most` cells, so that all cells show about equally many values.
 fn cells(n: usize, most: usize) -> usize {
     n.div_ceil(n.div_ceil(most.max(1)).max(1)).max(1)
 }
 
-/// A table with at most so many rows and columns, in which neighbours share a cell that has the strongest of them.
+/// Reduces a table to at most this many rows and columns: neighbours share a cell, which has the value with the largest
+/// magnitude.
 fn strongest(values: ArrayView2<'_, f32>, most: (usize, usize)) -> Array2<f32> {
     let (rows, cols) = values.dim();
     let shape = (cells(rows, most.0), cells(cols, most.1));
@@ -144,15 +148,14 @@ fn strongest(values: ArrayView2<'_, f32>, most: (usize, usize)) -> Array2<f32> {
     })
 }
 
-/// How many marks of an axis lie from one label to the next, where a label takes `room` pixels and a mark `step`: 1, 2, 5,
-/// 10, 20, ...
+/// Every how many marks an axis has a label: 1, 2, 5, 10, 20, ... A label takes `room` pixels, a mark `step`.
 fn every(room: f32, step: f32) -> usize {
     let least = room / step;
     let steps = (0..9).flat_map(|decade| [1, 2, 5].map(|n| n * 10usize.pow(decade)));
     steps.into_iter().find(|n| *n as f32 >= least).unwrap_or(usize::MAX)
 }
 
-/// A token's label in a picture: its position, and itself as far as there is room for so many characters.
+/// A token's label in a picture: its position and its text, truncated to a number of characters.
 fn label(position: usize, token: &Token, shows: Shows) -> String {
     format!("{position} {}", font::cut(&token.mark(shows), LONGEST_LABEL))
 }
@@ -164,7 +167,7 @@ const LONGEST_LABEL: usize = 18;
 const HEADING: f32 = 52.0;
 const BLACK: Rgb = Rgb(0, 0, 0);
 
-/// Says that neighbours share a cell where there are fewer cells than values; empty where there are not.
+/// A note that neighbours share a cell, if there are fewer cells than values; otherwise empty.
 fn shared(values: (usize, usize), cells: (usize, usize)) -> String {
     let (down, across) = (values.0.div_ceil(cells.0.max(1)), values.1.div_ceil(cells.1.max(1)));
     match (down, across) {
@@ -174,7 +177,7 @@ fn shared(values: (usize, usize), cells: (usize, usize)) -> String {
     }
 }
 
-/// Writes the heading into a scene of this width, with a note behind what is shown.
+/// Draws the heading into a scene of this width, with a note after it.
 fn draw_heading(scene: &mut Scene, heading: &Heading, note: &str, width: f32, shows: Shows) {
     let text = format!("\"{}\"", font::fit(&Token::label_of(&heading.text, shows), 15.0, width - 50.0));
     scene.text(16.0, 24.0, 15.0, Anchor::Start, BLACK, &text);

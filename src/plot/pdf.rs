@@ -1,5 +1,5 @@
-//! A scene as a PDF. Text is drawn as outlines: what draws SVGs for the PNG lays it out, and krilla puts the outlines on a
-//! page.
+//! A scene as a PDF. Text becomes outlines: the SVG library that also draws PNGs lays it out, and krilla writes the
+//! outlines to a page. Read next: `scene.rs`.
 
 use krilla::Document;
 use krilla::geom::Size;

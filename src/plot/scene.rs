@@ -1,10 +1,10 @@
-//! A picture while it is drawn: text, lines and grids of coloured cells in pixels, and out of them SVG and PNG. Knows no
-//! activations. Drawing is left to resvg.
+//! A picture under construction: text, lines and grids of coloured cells, in pixels. It is written as SVG, PNG or PDF;
+//! resvg rasterises it. Uses no activations.
 //!
-//! Text in an SVG stays text, so that it can be selected, searched and edited. The fonts that it needs go along inside the
-//! file; viewers that ignore such fonts fall back to a monospaced one of the same width. Characters that our fonts lack are left
-//! to the viewer's. A grid of few cells is rectangles
-//! which tell their value when pointed at; a large one is an embedded image, which nearly every viewer shows far faster.
+//! Text in an SVG stays text, so that it can be selected, searched and edited. The SVG embeds the fonts that it needs.
+//! Viewers that ignore them fall back to a monospaced font of the same width, and use their own fonts for characters
+//! that ours lack. A small grid consists of rectangles with a tooltip of their value. A large grid is an embedded
+//! image, which nearly every viewer shows far faster. Read next: `font.rs` and `colour.rs`.
 
 use super::colour::{Rgb, Scale, number};
 use super::font::{self, FONTS};
@@ -16,23 +16,23 @@ use resvg::tiny_skia::{FilterQuality, Pixmap, PixmapPaint, Transform};
 use resvg::usvg;
 use std::fmt::Write;
 
-/// Pixels of a PNG for one of the scene's, where it is not too large.
+/// Pixels of a PNG per pixel of the scene, unless the PNG would be too large.
 const SHARPNESS: f32 = 2.0;
 /// A PNG with more pixels than this is drawn without [`SHARPNESS`].
 const MANY_PIXELS: f32 = 6e7;
-/// Cells of a picture that are drawn as rectangles at most.
+/// The most cells of a picture that are drawn as rectangles.
 const MOST_RECTANGLES: usize = 10_000;
 
 /// Which point of a text is placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)] // named after what they are
+#[allow(missing_docs)] // the names are SVG's
 pub enum Anchor {
     Start,
     Middle,
     End,
 }
 
-/// A grid as an image: one pixel a cell, shown larger.
+/// A grid as an image with one pixel per cell, shown enlarged.
 struct Image {
     x: f32,
     y: f32,
@@ -59,7 +59,8 @@ pub struct Scene {
 pub const TEXT: f32 = 11.0;
 
 impl Scene {
-    /// An empty picture whose grids have so many cells altogether. `title` is for people who cannot see it.
+    /// An empty picture whose grids will have `cells` cells in total. `title` describes it for people who cannot see
+    /// it.
     pub fn new(width: f32, height: f32, cells: usize, title: &str) -> Scene {
         let rectangles_left = if cells <= MOST_RECTANGLES { cells } else { 0 };
         Scene {
@@ -80,7 +81,7 @@ impl Scene {
         self.put(&format!("x=\"{x:.1}\" y=\"{y:.1}\""), size, anchor, colour, text);
     }
 
-    /// A text that is read from below, with its baseline at `x`.
+    /// A text rotated to read upwards, with its baseline at `x`.
     pub fn text_upwards(&mut self, x: f32, y: f32, size: f32, anchor: Anchor, text: &str) {
         self.put(&format!("transform=\"translate({x:.1} {y:.1}) rotate(-90)\""), size, anchor, Rgb(0, 0, 0), text);
     }
@@ -126,7 +127,7 @@ impl Scene {
         );
     }
 
-    /// Coloured cells of `cell` pixels (width, height), row by row from (x, y). `tell` says what is behind a cell.
+    /// Coloured cells of `cell` pixels (width, height), row by row from (x, y). `tell` returns a cell's tooltip.
     pub fn grid(
         &mut self,
         (x, y): (f32, f32),
@@ -154,8 +155,8 @@ impl Scene {
         }
     }
 
-    /// A scale as an upright bar from (x, y), whole pixels high, with its numbers to the right, notes below, and its name beside it. Where
-    /// values are beyond its ends, the ends are arrows.
+    /// A scale as a vertical bar from (x, y), a whole number of pixels high. Its numbers are to the right, its notes
+    /// below, its name beside it. Its ends are arrows if values are beyond them.
     pub fn colour_bar(&mut self, (x, y): (f32, f32), height: f32, scale: &Scale, name: &str) {
         let lowest = if scale.signed() { -1.0 } else { 0.0 };
         let steps = height as usize;
@@ -200,7 +201,7 @@ impl Scene {
     fn images(&self) -> Result<String, String> {
         let mut images = String::new();
         for Image { x, y, cell, cells } in &self.images {
-            // One image pixel for each of the scene's, so that viewers which blur what they enlarge have little to blur.
+            // One image pixel per pixel of the scene, because some viewers blur enlarged images.
             let large = enlarged(cells, (cell.0.round().max(1.0), cell.1.round().max(1.0)))?;
             let data = BASE64_STANDARD.encode(large.encode_png().map_err(|e| e.to_string())?);
             let (width, height) = (cells.width() as f32 * cell.0, cells.height() as f32 * cell.1);
@@ -212,7 +213,7 @@ impl Scene {
         Ok(images)
     }
 
-    /// The picture as a PNG file, two pixels for each of the scene's.
+    /// The picture as a PNG file, with two pixels per pixel of the scene unless that is too large.
     pub fn png(&self) -> Result<Vec<u8>, String> {
         let sharpness = if self.width * self.height * SHARPNESS * SHARPNESS > MANY_PIXELS { 1.0 } else { SHARPNESS };
         let (width, height) = (self.width * sharpness, self.height * sharpness);
@@ -230,7 +231,7 @@ impl Scene {
         pixels.encode_png().map_err(|e| e.to_string())
     }
 
-    /// The picture as a PDF, a point for each of the scene's pixels. Text is outlines.
+    /// The picture as a PDF, with one point per pixel of the scene. Text is outlines.
     #[cfg(feature = "pdf")]
     pub fn pdf(&self) -> Result<Vec<u8>, String> {
         let tree = self.tree(&self.document(&self.images()?))?;
@@ -238,7 +239,7 @@ impl Scene {
         super::pdf::page(&tree.to_string(&outlines), (self.width, self.height))
     }
 
-    /// The document as the renderer reads it, with our fonts and the system's.
+    /// The parsed document for the renderer, with the embedded fonts and the system's.
     fn tree(&self, document: &str) -> Result<usvg::Tree, String> {
         let mut options = usvg::Options { font_family: FONTS[0].family.into(), ..usvg::Options::default() };
         options.fontdb = font::database(self.needs_more);
@@ -246,7 +247,7 @@ impl Scene {
         usvg::Tree::from_str(document, &options).map_err(|e| e.to_string())
     }
 
-    /// The document with something between its head and the rectangles.
+    /// The SVG document with extra elements between its head and the rectangles.
     fn document(&self, first: &str) -> String {
         let (width, height) = (self.width, self.height);
         let families: Vec<String> = FONTS.iter().map(|font| format!("'{}'", font.family)).collect();
@@ -262,8 +263,8 @@ impl Scene {
     }
 }
 
-/// Fonts of systems that an SVG names behind ours: monospaced ones of the same width, then those for Chinese, Japanese, Korean
-/// and emoji.
+/// System fonts that an SVG names as fallback: monospaced ones of the same width, then those for Chinese, Japanese,
+/// Korean and emoji.
 const OTHER_FAMILIES: &str = "Menlo,Consolas,'Noto Sans CJK SC','Noto Sans SC','PingFang SC','Microsoft YaHei','Hiragino Sans',\
                               'Yu Gothic','Apple SD Gothic Neo','Malgun Gothic','Noto Color Emoji','Apple Color Emoji',\
                               'Segoe UI Emoji',monospace";
@@ -273,7 +274,7 @@ const BAR_WIDTH: f32 = 14.0;
 /// Width of a colour bar with its numbers, notes and name.
 pub const BAR_ROOM: f32 = 120.0;
 
-/// Every pixel as a rectangle of so many.
+/// Enlarges an image: every pixel becomes a rectangle.
 fn enlarged(cells: &Pixmap, by: (f32, f32)) -> Result<Pixmap, String> {
     let (width, height) = (cells.width() * by.0 as u32, cells.height() * by.1 as u32);
     let mut large = Pixmap::new(width, height).ok_or("the picture is larger than can be drawn; choose less")?;

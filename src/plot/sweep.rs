@@ -1,6 +1,6 @@
-//! A sweep as heat maps: the last two axes are rows and columns, those before them small multiples. Positions are marked where the
-//! clean and the corrupt text differ. With several pairs, each panel has one beside it with the standard errors. Owns the
-//! layout; the numbers are the caller's.
+//! A sweep as heat maps: the last two axes are rows and columns, the axes before them small multiples. Positions at
+//! which the clean and the corrupt text differ are marked. With several pairs of texts, each panel has a second one
+//! with the standard errors. Owns the layout; the caller computes the values. Read next: `scene.rs`.
 
 use super::colour::{Rgb, Scale, number};
 use super::scene::{Anchor, BAR_ROOM, Scene, TEXT};
@@ -47,7 +47,7 @@ impl Label {
 pub struct SweepPicture {
     what: String,
     text: Option<(Vec<Token>, Vec<Token>)>,
-    /// What the colours are.
+    /// What the colours show.
     name: String,
     axes: Vec<AxisLabels>,
     /// In row-major order.
@@ -66,7 +66,7 @@ struct Panel<'a> {
     first: Option<usize>,
 }
 
-/// Pixels of a cell at most, and of a panel.
+/// The largest size in pixels of a cell, and of a panel.
 const CELL: (f32, f32) = (44.0, 22.0);
 const PANEL: (f32, f32) = (900.0, 900.0);
 const MOST_CELLS: (usize, usize) = (900, 900);
@@ -74,8 +74,8 @@ const GAP: f32 = 30.0;
 const TITLE: f32 = 22.0;
 
 impl SweepPicture {
-    /// A picture of the numbers `shown` (row-major over `axes`), with the metric's values and what several pairs say of them.
-    /// `text` has the tokens of the clean and the corrupt text where there is one pair.
+    /// A picture of the values `shown` (row-major over `axes`), with the metric's values and the statistics over
+    /// several pairs. `text` has the tokens of the clean and the corrupt text if there is only one pair.
     #[allow(clippy::too_many_arguments)]
     pub fn new(
         what: String,
@@ -161,7 +161,7 @@ impl SweepPicture {
         }
     }
 
-    /// What stands below: what the marks mean.
+    /// The note below the panels: what the marks mean.
     fn notes(&self) -> Vec<String> {
         let differ = self.text.as_ref().is_some_and(|(a, b)| a.iter().zip(b).any(|(a, b)| a.id != b.id));
         differ.then(|| "* clean / corrupt token where the texts differ".to_string()).into_iter().collect()
@@ -280,13 +280,14 @@ impl Picture for SweepPicture {
         if let Some(axis) = self.axes.last() {
             let labels: Vec<String> = axis.labels.iter().map(|label| label.text(|_| true)).collect();
             let is_plain = axis.labels.iter().all(|label| matches!(label, Label::Plain(_)));
-            match is_plain {
-                true => writeln!(out, "columns: {} 0 to {}", axis.name, labels.len().saturating_sub(1))?,
-                false => writeln!(out, "columns: {}", labels.join(" | "))?,
+            if is_plain {
+                writeln!(out, "columns: {} 0 to {}", axis.name, labels.len().saturating_sub(1))?
+            } else {
+                writeln!(out, "columns: {}", labels.join(" | "))?
             }
         }
         writeln!(out, "{}", terminal.legend(&scale, &self.name))?;
-        // What stands out, in numbers.
+        // The largest values, as numbers.
         let mut order: Vec<usize> = (0..self.shown.len()).collect();
         order.sort_by(|a, b| self.shown[*b].abs().total_cmp(&self.shown[*a].abs()));
         for at in order.into_iter().take(5) {

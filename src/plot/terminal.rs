@@ -1,5 +1,5 @@
-//! Pictures on a terminal: coloured blocks as wide as the window, in the colours that it has; or plain characters which
-//! still show sign and size, for pipes and for NO_COLOR. Knows no activations.
+//! Pictures on a terminal: coloured blocks that fit the window, in the colours that the terminal supports. For pipes
+//! and with NO_COLOR, plain characters show sign and size. Uses no activations. Read next: `colour.rs`.
 
 use super::colour::{Rgb, Scale};
 use super::strongest_of;
@@ -7,14 +7,14 @@ use crate::model::tokenizer::Token;
 use std::io::IsTerminal;
 use unicode_width::UnicodeWidthStr;
 
-/// Which colours there are.
+/// Which colours the terminal supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Colours {
     /// Characters only.
     None,
-    /// The 256 of xterm.
+    /// xterm's 256 colours.
     Ansi256,
-    /// All of them.
+    /// 24-bit colours.
     True,
 }
 
@@ -27,13 +27,14 @@ pub struct Terminal {
     pub colours: Colours,
 }
 
-/// Columns where there is no window.
+/// The width without a window.
 const NO_WINDOW: usize = 100;
-/// The narrowest that anything is laid out for.
+/// The smallest width of a layout.
 const NARROW: usize = 40;
 
 impl Terminal {
-    /// What stdout is. Plain unless it is a terminal with colours, and with NO_COLOR; CLICOLOR_FORCE colours pipes too.
+    /// Describes stdout. Plain if it is not a terminal with colours, or with NO_COLOR; CLICOLOR_FORCE colours pipes
+    /// too.
     pub fn of_stdout() -> Terminal {
         let stdout = std::io::stdout();
         let window = terminal_size::terminal_size_of(&stdout).map(|(width, _)| usize::from(width.0));
@@ -47,14 +48,14 @@ impl Terminal {
         Terminal { width: window.unwrap_or(NO_WINDOW).max(NARROW), colours }
     }
 
-    /// Text on a background; as it is where there are no colours.
+    /// Text on a background; plain text without colours.
     pub fn on(&self, background: Rgb, text: &str) -> String {
         let mut line = Line::new(self.colours);
         line.put(Some(background.ink()), Some(background), text);
         line.end()
     }
 
-    /// How many cells a row of `n` values gets.
+    /// The number of cells of a row of `n` values.
     pub fn cells(&self, n: usize, scale: &Scale, room: usize) -> usize {
         let most = match (self.colours, scale.signed()) {
             (Colours::None, true) => room / 2,
@@ -64,8 +65,8 @@ impl Terminal {
         super::cells(n, most)
     }
 
-    /// One row of values in at most `room` columns: several columns a value, or two values a column. Where even that is
-    /// too wide, neighbours share a cell, which shows the strongest of them. -inf stands for nothing.
+    /// One row of values in at most `room` columns: several columns per value, or two values per column. If that is too
+    /// wide, neighbours share a cell, which shows the value with the largest magnitude. -inf means no value.
     pub fn row(&self, values: &[f32], scale: &Scale, room: usize) -> String {
         let cells = pooled(values, self.cells(values.len(), scale, room));
         match self.colours {
@@ -86,8 +87,8 @@ impl Terminal {
         }
     }
 
-    /// Two rows of values as one line, a column a value: the upper half of a column is of the first row, the lower of the
-    /// second. Cells are nearly square. Where there are no colours the two rows are two lines.
+    /// Two rows of values as one line with one column per value: the upper half of a column shows the first row, the
+    /// lower half the second. Cells are nearly square. Without colours, the two rows are two lines.
     pub fn two_rows(&self, upper: &[f32], lower: Option<&[f32]>, scale: &Scale) -> Vec<String> {
         if self.colours == Colours::None {
             let plain_row = |row: &[f32]| row.iter().map(|value| plain(*value, scale)).collect();
@@ -100,17 +101,14 @@ impl Terminal {
         vec![line.end()]
     }
 
-    /// The scale in one line: its colours from end to end with its numbers, or what the characters mean.
+    /// The scale in one line: its colours with their numbers, or the meaning of the characters.
     pub fn legend(&self, scale: &Scale, name: &str) -> String {
         use super::colour::number;
         let notes: String = scale.notes().iter().map(|note| format!(", {note}")).collect();
         let lowest = if scale.signed() { -scale.limit } else { 0.0 };
         let (low, high) = (number(lowest), number(scale.limit));
         if self.colours == Colours::None {
-            let meaning = match scale.signed() {
-                true => "`+7` is seven tenths of",
-                false => "`7` is seven tenths of",
-            };
+            let meaning = if scale.signed() { "`+7` is seven tenths of" } else { "`7` is seven tenths of" };
             return format!("{name}: {meaning} {high} or a little more, `.` less than one tenth{notes}");
         }
         let lowest = if scale.signed() { -1.0f32 } else { 0.0 };
@@ -123,7 +121,7 @@ impl Terminal {
     }
 }
 
-/// Columns that a value has at most.
+/// The most columns per value.
 const WIDEST_CELL: usize = 4;
 
 fn pooled(values: &[f32], most: usize) -> Vec<f32> {
@@ -138,7 +136,7 @@ fn shade(value: f32, scale: &Scale) -> Option<Rgb> {
     (value != f32::NEG_INFINITY).then(|| scale.colour(value))
 }
 
-/// A value in characters: `+7` is more than seven tenths of what the scale reaches.
+/// A value in characters: `+7` is more than seven tenths of the scale's limit.
 fn plain(value: f32, scale: &Scale) -> String {
     let place = scale.place(value);
     let tenths = ((place.abs() * 10.0) as usize).min(9);
@@ -155,11 +153,11 @@ fn plain(value: f32, scale: &Scale) -> String {
     }
 }
 
-/// One line of output, which says a colour only where it changes.
+/// One line of output. It emits a colour code only when the colour changes.
 struct Line {
     colours: Colours,
     text: String,
-    /// Foreground and background in force.
+    /// The current foreground and background.
     now: [Option<Rgb>; 2],
 }
 
@@ -185,7 +183,7 @@ impl Line {
         self.text += text;
     }
 
-    /// A column of two colours: `block` is drawn in the first, the rest is the second.
+    /// A column of two colours: `block` in the first, the background in the second.
     fn halves(&mut self, first: Option<Rgb>, second: Option<Rgb>, block: &str) {
         match (first, second) {
             (None, None) => self.put(None, None, " "),
@@ -202,7 +200,7 @@ impl Line {
     }
 }
 
-/// The nearest of xterm's 256 colours: a cube of 6 x 6 x 6 from 16 on, 24 greys from 232 on.
+/// The nearest of xterm's 256 colours: a cube of 6 x 6 x 6 from index 16, 24 greys from index 232.
 fn nearest_256(Rgb(r, g, b): Rgb) -> u8 {
     const STEPS: [i32; 6] = [0, 95, 135, 175, 215, 255];
     let wanted = [r, g, b].map(i32::from);
@@ -218,7 +216,7 @@ fn nearest_256(Rgb(r, g, b): Rgb) -> u8 {
     }
 }
 
-/// A token for a terminal, which has fonts of its own.
+/// A token's text for a terminal, which has its own fonts.
 pub fn label(token: &Token) -> String {
     token.mark(|_| true)
 }
@@ -228,8 +226,8 @@ pub fn widest(labels: &[String]) -> usize {
     labels.iter().map(|label| label.width()).max().unwrap_or(0)
 }
 
-/// A text in exactly so many columns, cut or filled up. One that runs from right to left is isolated (Unicode UAX #9), so
-/// that terminals which reorder leave what stands beside it in its place.
+/// A text in exactly this many columns, truncated or padded. Right-to-left text is isolated (Unicode UAX #9), so that
+/// terminals that reorder text do not move its neighbours.
 pub fn column(text: &str, columns: usize) -> String {
     let cut = super::font::cut(text, columns);
     let fill = " ".repeat(columns.saturating_sub(cut.width()));
@@ -252,7 +250,7 @@ mod tests {
         let values = [10.0, -10.0, 3.4, -3.4, 0.4, -0.4, f32::NAN, f32::NEG_INFINITY];
         assert_eq!(PLAIN.row(&values, &scale, 80), "+9-9+3-3 . . ?  ");
         assert_eq!(PLAIN.row(&[0.0, 0.55, 1.0, 0.05], &Scale::share(), 80), ".59.");
-        // Two neighbours share a cell, and the stronger is shown.
+        // Two neighbours share a cell, which shows the one with the larger magnitude.
         assert_eq!(PLAIN.row(&[1.0, -5.2, 8.0, 2.0], &scale, 4), "-5+8");
     }
 

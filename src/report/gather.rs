@@ -1,6 +1,6 @@
-//! What a report keeps of a text: runs the model, layer group by layer group so that memory stays bounded, and packs what
-//! the page shows. Owns the choice of what is kept where not everything fits.
-//! Read next: `pack.rs` for the bytes, `page/data.js` for their other end.
+//! Collects a report's data: runs the model group by group of layers, so that memory is bounded, and packs the values
+//! that the page shows. Owns the choice of what to store when not everything fits. Read next: `pack.rs` for the byte
+//! layouts, `page/data.js`, which unpacks them.
 
 use super::Page;
 use super::pack::{self, BLOCK, Coarse, Rows, strongest};
@@ -18,38 +18,39 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-/// Pages are kept below this many bytes: browsers open that at once and it can still be mailed.
+/// The largest page in bytes. Browsers open pages of this size quickly, and they can be mailed.
 pub const LARGEST: usize = 20_000_000;
 
-/// Neurons kept of every token and block.
+/// Neurons stored per token and block.
 const NEURONS: usize = 10;
 
-/// Likeliest tokens kept of every position and layer.
+/// Most likely tokens stored per position and layer.
 const LIKELIEST: usize = 5;
 
-/// Dimensions kept of every token and layer where all of them do not fit.
+/// Dimensions stored per token and layer if not all of them fit.
 const DIMENSIONS: usize = 32;
 
-/// Bytes of one kept attention weight, deflated, at the least that was seen: where the search for how many fit begins.
+/// The smallest observed size of one stored attention weight, deflated, in bytes. The search for how many fit begins
+/// here.
 const BYTES_OF_A_WEIGHT: f64 = 1.7;
 
 /// Bytes of captured neurons and patterns in memory at once.
 const GROUP_BYTES: usize = 256 << 20;
 
-/// How the residual stream is kept: the best of these that leaves room for the rest.
+/// How the residual stream is stored: the most exact form that leaves room for the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stream {
-    /// Every number, as f16.
+    /// Every value, as f16.
     F16,
-    /// Every number, in 8 bits: see [`Coarse`].
+    /// Every value, in 8 bits: see [`Coarse`].
     Coarse,
     /// The [`DIMENSIONS`] strongest, as f16.
     Strongest,
 }
 
 impl Stream {
-    /// For `n_pos` tokens where all numbers may take `room` bytes. As f16 the stream may take half of that, in 8 bits four
-    /// fifths.
+    /// Chooses the form for `n_pos` tokens if all values may take `room` bytes. The stream may take half of that as
+    /// f16, and four fifths in 8 bits.
     fn choose(config: &Config, n_pos: usize, room: usize) -> Stream {
         let rows = streams(config).count() * n_pos;
         if Rows::bytes(rows, rows * config.n_embd) <= room / 2 {
@@ -61,7 +62,7 @@ impl Stream {
         }
     }
 
-    /// What the page is told.
+    /// The page's metadata.
     fn describe(self) -> Value {
         match self {
             Stream::F16 => json!({"as": "f16"}),
@@ -71,19 +72,19 @@ impl Stream {
     }
 }
 
-/// Bytes of packed numbers that fit into a page of `largest` bytes, since base64 makes four of three. The rest is the page
-/// itself, and the tokens' texts.
+/// Bytes of packed values that fit into a page of `largest` bytes: base64 makes four bytes of three, and the page
+/// itself and the tokens' texts need some room.
 fn room(largest: usize, n_pos: usize) -> usize {
     largest.saturating_sub(100_000 + 100 * n_pos) / 4 * 3
 }
 
-/// The stages of the residual stream that the page shows: what enters the first block, what leaves each, and what the
-/// unembedding reads.
+/// The stages of the residual stream that the page shows: the input of the first block, the output of each block, and
+/// the input of the unembedding.
 fn streams(config: &Config) -> impl Iterator<Item = Site> {
     lens::sites(config.n_layer).chain([Site::LnFinalOut])
 }
 
-/// Parts of the page under their names, deflated.
+/// Named parts of the page's data, deflated.
 type Parts = Vec<(String, Vec<u8>)>;
 
 fn part(name: impl Into<String>, bytes: &[u8]) -> (String, Vec<u8>) {
@@ -95,9 +96,9 @@ fn total(parts: &Parts) -> usize {
     parts.iter().map(|(_, bytes)| bytes.len()).sum()
 }
 
-/// Runs the one text of `batch` and packs what the page shows, for a page of at most `largest` bytes ([`LARGEST`] for people;
-/// what little is always kept may take more on a model of hundreds of layers). `progress` is told how many of how many steps
-/// are done.
+/// Runs the one text of `batch` and packs what the page shows, for a page of at most `largest` bytes (normally
+/// [`LARGEST`]). The values that are always stored may exceed that for a model of hundreds of layers. `progress`
+/// receives the number of finished steps and their total.
 ///
 /// # Errors
 /// As [`Session::run_async`].
@@ -115,7 +116,7 @@ pub async fn gather(
     let layers: Vec<usize> = (0..config.n_layer).collect();
     let groups: Vec<&[usize]> = layers.chunks((GROUP_BYTES / per_layer).max(1)).collect();
     let blocks_of = |group: &[usize]| group.last().map_or(0, |layer| layer + 1);
-    // The lens passes all blocks and then reads a row for each; a group passes the blocks up to its last.
+    // The lens runs all blocks and then evaluates a row for each; a group runs the blocks up to its last.
     let of_lens = 2 * config.n_layer + 1;
     let steps = of_lens + groups.iter().map(|group| blocks_of(group)).sum::<usize>();
     let before = Cell::new(0);
@@ -175,7 +176,7 @@ fn taken<D: Dimension>(capture: &mut Capture, site: Site) -> Array<f32, D> {
     array.into_dimensionality().expect("the dictionary says how many axes a site has")
 }
 
-/// One row a stage and position.
+/// One row per stage and position.
 fn pack_stream(stream: Stream, stages: &[Array2<f32>]) -> Parts {
     let rows = || stages.iter().flat_map(|stage| stage.rows().into_iter().map(|row| row.to_vec()));
     match stream {
@@ -197,7 +198,7 @@ fn pack_stream(stream: Stream, stages: &[Array2<f32>]) -> Parts {
     }
 }
 
-/// One row of norms, a number a position, for each stage, then for each resid_mid.
+/// One row of norms (one per position) for each stage, then for each resid_mid.
 fn pack_norms(stages: &[Array2<f32>], mids: &[Array2<f32>]) -> (String, Vec<u8>) {
     let norm = |row: ArrayView1<'_, f32>| row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt() as f32;
     let mut packed = Rows::default();
@@ -208,8 +209,8 @@ fn pack_norms(stages: &[Array2<f32>], mids: &[Array2<f32>]) -> (String, Vec<u8>)
     part("norms", &packed.into_bytes())
 }
 
-/// By layer and position: the likeliest tokens' ids, their probabilities, the entropy, and rank and probability of the token
-/// that comes next (zeros at the last position); and the text of every token named.
+/// By layer and position: the most likely tokens' ids, their probabilities, the entropy, and rank and probability of
+/// the actual next token (zeros at the last position). Also the text of every listed token.
 fn pack_lens(files: &Model, rows: &[LensRow]) -> Parts {
     let (mut ids, mut ranks, mut labels) = (Vec::new(), Vec::new(), BTreeMap::new());
     let (mut probabilities, mut entropies, mut nexts) = (Rows::default(), Rows::default(), Rows::default());
@@ -237,7 +238,7 @@ fn pack_lens(files: &Model, rows: &[LensRow]) -> Parts {
     ]
 }
 
-/// Some numbers of each row, with their places.
+/// Some values of each row, with their indices.
 #[derive(Default)]
 struct Picked {
     places: Vec<u32>,
@@ -257,16 +258,16 @@ impl Picked {
     }
 }
 
-/// Attention patterns. A row is what one query of one head looks at: its own position and those before it.
+/// Attention patterns. A row has the weights of one query of one head, over its own position and those before it.
 enum Attention {
-    /// All weights: one part a layer, its rows by head and query.
+    /// All weights: one part per layer, its rows by head and query.
     Whole(Parts),
-    /// The strongest weights of every row, by layer, as many as memory should hold. As many as fit are kept in the end.
+    /// The largest weights of every row, by layer, as many as may be in memory. At the end, as many as fit are stored.
     Strongest { most: usize, layers: Vec<Vec<Vec<(u32, f32)>>> },
 }
 
 impl Attention {
-    /// `room` is what the patterns may take in bytes, as far as is known yet.
+    /// `room` is the current estimate of the bytes that the patterns may take.
     fn new(config: &Config, n_pos: usize, room: usize) -> Attention {
         let rows = config.n_layer * config.n_head * n_pos;
         if Rows::bytes(rows, rows * (n_pos + 1) / 2) <= room {
@@ -276,7 +277,7 @@ impl Attention {
         Attention::Strongest { most: most.clamp(1, n_pos), layers: Vec::new() }
     }
 
-    /// Takes the pattern [head, query, key] of the next layer.
+    /// Adds the pattern [head, query, key] of the next layer.
     fn push(&mut self, pattern: &Array3<f32>) {
         let seen = |(query, row): (usize, ArrayView1<'_, f32>)| row.slice(s![..=query]).to_vec();
         let rows = pattern.outer_iter().flat_map(|head| {
@@ -293,7 +294,7 @@ impl Attention {
         }
     }
 
-    /// What the page is told, and the parts, which take at most `room` bytes unless one weight a row takes more.
+    /// The page's metadata, and the parts. They take at most `room` bytes, unless one weight per row takes more.
     fn pack(self, room: usize) -> (Value, Parts) {
         let (mut n, layers) = match self {
             Attention::Whole(parts) => return (json!({"as": "f16"}), parts),
@@ -309,8 +310,8 @@ impl Attention {
     }
 }
 
-/// The `n` strongest weights of every row. Keys ascend and each is kept as its distance from the one before: small numbers
-/// deflate well.
+/// The `n` largest weights of every row. Keys ascend, and each is stored as its distance from the one before, because
+/// small numbers deflate well.
 fn pack_keys(layer: usize, rows: &[Vec<(u32, f32)>], n: usize) -> Parts {
     let mut packed = Picked::default();
     for row in rows {
@@ -332,7 +333,7 @@ mod tests {
         Config::from_json(json).unwrap()
     }
 
-    /// What README and the page promise for gpt2's shape.
+    /// What README and the page state for gpt2's shape.
     #[test]
     fn what_is_kept_at_which_length() {
         let of = |n_pos| Stream::choose(&gpt2(), n_pos, room(LARGEST, n_pos));

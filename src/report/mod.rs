@@ -1,6 +1,7 @@
-//! A text's activations as one HTML file that opens in any browser, offline. Owns the file: page, data, and the policy that
-//! keeps the page from asking anything of any network. `gather.rs` runs the model and decides what is kept, `pack.rs` has
-//! the bytes; `page/` is the page, readable as it is: begin with `page.html`, then `data.js` and `page.js`.
+//! A text's activations as one HTML file that opens in any browser, offline. Owns the file: page, data, and the content
+//! security policy that blocks all network requests. `gather.rs` runs the model and decides what is stored, `pack.rs`
+//! has the byte layouts. The page's source is in `page/`: read `page/page.html` first, then `page/data.js` and
+//! `page/page.js`.
 
 mod gather;
 mod pack;
@@ -25,17 +26,17 @@ const JS: &str = concat!(
     include_str!("page/page.js")
 );
 
-/// What a run found, packed.
+/// A run's values, packed.
 pub struct Page {
-    /// What was kept of it and how, as the page is told.
+    /// What was stored and in which form: the page's metadata.
     pub kept: Value,
-    /// The first value of the run that is no number.
+    /// The first value of the run that is NaN or infinite.
     pub non_number: Option<NonNumber>,
     /// Named parts, deflated.
     parts: Vec<(String, Vec<u8>)>,
 }
 
-/// What the page says of the run besides its numbers.
+/// What the page shows about the run besides its values.
 pub struct About<'a> {
     /// The model.
     pub files: &'a Model,
@@ -43,12 +44,12 @@ pub struct About<'a> {
     pub tokens: &'a [Token],
     /// The arguments that name model and text in every command, quoted for a POSIX shell.
     pub arguments: &'a str,
-    /// Where the numbers come from.
+    /// Where the values come from.
     pub provenance: &'a Provenance,
 }
 
 impl Page {
-    /// What did not fit whole, in words for whoever made the page; the page says so too.
+    /// A sentence about what did not fit completely, for the user who makes the page. The page states it too.
     pub fn coarsened(&self) -> Vec<String> {
         let of = |part: &str| (self.kept[part]["as"].as_str().unwrap_or_default().to_string(), &self.kept[part]["n"]);
         let stream = match of("stream") {
@@ -77,7 +78,7 @@ impl Page {
         let more = if about.tokens.len() > 12 { " …" } else { "" };
         let edited = if about.provenance.edits.is_empty() { "" } else { " (edited)" };
         let config = about.files.config();
-        // Each line break of a token ends a line on the page.
+        // A line break in a token ends a line on the page.
         let breaks = |token: &Token| token.bytes.iter().flatten().filter(|byte| **byte == b'\n').count();
         let tokens = about.tokens.iter().map(|t| json!({"id": t.id, "label": t.label(), "breaks": breaks(t)}));
         let data = json!({
@@ -96,7 +97,7 @@ impl Page {
         let parts = self.parts.iter().map(|(name, bytes)| (name.as_str(), pack::base64(bytes)));
         let part =
             |(name, text): (&str, String)| format!("<script type=\"text/plain\" id=\"data-{name}\">{text}</script>\n");
-        // The template's marks stand in the order of this list, each once.
+        // The template has each mark of this list once, in this order.
         let filled = [
             ("{{policy}}", policy()),
             ("{{title}}", escape_xml(&format!("{title}{more}{edited}"))),
@@ -116,8 +117,8 @@ impl Page {
     }
 }
 
-/// The page's Content-Security-Policy: this script and this style by their hashes, and nothing else from anywhere, so that
-/// neither a text nor a token can run anything or send anything away. The icon is a `data:` image.
+/// The page's Content-Security-Policy. It allows this script and this style by their hashes and nothing else, so that
+/// no text and no token can run code or send data. The icon is a `data:` image.
 fn policy() -> String {
     let hash = |text: &str| pack::base64(&Sha256::digest(text.as_bytes()));
     format!(
@@ -127,7 +128,7 @@ fn policy() -> String {
     )
 }
 
-/// JSON that can stand in a `<script>`: no `<` can end it, or begin a comment.
+/// JSON that is safe within a `<script>`: it contains no `<` that could end the element or begin a comment.
 fn in_script(value: &Value) -> String {
     value.to_string().replace('<', "\\u003c")
 }
@@ -148,7 +149,7 @@ mod tests {
     #[test]
     fn the_page_asks_nothing_of_any_network() {
         for text in [HTML, CSS, JS] {
-            // A name, not an address: nobody asks for it.
+            // A namespace name, which browsers do not fetch.
             let text = text.replace("http://www.w3.org/2000/svg", "");
             for word in
                 ["http:", "https:", "//cdn", "url(", "@import", "fetch(", "XMLHttpRequest", "WebSocket", "innerHTML"]

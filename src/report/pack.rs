@@ -1,5 +1,5 @@
-//! Numbers as the page reads them: rows of f16, coarser rows, whole numbers; each part deflated, then base64. Owns the byte
-//! layouts; `page/data.js` reads them back. Knows nothing of models.
+//! Packs values for the page: rows of f16, rows of 8-bit values, integers. Each part is deflated and base64-encoded.
+//! Owns the byte layouts; uses no model. Read next: `page/data.js`, which unpacks them.
 
 use crate::analysis::top::largest;
 use base64::Engine;
@@ -7,18 +7,18 @@ use flate2::{Compression, write::DeflateEncoder};
 use half::f16;
 use std::io::Write;
 
-/// Neighbouring numbers that share a scale where numbers are kept in 8 bits.
+/// The number of neighbouring 8-bit values that share a scale.
 pub const BLOCK: usize = 64;
 
-/// The code of a number that is NaN or infinite, where numbers are kept in 8 bits.
+/// The 8-bit code of NaN and infinities.
 const NOT_A_NUMBER: i8 = i8::MIN;
 
-/// Rows of numbers as f16. Every row is first multiplied by a power of two that brings its largest number just below
-/// f16's largest, so that f16's 11 bits hold for values of 1e-7 and of 1e7 alike. Where plain f16 would do, the numbers
-/// are the same as plain f16's.
+/// Rows of values as f16. Every row is first multiplied by a power of two that brings its largest value just below the
+/// largest f16, so that rows of 1e-7 and of 1e7 have all 11 significant bits. If plain f16 has the range, the values
+/// equal plain f16's.
 ///
-/// Bytes: one exponent (i8) a row, the upper bytes of all numbers, the lower bytes of all numbers: value = f16 * 2^exponent.
-/// Upper bytes resemble one another and deflate well, lower bytes do not.
+/// Bytes: one exponent (i8) per row, the upper bytes of all values, the lower bytes of all values. A value is
+/// f16 * 2^exponent. Upper bytes are similar and deflate well, lower bytes do not.
 #[derive(Default)]
 pub struct Rows {
     exponents: Vec<u8>,
@@ -30,7 +30,7 @@ impl Rows {
     /// Adds a row.
     pub fn push(&mut self, row: &[f32]) {
         let largest = row.iter().filter(|v| v.is_finite()).fold(0.0f32, |most, v| most.max(v.abs()));
-        // The largest number ends up in 2^14..2^15; f16 ends at 2^16.
+        // The largest value ends up in 2^14..2^15; f16 ends at 2^16.
         let exponent = if largest == 0.0 { 0 } else { (largest.log2().floor() as i32 - 14).clamp(-126, 126) };
         self.exponents.push(exponent as i8 as u8);
         let up = 2f32.powi(-exponent);
@@ -41,7 +41,7 @@ impl Rows {
         }
     }
 
-    /// The last `n` numbers of the last row, as they will be read.
+    /// The last `n` values of the last row, as the page will unpack them.
     fn last(&self, n: usize) -> impl Iterator<Item = f32> {
         let down = 2f32.powi(self.exponents.last().map_or(0, |exponent| i32::from(*exponent as i8)));
         let from = self.upper.len() - n;
@@ -54,17 +54,17 @@ impl Rows {
         [self.exponents, self.upper, self.lower].concat()
     }
 
-    /// How many bytes `rows` rows with `numbers` numbers altogether take.
+    /// The bytes of `rows` rows with `numbers` values in total.
     pub fn bytes(rows: usize, numbers: usize) -> usize {
         rows + 2 * numbers
     }
 }
 
-/// Rows of numbers in 8 bits: every [`BLOCK`] neighbours share a scale, the largest of them over 127, so that a number is off
-/// by at most half a scale.
+/// Rows of values in 8 bits. Every [`BLOCK`] neighbours share a scale, which is their largest magnitude divided by 127,
+/// so the error of a value is at most half a scale.
 #[derive(Default)]
 pub struct Coarse {
-    /// One i8 a number: value = code * scale.
+    /// One i8 per value: value = code * scale.
     pub codes: Vec<u8>,
     /// The scales of a row as a row.
     pub scales: Rows,
@@ -76,7 +76,7 @@ impl Coarse {
         let largest = |block: &[f32]| block.iter().filter(|v| v.is_finite()).fold(0.0f32, |most, v| most.max(v.abs()));
         let wanted: Vec<f32> = row.chunks(BLOCK).map(|block| largest(block) / 127.0).collect();
         self.scales.push(&wanted);
-        // By the scale as it will be read, not as it was wanted.
+        // Divide by the scale as stored (rounded to f16), not by the exact one.
         for (block, scale) in row.chunks(BLOCK).zip(self.scales.last(wanted.len())) {
             let code = |v: &f32| match (v.is_finite(), scale == 0.0) {
                 (false, _) => NOT_A_NUMBER,
@@ -87,20 +87,20 @@ impl Coarse {
         }
     }
 
-    /// How many bytes `rows` rows of `width` numbers take.
+    /// The bytes of `rows` rows of `width` values.
     pub fn bytes(rows: usize, width: usize) -> usize {
         rows * width + Rows::bytes(rows, rows * width.div_ceil(BLOCK))
     }
 }
 
-/// Whole numbers, as the lowest bytes of all, then the next ones, up to the fourth: the upper ones are mostly zero and
-/// deflate to nothing.
+/// Integers: first the lowest bytes of all of them, then the next bytes, up to the fourth. The upper bytes are mostly
+/// zero and deflate to almost nothing.
 pub fn whole(numbers: &[u32]) -> Vec<u8> {
     (0..4).flat_map(|byte| numbers.iter().map(move |n| n.to_le_bytes()[byte])).collect()
 }
 
-/// The `n` numbers furthest from zero (all, where there are fewer) with their places, strongest first; of equals the first;
-/// NaN counts as strongest, so that it is seen.
+/// The `n` values of largest magnitude (all, if there are fewer) with their indices, largest first. Of equals, the
+/// first comes first. NaN counts as the largest, so that it shows.
 pub fn strongest(row: &[f32], n: usize) -> Vec<(u32, f32)> {
     let places = largest(row.len(), n, |i| row[i].abs());
     places.into_iter().map(|place| (place, row[place as usize])).collect()
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    // Seen red with codes cut instead of rounded.
+    // Seen red with codes truncated instead of rounded.
     fn coarse_rows_are_off_by_half_a_scale_at_most() {
         let row: Vec<f32> = (0..200).map(|i| if i == 70 { 3000.0 } else { (i as f32).cos() }).collect();
         let mut coarse = Coarse::default();

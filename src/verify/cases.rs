@@ -1,17 +1,18 @@
-//! One operation on given inputs: what tests, `verify` and benches have in common. Owns the inputs and the comparison with
-//! the reference; which cases there are is `list.rs`'s to say.
+//! Cases: one operation on given inputs, shared by tests, `verify` and benches. Owns the inputs and the comparison with
+//! the reference. Read next: `list.rs`, which lists the cases.
 
 use super::measure::{self, Off};
 use crate::device::reference::Reference;
 use crate::device::{Blob, Change, Device, DeviceError, Dtype, Op, Operands, Part, Queries, StoredWeight, Window};
 use std::sync::Arc;
 
-/// Numbers from a fixed seed, roughly normal with deviation 1 (the sum of four uniform ones).
+/// Random numbers from a fixed seed, roughly normal with standard deviation 1 (each is the sum of four uniform
+/// numbers).
 pub struct Numbers(pub u64);
 
 impl Numbers {
     /// The next number.
-    #[allow(clippy::should_implement_trait)] // an endless one is no iterator that anybody wants to collect
+    #[allow(clippy::should_implement_trait)] // an endless iterator could be collected by mistake
     pub fn next(&mut self) -> f32 {
         let uniform = |state: &mut u64| {
             // Steele et al. 2014, splitmix64.
@@ -23,7 +24,7 @@ impl Numbers {
         (0..4).map(|_| uniform(&mut self.0)).sum::<f32>() * 1.7
     }
 
-    /// `n` numbers of deviation `scale`.
+    /// `n` numbers with standard deviation `scale`.
     pub fn many(&mut self, n: usize, scale: f32) -> Vec<f32> {
         (0..n).map(|_| self.next() * scale).collect()
     }
@@ -36,27 +37,27 @@ pub struct Host {
     pub rows: usize,
     /// Columns.
     pub cols: usize,
-    /// `rows * cols` numbers.
+    /// `rows * cols` values.
     pub values: Vec<f32>,
 }
 
 impl Host {
-    /// Random numbers of deviation `scale`.
+    /// Random values with standard deviation `scale`.
     pub fn random(rows: usize, cols: usize, scale: f32, seed: u64) -> Host {
         Host { rows, cols, values: Numbers(seed).many(rows * cols, scale) }
     }
 
-    /// All of it.
+    /// The window that covers the whole matrix.
     pub fn window(&self) -> Window {
         Window::all([self.rows, self.cols])
     }
 
-    /// As a tensor on a device.
+    /// Uploads it to a device as a tensor.
     pub fn on<D: Device>(&self, dev: &D) -> D::Tensor {
         dev.upload([self.rows, self.cols], self.values.clone())
     }
 
-    /// As a weight, stored as `dtype` has it; where that cannot hold a number it becomes infinite.
+    /// Converts it to a weight stored as `dtype`. Values outside the range of `dtype` become infinite.
     pub fn weight(&self, dtype: Dtype) -> StoredWeight {
         let bytes: Vec<u8> = match dtype {
             Dtype::F32 => self.values.iter().flat_map(|v| v.to_le_bytes()).collect(),
@@ -74,7 +75,7 @@ impl Host {
     }
 }
 
-/// One operation on given inputs, and how near to the reference its result must come.
+/// One operation on given inputs, and the tolerance for its result.
 #[derive(Clone, Debug)]
 pub struct Case {
     /// The operation.
@@ -83,25 +84,25 @@ pub struct Case {
     pub tensors: Vec<Host>,
     /// The weights that it takes, and how they are stored.
     pub weights: Vec<(Host, Dtype)>,
-    /// The part of the result that is looked at; all of it, unless that would be more than the reference can do in time.
+    /// The part of the result that is compared: all of it (`None`), unless the reference would take too long.
     pub looked_at: Option<Window>,
-    /// `|got - want|` may be this much,
+    /// Absolute tolerance: `|got - want| <= atol + rtol |want|`.
     pub atol: f64,
-    /// and this part of `|want|`.
+    /// Relative tolerance; see `atol`.
     pub rtol: f64,
     /// What is special about the values, for messages.
     pub note: &'static str,
-    /// What the case is a test of.
+    /// What the case tests.
     pub of: Tested,
 }
 
-/// What a case is a test of.
+/// What a case tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tested {
     /// Its operation.
     #[default]
     Operation,
-    /// How a part of a tensor is read back.
+    /// The readback of a part of a tensor.
     Readback,
 }
 
@@ -113,7 +114,7 @@ pub struct Inputs<D: Device> {
 }
 
 impl Case {
-    /// An operation on tensors and weights, exact unless `within` says otherwise.
+    /// A case whose result must be exact, unless `within` sets a tolerance.
     pub fn new(op: Op, tensors: Vec<Host>, weights: Vec<(Host, Dtype)>) -> Case {
         Case { op, tensors, weights, looked_at: None, atol: 0.0, rtol: 0.0, note: "", of: Tested::Operation }
     }
@@ -123,25 +124,29 @@ impl Case {
         Case { atol, rtol, ..self }
     }
 
-    /// Says what is special about the values.
+    /// Sets the note about what is special about the values.
     pub fn noted(self, note: &'static str) -> Case {
         Case { note, ..self }
     }
 
-    /// Looks at these rows of the result only, of an operation each of whose rows comes from the same row of every tensor.
+    /// Compares only these rows of the result. For operations in which each row depends only on the same row of every
+    /// tensor.
     pub fn looking_at(self, rows: &[usize], cols: usize) -> Case {
         let rows = rows.iter().map(|r| *r..r + 1).collect();
         Case { looked_at: Some(Window { rows, cols: vec![0..cols] }), ..self }
     }
 
-    /// The case in words: shapes in the order of the operation's arguments, and how its weights are stored.
+    /// Describes the case: shapes in the order of the operation's arguments, and how its weights are stored.
     pub fn what(&self) -> String {
         let shape = |host: &Host| format!("[{}, {}]", host.rows, host.cols);
         let mut words: Vec<String> =
             self.tensors.iter().chain(self.weights.iter().map(|(w, _)| w)).map(shape).collect();
-        let of_text = |text: &Queries| match text.n_keys == text.rows.len() {
-            true => format!("rows {:?}", text.rows),
-            false => format!("rows {:?}, {} keys", text.rows, text.n_keys),
+        let of_text = |text: &Queries| {
+            if text.n_keys == text.rows.len() {
+                format!("rows {:?}", text.rows)
+            } else {
+                format!("rows {:?}, {} keys", text.rows, text.n_keys)
+            }
         };
         match &self.op {
             Op::Attention { texts, heads } => words.push(format!(
@@ -174,34 +179,35 @@ impl Case {
             | Op::Add {}
             | Op::Unembed {} => {}
         }
-        // Vectors are f32 whatever the file has, and say nothing.
+        // Vectors are always f32, so their type is not worth a mention.
         words.extend(self.weights.iter().filter(|(w, _)| w.rows > 1).map(|(_, dtype)| format!("{dtype:?}")));
         words.extend((!self.note.is_empty()).then(|| self.note.to_string()));
         words.join(" ")
     }
 
-    /// Brings the inputs to a device.
+    /// Uploads the inputs to a device.
     ///
     /// # Errors
-    /// [`DeviceError::TooLarge`] where it cannot bind a weight.
+    /// [`DeviceError::TooLarge`] when the device cannot bind a weight.
     pub fn inputs<D: Device>(&self, dev: &D) -> Result<Inputs<D>, DeviceError> {
         let weights = self.weights.iter().map(|(w, dtype)| dev.load(&w.weight(*dtype))).collect::<Result<_, _>>()?;
         Ok(Inputs { tensors: self.tensors.iter().map(|x| x.on(dev)).collect(), weights })
     }
 
-    /// Carries out the operation.
+    /// Runs the operation.
     pub fn run<D: Device>(&self, dev: &D, inputs: &Inputs<D>) -> D::Tensor {
         let Inputs { tensors, weights } = inputs;
         dev.run(&self.op, Operands::new(&tensors.iter().collect::<Vec<_>>(), &weights.iter().collect::<Vec<_>>()))
     }
 
-    /// What a device gives for the part that is looked at.
+    /// A device's result for the compared part.
     ///
     /// # Errors
-    /// [`DeviceError`] when the device failed.
+    /// [`DeviceError`] when the device fails.
     pub async fn on<D: Device>(&self, dev: &D) -> Result<Vec<f32>, DeviceError> {
         let inputs = self.inputs(dev)?;
-        // Leaves NaN in the memory that the result will probably get, so that what the operation does not write is seen.
+        // Fill the memory that the result will probably reuse with NaN, so that elements the operation does not write
+        // show.
         let [rows, cols] = self.result_shape();
         drop(dev.upload([rows, cols], vec![f32::NAN; rows * cols]));
         let y = self.run(dev, &inputs);
@@ -216,10 +222,10 @@ impl Case {
         self.op.result_shape(&tensors, &weights)
     }
 
-    /// What the reference gives for the part that is looked at.
+    /// The reference's result for the compared part.
     pub fn expected(&self) -> Vec<f32> {
         let (of_rows, cols) = match &self.looked_at {
-            // Row by row: the other rows need not be computed.
+            // Compute only the selected rows.
             Some(window) if !matches!(self.op, Op::Edit { .. }) => {
                 let rows: Vec<usize> = window.each_row().collect();
                 let tensors = self.tensors.iter().map(|x| x.only(&rows)).collect();

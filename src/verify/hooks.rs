@@ -1,8 +1,8 @@
-//! Whole runs on real text: every hook of a device against the reference, at the token that is furthest off. Owns the bound
-//! beyond which a hook is called wrong.
+//! Whole runs on real text: compares every hook of a device with the reference, at the token with the largest error.
+//! Owns the bound above which a hook is a mismatch.
 //!
-//! Every hook is taken twice: once with everything tapped, which makes attention and LayerNorm run in steps, and once with
-//! only what splits no kernel, which makes them run in one.
+//! Every batch runs twice: once with all hooks tapped, so that attention and LayerNorm run in steps, and once with only
+//! the hooks that split no fused kernel. Read next: `measure.rs`, for the error.
 
 use super::measure::{self, TokenError};
 use super::{Stage, Tell};
@@ -19,41 +19,44 @@ use crate::model::forward::{self, Run, RunError};
 use crate::model::params::Params;
 use std::sync::Arc;
 
-/// The numeric policy's bound: off by this part of a token's norm is rounding in another order, whatever the hook.
+/// The bound of the numeric policy, relative to a token's norm. An error up to it is rounding in another order, for
+/// every hook.
 pub const ROUNDING: f64 = 4e-6;
 
-/// How many times PyTorch's own f32 error a hook may be off.
+/// A hook's error may be this many times PyTorch's own f32 error.
 pub const TIMES_TORCH: f64 = 4.0;
 
-/// How many times the error of exact operations with f32 results a hook may be off, where PyTorch's is not known: PyTorch's own
-/// runs are off by up to 4.6 times that on the fixtures, and [`TIMES_TORCH`] times as much is allowed.
+/// When PyTorch's error is unknown, a hook's error may be this many times the error of exact operations with results
+/// rounded to f32. PyTorch's own error is up to 4.6 times that on the fixtures, and [`TIMES_TORCH`] times that is
+/// allowed.
 pub const TIMES_ROUNDED: f64 = 16.0;
 
-/// One hook.
+/// The result for one hook.
 #[derive(Clone, Copy, Debug)]
 pub struct HookRow {
-    /// Which.
+    /// The hook.
     pub site: Site,
     /// The worst relative error over tokens, and where.
     pub worst: TokenError,
     /// The batch that `worst` counts its texts in.
     pub batch: usize,
-    /// The same error of a run whose operations are exact and whose results are f32.
+    /// The same error for a run with exact operations whose results are rounded to f32.
     pub rounded: f64,
-    /// The same error of PyTorch's f32 run on a CPU: on this model or on the demo, see [`super::Report`].
+    /// The same error for PyTorch's f32 run on a CPU, on this model or on the demo: see
+    /// [`super::Verification::torch_is_of_this_model`].
     pub torch: Option<f64>,
     /// How large `worst` may be.
     pub allowed: f64,
 }
 
 impl HookRow {
-    /// True when the hook is near enough.
+    /// True when the error is within the bound.
     pub fn ok(&self) -> bool {
         self.worst.error <= self.allowed
     }
 
-    /// Sets what is allowed: [`TIMES_TORCH`] where PyTorch's error is of this model, else [`TIMES_ROUNDED`], but at least
-    /// [`ROUNDING`].
+    /// Sets the bound: by [`TIMES_TORCH`] if PyTorch's error was measured on this model, else by [`TIMES_ROUNDED`], but
+    /// at least [`ROUNDING`].
     pub(super) fn judge(&mut self, by_torch: bool) {
         self.allowed = match self.torch.filter(|_| by_torch) {
             Some(torch) => ROUNDING.max(TIMES_TORCH * torch),
@@ -62,7 +65,7 @@ impl HookRow {
     }
 }
 
-/// True for the hooks whose taps make a fused kernel run in steps.
+/// True for hooks whose taps make a fused kernel run in steps.
 fn splits(site: Site) -> bool {
     use Site::{AttnOut, AttnScores, MlpOut, MlpPre, Pattern};
     use Site::{Ln1Normalized, Ln1Scale, Ln2Normalized, Ln2Scale, LnFinalNormalized, LnFinalScale};
@@ -71,7 +74,7 @@ fn splits(site: Site) -> bool {
         || matches!(site, LnFinalScale | LnFinalNormalized)
 }
 
-/// The two requests: everything, and everything that splits no kernel.
+/// The two requests: all hooks, and all hooks that split no fused kernel.
 pub(super) fn both_ways(config: &Config) -> [Hooks; 2] {
     let all: Vec<Site> = Site::all(config.n_layer).collect();
     let fused: Vec<Site> = all.iter().copied().filter(|site| !splits(*site)).collect();
@@ -91,7 +94,8 @@ pub(super) async fn run<D: Device>(
     Ok(capture)
 }
 
-/// Every request on a device that is given the weights for it, and gives them back before the next one takes as much.
+/// Runs every request on a device. The weights are loaded for these runs and freed afterwards, because the next device
+/// needs as much memory.
 pub(super) async fn runs<D: Device, E: Device>(
     dev: &E,
     params: &Params<D>,
@@ -107,10 +111,10 @@ pub(super) async fn runs<D: Device, E: Device>(
     Ok(captures)
 }
 
-/// Every hook of the model, on all batches.
+/// Checks every hook of the model on all batches.
 ///
 /// # Errors
-/// [`RunError`] when the device failed.
+/// [`RunError`] when the device fails.
 pub async fn check<D: Device>(
     dev: &D,
     params: &Params<D>,

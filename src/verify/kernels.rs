@@ -1,5 +1,5 @@
-//! Every case of the list on one device, against the reference. Owns what came of it per kernel: where the device says which
-//! kernels ran they are named, else the operation stands for them.
+//! Runs every case of the list on one device and compares it with the reference. Owns the results per kernel. If the
+//! device does not report which kernels ran, there is one result per operation. Read next: `cases.rs`.
 
 use super::cases::{Case, Tested};
 use super::measure::Off;
@@ -8,18 +8,18 @@ use crate::device::{Device, DeviceError, OpKind};
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
-/// What came of the cases that ran one kernel.
+/// The result of the cases that ran one kernel.
 #[derive(Clone, Debug)]
 pub struct KernelRow {
-    /// The kernel's file stem, or the operation's name on devices that do not say which kernels they choose.
+    /// The kernel's file stem, or the operation's name on devices that do not report their kernels.
     pub kernel: String,
     /// How many cases ran it.
     pub cases: usize,
-    /// How many of them were off.
+    /// How many of them failed.
     pub failed: usize,
-    /// The worst of them: the operation and its case in words,
+    /// The worst case: its operation and a description.
     pub worst: String,
-    /// and its worst element, as a share of what is allowed.
+    /// The worst element of that case.
     pub off: Off,
 }
 
@@ -32,13 +32,13 @@ impl KernelRow {
         self.failed += usize::from(off.share > 1.0);
     }
 
-    /// True when every case came near enough, and there was one.
+    /// True when at least one case ran and all of them passed.
     pub fn ok(&self) -> bool {
         self.cases > 0 && self.failed == 0
     }
 }
 
-/// The cases, and what the reference gives for each once somebody has asked.
+/// The cases, and the reference's result of each, computed at first use.
 pub struct Suite {
     operations: Vec<Operation>,
 }
@@ -50,7 +50,7 @@ struct Operation {
 }
 
 impl Suite {
-    /// Every case there is.
+    /// All cases.
     pub fn new() -> Suite {
         let operation = |&(kind, cases)| Operation { kind, cases, expected: OnceLock::new() };
         Suite { operations: list::OPERATIONS.iter().map(operation).collect() }
@@ -63,11 +63,11 @@ impl Suite {
         suite
     }
 
-    /// Runs every case on every variant of a device. A kernel that one of them could choose and that no case ran has a row
-    /// without cases, which is not in order: it has not been checked.
+    /// Runs every case on every variant of a device. A kernel that a variant could choose but that no case ran gets a
+    /// row without cases, which counts as a failure because the kernel was not checked.
     ///
     /// # Errors
-    /// [`DeviceError`] when the device failed.
+    /// [`DeviceError`] when the device fails.
     pub async fn check<D: Device>(&self, variants: &[&D], tell: Tell<'_>) -> Result<Vec<KernelRow>, DeviceError> {
         let mut rows: Vec<KernelRow> = Vec::new();
         variants.iter().for_each(|dev| drop(dev.kernels_run()));
@@ -92,7 +92,7 @@ impl Suite {
     }
 }
 
-/// The row of a kernel, which is made where there is none.
+/// The row of a kernel, added if there is none.
 fn row_of<'a>(rows: &'a mut Vec<KernelRow>, kernel: &str) -> &'a mut KernelRow {
     let at = rows.iter().position(|row| row.kernel == kernel).unwrap_or_else(|| {
         let off = Off { share: 0.0, at: 0, got: 0.0, want: 0.0 };
@@ -102,16 +102,16 @@ fn row_of<'a>(rows: &'a mut Vec<KernelRow>, kernel: &str) -> &'a mut KernelRow {
     &mut rows[at]
 }
 
-/// The kernels that a case is a test of. `copy_out` belongs to the cases that read a part of the columns back.
+/// The kernels that a case tests. `copy_out` is tested by the cases that read back a part of the columns.
 fn blamed(case: &Case, run: BTreeSet<&'static str>) -> Vec<String> {
     let reads_back = case.of == Tested::Readback;
     let own: Vec<String> =
         run.into_iter().filter(|kernel| (*kernel == COPY_OUT) == reads_back).map(String::from).collect();
-    // A product in shares of k is the work of two kernels, and either may be at fault.
+    // A product split along k runs two kernels, and either may be at fault.
     if own.len() == 2 && own.iter().any(|kernel| kernel == "linear_join") {
         return own;
     }
-    // Of several that ran one after the other, none is more likely to be at fault; each has cases of its own.
+    // If several kernels ran in sequence, the fault cannot be attributed; each of them has cases of its own.
     if own.len() == 1 { own } else { vec![case.op.kind().name().into()] }
 }
 

@@ -1,9 +1,10 @@
-//! The list of cases: every operation of the device trait on awkward shapes and hostile values. Tests, `verify` and whoever
-//! adds a kernel variant use this one list; a variant that only some shapes choose needs such a shape here.
+//! The list of cases: every operation of the device trait on awkward shapes and hostile values. Tests and `verify`
+//! share this list. A new kernel variant that only some shapes select needs a case of such a shape here.
 //!
-//! Tolerances: inputs are of order 1 and weights of order 1/sqrt(k), so results are of order 1. The mean error of a product
-//! with k = 768 is then 3.4e-7 in f32 and the worst of 10^5 about six times that; allowed is ten times. Where e^x follows, an
-//! error of a score of size 10 counts ten times. Each was seen to fail on a planted fault; some figures stand beside them.
+//! Tolerances: inputs are of order 1 and weights of order 1/sqrt(k), so results are of order 1. The mean error of a
+//! product with k = 768 is then 3.4e-7 in f32, and the largest of 10^5 errors is about six times that; ten times is
+//! allowed. Where e^x follows, the error of a score of size 10 counts ten times. Each case was seen to fail on an
+//! injected fault; comments give some of the errors. Read next: `cases.rs`.
 
 use super::cases::{Case, Host, Numbers, Tested};
 use crate::device::{Activation, Change, Dtype, Heads, Op, OpKind, Queries, Window};
@@ -16,14 +17,14 @@ const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 /// More rows than one dimension of a dispatch has workgroups.
 const MANY_ROWS: usize = 65_537;
 
-/// More elements than one dimension of a dispatch has lanes, as rows of 1,024.
+/// More elements than one dimension of a dispatch has invocations, as rows of 1,024.
 const MANY: usize = 4_097;
 
-/// Makes the cases of one operation.
+/// A function that makes the cases of one operation.
 pub type MakeCases = fn() -> Vec<Case>;
 
-/// Every operation's cases, made when they are wanted: together they are several hundred megabytes. What brings values to the
-/// device and back comes first: where that is wrong, nothing else can be judged.
+/// The cases of every operation. They are made on demand, because together they take several hundred megabytes. Upload
+/// and readback come first: all other cases depend on them.
 pub static OPERATIONS: &[(OpKind, MakeCases)] = &[
     (OpKind::Edit, edit),
     (OpKind::Embed, embed),
@@ -46,7 +47,8 @@ pub static OPERATIONS: &[(OpKind, MakeCases)] = &[
     (OpKind::GatherRows, gather_rows),
 ];
 
-/// Random numbers. The shape is part of the seed: what an earlier case left in memory is not this one's result by chance.
+/// Random values. The shape is part of the seed, so that values of an earlier case left in memory cannot match by
+/// chance.
 fn random(rows: usize, cols: usize, scale: f32, seed: u64) -> Host {
     Host::random(rows, cols, scale, seed ^ ((rows as u64) << 40) ^ ((cols as u64) << 16))
 }
@@ -55,7 +57,7 @@ fn f32(host: Host) -> (Host, Dtype) {
     (host, Dtype::F32)
 }
 
-/// Some rows of many: both ends, both sides of powers of two, and an even spread.
+/// A sample of `n` rows: both ends, both sides of powers of two, and an even spread.
 fn some_of(n: usize) -> Vec<usize> {
     let near_powers = (4..usize::BITS).map(|bit| 1usize << bit).flat_map(|p| [p - 1, p]);
     let mut rows: Vec<usize> = near_powers.chain((0..=8).map(|i| i * (n - 1) / 8)).filter(|r| *r < n).collect();
@@ -96,7 +98,7 @@ fn edit() -> Vec<Case> {
             list.push(Case { of: Tested::Readback, ..part });
         }
     }
-    // Read back in part, more elements than one dimension of a dispatch has lanes.
+    // Read back in part, more elements than one dimension of a dispatch has invocations.
     let x = random(MANY + 1, 1025, 1.0, 24);
     let nothing = Op::Edit { window: x.window(), change: Change::Scale(1.0) };
     let looked_at = Some(Window { rows: vec![0..MANY + 1], cols: vec![1..1025] });
@@ -108,7 +110,7 @@ fn embed() -> Vec<Case> {
     let mut list = Vec::new();
     for (n, cols) in [(1, 1), (3, 11), (101, 33), (300, 768)] {
         for dtype in DTYPES {
-            // Exact: nothing is computed. F16 numbers down to the subnormal ones.
+            // Exact: nothing is computed. F16 values down to subnormal ones.
             let mut table = random(n, cols, 1.0, 1);
             table.values.iter_mut().enumerate().for_each(|(i, v)| *v *= [1.0, 1e-5, 3e-7][i % 3]);
             let ids = [0, n - 1, n / 2, 0, n / 3].iter().map(|id| *id as u32).collect();
@@ -129,7 +131,7 @@ fn layer_norm() -> Vec<Case> {
         let offset = |i: usize| if i % cols == 7 { 3000.0 * scale } else { 10.0 * scale };
         x.values.iter_mut().enumerate().for_each(|(i, v)| *v += offset(i));
         // Seen red: eps 1e-6 for 1e-5 is 2.3 times this at scale 1e-3 (and 3.4e5 times layer_norm_scale's).
-        // The mean of cols values of size 3000 / cols is only known to 1e-7 of itself.
+        // The mean of cols values of size 3000 / cols has a relative error of 1e-7.
         let case = Case::new(Op::LayerNorm { eps }, vec![x], vec![f32(gain), f32(bias)]);
         list.push(case.within(2e-5, 2e-5));
     };
@@ -141,8 +143,8 @@ fn layer_norm() -> Vec<Case> {
         }
     }
     one(MANY_ROWS, 11, 1e-5, 1.0);
-    // An offset alone, which a variance by E[x²] - E[x]² does not survive: seen red at 150 times what is allowed. A mean of 300
-    // is only known to 3e-5.
+    // A large offset, for which a variance by E[x²] - E[x]² fails: seen red at 150 times the tolerance. A mean of 300
+    // has an error of 3e-5.
     let mut x = random(65, 768, 1.0, 2);
     x.values.iter_mut().for_each(|v| *v += 300.0);
     let weights = vec![f32(random(1, 768, 1.0, 3)), f32(random(1, 768, 1.0, 4))];
@@ -155,7 +157,7 @@ fn layer_norm_scale() -> Vec<Case> {
     let one = |(rows, cols, eps, scale)| {
         Case::new(Op::LayerNormScale { eps }, vec![random(rows, cols, scale, 5)], vec![]).within(0.0, 2e-6)
     };
-    // The last is all but nothing beside eps: what a wrong one does shows whole.
+    // The variance of the last case is far below eps, so a wrong eps changes the result by nearly its full factor.
     let shapes =
         [(1, 1, 1e-5, 2.0), (2, 33, 1e12, 2.0), (65, 768, 1e-5, 2.0), (MANY_ROWS, 11, 1e-5, 2.0), (9, 96, 1e-5, 1e-3)];
     shapes.into_iter().map(one).collect()
@@ -179,7 +181,7 @@ fn gain_bias() -> Vec<Case> {
     [(1, 1), (2, 33), (65, 768), (MANY, 1024)].into_iter().map(one).collect()
 }
 
-/// A case of many rows, of which some are looked at.
+/// A case of many rows, some of which are compared.
 fn sampled(case: Case) -> Case {
     let (rows, cols) = (case.tensors[0].rows, case.weights.first().map_or(case.tensors[0].cols, |(w, _)| w.cols));
     if rows > 1000 { case.looking_at(&some_of(rows), cols) } else { case }
@@ -190,7 +192,7 @@ fn linear() -> Vec<Case> {
     let mut one = |rows, k: usize, cols, dtype| {
         let w = random(k, cols, 1.0 / (k as f32).sqrt(), 9);
         let weights = vec![(w, dtype), f32(random(1, cols, 1.0, 10))];
-        // Seen red: a k loop that ends one short is 1.4e5 times this.
+        // Seen red: a k loop that ends one step early is 1.4e5 times this.
         list.push(sampled(Case::new(Op::Linear {}, vec![random(rows, k, 1.0, 8)], weights).within(4e-6, 2e-6)));
     };
     for rows in ROWS {
@@ -200,7 +202,7 @@ fn linear() -> Vec<Case> {
             }
         }
     }
-    // gpt2's own largest; rows beyond 1,024; more columns than one dimension of a dispatch has lanes.
+    // The largest of gpt2; more than 1,024 rows; more columns than one dimension of a dispatch has invocations.
     for dtype in DTYPES {
         one(8, 3072, 768, dtype);
     }
@@ -209,7 +211,7 @@ fn linear() -> Vec<Case> {
     list
 }
 
-/// Rows, k and columns of products that end in something else.
+/// Rows, k and columns of products with an epilogue.
 const ENDINGS: [(usize, usize, usize); 7] =
     [(1, 1, 1), (2, 33, 99), (8, 768, 129), (9, 257, 65), (65, 96, 768), (257, 33, 33), (1030, 96, 65)];
 
@@ -218,7 +220,7 @@ fn linear_activation() -> Vec<Case> {
     for f in Activation::ALL {
         for (rows, k, cols) in ENDINGS {
             for dtype in DTYPES {
-                // Wide enough to reach where the function bends; its slope is at most 1.13.
+                // Wide enough to reach the curved part of the function; its slope is at most 1.13.
                 let weights =
                     vec![(random(k, cols, 3.0 / (k as f32).sqrt(), 29), dtype), f32(random(1, cols, 1.0, 30))];
                 let case = Case::new(Op::LinearActivation { f }, vec![random(rows, k, 1.0, 31)], weights);
@@ -240,7 +242,7 @@ fn linear_add() -> Vec<Case> {
     ENDINGS.into_iter().flat_map(one).collect()
 }
 
-/// Rows, heads, their width, and columns.
+/// Rows, heads, width of a head, and columns.
 const BY_HEAD: [(usize, usize, usize, usize); 10] = [
     (1, 1, 1, 1),
     (1, 3, 11, 33),
@@ -271,7 +273,7 @@ fn sum_heads() -> Vec<Case> {
     BY_HEAD.into_iter().chain([(MANY, 2, 1, 1024)]).map(one).collect()
 }
 
-/// Queries, keys and values, the texts they belong to, and how they are cut into heads.
+/// Queries, keys and values, the texts that they belong to, and the heads.
 fn attention_inputs() -> Vec<(Host, Vec<Queries>, Heads)> {
     let mut list = Vec::new();
     let mut one = |lengths: &[usize], n_head: usize, head_dim: usize| {
@@ -281,7 +283,7 @@ fn attention_inputs() -> Vec<(Host, Vec<Queries>, Heads)> {
             Queries::whole(start - len..start)
         });
         let texts: Vec<Queries> = texts.collect();
-        // The spread makes some softmax rows nearly one-hot.
+        // The large standard deviation makes some softmax rows nearly one-hot.
         let qkv = random(lengths.iter().sum(), 3 * n_head * head_dim, 1.5, 14);
         list.push((qkv, texts, Heads { n_head, scale: 1.0 / (head_dim as f64).sqrt() }));
     };
@@ -295,7 +297,7 @@ fn attention_inputs() -> Vec<(Host, Vec<Queries>, Heads)> {
 }
 
 fn attention() -> Vec<Case> {
-    // Seen red: a mask that lets the next key in is 22 times this at two tokens, far more beyond.
+    // Seen red: a mask that admits the next key is 22 times this for two tokens, and far more for longer texts.
     let one = |(qkv, texts, heads)| Case::new(Op::Attention { texts, heads }, vec![qkv], vec![]).within(1e-5, 4e-6);
     attention_inputs().into_iter().map(one).collect()
 }
@@ -312,7 +314,7 @@ fn attention_mix() -> Vec<Case> {
     let one = |(qkv, texts, heads): (Host, Vec<Queries>, Heads)| {
         let text = texts[texts.len() / 2].clone();
         let n_pos = text.rows.len();
-        // Every key counts, not only those up to the query: a pattern may have been changed.
+        // Every key contributes, also those after the query, because an edit may have changed the pattern.
         let pattern = random(heads.n_head * n_pos, n_pos, 1.0 / (n_pos as f32).sqrt(), 28);
         Case::new(Op::AttentionMix { text, heads }, vec![pattern, qkv], vec![]).within(1e-5, 4e-6)
     };
@@ -333,8 +335,7 @@ fn attention_pattern() -> Vec<Case> {
     ];
     let huge = Host { rows: 5, cols: 5, values: rows.concat() };
     list.push(Case::new(Op::AttentionPattern {}, vec![huge], vec![]).within(1e-7, 1e-6).noted("huge and one-hot rows"));
-    // A NaN is never turned into a number: silence would be worse. Seen red on llvmpipe with `exp_f32` as it was, whose
-    // clamp made it 1e-38.
+    // A NaN must stay a NaN. Seen red on llvmpipe with an earlier `exp_f32`, whose clamp turned it into 1e-38.
     let nan = Host { rows: 2, cols: 3, values: vec![1.0, f32::NAN, 2.0, 0.0, 1.0, f32::MIN] };
     list.push(Case::new(Op::AttentionPattern {}, vec![nan], vec![]).within(2e-6, 1e-5).noted("NaN in a row"));
     list
@@ -345,7 +346,8 @@ fn activation() -> Vec<Case> {
     for f in Activation::ALL {
         for n in [1, 2, 63, 64, 65, 70_001] {
             let mut x = random(1, n, 3.0, 15);
-            // ±150 is where a tanh by exponentials overflows on some drivers; the rest are edges of the formulas.
+            // At ±150 a tanh computed from exponentials overflows on some drivers; the others are edge cases of the
+            // formulas.
             let edges = [
                 150.0, -150.0, 0.0, -0.0, 1e-30, -1e-30, 14.0, -14.0, 15.0, -15.0, 9.1, -5.5, 87.0, -88.5, 1e30, -1e30,
             ];
@@ -384,7 +386,7 @@ fn unembed() -> Vec<Case> {
     }
     one(529, 33, 2050, Dtype::F32);
     one(1, 1, 1_048_577, Dtype::F32);
-    // More logits than one binding of 128 MiB holds: they are computed some rows at a time.
+    // More logits than fit in one binding of 128 MiB, so they are computed some rows at a time.
     let (x, table) = (random(680, 2, 1.0, 18), random(50_257, 2, 0.7, 19));
     let case = Case::new(Op::Unembed {}, vec![x], vec![f32(table)]).within(4e-6, 2e-6);
     list.push(case.looking_at(&[0, 1, 332, 666, 667, 668, 669, 679], 50_257));
@@ -394,10 +396,12 @@ fn unembed() -> Vec<Case> {
 fn gather_rows() -> Vec<Case> {
     let mut list = Vec::new();
     for cols in COLS {
-        // Exact: nothing is computed. Rows apart, in any order, and again; from several tensors.
+        // Exact: nothing is computed. Rows from several tensors, not adjacent, in any order, and repeated.
         let tensors = vec![random(9, cols, 1.0, 36), random(1, cols, 1.0, 37), random(65, cols, 1.0, 38)];
         let parts = vec![(2, 63..65), (0, 0..9), (1, 0..1), (2, 0..1), (0, 4..6), (2, 63..65)];
         list.push(Case::new(Op::GatherRows { parts }, tensors, vec![]));
     }
+    // More rows than one dispatch of a small result, from the end of a long tensor.
+    list.push(Case::new(Op::GatherRows { parts: vec![(0, 100..1000), (0, 0..1)] }, vec![random(1000, 8, 1.0, 39)], vec![]));
     list
 }

@@ -1,5 +1,5 @@
-//! Whole runs with the reference beside the device, operation by operation. Owns the list of mismatches. Read next:
-//! `../device/lockstep.rs`, where the two run and are compared.
+//! Whole runs in which every operation of the device is compared with the reference's. Owns the list of mismatches.
+//! Read next: `../device/lockstep.rs`, which runs the two side by side.
 
 use super::hooks::{both_ways, run};
 use super::{Stage, Tell};
@@ -9,21 +9,21 @@ use crate::device::lockstep::{Lockstep, Step};
 use crate::model::forward::RunError;
 use crate::model::params::Params;
 
-/// The operations of whole runs, compared.
+/// The result of comparing the operations of whole runs.
 #[derive(Clone, Debug, Default)]
 pub struct Steps {
-    /// Operations that were compared.
+    /// How many operations were compared.
     pub compared: usize,
-    /// Those with a mismatch, in order, each operation of a layer once.
+    /// The operations with a mismatch, in order, each operation of a layer once.
     pub mismatches: Vec<Step>,
-    /// The one that comes nearest to what is allowed, or exceeds it most.
+    /// The operation with the largest error relative to its tolerance.
     pub worst: Option<Step>,
 }
 
-/// Runs the batches both ways (see [`super::hooks`]), each with the reference beside the device.
+/// Runs the batches with both requests (see [`super::hooks`]) on the device and the reference.
 ///
 /// # Errors
-/// [`RunError`] when the device failed.
+/// [`RunError`] when the device fails.
 pub async fn check<D: Device>(
     dev: &D,
     params: &Params<D>,
@@ -31,7 +31,7 @@ pub async fn check<D: Device>(
     tell: Tell<'_>,
 ) -> Result<Steps, RunError> {
     let mut steps = Steps::default();
-    // One device and one set of weights for all runs: the reference's are twice as large as f32.
+    // All runs share one device and one set of weights, because the reference's weights take twice the memory of f32.
     let (side_by_side, weights) = (Lockstep::new(dev), params.for_device());
     for (n, batch) in batches.iter().enumerate() {
         for (i, hooks) in both_ways(params.config()).iter().enumerate() {

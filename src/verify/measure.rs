@@ -1,5 +1,5 @@
-//! How far two results are apart: element by element for single operations, token by token for whole runs. Both count a NaN,
-//! and an infinity in the wrong place, as infinitely far.
+//! The error of a result: per element for single operations, per token for whole runs. For both, a NaN, or an infinity
+//! in the wrong place, is an infinite error. Read next: `hooks.rs`.
 
 use crate::hooks::site::Site;
 use ndarray::{ArrayViewD, Axis as NdAxis};
@@ -7,18 +7,18 @@ use ndarray::{ArrayViewD, Axis as NdAxis};
 /// The worst element of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Off {
-    /// How far it is off, as a share of what is allowed; above 1 is too far.
+    /// Its error divided by its tolerance; more than 1 is a mismatch.
     pub share: f64,
     /// Its index.
     pub at: usize,
-    /// What it is.
+    /// Its value.
     pub got: f32,
-    /// What it should be.
+    /// Its expected value.
     pub want: f32,
 }
 
-/// `|got - want| / (atol + rtol |want|)` of the element where that is largest. Where `want` is NaN or infinite, `got` must
-/// be the same.
+/// The element with the largest `|got - want| / (atol + rtol |want|)`. If `want` is NaN or infinite, `got` must be the
+/// same.
 pub fn elements(got: &[f32], want: &[f32], atol: f64, rtol: f64) -> Off {
     assert_eq!(got.len(), want.len(), "results of one operation have one shape");
     let mut worst = Off { share: 0.0, at: 0, got: 0.0, want: 0.0 };
@@ -38,7 +38,7 @@ pub fn elements(got: &[f32], want: &[f32], atol: f64, rtol: f64) -> Off {
     worst
 }
 
-/// Where two runs are furthest apart.
+/// The token at which two runs differ most.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TokenError {
     /// `||got - want|| / ||want||` at that token.
@@ -49,8 +49,8 @@ pub struct TokenError {
     pub position: usize,
 }
 
-/// The worst relative error over tokens: max `||got - want|| / ||want||`, the norms taken over all that the hook holds at
-/// that token (for scores and patterns: over its query row in every head). Masked scores must be -inf on both sides, padding
+/// The largest relative error over tokens: max `||got - want|| / ||want||`. The norms cover all values of the hook at a
+/// token (for scores and patterns: its query row in every head). Masked scores must be -inf on both sides, padding
 /// zero. The same measure as in tools/goldens/compare.py.
 pub fn tokens<T: Copy + Into<f64>>(site: Site, got: ArrayViewD<'_, f32>, want: ArrayViewD<'_, T>) -> TokenError {
     assert_eq!(got.shape(), want.shape(), "{site}");
@@ -68,10 +68,11 @@ pub fn tokens<T: Copy + Into<f64>>(site: Site, got: ArrayViewD<'_, f32>, want: A
                 apart += (g - w) * (g - w);
                 size += w * w;
             }
-            // A NaN or an infinity on either side makes `apart` one of them, and then the error infinite.
-            let error = match apart.is_finite() {
-                true => apart.sqrt() / if size == 0.0 { 1.0 } else { size.sqrt() },
-                false => f64::INFINITY,
+            // A NaN or an infinity on either side makes `apart` NaN or infinite, which counts as an infinite error.
+            let error = if apart.is_finite() {
+                apart.sqrt() / if size == 0.0 { 1.0 } else { size.sqrt() }
+            } else {
+                f64::INFINITY
             };
             if error > worst.error {
                 worst = TokenError { error, text, position };

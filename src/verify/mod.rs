@@ -1,9 +1,8 @@
-//! Are the numbers right on this machine? Owns the four questions of `Session::verify`, each answered by a comparison with the
-//! reference, and their result: every kernel on awkward inputs (`kernels.rs`), every hook of whole runs on real text
-//! (`hooks.rs`), every operation of such runs by itself (`lockstep.rs`), and whether a run in pieces is the run in one
-//! (`pieces.rs`, against the device itself). `sample.rs` compares one run's values with the
-//! reference before they are written. Prints nothing and touches no file.
-//! Read next: `hooks.rs`.
+//! Checks that this machine computes correct values. Owns the four checks of `Session::verify` and their result. Three
+//! compare the device with the reference: every kernel on awkward inputs (`kernels.rs`), every hook of whole runs on
+//! real text (`hooks.rs`), and every single operation of such runs (`lockstep.rs`). The fourth compares runs in pieces
+//! with whole runs of the same device (`pieces.rs`). `sample.rs` compares a sample of one run's values with the
+//! reference before they are written. Prints nothing and uses no file. Read next: `hooks.rs`.
 
 pub mod cases;
 pub mod hooks;
@@ -30,46 +29,46 @@ use sample::{Checked, Sample};
 use serde::Deserialize;
 use std::collections::HashMap;
 
-/// What is being done.
+/// The check that is running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Cases of the list.
+    /// Single kernels on the cases of the list.
     Kernels,
-    /// Whole runs.
+    /// Hooks of whole runs.
     Hooks,
-    /// Operations side by side.
+    /// Single operations of whole runs.
     Lockstep,
     /// Runs in pieces.
     Pieces,
 }
 
-/// Hears which stage runs, and how many of how many steps of it are done.
+/// A progress callback. It receives the stage, the number of its finished steps, and their total.
 pub type Tell<'a> = &'a dyn Fn(Stage, usize, usize);
 
-/// The answers to all four questions.
+/// The results of all four checks.
 #[derive(Clone, Debug)]
 pub struct Verification {
     /// The device under test.
     pub device: DeviceInfo,
-    /// Every kernel, in the order in which they were run.
+    /// One row per kernel, in the order in which they ran.
     pub kernels: Vec<KernelRow>,
-    /// Every hook, in the order of a run.
+    /// One row per hook, in run order.
     pub hooks: Vec<HookRow>,
-    /// Every operation of such runs.
+    /// The comparison of single operations.
     pub steps: Steps,
-    /// The same runs in pieces.
+    /// The comparison of runs in pieces.
     pub pieces: InPieces,
-    /// The texts of the runs, as tokens: how many of each.
+    /// The number of tokens of each text.
     pub tokens: Vec<usize>,
-    /// The first text of each batch.
+    /// The index of the first text of each batch.
     pub first_texts: Vec<usize>,
-    /// Whether PyTorch's errors, which the rows of `hooks` carry, were measured on this very model and these texts. Else they
-    /// are the demo model's, for orientation, and nothing is judged by them.
+    /// Whether PyTorch's errors in the rows of `hooks` were measured on this model and these texts. If not, they are
+    /// the demo model's, for orientation only, and do not affect the result.
     pub torch_is_of_this_model: bool,
 }
 
 impl Verification {
-    /// True when nothing is off.
+    /// True when all checks passed.
     pub fn ok(&self) -> bool {
         self.kernels.iter().all(KernelRow::ok)
             && self.hooks.iter().all(HookRow::ok)
@@ -79,12 +78,12 @@ impl Verification {
 }
 
 impl Verification {
-    /// Which text a hook is furthest off in, counted through all batches.
+    /// The text with a hook's largest error, counted through all batches.
     pub fn text_of(&self, hook: &HookRow) -> usize {
         self.first_texts[hook.batch] + hook.worst.text
     }
 
-    /// Which text the two runs are furthest apart in, counted through all batches.
+    /// The text in which the two runs differ most, counted through all batches.
     pub fn text_of_piece(&self, row: &PieceRow) -> usize {
         self.first_texts[row.batch] + row.worst.text
     }
@@ -101,15 +100,15 @@ fn demo() -> Demo {
     serde_json::from_str(include_str!("demo.json")).expect("a file of this crate, which a test reads")
 }
 
-/// Multiply-adds that one run through the reference may cost: a few seconds.
+/// The most multiply-adds of one run on the reference: a few seconds.
 const REFERENCE_WORK: usize = 4_000_000_000;
 
-/// The texts on which a model is tried: one batch of several, long and short, and one short text alone, which takes the kernels
-/// for few rows. Large models get shorter ones, since the reference is slow. A model without a tokenizer that
-/// works gets ids from all over its vocabulary instead.
+/// The texts of the checks: one batch of several texts, long and short, and one short text alone, which selects the
+/// kernels for few rows. Large models get shorter texts, because the reference is slow. A model without a working
+/// tokenizer gets ids from across its vocabulary instead.
 ///
 /// # Errors
-/// [`TokenizerError`] where the tokenizer cannot cut them.
+/// [`TokenizerError`] when the tokenizer cannot encode the texts.
 pub(crate) fn texts(checkpoint: &Checkpoint, text: Option<&Tokenizer>) -> Result<[Vec<Vec<u32>>; 2], TokenizerError> {
     let config = checkpoint.config();
     let mut texts: Vec<Vec<u32>> = match text {
@@ -118,7 +117,7 @@ pub(crate) fn texts(checkpoint: &Checkpoint, text: Option<&Tokenizer>) -> Result
     };
     let mut afford = (REFERENCE_WORK / checkpoint.parameters()).max(16);
     let share = afford / 4;
-    // The first text is the longest: it gets what the others leave.
+    // The first text is the longest: it gets the tokens that the others leave.
     for (i, text) in texts.iter_mut().enumerate().rev() {
         text.truncate(if i == 0 { afford } else { share }.min(config.n_positions));
         text.iter_mut().for_each(|id| *id %= config.vocab_size as u32);
@@ -129,11 +128,11 @@ pub(crate) fn texts(checkpoint: &Checkpoint, text: Option<&Tokenizer>) -> Result
 }
 
 impl Session {
-    /// Are the numbers right on this machine? Compares the device with the reference, on this model and in general. `tell`
-    /// hears how far that is.
+    /// Checks that this device computes correct values, by comparison with the reference: single kernels, and runs of
+    /// this model. `tell` receives the progress.
     ///
     /// # Errors
-    /// [`enum@Error`] when the device failed. What is wrong with its numbers stands in the result.
+    /// [`enum@Error`] when the device fails. Mismatches are not errors: the result lists them.
     pub async fn verify_async(&self, tell: Tell<'_>) -> Result<Verification, Error> {
         let model = self.model();
         let [several, alone] = texts(model.checkpoint(), model.tokenizer().ok())?;
@@ -142,7 +141,7 @@ impl Session {
         on_engine!(engine, (dev, params) => Ok(verify(dev, params, batches, model.is_demo(), tell).await?))
     }
 
-    /// [`Session::verify_async`], waiting.
+    /// Blocking form of [`Session::verify_async`].
     ///
     /// # Errors
     /// As [`Session::verify_async`].
@@ -151,11 +150,11 @@ impl Session {
         pollster::block_on(self.verify_async(&|_, _, _| {}))
     }
 
-    /// Compares a sample of a run of `hooks` on `batch` on this device with the reference. `progress` hears how many of how
-    /// many parts are done.
+    /// Runs `hooks` on `batch` on this device and compares a sample of the values with the reference. `progress`
+    /// receives the number of finished parts and their total.
     ///
     /// # Errors
-    /// [`enum@Error`] when the device failed. What is wrong with its numbers stands in the result.
+    /// [`enum@Error`] when the device fails. Mismatches are not errors: the result lists them.
     pub async fn check_async(
         &self,
         batch: &Batch,
@@ -167,7 +166,7 @@ impl Session {
         on_engine!(engine, (dev, params) => Ok(sample.check(dev, params, batch, hooks, progress).await?))
     }
 
-    /// [`Session::check_async`], waiting.
+    /// Blocking form of [`Session::check_async`].
     ///
     /// # Errors
     /// As [`Session::check_async`].
@@ -177,10 +176,10 @@ impl Session {
     }
 }
 
-/// Puts all four questions to a device that holds a model.
+/// Runs all four checks on a device with a model.
 ///
 /// # Errors
-/// [`RunError`] when the device failed, which is an answer too, but no comparison.
+/// [`RunError`] when the device fails.
 pub(crate) async fn verify<D: Device>(
     dev: &D,
     params: &Params<D>,
@@ -189,7 +188,7 @@ pub(crate) async fn verify<D: Device>(
     tell: Tell<'_>,
 ) -> Result<Verification, RunError> {
     let known = demo().torch_f32_error;
-    // Where a device may be set up in several ways on one machine, each of them belongs here.
+    // A device that can be configured in several ways on one machine needs each of them here.
     let variants = [dev];
     let kernels = Suite::new().check(&variants, tell).await?;
     let mut hooks = hooks::check(dev, params, &batches, tell).await?;

@@ -1,6 +1,6 @@
-//! Is a run in pieces the run in one? Texts are run a few positions at a time, keys and values of earlier positions from a cache, and
-//! every hook is compared with the same device's run of the whole texts. Owns how texts are cut. What is wrong with the whole
-//! run is `hooks.rs`'s to find.
+//! Compares runs in pieces with whole runs of the same device. A run in pieces computes a few positions of a text at a
+//! time and reads the keys and values of earlier positions from a cache. Owns how texts are split. Faults of the whole
+//! run are found by `hooks.rs`; read it next.
 
 use super::hooks::{HookRow, ROUNDING, both_ways, run};
 use super::measure::{self, TokenError};
@@ -18,50 +18,50 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// A hook where the two runs are apart.
+/// The comparison of one hook in the two runs.
 #[derive(Clone, Copy, Debug)]
 pub struct PieceRow {
-    /// Which.
+    /// The hook.
     pub site: Site,
-    /// Where they are furthest apart.
+    /// The largest difference.
     pub worst: TokenError,
     /// The batch that `worst` counts its texts in.
     pub batch: usize,
-    /// How far they may be.
+    /// The largest allowed error.
     pub allowed: f64,
 }
 
 impl PieceRow {
-    /// True when the runs are near enough.
+    /// True when the error is within the bound.
     pub fn ok(&self) -> bool {
         self.worst.error <= self.allowed
     }
 }
 
-/// The answer.
+/// The result of the comparison.
 #[derive(Clone, Debug, Default)]
 pub struct InPieces {
-    /// Runs of some positions of some texts.
+    /// The number of runs of pieces.
     pub runs: usize,
-    /// Every hook, in the order of a run.
+    /// One row per hook, in run order.
     pub rows: Vec<PieceRow>,
 }
 
 impl InPieces {
-    /// True when nothing is off.
+    /// True when all hooks are within their bounds.
     pub fn ok(&self) -> bool {
         self.rows.iter().all(PieceRow::ok)
     }
 
-    /// The hook that comes nearest to what is allowed, or exceeds it most.
+    /// The hook with the largest error relative to its bound.
     pub fn worst(&self) -> Option<&PieceRow> {
         let share = |row: &PieceRow| row.worst.error / row.allowed;
         self.rows.iter().reduce(|a, b| if share(b) > share(a) { b } else { a })
     }
 }
 
-/// The positions of a text of `n` tokens in each run: a part of it at once, two tokens one by one, three together, then the
-/// rest. Texts are cut at different places, and short ones are done before the others.
+/// The positions of a text of `n` tokens in each run: first a part of the text, then two single tokens, three tokens,
+/// and the rest. Texts are split at different positions, and short ones end before the others.
 fn cuts(text: usize, n: usize) -> Vec<Range<usize>> {
     let first = (n / 2 + text % 2).clamp(1, n);
     let mut ends: Vec<usize> = [first, first + 1, first + 2, first + 5, n].into_iter().map(|end| end.min(n)).collect();
@@ -70,11 +70,11 @@ fn cuts(text: usize, n: usize) -> Vec<Range<usize>> {
     starts.zip(ends).map(|(start, end)| start..end).collect()
 }
 
-/// Runs every batch in one and in pieces, with everything tapped and with what splits no kernel. `hooks` is what is allowed of
-/// each hook: two runs that are that near to the truth are twice that near to each other.
+/// Runs every batch whole and in pieces, with all hooks tapped and with those that split no fused kernel. `hooks` has
+/// the bound of each hook. Two runs within that bound of the expected values differ by at most twice the bound.
 ///
 /// # Errors
-/// [`RunError`] when the device failed.
+/// [`RunError`] when the device fails.
 pub async fn check<D: Device>(
     dev: &D,
     params: &Params<D>,

@@ -1,10 +1,11 @@
-//! Holds what a run is about to hand out against the reference, on a sample that stays cheap however long the texts are. Owns
-//! the choice of the sample: because attention is causal, the first tokens of a text have the activations that they would
-//! have alone, so a prefix is checked by running the prefix.
+//! Compares a sample of a run's values with the reference. The cost is bounded, however long the texts are. Owns the
+//! choice of the sample. Attention is causal, so the first tokens of a text have the same activations without the later
+//! tokens: running a prefix checks the prefix.
 //!
-//! Of up to three texts (the first, the middle one, the last) one prefix is run to the deepest block that was asked for, and a
-//! longer one to the shallowest, each as long as its share of the work allows; every hook that was asked for there is compared
-//! at every position that was asked for. Where all positions come too late for that, the device runs the prefix too.
+//! The sample covers up to three texts (the first, the middle one, the last). The reference runs one prefix of each to
+//! the deepest requested block and a longer one to the shallowest, each as long as its share of the work allows. Every
+//! requested hook within reach is compared at every requested position. If no requested position lies in a prefix, the
+//! device runs the prefix too. Read next: `measure.rs`.
 
 use super::hooks::{ROUNDING, TIMES_ROUNDED, run, runs};
 use super::measure::{self, TokenError};
@@ -20,7 +21,7 @@ use crate::model::params::Params;
 use ndarray::{ArrayD, ArrayViewD, Axis as NdAxis, Slice};
 use std::collections::HashMap;
 
-/// Multiply-adds that the reference may spend on one check.
+/// The most multiply-adds of the reference in one check.
 const WORK: usize = 4_000_000_000;
 
 /// A prefix of a text, and the hooks that are compared on it.
@@ -28,28 +29,28 @@ const WORK: usize = 4_000_000_000;
 pub struct Probe {
     /// The text.
     pub text: usize,
-    /// How many of its tokens.
+    /// The number of tokens of the prefix.
     pub tokens: usize,
-    /// Which of the hooks that were asked for.
+    /// The requested hooks that are compared.
     pub sites: Vec<Site>,
-    /// How many of its positions were compared.
+    /// How many positions are compared.
     pub positions: usize,
-    /// True where none of the positions asked for lies in the prefix, so that the device has run it by itself.
+    /// True when no requested position lies in the prefix, so that the device ran the prefix separately.
     pub apart: bool,
 }
 
-/// A hook on a probe, where it is furthest off.
+/// The largest error of one hook on one probe.
 #[derive(Clone, Copy, Debug)]
 pub struct Found {
-    /// Which hook.
+    /// The hook.
     pub site: Site,
-    /// The worst relative error over the tokens compared, in the text and at the position that it names.
+    /// The largest relative error over the compared tokens, with its text and position.
     pub worst: TokenError,
-    /// How large it may be.
+    /// The largest allowed error.
     pub allowed: f64,
 }
 
-/// What was compared, and what came of it.
+/// What was compared, and the results.
 #[derive(Clone, Debug)]
 pub struct Checked {
     /// The sample.
@@ -65,7 +66,7 @@ impl Checked {
     }
 }
 
-/// The values of one run that will be compared: filled while they pass by.
+/// The values of one run that will be compared, collected during the run.
 pub struct Sample {
     probes: Vec<Probe>,
     kept: HashMap<(Site, usize), ArrayD<f32>>,
@@ -77,21 +78,21 @@ impl Sample {
         Sample { probes: probes(config, batch, hooks), kept: HashMap::new() }
     }
 
-    /// Sees one text's values at one site, without the batch axis and without padding, and keeps what it needs of them.
+    /// Receives one text's values at one site, without the batch axis and without padding, and copies the sampled ones.
     pub fn see(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) {
         let tokens = self.probes.iter().filter(|p| p.text == text && p.sites.contains(&site)).map(|p| p.tokens).max();
         if let Some(tokens) = tokens {
-            // Positions ascend, so no more than so many of them lie in the prefix.
+            // Positions ascend, so those in the prefix come first.
             let kept = cut(site, values, |_, n| n.min(tokens)).to_owned();
             self.kept.insert((site, text), kept);
         }
     }
 
-    /// Compares what was seen of a run of `hooks` on `batch` with the reference. `progress` is told how many of how many
-    /// probes are done.
+    /// Compares the collected values of a run of `hooks` on `batch` with the reference. `progress` receives the number
+    /// of finished probes and their total.
     ///
     /// # Errors
-    /// [`RunError`] when the device failed, or when `hooks` edits: a sample is of what the model itself does.
+    /// [`RunError`] when the device fails, or when `hooks` has edits: only the unedited model can be compared.
     pub async fn check<D: Device>(
         self,
         dev: &D,
@@ -127,7 +128,7 @@ impl Sample {
                         self.kept.get(&(site, probe.text)).map(|kept| cut(site, kept.view(), |axis, _| shape[axis]))
                     }
                 };
-                // What was never seen is as wrong as can be.
+                // Values that were never received count as an infinite error.
                 let unseen = TokenError { error: f64::INFINITY, ..TokenError::default() };
                 let mut worst =
                     got.map_or(unseen, |got| measure::tokens(site, got.insert_axis(NdAxis(0)), want.view()));
@@ -141,7 +142,7 @@ impl Sample {
     }
 }
 
-/// One text's values with their axes of positions cut to the length that `len` makes of axis and length: positions ascend, so
+/// One text's values with each position axis truncated to the length that `len` returns for it. Positions ascend, so
 /// those of a prefix come first.
 fn cut<'a>(site: Site, mut values: ArrayViewD<'a, f32>, len: impl Fn(usize, usize) -> usize) -> ArrayViewD<'a, f32> {
     for (axis, kind) in site.axes().iter().enumerate() {
@@ -152,7 +153,7 @@ fn cut<'a>(site: Site, mut values: ArrayViewD<'a, f32>, len: impl Fn(usize, usiz
     values
 }
 
-/// The sample.
+/// Chooses the sample.
 fn probes(config: &Config, batch: &Batch, hooks: &Hooks) -> Vec<Probe> {
     let sites: Vec<Site> = hooks.sites().collect();
     let (Some(first), Some(last)) = (sites.first(), sites.last()) else { return Vec::new() };
@@ -176,7 +177,7 @@ fn probes(config: &Config, batch: &Batch, hooks: &Hooks) -> Vec<Probe> {
     probes
 }
 
-/// How many blocks a site lies behind; the logits count as one more.
+/// The number of blocks that a run computes to reach a site; the logits count as one more.
 fn depth(config: &Config, site: Site) -> usize {
     match site {
         Site::Embed | Site::PosEmbed => 0,
@@ -185,7 +186,7 @@ fn depth(config: &Config, site: Site) -> usize {
     }
 }
 
-/// How many of `tokens` the reference can run up to `site` with so much work; at least one.
+/// How many of `tokens` the reference can run up to `site` within `work` multiply-adds; at least one.
 fn affordable(config: &Config, site: Site, tokens: usize, work: usize) -> usize {
     let (d, blocks) = (config.n_embd, depth(config, site).min(config.n_layer));
     let per_token =

@@ -1,5 +1,5 @@
-// Attention: a small map for every head of a block, one large map with the weight under the pointer, and, as tables, what the
-// chosen token looks at and who looks at it.
+// Attention: a small map for every head of a block, one large map with the weight under the pointer, and tables of the
+// keys that the chosen token attends to and of the queries that attend to it. Read next: draw.js.
 
 /** The block that is shown, and where pointer positions on the large map lie. */
 let shown = { block: -1, head: -1, attention: null };
@@ -36,7 +36,7 @@ function pixelsOf(attention, head, side) {
 async function drawAttention() {
   const block = blockOf(state.stage);
   const attention = await Attention.load(block);
-  // While it was unpacked another one may have been chosen.
+  // The user may have chosen another one during unpacking.
   if (block !== blockOf(state.stage)) return;
   const changed = shown.block !== block;
   shown = { block, head: state.head, attention };
@@ -105,7 +105,7 @@ function drawMap() {
     }
   }
   if (map.cell >= 46) {
-    // Few tokens: the weights themselves.
+    // For few tokens, show the weights themselves.
     context.textAlign = "center";
     context.font = "12px system-ui, sans-serif";
     for (let query = 0; query < nPos; query++) {
@@ -119,7 +119,7 @@ function drawMap() {
   }
   canvas.setAttribute("aria-label", `Attention pattern of head ${head}, block ${shown.block}, ${nPos} by ${nPos} tokens`);
   const merged = pixels < nPos ? ` Here ${(nPos / pixels).toFixed(1)} tokens share a pixel, which shows the strongest of them.` : "";
-  const missing = kept.attention.as === "strongest" ? ` Kept are the ${kept.attention.n} strongest weights of every row; the others are drawn as their mean.` : "";
+  const missing = kept.attention.as === "strongest" ? ` Only the ${kept.attention.n} strongest weights of every row are stored; the others are drawn as their mean.` : "";
   byId("map-note").textContent = `Rows look at columns. Click a row to choose its token; with the keyboard, arrows move and Enter chooses.${merged}${missing}`;
   drawCross();
   drawScale();
@@ -184,7 +184,7 @@ function readMap() {
   pointed[1]?.classList.add("key");
 }
 
-/** Tokens with weights as a table, strongest first; gives back how many are not listed and what they weigh together. */
+/** Tokens with weights as a table, strongest first; returns how many are not listed and the sum of their weights. */
 function fillWeights(id, pairs, caption) {
   const most = 12, order = pairs.sort((a, b) => b[1] - a[1] || a[0] - b[0]);
   const rows = order.slice(0, most).map(([position, weight]) =>
@@ -215,7 +215,7 @@ function drawLookers() {
   }
   const { more } = fillWeights("lookers-table", pairs, ["who looks at ", tokenText(tokens[state.token].label), ` (${state.token})`]);
   const missing = nPos - state.token - pairs.length;
-  byId("lookers-note").textContent = [more ? `${more} more look at it with less.` : "", missing ? `Of ${missing} others the weight is not kept: it is small in their rows.` : ""].join(" ");
+  byId("lookers-note").textContent = [more ? `${more} more look at it with less.` : "", missing ? `The weights of ${missing} others are not stored: they are small in their rows.` : ""].join(" ");
 }
 
 function mapPlace(event) {

@@ -1,5 +1,5 @@
-// What the run found, as numbers. Owns unpacking: the other end of src/report/pack.rs and gather.rs, and their only reader.
-// Everything is in this file; nothing is ever loaded from anywhere.
+// The run's values. Owns unpacking: it reads the byte layouts that src/report/pack.rs and gather.rs write. All data is
+// in the page; nothing is loaded from a network. Read next: page.js.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -50,7 +50,8 @@ function whole(bytes) {
   return Uint32Array.from({ length: n }, (_, i) => bytes[i] + bytes[n + i] * 0x100 + bytes[2 * n + i] * 0x10000 + bytes[3 * n + i] * 0x1000000);
 }
 
-// Stages of the residual stream: 0 is what enters the first block, 1 + l what leaves block l, the last one is after ln_f.
+// Stages of the residual stream: 0 is the input of the first block, 1 + l the output of block l, the last is after
+// ln_f.
 const nStages = model.n_layer + 2;
 const stageHook = (stage) =>
   stage === 0 ? "blocks.0.hook_resid_pre" : stage <= model.n_layer ? `blocks.${stage - 1}.hook_resid_post` : "ln_final.hook_out";
@@ -149,12 +150,12 @@ class Attention {
   /** { keys, weights }, ascending by key; `rest` is the weight of the keys that are not kept, of which there are `others`. */
   row(head, query) {
     const most = this.places ? kept.attention.n : nPos;
-    // Numbers before the row of query q in a head: 1 + 2 + ... up to `most`, then `most` each.
+    // The number of values before the row of query q in a head: 1 + 2 + ... up to `most`, then `most` each.
     const before = (q) => (q < most ? (q * (q + 1)) / 2 : (most * (most + 1)) / 2 + (q - most) * most);
     const length = Math.min(most, query + 1), start = head * before(nPos) + before(query);
     const weights = this.weights.slice(head * nPos + query, start, length);
     const keys = new Uint32Array(length);
-    // Keys are kept as distances.
+    // Keys are stored as distances from the previous key.
     for (let i = 0, key = 0; i < length; i++) keys[i] = this.places ? (key += this.places[start + i]) : i;
     const others = query + 1 - length;
     let rest = others ? 1 : 0;

@@ -1,4 +1,4 @@
-// What the views share: numbers as text, elements, colours, pixels, and the command lines. Knows no view.
+// What the views share: number formatting, elements, colours, pixels, and command lines. Uses no view.
 
 /** A number as people and programs read it: five digits, a plain minus sign. */
 function show(value, digits = 5) {
@@ -12,7 +12,7 @@ function show(value, digits = 5) {
 function showKept(kept) {
   if (!kept) return "not kept";
   if (kept.off === 0) return show(kept.value);
-  // As many decimals as the first digit of what it may be off by.
+  // Show decimals down to the first digit of the possible error.
   const decimals = Math.max(0, Math.min(20, -Math.floor(Math.log10(kept.off))));
   return `${kept.value.toFixed(decimals)} ±\u00a0${kept.off.toFixed(decimals)}`;
 }
@@ -56,7 +56,8 @@ function ramp(...stops) {
   return colours;
 }
 
-// Weights go from the page's own colour to a strong one; signed values are blue, the page's colour, red (RdBu reversed).
+// Weights go from the page's background colour to a strong one. Signed values go from blue over the background to red
+// (RdBu reversed).
 const RAMPS = {
   light: { weight: ramp([247, 249, 252], [158, 202, 235], [33, 113, 190], [8, 40, 97]), signed: ramp([5, 48, 97], [67, 147, 195], [209, 229, 240], [250, 250, 250], [253, 219, 199], [214, 96, 77], [103, 0, 31]) },
   dark: { weight: ramp([25, 32, 41], [30, 82, 140], [72, 164, 226], [240, 249, 214]), signed: ramp([146, 202, 250], [58, 128, 190], [30, 66, 100], [28, 34, 42], [105, 42, 42], [205, 90, 78], [252, 190, 172]) },
@@ -70,7 +71,7 @@ function cssColour(name) {
 }
 cssColour.known = new Map();
 
-/** Sets a canvas to its size on the page in device pixels; gives back its context, in CSS pixels. */
+/** Sets a canvas to its size on the page in device pixels; returns its context, in CSS pixels. */
 function sized(canvas, width, height) {
   const ratio = devicePixelRatio || 1;
   canvas.style.height = `${height}px`;
@@ -125,7 +126,7 @@ function showCommand(name, what, text) {
     else getSelection().selectAllChildren(line.querySelector("code"));
     setTimeout(() => (button.textContent = "Copy"), 1500);
   });
-  // The button that was just pressed keeps the focus when the line is made anew.
+  // Restore the focus of the pressed button after the line is rebuilt.
   const focused = line.contains(document.activeElement);
   line.replaceChildren(make("code", { title: what }, text), button);
   if (focused) button.focus();

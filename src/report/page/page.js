@@ -1,5 +1,6 @@
-// The page: what is chosen, the text, the logit lens, and what the page says of itself. data.js has the numbers, draw.js what
-// the views share, stream.js and attention.js a view each. Every view is drawn from `state` alone.
+// The page: the selection (`state`), the text, the logit lens, and the page's facts about the run. data.js has the
+// values, draw.js what the views share, stream.js and attention.js one view each. Every view is drawn from `state`
+// alone. Read next: stream.js.
 
 /** What is shown. `stage` counts the residual stream's stages: see data.js. */
 const state = { token: nPos - 1, stage: model.n_layer, dimension: 0, head: 0, shade: "attention" };
@@ -127,7 +128,7 @@ function shadeText() {
   } else if (shade === "dimension") {
     signed = true;
     const values = tokens.map((_, p) => streamValue(stage, p, dimension)?.value ?? 0);
-    // As in the strip: the few that are far out do not make all others pale.
+    // As in the strip, clip outliers, so that they do not make all other values pale.
     const sizes = values.map(Math.abs).filter(Number.isFinite).sort((a, b) => a - b);
     const scale = sizes[Math.floor(0.95 * (sizes.length - 1))] || sizes[sizes.length - 1] || 1;
     values.forEach((value, p) => (shades[p] = value / scale));
@@ -139,7 +140,7 @@ function shadeText() {
   byId("shade-note").textContent = note;
   for (let p = 0; p < nPos; p++) {
     const size = Math.round(1000 * Math.min(1, Math.abs(shades[p]) || 0));
-    // Which colour and how much of it, in one number.
+    // One number encodes the colour (by sign) and its strength.
     const shade = size + (signed && size ? (shades[p] > 0 ? 2000 : 4000) : 0);
     if (shadesNow[p] === shade) continue;
     shadesNow[p] = shade;

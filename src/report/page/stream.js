@@ -1,5 +1,5 @@
-// The residual stream at the chosen token: one number by its dimension, all numbers as a strip, layer by layer, and the
-// strongest dimensions and neurons.
+// The residual stream at the chosen token: the value of one dimension, all values as a strip per layer, and the
+// dimensions and neurons of largest magnitude. Read next: attention.js.
 
 /** Where pointer positions on the strip lie; set when it is drawn. */
 let strip = { left: 0, width: 1, row: 1 };
@@ -59,7 +59,7 @@ function drawStrip() {
     const sizes = values.map(Math.abs).filter(Number.isFinite).sort();
     const scale = sizes[Math.floor(0.99 * (sizes.length - 1))] || sizes[sizes.length - 1] || 1;
     for (let x = 0; x < n; x++) {
-      // Where several dimensions share a pixel the strongest is shown.
+      // If several dimensions share a pixel, show the one with the largest magnitude.
       let strongest = 0;
       for (let d = Math.floor((x * model.n_embd) / n); d < Math.floor(((x + 1) * model.n_embd) / n); d++) {
         if (Math.abs(values[d]) > Math.abs(strongest)) strongest = values[d];
@@ -76,7 +76,7 @@ function drawStrip() {
     context.drawImage(drawn, 0, stage, n, 1, left, stage * row, strip.width, row - 1);
     if (row >= 10 || stage % 4 === 0) context.fillText(stageName(stage), left - 6, stage * row + row / 2);
   }
-  // The chosen number.
+  // The chosen value.
   const x = left + ((state.dimension + 0.5) / model.n_embd) * strip.width, size = Math.max(4, strip.width / model.n_embd);
   context.strokeStyle = cssColour("--ink");
   context.lineWidth = 2;
