@@ -1,5 +1,5 @@
-//! Bad input of every kind, through the binary: each case ends with exit code 1 or 2, one message on stderr that names the
-//! culprit, no panic, nothing written, and in bounded time and memory.
+//! Bad input of every kind, through the binary: each case ends with exit code 1 or 2, one message on stderr that names
+//! the culprit, no panic, nothing written, and in bounded time and memory.
 
 #[path = "common/binary.rs"]
 mod binary;
@@ -826,8 +826,8 @@ fn beside_a_tokenizer() {
     );
 }
 
-/// What is said of input that is not what it seems. A name; what is done in an empty folder; the model, with `FOLDER` for that
-/// folder; and the words of the message. Exit code 1 always.
+/// What is said of input that is not what it seems. A name; what is done in an empty folder; the model, with `FOLDER`
+/// for that folder; and the words of the message. Exit code 1 always.
 type Seeming = (&'static str, fn(&Path), &'static str, &'static [&'static str]);
 
 /// Every message here was read.
@@ -1203,8 +1203,8 @@ fn bad_texts() {
     );
 }
 
-/// Cutting takes a hundred times a text's size in memory; this one is refused by its length. (Cut, it passed the limit of
-/// 256 MiB.)
+/// Cutting takes a hundred times a text's size in memory; this one is refused by its length. (Cut, it passed the limit
+/// of 256 MiB.)
 #[test]
 fn a_text_that_can_never_fit() {
     let folder = tempfile::tempdir().unwrap();
@@ -1351,9 +1351,9 @@ fn full_stdout() {
     ]);
 }
 
-/// What is no file where a checkpoint's file should be: opening a pipe waits for ever, and a device may have no end. (That an
-/// interrupted run leaves nothing behind is `faults.rs`'s to show.) Seen red: without the check the pipes run into the limit
-/// on time and /dev/zero into the one on memory.
+/// What is no file where a checkpoint's file should be: opening a pipe waits for ever, and a device may have no end.
+/// (That an interrupted run leaves nothing behind is `faults.rs`'s to show.) Seen red: without the check the pipes run
+/// into the limit on time and /dev/zero into the one on memory.
 #[cfg(unix)]
 #[test]
 fn what_is_no_file() {

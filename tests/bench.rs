@@ -74,7 +74,8 @@ fn what_cannot_be_measured_is_wrong_usage() {
     assert_eq!(stdout(&output), "");
 }
 
-/// What is timed is the operation that it is called, and right. Seen red with `Op::Linear` for `linear_activation`'s own.
+/// What is timed is the operation that it is called, and right. Seen red with `Op::Linear` for `linear_activation`'s
+/// own.
 #[test]
 fn what_is_timed_is_right() {
     let gpu = pollster::block_on(Gpu::open(false)).expect("a GPU adapter, llvmpipe at least");

@@ -1,5 +1,5 @@
-//! No kernel indexes outside of its bindings or its workgroup memory, whatever the shapes: users run kernels without the checks
-//! that would catch it.
+//! No kernel indexes outside of its bindings or its workgroup memory, whatever the shapes: users run kernels without
+//! the checks that would catch it.
 
 use actscope::device::gpu::{Gpu, mutants};
 use actscope::verify::list;
@@ -30,7 +30,8 @@ fn no_tile_leaves_its_memory() {
     }
 }
 
-/// The check of the check: one index too many in bindings that are written, in one that is read, and in workgroup memory.
+/// The check of the check: one index too many in bindings that are written, in one that is read, and in workgroup
+/// memory.
 #[test]
 fn what_leaves_is_named() {
     let expected = [("add", &["a", "b", "y"][..]), ("linear_add", &["x"]), ("linear_add", &["w_tile"])];

@@ -395,7 +395,8 @@ fn tokens_are_chosen_by_index_range_and_text() {
     }
 }
 
-/// Texts in which a selector matches a different number of tokens: rows are padded, and `positions` says which is which.
+/// Texts in which a selector matches a different number of tokens: rows are padded, and `positions` says which is
+/// which.
 #[test]
 fn chosen_tokens_of_ragged_texts() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,8 +1,9 @@
-//! The README and docs/ are true: every `sh` block is run by bash, and what stands in a `text` block behind it must be in its
-//! output; every `python` block is run too (feature `external-tests`). `rust` blocks are doctests of the library.
+//! The README and docs/ are true: every `sh` block is run by bash, and what stands in a `text` block behind it must be
+//! in its output; every `python` block is run too (feature `external-tests`). `rust` blocks are doctests of the
+//! library.
 //!
-//! The blocks of a file run one after the other in one folder. `gpt2` is there a cache that holds the demo model under that
-//! name, so that nothing is downloaded. A block marked `by hand` is not run, and a line says so.
+//! The blocks of a file run one after the other in one folder. `gpt2` is there a cache that holds the demo model under
+//! that name, so that nothing is downloaded. A block marked `by hand` is not run, and a line says so.
 
 #[path = "common/mod.rs"]
 mod common;

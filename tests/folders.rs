@@ -18,8 +18,8 @@ fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
-/// Every folder as AutoTokenizer reads it. Seen red with an added_tokens.json, a special_tokens_map.json, a class, lstrip,
-/// add_prefix_space, do_lower_case and split_special_tokens taken out of a folder, in turn.
+/// Every folder as AutoTokenizer reads it. Seen red with an added_tokens.json, a special_tokens_map.json, a class,
+/// lstrip, add_prefix_space, do_lower_case and split_special_tokens taken out of a folder, in turn.
 #[test]
 fn tokens_are_those_of_transformers() {
     let expected = json(inputs("tokenizers/ids.json"));
@@ -63,8 +63,8 @@ fn tokenizers_have_notes_where_files_disagree() {
     }
 }
 
-/// The bytes of a token are those of its text, in vocabularies that are not byte-level too. Seen red: with `é` of a WordPiece
-/// vocabulary taken for a byte of a byte-level one.
+/// The bytes of a token are those of its text, in vocabularies that are not byte-level too. Seen red: with `é` of a
+/// WordPiece vocabulary taken for a byte of a byte-level one.
 #[test]
 fn tokens_of_every_vocabulary_have_their_text() {
     for (name, text, expected) in [
@@ -81,8 +81,8 @@ fn tokens_of_every_vocabulary_have_their_text() {
     }
 }
 
-/// The residual stream after the last LayerNorm, against transformers in f64, and what is said of how the file was read. Seen
-/// red with another epsilon, and with a head of another name.
+/// The residual stream after the last LayerNorm, against transformers in f64, and what is said of how the file was
+/// read. Seen red with another epsilon, and with a head of another name.
 #[test]
 fn weights_are_read_as_they_are_saved() {
     let expected = json(inputs("weights/expected.json"));

@@ -1,5 +1,5 @@
-//! Generation: that the model writes what transformers writes, that its activations on the way are those of one run over the
-//! finished text, and that requests, stops and files mean what the documentation says.
+//! Generation: that the model writes what transformers writes, that its activations on the way are those of one run
+//! over the finished text, and that requests, stops and files mean what the documentation says.
 
 #[path = "common/binary.rs"]
 mod binary;
@@ -348,7 +348,8 @@ fn json_on_the_command_line() {
     assert!(stopped["texts"][0]["text"].as_str().unwrap().contains(&stop));
 }
 
-/// A file of a text that ended early: shapes of the longest possible, masks of what was reached, tokens of what was written.
+/// A file of a text that ended early: shapes of the longest possible, masks of what was reached, tokens of what was
+/// written.
 #[test]
 fn files_on_the_command_line() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! Pictures: every cell, label and colour traced back to what `extract` says, in SVG, in pixels and on a terminal; and how
-//! requests that cannot be drawn are refused. Each check was seen to fail: see the comments beside them.
+//! Pictures: every cell, label and colour traced back to what `extract` says, in SVG, in pixels and on a terminal; and
+//! how requests that cannot be drawn are refused. Each check was seen to fail: see the comments beside them.
 
 #[path = "common/binary.rs"]
 mod binary;
@@ -13,8 +13,8 @@ use std::path::Path;
 
 const TEXT: &str = "The cat sat on the mat.";
 
-/// A line break, a tabulator, two spaces, right-to-left, an emoji of several tokens, a character that the fonts lack, an
-/// invisible one, and what XML has to escape.
+/// A line break, a tabulator, two spaces, right-to-left, an emoji of several tokens, a character that the fonts lack,
+/// an invisible one, and what XML has to escape.
 const ODD: &str = "a\n\t  <b> & \"שלום\" 🙂 你好\u{200b} e\u{301}\\n";
 
 /// A number as both commands print it: compared as text, so to the last digit.
@@ -155,8 +155,8 @@ fn limit(values: &[f64]) -> f64 {
     if max > 2.0 * most { most } else { max }
 }
 
-/// With the sign of colours flipped, labels one row down, rows and columns exchanged, or the clip at the 95th percentile,
-/// this fails: at the first cell's colour, its row's label, its column's label, the last colour.
+/// With the sign of colours flipped, labels one row down, rows and columns exchanged, or the clip at the 95th
+/// percentile, this fails: at the first cell's colour, its row's label, its column's label, the last colour.
 #[test]
 fn each_cell_of_a_heatmap_is_a_number_of_extract() {
     let mut clips = BTreeSet::new();
@@ -260,8 +260,8 @@ fn each_cell_of_attention_is_a_number_of_extract() {
     }
 }
 
-/// The card of the demo model names its heads: on random tokens twice, 2.3 looks at the token before, 3.3 and 3.4 at the one
-/// after the same token's first copy. With layers counted from 1 this fails.
+/// The card of the demo model names its heads: on random tokens twice, 2.3 looks at the token before, 3.3 and 3.4 at
+/// the one after the same token's first copy. With layers counted from 1 this fails.
 #[test]
 fn the_heads_that_the_card_names_are_plain_to_see() {
     const HALF: usize = 24;
@@ -396,8 +396,8 @@ fn long_texts_are_images_with_fewer_labels() {
     assert!(rows.len() > 20 && rows.windows(2).all(|pair| pair[1] - pair[0] >= 11.0), "{rows:?}");
 }
 
-/// Hooks of one number per token: names longer than their panels are wide. Seen to fail where only the panels' own width
-/// counted.
+/// Hooks of one number per token: names longer than their panels are wide. Seen to fail where only the panels' own
+/// width counted.
 #[test]
 fn panels_never_overlap() {
     let drawing = Drawing::of(&svg(&["heatmap", TEXT, "-k", "blocks.*.hook_scale"]));
@@ -418,8 +418,8 @@ fn panels_never_overlap() {
     assert!(ends.len() == 4 && ends.windows(2).all(|pair| pair[1] - pair[0] >= 6.6 * 7.0 + 4.0), "{ends:?}");
 }
 
-/// A model's folder may have any name; the heading shows each of its characters, or an escape. Seen to fail with the name
-/// as it is.
+/// A model's folder may have any name; the heading shows each of its characters, or an escape. Seen to fail with the
+/// name as it is.
 #[test]
 fn odd_names_of_models() {
     let folder = tempfile::tempdir().unwrap();
@@ -463,8 +463,9 @@ fn odd_tokens_can_be_told_apart() {
     assert!(drawing.says("\"שלום\" 🙂 你好\\u{200b}"), "{:?}", drawing.labels[0]);
 }
 
-/// A character that the embedded fonts lack, in a PNG: drawn with a font of the system where there is one, else escaped. An
-/// SVG holds the character itself. Seen to fail with the system's fonts left out, and with the character never escaped.
+/// A character that the embedded fonts lack, in a PNG: drawn with a font of the system where there is one, else
+/// escaped. An SVG holds the character itself. Seen to fail with the system's fonts left out, and with the character
+/// never escaped.
 #[cfg(target_os = "linux")]
 #[test]
 fn fonts_of_the_system_draw_what_ours_lack() {
@@ -475,8 +476,8 @@ fn fonts_of_the_system_draw_what_ours_lack() {
         actscope(args).env("HOME", home.path()).assert().success();
         file
     };
-    // Of the heading's first line: black pixels with black to their left and above, many of which only a square has, and
-    // where the text ends.
+    // Of the heading's first line: black pixels with black to their left and above, many of which only a square has,
+    // and where the text ends.
     let heading = |file: &Path| {
         let picture = Pixmap::load_png(file).unwrap();
         let black = |x: u32, y: u32| picture.pixel(x, y).is_some_and(|p| p.red() < 40 && p.blue() < 40);
@@ -598,8 +599,8 @@ fn refusals() {
     assert_eq!(stderr(&run(["lens", "a", "-o", &good, "-q"])), "");
 }
 
-/// A weight that is no number ends the run. Where that is allowed it is grey in the picture, `?` on a terminal, "NaN" in
-/// JSON, and said.
+/// A weight that is no number ends the run. Where that is allowed it is grey in the picture, `?` on a terminal, "NaN"
+/// in JSON, and said.
 #[test]
 fn what_is_no_number_is_seen() {
     let folder = tempfile::tempdir().unwrap();

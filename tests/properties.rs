@@ -1,6 +1,6 @@
-//! What holds for every valid checkpoint, request and text, tried on made-up ones: the devices agree with the reference, what
-//! is written can be read back, and nothing that is typed makes the program panic. PROPTEST_CASES tries more;
-//! the cases are the same in every run.
+//! What holds for every valid checkpoint, request and text, tried on made-up ones: the devices agree with the
+//! reference, what is written can be read back, and nothing that is typed makes the program panic. PROPTEST_CASES tries
+//! more; the cases are the same in every run.
 
 mod common;
 #[path = "../fuzz/bodies.rs"]
@@ -97,11 +97,13 @@ fn everything<D: Device>(dev: &D, checkpoint: Arc<Checkpoint>, batch: &Batch) ->
     capture
 }
 
-/// Made-up weights are harsher than trained ones: heads whose scores cancel, LayerNorms over two nearly equal numbers. How
-/// much a checkpoint magnifies rounding errors is seen from the reference itself, with every weight off by a few of them; a device may
-/// be SLACK times as far from the reference as that, or ALWAYS, by the largest value that the hook holds.
+/// Made-up weights are harsher than trained ones: heads whose scores cancel, LayerNorms over two nearly equal numbers.
+/// How much a checkpoint magnifies rounding errors is seen from the reference itself, with every weight off by a few of
+/// them; a device may be SLACK times as far from the reference as that, or ALWAYS, by the largest value that the hook
+/// holds.
 ///
-/// Worst seen, as a share of what is allowed: 0.64 in 5,000 cases on cpu, 0.24 in 400 on gpu. With erf for tanh on cpu: 20.
+/// Worst seen, as a share of what is allowed: 0.64 in 5,000 cases on cpu, 0.24 in 400 on gpu. With erf for tanh on cpu:
+/// 20.
 const SLACK: f64 = 20.0;
 const ALWAYS: f64 = 4e-6;
 
@@ -171,7 +173,8 @@ fn read_safetensors(path: &Path) -> Vec<(String, ArrayD<f32>)> {
     floats.map(array).collect()
 }
 
-/// What is put into a file, text by text and window by window, is what is read from it, and the file is as large as forecast.
+/// What is put into a file, text by text and window by window, is what is read from it, and the file is as large as
+/// forecast.
 #[test]
 fn what_is_written_can_be_read_back() {
     let folder = tempfile::tempdir().unwrap();

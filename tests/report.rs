@@ -166,8 +166,8 @@ fn hover(browser: &mut Browser, n: usize, query: usize, key: usize) {
     browser.point(x, y);
 }
 
-/// The map's pixels, not only its words: near a corner of each cell, where no digits are, stands the colour of the square root
-/// of the weight that `extract` gives.
+/// The map's pixels, not only its words: near a corner of each cell, where no digits are, stands the colour of the
+/// square root of the weight that `extract` gives.
 #[cfg_attr(not(feature = "external-tests"), ignore = "needs Chromium; tools/check.sh runs it")]
 #[test]
 fn the_maps_colours_are_the_weights() {
@@ -250,9 +250,9 @@ fn assert_three_digits(shown: &str, want: &Value) {
     assert!((shown - want).abs() <= want.abs() * 5.6e-3 + 1e-9, "the page shows {shown}, the lens says {want}");
 }
 
-/// Everything by keyboard: what has the focus is seen, and what changes is told to screen readers.
-/// Every shade leaves the text on it readable: WCAG 2 asks for a contrast of 4.5. Seen red with the 85 % of colour that there
-/// once was: 3.6 on light.
+/// Everything by keyboard: what has the focus is seen, and what changes is told to screen readers. Every shade leaves
+/// the text on it readable: WCAG 2 asks for a contrast of 4.5. Seen red with the 85 % of colour that there once was:
+/// 3.6 on light.
 #[cfg_attr(not(feature = "external-tests"), ignore = "needs Chromium; tools/check.sh runs it")]
 #[test]
 fn shaded_text_can_be_read() {

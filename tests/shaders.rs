@@ -1,5 +1,5 @@
-//! What can be known about the shaders without a driver: every kernel parses, keeps to WebGPU's default limits, agrees with
-//! its Rust side, and translates to SPIR-V, MSL and HLSL. Native wgpu enforces little of this; browsers all of it.
+//! What can be known about the shaders without a driver: every kernel parses, keeps to WebGPU's default limits, agrees
+//! with its Rust side, and translates to SPIR-V, MSL and HLSL. Native wgpu enforces little of this; browsers all of it.
 
 use actscope::device::gpu::autotune::{Tile, Tuning};
 use actscope::device::gpu::kernels::{self, Access, Family, Kernel};
@@ -15,7 +15,8 @@ fn every_kernel() -> impl Iterator<Item = &'static Kernel> {
     kernels::ALL.iter().chain(kernels::PROBES).copied()
 }
 
-/// A kernel's module as the GPU device compiles it, with the largest constants it is used with, and its overrides resolved.
+/// A kernel's module as the GPU device compiles it, with the largest constants it is used with, and its overrides
+/// resolved.
 fn module(kernel: &Kernel) -> (naga::Module, ModuleInfo) {
     compiled(kernel, kernel.overrides, kernel.consts)
 }
@@ -54,8 +55,8 @@ fn compiled(
     (module.into_owned(), info.into_owned())
 }
 
-/// No capability beyond WebGPU's own, except where lanes hand values to each other or multiply matrices together: those kernels
-/// are chosen by what the adapter can do, and never the only way.
+/// No capability beyond WebGPU's own, except where lanes hand values to each other or multiply matrices together: those
+/// kernels are chosen by what the adapter can do, and never the only way.
 fn validate(kernel: &Kernel, module: &naga::Module) -> ModuleInfo {
     let capabilities = match kernel.family {
         Some(Family::Broadcast) => Capabilities::SUBGROUP,
@@ -176,8 +177,9 @@ fn code(source: &str) -> String {
     source.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
-/// tanh overflows to NaN on some drivers and exp is inexact on others: the functions of lib/ stand in for both. An early
-/// return above a barrier is undefined behaviour that naga lets pass, and so is a barrier under a branch on a lane.
+/// tanh overflows to NaN on some drivers and exp is inexact on others: the functions of lib/ stand in for both. An
+/// early return above a barrier is undefined behaviour that naga lets pass, and so is a barrier under a branch on a
+/// lane.
 #[test]
 fn kernels_avoid_what_breaks_elsewhere() {
     for kernel in every_kernel() {

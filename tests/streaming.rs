@@ -1,7 +1,7 @@
 //! Memory does not grow with the number of texts: a run that records far more than it may hold streams it to its file.
 //!
-//! Four texts of 1,024 tokens with all hooks of gpt2-small's shape are 10.7 GB; that run was made by hand, to .npz and to
-//! .safetensors: 1.24 GB at most, of which 0.5 GB are the mapped weights. Here is an eighth of it.
+//! Four texts of 1,024 tokens with all hooks of gpt2-small's shape are 10.7 GB; that run was made by hand, to .npz and
+//! to .safetensors: 1.24 GB at most, of which 0.5 GB are the mapped weights. Here is an eighth of it.
 
 #[path = "common/binary.rs"]
 mod binary;
@@ -81,8 +81,8 @@ fn a_run_holds_a_part_of_what_it_records() {
     assert_eq!(stdout(&output), "None\n(40, 12, 256, 256) True\n", "{}", stderr(&output));
 }
 
-/// A document of many windows, of which no more than a few are in memory. (A text of 1 MB at one layer, 195 MB of values, took
-/// 172 MB.)
+/// A document of many windows, of which no more than a few are in memory. (A text of 1 MB at one layer, 195 MB of
+/// values, took 172 MB.)
 #[cfg(target_os = "linux")]
 #[test]
 fn a_long_document_streams() {

@@ -1,5 +1,5 @@
-//! The demo model's tokenizer against transformers' GPT2TokenizerFast on thousands of odd strings, and decoding of tokens
-//! that are no whole characters. The data is made by tools/goldens.
+//! The demo model's tokenizer against transformers' GPT2TokenizerFast on thousands of odd strings, and decoding of
+//! tokens that are no whole characters. The data is made by tools/goldens.
 
 mod common;
 

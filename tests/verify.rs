@@ -204,8 +204,8 @@ fn a_sample_sees_one_wrong_number() {
     }
 }
 
-/// Positions that are asked for are those that are compared, and where all of them come too late for a cheap prefix, the
-/// prefix is run by itself.
+/// Positions that are asked for are those that are compared, and where all of them come too late for a cheap prefix,
+/// the prefix is run by itself.
 #[test]
 fn a_sample_knows_its_positions() {
     let ids: Vec<Vec<u32>> = vec![(0..12).map(|i| 7 * i % 101).collect()];
@@ -227,9 +227,9 @@ fn a_sample_knows_its_positions() {
     assert_eq!(checked.mismatches().count(), 1);
 }
 
-/// The bound for models that PyTorch's error is not known of: PyTorch itself would pass it everywhere on the fixtures, where its
-/// error is known, and it is no wider than that takes. Largest ratio of PyTorch's error to that of exact operations with f32
-/// results, where it decides: 4.6, scores of `large_values`.
+/// The bound for models that PyTorch's error is not known of: PyTorch itself would pass it everywhere on the fixtures,
+/// where its error is known, and it is no wider than that takes. Largest ratio of PyTorch's error to that of exact
+/// operations with f32 results, where it decides: 4.6, scores of `large_values`.
 #[test]
 fn pytorch_would_pass_the_bound_for_unmeasured_models() {
     let mut most = (0.0, String::new());

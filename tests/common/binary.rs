@@ -9,7 +9,8 @@ use std::time::Duration;
 
 pub const CLASSIC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/classic");
 
-/// The binary, stopped where it hangs, without this machine's cache of models, the hub, and its owner's taste in colours.
+/// The binary, stopped where it hangs, without this machine's cache of models, the hub, and its owner's taste in
+/// colours.
 pub fn actscope<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> assert_cmd::Command {
     let mut command = assert_cmd::Command::cargo_bin("actscope").unwrap();
     command.args(args).timeout(Duration::from_secs(60));
@@ -39,8 +40,8 @@ pub fn run_well<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) ->
     stdout(&output)
 }
 
-/// The binary run by somebody for whom permissions hold: root may write to every folder, so as root this is nobody. `folder`
-/// gets a copy of the binary, and must be one that nobody can reach.
+/// The binary run by somebody for whom permissions hold: root may write to every folder, so as root this is nobody.
+/// `folder` gets a copy of the binary, and must be one that nobody can reach.
 #[cfg(unix)]
 pub fn as_nobody(folder: &Path) -> std::process::Command {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};

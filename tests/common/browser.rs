@@ -1,5 +1,5 @@
-//! A headless Chromium for the tests of the report: real clicks and keys, and everything that it complains about or asks
-//! of a network. Speaks the DevTools protocol, as far as these tests need it, over one web socket.
+//! A headless Chromium for the tests of the report: real clicks and keys, and everything that it complains about or
+//! asks of a network. Speaks the DevTools protocol, as far as these tests need it, over one web socket.
 
 use serde_json::{Value, json};
 use std::net::TcpStream;

@@ -127,8 +127,8 @@ fn a_connection_that_only_ever_breaks_is_an_error_that_keeps_what_came() {
     world.check_blobs(true);
 }
 
-/// Killed (SIGKILL: no destructor runs) ten times at moments that nobody chose. Seen red with the final name from the start, and with
-/// the Range header left out.
+/// Killed (SIGKILL: no destructor runs) ten times at moments that nobody chose. Seen red with the final name from the
+/// start, and with the Range header left out.
 #[test]
 fn a_run_that_is_killed_ten_times_ends_whole() {
     let world = World::new();

@@ -1,5 +1,5 @@
-//! A model by name, from a hub on loopback: downloads, the cache, tokens, and everything that can go wrong on the way. Each
-//! test starts the real program with a cache of its own; nothing leaves 127.0.0.1.
+//! A model by name, from a hub on loopback: downloads, the cache, tokens, and everything that can go wrong on the way.
+//! Each test starts the real program with a cache of its own; nothing leaves 127.0.0.1.
 
 #[path = "../common/binary.rs"]
 mod binary;

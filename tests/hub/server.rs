@@ -1,5 +1,5 @@
-//! A hub and its content store on loopback, as two servers with ports (and so origins) of their own. They speak as much of
-//! the protocol as a download sees, keep a log of what was asked, and misbehave as told.
+//! A hub and its content store on loopback, as two servers with ports (and so origins) of their own. They speak as much
+//! of the protocol as a download sees, keep a log of what was asked, and misbehave as told.
 
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
