@@ -1,5 +1,5 @@
-//! Folders of checkpoints as people save them, against transformers: the ids that their tokenizers give, and what their
-//! weights compute. The folders and what is expected of them are made by tools/folders.
+//! Compares folders of checkpoints as users save them with transformers: the ids of their tokenizers and the results of
+//! their weights. tools/folders makes the folders and the expected values.
 
 use actscope::model::tokenizer::Tokenizer;
 use actscope::{Choice, Model, Select, Site};
@@ -41,7 +41,7 @@ fn tokens_are_those_of_transformers() {
     assert!(differ.is_empty(), "{} differ:\n{}", differ.len(), differ.join("\n"));
 }
 
-/// What a folder says that is not followed to the letter is told.
+/// A setting of a folder that is not followed exactly is reported.
 #[test]
 fn tokenizers_have_notes_where_files_disagree() {
     for (name, words) in [
@@ -76,12 +76,12 @@ fn tokens_of_every_vocabulary_have_their_text() {
         let tokenizer = Tokenizer::from_folder(&inputs("tokenizers").join(name)).unwrap().unwrap();
         let shown: Vec<String> = tokenizer.encode(text).unwrap().iter().map(|id| tokenizer.token(*id).text()).collect();
         let shown: Vec<&str> = shown.iter().map(String::as_str).filter(|t| !t.starts_with('[')).collect();
-        // Pieces of a word are written with ## in front.
+        // Later pieces of a word begin with ##.
         assert_eq!(shown.join(" ").replace(" ##", ""), expected, "{name}");
     }
 }
 
-/// The residual stream after the last LayerNorm, against transformers in f64, and what is said of how the file was
+/// The residual stream after the last LayerNorm, against transformers in f64, and the notes about how the file was
 /// read. Seen red with another epsilon, and with a head of another name.
 #[test]
 fn weights_are_read_as_they_are_saved() {
@@ -127,7 +127,7 @@ fn weights_are_read_as_they_are_saved() {
         assert_eq!(found.len(), wanted.len());
         let worst = found.iter().zip(&wanted).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
         let size = wanted.iter().map(|x| x.abs()).fold(0.0, f64::max);
-        // A few roundings of f32 in one block.
+        // The bound is a few f32 roundings in one block.
         assert!(worst <= 4e-6 * size, "{name}: {worst} of {size}");
     }
 }

@@ -1,5 +1,5 @@
-//! `actscope verify` and `extract --check` as users meet them: what they print, how they end, and that they refuse. That every
-//! fault is caught is `planted.rs`'s to show.
+//! `actscope verify` and `extract --check` as users run them: output, exit codes and refusals. `planted.rs` shows that
+//! every fault is detected.
 
 #[path = "common/binary.rs"]
 mod binary;
@@ -27,14 +27,14 @@ use std::process::Output;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The binary, with time for a machine that has other things to do.
+/// The binary, with a time limit that suits a busy machine.
 fn patient(args: &[&str]) -> assert_cmd::Command {
     let mut command = actscope(args);
     command.timeout(Duration::from_secs(600));
     command
 }
 
-/// The binary with a fault planted in one of its kernels.
+/// The binary with a fault injected into one of its kernels.
 fn planted(plant: &str, args: &[&str]) -> Output {
     patient(args).env("ACTSCOPE_MUTANT", plant).output().unwrap()
 }
@@ -87,7 +87,7 @@ fn json_says_what_the_table_says() {
     assert!(report["bug_report"].as_str().unwrap().contains("actscope 0."));
 }
 
-/// The plants here and below are in kernels that every adapter runs.
+/// The mutants here and below are in kernels that every adapter runs.
 #[test]
 fn a_fault_ends_in_exit_code_1_and_names_the_kernel() {
     let output = planted("activation: erf for tanh", &["verify", "--device", "gpu"]);
@@ -132,7 +132,7 @@ fn a_checked_file_is_written_where_all_is_right() {
     }
 }
 
-/// Nothing leaves where the values are wrong, whichever way they would have gone, and a file that was there stays.
+/// Where values are wrong, no output is written in any form, and an existing file stays.
 #[test]
 fn wrong_values_are_not_written() {
     let folder = tempfile::tempdir().unwrap();
@@ -148,7 +148,7 @@ fn wrong_values_are_not_written() {
         assert_eq!(stdout(&output), "");
         assert!(names_in(folder.path()).is_empty());
     }
-    // Without --check it would have been.
+    // Without --check the file would have been written.
     let output = planted("embed: one row off", &[&args[..2], &args[3..]].concat());
     assert_eq!(output.status.code(), Some(0));
     std::fs::write(&out, "before").unwrap();
@@ -158,7 +158,7 @@ fn wrong_values_are_not_written() {
     assert_eq!(names_in(folder.path()), ["a.safetensors"]);
 }
 
-/// A run of the classic fixture on the CPU with `spoil` applied to every array, and what a check of it says.
+/// A run of the classic fixture on the CPU with `spoil` applied to every array, and the result of a check of it.
 fn checked(
     ids: &[Vec<u32>],
     ask: impl Fn(&mut Hooks),
@@ -217,7 +217,7 @@ fn a_sample_knows_its_positions() {
     let spoilt = checked(&ids, at(vec![3, 8]), |_, _, values| values[[1, 0]] += 1.0);
     assert_eq!(spoilt.probes[0].positions, 2);
     assert_eq!(spoilt.mismatches().map(|found| found.worst.position).collect::<Vec<_>>(), [8]);
-    // What was never seen is as wrong as can be.
+    // A value that was never seen has the largest possible error.
     let (files, session) = (Model::open("demo").unwrap(), Model::open("demo").unwrap().on(Choice::Cpu).unwrap());
     let batch = files.batch(&[[1u32, 2, 3]]).unwrap();
     let mut hooks = files.hooks();
@@ -227,8 +227,8 @@ fn a_sample_knows_its_positions() {
     assert_eq!(checked.mismatches().count(), 1);
 }
 
-/// The bound for models that PyTorch's error is not known of: PyTorch itself would pass it everywhere on the fixtures,
-/// where its error is known, and it is no wider than that takes. Largest ratio of PyTorch's error to that of exact
+/// The bound for models whose PyTorch error is not known. On the fixtures, where it is known, PyTorch itself passes
+/// this bound everywhere, and the bound is no wider than that needs. Largest ratio of PyTorch's error to that of exact
 /// operations with f32 results, where it decides: 4.6, scores of `large_values`.
 #[test]
 fn pytorch_would_pass_the_bound_for_unmeasured_models() {
@@ -268,7 +268,7 @@ fn everything<D: Device>(dev: &D, checkpoint: &Arc<Checkpoint>, batch: &Batch, h
     capture
 }
 
-/// The table of PyTorch's errors is of the demo model as it is now, and has every hook of it.
+/// The table of PyTorch's errors is that of the present demo model and has all of its hooks.
 #[test]
 fn the_table_is_of_this_demo_model() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
