@@ -23,7 +23,7 @@ fn demo_json(args: &[&str]) -> Value {
     serde_json::from_str(&run_well(["extract", "--json", "-q"].iter().chain(args))).unwrap()
 }
 
-/// Names of the hooks that came back.
+/// Names of the hooks in the output.
 fn hook_names(record: &Value) -> Vec<String> {
     record["hooks"].as_object().unwrap().keys().cloned().collect()
 }
@@ -87,7 +87,7 @@ fn extracted(args: &[&str]) -> File {
     read_safetensors(&out)
 }
 
-/// What numpy finds in a file: dtype, shape and bytes of every array, in order.
+/// A file as numpy reads it: dtype, shape and bytes of every array, in order.
 fn read_with_numpy(path: &Path) -> Vec<(String, String, Vec<usize>, Vec<u8>)> {
     const SCRIPT: &str = "import sys, json, numpy\n\
         with numpy.load(sys.argv[1], allow_pickle=False) as f:\n    \
@@ -145,7 +145,7 @@ fn four_formats_hold_the_same_numbers() {
     }
     assert_eq!(array(&record["attention_mask"]).mapv(|v| v as i64), truth.longs["attention_mask"]);
 
-    // .csv: every number of every real token, once, and nothing else.
+    // .csv: every value of every real token, once, and nothing else.
     let mut table = csv::ReaderBuilder::new().flexible(true).from_path(path("csv")).unwrap();
     let lead: Vec<String> = table.headers().unwrap().iter().take(7).map(String::from).collect();
     assert_eq!(lead, ["hook", "text", "position", "token_id", "token", "head", "0"]);
@@ -279,7 +279,7 @@ fn several_texts_are_what_each_is_alone() {
             }
             let got: Vec<f32> = got.iter().copied().collect();
             let want: Vec<f32> = want.iter().copied().collect();
-            // A row's sums may be cut differently in a larger matrix; ten roundings of values of size 1.
+            // A larger matrix may split a row's sums differently. The bound is ten roundings of values of size 1.
             common::assert_close(&format!("text {i}, {name}"), &got, &want, 1e-6, 1e-5);
         }
     }
@@ -395,8 +395,8 @@ fn tokens_are_chosen_by_index_range_and_text() {
     }
 }
 
-/// Texts in which a selector matches a different number of tokens: rows are padded, and `positions` says which is
-/// which.
+/// Texts in which a selector matches different numbers of tokens: rows are padded, and `positions` has the position of
+/// each.
 #[test]
 fn chosen_tokens_of_ragged_texts() {
     let folder = tempfile::tempdir().unwrap();
@@ -458,7 +458,7 @@ fn prepend_bos() {
     assert_eq!(row(&with_bos, 1)[0], 4095);
     assert_eq!(hook(&with_bos, "ln_final.hook_out").shape(), [2, 3, 160]);
     assert_eq!(with_bos["tokens"][0], json!(["<|endoftext|>", "The", " cat"]));
-    // An empty text has a token then.
+    // An empty text then has one token.
     assert_eq!(demo_json(&["", "--prepend-bos"])["input_ids"], json!([[4095]]));
     let of_ids: Value =
         serde_json::from_str(&run_well(extract(&["--ids", "5", "--prepend-bos", "--json", "-q"]))).unwrap();
@@ -481,14 +481,14 @@ fn truncate() {
     let want: Vec<u32> = (1..=16).collect();
     assert_eq!(record["input_ids"][1], json!(want));
     assert_eq!(hook(&record, "ln_final.hook_out").shape(), [2, 16, 32]);
-    // With the token in front there is room for one less.
+    // With the token in front there is room for one token less.
     let bos = run_well(extract(&["--ids", long, "--truncate", "--prepend-bos", "--json", "-q"]));
     let bos: Value = serde_json::from_str(&bos).unwrap();
     assert_eq!(bos["input_ids"][0].as_array().unwrap().len(), 16);
     assert_eq!((&bos["input_ids"][0][0], &bos["input_ids"][0][15]), (&json!(100), &json!(15)));
 }
 
-/// stdout is data, stderr is talk, and -q ends the talk.
+/// stdout has data, stderr has messages, and -q silences the messages.
 #[test]
 fn stdout_is_data_and_stderr_is_talk() {
     let folder = tempfile::tempdir().unwrap();
@@ -535,7 +535,7 @@ fn exit_codes() {
     assert_eq!(version.trim_end(), format!("actscope {}", env!("CARGO_PKG_VERSION")));
 }
 
-/// Everything that prints, into a pipe that nobody reads: no panic, no error.
+/// Every command that prints, into a pipe that is closed: no panic, no error.
 #[test]
 fn a_closed_pipe_is_no_error() {
     let many: Vec<&str> = std::iter::repeat_n("The cat sat on the mat", 40).collect();
@@ -587,7 +587,8 @@ fn dry_run_says_what_a_run_then_writes() {
     assert_eq!(names_in(folder.path()), [""; 0], "a dry run writes nothing");
 }
 
-/// To the byte, for files whose size does not depend on the values; on the device that will be named in them.
+/// The predicted size is right to the byte for files whose size does not depend on the values. It includes the name of
+/// the device.
 #[test]
 fn dry_run_forecasts_the_file() {
     let folder = tempfile::tempdir().unwrap();
@@ -633,7 +634,8 @@ fn files_are_the_same_every_time() {
     }
 }
 
-/// A checkpoint of 32 GiB whose data is one hole in a sparse file: whoever reads it needs minutes, or the memory.
+/// A checkpoint of 32 GiB whose data is one hole in a sparse file. Reading it all would take minutes, or that much
+/// memory.
 #[cfg(target_os = "linux")]
 #[test]
 fn dry_run_loads_no_weights() {
@@ -681,7 +683,7 @@ fn dry_run_loads_no_weights() {
     assert_eq!(dry["weight_bytes"], json!(size));
 }
 
-/// Every device from the command line, with the numbers of the f64 golden.
+/// Every device from the command line, compared with the f64 golden.
 #[test]
 fn devices_compute_the_golden_numbers() {
     let golden = Golden::read(Path::new(CLASSIC));
@@ -693,14 +695,14 @@ fn devices_compute_the_golden_numbers() {
         assert!(file.metadata["device"].starts_with(device), "{device}: {}", file.metadata["device"]);
         assert_eq!(file.floats.len(), golden.hooks.len());
         for (name, array) in &file.floats {
-            // The promise itself is golden.rs's; a wrong device, weight or row is off by far more.
+            // `golden.rs` tests the exact bound. A wrong device, weight or row differs by far more than this one.
             let error = worst_token_error(name, array.view(), &golden.hooks[name]);
             assert!(error < 1e-5, "{device} {name}: {error:e}");
         }
     }
 }
 
-/// A GPU that is a program on the CPU is taken only when asked for, and then one line says so.
+/// A software adapter is used only when it is requested, and then one line says so.
 #[test]
 fn a_software_adapter_says_so() {
     let list: Vec<Value> = serde_json::from_str(&run_well(["devices", "--json"])).unwrap();
@@ -843,7 +845,7 @@ fn where_files_go() {
     }
 }
 
-/// The summary speaks of real tokens only: a divisor of LayerNorm is never 0, but padding is.
+/// The summary covers real tokens only: a divisor of LayerNorm is never 0, but padding is.
 #[test]
 fn summary_leaves_padding_out() {
     let ragged = run_well(extract(&[RAGGED, &["-k", "blocks.*.hook_scale", "-q"]].concat()));
@@ -869,7 +871,7 @@ fn summary() {
     assert!(line.contains(&format!("{min:.4}")), "{line}: min {min:.4}");
 }
 
-/// As `tokens` shows it.
+/// The same form as in `tokens`.
 #[test]
 fn summary_shows_a_line_break_once_escaped() {
     let text = run_well(["extract", "a\nb", "-q"]);
@@ -877,7 +879,7 @@ fn summary_shows_a_line_break_once_escaped() {
     assert!(run_well(["tokens", "a\nb", "-q"]).contains("\"\\n\""));
 }
 
-/// Neither the model's own files nor the texts may be what `--out` replaces. Seen red with only the weights looked at.
+/// `--out` must not replace the model's files or the files of texts. Seen red with a check of the weights only.
 #[test]
 fn a_run_does_not_replace_what_it_reads() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,6 @@
-//! Pictures: every cell, label and colour traced back to what `extract` says, in SVG, in pixels and on a terminal; and
-//! how requests that cannot be drawn are refused. Each check was seen to fail: see the comments beside them.
+//! Pictures: every cell, label and colour is compared with the output of `extract`, in SVG, in pixels and on a
+//! terminal; and how requests that cannot be drawn are refused. Each check was seen to fail: see the comments beside
+//! them.
 
 #[path = "common/binary.rs"]
 mod binary;
@@ -26,7 +27,7 @@ fn json(args: &[&str]) -> Value {
     serde_json::from_str(&run_well(args.iter().chain(&["--json", "-q"]))).unwrap()
 }
 
-/// Draws an SVG; gives back its text.
+/// Draws an SVG; returns its text.
 fn svg(args: &[&str]) -> String {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("x.svg");
@@ -42,7 +43,7 @@ fn png(args: &[&str]) -> Pixmap {
     Pixmap::load_png(file).unwrap()
 }
 
-/// A coloured cell of an SVG and what it says about itself.
+/// A coloured cell of an SVG and its tooltip.
 #[derive(Debug)]
 struct Cell {
     x: f32,
@@ -147,7 +148,7 @@ fn alike(a: &str, b: &str) -> bool {
     [1, 3, 5].iter().all(|&i| (channel(a, i) - channel(b, i)).abs() <= 1)
 }
 
-/// The colours' end, by the rule that the README states.
+/// The end of the colour range, by the rule in docs/guide.md.
 fn limit(values: &[f64]) -> f64 {
     let mut sizes: Vec<f64> = values.iter().map(|v| v.abs()).collect();
     sizes.sort_by(f64::total_cmp);
@@ -194,7 +195,7 @@ fn each_cell_of_a_heatmap_is_a_number_of_extract() {
     assert_eq!(clips.len(), 2, "one of the hooks is clipped and one is not");
 }
 
-/// The PNG has the SVG's colours in the SVG's places, twice as sharp.
+/// The PNG has the SVG's colours in the SVG's places, at twice the resolution.
 #[test]
 fn the_png_is_the_svg_in_pixels() {
     for args in [&["heatmap", TEXT, "-l", "1", "-l", "2"][..], &["attention", TEXT], &["lens", TEXT]] {
@@ -232,7 +233,7 @@ fn each_cell_of_attention_is_a_number_of_extract() {
             for query in 0..7 {
                 let (mine, theirs) = (&head["values"][query], &truth["hooks"][name][0][n][query]);
                 for key in 0..7 {
-                    // Above the diagonal nothing is looked at: a pattern's zeros are null here.
+                    // Above the diagonal all keys are masked: a pattern's zeros are null here.
                     let wanted = if key > query { &Value::Null } else { &theirs[key] };
                     assert_eq!(&mine[key], wanted, "{name} head {n}: {query} looks at {key}");
                 }
@@ -260,7 +261,7 @@ fn each_cell_of_attention_is_a_number_of_extract() {
     }
 }
 
-/// The card of the demo model names its heads: on random tokens twice, 2.3 looks at the token before, 3.3 and 3.4 at
+/// The card of the demo model names its heads: on random tokens twice, 2.3 attends to the token before, 3.3 and 3.4 to
 /// the one after the same token's first copy. With layers counted from 1 this fails.
 #[test]
 fn the_heads_that_the_card_names_are_plain_to_see() {
@@ -318,7 +319,7 @@ fn each_cell_of_the_lens_is_a_reading() {
     }
 }
 
-/// Rows, dimensions and layers are those that were asked for.
+/// The picture has the requested rows, dimensions and layers.
 #[test]
 fn what_was_chosen_is_what_is_shown() {
     let chosen = json(&["heatmap", TEXT, "-l", "all", "--token", " mat", "--token", "1", "--dims", "top:7"]);
@@ -396,8 +397,8 @@ fn long_texts_are_images_with_fewer_labels() {
     assert!(rows.len() > 20 && rows.windows(2).all(|pair| pair[1] - pair[0] >= 11.0), "{rows:?}");
 }
 
-/// Hooks of one number per token: names longer than their panels are wide. Seen to fail where only the panels' own
-/// width counted.
+/// Hooks of one value per token: names longer than their panels are wide. Seen to fail where only the panels' own width
+/// counted.
 #[test]
 fn panels_never_overlap() {
     let drawing = Drawing::of(&svg(&["heatmap", TEXT, "-k", "blocks.*.hook_scale"]));
@@ -419,7 +420,7 @@ fn panels_never_overlap() {
 }
 
 /// A model's folder may have any name; the heading shows each of its characters, or an escape. Seen to fail with the
-/// name as it is.
+/// name unescaped.
 #[test]
 fn odd_names_of_models() {
     let folder = tempfile::tempdir().unwrap();
@@ -433,7 +434,7 @@ fn odd_names_of_models() {
     assert!(printed.contains("你\\u{202e}\n"), "{printed}");
 }
 
-/// Tokens that differ look different, and nothing is left that cannot be seen.
+/// Different tokens look different, and no character is invisible.
 #[test]
 fn odd_tokens_can_be_told_apart() {
     for command in ["heatmap", "attention", "lens"] {
@@ -497,7 +498,7 @@ fn fonts_of_the_system_draw_what_ours_lack() {
     assert!(std::fs::read_to_string(draw("x.svg")).unwrap().contains("&quot;\u{13000}&quot;"));
 }
 
-/// What a pipe gets: no escape sequences, and each value's sign and tenths.
+/// The output in a pipe has no escape sequences, and the sign and tenths of each value.
 #[test]
 fn plain_pictures_show_sign_and_size() {
     let printed = run_well(["heatmap", TEXT, "-q", "--dims", "0..20", "-l", "1"]);
@@ -599,8 +600,8 @@ fn refusals() {
     assert_eq!(stderr(&run(["lens", "a", "-o", &good, "-q"])), "");
 }
 
-/// A weight that is no number ends the run. Where that is allowed it is grey in the picture, `?` on a terminal, "NaN"
-/// in JSON, and said.
+/// A NaN weight ends the run. With --allow-nan its values are grey in the picture, `?` on a terminal and "NaN" in JSON,
+/// and a message says so.
 #[test]
 fn what_is_no_number_is_seen() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! `actscope completions` and `actscope man`: what a shell and a manual's reader get names every command and option.
+//! `actscope completions` and `actscope man`: the completions and the manual page name every command and option.
 
 #[path = "common/binary.rs"]
 mod binary;
