@@ -252,12 +252,13 @@ fn padding_is_zero() {
     for (name, array) in &file.floats {
         let square = name.ends_with("attn_scores") || name.ends_with("pattern");
         let second = array.index_axis(Axis(0), 1);
-        let of_padding: Vec<ArrayViewD<f32>> = match square {
-            true => vec![
+        let of_padding: Vec<ArrayViewD<f32>> = if square {
+            vec![
                 second.slice_axis(Axis(1), (2..).into()).into_dyn(),
                 second.slice_axis(Axis(2), (2..).into()).into_dyn(),
-            ],
-            false => vec![second.slice_axis(Axis(0), (2..).into()).into_dyn()],
+            ]
+        } else {
+            vec![second.slice_axis(Axis(0), (2..).into()).into_dyn()]
         };
         assert!(of_padding.iter().all(|a| a.iter().all(|v| *v == 0.0)), "{name}: the padding is not zero");
         let real = second.index_axis(Axis(if square { 1 } else { 0 }), 1);

@@ -57,10 +57,7 @@ fn run(command: &mut Command, folder: &Path) -> Result<String, Failed> {
     command.env("HOME", folder).env("HF_HUB_CACHE", folder.join("cache")).env("HF_HUB_OFFLINE", "1");
     let output = command.env("NO_COLOR", "1").output()?;
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    match output.status.success() {
-        true => Ok(out.into()),
-        false => Err(format!("{}\n{out}{err}", output.status).into()),
-    }
+    if output.status.success() { Ok(out.into()) } else { Err(format!("{}\n{out}{err}", output.status).into()) }
 }
 
 /// Whether two lines are equal. Numbers may differ in their last digits, because machines sum in different orders.
