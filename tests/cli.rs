@@ -109,25 +109,25 @@ fn four_formats_hold_the_same_numbers() {
         let out = path(extension).display().to_string();
         run_well(extract(&[RAGGED, &["-k", "*", "-q", "-o", &out]].concat()));
     }
-    let truth = read_safetensors(&path("safetensors"));
-    assert_eq!(truth.floats.len(), 2 + 3 * 20 + 4, "every hook of three blocks");
-    assert_eq!(truth.floats["blocks.2.attn.hook_pattern"].shape(), [2, 4, 5, 5]);
-    assert_eq!(truth.floats["unembed.hook_out"].shape(), [2, 5, 101]);
-    assert_eq!(truth.longs["input_ids"], array(&json!([[1, 2, 3, 4, 5], [100, 0, 0, 0, 0]])).mapv(|v| v as i64));
-    assert_eq!(truth.longs["attention_mask"], array(&json!([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])).mapv(|v| v as i64));
+    let expected = read_safetensors(&path("safetensors"));
+    assert_eq!(expected.floats.len(), 2 + 3 * 20 + 4, "every hook of three blocks");
+    assert_eq!(expected.floats["blocks.2.attn.hook_pattern"].shape(), [2, 4, 5, 5]);
+    assert_eq!(expected.floats["unembed.hook_out"].shape(), [2, 5, 101]);
+    assert_eq!(expected.longs["input_ids"], array(&json!([[1, 2, 3, 4, 5], [100, 0, 0, 0, 0]])).mapv(|v| v as i64));
+    assert_eq!(expected.longs["attention_mask"], array(&json!([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])).mapv(|v| v as i64));
 
     // .npz, byte for byte.
     let mut of_numpy = 0;
     for (name, dtype, shape, bytes) in read_with_numpy(&path("npz")) {
         if name == "metadata_json" {
             let metadata: HashMap<String, String> = serde_json::from_slice(&bytes).unwrap();
-            assert_eq!(metadata, truth.metadata);
+            assert_eq!(metadata, expected.metadata);
             continue;
         }
-        let (want_dtype, want_shape, want): (_, _, Vec<u8>) = match truth.longs.get(&name) {
+        let (want_dtype, want_shape, want): (_, _, Vec<u8>) = match expected.longs.get(&name) {
             Some(a) => ("<i8", a.shape(), a.iter().flat_map(|v| v.to_le_bytes()).collect()),
             None => {
-                let a = &truth.floats[&name];
+                let a = &expected.floats[&name];
                 ("<f4", a.shape(), a.iter().flat_map(|v| v.to_le_bytes()).collect())
             }
         };
@@ -135,15 +135,15 @@ fn four_formats_hold_the_same_numbers() {
         assert!(bytes == want, "{name}: other numbers in .npz than in .safetensors");
         of_numpy += 1;
     }
-    assert_eq!(of_numpy, truth.floats.len() + truth.longs.len());
+    assert_eq!(of_numpy, expected.floats.len() + expected.longs.len());
 
     // .json
     let record: Value = serde_json::from_slice(&std::fs::read(path("json")).unwrap()).unwrap();
-    assert_eq!(record["hooks"].as_object().unwrap().len(), truth.floats.len());
-    for (name, want) in &truth.floats {
+    assert_eq!(record["hooks"].as_object().unwrap().len(), expected.floats.len());
+    for (name, want) in &expected.floats {
         assert!(hook(&record, name) == want, "{name}: other numbers in .json than in .safetensors");
     }
-    assert_eq!(array(&record["attention_mask"]).mapv(|v| v as i64), truth.longs["attention_mask"]);
+    assert_eq!(array(&record["attention_mask"]).mapv(|v| v as i64), expected.longs["attention_mask"]);
 
     // .csv: every value of every real token, once, and nothing else.
     let mut table = csv::ReaderBuilder::new().flexible(true).from_path(path("csv")).unwrap();
@@ -153,8 +153,8 @@ fn four_formats_hold_the_same_numbers() {
     for row in table.records() {
         let row = row.unwrap();
         let (name, text, position) = (&row[0], row[1].parse::<usize>().unwrap(), row[2].parse::<usize>().unwrap());
-        assert_eq!(row[3].parse::<i64>().unwrap(), truth.longs["input_ids"][[text, position]], "{name}");
-        let of_text = truth.floats[name].index_axis(Axis(0), text);
+        assert_eq!(row[3].parse::<i64>().unwrap(), expected.longs["input_ids"][[text, position]], "{name}");
+        let of_text = expected.floats[name].index_axis(Axis(0), text);
         let square = name.ends_with("attn_scores") || name.ends_with("pattern");
         let at = match (square, row[5].parse::<usize>().ok()) {
             (true, Some(head)) => of_text.index_axis(Axis(0), head).index_axis_move(Axis(0), position).into_owned(),
@@ -166,7 +166,7 @@ fn four_formats_hold_the_same_numbers() {
         assert_eq!(got, at.iter().take(n).copied().collect::<Vec<_>>(), "{name}, text {text}, position {position}");
         *seen.entry(name.to_string()).or_default() += 1;
     }
-    for (name, array) in &truth.floats {
+    for (name, array) in &expected.floats {
         let heads = if array.ndim() == 4 { 4 } else { 1 };
         assert_eq!(seen.get(name), Some(&(7 * heads)), "rows of {name}: 5 tokens and 2");
     }

@@ -164,9 +164,9 @@ fn each_cell_of_a_heatmap_is_a_number_of_extract() {
     for hook in ["resid_post.1", "blocks.0.hook_resid_pre", "mlp_post.3"] {
         let args = ["heatmap", TEXT, "-k", hook];
         let drawing = Drawing::of(&svg(&args));
-        let truth = json(&["extract", TEXT, "-k", hook]);
-        let name = truth["hooks"].as_object().unwrap().keys().next().unwrap().clone();
-        let rows: Vec<Vec<String>> = truth["hooks"][&name][0].as_array().unwrap().iter().map(numbers).collect();
+        let expected = json(&["extract", TEXT, "-k", hook]);
+        let name = expected["hooks"].as_object().unwrap().keys().next().unwrap().clone();
+        let rows: Vec<Vec<String>> = expected["hooks"][&name][0].as_array().unwrap().iter().map(numbers).collect();
         let width = rows[0].len();
         let dims: Vec<usize> = (0..100).map(|i| (i as f64 * ((width - 1) as f64 / 99.0)) as usize).collect();
         let shown: Vec<f64> =
@@ -176,7 +176,7 @@ fn each_cell_of_a_heatmap_is_a_number_of_extract() {
         assert!(drawing.says("Activation Value") && drawing.says("\"The cat sat on the mat.\"") && drawing.says(&name));
         for (i, cell) in drawing.cells.iter().enumerate() {
             let (row, col) = (i / 100, i % 100);
-            let token = truth["tokens"][0][row].as_str().unwrap().replace(' ', "␣");
+            let token = expected["tokens"][0][row].as_str().unwrap().replace(' ', "␣");
             assert_eq!(drawing.row_label(cell), format!("{row} {token}"));
             assert_eq!(drawing.column_label(cell), dims[col].to_string());
             let value = &rows[row][dims[col]];
@@ -221,7 +221,7 @@ fn the_png_is_the_svg_in_pixels() {
 fn each_cell_of_attention_is_a_number_of_extract() {
     for (kind, hook) in [("pattern", "hook_pattern"), ("scores", "hook_attn_scores")] {
         let args = ["attention", TEXT, "--kind", kind];
-        let truth = json(&["extract", TEXT, "-k", &format!("*{hook}")]);
+        let expected = json(&["extract", TEXT, "-k", &format!("*{hook}")]);
         let numbers = json(&args);
         let heads = numbers["heads"].as_array().unwrap();
         assert_eq!(heads.len(), 4 * 5);
@@ -231,7 +231,7 @@ fn each_cell_of_attention_is_a_number_of_extract() {
             let name = head["hook"].as_str().unwrap();
             assert_eq!(name, format!("blocks.{layer}.attn.{hook}"));
             for query in 0..7 {
-                let (mine, theirs) = (&head["values"][query], &truth["hooks"][name][0][n][query]);
+                let (mine, theirs) = (&head["values"][query], &expected["hooks"][name][0][n][query]);
                 for key in 0..7 {
                     // Above the diagonal all keys are masked: a pattern's zeros are null here.
                     let wanted = if key > query { &Value::Null } else { &theirs[key] };
@@ -323,7 +323,7 @@ fn each_cell_of_the_lens_is_a_reading() {
 #[test]
 fn what_was_chosen_is_what_is_shown() {
     let chosen = json(&["heatmap", TEXT, "-l", "all", "--token", " mat", "--token", "1", "--dims", "top:7"]);
-    let truth = json(&["extract", TEXT, "-l", "all", "--token", " mat", "--token", "1"]);
+    let expected = json(&["extract", TEXT, "-l", "all", "--token", " mat", "--token", "1"]);
     assert_eq!(chosen["positions"], serde_json::json!([1, 5]));
     let hooks = chosen["hooks"].as_object().unwrap();
     assert_eq!(hooks.len(), 5);
@@ -331,7 +331,7 @@ fn what_was_chosen_is_what_is_shown() {
     for (name, hook) in hooks {
         let dims: Vec<usize> = serde_json::from_value(hook["dims"].clone()).unwrap();
         for row in 0..2 {
-            let theirs = &truth["hooks"][name][0][row];
+            let theirs = &expected["hooks"][name][0][row];
             let wanted: Vec<String> = dims.iter().map(|d| theirs[*d].to_string()).collect();
             assert_eq!(numbers(&hook["values"][row]), wanted, "{name}");
             strongest.iter_mut().for_each(|(size, d)| *size = size.max(theirs[*d].as_f64().unwrap().abs()));
@@ -374,8 +374,8 @@ fn long_texts_are_images_with_fewer_labels() {
     assert_eq!(images.len(), 1);
     let data = images[0].attribute("href").unwrap().strip_prefix("data:image/png;base64,").unwrap();
     let image = Pixmap::decode_png(&base64::prelude::BASE64_STANDARD.decode(data).unwrap()).unwrap();
-    let truth = json(&["extract", &long, "-l", "2"]);
-    let values = truth["hooks"]["blocks.2.hook_resid_post"][0].as_array().unwrap();
+    let expected = json(&["extract", &long, "-l", "2"]);
+    let values = expected["hooks"]["blocks.2.hook_resid_post"][0].as_array().unwrap();
     let flat: Vec<f64> =
         values.iter().flat_map(|row| row.as_array().unwrap().iter().map(|v| v.as_f64().unwrap())).collect();
     let limit = limit(&flat);
@@ -449,8 +449,8 @@ fn odd_tokens_can_be_told_apart() {
         png(&[command, ODD]);
     }
     let drawing = Drawing::of(&svg(&["heatmap", ODD]));
-    let truth = json(&["extract", ODD]);
-    let ids: Vec<u64> = serde_json::from_value(truth["input_ids"][0].clone()).unwrap();
+    let expected = json(&["extract", ODD]);
+    let ids: Vec<u64> = serde_json::from_value(expected["input_ids"][0].clone()).unwrap();
     let label = |p: usize| {
         let start = format!("{p} ");
         let found = drawing.labels.iter().find_map(|label| label.text.strip_prefix(&start));

@@ -461,9 +461,9 @@ fn what_does_not_fit_is_said() {
     let batch = session.model().batch(&[&ids]).unwrap();
     let mut hooks = session.model().hooks();
     hooks.tap("blocks.2.hook_resid_post").unwrap().tap("pattern.2").unwrap();
-    let truth = session.run(&batch, &hooks).unwrap();
-    let stream = truth.get(actscope::Site::ResidPost(2)).unwrap();
-    let pattern = truth.get(actscope::Site::Pattern(2)).unwrap();
+    let expected = session.run(&batch, &hooks).unwrap();
+    let stream = expected.get(actscope::Site::ResidPost(2)).unwrap();
+    let pattern = expected.get(actscope::Site::Pattern(2)).unwrap();
     let provenance =
         Provenance { model: "demo".into(), fingerprint: String::new(), device: String::new(), edits: Vec::new() };
     let tokens = session.model().tokens(&batch).swap_remove(0);

@@ -77,8 +77,8 @@ fn the_cut_is_found_out_once() {
 /// always true.
 #[test]
 fn a_cut_whose_products_are_wrong_is_not_taken() {
-    let kept = |plant| {
-        mutants::inject(Some(plant));
+    let kept = |mutant| {
+        mutants::inject(Some(mutant));
         let keep = Counting::default();
         pollster::block_on(open().with_best_tiles(Some(&keep), PATIENT)).unwrap();
         mutants::inject(None);

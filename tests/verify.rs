@@ -35,8 +35,8 @@ fn patient(args: &[&str]) -> assert_cmd::Command {
 }
 
 /// The binary with a fault injected into one of its kernels.
-fn planted(plant: &str, args: &[&str]) -> Output {
-    patient(args).env("ACTSCOPE_MUTANT", plant).output().unwrap()
+fn with_mutant(mutant: &str, args: &[&str]) -> Output {
+    patient(args).env("ACTSCOPE_MUTANT", mutant).output().unwrap()
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn json_says_what_the_table_says() {
 /// The mutants here and below are in kernels that every adapter runs.
 #[test]
 fn a_fault_ends_in_exit_code_1_and_names_the_kernel() {
-    let output = planted("activation: erf for tanh", &["verify", "--device", "gpu"]);
+    let output = with_mutant("activation: erf for tanh", &["verify", "--device", "gpu"]);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(stderr(&output).contains("kernel activation is off"), "{}", stderr(&output));
     let table = stdout(&output);
@@ -104,7 +104,7 @@ fn a_fault_ends_in_exit_code_1_and_names_the_kernel() {
     // And as JSON: NaN is no JSON.
     let classic = fixtures().join("classic");
     let args = ["verify", "--json", "--device", "gpu", "--model", &classic.to_string_lossy()];
-    let output = planted("gain_bias: stale buffer: the last value is never written", &args);
+    let output = with_mutant("gain_bias: stale buffer: the last value is never written", &args);
     assert_eq!(output.status.code(), Some(1));
     let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(report["ok"], false);
@@ -140,7 +140,7 @@ fn wrong_values_are_not_written() {
     let text = "The cat sat on the mat, and so did the dog.";
     let args = ["extract", text, "--check", "--device", "gpu"];
     for more in [&["-o", out.to_str().unwrap()][..], &["--json"], &[]] {
-        let output = planted("embed: one row off", &[&args, more].concat());
+        let output = with_mutant("embed: one row off", &[&args, more].concat());
         assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
         let said = stderr(&output);
         assert!(said.contains("nothing was written") && said.contains("ln_final.hook_out is off by"), "{said}");
@@ -149,11 +149,11 @@ fn wrong_values_are_not_written() {
         assert!(names_in(folder.path()).is_empty());
     }
     // Without --check the file would have been written.
-    let output = planted("embed: one row off", &[&args[..2], &args[3..]].concat());
+    let output = with_mutant("embed: one row off", &[&args[..2], &args[3..]].concat());
     assert_eq!(output.status.code(), Some(0));
     std::fs::write(&out, "before").unwrap();
     let more = ["-o", out.to_str().unwrap()];
-    assert_eq!(planted("embed: one row off", &[&args[..], &more].concat()).status.code(), Some(1));
+    assert_eq!(with_mutant("embed: one row off", &[&args[..], &more].concat()).status.code(), Some(1));
     assert_eq!(std::fs::read_to_string(&out).unwrap(), "before");
     assert_eq!(names_in(folder.path()), ["a.safetensors"]);
 }
@@ -244,8 +244,8 @@ fn pytorch_would_pass_the_bound_for_unmeasured_models() {
         let mut hooks = Hooks::new(checkpoint.config());
         hooks.tap("*").unwrap();
         let floor = everything(&Rounded::default(), &checkpoint, &batch, &hooks);
-        let truth = everything(&Reference::default(), &checkpoint, &batch, &hooks);
-        for (site, want) in truth.iter() {
+        let expected = everything(&Reference::default(), &checkpoint, &batch, &hooks);
+        for (site, want) in expected.iter() {
             let rounded = measure::tokens(site, floor.get(site).unwrap(), want.view()).error;
             let torch = golden.torch_error(&site.name());
             let what = format!("{} {site}: PyTorch {torch:.1e}, f32 alone {rounded:.1e}", folder.display());
