@@ -1,6 +1,6 @@
-//! Tests of `verify` itself: faults are injected into every kernel of the GPU device, every operation of the CPU device and its cache.
-//! `verify` must detect each and name the kernel or operation. A mutant that is not detected fails these tests, and so does one that
-//! no longer fits its kernel.
+//! Tests of `verify` itself: faults are injected into every kernel of the GPU device, every operation of the CPU
+//! device and its cache. `verify` must detect each and name the kernel or operation. A mutant that is not detected
+//! fails these tests, and so does one that no longer fits its kernel.
 
 mod common;
 #[path = "common/wrapped.rs"]
