@@ -1,4 +1,4 @@
-//! The notebook's cell in Rust: the activations of a text after one layer, and which token each row belongs to.
+//! The activations of a text after one layer, and the token of each row.
 //!
 //! cargo run --release --example notebook -- "The cat sat on the mat." -1
 

@@ -1,5 +1,6 @@
-//! Does the device compute the next block while the host reads what the one before recorded? Runs gpt2-small's shape with every hook of
-//! every block tapped, and prints, by the adapter's own clock, when the device worked on each block and when its values had come.
+//! Does the device compute the next block while the host reads the values of the block before? This program runs
+//! gpt2-small's shape with every hook of every block tapped. It prints, by the adapter's own clock, when the device
+//! worked on each block, and when the block's values arrived on the host.
 //!
 //! cargo run --release --example overlap -- 64
 
@@ -17,24 +18,24 @@ use ndarray::ArrayViewD;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Keeps what comes, and when the last values of each block did.
-struct Noting {
+/// Stores the values, and the time at which the last values of each block arrived.
+struct TimedSink {
     capture: Capture,
     start: Instant,
-    came: Vec<f64>,
+    arrived: Vec<f64>,
 }
 
-impl Sink for Noting {
+impl Sink for TimedSink {
     fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
         self.capture.put(site, text, values)?;
         if let Some(layer) = site.layer() {
-            self.came[layer] = self.start.elapsed().as_secs_f64();
+            self.arrived[layer] = self.start.elapsed().as_secs_f64();
         }
         Ok(())
     }
 }
 
-/// Waits for a submit with next to nothing in it; gives back between which seconds since `start` it ended.
+/// Waits for a submit with almost no work. Returns the interval in which it ended, in seconds since `start`.
 fn tick(gpu: &Gpu, start: Instant) -> Result<[f64; 2], actscope::device::DeviceError> {
     let begin = start.elapsed().as_secs_f64();
     drop(Host { rows: 1, cols: 1, values: vec![0.0] }.on(gpu));
@@ -51,65 +52,65 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let batch = Batch::new(&[ids(tokens, config)], config)?;
     let mut hooks = Hooks::new(config);
     hooks.tap("blocks.*")?;
-    // Read block by block, however little it is.
+    // Values are read after every block, even if they are few.
     hooks.staging_budget = 0;
     let layout = Layout::new(&hooks, &batch)?;
     let start = Instant::now();
-    let run = |noting: &mut Noting| {
-        let run = forward::forward(&gpu, &params, Run::new(&layout, 0..1), noting, None);
+    let run = |sink: &mut TimedSink| {
+        let run = forward::forward(&gpu, &params, Run::new(&layout, 0..1), sink, None);
         pollster::block_on(run)
     };
-    let noting = || {
-        Ok::<_, actscope::hooks::request::HookError>(Noting {
+    let new_sink = || {
+        Ok::<_, actscope::hooks::request::HookError>(TimedSink {
             capture: Capture::empty(&hooks, &batch)?,
             start,
-            came: vec![0.0; config.n_layer],
+            arrived: vec![0.0; config.n_layer],
         })
     };
-    // Kernels are compiled and weights brought there the first time.
-    run(&mut noting()?)?;
+    // The first run compiles the kernels and uploads the weights.
+    run(&mut new_sink()?)?;
     tick(&gpu, start)?;
 
     if !gpu.start_clock() {
-        return Err(format!("{}: no timestamps, so nobody knows when it works", gpu.info()).into());
+        return Err(format!("{}: this adapter has no timestamps, so its work cannot be timed", gpu.info()).into());
     }
     const TICKS: usize = 10;
     let ticks = (0..TICKS).map(|_| tick(&gpu, start)).collect::<Result<Vec<_>, _>>()?;
-    let mut timed = noting()?;
+    let mut timed = new_sink()?;
     run(&mut timed)?;
     let spans = pollster::block_on(gpu.stop_clock())?;
 
-    // The tick that took least says best which host time a device time is.
+    // The shortest tick relates device time to host time most precisely.
     let (ticked, [begin, end]) = spans[..TICKS]
         .iter()
         .zip(&ticks)
         .min_by(|(_, a), (_, b)| (a[1] - a[0]).total_cmp(&(b[1] - b[0])))
-        .ok_or("the clock saw nothing")?;
+        .ok_or("the clock recorded nothing")?;
     let (apart, known_to) = ((begin + end) / 2.0 - ticked.end, (end - begin) / 2.0);
-    // One submit a block; the first one has the embeddings too, and nothing is tapped after the last.
+    // Each block is one submit. The first also has the embeddings, and nothing is tapped after the last.
     let blocks: &[Span] = &spans[TICKS..][..config.n_layer];
     let zero = blocks[0].begin + apart;
     let ms = |host: f64| 1e3 * (host - zero);
 
     println!("{}, {tokens} tokens, every hook of every block", gpu.info());
-    println!("milliseconds; the two clocks are known to agree to {:.2}", 1e3 * known_to);
-    println!("block   device from        to   values came   when the device was at");
+    println!("milliseconds; the two clocks agree to {:.2}", 1e3 * known_to);
+    println!("block   device from        to       arrived   while the device was at");
     let mut overlapped = 0;
-    for (layer, (span, came)) in blocks.iter().zip(&timed.came).enumerate() {
-        let later = blocks.iter().rposition(|span| span.begin + apart < *came).filter(|at| *at > layer);
+    for (layer, (span, arrived)) in blocks.iter().zip(&timed.arrived).enumerate() {
+        let later = blocks.iter().rposition(|span| span.begin + apart < *arrived).filter(|at| *at > layer);
         overlapped += usize::from(later.is_some());
         println!(
             "{layer:>5} {:>13.2} {:>9.2} {:>13.2}   {}",
             ms(span.begin + apart),
             ms(span.end + apart),
-            ms(*came),
+            ms(*arrived),
             later.map_or("nothing later".into(), |at| format!("block {at}"))
         );
     }
     let whole = blocks[blocks.len() - 1].end - blocks[0].begin;
     let busy: f64 = blocks.iter().map(|span| span.end - span.begin).sum();
     println!(
-        "{overlapped} of {} blocks: the next had begun before the last value came. Of the time from the first to the last block the device computed {:.1} %",
+        "{overlapped} of {} blocks: the next block had begun before the last value arrived. The device computed during {:.1} % of the time from the first to the last block",
         blocks.len() - 1,
         100.0 * busy / whole
     );

@@ -1,5 +1,6 @@
-//! Activation patching: which head of the demo model carries the answer of a repeated pattern? Puts each head's output of a clean
-//! run into a corrupt one, and prints how much of the answer's log-probability comes back.
+//! Activation patching: which head of the demo model carries the answer of a repeated pattern? This program puts each
+//! head's output of a clean run into a corrupt run. It prints the share of the answer's log-probability that each head
+//! restores.
 //!
 //! cargo run --release --example patching
 
@@ -11,7 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let session = Session::open("demo")?;
     let model = session.model();
     let tokenizer = model.tokenizer()?;
-    // " dog" is what follows " lazy", but only in the clean text was that ever said.
+    // " dog" followed " lazy" earlier in the clean text, but not in the corrupt one.
     let clean = tokenizer.encode(" the quick brown fox met the lazy dog, and the quick brown fox met the lazy")?;
     let corrupt = tokenizer.encode(" the quick brown fox met the great man, and the quick brown fox met the lazy")?;
     let [answer] = tokenizer.encode(" dog")?[..] else { return Err("the answer is one token".into()) };
@@ -34,7 +35,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let swept = session.sweep(&sweep, &[case])?;
 
     let (clean, corrupt) = (swept.source[0], swept.unchanged[0]);
-    println!("log-probability of \" dog\": {clean:.3} clean, {corrupt:.3} corrupt; share that each head brings back:");
+    println!("log-probability of \" dog\": {clean:.3} clean, {corrupt:.3} corrupt; share that each head restores:");
     for (layer, heads) in swept.values[0].chunks(swept.shape[1]).enumerate() {
         let share = |value: &f64| format!("{:>7.2}", (value - corrupt) / (clean - corrupt));
         println!("layer {layer}: {}", heads.iter().map(share).collect::<String>());

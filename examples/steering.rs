@@ -1,11 +1,12 @@
-//! Steering: the difference of two means is a direction; adding it to the stream changes what the model says next.
+//! Steering: the difference of two means is a direction. Adding it to the residual stream changes the model's
+//! predictions.
 //!
 //! cargo run --release --example steering
 
 use actscope::{Edit, Hooks, Select, Session, Site};
 use ndarray::{Array1, Axis};
 
-/// Where the direction is taken and added: what enters this block.
+/// The direction is measured and added at the input of this block.
 const LAYER: usize = 2;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -18,7 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         hooks.tap_at(Site::ResidPre(LAYER), Select::all())?;
         let capture = session.run(&batch, &hooks)?;
         let stream = capture.get(Site::ResidPre(LAYER)).ok_or("it was asked for")?;
-        // Padding is zero, so sums may run over it.
+        // Padding is zero, so it does not change the sums.
         let sum = stream.sum_axis(Axis(0)).sum_axis(Axis(0));
         let n = batch.ids().len() as f32;
         Ok(sum.into_dimensionality::<ndarray::Ix1>()?.mapv(|v| v / n))

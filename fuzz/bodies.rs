@@ -1,5 +1,5 @@
 //! What each fuzz target does with its bytes, and what it promises about them. Owns no fuzzer: `fuzz_targets/` hands these
-//! to libFuzzer, and `tests/fuzz_seeds.rs` runs them over the seeds in every test run.
+//! to libFuzzer, and `tests/properties.rs` runs them over the seeds in every test run.
 //!
 //! Whatever the bytes are: no panic, no endless loop, no memory beyond what they hold; and what is accepted keeps what its
 //! type promises.

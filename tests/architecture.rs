@@ -1,5 +1,5 @@
-//! The picture in ARCHITECTURE.md against the code: a module uses its own row and the rows below, and no modules use each other
-//! in a circle.
+//! Compares the picture "What may use what" in ARCHITECTURE.md with the code: a module uses its own row and the rows
+//! below, and there is no cycle between modules.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -36,7 +36,7 @@ fn named(line: &str) -> impl Iterator<Item = &str> {
         .map(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or(""))
 }
 
-/// Which module uses which, each with a file and line that does.
+/// Which module uses which, each with a file and line where it does.
 fn uses() -> BTreeMap<(String, String), String> {
     let (src, mut paths) = (root().join("src"), Vec::new());
     files(&src, &mut paths);
@@ -70,7 +70,7 @@ fn no_module_uses_one_above_it() {
             (Some(above), Some(below)) if above <= below => {}
             (Some(_), Some(_)) => wrong.push(format!("{module} uses {other}, which is above it: {at}")),
             (None, _) => wrong.push(format!("{module} is not in the picture: {at}")),
-            // A name at the crate's root says nothing of where it lives.
+            // A name at the crate's root does not say which module defines it.
             (_, None) => wrong.push(format!("{other} is not in the picture: {at}")),
         }
     }
@@ -83,7 +83,7 @@ fn no_modules_use_each_other_in_a_circle() {
     let mut left: BTreeSet<&str> = uses.keys().flat_map(|(a, b)| [a.as_str(), b.as_str()]).collect();
     loop {
         let used_by_left = |module: &str| uses.keys().any(|(a, b)| a == module && left.contains(b.as_str()));
-        // Modules that use nothing that is left are no part of a circle.
+        // Modules that use none of the remaining modules are in no cycle.
         let free: Vec<&str> = left.iter().copied().filter(|module| !used_by_left(module)).collect();
         if free.is_empty() {
             break;

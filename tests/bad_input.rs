@@ -1,5 +1,5 @@
-//! Bad input of every kind, through the binary: each case ends with exit code 1 or 2, one message on stderr that names the
-//! culprit, no panic, nothing written, and in bounded time and memory.
+//! Bad input of every kind, through the binary: each case ends with exit code 1 or 2, one message on stderr that names
+//! the culprit, no panic, nothing written, and in bounded time and memory.
 
 #[path = "common/binary.rs"]
 mod binary;
@@ -11,10 +11,10 @@ use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
 
-/// More than any of these needs, far less than what the hostile files claim.
+/// More than any of these cases needs, and far less than the hostile files claim.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What is wrong with how a run failed; empty where it failed as it should.
+/// What is wrong with the failure of a run; empty where it failed as expected.
 fn complaints(output: &Output, culprit: &str) -> Vec<String> {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let mut wrong = Vec::new();
@@ -59,7 +59,7 @@ fn run_limited(args: &[OsString]) -> Output {
     command.args(args).arg("-q").write_stdin("").output().unwrap()
 }
 
-/// Runs `extract` on a checkpoint and over an old file, which must stay as it is, alone in its folder.
+/// Runs `extract` on a checkpoint and over an old file. The file must not change, and must stay alone in its folder.
 fn extract_over_old_file(model: &Path, request: &[&str], culprit: &str) -> Vec<String> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("out.npz");
@@ -118,13 +118,13 @@ fn header_length(folder: &Path, length: u64) {
     bytes(folder, |old| [&length.to_le_bytes(), &old[8..]].concat());
 }
 
-/// Writes a valid safetensors file in which the tensor `name` is another one, or none, or a new one.
+/// Writes a valid safetensors file in which the tensor `name` is replaced, removed or added.
 fn tensor(folder: &Path, name: &str, replacement: Option<(&str, &[usize])>) {
     let (mut header, mut data) = split_safetensors(&folder.join(WEIGHTS));
     let tensors = header.as_object_mut().unwrap();
     let key = if tensors.contains_key(name) { name.to_string() } else { format!("transformer.{name}") };
     if let Some(old) = tensors.remove(&key) {
-        // The format has no holes: the bytes go, and what lies behind them moves up.
+        // The format has no holes: the bytes are removed, and those after them move up.
         let end = |tensor: &Value, i: usize| tensor["data_offsets"][i].as_u64().unwrap() as usize;
         let (from, to) = (end(&old, 0), end(&old, 1));
         data.drain(from..to);
@@ -153,7 +153,7 @@ fn tensor(folder: &Path, name: &str, replacement: Option<(&str, &[usize])>) {
     join_safetensors(&folder.join(WEIGHTS), &header.to_string(), &data);
 }
 
-/// The header's entry of `wte.weight`, whatever it is called there.
+/// The header's entry of `wte.weight`, with or without a prefix.
 fn wte(header: &mut Value) -> &mut Value {
     let tensors = header.as_object_mut().unwrap();
     tensors.iter_mut().find(|(name, _)| name.ends_with("wte.weight")).unwrap().1
@@ -279,7 +279,7 @@ fn broken_safetensors() {
                 "a shape that wraps to the right size",
                 |m| {
                     header(m, |h| {
-                        // 2^62 + 3232 numbers of 4 bytes are 12,928 bytes modulo 2^64, as 101 x 32 are.
+                        // 2^62 + 3232 values of 4 bytes are 12,928 bytes modulo 2^64, as 101 x 32 are.
                         wte(h)["shape"] = json!([(1u64 << 62) + 3232]);
                     })
                 },
@@ -641,7 +641,7 @@ const BROKEN_TOKENIZERS: &[Case] = &[
     ("a folder", |m| std::fs::create_dir(m.join("tokenizer.json")).unwrap(), "tokenizer.json"),
 ];
 
-/// A tokenizer.json of the class that takes it as it stands.
+/// A tokenizer.json of the class that uses it unchanged.
 fn tokenizer_as_it_stands(folder: &Path, change: impl FnOnce(&mut Value)) {
     tokenizer(folder, change);
     companion(folder, "tokenizer_config.json", r#"{"tokenizer_class": "PreTrainedTokenizerFast"}"#);
@@ -652,7 +652,7 @@ fn companion(folder: &Path, name: &str, text: &str) {
     std::fs::write(folder.join(name), text).unwrap();
 }
 
-/// Files that the tokenizers crate takes, or not, and then panics over.
+/// Files on which the tokenizers crate panics, after it accepts or refuses them.
 const TREACHEROUS_TOKENIZERS: &[Case] = &[
     (
         "a prefix longer than tokens",
@@ -736,7 +736,7 @@ fn tokenizer_that_is_not_there_or_not_this_models() {
     );
 }
 
-/// What stands beside a tokenizer is refused by name where it is broken or cannot be followed.
+/// A file beside a tokenizer that is broken or not supported is refused by name.
 #[test]
 fn beside_a_tokenizer() {
     fn beside(m: &Path, name: &str, text: &str) {
@@ -826,11 +826,11 @@ fn beside_a_tokenizer() {
     );
 }
 
-/// What is said of input that is not what it seems. A name; what is done in an empty folder; the model, with `FOLDER` for that
-/// folder; and the words of the message. Exit code 1 always.
+/// Messages about input that is not what it seems. Each case has a name, a change to an empty folder, the model (with
+/// `FOLDER` for that folder), and the words of the message. The exit code is always 1.
 type Seeming = (&'static str, fn(&Path), &'static str, &'static [&'static str]);
 
-/// Every message here was read.
+/// Each of these messages was read by a person.
 #[test]
 fn input_that_is_not_what_it_seems() {
     fn put(folder: &Path, name: &str, content: &[u8]) {
@@ -1067,7 +1067,7 @@ fn input_that_is_not_what_it_seems() {
     report(cases.iter().map(one).collect());
 }
 
-/// The other way round: what leads to a checkpoint.
+/// The opposite: paths that lead to a checkpoint.
 #[test]
 fn ways_to_a_folder() {
     let folder = tempfile::tempdir().unwrap();
@@ -1203,8 +1203,8 @@ fn bad_texts() {
     );
 }
 
-/// Cutting takes a hundred times a text's size in memory; this one is refused by its length. (Cut, it passed the limit of
-/// 256 MiB.)
+/// Tokenizing takes a hundred times a text's size in memory, so this text is refused by its length. (When it was
+/// tokenized, it exceeded the limit of 256 MiB.)
 #[test]
 fn a_text_that_can_never_fit() {
     let folder = tempfile::tempdir().unwrap();
@@ -1331,7 +1331,7 @@ fn full_disk() {
     report(["safetensors", "npz", "json", "jsonl", "csv"].map(one).into());
 }
 
-/// stdout that takes nothing: not a closed pipe, so it is an error.
+/// A stdout that accepts no bytes is not a closed pipe, so it is an error.
 #[cfg(target_os = "linux")]
 #[test]
 fn full_stdout() {
@@ -1351,8 +1351,8 @@ fn full_stdout() {
     ]);
 }
 
-/// What is no file where a checkpoint's file should be: opening a pipe waits for ever, and a device may have no end. (That an
-/// interrupted run leaves nothing behind is `faults.rs`'s to show.) Seen red: without the check the pipes run into the limit
+/// A pipe or a device in place of a checkpoint's file: opening a pipe may never return, and a device may have no end.
+/// (`faults.rs` shows that an interrupted run leaves no file.) Seen red: without the check the pipes run into the limit
 /// on time and /dev/zero into the one on memory.
 #[cfg(unix)]
 #[test]

@@ -1,4 +1,4 @@
-//! `actscope bench` and what it measures with. No test looks at how fast anything was.
+//! `actscope bench` and its measurements. No test depends on speed.
 
 #[path = "common/binary.rs"]
 mod binary;
@@ -22,7 +22,7 @@ fn assert_figures(rows: &Value, fields: &[&str]) {
     }
 }
 
-/// Every row is measured, or named as left out. Seen red (45 rows, not 47) where rows were left out without a word.
+/// Every row is measured, or named as skipped. Seen red (45 rows, not 47) where rows were skipped without a message.
 fn check_json(device: &str) {
     let args = ["bench", "--model", "demo", "--device", device, "--json", "--quiet"];
     let output = actscope(args).timeout(std::time::Duration::from_secs(300)).output().unwrap();
@@ -43,7 +43,7 @@ fn check_json(device: &str) {
     if cfg!(target_os = "linux") {
         assert_figures(&json["runs"], &["peak_bytes"]);
     }
-    // The demo model has 256 positions; nothing beyond is a row.
+    // The demo model has 256 positions; no row has more.
     let rows = OPERATIONS.len() * TOKENS.len() + 3 * TOKENS.iter().filter(|tokens| **tokens <= 256).count() + 4;
     let n = |field: &str| json[field].as_array().unwrap().len();
     assert_eq!(n("operations") + n("runs") + n("generation") + n("left_out"), rows, "{json}");
@@ -74,7 +74,8 @@ fn what_cannot_be_measured_is_wrong_usage() {
     assert_eq!(stdout(&output), "");
 }
 
-/// What is timed is the operation that it is called, and right. Seen red with `Op::Linear` for `linear_activation`'s own.
+/// A row times the operation of its name, with right results. Seen red with `Op::Linear` in place of
+/// `linear_activation`'s operation.
 #[test]
 fn what_is_timed_is_right() {
     let gpu = pollster::block_on(Gpu::open(false)).expect("a GPU adapter, llvmpipe at least");

@@ -1,10 +1,10 @@
-//! No kernel indexes outside of its bindings or its workgroup memory, whatever the shapes: users run kernels without the checks
-//! that would catch it.
+//! No kernel indexes outside its bindings or its workgroup memory, for all shapes. Released kernels run without the
+//! checks that would catch it.
 
 use actscope::device::gpu::{Gpu, mutants};
 use actscope::verify::list;
 
-/// Runs the cases of some operations and gives what was left.
+/// Runs the cases of some operations and returns the out-of-bounds indices.
 fn left(gpu: &Gpu, operations: &[&str]) -> Vec<(&'static str, Vec<String>)> {
     gpu.audit();
     for (_, cases) in list::OPERATIONS.iter().filter(|(op, _)| operations.is_empty() || operations.contains(&op.name()))
@@ -30,7 +30,8 @@ fn no_tile_leaves_its_memory() {
     }
 }
 
-/// The check of the check: one index too many in bindings that are written, in one that is read, and in workgroup memory.
+/// Tests of the check itself: an index out of bounds in bindings that are written, in one that is read, and in
+/// workgroup memory.
 #[test]
 fn what_leaves_is_named() {
     let expected = [("add", &["a", "b", "y"][..]), ("linear_add", &["x"]), ("linear_add", &["w_tile"])];

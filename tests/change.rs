@@ -1,5 +1,5 @@
-//! `--edit`, `patch`, `ablate`, `extract --mean`, `weights` and `lens --vector` as scripts call them: what is in their JSON and files,
-//! and how wrong requests end.
+//! `--edit`, `patch`, `ablate`, `extract --mean`, `weights` and `lens --vector` as scripts call them: the content of
+//! their JSON and files, and the errors of wrong requests.
 
 #[path = "common/binary.rs"]
 mod binary;
@@ -16,7 +16,7 @@ fn path(folder: &Path, name: &str) -> String {
     folder.join(name).to_string_lossy().into_owned()
 }
 
-/// Numbers of a nested list.
+/// The values of a nested list.
 fn flat(value: &Value) -> Vec<f64> {
     match value {
         Value::Array(list) => list.iter().flat_map(flat).collect(),
@@ -132,7 +132,7 @@ fn ablation_by_every_way() {
         assert_eq!((&found["clean"], &found["normalized"]), (&Value::Null, &Value::Null));
         assert!(found["base"].is_f64());
     }
-    // A text ablated with its own values is the text.
+    // Ablating a text with its own values changes nothing.
     let own = path(folder.path(), "own.npz");
     run_well(["extract", "-m", CLASSIC, "--ids", "1 2 3 4", "-k", "z.*", "-o", &own, "-q", "--device", "cpu"]);
     let same = json_of(&["ablate", "-m", CLASSIC, "--ids", "1 2 3 4", "--at", "z", "--with", &own]);
@@ -145,7 +145,7 @@ fn an_edited_file_says_so() {
     let mean = path(folder.path(), "mean.npz");
     let text = ["extract", "-m", CLASSIC, "--ids", "1 2 3 4"];
     run_well([&text[..], &["-k", "z.1", "--mean", "-o", &mean, "-q", "--device", "cpu"]].concat());
-    // The mean put everywhere is the edit `mean`.
+    // Setting every position to the mean equals the edit `mean`.
     let set = format!("z.1:set={mean}");
     let by_file = json_of(&[&text[..], &["--edit", &set]].concat());
     let by_op = json_of(&[&text[..], &["--edit", "z.1:mean"]].concat());
@@ -155,7 +155,7 @@ fn an_edited_file_says_so() {
     let plain = json_of(&text);
     assert_eq!(plain.get("edits"), None);
     assert_ne!(plain["hooks"], by_op["hooks"]);
-    // Frozen and patched from itself: the same run.
+    // Freezing, and patching from the text itself, change nothing.
     for edit in ["blocks.*.hook_mlp_out:freeze", "resid_pre.1:patch"] {
         let source: &[&str] = if edit.ends_with("patch") { &["--source-ids", "1 2 3 4"] } else { &[] };
         let same = json_of(&[&text[..], &["--edit", edit], source].concat());

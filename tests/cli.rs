@@ -23,7 +23,7 @@ fn demo_json(args: &[&str]) -> Value {
     serde_json::from_str(&run_well(["extract", "--json", "-q"].iter().chain(args))).unwrap()
 }
 
-/// Names of the hooks that came back.
+/// Names of the hooks in the output.
 fn hook_names(record: &Value) -> Vec<String> {
     record["hooks"].as_object().unwrap().keys().cloned().collect()
 }
@@ -87,7 +87,7 @@ fn extracted(args: &[&str]) -> File {
     read_safetensors(&out)
 }
 
-/// What numpy finds in a file: dtype, shape and bytes of every array, in order.
+/// A file as numpy reads it: dtype, shape and bytes of every array, in order.
 fn read_with_numpy(path: &Path) -> Vec<(String, String, Vec<usize>, Vec<u8>)> {
     const SCRIPT: &str = "import sys, json, numpy\n\
         with numpy.load(sys.argv[1], allow_pickle=False) as f:\n    \
@@ -109,25 +109,25 @@ fn four_formats_hold_the_same_numbers() {
         let out = path(extension).display().to_string();
         run_well(extract(&[RAGGED, &["-k", "*", "-q", "-o", &out]].concat()));
     }
-    let truth = read_safetensors(&path("safetensors"));
-    assert_eq!(truth.floats.len(), 2 + 3 * 20 + 4, "every hook of three blocks");
-    assert_eq!(truth.floats["blocks.2.attn.hook_pattern"].shape(), [2, 4, 5, 5]);
-    assert_eq!(truth.floats["unembed.hook_out"].shape(), [2, 5, 101]);
-    assert_eq!(truth.longs["input_ids"], array(&json!([[1, 2, 3, 4, 5], [100, 0, 0, 0, 0]])).mapv(|v| v as i64));
-    assert_eq!(truth.longs["attention_mask"], array(&json!([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])).mapv(|v| v as i64));
+    let expected = read_safetensors(&path("safetensors"));
+    assert_eq!(expected.floats.len(), 2 + 3 * 20 + 4, "every hook of three blocks");
+    assert_eq!(expected.floats["blocks.2.attn.hook_pattern"].shape(), [2, 4, 5, 5]);
+    assert_eq!(expected.floats["unembed.hook_out"].shape(), [2, 5, 101]);
+    assert_eq!(expected.longs["input_ids"], array(&json!([[1, 2, 3, 4, 5], [100, 0, 0, 0, 0]])).mapv(|v| v as i64));
+    assert_eq!(expected.longs["attention_mask"], array(&json!([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])).mapv(|v| v as i64));
 
     // .npz, byte for byte.
     let mut of_numpy = 0;
     for (name, dtype, shape, bytes) in read_with_numpy(&path("npz")) {
         if name == "metadata_json" {
             let metadata: HashMap<String, String> = serde_json::from_slice(&bytes).unwrap();
-            assert_eq!(metadata, truth.metadata);
+            assert_eq!(metadata, expected.metadata);
             continue;
         }
-        let (want_dtype, want_shape, want): (_, _, Vec<u8>) = match truth.longs.get(&name) {
+        let (want_dtype, want_shape, want): (_, _, Vec<u8>) = match expected.longs.get(&name) {
             Some(a) => ("<i8", a.shape(), a.iter().flat_map(|v| v.to_le_bytes()).collect()),
             None => {
-                let a = &truth.floats[&name];
+                let a = &expected.floats[&name];
                 ("<f4", a.shape(), a.iter().flat_map(|v| v.to_le_bytes()).collect())
             }
         };
@@ -135,17 +135,17 @@ fn four_formats_hold_the_same_numbers() {
         assert!(bytes == want, "{name}: other numbers in .npz than in .safetensors");
         of_numpy += 1;
     }
-    assert_eq!(of_numpy, truth.floats.len() + truth.longs.len());
+    assert_eq!(of_numpy, expected.floats.len() + expected.longs.len());
 
     // .json
     let record: Value = serde_json::from_slice(&std::fs::read(path("json")).unwrap()).unwrap();
-    assert_eq!(record["hooks"].as_object().unwrap().len(), truth.floats.len());
-    for (name, want) in &truth.floats {
+    assert_eq!(record["hooks"].as_object().unwrap().len(), expected.floats.len());
+    for (name, want) in &expected.floats {
         assert!(hook(&record, name) == want, "{name}: other numbers in .json than in .safetensors");
     }
-    assert_eq!(array(&record["attention_mask"]).mapv(|v| v as i64), truth.longs["attention_mask"]);
+    assert_eq!(array(&record["attention_mask"]).mapv(|v| v as i64), expected.longs["attention_mask"]);
 
-    // .csv: every number of every real token, once, and nothing else.
+    // .csv: every value of every real token, once, and nothing else.
     let mut table = csv::ReaderBuilder::new().flexible(true).from_path(path("csv")).unwrap();
     let lead: Vec<String> = table.headers().unwrap().iter().take(7).map(String::from).collect();
     assert_eq!(lead, ["hook", "text", "position", "token_id", "token", "head", "0"]);
@@ -153,8 +153,8 @@ fn four_formats_hold_the_same_numbers() {
     for row in table.records() {
         let row = row.unwrap();
         let (name, text, position) = (&row[0], row[1].parse::<usize>().unwrap(), row[2].parse::<usize>().unwrap());
-        assert_eq!(row[3].parse::<i64>().unwrap(), truth.longs["input_ids"][[text, position]], "{name}");
-        let of_text = truth.floats[name].index_axis(Axis(0), text);
+        assert_eq!(row[3].parse::<i64>().unwrap(), expected.longs["input_ids"][[text, position]], "{name}");
+        let of_text = expected.floats[name].index_axis(Axis(0), text);
         let square = name.ends_with("attn_scores") || name.ends_with("pattern");
         let at = match (square, row[5].parse::<usize>().ok()) {
             (true, Some(head)) => of_text.index_axis(Axis(0), head).index_axis_move(Axis(0), position).into_owned(),
@@ -166,7 +166,7 @@ fn four_formats_hold_the_same_numbers() {
         assert_eq!(got, at.iter().take(n).copied().collect::<Vec<_>>(), "{name}, text {text}, position {position}");
         *seen.entry(name.to_string()).or_default() += 1;
     }
-    for (name, array) in &truth.floats {
+    for (name, array) in &expected.floats {
         let heads = if array.ndim() == 4 { 4 } else { 1 };
         assert_eq!(seen.get(name), Some(&(7 * heads)), "rows of {name}: 5 tokens and 2");
     }
@@ -252,12 +252,13 @@ fn padding_is_zero() {
     for (name, array) in &file.floats {
         let square = name.ends_with("attn_scores") || name.ends_with("pattern");
         let second = array.index_axis(Axis(0), 1);
-        let of_padding: Vec<ArrayViewD<f32>> = match square {
-            true => vec![
+        let of_padding: Vec<ArrayViewD<f32>> = if square {
+            vec![
                 second.slice_axis(Axis(1), (2..).into()).into_dyn(),
                 second.slice_axis(Axis(2), (2..).into()).into_dyn(),
-            ],
-            false => vec![second.slice_axis(Axis(0), (2..).into()).into_dyn()],
+            ]
+        } else {
+            vec![second.slice_axis(Axis(0), (2..).into()).into_dyn()]
         };
         assert!(of_padding.iter().all(|a| a.iter().all(|v| *v == 0.0)), "{name}: the padding is not zero");
         let real = second.index_axis(Axis(if square { 1 } else { 0 }), 1);
@@ -279,7 +280,7 @@ fn several_texts_are_what_each_is_alone() {
             }
             let got: Vec<f32> = got.iter().copied().collect();
             let want: Vec<f32> = want.iter().copied().collect();
-            // A row's sums may be cut differently in a larger matrix; ten roundings of values of size 1.
+            // A larger matrix may split a row's sums differently. The bound is ten roundings of values of size 1.
             common::assert_close(&format!("text {i}, {name}"), &got, &want, 1e-6, 1e-5);
         }
     }
@@ -395,7 +396,8 @@ fn tokens_are_chosen_by_index_range_and_text() {
     }
 }
 
-/// Texts in which a selector matches a different number of tokens: rows are padded, and `positions` says which is which.
+/// Texts in which a selector matches different numbers of tokens: rows are padded, and `positions` has the position of
+/// each.
 #[test]
 fn chosen_tokens_of_ragged_texts() {
     let folder = tempfile::tempdir().unwrap();
@@ -457,7 +459,7 @@ fn prepend_bos() {
     assert_eq!(row(&with_bos, 1)[0], 4095);
     assert_eq!(hook(&with_bos, "ln_final.hook_out").shape(), [2, 3, 160]);
     assert_eq!(with_bos["tokens"][0], json!(["<|endoftext|>", "The", " cat"]));
-    // An empty text has a token then.
+    // An empty text then has one token.
     assert_eq!(demo_json(&["", "--prepend-bos"])["input_ids"], json!([[4095]]));
     let of_ids: Value =
         serde_json::from_str(&run_well(extract(&["--ids", "5", "--prepend-bos", "--json", "-q"]))).unwrap();
@@ -480,14 +482,14 @@ fn truncate() {
     let want: Vec<u32> = (1..=16).collect();
     assert_eq!(record["input_ids"][1], json!(want));
     assert_eq!(hook(&record, "ln_final.hook_out").shape(), [2, 16, 32]);
-    // With the token in front there is room for one less.
+    // With the token in front there is room for one token less.
     let bos = run_well(extract(&["--ids", long, "--truncate", "--prepend-bos", "--json", "-q"]));
     let bos: Value = serde_json::from_str(&bos).unwrap();
     assert_eq!(bos["input_ids"][0].as_array().unwrap().len(), 16);
     assert_eq!((&bos["input_ids"][0][0], &bos["input_ids"][0][15]), (&json!(100), &json!(15)));
 }
 
-/// stdout is data, stderr is talk, and -q ends the talk.
+/// stdout has data, stderr has messages, and -q silences the messages.
 #[test]
 fn stdout_is_data_and_stderr_is_talk() {
     let folder = tempfile::tempdir().unwrap();
@@ -534,7 +536,7 @@ fn exit_codes() {
     assert_eq!(version.trim_end(), format!("actscope {}", env!("CARGO_PKG_VERSION")));
 }
 
-/// Everything that prints, into a pipe that nobody reads: no panic, no error.
+/// Every command that prints, into a pipe that is closed: no panic, no error.
 #[test]
 fn a_closed_pipe_is_no_error() {
     let many: Vec<&str> = std::iter::repeat_n("The cat sat on the mat", 40).collect();
@@ -586,7 +588,8 @@ fn dry_run_says_what_a_run_then_writes() {
     assert_eq!(names_in(folder.path()), [""; 0], "a dry run writes nothing");
 }
 
-/// To the byte, for files whose size does not depend on the values; on the device that will be named in them.
+/// The predicted size is right to the byte for files whose size does not depend on the values. It includes the name of
+/// the device.
 #[test]
 fn dry_run_forecasts_the_file() {
     let folder = tempfile::tempdir().unwrap();
@@ -632,7 +635,8 @@ fn files_are_the_same_every_time() {
     }
 }
 
-/// A checkpoint of 32 GiB whose data is one hole in a sparse file: whoever reads it needs minutes, or the memory.
+/// A checkpoint of 32 GiB whose data is one hole in a sparse file. Reading it all would take minutes, or that much
+/// memory.
 #[cfg(target_os = "linux")]
 #[test]
 fn dry_run_loads_no_weights() {
@@ -680,7 +684,7 @@ fn dry_run_loads_no_weights() {
     assert_eq!(dry["weight_bytes"], json!(size));
 }
 
-/// Every device from the command line, with the numbers of the f64 golden.
+/// Every device from the command line, compared with the f64 golden.
 #[test]
 fn devices_compute_the_golden_numbers() {
     let golden = Golden::read(Path::new(CLASSIC));
@@ -692,14 +696,14 @@ fn devices_compute_the_golden_numbers() {
         assert!(file.metadata["device"].starts_with(device), "{device}: {}", file.metadata["device"]);
         assert_eq!(file.floats.len(), golden.hooks.len());
         for (name, array) in &file.floats {
-            // The promise itself is golden.rs's; a wrong device, weight or row is off by far more.
+            // `golden.rs` tests the exact bound. A wrong device, weight or row differs by far more than this one.
             let error = worst_token_error(name, array.view(), &golden.hooks[name]);
             assert!(error < 1e-5, "{device} {name}: {error:e}");
         }
     }
 }
 
-/// A GPU that is a program on the CPU is taken only when asked for, and then one line says so.
+/// A software adapter is used only when it is requested, and then one line says so.
 #[test]
 fn a_software_adapter_says_so() {
     let list: Vec<Value> = serde_json::from_str(&run_well(["devices", "--json"])).unwrap();
@@ -842,7 +846,7 @@ fn where_files_go() {
     }
 }
 
-/// The summary speaks of real tokens only: a divisor of LayerNorm is never 0, but padding is.
+/// The summary covers real tokens only: a divisor of LayerNorm is never 0, but padding is.
 #[test]
 fn summary_leaves_padding_out() {
     let ragged = run_well(extract(&[RAGGED, &["-k", "blocks.*.hook_scale", "-q"]].concat()));
@@ -868,7 +872,7 @@ fn summary() {
     assert!(line.contains(&format!("{min:.4}")), "{line}: min {min:.4}");
 }
 
-/// As `tokens` shows it.
+/// The same form as in `tokens`.
 #[test]
 fn summary_shows_a_line_break_once_escaped() {
     let text = run_well(["extract", "a\nb", "-q"]);
@@ -876,7 +880,7 @@ fn summary_shows_a_line_break_once_escaped() {
     assert!(run_well(["tokens", "a\nb", "-q"]).contains("\"\\n\""));
 }
 
-/// Neither the model's own files nor the texts may be what `--out` replaces. Seen red with only the weights looked at.
+/// `--out` must not replace the model's files or the files of texts. Seen red with a check of the weights only.
 #[test]
 fn a_run_does_not_replace_what_it_reads() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,8 +1,9 @@
-//! The README and docs/ are true: every `sh` block is run by bash, and what stands in a `text` block behind it must be in its
-//! output; every `python` block is run too (feature `external-tests`). `rust` blocks are doctests of the library.
+//! Checks README and docs/: bash runs every `sh` block, and its output must contain the lines of a `text` block after
+//! it. Python runs every `python` block (feature `external-tests`). `rust` blocks are doctests of the library.
 //!
-//! The blocks of a file run one after the other in one folder. `gpt2` is there a cache that holds the demo model under that
-//! name, so that nothing is downloaded. A block marked `by hand` is not run, and a line says so.
+//! The blocks of a file run one after the other in one folder. The cache there has the demo model under the name
+//! `gpt2`, so nothing is downloaded. A block marked `by hand` is not run, and the test prints a line about it. The text
+//! of a `text varies` block is not compared.
 
 #[path = "common/mod.rs"]
 mod common;
@@ -15,7 +16,7 @@ use std::process::{Command, ExitCode};
 #[derive(Clone, Debug)]
 struct Block {
     line: usize,
-    /// What follows the fence: a language, and words for this test.
+    /// The text after the fence: a language, and words for this test.
     info: String,
     body: String,
 }
@@ -32,7 +33,7 @@ fn blocks(document: &str) -> Vec<Block> {
     blocks
 }
 
-/// The demo model as a hub cache has `gpt2`.
+/// Writes the demo model as `gpt2` in the layout of a hub cache.
 fn cache(folder: &Path) {
     let repo = folder.join("models--openai-community--gpt2");
     let snapshot = repo.join("snapshots").join("0".repeat(40));
@@ -56,13 +57,10 @@ fn run(command: &mut Command, folder: &Path) -> Result<String, Failed> {
     command.env("HOME", folder).env("HF_HUB_CACHE", folder.join("cache")).env("HF_HUB_OFFLINE", "1");
     let output = command.env("NO_COLOR", "1").output()?;
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    match output.status.success() {
-        true => Ok(out.into()),
-        false => Err(format!("{}\n{out}{err}", output.status).into()),
-    }
+    if output.status.success() { Ok(out.into()) } else { Err(format!("{}\n{out}{err}", output.status).into()) }
 }
 
-/// Whether a line says the same: numbers may differ in their last digits, since machines sum in different orders.
+/// Whether two lines are equal. Numbers may differ in their last digits, because machines sum in different orders.
 fn same(a: &str, b: &str) -> bool {
     let near = |a: &str, b: &str| match (a.parse::<f64>(), b.parse::<f64>()) {
         (Ok(a), Ok(b)) => (a - b).abs() <= 1e-3 * (1.0 + a.abs()),
@@ -117,7 +115,7 @@ fn every_hook_is_described() -> Result<(), Failed> {
     Ok(())
 }
 
-/// Links and pictures of a document lead to files that are there.
+/// Links and pictures of a document lead to existing files.
 fn links(file: &Path, document: &str) -> Result<(), Failed> {
     let text: String = document.split("```").step_by(2).collect();
     for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
@@ -130,7 +128,7 @@ fn links(file: &Path, document: &str) -> Result<(), Failed> {
 }
 
 fn main() -> ExitCode {
-    // Bash is at hand on Windows' runners, but not on every Windows.
+    // Bash is installed on CI's Windows runners, but not on every Windows system.
     if cfg!(windows) {
         println!("the commands of README and docs are not run on Windows");
         return ExitCode::SUCCESS;
@@ -153,7 +151,7 @@ fn main() -> ExitCode {
         }
         let copy = document.clone();
         trials.push(Trial::test(format!("{name}: commands"), move || check(&copy)));
-        // A packed crate, which has this file, lacks some folders.
+        // The packed crate contains this test but lacks some of the folders.
         if !root().join("Cargo.toml.orig").exists() {
             trials.push(Trial::test(format!("{name}: links"), move || links(&file, &document)));
         }

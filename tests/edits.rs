@@ -1,9 +1,8 @@
-//! Edits and sweeps against f64 values from transformers (tools/goldens/edits.py), on four checkpoints and three devices; and
-//! what must hold of them whatever the numbers are.
+//! Compares edits and sweeps with f64 values from transformers (tools/goldens/edits.py), on four checkpoints and three
+//! devices, and checks properties that hold for all values.
 //!
-//! The bound is on the largest difference, as a share of the largest value: 2e-5. The issue allows 1e-4; f32 runs of these
-//! checkpoints come within 4e-6. Seen red, planted in the recorder and the layout: an edit carried out
-//! twice, one left out, one made after the tap, the wrong head, the wrong row.
+//! The bound is 2e-5 on the largest difference, as a share of the largest value. f32 runs of these checkpoints come
+//! within 4e-6. Seen red: the faults at the end of this file.
 
 mod common;
 
@@ -51,7 +50,7 @@ fn off(got: impl Iterator<Item = f64>, want: &[f64]) -> f64 {
         / largest
 }
 
-/// The plan of edits as they are written, `direction` standing for a file.
+/// Parses edits as a user writes them; `direction` stands for a file.
 fn plan(session: &Session, written: &[String], golden: &Value) -> Result<EditPlan, Error> {
     let specs: Vec<EditSpec> = written.iter().map(|edit| edit.parse().unwrap()).collect();
     let model = session.model();
@@ -60,7 +59,7 @@ fn plan(session: &Session, written: &[String], golden: &Value) -> Result<EditPla
     let direction: Vec<f32> = floats(&golden["direction"]).iter().map(|v| *v as f32).collect();
     let mut read = |path: &str, _: Option<&str>, _: Site| {
         assert_eq!(path, "direction");
-        // As a file that extract wrote: with leading axes of length 1.
+        // Shaped like a file of `extract`, with leading axes of length 1.
         Ok(ArrayD::from_shape_vec(IxDyn(&[1, 1, direction.len()]), direction.clone()).unwrap())
     };
     EditPlan::new(&specs, model, &batch, Sources { patch, mean: None }, &mut read)
@@ -101,7 +100,7 @@ fn every_edit_gives_what_transformers_gives() {
     }
 }
 
-/// The sweep and the cases that a golden describes.
+/// The sweep and cases of a golden.
 fn sweep_of(session: &Session, golden: &Value, wanted: &Value) -> (Sweep, Vec<Case>) {
     let config = session.model().config();
     let text = |name: &str| wanted[name].as_str().unwrap();
@@ -180,7 +179,7 @@ fn pair(session: &Session, golden: &Value, at: &str, axes: &[SweepAxis], source:
     (sweep, vec![Case { aligned: run.len(), ids: run, question, source, from_source: true }])
 }
 
-/// A run patched from itself is the same run: on cpu to the last bit.
+/// A run patched from itself has the same values, on cpu bit for bit.
 #[test]
 fn patching_from_itself_changes_nothing() {
     use SweepAxis::{Head, Layer, Pos};
@@ -194,8 +193,8 @@ fn patching_from_itself_changes_nothing() {
         ] {
             let (sweep, cases) = pair(&session, &golden, at, axes, "corrupt");
             let swept = session.sweep(&sweep, &cases).unwrap();
-            // Where the pattern is needed, attention goes in steps, which on the GPU is another kernel; so are 8 rows and fewer.
-            // The reference computes in f64, and what is put in comes from f32.
+            // Where the pattern is needed, attention runs in steps, with other kernels on the GPU. So do runs of at
+            // most 8 rows. The reference computes in f64, and the patched values are f32.
             let allowed = if choice != Choice::Cpu || at == "pattern" { 1e-5 } else { 0.0 };
             for value in &swept.values[0] {
                 assert!(
@@ -208,7 +207,7 @@ fn patching_from_itself_changes_nothing() {
     }
 }
 
-/// All positions of a stream at once: the rest of the run is the clean one's.
+/// Patching all positions of a stream makes the rest of the run that of the clean text.
 #[test]
 fn patching_everything_gives_the_clean_run() {
     for choice in DEVICES {
@@ -239,7 +238,7 @@ fn zeroing_all_heads_leaves_the_bias() {
     }
 }
 
-/// Cells run together give what each gives by itself: a sweep by layer and position, and edits one at a time.
+/// Cells that run together have the same values as alone: a sweep by layer and position, compared with single edits.
 #[test]
 fn cells_together_are_cells_alone() {
     for choice in DEVICES {
@@ -269,7 +268,7 @@ fn cells_together_are_cells_alone() {
     }
 }
 
-/// What is refused is refused before anything runs, and says why.
+/// Wrong requests are refused before anything runs, with the reason.
 #[test]
 fn edits_that_cannot_be_made() {
     let (golden, session) = (golden("classic"), session("classic", Choice::Cpu));
@@ -298,8 +297,8 @@ fn edits_that_cannot_be_made() {
     assert!(of("z.0:set=a.npy", &[&[1, 2]]).contains("no file"));
 }
 
-/// Each fault that a backend's or the recorder's edit could have gives another result than the goldens hold: the same runs with
-/// the fault carried out by other edits must be further off than the bound.
+/// Each fault that an edit of a backend or of the recorder could have changes the result: the same runs, with the fault
+/// made by other edits, must differ from the goldens by more than the bound.
 #[test]
 fn faults_in_edits_would_be_seen() {
     let (golden, session) = (golden("classic"), session("classic", Choice::Cpu));
@@ -314,7 +313,7 @@ fn faults_in_edits_would_be_seen() {
         logits.index_axis(Axis(0), 0).index_axis(Axis(0), 5).iter().map(|v| f64::from(*v)).collect::<Vec<f64>>()
     };
     for (right, wrong) in [
-        // The wrong row, the wrong head, twice, not at all.
+        // The faults: the wrong row, the wrong head, applied twice, not applied.
         ("resid_pre.2@pos=-1:zero", &["resid_pre.2@pos=-2:zero"][..]),
         ("z.0@head=3:zero", &["z.0@head=2:zero"]),
         ("resid_post.0:add=0.5*direction", &["resid_post.0:add=0.5*direction", "resid_post.0:add=0.5*direction"]),
@@ -322,7 +321,7 @@ fn faults_in_edits_would_be_seen() {
     ] {
         assert!(off(logits(wrong).into_iter(), &logits(&[right])) > 10.0 * BOUND, "{right} and {wrong:?} look alike");
     }
-    // An edit after the tap: what is tapped would not be what flows on.
+    // An edit after the tap: the recorded value would not be the one that the run uses.
     let batch = session.model().batch(&lists(&golden["texts"])).unwrap();
     let mut hooks = session.model().hooks();
     hooks.edit_at(Site::ResidPre(1), Select::all(), Edit::Add(vec![1.0])).unwrap();

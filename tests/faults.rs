@@ -1,5 +1,5 @@
-//! Faults of the world while a run is under way: whatever fails, the run ends soon, with an error that says what and why,
-//! and leaves nothing half-written. `bad_input.rs` has what is wrong from the beginning, and the full disk.
+//! Failures of the environment during a run: the run ends soon, with an error that says what failed and why, and leaves
+//! no unfinished file. `bad_input.rs` has wrong input and the full disk.
 
 #[path = "common/binary.rs"]
 mod binary;
@@ -20,7 +20,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Ends the GPU when a site's values arrive, or before anything is sent to it.
+/// Destroys the GPU device when a site's values arrive, or before anything is sent to it.
 struct Losing<'a>(&'a device::gpu::Gpu, Option<Site>);
 
 impl Sink for Losing<'_> {
@@ -39,7 +39,7 @@ fn a_lost_device_ends_the_run() {
         let checkpoint = Arc::new(Checkpoint::open(Path::new(CLASSIC)).unwrap());
         let batch = Batch::new(&[vec![1u32, 2, 3], vec![4, 5, 6, 7]], checkpoint.config()).unwrap();
         let mut hooks = Hooks::new(checkpoint.config());
-        // Every block is read as soon as it can be.
+        // Every block is read as soon as possible.
         hooks.tap("*").unwrap().staging_budget = 0;
         let params = Params::new(checkpoint, None);
         if at.is_none() {
@@ -48,15 +48,15 @@ fn a_lost_device_ends_the_run() {
         let mut sink = Losing(&gpu, at);
         let layout = Layout::new(&hooks, &batch).unwrap();
         let run = forward::forward(&gpu, &params, Run::new(&layout, 0..2), &mut sink, None);
-        // Before there was anything to look for it, this said that some buffer is invalid.
+        // Without the check for a lost device, the message was that some buffer is invalid.
         let error = pollster::block_on(run).unwrap_err().to_string();
         assert!(error.contains("the device was lost"), "{at:?}: {error}");
         assert!(!error.contains('\n'), "{error:?}");
     }
 }
 
-/// A checkpoint of 1.5 GB in a process that may have 3.3 GB: mapped, it leaves the driver too little to hold it. (The program
-/// and llvmpipe take 0.8 GB of addresses.)
+/// A checkpoint of 1.5 GB in a process that is limited to 3.3 GB. The map leaves the driver too little address space
+/// for the weights. (The program and llvmpipe take 0.8 GB of addresses.)
 #[cfg(target_os = "linux")]
 #[test]
 fn a_gpu_without_memory_ends_the_run() {
@@ -85,7 +85,7 @@ fn long_run(out: &Path) -> Command {
     command
 }
 
-/// Waits until something is so; panics where it never is.
+/// Waits until a condition holds; panics at the time limit.
 fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
@@ -94,7 +94,7 @@ fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// The folders in which runs write that are not finished.
+/// The folders of unfinished runs.
 fn unfinished(folder: &Path) -> Vec<PathBuf> {
     let all = names_in(folder).into_iter().filter(|name| name.starts_with(".actscope-"));
     all.map(|name| folder.join(name)).collect()
@@ -119,14 +119,14 @@ fn an_interrupted_run_ends_as_the_signal_says_and_leaves_nothing() {
         std::fs::write(&out, "old").unwrap();
         let mut child = begin(&mut long_run(&out), folder.path());
         assert!(Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap().success());
-        // A shell sees 128 more: 130, 143, 129.
+        // A shell reports the signal plus 128: 130, 143, 129.
         assert_eq!(child.wait().unwrap().signal(), Some(number), "{name}");
         assert_eq!(names_in(folder.path()), [format!("x.{extension}")], "{name}");
         assert_eq!(std::fs::read(&out).unwrap(), b"old", "{name}");
     }
 }
 
-/// Ctrl-C typed at a terminal, while a progress bar is shown there: the bar goes, the cursor is there, the shell's next
+/// Ctrl-C at a terminal that shows a progress bar: the bar is cleared, the cursor is visible, and the shell's next
 /// prompt begins at the left.
 #[cfg(target_os = "linux")]
 #[cfg_attr(not(feature = "external-tests"), ignore = "needs Python; tools/check.sh runs it")]
@@ -178,8 +178,8 @@ fn an_output_folder_that_goes_away_is_an_error() {
     assert_eq!(names_in(folder.path()), [""; 0]);
 }
 
-/// 200 runs, each killed at another moment: what is there afterwards is the old file or the new one, whole, and what the
-/// killed ones left behind is gone after the next run.
+/// 200 runs, each killed at another moment: afterwards the file is the complete old one or the complete new one, and
+/// the next run deletes what the killed runs left.
 #[cfg(unix)]
 #[test]
 fn a_run_killed_at_any_moment_leaves_the_old_file_or_the_new_one() {
@@ -215,21 +215,22 @@ fn a_run_killed_at_any_moment_leaves_the_old_file_or_the_new_one() {
             found if found == new => were_new += 1,
             found => panic!("kill {n} of seed {seed}: {} bytes that are neither file", found.len()),
         }
-        // One may be left by this run; those of the runs before are gone, but for those that had not come to their lock.
+        // This run may leave one folder. Those of earlier runs are deleted, except where a run was killed before it
+        // took its lock.
         let left = unfinished(folder.path()).iter().filter(|f| f.join("part").exists()).count();
         assert!(left <= 1, "kill {n} of seed {seed}: {left} folders are left");
     }
     println!("seed {seed}: {were_old} times the old file, {were_new} times the new one");
     assert!(were_old > 0, "no run was killed before its end: seed {seed}");
 
-    // What never came to its lock is taken away once it is a minute old.
+    // A folder without a lock is deleted when it is a minute old.
     let long_ago = std::time::SystemTime::now() - Duration::from_secs(120);
     unfinished(folder.path()).iter().for_each(|f| std::fs::File::open(f).unwrap().set_modified(long_ago).unwrap());
     write("1 2 3");
     assert_eq!(names_in(folder.path()), ["x.npz"]);
 }
 
-/// A folder of a run that goes on is nobody else's.
+/// A run does not delete the folder of another run that is in progress.
 #[test]
 fn runs_beside_each_other_leave_each_other_alone() {
     let folder = tempfile::tempdir().unwrap();
@@ -263,12 +264,13 @@ fn closed_streams_are_no_surprise() {
     assert_eq!(shell("\"$0\" tokens -m /nowhere/at/all hi 2>&-").0, Some(1));
 }
 
-/// A checkpoint that is changed after it was mapped. The run is held up at its first word on stderr, a pipe that is full.
+/// A checkpoint that is changed after it was mapped. The run blocks at its first message on stderr, because the pipe is
+/// full.
 #[cfg(target_os = "linux")]
 fn run_with_a_checkpoint_that_changes(change: impl FnOnce(&Path)) -> (Option<i32>, String, Vec<String>, Vec<u8>) {
     use std::io::{Read, Write};
     let (model, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    // Large enough that what is read late lies in other pages than the header.
+    // Large enough that weights that are read late lie in other pages than the header.
     let config = common::checkpoint::config(256, 4, 4, &[]);
     common::checkpoint::write(model.path(), &config, 1);
     let weights = model.path().join("model.safetensors");
@@ -276,7 +278,7 @@ fn run_with_a_checkpoint_that_changes(change: impl FnOnce(&Path)) -> (Option<i32
     std::fs::write(&out, "old").unwrap();
     let (mut reader, mut writer) = std::io::pipe().unwrap();
     let stderr_of_run = writer.try_clone().unwrap();
-    // Fills the pipe to its end, and then some more than it takes.
+    // Writes more than the pipe can hold.
     std::thread::spawn(move || writer.write_all(&[b' '; 1 << 20]));
     let mut command = Command::new(assert_cmd::cargo::cargo_bin("actscope"));
     command
@@ -297,7 +299,7 @@ fn run_with_a_checkpoint_that_changes(change: impl FnOnce(&Path)) -> (Option<i32
     (child.wait().unwrap().code(), last, names_in(folder.path()), std::fs::read(&out).unwrap())
 }
 
-/// Without the handler this ends with "Bus error", a core file and the unfinished folder left behind.
+/// Without the signal handler this ends with "Bus error", a core file and an unfinished folder.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_checkpoint_that_is_shortened_while_mapped_ends_the_run() {
@@ -320,7 +322,7 @@ fn a_checkpoint_that_is_changed_while_mapped_gives_no_numbers() {
     assert!(last.contains("model.safetensors was changed while it was read"), "{last}");
     assert_eq!((names, old), (vec!["x.npz".to_string()], b"old".to_vec()));
 
-    // One that is replaced stays what it was.
+    // A replaced checkpoint does not affect the run.
     let replace = |weights: &Path| {
         let new = weights.with_extension("new");
         std::fs::write(&new, "another").unwrap();

@@ -1,5 +1,5 @@
-//! Folders of checkpoints as people save them, against transformers: the ids that their tokenizers give, and what their
-//! weights compute. The folders and what is expected of them are made by tools/folders.
+//! Compares folders of checkpoints as users save them with transformers: the ids of their tokenizers and the results of
+//! their weights. tools/folders makes the folders and the expected values.
 
 use actscope::model::tokenizer::Tokenizer;
 use actscope::{Choice, Model, Select, Site};
@@ -18,8 +18,8 @@ fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
-/// Every folder as AutoTokenizer reads it. Seen red with an added_tokens.json, a special_tokens_map.json, a class, lstrip,
-/// add_prefix_space, do_lower_case and split_special_tokens taken out of a folder, in turn.
+/// Every folder as AutoTokenizer reads it. Seen red with an added_tokens.json, a special_tokens_map.json, a class,
+/// lstrip, add_prefix_space, do_lower_case and split_special_tokens taken out of a folder, in turn.
 #[test]
 fn tokens_are_those_of_transformers() {
     let expected = json(inputs("tokenizers/ids.json"));
@@ -41,7 +41,7 @@ fn tokens_are_those_of_transformers() {
     assert!(differ.is_empty(), "{} differ:\n{}", differ.len(), differ.join("\n"));
 }
 
-/// What a folder says that is not followed to the letter is told.
+/// A setting of a folder that is not followed exactly is reported.
 #[test]
 fn tokenizers_have_notes_where_files_disagree() {
     for (name, words) in [
@@ -63,8 +63,8 @@ fn tokenizers_have_notes_where_files_disagree() {
     }
 }
 
-/// The bytes of a token are those of its text, in vocabularies that are not byte-level too. Seen red: with `é` of a WordPiece
-/// vocabulary taken for a byte of a byte-level one.
+/// The bytes of a token are those of its text, in vocabularies that are not byte-level too. Seen red: with `é` of a
+/// WordPiece vocabulary taken for a byte of a byte-level one.
 #[test]
 fn tokens_of_every_vocabulary_have_their_text() {
     for (name, text, expected) in [
@@ -76,13 +76,13 @@ fn tokens_of_every_vocabulary_have_their_text() {
         let tokenizer = Tokenizer::from_folder(&inputs("tokenizers").join(name)).unwrap().unwrap();
         let shown: Vec<String> = tokenizer.encode(text).unwrap().iter().map(|id| tokenizer.token(*id).text()).collect();
         let shown: Vec<&str> = shown.iter().map(String::as_str).filter(|t| !t.starts_with('[')).collect();
-        // Pieces of a word are written with ## in front.
+        // Later pieces of a word begin with ##.
         assert_eq!(shown.join(" ").replace(" ##", ""), expected, "{name}");
     }
 }
 
-/// The residual stream after the last LayerNorm, against transformers in f64, and what is said of how the file was read. Seen
-/// red with another epsilon, and with a head of another name.
+/// The residual stream after the last LayerNorm, against transformers in f64, and the notes about how the file was
+/// read. Seen red with another epsilon, and with a head of another name.
 #[test]
 fn weights_are_read_as_they_are_saved() {
     let expected = json(inputs("weights/expected.json"));
@@ -127,7 +127,7 @@ fn weights_are_read_as_they_are_saved() {
         assert_eq!(found.len(), wanted.len());
         let worst = found.iter().zip(&wanted).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
         let size = wanted.iter().map(|x| x.abs()).fold(0.0, f64::max);
-        // A few roundings of f32 in one block.
+        // The bound is a few f32 roundings in one block.
         assert!(worst <= 4e-6 * size, "{name}: {worst} of {size}");
     }
 }

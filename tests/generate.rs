@@ -1,5 +1,5 @@
-//! Generation: that the model writes what transformers writes, that its activations on the way are those of one run over the
-//! finished text, and that requests, stops and files mean what the documentation says.
+//! Generation: the model writes the same text as transformers, the recorded activations equal those of one run over the
+//! finished text, and requests, stops and files behave as documented.
 
 #[path = "common/binary.rs"]
 mod binary;
@@ -88,7 +88,7 @@ fn filters_leave_what_transformers_leaves() {
 /// Prompts of different length.
 const PROMPTS: [&[u32]; 3] = [&[5, 17, 5, 99], &[100], &[2, 3, 42, 7, 8, 9, 10]];
 
-/// Generates with a request; gives the texts and what was recorded.
+/// Generates with a request; returns the texts and the capture.
 fn generate(session: &Session, generation: &Generation, ask: impl Fn(&mut Hooks)) -> (Vec<Generated>, Capture, Hooks) {
     let prompts = session.model().batch(&PROMPTS).unwrap();
     let whole = generation.texts(&prompts, session.model()).unwrap();
@@ -100,7 +100,7 @@ fn generate(session: &Session, generation: &Generation, ask: impl Fn(&mut Hooks)
     (pollster::block_on(run).unwrap(), capture, hooks)
 }
 
-/// How far an array is from another, of its largest value. What is not finite must be the same.
+/// The largest difference between two arrays, as a share of the largest value. Infinite and NaN elements must be equal.
 fn distance(got: &ArrayD<f32>, expected: &ArrayD<f32>) -> f64 {
     assert_eq!(got.shape(), expected.shape());
     let largest = expected.iter().filter(|v| v.is_finite()).fold(f32::MIN_POSITIVE, |m, v| m.max(v.abs()));
@@ -114,8 +114,8 @@ fn distance(got: &ArrayD<f32>, expected: &ArrayD<f32>) -> f64 {
     })
 }
 
-/// Every hook, prompt and new tokens, the last one's too: what one run over the finished texts records, edits included. On
-/// `cpu` to the last bit, but for logits, which few rows sum in another order.
+/// Every hook, for prompt and new tokens including the last one, equals that of one run over the finished texts, edits
+/// included. On `cpu` it is equal bit for bit, except for logits, which are summed in another order for few rows.
 #[test]
 fn activations_are_those_of_one_run() {
     let tap = |hooks: &mut Hooks| {
@@ -181,13 +181,13 @@ fn selections_are_cut_for_every_step() {
     }
 }
 
-/// Text that ends early leaves zeros, and the others go on as if it had not been there.
+/// A text that ends early leaves zeros, and it does not affect the other texts.
 #[test]
 fn texts_end_at_different_places() {
     let session = classic(Choice::Cpu);
     let plain = Generation { new_tokens: 6, ..Generation::default() };
     let (long, ..) = generate(&session, &plain, |_| {});
-    // What the first text writes as its third token ends it; so does what the last writes last.
+    // The first text's third new token ends it, and the last text's last one ends that text.
     let end = long[0].ids[PROMPTS[0].len() + 2];
     let ended = Generation { end_of_text: vec![end, 100_000], ..plain };
     let (texts, capture, _) = generate(&session, &ended, |hooks| {
@@ -226,7 +226,7 @@ fn the_context_ends_texts() {
     assert_eq!(got, [(2, Stop::Context), (0, Stop::Context), (3, Stop::Length)]);
 }
 
-/// The same seed gives the same text, whatever is run beside it; other seeds and samples give others.
+/// The same seed gives the same text, whichever texts share the batch. Other seeds and samples give other texts.
 #[test]
 fn seeds_and_samples() {
     let session = classic(Choice::Cpu);
@@ -243,7 +243,7 @@ fn seeds_and_samples() {
     assert_ne!(first, run(&Generation { sampling: Sampling { seed: 4, ..sampling }, ..generation }));
 }
 
-/// The caller can end a run; what was written is there, with its activations.
+/// The caller can end a run and receives the text so far with its activations.
 #[test]
 fn a_run_that_is_ended() {
     let session = classic(Choice::Cpu);
@@ -267,7 +267,7 @@ fn a_run_that_is_ended() {
     }
 }
 
-/// Steered logits, and what is told of each step.
+/// Steered logits, and the details of each step.
 #[test]
 fn lens_and_alternatives() {
     for device in DEVICES {
@@ -291,7 +291,7 @@ fn lens_and_alternatives() {
     }
 }
 
-/// Sums of scores are those of the logits of whole texts; windows score a long text as its windows do.
+/// Scores equal those from the logits of whole texts. The scores of a long text equal those of its windows.
 #[test]
 fn scores() {
     let session = classic(Choice::Cpu);
@@ -339,7 +339,7 @@ fn json_on_the_command_line() {
     assert!(text["text"].is_null());
     assert_eq!(text["alternatives"][0].as_array().unwrap().len(), 2);
     assert_eq!(text["lens"].as_array().unwrap().len(), 4);
-    // What is printed is the new text alone.
+    // stdout has only the new text.
     let printed = run_well(["generate", "-q", "The cat sat", "-n", "5", "--device", "cpu"].iter());
     assert_eq!(printed, format!("{}\n", texts[0]["text"].as_str().unwrap()));
     let stop = texts[0]["text"].as_str().unwrap().trim().chars().next().unwrap().to_string();
@@ -348,7 +348,8 @@ fn json_on_the_command_line() {
     assert!(stopped["texts"][0]["text"].as_str().unwrap().contains(&stop));
 }
 
-/// A file of a text that ended early: shapes of the longest possible, masks of what was reached, tokens of what was written.
+/// A file of a text that ended early: shapes of the longest possible, masks of what was reached, tokens of what was
+/// written.
 #[test]
 fn files_on_the_command_line() {
     let folder = tempfile::tempdir().unwrap();
@@ -430,7 +431,7 @@ fn edits_on_the_command_line() {
     let edits = file["edits"].to_string();
     assert!(edits.contains("pos=new") && edits.contains("sha256"), "{edits}");
 
-    // A freeze holds the prompt where it was, whatever comes before it; new tokens follow.
+    // `freeze` restores the prompt's values after an earlier edit; new tokens are not frozen.
     let plain = edited(&[]);
     let frozen = edited(&["resid_pre.0:add=1", "resid_pre.1:freeze"]);
     assert_eq!(row(&plain, 0, 2), row(&frozen, 0, 2));

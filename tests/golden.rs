@@ -1,10 +1,11 @@
-//! Every hook of every fixture on every device against f64 goldens from transformers and TransformerLens (tools/goldens). Each
-//! folder in tests/fixtures is a test of its own on each device, and one that is dropped in joins by itself. What is not whole
-//! fails: a folder without a golden file, or without its model, is not left out.
+//! Compares every hook of every fixture on every device with f64 goldens from transformers and TransformerLens
+//! (tools/goldens). Each folder in tests/fixtures is one test on each device, and a new folder is found automatically.
+//! An incomplete folder, without a golden file or without its model, fails.
 //!
-//! The bound: no worse than 4 times PyTorch's own f32 error against f64 on the same hook, or 4e-6 where that is less (rounding
-//! in another order). Seen red: tools/goldens/README.md lists the planted faults, the smallest of which (erf for tanh) is 2e-4
-//! away; an empty folder, one without weights, and a golden with one number changed each failed under their own name.
+//! The bound: no worse than 4 times PyTorch's own f32 error against f64 on the same hook, or 4e-6 where that is less
+//! (rounding in another order). Seen red: tools/goldens/README.md lists the injected faults, and the error of the
+//! smallest (erf for tanh) is 2e-4. An empty folder, one without weights, and a golden with one changed value each
+//! failed under their own name.
 
 mod common;
 

@@ -1,5 +1,6 @@
-//! What must hold whatever the numbers are: a batch is its texts one by one, looking changes nothing, patching a value with
-//! itself changes nothing and patching it with another does, and nothing is computed that was not asked for.
+//! Properties that hold for all values: a batch gives the same values as its texts alone, a tap changes nothing,
+//! patching a value with itself changes nothing and patching it with another one does, and only requested values are
+//! computed.
 
 mod common;
 #[path = "common/wrapped.rs"]
@@ -26,7 +27,7 @@ fn session(choice: Choice) -> Session {
     Model::open(&fixtures().join("classic").to_string_lossy()).unwrap().on(choice).unwrap()
 }
 
-/// Lengths on both sides of what the kernels for few rows take.
+/// Lengths below and above the limit of the kernels for few rows.
 fn texts() -> Vec<Vec<u32>> {
     let ids = |seed: u32, n: u32| (0..n).map(|i| (seed + 37 * i * i) % 101).collect();
     vec![ids(1, 12), ids(2, 1), ids(3, 9), ids(4, 5)]
@@ -49,9 +50,9 @@ fn unpadded(mut array: ArrayViewD<'_, f32>, site: Site, n: usize) -> ArrayD<f32>
     array.to_owned()
 }
 
-/// Bit for bit, but for few rows on the GPU, where other kernels sum in another order and the numeric policy's 4e-6 of the
-/// largest value holds.
-/// Seen red: positions counted through the whole batch, first at hook_pos_embed of the second text.
+/// Values are equal bit for bit, except for few rows on the GPU. There other kernels sum in another order, and the
+/// bound is the numeric policy's 4e-6 of the largest value. Seen red: positions counted through the whole batch, first
+/// at hook_pos_embed of the second text.
 #[test]
 fn a_batch_is_its_texts_one_by_one() {
     for choice in DEVICES {
@@ -78,7 +79,7 @@ fn a_batch_is_its_texts_one_by_one() {
     }
 }
 
-/// Padding is zero in every hook, masked scores are -inf and nothing else is.
+/// Padding is zero in every hook. Masked scores are -inf, and no other value is.
 #[test]
 fn padding_is_zero() {
     for choice in DEVICES {
@@ -95,7 +96,8 @@ fn padding_is_zero() {
     }
 }
 
-/// Taps that split no kernel change no bit of the logits; those that make a kernel run in steps stay within rounding.
+/// Taps that split no kernel change no bit of the logits. Taps that split a fused kernel change them within rounding
+/// only.
 #[test]
 fn looking_changes_nothing() {
     for choice in DEVICES {
@@ -111,7 +113,7 @@ fn looking_changes_nothing() {
             assert_eq!(logits(ask), unseen, "{choice:?} {ask}");
         }
         if choice == Choice::Cpu {
-            // Its steps are the fused kernels' own, one after the other.
+            // The steps are those of the fused kernels, one after the other.
             for ask in ["*pattern", "*attn_scores", "*hook_scale", "*normalized"] {
                 assert_eq!(logits(ask), unseen, "{choice:?} {ask}");
             }
@@ -122,7 +124,7 @@ fn looking_changes_nothing() {
     }
 }
 
-/// The memory of captures is used again: what it held never shows. Seen red with a copy that leaves out a row.
+/// The memory of captures is reused, and its old values never appear. Seen red with a copy that leaves out a row.
 #[cfg(feature = "demo")]
 #[test]
 fn captures_know_nothing_of_those_before() {
@@ -135,7 +137,7 @@ fn captures_know_nothing_of_those_before() {
         lengths.for_each(|n| session.host_memory().give_back(vec![f32::NAN; n]));
         assert_eq!(run(&session, &[ids(1)], everything), first);
     }
-    // Texts of unequal length are padded with zeros, whatever the memory held.
+    // Texts of unequal length are padded with zeros, even if the memory held other values.
     let two = run(&session, &[ids(1), ids(2)[..3].to_vec()], everything);
     for (site, array) in two.iter() {
         let padding = array
@@ -146,7 +148,8 @@ fn captures_know_nothing_of_those_before() {
     }
 }
 
-/// For every site: its own values put in its place change no bit of the logits, and other values do.
+/// For every site: setting it to its own values changes no bit of the logits, and setting it to other values changes
+/// them.
 #[test]
 fn patching() {
     for choice in DEVICES {
@@ -173,13 +176,13 @@ fn patching() {
                 assert_eq!(itself, before, "{choice:?} {site}: a self-patch");
             }
 
-            // A scale of zero divides by zero; doubling it changes things as well.
+            // A LayerNorm scale of zero would divide by zero, so the scale is doubled instead.
             let is_scale = site.name().ends_with("hook_scale");
             let after = patched(if is_scale { Edit::Scale(2.0) } else { Edit::Zero });
             let (logits, changed) = (before.get(Site::Unembed).unwrap(), after.get(Site::Unembed).unwrap());
             assert_ne!(logits, changed, "{choice:?} {site}: an edit that changed nothing");
             if !is_scale {
-                // Scores that a query cannot see stay masked.
+                // Scores of keys that the query cannot see stay masked.
                 let masked = |v: f32| v == f32::NEG_INFINITY && matches!(site, Site::AttnScores(_));
                 assert!(
                     after.get(site).unwrap().iter().all(|v| *v == 0.0 || masked(*v)),
@@ -190,7 +193,7 @@ fn patching() {
     }
 }
 
-/// Windows of taps are slices of the whole, per text.
+/// A tap of a window is the slice of the full tap, for every text.
 #[test]
 fn windows_are_slices() {
     for choice in DEVICES {
@@ -198,7 +201,7 @@ fn windows_are_slices() {
         let positions = vec![vec![0, 3, 4, 11], vec![0], vec![7, 8], vec![1, 4]];
         for site in Site::all(3) {
             let square = site.is_square();
-            // Asked for alone in both runs: a tap that splits a kernel may change the last bit of what comes after it.
+            // Tapped alone in both runs: a tap that splits a kernel may change the last bit of later values.
             let whole = run(&session, &texts(), |hooks| {
                 hooks.tap_at(site, Select::all()).unwrap();
             });
@@ -230,8 +233,8 @@ fn windows_are_slices() {
     }
 }
 
-/// More windows than one submit has room for dispatches: one token each of many texts. Seen red:
-/// the submit that makes room in between mapped the staging buffer that was still being filled.
+/// More windows than one submit can hold dispatches: one token each of many texts. Seen red: the extra submit in
+/// between mapped the staging buffer while it was still being filled.
 #[test]
 fn windows_may_be_many() {
     let ids: Vec<Vec<u32>> = (0..1100).map(|i| vec![i % 101, (7 * i) % 101, 3]).collect();
@@ -248,7 +251,7 @@ fn windows_may_be_many() {
     }
 }
 
-/// An edit of one head of z at one position is an edit of nothing else.
+/// An edit of one head of z at one position changes nothing else.
 #[test]
 fn an_edit_touches_its_window_only() {
     for choice in DEVICES {
@@ -267,7 +270,7 @@ fn an_edit_touches_its_window_only() {
             }
         }
         assert_eq!(after.get(Site::Z(1)).unwrap(), want.view(), "{choice:?}");
-        // Nothing before the edit may move, and text 1 was not touched at all.
+        // Values before the edit do not change, and no value of text 1 does.
         for (site, array) in before.iter().filter(|(site, _)| *site < Site::Z(1)) {
             assert_eq!(after.get(site).unwrap(), array.view(), "{choice:?} {site}");
         }
@@ -276,8 +279,8 @@ fn an_edit_touches_its_window_only() {
     }
 }
 
-/// Lists of positions, heads, dims and keys, each with a gap: taps are what indexing the whole gives, and an edit is of those
-/// elements and of no others. Seen red: columns joined across heads.
+/// Lists of positions, heads, dims and keys, each with a gap: a tap equals indexing the full value, and an edit changes
+/// these elements and no others. Seen red: columns joined across heads.
 #[test]
 fn selections_are_lists() {
     let heads = [0usize, 2, 3];
@@ -320,7 +323,7 @@ fn selections_are_lists() {
                                 _ => (vec![text, i, k], vec![text, *p, *d]),
                             };
                             assert_eq!(part[&here[..]], whole[&there[..]], "{choice:?} {site} {there:?}");
-                            // Only what the query can see is edited.
+                            // Only keys that the query can see are edited.
                             if !site.is_square() || *d <= *p {
                                 expected[&there[..]] = 0.25;
                             }
@@ -333,7 +336,8 @@ fn selections_are_lists() {
     }
 }
 
-/// An edit by a function gets each text's values once, and what it returns flows on. Provenance has its name and a hash.
+/// A function edit receives each text's values once, and the run continues with its result. Provenance has its name and
+/// a hash.
 #[test]
 fn an_edit_may_be_a_function() {
     for choice in DEVICES {
@@ -384,7 +388,7 @@ fn select_texts(select: &Select) -> usize {
     if *select == Select::all() { texts().len() } else { 3 }
 }
 
-/// What was tapped stays what it was when the same tensor is changed at the next site.
+/// A recorded value does not change when the same tensor is edited at the next site.
 #[test]
 fn an_edit_leaves_earlier_taps_alone() {
     for choice in DEVICES {
@@ -424,12 +428,12 @@ fn requests_that_make_no_sense_are_refused() {
     );
     assert!(refused(Select::all().positions(vec![vec![]; 4]), Edit::Zero).contains("nothing"));
 
-    // Rows of patterns are as long as their text: one row cannot serve texts of different length.
+    // Rows of patterns are as long as their text, so one row cannot fit texts of different length.
     let mut hooks = session.model().hooks();
     hooks.edit_at(Site::Pattern(0), Select::all(), Edit::Replace(vec![0.5; 12])).unwrap();
     assert!(session.run(&batch, &hooks).unwrap_err().to_string().contains("12 values"));
 
-    // What was made for another model is not run on this one.
+    // A request for another model is refused.
     let other = Model::open(&fixtures().join("odd_bf16_sharded").to_string_lossy()).unwrap();
     let mut hooks = other.hooks();
     hooks.tap("resid_post.0").unwrap();
@@ -438,7 +442,7 @@ fn requests_that_make_no_sense_are_refused() {
     assert!(matches!(other.run(&batch, &hooks), Err(actscope::Error::Batch(_))));
 }
 
-/// What a run with these hooks asks of a device, and what it gives; the batch run in groups of texts.
+/// The operations that a run with these hooks calls, and its result. The batch runs in groups of texts.
 fn counted(patterns: &[&str], groups: &[Range<usize>], edit: Option<(Site, Edit)>) -> (Vec<&'static str>, Capture) {
     let checkpoint = Arc::new(Checkpoint::open(&fixtures().join("classic")).unwrap());
     let batch = Batch::new(&texts(), checkpoint.config()).unwrap();
@@ -496,7 +500,7 @@ fn nothing_is_computed_that_was_not_asked_for() {
     assert_eq!((count(&result, "linear_by_head"), count(&result, "sum_heads"), linears(&result)), (1, 1, 1));
 }
 
-/// Texts run in groups give what they give together, whole-window edits included.
+/// Texts that run in groups have the same values as in one batch, edits of the whole window included.
 #[test]
 fn groups_of_texts_are_the_batch() {
     let n: usize = texts().iter().map(Vec::len).sum();
@@ -516,8 +520,8 @@ fn groups_of_texts_are_the_batch() {
     assert_eq!(batch.groups(1000, tokens), [0..4]);
 }
 
-/// A text cut anywhere: the first tokens, then the rest with the keys and values that the first left in a cache, give what the
-/// whole gives. Bit for bit on `cpu`. Seen red: a position that is one off.
+/// A text is split at any point: the first tokens run, then the rest with cached keys and values. The values equal
+/// those of the whole run, bit for bit on `cpu`. Seen red: a position that is one off.
 #[test]
 fn a_run_in_pieces_is_the_run_in_one() {
     fn check<D: Device>(dev: &D, exact: bool) {
@@ -543,7 +547,7 @@ fn a_run_in_pieces_is_the_run_in_one() {
             ends.push(lengths);
             let mut from = [0, 0];
             for to in ends {
-                // Only texts that go on are run.
+                // Only texts that continue are run.
                 let going: Vec<usize> = (0..2).filter(|i| from[*i] < to[*i]).collect();
                 if going != [0, 1] {
                     continue;
@@ -569,7 +573,7 @@ fn a_run_in_pieces_is_the_run_in_one() {
                         };
                         let largest = expected.iter().filter(|v| v.is_finite()).fold(0.0f32, |m, v| m.max(v.abs()));
                         for (a, b) in got.iter().zip(&expected) {
-                            // The logits of few rows are summed in another order.
+                            // Logits of few rows are summed in another order.
                             let exact = exact && site != Site::Unembed;
                             let near = if exact { a == b } else { a == b || (a - b).abs() <= 4e-6 * largest };
                             assert!(near, "{}: {cuts:?} {site} text {i} from {from:?}: {a}, expected {b}", dev.info());
@@ -584,7 +588,7 @@ fn a_run_in_pieces_is_the_run_in_one() {
     Cpu::all().iter().for_each(|cpu| check(cpu, true));
 }
 
-/// A session, a model, a request and what comes back can be sent to other threads and shared by them.
+/// A session, a model, a request and a capture can be sent to other threads and shared by them.
 #[test]
 fn sessions_are_shared_by_threads() {
     fn is_shareable<T: Send + Sync>() {}
@@ -608,7 +612,7 @@ fn sessions_are_shared_by_threads() {
     }
 }
 
-/// A progress callback may end a run, which says so.
+/// A progress callback may end a run, which returns an error of its own kind.
 #[test]
 fn a_run_can_be_cancelled() {
     for choice in DEVICES {
@@ -623,12 +627,12 @@ fn a_run_can_be_cancelled() {
         let ended = pollster::block_on(session.run_async(&batch, &hooks, Some(&progress)));
         assert!(matches!(ended, Err(actscope::Error::Cancelled)), "{choice:?}");
         assert_eq!(steps.load(Ordering::Relaxed), 2);
-        // And the next one runs as if nothing had been.
+        // The next run is not affected.
         session.run(&batch, &hooks).unwrap();
     }
 }
 
-/// A run that starts at a block, with the stream that a whole run had there, gives what the whole run gives from there on.
+/// A run that starts at a block with the stream of a whole run has the values of the whole run from there on.
 #[test]
 fn a_run_may_start_at_a_block() {
     let checkpoint = Arc::new(Checkpoint::open(&fixtures().join("classic")).unwrap());
@@ -643,7 +647,7 @@ fn a_run_may_start_at_a_block() {
         let run = Run { start, ..Run::new(&layout, 0..texts().len()) };
         pollster::block_on(forward::forward(&dev, &params, run, &mut capture, None)).map(|()| capture)
     };
-    // Each alone: a tap that splits a kernel may change the last bit of what comes after it.
+    // Each is tapped alone: a tap that splits a kernel may change the last bit of later values.
     let whole = captured("resid_pre.1", Start::Tokens).unwrap();
     let embeddings = captured("hook_embed", Start::Tokens).unwrap();
     let logits = captured("unembed", Start::Tokens).unwrap();

@@ -1,6 +1,7 @@
-//! Every operation of the device trait on the cases of `src/verify/list.rs`, awkward shapes and hostile values with their
-//! tolerances: `cpu` and `gpu` against `reference`. A new operation or kernel variant gets its cases there. Here is one test
-//! an operation, so that what fails is named, and what no single operation shows.
+//! Compares `cpu` and `gpu` with `reference` for every operation of the device trait, on the cases of
+//! `src/verify/list.rs`: difficult shapes and values with their tolerances. A new operation or kernel variant gets its
+//! cases there. This file has one test for each operation, so that a failure names it, and tests of properties that
+//! involve several operations.
 
 use actscope::device::cpu::Cpu;
 use actscope::device::gpu::Gpu;
@@ -56,8 +57,8 @@ operations! {
     gather_rows
 }
 
-/// Whatever tile configuration is the fastest on somebody's GPU, it is right. The one with matrices is among them where the
-/// adapter has those in f32.
+/// Every tile configuration is right, since any of them may be the fastest on some GPU. The one with matrices is
+/// included where the adapter has f32 matrices.
 #[test]
 fn products_are_right_in_every_tile() {
     for op in [OpKind::Linear, OpKind::Unembed] {
@@ -66,7 +67,7 @@ fn products_are_right_in_every_tile() {
     }
 }
 
-/// A copy is of the moment at which it was recorded, whatever happens to the tensor afterwards.
+/// A copy has the values of the moment at which it was recorded, independent of what happens to the tensor later.
 #[test]
 fn copies_are_of_their_moment() {
     fn check<D: Device>(dev: &D) {
@@ -77,7 +78,7 @@ fn copies_are_of_their_moment() {
         let after = dev.copy_out(&zero, &all);
         let unchanged = dev.copy_out(&x, &all);
         drop((x, zero));
-        // Its memory may be given to the next tensor before anything has run.
+        // The next tensor may get this memory before any work has run.
         let _other = Host { rows: 2, cols: 3, values: vec![9.0; 6] }.on(dev);
         dev.submit();
         assert_eq!(pollster::block_on(dev.read(before)).unwrap(), [1.0; 6]);
@@ -89,7 +90,8 @@ fn copies_are_of_their_moment() {
     gpus().iter().for_each(check);
 }
 
-/// Two texts whose last queries come after their other keys and values were put in a cache, in another order than there.
+/// The last queries of two texts, whose earlier keys and values are in a cache. The order of the texts differs from the
+/// cache's.
 #[test]
 fn attention_over_a_cache_is_attention_over_the_whole() {
     fn near(got: &[f32], expected: &[f32], what: &str) {

@@ -1,4 +1,4 @@
-//! The logit lens: that each row is what the model would say if it stopped there, on every device.
+//! The logit lens: each row is the model's output if it stopped after that layer, on every device.
 
 mod common;
 
@@ -30,8 +30,8 @@ fn close(a: &Reading, b: &Reading, within: f64) -> bool {
     next && top && near(a.entropy, b.entropy)
 }
 
-/// A model whose later blocks add nothing ends where the lens looks: then its own output is the lens' row. Seen to fail with
-/// the stream of the block before (other tokens on top), and with an eps of 1e-2 in ln_f (0.129 for 0.2).
+/// If a model's later blocks add nothing, its own output is the lens's row. Seen to fail with the stream of the block
+/// before (other tokens on top), and with an eps of 1e-2 in ln_f (0.129 for 0.2).
 #[test]
 fn a_row_is_what_the_model_says_when_later_blocks_add_nothing() {
     for device in DEVICES {
@@ -57,7 +57,7 @@ fn a_row_is_what_the_model_says_when_later_blocks_add_nothing() {
     }
 }
 
-/// The last row is the model's own output to the last bit, read here in another way.
+/// The last row equals the model's own output bit for bit, computed here in another way.
 #[test]
 fn the_last_row_is_the_models_output() {
     for device in DEVICES {
@@ -84,8 +84,8 @@ fn the_last_row_is_the_models_output() {
     }
 }
 
-/// Against f64: the goldens' streams through the raw weights with plain sums. The entropy of the classic fixture's first
-/// position is 4.3062; with an eps of 1e-2 it comes out as 4.4742, with the maximum forgotten in its sum as 1.88.
+/// Against f64: the goldens' streams through the raw weights with plain sums. The entropy of the classic fixture's
+/// first position is 4.3062; with an eps of 1e-2 it comes out as 4.4742, with the maximum left out of its sum as 1.88.
 #[test]
 fn goldens() {
     for case in ["classic", "untied_erf"] {
@@ -138,7 +138,7 @@ fn goldens() {
     }
 }
 
-/// What the caller asks for comes back with the streams; logits only where asked for; progress ends at its end.
+/// The caller's own taps return with the streams, logits only where requested, and progress reaches its end.
 #[test]
 fn what_else_was_asked_for_comes_back() {
     let session = on("demo", Choice::Cpu);

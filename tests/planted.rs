@@ -1,6 +1,6 @@
-//! The check of the check: faults are planted in every kernel of the GPU device and in every operation of the CPU device, and
-//! `verify` must catch each and name what is wrong. A plant that is not caught turns these tests red, and so does one that no
-//! longer fits the kernel it was made for.
+//! Tests of `verify` itself: faults are injected into every kernel of the GPU device, every operation of the CPU
+//! device and its cache. `verify` must detect each and name the kernel or operation. A mutant that is not detected
+//! fails these tests, and so does one that no longer fits its kernel.
 
 mod common;
 #[path = "common/wrapped.rs"]
@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::{LazyLock, Mutex};
 use wrapped::Wrapped;
 
-/// The cases by operation; what the reference gives is computed once for all tests.
+/// The cases by operation. The reference's results are computed once for all tests.
 static SUITES: LazyLock<Vec<(OpKind, Suite)>> =
     LazyLock::new(|| list::OPERATIONS.iter().map(|(op, _)| (*op, Suite::of(*op))).collect());
 
@@ -31,8 +31,9 @@ fn check<D: Device>(dev: &D, suite: &Suite) -> Vec<KernelRow> {
     rows.into_iter().filter(|row| row.cases > 0).collect()
 }
 
-/// An adapter that runs a kernel, with what is planted in this thread; none where this machine's cannot: a real GPU does not
-/// run the kernels that are made for llvmpipe, and llvmpipe must; few adapters have matrices.
+/// An adapter that runs a kernel, with the fault that is injected in this thread. `None` where no adapter of this
+/// machine can run it: a real GPU does not run the kernels for llvmpipe, and few adapters have matrices. llvmpipe must
+/// run its own kernels.
 fn gpu_with(kernel: &str) -> Option<Gpu> {
     let kernel = kernels::ALL.iter().find(|k| k.name == kernel).expect("a kernel of the table");
     match pollster::block_on(Gpu::open_for(kernel)) {
@@ -53,7 +54,7 @@ fn operations_of_kernels() -> BTreeMap<String, BTreeSet<OpKind>> {
     for gpu in pollster::block_on(Gpu::families()).expect("a GPU adapter, llvmpipe at least") {
         for (op, suite) in SUITES.iter() {
             for row in check(&gpu, suite) {
-                assert!(row.ok(), "nothing is planted, and {row:?}");
+                assert!(row.ok(), "no fault is injected, and {row:?}");
                 operations.entry(row.kernel).or_default().insert(*op);
             }
         }
@@ -61,83 +62,84 @@ fn operations_of_kernels() -> BTreeMap<String, BTreeSet<OpKind>> {
     operations
 }
 
-/// Barriers, stale memory and faults that only large shapes show are among the plants. llvmpipe runs a workgroup's lanes eight
-/// at a time up to the next barrier, so that a missing one shows there every time; a real GPU may show it now and then.
+/// The mutants include missing barriers, stale memory, and faults that only large shapes show. llvmpipe runs eight
+/// invocations of a workgroup at a time up to the next barrier, so a missing barrier shows there every time. On a real
+/// GPU it may show only sometimes.
 #[test]
 fn every_fault_in_a_kernel_is_caught_and_named() {
     let operations = operations_of_kernels();
-    let planted: BTreeSet<&str> = mutants::ALL.iter().map(|plant| plant.kernel).collect();
-    assert_eq!(planted, kernels::ALL.iter().map(|kernel| kernel.name).collect(), "every kernel has a plant");
+    let with_mutant: BTreeSet<&str> = mutants::ALL.iter().map(|mutant| mutant.kernel).collect();
+    assert_eq!(with_mutant, kernels::ALL.iter().map(|kernel| kernel.name).collect(), "every kernel has a mutant");
 
     let mut uncaught = Vec::new();
-    for plant in mutants::ALL {
-        mutants::inject(Some(plant));
-        let Some(gpu) = gpu_with(plant.kernel) else { continue };
+    for mutant in mutants::ALL {
+        mutants::inject(Some(mutant));
+        let Some(gpu) = gpu_with(mutant.kernel) else { continue };
         let (mut off, mut worst) = (BTreeSet::new(), 0.0f64);
-        for (_, suite) in SUITES.iter().filter(|(op, _)| operations[plant.kernel].contains(op)) {
+        for (_, suite) in SUITES.iter().filter(|(op, _)| operations[mutant.kernel].contains(op)) {
             for row in check(&gpu, suite).into_iter().filter(|row| !row.ok()) {
                 worst = worst.max(row.off.share);
                 off.insert(row.kernel);
             }
         }
-        println!("{}: {}: {worst:.1e} times what is allowed", plant.kernel, plant.name);
-        // Shares of k and their sum are the work of two kernels, and both are named.
-        let joined = |kernel: &str| match plant.kernel {
+        println!("{}: {}: {worst:.1e} times what is allowed", mutant.kernel, mutant.name);
+        // One kernel computes shares of k and another adds them up. Either may be named.
+        let joined = |kernel: &str| match mutant.kernel {
             "linear" | "linear_matrices" => kernel == "linear_join",
             "linear_join" => kernel == "linear" || kernel == "linear_matrices",
             _ => false,
         };
-        if !off.contains(plant.kernel) || off.iter().any(|kernel| kernel != plant.kernel && !joined(kernel)) {
-            uncaught.push(format!("{}: {}: what was called wrong is {off:?}", plant.kernel, plant.name));
+        if !off.contains(mutant.kernel) || off.iter().any(|kernel| kernel != mutant.kernel && !joined(kernel)) {
+            uncaught.push(format!("{}: {}: verify named {off:?}", mutant.kernel, mutant.name));
         }
     }
     mutants::inject(None);
     assert!(uncaught.is_empty(), "{uncaught:#?}");
 }
 
-/// On a whole model: what makes hooks wrong is named by the operation and the layer in which it first is.
+/// On a whole model, lockstep names the operation and the layer where a fault first occurs.
 #[test]
 fn what_makes_a_model_wrong_is_named_in_lockstep() {
     let checkpoint = Arc::new(Checkpoint::open(&fixtures().join("classic")).unwrap());
     let ids = |n: u32| (0..n).map(|i| (3 + 37 * i * i) % 101).collect::<Vec<u32>>();
     let batches = [vec![ids(12), ids(1)], vec![ids(5)]].map(|texts| Batch::new(&texts, checkpoint.config()).unwrap());
     let mut seen = BTreeSet::new();
-    for plant in std::iter::once(None).chain(mutants::ALL.iter().map(Some)) {
-        mutants::inject(plant);
-        let Some(gpu) = gpu_with(plant.map_or("embed", |plant| plant.kernel)) else { continue };
+    for mutant in std::iter::once(None).chain(mutants::ALL.iter().map(Some)) {
+        mutants::inject(mutant);
+        let Some(gpu) = gpu_with(mutant.map_or("embed", |mutant| mutant.kernel)) else { continue };
         let params = Params::new(checkpoint.clone(), None);
         let rows = pollster::block_on(hooks::check(&gpu, &params, &batches, &|_, _, _| {})).unwrap();
         let steps = pollster::block_on(lockstep::check(&gpu, &params, &batches, &|_, _, _| {})).unwrap();
-        let Some(plant) = plant else {
-            assert!(rows.iter().all(|row| row.ok()), "nothing is planted");
-            assert!(steps.mismatches.is_empty(), "nothing is planted, and {:?}", steps.mismatches);
+        let Some(mutant) = mutant else {
+            assert!(rows.iter().all(|row| row.ok()), "no fault is injected");
+            assert!(steps.mismatches.is_empty(), "no fault is injected, and {:?}", steps.mismatches);
             continue;
         };
         let first = steps.mismatches.first();
         if rows.iter().any(|row| !row.ok()) {
-            let first = first.unwrap_or_else(|| panic!("{plant:?}: hooks are off and no operation is"));
+            let first = first.unwrap_or_else(|| panic!("{mutant:?}: hooks are wrong and no operation is"));
             // Kernels for few rows, with matrices and of other families share their operation.
             let variants = ["_few", "_matrices", "_broadcast", "_join"];
-            let op = variants.iter().fold(plant.kernel, |name, end| name.trim_end_matches(end));
+            let op = variants.iter().fold(mutant.kernel, |name, end| name.trim_end_matches(end));
             println!(
                 "{}: {}: {:.1e} times what is allowed, {} in {}",
-                plant.kernel,
-                plant.name,
+                mutant.kernel,
+                mutant.name,
                 first.share,
                 first.kind.name(),
                 first.part
             );
             let named = first.kind.name() == op || op == "linear" && first.kind.name().starts_with("linear_");
-            assert!(named, "{plant:?}: what parts first is {first:?}");
+            assert!(named, "{mutant:?}: the first mismatch is {first:?}");
             let hook = rows.iter().find(|row| !row.ok()).and_then(|row| row.site.layer());
             // The sum of the embeddings is block 0's input.
             let is_there = |layer| first.part == Part::Block(layer) || layer == 0 && op == "add";
-            assert!(hook.is_none_or(is_there), "{plant:?}: hooks say {hook:?}, {first:?}");
-            seen.insert(plant.kernel);
+            assert!(hook.is_none_or(is_there), "{mutant:?}: hooks say {hook:?}, {first:?}");
+            seen.insert(mutant.kernel);
         }
     }
     mutants::inject(None);
-    // Those that a small model does not see need the list of cases: edits, f16, columns read in part.
+    // Some faults show only in the list of cases, not in a small model: edits, f16, columns that are read in part.
     assert!(seen.len() >= 12, "{seen:?}");
 }
 
@@ -145,15 +147,15 @@ fn what_makes_a_model_wrong_is_named_in_lockstep() {
 enum Fault {
     /// One value is NaN.
     Nan,
-    /// The last column is lost.
+    /// The last column is zero.
     LastColumn,
-    /// Every row is its neighbour.
+    /// Every row has the next row's values.
     RowOff,
-    /// Results have 11 bits.
+    /// Results are rounded to 11 bits.
     Half,
-    /// Everything is right in the first 512 rows.
+    /// Only rows from 512 on are wrong.
     BeyondRow512,
-    /// The result is the one before.
+    /// The result is that of the call before.
     Stale,
 }
 
@@ -203,7 +205,7 @@ fn every_fault_in_an_operation_of_the_cpu_is_caught_and_named() {
     assert!(uncaught.is_empty(), "{uncaught:#?}");
 }
 
-/// The formula is another one, as in nanoGPT with gpt2's weights: seen in whole runs, and named by block.
+/// Another formula (erf for tanh, as in nanoGPT with gpt2's weights) is detected in whole runs and named by block.
 #[test]
 fn another_formula_on_the_cpu_is_named_in_lockstep() {
     let erf = |cpu: &Cpu, op: &Op, operands: Operands<'_, Cpu>| match op {
@@ -221,7 +223,7 @@ fn another_formula_on_the_cpu_is_named_in_lockstep() {
     assert_eq!(named, [0, 1, 2].map(|l| ("activation", Part::Block(l))));
 }
 
-/// A device whose attention from a cache, or whose cache, is wrong: right by every other question.
+/// A device whose cache, or whose attention over it, is wrong. Every other comparison of `verify` passes.
 #[test]
 fn every_fault_in_a_cache_is_caught() {
     let checkpoint = Arc::new(Checkpoint::open(&fixtures().join("classic")).unwrap());
@@ -243,7 +245,7 @@ fn every_fault_in_a_cache_is_caught() {
         (
             "off by one position",
             append(|cpu, cache, qkv, texts| {
-                // A single token's keys and values take the place of those before it.
+                // A single token's keys and values also overwrite those of the position before it.
                 cpu.append(cache, qkv, texts);
                 for text in texts.iter().filter(|text| text.rows.len() == 1 && text.n_keys > 1) {
                     cpu.append(cache, qkv, &[Queries { n_keys: text.n_keys - 1, ..text.clone() }]);
@@ -256,7 +258,7 @@ fn every_fault_in_a_cache_is_caught() {
             append(|cpu, cache, qkv, texts| {
                 cpu.append(cache, qkv, texts);
                 for text in texts.iter().filter(|text| text.rows.len() > 1) {
-                    // The last position keeps what the one before it had.
+                    // The last position gets the keys and values of the one before it.
                     let rows = text.rows.end - 2..text.rows.end - 1;
                     cpu.append(cache, qkv, &[Queries { rows, ..text.clone() }]);
                 }

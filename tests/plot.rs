@@ -1,5 +1,6 @@
-//! Pictures: every cell, label and colour traced back to what `extract` says, in SVG, in pixels and on a terminal; and how
-//! requests that cannot be drawn are refused. Each check was seen to fail: see the comments beside them.
+//! Pictures: every cell, label and colour is compared with the output of `extract`, in SVG, in pixels and on a
+//! terminal; and how requests that cannot be drawn are refused. Each check was seen to fail: see the comments beside
+//! them.
 
 #[path = "common/binary.rs"]
 mod binary;
@@ -13,8 +14,8 @@ use std::path::Path;
 
 const TEXT: &str = "The cat sat on the mat.";
 
-/// A line break, a tabulator, two spaces, right-to-left, an emoji of several tokens, a character that the fonts lack, an
-/// invisible one, and what XML has to escape.
+/// A line break, a tabulator, two spaces, right-to-left, an emoji of several tokens, a character that the fonts lack,
+/// an invisible one, and what XML has to escape.
 const ODD: &str = "a\n\t  <b> & \"שלום\" 🙂 你好\u{200b} e\u{301}\\n";
 
 /// A number as both commands print it: compared as text, so to the last digit.
@@ -26,7 +27,7 @@ fn json(args: &[&str]) -> Value {
     serde_json::from_str(&run_well(args.iter().chain(&["--json", "-q"]))).unwrap()
 }
 
-/// Draws an SVG; gives back its text.
+/// Draws an SVG; returns its text.
 fn svg(args: &[&str]) -> String {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("x.svg");
@@ -42,7 +43,7 @@ fn png(args: &[&str]) -> Pixmap {
     Pixmap::load_png(file).unwrap()
 }
 
-/// A coloured cell of an SVG and what it says about itself.
+/// A coloured cell of an SVG and its tooltip.
 #[derive(Debug)]
 struct Cell {
     x: f32,
@@ -147,7 +148,7 @@ fn alike(a: &str, b: &str) -> bool {
     [1, 3, 5].iter().all(|&i| (channel(a, i) - channel(b, i)).abs() <= 1)
 }
 
-/// The colours' end, by the rule that the README states.
+/// The end of the colour range, by the rule in docs/guide.md.
 fn limit(values: &[f64]) -> f64 {
     let mut sizes: Vec<f64> = values.iter().map(|v| v.abs()).collect();
     sizes.sort_by(f64::total_cmp);
@@ -155,17 +156,17 @@ fn limit(values: &[f64]) -> f64 {
     if max > 2.0 * most { most } else { max }
 }
 
-/// With the sign of colours flipped, labels one row down, rows and columns exchanged, or the clip at the 95th percentile,
-/// this fails: at the first cell's colour, its row's label, its column's label, the last colour.
+/// With the sign of colours flipped, labels one row down, rows and columns exchanged, or the clip at the 95th
+/// percentile, this fails: at the first cell's colour, its row's label, its column's label, the last colour.
 #[test]
 fn each_cell_of_a_heatmap_is_a_number_of_extract() {
     let mut clips = BTreeSet::new();
     for hook in ["resid_post.1", "blocks.0.hook_resid_pre", "mlp_post.3"] {
         let args = ["heatmap", TEXT, "-k", hook];
         let drawing = Drawing::of(&svg(&args));
-        let truth = json(&["extract", TEXT, "-k", hook]);
-        let name = truth["hooks"].as_object().unwrap().keys().next().unwrap().clone();
-        let rows: Vec<Vec<String>> = truth["hooks"][&name][0].as_array().unwrap().iter().map(numbers).collect();
+        let expected = json(&["extract", TEXT, "-k", hook]);
+        let name = expected["hooks"].as_object().unwrap().keys().next().unwrap().clone();
+        let rows: Vec<Vec<String>> = expected["hooks"][&name][0].as_array().unwrap().iter().map(numbers).collect();
         let width = rows[0].len();
         let dims: Vec<usize> = (0..100).map(|i| (i as f64 * ((width - 1) as f64 / 99.0)) as usize).collect();
         let shown: Vec<f64> =
@@ -175,7 +176,7 @@ fn each_cell_of_a_heatmap_is_a_number_of_extract() {
         assert!(drawing.says("Activation Value") && drawing.says("\"The cat sat on the mat.\"") && drawing.says(&name));
         for (i, cell) in drawing.cells.iter().enumerate() {
             let (row, col) = (i / 100, i % 100);
-            let token = truth["tokens"][0][row].as_str().unwrap().replace(' ', "␣");
+            let token = expected["tokens"][0][row].as_str().unwrap().replace(' ', "␣");
             assert_eq!(drawing.row_label(cell), format!("{row} {token}"));
             assert_eq!(drawing.column_label(cell), dims[col].to_string());
             let value = &rows[row][dims[col]];
@@ -194,7 +195,7 @@ fn each_cell_of_a_heatmap_is_a_number_of_extract() {
     assert_eq!(clips.len(), 2, "one of the hooks is clipped and one is not");
 }
 
-/// The PNG has the SVG's colours in the SVG's places, twice as sharp.
+/// The PNG has the SVG's colours in the SVG's places, at twice the resolution.
 #[test]
 fn the_png_is_the_svg_in_pixels() {
     for args in [&["heatmap", TEXT, "-l", "1", "-l", "2"][..], &["attention", TEXT], &["lens", TEXT]] {
@@ -220,7 +221,7 @@ fn the_png_is_the_svg_in_pixels() {
 fn each_cell_of_attention_is_a_number_of_extract() {
     for (kind, hook) in [("pattern", "hook_pattern"), ("scores", "hook_attn_scores")] {
         let args = ["attention", TEXT, "--kind", kind];
-        let truth = json(&["extract", TEXT, "-k", &format!("*{hook}")]);
+        let expected = json(&["extract", TEXT, "-k", &format!("*{hook}")]);
         let numbers = json(&args);
         let heads = numbers["heads"].as_array().unwrap();
         assert_eq!(heads.len(), 4 * 5);
@@ -230,9 +231,9 @@ fn each_cell_of_attention_is_a_number_of_extract() {
             let name = head["hook"].as_str().unwrap();
             assert_eq!(name, format!("blocks.{layer}.attn.{hook}"));
             for query in 0..7 {
-                let (mine, theirs) = (&head["values"][query], &truth["hooks"][name][0][n][query]);
+                let (mine, theirs) = (&head["values"][query], &expected["hooks"][name][0][n][query]);
                 for key in 0..7 {
-                    // Above the diagonal nothing is looked at: a pattern's zeros are null here.
+                    // Above the diagonal all keys are masked: a pattern's zeros are null here.
                     let wanted = if key > query { &Value::Null } else { &theirs[key] };
                     assert_eq!(&mine[key], wanted, "{name} head {n}: {query} looks at {key}");
                 }
@@ -260,8 +261,8 @@ fn each_cell_of_attention_is_a_number_of_extract() {
     }
 }
 
-/// The card of the demo model names its heads: on random tokens twice, 2.3 looks at the token before, 3.3 and 3.4 at the one
-/// after the same token's first copy. With layers counted from 1 this fails.
+/// The card of the demo model names its heads: on random tokens twice, 2.3 attends to the token before, 3.3 and 3.4 to
+/// the one after the same token's first copy. With layers counted from 1 this fails.
 #[test]
 fn the_heads_that_the_card_names_are_plain_to_see() {
     const HALF: usize = 24;
@@ -318,11 +319,11 @@ fn each_cell_of_the_lens_is_a_reading() {
     }
 }
 
-/// Rows, dimensions and layers are those that were asked for.
+/// The picture has the requested rows, dimensions and layers.
 #[test]
 fn what_was_chosen_is_what_is_shown() {
     let chosen = json(&["heatmap", TEXT, "-l", "all", "--token", " mat", "--token", "1", "--dims", "top:7"]);
-    let truth = json(&["extract", TEXT, "-l", "all", "--token", " mat", "--token", "1"]);
+    let expected = json(&["extract", TEXT, "-l", "all", "--token", " mat", "--token", "1"]);
     assert_eq!(chosen["positions"], serde_json::json!([1, 5]));
     let hooks = chosen["hooks"].as_object().unwrap();
     assert_eq!(hooks.len(), 5);
@@ -330,7 +331,7 @@ fn what_was_chosen_is_what_is_shown() {
     for (name, hook) in hooks {
         let dims: Vec<usize> = serde_json::from_value(hook["dims"].clone()).unwrap();
         for row in 0..2 {
-            let theirs = &truth["hooks"][name][0][row];
+            let theirs = &expected["hooks"][name][0][row];
             let wanted: Vec<String> = dims.iter().map(|d| theirs[*d].to_string()).collect();
             assert_eq!(numbers(&hook["values"][row]), wanted, "{name}");
             strongest.iter_mut().for_each(|(size, d)| *size = size.max(theirs[*d].as_f64().unwrap().abs()));
@@ -373,8 +374,8 @@ fn long_texts_are_images_with_fewer_labels() {
     assert_eq!(images.len(), 1);
     let data = images[0].attribute("href").unwrap().strip_prefix("data:image/png;base64,").unwrap();
     let image = Pixmap::decode_png(&base64::prelude::BASE64_STANDARD.decode(data).unwrap()).unwrap();
-    let truth = json(&["extract", &long, "-l", "2"]);
-    let values = truth["hooks"]["blocks.2.hook_resid_post"][0].as_array().unwrap();
+    let expected = json(&["extract", &long, "-l", "2"]);
+    let values = expected["hooks"]["blocks.2.hook_resid_post"][0].as_array().unwrap();
     let flat: Vec<f64> =
         values.iter().flat_map(|row| row.as_array().unwrap().iter().map(|v| v.as_f64().unwrap())).collect();
     let limit = limit(&flat);
@@ -396,7 +397,7 @@ fn long_texts_are_images_with_fewer_labels() {
     assert!(rows.len() > 20 && rows.windows(2).all(|pair| pair[1] - pair[0] >= 11.0), "{rows:?}");
 }
 
-/// Hooks of one number per token: names longer than their panels are wide. Seen to fail where only the panels' own width
+/// Hooks of one value per token: names longer than their panels are wide. Seen to fail where only the panels' own width
 /// counted.
 #[test]
 fn panels_never_overlap() {
@@ -418,8 +419,8 @@ fn panels_never_overlap() {
     assert!(ends.len() == 4 && ends.windows(2).all(|pair| pair[1] - pair[0] >= 6.6 * 7.0 + 4.0), "{ends:?}");
 }
 
-/// A model's folder may have any name; the heading shows each of its characters, or an escape. Seen to fail with the name
-/// as it is.
+/// A model's folder may have any name; the heading shows each of its characters, or an escape. Seen to fail with the
+/// name unescaped.
 #[test]
 fn odd_names_of_models() {
     let folder = tempfile::tempdir().unwrap();
@@ -433,7 +434,7 @@ fn odd_names_of_models() {
     assert!(printed.contains("你\\u{202e}\n"), "{printed}");
 }
 
-/// Tokens that differ look different, and nothing is left that cannot be seen.
+/// Different tokens look different, and no character is invisible.
 #[test]
 fn odd_tokens_can_be_told_apart() {
     for command in ["heatmap", "attention", "lens"] {
@@ -448,8 +449,8 @@ fn odd_tokens_can_be_told_apart() {
         png(&[command, ODD]);
     }
     let drawing = Drawing::of(&svg(&["heatmap", ODD]));
-    let truth = json(&["extract", ODD]);
-    let ids: Vec<u64> = serde_json::from_value(truth["input_ids"][0].clone()).unwrap();
+    let expected = json(&["extract", ODD]);
+    let ids: Vec<u64> = serde_json::from_value(expected["input_ids"][0].clone()).unwrap();
     let label = |p: usize| {
         let start = format!("{p} ");
         let found = drawing.labels.iter().find_map(|label| label.text.strip_prefix(&start));
@@ -463,8 +464,9 @@ fn odd_tokens_can_be_told_apart() {
     assert!(drawing.says("\"שלום\" 🙂 你好\\u{200b}"), "{:?}", drawing.labels[0]);
 }
 
-/// A character that the embedded fonts lack, in a PNG: drawn with a font of the system where there is one, else escaped. An
-/// SVG holds the character itself. Seen to fail with the system's fonts left out, and with the character never escaped.
+/// A character that the embedded fonts lack, in a PNG: drawn with a font of the system where there is one, else
+/// escaped. An SVG holds the character itself. Seen to fail with the system's fonts left out, and with the character
+/// never escaped.
 #[cfg(target_os = "linux")]
 #[test]
 fn fonts_of_the_system_draw_what_ours_lack() {
@@ -475,8 +477,8 @@ fn fonts_of_the_system_draw_what_ours_lack() {
         actscope(args).env("HOME", home.path()).assert().success();
         file
     };
-    // Of the heading's first line: black pixels with black to their left and above, many of which only a square has, and
-    // where the text ends.
+    // Of the heading's first line: black pixels with black to their left and above, many of which only a square has,
+    // and where the text ends.
     let heading = |file: &Path| {
         let picture = Pixmap::load_png(file).unwrap();
         let black = |x: u32, y: u32| picture.pixel(x, y).is_some_and(|p| p.red() < 40 && p.blue() < 40);
@@ -496,7 +498,7 @@ fn fonts_of_the_system_draw_what_ours_lack() {
     assert!(std::fs::read_to_string(draw("x.svg")).unwrap().contains("&quot;\u{13000}&quot;"));
 }
 
-/// What a pipe gets: no escape sequences, and each value's sign and tenths.
+/// The output in a pipe has no escape sequences, and the sign and tenths of each value.
 #[test]
 fn plain_pictures_show_sign_and_size() {
     let printed = run_well(["heatmap", TEXT, "-q", "--dims", "0..20", "-l", "1"]);
@@ -598,8 +600,8 @@ fn refusals() {
     assert_eq!(stderr(&run(["lens", "a", "-o", &good, "-q"])), "");
 }
 
-/// A weight that is no number ends the run. Where that is allowed it is grey in the picture, `?` on a terminal, "NaN" in
-/// JSON, and said.
+/// A NaN weight ends the run. With --allow-nan its values are grey in the picture, `?` on a terminal and "NaN" in JSON,
+/// and a message says so.
 #[test]
 fn what_is_no_number_is_seen() {
     let folder = tempfile::tempdir().unwrap();

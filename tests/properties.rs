@@ -1,6 +1,6 @@
-//! What holds for every valid checkpoint, request and text, tried on made-up ones: the devices agree with the reference, what
-//! is written can be read back, and nothing that is typed makes the program panic. PROPTEST_CASES tries more;
-//! the cases are the same in every run.
+//! Properties of every valid checkpoint, request and text, tested on generated ones: the devices agree with the
+//! reference, files can be read back, and no typed input makes the program panic. PROPTEST_CASES sets the number of
+//! cases. The cases are the same in every run.
 
 mod common;
 #[path = "../fuzz/bodies.rs"]
@@ -97,11 +97,13 @@ fn everything<D: Device>(dev: &D, checkpoint: Arc<Checkpoint>, batch: &Batch) ->
     capture
 }
 
-/// Made-up weights are harsher than trained ones: heads whose scores cancel, LayerNorms over two nearly equal numbers. How
-/// much a checkpoint magnifies rounding errors is seen from the reference itself, with every weight off by a few of them; a device may
-/// be SLACK times as far from the reference as that, or ALWAYS, by the largest value that the hook holds.
+/// Generated weights are harder than trained ones: scores of heads cancel, and LayerNorms see two nearly equal values.
+/// The reference itself shows how much a checkpoint magnifies rounding errors: it runs again with every weight off by a
+/// few of them. A device may be SLACK times as far from the reference as that run, or ALWAYS times the largest value of
+/// the hook.
 ///
-/// Worst seen, as a share of what is allowed: 0.64 in 5,000 cases on cpu, 0.24 in 400 on gpu. With erf for tanh on cpu: 20.
+/// The worst error seen, as a share of the bound: 0.64 in 5,000 cases on cpu, 0.24 in 400 on gpu. With erf for tanh on
+/// cpu: 20.
 const SLACK: f64 = 20.0;
 const ALWAYS: f64 = 4e-6;
 
@@ -171,7 +173,8 @@ fn read_safetensors(path: &Path) -> Vec<(String, ArrayD<f32>)> {
     floats.map(array).collect()
 }
 
-/// What is put into a file, text by text and window by window, is what is read from it, and the file is as large as forecast.
+/// Values written to a file text by text and window by window are read back unchanged, and the file has the predicted
+/// size.
 #[test]
 fn what_is_written_can_be_read_back() {
     let folder = tempfile::tempdir().unwrap();
@@ -209,7 +212,7 @@ fn what_is_written_can_be_read_back() {
         };
         let run = |sink: &mut dyn Sink| {
             let params = Params::new(checkpoint.clone(), None);
-            // One text after the other, as groups come.
+            // One text after the other, as in a run in groups.
             for i in 0..made.texts.len() {
                 let dev = device::reference::Reference::default();
                 let layout = Layout::new(&hooks, &batch).unwrap();
@@ -247,7 +250,7 @@ fn what_is_written_can_be_read_back() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3, "nothing else is left there");
 }
 
-/// Readers refuse a header above 100 MB; a file that nobody can read is refused before anything is computed.
+/// Readers refuse a header above 100 MB; so a file with a larger one is refused before anything is computed.
 #[test]
 fn a_header_that_no_reader_takes_is_refused_up_front() {
     let folder = tempfile::tempdir().unwrap();
@@ -278,7 +281,7 @@ fn a_header_that_no_reader_takes_is_refused_up_front() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
-/// The numbers of nested lists in order; "-Infinity" is a masked score.
+/// The values of nested lists in order; "-Infinity" is a masked score.
 fn flatten(value: &Value, into: &mut Vec<f32>) {
     match value {
         Value::Array(list) => list.iter().for_each(|value| flatten(value, into)),
@@ -287,7 +290,7 @@ fn flatten(value: &Value, into: &mut Vec<f32>) {
     }
 }
 
-/// What people type: names with anything wrong with them, and anything at all.
+/// Typed input: misspelt names, and random text.
 #[test]
 fn whatever_is_typed_is_answered() {
     let name = (0..Site::all(12).count(), any::<prop::sample::Index>(), "\\PC{0,3}|[*?.{}0-9-]{0,4}");

@@ -1,5 +1,5 @@
-//! `actscope report`, opened in a browser: what is clicked and pressed there shows the numbers that `extract` and `lens`
-//! print, the page asks nothing of any network, and no text can become anything but text.
+//! `actscope report`, opened in a browser: clicks and keys show the values that `extract` and `lens` print, the page
+//! loads nothing from a network, and a text is never interpreted as code.
 
 #[path = "common/binary.rs"]
 mod binary;
@@ -24,15 +24,16 @@ fn report(folder: &Path, args: &[&str]) -> PathBuf {
     out
 }
 
-/// What a hook holds at all tokens of a text, by `extract`.
+/// The values of a hook at all tokens of a text, by `extract`.
 fn extracted(hook: &str, text: &str) -> Value {
     let json = run_well(["extract", "-q", "--json", "--device", "cpu", "--hook", hook, "--", text]);
     serde_json::from_str::<Value>(&json).unwrap()["hooks"][hook][0].clone()
 }
 
-/// The page shows f16 (half a unit is 2^-11 of the value) to five digits (5e-5 of it); the last term is for f32 runs that
-/// differ in their last bit. Seen red, each planted once: heads in reverse (0.046 for 0.019), the next head's rows (0.226 for
-/// 0.019), the token before (0.070 for -0.064), a flipped sign, a neighbour's 8-bit scale (-1.70 for -0.78).
+/// The page shows f16 (half a unit is 2^-11 of the value) to five digits (5e-5 of it); the last term is for f32 runs
+/// that differ in their last bit. Seen red with each of these faults injected: heads in reverse (0.046 for 0.019), the
+/// next head's rows (0.226 for 0.019), the token before (0.070 for -0.064), a flipped sign, a neighbour's 8-bit scale
+/// (-1.70 for -0.78).
 fn assert_shown(shown: &str, want: &Value, what: &str) {
     let (shown, want) = (shown.parse::<f64>().unwrap_or_else(|_| panic!("{what}: {shown:?}")), want.as_f64().unwrap());
     let allowed = want.abs() * (1.0 / 2048.0 + 6e-5) + 2e-6;
@@ -52,7 +53,7 @@ fn what_is_dimension_42_at_mat_in_layer_3() {
     browser.open(&page);
     assert_eq!(browser.texts(".tok"), ["The", " cat", " sat", " on", " the", " mat", "."]);
 
-    // Click the token and type the dimension: every layer's value is there.
+    // Click the token and type the dimension: the page shows every layer's value.
     browser.click("#token-5");
     browser.click("#dimension");
     browser.write("42");
@@ -130,7 +131,8 @@ fn attention_under_the_pointer() {
         assert!(browser.text("#map-read").ends_with(": 0, since no token looks ahead"));
     }
 
-    // A click on a row chooses its token; the table beside the map then says what it looks at, strongest first.
+    // A click on a row chooses its token; the table beside the map then lists the tokens to which it attends, strongest
+    // first.
     let (x, y) = cell(&mut browser, 7, 4, 1);
     browser.click_at(x, y);
     assert_eq!(browser.text("#token-label"), " the");
@@ -166,8 +168,8 @@ fn hover(browser: &mut Browser, n: usize, query: usize, key: usize) {
     browser.point(x, y);
 }
 
-/// The map's pixels, not only its words: near a corner of each cell, where no digits are, stands the colour of the square root
-/// of the weight that `extract` gives.
+/// The pixels of the map: near a corner of each cell, where no digits are, the colour is that of the square root of the
+/// weight that `extract` prints.
 #[cfg_attr(not(feature = "external-tests"), ignore = "needs Chromium; tools/check.sh runs it")]
 #[test]
 fn the_maps_colours_are_the_weights() {
@@ -250,9 +252,8 @@ fn assert_three_digits(shown: &str, want: &Value) {
     assert!((shown - want).abs() <= want.abs() * 5.6e-3 + 1e-9, "the page shows {shown}, the lens says {want}");
 }
 
-/// Everything by keyboard: what has the focus is seen, and what changes is told to screen readers.
-/// Every shade leaves the text on it readable: WCAG 2 asks for a contrast of 4.5. Seen red with the 85 % of colour that there
-/// once was: 3.6 on light.
+/// Everything by keyboard: the focus is visible, and changes are announced to screen readers. Text on every shade is
+/// readable: WCAG 2 requires a contrast of 4.5. Seen red with shades of 85 % colour: 3.6 on light.
 #[cfg_attr(not(feature = "external-tests"), ignore = "needs Chromium; tools/check.sh runs it")]
 #[test]
 fn shaded_text_can_be_read() {
@@ -365,7 +366,7 @@ fn keys_alone_do() {
     no_complaints(&mut browser);
 }
 
-/// Whatever a text says, it stays text: on the page, in its title, in its data, and in the commands.
+/// Any text stays text: on the page, in its title, in its data, and in the commands.
 #[cfg_attr(not(feature = "external-tests"), ignore = "needs Chromium; tools/check.sh runs it")]
 #[test]
 fn hostile_texts_stay_text() {
@@ -396,7 +397,7 @@ fn hostile_texts_stay_text() {
         assert_eq!(browser.eval(&format!("{odd}.test(document.body.textContent)")), false, "{text:?}");
         no_complaints(&mut browser);
 
-        // The command in a shell: it prints the same text's number, and does nothing else.
+        // The command in a shell: it prints the same text's value, and does nothing else.
         let command = browser.text("[data-command=value] code");
         let printed = run_in_shell(&command, folder.path());
         let record: Value = serde_json::from_str(&printed).unwrap_or_else(|e| panic!("{command}: {e}: {printed}"));
@@ -408,7 +409,7 @@ fn hostile_texts_stay_text() {
     }
 }
 
-/// What a shell prints for a command of the page.
+/// The output of a shell for a command of the page.
 fn run_in_shell(command: &str, folder: &Path) -> String {
     let binary = assert_cmd::cargo::cargo_bin("actscope");
     let path = std::env::join_paths([binary.parent().unwrap(), Path::new("/usr/bin"), Path::new("/bin")]).unwrap();
@@ -418,7 +419,7 @@ fn run_in_shell(command: &str, folder: &Path) -> String {
     stdout(&output)
 }
 
-/// Every command that the page offers runs, whatever is chosen.
+/// Every command that the page offers runs, for every choice on the page.
 #[cfg_attr(not(feature = "external-tests"), ignore = "needs Chromium; tools/check.sh runs it")]
 #[test]
 fn every_command_runs() {
@@ -439,7 +440,7 @@ fn every_command_runs() {
             assert!(if to_file.is_some() { file.exists() } else { !printed.is_empty() }, "{command}");
         }
     }
-    // The button copies what stands beside it.
+    // The button copies the command beside it.
     browser.eval("navigator.clipboard.writeText = async (text) => { window.copied = text; }");
     browser.click("[data-command=neurons] button");
     let command = browser.text("[data-command=neurons] code");
@@ -448,7 +449,7 @@ fn every_command_runs() {
     no_complaints(&mut browser);
 }
 
-/// Where not everything fits, numbers are coarser or left out, the page says so, and what it shows is still right.
+/// Where not everything fits, values are rounded or left out. The page says so, and the values that it shows are right.
 #[cfg_attr(not(feature = "external-tests"), ignore = "needs Chromium; tools/check.sh runs it")]
 #[test]
 fn what_does_not_fit_is_said() {
@@ -460,9 +461,9 @@ fn what_does_not_fit_is_said() {
     let batch = session.model().batch(&[&ids]).unwrap();
     let mut hooks = session.model().hooks();
     hooks.tap("blocks.2.hook_resid_post").unwrap().tap("pattern.2").unwrap();
-    let truth = session.run(&batch, &hooks).unwrap();
-    let stream = truth.get(actscope::Site::ResidPost(2)).unwrap();
-    let pattern = truth.get(actscope::Site::Pattern(2)).unwrap();
+    let expected = session.run(&batch, &hooks).unwrap();
+    let stream = expected.get(actscope::Site::ResidPost(2)).unwrap();
+    let pattern = expected.get(actscope::Site::Pattern(2)).unwrap();
     let provenance =
         Provenance { model: "demo".into(), fingerprint: String::new(), device: String::new(), edits: Vec::new() };
     let tokens = session.model().tokens(&batch).swap_remove(0);
@@ -548,7 +549,7 @@ fn by_size(row: &[f64]) -> Vec<usize> {
     order
 }
 
-/// The same request gives the same bytes; what cannot be done is said before anything is computed.
+/// The same request gives the same bytes. An impossible request is refused before anything is computed.
 #[cfg_attr(not(feature = "external-tests"), ignore = "needs Chromium; tools/check.sh runs it")]
 #[test]
 fn the_command_line() {
@@ -576,7 +577,7 @@ fn the_command_line() {
     assert!(first == std::fs::read(&page).unwrap());
     assert_eq!(names_in(folder.path()), ["report.html"]);
 
-    // Ids need no tokenizer, on the page neither.
+    // Ids need no tokenizer, and neither does their page.
     let out = folder.path().join("ids.html");
     let json = run_well(["report", "-q", "--json", "-m", CLASSIC, "--ids", "1 2 3", "-o", out.to_str().unwrap()]);
     let said: Value = serde_json::from_str(&json).unwrap();

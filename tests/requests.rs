@@ -1,5 +1,5 @@
-//! What people ask for, beyond the first page of the manual: words, windows, documents, lists, names of other tools, values
-//! that are no numbers. Each with what is said and how the run ends.
+//! Less common requests: words, windows, documents, lists, names of other tools, NaN values. Each case has the message
+//! and the exit code.
 
 #[path = "common/binary.rs"]
 mod binary;
@@ -25,8 +25,8 @@ fn rows<'a>(record: &'a Value, hook: &str, text: usize) -> &'a Vec<Value> {
     record["hooks"][hook][text].as_array().unwrap()
 }
 
-/// Arguments (`FOLDER` stands for a folder with the files below, `CLASSIC` for a checkpoint without a tokenizer), stdin, exit
-/// code, and what stderr must hold.
+/// Arguments (`FOLDER` stands for a folder with the files below, `CLASSIC` for a checkpoint without a tokenizer),
+/// stdin, exit code, and the words that stderr must contain.
 type Case = (&'static [&'static str], &'static str, i32, &'static [&'static str]);
 
 const CASES: &[Case] = &[
@@ -257,7 +257,7 @@ fn words_in_place_of_tokens() {
     );
 }
 
-/// Each token from the window in which it has most context, to the bit; in the first window that is the run without windows.
+/// Each token from the window in which it has most context, bit for bit. The first window equals a run without windows.
 #[test]
 fn windows_of_a_long_text() {
     let ids: Vec<String> = (0..41).map(|i| ((i * 37 + i * i) % 101).to_string()).collect();
@@ -323,7 +323,7 @@ fn windows_with_chosen_tokens_several_texts_and_every_format() {
     assert_eq!(String::from_utf8(read("x.csv")).unwrap().lines().count(), 1 + lines.len());
 }
 
-/// An archive whose scores came piece by piece, out of the file's order, has right checksums all the same. A zip reader that
+/// An archive whose scores came piece by piece, out of the file's order, still has right checksums. A zip reader that
 /// checks them is in Python's standard library.
 #[test]
 fn checksums_of_windows() {
@@ -359,7 +359,7 @@ fn documents_and_lists_of_texts() {
     assert_eq!(piped(&["extract", "--field", "text"], "{\"text\": \"one\"}\n")["text"], json!(["one"]));
 }
 
-/// A text that is cut in pieces has the tokens of the whole, and `tokens` counts it.
+/// A text that is tokenized in pieces has the tokens of the whole, and `tokens` counts it.
 #[test]
 fn a_long_text_is_cut_as_a_whole() {
     let sentences = [
@@ -456,7 +456,7 @@ fn names_of_other_tools() {
     }
 }
 
-/// A copy of the classic checkpoint with one weight that is no number.
+/// A copy of the classic checkpoint with one weight that is NaN or infinite.
 fn broken(folder: &Path, tensor: &str, value: f32) {
     copy_of_classic(folder);
     let file = folder.join("model.safetensors");

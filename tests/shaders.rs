@@ -1,5 +1,6 @@
-//! What can be known about the shaders without a driver: every kernel parses, keeps to WebGPU's default limits, agrees with
-//! its Rust side, and translates to SPIR-V, MSL and HLSL. Native wgpu enforces little of this; browsers all of it.
+//! What can be checked of the shaders without a driver: every kernel parses, keeps to WebGPU's default limits, agrees
+//! with its Rust side, and translates to SPIR-V, MSL and HLSL. Native wgpu enforces little of this; browsers enforce
+//! all of it.
 
 use actscope::device::gpu::autotune::{Tile, Tuning};
 use actscope::device::gpu::kernels::{self, Access, Family, Kernel};
@@ -15,12 +16,13 @@ fn every_kernel() -> impl Iterator<Item = &'static Kernel> {
     kernels::ALL.iter().chain(kernels::PROBES).copied()
 }
 
-/// A kernel's module as the GPU device compiles it, with the largest constants it is used with, and its overrides resolved.
+/// A kernel's module as the GPU device compiles it, with the largest constants it is used with, and its overrides
+/// resolved.
 fn module(kernel: &Kernel) -> (naga::Module, ModuleInfo) {
     compiled(kernel, kernel.overrides, kernel.consts)
 }
 
-/// Its modules with every value of its overrides, and every cut of its tiles.
+/// Its modules with every value of its overrides, and every tile configuration.
 fn modules(kernel: &Kernel) -> Vec<(naga::Module, ModuleInfo)> {
     let named = |values: Vec<u32>, of: &[(&'static str, u32)]| of.iter().map(|(name, _)| *name).zip(values).collect();
     // Subgroups of every size that an adapter with matrices may have: llvmpipe's, Apple's, and the largest.
@@ -54,8 +56,8 @@ fn compiled(
     (module.into_owned(), info.into_owned())
 }
 
-/// No capability beyond WebGPU's own, except where lanes hand values to each other or multiply matrices together: those kernels
-/// are chosen by what the adapter can do, and never the only way.
+/// No capability beyond WebGPU's own, except in kernels with subgroup operations or cooperative matrices. Those are
+/// chosen only where the adapter supports them, and each has an alternative.
 fn validate(kernel: &Kernel, module: &naga::Module) -> ModuleInfo {
     let capabilities = match kernel.family {
         Some(Family::Broadcast) => Capabilities::SUBGROUP,
@@ -87,7 +89,7 @@ fn kernels_keep_to_webgpus_default_limits() {
     }
 }
 
-/// Access modes, the order of bindings, and every field of `Params` are what the table says.
+/// Access modes, the order of bindings, and every field of `Params` match the table.
 #[test]
 fn kernels_agree_with_their_table() {
     for kernel in every_kernel() {
@@ -176,13 +178,14 @@ fn code(source: &str) -> String {
     source.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
-/// tanh overflows to NaN on some drivers and exp is inexact on others: the functions of lib/ stand in for both. An early
-/// return above a barrier is undefined behaviour that naga lets pass, and so is a barrier under a branch on a lane.
+/// tanh overflows to NaN on some drivers and exp is inexact on others: the functions of lib/ stand in for both. An
+/// early return above a barrier is undefined behaviour that naga lets pass, and so is a barrier in a branch that
+/// depends on the invocation.
 #[test]
 fn kernels_avoid_what_breaks_elsewhere() {
     for kernel in every_kernel() {
         let text = code(&kernel.module(kernel.consts));
-        // What a kernel enables is what its table entry says.
+        // A kernel enables exactly the features of its table entry.
         let enabled: Vec<&str> = text.lines().filter(|line| line.starts_with("enable")).collect();
         let expected: &[&str] = if kernel.matrices { &["enable wgpu_cooperative_matrix;"] } else { &[] };
         assert_eq!(enabled, expected, "{}", kernel.name);
@@ -221,7 +224,7 @@ fn under_if(lines: &[&str]) -> bool {
     open.contains(&true)
 }
 
-/// Even a large GPU has something to do for every core, from a few tokens on.
+/// Even a large GPU has a workgroup for every core, from a few tokens on.
 #[test]
 fn products_of_gpt2_have_workgroups_enough() {
     // c_attn, the attention's output, c_fc and the MLP's output of gpt2-small.

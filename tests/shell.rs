@@ -1,4 +1,4 @@
-//! `actscope completions` and `actscope man`: what a shell and a manual's reader get names every command and option.
+//! `actscope completions` and `actscope man`: the completions and the manual page name every command and option.
 
 #[path = "common/binary.rs"]
 mod binary;
@@ -47,8 +47,8 @@ fn bash_completes() {
     assert_eq!(complete("actscope verify --device g"), "gpu\n");
 }
 
-/// Every command is a section, with each of its options; nothing in a page is a roff request by accident. Seen to fail with one
-/// option taken out.
+/// Every command is a section, with each of its options; nothing in a page is a roff request by accident. Seen to fail
+/// with one option taken out.
 #[test]
 fn the_manual_has_everything() {
     let page = run_well(["man"]);

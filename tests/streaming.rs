@@ -1,7 +1,8 @@
-//! Memory does not grow with the number of texts: a run that records far more than it may hold streams it to its file.
+//! Memory does not grow with the number of texts: a run that records far more than its memory limit streams the values
+//! to its file.
 //!
-//! Four texts of 1,024 tokens with all hooks of gpt2-small's shape are 10.7 GB; that run was made by hand, to .npz and to
-//! .safetensors: 1.24 GB at most, of which 0.5 GB are the mapped weights. Here is an eighth of it.
+//! Four texts of 1,024 tokens with all hooks of gpt2-small's shape are 10.7 GB; that run was made by hand, to .npz and
+//! to .safetensors: 1.24 GB at most, of which 0.5 GB are the mapped weights. Here is an eighth of it.
 
 #[path = "common/binary.rs"]
 mod binary;
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// The most memory that a process had, in bytes, as the kernel counts it, and how it ended.
+/// The peak memory of a process in bytes, as the operating system counts it, and its exit status.
 #[cfg(target_os = "linux")]
 fn peak_of(mut command: Command) -> (u64, std::process::ExitStatus) {
     let mut child = command.spawn().unwrap();
@@ -66,10 +67,11 @@ fn a_run_holds_a_part_of_what_it_records() {
     };
     let (bytes, peak) = run(&folder.path().join("x.npz"));
     assert!(bytes > 10_688_823_296 / 8, "{bytes} bytes are no eighth");
-    // 0.4 GB seen; 1.5 GB with a sink that keeps what it gets, 1.4 GB with groups of texts whatever they record.
+    // 0.4 GB seen; 1.5 GB with a sink that stores all values, 1.4 GB with groups of texts that ignore how much they
+    // record.
     assert!(peak < 900 << 20, "{peak} bytes of memory beyond the weights, for a file of {bytes}");
 
-    // The checksums in an archive cover every byte of it, and the last text's last values are its own.
+    // The checksums in an archive cover every byte of it, and the last values belong to the last text.
     const SCRIPT: &str = "import sys, zipfile, numpy\n\
         print(zipfile.ZipFile(sys.argv[1]).testzip())\n\
         with numpy.load(sys.argv[1]) as f:\n    \
@@ -81,8 +83,8 @@ fn a_run_holds_a_part_of_what_it_records() {
     assert_eq!(stdout(&output), "None\n(40, 12, 256, 256) True\n", "{}", stderr(&output));
 }
 
-/// A document of many windows, of which no more than a few are in memory. (A text of 1 MB at one layer, 195 MB of values, took
-/// 172 MB.)
+/// A document of many windows, of which no more than a few are in memory. (A text of 1 MB at one layer, 195 MB of
+/// values, took 172 MB.)
 #[cfg(target_os = "linux")]
 #[test]
 fn a_long_document_streams() {
@@ -116,8 +118,8 @@ fn a_long_document_streams() {
     assert!(peak < 320 << 20, "{peak} bytes of memory for a file of {bytes}");
 }
 
-/// 10.7 GB in 246 arrays, of which each fits in 3 GB and all do not: said before anything is computed, and not by the system
-/// in the middle of the run.
+/// 10.7 GB in 246 arrays, of which each fits in 3 GB and all do not: the error comes before anything is computed, and
+/// not from the system in the middle of the run.
 #[cfg(target_os = "linux")]
 #[test]
 fn arrays_that_fit_only_one_by_one_are_refused() {
@@ -134,7 +136,7 @@ fn arrays_that_fit_only_one_by_one_are_refused() {
     assert!(output.stdout.is_empty());
 }
 
-/// 11 TB of logits: no disk that this runs on has room for them, and nobody should have to fill it to find out.
+/// 11 TB of logits: no test machine's disk has room for them, and the error must come before the disk is full.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_disk_that_is_too_small_says_so_before_anything_is_computed() {

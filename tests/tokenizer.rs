@@ -1,5 +1,5 @@
-//! The demo model's tokenizer against transformers' GPT2TokenizerFast on thousands of odd strings, and decoding of tokens
-//! that are no whole characters. The data is made by tools/goldens.
+//! The demo model's tokenizer against transformers' GPT2TokenizerFast on thousands of odd strings, and decoding of
+//! tokens that are no whole characters. The data is made by tools/goldens.
 
 mod common;
 
@@ -13,7 +13,7 @@ fn entries(file: &str) -> Vec<(String, Vec<u32>)> {
     values.iter().map(|v| (v["text"].as_str().unwrap().to_string(), ids(v))).collect()
 }
 
-/// Seen red: with white space cut off the end, 258 strings differ.
+/// Seen red: with white space removed at the end, 258 strings differ.
 #[test]
 fn odd_strings_are_cut_as_transformers_cuts_them() {
     let files = Model::open("demo").unwrap();

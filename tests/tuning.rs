@@ -1,6 +1,7 @@
-//! What devices find out about this machine and keep: the cut of tiles, once per adapter, driver and version, and the pipelines
-//! that the driver compiled. What is kept is never trusted blindly. Driven on whatever adapter there is, the cuts with the
-//! kernels of real GPUs: which cut wins is not asked here.
+//! What devices learn about this machine and cache: the tile configuration (autotuned once per adapter, driver and
+//! version) and the pipelines that the driver compiled. Cached data is checked before use. The tests run on any
+//! adapter, and the tile configurations use the kernels of real GPUs. No test depends on which configuration is the
+//! fastest.
 
 #[path = "common/binary.rs"]
 mod binary;
@@ -13,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// Remembers, and counts how often it was told.
+/// A cache in memory that counts how often it is written.
 #[derive(Default)]
 struct Counting {
     inner: Mutex<BTreeMap<String, Vec<u8>>>,
@@ -21,7 +22,7 @@ struct Counting {
 }
 
 impl Counting {
-    /// The one thing that it was told.
+    /// The cached entry.
     fn only(&self) -> (String, Vec<u8>) {
         let inner = self.inner.lock().unwrap();
         assert_eq!(inner.len(), 1);
@@ -52,7 +53,7 @@ fn open() -> Gpu {
     pollster::block_on(Gpu::open_as(Family::Tiles)).expect("a GPU adapter, llvmpipe at least")
 }
 
-/// Long enough for an adapter that is a program.
+/// Long enough for a software adapter.
 const PATIENT: Duration = Duration::from_secs(600);
 
 #[test]
@@ -72,11 +73,12 @@ fn the_cut_is_found_out_once() {
     assert_eq!(keep.told(), 2, "what is no cut is not taken, and {first:?} was");
 }
 
-/// Whatever cut is the fastest, without a look at its results one of the two would be kept: red with `is_right` always true.
+/// One of the two configurations is the fastest. Without a check of its results it would be cached: red with `is_right`
+/// always true.
 #[test]
 fn a_cut_whose_products_are_wrong_is_not_taken() {
-    let kept = |plant| {
-        mutants::inject(Some(plant));
+    let kept = |mutant| {
+        mutants::inject(Some(mutant));
         let keep = Counting::default();
         pollster::block_on(open().with_best_tiles(Some(&keep), PATIENT)).unwrap();
         mutants::inject(None);
@@ -84,24 +86,24 @@ fn a_cut_whose_products_are_wrong_is_not_taken() {
     };
     let [in_default, in_others] = &mutants::OF_TILES;
     assert!(!kept(in_default).contains("16x16x4x1"), "{}", kept(in_default));
-    // The cut with matrices has a kernel of its own, in which nothing was planted.
+    // The configuration with matrices has its own kernel, into which no fault was injected.
     let right = kept(in_others);
     assert!(right.split(' ').all(|one| one.starts_with("16x16x4x1/") || one.contains('m')), "{right}");
 }
 
-/// An adapter that is a program is not tried: it has other kernels.
+/// A software adapter is not autotuned: it has other kernels.
 #[test]
 fn programs_are_not_tried() {
     let gpu = pollster::block_on(open().autotuned(Some(&Counting::default()))).unwrap();
     assert_eq!(gpu.kernels_run().is_empty(), gpu.info().software);
 }
 
-/// wgpu hands pipelines out on Vulkan, whatever the driver, and nowhere else.
+/// wgpu returns compiled pipelines on Vulkan with every driver, and on no other backend.
 fn hands_out_pipelines() -> bool {
     open().info().detail.starts_with("Vulkan")
 }
 
-/// A device that keeps its pipelines, and what an operation or two gave on it before it was dropped.
+/// Runs one or two operations on a device that caches its pipelines, drops the device, and returns the results.
 fn with_pipelines(keep: &Arc<Counting>, twice: bool) -> Vec<f32> {
     let dev = pollster::block_on(open().with_cached_pipelines(keep.clone()));
     let x = dev.upload([3, 4], (0..12).map(|i| 0.37 * i as f32).collect());
@@ -139,7 +141,7 @@ fn pipelines_are_kept_once_and_the_numbers_stay() {
     }
 }
 
-/// A device that a driver's reset has taken away has nothing to keep, and says no more than it did without.
+/// A device that was lost to a driver reset caches nothing and reports no further error.
 #[test]
 fn a_lost_device_keeps_nothing() {
     let keep = Arc::new(Counting::default());
@@ -153,7 +155,7 @@ fn a_lost_device_keeps_nothing() {
     assert_eq!(keep.told(), 0);
 }
 
-/// The whole program: what it keeps, and where. Only Linux lets a test name the user's cache folder.
+/// What the whole program caches, and where. Only on Linux can a test set the user's cache folder.
 #[cfg(target_os = "linux")]
 #[test]
 fn the_program_keeps_pipelines_in_the_users_cache_folder() {
@@ -204,7 +206,7 @@ fn what_is_kept_lasts_and_what_cannot_be_kept_is_let_go() {
     assert_eq!(again.get("a"), Some(b"6".to_vec()));
     assert_eq!(binary::names_in(&path).len(), 5, "one file each, and nothing half-written");
 
-    // No folder can be made below a file.
+    // A folder cannot be created below a file.
     let nowhere = CacheFolder::at(path.join(&binary::names_in(&path)[0]));
     nowhere.put("a", b"1");
     assert_eq!(nowhere.get("a"), None);

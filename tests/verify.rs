@@ -1,5 +1,5 @@
-//! `actscope verify` and `extract --check` as users meet them: what they print, how they end, and that they refuse. That every
-//! fault is caught is `planted.rs`'s to show.
+//! `actscope verify` and `extract --check` as users run them: output, exit codes and refusals. `planted.rs` shows that
+//! every fault is detected.
 
 #[path = "common/binary.rs"]
 mod binary;
@@ -27,16 +27,16 @@ use std::process::Output;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The binary, with time for a machine that has other things to do.
+/// The binary, with a time limit that suits a busy machine.
 fn patient(args: &[&str]) -> assert_cmd::Command {
     let mut command = actscope(args);
     command.timeout(Duration::from_secs(600));
     command
 }
 
-/// The binary with a fault planted in one of its kernels.
-fn planted(plant: &str, args: &[&str]) -> Output {
-    patient(args).env("ACTSCOPE_MUTANT", plant).output().unwrap()
+/// The binary with a fault injected into one of its kernels.
+fn with_mutant(mutant: &str, args: &[&str]) -> Output {
+    patient(args).env("ACTSCOPE_MUTANT", mutant).output().unwrap()
 }
 
 #[test]
@@ -87,10 +87,10 @@ fn json_says_what_the_table_says() {
     assert!(report["bug_report"].as_str().unwrap().contains("actscope 0."));
 }
 
-/// The plants here and below are in kernels that every adapter runs.
+/// The mutants here and below are in kernels that every adapter runs.
 #[test]
 fn a_fault_ends_in_exit_code_1_and_names_the_kernel() {
-    let output = planted("activation: erf for tanh", &["verify", "--device", "gpu"]);
+    let output = with_mutant("activation: erf for tanh", &["verify", "--device", "gpu"]);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(stderr(&output).contains("kernel activation is off"), "{}", stderr(&output));
     let table = stdout(&output);
@@ -104,7 +104,7 @@ fn a_fault_ends_in_exit_code_1_and_names_the_kernel() {
     // And as JSON: NaN is no JSON.
     let classic = fixtures().join("classic");
     let args = ["verify", "--json", "--device", "gpu", "--model", &classic.to_string_lossy()];
-    let output = planted("gain_bias: stale buffer: the last value is never written", &args);
+    let output = with_mutant("gain_bias: stale buffer: the last value is never written", &args);
     assert_eq!(output.status.code(), Some(1));
     let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(report["ok"], false);
@@ -132,7 +132,7 @@ fn a_checked_file_is_written_where_all_is_right() {
     }
 }
 
-/// Nothing leaves where the values are wrong, whichever way they would have gone, and a file that was there stays.
+/// Where values are wrong, no output is written in any form, and an existing file stays.
 #[test]
 fn wrong_values_are_not_written() {
     let folder = tempfile::tempdir().unwrap();
@@ -140,7 +140,7 @@ fn wrong_values_are_not_written() {
     let text = "The cat sat on the mat, and so did the dog.";
     let args = ["extract", text, "--check", "--device", "gpu"];
     for more in [&["-o", out.to_str().unwrap()][..], &["--json"], &[]] {
-        let output = planted("embed: one row off", &[&args, more].concat());
+        let output = with_mutant("embed: one row off", &[&args, more].concat());
         assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
         let said = stderr(&output);
         assert!(said.contains("nothing was written") && said.contains("ln_final.hook_out is off by"), "{said}");
@@ -148,17 +148,17 @@ fn wrong_values_are_not_written() {
         assert_eq!(stdout(&output), "");
         assert!(names_in(folder.path()).is_empty());
     }
-    // Without --check it would have been.
-    let output = planted("embed: one row off", &[&args[..2], &args[3..]].concat());
+    // Without --check the file would have been written.
+    let output = with_mutant("embed: one row off", &[&args[..2], &args[3..]].concat());
     assert_eq!(output.status.code(), Some(0));
     std::fs::write(&out, "before").unwrap();
     let more = ["-o", out.to_str().unwrap()];
-    assert_eq!(planted("embed: one row off", &[&args[..], &more].concat()).status.code(), Some(1));
+    assert_eq!(with_mutant("embed: one row off", &[&args[..], &more].concat()).status.code(), Some(1));
     assert_eq!(std::fs::read_to_string(&out).unwrap(), "before");
     assert_eq!(names_in(folder.path()), ["a.safetensors"]);
 }
 
-/// A run of the classic fixture on the CPU with `spoil` applied to every array, and what a check of it says.
+/// A run of the classic fixture on the CPU with `spoil` applied to every array, and the result of a check of it.
 fn checked(
     ids: &[Vec<u32>],
     ask: impl Fn(&mut Hooks),
@@ -204,8 +204,8 @@ fn a_sample_sees_one_wrong_number() {
     }
 }
 
-/// Positions that are asked for are those that are compared, and where all of them come too late for a cheap prefix, the
-/// prefix is run by itself.
+/// Positions that are asked for are those that are compared, and where all of them come too late for a cheap prefix,
+/// the prefix is run by itself.
 #[test]
 fn a_sample_knows_its_positions() {
     let ids: Vec<Vec<u32>> = vec![(0..12).map(|i| 7 * i % 101).collect()];
@@ -217,7 +217,7 @@ fn a_sample_knows_its_positions() {
     let spoilt = checked(&ids, at(vec![3, 8]), |_, _, values| values[[1, 0]] += 1.0);
     assert_eq!(spoilt.probes[0].positions, 2);
     assert_eq!(spoilt.mismatches().map(|found| found.worst.position).collect::<Vec<_>>(), [8]);
-    // What was never seen is as wrong as can be.
+    // A value that was never seen has the largest possible error.
     let (files, session) = (Model::open("demo").unwrap(), Model::open("demo").unwrap().on(Choice::Cpu).unwrap());
     let batch = files.batch(&[[1u32, 2, 3]]).unwrap();
     let mut hooks = files.hooks();
@@ -227,9 +227,9 @@ fn a_sample_knows_its_positions() {
     assert_eq!(checked.mismatches().count(), 1);
 }
 
-/// The bound for models that PyTorch's error is not known of: PyTorch itself would pass it everywhere on the fixtures, where its
-/// error is known, and it is no wider than that takes. Largest ratio of PyTorch's error to that of exact operations with f32
-/// results, where it decides: 4.6, scores of `large_values`.
+/// The bound for models whose PyTorch error is not known. On the fixtures, where it is known, PyTorch itself passes
+/// this bound everywhere, and the bound is no wider than that needs. Largest ratio of PyTorch's error to that of exact
+/// operations with f32 results, where it decides: 4.6, scores of `large_values`.
 #[test]
 fn pytorch_would_pass_the_bound_for_unmeasured_models() {
     let mut most = (0.0, String::new());
@@ -244,8 +244,8 @@ fn pytorch_would_pass_the_bound_for_unmeasured_models() {
         let mut hooks = Hooks::new(checkpoint.config());
         hooks.tap("*").unwrap();
         let floor = everything(&Rounded::default(), &checkpoint, &batch, &hooks);
-        let truth = everything(&Reference::default(), &checkpoint, &batch, &hooks);
-        for (site, want) in truth.iter() {
+        let expected = everything(&Reference::default(), &checkpoint, &batch, &hooks);
+        for (site, want) in expected.iter() {
             let rounded = measure::tokens(site, floor.get(site).unwrap(), want.view()).error;
             let torch = golden.torch_error(&site.name());
             let what = format!("{} {site}: PyTorch {torch:.1e}, f32 alone {rounded:.1e}", folder.display());
@@ -268,7 +268,7 @@ fn everything<D: Device>(dev: &D, checkpoint: &Arc<Checkpoint>, batch: &Batch, h
     capture
 }
 
-/// The table of PyTorch's errors is of the demo model as it is now, and has every hook of it.
+/// The table of PyTorch's errors is that of the present demo model and has all of its hooks.
 #[test]
 fn the_table_is_of_this_demo_model() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -33,8 +33,10 @@ pub(crate) mod file {
     /// Default settings for generation.
     pub const GENERATION_CONFIG: &str = "generation_config.json";
     /// A SentencePiece model (not supported).
+    #[cfg(feature = "tokenizer")]
     pub const SPIECE: &str = "spiece.model";
     /// Another name of a SentencePiece model.
+    #[cfg(feature = "tokenizer")]
     pub const SENTENCEPIECE: &str = "tokenizer.model";
     /// An adapter of another model (not supported).
     pub const ADAPTER_CONFIG: &str = "adapter_config.json";
@@ -68,6 +70,7 @@ impl ModelDir {
         ModelDir { folder: folder.into() }
     }
 
+    #[cfg(feature = "tokenizer")]
     pub fn folder(&self) -> &Path {
         &self.folder
     }

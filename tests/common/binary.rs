@@ -9,7 +9,7 @@ use std::time::Duration;
 
 pub const CLASSIC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/classic");
 
-/// The binary, stopped where it hangs, without this machine's cache of models, the hub, and its owner's taste in colours.
+/// The binary, with a time limit, and without this machine's cache of models, the hub and colour settings.
 pub fn actscope<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> assert_cmd::Command {
     let mut command = assert_cmd::Command::cargo_bin("actscope").unwrap();
     command.args(args).timeout(Duration::from_secs(60));
@@ -32,22 +32,23 @@ pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// Runs the binary, which must succeed; gives back stdout.
+/// Runs the binary, which must succeed; returns stdout.
 pub fn run_well<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> String {
     let output = run(args);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     stdout(&output)
 }
 
-/// The binary run by somebody for whom permissions hold: root may write to every folder, so as root this is nobody. `folder`
-/// gets a copy of the binary, and must be one that nobody can reach.
+/// The binary, run by a user to whom permissions apply. root may write to every folder, so as root this is the user
+/// `nobody`. `folder` gets a copy of the binary, and the user `nobody` must be able to reach it.
 #[cfg(unix)]
 pub fn as_nobody(folder: &Path) -> std::process::Command {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     use std::os::unix::process::CommandExt;
-    // Where nobody can reach it, whatever the target folder's own permissions are.
+    // The user `nobody` can reach this place, even if the target folder's permissions forbid it.
     let program = folder.join("actscope");
-    // By another process: a program that this one has open for writing, while a test beside forks, cannot be started.
+    // Another process copies the file. If this process had it open for writing while another test forks, it could not
+    // be started.
     let copied = std::process::Command::new("cp").arg(assert_cmd::cargo::cargo_bin("actscope")).arg(&program).status();
     assert!(copied.unwrap().success());
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();

@@ -1,5 +1,5 @@
-//! A headless Chromium for the tests of the report: real clicks and keys, and everything that it complains about or asks
-//! of a network. Speaks the DevTools protocol, as far as these tests need it, over one web socket.
+//! A headless Chromium for the tests of the report: real clicks and keys, its errors and warnings, and its network
+//! requests. It uses the part of the DevTools protocol that these tests need, over one web socket.
 
 use serde_json::{Value, json};
 use std::net::TcpStream;
@@ -11,13 +11,13 @@ use tungstenite::{Message, WebSocket};
 /// How long anything may take before it counts as hanging.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A browser with one page, gone when dropped.
+/// A browser with one page, closed when dropped.
 pub struct Browser {
     process: Child,
     socket: WebSocket<TcpStream>,
     session: String,
     calls: u64,
-    /// Everything that the browser told on its own.
+    /// Every event that the browser sent.
     events: Vec<Value>,
     _profile: tempfile::TempDir,
 }
@@ -175,8 +175,8 @@ impl Browser {
         self.eval("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))).then(() => null)");
     }
 
-    /// What the page complained of since it was opened (errors, warnings, violations of its policy), and every address
-    /// that it asked for besides its own file and what is in it.
+    /// Errors, warnings and policy violations since the page was opened, and every address that it requested besides
+    /// its own file.
     pub fn complaints(&mut self) -> Vec<String> {
         let complaint = |event: &Value| {
             let params = &event["params"];
@@ -195,7 +195,7 @@ impl Browser {
         self.events.iter().filter_map(complaint).collect()
     }
 
-    /// Asks the browser, and keeps what it tells meanwhile.
+    /// Sends a command to the browser, and stores the events that arrive before the answer.
     fn call(&mut self, method: &str, params: Value) -> Value {
         self.calls += 1;
         let mut call = json!({"id": self.calls, "method": method, "params": params});

@@ -1,4 +1,4 @@
-//! Checkpoints made up on the spot: any config, random weights from a seed, or none at all in a sparse file.
+//! Generated checkpoints: any config, with random weights from a seed, or with a sparse file in place of weights.
 #![allow(dead_code)] // each test binary uses its part
 
 use serde_json::{Map, Value, json};
@@ -37,7 +37,7 @@ pub fn tensors(config: &Value) -> Vec<(String, Vec<usize>)> {
     all
 }
 
-/// Numbers that look random, the same for the same seed.
+/// Pseudorandom values, the same for the same seed.
 pub struct Random(pub u64);
 
 impl Random {
@@ -52,7 +52,7 @@ impl Random {
     }
 }
 
-/// A safetensors header, and where the values end; `dtype` is told a tensor's number.
+/// A safetensors header, and where the values end; `dtype` receives a tensor's index.
 fn header(config: &Value, dtype: impl Fn(usize) -> &'static str) -> (Vec<u8>, usize) {
     let (mut header, mut end) = (Map::new(), 0);
     for (i, (name, shape)) in tensors(config).into_iter().enumerate() {
@@ -93,7 +93,7 @@ pub fn random_nudged(config: &Value, dtype: impl Fn(usize) -> &'static str, seed
     file
 }
 
-/// Every random weight with its tensor's number.
+/// Every random weight with its tensor's index.
 fn each_random(config: &Value, seed: u64, mut take: impl FnMut(usize, f32)) {
     let mut random = Random(seed);
     for (i, (name, shape)) in tensors(config).into_iter().enumerate() {

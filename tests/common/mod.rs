@@ -79,8 +79,8 @@ pub fn assert_close(what: &str, got: &[f32], want: &[f32], atol: f64, rtol: f64)
     assert!(off.share <= 1.0, "{what}: {off:?} times the tolerance ({atol:e} + {rtol:e} |x|)");
 }
 
-/// A Python with the package `module`: independent readers for what we write. Made by tools/check.sh; ACTSCOPE_PYTHON names
-/// another.
+/// A Python with the package `module`: independent readers for what we write. Made by tools/check.sh; ACTSCOPE_PYTHON
+/// names another.
 pub fn python(module: &str) -> PathBuf {
     let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv/bin/python");
     let python = std::env::var_os("ACTSCOPE_PYTHON").map_or(made, PathBuf::from);

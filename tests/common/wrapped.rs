@@ -1,4 +1,4 @@
-//! A device that wraps another: it notes what is asked of it, and may change what operations give.
+//! A device that wraps another: it records the operations, and may change their results.
 
 use actscope::device::buffer_pool::BufferPool;
 use actscope::device::{
@@ -28,7 +28,7 @@ impl<D: Device, F: Fn(&D, &Op, Operands<'_, D>) -> D::Tensor + Send + Sync> Wrap
         Wrapped { append, ..self }
     }
 
-    /// Everything that was loaded, carried out and copied, in order.
+    /// All loads, operations and copies, in order.
     #[allow(dead_code, reason = "not every test that wraps a device reads it")]
     pub fn log(&self) -> Vec<&'static str> {
         self.log.lock().unwrap().clone()

@@ -1,4 +1,4 @@
-//! Downloads that work, however often they are broken off.
+//! Downloads that succeed after any number of interruptions.
 
 use crate::{World, common, finish, fixture, server};
 use std::path::Path;
@@ -127,8 +127,8 @@ fn a_connection_that_only_ever_breaks_is_an_error_that_keeps_what_came() {
     world.check_blobs(true);
 }
 
-/// Killed (SIGKILL: no destructor runs) ten times at moments that nobody chose. Seen red with the final name from the start, and with
-/// the Range header left out.
+/// Killed (SIGKILL: no destructor runs) ten times at random moments. Seen red with the final name from the start, and
+/// with the Range header left out.
 #[test]
 fn a_run_that_is_killed_ten_times_ends_whole() {
     let world = World::new();
@@ -150,13 +150,13 @@ fn a_run_that_is_killed_ten_times_ends_whole() {
     world.hub.set().pace = None;
     world.tokens("gpt2", &[]).ok();
     world.check_blobs(true);
-    // What a kill costs is what was on its way.
+    // A kill loses only the bytes that were in transit.
     let size = weights(&world).len() as u64;
     let sent = world.hub.set().sent;
     assert!(2 * sent < 3 * size, "{sent} bytes sent of {size}");
 }
 
-/// Seen red with the lock left out: both wrote one partial file, and the slower one found it gone.
+/// Seen red without the lock: both wrote one partial file, and the slower one found it removed.
 #[test]
 fn two_processes_at_once_download_once() {
     let world = World::new();
@@ -204,7 +204,7 @@ fn a_server_without_ranges_begins_again() {
     world.check_blobs(true);
 }
 
-/// Seen red with the verdict ignored: the wrong file then had its final name.
+/// Seen red with the result of the check ignored: the wrong file then had its final name.
 #[test]
 fn wrong_bytes_are_fetched_again_once_and_never_kept() {
     let world = World::new();
@@ -220,7 +220,7 @@ fn wrong_bytes_are_fetched_again_once_and_never_kept() {
     assert!(!world.repo().join("blobs").join(sha256).exists());
 }
 
-/// A cache that an administrator filled, and nobody else may write to.
+/// A cache that only the administrator who filled it may write to.
 #[cfg(unix)]
 #[test]
 fn a_cache_that_may_only_be_read() {
@@ -233,7 +233,7 @@ fn a_cache_that_may_only_be_read() {
         assert!(status.unwrap().success());
         command.env("HF_HOME", home).env("HF_ENDPOINT", &world.hub.url).args(["tokens", "-m", "gpt2", "The cat sat."]);
         let ran = crate::finish(command.output().unwrap());
-        // So that the folder can be taken away where this is not root.
+        // So that a user other than root can delete the folder.
         std::process::Command::new("chmod").args(["-R", "u+w"]).arg(world.cache()).status().unwrap();
         ran
     };
@@ -268,7 +268,7 @@ fn a_cache_without_weights_or_tokenizer_is_completed() {
         world.tokens("gpt2", &[("HF_HUB_OFFLINE", "1")]).failed(&[]);
         world.tokens("gpt2", &[]).ok();
     }
-    // A link whose blob is gone is as good as none, and so is a blob that is too short.
+    // A link whose blob is missing, and a blob that is too short, count as absent.
     let blob = std::fs::canonicalize(snapshot.join(WEIGHTS)).unwrap();
     std::fs::remove_file(&blob).unwrap();
     world.tokens("gpt2", &[]).ok();
@@ -305,7 +305,7 @@ fn proxies_are_used_and_left_out_as_told() {
     assert_eq!(log.lock().unwrap().len(), 0, "HTTPS_PROXY is for https");
 }
 
-/// A proxy that connects everybody to `to`, and the first lines of what it was asked.
+/// A proxy that connects every client to `to`, and the first lines of its requests.
 fn tunnel(to: &str) -> (String, std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
     use std::io::{BufRead, BufReader, Write, copy};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -337,7 +337,7 @@ fn tunnel(to: &str) -> (String, std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
     (url, log)
 }
 
-/// Seen red with the companions left out of what is fetched, and of what the cache must hold to be whole.
+/// Seen red without the companion files among the downloads, and without them among the files of a complete cache.
 #[test]
 fn what_stands_beside_a_tokenizer_is_fetched_too() {
     let world = World::new();
@@ -352,7 +352,7 @@ fn what_stands_beside_a_tokenizer_is_fetched_too() {
     world.tokens("gpt2", &[]).ok();
     assert_eq!(world.hub.log().len(), 0, "the second run asks nobody");
 
-    // As caches are that were filled by hand, or before these files were fetched.
+    // Like a cache that was filled by hand, or before these files were downloaded.
     let snapshot = world.repo().join("snapshots").join(server::COMMIT);
     let file = snapshot.join("tokenizer_config.json");
     assert!(snapshot.join("generation_config.json").exists());
@@ -382,7 +382,7 @@ fn an_address_of_the_hub_is_a_name() {
     world.tokens(&revision, &[]).failed(&["has no revision \"nope\""]);
 }
 
-/// The reference implementation and we read what the other wrote.
+/// The reference implementation and actscope each read the cache that the other wrote.
 #[cfg_attr(not(feature = "external-tests"), ignore = "needs Python with huggingface_hub; tools/check.sh runs it")]
 #[test]
 fn huggingface_hub_and_we_read_each_others_caches() {

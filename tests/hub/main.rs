@@ -1,5 +1,5 @@
-//! A model by name, from a hub on loopback: downloads, the cache, tokens, and everything that can go wrong on the way. Each
-//! test starts the real program with a cache of its own; nothing leaves 127.0.0.1.
+//! A model by name, from a hub on loopback: downloads, the cache, tokens, and the failures of all of these. Each test
+//! starts the real program with a cache of its own; nothing leaves 127.0.0.1.
 
 #[path = "../common/binary.rs"]
 mod binary;
@@ -13,7 +13,7 @@ use server::Hub;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-/// A value that no output may ever hold.
+/// A value that must never appear in any output.
 const TOKEN: &str = "hf_SECRETsecretSECRET";
 
 fn demo() -> PathBuf {
@@ -24,7 +24,7 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-/// A hub that serves the demo model as gpt2, and a machine that has never seen it.
+/// A hub that serves the demo model as gpt2, and a machine with an empty cache.
 struct World {
     hub: Hub,
     home: tempfile::TempDir,
@@ -65,7 +65,7 @@ impl World {
         finish(command.output().unwrap())
     }
 
-    /// Tokens of a text from a model: all that needs the files and no device.
+    /// Tokens of a text from a model: this needs the files and no device.
     fn tokens(&self, model: &str, variables: &[(&str, &str)]) -> Ran {
         self.run(&["tokens", "--model", model, "The cat sat."], variables)
     }
@@ -116,7 +116,7 @@ impl Ran {
         self
     }
 
-    /// Failed with exit code 1, and said all of `words`.
+    /// Failed with exit code 1, and the message has all of `words`.
     #[track_caller]
     fn failed(self, words: &[&str]) -> Ran {
         assert_eq!(self.code, Some(1), "{}{}", self.stdout, self.stderr);

@@ -1,9 +1,9 @@
-//! Tokens that are refused, names that lead nowhere, servers that have had enough: each a message with the next step.
+//! Refused tokens, unknown names, rate limits: each has a message with the next step.
 
 use crate::{TOKEN, World, demo, server};
 use std::path::Path;
 
-/// Everything that was asked of the store had no token.
+/// No request to the store had a token.
 #[track_caller]
 fn store_saw_no_token(world: &World) {
     let log = world.hub.log();
@@ -11,7 +11,7 @@ fn store_saw_no_token(world: &World) {
     assert!(log.iter().all(|seen| !seen.store || seen.authorization.is_none()), "the store was shown the token");
 }
 
-/// Seen red with the retry left out: the public model then was "not there".
+/// Seen red without the retry: the public model was then "not there".
 #[test]
 fn a_stale_token_costs_one_line() {
     let file = Path::new("token");
@@ -132,7 +132,7 @@ fn a_model_that_cannot_be_run_is_refused_before_its_weights_are_fetched() {
     assert!(!world.repo().exists(), "nothing is left behind");
 }
 
-/// "Not whole" is only said of what is there in part.
+/// The message says "not whole" only of a model that is partly there.
 #[test]
 fn offline_says_how_much_is_here() {
     let offline = [("HF_HUB_OFFLINE", "1")];

@@ -1,5 +1,5 @@
-//! A hub and its content store on loopback, as two servers with ports (and so origins) of their own. They speak as much of
-//! the protocol as a download sees, keep a log of what was asked, and misbehave as told.
+//! A hub and its content store on loopback, as two servers with ports (and so origins) of their own. They implement the
+//! part of the protocol that a download uses, log their requests, and misbehave as configured.
 
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 pub const COMMIT: &str = "607a30d783dfa663caf39e06633721c8d4cfcd7e";
 
-/// What was asked, and of whom.
+/// A request, and the server that received it.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub store: bool,
@@ -22,7 +22,7 @@ pub struct Seen {
     pub range: Option<String>,
 }
 
-/// How the servers behave. Fields of the second half are used up or stay, as they say.
+/// How the servers behave. Some fields are counters that run down; each says so.
 #[derive(Default)]
 pub struct Behaviour {
     pub repo: String,
@@ -31,7 +31,7 @@ pub struct Behaviour {
     pub revision: String,
     /// The only token that is good; any other is answered with 401.
     pub good_token: Option<String>,
-    /// Without the good token: 401 for everything, as for names that nobody has.
+    /// Without the good token: 401 for everything, as for unknown names.
     pub private: bool,
     /// The list is public; files are answered with 401 or 403 and GatedRepo.
     pub gated: bool,
@@ -41,7 +41,7 @@ pub struct Behaviour {
     pub cuts: VecDeque<u64>,
     /// This many file lists break off in the middle.
     pub cut_lists: usize,
-    /// The next contents hang for good where they break off, instead of closing the connection.
+    /// The next contents hang for ever where they break off, instead of closing the connection.
     pub hang: bool,
     /// A pause after each 16 KiB of content.
     pub pace: Option<Duration>,
@@ -79,20 +79,20 @@ impl Hub {
         self.behaviour.lock().unwrap()
     }
 
-    /// The log so far, which begins anew.
+    /// Returns the log so far and clears it.
     pub fn log(&self) -> Vec<Seen> {
         std::mem::take(&mut self.set().log)
     }
 }
 
-/// Starts a server and gives back its address: a hub that sends readers of large files to `store`, or the store.
+/// Starts a server and returns its address: a hub that redirects requests for large files to `store`, or the store.
 fn serve(behaviour: Arc<Mutex<Behaviour>>, store: Option<String>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let (behaviour, store) = (behaviour.clone(), store.clone());
-            // A client that goes away in the middle is part of the tests.
+            // Some tests disconnect the client in the middle.
             std::thread::spawn(move || {
                 let _ = connection(stream?, &behaviour, store.as_deref());
                 std::io::Result::Ok(())
@@ -153,11 +153,11 @@ fn hub(out: &mut TcpStream, seen: &Seen, behaviour: &Mutex<Behaviour>, store: &s
     let list = format!("/api/models/{}/revision/", b.repo);
     let resolve = format!("/{}/resolve/", b.repo);
     let file = seen.path.strip_prefix(&resolve).and_then(|rest| {
-        // We ask for a commit's files; huggingface_hub for a branch's.
+        // actscope requests a commit's files; huggingface_hub requests a branch's.
         [COMMIT, b.revision.as_str()].iter().find_map(|revision| rest.strip_prefix(revision)?.strip_prefix('/'))
     });
     let is_list = seen.path.strip_prefix(&list);
-    // What the hub says to strangers of what it does not have, it says of what is private too.
+    // Without a token, the hub gives the same answer for private models as for unknown ones.
     if (b.private && !good) || (is_list.is_none() && file.is_none()) {
         return refuse(out, 401, "RepoNotFound");
     }
