@@ -509,8 +509,8 @@ mod tests {
         for (written, what) in [
             ("z.2", "no `:OP`"),
             ("@pos=1:zero", "names no site"),
-            ("z.2@pos=1", "no `:OP` behind"),
-            ("z.2@pos=\"a:zero", "no `:OP` behind"),
+            ("z.2@pos=1", "no `:OP` after"),
+            ("z.2@pos=\"a:zero", "no `:OP` after"),
             ("z.2@head:zero", "has no `=`"),
             ("z.2@heads=1:zero", "none of pos, head"),
             ("z.2@head=1,head=2:zero", "twice"),

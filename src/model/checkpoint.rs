@@ -136,8 +136,7 @@ pub enum WeightsError {
 ///
 /// - If the file is *replaced* (a new one is renamed over it, as downloads do), the map still shows the old contents.
 /// - If the file is *changed* in place, or truncated and filled again, [`Checkpoint::check_unchanged`] detects it at
-/// the
-///   end of the run by size and modification time, and the run fails.
+///   the end of the run by size and modification time, and the run fails.
 /// - If the file is *truncated*, reads beyond its new end fail. On Unix they raise the signal SIGBUS, which a `Result`
 ///   cannot carry. The binary catches it, prints the cause, deletes unfinished output files and exits with code 1. A
 ///   program that uses the library receives the signal.
