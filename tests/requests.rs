@@ -109,8 +109,8 @@ const CASES: &[Case] = &[
     (&["extract", "a", "-k", "embed.hook_in"], "", 2, &["is no activation: it holds token ids"]),
     (&["hooks", "hidden_states.2"], "", 0, &["note: hidden_states.2 is what leaves block 1"]),
     // Options of other commands, and none.
-    (&["tokens", "a", "--hook", "x"], "", 2, &["tokens has no option --hook, which is one of extract and heatmap"]),
-    (&["lens", "a", "-k", "x"], "", 2, &["lens has no option -k, which is one of extract and heatmap"]),
+    (&["tokens", "a", "--hook", "x"], "", 2, &["tokens has no option --hook, which is one of extract, heatmap and generate"]),
+    (&["lens", "a", "-k", "x"], "", 2, &["lens has no option -k, which is one of extract, heatmap and generate"]),
     (&["extract", "a", "--hok", "x"], "", 2, &["extract has no option --hok; nearest: --hook"]),
     (&["extract", "a", "--zzzzzz"], "", 2, &["stands behind `--`"]),
     (&["hooks", "a", "b"], "", 2, &["takes no more arguments", "\"b\""]),

@@ -34,6 +34,7 @@ fn peak_of(mut command: Command) -> (u64, std::process::ExitStatus) {
 
 #[cfg(target_os = "linux")]
 #[test]
+#[cfg_attr(not(feature = "external-tests"), ignore = "needs Python with numpy; tools/check.sh runs it")]
 fn a_run_holds_a_part_of_what_it_records() {
     const TEXTS: usize = 40;
     let folder = tempfile::tempdir().unwrap();

@@ -288,6 +288,14 @@ pub(crate) fn be_a_file(path: &Path) -> std::io::Result<()> {
     }
 }
 
+/// [`Kind::of`] the beginning of a file.
+pub(crate) fn kind_of_file(path: &Path) -> Option<Kind> {
+    be_a_file(path).ok()?;
+    let mut start = Vec::new();
+    std::fs::File::open(path).ok()?.take(512).read_to_end(&mut start).ok()?;
+    Kind::of(&start)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -319,12 +327,4 @@ mod tests {
         assert_eq!(of(&["weights.safetensors"]), Some(Instead::Renamed("weights.safetensors".into())));
         assert_eq!(of(&["a.safetensors", "b.safetensors"]), None);
     }
-}
-
-/// [`Kind::of`] the beginning of a file.
-pub(crate) fn kind_of_file(path: &Path) -> Option<Kind> {
-    be_a_file(path).ok()?;
-    let mut start = Vec::new();
-    std::fs::File::open(path).ok()?.take(512).read_to_end(&mut start).ok()?;
-    Kind::of(&start)
 }
