@@ -92,14 +92,14 @@ fn json_says_what_the_table_says() {
 fn a_fault_ends_in_exit_code_1_and_names_the_kernel() {
     let output = with_mutant("activation: erf for tanh", &["verify", "--device", "gpu"]);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    assert!(stderr(&output).contains("kernel activation is off"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("kernel activation is wrong"), "{}", stderr(&output));
     let table = stdout(&output);
     let of =
         |name: &str| table.lines().find(|line| line.trim_start().starts_with(name)).unwrap_or_default().to_string();
     assert!(of("activation").contains("OFF") && of("embed").contains("ok"), "{table}");
     assert!(of("blocks.*.mlp.hook_post").contains("OFF") && of("blocks.*.mlp.hook_pre").contains("block"), "{table}");
     assert!(of("OFF  activation in block 0").contains("times what is allowed"), "{table}");
-    assert!(table.lines().last().unwrap().contains("kernel activation is off"), "the line for a bug report: {table}");
+    assert!(table.lines().last().unwrap().contains("kernel activation is wrong"), "the line for a bug report: {table}");
 
     // And as JSON: NaN is no JSON.
     let classic = fixtures().join("classic");
