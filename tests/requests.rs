@@ -109,7 +109,12 @@ const CASES: &[Case] = &[
     (&["extract", "a", "-k", "embed.hook_in"], "", 2, &["is no activation: it holds token ids"]),
     (&["hooks", "hidden_states.2"], "", 0, &["note: hidden_states.2 is what leaves block 1"]),
     // Options of other commands, and none.
-    (&["tokens", "a", "--hook", "x"], "", 2, &["tokens has no option --hook, which is one of extract, heatmap and generate"]),
+    (
+        &["tokens", "a", "--hook", "x"],
+        "",
+        2,
+        &["tokens has no option --hook, which is one of extract, heatmap and generate"],
+    ),
     (&["lens", "a", "-k", "x"], "", 2, &["lens has no option -k, which is one of extract, heatmap and generate"]),
     (&["extract", "a", "--hok", "x"], "", 2, &["extract has no option --hok; nearest: --hook"]),
     (&["extract", "a", "--zzzzzz"], "", 2, &["stands behind `--`"]),
@@ -565,6 +570,7 @@ fn one_array_as_numpy_reads_it() {
 #[test]
 fn parquet_holds_the_same_rows() {
     use parquet::file::reader::{FileReader, SerializedFileReader};
+    use parquet::record::Field;
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     for name in ["x.jsonl", "x.parquet"] {
@@ -585,7 +591,24 @@ fn parquet_holds_the_same_rows() {
     let reader = SerializedFileReader::new(std::fs::File::open(at("x.parquet")).unwrap()).unwrap();
     let metadata = reader.metadata().file_metadata().key_value_metadata().unwrap();
     assert!(metadata.iter().any(|pair| pair.key == "model" && pair.value.as_deref() == Some("demo")));
-    let rows: Vec<Value> = reader.get_row_iter(None).unwrap().map(|row| row.unwrap().to_json_value()).collect();
+    fn json(field: &Field) -> Value {
+        match field {
+            Field::Null => Value::Null,
+            Field::Int(v) => (*v).into(),
+            Field::UInt(v) => (*v).into(),
+            Field::Long(v) => (*v).into(),
+            Field::ULong(v) => (*v).into(),
+            Field::Float(v) => (*v).into(),
+            Field::Str(v) => v.as_str().into(),
+            Field::ListInternal(list) => list.elements().iter().map(json).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+    let rows: Vec<Value> = reader
+        .get_row_iter(None)
+        .unwrap()
+        .map(|row| row.unwrap().get_column_iter().map(|(name, field)| (name.clone(), json(field))).collect())
+        .collect();
     let want: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(rows.len(), want.len());
     let floats = |row: &Value| -> Vec<f32> {

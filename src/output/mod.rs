@@ -485,6 +485,7 @@ impl Output {
 const KNOWN: &str = ".safetensors, .npz, .npy, .json, .jsonl, .csv or .parquet";
 
 /// Text for XML and HTML.
+#[cfg(any(feature = "plot", feature = "report"))]
 pub(crate) fn escape_xml(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
