@@ -23,7 +23,7 @@ const WORTH_SHARING: usize = 1 << 17;
 const TASKS: usize = 4;
 
 /// The keys and values of one layer, packed as attention reads them. For each text and head, the keys lie in panels
-/// [capacity / width][head_dim][width] and the values in panels [head_dim / width][capacity][width].
+/// `[capacity / width][head_dim][width]` and the values in panels `[head_dim / width][capacity][width]`.
 #[derive(Debug)]
 pub struct Cache {
     n_head: usize,
