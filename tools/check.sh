@@ -37,8 +37,6 @@ if ! target/venv/bin/python -c 'import numpy, huggingface_hub, safetensors' 2>/d
     target/venv/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 fi
 
-tools/gpu-isa/gpu-isa.sh check || [ $? -eq 77 ]
-
 cargo fmt --check
 for features in "" "--no-default-features --features cli" "--all-features"; do
     cargo clippy --locked --quiet --all-targets $features -- -D warnings
