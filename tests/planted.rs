@@ -63,8 +63,8 @@ fn operations_of_kernels() -> BTreeMap<String, BTreeSet<OpKind>> {
 }
 
 /// The mutants include missing barriers, stale memory, and faults that only large shapes show. llvmpipe runs eight
-/// invocations of a workgroup at a time up to the next barrier, so a missing barrier shows there every time. On a real
-/// GPU it may show only sometimes.
+/// invocations of a workgroup at a time up to the next barrier, so a missing barrier between those groups shows there
+/// every time. One within a group of eight does not show there, and on a real GPU either may show only sometimes.
 #[test]
 fn every_fault_in_a_kernel_is_caught_and_named() {
     let operations = operations_of_kernels();
