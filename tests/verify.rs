@@ -35,6 +35,7 @@ fn patient(args: &[&str]) -> assert_cmd::Command {
 }
 
 /// The binary with a fault injected into one of its kernels.
+#[cfg(feature = "mutants")]
 fn with_mutant(mutant: &str, args: &[&str]) -> Output {
     patient(args).env("ACTSCOPE_MUTANT", mutant).output().unwrap()
 }
@@ -89,6 +90,7 @@ fn json_says_what_the_table_says() {
 
 /// The mutants here and below are in kernels that every adapter runs.
 #[test]
+#[cfg(feature = "mutants")]
 fn a_fault_ends_in_exit_code_1_and_names_the_kernel() {
     let output = with_mutant("activation: erf for tanh", &["verify", "--device", "gpu"]);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
@@ -134,6 +136,7 @@ fn a_checked_file_is_written_where_all_is_right() {
 
 /// Where values are wrong, no output is written in any form, and an existing file stays.
 #[test]
+#[cfg(feature = "mutants")]
 fn wrong_values_are_not_written() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("a.safetensors");
