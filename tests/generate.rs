@@ -44,6 +44,11 @@ fn greedy_is_what_transformers_writes() {
     let golden = golden();
     for (fixture, texts) in golden["fixtures"].as_object().unwrap() {
         let folder = fixtures().join(fixture);
+        if !folder.exists() {
+            // The packed crate, which alone has this file, leaves out the two largest fixtures.
+            assert!(fixtures().join("../../Cargo.toml.orig").exists(), "the fixture {fixture} is missing");
+            continue;
+        }
         let model = Golden::read(&folder).model(&folder);
         for device in DEVICES {
             let session = session(model.to_str().unwrap(), device);
