@@ -23,7 +23,6 @@ use common::{Golden, fixtures};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::path::Path;
-use std::process::Output;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,7 +35,7 @@ fn patient(args: &[&str]) -> assert_cmd::Command {
 
 /// The binary with a fault injected into one of its kernels.
 #[cfg(feature = "mutants")]
-fn with_mutant(mutant: &str, args: &[&str]) -> Output {
+fn with_mutant(mutant: &str, args: &[&str]) -> std::process::Output {
     patient(args).env("ACTSCOPE_MUTANT", mutant).output().unwrap()
 }
 
