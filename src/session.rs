@@ -204,6 +204,12 @@ impl Model {
         [self.config().bos_token_id, of_text].into_iter().flatten().find(|id| (*id as usize) < self.config().vocab_size)
     }
 
+    /// True if the tokenizer itself puts [`Model::bos`] in front of every text, so that a second one would be one too many.
+    pub fn adds_bos(&self) -> bool {
+        let front = self.tokenizer.as_ref().ok().and_then(|tokenizer| tokenizer.added_around().ok());
+        front.is_some_and(|(front, _)| front.first().copied() == self.bos() && !front.is_empty())
+    }
+
     /// Encodes texts as a batch.
     ///
     /// # Errors

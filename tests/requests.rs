@@ -3,6 +3,8 @@
 
 #[path = "common/binary.rs"]
 mod binary;
+#[path = "common/checkpoint.rs"]
+mod checkpoint;
 
 use binary::*;
 use serde_json::{Value, json};
@@ -221,6 +223,34 @@ fn offsets_in_bytes_and_characters() {
         }
     }
     assert_eq!(at, text.len());
+}
+
+/// Seen red with the token put in front a second time, and with the tokens that the tokenizer adds taken for the text's.
+#[test]
+fn a_token_that_the_tokenizer_adds_is_not_doubled() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/inputs/tokenizers/slow_bos_eos");
+    for file in ["merges.txt", "tokenizer_config.json", "vocab.json"] {
+        std::fs::copy(from.join(file), folder.path().join(file)).unwrap();
+    }
+    let model = checkpoint::config(8, 2, 1, &[("vocab_size", json!(400)), ("bos_token_id", json!(0))]);
+    checkpoint::write(folder.path(), &model, 1);
+    let model = folder.path().to_str().unwrap();
+    let ids = |args: &[&str]| {
+        let output = run([&["tokens", "-m", model, "--json"], args].concat());
+        let tokens: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let ids: Vec<Value> = tokens[0].as_array().unwrap().iter().map(|token| token["id"].clone()).collect();
+        (ids, stderr(&output))
+    };
+    let (plain, said) = ids(&["the cat"]);
+    assert_eq!((&plain[0], plain.last().unwrap()), (&json!(0), &json!(0)), "the tokenizer frames a text");
+    assert!(!said.contains("taken as one token"), "{said}");
+    let (begun, said) = ids(&["the cat", "--prepend-bos"]);
+    assert_eq!(begun, plain);
+    assert!(said.contains("this tokenizer itself puts") && said.contains("adds no second one"), "{said}");
+    let (_, said) = ids(&["the <|endoftext|> cat"]);
+    assert!(said.contains("holds <|endoftext|>, which was taken as one token"), "{said}");
+    assert_eq!(ids(&["--ids", "5 6", "--prepend-bos"]).0, [0, 5, 6].map(|id| json!(id)));
 }
 
 #[test]

@@ -184,7 +184,8 @@ fn the_program_keeps_pipelines_in_the_users_cache_folder() {
         let whole = std::fs::read(&file).unwrap();
         std::fs::write(&file, &whole[..whole.len() - 1]).unwrap();
         assert_eq!(run(None), numbers);
-        assert_eq!(std::fs::read(&file).unwrap().len(), whole.len(), "what was cut off is whole again");
+        // Not equal: NVIDIA's driver writes more the second time.
+        assert!(std::fs::read(&file).unwrap().len() >= whole.len(), "what was cut off is whole again");
     }
 }
 

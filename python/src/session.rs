@@ -374,6 +374,12 @@ impl Session {
         Ok(dict)
     }
 
+    /// Whether the tokenizer itself puts the token that begins texts in front of every text.
+    #[getter]
+    fn adds_bos(&self) -> bool {
+        self.0.model().adds_bos()
+    }
+
     /// The device in words.
     #[getter]
     fn device(&self) -> String {

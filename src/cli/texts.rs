@@ -200,11 +200,10 @@ impl TextArgs {
         model: &ModelArgs,
     ) -> Result<Vec<Vec<u32>>, Failure> {
         let most = files.config().n_positions;
-        let ids = match input {
-            Input::Ids(ids) => ids.clone(),
-            Input::Texts(texts) => self.tokens_of(texts, files, length, model)?,
+        let mut ids = match input {
+            Input::Ids(ids) => self.begun(ids.clone(), files)?,
+            Input::Texts(texts) => self.begun_texts(self.tokens_of(texts, files, length, model)?, files, model)?,
         };
-        let mut ids = self.begun(ids, files)?;
         for (i, list) in ids.iter_mut().enumerate().filter(|(_, list)| self.truncate && list.len() > most) {
             model.say(format_args!("text {i} is cut from {} to {most} tokens", list.len()));
             list.truncate(most);
@@ -214,7 +213,7 @@ impl TextArgs {
 
     /// Encodes other texts of the same command by the same rules.
     pub fn encoded(&self, texts: &[String], files: &Model, model: &ModelArgs) -> Result<Vec<Vec<u32>>, Failure> {
-        self.begun(self.tokens_of(texts, files, Length::Context, model)?, files)
+        self.begun_texts(self.tokens_of(texts, files, Length::Context, model)?, files, model)
     }
 
     fn tokens_of(
@@ -234,6 +233,18 @@ impl TextArgs {
         let ids = texts.iter().map(|text| tokenizer.encode_in_pieces(text)).collect::<Result<Vec<_>, _>>()?;
         say_specials(&ids, files, model);
         Ok(ids)
+    }
+
+    /// [`TextArgs::begun`] for encoded texts: a tokenizer may have put the token in front already.
+    fn begun_texts(&self, ids: Vec<Vec<u32>>, files: &Model, model: &ModelArgs) -> Result<Vec<Vec<u32>>, Failure> {
+        if self.prepend_bos && files.adds_bos() {
+            let token = files.bos().map(|bos| files.token(bos).label()).unwrap_or_default();
+            model.say(format_args!(
+                "note: this tokenizer itself puts {token} in front of every text, so --prepend-bos adds no second one"
+            ));
+            return Ok(ids);
+        }
+        self.begun(ids, files)
     }
 
     /// Prepends the beginning-of-text token to token ids, if requested.
@@ -257,9 +268,13 @@ impl TextArgs {
 fn say_specials(ids: &[Vec<u32>], files: &Model, model: &ModelArgs) {
     let Ok(tokenizer) = files.tokenizer() else { return };
     let special = tokenizer.special_tokens();
-    let found: BTreeSet<u32> = ids.iter().flatten().copied().filter(|id| special.contains_key(id)).collect();
+    // The tokens that the tokenizer itself adds do not stand in the text.
+    let (front, behind) = tokenizer.added_around().map_or((0, 0), |(front, behind)| (front.len(), behind));
+    let of_texts: Vec<&[u32]> =
+        ids.iter().map(|list| list.get(front..list.len().saturating_sub(behind)).unwrap_or_default()).collect();
+    let found: BTreeSet<u32> = of_texts.concat().into_iter().filter(|id| special.contains_key(id)).collect();
     for id in found {
-        let text = ids.iter().position(|list| list.contains(&id)).unwrap_or_default();
+        let text = of_texts.iter().position(|list| list.contains(&id)).unwrap_or_default();
         model.say(format_args!(
             "note: text {text} holds {}, which was taken as one token, {id}; --no-special reads characters",
             special[&id]

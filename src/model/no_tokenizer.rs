@@ -42,6 +42,14 @@ impl Tokenizer {
         match self.0 {}
     }
 
+    /// The tokens that the tokenizer itself adds around every text.
+    ///
+    /// # Errors
+    /// None: there is no such tokenizer.
+    pub fn added_around(&self) -> Result<(Vec<u32>, usize), TokenizerError> {
+        match self.0 {}
+    }
+
     /// Remarks for the user about how the tokenizer was read.
     pub fn notes(&self) -> &[String] {
         match self.0 {}

@@ -287,6 +287,19 @@ impl Tokenizer {
         byte_level && nothing_added && no_spaces && self.tokenizer.get_normalizer().is_none()
     }
 
+    /// The tokens that the tokenizer itself puts in front of every text, and how many it puts behind. A token of the text
+    /// never counts.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Encode`].
+    pub fn added_around(&self) -> Result<(Vec<u32>, usize), TokenizerError> {
+        let ids = |with_added| guarded(|| self.tokenizer.encode_fast("a", with_added)).map_err(TokenizerError::Encode);
+        let (whole, text) = (ids(true)?, ids(false)?);
+        let (whole, text) = (whole.get_ids(), text.get_ids());
+        let front = whole.windows(text.len().max(1)).position(|ids| ids == text).unwrap_or(0);
+        Ok((whole[..front].to_vec(), whole.len().saturating_sub(front + text.len())))
+    }
+
     /// The special tokens with their written forms, by id.
     pub fn special_tokens(&self) -> HashMap<u32, String> {
         let special = self.added.iter().filter(|(_, token)| token.special);

@@ -95,12 +95,12 @@ class Model:
     # Texts and tokens
 
     def encode(self, texts: Texts, *, prepend_bos: bool = False) -> list[list[int]]:
-        """Token ids, one list a text. `prepend_bos` puts the id that begins texts in front."""
+        """Token ids, one list a text. `prepend_bos` puts the id that begins texts in front, unless the tokenizer does."""
         return self._read(texts, prepend_bos)[0]
 
     def _read(self, texts: Texts, prepend_bos: bool) -> tuple[list[list[int]], list[str]]:
         ids, given = _texts.read(texts, self._session.encode)
-        if prepend_bos:
+        if prepend_bos and not (given and self._session.adds_bos):
             bos = self.config["bos_token_id"]
             if bos is None:
                 raise error("tokenizer", f"{self.name} names no token that begins texts, so there is none to prepend")
