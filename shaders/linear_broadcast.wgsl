@@ -5,17 +5,16 @@
 // consecutive steps of k are contiguous.
 // Every 256 products have a sum of their own before they are added to the total, so that the rounding error does not
 // grow with k. Shorter sums would cost a tenth of the speed.
+// The heads of linear_by_head are parts of k.
 
 struct Params {
     rows: u32,
-    k: u32,
-    cols: u32,
+    k: u32,           // steps of k in one part
+    parts: u32,       // parts of k; their results lie side by side
+    cols: u32,        // columns of w
     x_stride: u32,    // columns of x
-    x_first: u32,     // the column of x at which k begins
     w_stride: u32,    // elements from the start of one panel of w to the next
-    w_first_row: u32, // the row of w at which k begins
     y_stride: u32,    // columns of y
-    y_first: u32,     // the column of y at which the result begins
     has_bias: u32,
 }
 
@@ -27,11 +26,11 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
 
 // Called once per row, because only constant indices keep the sums in registers.
-fn store(row: u32, first: u32, sums: vec4<f32>) {
+fn store(row: u32, y_first: u32, first: u32, sums: vec4<f32>) {
     for (var c = 0u; c < 4u; c += 1u) {
         let col = first + c;
         if row < p.rows && col < p.cols {
-            let at = row * p.y_stride + p.y_first + col;
+            let at = row * p.y_stride + y_first + col;
             y[at] = epilogue(sums[c], col, at);
         }
     }
@@ -40,13 +39,16 @@ fn store(row: u32, first: u32, sums: vec4<f32>) {
 @compute @workgroup_size(8)
 fn linear_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let row = wg.x * 8u;
-    let panel = wg.z * n_wg.y + wg.y;
-    // A workgroup after the last panel has nothing to sum.
-    let k_end = select(0u, p.k, panel * 32u < p.cols);
+    let panels = (p.cols + 31u) / 32u;
+    let part_index = (wg.z * n_wg.y + wg.y) / panels;
+    let panel = (wg.z * n_wg.y + wg.y) % panels;
+    // A workgroup after the last part has nothing to sum.
+    let k_end = select(0u, p.k, part_index < p.parts);
+    let k_first = part_index * p.k;
     let whole = k_end / 8u * 8u;
-    let x_lo = rows_lo(row, p.rows - 1u) * p.x_stride + p.x_first;
-    let x_hi = rows_hi(row, p.rows - 1u) * p.x_stride + p.x_first;
-    var w_at = (panel * p.w_stride + p.w_first_row * 32u) / 4u + invocation;
+    let x_lo = rows_lo(row, p.rows - 1u) * p.x_stride + k_first;
+    let x_hi = rows_hi(row, p.rows - 1u) * p.x_stride + k_first;
+    var w_at = (panel * p.w_stride + k_first * 32u) / 4u + invocation;
 
     var total = array<vec4<f32>, 8>();
     for (var block = 0u; block < whole; block += 256u) {
@@ -76,13 +78,15 @@ fn linear_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroup
         w_at += 8u;
     }
 
-    let col = panel * 32u + invocation * 4u;
-    store(row + 0u, col, total[0]);
-    store(row + 1u, col, total[1]);
-    store(row + 2u, col, total[2]);
-    store(row + 3u, col, total[3]);
-    store(row + 4u, col, total[4]);
-    store(row + 5u, col, total[5]);
-    store(row + 6u, col, total[6]);
-    store(row + 7u, col, total[7]);
+    // Nor has it anything to store.
+    let col = select(p.cols, panel * 32u + invocation * 4u, part_index < p.parts);
+    let y_first = part_index * p.cols;
+    store(row + 0u, y_first, col, total[0]);
+    store(row + 1u, y_first, col, total[1]);
+    store(row + 2u, y_first, col, total[2]);
+    store(row + 3u, y_first, col, total[3]);
+    store(row + 4u, y_first, col, total[4]);
+    store(row + 5u, y_first, col, total[5]);
+    store(row + 6u, y_first, col, total[6]);
+    store(row + 7u, y_first, col, total[7]);
 }

@@ -44,7 +44,7 @@ fn check_json(device: &str) {
         assert_figures(&json["runs"], &["peak_bytes"]);
     }
     // The demo model has 256 positions; no row has more.
-    let rows = OPERATIONS.len() * TOKENS.len() + 3 * TOKENS.iter().filter(|tokens| **tokens <= 256).count() + 4;
+    let rows = OPERATIONS.len() * TOKENS.len() + 3 * TOKENS.iter().filter(|tokens| **tokens <= 256).count() + 5;
     let n = |field: &str| json[field].as_array().unwrap().len();
     assert_eq!(n("operations") + n("runs") + n("generation") + n("left_out"), rows, "{json}");
     for left in json["left_out"].as_array().unwrap() {

@@ -54,7 +54,7 @@ macro_rules! operations {
 operations! {
     embed layer_norm layer_norm_scale layer_norm_normalize gain_bias linear linear_by_head sum_heads attention attention_scores
     attention_pattern attention_mix activation add unembed edit linear_activation linear_add
-    gather_rows
+    gather_rows linear_of_norm likeliest
 }
 
 /// Every tile configuration is right, since any of them may be the fastest on some GPU. The one with matrices is

@@ -2,6 +2,9 @@
 //! with its Rust side, and translates to SPIR-V, MSL and HLSL. Native wgpu enforces little of this; browsers enforce
 //! all of it.
 
+#[path = "common/races.rs"]
+mod races;
+
 use actscope::device::gpu::autotune::{Tile, Tuning};
 use actscope::device::gpu::kernels::{self, Access, Family, Kernel};
 use actscope::device::gpu::products::Plan;
@@ -222,6 +225,35 @@ fn under_if(lines: &[&str]) -> bool {
         }
     }
     open.contains(&true)
+}
+
+/// A barrier stands between what one invocation writes to workgroup memory and another reads. Tests of results cannot show
+/// this: a software adapter runs eight invocations in step, and a GPU may run in the right order by chance.
+#[test]
+fn barriers_stand_where_invocations_share_memory() {
+    for kernel in every_kernel() {
+        let (module, _) = module(kernel);
+        assert_eq!(races::races(&module), BTreeSet::new(), "{}", kernel.name);
+    }
+}
+
+/// The check above notices each barrier that is taken away, but for those that stand twice.
+#[test]
+fn every_missing_barrier_is_noticed() {
+    const BARRIER: &str = "workgroupBarrier();";
+    let mut unnoticed = BTreeSet::new();
+    for kernel in every_kernel() {
+        let text = kernel.module(kernel.consts);
+        for (at, _) in text.match_indices(BARRIER) {
+            let without = [&text[..at], &text[at + BARRIER.len()..]].concat();
+            let module = naga::front::wgsl::parse_str(&unroll::unrolled(&without)).unwrap();
+            if races::races(&module).is_empty() {
+                let function = text[..at].rsplit_once("fn ").and_then(|(_, rest)| rest.split_once('(')).unwrap().0;
+                unnoticed.insert(format!("{} {function} {}", kernel.name, text[..at].matches('\n').count()));
+            }
+        }
+    }
+    assert_eq!(unnoticed, BTreeSet::new());
 }
 
 /// Even a large GPU has a workgroup for every core, from a few tokens on.

@@ -1,29 +1,15 @@
 // Attention of 32 queries of one head with 16 keys at a time: scores, and sums of values.
 // A workgroup has 8 x 8 invocations. Invocation (x, y) has queries 4 y .. 4 y + 4, keys x and x + 8, and dimensions 8 x
 // .. 8 x + 8 of 64. Wider heads are processed in chunks of 64 dimensions, and narrower ones are padded with zeros.
-// HEAD_DIM is a generated constant.
-// A kernel declares the binding `kv: array<vec4<f32>>` and `p` with kv_stride, and includes lib/text_rows.wgsl and
-// lib/fours.wgsl. One that computes scores also declares `q: array<vec4<f32>>` and includes lib/scores.wgsl. All
-// invocations call these functions in uniform control flow.
+// A kernel declares `p` with kv_stride, and includes lib/text_rows.wgsl and lib/kv4.wgsl. One that computes scores also
+// includes lib/scores.wgsl. All invocations call these functions in uniform control flow.
 
-const CHUNKS: u32 = (HEAD_DIM + 63u) / 64u;
 const QUERIES: u32 = 32u;
 const KEYS: u32 = 16u;
 const APART: u32 = 17u; // elements from row to row in workgroup memory, so that rows lie in different banks
 
 var<workgroup> kv_tile: array<vec4<f32>, 272>; // [key 16][dimension / 4 16]
 var<workgroup> p_tile: array<f32, 544>;        // [query 32][key 16]
-
-fn kv4(at: u32, n: u32) -> vec4<f32> {
-    if ALIGNED == 1u {
-        if HEAD_DIM % 64u == 0u || n > 0u {
-            return kv[at / 4u];
-        }
-        return vec4<f32>();
-    }
-    let last = arrayLength(&kv) - 1u;
-    return four_of(kv[min(at / 4u, last)], kv[min(at / 4u + 1u, last)], at, n);
-}
 
 // Loads dimensions d0 .. d0 + 64 of 16 keys or values. After the last key it repeats that key. `col` is the first
 // column of the head in kv.

@@ -1,18 +1,7 @@
-// q . k of the 32 queries and 16 keys of lib/attention_tile.wgsl. The kernel declares the binding
-// `q: array<vec4<f32>>`, and `p` with q_stride.
+// q . k of the 32 queries and 16 keys of lib/attention_tile.wgsl. The kernel declares `p` with q_stride, and includes
+// lib/q4.wgsl.
 
 var<workgroup> q_tile: array<vec4<f32>, 544>; // [query 32][dimension / 4 16]
-
-fn q4(at: u32, n: u32) -> vec4<f32> {
-    if ALIGNED == 1u {
-        if HEAD_DIM % 64u == 0u || n > 0u {
-            return q[at / 4u];
-        }
-        return vec4<f32>();
-    }
-    let last = arrayLength(&q) - 1u;
-    return four_of(q[min(at / 4u, last)], q[min(at / 4u + 1u, last)], at, n);
-}
 
 // Loads dimensions d0 .. d0 + 64 of 32 queries. After the last query it repeats that query. `col` is the first column
 // of the head in q.

@@ -4,7 +4,7 @@
 //! requests.
 
 use crate::analysis::lens::{self, Reading};
-use crate::analysis::sampling::{Sampling, log_sum_exp};
+use crate::analysis::sampling::{Sampling, likeliest_of, log_sum_exp};
 use crate::analysis::top::largest;
 use crate::batch::Batch;
 use crate::config::{self, Config};
@@ -356,6 +356,14 @@ impl Text {
     }
 }
 
+/// What a step has read.
+struct Found {
+    /// The values at the sites that are read, by site and by piece.
+    last: BTreeMap<(Site, usize), Vec<f32>>,
+    /// What a choice of the likeliest token needs, by piece.
+    likeliest: BTreeMap<usize, Vec<f32>>,
+}
+
 /// The texts that are run together.
 struct Job<'a> {
     model: &'a Model,
@@ -376,6 +384,7 @@ impl Job<'_> {
     ) -> Result<ControlFlow<()>, Error> {
         let (config, hooks) = (params.config(), self.layout.hooks());
         let read: Vec<Site> = match self.generation.lens {
+            _ if self.is_likeliest_enough() => Vec::new(),
             0 => vec![Site::Unembed],
             _ => lens::sites(config.n_layer).take(config.n_layer).chain([Site::Unembed]).collect(),
         };
@@ -399,13 +408,13 @@ impl Job<'_> {
             if pieces.is_empty() {
                 break;
             }
-            let last = self.step(dev, params, texts, &pieces, (&read, &mut cache), sink).await?;
+            let found = self.step(dev, params, texts, &pieces, (&read, &mut cache), sink).await?;
             for (n, piece) in pieces.iter().enumerate() {
                 texts[piece.text].written.run = piece.positions.end;
                 if !piece.is_read {
                     continue;
                 }
-                let token = self.next(dev, params, &texts[piece.text], piece.text, n, &last).await?;
+                let token = self.next(dev, params, &texts[piece.text], piece.text, n, &found).await?;
                 let stop = texts[piece.text].add(token, self.generation, self.model)?;
                 if let Some(token) = texts[piece.text].written.new.last()
                     && going.is_continue()
@@ -420,7 +429,15 @@ impl Job<'_> {
         Ok(going)
     }
 
-    /// Runs some positions of some texts. Gives the values at the sites that are read.
+    /// True where the likeliest token is all that is asked of the logits. The device then finds it, and no logits are
+    /// read back.
+    fn is_likeliest_enough(&self) -> bool {
+        let Generation { sampling, alternatives, lens, .. } = self.generation;
+        let is_greedy = sampling.temperature == 0.0 && sampling.repetition_penalty == 1.0;
+        is_greedy && *alternatives == 0 && *lens == 0 && !self.layout.hooks().touched().contains(&Site::Unembed)
+    }
+
+    /// Runs some positions of some texts.
     async fn step<D: Device>(
         &self,
         dev: &D,
@@ -429,22 +446,23 @@ impl Job<'_> {
         pieces: &[Piece],
         (read, cache): (&[Site], &mut KvCache<D>),
         sink: &mut dyn StepSink,
-    ) -> Result<BTreeMap<(Site, usize), Vec<f32>>, Error> {
+    ) -> Result<Found, Error> {
         let config = params.config();
         let ids: Vec<&[u32]> =
             pieces.iter().map(|piece| &texts[piece.text].written.ids[piece.positions.clone()]).collect();
         let first: Vec<usize> = pieces.iter().map(|piece| piece.positions.start).collect();
         let batch = Batch::continued(&ids, &first, config)?;
-        let hooks = self.layout.of_pieces(pieces, read);
+        let mut hooks = self.layout.of_pieces(pieces, read);
+        hooks.likeliest = self.is_likeliest_enough();
         let layout = Layout::new(&hooks, &batch)?;
         let in_cache: Vec<usize> = pieces.iter().map(|piece| piece.text - self.group.start).collect();
-        let last = BTreeMap::new();
-        let mut to = Pieces { hooks: self.layout.hooks(), pieces, read, last, to: sink };
+        let (last, likeliest) = Default::default();
+        let mut to = Pieces { hooks: self.layout.hooks(), pieces, read, last, likeliest, to: sink };
         for texts in groups(dev, config, &layout) {
             let run = Run { cache: Some(cache), texts_in_cache: Some(&in_cache), ..Run::new(&layout, texts) };
             forward::forward(dev, params, run, &mut to, None).await?;
         }
-        Ok(to.last)
+        Ok(Found { last: to.last, likeliest: to.likeliest })
     }
 
     /// Chooses the next token of a text from the values at its last position.
@@ -455,12 +473,18 @@ impl Job<'_> {
         text: &Text,
         i: usize,
         piece: usize,
-        last: &BTreeMap<(Site, usize), Vec<f32>>,
+        Found { last, likeliest }: &Found,
     ) -> Result<NewToken, Error> {
         let (generation, ids) = (self.generation, &text.written.ids);
+        let not_a_number =
+            |value: f32| Error::from(GenerateError::NotANumber { text: i, position: ids.len() - 1, value });
+        if let Some(of_chunks) = likeliest.get(&piece) {
+            let (id, logprob) = likeliest_of(of_chunks).map_err(not_a_number)?;
+            return Ok(NewToken { id, logprob, alternatives: Vec::new(), lens: Vec::new() });
+        }
         let logits = &last[&(Site::Unembed, piece)];
         if let Some(value) = logits.iter().find(|x| x.is_nan() || **x == f32::INFINITY) {
-            return Err(GenerateError::NotANumber { text: i, position: ids.len() - 1, value: *value }.into());
+            return Err(not_a_number(*value));
         }
         let id = generation.sampling.choose(logits, ids, i);
         let total = log_sum_exp(logits);

@@ -108,6 +108,24 @@ pub fn log_sum_exp(logits: &[f32]) -> f64 {
     max + logits.iter().map(|x| (f64::from(*x) - max).exp()).sum::<f64>().ln()
 }
 
+/// The likeliest token and its log-probability, from what [`crate::device::Operations::likeliest`] finds in a row of
+/// logits.
+///
+/// # Errors
+/// A logit that is no number, or positive infinity.
+pub fn likeliest_of(of_chunks: &[f32]) -> Result<(u32, f64), f32> {
+    let chunks: Vec<[f32; 3]> = of_chunks.as_chunks().0.to_vec();
+    let larger = |best: [f32; 3], chunk: &[f32; 3]| if chunk[0] > best[0] { *chunk } else { best };
+    let [largest, id, _] = chunks.iter().fold(chunks[0], larger);
+    if let Some([_, _, sum]) = chunks.iter().find(|[.., sum]| !sum.is_finite()) {
+        return Err(if largest == f32::INFINITY { largest } else { *sum });
+    }
+    // The log-probability is largest - ln(sum(e^logits)).
+    let sum: f64 =
+        chunks.iter().map(|[top, _, sum]| f64::from(*sum) * (f64::from(*top) - f64::from(largest)).exp()).sum();
+    Ok((id as u32, -sum.ln()))
+}
+
 /// The token into whose share of 0 to 1 a number falls.
 fn pick(probabilities: &[f64], at: f64) -> u32 {
     let mut sum = 0.0;
@@ -166,6 +184,32 @@ mod tests {
         // Temperature comes before the filters: at 0.5 the first token alone has 0.16 / 0.285 = 0.56.
         let cool = of(Sampling { temperature: 0.5, top_p: Some(0.55), ..sampling() });
         assert_near(&cool, &[1.0, 0.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn the_likeliest_is_that_of_all_logits() {
+        use crate::device::reference::Reference;
+        use crate::device::{Device, LOGITS_CHUNK, Operations, Window};
+        let found = |logits: &[f32]| {
+            let dev = Reference::default();
+            let found = dev.likeliest(&dev.upload([1, logits.len()], logits.to_vec()));
+            let shape = dev.shape(&found);
+            likeliest_of(&dev.copy_out(&found, &Window::all(shape)))
+        };
+        let mut logits: Vec<f32> = (0..2 * LOGITS_CHUNK + 9).map(|i| (i * 7919 % 1013) as f32 * 0.01).collect();
+        for (place, value) in [(0, 20.0), (LOGITS_CHUNK, 21.0), (2 * LOGITS_CHUNK + 8, 22.0)] {
+            logits[place] = value;
+            let (id, logprob) = found(&logits).unwrap();
+            assert_eq!(id as usize, place);
+            assert_eq!(id, Sampling::default().choose(&logits, &[], 0));
+            assert!((logprob - (f64::from(value) - log_sum_exp(&logits))).abs() < 1e-6, "{logprob}");
+        }
+        logits[LOGITS_CHUNK] = 22.0;
+        assert_eq!(found(&logits).unwrap().0 as usize, LOGITS_CHUNK, "of equals the first");
+        logits[3] = f32::NAN;
+        assert!(found(&logits).unwrap_err().is_nan());
+        logits[3] = f32::INFINITY;
+        assert_eq!(found(&logits).unwrap_err(), f32::INFINITY);
     }
 
     #[test]

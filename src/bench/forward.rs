@@ -7,6 +7,7 @@ use super::time::{Budget, Timing, median};
 use super::{FEW, LeftOut, TOKENS, memory};
 use crate::batch::Batch;
 use crate::config::Config;
+use crate::device::Counters;
 use crate::device::probe::Measured;
 use crate::hooks::capture::Capture;
 use crate::hooks::layout::Layout;
@@ -83,6 +84,8 @@ pub struct ForwardRow {
     pub times_untapped: f64,
     /// Bytes copied to the host.
     pub bytes: usize,
+    /// What one run records and submits.
+    pub counters: Counters,
     /// The peak memory of the process during these runs in bytes, weights included. `None` if the system does not
     /// report it.
     pub peak: Option<u64>,
@@ -156,9 +159,64 @@ pub(super) async fn measure<D: Measured>(
             let timed = budget.time(&row, expected, both).await?;
             costs[i] = timed.map_or_else(|once| once, |timing| timing.seconds) / tokens as f64;
             if let Ok(timing) = timed {
+                dev.counters();
+                run(&hooks, 1).await?;
+                let counters = dev.counters();
                 // The first batch was the warm-up.
                 let times_untapped = median(&mut times_untapped[1..]);
-                rows.push(ForwardRow { taps, tokens, timing, times_untapped, bytes, peak: memory::peak() });
+                let peak = memory::peak();
+                rows.push(ForwardRow { taps, tokens, timing, times_untapped, bytes, counters, peak });
+            }
+        }
+    }
+    Ok(rows)
+}
+
+/// The dispatches of one kernel in a run.
+#[derive(Clone, Debug)]
+pub struct KernelTime {
+    /// Length of the text in tokens.
+    pub tokens: usize,
+    /// The kernel.
+    pub kernel: &'static str,
+    /// The number of dispatches.
+    pub dispatches: usize,
+    /// Their seconds together, each in a compute pass of its own.
+    pub seconds: f64,
+}
+
+/// The numbers of tokens for which [`measure_kernels`] has rows.
+const KERNEL_TOKENS: [usize; 3] = [1, 64, 1024];
+
+/// Times each kernel of a run with hidden states and the last token's logits. Empty where the device has no clock for
+/// that.
+pub(super) async fn measure_kernels<D: Measured>(dev: &D, params: &Params<D>) -> Result<Vec<KernelTime>, RunError> {
+    let config = params.config();
+    let mut rows: Vec<KernelTime> = Vec::new();
+    for tokens in KERNEL_TOKENS.into_iter().filter(|tokens| *tokens <= config.n_positions) {
+        if dev.info().software && tokens > FEW {
+            continue;
+        }
+        let batch = Batch::new(&[ids(tokens, config)], config).expect("ids of this vocabulary");
+        let mut hooks = Hooks::new(config);
+        let last = Select::all().positions(vec![vec![tokens - 1]]);
+        hooks.tap_at(Site::Unembed, last).expect("a site of every model");
+        let layout = Layout::new(&hooks, &batch)?;
+        let mut ended = Ok(());
+        let mut times = Vec::new();
+        // The first run is the warm-up.
+        for _ in 0..2 {
+            let run = async || {
+                let mut capture = Capture::unchecked(&hooks, &batch, Arc::downgrade(dev.host_memory()))?;
+                forward::forward(dev, params, Run::new(&layout, 0..1), &mut capture, None).await
+            };
+            times = dev.seconds_of_kernels(async || ended = run().await).await?;
+            std::mem::replace(&mut ended, Ok(()))?;
+        }
+        for (kernel, seconds) in times {
+            match rows.iter_mut().find(|row| row.tokens == tokens && row.kernel == kernel) {
+                Some(row) => (row.dispatches, row.seconds) = (row.dispatches + 1, row.seconds + seconds),
+                None => rows.push(KernelTime { tokens, kernel, dispatches: 1, seconds }),
             }
         }
     }

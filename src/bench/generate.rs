@@ -1,15 +1,16 @@
-//! Generation: a run of the prompt, and a run of one further token, for one or several texts. Owns these runs, their
-//! timing, and the least number of bytes that each must read, which is every weight once, whatever the number of texts.
+//! Generation: a run of the prompt, and a run of one further token, for one or several texts, and of one token after a
+//! long text. Owns these runs, their timing, and the least number of bytes that each must read, which is every weight
+//! once, whatever the number of texts.
 //! Read next: `src/analysis/generate.rs`, the generation that users run.
 
 use super::time::{Budget, Timing};
 use super::{LeftOut, forward};
 use crate::batch::Batch;
 use crate::config::Config;
-use crate::device::Device;
+use crate::device::{Counters, Device};
 use crate::hooks::capture::Sink;
 use crate::hooks::layout::Layout;
-use crate::hooks::request::{Hooks, Select};
+use crate::hooks::request::Hooks;
 use crate::hooks::site::Site;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::forward::{KvCache, Run, RunError};
@@ -27,24 +28,28 @@ const LONGEST: f64 = 1.8;
 pub const PROMPT: usize = 16;
 
 /// The numbers of texts that are generated together.
-pub const TEXTS: [usize; 2] = [1, 8];
+const TEXTS: [usize; 2] = [1, 8];
 
 /// One kind of run of generation.
 #[derive(Clone, Copy, Debug)]
 pub struct GenerateRow {
     /// The number of texts.
     pub texts: usize,
+    /// Positions of each text that were run before.
+    pub before: usize,
     /// Tokens per text: those of the prompt, or one.
     pub tokens: usize,
-    /// The time of one run, until the logits of every text's last token are on the host.
+    /// The time of one run, until the likeliest next token of every text is known.
     pub timing: Timing,
+    /// What one run records and submits.
+    pub counters: Counters,
     /// The least number of bytes of weights to read.
     pub bytes: u64,
 }
 
 /// The number of rows.
 pub(super) fn count() -> usize {
-    2 * TEXTS.len()
+    2 * TEXTS.len() + 1
 }
 
 /// A sink that drops its values.
@@ -74,21 +79,22 @@ pub(super) async fn measure<D: Device>(
     let config = params.config();
     let (mut budget, mut rows) = (Budget::new(BUDGET, LONGEST, left_out), Vec::new());
     let bytes = bytes_of_weights(checkpoint);
-    for texts in TEXTS {
-        let prompt = PROMPT.min(config.n_positions - 1);
-        let mut cache = KvCache::new(dev, config, &vec![prompt + 1; texts]);
-        for (first, tokens) in [(0, prompt), (prompt, 1)] {
+    let (prompt, long) = (PROMPT.min(config.n_positions - 1), config.n_positions - 1);
+    for (texts, runs) in
+        [(TEXTS[0], &[(0, prompt), (prompt, 1), (long, 1)][..]), (TEXTS[1], &[(0, prompt), (prompt, 1)][..])]
+    {
+        let mut cache = KvCache::new(dev, config, &vec![if texts == 1 { long + 1 } else { prompt + 1 }; texts]);
+        for (first, tokens) in runs.iter().copied() {
             step();
             let ids = forward::ids(tokens, config);
             let batch = Batch::continued(&vec![&ids; texts], &vec![first; texts], config);
             let batch = batch.expect("ids of this vocabulary");
             let mut hooks = Hooks::new(config);
-            let last = Select::all().positions(vec![vec![tokens - 1]; texts]);
-            hooks.tap_at(Site::Unembed, last).expect("a site of every model");
+            hooks.likeliest = true;
             let layout = Layout::new(&hooks, &batch)?;
-            let row = format!("generation, {texts} texts, {tokens} tokens of each");
+            let row = format!("generation, {texts} texts, {tokens} tokens of each after {first}");
             // Every run writes the same positions of the cache.
-            let run = async |runs: usize| {
+            let mut run = async |runs: usize| {
                 let begin = Instant::now();
                 for _ in 0..runs {
                     let run = Run { cache: Some(&mut cache), ..Run::new(&layout, 0..texts) };
@@ -96,8 +102,10 @@ pub(super) async fn measure<D: Device>(
                 }
                 Ok::<f64, RunError>(begin.elapsed().as_secs_f64())
             };
-            if let Ok(timing) = budget.time(&row, 0.0, run).await? {
-                rows.push(GenerateRow { texts, tokens, timing, bytes });
+            if let Ok(timing) = budget.time(&row, 0.0, &mut run).await? {
+                dev.counters();
+                run(1).await?;
+                rows.push(GenerateRow { texts, before: first, tokens, timing, counters: dev.counters(), bytes });
             }
         }
     }

@@ -16,7 +16,7 @@ use crate::device::probe::{Measured, Work};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::forward::RunError;
 use crate::model::params::Params;
-use forward::ForwardRow;
+use forward::{ForwardRow, KernelTime};
 use generate::GenerateRow;
 use operations::OperationRow;
 use std::sync::Arc;
@@ -55,6 +55,8 @@ pub struct Report {
     pub operations: Vec<OperationRow>,
     /// Whole runs.
     pub forwards: Vec<ForwardRow>,
+    /// Kernels of whole runs.
+    pub kernels: Vec<KernelTime>,
     /// Generation.
     pub generation: Vec<GenerateRow>,
     /// The rows that were not measured.
@@ -83,12 +85,13 @@ pub async fn bench<D: Measured>(
     let operations = operations::measure(dev, &mut left_out, &mut step).await?;
     let params = Params::new(checkpoint.clone(), None);
     let forwards = forward::measure(dev, &params, &mut left_out, &mut step).await?;
+    let kernels = forward::measure_kernels(dev, &params).await?;
     let generation = generate::measure(dev, &params, &checkpoint, &mut left_out, &mut step).await?;
     // The limits are measured twice, because they change on a machine that runs other work too.
     let after = limits(dev).await?;
     let limits =
         Limits { arithmetic: before.arithmetic.max(after.arithmetic), reading: before.reading.max(after.reading) };
-    Ok(Report { limits, operations, forwards, generation, left_out })
+    Ok(Report { limits, operations, forwards, kernels, generation, left_out })
 }
 
 /// Measures the limits of a device.

@@ -1,4 +1,4 @@
-//! A checkpoint of gpt2-small's shape with random weights, made in memory. Speed does not depend on the values of the
+//! A checkpoint of any shape with random weights, made in memory; gpt2-small's for benchmarks. Speed does not depend on the values of the
 //! weights, so a benchmark needs no download. Owns its config and its bytes.
 //! Read next: `src/model/checkpoint.rs`, which reads it.
 
@@ -19,7 +19,16 @@ const CONFIG: &str =
 /// # Errors
 /// [`WeightsError`] as for any checkpoint. None is expected.
 pub fn gpt2_small() -> Result<Checkpoint, WeightsError> {
-    let config = Config::from_json(CONFIG).map_err(|source| WeightsError::Config { folder: NAME.into(), source })?;
+    checkpoint(CONFIG)
+}
+
+/// Makes a checkpoint for a config.json.
+///
+/// # Errors
+/// [`WeightsError`] for a config that no GPT-2 has.
+pub fn checkpoint(config_json: &str) -> Result<Checkpoint, WeightsError> {
+    let config =
+        Config::from_json(config_json).map_err(|source| WeightsError::Config { folder: NAME.into(), source })?;
     let (mut header, mut end) = (Map::new(), 0);
     for (name, shape) in names_and_shapes(&config) {
         let begin = end;
@@ -32,7 +41,7 @@ pub fn gpt2_small() -> Result<Checkpoint, WeightsError> {
     let begin = file.len();
     file.resize(begin + end, 0);
     file[begin..].par_chunks_exact_mut(4).enumerate().for_each(|(i, bytes)| bytes.copy_from_slice(&random(i)));
-    Checkpoint::from_bytes(NAME, CONFIG, Arc::new(file))
+    Checkpoint::from_bytes(NAME, config_json, Arc::new(file))
 }
 
 /// Element `i` of a uniform distribution whose standard deviation is 0.02, as GPT-2's initial weights have

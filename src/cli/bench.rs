@@ -5,7 +5,7 @@ use super::run::options;
 use super::{DeviceArg, Failure, ModelArgs, WeightsArg, size};
 use crate::bench::{self, Report, random};
 use crate::device::probe::Measured;
-use crate::device::{self, AnyDevice, DeviceInfo};
+use crate::device::{self, AnyDevice, Counters, DeviceInfo};
 use crate::model::checkpoint::Checkpoint;
 use crate::session::{Error, Progress};
 use clap::Args;
@@ -91,13 +91,20 @@ fn digits(x: f64) -> String {
     format!("{x:.decimals$}")
 }
 
+fn counted(counters: &Counters) -> String {
+    let Counters { submits, command_buffers, passes, dispatches, barriers, copies } = counters;
+    format!(
+        "{dispatches} dispatches ({barriers} wait), {passes} passes, {copies} copies, {submits} submits, {command_buffers} command buffers"
+    )
+}
+
 fn percent(share: f64) -> String {
     format!("{:.0} %", 100.0 * share)
 }
 
 impl Measurement {
     fn write(&self, out: &mut impl Write) -> std::io::Result<()> {
-        let Report { limits, operations, forwards, generation, left_out } = &self.report;
+        let Report { limits, operations, forwards, kernels, generation, left_out } = &self.report;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         writeln!(
             out,
@@ -162,21 +169,42 @@ impl Measurement {
             "   none: only the last token's last hidden state; hidden states: the n_layer + 1 of transformers; everything: every hook, with logits\n   \
              peak memory: main memory of this process, weights included; the memory of a GPU is not reported"
         )?;
+        let recorded = forwards.iter().filter(|row| row.counters != Counters::default());
+        for (n, row) in recorded.enumerate() {
+            if n == 0 {
+                writeln!(
+                    out,
+                    "   What one run records: dispatches (of which wait for another), passes, copies, submits, command buffers"
+                )?;
+            }
+            writeln!(out, "   {:>6} {:14} {}", row.tokens, row.taps.name(), counted(&row.counters))?;
+        }
+        for (n, row) in kernels.iter().enumerate() {
+            if n == 0 {
+                writeln!(out, "   Kernels of a run with the last token's logits, each dispatch in a pass of its own")?;
+                writeln!(out, "   {:>6} {:24} {:>10} {:>10} {:>8}", "tokens", "kernel", "dispatches", "ms", "of run")?;
+            }
+            let all: f64 = kernels.iter().filter(|other| other.tokens == row.tokens).map(|other| other.seconds).sum();
+            let share = percent(row.seconds / all);
+            let ms = 1e3 * row.seconds;
+            writeln!(out, "   {:>6} {:24} {:>10} {ms:>10.4} {share:>8}", row.tokens, row.kernel, row.dispatches)?;
+        }
         writeln!(
             out,
             "\n4. Generation: the prompt in one run, then one token per run, with a cache of keys and values"
         )?;
         writeln!(
             out,
-            "   {:>6} {:>6} {:>10} {:>9} {:>8} {:>8}",
-            "texts", "tokens", "ms", "tokens/s", "GB/s", "of limit"
+            "   {:>6} {:>6} {:>6} {:>10} {:>9} {:>8} {:>8}",
+            "texts", "before", "tokens", "ms", "tokens/s", "GB/s", "of limit"
         )?;
         for row in generation {
             let reading = row.bytes as f64 / row.timing.seconds;
             writeln!(
                 out,
-                "   {:>6} {:>6} {:>10.2} {:>9} {:>8} {:>8}",
+                "   {:>6} {:>6} {:>6} {:>10.2} {:>9} {:>8} {:>8}",
                 row.texts,
+                row.before,
                 row.tokens,
                 1e3 * row.timing.seconds,
                 digits((row.texts * row.tokens) as f64 / row.timing.seconds),
@@ -184,7 +212,14 @@ impl Measurement {
                 percent(reading / limits.reading),
             )?;
         }
-        writeln!(out, "   tokens: per text; bytes: every weight read once, whatever the number of texts")?;
+        for row in generation.iter().filter(|row| row.counters != Counters::default()) {
+            let recorded = counted(&row.counters);
+            writeln!(out, "   {:>6} {:>6} {:>6} records {recorded}", row.texts, row.before, row.tokens)?;
+        }
+        writeln!(
+            out,
+            "   before, tokens: positions per text that were run before, and that are run; bytes: every weight read once, whatever the number of texts"
+        )?;
         writeln!(
             out,
             "\nAll times are medians over batches after a warm-up.{}",
@@ -194,7 +229,7 @@ impl Measurement {
     }
 
     fn as_json(&self) -> Value {
-        let Report { limits, operations, forwards, generation, left_out } = &self.report;
+        let Report { limits, operations, forwards, kernels, generation, left_out } = &self.report;
         let operations = operations.iter().map(|row| {
             json!({"operation": row.name, "tokens": row.tokens, "ms": 1e3 * row.timing.seconds, "gflops": 1e-9 * row.arithmetic,
                    "share_of_arithmetic": row.arithmetic / limits.arithmetic, "gbytes_per_second": 1e-9 * row.moving,
@@ -203,13 +238,16 @@ impl Measurement {
         let forwards = forwards.iter().map(|row| {
             json!({"tokens": row.tokens, "tapped": row.taps.name(), "ms": 1e3 * row.timing.seconds,
                    "tokens_per_second": row.tokens as f64 / row.timing.seconds, "times_untapped": row.times_untapped,
-                   "bytes_to_host": row.bytes, "peak_bytes": row.peak, "batches": row.timing.batches, "runs_per_batch": row.timing.runs})
+                   "bytes_to_host": row.bytes, "peak_bytes": row.peak, "counters": row.counters, "batches": row.timing.batches, "runs_per_batch": row.timing.runs})
         });
         let generation = generation.iter().map(|row| {
             let (seconds, reading) = (row.timing.seconds, row.bytes as f64 / row.timing.seconds);
-            json!({"texts": row.texts, "tokens": row.tokens, "ms": 1e3 * seconds,
+            json!({"texts": row.texts, "before": row.before, "tokens": row.tokens, "ms": 1e3 * seconds, "counters": row.counters,
                    "tokens_per_second": (row.texts * row.tokens) as f64 / seconds, "gbytes_per_second": 1e-9 * reading,
                    "share_of_reading": reading / limits.reading, "batches": row.timing.batches, "runs_per_batch": row.timing.runs})
+        });
+        let kernels = kernels.iter().map(|row| {
+            json!({"tokens": row.tokens, "kernel": row.kernel, "dispatches": row.dispatches, "ms": 1e3 * row.seconds})
         });
         let device = &self.device;
         json!({
@@ -223,6 +261,7 @@ impl Measurement {
             "operations": operations.collect::<Vec<_>>(),
             "model": self.model,
             "runs": forwards.collect::<Vec<_>>(),
+            "kernels": kernels.collect::<Vec<_>>(),
             "generation": generation.collect::<Vec<_>>(),
             "left_out": left_out.iter().map(|left| json!({"row": left.row, "why": left.why})).collect::<Vec<_>>(),
         })

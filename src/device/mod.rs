@@ -21,7 +21,7 @@ pub use crate::config::Activation;
 use buffer_pool::BufferPool;
 use half::slice::HalfFloatSliceExt;
 pub(crate) use op::Epilogue;
-pub use op::{Op, OpKind, Operands, Operations, Queries, RowsOf};
+pub use op::{LOGITS_CHUNK, Op, OpKind, Operands, Operations, Queries, RowsOf};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
@@ -471,6 +471,13 @@ pub trait Device: Shareable {
     /// Submits everything recorded so far, copies included.
     fn submit(&self);
 
+    /// [`Device::submit`], unless so little is recorded that the device would rather wait for more. Returns true if it
+    /// submitted.
+    fn submit_if_much(&self) -> bool {
+        self.submit();
+        true
+    }
+
     /// Waits until at most `running` submits are unfinished. Limits the length of the queue.
     ///
     /// # Errors
@@ -492,6 +499,41 @@ pub trait Device: Shareable {
     /// The kernels that were recorded since the last call.
     fn kernels_run(&self) -> BTreeSet<&'static str> {
         BTreeSet::new()
+    }
+
+    /// What was recorded and submitted since the last call.
+    fn counters(&self) -> Counters {
+        Counters::default()
+    }
+}
+
+/// What a device has recorded and submitted. Devices that compute at once count nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Counters {
+    /// Submits.
+    pub submits: usize,
+    /// Command buffers that the graphics API gets. Each compute pass is two (one for the barriers before it), and so is
+    /// each submit. Copies that follow one another are one.
+    pub command_buffers: usize,
+    /// Compute passes.
+    pub passes: usize,
+    /// Dispatches.
+    pub dispatches: usize,
+    /// Dispatches that wait for an earlier dispatch of their pass.
+    pub barriers: usize,
+    /// Copies from buffer to buffer.
+    pub copies: usize,
+}
+
+impl Counters {
+    /// Adds what else was counted.
+    pub fn add(&mut self, more: Counters) {
+        self.submits += more.submits;
+        self.command_buffers += more.command_buffers;
+        self.passes += more.passes;
+        self.dispatches += more.dispatches;
+        self.barriers += more.barriers;
+        self.copies += more.copies;
     }
 }
 

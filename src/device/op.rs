@@ -82,6 +82,9 @@ impl Queries {
     }
 }
 
+/// Columns of logits that [`Op::Likeliest`] summarises together.
+pub const LOGITS_CHUNK: usize = 1024;
+
 /// Rows that are gathered: from which of the tensors, and which.
 pub type RowsOf = (usize, Range<usize>);
 
@@ -203,6 +206,10 @@ operations! {
     /// `a + x . w + bias`: `linear` with a sum as its epilogue; a [T, N].
     LinearAdd linear_add [a, x] [w, bias] {} => [x[0], w[1]];
 
+    /// `f(layer_norm(x) . w + bias)`, with `f` only if there is one: a product with LayerNorm as its prologue. x [T, K],
+    /// gain and shift [1, K] -> [T, N].
+    LinearOfNorm linear_of_norm [x] [gain, shift, w, bias] {eps: f64, f: Option<Activation>} => [x[0], w[1]];
+
     /// Each head's own part of `z . w`: z [T, H d], w [H d, N] -> [T, H N], head by head.
     LinearByHead linear_by_head [z] [w] {n_head: usize} => [z[0], n_head * w[1]];
 
@@ -231,6 +238,11 @@ operations! {
 
     /// `x . tableᵀ`: x [T, D], table [V, D] -> [T, V].
     Unembed unembed [x] [table] {} => [x[0], table[0]];
+
+    /// What a choice of the likeliest token needs of logits [T, V]. Every [`LOGITS_CHUNK`] columns become three: the
+    /// largest value, its column (of equals the first), and the sum of `e^(value - largest)`. A value below
+    /// [`super::MASKED`] counts as that. The sum is NaN if a value is NaN or positive infinity.
+    Likeliest likeliest [logits] [] {} => [logits[0], 3 * logits[1].div_ceil(LOGITS_CHUNK)];
 
     /// The listed rows of the given tensors, in the order of the list; rows may be repeated. All tensors have the same columns.
     GatherRows gather_rows [x ..] [] {parts: Vec<RowsOf>} => [parts.iter().map(|(_, rows)| rows.len()).sum(), x[0][1]];

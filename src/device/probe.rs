@@ -28,6 +28,18 @@ pub trait Measured: Device {
     /// The clock of [`Measured::seconds`], in words.
     fn clock(&self) -> &'static str;
 
+    /// Like [`Measured::seconds`], but for each dispatch: its kernel and the seconds that it takes alone. Empty for a
+    /// device without kernels, or without a clock of its own.
+    ///
+    /// # Errors
+    /// [`DeviceError::Fault`] if the device has failed up to now.
+    fn seconds_of_kernels(
+        &self,
+        _record: impl AsyncFnOnce(),
+    ) -> impl Future<Output = Result<Vec<(&'static str, f64)>, DeviceError>> {
+        std::future::ready(Ok(Vec::new()))
+    }
+
     /// Work that shows the limits of this device.
     fn probes(&self) -> Probes<'_>;
 }

@@ -4,8 +4,8 @@
 
 use super::buffer_pool::BufferPool;
 use super::{
-    Activation, Change, Device, DeviceError, DeviceInfo, DeviceKind, Heads, MASKED, Op, Operands, Queries, RowsOf,
-    StoredWeight, TensorLimits, Window,
+    Activation, Change, Device, DeviceError, DeviceInfo, DeviceKind, Heads, LOGITS_CHUNK, MASKED, Op, Operands,
+    Queries, RowsOf, StoredWeight, TensorLimits, Window,
 };
 use std::sync::Arc;
 
@@ -155,6 +155,24 @@ impl Reference {
             sums.iter_mut().zip(bias.row(0)).for_each(|(sum, bias)| *sum += bias);
         }
         Tensor::new(x.rows, w.cols, y)
+    }
+
+    fn likeliest(&self, logits: &Tensor) -> Tensor {
+        let chunks = logits.cols.div_ceil(LOGITS_CHUNK);
+        let of_chunk = |t: usize, chunk: usize| {
+            let first = chunk * LOGITS_CHUNK;
+            let values = &logits.row(t)[first..logits.cols.min(first + LOGITS_CHUNK)];
+            let counted = |x: f64| if x > f64::from(MASKED) { x } else { f64::from(MASKED) };
+            let mut best = 0;
+            for (i, x) in values.iter().enumerate() {
+                if counted(*x) > counted(values[best]) {
+                    best = i;
+                }
+            }
+            let largest = counted(values[best]);
+            [largest, (first + best) as f64, values.iter().map(|x| (x - largest).exp()).sum()]
+        };
+        Tensor::from_fn(logits.rows, 3 * chunks, |t, c| of_chunk(t, c / 3)[c % 3])
     }
 
     fn linear_by_head(&self, z: &Tensor, w: &Tensor, n_head: usize) -> Tensor {
@@ -312,6 +330,10 @@ impl Device for Reference {
             Op::Linear {} => self.linear(x[0], w[0], w[1]),
             Op::LinearActivation { f } => self.activation(&self.linear(x[0], w[0], w[1]), *f),
             Op::LinearAdd {} => self.add(x[0], &self.linear(x[1], w[0], w[1])),
+            Op::LinearOfNorm { eps, f } => {
+                let y = self.linear(&self.layer_norm(x[0], w[0], w[1], *eps), w[2], w[3]);
+                f.map_or_else(|| y.clone(), |f| self.activation(&y, f))
+            }
             Op::LinearByHead { n_head } => self.linear_by_head(x[0], w[0], *n_head),
             Op::SumHeads { n_head } => self.sum_heads(x[0], w[0], *n_head),
             Op::Attention { texts, heads } => self.attention(x[0], cache, texts, *heads),
@@ -321,6 +343,7 @@ impl Device for Reference {
             Op::Activation { f } => self.activation(x[0], *f),
             Op::Add {} => self.add(x[0], x[1]),
             Op::Unembed {} => self.unembed(x[0], w[0]),
+            Op::Likeliest {} => self.likeliest(x[0]),
             Op::GatherRows { parts } => self.gather_rows(x, parts),
             Op::Edit { window, change } => self.edit(x[0], window, change),
         }

@@ -95,6 +95,10 @@ impl<'a> Layout<'a> {
     /// The positions of a text whose logits are computed, or `None` for all. Nothing reads the logits later in the run,
     /// so those that are not recorded are not computed.
     pub(super) fn logits_of(&self, text: usize) -> Option<Vec<Range<usize>>> {
+        if self.hooks.likeliest {
+            let n = self.batch.texts()[text].len();
+            return Some(vec![n - 1..n]);
+        }
         let select = self.hooks.tapped(Site::Unembed)?;
         let some = select.positions.is_some() && self.edits(Site::Unembed).next().is_none();
         some.then(|| ranges(select.positions.as_ref(), text, 0))

@@ -11,6 +11,7 @@ use super::request::{Edit, HookError, Select, hash};
 use super::site::Site;
 use crate::device::{Change, Device, DeviceError, MASKED, Operations, Window};
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
+use std::collections::VecDeque;
 use std::ops::{ControlFlow, Range};
 
 /// Why a forward pass ended before its last operation. `Done` is not an error: everything requested is recorded.
@@ -43,13 +44,15 @@ impl From<std::io::Error> for Stop {
 /// A progress callback. It receives the number of finished blocks and may end the run.
 pub type Progress<'a> = &'a dyn Fn(usize) -> ControlFlow<()>;
 
-/// How many submitted blocks may be unfinished on the device when the next one is recorded.
-const BLOCKS_IN_FLIGHT: usize = 2;
+/// How many submits may be unfinished on the device when the next block is recorded.
+const SUBMITS_IN_FLIGHT: usize = 2;
 
 /// A readback in flight, and where its values belong.
 struct Pending<D: Device> {
     site: Site,
     text: Option<usize>,
+    /// True if the values are those of [`Operations::likeliest`].
+    is_likeliest: bool,
     staged: D::Staged,
 }
 
@@ -68,11 +71,15 @@ pub struct Recorder<'a, D: Device> {
     texts: Range<usize>,
     last: Option<Site>,
     staged: Vec<Pending<D>>,
-    in_flight: Vec<Pending<D>>,
+    /// What earlier submits have staged, in order.
+    in_flight: VecDeque<Vec<Pending<D>>>,
     staged_bytes: usize,
     sink: &'a mut dyn Sink,
     progress: Option<Progress<'a>>,
     boundaries: usize,
+    /// For each submit that may be unfinished, how many blocks end with it.
+    submitted: VecDeque<usize>,
+    finished: usize,
 }
 
 impl<D: Device> std::fmt::Debug for Recorder<'_, D> {
@@ -90,9 +97,21 @@ impl<'a, D: Device> Recorder<'a, D> {
         sink: &'a mut dyn Sink,
         progress: Option<Progress<'a>>,
     ) -> Recorder<'a, D> {
-        let (staged, in_flight) = (Vec::new(), Vec::new());
-        let last = layout.hooks().last();
-        Recorder { layout, texts, last, staged, in_flight, staged_bytes: 0, sink, progress, boundaries: 0 }
+        let (staged, in_flight, submitted) = (Vec::new(), VecDeque::new(), VecDeque::new());
+        let (last, staged_bytes, boundaries, finished) = (layout.hooks().last(), 0, 0, 0);
+        Recorder {
+            layout,
+            texts,
+            last,
+            staged,
+            in_flight,
+            staged_bytes,
+            sink,
+            progress,
+            boundaries,
+            submitted,
+            finished,
+        }
     }
 
     /// True when `site` has a tap or an edit. Only the functions that choose between a fused and an unfused form may
@@ -148,23 +167,39 @@ impl<'a, D: Device> Recorder<'a, D> {
         if self.last.is_none_or(|last| last <= site) { Err(Stop::Done) } else { Ok(()) }
     }
 
-    /// Ends a block: submits the work recorded so far. Once the staged bytes exceed the budget, it reads back what the
-    /// blocks *before* this one recorded, so that the device works on this block meanwhile. At most two blocks are in
-    /// flight, so progress reports follow the device, and an error ends the run soon.
+    /// Ends a block: submits the work recorded so far, if it is much for the device or if the staged bytes exceed the
+    /// budget. In that case it reads back what was staged two submits before, so that the device works on the later ones
+    /// meanwhile. At most two submits are in flight, so progress reports follow the device, and an error ends the run
+    /// soon.
     ///
     /// # Errors
     /// [`Stop::Fault`] when the device fails, [`Stop::Sink`] when the sink fails, [`Stop::Cancelled`] when the progress
     /// callback ends the run.
     pub async fn boundary(&mut self, dev: &D) -> Result<(), Stop> {
-        dev.submit();
-        if self.staged_bytes >= self.layout.hooks().staging_budget {
-            self.staged_bytes = 0;
-            let earlier = std::mem::replace(&mut self.in_flight, std::mem::take(&mut self.staged));
-            self.collect(dev, earlier).await?;
-        }
-        dev.settle(BLOCKS_IN_FLIGHT).await?;
         self.boundaries += 1;
-        match self.progress.map(|progress| progress(self.boundaries.saturating_sub(BLOCKS_IN_FLIGHT))) {
+        let is_full = self.staged_bytes >= self.layout.hooks().staging_budget;
+        let is_sent = if is_full {
+            dev.submit();
+            true
+        } else {
+            dev.submit_if_much()
+        };
+        if is_full {
+            self.staged_bytes = 0;
+            self.in_flight.push_back(std::mem::take(&mut self.staged));
+            if self.in_flight.len() > SUBMITS_IN_FLIGHT {
+                let earliest = self.in_flight.pop_front().unwrap_or_default();
+                self.collect(dev, earliest).await?;
+            }
+        }
+        if is_sent {
+            self.submitted.push_back(self.boundaries);
+            dev.settle(SUBMITS_IN_FLIGHT).await?;
+            while self.submitted.len() > SUBMITS_IN_FLIGHT {
+                self.finished = self.submitted.pop_front().unwrap_or(self.finished);
+            }
+        }
+        match self.progress.map(|progress| progress(self.finished)) {
             Some(ControlFlow::Break(())) => Err(Stop::Cancelled),
             Some(ControlFlow::Continue(())) | None => Ok(()),
         }
@@ -176,8 +211,9 @@ impl<'a, D: Device> Recorder<'a, D> {
     /// As [`Recorder::boundary`].
     pub async fn finish(mut self, dev: &D) -> Result<(), Stop> {
         dev.submit();
-        let in_flight = std::mem::take(&mut self.in_flight);
-        self.collect(dev, in_flight).await?;
+        for earlier in std::mem::take(&mut self.in_flight) {
+            self.collect(dev, earlier).await?;
+        }
         let staged = std::mem::take(&mut self.staged);
         self.collect(dev, staged).await
     }
@@ -214,10 +250,20 @@ impl<'a, D: Device> Recorder<'a, D> {
         for (text, window) in layout.windows(site, select, texts) {
             if !window.is_empty() {
                 self.staged_bytes += 4 * window.len();
-                self.staged.push(Pending { site, text, staged: dev.copy_out(&x, &window) });
+                self.staged.push(Pending { site, text, is_likeliest: false, staged: dev.copy_out(&x, &window) });
             }
         }
         Ok(x)
+    }
+
+    /// Records what a choice of the likeliest token needs of the last row of a text's logits, if the request wants it.
+    pub fn likeliest(&mut self, dev: &D, text: usize, logits: &D::Tensor) {
+        if self.layout.hooks().likeliest {
+            let found = dev.likeliest(logits);
+            let staged = dev.copy_out(&found, &Window::all(dev.shape(&found)));
+            let text = Some(self.texts.start + text);
+            self.staged.push(Pending { site: Site::Unembed, text, is_likeliest: true, staged });
+        }
     }
 
     /// Reads the selected values of each text back, calls the function, and writes its result in their place. Masked
@@ -277,8 +323,13 @@ impl<'a, D: Device> Recorder<'a, D> {
     }
 
     async fn collect(&mut self, dev: &D, pending: Vec<Pending<D>>) -> Result<(), Stop> {
-        for Pending { site, text, staged } in pending {
+        for Pending { site, text, is_likeliest, staged } in pending {
             let values = dev.read(staged).await?;
+            if let (true, Some(text)) = (is_likeliest, text) {
+                self.sink.likeliest(text, &values);
+                dev.host_memory().give_back(values);
+                continue;
+            }
             self.hand_over(dev, site, text, values)?;
         }
         Ok(())

@@ -305,12 +305,16 @@ pub struct Hooks {
     /// When more bytes than this are staged, a block boundary reads them back: see
     /// [`crate::hooks::recorder::Recorder::boundary`].
     pub staging_budget: usize,
+    /// True if the caller needs the likeliest token after each text, which [`crate::hooks::capture::Sink::likeliest`]
+    /// receives. Only for requests that neither record nor edit logits.
+    pub(crate) likeliest: bool,
 }
 
 impl Hooks {
     /// An empty request to a model of this shape.
     pub fn new(config: &Config) -> Hooks {
-        Hooks { config: config.clone(), taps: BTreeMap::new(), edits: Vec::new(), staging_budget: 64 << 20 }
+        let (config, staging_budget) = (config.clone(), 4 << 20);
+        Hooks { config, taps: BTreeMap::new(), edits: Vec::new(), staging_budget, likeliest: false }
     }
 
     /// Records every site that `pattern` names ([`site::resolve`]).
@@ -457,7 +461,8 @@ impl Hooks {
 
     /// The last site with a tap or an edit.
     pub(crate) fn last(&self) -> Option<Site> {
-        self.taps.keys().next_back().copied().max(self.edits.iter().map(|(site, ..)| *site).max())
+        let asked = self.taps.keys().next_back().copied().max(self.edits.iter().map(|(site, ..)| *site).max());
+        asked.max(self.likeliest.then_some(Site::Unembed))
     }
 
     /// The checks that need no batch.

@@ -175,6 +175,8 @@ pub(crate) struct Pieces<'a> {
     pub read: &'a [Site],
     /// The values of `read` at the last position of the pieces with `is_read`, by site and by piece.
     pub last: BTreeMap<(Site, usize), Vec<f32>>,
+    /// What a choice of the likeliest token needs, by piece.
+    pub likeliest: BTreeMap<usize, Vec<f32>>,
     /// The sink for the recorded values.
     pub to: &'a mut dyn StepSink,
 }
@@ -209,6 +211,10 @@ impl Sink for Pieces<'_> {
     fn give(&mut self, site: Site, text: usize, values: ArrayD<f32>) -> std::io::Result<Option<ArrayD<f32>>> {
         self.put(site, text, values.view())?;
         Ok(Some(values))
+    }
+
+    fn likeliest(&mut self, text: usize, of_chunks: &[f32]) {
+        self.likeliest.insert(text, of_chunks.to_vec());
     }
 }
 

@@ -7,7 +7,7 @@
 
 use crate::batch::Batch;
 use crate::config::Config;
-use crate::device::{Device, DeviceError, Heads, Operations, Queries};
+use crate::device::{Activation, Device, DeviceError, Heads, Operations, Queries};
 use crate::hooks::capture::Sink;
 use crate::hooks::layout::Layout;
 use crate::hooks::recorder::{Progress, Recorder, Stop};
@@ -291,7 +291,8 @@ impl<D: Device> Pass<'_, D> {
             }
             let rows = rows.into_iter().map(|rows| (0, text.start + rows.start..text.start + rows.end)).collect();
             let logits = dev.unembed(&self.gathered(&x, rows), params.unembedding(dev).await?);
-            hooks.at_text(dev, Site::Unembed, i, logits).await?;
+            let logits = hooks.at_text(dev, Site::Unembed, i, logits).await?;
+            hooks.likeliest(dev, i, &logits);
             hooks.boundary(dev).await?;
         }
         Ok(())
@@ -339,6 +340,28 @@ impl<D: Device> Pass<'_, D> {
         hooks.at(dev, out_site, out).await
     }
 
+    /// A product with the result of LayerNorm, and the activation function if there is one: one operation, or several
+    /// if a site in between is requested.
+    async fn linear_of_norm(
+        &self,
+        (norm, w): (&Biased<D::Weight>, &Biased<D::Weight>),
+        x: &D::Tensor,
+        f: Option<Activation>,
+        sites: [Site; 3],
+        hooks: &mut Recorder<'_, D>,
+    ) -> Result<D::Tensor, Stop> {
+        let dev = self.dev;
+        if !sites.iter().any(|site| hooks.wants(*site)) {
+            let eps = self.config.layer_norm_epsilon;
+            return Ok(dev.linear_of_norm(x, &norm.weight, &norm.bias, &w.weight, &w.bias, eps, f));
+        }
+        let normed = self.norm(norm, x, sites, hooks).await?;
+        Ok(match f {
+            Some(f) => dev.linear_activation(&normed, &w.weight, &w.bias, f),
+            None => dev.linear(&normed, &w.weight, &w.bias),
+        })
+    }
+
     /// `x + attn(ln_1(x))`. Attention is one fused kernel that never stores the pattern. If scores or pattern are
     /// requested, it runs in steps, and the recorded pattern is the tensor that multiplies v. Likewise, the output
     /// projection runs head by head if `hook_result` is requested.
@@ -351,8 +374,7 @@ impl<D: Device> Pass<'_, D> {
     ) -> Result<D::Tensor, Stop> {
         let (dev, heads) = (self.dev, heads(self.config, l));
         let sites = [Site::Ln1Scale(l), Site::Ln1Normalized(l), Site::Ln1Out(l)];
-        let normed = self.norm(&w.ln_1, x, sites, hooks).await?;
-        let qkv = dev.linear(&normed, &w.c_attn.weight, &w.c_attn.bias);
+        let qkv = self.linear_of_norm((&w.ln_1, &w.c_attn), x, None, sites, hooks).await?;
         let qkv = hooks.at_each(dev, [Site::Q(l), Site::K(l), Site::V(l)], qkv).await?;
         let texts = self.queries();
         let cache = self.cache.as_mut().map(|cache| &mut cache.layers[l]).map(|cache| {
@@ -409,12 +431,11 @@ impl<D: Device> Pass<'_, D> {
     ) -> Result<D::Tensor, Stop> {
         let (dev, f) = (self.dev, self.config.activation);
         let sites = [Site::Ln2Scale(l), Site::Ln2Normalized(l), Site::Ln2Out(l)];
-        let normed = self.norm(&w.ln_2, x, sites, hooks).await?;
         let post = if hooks.wants(Site::MlpPre(l)) {
-            let pre = hooks.at(dev, Site::MlpPre(l), dev.linear(&normed, &w.c_fc.weight, &w.c_fc.bias)).await?;
-            dev.activation(&pre, f)
+            let pre = self.linear_of_norm((&w.ln_2, &w.c_fc), x, None, sites, hooks).await?;
+            dev.activation(&hooks.at(dev, Site::MlpPre(l), pre).await?, f)
         } else {
-            dev.linear_activation(&normed, &w.c_fc.weight, &w.c_fc.bias, f)
+            self.linear_of_norm((&w.ln_2, &w.c_fc), x, Some(f), sites, hooks).await?
         };
         let post = hooks.at(dev, Site::MlpPost(l), post).await?;
         self.add_projection(x, &post, &w.mlp_c_proj, Site::MlpOut(l), hooks).await

@@ -90,6 +90,8 @@ pub struct Case {
     pub atol: f64,
     /// Relative tolerance; see `atol`.
     pub rtol: f64,
+    /// The texts of the first tensor whose keys and values are put in a cache before, for attention over a cache.
+    pub cached: Option<Vec<Queries>>,
     /// What is special about the values, for messages.
     pub note: &'static str,
     /// What the case tests.
@@ -116,7 +118,17 @@ pub struct Inputs<D: Device> {
 impl Case {
     /// A case whose result must be exact, unless `within` sets a tolerance.
     pub fn new(op: Op, tensors: Vec<Host>, weights: Vec<(Host, Dtype)>) -> Case {
-        Case { op, tensors, weights, looked_at: None, atol: 0.0, rtol: 0.0, note: "", of: Tested::Operation }
+        Case {
+            op,
+            tensors,
+            weights,
+            looked_at: None,
+            atol: 0.0,
+            rtol: 0.0,
+            cached: None,
+            note: "",
+            of: Tested::Operation,
+        }
     }
 
     /// Allows `|got - want| <= atol + rtol |want|`.
@@ -160,6 +172,10 @@ impl Case {
             Op::LinearByHead { n_head } | Op::SumHeads { n_head } => words.push(format!("{n_head} heads")),
             Op::Embed { ids } => words.push(format!("{} ids", ids.len())),
             Op::LayerNorm { eps } | Op::LayerNormScale { eps } => words.push(format!("eps {eps:e}")),
+            Op::LinearOfNorm { eps, f } => {
+                words.push(format!("eps {eps:e}"));
+                words.extend(f.map(|f| format!("{f:?}")));
+            }
             Op::Activation { f } | Op::LinearActivation { f } => words.push(format!("{f:?}")),
             Op::GatherRows { parts } => words.push(format!("{} parts", parts.len())),
             Op::Edit { window, change } => {
@@ -177,7 +193,8 @@ impl Case {
             | Op::GainBias {}
             | Op::AttentionPattern {}
             | Op::Add {}
-            | Op::Unembed {} => {}
+            | Op::Unembed {}
+            | Op::Likeliest {} => {}
         }
         // Vectors are always f32, so their type is not worth a mention.
         words.extend(self.weights.iter().filter(|(w, _)| w.rows > 1).map(|(_, dtype)| format!("{dtype:?}")));
@@ -197,7 +214,19 @@ impl Case {
     /// Runs the operation.
     pub fn run<D: Device>(&self, dev: &D, inputs: &Inputs<D>) -> D::Tensor {
         let Inputs { tensors, weights } = inputs;
-        dev.run(&self.op, Operands::new(&tensors.iter().collect::<Vec<_>>(), &weights.iter().collect::<Vec<_>>()))
+        let (tensors, weights): (Vec<_>, Vec<_>) = (tensors.iter().collect(), weights.iter().collect());
+        let cache = self.cached.as_ref().map(|texts| {
+            let (Op::Attention { heads, .. } | Op::AttentionScores { heads, .. } | Op::AttentionMix { heads, .. }) =
+                &self.op
+            else {
+                panic!("only attention has a cache")
+            };
+            let capacities: Vec<usize> = texts.iter().map(|text| text.n_keys).collect();
+            let mut cache = dev.new_cache(&capacities, self.tensors[0].cols / 3, *heads);
+            dev.append(&mut cache, tensors[0], texts);
+            cache
+        });
+        dev.run(&self.op, Operands { tensors: &tensors, weights: &weights, cache: cache.as_ref() })
     }
 
     /// A device's result for the compared part.
@@ -226,7 +255,7 @@ impl Case {
     pub fn expected(&self) -> Vec<f32> {
         let (of_rows, cols) = match &self.looked_at {
             // Compute only the selected rows.
-            Some(window) if !matches!(self.op, Op::Edit { .. }) => {
+            Some(window) if !matches!(self.op, Op::Edit { .. }) && self.cached.is_none() => {
                 let rows: Vec<usize> = window.each_row().collect();
                 let tensors = self.tensors.iter().map(|x| x.only(&rows)).collect();
                 (Case { tensors, looked_at: None, ..self.clone() }, Some(window.cols.clone()))

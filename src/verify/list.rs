@@ -45,6 +45,8 @@ pub static OPERATIONS: &[(OpKind, MakeCases)] = &[
     (OpKind::LinearActivation, linear_activation),
     (OpKind::LinearAdd, linear_add),
     (OpKind::GatherRows, gather_rows),
+    (OpKind::LinearOfNorm, linear_of_norm),
+    (OpKind::Likeliest, likeliest),
 ];
 
 /// Random values. The shape is part of the seed, so that values of an earlier case left in memory cannot match by
@@ -242,6 +244,60 @@ fn linear_add() -> Vec<Case> {
     ENDINGS.into_iter().flat_map(one).collect()
 }
 
+fn linear_of_norm() -> Vec<Case> {
+    let mut list = Vec::new();
+    let mut one = |rows, k: usize, cols, dtype, eps, scale: f32, f| {
+        let mut x = random(rows, k, scale, 42);
+        // One dimension is far from the others, as in gpt2's residual stream.
+        x.values.iter_mut().enumerate().for_each(|(i, v)| *v += if i % k == 7 { 50.0 * scale } else { scale });
+        let (gain, shift) = (random(1, k, 1.0, 43), random(1, k, 1.0, 44));
+        let weights = vec![
+            f32(gain),
+            f32(shift),
+            (random(k, cols, 1.0 / (k as f32).sqrt(), 45), dtype),
+            f32(random(1, cols, 1.0, 46)),
+        ];
+        // A row of which one dimension is 50 times the others loses six bits of the others.
+        list.push(Case::new(Op::LinearOfNorm { eps, f }, vec![x], weights).within(3e-5, 1e-5));
+    };
+    for rows in [1, 2, 3, 5, 8, 9, 65] {
+        for (k, cols) in [(1, 1), (11, 3), (33, 99), (96, 65), (768, 129), (1025, 33)] {
+            for dtype in DTYPES {
+                one(rows, k, cols, dtype, 1e-5, 1.0, None);
+            }
+        }
+        one(rows, 96, 33, Dtype::F32, 1e-5, 1e-3, None);
+        one(rows, 768, 33, Dtype::F32, 1e-3, 3.0, Some(Activation::GeluTanh));
+    }
+    // A NaN stays in its row.
+    let mut x = random(3, 33, 1.0, 42);
+    x.values[33] = f32::NAN;
+    let vectors = [43, 44].map(|seed| f32(random(1, 33, 1.0, seed)));
+    let product = [f32(random(33, 9, 0.2, 45)), f32(random(1, 9, 1.0, 46))];
+    let weights = vectors.into_iter().chain(product).collect();
+    let case = Case::new(Op::LinearOfNorm { eps: 1e-5, f: None }, vec![x], weights);
+    list.push(case.within(3e-5, 1e-5).noted("NaN in the second row"));
+    list
+}
+
+fn likeliest() -> Vec<Case> {
+    let mut list = Vec::new();
+    // Columns around the length of a chunk, and gpt2's vocabulary. The tolerance is less than one column of the place.
+    for (rows, cols) in [(1, 1), (3, 11), (2, 1024), (9, 1025), (2, 2050), (1, 50_257), (MANY_ROWS, 3)] {
+        list.push(Case::new(Op::Likeliest {}, vec![random(rows, cols, 3.0, 47)], vec![]).within(0.0, 4e-6));
+    }
+    let place = |values: Vec<f32>| Host { rows: 1, cols: values.len(), values };
+    let mut equal = vec![-1.0; 700];
+    (equal[65], equal[193], equal[66]) = (2.5, 2.5, 2.5);
+    let one =
+        |values: Vec<f32>, note| Case::new(Op::Likeliest {}, vec![place(values)], vec![]).within(0.0, 4e-6).noted(note);
+    list.push(one(equal, "equal values"));
+    list.push(one(vec![f32::NEG_INFINITY, 88.0, -1e30, f32::NEG_INFINITY, 87.0], "huge and minus infinity"));
+    list.push(one(vec![f32::NEG_INFINITY; 5], "minus infinity"));
+    list.push(one((0..300).map(|i| if i == 201 { f32::NAN } else { i as f32 * 0.01 }).collect(), "NaN"));
+    list
+}
+
 /// Rows, heads, width of a head, and columns.
 const BY_HEAD: [(usize, usize, usize, usize); 10] = [
     (1, 1, 1, 1),
@@ -299,7 +355,30 @@ fn attention_inputs() -> Vec<(Host, Vec<Queries>, Heads)> {
 fn attention() -> Vec<Case> {
     // Seen red: a mask that admits the next key is 22 times this for two tokens, and far more for longer texts.
     let one = |(qkv, texts, heads)| Case::new(Op::Attention { texts, heads }, vec![qkv], vec![]).within(1e-5, 4e-6);
-    attention_inputs().into_iter().map(one).collect()
+    let mut list: Vec<Case> = attention_inputs().into_iter().map(one).collect();
+    // The last queries of two texts, over a cache. Lengths around the keys that a kernel takes at a time.
+    for ([a, b], queries, n_head, head_dim) in [
+        ([1, 1], 1, 1, 1),
+        ([129, 40], 1, 2, 64),
+        ([300, 128], 2, 3, 11),
+        ([33, 127], 4, 1, 80),
+        ([260, 31], 7, 2, 64),
+        ([385, 257], 1, 1, 257),
+    ] {
+        let whole = [Queries::whole(0..a), Queries { text: 1, ..Queries::whole(a..a + b) }];
+        let last = |text: &Queries| {
+            let first = text.rows.end - queries.min(text.n_keys);
+            Queries { rows: first..text.rows.end, ..text.clone() }
+        };
+        let texts: Vec<Queries> = whole.iter().map(last).collect();
+        let looked_at =
+            Window { rows: texts.iter().map(|text| text.rows.clone()).collect(), cols: vec![0..n_head * head_dim] };
+        let heads = Heads { n_head, scale: 1.0 / (head_dim as f64).sqrt() };
+        let qkv = random(a + b, 3 * n_head * head_dim, 1.5, 48);
+        let case = one((qkv, texts, heads)).noted("over a cache");
+        list.push(Case { looked_at: Some(looked_at), cached: Some(whole.to_vec()), ..case });
+    }
+    list
 }
 
 fn attention_scores() -> Vec<Case> {

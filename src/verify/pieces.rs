@@ -131,7 +131,14 @@ async fn run_in_pieces<D: Device>(
         let request = whole.of_pieces(&pieces, &[]);
         let layout = Layout::new(&request, &part)?;
         let in_cache: Vec<usize> = pieces.iter().map(|piece| piece.text).collect();
-        let mut sink = Pieces { hooks, pieces: &pieces, read: &[], last: BTreeMap::new(), to: &mut capture };
+        let mut sink = Pieces {
+            hooks,
+            pieces: &pieces,
+            read: &[],
+            last: BTreeMap::new(),
+            likeliest: BTreeMap::new(),
+            to: &mut capture,
+        };
         let all = 0..pieces.len();
         let run = Run { cache: Some(&mut cache), texts_in_cache: Some(&in_cache), ..Run::new(&layout, all) };
         forward::forward(dev, params, run, &mut sink, None).await?;

@@ -16,8 +16,8 @@ pub use buffers::{Memory, Tensor};
 
 use super::buffer_pool::BufferPool;
 use super::{
-    Change, Device, DeviceError, DeviceInfo, DeviceKind, Epilogue, Heads, Op, Operands, Queries, RowsOf, StoredWeight,
-    TensorLimits, Window,
+    Change, Device, DeviceError, DeviceInfo, DeviceKind, Epilogue, Heads, LOGITS_CHUNK, MASKED, Op, Operands, Queries,
+    RowsOf, StoredWeight, TensorLimits, Window,
 };
 use attention::Attended;
 use products::{Finish, Panels, RowsView};
@@ -206,6 +206,25 @@ impl Cpu {
         })
     }
 
+    /// One row at a time, since a step of generation has few of them.
+    fn likeliest(&self, logits: &Tensor) -> Tensor {
+        let chunks = logits.cols.div_ceil(LOGITS_CHUNK);
+        self.tensor(logits.rows, 3 * chunks, |y| {
+            for (row, out) in logits.chunks(logits.cols).zip(y.chunks_mut(3 * chunks)) {
+                for (n, (values, out)) in row.chunks(LOGITS_CHUNK).zip(out.chunks_mut(3)).enumerate() {
+                    let (mut largest, mut best) = (MASKED, 0);
+                    for (i, x) in values.iter().enumerate() {
+                        if *x > largest {
+                            (largest, best) = (*x, i);
+                        }
+                    }
+                    let sum: f64 = values.iter().map(|x| f64::from(x - largest).exp()).sum();
+                    out.copy_from_slice(&[largest, (n * LOGITS_CHUNK + best) as f32, sum as f32]);
+                }
+            }
+        })
+    }
+
     fn gather_rows(&self, x: &[&Tensor], parts: &[RowsOf]) -> Tensor {
         let cols = x[0].cols;
         assert!(x.iter().all(|x| x.cols == cols), "rows of one length");
@@ -305,6 +324,10 @@ impl Device for Cpu {
             Op::Linear {} => self.linear(x[0], w[0], w[1], Epilogue::None),
             Op::LinearActivation { f } => self.linear(x[0], w[0], w[1], Epilogue::Activation(*f)),
             Op::LinearAdd {} => self.linear(x[1], w[0], w[1], Epilogue::Add(x[0])),
+            Op::LinearOfNorm { eps, f } => {
+                let normed = self.layer_norm(x[0], w[0], w[1], *eps);
+                self.linear(&normed, w[2], w[3], f.map_or(Epilogue::None, Epilogue::Activation))
+            }
             Op::LinearByHead { n_head } => self.linear_by_head(x[0], w[0], *n_head),
             Op::SumHeads { n_head } => self.sum_heads(x[0], w[0], *n_head),
             Op::Attention { texts, heads } => self.attention(x[0], cache, texts, *heads),
@@ -314,6 +337,7 @@ impl Device for Cpu {
             Op::Activation { f } => self.map_rows(x[0], x[0].cols, *f),
             Op::Add {} => self.add(x[0], x[1]),
             Op::Unembed {} => self.unembed(x[0], w[0]),
+            Op::Likeliest {} => self.likeliest(x[0]),
             Op::GatherRows { parts } => self.gather_rows(x, parts),
             Op::Edit { window, change } => self.edit(x[0], window, change),
         }

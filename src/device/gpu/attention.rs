@@ -15,6 +15,9 @@ use parking_lot::Mutex;
 const QUERIES: usize = 32;
 const KEYS: usize = 64;
 
+/// Texts of at most this many queries have a workgroup for each query.
+const FEW_QUERIES: usize = 4;
+
 /// Queries per workgroup of the broadcast kernel.
 const BROADCAST_QUERIES: usize = 8;
 
@@ -157,8 +160,11 @@ impl Gpu {
         let (variant, bindings, queries) = match self.family {
             Family::Tiles => {
                 let aligned = aligned(heads, &[(qkv.q, 0), (qkv.kv, qkv.k_col), (qkv.kv, qkv.v_col)]);
-                let variant = Variant::new(&kernels::ATTENTION, &[aligned, heads.head_dim as u32]);
-                (variant, [whole(&table), all4(qkv.q), all4(qkv.kv), all(&z)], QUERIES)
+                let is_few = most <= FEW_QUERIES;
+                let kernel = if is_few { &kernels::ATTENTION_FEW } else { &kernels::ATTENTION };
+                let variant = Variant::new(kernel, &[aligned, heads.head_dim as u32]);
+                let queries = if is_few { 1 } else { QUERIES };
+                (variant, [whole(&table), all4(qkv.q), all4(qkv.kv), all(&z)], queries)
             }
             Family::Broadcast => {
                 let variant = (&kernels::ATTENTION_BROADCAST).into();
@@ -167,7 +173,8 @@ impl Gpu {
         };
         // One dimension of a dispatch has at most 65,535 workgroups. A batch has fewer tokens than that, and at most as
         // many texts.
-        let groups = [most.div_ceil(queries) as u32, heads.parts(), rows.len() as u32];
+        let parts = if queries == 1 { heads.n_head as u32 } else { heads.parts() };
+        let groups = [most.div_ceil(queries) as u32, parts, rows.len() as u32];
         self.encoder.dispatch(variant, &params, &bindings, groups);
         z
     }

@@ -1,6 +1,6 @@
 //! Autotuning: which tile configuration the products of many rows use. Owns the list of configurations, and finds the
 //! fastest one on an adapter for each range of row counts. No configuration is the best on all GPUs, and a poor one can
-//! halve the speed. It compares results with the reference device, and chooses no configuration
+//! halve the speed. The speed of large products limits the work of one submit. It compares results with the reference device, and chooses no configuration
 //! whose results are wrong. If none is right, the default stays.
 //! Read next: `products.rs`, which applies the choice.
 
@@ -121,6 +121,9 @@ const CLASSES: [usize; 3] = [16, 32, 128];
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tuning([Choice; CLASSES.len() + 1]);
 
+/// Floating-point operations per second of large products on an adapter that was not measured: a weak integrated GPU.
+pub(super) const SLOW: f64 = 1e11;
+
 /// Two workgroups for each core of a large GPU.
 const MANY_GROUPS: u32 = 128;
 
@@ -163,6 +166,9 @@ const WIN_RATIO: f64 = 0.97;
 
 /// A product that takes longer than this is not measured again, because the clock is exact enough for it.
 const LONG: Duration = Duration::from_millis(30);
+
+/// What stands between the choices and the speed of large products in 10^9 operations per second, as the cache stores it.
+const SPEED: &str = "; GFLOP/s: ";
 
 /// The number of rows with which each class is measured.
 const TIMED_ROWS: [usize; CLASSES.len() + 1] = [16, 32, 64, 512];
@@ -217,21 +223,26 @@ impl Gpu {
         let tiles = self.tiles();
         tiles.iter().flat_map(|tile| tile.kernels()).for_each(|kernel| hash.update(kernel.module(&[]).as_bytes()));
         let name = format!("tiles of kernels {:08x} on {} ({})", hash.finalize(), self.info.name, self.info.detail);
-        if let Some(tuning) = cache.and_then(|cache| cache.get(&name)).and_then(|stored| self.stored_tuning(&stored)) {
-            return Ok(Gpu { tuning, ..self });
+        if let Some((tuning, speed)) = cache.and_then(|cache| cache.get(&name)).and_then(|it| self.stored_tuning(&it)) {
+            return Ok(self.tuned(tuning, speed));
         }
-        let (tuning, complete) = self.measure(time_limit).await?;
-        self.tuning = tuning;
+        let (tuning, speed, complete) = self.measure(time_limit).await?;
         if let (true, Some(cache)) = (complete, cache) {
-            cache.put(&name, tuning.name().as_bytes());
+            cache.put(&name, format!("{}{SPEED}{:.0}", tuning.name(), 1e-9 * speed).as_bytes());
         }
-        Ok(self)
+        Ok(self.tuned(tuning, speed))
     }
 
-    /// Parses what the cache has stored. `None` unless every choice is still one of its class.
-    fn stored_tuning(&self, stored: &[u8]) -> Option<Tuning> {
+    fn tuned(self, tuning: Tuning, speed: f64) -> Gpu {
+        Gpu { tuning, most_work: super::SECONDS_OF_A_SUBMIT * speed.max(SLOW), ..self }
+    }
+
+    /// Parses what the cache has stored: the choices, and the speed of large products. `None` unless every choice is
+    /// still one of its class.
+    fn stored_tuning(&self, stored: &[u8]) -> Option<(Tuning, f64)> {
         let mut tuning = Tuning::DEFAULT;
-        let mut rest = std::str::from_utf8(stored).ok()?;
+        let (mut rest, speed) = std::str::from_utf8(stored).ok()?.split_once(SPEED)?;
+        let speed = 1e9 * speed.parse::<f64>().ok().filter(|speed| speed.is_finite())?;
         for class in 0..tuning.0.len() {
             let choice = self.choices(class).into_iter().find(|choice| {
                 let after = rest.strip_prefix(&choice.name());
@@ -240,7 +251,7 @@ impl Gpu {
             rest = rest[choice.name().len()..].trim_start_matches(' ');
             tuning.0[class] = choice;
         }
-        rest.is_empty().then_some(tuning)
+        rest.is_empty().then_some((tuning, speed))
     }
 
     /// All tiles that this adapter can run.
@@ -275,9 +286,11 @@ impl Gpu {
         all
     }
 
-    /// Measures each class, from the most rows to the fewest. Returns the fastest choices whose results are right, and
-    /// true if the time limit was not reached.
-    async fn measure(&mut self, time_limit: Duration) -> Result<(Tuning, bool), DeviceError> {
+    /// Measures each class, from the most rows to the fewest. Returns the fastest choices whose results are right, the
+    /// floating-point operations per second of the largest products (0 if none was measured), and true if the time limit
+    /// was not reached.
+    async fn measure(&mut self, time_limit: Duration) -> Result<(Tuning, f64, bool), DeviceError> {
+        let mut speed = 0.0;
         let mut weights = Vec::new();
         for [k, cols] in TIMED_SHAPES {
             weights.push([self.load(&weight(k, cols))?, self.load(&weight(1, cols))?]);
@@ -287,23 +300,27 @@ impl Gpu {
         let mut wrong: Vec<Tile> = Vec::new();
         for class in (0..TIMED_ROWS.len()).rev() {
             let inputs = TimedInputs { x: tensor(self, TIMED_ROWS[class], TIMED_SHAPES[0][0]), weights };
-            for choice in self.in_order_of_speed(class, &inputs, begin, time_limit).await {
+            for (time, choice) in self.in_order_of_speed(class, &inputs, begin, time_limit).await {
                 if wrong.contains(&choice.tile) {
                     continue;
                 }
                 self.tuning = Tuning::all(choice.tile);
                 if self.is_right().await {
                     tuning.0[class] = choice;
+                    if class == TIMED_ROWS.len() - 1 {
+                        let steps: usize = TIMED_SHAPES.iter().map(|[k, cols]| k * cols).sum();
+                        speed = 2.0 * (TIMED_ROWS[class] * steps) as f64 / time.as_secs_f64();
+                    }
                     break;
                 }
                 wrong.push(choice.tile);
             }
             weights = inputs.weights;
         }
-        Ok((tuning, begin.elapsed() <= time_limit))
+        Ok((tuning, speed, begin.elapsed() <= time_limit))
     }
 
-    /// The choices of a class, the fastest first. All are compiled and warmed up before any is timed. They are then
+    /// The choices of a class with their times, the fastest first. All are compiled and warmed up before any is timed. They are then
     /// timed in turn, up to three times, and the shortest time of each counts. A choice that fails, because the driver
     /// refuses it, is left out.
     async fn in_order_of_speed(
@@ -312,7 +329,7 @@ impl Gpu {
         inputs: &TimedInputs,
         begin: Instant,
         time_limit: Duration,
-    ) -> Vec<Choice> {
+    ) -> Vec<(Duration, Choice)> {
         let choices = self.choices(class);
         let mut shortest = vec![None; choices.len()];
         for repeats in [0, 1, 4, 4] {
@@ -343,7 +360,7 @@ impl Gpu {
             .map(|(time, choice)| (if choice == default { time.mul_f64(WIN_RATIO) } else { time }, choice))
             .collect();
         timed.sort_by_key(|(time, _)| *time);
-        timed.into_iter().map(|(_, choice)| choice).collect()
+        timed
     }
 
     /// True if products agree with the reference device within the tolerance of lockstep.

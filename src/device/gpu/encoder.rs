@@ -1,5 +1,8 @@
 //! Records dispatches and copies in order, and submits them. Owns the command encoding, the buffer of all parameters,
-//! and the pipelines, which are compiled at their first use. Knows no operation of GPT-2.
+//! the counters, and the pipelines, which are compiled at their first use. Knows no operation of GPT-2.
+//!
+//! A copy between two dispatches ends a compute pass, which costs several command buffers on Metal and a wait elsewhere.
+//! So copies to staging buffers run after all dispatches of their submit ([`Encoder::copy_out`]).
 //!
 //! Parameters lie in 256-byte slots of one uniform buffer, which is bound with a dynamic offset and written once per
 //! submit. (If two dispatches of a submit shared one slot, both would read the value written last. Immediates do not
@@ -7,10 +10,11 @@
 //! Read next: `kernels.rs` for the kernels, `bind_groups.rs` and `pipeline_cache.rs` for the caches.
 
 use super::bind_groups::{BindGroups, Binding};
-use super::buffers::Staging;
+use super::buffers::{Staging, Tensor};
 use super::kernels::{Access, Kernel, Params};
 use super::pipeline_cache::PipelineCache;
 use super::timestamps::Timestamps;
+use crate::device::Counters;
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::num::NonZeroU64;
@@ -22,6 +26,10 @@ const SLOT: usize = 256;
 
 /// Slots of the buffer of parameters: the most dispatches of one submit.
 const SLOTS: usize = 1024;
+
+/// Bytes of tensors that wait for their copy at the end of a submit. Beyond this they are copied at once, so that
+/// their memory can be used again.
+const MOST_WAITING: u64 = 128 << 20;
 
 /// A kernel with the constants it is compiled for.
 #[derive(Clone, Copy)]
@@ -59,6 +67,8 @@ pub(super) type PipelineKey = (&'static str, [u32; MOST_SETTINGS]);
 
 #[derive(Debug)]
 pub(super) struct Pipeline {
+    /// The kernel's name.
+    name: &'static str,
     layout: wgpu::BindGroupLayout,
     pipeline: wgpu::ComputePipeline,
     /// True if it was recorded since the last call of [`Encoder::kernels_run`].
@@ -85,6 +95,7 @@ pub(super) struct Encoder {
     recorded: Mutex<Recorded>,
     /// Submits that have not been awaited yet, in order.
     running: Mutex<VecDeque<Submitted>>,
+    counters: Mutex<Counters>,
 }
 
 /// Work that is recorded and not yet submitted.
@@ -94,6 +105,39 @@ struct Recorded {
     slots: Vec<u8>,
     staging: Vec<Arc<Staging>>,
     timestamps: Option<Timestamps>,
+    /// The copies of [`Encoder::copy_out`], each with the tensor that it reads, whose memory stays as it is until then.
+    copies_out: Vec<(Command, Tensor)>,
+    /// Bytes of these tensors.
+    waiting: u64,
+    /// The work that was recorded, as `Gpu::run` counts it.
+    work: f64,
+    /// The buffers that the current pass has bound, each with true if the last dispatch to bind it writes it.
+    bound: HashMap<wgpu::Buffer, bool>,
+    /// Dispatches that wait for an earlier one of their pass.
+    barriers: usize,
+}
+
+impl Recorded {
+    /// Ends the current pass with the copies that wait for it.
+    fn copy_now(&mut self) {
+        self.waiting = 0;
+        if !self.copies_out.is_empty() {
+            self.bound.clear();
+        }
+        // The tensors are dropped here. The next owners of their memory write it in later commands.
+        self.commands.extend(self.copies_out.drain(..).map(|(copy, _)| copy));
+    }
+
+    /// Counts a barrier if a dispatch with these bindings must wait for an earlier one of its pass.
+    fn count_barrier(&mut self, kernel: &Kernel, bindings: &[Binding<'_>]) {
+        let uses = || kernel.bindings.iter().map(|access| *access == Access::Write).zip(bindings);
+        let waits =
+            |(writes, part): (bool, &Binding<'_>)| self.bound.get(part.buffer).is_some_and(|wrote| *wrote || writes);
+        self.barriers += usize::from(uses().any(waits));
+        for (writes, part) in uses() {
+            self.bound.insert(part.buffer.clone(), writes);
+        }
+    }
 }
 
 /// A submit, and the channel that says that it is done.
@@ -120,6 +164,7 @@ impl Encoder {
             bind_groups,
             recorded: Mutex::default(),
             running: Mutex::default(),
+            counters: Mutex::default(),
         }
     }
 
@@ -129,17 +174,18 @@ impl Encoder {
     }
 
     /// Records one dispatch of `groups` workgroups.
-    pub(super) fn dispatch<P: Params>(&self, variant: Variant, params: &P, bindings: &[Binding<'_>], groups: [u32; 3]) {
+    pub(super) fn dispatch<P: Params>(&self, variant: Variant, params: &P, parts: &[Binding<'_>], groups: [u32; 3]) {
         assert_eq!(variant.kernel.params, P::FIELDS, "{}: these are another kernel's parameters", variant.kernel.name);
-        assert_eq!(variant.kernel.bindings.len(), bindings.len(), "{}", variant.kernel.name);
+        assert_eq!(variant.kernel.bindings.len(), parts.len(), "{}", variant.kernel.name);
         let pipeline = self.pipeline(variant);
         pipeline.run.store(true, Ordering::Relaxed);
-        let bindings = self.bind_group(variant, &pipeline, bindings);
+        let bindings = self.bind_group(variant, &pipeline, parts);
         let mut recorded = self.recorded.lock();
         if recorded.slots.len() == SLOT * SLOTS {
             // The staging buffers stay open, because further copies of this run may still fill them.
             self.send(&mut recorded);
         }
+        recorded.count_barrier(variant.kernel, parts);
         let slot = recorded.slots.len();
         recorded.slots.extend_from_slice(bytemuck::bytes_of(params));
         recorded.slots.resize(slot + SLOT, 0);
@@ -171,10 +217,44 @@ impl Encoder {
         })
     }
 
-    /// Records a copy of bytes from one buffer to another.
+    /// Records a copy of bytes from one buffer to another. It ends the current pass.
     pub(super) fn copy(&self, from: &wgpu::Buffer, start: u64, bytes: u64, to: &wgpu::Buffer, at: u64) {
         let (from, to) = (from.clone(), to.clone());
-        self.recorded.lock().commands.push(Command::Copy { from, start, to, at, bytes });
+        let mut recorded = self.recorded.lock();
+        recorded.commands.push(Command::Copy { from, start, to, at, bytes });
+        recorded.bound.clear();
+    }
+
+    /// Records a copy of bytes of a tensor to a staging buffer. It runs after the dispatches of the same submit.
+    pub(super) fn copy_out(&self, x: &Tensor, start: u64, bytes: u64, to: &wgpu::Buffer, at: u64) {
+        let mut recorded = self.recorded.lock();
+        let copy = Command::Copy { from: x.buffer().clone(), start, to: to.clone(), at, bytes };
+        recorded.copies_out.push((copy, x.clone()));
+        recorded.waiting += x.buffer().size();
+        if recorded.waiting > MOST_WAITING {
+            recorded.copy_now();
+        }
+    }
+
+    /// Adds to the work that is recorded. Once that is at least `most`, the device gets it. (The staging buffers stay
+    /// open, because further copies of this run may still fill them.)
+    pub(super) fn add_work(&self, work: f64, most: f64) {
+        let mut recorded = self.recorded.lock();
+        recorded.work += work;
+        if recorded.work >= most {
+            let index = self.send(&mut recorded);
+            self.sent(index);
+        }
+    }
+
+    /// The work that is recorded and not yet submitted.
+    pub(super) fn work(&self) -> f64 {
+        self.recorded.lock().work
+    }
+
+    /// What was recorded and submitted since the last call.
+    pub(super) fn counters(&self) -> Counters {
+        std::mem::take(&mut self.counters.lock())
     }
 
     /// Reserves `bytes` in a staging buffer. Returns the buffer and the offset. `make` makes a new buffer if the last
@@ -194,13 +274,18 @@ impl Encoder {
     pub(super) fn submit(&self) {
         let mut recorded = self.recorded.lock();
         if recorded.commands.is_empty() && recorded.staging.is_empty() {
-            return;
+            return; // copies that wait have a staging buffer
         }
         let index = self.send(&mut recorded);
         for staging in recorded.staging.drain(..) {
             staging.map(index.clone());
         }
         drop(recorded);
+        self.sent(index);
+    }
+
+    /// Notes a submit, so that [`Encoder::settle`] can wait for it.
+    fn sent(&self, index: wgpu::SubmissionIndex) {
         let (tell, done) = futures_channel::oneshot::channel();
         self.queue.on_submitted_work_done(move || {
             // There is no receiver if the run was dropped.
@@ -210,6 +295,10 @@ impl Encoder {
     }
 
     fn send(&self, recorded: &mut Recorded) -> wgpu::SubmissionIndex {
+        recorded.copy_now();
+        recorded.work = 0.0;
+        recorded.bound.clear();
+        let barriers = std::mem::take(&mut recorded.barriers);
         let commands = std::mem::take(&mut recorded.commands);
         let slots = std::mem::take(&mut recorded.slots);
         if !slots.is_empty() {
@@ -217,26 +306,39 @@ impl Encoder {
         }
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let timestamps = recorded.timestamps.as_ref();
+        // Each submit has a command buffer for barriers, and one for what the queue was told to write.
+        let mut counted = Counters { submits: 1, command_buffers: 2, barriers, ..Counters::default() };
         let mut rest = commands.as_slice();
         while let Some(first) = rest.first() {
-            if let Command::Copy { from, start, to, at, bytes } = first {
-                encoder.copy_buffer_to_buffer(from, *start, to, *at, *bytes);
-                rest = &rest[1..];
+            let Command::Dispatch { pipeline, .. } = first else {
+                counted.command_buffers += 1;
+                while let Some(Command::Copy { from, start, to, at, bytes }) = rest.first() {
+                    encoder.copy_buffer_to_buffer(from, *start, to, *at, *bytes);
+                    counted.copies += 1;
+                    rest = &rest[1..];
+                }
                 continue;
-            }
-            let timestamp_writes = timestamps.and_then(Timestamps::pass);
+            };
+            counted.command_buffers += 2;
+            counted.passes += 1;
+            let timestamp_writes = timestamps.and_then(|timestamps| timestamps.pass(pipeline.name));
             let mut pass =
                 encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { timestamp_writes, ..Default::default() });
             while let Some(Command::Dispatch { pipeline, bindings, slot, groups: [x, y, z] }) = rest.first() {
                 pass.set_pipeline(&pipeline.pipeline);
                 pass.set_bind_group(0, bindings, &[*slot]);
                 pass.dispatch_workgroups(*x, *y, *z);
+                counted.dispatches += 1;
                 rest = &rest[1..];
+                if timestamps.is_some_and(|timestamps| timestamps.by_kernel) {
+                    break;
+                }
             }
         }
         if let Some(timestamps) = timestamps {
             timestamps.submitted();
         }
+        self.counters.lock().add(counted);
         self.queue.submit([encoder.finish()])
     }
 
@@ -358,5 +460,5 @@ fn compile(device: &wgpu::Device, cache: Option<&PipelineCache>, variant: Varian
         },
         cache: cache.map(PipelineCache::of_driver),
     });
-    Pipeline { layout, pipeline, run: AtomicBool::new(false) }
+    Pipeline { name: kernel.name, layout, pipeline, run: AtomicBool::new(false) }
 }

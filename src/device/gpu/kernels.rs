@@ -74,6 +74,8 @@ const MOMENTS: &str = include_str!("../../../shaders/lib/moments.wgsl");
 const TEXT_ROWS: &str = include_str!("../../../shaders/lib/text_rows.wgsl");
 const FOURS: &str = include_str!("../../../shaders/lib/fours.wgsl");
 const ATTENTION_TILE: &str = include_str!("../../../shaders/lib/attention_tile.wgsl");
+const KV4: &str = include_str!("../../../shaders/lib/kv4.wgsl");
+const Q4: &str = include_str!("../../../shaders/lib/q4.wgsl");
 const SCORES: &str = include_str!("../../../shaders/lib/scores.wgsl");
 const EXP: &str = include_str!("../../../shaders/lib/exp.wgsl");
 const GELU: &str = include_str!("../../../shaders/lib/gelu.wgsl");
@@ -81,6 +83,7 @@ const ACTIVATION_LIB: &str = include_str!("../../../shaders/lib/activation.wgsl"
 const EPILOGUE: &str = include_str!("../../../shaders/lib/epilogue.wgsl");
 const X4: &str = include_str!("../../../shaders/lib/x4.wgsl");
 const TILE_LIB: &str = include_str!("../../../shaders/lib/tile.wgsl");
+const FEW_LIB: &str = include_str!("../../../shaders/lib/few.wgsl");
 const STEP: &str = include_str!("../../../shaders/lib/step.wgsl");
 const REDUCE_BROADCAST: &str = include_str!("../../../shaders/lib/reduce_broadcast.wgsl");
 
@@ -153,22 +156,26 @@ kernels! {
     GAIN_BIAS FILE_GAIN_BIAS "gain_bias" ANY [];
     LINEAR FILE_LINEAR "linear" TILES [TILE_LIB, X4, FOURS, WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts TILE;
     LINEAR_MATRICES FILE_LINEAR_MATRICES "linear_matrices" TILES matrices YES [X4, FOURS, WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts SUBGROUP_SIZE;
-    LINEAR_FEW FILE_LINEAR_FEW "linear_few" TILES [X4, FOURS, WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts FEW;
+    LINEAR_FEW FILE_LINEAR_FEW "linear_few" TILES [FEW_LIB, X4, FOURS, WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts FEW;
+    LINEAR_FEW_NORM FILE_LINEAR_FEW_NORM "linear_few_norm" TILES [FEW_LIB, X4, FOURS, WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts FEW;
     LINEAR_JOIN FILE_LINEAR_JOIN "linear_join" TILES [EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides &[EPILOGUE_OVERRIDE];
     LINEAR_BROADCAST FILE_LINEAR_BROADCAST "linear_broadcast" BROADCAST [WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU, STEP] overrides &[WEIGHT_OVERRIDE, EPILOGUE_OVERRIDE];
     SUM_HEADS FILE_SUM_HEADS "sum_heads" ANY [];
-    ATTENTION FILE_ATTENTION "attention" TILES [TEXT_ROWS, ATTENTION_TILE, SCORES, FOURS, EXP] overrides &[ALIGNED_OVERRIDE], consts HEAD_DIM;
+    ATTENTION FILE_ATTENTION "attention" TILES [TEXT_ROWS, ATTENTION_TILE, SCORES, Q4, KV4, FOURS, EXP] overrides &[ALIGNED_OVERRIDE], consts HEAD_DIM;
+    ATTENTION_FEW FILE_ATTENTION_FEW "attention_few" TILES [TEXT_ROWS, Q4, KV4, FOURS, EXP] overrides &[ALIGNED_OVERRIDE], consts HEAD_DIM;
     ATTENTION_BROADCAST FILE_ATTENTION_BROADCAST "attention_broadcast" BROADCAST [TEXT_ROWS, STEP, EXP];
-    ATTENTION_SCORES FILE_ATTENTION_SCORES "attention_scores" ANY [TEXT_ROWS, ATTENTION_TILE, SCORES, FOURS] overrides &[ALIGNED_OVERRIDE], consts HEAD_DIM;
+    ATTENTION_SCORES FILE_ATTENTION_SCORES "attention_scores" ANY [TEXT_ROWS, ATTENTION_TILE, SCORES, Q4, KV4, FOURS] overrides &[ALIGNED_OVERRIDE], consts HEAD_DIM;
     ATTENTION_PATTERN FILE_ATTENTION_PATTERN "attention_pattern" TILES [REDUCE, EXP];
     ATTENTION_PATTERN_BROADCAST FILE_ATTENTION_PATTERN "attention_pattern_broadcast" BROADCAST [REDUCE_BROADCAST, EXP];
-    ATTENTION_MIX FILE_ATTENTION_MIX "attention_mix" ANY [TEXT_ROWS, ATTENTION_TILE, FOURS] overrides &[ALIGNED_OVERRIDE], consts HEAD_DIM;
+    ATTENTION_MIX FILE_ATTENTION_MIX "attention_mix" ANY [TEXT_ROWS, ATTENTION_TILE, KV4, FOURS] overrides &[ALIGNED_OVERRIDE], consts HEAD_DIM;
     ACTIVATION FILE_ACTIVATION "activation" ANY [ACTIVATION_LIB, EXP, GELU] overrides &[("FUNCTION", 4)];
     ADD FILE_ADD "add" ANY [];
     UNEMBED FILE_UNEMBED "unembed" TILES [TILE_LIB, X4, FOURS, WEIGHT] overrides &[WEIGHT_OVERRIDE, ALIGNED_OVERRIDE], consts TILE;
     UNEMBED_MATRICES FILE_UNEMBED_MATRICES "unembed_matrices" TILES matrices YES [X4, FOURS, WEIGHT] overrides &[WEIGHT_OVERRIDE, ALIGNED_OVERRIDE], consts SUBGROUP_SIZE;
     UNEMBED_FEW FILE_UNEMBED_FEW "unembed_few" TILES [X4, FOURS, WEIGHT] overrides &[WEIGHT_OVERRIDE, ALIGNED_OVERRIDE], consts FEW;
     UNEMBED_BROADCAST FILE_UNEMBED_BROADCAST "unembed_broadcast" BROADCAST [WEIGHT, STEP] overrides &[WEIGHT_OVERRIDE];
+    LIKELIEST FILE_LIKELIEST "likeliest" TILES [REDUCE, EXP];
+    LIKELIEST_BROADCAST FILE_LIKELIEST "likeliest_broadcast" BROADCAST [REDUCE_BROADCAST, EXP];
     EDIT FILE_EDIT "edit" ANY [];
     COPY_OUT FILE_COPY_OUT "copy_out" ANY [];
 }

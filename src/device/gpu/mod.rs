@@ -30,8 +30,8 @@ pub use timestamps::Span;
 
 use super::buffer_pool::BufferPool;
 use super::{
-    Activation, Change, Device, DeviceCache, DeviceError, DeviceInfo, Epilogue, Heads, Op, Operands, Queries, RowsOf,
-    StoredWeight, TensorLimits, Window,
+    Activation, Change, Counters, Device, DeviceCache, DeviceError, DeviceInfo, Epilogue, Heads, LOGITS_CHUNK, Op,
+    Operands, Queries, RowsOf, StoredWeight, TensorLimits, Window,
 };
 use autotune::Tuning;
 use bind_groups::{BindGroups, Binding};
@@ -46,6 +46,9 @@ use std::sync::Arc;
 
 /// The most workgroups that one dimension of a dispatch may have.
 const MAX_GROUPS: usize = 65_535;
+
+/// The time that one submit may take, as far as autotuning can tell. Windows resets a GPU that works for two seconds.
+const SECONDS_OF_A_SUBMIT: f64 = 0.2;
 
 /// Storage bindings must begin at multiples of this many bytes.
 const BINDING_STEP: usize = 256;
@@ -67,6 +70,8 @@ pub struct Gpu {
     host_memory: Arc<BufferPool>,
     encoder: Encoder,
     bind_groups: BindGroups<PipelineKey>,
+    /// The work of one submit at most, as [`Gpu::work`] counts it.
+    most_work: f64,
     fault: Fault,
     rows_table: attention::RowsTable,
 }
@@ -173,6 +178,7 @@ impl Gpu {
             host_memory: Arc::default(),
             staging: Pool::new(&device, staging_usage, "staging", &bind_groups),
             encoder: Encoder::new(&device, &queue, bind_groups.clone()),
+            most_work: SECONDS_OF_A_SUBMIT * autotune::SLOW,
             bind_groups,
             device,
             queue,
@@ -385,16 +391,49 @@ impl Gpu {
         y
     }
 
-    /// Takes copies only, because the elements of consecutive rows are contiguous.
     fn gather_rows(&self, x: &[&Tensor], parts: &[RowsOf]) -> Tensor {
         let cols = x[0].cols;
         assert!(x.iter().all(|x| x.cols == cols), "rows of one length");
         let y = self.empty(parts.iter().map(|(_, rows)| rows.len()).sum(), cols);
         let mut at = 0;
         for (of, rows) in parts {
-            let bytes = 4 * (rows.len() * cols) as u64;
-            self.encoder.copy(x[*of].buffer(), 4 * (rows.start * cols) as u64, bytes, y.buffer(), at);
-            at += bytes;
+            self.copy_rows(x[*of], rows.clone(), &y, at);
+            at += rows.len();
+        }
+        y
+    }
+
+    /// Copies rows of x to the rows of y from `at` on, by dispatches, which unlike copies do not end the compute pass.
+    fn copy_rows(&self, x: &Tensor, rows: Range<usize>, y: &Tensor, at: usize) {
+        for part in self.bindable(rows.clone(), x.cols) {
+            let first = at + part.start - rows.start;
+            let (source, first_col) = self.some_rows(x, &part);
+            let (target, y_first) = self.some_rows(y, &(first..first + part.len()));
+            let (n, stride) = (part.len() * x.cols, x.cols as u32);
+            let params =
+                kernels::CopyOut { n: n as u32, first_col, cols: stride, x_stride: stride, y_first, y_stride: stride };
+            self.encoder.dispatch((&kernels::COPY_OUT).into(), &params, &[source, target], elements(n));
+        }
+    }
+
+    /// Three numbers for each chunk of the columns.
+    fn likeliest(&self, logits: &Tensor) -> Tensor {
+        let chunks = logits.cols.div_ceil(LOGITS_CHUNK);
+        let y = self.empty(logits.rows, 3 * chunks);
+        for rows in self.bindable(0..logits.rows, logits.cols) {
+            let (source, x_first) = self.some_rows(logits, &rows);
+            let (target, y_first) = self.some_rows(&y, &rows);
+            let n = rows.len() * chunks;
+            let params = kernels::Likeliest {
+                n: n as u32,
+                cols: logits.cols as u32,
+                chunks: chunks as u32,
+                chunk: LOGITS_CHUNK as u32,
+                x_first,
+                y_first,
+            };
+            let variant = self.either(&kernels::LIKELIEST, &kernels::LIKELIEST_BROADCAST);
+            self.encoder.dispatch(variant, &params, &[source, target], grid(n));
         }
         y
     }
@@ -402,7 +441,7 @@ impl Gpu {
     fn edit(&self, x: &Tensor, window: &Window, change: &Change) -> Tensor {
         window.assert_within([x.rows, x.cols]);
         let y = self.empty(x.rows, x.cols);
-        self.encoder.copy(x.buffer(), 0, 4 * x.len() as u64, y.buffer(), 0);
+        self.copy_rows(x, 0..x.rows, &y, 0);
         let (kind, factor, values): (u32, f32, &[f32]) = match change {
             Change::Zero => (0, 0.0, &[0.0]),
             Change::Scale(factor) => (1, *factor, &[0.0]),
@@ -438,6 +477,52 @@ impl Gpu {
     }
 }
 
+impl Gpu {
+    /// Records one operation.
+    fn record(&self, op: &Op, Operands { tensors: x, weights: w, cache }: Operands<'_, Gpu>) -> Tensor {
+        match op {
+            Op::Embed { ids } => self.embed(w[0], ids),
+            Op::LayerNorm { eps } => self.layer_norm(x[0], w[0], w[1], *eps),
+            Op::LayerNormScale { eps } => self.layer_norm_scale(x[0], *eps),
+            Op::LayerNormNormalize {} => self.layer_norm_normalize(x[0], x[1]),
+            Op::GainBias {} => self.gain_bias(x[0], w[0], w[1]),
+            Op::Linear {} => self.product(x[0], w[0], w[1], Epilogue::None),
+            Op::LinearActivation { f } => self.product(x[0], w[0], w[1], Epilogue::Activation(*f)),
+            Op::LinearAdd {} => self.product(x[1], w[0], w[1], Epilogue::Add(x[0])),
+            Op::LinearOfNorm { eps, f } => self.product_of_norm(x[0], [w[0], w[1]], [w[2], w[3]], *eps, *f),
+            Op::LinearByHead { n_head } => self.product_by_head(x[0], w[0], *n_head),
+            Op::SumHeads { n_head } => self.sum_heads(x[0], w[0], *n_head),
+            Op::Attention { texts, heads } => self.attention(x[0], cache, texts, *heads),
+            Op::AttentionScores { text, heads } => self.attention_scores(x[0], cache, text, *heads),
+            Op::AttentionPattern {} => self.attention_pattern(x[0]),
+            Op::AttentionMix { text, heads } => self.attention_mix(x[0], x[1], cache, text, *heads),
+            Op::Activation { f } => self.activation(x[0], *f),
+            Op::Add {} => self.add(x[0], x[1]),
+            Op::Unembed {} => self.unembed(x[0], w[0]),
+            Op::Likeliest {} => self.likeliest(x[0]),
+            Op::GatherRows { parts } => self.gather_rows(x, parts),
+            Op::Edit { window, change } => self.edit(x[0], window, change),
+        }
+    }
+}
+
+/// A rough number of floating-point operations: those of products, and some for each element of a result, since other
+/// operations are limited by memory.
+fn work(op: &Op, Operands { tensors: x, weights: w, .. }: Operands<'_, Gpu>, y: &Tensor) -> f64 {
+    const OF_AN_ELEMENT: usize = 64;
+    let steps = match op {
+        Op::Linear {} | Op::LinearActivation { .. } | Op::LinearAdd {} => 2 * w[0].rows,
+        Op::LinearOfNorm { .. } => 2 * w[2].rows,
+        Op::LinearByHead { n_head } => 2 * w[0].rows / n_head,
+        Op::Unembed {} => 2 * w[0].cols,
+        Op::Attention { texts, .. } => 4 * texts.iter().map(|text| text.n_keys).max().unwrap_or(0),
+        Op::AttentionScores { heads, .. } => 2 * x[0].cols / (3 * heads.n_head),
+        Op::AttentionMix { text, .. } => 2 * text.n_keys,
+        _ => 0,
+    };
+    (steps + OF_AN_ELEMENT) as f64 * y.len() as f64
+}
+
 impl Device for Gpu {
     type Tensor = Tensor;
     type Weight = Weight;
@@ -455,6 +540,10 @@ impl Device for Gpu {
 
     fn kernels_run(&self) -> BTreeSet<&'static str> {
         self.encoder.kernels_run()
+    }
+
+    fn counters(&self) -> Counters {
+        self.encoder.counters()
     }
 
     fn host_memory(&self) -> &Arc<BufferPool> {
@@ -483,28 +572,10 @@ impl Device for Gpu {
         x
     }
 
-    fn run(&self, op: &Op, Operands { tensors: x, weights: w, cache }: Operands<'_, Gpu>) -> Tensor {
-        match op {
-            Op::Embed { ids } => self.embed(w[0], ids),
-            Op::LayerNorm { eps } => self.layer_norm(x[0], w[0], w[1], *eps),
-            Op::LayerNormScale { eps } => self.layer_norm_scale(x[0], *eps),
-            Op::LayerNormNormalize {} => self.layer_norm_normalize(x[0], x[1]),
-            Op::GainBias {} => self.gain_bias(x[0], w[0], w[1]),
-            Op::Linear {} => self.product(x[0], w[0], w[1], Epilogue::None),
-            Op::LinearActivation { f } => self.product(x[0], w[0], w[1], Epilogue::Activation(*f)),
-            Op::LinearAdd {} => self.product(x[1], w[0], w[1], Epilogue::Add(x[0])),
-            Op::LinearByHead { n_head } => self.product_by_head(x[0], w[0], *n_head),
-            Op::SumHeads { n_head } => self.sum_heads(x[0], w[0], *n_head),
-            Op::Attention { texts, heads } => self.attention(x[0], cache, texts, *heads),
-            Op::AttentionScores { text, heads } => self.attention_scores(x[0], cache, text, *heads),
-            Op::AttentionPattern {} => self.attention_pattern(x[0]),
-            Op::AttentionMix { text, heads } => self.attention_mix(x[0], x[1], cache, text, *heads),
-            Op::Activation { f } => self.activation(x[0], *f),
-            Op::Add {} => self.add(x[0], x[1]),
-            Op::Unembed {} => self.unembed(x[0], w[0]),
-            Op::GatherRows { parts } => self.gather_rows(x, parts),
-            Op::Edit { window, change } => self.edit(x[0], window, change),
-        }
+    fn run(&self, op: &Op, operands: Operands<'_, Gpu>) -> Tensor {
+        let y = self.record(op, operands);
+        self.encoder.add_work(work(op, operands, &y), self.most_work);
+        y
     }
 
     fn new_cache(&self, capacities: &[usize], n_embd: usize, _heads: Heads) -> Cache {
@@ -524,7 +595,7 @@ impl Device for Gpu {
             if window.cols == [0..x.cols] {
                 // Whole rows are contiguous, so a copy is enough.
                 let part = 4 * (rows.len() * x.cols) as u64;
-                self.encoder.copy(x.buffer(), 4 * (rows.start * x.cols) as u64, part, staging.buffer(), at);
+                self.encoder.copy_out(x, 4 * (rows.start * x.cols) as u64, part, staging.buffer(), at);
                 at += part;
                 continue;
             }
@@ -547,7 +618,7 @@ impl Device for Gpu {
                     cols_before += cols.len();
                 }
                 let part = 4 * gathered.len() as u64;
-                self.encoder.copy(gathered.buffer(), 0, part, staging.buffer(), at);
+                self.encoder.copy_out(&gathered, 0, part, staging.buffer(), at);
                 at += part;
             }
         }
@@ -556,6 +627,16 @@ impl Device for Gpu {
 
     fn submit(&self) {
         self.encoder.submit();
+    }
+
+    /// A submit costs some time, and in the browser a round trip. Half of [`Gpu::most_work`] is much, so that blocks
+    /// end submits and not the middle of blocks.
+    fn submit_if_much(&self) -> bool {
+        let is_much = self.encoder.work() >= 0.5 * self.most_work;
+        if is_much {
+            self.submit();
+        }
+        is_much
     }
 
     async fn settle(&self, running: usize) -> Result<(), DeviceError> {

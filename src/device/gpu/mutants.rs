@@ -62,6 +62,23 @@ pub static ALL: &[Mutant] = &[
         "let q_head = text.q_row * p.q_stride",
         "let q_head = 0u * p.q_stride",
     ),
+    mutant("mask lets the next key in", "attention_few", "text.position + wg.x + 1u", "text.position + wg.x + 2u"),
+    mutant("keys after the last one not masked", "attention_few", "k0 + invocation < n_key", "true"),
+    mutant("scale forgotten", "attention_few", "score * p.scale", "score"),
+    mutant("total not scaled down", "attention_few", "total *= shrink;", ""),
+    mutant("one slot left out", "attention_few", "all += totals[i];", "all += select(totals[i], 0.0, i == 15u);"),
+    mutant(
+        "barrier missing before the scores are read",
+        "attention_few",
+        "k0 + invocation < n_key);\n        }\n        workgroupBarrier();",
+        "k0 + invocation < n_key);\n        }",
+    ),
+    mutant(
+        "values of the key before",
+        "attention_few",
+        "kv4(row + p.v_col + d, left(HEAD_DIM, d))",
+        "kv4(row - select(0u, p.kv_stride, k0 + turn + slot > 0u) + p.v_col + d, left(HEAD_DIM, d))",
+    ),
     mutant(
         "mask lets the next key in",
         "attention_scores",
@@ -232,6 +249,51 @@ pub static ALL: &[Mutant] = &[
     ),
     mutant("last of four steps of k lost", "linear_few", "a.z * w2 + a.w * w3", "a.z * w2"),
     mutant("one row for all", "linear_few", "x4(min(r, p.rows - 1u)", "x4(min(0u, p.rows - 1u)"),
+    mutant("mean not subtracted", "linear_few_norm", "return (a - means[r]) / scales[r]", "return a / scales[r]"),
+    mutant("epsilon a tenth", "linear_few_norm", "average(r) + p.eps", "average(r) + 0.1 * p.eps"),
+    mutant("gain forgotten", "linear_few_norm", " * gain[k / 4u]", ""),
+    mutant(
+        "mean of the first row for all",
+        "linear_few_norm",
+        "let mean = average(invocation / LANES);",
+        "let mean = average(0u);",
+    ),
+    mutant(
+        "padding counted in the variance",
+        "linear_few_norm",
+        "let n = vec4<u32>(p.k - k);",
+        "let n = vec4<u32>(4u);",
+    ),
+    mutant(
+        "barrier missing before the sums are read",
+        "linear_few_norm",
+        "        sums[invocation] = sum;\n    }\n    workgroupBarrier();",
+        "        sums[invocation] = sum;\n    }",
+    ),
+    mutant("one sixteenth left out", "linear_few_norm", "i < 16u; i += 1u", "i < 15u; i += 1u"),
+    mutant(
+        "last chunk forgotten",
+        "likeliest",
+        "min(first + p.chunk, p.cols)",
+        "min(first + p.chunk, p.cols / p.chunk * p.chunk)",
+    ),
+    mutant("of equals the last", "likeliest", "place = max(place, -f32(c - first));", "place = -f32(c - first);"),
+    mutant("maximum not subtracted", "likeliest", "exp_f32(x[start + c] - highest)", "exp_f32(x[start + c])"),
+    mutant(
+        "NaN not counted",
+        "likeliest",
+        "exp_f32(x[start + c] - highest)",
+        "exp_f32(counted(x[start + c]) - highest)",
+    ),
+    mutant("first row for all", "likeliest", "i / p.chunks * p.cols", "0u * p.cols"),
+    mutant("place within the chunk", "likeliest_broadcast", "f32(first) - place", "-place"),
+    mutant("one invocation's sum for all", "likeliest_broadcast", "return subgroupAdd(value);", "return value * 8.0;"),
+    mutant(
+        "one head's rows of the weight for all",
+        "linear_broadcast",
+        "(panel * p.w_stride + k_first * 32u)",
+        "(panel * p.w_stride)",
+    ),
     mutant("one share left out", "linear_join", "var part = 0u;", "var part = 1u;"),
     mutant("bias dropped", "linear_join", "p.has_bias != 0u", "p.has_bias == 2u"),
     mutant("bias dropped", "linear_broadcast", "p.has_bias != 0u", "p.has_bias == 2u"),
@@ -336,6 +398,66 @@ pub static OF_TILES: [Mutant; 2] = [
         "epilogue(total[r * FOURS + f][c]",
         "epilogue(total[r * FOURS + f][c] * select(1.0, 1.001, SIDE_Y != 16u || ROWS != 4u)",
     ),
+];
+
+/// The sums of products as one chain of fused multiply-adds each, which compilers may make of them. No faults: results
+/// stay within the tolerance of every case.
+pub static CONTRACTED: [Mutant; 10] = [
+    mutant(
+        "contracted",
+        "linear",
+        "(*total)[r * FOURS + f] += (a.x * b0 + a.y * b1) + (a.z * b2 + a.w * b3);",
+        "(*total)[r * FOURS + f] = fma(vec4<f32>(a.w), b3, fma(vec4<f32>(a.z), b2, fma(vec4<f32>(a.y), b1, fma(vec4<f32>(a.x), b0, (*total)[r * FOURS + f]))));",
+    ),
+    mutant(
+        "contracted",
+        "linear_few",
+        "(*total)[r] += (a.x * w0 + a.y * w1) + (a.z * w2 + a.w * w3);",
+        "(*total)[r] = fma(vec4<f32>(a.w), w3, fma(vec4<f32>(a.z), w2, fma(vec4<f32>(a.y), w1, fma(vec4<f32>(a.x), w0, (*total)[r]))));",
+    ),
+    mutant(
+        "contracted",
+        "linear_few_norm",
+        "(*total)[r] += (a.x * w0 + a.y * w1) + (a.z * w2 + a.w * w3);",
+        "(*total)[r] = fma(vec4<f32>(a.w), w3, fma(vec4<f32>(a.z), w2, fma(vec4<f32>(a.y), w1, fma(vec4<f32>(a.x), w0, (*total)[r]))));",
+    ),
+    mutant(
+        "contracted",
+        "linear_broadcast",
+        "    (*sums)[0] += lo.x * four;\n    (*sums)[1] += lo.y * four;\n    (*sums)[2] += lo.z * four;\n    (*sums)[3] += lo.w * four;\n    (*sums)[4] += hi.x * four;\n    (*sums)[5] += hi.y * four;\n    (*sums)[6] += hi.z * four;\n    (*sums)[7] += hi.w * four;",
+        "    (*sums)[0] = fma(vec4<f32>(lo.x), four, (*sums)[0]);\n    (*sums)[1] = fma(vec4<f32>(lo.y), four, (*sums)[1]);\n    (*sums)[2] = fma(vec4<f32>(lo.z), four, (*sums)[2]);\n    (*sums)[3] = fma(vec4<f32>(lo.w), four, (*sums)[3]);\n    (*sums)[4] = fma(vec4<f32>(hi.x), four, (*sums)[4]);\n    (*sums)[5] = fma(vec4<f32>(hi.y), four, (*sums)[5]);\n    (*sums)[6] = fma(vec4<f32>(hi.z), four, (*sums)[6]);\n    (*sums)[7] = fma(vec4<f32>(hi.w), four, (*sums)[7]);",
+    ),
+    mutant(
+        "contracted",
+        "unembed",
+        "(*total)[r * FOURS + f] += vec4<f32>(dot(a, b0), dot(a, b1), dot(a, b2), dot(a, b3));",
+        "(*total)[r * FOURS + f] = vec4<f32>(fma(a.w, b0.w, fma(a.z, b0.z, fma(a.y, b0.y, fma(a.x, b0.x, (*total)[r * FOURS + f][0])))), fma(a.w, b1.w, fma(a.z, b1.z, fma(a.y, b1.y, fma(a.x, b1.x, (*total)[r * FOURS + f][1])))), fma(a.w, b2.w, fma(a.z, b2.z, fma(a.y, b2.y, fma(a.x, b2.x, (*total)[r * FOURS + f][2])))), fma(a.w, b3.w, fma(a.z, b3.z, fma(a.y, b3.y, fma(a.x, b3.x, (*total)[r * FOURS + f][3])))));",
+    ),
+    mutant(
+        "contracted",
+        "unembed_few",
+        "total[r] += (x4(x_at, 4u) * w0 + x4(x_at + 64u, 4u) * w1) + (x4(x_at + 128u, 4u) * w2 + x4(x_at + 192u, 4u) * w3);",
+        "total[r] = fma(x4(x_at + 192u, 4u), w3, fma(x4(x_at + 128u, 4u), w2, fma(x4(x_at + 64u, 4u), w1, fma(x4(x_at, 4u), w0, total[r]))));",
+    ),
+    mutant(
+        "contracted",
+        "attention",
+        "(*s)[r] += vec2<f32>(dot(a, lo), dot(a, hi));",
+        "(*s)[r] = fma(vec2<f32>(a.w), vec2<f32>(lo.w, hi.w), fma(vec2<f32>(a.z), vec2<f32>(lo.z, hi.z), fma(vec2<f32>(a.y), vec2<f32>(lo.y, hi.y), fma(vec2<f32>(a.x), vec2<f32>(lo.x, hi.x), (*s)[r]))));",
+    ),
+    mutant(
+        "contracted",
+        "attention_mix",
+        "(*z)[2u * r] += weight * lo;\n            (*z)[2u * r + 1u] += weight * hi;",
+        "(*z)[2u * r] = fma(vec4<f32>(weight), lo, (*z)[2u * r]);\n            (*z)[2u * r + 1u] = fma(vec4<f32>(weight), hi, (*z)[2u * r + 1u]);",
+    ),
+    mutant(
+        "contracted",
+        "attention_few",
+        "sum[chunk] += weight * value[turn * CHUNKS + chunk];",
+        "sum[chunk] = fma(vec4<f32>(weight), value[turn * CHUNKS + chunk], sum[chunk]);",
+    ),
+    mutant("contracted", "layer_norm", "squares += d * d;", "squares = fma(d, d, squares);"),
 ];
 
 /// Faults that index outside of a kernel's memory. Most of them change no result, because nothing reads the memory that

@@ -27,6 +27,18 @@ impl Measured for Gpu {
         Ok(spans.first().zip(spans.last()).map_or(by_host, |(first, last)| last.end - first.begin))
     }
 
+    async fn seconds_of_kernels(&self, record: impl AsyncFnOnce()) -> Result<Vec<(&'static str, f64)>, DeviceError> {
+        self.submit();
+        self.settle(0).await?;
+        if !self.start_clock_of_kernels() {
+            return Ok(Vec::new());
+        }
+        record().await;
+        self.submit();
+        self.settle(0).await?;
+        self.stop_clock_of_kernels().await
+    }
+
     fn clock(&self) -> &'static str {
         if self.device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
             "the adapter's timestamps"

@@ -8,7 +8,7 @@ use super::buffers::{PANEL, Tensor, Weight, WeightLayout};
 use super::encoder::Variant;
 use super::kernels::{self, Family, Kernel, epilogue_override, weight_override};
 use super::{Gpu, all, elements, grid, whole};
-use crate::device::Epilogue;
+use crate::device::{Activation, Epilogue};
 use std::ops::Range;
 
 /// Products of at most this many rows use the kernels for few rows.
@@ -127,7 +127,7 @@ impl Gpu {
         let y = self.empty(x.rows, w.cols);
         let product = Product { x, w, bias: Some(bias), epilogue };
         match self.family {
-            Family::Broadcast => self.multiply_broadcast(&product, 0..w.rows, &y, 0),
+            Family::Broadcast => self.multiply_broadcast(&product, 1, &y),
             Family::Tiles => {
                 let plan = Plan::linear(&self.tuning, x.rows, x.cols, w.cols);
                 match plan.parts() {
@@ -139,6 +139,44 @@ impl Gpu {
         y
     }
 
+    /// The product with the rows of x after LayerNorm. For few rows it is one kernel.
+    pub(super) fn product_of_norm(
+        &self,
+        x: &Tensor,
+        norm: [&Weight; 2],
+        [w, bias]: [&Weight; 2],
+        eps: f64,
+        f: Option<Activation>,
+    ) -> Tensor {
+        let epilogue = f.map_or(Epilogue::None, Epilogue::Activation);
+        if self.family == Family::Broadcast || x.rows > FEW_ROWS {
+            return self.product(&self.layer_norm(x, norm[0], norm[1], eps), w, bias, epilogue);
+        }
+        assert!(x.cols == w.rows && bias.cols == w.cols && norm.iter().all(|vector| vector.cols == x.cols));
+        let y = self.empty(x.rows, w.cols);
+        let plan = Plan::linear(&self.tuning, x.rows, x.cols, w.cols);
+        let (weight, placed) = (self.uncut(w, WeightLayout::Rows), self.place(w, WeightLayout::Rows));
+        let params = kernels::LinearFewNorm {
+            rows: x.rows as u32,
+            k: x.cols as u32,
+            k_part: x.cols as u32,
+            cols: w.cols as u32,
+            x_stride: x.cols as u32,
+            w_stride: placed.stride as u32,
+            y_stride: y.cols as u32,
+            y_part: 0,
+            has_bias: 1,
+            eps: eps as f32,
+        };
+        let [gain, shift] = norm.map(|vector| self.vector(vector));
+        let bindings = [all4(x), gain, shift, weight, self.vector(bias), weight, all(&y)];
+        let aligned = aligned(x.cols, x.cols, x.cols);
+        let plan = Plan { kernel: &kernels::LINEAR_FEW_NORM, ..plan };
+        let variant = plan.variant(weight_override(placed.dtype), Some(epilogue_override(&epilogue)), aligned);
+        self.encoder.dispatch(variant, &params, &bindings, plan.groups);
+        y
+    }
+
     /// The product of each head: its columns of z times its rows of the weight. The results lie side by side, without
     /// bias.
     pub(super) fn product_by_head(&self, z: &Tensor, w: &Weight, n_head: usize) -> Tensor {
@@ -147,9 +185,7 @@ impl Gpu {
         let y = self.empty(z.rows, n_head * w.cols);
         let product = Product { x: z, w, bias: None, epilogue: Epilogue::None };
         match self.family {
-            Family::Broadcast => (0..n_head).for_each(|head| {
-                self.multiply_broadcast(&product, head * head_dim..(head + 1) * head_dim, &y, head * w.cols);
-            }),
+            Family::Broadcast => self.multiply_broadcast(&product, n_head, &y),
             Family::Tiles => {
                 let plan = Plan::in_parts(&self.tuning, z.rows, z.cols, head_dim, w.cols);
                 self.multiply(&product, &plan, &y, w.cols);
@@ -198,27 +234,25 @@ impl Gpu {
         self.encoder.dispatch(variant, &params, &bindings, plan.groups);
     }
 
-    /// Writes the product over a range of k into the columns of y from `y_first` on.
-    fn multiply_broadcast(&self, product: &Product<'_>, rows: Range<usize>, y: &Tensor, y_first: usize) {
+    /// Writes the products of equal parts of k side by side into y.
+    fn multiply_broadcast(&self, product: &Product<'_>, parts: usize, y: &Tensor) {
         let Product { x, w, bias, epilogue } = *product;
         let (weight, placed) = (self.uncut(w, WeightLayout::Panels), self.place(w, WeightLayout::Panels));
         let params = kernels::LinearBroadcast {
             rows: x.rows as u32,
-            k: rows.len() as u32,
+            k: (w.rows / parts) as u32,
+            parts: parts as u32,
             cols: w.cols as u32,
             x_stride: x.cols as u32,
-            x_first: rows.start as u32,
             w_stride: placed.stride as u32,
-            w_first_row: rows.start as u32,
             y_stride: y.cols as u32,
-            y_first: y_first as u32,
             has_bias: bias.is_some() as u32,
         };
         let bias = bias.map_or(weight, |b| self.vector(b));
         let bindings = [all(x), weight, bias, added(&epilogue).map_or(weight, all), all(y)];
         let settings = [weight_override(placed.dtype), epilogue_override(&epilogue)];
         let variant = Variant::new(&kernels::LINEAR_BROADCAST, &settings);
-        let groups = panels(x.rows.div_ceil(BROADCAST_ROWS), w.cols.div_ceil(PANEL));
+        let groups = panels(x.rows.div_ceil(BROADCAST_ROWS), parts * w.cols.div_ceil(PANEL));
         self.encoder.dispatch(variant, &params, &bindings, groups);
     }
 

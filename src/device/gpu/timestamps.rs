@@ -1,5 +1,5 @@
-//! Timestamps: the device's own clock at the begin and the end of every compute pass, grouped by submit. Owns the
-//! queries. They are off unless [`Gpu::start_clock`] turns them on, so ordinary runs write none.
+//! Timestamps: the device's own clock at the begin and the end of every compute pass, grouped by submit or by kernel.
+//! Owns the queries. They are off unless [`Gpu::start_clock`] turns them on, so ordinary runs write none.
 //! Read next: `probe.rs`, which measures with them.
 
 use super::Gpu;
@@ -25,7 +25,17 @@ const PASSES: u32 = wgpu::QUERY_SET_MAX_QUERIES / 2;
 impl Gpu {
     /// Starts to record timestamps. Returns false where the adapter has none.
     pub fn start_clock(&self) -> bool {
-        let clock = Timestamps::new(&self.device);
+        self.start(false)
+    }
+
+    /// Starts to record timestamps for [`Gpu::stop_clock_of_kernels`]: each dispatch gets a pass of its own, which makes
+    /// the whole slower. Returns false where the adapter has none.
+    pub fn start_clock_of_kernels(&self) -> bool {
+        self.start(true)
+    }
+
+    fn start(&self, by_kernel: bool) -> bool {
+        let clock = Timestamps::new(&self.device, by_kernel);
         let has_one = clock.is_some();
         self.encoder.set_timestamps(clock);
         has_one
@@ -37,13 +47,30 @@ impl Gpu {
     /// [`DeviceError::Fault`] when anything on the device went wrong up to here.
     pub async fn stop_clock(&self) -> Result<Vec<Span>, DeviceError> {
         let Some(clock) = self.encoder.set_timestamps(None) else { return Ok(Vec::new()) };
-        self.outcome(clock.read(&self.device, &self.queue, &self.staging).await)
+        let submits = clock.used.lock().submits.clone();
+        let ticks = self.outcome(clock.read(&self.device, &self.queue, &self.staging).await)?;
+        let of =
+            |submit: &Range<u32>| Span { begin: ticks[submit.start as usize], end: ticks[submit.end as usize - 1] };
+        Ok(submits.iter().map(of).collect())
+    }
+
+    /// Stops recording, and returns the kernel and the seconds of each dispatch, in order.
+    ///
+    /// # Errors
+    /// As [`Gpu::stop_clock`].
+    pub async fn stop_clock_of_kernels(&self) -> Result<Vec<(&'static str, f64)>, DeviceError> {
+        let Some(clock) = self.encoder.set_timestamps(None) else { return Ok(Vec::new()) };
+        let kernels = std::mem::take(&mut clock.used.lock().kernels);
+        let ticks = self.outcome(clock.read(&self.device, &self.queue, &self.staging).await)?;
+        Ok(kernels.into_iter().zip(ticks.chunks(2).map(|pass| pass[1] - pass[0])).collect())
     }
 }
 
 #[derive(Debug)]
 pub(super) struct Timestamps {
     queries: wgpu::QuerySet,
+    /// True if each dispatch gets a pass of its own.
+    pub(super) by_kernel: bool,
     used: Mutex<Used>,
 }
 
@@ -53,25 +80,28 @@ struct Used {
     next: u32,
     /// True if a pass found no unused query.
     missed: bool,
+    /// The first kernel of each pass.
+    kernels: Vec<&'static str>,
     /// The queries of each submit.
     submits: Vec<Range<u32>>,
 }
 
 impl Timestamps {
     /// `None` where the adapter has no timestamps.
-    pub(super) fn new(device: &wgpu::Device) -> Option<Timestamps> {
+    pub(super) fn new(device: &wgpu::Device, by_kernel: bool) -> Option<Timestamps> {
         device.features().contains(wgpu::Features::TIMESTAMP_QUERY).then(|| Timestamps {
             queries: device.create_query_set(&wgpu::QuerySetDescriptor {
                 label: Some("timestamps"),
                 ty: wgpu::QueryType::Timestamp,
                 count: 2 * PASSES,
             }),
+            by_kernel,
             used: Mutex::default(),
         })
     }
 
-    /// The timestamps of the next pass, or `None` if no queries are left.
-    pub(super) fn pass(&self) -> Option<wgpu::ComputePassTimestampWrites<'_>> {
+    /// The timestamps of the next pass, or `None` if no queries are left. `kernel` is the pass's first.
+    pub(super) fn pass(&self, kernel: &'static str) -> Option<wgpu::ComputePassTimestampWrites<'_>> {
         let mut used = self.used.lock();
         let begin = used.next;
         if begin == 2 * PASSES {
@@ -79,6 +109,7 @@ impl Timestamps {
             return None;
         }
         used.next = begin + 2;
+        used.kernels.push(kernel);
         Some(wgpu::ComputePassTimestampWrites {
             query_set: &self.queries,
             beginning_of_pass_write_index: Some(begin),
@@ -96,14 +127,14 @@ impl Timestamps {
         }
     }
 
-    /// The spans of all submits that had a pass, in order.
+    /// The begin and the end of every pass, in seconds since the first one began.
     pub(super) async fn read(
         self,
         device: &wgpu::Device,
         queue: &wgpu::Queue,
         pool: &Arc<Pool>,
-    ) -> Result<Vec<Span>, String> {
-        let Used { next: n, missed, submits } = self.used.into_inner();
+    ) -> Result<Vec<f64>, String> {
+        let Used { next: n, missed, .. } = self.used.into_inner();
         if missed {
             return Err(format!(
                 "there were more than {PASSES} compute passes, which is more than timestamps can be recorded for"
@@ -129,7 +160,6 @@ impl Timestamps {
         let halves = staging.read(device, &BufferPool::default(), at, 2 * n as usize).await?;
         let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&halves);
         let period = 1e-9 * f64::from(queue.get_timestamp_period());
-        let seconds = |query: u32| ticks[query as usize].wrapping_sub(ticks[0]) as i64 as f64 * period;
-        Ok(submits.iter().map(|of| Span { begin: seconds(of.start), end: seconds(of.end - 1) }).collect())
+        Ok(ticks.iter().map(|tick| tick.wrapping_sub(ticks[0]) as i64 as f64 * period).collect())
     }
 }

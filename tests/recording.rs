@@ -1,0 +1,120 @@
+//! How much work the gpu device records and submits for a whole run: dispatches, compute passes, submits, copies, and
+//! the command buffers that they become. More of any makes short runs slower, on Metal most of all. The numbers are those
+//! of the kernels for real GPUs, for 12 blocks as gpt2-small has.
+
+use actscope::batch::Batch;
+use actscope::bench::forward::{Taps, ids};
+use actscope::bench::random;
+use actscope::device::gpu::Gpu;
+use actscope::device::gpu::kernels::Family;
+use actscope::device::{Counters, Device, Operations, Window};
+use actscope::hooks::capture::Capture;
+use actscope::hooks::layout::Layout;
+use actscope::hooks::request::{Hooks, Select};
+use actscope::hooks::site::Site;
+use actscope::model::checkpoint::Checkpoint;
+use actscope::model::forward::{KvCache, Run, forward};
+use actscope::model::params::Params;
+use std::sync::Arc;
+
+const CONFIG: &str =
+    r#"{"model_type": "gpt2", "vocab_size": 1500, "n_positions": 128, "n_embd": 48, "n_layer": 12, "n_head": 3}"#;
+
+fn gpu() -> Gpu {
+    pollster::block_on(Gpu::open_as(Family::Tiles)).expect("a GPU adapter, llvmpipe at least")
+}
+
+fn checkpoint() -> Arc<Checkpoint> {
+    Arc::new(random::checkpoint(CONFIG).unwrap())
+}
+
+/// What one run of texts of these lengths records, after a run that has uploaded the weights.
+fn counted(lengths: &[usize], hooks: impl Fn(&Checkpoint, &Batch) -> Hooks) -> Counters {
+    let (gpu, checkpoint) = (gpu(), checkpoint());
+    let params = Params::new(checkpoint.clone(), None);
+    let texts: Vec<Vec<u32>> = lengths.iter().map(|n| ids(*n, checkpoint.config())).collect();
+    let batch = Batch::new(&texts, checkpoint.config()).unwrap();
+    let hooks = hooks(&checkpoint, &batch);
+    let layout = Layout::new(&hooks, &batch).unwrap();
+    for _ in 0..2 {
+        gpu.counters();
+        let mut capture = Capture::empty(&hooks, &batch).unwrap();
+        pollster::block_on(forward(&gpu, &params, Run::new(&layout, 0..lengths.len()), &mut capture, None)).unwrap();
+    }
+    gpu.counters()
+}
+
+fn of_taps(lengths: &[usize], taps: Taps) -> Counters {
+    counted(lengths, |checkpoint, batch| taps.hooks(checkpoint.config(), batch))
+}
+
+#[test]
+fn a_run_is_one_submit_where_little_is_tapped() {
+    let none = of_taps(&[64], Taps::None);
+    let embeddings_blocks_and_norm = 3 + 12 * DISPATCHES_OF_A_BLOCK + 1;
+    let expected = Counters {
+        submits: 1,
+        command_buffers: 5,
+        passes: 1,
+        dispatches: embeddings_blocks_and_norm,
+        barriers: 0,
+        copies: 1,
+    };
+    assert_eq!(Counters { barriers: 0, ..none }, expected);
+    assert!(none.barriers < none.dispatches, "{none:?}");
+    let hidden_states = of_taps(&[64], Taps::HiddenStates);
+    assert_eq!(hidden_states, Counters { copies: 13, ..none });
+    // Several texts are one batch: no dispatch is for one of them alone.
+    assert_eq!(of_taps(&[64, 1, 30], Taps::HiddenStates).dispatches, hidden_states.dispatches);
+}
+
+/// Two LayerNorms, four products, one of which is split along k and joined, and attention.
+const DISPATCHES_OF_A_BLOCK: usize = 2 + 4 + 1 + 1;
+
+#[test]
+fn everything_tapped_takes_few_command_buffers() {
+    for lengths in [&[64][..], &[100, 5]] {
+        let everything = of_taps(lengths, Taps::Everything);
+        println!("{everything:?}");
+        assert!(everything.command_buffers <= 80, "{everything:?}");
+        assert!(everything.submits <= 16, "{everything:?}");
+    }
+    // A budget of nothing: every block is a submit, and its taps are copied together.
+    let block_by_block = counted(&[64], |checkpoint, batch| {
+        let mut hooks = Taps::Everything.hooks(checkpoint.config(), batch);
+        hooks.staging_budget = 0;
+        hooks
+    });
+    println!("{block_by_block:?}");
+    assert!(block_by_block.command_buffers <= 80 && block_by_block.submits >= 13, "{block_by_block:?}");
+}
+
+/// One token more: one submit, one pass, and nothing is read back but what a choice of the likeliest token needs.
+#[test]
+fn a_token_of_generation_is_one_submit() {
+    let (gpu, checkpoint) = (gpu(), checkpoint());
+    let (config, params) = (checkpoint.config(), Params::new(checkpoint.clone(), None));
+    let mut cache = KvCache::new(&gpu, config, &[20]);
+    let mut hooks = Hooks::new(config);
+    hooks.tap_at(Site::LnFinalOut, Select::all()).unwrap();
+    let mut counters = Counters::default();
+    for positions in [0..16, 16..17, 17..18] {
+        let batch = Batch::continued(&[&ids(positions.len(), config)], &[positions.start], config).unwrap();
+        let layout = Layout::new(&hooks, &batch).unwrap();
+        let mut capture = Capture::empty(&hooks, &batch).unwrap();
+        let run = Run { cache: Some(&mut cache), ..Run::new(&layout, 0..1) };
+        gpu.counters();
+        pollster::block_on(forward(&gpu, &params, run, &mut capture, None)).unwrap();
+        counters = gpu.counters();
+    }
+    // Here the logits come apart: the request of generation is the library's own.
+    let x = gpu.upload([1, 48], vec![0.5; 48]);
+    let table = gpu.load(checkpoint.tensor("wte.weight").unwrap()).unwrap();
+    let found = gpu.likeliest(&gpu.unembed(&x, &table));
+    let staged = gpu.copy_out(&found, &Window::all([1, 6]));
+    gpu.submit();
+    assert_eq!(pollster::block_on(gpu.read(staged)).unwrap().len(), 6);
+    let of_logits = gpu.counters().dispatches;
+    assert_eq!((counters.submits, counters.passes, counters.command_buffers), (1, 1, 5), "{counters:?}");
+    assert!(counters.dispatches + of_logits <= 80, "{counters:?} and {of_logits}");
+}
