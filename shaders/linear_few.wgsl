@@ -27,7 +27,7 @@ fn row4(r: u32, k: u32, n: u32) -> vec4<f32> {
 @compute @workgroup_size(256)
 fn linear_few(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let tile_col = (wg.y * n_wg.x + wg.x) * 16u;
-    var total = array<vec4<f32>, ROWS>();
+    var total = array<vec4<f32>, SUMS>();
     sum_few(&total, tile_col, wg.z * p.k_part, invocation);
     store_few(&total, tile_col, wg.z * p.y_part, invocation);
 }

@@ -24,10 +24,10 @@ struct Params {
 @group(0) @binding(6) var<storage, read> added: array<f32>;    // added [T, y_stride], read if EPILOGUE is 1
 @group(0) @binding(7) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
 
-const LANES: u32 = 256u / ROWS;
+const SHARERS: u32 = 256u / ROWS;
 
 var<workgroup> parts: array<f32, 256>;       // [row][lane]
-var<workgroup> sums: array<f32, ROWS * 16u>; // [row][sixteenth of the lanes]
+var<workgroup> moments: array<f32, ROWS * 16u>; // [row][sixteenth of the lanes]
 var<private> means: array<f32, ROWS>;
 var<private> scales: array<f32, ROWS>;
 
@@ -44,10 +44,10 @@ fn add_up(invocation: u32, part: f32) {
     workgroupBarrier();
     if invocation < ROWS * 16u {
         var sum = 0.0;
-        for (var i = 0u; i < LANES / 16u; i += 1u) {
-            sum += parts[invocation * (LANES / 16u) + i];
+        for (var i = 0u; i < SHARERS / 16u; i += 1u) {
+            sum += parts[invocation * (SHARERS / 16u) + i];
         }
-        sums[invocation] = sum;
+        moments[invocation] = sum;
     }
     workgroupBarrier();
 }
@@ -56,17 +56,17 @@ fn add_up(invocation: u32, part: f32) {
 fn average(r: u32) -> f32 {
     var sum = 0.0;
     for (var i = 0u; i < 16u; i += 1u) {
-        sum += sums[r * 16u + i];
+        sum += moments[r * 16u + i];
     }
     return sum / f32(p.k);
 }
 
 // The variance is biased, and taken around the mean in a second pass.
 fn find_moments(invocation: u32) {
-    let lane = invocation % LANES;
-    let row = min(invocation / LANES, p.rows - 1u) * p.x_stride;
+    let lane = invocation % SHARERS;
+    let row = min(invocation / SHARERS, p.rows - 1u) * p.x_stride;
     var part = 0.0;
-    for (var k = 4u * lane; k < p.k; k += 4u * LANES) {
+    for (var k = 4u * lane; k < p.k; k += 4u * SHARERS) {
         let a = x4(row + k, p.k - k);
         part += (a.x + a.y) + (a.z + a.w);
     }
@@ -74,9 +74,9 @@ fn find_moments(invocation: u32) {
     for (var r = 0u; r < ROWS; r += 1u) { // unrolled
         means[r] = average(r);
     }
-    let mean = average(invocation / LANES);
+    let mean = average(invocation / SHARERS);
     part = 0.0;
-    for (var k = 4u * lane; k < p.k; k += 4u * LANES) {
+    for (var k = 4u * lane; k < p.k; k += 4u * SHARERS) {
         let n = vec4<u32>(p.k - k);
         let d = select(vec4<f32>(), x4(row + k, p.k - k) - mean, vec4<u32>(0u, 1u, 2u, 3u) < n);
         part += (d.x * d.x + d.y * d.y) + (d.z * d.z + d.w * d.w);
@@ -91,7 +91,7 @@ fn find_moments(invocation: u32) {
 fn linear_few_norm(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let tile_col = (wg.y * n_wg.x + wg.x) * 16u;
     find_moments(invocation);
-    var total = array<vec4<f32>, ROWS>();
+    var total = array<vec4<f32>, SUMS>();
     sum_few(&total, tile_col, wg.z * p.k_part, invocation);
     store_few(&total, tile_col, wg.z * p.y_part, invocation);
 }

@@ -1,6 +1,7 @@
 // y = x . wᵀ for at most ROWS rows. Reading the table takes most of the time, so each of its elements is read once.
-// One workgroup per 16 tokens. For each token, 16 invocations split k, four elements at a time, with four loads in
-// flight. Their sums are added up in workgroup memory, row by row. ROWS is a generated constant: 1, 2, 4 or 8.
+// One workgroup per 16 tokens. For each token, 16 invocations split k, with four loads in flight, each of four elements,
+// or of eight in half precision. Their sums are added up in workgroup memory, row by row.
+// ROWS and FOURS are generated constants: the rows (1, 2, 4 or 8), and the fours of elements of a load (1 or 2).
 
 struct Params {
     rows: u32,
@@ -18,6 +19,8 @@ struct Params {
 @group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [cols, w_stride], as lib/weight.wgsl packs it
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
 
+const STEP: u32 = 64u * FOURS; // elements of k that 16 invocations load at once
+
 var<workgroup> sums: array<f32, 256>; // [token 16][share of k 16]
 
 @compute @workgroup_size(16, 16)
@@ -26,24 +29,33 @@ fn unembed_few(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_
     let n = select(0u, p.k, token < p.cols);
 
     var total = array<vec4<f32>, ROWS>();
-    var k = 4u * local.x;
-    for (; k + 196u <= n; k += 256u) {
+    var k = 4u * FOURS * local.x;
+    for (; k + 3u * STEP + 4u * FOURS <= n; k += 4u * STEP) {
         let at = (token * p.w_stride + k) / 4u;
-        let w0 = weight4(at);
-        let w1 = weight4(at + 16u);
-        let w2 = weight4(at + 32u);
-        let w3 = weight4(at + 48u);
+        let w0 = words_at(at);
+        let w1 = words_at(at + STEP / 4u);
+        let w2 = words_at(at + STEP / 2u);
+        let w3 = words_at(at + STEP / 4u * 3u);
         for (var r = 0u; r < ROWS; r += 1u) { // unrolled
             // Rows after the last one read the last row again. Their sums are not stored.
-            let x_at = p.x_first + min(r, p.rows - 1u) * p.x_stride + k;
-            total[r] += (x4(x_at, 4u) * w0 + x4(x_at + 64u, 4u) * w1) + (x4(x_at + 128u, 4u) * w2 + x4(x_at + 192u, 4u) * w3);
+            for (var f = 0u; f < FOURS; f += 1u) { // unrolled
+                let x_at = p.x_first + min(r, p.rows - 1u) * p.x_stride + k + 4u * f;
+                let a0 = x4(x_at, 4u) * four_in(w0, f);
+                let a1 = x4(x_at + STEP, 4u) * four_in(w1, f);
+                let a2 = x4(x_at + 2u * STEP, 4u) * four_in(w2, f);
+                let a3 = x4(x_at + 3u * STEP, 4u) * four_in(w3, f);
+                total[r] += (a0 + a1) + (a2 + a3);
+            }
         }
     }
-    for (; k < n; k += 64u) {
-        let four = weight4((token * p.w_stride + k) / 4u);
+    for (; k < n; k += STEP) {
+        let words = words_at((token * p.w_stride + k) / 4u);
         for (var r = 0u; r < ROWS; r += 1u) { // unrolled
-            // The rows of the table are padded with zeros. The rows of x are not: the next row follows at once.
-            total[r] += x4(p.x_first + min(r, p.rows - 1u) * p.x_stride + k, n - k) * four;
+            for (var f = 0u; f < FOURS; f += 1u) { // unrolled
+                // The rows of the table are padded with zeros. The rows of x are not: the next row follows at once.
+                let x_at = p.x_first + min(r, p.rows - 1u) * p.x_stride + k + 4u * f;
+                total[r] += x4(x_at, left(n, k + 4u * f)) * four_in(words, f);
+            }
         }
     }
 

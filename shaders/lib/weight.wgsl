@@ -24,14 +24,26 @@ fn widen_pair(word: u32) -> vec2<f32> {
     return vec2<f32>(bitcast<f32>(word << 16u), bitcast<f32>(word & 0xffff0000u));
 }
 
+// The words with elements 4i .. 4i + 4. In half precision they also have the four before or after them.
+fn words_at(i: u32) -> vec4<u32> {
+    if WEIGHT == 0u {
+        return w[i];
+    }
+    return w[i >> 1u];
+}
+
+// Four elements of such words: in half precision, the first (0) or the last (1) four.
+fn four_in(words: vec4<u32>, which: u32) -> vec4<f32> {
+    if WEIGHT == 0u {
+        return bitcast<vec4<f32>>(words);
+    }
+    let pair = select(words.xy, words.zw, which == 1u);
+    return vec4<f32>(widen_pair(pair.x), widen_pair(pair.y));
+}
+
 // Elements 4i .. 4i + 4.
 fn weight4(i: u32) -> vec4<f32> {
-    if WEIGHT == 0u {
-        return bitcast<vec4<f32>>(w[i]);
-    }
-    let words = w[i >> 1u];
-    let pair = select(words.xy, words.zw, (i & 1u) == 1u);
-    return vec4<f32>(widen_pair(pair.x), widen_pair(pair.y));
+    return four_in(words_at(i), i & 1u);
 }
 
 // Element i.

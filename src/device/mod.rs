@@ -439,6 +439,11 @@ pub trait Device: Shareable {
     /// The largest sizes of tensors.
     fn tensor_limits(&self) -> TensorLimits;
 
+    /// The most rows of logits that the device computes with one pass over the table, each row as if it were alone.
+    fn few_rows(&self) -> usize {
+        1
+    }
+
     /// The pool of host memory that the results of [`Device::read`] come from. They may be returned to it.
     fn host_memory(&self) -> &Arc<BufferPool>;
 

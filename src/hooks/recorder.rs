@@ -51,8 +51,8 @@ const SUBMITS_IN_FLIGHT: usize = 2;
 struct Pending<D: Device> {
     site: Site,
     text: Option<usize>,
-    /// True if the values are those of [`Operations::likeliest`].
-    is_likeliest: bool,
+    /// The number of texts of whose logits these are the result of [`Operations::likeliest`], or 0 for values of a site.
+    likeliest_of: usize,
     staged: D::Staged,
 }
 
@@ -250,19 +250,20 @@ impl<'a, D: Device> Recorder<'a, D> {
         for (text, window) in layout.windows(site, select, texts) {
             if !window.is_empty() {
                 self.staged_bytes += 4 * window.len();
-                self.staged.push(Pending { site, text, is_likeliest: false, staged: dev.copy_out(&x, &window) });
+                self.staged.push(Pending { site, text, likeliest_of: 0, staged: dev.copy_out(&x, &window) });
             }
         }
         Ok(x)
     }
 
-    /// Records what a choice of the likeliest token needs of the last row of a text's logits, if the request wants it.
-    pub fn likeliest(&mut self, dev: &D, text: usize, logits: &D::Tensor) {
+    /// Records what a choice of the likeliest token needs of logits with one row for each of `n` texts from `first` on,
+    /// if the request wants it.
+    pub fn likeliest(&mut self, dev: &D, first: usize, n: usize, logits: &D::Tensor) {
         if self.layout.hooks().likeliest {
             let found = dev.likeliest(logits);
             let staged = dev.copy_out(&found, &Window::all(dev.shape(&found)));
-            let text = Some(self.texts.start + text);
-            self.staged.push(Pending { site: Site::Unembed, text, is_likeliest: true, staged });
+            let text = Some(self.texts.start + first);
+            self.staged.push(Pending { site: Site::Unembed, text, likeliest_of: n, staged });
         }
     }
 
@@ -323,10 +324,11 @@ impl<'a, D: Device> Recorder<'a, D> {
     }
 
     async fn collect(&mut self, dev: &D, pending: Vec<Pending<D>>) -> Result<(), Stop> {
-        for Pending { site, text, is_likeliest, staged } in pending {
+        for Pending { site, text, likeliest_of, staged } in pending {
             let values = dev.read(staged).await?;
-            if let (true, Some(text)) = (is_likeliest, text) {
-                self.sink.likeliest(text, &values);
+            if let (1.., Some(first)) = (likeliest_of, text) {
+                let rows = values.chunks(values.len() / likeliest_of);
+                rows.zip(first..).for_each(|(row, text)| self.sink.likeliest(text, row));
                 dev.host_memory().give_back(values);
                 continue;
             }

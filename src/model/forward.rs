@@ -283,19 +283,43 @@ impl<D: Device> Pass<'_, D> {
         }
         let sites = [Site::LnFinalScale, Site::LnFinalNormalized, Site::LnFinalOut];
         let x = self.norm(params.ln_f(dev).await?, &x, sites, hooks).await?;
-        // Text by text: the logits of a whole batch can be larger than any buffer.
-        for (i, text) in self.batch.texts().iter().enumerate() {
-            let rows = hooks.logits_of(i).unwrap_or_else(|| vec![0..text.len()]);
-            if rows.is_empty() {
-                continue;
-            }
-            let rows = rows.into_iter().map(|rows| (0, text.start + rows.start..text.start + rows.end)).collect();
+        // Some texts at a time: the logits of a whole batch can be larger than any buffer.
+        for texts in self.logits_together(hooks) {
+            let rows = texts.iter().flat_map(|(_, rows)| rows.iter().map(|rows| (0, rows.clone()))).collect();
             let logits = dev.unembed(&self.gathered(&x, rows), params.unembedding(dev).await?);
-            let logits = hooks.at_text(dev, Site::Unembed, i, logits).await?;
-            hooks.likeliest(dev, i, &logits);
+            hooks.likeliest(dev, texts[0].0, texts.len(), &logits);
+            let (mut first, is_alone, is_wanted) = (0, texts.len() == 1, hooks.wants(Site::Unembed));
+            for (text, rows) in texts.into_iter().filter(|_| is_wanted) {
+                let end = first + rows.iter().map(ExactSizeIterator::len).sum::<usize>();
+                let of_text =
+                    if is_alone { logits.clone() } else { dev.gather_rows(&[&logits], vec![(0, first..end)]) };
+                hooks.at_text(dev, Site::Unembed, text, of_text).await?;
+                first = end;
+            }
             hooks.boundary(dev).await?;
         }
         Ok(())
+    }
+
+    /// The texts whose logits are computed, each with its rows: several together while the device reads the table once
+    /// for all of their rows.
+    fn logits_together(&self, hooks: &Recorder<'_, D>) -> Vec<Vec<(usize, Vec<Range<usize>>)>> {
+        let (mut together, mut n_rows) = (Vec::<Vec<_>>::new(), 0);
+        for (i, text) in self.batch.texts().iter().enumerate() {
+            let rows = hooks.logits_of(i).unwrap_or_else(|| vec![0..text.len()]);
+            let rows: Vec<_> = rows.into_iter().map(|rows| text.start + rows.start..text.start + rows.end).collect();
+            let n = rows.iter().map(ExactSizeIterator::len).sum::<usize>();
+            n_rows += n;
+            match together.last_mut() {
+                _ if n == 0 => {}
+                Some(last) if n_rows <= self.dev.few_rows() => last.push((i, rows)),
+                _ => {
+                    together.push(vec![(i, rows)]);
+                    n_rows = n;
+                }
+            }
+        }
+        together
     }
 
     /// Some rows of a tensor; the tensor itself if they are all of its rows.

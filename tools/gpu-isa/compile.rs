@@ -44,7 +44,7 @@ fn main() {
     for kernel in kernels::ALL.iter().filter(|k| Family::Tiles.has(k) && !k.matrices) {
         let consts: Vec<Vec<u32>> = match kernel.name {
             "linear" | "unembed" => Tile::PRESETS.iter().map(|tile| tile.settings()).collect(),
-            "linear_few" | "linear_few_norm" | "unembed_few" => [1, 2, 4, 8].map(|rows| vec![rows]).to_vec(),
+            "linear_few" | "linear_few_norm" | "unembed_few" => [1, 2, 4, 8].map(|rows| vec![rows, 1]).to_vec(),
             "attention" | "attention_few" | "attention_scores" | "attention_mix" => vec![vec![64]],
             _ => vec![vec![]],
         };

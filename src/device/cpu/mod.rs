@@ -297,6 +297,10 @@ impl Device for Cpu {
         TensorLimits::NONE
     }
 
+    fn few_rows(&self) -> usize {
+        products::tile_shape(self.workers.arch).0
+    }
+
     fn host_memory(&self) -> &Arc<BufferPool> {
         &self.workers.memory
     }

@@ -83,6 +83,7 @@ const ACTIVATION_LIB: &str = include_str!("../../../shaders/lib/activation.wgsl"
 const EPILOGUE: &str = include_str!("../../../shaders/lib/epilogue.wgsl");
 const X4: &str = include_str!("../../../shaders/lib/x4.wgsl");
 const TILE_LIB: &str = include_str!("../../../shaders/lib/tile.wgsl");
+const MATRICES: &str = include_str!("../../../shaders/lib/matrices.wgsl");
 const FEW_LIB: &str = include_str!("../../../shaders/lib/few.wgsl");
 const STEP: &str = include_str!("../../../shaders/lib/step.wgsl");
 const REDUCE_BROADCAST: &str = include_str!("../../../shaders/lib/reduce_broadcast.wgsl");
@@ -93,8 +94,8 @@ const WEIGHT_OVERRIDE: (&str, u32) = ("WEIGHT", 2);
 /// The sizes of a tile, from `autotune.rs`.
 const TILE: &[(&str, u32)] = &[("SIDE_X", 16), ("SIDE_Y", 16), ("ROWS", 8), ("FOURS", 2)];
 
-/// The number of rows of a kernel for few rows.
-const FEW: &[(&str, u32)] = &[("ROWS", 8)];
+/// The number of rows of a kernel for few rows, and the fours of elements that it loads at once.
+const FEW: &[(&str, u32)] = &[("ROWS", 8), ("FOURS", 2)];
 
 /// The subgroup size of a matrix kernel.
 const SUBGROUP_SIZE: &[(&str, u32)] = &[("SUBGROUP_SIZE", 64)];
@@ -155,7 +156,7 @@ kernels! {
     LAYER_NORM_NORMALIZE_BROADCAST FILE_LAYER_NORM_NORMALIZE "layer_norm_normalize_broadcast" BROADCAST [REDUCE_BROADCAST, MOMENTS];
     GAIN_BIAS FILE_GAIN_BIAS "gain_bias" ANY [];
     LINEAR FILE_LINEAR "linear" TILES [TILE_LIB, X4, FOURS, WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts TILE;
-    LINEAR_MATRICES FILE_LINEAR_MATRICES "linear_matrices" TILES matrices YES [X4, FOURS, WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts SUBGROUP_SIZE;
+    LINEAR_MATRICES FILE_LINEAR_MATRICES "linear_matrices" TILES matrices YES [MATRICES, X4, FOURS, WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts SUBGROUP_SIZE;
     LINEAR_FEW FILE_LINEAR_FEW "linear_few" TILES [FEW_LIB, X4, FOURS, WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts FEW;
     LINEAR_FEW_NORM FILE_LINEAR_FEW_NORM "linear_few_norm" TILES [FEW_LIB, X4, FOURS, WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts FEW;
     LINEAR_JOIN FILE_LINEAR_JOIN "linear_join" TILES [EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides &[EPILOGUE_OVERRIDE];
@@ -171,7 +172,7 @@ kernels! {
     ACTIVATION FILE_ACTIVATION "activation" ANY [ACTIVATION_LIB, EXP, GELU] overrides &[("FUNCTION", 4)];
     ADD FILE_ADD "add" ANY [];
     UNEMBED FILE_UNEMBED "unembed" TILES [TILE_LIB, X4, FOURS, WEIGHT] overrides &[WEIGHT_OVERRIDE, ALIGNED_OVERRIDE], consts TILE;
-    UNEMBED_MATRICES FILE_UNEMBED_MATRICES "unembed_matrices" TILES matrices YES [X4, FOURS, WEIGHT] overrides &[WEIGHT_OVERRIDE, ALIGNED_OVERRIDE], consts SUBGROUP_SIZE;
+    UNEMBED_MATRICES FILE_UNEMBED_MATRICES "unembed_matrices" TILES matrices YES [MATRICES, X4, FOURS, WEIGHT] overrides &[WEIGHT_OVERRIDE, ALIGNED_OVERRIDE], consts SUBGROUP_SIZE;
     UNEMBED_FEW FILE_UNEMBED_FEW "unembed_few" TILES [X4, FOURS, WEIGHT] overrides &[WEIGHT_OVERRIDE, ALIGNED_OVERRIDE], consts FEW;
     UNEMBED_BROADCAST FILE_UNEMBED_BROADCAST "unembed_broadcast" BROADCAST [WEIGHT, STEP] overrides &[WEIGHT_OVERRIDE];
     LIKELIEST FILE_LIKELIEST "likeliest" TILES [REDUCE, EXP];

@@ -555,6 +555,10 @@ impl Device for Gpu {
         TensorLimits { whole, in_parts: self.max_buffer as usize / 4 }
     }
 
+    fn few_rows(&self) -> usize {
+        products::FEW_ROWS
+    }
+
     fn load(&self, weight: &StoredWeight) -> Result<Weight, DeviceError> {
         Weight::new(weight, self.max_binding, &self.bind_groups)
     }

@@ -222,8 +222,8 @@ pub static ALL: &[Mutant] = &[
     mutant(
         "barrier missing before the tile is read",
         "linear_matrices",
-        "put_four(W_TILE + i / 16u * W_STRIDE + 4u * (i % 16u), four);\n        }\n        workgroupBarrier();",
-        "put_four(W_TILE + i / 16u * W_STRIDE + 4u * (i % 16u), four);\n        }",
+        "load_w(tile_col, k_first, k0, n, index);\n        workgroupBarrier();",
+        "load_w(tile_col, k_first, k0, n, index);",
     ),
     mutant("lower quarters left out", "linear_matrices", "subgroup / 2u % 2u", "subgroup / 2u % 1u"),
     mutant(
@@ -239,7 +239,7 @@ pub static ALL: &[Mutant] = &[
         "epilogue(sum, tile_col",
         "epilogue(unpack2x16float(pack2x16float(vec2<f32>(sum, 0.0))).x, tile_col",
     ),
-    mutant("one share of the sum left out", "linear_few", "share < 16u; share", "share < 15u; share"),
+    mutant("one share of the sum left out", "linear_few", "share < SHARES / 4u; share", "share < 15u; share"),
     mutant("a quarter counted twice", "linear_few", "quarters[invocation + 48u]", "quarters[invocation + 32u]"),
     mutant(
         "added to the wrong row",
@@ -247,7 +247,7 @@ pub static ALL: &[Mutant] = &[
         "return added[at] + result;",
         "return added[at % p.y_stride] + result;",
     ),
-    mutant("last of four steps of k lost", "linear_few", "a.z * w2 + a.w * w3", "a.z * w2"),
+    mutant("last of four steps of k lost", "linear_few", "a.z * b2 + a.w * b3", "a.z * b2"),
     mutant("one row for all", "linear_few", "x4(min(r, p.rows - 1u)", "x4(min(0u, p.rows - 1u)"),
     mutant("mean not subtracted", "linear_few_norm", "return (a - means[r]) / scales[r]", "return a / scales[r]"),
     mutant("epsilon a tenth", "linear_few_norm", "average(r) + p.eps", "average(r) + 0.1 * p.eps"),
@@ -344,25 +344,15 @@ pub static ALL: &[Mutant] = &[
         "k4 ^ ((token >> 3u) & 1u) ^ select(0u, 1u, k4 == 2u && token == 5u)",
     ),
     mutant(
-        "right side not transposed",
+        "a step of k twice",
         "unembed_matrices",
-        "let b0 = coopLoad<Right>(&tile[w_at], K_STRIDE);",
-        "let b0 = coopLoadT<Right>(&tile[w_at], K_STRIDE);",
+        "tile[at + 2u * W_STRIDE] = four.z;",
+        "tile[at + 2u * W_STRIDE] = four.y;",
     ),
     mutant("sums not cleared", "unembed_matrices", "tile[i] = 0.0;", ""),
-    mutant(
-        "first row of x forgotten",
-        "unembed_matrices",
-        "x4(p.x_first + row * p.x_stride + k,",
-        "x4(row * p.x_stride + k,",
-    ),
+    mutant("first row of x forgotten", "unembed_matrices", "p.x_first, 0u, p.k, 0u, index", "0u, 0u, p.k, 0u, index"),
     mutant("last of four steps of k lost", "unembed_matrices", ">= vec4<u32>(n)", ">= vec4<u32>(min(n, 3u))"),
-    mutant(
-        "last token lost",
-        "unembed_matrices",
-        "col < p.cols {\n            y",
-        "col + 1u < p.cols {\n            y",
-    ),
+    mutant("last token lost", "unembed_matrices", "col < p.cols {", "col + 1u < p.cols {"),
     mutant("first row of x forgotten", "unembed_broadcast", "p.x_first + rows_hi", "rows_hi"),
     mutant(
         "padding multiplied with the next row",
@@ -377,8 +367,8 @@ pub static ALL: &[Mutant] = &[
         "vec4<f32>(a.y, b.y, c.y, d.y));\n            multiply_add(&part, subgroupBroadcast(lo, 6u)",
         "vec4<f32>(a.x, b.y, c.y, d.y));\n            multiply_add(&part, subgroupBroadcast(lo, 6u)",
     ),
-    mutant("padding multiplied with the next row", "unembed_few", "p.x_stride + k, n - k)", "p.x_stride + k, 4u)"),
-    mutant("a quarter of the table twice", "unembed_few", "weight4(at + 48u)", "weight4(at + 32u)"),
+    mutant("padding multiplied with the next row", "unembed_few", "left(n, k + 4u * f)", "4u"),
+    mutant("a quarter of the table twice", "unembed_few", "words_at(at + STEP / 4u * 3u)", "words_at(at + STEP / 2u)"),
     mutant("factor forgotten", "edit", "x[at] * p.factor", "x[at]"),
     mutant("first column forgotten", "copy_out", "p.first_col + i % p.cols", "i % p.cols"),
 ];
@@ -412,14 +402,14 @@ pub static CONTRACTED: [Mutant; 10] = [
     mutant(
         "contracted",
         "linear_few",
-        "(*total)[r] += (a.x * w0 + a.y * w1) + (a.z * w2 + a.w * w3);",
-        "(*total)[r] = fma(vec4<f32>(a.w), w3, fma(vec4<f32>(a.z), w2, fma(vec4<f32>(a.y), w1, fma(vec4<f32>(a.x), w0, (*total)[r]))));",
+        "(*total)[r * FOURS + f] += (a.x * b0 + a.y * b1) + (a.z * b2 + a.w * b3);",
+        "(*total)[r * FOURS + f] = fma(vec4<f32>(a.w), b3, fma(vec4<f32>(a.z), b2, fma(vec4<f32>(a.y), b1, fma(vec4<f32>(a.x), b0, (*total)[r * FOURS + f]))));",
     ),
     mutant(
         "contracted",
         "linear_few_norm",
-        "(*total)[r] += (a.x * w0 + a.y * w1) + (a.z * w2 + a.w * w3);",
-        "(*total)[r] = fma(vec4<f32>(a.w), w3, fma(vec4<f32>(a.z), w2, fma(vec4<f32>(a.y), w1, fma(vec4<f32>(a.x), w0, (*total)[r]))));",
+        "(*total)[r * FOURS + f] += (a.x * b0 + a.y * b1) + (a.z * b2 + a.w * b3);",
+        "(*total)[r * FOURS + f] = fma(vec4<f32>(a.w), b3, fma(vec4<f32>(a.z), b2, fma(vec4<f32>(a.y), b1, fma(vec4<f32>(a.x), b0, (*total)[r * FOURS + f]))));",
     ),
     mutant(
         "contracted",
@@ -436,8 +426,8 @@ pub static CONTRACTED: [Mutant; 10] = [
     mutant(
         "contracted",
         "unembed_few",
-        "total[r] += (x4(x_at, 4u) * w0 + x4(x_at + 64u, 4u) * w1) + (x4(x_at + 128u, 4u) * w2 + x4(x_at + 192u, 4u) * w3);",
-        "total[r] = fma(x4(x_at + 192u, 4u), w3, fma(x4(x_at + 128u, 4u), w2, fma(x4(x_at + 64u, 4u), w1, fma(x4(x_at, 4u), w0, total[r]))));",
+        "total[r] += (a0 + a1) + (a2 + a3);",
+        "total[r] = fma(x4(x_at + 3u * STEP, 4u), four_in(w3, f), fma(x4(x_at + 2u * STEP, 4u), four_in(w2, f), fma(x4(x_at + STEP, 4u), four_in(w1, f), a0 + total[r])));",
     ),
     mutant(
         "contracted",

@@ -12,7 +12,7 @@ use crate::device::{Activation, Epilogue};
 use std::ops::Range;
 
 /// Products of at most this many rows use the kernels for few rows.
-const FEW_ROWS: usize = 8;
+pub(super) const FEW_ROWS: usize = 8;
 
 /// Rows of a tile of the broadcast kernels.
 const BROADCAST_ROWS: usize = 8;
@@ -84,7 +84,10 @@ impl Plan {
     /// The kernel with its constants, for a weight of type `dtype`. The unembedding has no epilogue.
     fn variant(&self, dtype: u32, epilogue: Option<u32>, aligned: bool) -> Variant {
         let overrides = [Some(dtype), epilogue, Some(u32::from(aligned))].into_iter().flatten();
-        Variant::new(self.kernel, &overrides.chain(self.consts.iter().copied()).collect::<Vec<_>>())
+        // A kernel for few rows loads 16 bytes of the weight at once.
+        let is_few = self.consts.len() == 1 && self.kernel.consts.len() == 2;
+        let fours = is_few.then_some(if dtype == 0 { 1 } else { 2 });
+        Variant::new(self.kernel, &overrides.chain(self.consts.iter().copied()).chain(fours).collect::<Vec<_>>())
     }
 }
 
