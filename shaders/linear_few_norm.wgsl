@@ -39,7 +39,6 @@ fn row4(r: u32, k: u32, n: u32) -> vec4<f32> {
 
 // Adds up what the invocations of each row have, sixteen sums a row.
 fn add_up(invocation: u32, part: f32) {
-    workgroupBarrier();
     parts[invocation] = part;
     workgroupBarrier();
     if invocation < ROWS * 16u {

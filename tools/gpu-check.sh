@@ -24,6 +24,8 @@ pack() {
             grep -o '"executable":"[^"]*"' | cut -d'"' -f4 | grep "/$test-" | tail -n 1)
         cp "$path" "$folder/$test"
     done
+    cargo build --locked --quiet --profile "$profile" --example gpu_tiles
+    cp "$built/examples/gpu_tiles" "$folder/gpu_tiles"
     strip "$folder"/*
     # Tests have the folder inside them in which they were built, and the path of the program.
     printf '%s\n%s\n' "$PWD" "$built/actscope" >"$folder/built-in"
@@ -62,6 +64,7 @@ run() {
     one devices "$bin/actscope" devices --json
     one bench "$bin/actscope" bench --device gpu --quiet
     one bench-json "$bin/actscope" bench --device gpu --json --quiet
+    one tiles "$bin/gpu_tiles"
     one verify "$bin/actscope" verify --device gpu
     local test
     for test in $tests; do

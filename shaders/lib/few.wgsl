@@ -50,7 +50,6 @@ fn sum_few(total: ptr<function, array<vec4<f32>, SUMS>>, tile_col: u32, k_first:
 // Adds up the shares and stores the results from index y_first of y on.
 fn store_few(total: ptr<function, array<vec4<f32>, SUMS>>, tile_col: u32, y_first: u32, invocation: u32) {
     for (var r = 0u; r < ROWS; r += 1u) { // unrolled
-        workgroupBarrier();
         for (var f = 0u; f < FOURS; f += 1u) { // unrolled
             shares[invocation * FOURS + f] = (*total)[r * FOURS + f];
         }

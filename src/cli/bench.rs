@@ -35,6 +35,7 @@ struct Measurement {
     report: Report,
     device: DeviceInfo,
     clock: &'static str,
+    settings: String,
     model: String,
 }
 
@@ -76,7 +77,13 @@ impl Bench {
             bench::bench(dev, checkpoint, &step_done).await
         };
         let report = self.model.with_progress("figures", measure).map_err(Error::from)?;
-        Ok(Measurement { report, device: dev.info(), clock: dev.clock(), model: self.model.model.clone() })
+        Ok(Measurement {
+            report,
+            device: dev.info(),
+            clock: dev.clock(),
+            settings: dev.settings(),
+            model: self.model.model.clone(),
+        })
     }
 }
 
@@ -120,6 +127,9 @@ impl Measurement {
             giga(limits.arithmetic),
             giga(limits.reading)
         )?;
+        if !self.settings.is_empty() {
+            writeln!(out, "   {}", self.settings)?;
+        }
         writeln!(out, "\n2. Single operations, at gpt2-small's shapes, random f32, by {}", self.clock)?;
         writeln!(
             out,
@@ -258,6 +268,7 @@ impl Measurement {
             "threads": std::thread::available_parallelism().map_or(1, usize::from),
             "limits": {"gflops": 1e-9 * limits.arithmetic, "gbytes_per_second": 1e-9 * limits.reading},
             "clock": self.clock,
+            "settings": self.settings,
             "operations": operations.collect::<Vec<_>>(),
             "model": self.model,
             "runs": forwards.collect::<Vec<_>>(),

@@ -156,6 +156,7 @@ macro_rules! operations {
         }
 
         /// The operations as methods. Each hands an [`Op`] to [`Device::run`].
+        #[allow(clippy::too_many_arguments, reason = "one for each operand and parameter of a row")]
         pub trait Operations: Device {
             $(method! { $(#[$doc])* $variant $method $tensors $weights $fields $($cache)? })*
         }

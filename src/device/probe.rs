@@ -25,6 +25,11 @@ pub trait Measured: Device {
     /// [`DeviceError::Fault`] if the device has failed up to now.
     fn seconds(&self, record: impl FnOnce()) -> impl Future<Output = Result<f64, DeviceError>>;
 
+    /// What was chosen for this adapter, in words. Empty where nothing is chosen.
+    fn settings(&self) -> String {
+        String::new()
+    }
+
     /// The clock of [`Measured::seconds`], in words.
     fn clock(&self) -> &'static str;
 

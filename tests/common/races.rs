@@ -25,6 +25,19 @@ impl Phase {
     }
 }
 
+/// True for the loops `i < CONSTANT`, which run at least once.
+fn has_constant_bound(function: &Function, body: &Block) -> bool {
+    let is_constant = |of| matches!(function.expressions[of], Expression::Constant(_) | Expression::Literal(_));
+    let condition = body.iter().find_map(|statement| match statement {
+        Statement::If { condition, .. } => Some(*condition),
+        _ => None,
+    });
+    condition.is_some_and(|condition| match function.expressions[condition] {
+        Expression::Binary { op: naga::BinaryOperator::Less, right, .. } => is_constant(right),
+        _ => false,
+    })
+}
+
 struct Walk<'a> {
     module: &'a Module,
     found: BTreeSet<String>,
@@ -178,7 +191,9 @@ impl<'a> Walk<'a> {
                     self.block(frame, body, phase);
                     self.block(frame, continuing, phase);
                 }
-                phase.join(before);
+                if !has_constant_bound(frame.function, body) {
+                    phase.join(before); // it may not run at all
+                }
             }
             Statement::ControlBarrier(_) => *phase = Phase::default(),
             Statement::WorkGroupUniformLoad { .. } => *phase = Phase::default(),

@@ -254,6 +254,11 @@ impl Gpu {
         rest.is_empty().then_some((tuning, speed))
     }
 
+    /// The tile, and the least number of workgroups, for each range of row counts, in the form that the cache stores.
+    pub fn tiles_by_rows(&self) -> String {
+        self.tuning.name()
+    }
+
     /// All tiles that this adapter can run.
     pub(super) fn tiles(&self) -> Vec<Tile> {
         let matrices = self.matrices.map(|subgroup_size| Tile::Matrices { subgroup_size });

@@ -2,7 +2,8 @@
 //! these measurements; `timestamps.rs` has the device's clock.
 //! Read next: `../probe.rs`, the trait.
 
-use super::{Gpu, all, kernels};
+use super::kernels::{self, Family};
+use super::{Gpu, all};
 use crate::device::probe::{Measured, Probes};
 use crate::device::{Change, Device, DeviceError, Window};
 use std::time::Instant;
@@ -37,6 +38,17 @@ impl Measured for Gpu {
         self.submit();
         self.settle(0).await?;
         self.stop_clock_of_kernels().await
+    }
+
+    fn settings(&self) -> String {
+        match self.family {
+            Family::Tiles => format!(
+                "tiles for up to 16, 32, 128 and more rows: {}; at most {:.0} GFLOP in a submit",
+                self.tiles_by_rows(),
+                1e-9 * self.most_work
+            ),
+            Family::Broadcast => String::new(),
+        }
     }
 
     fn clock(&self) -> &'static str {

@@ -6,11 +6,14 @@
 //! the closing brace.
 //! Read next: `encoder.rs`, which compiles the result.
 
+use std::iter::Peekable;
+
 /// The text with its marked loops unrolled.
 ///
 /// # Panics
 /// When a marked loop does not have the form `for (var i = 0u; i < BOUND; i += 1u) { // unrolled`, or its bound has
-/// anything but numbers and constants of the text. That is an error in the kernel, on every device.
+/// anything but numbers and constants of the text with `+`, `*`, `/` and brackets. That is an error in the kernel, on
+/// every device.
 pub fn unrolled(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let consts = Consts(&lines);
@@ -75,23 +78,40 @@ fn closing(lines: &[&str]) -> usize {
 struct Consts<'a>(&'a [&'a str]);
 
 impl Consts<'_> {
-    /// The value of an expression of numbers and constants with `+`, `*` and `/`. It has no brackets.
+    /// The value of an expression of numbers and constants with `+`, `*`, `/` and brackets.
     fn value(&self, expression: &str) -> Option<u32> {
-        expression.split(" + ").map(|term| self.product(term)).sum()
+        let spaced = expression.replace('(', "( ").replace(')', " )");
+        let mut words = spaced.split(' ').peekable();
+        let value = self.sum(&mut words)?;
+        words.next().is_none().then_some(value)
     }
 
-    fn product(&self, term: &str) -> Option<u32> {
-        let mut words = term.split(' ');
-        let mut value = self.word(words.next()?)?;
-        while let Some(operator) = words.next() {
-            let next = self.word(words.next()?)?;
-            value = match operator {
-                "*" => value * next,
-                "/" => value / next,
-                _ => return None,
-            };
+    fn sum<'w>(&self, words: &mut Peekable<impl Iterator<Item = &'w str>>) -> Option<u32> {
+        let mut value = self.product(words)?;
+        while words.next_if_eq(&"+").is_some() {
+            value += self.product(words)?;
         }
         Some(value)
+    }
+
+    fn product<'w>(&self, words: &mut Peekable<impl Iterator<Item = &'w str>>) -> Option<u32> {
+        let mut value = self.factor(words)?;
+        while let Some(operator) = words.next_if(|word| ["*", "/"].contains(word)) {
+            let next = self.factor(words)?;
+            value = if operator == "*" { value * next } else { value / next };
+        }
+        Some(value)
+    }
+
+    fn factor<'w>(&self, words: &mut Peekable<impl Iterator<Item = &'w str>>) -> Option<u32> {
+        match words.next()? {
+            "(" => {
+                let value = self.sum(words)?;
+                words.next_if_eq(&")")?;
+                Some(value)
+            }
+            word => self.word(word),
+        }
     }
 
     fn word(&self, word: &str) -> Option<u32> {
@@ -111,7 +131,7 @@ mod tests {
 
     #[test]
     fn loops_are_written_out_and_lines_stay() {
-        let text = "const N: u32 = M / 2u + 1u;
+        let text = "const N: u32 = (M + 2u) / 4u + 1u;
 fn f() {
     for (var i = 0u; i < N; i += 1u) { // unrolled
         a[i] += 1.0; // why
