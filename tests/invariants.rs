@@ -469,8 +469,8 @@ fn counted(patterns: &[&str], groups: &[Range<usize>], edit: Option<(Site, Edit)
 #[test]
 fn nothing_is_computed_that_was_not_asked_for() {
     let count = |log: &[&str], op: &str| log.iter().filter(|o| **o == op).count();
-    let linears =
-        |log: &[&str]| ["linear", "linear_add", "linear_activation"].map(|op| count(log, op)).iter().sum::<usize>();
+    let products = ["linear", "linear_add", "linear_activation", "linear_of_norm"];
+    let linears = |log: &[&str]| products.map(|op| count(log, op)).iter().sum::<usize>();
     let ops = |patterns: &[&str]| counted(patterns, &[0..4], None).0;
 
     assert!(ops(&[]).iter().all(|op| *op != "copy_out" && *op != "linear"), "nothing asked, nothing done");

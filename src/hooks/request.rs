@@ -313,7 +313,7 @@ pub struct Hooks {
 impl Hooks {
     /// An empty request to a model of this shape.
     pub fn new(config: &Config) -> Hooks {
-        let (config, staging_budget) = (config.clone(), 4 << 20);
+        let (config, staging_budget) = (config.clone(), 1 << 20);
         Hooks { config, taps: BTreeMap::new(), edits: Vec::new(), staging_budget, likeliest: false }
     }
 

@@ -43,12 +43,16 @@ use pipeline_cache::PipelineCache;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The most workgroups that one dimension of a dispatch may have.
 const MAX_GROUPS: usize = 65_535;
 
 /// The time that one submit may take, as far as autotuning can tell. Windows resets a GPU that works for two seconds.
 const SECONDS_OF_A_SUBMIT: f64 = 0.2;
+
+/// How long an error waits for its cause.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Storage bindings must begin at multiples of this many bytes.
 const BINDING_STEP: usize = 256;
@@ -196,8 +200,8 @@ impl Gpu {
     /// Returns `result`, or the recorded fault if there is one.
     fn outcome<T>(&self, result: Result<T, String>) -> Result<T, DeviceError> {
         if result.is_err() || self.fault.any() {
-            // wgpu reports a lost device only when it is polled.
-            let _ = self.device.poll(wgpu::PollType::Poll);
+            // wgpu reports a lost device when it is polled and has no more work.
+            let _ = self.device.poll(wgpu::PollType::Wait { submission_index: None, timeout: Some(PATIENCE) });
         }
         self.fault.or(result)
     }
