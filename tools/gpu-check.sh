@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs everything that needs a real GPU on a machine that has its driver and nothing else: no cargo, no network.
 #   gpu-check.sh pack [FILE]        here: builds the program and the tests of the gpu device, and packs them without symbols
-#                                   into FILE (target/gpu-check.tar.xz)
+#                                   into FILE (target/gpu-check.tar.gz)
 #   gpu-check.sh run FILE FOLDER    there, in the root of this repository: unpacks FILE and runs devices, verify, bench and the
 #                                   tests; their outputs go to FOLDER, and a summary to FOLDER/summary.txt and stdout
 # The environment variable PROFILE is cargo's profile (dev), TESTS the tests to pack and to run, SECONDS_EACH what one may take.
@@ -9,11 +9,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 tests=${TESTS:-recording kernels golden generate bounds tuning invariants}
 profile=${PROFILE:-dev}
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 
 pack() {
-    local file=${1:-target/gpu-check.tar.xz} folder
-    folder=$(mktemp -d)
-    trap 'rm -rf "$folder"' EXIT
+    local file=${1:-target/gpu-check.tar.gz} folder=$scratch
     cargo build --locked --quiet --profile "$profile"
     local built=target/$profile
     [ "$profile" != dev ] || built=target/debug
@@ -30,16 +30,14 @@ pack() {
     # Tests have the folder inside them in which they were built, and the path of the program.
     printf '%s\n%s\n' "$PWD" "$built/actscope" >"$folder/built-in"
     git rev-parse HEAD >"$folder/commit"
-    tar cJf "$file" -C "$folder" .
+    tar czf "$file" -C "$folder" .
     ls -l "$file"
 }
 
 run() {
-    local file=$1 out=$2 bin
+    local file=$1 out=$2 bin=$scratch
     mkdir -p "$out"
     out=$(cd "$out" && pwd)
-    bin=$(mktemp -d)
-    trap 'rm -rf "$bin"' EXIT
     tar xf "$file" -C "$bin"
     local built_in program
     built_in=$(sed -n 1p "$bin/built-in")
@@ -62,8 +60,7 @@ run() {
     }
     { cat "$bin/commit"; date -u; uname -a; nvidia-smi 2>/dev/null || true; vulkaninfo --summary 2>/dev/null || true; } >"$out/machine.txt"
     one devices "$bin/actscope" devices --json
-    one bench "$bin/actscope" bench --device gpu --quiet
-    one bench-json "$bin/actscope" bench --device gpu --json --quiet
+    one bench "$bin/actscope" bench --device gpu --json --quiet
     one tiles "$bin/gpu_tiles"
     one verify "$bin/actscope" verify --device gpu
     local test
