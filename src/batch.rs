@@ -43,6 +43,23 @@ pub enum BatchError {
     },
 }
 
+/// Checks texts of any length against a model's vocabulary.
+///
+/// # Errors
+/// [`BatchError::Empty`] and [`BatchError::Id`].
+pub fn check_ids<T: AsRef<[u32]>>(ids: &[T], config: &Config) -> Result<(), BatchError> {
+    let vocab_size = config.vocab_size;
+    for (text, ids) in ids.iter().map(AsRef::as_ref).enumerate() {
+        if ids.is_empty() {
+            return Err(BatchError::Empty { text });
+        }
+        if let Some(&id) = ids.iter().find(|id| **id as usize >= vocab_size) {
+            return Err(BatchError::Id { text, id, vocab_size });
+        }
+    }
+    Ok(())
+}
+
 /// Token ids of one or more texts, checked against a model.
 #[derive(Clone, Debug)]
 pub struct Batch {

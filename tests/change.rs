@@ -171,6 +171,68 @@ fn an_edited_file_says_so() {
     assert!(page.contains("(edited)") && page.contains("--edit"));
 }
 
+/// In windows an edit's positions are the text's, and it is made in every window that holds its position. Seen red with positions
+/// counted in each window, with a mean over all rows of all windows, and with the source's windows in reverse.
+#[test]
+fn edits_in_windows() {
+    let ids: Vec<String> = (0..20).map(|i| (i * 7 % 50 + 1).to_string()).collect();
+    let source: Vec<String> = (0..20).map(|i| (i * 3 % 40 + 2).to_string()).collect();
+    let (ids, source) = (ids.join(" "), source.join(" "));
+    // Windows 0..8, 4..12, 8..16, 12..20.
+    let rows = |ids: &str, edits: &[&str]| -> Vec<Vec<f64>> {
+        let json = json_of(&[&["extract", "--ids", ids, "--window", "8:4", "-k", "resid_post.1"], edits].concat());
+        json["hooks"]["blocks.1.hook_resid_post"][0].as_array().unwrap().iter().map(flat).collect()
+    };
+    let plain = rows(&ids, &[]);
+    let changed = |got: &[Vec<f64>]| (0..20).filter(|i| got[*i] != plain[*i]).collect::<Vec<usize>>();
+    let zeroed = rows(&ids, &["--edit", "resid_post.1@pos=10+-1:zero"]);
+    assert_eq!(changed(&zeroed), [10, 19]);
+    assert!(zeroed[10].iter().chain(&zeroed[19]).all(|v| *v == 0.0));
+    // Rows 12..16 come from the window 8..16, which holds position 10; rows from 16 on from one that does not.
+    let before = rows(&ids, &["--edit", "resid_pre.1@pos=10:zero"]);
+    assert_eq!(changed(&before), [10, 11, 12, 13, 14, 15]);
+    let near = |got: &[f64], want: &[f64]| got.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-5 * b.abs().max(1.0));
+    let mean = rows(&ids, &["--edit", "resid_post.1@pos=3:mean"]);
+    let want: Vec<f64> = (0..plain[0].len()).map(|d| plain.iter().map(|row| row[d]).sum::<f64>() / 20.0).collect();
+    assert_eq!(changed(&mean), [3]);
+    assert!(near(&mean[3], &want), "{:?} for {want:?}", mean[3]);
+    let patched = rows(&ids, &["--edit", "resid_post.1@pos=5+13:patch", "--source-ids", &source]);
+    let of_source = rows(&source, &[]);
+    assert_eq!(changed(&patched), [5, 13]);
+    assert!(near(&patched[5], &of_source[5]) && near(&patched[13], &of_source[13]));
+    let frozen = rows(&ids, &["--edit", "resid_pre.1@pos=10:zero", "--edit", "resid_post.1:freeze"]);
+    assert!(frozen.iter().zip(&plain).all(|(got, want)| near(got, want)));
+}
+
+/// `--check` compares an edited run with the reference, edited alike.
+#[test]
+fn an_edited_run_is_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = path(folder.path(), "checked.npz");
+    let edits =
+        ["--edit", "z.0@head=1,pos=1..:scale=-2", "--edit", "resid_pre.1@pos=-1:mean", "--edit", "mlp_out.1:freeze"];
+    let text = [
+        "extract",
+        "-m",
+        CLASSIC,
+        "--ids",
+        "1 2 3 4 5",
+        "-k",
+        "resid_post.*",
+        "-k",
+        "pattern.1",
+        "--check",
+        "-o",
+        &out,
+    ];
+    let output = run([&text[..], &edits, &["--device", "cpu"]].concat());
+    let said = stderr(&output);
+    assert!(output.status.success() && said.contains("all as it should be"), "{said}");
+    // A position of which nothing is recorded in the prefix, and windows.
+    let windows = run([&text[..], &["--edit", "z.1@pos=3:zero", "--window", "3:2", "--device", "cpu"]].concat());
+    assert!(windows.status.success(), "{}", stderr(&windows));
+}
+
 #[test]
 fn wrong_requests_say_what_is_wrong() {
     let folder = tempfile::tempdir().unwrap();

@@ -101,7 +101,7 @@ fn generate(session: &Session, generation: &Generation, ask: impl Fn(&mut Hooks)
     ask(&mut hooks);
     let mut capture = Capture::empty(&hooks, &whole).unwrap();
     let tell = &mut |_: Told<'_>| ControlFlow::Continue(());
-    let run = session.generate_async(&prompts, generation, &hooks, &mut capture, tell);
+    let run = session.generate_async(&prompts, generation, &hooks, &mut capture, tell, None);
     (pollster::block_on(run).unwrap(), capture, hooks)
 }
 
@@ -263,7 +263,8 @@ fn a_run_that_is_ended() {
         heard += 1;
         if heard == 4 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let texts = pollster::block_on(session.generate_async(&prompts, &generation, &hooks, &mut capture, tell)).unwrap();
+    let texts =
+        pollster::block_on(session.generate_async(&prompts, &generation, &hooks, &mut capture, tell, None)).unwrap();
     for text in &texts {
         assert_eq!((text.stop, text.run, text.new.len()), (Stop::Interrupted, text.ids.len(), 2));
         let last = capture.get(Site::ResidPost(0)).unwrap();

@@ -467,7 +467,13 @@ fn what_does_not_fit_is_said() {
     let provenance =
         Provenance { model: "demo".into(), fingerprint: String::new(), device: String::new(), edits: Vec::new() };
     let tokens = session.model().tokens(&batch).swap_remove(0);
-    let about = About { files: session.model(), tokens: &tokens, arguments: "--ids 1", provenance: &provenance };
+    let about = About {
+        files: session.model(),
+        tokens: &tokens,
+        arguments: Some("--ids 1"),
+        provenance: &provenance,
+        prompt_tokens: None,
+    };
     for (largest, stream_as) in [(20_000_000, "f16"), (900_000, "8-bit"), (400_000, "strongest")] {
         let page =
             pollster::block_on(report::gather(&session, &batch, &session.model().hooks(), largest, None)).unwrap();
@@ -586,5 +592,116 @@ fn the_command_line() {
     browser.open(&out);
     assert_eq!(browser.texts(".tok"), ["#1", "#2", "#3"]);
     assert!(browser.text("[data-command=lens] code").ends_with("--ids '1 2 3'"));
+    no_complaints(&mut browser);
+}
+
+/// A sweep's page shows what its JSON says, by pointer and by key, and the command of a cell gives its number. Seen red with rows and columns
+/// swapped, with the effect's array for the values', and with the command's source left out.
+#[cfg_attr(not(feature = "external-tests"), ignore = "needs Chromium; tools/check.sh runs it")]
+#[test]
+fn a_sweep_as_a_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let [page, numbers] = ["sweep.html", "sweep.json"].map(|name| folder.path().join(name));
+    let pair = ["--clean", "The cat sat on the mat.", "--corrupt", "The dog sat on the mat."];
+    let asked = ["--answer", " cat", "--wrong", " dog", "-q", "--device", "cpu", "-o"];
+    for out in [&page, &numbers] {
+        let out = out.to_str().unwrap();
+        run_well(["patch"].iter().chain(&pair).chain(&asked).chain(&[out]));
+    }
+    let json: Value = serde_json::from_str(&std::fs::read_to_string(&numbers).unwrap()).unwrap();
+    let mut browser = Browser::start();
+    browser.open(&page);
+    assert_eq!(browser.texts("#texts .tok.key"), [" cat", " dog"]);
+    assert_shown(&browser.text("#own-clean"), &json["clean"], "clean");
+    assert_shown(&browser.text("#own-corrupt"), &json["corrupt"], "corrupt");
+    let corrupt = json["corrupt"].as_f64().unwrap();
+    for (layer, pos) in [(0, 1), (2, 4), (3, 6)] {
+        let at =
+            browser.eval(&format!("[grid.left + ({pos} + .5) * grid.width, grid.top + ({layer} + .5) * grid.height]"));
+        let (left, top) = browser.place("#map", 0.0, 0.0);
+        let (x, y) = (left + at[0].as_f64().unwrap(), top + at[1].as_f64().unwrap());
+        browser.point(x, y);
+        browser
+            .wait_for(&format!("document.querySelector('#read').textContent.startsWith('layer {layer}, pos {pos} ')"));
+        let read = browser.text("#read");
+        assert_shown(read.rsplit(' ').next().unwrap(), &json["normalized"][layer][pos], &read);
+        browser.click_at(x, y);
+        let value = json["values"][layer][pos].as_f64().unwrap();
+        assert_shown(&browser.text("#cell-values"), &value.into(), "value");
+        assert_shown(&browser.text("#cell-effect"), &(value - corrupt).into(), "effect");
+        let command = browser.text("[data-command='cell'] code");
+        let alone: Value = serde_json::from_str(&run_in_shell(&command, folder.path())).unwrap();
+        let logits = floats(&alone["hooks"]["unembed.hook_out"][0][0]);
+        let of = |token: &str| {
+            let ids: Value = serde_json::from_str(&run_well(["tokens", "--json", token])).unwrap();
+            logits[ids[0][0]["id"].as_u64().unwrap() as usize]
+        };
+        assert_shown(&(of(" cat") - of(" dog")).to_string(), &value.into(), &command);
+    }
+    // The strongest cell stands first; keys move from cell to cell.
+    let effects: Vec<f64> = json["values"].as_array().unwrap().iter().flat_map(floats).map(|v| v - corrupt).collect();
+    let first = by_size(&effects)[0];
+    assert_eq!(browser.eval("Number(document.querySelector('#strongest button').dataset.cell)"), first);
+    browser.click("#strongest button");
+    assert_eq!(browser.eval("state.cell"), first);
+    browser.click("#shows input[value='values']");
+    browser.eval("byId('map').focus()");
+    browser.press("ArrowRight");
+    let cell = browser.eval("state.cell").as_u64().unwrap() as usize;
+    assert!(cell == first + 1 || first % 7 == 6);
+    no_complaints(&mut browser);
+
+    // Several texts, a leading axis, and statistics.
+    let texts = folder.path().join("texts.txt");
+    std::fs::write(&texts, "The cat sat on the mat.\nAnd the LORD said unto Moses\n</script><b>It was.\n").unwrap();
+    let (texts, page) = (texts.to_str().unwrap(), page.to_str().unwrap());
+    let ablate =
+        ["ablate", "--file", texts, "--at", "every", "--by", "layer,head", "--with", "mean", "-q", "--device", "cpu"];
+    run_well(ablate.iter().chain(&["-o", page]));
+    let json: Value = serde_json::from_str(&run_well(ablate.iter().chain(&["--json"]))).unwrap();
+    browser.open(Path::new(page));
+    assert_eq!(browser.texts("#panels span"), ["z", "q", "k", "v", "pattern"]);
+    browser.click("#panels input[value='3']");
+    browser.click("#shows input[value='p']");
+    let cell = browser.eval("places(state.cell)");
+    let place: Vec<usize> = floats(&cell).iter().map(|i| *i as usize).collect();
+    assert_eq!(place[0], 3);
+    assert_shown(&browser.text("#cell-p"), &json["p"][3][place[1]][place[2]], "p");
+    assert_shown(
+        &browser.text("#cell-standard_error"),
+        &json["standard_error"][3][place[1]][place[2]],
+        "standard error",
+    );
+    assert_eq!(browser.eval("document.querySelector(\"[data-command='cell']\").hidden"), true);
+    no_complaints(&mut browser);
+}
+
+/// The page of a generated text shows its tokens, which of them the model wrote, and values of the run that wrote them. Seen red
+/// without the edit.
+#[cfg_attr(not(feature = "external-tests"), ignore = "needs Chromium; tools/check.sh runs it")]
+#[test]
+fn a_generated_text_as_a_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let [page, file] = ["page.html", "run.json"].map(|name| folder.path().join(name).to_str().unwrap().to_string());
+    let asked =
+        ["generate", "The cat sat", "-n", "5", "-q", "--device", "cpu", "--edit", "resid_pre.1@pos=new:scale=2"];
+    let lens: Value = serde_json::from_str(&run_well(asked.iter().chain(&["--lens", "--json", "-o", &page]))).unwrap();
+    run_well(asked.iter().chain(&["--hook", "resid_post.2", "-o", &file]));
+    let json: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    let rows = &json["hooks"]["blocks.2.hook_resid_post"][0];
+    let mut browser = Browser::start();
+    browser.open(Path::new(&page));
+    let tokens = browser.texts(".tok");
+    let written = browser.texts(".tok.written");
+    assert_eq!(written.len(), 5);
+    assert_eq!(written.concat(), lens["texts"][0]["text"].as_str().unwrap());
+    for position in [0, tokens.len() - 2, tokens.len() - 1] {
+        browser.click(&format!("#token-{position}"));
+        browser.click("#layers input[value='3']");
+        let dimension = browser.eval("state.dimension").as_u64().unwrap() as usize;
+        assert_shown(&browser.text("#value"), &rows[position][dimension], &format!("position {position}"));
+    }
+    // Commands cannot say what the edit was.
+    assert_eq!(browser.eval("[...document.querySelectorAll('.command')].every((line) => line.hidden)"), true);
     no_complaints(&mut browser);
 }

@@ -137,6 +137,42 @@ const CASES: &[Case] = &[
     ),
     (&["extract", "a", "-o", "FOLDER/x.pt"], "", 2, &[".safetensors, .npz, .npy, .json, .jsonl, .csv or .parquet"]),
     (&["extract", "--ids", "@FOLDER/ids.json", "-o", "FOLDER/ids.json"], "", 2, &["is a file that this run reads"]),
+    // Paths, pages, and edits in windows.
+    (&["patch", "--clean", "a", "--corrupt", "b", "--answer", "c", "--path", "z.1"], "", 2, &["FROM...TO"]),
+    (
+        &["patch", "--clean", "a", "--corrupt", "b", "--answer", "c", "--path", "head...q.0.1"],
+        "",
+        2,
+        &["no layer comes before what receives"],
+    ),
+    (
+        &["patch", "--clean", "a", "--corrupt", "b", "--answer", "c", "--path", "head...logits", "--by", "layer"],
+        "",
+        2,
+        &["leaves head open, which must be an axis"],
+    ),
+    (&["patch", "--clean", "a", "--corrupt", "b", "--answer", "c", "--frozen"], "", 2, &["--path"]),
+    (
+        &["patch", "--clean", "a", "--corrupt", "b", "--answer", "c", "--path", "mlp...logits", "--at", "z"],
+        "",
+        2,
+        &["cannot be used with"],
+    ),
+    (&["generate", "a", "-k", "z.1", "-o", "FOLDER/page.html"], "", 2, &["a page shows what `report` shows"]),
+    (&["generate", "a", "b", "-o", "FOLDER/page.html"], "", 2, &["a page shows one text, and 2 are generated"]),
+    (&["extract", "a b c d", "--window", "2", "--edit", "pattern.0:mean"], "", 2, &["which windows do not have"]),
+    (
+        &["extract", "--ids", "1 2 3 4", "--window", "2", "--edit", "z.0@pos=1:patch", "--source-ids", "1 2"],
+        "",
+        2,
+        &["text 0 has 4 tokens and its source 2"],
+    ),
+    (
+        &["extract", "--ids", "1 2 3", "--window", "2", "--edit", "z.0@pos=3:zero"],
+        "",
+        2,
+        &["pos 3 of 3 tokens of text 0"],
+    ),
 ];
 
 #[test]

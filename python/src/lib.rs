@@ -3,6 +3,7 @@
 //! Read next: `session.rs`.
 
 mod error;
+mod generate;
 mod interrupt;
 mod picture;
 mod session;
@@ -42,6 +43,10 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(picture::attention, m)?)?;
     m.add_function(wrap_pyfunction!(sweep::sweep, m)?)?;
     m.add_function(wrap_pyfunction!(sweep::sweep_picture, m)?)?;
+    m.add_function(wrap_pyfunction!(generate::longest, m)?)?;
+    m.add_function(wrap_pyfunction!(generate::generate, m)?)?;
+    m.add_function(wrap_pyfunction!(generate::lens_hooks, m)?)?;
+    m.add_function(wrap_pyfunction!(generate::score, m)?)?;
     m.add_function(wrap_pyfunction!(py_adapters, m)?)?;
     Ok(())
 }

@@ -4,7 +4,7 @@
 use crate::error;
 use crate::interrupt::{Watch, apart};
 use crate::picture::Picture;
-use actscope::analysis::edits::{EditError, EditPlan, Sources};
+use actscope::analysis::edits::{EditError, EditPlan, GrowingPlan, Sources};
 use actscope::analysis::grammar::{EditSpec, GrammarError, OpSpec};
 use actscope::batch::Batch;
 use actscope::cache::CacheFolder;
@@ -34,20 +34,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Positions, heads, dims and keys of a selection; positions and keys are one list per text.
-type SelectArg = (Option<Vec<Vec<usize>>>, Option<Vec<usize>>, Option<Vec<usize>>, Option<Vec<Vec<usize>>>);
+pub type SelectArg = (Option<Vec<Vec<usize>>>, Option<Vec<usize>>, Option<Vec<usize>>, Option<Vec<Vec<usize>>>);
 
 /// Hook, selection, operation (`zero`, `scale`, `add`, `set`, `with`), its value, and a name for functions. With `written` the hook is
 /// an edit as `hooks/grammar.rs` reads it, and the rest is not looked at.
-type EditArg<'py> = (String, SelectArg, String, Bound<'py, PyAny>, String);
+pub type EditArg<'py> = (String, SelectArg, String, Bound<'py, PyAny>, String);
 
 /// Token ids of the runs that `patch` and `mean` take values from.
-type SourcesArg = (Option<Vec<Vec<u32>>>, Option<Vec<Vec<u32>>>);
+pub type SourcesArg = (Option<Vec<Vec<u32>>>, Option<Vec<Vec<u32>>>);
 
 /// An edit and a hash of its values.
-type RecordOut = (String, Option<String>);
+pub type RecordOut = (String, Option<String>);
 
 /// One position's reading: likeliest tokens with probabilities, entropy, and the next token with its probability and rank.
-type ReadingOut = (Vec<(u32, f32)>, f32, Option<(u32, f32, usize)>);
+pub type ReadingOut = (Vec<(u32, f32)>, f32, Option<(u32, f32, usize)>);
 
 /// The logit lens: for every row its hook, and for every text and position a reading; and a picture for every text.
 type LensOut = (Vec<(String, Vec<Vec<ReadingOut>>)>, Vec<Picture>);
@@ -59,11 +59,11 @@ enum Step {
 }
 
 /// What is changed in a run.
-struct Changes {
+pub struct Changes {
     steps: Vec<Step>,
     sources: Sources,
     /// Where functions put their exceptions.
-    failed: Arc<Mutex<Option<PyErr>>>,
+    pub failed: Arc<Mutex<Option<PyErr>>>,
 }
 
 impl Changes {
@@ -76,7 +76,6 @@ impl Changes {
         watch: &Watch,
     ) -> Result<Vec<Option<EditRecord>>, actscope::Error> {
         let hear = |done: usize, of: usize| watch.hear(done, of);
-        let mut read = |path: &str, array: Option<&str>, site: Site| arrays::read(Path::new(path), array, Some(site));
         let mut records = Vec::new();
         for step in self.steps {
             match step {
@@ -93,14 +92,45 @@ impl Changes {
         }
         Ok(records)
     }
+
+    /// [`Changes::add_to`] for texts that are generated: as long as they can become, and as they begin.
+    pub fn add_to_growing(
+        self,
+        session: &actscope::Session,
+        both: (&Batch, &Batch),
+        hooks: &mut Hooks,
+        watch: &Watch,
+    ) -> Result<Vec<Option<EditRecord>>, actscope::Error> {
+        let hear = |done: usize, of: usize| watch.hear(done, of);
+        let mut records = Vec::new();
+        for step in self.steps {
+            match step {
+                Step::Edit(site, select, edit) => {
+                    hooks.edit_at(site, select, edit)?;
+                    records.push(None);
+                }
+                Step::Written(specs) => {
+                    let plan = GrowingPlan::new(&specs, session.model(), both, &self.sources, &mut read)?;
+                    let of_plan = pollster::block_on(session.edit_growing_async(&plan, both, hooks, Some(&hear)))?;
+                    records.extend(of_plan.into_iter().map(Some));
+                }
+            }
+        }
+        Ok(records)
+    }
+}
+
+/// The values of an edit's file.
+fn read(path: &str, array: Option<&str>, site: Site) -> Result<ArrayD<f32>, String> {
+    arrays::read(Path::new(path), array, Some(site))
 }
 
 /// The edits of a run: those that are written as they were written, the others as the run has them.
-fn records(of_run: Vec<EditRecord>, written: Vec<Option<EditRecord>>) -> Vec<EditRecord> {
+pub fn records(of_run: Vec<EditRecord>, written: Vec<Option<EditRecord>>) -> Vec<EditRecord> {
     of_run.into_iter().zip(written).map(|(of_run, written)| written.unwrap_or(of_run)).collect()
 }
 
-fn records_out(records: Vec<EditRecord>) -> Vec<RecordOut> {
+pub fn records_out(records: Vec<EditRecord>) -> Vec<RecordOut> {
     records.into_iter().map(|EditRecord { edit, sha256 }| (edit, sha256)).collect()
 }
 
@@ -180,7 +210,8 @@ fn precision(py: Python<'_>, weights: Option<&str>) -> PyResult<Option<Dtype>> {
 }
 
 impl Session {
-    fn batch(&self, py: Python<'_>, ids: &[Vec<u32>]) -> PyResult<Batch> {
+    /// Lists of ids as a batch.
+    pub fn batch(&self, py: Python<'_>, ids: &[Vec<u32>]) -> PyResult<Batch> {
         self.0.model().batch(ids).map_err(|e| error::of(py, &e))
     }
 
@@ -195,8 +226,17 @@ impl Session {
         }
     }
 
+    /// A request that records.
+    pub fn request(&self, py: Python<'_>, taps: Vec<(String, SelectArg)>) -> PyResult<Hooks> {
+        let mut hooks = self.0.model().hooks();
+        for (name, selected) in taps {
+            hooks.tap_at(self.site(py, &name)?, select(selected)).map_err(|e| hook_error(py, e))?;
+        }
+        Ok(hooks)
+    }
+
     /// What is changed in a run that begins with token ids or not.
-    fn changes(
+    pub fn changes(
         &self,
         py: Python<'_>,
         edits: Vec<EditArg<'_>>,
@@ -236,7 +276,7 @@ impl Session {
     /// An edit by a Python function, which takes and gives a float32 array [1, ...]. An exception ends the run: what is
     /// returned then has a shape that no site has.
     fn edit_with(&self, name: &str, f: Py<PyAny>, failed: Arc<Mutex<Option<PyErr>>>) -> Edit {
-        let session = Arc::as_ptr(&self.0) as usize;
+        let session = self.number();
         Edit::with(name, move |values| {
             let before = RUNNING.replace(session);
             let changed = Python::attach(|py| -> PyResult<ArrayD<f32>> {
@@ -255,11 +295,24 @@ impl Session {
         })
     }
 
+    /// Tells sessions apart.
+    fn number(&self) -> usize {
+        Arc::as_ptr(&self.0) as usize
+    }
+
+    /// Calls a Python function while this session runs: it cannot run the session a second time.
+    pub fn inside<T>(&self, call: impl FnOnce() -> T) -> T {
+        let before = RUNNING.replace(self.number());
+        let given = call();
+        RUNNING.set(before);
+        given
+    }
+
     /// # Errors
-    /// `actscope.Error` inside an edit function of this session's own run.
+    /// `actscope.Error` inside a function that this session's own run calls.
     fn not_inside_itself(&self, py: Python<'_>) -> PyResult<()> {
-        if RUNNING.get() == Arc::as_ptr(&self.0) as usize {
-            let message = "an edit function cannot run the model that is calling it; load a second one, or run before";
+        if RUNNING.get() == self.number() {
+            let message = "a function that a run calls cannot run the same model; load a second one, or run before";
             return Err(error::of_kind(py, "run", message));
         }
         Ok(())
@@ -290,12 +343,18 @@ impl Session {
     }
 }
 
+/// A reading of the logit lens.
+pub fn reading_out(reading: &actscope::analysis::lens::Reading) -> ReadingOut {
+    let next = reading.next.map(|next| (next.id, next.probability, next.rank));
+    (reading.top.clone(), reading.entropy, next)
+}
+
 fn hook_error(py: Python<'_>, e: impl Into<HookError>) -> PyErr {
     error::of(py, &actscope::Error::Hook(e.into()))
 }
 
 /// Where an array's first number lies.
-fn address(array: &ArrayD<f32>) -> usize {
+pub fn address(array: &ArrayD<f32>) -> usize {
     array.as_ptr() as usize
 }
 
@@ -414,6 +473,12 @@ impl Session {
         py.detach(encode).map_err(|e| error::of(py, &actscope::Error::Tokenizer(e)))
     }
 
+    /// The text of token ids.
+    fn decode(&self, py: Python<'_>, ids: Vec<u32>) -> PyResult<String> {
+        let decoded = self.0.model().tokenizer().and_then(|tokenizer| tokenizer.decode(&ids));
+        decoded.map_err(|e| error::of(py, &actscope::Error::Tokenizer(e)))
+    }
+
     /// The bytes of tokens; `None` where no tokenizer is at hand.
     fn token_bytes<'py>(&self, py: Python<'py>, ids: Vec<u32>) -> Vec<Option<Bound<'py, PyBytes>>> {
         ids.iter().map(|id| self.0.model().token(*id).bytes.map(|bytes| PyBytes::new(py, &bytes))).collect()
@@ -474,10 +539,7 @@ impl Session {
             .iter()
             .map(|(name, (positions, ..))| Ok((self.site(py, name)?, positions.clone())))
             .collect::<PyResult<_>>()?;
-        let mut hooks = self.0.model().hooks();
-        for (name, selected) in taps {
-            hooks.tap_at(self.site(py, &name)?, select(selected)).map_err(|e| hook_error(py, e))?;
-        }
+        let mut hooks = self.request(py, taps)?;
         let changes = self.changes(py, edits, sources, start.is_none())?;
         let values = start.as_ref().map(|(.., values)| values.as_slice()).transpose()?;
         let start = match (&start, values) {
@@ -545,12 +607,8 @@ impl Session {
             Picture::of_lens(LensTable { heading, rows })
         };
         let pictures = model.tokens(&batch).into_iter().enumerate().map(picture).collect();
-        let reading = |reading: &actscope::analysis::lens::Reading| -> ReadingOut {
-            let next = reading.next.map(|next| (next.id, next.probability, next.rank));
-            (reading.top.clone(), reading.entropy, next)
-        };
         let numbers = rows.iter().map(|row| {
-            let texts = row.texts.iter().map(|text| text.iter().map(reading).collect()).collect();
+            let texts = row.texts.iter().map(|text| text.iter().map(reading_out).collect()).collect();
             (row.site.name(), texts)
         });
         Ok((numbers.collect(), pictures))
@@ -582,7 +640,8 @@ impl Session {
         let model = self.0.model();
         let tokens = model.tokens(&batch).swap_remove(0);
         let provenance = self.provenance(edits);
-        let about = About { files: model, tokens: &tokens, arguments, provenance: &provenance };
+        let arguments = Some(arguments);
+        let about = About { files: model, tokens: &tokens, arguments, provenance: &provenance, prompt_tokens: None };
         let mut html = Vec::new();
         page.write(&about, &mut html)?;
         Ok((String::from_utf8_lossy(&html).into_owned(), page.coarsened()))
@@ -598,6 +657,7 @@ impl Session {
         positions: Option<Vec<Vec<usize>>>,
         arrays: Vec<(String, PyReadonlyArrayDyn<'_, f32>)>,
         edits: Vec<RecordOut>,
+        generation: Option<String>,
     ) -> PyResult<u64> {
         let batch = self.batch(py, &ids)?;
         let tokens = self.0.model().tokens(&batch);
@@ -626,7 +686,7 @@ impl Session {
             rows,
             windows: None,
             provenance: &provenance,
-            generation: None,
+            generation,
             reserved: None,
         };
         let write = || {

@@ -4,8 +4,9 @@ use crate::error;
 use crate::picture::{Picture, TokenArg, token};
 use crate::session::Session;
 use actscope::analysis::metric::{Metric, Question};
+use actscope::analysis::path::PathSweep;
 use actscope::analysis::statistics;
-use actscope::analysis::sweep::{Case, Change, Sweep, SweepAxis, SweepSite};
+use actscope::analysis::sweep::{Case, Change, Sweep, SweepAxis, SweepSite, Swept};
 use actscope::hooks::request::HookError;
 use actscope::plot::sweep::SweepPicture;
 use pyo3::prelude::*;
@@ -17,7 +18,8 @@ type CaseArg = ((Vec<u32>, usize), Option<(Vec<u32>, usize)>, u32, u32);
 
 /// One metric of many runs that differ from an unchanged one in one place each. `change` is `patch`, `zero` or `mean`. Gives a dict:
 /// `shape`, `sites` and `axes`; `values` [case, cell]; `unchanged` and `source`, the metric of every case's own runs; and of
-/// several cases `standard_error`, `ci` and `p` by cell.
+/// several cases `standard_error`, `ci` and `p` by cell. With `path`, a path as it is written and whether other heads are frozen, it
+/// is a sweep over the path's senders, and `at` and `change` are not looked at.
 #[pyfunction]
 pub fn sweep<'py>(
     py: Python<'py>,
@@ -28,26 +30,14 @@ pub fn sweep<'py>(
     metric: &str,
     change: &str,
     from_source: bool,
+    path: Option<(String, bool)>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let wrong = |e: String| error::of_kind(py, "hook", e);
     let hook = |e: HookError| error::of(py, &actscope::Error::Hook(e));
     let config = session.inner().model().config();
-    let sites: Vec<SweepSite> =
-        at.iter().map(|name| SweepSite::find(name, config)).collect::<Result<_, _>>().map_err(hook)?;
     let mut axes: Vec<SweepAxis> = by.iter().map(|axis| axis.parse()).collect::<Result<_, _>>().map_err(wrong)?;
-    if axes.is_empty() {
-        let layered = sites.iter().all(|site| site.of_layer[0].layer().is_some());
-        axes.extend(layered.then_some(SweepAxis::Layer));
-        axes.push(if sites.iter().all(SweepSite::has_heads) { SweepAxis::Head } else { SweepAxis::Pos });
-    }
     let metric: Metric = metric.parse().map_err(wrong)?;
-    let change = match change {
-        "patch" => Change::Patch,
-        "zero" => Change::Zero,
-        "mean" => Change::Mean,
-        other => return Err(wrong(format!("{other:?} is none of: zero, mean"))),
-    };
     let case = |((ids, position), source, answer, wrong): CaseArg| {
         let question = |position| Question { position, answer, wrong };
         let aligned = source.as_ref().map_or(ids.len(), |(other, _)| ids.len().min(other.len()));
@@ -55,12 +45,40 @@ pub fn sweep<'py>(
         Case { ids, question: question(position), source, aligned, from_source }
     };
     let cases: Vec<Case> = cases.into_iter().map(case).collect();
+    if let Some((written, frozen)) = path {
+        let sweep = PathSweep::new(&written, &axes, frozen, metric, config).map_err(|e| error::of(py, &e.into()))?;
+        let swept = session.without_gil(py, progress, &Default::default(), |session, watch| {
+            let hear = |done: usize, of: usize| watch.hear(done, of);
+            let none = session.model().hooks();
+            pollster::block_on(session.path_sweep_async(&sweep, &cases, &none, &none, Some(&hear)))
+        })?;
+        return found(py, swept, vec![written], sweep.axes());
+    }
+    let sites: Vec<SweepSite> =
+        at.iter().map(|name| SweepSite::find(name, config)).collect::<Result<_, _>>().map_err(hook)?;
+    if axes.is_empty() {
+        let layered = sites.iter().all(|site| site.of_layer[0].layer().is_some());
+        axes.extend(layered.then_some(SweepAxis::Layer));
+        axes.push(if sites.iter().all(SweepSite::has_heads) { SweepAxis::Head } else { SweepAxis::Pos });
+    }
+    let change = match change {
+        "patch" => Change::Patch,
+        "zero" => Change::Zero,
+        "mean" => Change::Mean,
+        other => return Err(wrong(format!("{other:?} is none of: zero, mean"))),
+    };
     let sweep = Sweep { sites, axes, change, metric };
     let swept = session.without_gil(py, progress, &Default::default(), |session, watch| {
         let hear = |done: usize, of: usize| watch.hear(done, of);
         let none = session.model().hooks();
         pollster::block_on(session.sweep_async(&sweep, &cases, &none, &none, Some(&hear)))
     })?;
+    let names = sweep.sites.iter().map(|site| site.name.clone()).collect();
+    found(py, swept, names, &sweep.axes)
+}
+
+/// The numbers of a sweep.
+fn found<'py>(py: Python<'py>, swept: Swept, sites: Vec<String>, axes: &[SweepAxis]) -> PyResult<Bound<'py, PyDict>> {
     let n = swept.values.len();
     let n_cells: usize = swept.shape.iter().product();
     let by_cell = |of: &dyn Fn(usize, usize) -> f64| -> Vec<Vec<f64>> {
@@ -68,8 +86,8 @@ pub fn sweep<'py>(
     };
     let dict = PyDict::new(py);
     dict.set_item("shape", &swept.shape)?;
-    dict.set_item("sites", sweep.sites.iter().map(|site| site.name.as_str()).collect::<Vec<_>>())?;
-    dict.set_item("axes", sweep.axes.iter().map(|axis| axis.name()).collect::<Vec<_>>())?;
+    dict.set_item("sites", sites)?;
+    dict.set_item("axes", axes.iter().map(|axis| axis.name()).collect::<Vec<_>>())?;
     if n > 1 {
         let values = by_cell(&|case, cell| swept.values[case][cell]);
         let effects = by_cell(&|case, cell| swept.values[case][cell] - swept.unchanged[case]);

@@ -82,3 +82,23 @@ def test_what_does_not_fit_is_refused(model: actscope.Model, options: dict, mess
     given = {"clean": CLEAN, "corrupt": CORRUPT, "answer": " cat", "wrong": " dog", **options}
     with pytest.raises(actscope.Error, match=message):
         model.patch(**given)
+
+
+def test_a_path_is_the_edge_from_a_sender_to_a_receiver(model: actscope.Model) -> None:
+    swept = model.patch(CLEAN, CORRUPT, " cat", " dog", path="head...logits")
+    assert swept.axes == ["layer", "head"] and swept.values.shape == (model.n_layer, model.n_head)
+    hooks = ["result.1", "resid_post.3"]
+    clean, corrupt = model.run(CLEAN, hooks), model.run(CORRUPT, hooks)
+    more = clean["result.1"][0, :, 2] - corrupt["result.1"][0, :, 2]
+    by_hand = metric(model, CORRUPT, edits=[Edit("resid_post.3", "add", more)])
+    assert swept.values[1, 2] == pytest.approx(by_hand, abs=1e-4)
+    sent = model.patch(CLEAN, CORRUPT, " cat", " dog", path="mlp.0...v.2.4", by="pos", frozen=True)
+    assert sent.axes == ["pos"] and sent.values.shape == clean["resid_post.3"].shape[1:2]
+    for options, message in [
+        ({"path": "head...q.0.0"}, "no layer comes before"),
+        ({"path": "z.0"}, "FROM...TO"),
+        ({"frozen": True}, "give path"),
+    ]:
+        with pytest.raises(actscope.Error, match=message) as e:
+            model.patch(CLEAN, CORRUPT, " cat", " dog", **options)
+        assert e.value.kind == "hook"

@@ -29,3 +29,16 @@ def contract() -> None:
     except actscope.Error as e:
         kind: str = e.kind
         print(kind)
+
+
+def writes(model: actscope.Model) -> None:
+    written: actscope.Generation = model.generate("text", 5, temperature=0.7, on_token=lambda token: token.piece != "\n")
+    text: str | None = written[0].text
+    logprobs: NDArray[np.float64] = written[0].logprobs
+    cache: actscope.Cache | None = written.cache
+    for token in model.stream("text", 5, hooks="resid_post.3"):
+        piece: str = token.piece
+        print(piece, token.stop)
+    score: actscope.Score = model.score("text")[0]
+    perplexity: float | None = score.perplexity
+    print(text, logprobs, cache, perplexity)

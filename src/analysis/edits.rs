@@ -9,6 +9,8 @@ use crate::hooks::capture::Sink;
 use crate::hooks::layout::shape_of;
 use crate::hooks::request::{Edit, EditRecord, HookError, Hooks, Select, hash};
 use crate::hooks::site::{Axis as SiteAxis, Site};
+use crate::model::tokenizer::Token;
+use crate::model::windows::{Piece, Windows};
 use crate::session::{AnalysisError, Error, Model, Progress, Session};
 use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn, Slice};
 use std::collections::{BTreeMap, BTreeSet};
@@ -91,6 +93,8 @@ pub type ReadValues<'a> = &'a mut dyn FnMut(&str, Option<&str>, Site) -> Result<
 pub struct EditPlan {
     edits: Vec<Planned>,
     sources: Sources,
+    /// The rows of the mean's texts that count; all without it.
+    mean_rows: Option<Vec<Vec<usize>>>,
 }
 
 #[derive(Clone, Debug)]
@@ -124,16 +128,11 @@ impl EditPlan {
         read: ReadValues<'_>,
     ) -> Result<EditPlan, Error> {
         let lengths: Vec<usize> = batch.texts().iter().map(|text| text.len()).collect();
-        EditPlan::of_growing(specs, model, (batch, &lengths), sources, read)
+        EditPlan::checked(specs, model, (batch, &lengths), sources, read)
     }
 
-    /// [`EditPlan::new`] for texts that are generated: the batch has them as long as they can become, and the first `prompts[i]`
-    /// tokens of text i are its prompt. `mean`, `patch` and `freeze` take values of runs that have no new tokens: a plan of
-    /// theirs is made for the prompts.
-    ///
-    /// # Errors
-    /// As [`EditPlan::new`].
-    pub fn of_growing(
+    /// [`EditPlan::new`] where the first `prompts[i]` tokens of text i are its prompt, from whose end negative positions count.
+    fn checked(
         specs: &[EditSpec],
         model: &Model,
         (batch, prompts): (&Batch, &[usize]),
@@ -141,21 +140,88 @@ impl EditPlan {
         read: ReadValues<'_>,
     ) -> Result<EditPlan, Error> {
         let (config, tokens) = (model.config(), model.tokens(batch));
-        let mut plan = EditPlan { edits: Vec::new(), sources };
+        let mut plan = EditPlan { edits: Vec::new(), sources, mean_rows: None };
         for spec in specs {
             for Where { site, select } in spec.places_of_growing(config, &tokens, prompts)? {
                 let planned = plan.planned(spec, site, select, config, batch, read)?;
                 plan.edits.push(planned);
             }
         }
-        // What is left to check is checked on a request of its own, with values of the right size in place of those to come.
+        plan.check(model, batch)?;
+        Ok(plan)
+    }
+
+    /// [`EditPlan::new`] for texts that are run in windows: `tokens` has each text whole, `pieces` are the windows that are run, and `batch`
+    /// has their tokens. Positions and texts of edits are those of whole texts; an edit is made in every window that holds its
+    /// position. `patch` are the source texts' ids, as long as the texts. A `mean` of the texts themselves is over all of their
+    /// positions, each from the window where it has most context.
+    ///
+    /// # Errors
+    /// As [`EditPlan::new`]; also for values that windows do not have.
+    pub fn of_windows(
+        specs: &[EditSpec],
+        model: &Model,
+        (tokens, pieces, batch): (&[Vec<Token>], &[Piece], &Batch),
+        windows: Windows,
+        (patch, mean): (Option<&[Vec<u32>]>, Option<Batch>),
+        read: ReadValues<'_>,
+    ) -> Result<EditPlan, Error> {
+        let config = model.config();
+        let uses = |op: &OpSpec| specs.iter().find(|spec| spec.op() == op);
+        let mut plan = EditPlan::default();
+        if let (Some(spec), Some(sources)) = (uses(&OpSpec::Patch), patch) {
+            plan.sources.patch = Some(sources_in_windows(spec, model, tokens, pieces, sources)?);
+        }
+        plan.sources.mean = mean;
+        if uses(&OpSpec::Mean).is_some() && plan.sources.mean.is_none() {
+            let lengths: Vec<usize> = tokens.iter().map(Vec::len).collect();
+            let all = windows.plan(&lengths, None);
+            let ids = |piece: &Piece| tokens[piece.document][piece.tokens.clone()].iter().map(|token| token.id);
+            let of_pieces: Vec<Vec<u32>> = all.iter().map(|piece| ids(piece).collect()).collect();
+            plan.sources.mean = Some(model.batch(&of_pieces)?);
+            let rows = |piece: &Piece| piece.kept.iter().map(|position| position - piece.tokens.start).collect();
+            plan.mean_rows = Some(all.iter().map(rows).collect());
+        }
+        for spec in specs {
+            for Where { site, select } in spec.places(config, tokens)? {
+                if spec.op() == &OpSpec::Mean && site.is_square() {
+                    let what =
+                        "the mean of scores and patterns is over the texts at the same query and key, which windows \
+                                do not have"
+                            .into();
+                    return Err(EditError::Source { edit: spec.at(site), what }.into());
+                }
+                let within = |lists: &Vec<Vec<usize>>| {
+                    let of_piece = |piece: &Piece| {
+                        let here = lists[piece.document].iter().filter(|position| piece.tokens.contains(position));
+                        here.map(|position| position - piece.tokens.start).collect()
+                    };
+                    pieces.iter().map(of_piece).collect::<Vec<Vec<usize>>>()
+                };
+                let (positions, keys) = (select.positions.as_ref().map(within), select.keys.as_ref().map(within));
+                let planned = plan.planned(spec, site, Select { positions, keys, ..select }, config, batch, read)?;
+                let row = shape_of(config, site, &planned.select, batch, 0).into_iter().skip(site.pos_axis() + 1);
+                if let Values::Known(edit) = &planned.values
+                    && edit.values().is_some_and(|values| values.len() > 1 && values.len() != row.product::<usize>())
+                {
+                    let what = "a value for each position does not fit texts in windows; give one row".into();
+                    return Err(EditError::Value { edit: planned.written, what }.into());
+                }
+                plan.edits.push(planned);
+            }
+        }
+        plan.check(model, batch)?;
+        Ok(plan)
+    }
+
+    /// Checks what is left to check on a request of its own, with values of the right size in place of those to come.
+    fn check(&self, model: &Model, batch: &Batch) -> Result<(), Error> {
         let mut hooks = model.hooks();
-        for Planned { site, select, values, .. } in &plan.edits {
+        for Planned { site, select, values, .. } in &self.edits {
             let edit = if let Values::Known(edit) = values { edit.clone() } else { Edit::Zero };
             hooks.edit_at(*site, select.clone(), edit)?;
         }
-        hooks.check_batch(batch)?;
-        Ok(plan)
+        Ok(hooks.check_batch(batch)?)
     }
 
     /// True when there is nothing to change.
@@ -259,6 +325,69 @@ impl EditPlan {
     }
 }
 
+/// The windows of source texts, one for each window of the texts.
+fn sources_in_windows(
+    spec: &EditSpec,
+    model: &Model,
+    tokens: &[Vec<Token>],
+    pieces: &[Piece],
+    sources: &[Vec<u32>],
+) -> Result<Batch, Error> {
+    let fail = |what: String| EditError::Source { edit: format!("{}:patch", spec.site()), what };
+    if ![1, tokens.len()].contains(&sources.len()) {
+        let (n, m) = (sources.len(), tokens.len());
+        return Err(
+            fail(format!("there are {n} source texts and {m} texts; give one source, or one for each text")).into()
+        );
+    }
+    let source = |text: usize| &sources[text.min(sources.len() - 1)];
+    if let Some((text, n)) = tokens.iter().map(Vec::len).enumerate().find(|(text, n)| source(*text).len() != *n) {
+        let there = source(text).len();
+        return Err(fail(format!(
+            "text {text} has {n} tokens and its source {there}, and a source of a text in windows has as many"
+        ))
+        .into());
+    }
+    let of_piece = |piece: &Piece| &source(piece.document)[piece.tokens.clone()];
+    model.batch(&pieces.iter().map(of_piece).collect::<Vec<_>>())
+}
+
+/// Edits of texts that are generated. Each is a plan of its own, so that they apply in order: `mean`, `patch` and `freeze` take
+/// values of runs that have no new tokens, and are made for the prompts.
+#[derive(Clone, Debug, Default)]
+pub struct GrowingPlan {
+    /// A plan, and whether it was made for the prompts.
+    steps: Vec<(EditPlan, bool)>,
+}
+
+impl GrowingPlan {
+    /// Checks edits as [`EditPlan::new`] does. `whole` holds the texts as long as they can become, `prompts` the same texts as they
+    /// begin, one for each.
+    ///
+    /// # Errors
+    /// As [`EditPlan::new`].
+    pub fn new(
+        specs: &[EditSpec],
+        model: &Model,
+        (whole, prompts): (&Batch, &Batch),
+        sources: &Sources,
+        read: ReadValues<'_>,
+    ) -> Result<GrowingPlan, Error> {
+        let lengths: Vec<usize> = prompts.texts().iter().map(|text| text.len()).collect();
+        let mut steps = Vec::new();
+        for spec in specs {
+            let spec = std::slice::from_ref(spec);
+            let of_prompts = matches!(spec[0].op(), OpSpec::Mean | OpSpec::Patch | OpSpec::Freeze);
+            let plan = match of_prompts {
+                true => EditPlan::new(spec, model, prompts, sources.clone(), read)?,
+                false => EditPlan::checked(spec, model, (whole, &lengths), Sources::default(), read)?,
+            };
+            steps.push((plan, of_prompts));
+        }
+        Ok(GrowingPlan { steps })
+    }
+}
+
 /// The chosen positions of one text.
 fn selected(select: &Select, batch: &Batch, text: usize) -> Vec<usize> {
     let all = || (0..batch.texts()[text].len()).collect();
@@ -350,6 +479,8 @@ fn squeezed(mut array: ArrayViewD<'_, f32>) -> ArrayViewD<'_, f32> {
 /// Keeps whole sites of a run, and sums of sites.
 #[derive(Default)]
 pub(crate) struct Kept {
+    /// The rows of each text that a mean is over; all without it.
+    rows: Option<Vec<Vec<usize>>>,
     whole: BTreeSet<Site>,
     values: BTreeMap<(Site, usize), ArrayD<f32>>,
     means: BTreeMap<Site, Mean>,
@@ -365,7 +496,8 @@ struct Mean {
 impl Kept {
     /// For these sites whole, and the means of those.
     pub(crate) fn new(whole: BTreeSet<Site>, means: BTreeSet<Site>) -> Kept {
-        Kept { whole, values: BTreeMap::new(), means: means.into_iter().map(|site| (site, Mean::default())).collect() }
+        let means = means.into_iter().map(|site| (site, Mean::default())).collect();
+        Kept { rows: None, whole, values: BTreeMap::new(), means }
     }
 
     /// The request that fills it.
@@ -389,7 +521,10 @@ impl Kept {
 impl Sink for Kept {
     fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
         if let Some(mean) = self.means.get_mut(&site) {
-            mean.add(site, &values);
+            match &self.rows {
+                Some(rows) => mean.add(site, &values.select(Axis(site.pos_axis()), &rows[text]).view()),
+                None => mean.add(site, &values),
+            }
         }
         if self.whole.contains(&site) {
             self.values.insert((site, text), values.to_owned());
@@ -490,7 +625,10 @@ impl Session {
         };
         let here = run(Kept::new(frozen, if other_mean { BTreeSet::new() } else { means.clone() }), batch).await?;
         let elsewhere = match &plan.sources.mean {
-            Some(of) => Some(run(Kept::new(BTreeSet::new(), means), of).await?),
+            Some(of) => {
+                let kept = Kept { rows: plan.mean_rows.clone(), ..Kept::new(BTreeSet::new(), means) };
+                Some(run(kept, of).await?)
+            }
             None => None,
         };
         let source = match &plan.sources.patch {
@@ -523,6 +661,30 @@ impl Session {
             };
             records.push(EditRecord { edit: written.clone(), sha256: edit.values().map(hash) });
             hooks.edit_at(*site, select.clone(), edit)?;
+        }
+        Ok(records)
+    }
+
+    /// [`Session::edit_async`] for texts that are generated: `whole` and `prompts` are those that the plan was made for.
+    ///
+    /// # Errors
+    /// As [`Session::run_async`].
+    pub async fn edit_growing_async(
+        &self,
+        plan: &GrowingPlan,
+        (whole, prompts): (&Batch, &Batch),
+        hooks: &mut Hooks,
+        progress: Option<Progress<'_>>,
+    ) -> Result<Vec<EditRecord>, Error> {
+        let mut records = Vec::new();
+        for (plan, of_prompts) in &plan.steps {
+            if !of_prompts {
+                records.extend(self.edit_async(plan, whole, hooks, progress).await?);
+                continue;
+            }
+            let mut alone = self.model().hooks();
+            records.extend(self.edit_async(plan, prompts, &mut alone, progress).await?);
+            hooks.edit_prompts(prompts, alone);
         }
         Ok(records)
     }

@@ -19,8 +19,9 @@ use crate::model::forward::{self, KvCache, Run, RunError};
 use crate::model::model_dir::file;
 use crate::model::params::Params;
 use crate::model::tokenizer::TokenizerError;
-use crate::session::{AnalysisError, Error, Model, Session, groups, on_engine};
+use crate::session::{AnalysisError, Error, Model, Progress, Session, groups, on_engine};
 use ndarray::ArrayView2;
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 use thiserror::Error;
@@ -137,6 +138,36 @@ impl Generated {
     }
 }
 
+/// The text of new tokens as they come, as far as its characters are whole: a token may end within one.
+#[derive(Clone, Debug, Default)]
+pub struct TextSoFar {
+    ids: Vec<u32>,
+    /// Bytes of the text that were taken.
+    taken: usize,
+}
+
+impl TextSoFar {
+    /// Adds a token.
+    pub fn push(&mut self, id: u32) {
+        self.ids.push(id);
+    }
+
+    /// The tokens.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// What can be read since the last call. `is_last` says that no token follows, so that a character which is not whole is
+    /// given as it is. `decode` makes text of all tokens.
+    pub fn take(&mut self, is_last: bool, decode: impl FnOnce(&[u32]) -> String) -> String {
+        let text = decode(&self.ids);
+        let ready = if is_last { text.as_str() } else { text.trim_end_matches('\u{fffd}') };
+        let Some(new) = ready.get(self.taken..).filter(|new| !new.is_empty()) else { return String::new() };
+        self.taken = ready.len();
+        new.into()
+    }
+}
+
 /// What a caller hears after every token.
 #[derive(Clone, Copy, Debug)]
 pub struct Told<'a> {
@@ -219,6 +250,18 @@ impl Generation {
         }
         Ok(())
     }
+
+    /// How texts came to be, as JSON for files: the settings, and of each text the tokens of its prompt and why it ended.
+    pub fn settings(&self, texts: &[(usize, Stop)]) -> String {
+        let Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed } = self.sampling;
+        let of_text = |(prompt_tokens, stop): &(usize, Stop)| json!({"prompt_tokens": prompt_tokens, "stop": stop});
+        json!({
+            "new_tokens": self.new_tokens, "samples": self.samples, "temperature": temperature,
+            "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed,
+            "texts": texts.iter().map(of_text).collect::<Vec<_>>(),
+        })
+        .to_string()
+    }
 }
 
 impl Model {
@@ -260,10 +303,12 @@ const CACHE_BYTES: usize = 2 << 30;
 impl Session {
     /// Goes on with every prompt. `hooks` were made for [`Generation::texts`]: positions are those of prompt and new tokens. What
     /// they record goes to `sink` as it comes (`&mut ()` where they record nothing), the last token's values too; positions that are
-    /// never reached get no values. `tell` hears every token.
+    /// never reached get no values. `tell` hears every token; when it breaks, what was written so far is returned. `progress` hears
+    /// the blocks of every step, and when it breaks, nothing is returned.
     ///
     /// # Errors
-    /// [`enum@Error`]: a request that does not fit, a device or a sink that failed, logits that are no numbers.
+    /// [`enum@Error`]: a request that does not fit, a device or a sink that failed, logits that are no numbers, and
+    /// [`Error::Cancelled`].
     pub async fn generate_async(
         &self,
         prompts: &Batch,
@@ -271,6 +316,7 @@ impl Session {
         hooks: &Hooks,
         sink: &mut dyn StepSink,
         tell: Tell<'_>,
+        progress: Option<Progress<'_>>,
     ) -> Result<Vec<Generated>, Error> {
         generation.check()?;
         let model = self.model();
@@ -286,7 +332,7 @@ impl Session {
         let (engine, _turn) = self.engine().await;
         let mut going = ControlFlow::Continue(());
         for group in cache_groups {
-            let job = Job { model, generation, layout: &layout, group: group.clone() };
+            let job = Job { model, generation, layout: &layout, group: group.clone(), progress };
             on_engine!(engine, (dev, params) => {
                 going = job.run(dev, params, &mut texts, sink, tell, going).await?;
             });
@@ -314,7 +360,7 @@ impl Session {
     #[cfg(not(target_arch = "wasm32"))]
     pub fn generate(&self, prompts: &Batch, generation: &Generation) -> Result<Vec<Generated>, Error> {
         let (hooks, tell) = (self.model().hooks(), &mut |_: Told<'_>| ControlFlow::Continue(()));
-        pollster::block_on(self.generate_async(prompts, generation, &hooks, &mut (), tell))
+        pollster::block_on(self.generate_async(prompts, generation, &hooks, &mut (), tell, None))
     }
 }
 
@@ -370,6 +416,7 @@ struct Job<'a> {
     generation: &'a Generation,
     layout: &'a Layout<'a>,
     group: Range<usize>,
+    progress: Option<Progress<'a>>,
 }
 
 impl Job<'_> {
@@ -458,9 +505,13 @@ impl Job<'_> {
         let in_cache: Vec<usize> = pieces.iter().map(|piece| piece.text - self.group.start).collect();
         let (last, likeliest) = Default::default();
         let mut to = Pieces { hooks: self.layout.hooks(), pieces, read, last, likeliest, to: sink };
+        let hear = |block: usize| match self.progress {
+            Some(progress) => progress(block, config.n_layer),
+            None => ControlFlow::Continue(()),
+        };
         for texts in groups(dev, config, &layout) {
             let run = Run { cache: Some(cache), texts_in_cache: Some(&in_cache), ..Run::new(&layout, texts) };
-            forward::forward(dev, params, run, &mut to, None).await?;
+            forward::forward(dev, params, run, &mut to, Some(&hear)).await?;
         }
         Ok(Found { last: to.last, likeliest: to.likeliest })
     }

@@ -5,6 +5,7 @@ pub mod generate;
 pub mod grammar;
 pub mod lens;
 pub mod metric;
+pub mod path;
 pub mod sampling;
 pub mod score;
 pub mod statistics;

@@ -2,6 +2,7 @@
 //! `Session::score`. Texts that are longer than the context are run in windows that overlap.
 
 use crate::analysis::sampling::log_sum_exp;
+use crate::batch;
 use crate::hooks::capture::Sink;
 use crate::hooks::request::Select;
 use crate::hooks::site::Site;
@@ -42,6 +43,7 @@ impl Session {
         progress: Option<Progress<'_>>,
     ) -> Result<Vec<Score>, Error> {
         let ids: Vec<&[u32]> = ids.iter().map(AsRef::as_ref).collect();
+        batch::check_ids(&ids, self.model().config())?;
         let lengths: Vec<usize> = ids.iter().map(|ids| ids.len()).collect();
         // The logits of a position score the token after it.
         let scored: Vec<Vec<usize>> = lengths.iter().map(|n| (0..n.saturating_sub(1)).collect()).collect();

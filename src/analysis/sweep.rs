@@ -234,7 +234,7 @@ pub struct Swept {
 }
 
 /// Tokens of the copies that run together: enough for products to be fast.
-const TOKENS_AT_ONCE: usize = 2048;
+pub(super) const TOKENS_AT_ONCE: usize = 2048;
 
 /// One cell: its place along the axes.
 #[derive(Clone, Copy, Default)]
@@ -371,12 +371,7 @@ impl Session {
     ) -> Result<Swept, Error> {
         let config = self.model().config();
         sweep.check(config, cases)?;
-        let texts = |of: &dyn Fn(&Case) -> Vec<u32>| {
-            let ids: Vec<Vec<u32>> = cases.iter().map(of).collect();
-            Batch::new(&ids, config)
-        };
-        let runs = texts(&|case| case.ids.clone())?;
-        let sources = texts(&|case| case.source.as_ref().map_or_else(|| case.ids.clone(), |(ids, _)| ids.clone()))?;
+        let (runs, sources) = batches(cases, config)?;
         let sites: BTreeSet<Site> = sweep.sites.iter().flat_map(|site| site.of_layer.iter().copied()).collect();
         let means = match sweep.change {
             Change::Mean => {
@@ -427,30 +422,23 @@ impl Session {
     ) -> Result<(), Error> {
         let config = self.model().config();
         let sites: BTreeSet<Site> = sweep.sites.iter().flat_map(|site| site.of_layer.iter().copied()).collect();
-        let edits = edits_of_text(texts.edits, texts.runs, texts.n, 1);
-        let source_edits = edits_of_text(texts.source_edits, texts.sources, texts.n, 1);
-        let touched = sites.iter().copied().chain(edits.iter().chain(&source_edits).map(|(site, ..)| *site));
-        let directions = match from_final_norm(sweep.metric, touched) {
-            true => {
-                let row = |id| on_engine!(self.parts(), (_dev, params) => params.unembedding_row(id));
-                let row = |id| row(id).map_err(crate::model::forward::RunError::from);
-                Some([row(case.question.answer)?, row(case.question.wrong)?])
+        let first = |site: Site| match site.layer() {
+            Some(layer) => layer,
+            None if site < Site::ResidPre(0) => 0,
+            None => config.n_layer - 1,
+        };
+        // Changed runs start from the streams of the unchanged one.
+        let streams: BTreeSet<Site> =
+            sites.iter().filter(|site| **site >= Site::ResidPre(0)).map(|site| Site::ResidPre(first(*site))).collect();
+        let wanted = if matches!(sweep.change, Change::Patch) { sites.clone() } else { BTreeSet::new() };
+        let own = self.own_runs(sweep.metric, case, texts, (streams, wanted), sites.iter().copied()).await?;
+        swept.unchanged.push(own.unchanged);
+        swept.source.extend(own.of_source);
+        let values = match &sweep.change {
+            Change::Patch => {
+                let of = |site: &Site| Some((*site, own.source.as_ref()?.of_text(*site, 0).to_owned()));
+                Values::Whole(sites.iter().filter_map(of).collect())
             }
-            false => None,
-        };
-        let reading = |ids, question| Reading {
-            metric: sweep.metric,
-            question,
-            directions: directions.as_ref(),
-            ids,
-            unchanged: None,
-            values: Vec::new(),
-            log_probabilities: Vec::new(),
-        };
-
-        // The source run, and the unchanged one, whose streams changed runs start from.
-        let mut values = match &sweep.change {
-            Change::Patch => Values::Whole(BTreeMap::new()),
             Change::Zero => Values::Zero,
             Change::Mean => Values::Mean,
             Change::Values(given) => {
@@ -459,38 +447,6 @@ impl Session {
                 Values::Whole(sites.iter().map(of).collect::<Result<_, EditError>>()?)
             }
         };
-        let from_source = case.from_source && case.source.is_some();
-        // Log-probabilities, which only a divergence keeps.
-        let mut of_source = Vec::new();
-        if let Some((ids, question)) = &case.source {
-            let wanted = if matches!(sweep.change, Change::Patch) { sites.clone() } else { BTreeSet::new() };
-            let mut both = Both { kept: Kept::new(wanted, BTreeSet::new()), reading: reading(ids, question) };
-            self.run_once(ids, &source_edits, &mut both).await?;
-            swept.source.push(both.reading.values[0]);
-            of_source = both.reading.log_probabilities;
-            if let Values::Whole(whole) = &mut values {
-                whole.extend(sites.iter().map(|site| (*site, both.kept.of_text(*site, 0).to_owned())));
-            }
-        }
-        let first = |site: Site| match site.layer() {
-            Some(layer) => layer,
-            None if site < Site::ResidPre(0) => 0,
-            None => config.n_layer - 1,
-        };
-        let streams: BTreeSet<Site> =
-            sites.iter().filter(|site| **site >= Site::ResidPre(0)).map(|site| Site::ResidPre(first(*site))).collect();
-        let mut both = Both { kept: Kept::new(streams, BTreeSet::new()), reading: reading(&case.ids, &case.question) };
-        both.reading.unchanged = Some(of_source.as_slice()).filter(|_| from_source);
-        self.run_once(&case.ids, &edits, &mut both).await?;
-        swept.unchanged.push(both.reading.values[0]);
-        let Both { kept: streams, reading: Reading { log_probabilities, .. } } = both;
-        let (distribution, of_other) = match from_source {
-            true => (of_source, log_probabilities),
-            false => (log_probabilities, of_source),
-        };
-        if let (Metric::Kl, false, Some(source)) = (sweep.metric, from_source, swept.source.last_mut()) {
-            *source = divergence(&distribution, &of_other);
-        }
 
         let shape = swept.shape.clone();
         let n_cells: usize = shape.iter().product();
@@ -523,12 +479,11 @@ impl Session {
             for site in changed {
                 add_cells(&mut hooks, site, &placed, case, &values, means.get(&site))?;
             }
-            let mut read = reading(&case.ids, &case.question);
-            read.unchanged = Some(&distribution);
+            let mut read = own.reading(sweep.metric, case);
             read.ask(&mut hooks, &batch)?;
             let layout = Layout::new(&hooks, &batch)?;
             let stream = start.map(|site| {
-                let one = streams.of_text(site, 0);
+                let one = own.here.of_text(site, 0);
                 let one = one.as_slice().expect("a text's values are dense");
                 (site.layer().unwrap_or(0), one.repeat(copies))
             });
@@ -565,6 +520,62 @@ impl Session {
         Ok(())
     }
 
+    /// The runs of a case that no cell changes. `keep` are the sites that are kept of the unchanged run and of the source's;
+    /// `touched` are those that changed runs change.
+    pub(super) async fn own_runs(
+        &self,
+        metric: Metric,
+        case: &Case,
+        texts: &Texts<'_>,
+        (here, of_source): (BTreeSet<Site>, BTreeSet<Site>),
+        touched: impl Iterator<Item = Site>,
+    ) -> Result<OwnRuns, Error> {
+        let edits = edits_of_text(texts.edits, texts.runs, texts.n, 1);
+        let source_edits = edits_of_text(texts.source_edits, texts.sources, texts.n, 1);
+        let touched = touched.chain(edits.iter().chain(&source_edits).map(|(site, ..)| *site));
+        let directions = match from_final_norm(metric, touched) {
+            true => {
+                let row = |id| on_engine!(self.parts(), (_dev, params) => params.unembedding_row(id));
+                let row = |id| row(id).map_err(crate::model::forward::RunError::from);
+                Some([row(case.question.answer)?, row(case.question.wrong)?])
+            }
+            false => None,
+        };
+        let reading = |ids, question| Reading {
+            metric,
+            question,
+            directions: directions.as_ref(),
+            ids,
+            unchanged: None,
+            values: Vec::new(),
+            log_probabilities: Vec::new(),
+        };
+        let from_source = case.from_source && case.source.is_some();
+        // Log-probabilities, which only a divergence keeps.
+        let mut of_other = Vec::new();
+        let (mut source, mut source_value) = (None, None);
+        if let Some((ids, question)) = &case.source {
+            let mut both = Both { kept: Kept::new(of_source, BTreeSet::new()), reading: reading(ids, question) };
+            self.run_once(ids, &source_edits, &mut both).await?;
+            source_value = Some(both.reading.values[0]);
+            of_other = both.reading.log_probabilities;
+            source = Some(both.kept);
+        }
+        let mut both = Both { kept: Kept::new(here, BTreeSet::new()), reading: reading(&case.ids, &case.question) };
+        both.reading.unchanged = Some(of_other.as_slice()).filter(|_| from_source);
+        self.run_once(&case.ids, &edits, &mut both).await?;
+        let unchanged = both.reading.values[0];
+        let Both { kept: here, reading: Reading { log_probabilities, .. } } = both;
+        let (distribution, of_other) = match from_source {
+            true => (of_other, log_probabilities),
+            false => (log_probabilities, of_other),
+        };
+        if let (Metric::Kl, false, Some(value)) = (metric, from_source, source_value.as_mut()) {
+            *value = divergence(&distribution, &of_other);
+        }
+        Ok(OwnRuns { here, source, unchanged, of_source: source_value, directions, distribution })
+    }
+
     /// Runs one text with edits, for values and the metric.
     async fn run_once(&self, ids: &[u32], edits: &[(Site, Select, Edit)], both: &mut Both<'_>) -> Result<(), Error> {
         let batch = self.model().batch(&[ids])?;
@@ -580,18 +591,56 @@ impl Session {
     }
 }
 
+/// The texts that are run, and those of their source runs, or the same where there are none.
+pub(super) fn batches(cases: &[Case], config: &Config) -> Result<(Batch, Batch), Error> {
+    let texts = |of: &dyn Fn(&Case) -> Vec<u32>| Batch::new(&cases.iter().map(of).collect::<Vec<_>>(), config);
+    let runs = texts(&|case| case.ids.clone())?;
+    let sources = texts(&|case| case.source.as_ref().map_or_else(|| case.ids.clone(), |(ids, _)| ids.clone()))?;
+    Ok((runs, sources))
+}
+
 /// The edits of a request.
 fn edits_of_all(hooks: &Hooks) -> Vec<(Site, Select, Edit)> {
     hooks.edits().cloned().collect()
 }
 
 /// The texts of all cases, and the number of one of them.
-struct Texts<'a> {
-    runs: &'a Batch,
-    sources: &'a Batch,
-    edits: &'a Hooks,
-    source_edits: &'a Hooks,
-    n: usize,
+pub(super) struct Texts<'a> {
+    pub runs: &'a Batch,
+    pub sources: &'a Batch,
+    pub edits: &'a Hooks,
+    pub source_edits: &'a Hooks,
+    pub n: usize,
+}
+
+/// What the runs of a case gave that no cell changes.
+pub(super) struct OwnRuns {
+    /// Values of the unchanged run.
+    pub here: Kept,
+    /// Values of the source run, where there is one.
+    pub source: Option<Kept>,
+    /// The metric of the unchanged run.
+    pub unchanged: f64,
+    /// The metric of the source run.
+    pub of_source: Option<f64>,
+    directions: Option<[Vec<f32>; 2]>,
+    /// What a divergence is from.
+    distribution: Vec<f64>,
+}
+
+impl OwnRuns {
+    /// Reads the metric of changed runs.
+    pub fn reading<'a>(&'a self, metric: Metric, case: &'a Case) -> Reading<'a> {
+        Reading {
+            metric,
+            question: &case.question,
+            directions: self.directions.as_ref(),
+            ids: &case.ids,
+            unchanged: Some(&self.distribution),
+            values: Vec::new(),
+            log_probabilities: Vec::new(),
+        }
+    }
 }
 
 /// Keeps values and reads the metric.

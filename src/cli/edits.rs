@@ -1,14 +1,16 @@
 //! `--edit`: the edits of a command, the texts and files that they take values from, and what they leave in outputs.
 
-use super::texts::{TextArgs, parse_ids};
+use super::texts::{Length, TextArgs, parse_ids};
 use super::{Failure, ModelArgs};
-use crate::analysis::edits::{EditPlan, Sources};
+use crate::analysis::edits::{EditPlan, GrowingPlan, Sources};
 use crate::analysis::grammar::{EditSpec, OpSpec, ValueSpec};
-use crate::batch::Batch;
+use crate::batch::{self, Batch};
 use crate::hooks::request::{EditRecord, Hooks};
 use crate::hooks::site::Site;
+use crate::model::tokenizer::Token;
+use crate::model::windows::{Piece, Windows};
 use crate::output::arrays;
-use crate::session::{Model, Progress, Session};
+use crate::session::{Error, Model, Progress, Session};
 use clap::Args;
 use ndarray::ArrayD;
 use std::path::{Path, PathBuf};
@@ -98,36 +100,59 @@ impl EditArgs {
     }
 
     /// [`EditArgs::plan`] for texts that are generated: `whole` has them as long as they can become, `prompts` as they begin.
-    /// Each edit is a plan, so that they apply in order: those that take values of other runs are made for the prompts.
     pub fn plan_of_growing(
         &self,
         texts: &TextArgs,
         files: &Model,
-        (whole, prompts): (&Batch, &Batch),
+        both: (&Batch, &Batch),
         model: &ModelArgs,
-    ) -> Result<Vec<GrowingPlan>, Failure> {
+    ) -> Result<GrowingPlan, Failure> {
         let specs = self.specs()?;
         if specs.is_empty() {
-            return Ok(Vec::new());
+            return Ok(GrowingPlan::default());
         }
-        let lengths: Vec<usize> = prompts.texts().iter().map(|text| text.len()).collect();
         let sources = self.sources(texts, files, model)?;
-        let of_spec = |spec: &EditSpec| {
-            let spec = std::slice::from_ref(spec);
-            let of_prompts = matches!(spec[0].op(), OpSpec::Mean | OpSpec::Patch | OpSpec::Freeze);
-            let plan = match of_prompts {
-                true => EditPlan::new(spec, files, prompts, sources.clone(), &mut read)?,
-                false => EditPlan::of_growing(spec, files, (whole, &lengths), Sources::default(), &mut read)?,
-            };
-            Ok(GrowingPlan { plan, of_prompts })
-        };
-        specs.iter().map(of_spec).collect()
+        Ok(GrowingPlan::new(&specs, files, both, &sources, &mut read)?)
+    }
+
+    /// [`EditArgs::plan`] for texts that are run in windows: their tokens, the windows, and the windows as a batch.
+    pub fn plan_of_windows(
+        &self,
+        texts: &TextArgs,
+        files: &Model,
+        run: (&[Vec<Token>], &[Piece], &Batch),
+        windows: Windows,
+        model: &ModelArgs,
+    ) -> Result<EditPlan, Failure> {
+        let specs = self.specs()?;
+        if specs.is_empty() {
+            return Ok(EditPlan::default());
+        }
+        let patch = self.source_tokens(texts, files, Length::Any, model)?;
+        if let Some(ids) = &patch {
+            batch::check_ids(ids, files.config()).map_err(Error::from)?;
+        }
+        let mean = self.mean_texts(texts, files, model)?;
+        Ok(EditPlan::of_windows(&specs, files, run, windows, (patch.as_deref(), mean), &mut read)?)
     }
 
     /// The texts that edits take values from.
     fn sources(&self, texts: &TextArgs, files: &Model, model: &ModelArgs) -> Result<Sources, Failure> {
-        let ids = match (self.source.is_empty(), self.source_ids.is_empty()) {
-            (false, _) => Some(texts.encoded(&self.source, files, model)?),
+        let ids = self.source_tokens(texts, files, Length::Context, model)?;
+        let patch = ids.map(|ids| files.batch(&ids)).transpose()?;
+        Ok(Sources { patch, mean: self.mean_texts(texts, files, model)? })
+    }
+
+    /// The tokens that `patch` takes values from.
+    fn source_tokens(
+        &self,
+        texts: &TextArgs,
+        files: &Model,
+        length: Length,
+        model: &ModelArgs,
+    ) -> Result<Option<Vec<Vec<u32>>>, Failure> {
+        Ok(match (self.source.is_empty(), self.source_ids.is_empty()) {
+            (false, _) => Some(texts.encoded_up_to(&self.source, files, length, model)?),
             (_, false) => {
                 let lists = self.source_ids.iter().map(|list| parse_ids(list));
                 let lists = lists.collect::<Result<Vec<_>, _>>();
@@ -135,26 +160,21 @@ impl EditArgs {
                 Some(texts.begun(lists, files)?)
             }
             _ => None,
-        };
-        let patch = ids.map(|ids| files.batch(&ids)).transpose()?;
-        let mean = match &self.mean_from {
+        })
+    }
+
+    /// The texts that `mean` is taken over, where they are others.
+    fn mean_texts(&self, texts: &TextArgs, files: &Model, model: &ModelArgs) -> Result<Option<Batch>, Failure> {
+        Ok(match &self.mean_from {
             Some(file) => Some(files.batch(&texts.encoded(&texts.lines_of(file, model)?, files, model)?)?),
             None => None,
-        };
-        Ok(Sources { patch, mean })
+        })
     }
 }
 
 /// The values of a file.
 fn read(path: &str, array: Option<&str>, site: Site) -> Result<ArrayD<f32>, String> {
     arrays::read(Path::new(path), array, Some(site))
-}
-
-/// One edit of texts that are generated.
-pub(super) struct GrowingPlan {
-    plan: EditPlan,
-    /// Whether it was made for the prompts.
-    of_prompts: bool,
 }
 
 impl ModelArgs {
@@ -173,22 +193,13 @@ impl ModelArgs {
     /// [`ModelArgs::edit`] for texts that are generated.
     pub(super) fn edit_growing(
         &self,
-        plans: &[GrowingPlan],
+        plan: &GrowingPlan,
         session: &Session,
-        (whole, prompts): (&Batch, &Batch),
+        both: (&Batch, &Batch),
         hooks: &mut Hooks,
     ) -> Result<Vec<EditRecord>, Failure> {
-        let mut records = Vec::new();
-        for GrowingPlan { plan, of_prompts } in plans {
-            if !of_prompts {
-                records.extend(self.edit(plan, session, whole, hooks)?);
-                continue;
-            }
-            let mut alone = session.model().hooks();
-            records.extend(self.edit(plan, session, prompts, &mut alone)?);
-            hooks.edit_prompts(prompts, alone);
-        }
-        Ok(records)
+        let run = async |told: Progress<'_>| session.edit_growing_async(plan, both, hooks, Some(told)).await;
+        Ok(self.with_progress("blocks for edits", run)?)
     }
 }
 

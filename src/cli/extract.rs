@@ -4,7 +4,7 @@ use super::edits::EditArgs;
 use super::run::{NanArgs, RunArgs, SiteArgs, TokenArgs};
 use super::texts::{Length, TextArgs};
 use super::{Failure, ModelArgs, check, size};
-use crate::batch::{Batch, BatchError};
+use crate::batch::{self, Batch};
 use crate::config::Config;
 use crate::hooks::capture::{Capture, Sink};
 use crate::hooks::non_number::NonNumber;
@@ -111,13 +111,13 @@ impl Extract {
         if let Some(output) = &output {
             output.check(shapes.len())?;
         }
-        if self.edits.any() && self.windows_or_check() {
-            return Err(Failure::Usage(
-                "edits need whole texts and cannot be compared with the reference; leave out --edit, or --window and --check"
-                    .into(),
-            ));
-        }
-        let edits = self.edits.plan(&self.texts, &files, &plan.batch, &self.model)?;
+        let edits = match plan.windows {
+            Some(windows) => {
+                let run = (plan.tokens.as_slice(), plan.pieces.as_slice(), &plan.batch);
+                self.edits.plan_of_windows(&self.texts, &files, run, windows, &self.model)?
+            }
+            None => self.edits.plan(&self.texts, &files, &plan.batch, &self.model)?,
+        };
         let weight_bytes = files.checkpoint().file_bytes();
         if self.dry_run && output.is_none() {
             return self.model.forecast(&shapes, weight_bytes, None, None);
@@ -180,10 +180,6 @@ impl Extract {
         Ok(())
     }
 
-    fn windows_or_check(&self) -> bool {
-        self.window.is_some() || self.check
-    }
-
     /// The plan for texts with these ids.
     fn plan(&self, files: &Model, ids: Vec<Vec<u32>>) -> Result<Plan, Failure> {
         let config = files.config();
@@ -196,8 +192,10 @@ impl Extract {
             )));
         }
         // With windows, the batch's error would name the window instead of the text.
-        let whole =
-            if self.window.is_some() { check_ids(&ids, config).map(|()| None)? } else { Some(files.batch(&ids)?) };
+        let whole = match self.window {
+            Some(_) => batch::check_ids(&ids, config).map(|()| None).map_err(Error::from)?,
+            None => Some(files.batch(&ids)?),
+        };
         let tokens: Vec<Vec<Token>> = ids.iter().map(|ids| ids.iter().map(|id| files.token(*id)).collect()).collect();
         let mut kept = self.token.positions(&tokens, &self.model)?;
         let pool = if self.pool == PoolArg::Last { Pool::Last } else { Pool::Mean };
@@ -297,20 +295,6 @@ impl ModelArgs {
         }
         Ok(())
     }
-}
-
-/// The checks of a batch, for texts of any length.
-pub(super) fn check_ids(ids: &[Vec<u32>], config: &Config) -> Result<(), Error> {
-    let vocab_size = config.vocab_size;
-    for (text, ids) in ids.iter().enumerate() {
-        if ids.is_empty() {
-            return Err(BatchError::Empty { text }.into());
-        }
-        if let Some(&id) = ids.iter().find(|id| **id as usize >= vocab_size) {
-            return Err(BatchError::Id { text, id, vocab_size }.into());
-        }
-    }
-    Ok(())
 }
 
 /// The words of every text; with `kept`, those that contain one of its positions.

@@ -1,24 +1,26 @@
 //! `actscope generate`: the model goes on with texts; what it did on the way goes to a file. Owns the stream of text on stdout.
 
 use super::edits::EditArgs;
+use super::report::arguments as report_arguments;
 use super::run::{RunArgs, SiteArgs, TokenArgs};
 use super::texts::TextArgs;
 use super::{Failure, ModelArgs, interrupt, lens, size};
-use crate::analysis::generate::{Generated, Generation, NewToken, Stop, Told};
+use crate::analysis::generate::{Generated, Generation, NewToken, Stop, TextSoFar, Told};
 use crate::analysis::lens::{Reading, sites};
 use crate::analysis::sampling::Sampling;
 use crate::batch::Batch;
 use crate::hooks::capture::StepSink;
+use crate::hooks::layout::Layout;
 use crate::hooks::request::{EditRecord, Hooks};
 use crate::model::tokenizer::Token;
-use crate::output::{Output, Provenance, Record, Reserved, Rows};
+use crate::output::{self, Output, Place, Provenance, Record, Reserved, Rows};
 use crate::plot::lens::LensTable;
 use crate::plot::terminal::Terminal;
 use crate::plot::{Heading, Picture};
+use crate::report::{self, About};
 use crate::session::{Model, Session};
 use clap::Args;
 use serde::Serialize;
-use serde_json::json;
 use std::hash::{BuildHasher, Hasher};
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -68,7 +70,8 @@ pub struct Generate {
     sites: SiteArgs,
     #[command(flatten)]
     token: TokenArgs,
-    /// Where activations go, of prompt and new tokens: .safetensors, .npz, .npy (one hook), .json, .jsonl or .csv
+    /// Where activations go, of prompt and new tokens: .safetensors, .npz, .npy (one hook), .json, .jsonl or .csv; or a page of the one text,
+    /// as `report` makes it: .html
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -118,14 +121,29 @@ impl Generate {
             ));
         }
         let input = self.texts.read(&self.model)?;
-        let output = self.out.as_deref().map(Output::create).transpose()?;
+        let is_page = |path: &&PathBuf| ["html", "htm"].contains(&output::extension(path).as_str());
+        let page = self.out.as_ref().filter(is_page).map(|path| Place::create(path)).transpose()?;
+        let output = match &page {
+            None => self.out.as_deref().map(Output::create).transpose()?,
+            Some(_) if !self.sites.is_empty() || !self.token.is_empty() => {
+                return Err(Failure::Usage(
+                    "a page shows what `report` shows; leave out --hook, --layer and --token".into(),
+                ));
+            }
+            Some(_) => None,
+        };
         let files = self.model.open()?;
-        if let Some(output) = &output {
-            self.texts.refuse_to_overwrite(output.path(), &files, &self.edits)?;
+        if let Some(path) = output.as_ref().map(Output::path).or(page.as_ref().map(Place::path)) {
+            self.texts.refuse_to_overwrite(path, &files, &self.edits)?;
         }
         let prompts = self.texts.batch(&input, &files, &self.model)?;
         let generation = self.generation(&files)?;
         let whole = generation.texts(&prompts, &files)?;
+        if let (Some(_), n @ 2..) = (&page, whole.texts().len()) {
+            return Err(Failure::Usage(format!(
+                "a page shows one text, and {n} are generated; give one prompt and one sample"
+            )));
+        }
         self.say_limits(&prompts, &whole, &files);
         let mut hooks = if output.is_some() { self.sites.hooks(&files, &self.model)? } else { files.hooks() };
         let tokens_of = |text: usize| -> Vec<Token> {
@@ -145,7 +163,7 @@ impl Generate {
 
         let rows: Vec<&[u32]> = (0..n_texts).map(|text| prompts.ids_of(text / generation.samples)).collect();
         let rows = files.batch(&rows)?;
-        let plans = self.edits.plan_of_growing(&self.texts, &files, (&whole, &rows), &self.model)?;
+        let plan = self.edits.plan_of_growing(&self.texts, &files, (&whole, &rows), &self.model)?;
 
         if self.dry_run {
             let shapes = hooks.shapes(&whole);
@@ -154,9 +172,11 @@ impl Generate {
         }
 
         let session = self.run.session(files, &self.model)?;
-        let edits = self.model.edit_growing(&plans, &session, (&whole, &rows), &mut hooks)?;
+        let edits = self.model.edit_growing(&plan, &session, (&whole, &rows), &mut hooks)?;
         interrupt::listen();
         let mut stream = Stream::new(&self, &session, &prompts, n_texts);
+        // What the file of activations takes; the page comes afterwards.
+        let of_page = page.map(|place| (place, edits.clone()));
         let written = match output {
             None => self.generate(&session, &prompts, &generation, &hooks, &mut (), &mut stream)?,
             Some(output) => {
@@ -167,6 +187,9 @@ impl Generate {
             }
         };
         stream.finish(&written)?;
+        if let (Some((place, edits)), [text]) = (of_page, written.as_slice()) {
+            self.page(place, &session, text, (&whole, &hooks), edits)?;
+        }
         if self.model.json {
             let texts = written.iter().map(|text| self.entry(&session, text)).collect();
             let mut stdout = std::io::stdout().lock();
@@ -246,8 +269,58 @@ impl Generate {
             }
             ControlFlow::Continue(())
         };
-        let written = session.generate_async(prompts, generation, hooks, sink, &mut tell);
+        let written = session.generate_async(prompts, generation, hooks, sink, &mut tell, None);
         Ok(pollster::block_on(written)?)
+    }
+
+    /// The page of a text that was written: its activations, edited as they were. They are those of a run over the whole text.
+    fn page(
+        &self,
+        place: Place,
+        session: &Session,
+        text: &Generated,
+        (whole, hooks): (&Batch, &Hooks),
+        edits: Vec<EditRecord>,
+    ) -> Result<(), Failure> {
+        let model = session.model();
+        let batch = model.batch(&[&text.ids])?;
+        let layout = Layout::new(hooks, whole)?;
+        let mut edited = model.hooks();
+        for (site, select, edit) in layout.edits_of_prefix(0, text.ids.len()) {
+            edited.edit_at(site, select, edit)?;
+        }
+        let page = self.model.with_progress("steps of the page", async |told| {
+            report::gather(session, &batch, &edited, report::LARGEST, Some(told)).await
+        })?;
+        if let Some(found) = &page.non_number {
+            self.model.say(format_args!(
+                "note: {} holds {} at position {}, and what follows from it is not to be relied on",
+                found.site,
+                found.what(),
+                found.slot()
+            ));
+        }
+        let provenance = Provenance {
+            model: model.name().to_string(),
+            fingerprint: model.checkpoint().fingerprint(false),
+            device: session.device().to_string(),
+            edits,
+        };
+        let tokens: Vec<Token> = text.ids.iter().map(|id| model.token(*id)).collect();
+        // An edit of a text that grows names other positions than the same edit of the whole text.
+        let arguments = (!self.edits.any()).then(|| report_arguments(&self.model, &self.run, &[], &text.ids));
+        let about = About {
+            files: model,
+            tokens: &tokens,
+            arguments: arguments.as_deref(),
+            provenance: &provenance,
+            prompt_tokens: Some(text.prompt_tokens),
+        };
+        let path = place.path().display().to_string();
+        let bytes = place.fill(|part| output::buffered(part, |out| page.write(&about, out)))?;
+        self.model.say(format_args!("wrote {path}: {} tokens, {}", tokens.len(), size(bytes)));
+        page.coarsened().iter().for_each(|what| self.model.say(format_args!("note: {what}")));
+        Ok(())
     }
 
     fn entry(&self, session: &Session, text: &Generated) -> Entry {
@@ -346,10 +419,8 @@ struct Stream<'a> {
 
 #[derive(Clone, Default)]
 struct Written {
-    ids: Vec<u32>,
+    text: TextSoFar,
     ended: bool,
-    /// Bytes of the text that were printed.
-    printed: usize,
 }
 
 impl<'a> Stream<'a> {
@@ -387,7 +458,9 @@ impl<'a> Stream<'a> {
     fn hear(&mut self, told: Told<'_>) {
         let is_end = told.stop == Some(Stop::EndOfText);
         let written = &mut self.texts[told.text];
-        written.ids.extend((!is_end).then_some(told.token.id));
+        if !is_end {
+            written.text.push(told.token.id);
+        }
         written.ended = told.stop.is_some();
         if self.single && self.prints {
             self.print_new(told.stop.is_some());
@@ -399,18 +472,17 @@ impl<'a> Stream<'a> {
 
     /// What is new of the only text. A character that is not whole yet waits.
     fn print_new(&mut self, is_all: bool) {
-        let text = self.text(&self.texts[0].ids);
-        let ready = if is_all { text.as_str() } else { text.trim_end_matches('\u{fffd}') };
-        let from = self.texts[0].printed;
-        if let Some(new) = ready.get(from..).filter(|new| !new.is_empty()).map(String::from) {
-            self.texts[0].printed = ready.len();
+        let mut text = std::mem::take(&mut self.texts[0].text);
+        let new = text.take(is_all, |ids| self.text(ids));
+        self.texts[0].text = text;
+        if !new.is_empty() {
             self.print(&new);
         }
     }
 
     fn print_block(&mut self) {
         let n = self.printed;
-        let text = self.text(&self.texts[n].ids);
+        let text = self.text(self.texts[n].text.ids());
         let which = format!("--- text {}, sample {}\n{text}\n", n / self.samples, n % self.samples);
         self.printed += 1;
         self.print(&which);
@@ -489,7 +561,7 @@ impl FileOf<'_> {
             rows: everything,
             windows: None,
             provenance: &provenance,
-            generation: Some(self.settings(&longest_stops)),
+            generation: Some(self.generation.settings(&longest_stops)),
             reserved: Some(reserved),
         };
         let mut writing = output.begin(&begun, shapes.clone())?;
@@ -512,23 +584,11 @@ impl FileOf<'_> {
             rows: reached.as_ref().map_or(Rows::All, |lists| Rows::Positions(lists)),
             windows: None,
             provenance: &provenance,
-            generation: Some(self.settings(&stops)),
+            generation: Some(self.generation.settings(&stops)),
             reserved: Some(reserved),
         };
         let bytes = writing.with_record(&record)?.finish()?;
         command.model.say(format_args!("wrote {path}: {} hooks, {}", shapes.len(), size(bytes)));
         Ok(written)
-    }
-
-    /// How the texts came to be, for the file's metadata: settings, and of each text the tokens of its prompt and why it ended.
-    fn settings(&self, texts: &[(usize, Stop)]) -> String {
-        let Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed } = self.generation.sampling;
-        let of_text = |(prompt_tokens, stop): &(usize, Stop)| json!({"prompt_tokens": prompt_tokens, "stop": stop});
-        json!({
-            "new_tokens": self.generation.new_tokens, "samples": self.generation.samples, "temperature": temperature,
-            "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed,
-            "texts": texts.iter().map(of_text).collect::<Vec<_>>(),
-        })
-        .to_string()
     }
 }

@@ -33,7 +33,6 @@ fn hint(e: &Error) -> Option<&'static str> {
         Error::Hook(HookError::Memory { .. }) => {
             "write them to a file (--out), or ask for fewer hooks, layers, tokens or texts"
         }
-        Error::Hook(HookError::Edited) => "leave the edits or --check out",
         _ => return None,
     })
 }

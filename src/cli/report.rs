@@ -64,7 +64,13 @@ impl Report {
             device: session.device().to_string(),
             edits,
         };
-        let about = About { files: session.model(), tokens: &tokens, arguments: &arguments, provenance: &provenance };
+        let about = About {
+            files: session.model(),
+            tokens: &tokens,
+            arguments: Some(&arguments),
+            provenance: &provenance,
+            prompt_tokens: None,
+        };
         let path = place.path().display().to_string();
         let bytes = place.fill(|part| output::buffered(part, |out| page.write(&about, out)))?;
         self.model.say(format_args!("wrote {path}: {} tokens, {}", tokens.len(), size(bytes)));
@@ -80,29 +86,40 @@ impl Report {
     /// which a terminal could interpret, and text that is too long for a command line are given as token ids.
     fn arguments(&self, text: Option<&String>, ids: &[u32]) -> String {
         const LONGEST: usize = 50_000;
-        // Quoting fails only for a NUL, which an argument cannot contain.
-        let quote = |word: &str| shlex::try_quote(word).map_or_else(|_| String::new(), |quoted| quoted.into_owned());
-        let mut words = vec!["--model".to_string(), quote(&self.model.model)];
-        if let Some(weights) = self.run.weights() {
-            words.extend(["--weights".to_string(), weights]);
-        }
         let seen = |c: char| c == '\n' || c == '\'' || c == '"' || c == '\\' || c.escape_debug().len() == 1;
-        for [option, value] in self.edits.arguments() {
-            words.extend([option, quote(&value)]);
-        }
-        match text.filter(|text| text.len() <= LONGEST && text.chars().all(seen)) {
-            Some(text) => {
-                let flags = [(self.texts.prepend_bos, "--prepend-bos"), (self.texts.truncate, "--truncate")];
-                words.extend(flags.iter().filter(|(is, _)| *is).map(|(_, flag)| flag.to_string()));
-                // A text may look like an option.
-                words.extend(text.starts_with('-').then(|| "--".to_string()));
-                words.push(quote(text));
-            }
-            None => {
-                let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
-                words.extend(["--ids".to_string(), quote(&ids.join(" "))]);
-            }
-        }
+        let edits: Vec<[String; 2]> = self.edits.arguments().collect();
+        let Some(text) = text.filter(|text| text.len() <= LONGEST && text.chars().all(seen)) else {
+            return arguments(&self.model, &self.run, &edits, ids);
+        };
+        let mut words = vec![named(&self.model, &self.run, &edits)];
+        let flags = [(self.texts.prepend_bos, "--prepend-bos"), (self.texts.truncate, "--truncate")];
+        words.extend(flags.iter().filter(|(is, _)| *is).map(|(_, flag)| flag.to_string()));
+        // A text may look like an option.
+        words.extend(text.starts_with('-').then(|| "--".to_string()));
+        words.push(quote(text));
         words.join(" ")
     }
+}
+
+/// The arguments that name a model and token ids in any command, quoted for a POSIX shell.
+pub(super) fn arguments(model: &ModelArgs, run: &RunArgs, edits: &[[String; 2]], ids: &[u32]) -> String {
+    let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
+    format!("{} --ids {}", named(model, run, edits), quote(&ids.join(" ")))
+}
+
+/// The arguments that name a model and edits.
+fn named(model: &ModelArgs, run: &RunArgs, edits: &[[String; 2]]) -> String {
+    let mut words = vec!["--model".to_string(), quote(&model.model)];
+    if let Some(weights) = run.weights() {
+        words.extend(["--weights".to_string(), weights]);
+    }
+    for [option, value] in edits {
+        words.extend([option.clone(), quote(value)]);
+    }
+    words.join(" ")
+}
+
+/// A word for a POSIX shell. Quoting fails only for a NUL, which an argument cannot contain.
+pub(super) fn quote(word: &str) -> String {
+    shlex::try_quote(word).map_or_else(|_| String::new(), |quoted| quoted.into_owned())
 }

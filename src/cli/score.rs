@@ -4,8 +4,9 @@ use super::run::RunArgs;
 use super::texts::{Length, TextArgs};
 use super::{Failure, ModelArgs};
 use crate::analysis::score::Score;
+use crate::batch;
 use crate::model::windows::Windows;
-use crate::session::{Progress, Session};
+use crate::session::{Error, Progress, Session};
 use clap::Args;
 use serde_json::json;
 use std::io::Write;
@@ -38,7 +39,7 @@ impl ScoreCommand {
             )));
         }
         let ids = self.texts.ids(&input, &files, Length::Any, &self.model)?;
-        super::extract::check_ids(&ids, files.config())?;
+        batch::check_ids(&ids, files.config()).map_err(Error::from)?;
         let long = ids.iter().filter(|ids| ids.len() > windows.size).count();
         if long > 0 {
             self.model.say(format_args!("{long} long texts are run in windows of {windows} tokens"));

@@ -1,25 +1,29 @@
 //! `actscope patch` and `actscope ablate`: which places matter for what the model says, one changed run for each.
 
 use super::edits::{EditArgs, mark};
+use super::report::arguments;
 use super::run::{RunArgs, refuse_to_overwrite};
 use super::texts::{TextArgs, lines, parse_ids};
 use super::{Failure, ModelArgs, size};
 use crate::analysis::edits::EditPlan;
 use crate::analysis::grammar::ValueSpec;
 use crate::analysis::metric::{Metric, Question};
+use crate::analysis::path::PathSweep;
 use crate::analysis::statistics;
 use crate::analysis::sweep::{Case, Change, Sweep, SweepAxis, SweepSite, Swept};
 use crate::batch::Batch;
+use crate::config::Config;
 use crate::hooks::request::{EditRecord, Hooks};
 use crate::hooks::site::Site;
 use crate::model::token_select;
 use crate::model::tokenizer::Token;
 use crate::output::arrays::{self, Named, Numbers};
-use crate::output::{self, OutputError, Place};
+use crate::output::{self, OutputError, Place, Provenance};
 use crate::plot::sweep::SweepPicture;
 use crate::plot::terminal::Terminal;
 use crate::plot::{File, Picture};
-use crate::session::{Model, Progress, Session};
+use crate::report::{CellRun, SweepPage};
+use crate::session::{Error, Model, Progress, Session};
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -49,7 +53,7 @@ struct SweepArgs {
     /// The token whose logits are read: an index or its text [default: the last]
     #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
     metric_token: Option<String>,
-    /// Where to write: .json, .csv, .npz, .safetensors, or a picture as .png or .svg. Without it, on the terminal
+    /// Where to write: .json, .csv, .npz, .safetensors, a picture as .png or .svg, or a page as .html. Without it, on the terminal
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -92,6 +96,14 @@ pub struct Patch {
     /// How texts of different length line up
     #[arg(long, value_enum, default_value_t = Align::Start)]
     align: Align,
+    /// Patch one path only, FROM...TO: what FROM writes is the clean run's, and only what TO makes of it reaches the rest. FROM is
+    /// head.LAYER.HEAD or mlp.LAYER, and numbers that are left out become axes; TO is q.LAYER.HEAD, k.LAYER.HEAD, v.LAYER.HEAD or
+    /// mlp.LAYER, several joined by +, or logits
+    #[arg(long, value_name = "FROM...TO", conflicts_with = "at")]
+    path: Option<String>,
+    /// On the way from FROM to TO every other head keeps the value that it had, as in Wang et al. 2022; MLPs follow
+    #[arg(long, requires = "path")]
+    frozen: bool,
     #[command(flatten)]
     sweep: SweepArgs,
     #[command(flatten)]
@@ -167,10 +179,61 @@ struct Pair {
     place: String,
 }
 
+/// What is swept: places, or the senders of a path.
+#[derive(Clone, Copy)]
+enum Over<'a> {
+    Places(&'a Sweep),
+    Paths(&'a PathSweep),
+}
+
+impl Over<'_> {
+    fn check(self, config: &Config, cases: &[Case]) -> Result<(), Error> {
+        match self {
+            Over::Places(sweep) => sweep.check(config, cases),
+            Over::Paths(sweep) => sweep.check(config, cases),
+        }
+    }
+
+    /// The sites without their layers, or the path.
+    fn at(&self) -> Vec<&str> {
+        match self {
+            Over::Places(sweep) => sweep.sites.iter().map(|site| site.name.as_str()).collect(),
+            Over::Paths(sweep) => vec![sweep.written()],
+        }
+    }
+
+    fn axes(&self) -> &[SweepAxis] {
+        match self {
+            Over::Places(sweep) => &sweep.axes,
+            Over::Paths(sweep) => sweep.axes(),
+        }
+    }
+
+    fn metric(self) -> Metric {
+        match self {
+            Over::Places(sweep) => sweep.metric,
+            Over::Paths(sweep) => sweep.metric(),
+        }
+    }
+
+    async fn run(
+        self,
+        session: &Session,
+        cases: &[Case],
+        (edits, source_edits): (&Hooks, &Hooks),
+        told: Progress<'_>,
+    ) -> Result<Swept, Error> {
+        match self {
+            Over::Places(sweep) => session.sweep_async(sweep, cases, edits, source_edits, Some(told)).await,
+            Over::Paths(sweep) => session.path_sweep_async(sweep, cases, edits, source_edits, Some(told)).await,
+        }
+    }
+}
+
 /// What was swept, and all that is said of it.
 struct Found<'a> {
     command: &'static str,
-    sweep: &'a Sweep,
+    over: Over<'a>,
     swept: Swept,
     noise: bool,
     /// The tokens of every position, where there is one case.
@@ -200,12 +263,18 @@ impl SweepArgs {
         }
     }
 
-    fn sweep(&self, files: &Model, change: Change, metric: Metric) -> Result<Sweep, Failure> {
+    /// The axes that --by names.
+    fn axes(&self) -> Result<Vec<SweepAxis>, Failure> {
         let axes = self.by.iter().map(|axis| axis.trim().parse::<SweepAxis>()).collect::<Result<Vec<_>, _>>();
-        let mut axes = axes.map_err(|e| Failure::Usage(format!("--by: {e}")))?;
-        if let Some(twice) = axes.iter().enumerate().find(|(i, axis)| axes[..*i].contains(axis)) {
-            return Err(Failure::Usage(format!("--by names {} twice", twice.1.name())));
+        let axes = axes.map_err(|e| Failure::Usage(format!("--by: {e}")))?;
+        match axes.iter().enumerate().find(|(i, axis)| axes[..*i].contains(axis)) {
+            Some(twice) => Err(Failure::Usage(format!("--by names {} twice", twice.1.name()))),
+            None => Ok(axes),
         }
+    }
+
+    fn sweep(&self, files: &Model, change: Change, metric: Metric) -> Result<Sweep, Failure> {
+        let mut axes = self.axes()?;
         let heads = axes.contains(&SweepAxis::Head);
         let every: &[&str] = if heads { &SweepSite::EVERY_HEAD } else { &SweepSite::EVERY_BLOCK };
         let named = self.at.iter().flat_map(|name| match name.as_str() {
@@ -246,8 +315,9 @@ impl SweepArgs {
         Ok(Some(match output::extension(path).as_str() {
             "png" | "svg" => Target::Picture(File::create(path)?),
             "json" | "csv" | "npz" | "safetensors" => Target::Numbers(Place::create(path)?),
+            "html" | "htm" => Target::Page(Place::create(path)?),
             _ => {
-                let known = ".json, .csv, .npz, .safetensors, .png or .svg";
+                let known = ".json, .csv, .npz, .safetensors, .png, .svg or .html";
                 return Err(OutputError::Format { path: path.clone(), known }.into());
             }
         }))
@@ -257,13 +327,14 @@ impl SweepArgs {
 enum Target {
     Picture(File),
     Numbers(Place),
+    Page(Place),
 }
 
 impl Target {
     fn path(&self) -> &Path {
         match self {
             Target::Picture(file) => file.path(),
-            Target::Numbers(place) => place.path(),
+            Target::Numbers(place) | Target::Page(place) => place.path(),
         }
     }
 }
@@ -281,7 +352,18 @@ impl Patch {
         let pairs = self.pairs(&files)?;
         let all = |has: &dyn Fn(&Pair) -> bool| pairs.iter().all(has);
         let metric = self.sweep.metric(false, all(&|pair| pair.answer.is_some()), all(&|pair| pair.wrong.is_some()))?;
-        let sweep = self.sweep.sweep(&files, Change::Patch, metric)?;
+        let (sweep, path);
+        let over = match &self.path {
+            Some(written) => {
+                let axes = self.sweep.axes()?;
+                path = PathSweep::new(written, &axes, self.frozen, metric, files.config()).map_err(Error::from)?;
+                Over::Paths(&path)
+            }
+            None => {
+                sweep = self.sweep.sweep(&files, Change::Patch, metric)?;
+                Over::Places(&sweep)
+            }
+        };
         let tokens = |ids: &[u32]| ids.iter().map(|id| files.token(*id)).collect::<Vec<Token>>();
         let mut cases = Vec::new();
         for (n, pair) in pairs.iter().enumerate() {
@@ -310,14 +392,14 @@ impl Patch {
             let least = cases.iter().map(|case| case.aligned).min().unwrap_or(0);
             cases.iter_mut().for_each(|case| case.aligned = least);
         }
-        sweep.check(files.config(), &cases)?;
+        over.check(files.config(), &cases)?;
         let batch = |of: &dyn Fn(&Case) -> Vec<u32>| files.batch(&cases.iter().map(of).collect::<Vec<_>>());
         let runs = batch(&|case| case.ids.clone())?;
         let sources = batch(&|case| case.source.as_ref().map(|(ids, _)| ids.clone()).unwrap_or_default())?;
         let plans = [&runs, &sources].map(|batch| self.sweep.edits.plan(&self.texts, &files, batch, &self.model));
         let [plan, source_plan] = plans;
         let single = (cases.len() == 1).then(|| (tokens(&pairs[0].clean), tokens(&pairs[0].corrupt)));
-        let found = Begun { command: "patch", args: &self.sweep, model: &self.model, sweep: &sweep, cases: &cases };
+        let found = Begun { command: "patch", args: &self.sweep, model: &self.model, over, cases: &cases };
         let both = [(plan?, &runs), (source_plan?, &sources)];
         found.finish(files, both, target, self.noise, single, None)
     }
@@ -473,7 +555,8 @@ impl Ablate {
         sweep.check(files.config(), &cases)?;
         let plan = self.sweep.edits.plan(&self.texts, &files, &batch, &self.model)?;
         let single = (cases.len() == 1).then(|| (tokens[0].clone(), tokens[0].clone()));
-        let begun = Begun { command: "ablate", args: &self.sweep, model: &self.model, sweep: &sweep, cases: &cases };
+        let over = Over::Places(&sweep);
+        let begun = Begun { command: "ablate", args: &self.sweep, model: &self.model, over, cases: &cases };
         let both = [(plan, &batch), (EditPlan::default(), &batch)];
         begun.finish(files, both, target, false, single, Some(self.with.clone()))
     }
@@ -500,7 +583,7 @@ struct Begun<'a> {
     command: &'static str,
     args: &'a SweepArgs,
     model: &'a ModelArgs,
-    sweep: &'a Sweep,
+    over: Over<'a>,
     cases: &'a [Case],
 }
 
@@ -514,16 +597,16 @@ impl Begun<'_> {
         tokens: Option<(Vec<Token>, Vec<Token>)>,
         with: Option<String>,
     ) -> Result<(), Failure> {
-        let Begun { command, args, model, sweep, cases } = self;
+        let Begun { command, args, model, over, cases } = self;
         let session = args.run.session(files, model)?;
         let mut hooks = session.model().hooks();
         let edits = model.edit(&plan, &session, runs, &mut hooks)?;
         let mut source_hooks: Hooks = session.model().hooks();
         model.edit(&source_plan, &session, sources, &mut source_hooks)?;
-        let run = async |told: Progress<'_>| session.sweep_async(sweep, cases, &hooks, &source_hooks, Some(told)).await;
+        let run = async |told: Progress<'_>| over.run(&session, cases, (&hooks, &source_hooks), told).await;
         let swept = model.with_progress("changed runs", run)?;
         let aligned = cases.iter().map(|case| case.aligned).min().unwrap_or(0);
-        let found = Found { command, sweep, swept, noise, tokens, aligned, edits, with };
+        let found = Found { command, over, swept, noise, tokens, aligned, edits, with };
         let document = found.document(&session);
         let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
         match target {
@@ -536,6 +619,13 @@ impl Begun<'_> {
                 let path = place.path().display().to_string();
                 let extension = output::extension(place.path());
                 let bytes = place.fill(|part| output::buffered(part, |out| found.write(&document, &extension, out)))?;
+                model.say(format_args!("wrote {path}: {}", size(bytes)));
+            }
+            Some(Target::Page(place)) => {
+                let path = place.path().display().to_string();
+                let provenance = found.provenance(&session);
+                let page = found.page(&document, found.cell_run(args, model, cases), &provenance);
+                let bytes = place.fill(|part| output::buffered(part, |out| page.write(out)))?;
                 model.say(format_args!("wrote {path}: {}", size(bytes)));
             }
             None if !model.json => found.picture(&session, &document).print(&Terminal::of_stdout(), &mut stdout)?,
@@ -633,15 +723,14 @@ impl Found<'_> {
         let ci = document.ci.as_ref().map_or(Value::Null, |ci| {
             nested(&ci.iter().map(|[low, high]| json!([number(*low), number(*high)])).collect::<Vec<_>>(), shape)
         });
-        let at: Vec<&str> = self.sweep.sites.iter().map(|site| site.name.as_str()).collect();
         let one = |value: Option<f64>| value.map_or(Value::Null, number);
         let mut map = Map::new();
         let mut put = |key: &str, value: Value| map.insert(key.into(), value);
         put("command", json!(self.command));
-        put("at", json!(at));
+        put("at", json!(self.over.at()));
         put("by", json!(document.axes));
         put("shape", json!(shape));
-        put("metric", json!(self.sweep.metric.name()));
+        put("metric", json!(self.over.metric().name()));
         put("values", array(&document.values));
         put("clean", one(clean));
         put("corrupt", one(corrupt));
@@ -652,11 +741,75 @@ impl Found<'_> {
         put("ci", ci);
         put("p", optional(&document.p));
         put("labels", json!(document.labels));
-        self.provenance(session).into_iter().for_each(|(key, value)| drop(put(&key, value)));
+        self.origin(session).into_iter().for_each(|(key, value)| drop(put(&key, value)));
         map
     }
 
-    fn provenance(&self, session: &Session) -> Map<String, Value> {
+    /// The page.
+    fn page<'a>(&'a self, document: &'a Document, cell: Option<CellRun>, provenance: &'a Provenance) -> SweepPage<'a> {
+        let mut arrays = vec![("values", document.values.clone()), ("effect", document.effects.clone())];
+        let more = [
+            ("normalized", document.normalized.clone()),
+            ("standard_error", document.standard_error.clone()),
+            ("p", document.p.clone()),
+            ("ci", document.ci.as_ref().map(|ci| ci.concat())),
+        ];
+        arrays.extend(more.into_iter().filter_map(|(name, values)| Some((name, values?))));
+        let lined_up = |tokens: &'a [Token]| &tokens[tokens.len() - self.aligned..];
+        let texts = self.tokens.as_ref().map(|(clean, corrupt)| match self.with {
+            Some(_) => vec![("text", lined_up(clean))],
+            None => vec![("clean", lined_up(clean)), ("corrupt", lined_up(corrupt))],
+        });
+        let one = |key: &str| document.json.get(key).and_then(Value::as_f64);
+        SweepPage {
+            command: self.command,
+            at: self.over.at(),
+            how: self.how(),
+            axes: &document.axes,
+            labels: &document.labels,
+            metric: self.over.metric().name(),
+            own: ["clean", "corrupt", "base"].map(one),
+            noise: self.noise,
+            n: self.swept.values.len(),
+            texts,
+            arrays,
+            cell,
+            provenance,
+        }
+    }
+
+    /// How one cell is run alone: of a single text, whose source is as long as it is, without edits of the user's.
+    fn cell_run(&self, args: &SweepArgs, model: &ModelArgs, cases: &[Case]) -> Option<CellRun> {
+        let (Over::Places(sweep), [case]) = (self.over, cases) else { return None };
+        let aligned = case.source.as_ref().is_none_or(|(ids, _)| ids.len() == case.ids.len());
+        if args.edits.any() || !aligned {
+            return None;
+        }
+        let ids = |ids: &[u32]| ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+        let source: Vec<[String; 2]> =
+            case.source.iter().map(|(source, _)| ["--source-ids".to_string(), ids(source)]).collect();
+        let of_run = arguments(model, &args.run, &source, &case.ids);
+        let arguments = format!("--token {} {of_run}", case.question.position);
+        let op = match self.with.as_deref() {
+            None => "patch".into(),
+            Some(word @ ("zero" | "mean")) => word.to_string(),
+            Some(values) => format!("set={values}"),
+        };
+        let site = |site: &SweepSite| site.of_layer[0].name().replace("blocks.0.", "blocks.{i}.");
+        Some(CellRun { sites: sweep.sites.iter().map(site).collect(), op, arguments })
+    }
+
+    fn provenance(&self, session: &Session) -> Provenance {
+        Provenance {
+            model: session.model().name().to_string(),
+            fingerprint: session.model().checkpoint().fingerprint(false),
+            device: session.device().to_string(),
+            edits: self.edits.clone(),
+        }
+    }
+
+    /// What JSON says of where the numbers come from.
+    fn origin(&self, session: &Session) -> Map<String, Value> {
         let mut map = Map::new();
         let mut put = |key: &str, value: Value| map.insert(key.into(), value);
         put("model", json!(session.model().name()));
@@ -668,6 +821,10 @@ impl Found<'_> {
             Some(with) => put("with", json!(with)),
             None => put("noise", json!(self.noise)),
         };
+        if let Over::Paths(sweep) = self.over {
+            put("path", json!(sweep.written()));
+            put("frozen", json!(sweep.frozen()));
+        }
         if let Some((clean, corrupt)) = &self.tokens {
             let texts = |tokens: &[Token]| tokens.iter().map(Token::text).collect::<Vec<_>>();
             match self.with {
@@ -685,12 +842,13 @@ impl Found<'_> {
     fn labels(&self) -> (Vec<&'static str>, Vec<Vec<Value>>) {
         let (mut axes, mut labels) = (Vec::new(), Vec::new());
         let mut shape = self.swept.shape.iter();
-        if self.sweep.sites.len() > 1 {
+        let at = self.over.at();
+        if at.len() > 1 {
             shape.next();
             axes.push("site");
-            labels.push(self.sweep.sites.iter().map(|site| json!(site.name)).collect());
+            labels.push(at.iter().map(|name| json!(name)).collect());
         }
-        for (axis, n) in self.sweep.axes.iter().zip(shape) {
+        for (axis, n) in self.over.axes().iter().zip(shape) {
             axes.push(axis.name());
             let tokens = self.tokens.as_ref().filter(|_| matches!(axis, SweepAxis::Pos | SweepAxis::Key));
             labels.push(match tokens {
@@ -769,33 +927,39 @@ impl Found<'_> {
         table.flush()
     }
 
+    /// What was done at each place, in words.
+    fn how(&self) -> String {
+        let text = if self.noise { "corrupt" } else { "clean" };
+        match (&self.with, self.over) {
+            (Some(with), _) => format!("ablated with {with}"),
+            (None, Over::Places(_)) => format!("values of the {text} run put in"),
+            (None, Over::Paths(sweep)) if sweep.frozen() => {
+                format!("values of the {text} run sent along this path, other heads frozen")
+            }
+            (None, Over::Paths(_)) => format!("values of the {text} run sent along this path"),
+        }
+    }
+
     fn picture(&self, session: &Session, document: &Document) -> SweepPicture {
-        let names: Vec<&str> = self.sweep.sites.iter().map(|site| site.name.as_str()).collect();
         let n = self.swept.values.len();
         let of = match n {
             1 => String::new(),
             _ => format!(", mean of {n} {}", if self.with.is_some() { "texts" } else { "pairs" }),
         };
-        let (what, name, shown) = match (&self.with, &document.normalized) {
-            (Some(with), _) => {
-                (format!("ablated with {with}"), format!("Change of {}", self.sweep.metric.name()), &document.effects)
-            }
-            (None, Some(normalized)) => {
-                let how = match self.noise {
-                    true => "values of the corrupt run put in (0: unharmed, -1: as corrupt)",
-                    false => "values of the clean run put in (0: as corrupt, 1: as clean)",
-                };
-                (how.to_string(), "Normalized".into(), normalized)
-            }
-            (None, None) => {
-                ("patched".to_string(), format!("Change of {}", self.sweep.metric.name()), &document.effects)
-            }
+        let (name, shown) = match (&self.with, &document.normalized) {
+            (None, Some(normalized)) => ("Normalized".into(), normalized),
+            _ => (format!("Change of {}", self.over.metric().name()), &document.effects),
+        };
+        let how = match (&self.with, &document.normalized) {
+            (None, Some(_)) if self.noise => format!("{} (0: unharmed, -1: as corrupt)", self.how()),
+            (None, Some(_)) => format!("{} (0: as corrupt, 1: as clean)", self.how()),
+            _ => self.how(),
         };
         let what = format!(
-            "{} of {}: {what}, {}{of}{}",
-            names.join(", "),
+            "{} of {}: {how}, {}{of}{}",
+            self.over.at().join(", "),
             session.model().name(),
-            self.sweep.metric.name(),
+            self.over.metric().name(),
             mark(&self.edits)
         );
         SweepPicture::new(

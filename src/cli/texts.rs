@@ -213,7 +213,18 @@ impl TextArgs {
 
     /// Encodes other texts of the same command by the same rules.
     pub fn encoded(&self, texts: &[String], files: &Model, model: &ModelArgs) -> Result<Vec<Vec<u32>>, Failure> {
-        self.begun_texts(self.tokens_of(texts, files, Length::Context, model)?, files, model)
+        self.encoded_up_to(texts, files, Length::Context, model)
+    }
+
+    /// [`TextArgs::encoded`], up to a length.
+    pub fn encoded_up_to(
+        &self,
+        texts: &[String],
+        files: &Model,
+        length: Length,
+        model: &ModelArgs,
+    ) -> Result<Vec<Vec<u32>>, Failure> {
+        self.begun_texts(self.tokens_of(texts, files, length, model)?, files, model)
     }
 
     fn tokens_of(

@@ -257,9 +257,6 @@ pub enum HookError {
         /// Values of the whole window.
         all: usize,
     },
-    /// The request has edits, but only the unedited model can be compared with the reference.
-    #[error("a run with edits cannot be checked against the reference; leave the edits or the check out")]
-    Edited,
     /// The request was made for another model.
     #[error("these hooks were made for a model of another shape; make them with this model's `model().hooks()`")]
     OtherModel,
@@ -372,15 +369,10 @@ impl Hooks {
         hooks
     }
 
-    /// The request restricted to some of the recorded sites and to the first `tokens` tokens of one text, for a run of
-    /// that prefix alone. `None` when none of its positions is recorded.
-    ///
-    /// # Errors
-    /// [`HookError::Edited`]: a prefix of an edited text is not the edited text's prefix.
-    pub(crate) fn of_prefix(&self, sites: &[Site], text: usize, tokens: usize) -> Result<Option<Hooks>, HookError> {
-        if !self.edits.is_empty() {
-            return Err(HookError::Edited);
-        }
+    /// What is recorded, restricted to some of the recorded sites and to the first `tokens` tokens of one text, for a run
+    /// of that prefix alone. `None` when none of its positions is recorded. Edits are
+    /// [`Layout::edits_of_prefix`](super::layout::Layout::edits_of_prefix).
+    pub(crate) fn of_prefix(&self, sites: &[Site], text: usize, tokens: usize) -> Option<Hooks> {
         let within = |per_text: &Vec<Vec<usize>>| -> Vec<usize> {
             per_text[text].iter().copied().filter(|position| *position < tokens).collect()
         };
@@ -390,13 +382,13 @@ impl Hooks {
             for per_text in [&mut select.positions, &mut select.keys].into_iter().flatten() {
                 let here = within(per_text);
                 if here.is_empty() {
-                    return Ok(None);
+                    return None;
                 }
                 *per_text = vec![here];
             }
             part.taps.insert(*site, select);
         }
-        Ok(Some(part))
+        Some(part)
     }
 
     /// The position at index `slot` of a text's recorded positions.

@@ -7,7 +7,6 @@ use super::capture::{Sink, StepSink};
 use super::layout::Layout;
 use super::request::{Edit, Hooks, Select};
 use super::site::{Axis, Site};
-#[cfg(feature = "cli")]
 use crate::batch::Batch;
 use ndarray::{ArrayD, ArrayViewD, Axis as ArrayAxis, Slice};
 use std::collections::BTreeMap;
@@ -76,7 +75,6 @@ impl Hooks {
 impl Hooks {
     /// Adds the edits of a request for prompts to a request for the same prompts followed by new tokens. An edit of all
     /// positions of a prompt does not extend to the new tokens.
-    #[cfg(feature = "cli")]
     pub(crate) fn edit_prompts(&mut self, prompts: &Batch, of_prompts: Hooks) {
         let all = || prompts.texts().iter().map(|text| (0..text.len()).collect()).collect::<Vec<Vec<usize>>>();
         for (site, mut select, edit) in of_prompts.edits {
@@ -90,6 +88,11 @@ impl Hooks {
 }
 
 impl Layout<'_> {
+    /// The edits for a run of the first `tokens` tokens of one text alone.
+    pub(crate) fn edits_of_prefix(&self, text: usize, tokens: usize) -> Vec<(Site, Select, Edit)> {
+        self.of_pieces(&[Piece { text, positions: 0..tokens, is_read: false }], &[]).edits
+    }
+
     /// The request for a run of some pieces. The caller needs all values of the sites `read` at the last position of
     /// each piece with `is_read`.
     pub(crate) fn of_pieces(&self, pieces: &[Piece], read: &[Site]) -> Hooks {

@@ -1,12 +1,14 @@
-//! A text's activations as one HTML file that opens in any browser, offline. Owns the file: page, data, and the content
-//! security policy that blocks all network requests. `gather.rs` runs the model and decides what is stored, `pack.rs`
-//! has the byte layouts. The page's source is in `page/`: read `page/page.html` first, then `page/data.js` and
-//! `page/page.js`.
+//! A text's activations, or a sweep, as one HTML file that opens in any browser, offline. Owns the file: page, data, and the content
+//! security policy that blocks all network requests. `gather.rs` runs the model and decides what is stored, `sweep.rs` has
+//! the page of a sweep, `pack.rs` the byte layouts. The pages' source is in `page/`: read `page/page.html` first, then
+//! `page/data.js` and `page/page.js`; of a sweep `page/sweep.html` and `page/sweep.js`.
 
 mod gather;
 mod pack;
+mod sweep;
 
 pub use gather::{LARGEST, gather};
+pub use sweep::{CellRun, SweepPage};
 
 use crate::hooks::non_number::NonNumber;
 use crate::model::tokenizer::Token;
@@ -19,6 +21,7 @@ use std::io::Write;
 const HTML: &str = include_str!("page/page.html");
 const CSS: &str = include_str!("page/page.css");
 const JS: &str = concat!(
+    include_str!("page/unpack.js"),
     include_str!("page/data.js"),
     include_str!("page/draw.js"),
     include_str!("page/stream.js"),
@@ -42,10 +45,12 @@ pub struct About<'a> {
     pub files: &'a Model,
     /// The text's tokens.
     pub tokens: &'a [Token],
-    /// The arguments that name model and text in every command, quoted for a POSIX shell.
-    pub arguments: &'a str,
+    /// The arguments that name model and text in every command, quoted for a POSIX shell; the page has no commands without them.
+    pub arguments: Option<&'a str>,
     /// Where the values come from.
     pub provenance: &'a Provenance,
+    /// Of a text that the model wrote: how many of its tokens are the prompt.
+    pub prompt_tokens: Option<usize>,
 }
 
 impl Page {
@@ -91,39 +96,51 @@ impl Page {
             "edits": about.provenance.edits,
             "definitions": HOOK_DEFINITIONS,
             "arguments": about.arguments,
+            "prompt": about.prompt_tokens,
             "tokens": tokens.collect::<Value>(),
             "kept": self.kept,
         });
-        let parts = self.parts.iter().map(|(name, bytes)| (name.as_str(), pack::base64(bytes)));
-        let part =
-            |(name, text): (&str, String)| format!("<script type=\"text/plain\" id=\"data-{name}\">{text}</script>\n");
-        // The template has each mark of this list once, in this order.
-        let filled = [
-            ("{{policy}}", policy()),
-            ("{{title}}", escape_xml(&format!("{title}{more}{edited}"))),
-            ("{{css}}", CSS.into()),
-            ("{{data}}", in_script(&data)),
-            ("{{parts}}", parts.map(part).collect()),
-            ("{{js}}", JS.into()),
-        ];
-        let mut rest = HTML;
-        for (mark, text) in filled {
-            let (before, after) = rest.split_once(mark).expect("the page has every mark");
-            out.write_all(before.as_bytes())?;
-            out.write_all(text.as_bytes())?;
-            rest = after;
-        }
-        out.write_all(rest.as_bytes())
+        fill((HTML, JS), &format!("{title}{more}{edited}"), &data, &self.parts, out)
     }
+}
+
+/// Writes a page: a template, and the script that draws it.
+fn fill(
+    (html, js): (&str, &str),
+    title: &str,
+    data: &Value,
+    parts: &[(String, Vec<u8>)],
+    out: &mut impl Write,
+) -> std::io::Result<()> {
+    let part = |(name, bytes): &(String, Vec<u8>)| {
+        format!("<script type=\"text/plain\" id=\"data-{name}\">{}</script>\n", pack::base64(bytes))
+    };
+    // A template has each mark of this list once, in this order.
+    let filled = [
+        ("{{policy}}", policy(js)),
+        ("{{title}}", escape_xml(title)),
+        ("{{css}}", CSS.into()),
+        ("{{data}}", in_script(data)),
+        ("{{parts}}", parts.iter().map(part).collect()),
+        ("{{js}}", js.into()),
+    ];
+    let mut rest = html;
+    for (mark, text) in filled {
+        let (before, after) = rest.split_once(mark).expect("the page has every mark");
+        out.write_all(before.as_bytes())?;
+        out.write_all(text.as_bytes())?;
+        rest = after;
+    }
+    out.write_all(rest.as_bytes())
 }
 
 /// The page's Content-Security-Policy. It allows this script and this style by their hashes and nothing else, so that
 /// no text and no token can run code or send data. The icon is a `data:` image.
-fn policy() -> String {
+fn policy(js: &str) -> String {
     let hash = |text: &str| pack::base64(&Sha256::digest(text.as_bytes()));
     format!(
         "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; img-src data:; base-uri 'none'; form-action 'none'",
-        hash(JS),
+        hash(js),
         hash(CSS)
     )
 }
@@ -148,7 +165,7 @@ mod tests {
 
     #[test]
     fn the_page_asks_nothing_of_any_network() {
-        for text in [HTML, CSS, JS] {
+        for text in [HTML, CSS, JS, sweep::HTML, sweep::JS] {
             // A namespace name, which browsers do not fetch.
             let text = text.replace("http://www.w3.org/2000/svg", "");
             for word in

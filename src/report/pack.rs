@@ -99,6 +99,11 @@ pub fn whole(numbers: &[u32]) -> Vec<u8> {
     (0..4).flat_map(|byte| numbers.iter().map(move |n| n.to_le_bytes()[byte])).collect()
 }
 
+/// Values as f32, byte by byte as [`whole`] has them.
+pub fn floats(values: impl IntoIterator<Item = f64>) -> Vec<u8> {
+    whole(&values.into_iter().map(|v| (v as f32).to_bits()).collect::<Vec<u32>>())
+}
+
 /// The `n` values of largest magnitude (all, if there are fewer) with their indices, largest first. Of equals, the
 /// first comes first. NaN counts as the largest, so that it shows.
 pub fn strongest(row: &[f32], n: usize) -> Vec<(u32, f32)> {

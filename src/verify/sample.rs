@@ -5,7 +5,8 @@
 //! The sample covers up to three texts (the first, the middle one, the last). The reference runs one prefix of each to
 //! the deepest requested block and a longer one to the shallowest, each as long as its share of the work allows. Every
 //! requested hook within reach is compared at every requested position. If no requested position lies in a prefix, the
-//! device runs the prefix too. Read next: `measure.rs`.
+//! device runs the prefix too. Edits are made in the reference as well, with the values that they have in the run: means and
+//! values of other runs are not computed again. Read next: `measure.rs`.
 
 use super::hooks::{ROUNDING, TIMES_ROUNDED, run, runs};
 use super::measure::{self, TokenError};
@@ -14,6 +15,7 @@ use crate::config::Config;
 use crate::device::Device;
 use crate::device::reference::Reference;
 use crate::device::rounded::Rounded;
+use crate::hooks::layout::Layout;
 use crate::hooks::request::Hooks;
 use crate::hooks::site::{Axis, Site};
 use crate::model::forward::RunError;
@@ -92,7 +94,7 @@ impl Sample {
     /// of finished probes and their total.
     ///
     /// # Errors
-    /// [`RunError`] when the device fails, or when `hooks` has edits: only the unedited model can be compared.
+    /// [`RunError`] when the device fails.
     pub async fn check<D: Device>(
         self,
         dev: &D,
@@ -104,12 +106,17 @@ impl Sample {
         let config = params.config();
         let mut checked = Checked { probes: self.probes, found: Vec::new() };
         let mut asked = Vec::new();
+        let layout = Layout::new(hooks, batch)?;
         for probe in &mut checked.probes {
             let ids = &batch.ids_of(probe.text)[..probe.tokens];
             let alone = Batch::new(&[ids], config).expect("a part of a checked batch");
-            let part = hooks.of_prefix(&probe.sites, probe.text, probe.tokens)?;
+            let part = hooks.of_prefix(&probe.sites, probe.text, probe.tokens);
             probe.apart = part.is_none();
-            asked.push((alone, part.unwrap_or_else(|| Hooks::whole(config, &probe.sites))));
+            let mut request = part.unwrap_or_else(|| Hooks::whole(config, &probe.sites));
+            for (site, select, edit) in layout.edits_of_prefix(probe.text, probe.tokens) {
+                request.edit_at(site, select, edit)?;
+            }
+            asked.push((alone, request));
         }
         let n = asked.len();
         let expected = runs(&Reference::default(), params, &asked, &|done| progress(done, 2 * n)).await?;

@@ -9,6 +9,7 @@
 
 from actscope._cache import Cache
 from actscope._edits import Edit
+from actscope._generate import Generated, Generation, NewToken, Score, Scores, Stream
 from actscope._model import Model, devices, load
 from actscope._native import Error, __version__
 from actscope._notebook import Activations, ActivationExtractor, plot_activation_heatmap
@@ -23,11 +24,17 @@ __all__ = [
     "Cache",
     "Edit",
     "Error",
+    "Generated",
+    "Generation",
     "Heatmap",
     "Lens",
     "Model",
+    "NewToken",
     "Reading",
     "Report",
+    "Score",
+    "Scores",
+    "Stream",
     "Sweep",
     "Tokens",
     "Verification",

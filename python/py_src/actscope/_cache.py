@@ -51,6 +51,7 @@ class Cache(Mapping[str, Any]):
         texts: list[str],
         positions: list[list[int]] | None,
         edits: list[tuple[str, str | None]],
+        generation: str | None = None,
     ) -> None:
         self._model = model
         self._arrays = arrays
@@ -58,6 +59,8 @@ class Cache(Mapping[str, Any]):
         self._addresses = addresses
         self._ids = ids
         self._texts = texts
+        # How the texts came to be, as files have it.
+        self._generation = generation
         self.positions = positions
         self.edits = [{"edit": edit, "sha256": sha} if sha else {"edit": edit} for edit, sha in edits]
         self.attention_mask: Ints = np.zeros((len(lengths), max(lengths)), dtype=np.int64)
@@ -131,7 +134,9 @@ class Cache(Mapping[str, Any]):
             raise error("output", "this run began with a residual stream and has no tokens, which a file needs")
         edits = [(one["edit"], one.get("sha256")) for one in self.edits]
         arrays = list(self._arrays.items())
-        return self._model._session.save(path, self._ids, self._texts, self.positions, arrays, edits)
+        return self._model._session.save(
+            path, self._ids, self._texts, self.positions, arrays, edits, self._generation
+        )
 
     # TransformerLens's algebra
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actscope._errors import error
-from actscope._texts import indices
+from actscope._texts import growing, indices
 
 if TYPE_CHECKING:
     from actscope import _native
@@ -100,19 +100,22 @@ def _of_pair(site: str, what: Any) -> Edit | str:
     return f"{site}:{what}" if isinstance(what, str) else Edit(site, "set", what)
 
 
-def native(edits: list[Edit | str], session: _native.Session, lengths: list[int]) -> list[Any]:
-    """Edits as the native side takes them, for a batch of texts of these lengths."""
+def native(
+    edits: list[Edit | str], session: _native.Session, lengths: list[int], prompts: list[int] | None = None
+) -> list[Any]:
+    """Edits as the native side takes them, for a batch of texts of these lengths. Texts that are generated have these prompts, from
+    whose ends negative positions count."""
     made: list[Any] = []
     for edit in edits:
         if isinstance(edit, str):
             made.append((edit, (None, None, None, None), "written", None, ""))
             continue
         for site in session.resolve(edit.site):
-            made.append((site, _select(edit, site, session, lengths), *_operation(edit, site)))
+            made.append((site, _select(edit, site, session, lengths, prompts or lengths), *_operation(edit, site)))
     return made
 
 
-def _select(edit: Edit, site: str, session: _native.Session, lengths: list[int]) -> Any:
+def _select(edit: Edit, site: str, session: _native.Session, lengths: list[int], prompts: list[int]) -> Any:
     config = session.config
     chosen = range(len(lengths)) if edit.text is None else indices(edit.text, len(lengths), "text")
 
@@ -121,7 +124,7 @@ def _select(edit: Edit, site: str, session: _native.Session, lengths: list[int])
             return None
         spec = slice(None) if spec is None else spec
         of = [f"{site}: text {i}: {what}" for i in range(len(lengths))]
-        return [indices(spec, n, of[i]) if i in chosen else [] for i, n in enumerate(lengths)]
+        return [growing(spec, n, prompts[i], of[i]) if i in chosen else [] for i, n in enumerate(lengths)]
 
     width = {
         "d_model": config["n_embd"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 import sys
 from typing import Any
@@ -14,8 +15,9 @@ from actscope import _edits, _native, _texts
 from actscope._cache import Cache
 from actscope._edits import Edits
 from actscope._errors import error
+from actscope._generate import Generated, Generation, NewToken, OnToken, Score, Scores, Stream, named, reading
 from actscope._progress import Progress
-from actscope._show import Attention, Heatmap, Lens, Panel, Reading, Report, Tokens, Verification
+from actscope._show import Attention, Heatmap, Lens, Panel, Report, Tokens, Verification
 from actscope._sweep import Sweep
 from actscope._texts import Texts
 from actscope._weights import Weights
@@ -272,6 +274,163 @@ class Model:
         layer = self._layer(layer)
         return f"blocks.{layer}.{kind}.hook_{name}" if kind else f"{name}.{layer}"
 
+    # Text that it writes
+
+    def generate(
+        self,
+        texts: Texts,
+        new_tokens: int = 40,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        samples: int = 1,
+        stop: str | list[str] | None = None,
+        alternatives: int = 0,
+        lens: int = 0,
+        hooks: Any = None,
+        pos: Any = None,
+        edits: Edits = None,
+        source: Texts = None,
+        mean_from: Texts = None,
+        prepend_bos: bool = False,
+        on_token: OnToken | None = None,
+    ) -> Generation:
+        """Goes on with texts, token by token, as one batch.
+
+        Args:
+            texts: Prompts, or token ids.
+            new_tokens: Of each text at most; no text becomes longer than the model has positions.
+            temperature: 0 takes the likeliest token each time; above, tokens are drawn.
+            top_k, top_p, min_p: Draw from the k likeliest tokens; from the smallest set of likeliest ones whose probabilities reach p;
+                from those at least p times as likely as the likeliest. In transformers' order and arithmetic; nothing is filtered
+                by default.
+            repetition_penalty: For tokens that the text already has, positive logits are divided by it and negative ones multiplied.
+            seed: The same one gives the same text on the same device and version. None: one is made up; `Generation.seed` has it.
+            samples: Texts for each prompt.
+            stop: A text, or several, after which a text ends. It also ends after the model's end-of-text token.
+            alternatives: How many of the likeliest tokens to give for each step.
+            lens: How many of the likeliest tokens of each layer to give for each step: the logit lens.
+            hooks, pos: What to record, as in `run`, of prompt and new tokens; nothing by default. `pos="new"` is every new
+                token; negative positions count from the prompt's end.
+            edits: As in `run`, applied at the positions that they name as these come; positions as in `pos`. A function is called for the
+                prompt, and then for each new token; a cache lists it without a hash. `mean`, `patch` and `freeze` reach prompts only.
+            source, mean_from: As in `run`.
+            on_token: Hears every token as it comes: a `NewToken`. `False` ends the run.
+
+        Returns:
+            A `Generation`, a sequence of texts, with a `Cache` of what was recorded.
+
+        Raises:
+            Error: of kind `hook` for a setting or a request that does not fit, `batch` for prompts that cannot be run, `device` or
+                `run`.
+            KeyboardInterrupt: on Ctrl-C, soon.
+        """
+        ids, given = self._read(texts, prepend_bos)
+        seed = secrets.randbits(63) if seed is None else seed
+        if seed < 0 or seed >= 2**64:
+            raise error("hook", f"the seed {seed} is none of: 0 to 2^64 - 1")
+        counts = {"new_tokens": new_tokens, "samples": samples, "alternatives": alternatives, "lens": lens}
+        for what, n in counts.items():
+            if n < (what in ("new_tokens", "samples")):
+                raise error("hook", f"{what} is {n}, and must be at least {int(what in ('new_tokens', 'samples'))}")
+        if top_k is not None and top_k < 1:
+            raise error("hook", f"top_k is {top_k}, and must be at least 1")
+        stops = [stop] if isinstance(stop, str) else list(stop or [])
+        settings = (
+            (new_tokens, samples, alternatives, lens),
+            (float(temperature), top_k, top_p, min_p, float(repetition_penalty)),
+            seed,
+            stops,
+        )
+        longest = _native.longest(self._session, ids, settings)
+        prompts = [len(ids[i // samples]) for i in range(len(longest))]
+        names = [] if hooks is None else self._tapped(hooks, None, None)
+        positions = None
+        if pos is not None:
+            lengths = zip(longest, prompts, strict=True)
+            positions = [_texts.growing(pos, n, of, f"text {i}: position") for i, (n, of) in enumerate(lengths)]
+        select = (positions, None, None, None)
+        edited = _edits.native(_edits.read(edits), self._session, longest, prompts)
+        sources = self._sources(source, mean_from, prepend_bos)
+        written = self._session.written
+
+        def tell(text: int, id: int, piece: str, logprob: float, likeliest: Any, stop: str | None) -> bool:
+            assert on_token is not None
+            token = NewToken(text, id, written([id])[0], piece, logprob, named(likeliest, written), stop)
+            return on_token(token) is not False
+
+        # Who hears tokens sees how far it is.
+        with Progress("actscope", "token") as progress:
+            found, arrays, addresses, run, records, made = _native.generate(
+                self._session,
+                ids,
+                settings,
+                [(name, select) for name in names],
+                edited,
+                sources,
+                None if on_token is None else tell,
+                progress if on_token is None else None,
+            )
+        generated = [Generated(one, written) for one in found]
+        cache = None
+        if names:
+            reached = [one.ids[:n] for one, n in zip(generated, run, strict=True)]
+            # The texts are those that were run: prompts with what was written.
+            decoded = [self._session.decode(row) for row in reached] if given else []
+            if positions is not None:
+                positions = [[at for at in of if at < n] for of, n in zip(positions, run, strict=True)]
+            cache = Cache(
+                self,
+                arrays,
+                addresses,
+                ids=reached,
+                lengths=run,
+                texts=decoded,
+                positions=positions,
+                edits=records,
+                generation=made,
+            )
+        return Generation(generated, cache, seed, _native.lens_hooks(self._session) if lens else [])
+
+    def stream(self, texts: Texts, new_tokens: int = 40, **options: Any) -> Stream:
+        """`generate` as an iterator of `NewToken`s: takes the same options but `on_token`.
+
+        Example:
+            `for token in model.stream("The cat sat"): print(token.piece, end="")`
+        """
+        if "on_token" in options:
+            raise TypeError("stream gives the tokens; on_token is generate's")
+        return Stream(lambda hear: self.generate(texts, new_tokens, on_token=hear, **options))
+
+    def score(
+        self, texts: Texts, *, window: int | None = None, stride: int | None = None, prepend_bos: bool = False
+    ) -> Scores:
+        """How likely texts are: the log-probability of every token but the first, and perplexity.
+
+        Args:
+            texts: Of any length, or token ids.
+            window, stride: A text that is longer than the context, or than `window`, is run in windows of as many tokens, each
+                `stride` (half a window) after the one before; a token is scored in the window where it has most context.
+
+        Raises:
+            Error: of kind `batch` for texts that cannot be run, `run` for a text whose score is no number.
+        """
+        ids, _ = self._read(texts, prepend_bos)
+        if window is None and stride is not None:
+            raise error("batch", "stride is how far apart windows are: give window too")
+        windows = None
+        if window is not None:
+            windows = (window, -(-window // 2) if stride is None else stride)
+            if min(windows) < 1:
+                raise error("batch", f"a window of {window} tokens, each {windows[1]} after the one before, does not exist")
+        with Progress("actscope", "block") as progress:
+            scores = _native.score(self._session, ids, windows, progress)
+        return Scores([Score(row, self._session.written(row), found) for row, found in zip(ids, scores, strict=True)])
+
     # Pictures
 
     def _tokens_of(self, ids: list[int]) -> list[tuple[int, bytes | None]]:
@@ -365,15 +524,7 @@ class Model:
             sources = self._sources(source, None, prepend_bos)
             rows, pictures = self._session.lens(ids, top, edited, sources, progress)
         written = self._session.written
-
-        def reading(of: Any) -> Reading:
-            likeliest, entropy, following = of
-            names = written([id for id, _ in likeliest])
-            top = [(name, probability) for name, (_, probability) in zip(names, likeliest, strict=True)]
-            after = following and (written([following[0]])[0], following[1], following[2])
-            return Reading(top, entropy, after)
-
-        read = [[[reading(one) for one in text] for text in of_row] for _, of_row in rows]
+        read = [[[reading(one, written) for one in text] for text in of_row] for _, of_row in rows]
         return Lens([hook for hook, _ in rows], read, pictures)
 
     def report(
@@ -417,6 +568,8 @@ class Model:
         by: str | list[str] | None = None,
         metric: str | None = None,
         noise: bool = False,
+        path: str | None = None,
+        frozen: bool = False,
         prepend_bos: bool = False,
     ) -> Sweep:
         """Activation patching: values of the clean run put into the corrupt one, one place at a time. Which place brings the
@@ -431,6 +584,9 @@ class Model:
                 with heads, layer and pos for the rest.
             metric: `logit-diff` (the default with `wrong`), `logit`, `logprob`, `prob`, `loss`, `kl`; at each text's last token.
             noise: The other way round: values of the corrupt run put into the clean one.
+            path: One path in place of `at`, `FROM...TO`, such as `head...q.3.4` or `mlp.0...logits`: what FROM writes is that of the
+                clean run, and only what TO makes of it reaches the rest. Numbers that FROM leaves out are axes.
+            frozen: Along the path every other head keeps the value that it had; MLPs follow.
 
         Raises:
             Error: of kind `hook` for texts that do not line up, and for a request that does not fit.
@@ -446,7 +602,12 @@ class Model:
                     f"pair {i}: the clean text has {len(one)} tokens and the corrupt one {len(other)}, so they do not line up: "
                     f"{written}",
                 )
+        if frozen and path is None:
+            raise error("hook", "frozen holds heads still along a path: give path")
         runs, sources = (pairs[0], pairs[1]) if noise else (pairs[1], pairs[0])
+        if path is not None:
+            how, of_path = ("sent along the path, heads frozen" if frozen else "sent along the path"), (path, frozen)
+            return self._sweep(runs, sources, pairs, answer, wrong, path, by, metric, "patch", noise, how, of_path)
         return self._sweep(runs, sources, pairs, answer, wrong, at, by, metric, "patch", noise, "patched")
 
     def ablate(
@@ -483,6 +644,7 @@ class Model:
         change: str,
         noise: bool,
         how: str,
+        path: tuple[str, bool] | None = None,
     ) -> Sweep:
         if metric is None:
             of_answer = "logit" if answer is not None or sources is not None else "loss"
@@ -504,7 +666,7 @@ class Model:
             cases.append(((ids, len(ids) - 1), source, answers[i], wrongs[i]))
         with Progress("actscope", "run") as progress:
             kl = sources is not None and not noise
-            found = _native.sweep(self._session, cases, sites, axes, metric, change, kl, progress)
+            found = _native.sweep(self._session, cases, sites, axes, metric, change, kl, path, progress)
         text = pos_labels = None
         of = f", mean of {len(runs)}"
         if len(runs) == 1:

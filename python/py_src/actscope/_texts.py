@@ -70,3 +70,27 @@ def indices(spec: Any, n: int, what: str) -> list[int]:
             raise error("hook", f"{what} {index} does not exist; there are {n}, 0 to {n - 1}")
         found.add(int(index) % n)
     return sorted(found)
+
+
+def growing(spec: Any, n: int, prompt: int, what: str) -> list[int]:
+    """`indices` into a text that can grow to `n` tokens, of which `prompt` are its prompt: negative indices count from the prompt's
+    end, and `"new"` is every token after it."""
+    if isinstance(spec, str):
+        if spec != "new":
+            raise error("hook", f"{what} {spec!r} is none; there are indices, slices, lists of indices, and 'new'")
+        if prompt == n:
+            raise error("hook", f"{what} 'new' is for tokens that are generated, and this text gets none")
+        return list(range(prompt, n))
+    if isinstance(spec, slice):
+
+        def bound(of: int | None) -> int | None:
+            return max(0, of + prompt) if of is not None and of < 0 else of
+
+        return indices(slice(bound(spec.start), bound(spec.stop), spec.step), n, what)
+    if hasattr(spec, "tolist"):
+        spec = spec.tolist()
+    wanted = [spec] if _is_id(spec) else list(spec)
+    for index in wanted:
+        if _is_id(index) and index < -prompt:
+            raise error("hook", f"{what} {index} does not exist; negative ones count from the end of the prompt's {prompt} tokens")
+    return indices([index + prompt if _is_id(index) and index < 0 else index for index in wanted], n, what)

@@ -1,54 +1,6 @@
-// The run's values. Owns unpacking: it reads the byte layouts that src/report/pack.rs and gather.rs write. All data is
-// in the page; nothing is loaded from a network. Read next: page.js.
-"use strict";
-
-const data = JSON.parse(document.getElementById("data").textContent);
-const { tokens, model, kept } = data;
+// The values of a report's run: what gather.rs packed. Read next: page.js.
+const { kept } = data;
 const nPos = tokens.length;
-
-/** The bytes of a named part, whose element goes, since it is needed once. */
-async function unpack(name) {
-  const element = document.getElementById(`data-${name}`);
-  const text = atob(element.textContent);
-  element.remove();
-  const packed = new Uint8Array(text.length);
-  for (let i = 0; i < text.length; i++) packed[i] = text.charCodeAt(i);
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
-}
-
-/** The value of every f16. */
-const HALF = Float32Array.from({ length: 65536 }, (_, bits) => {
-  const sign = bits >> 15 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
-  if (exponent === 31) return fraction ? NaN : sign * Infinity;
-  return sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -14 * (fraction / 1024));
-});
-
-/** Rows of f16, each row with a power of two of its own (pack.rs, Rows). */
-class Rows {
-  constructor(bytes, count) {
-    const numbers = (bytes.length - count) / 2;
-    this.exponents = new Int8Array(bytes.buffer, 0, count);
-    this.upper = bytes.subarray(count, count + numbers);
-    this.lower = bytes.subarray(count + numbers);
-  }
-  /** Number `i` of all, which is in row `row`. */
-  at(row, i) {
-    return HALF[(this.upper[i] << 8) | this.lower[i]] * 2 ** this.exponents[row];
-  }
-  /** `length` numbers from `start` on, all in row `row`. */
-  slice(row, start, length) {
-    const numbers = new Float32Array(length);
-    for (let i = 0; i < length; i++) numbers[i] = this.at(row, start + i);
-    return numbers;
-  }
-}
-
-/** Whole numbers (pack.rs, whole). */
-function whole(bytes) {
-  const n = bytes.length / 4;
-  return Uint32Array.from({ length: n }, (_, i) => bytes[i] + bytes[n + i] * 0x100 + bytes[2 * n + i] * 0x10000 + bytes[3 * n + i] * 0x1000000);
-}
 
 // Stages of the residual stream: 0 is the input of the first block, 1 + l the output of block l, the last is after
 // ln_f.

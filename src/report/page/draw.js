@@ -118,6 +118,8 @@ async function copy(text) {
 /** Fills a line of the page with a command and its button. */
 function showCommand(name, what, text) {
   const line = document.querySelector(`[data-command="${name}"]`);
+  line.hidden = data.arguments === null;
+  if (line.hidden) return;
   const button = make("button", { type: "button", "aria-label": `Copy the command: ${what}` }, "Copy");
   button.addEventListener("click", async () => {
     const done = await copy(text);

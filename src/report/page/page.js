@@ -24,7 +24,8 @@ async function choose(change) {
 /** The text, and the controls that hold what is chosen. */
 function makeText() {
   const spans = tokens.flatMap(({ id, label, breaks }, position) => {
-    const token = make("span", { class: "tok", role: "option", id: `token-${position}`, "aria-selected": "false", tabindex: -1, title: `position ${position}, id ${id}` }, label);
+    const written = data.prompt !== null && position >= data.prompt;
+    const token = make("span", { class: written ? "tok written" : "tok", role: "option", id: `token-${position}`, "aria-selected": "false", tabindex: -1, title: `position ${position}, id ${id}` }, label);
     return [token, ...Array.from({ length: breaks }, () => make("br"))];
   });
   const text = byId("text");
@@ -190,7 +191,10 @@ function drawAbout() {
     ["Neurons", `The ${kept.neurons} strongest of every token and block, as f16, of blocks.*.mlp.hook_post.`],
     ["Logit lens", `The ${kept.lens} likeliest tokens of every token and layer, entropy, and the true next token's probability as f16, its rank exactly.`],
     ["Names", `Hooks are named and defined as in ${data.definitions}.`],
-    ["Commands", "For a POSIX shell (sh, bash, zsh). They print or draw the same numbers in full f32."],
+    ["Commands", data.arguments === null
+      ? "None: positions of this run's edits are those of a text that grew."
+      : "For a POSIX shell (sh, bash, zsh). They print or draw the same numbers in full f32."],
+    ...(data.prompt === null ? [] : [["Written", `The model wrote the tokens from position ${data.prompt} on; they are underlined. The numbers are those of one run over the whole text, edited as it was while it was written.`]]),
     ["Model", `${model.name}, fingerprint ${model.fingerprint}`],
     ["Computed on", data.device],
     ["Made by", `actscope ${data.version}`],

@@ -1,0 +1,200 @@
+//! Compares path patching with f64 values from transformers (tools/goldens/paths.py), on four checkpoints and three devices, and
+//! checks properties that hold for all values. The bound is that of tests/edits.rs. Seen red: the wrong paths of
+//! `another_path_would_be_seen`.
+
+mod common;
+
+use actscope::analysis::metric::Question;
+use actscope::analysis::path::PathSweep;
+use actscope::analysis::sweep::{Case, SweepAxis, Swept};
+use actscope::device::Choice;
+use actscope::session::Model;
+use actscope::{Edit, Error, Select, Session, Site};
+use common::{DEVICES, fixtures};
+use serde_json::Value;
+
+const NAMES: [&str; 4] = ["classic", "untied_erf", "inverse_f16", "no_ln"];
+const BOUND: f64 = 2e-5;
+
+fn goldens() -> Value {
+    serde_json::from_str(&std::fs::read_to_string(fixtures().join("paths.json")).unwrap()).unwrap()
+}
+
+fn session(name: &str, choice: Choice) -> Session {
+    Model::open(&fixtures().join(name).to_string_lossy()).unwrap().on(choice).unwrap()
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+fn floats(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+}
+
+/// The axes that a golden's path leaves open, and positions.
+fn axes(wanted: &Value) -> Vec<SweepAxis> {
+    let from = wanted["path"].as_str().unwrap().split("...").next().unwrap();
+    let (name, given) = (from.split('.').next().unwrap(), from.split('.').count() - 1);
+    let mut axes = Vec::new();
+    axes.extend((given < 1).then_some(SweepAxis::Layer));
+    axes.extend((name == "head" && given < 2).then_some(SweepAxis::Head));
+    axes.extend((wanted["pos"] == true).then_some(SweepAxis::Pos));
+    axes
+}
+
+/// The case of a golden.
+fn case(golden: &Value, wanted: &Value) -> Case {
+    let token = |name: &str| golden[name].as_u64().unwrap() as u32;
+    let question = |ids: &[u32]| Question { position: ids.len() - 1, answer: token("answer"), wrong: token("wrong") };
+    let (here, source) = (ids(&wanted["ids"]), ids(&wanted["source"]));
+    Case {
+        question: question(&here),
+        aligned: here.len().min(source.len()),
+        source: Some((source.clone(), question(&source))),
+        ids: here,
+        from_source: true,
+    }
+}
+
+fn swept(session: &Session, golden: &Value, wanted: &Value, path: &str, frozen: bool) -> Result<Swept, Error> {
+    let metric = wanted["metric"].as_str().unwrap().parse().unwrap();
+    let sweep = PathSweep::new(path, &axes(wanted), frozen, metric, session.model().config())?;
+    session.path_sweep(&sweep, &[case(golden, wanted)])
+}
+
+/// The largest difference as a share of the largest value, the unchanged run's among them.
+fn off(got: &[f64], wanted: &Value) -> f64 {
+    let want = floats(&wanted["values"]);
+    assert_eq!(got.len(), want.len());
+    let largest = want.iter().chain(&[wanted["here"].as_f64().unwrap()]).fold(0.0f64, |a, b| a.max(b.abs()));
+    got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, |a, b| if b.is_nan() { f64::NAN } else { a.max(b) })
+        / largest
+}
+
+#[test]
+fn every_path_gives_what_transformers_gives() {
+    let goldens = goldens();
+    for choice in DEVICES {
+        for name in NAMES {
+            let (golden, session) = (&goldens[name], session(name, choice));
+            for wanted in golden["paths"].as_array().unwrap() {
+                let (path, frozen) = (wanted["path"].as_str().unwrap(), wanted["frozen"] == true);
+                let what = format!("{choice:?} {name} {path}, frozen {frozen}, {}", wanted["metric"]);
+                let swept = swept(&session, golden, wanted, path, frozen).unwrap_or_else(|e| panic!("{what}: {e}"));
+                let shape: Vec<usize> = floats(&wanted["shape"]).iter().map(|n| *n as usize).collect();
+                assert_eq!(swept.shape, shape, "{what}");
+                let off = off(&swept.values[0], wanted);
+                assert!(off <= BOUND, "{what}: off by {off:.1e}: {:?} for {}", swept.values[0], wanted["values"]);
+                let here = wanted["here"].as_f64().unwrap();
+                assert!((swept.unchanged[0] - here).abs() <= BOUND * here.abs().max(1.0), "{what}");
+            }
+        }
+    }
+}
+
+/// What the comparison above would say of other paths: each is off by more than the bound.
+#[test]
+fn another_path_would_be_seen() {
+    let goldens = goldens();
+    let mut seen = 0;
+    for name in NAMES {
+        let (golden, session) = (&goldens[name], session(name, Choice::Cpu));
+        for wanted in golden["paths"].as_array().unwrap() {
+            let (path, frozen) = (wanted["path"].as_str().unwrap(), wanted["frozen"] == true);
+            // Heads held still or not; another receiver; another sender.
+            let mut others = vec![(path.to_string(), !frozen)];
+            for (from, to) in
+                [("...k.", "...v."), ("...v.", "...k."), ("...q.", "...v."), ("head.0...", "head.0...v.1.0+")]
+            {
+                let other = path.replacen(from, to, 1);
+                others.extend((other != path).then_some((other, frozen)));
+            }
+            for (other, frozen) in others {
+                let Ok(swept) = swept(&session, golden, wanted, &other, frozen) else { continue };
+                // From the last block but one to the logits no other head is on the way of a head's direct path.
+                if off(&swept.values[0], wanted) > BOUND {
+                    seen += 1;
+                }
+            }
+        }
+    }
+    assert!(seen >= 60, "{seen} other paths were seen");
+}
+
+#[test]
+fn a_source_that_is_the_same_text_changes_nothing() {
+    let goldens = goldens();
+    for choice in DEVICES {
+        let (golden, session) = (&goldens["classic"], session("classic", choice));
+        for wanted in golden["paths"].as_array().unwrap() {
+            let mut same = wanted.clone();
+            same["source"] = same["ids"].clone();
+            let swept = swept(&session, golden, &same, same["path"].as_str().unwrap(), same["frozen"] == true).unwrap();
+            for value in &swept.values[0] {
+                let off = (value - swept.unchanged[0]).abs() / swept.unchanged[0].abs().max(1e-3);
+                assert!(off <= BOUND || same["metric"] == "kl" && value.abs() < 1e-6, "{choice:?} {}", same["path"]);
+            }
+        }
+    }
+}
+
+/// Cells that run together are cells alone, edits of the caller's included.
+#[test]
+fn cells_together_are_cells_alone() {
+    let goldens = goldens();
+    let (golden, session) = (&goldens["classic"], session("classic", Choice::Cpu));
+    let config = session.model().config();
+    let (last, heads) = (config.n_layer - 1, config.n_head);
+    let wanted = &golden["paths"][0];
+    let case = case(golden, wanted);
+    let mut edits = session.model().hooks();
+    edits.edit_at(Site::ResidPre(last), Select::all(), Edit::Scale(1.5)).unwrap();
+    for frozen in [false, true] {
+        for to in [format!("q.{last}.0+v.{last}.{}", heads - 1), format!("mlp.{last}"), "logits".into()] {
+            let run = |from: &str| {
+                let metric = "logit-diff".parse().unwrap();
+                let sweep = PathSweep::new(&format!("{from}...{to}"), &[], frozen, metric, config).unwrap();
+                let run = session.path_sweep_async(&sweep, std::slice::from_ref(&case), &edits, &edits, None);
+                pollster::block_on(run).unwrap()
+            };
+            let all = run("head");
+            for (cell, value) in all.values[0].iter().enumerate() {
+                let alone = run(&format!("head.{}.{}", cell / heads, cell % heads));
+                assert_eq!(alone.shape, Vec::<usize>::new());
+                let off = (alone.values[0][0] - value).abs() / value.abs().max(1e-3);
+                assert!(off <= 4e-6, "frozen {frozen}, to {to}, cell {cell}: {off:.1e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn paths_that_do_not_exist() {
+    let session = session("classic", Choice::Cpu);
+    let config = session.model().config();
+    let (last, heads) = (config.n_layer - 1, config.n_head);
+    let cases: Vec<(String, &[SweepAxis], &str)> = vec![
+        ("head.0.0".into(), &[], "FROM...TO"),
+        ("neuron.0...logits".into(), &[], "sends nothing"),
+        ("mlp.0.1...logits".into(), &[], "more numbers"),
+        ("head.x...logits".into(), &[], "no number"),
+        (format!("head.{}...logits", last + 1), &[], "does not exist"),
+        (format!("head.0.{heads}...logits"), &[], "does not exist"),
+        ("head.0...out".into(), &[], "receives nothing"),
+        ("head.0...q.1".into(), &[], "receives nothing"),
+        (format!("head.0...q.1.{heads}"), &[], "does not exist"),
+        ("head.0...q.1.0+q.1.0".into(), &[], "twice"),
+        ("head.0...q.1.0+logits".into(), &[], "stands alone"),
+        ("head...q.0.0".into(), &[], "no layer comes before"),
+        ("mlp...mlp.0".into(), &[], "no layer comes before"),
+        ("head.1...q.1.0".into(), &[], "layer 1 does not come before"),
+        ("head...logits".into(), &[SweepAxis::Layer], "leaves head open"),
+        ("head.0...logits".into(), &[SweepAxis::Layer, SweepAxis::Head], "layer is no axis"),
+        ("mlp...logits".into(), &[SweepAxis::Layer, SweepAxis::Dim], "dim is no axis"),
+    ];
+    for (path, axes, message) in cases {
+        let error = PathSweep::new(&path, axes, false, "logit".parse().unwrap(), config).unwrap_err();
+        assert!(error.to_string().contains(message), "{path}: {error}");
+    }
+}
