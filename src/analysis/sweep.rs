@@ -432,7 +432,7 @@ impl Session {
         let touched = sites.iter().copied().chain(edits.iter().chain(&source_edits).map(|(site, ..)| *site));
         let directions = match from_final_norm(sweep.metric, touched) {
             true => {
-                let row = |id| on_engine!(self.parts(), (_dev, params) => params.unembedding_row(id));
+                let row = |id| on_engine!(self.parts(), (_dev, params) => params.direction(id));
                 let row = |id| row(id).map_err(crate::model::forward::RunError::from);
                 Some([row(case.question.answer)?, row(case.question.wrong)?])
             }

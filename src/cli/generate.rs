@@ -456,12 +456,7 @@ impl FileOf<'_> {
     ) -> Result<Vec<Generated>, Failure> {
         let (model, path) = (self.session.model(), output.path().display().to_string());
         let shapes = hooks.shapes(self.whole);
-        let provenance = Provenance {
-            model: model.name().to_string(),
-            fingerprint: model.checkpoint().fingerprint(false),
-            device: self.session.device().to_string(),
-            edits: self.edits.clone(),
-        };
+        let provenance = Provenance::new(self.session, self.edits.clone(), false);
         let n_texts = self.whole.texts().len();
         let longest_token =
             (0..model.config().vocab_size as u32).filter_map(|id| model.token(id).bytes.map(|bytes| bytes.len())).max();

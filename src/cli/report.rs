@@ -58,12 +58,7 @@ impl Report {
             report::gather(&session, &batch, &hooks, report::LARGEST, Some(told)).await
         })?;
         self.nan.judge(page.non_number.as_ref(), NonNumber::slot)?;
-        let provenance = Provenance {
-            model: session.model().name().to_string(),
-            fingerprint: session.model().checkpoint().fingerprint(false),
-            device: session.device().to_string(),
-            edits,
-        };
+        let provenance = Provenance::new(&session, edits, false);
         let about = About { files: session.model(), tokens: &tokens, arguments: &arguments, provenance: &provenance };
         let path = place.path().display().to_string();
         let bytes = place.fill(|part| output::buffered(part, |out| page.write(&about, out)))?;
@@ -83,9 +78,7 @@ impl Report {
         // Quoting fails only for a NUL, which an argument cannot contain.
         let quote = |word: &str| shlex::try_quote(word).map_or_else(|_| String::new(), |quoted| quoted.into_owned());
         let mut words = vec!["--model".to_string(), quote(&self.model.model)];
-        if let Some(weights) = self.run.weights() {
-            words.extend(["--weights".to_string(), weights]);
-        }
+        words.extend(self.run.of_weights());
         let seen = |c: char| c == '\n' || c == '\'' || c == '"' || c == '\\' || c.escape_debug().len() == 1;
         for [option, value] in self.edits.arguments() {
             words.extend([option, quote(&value)]);

@@ -191,7 +191,7 @@ function drawAbout() {
     ["Logit lens", `The ${kept.lens} likeliest tokens of every token and layer, entropy, and the true next token's probability as f16, its rank exactly.`],
     ["Names", `Hooks are named and defined as in ${data.definitions}.`],
     ["Commands", "For a POSIX shell (sh, bash, zsh). They print or draw the same numbers in full f32."],
-    ["Model", `${model.name}, fingerprint ${model.fingerprint}`],
+    ["Model", `${model.name}${model.process && `, its weights processed (${model.process})`}, fingerprint ${model.fingerprint}`],
     ["Computed on", data.device],
     ["Made by", `actscope ${data.version}`],
   ];
