@@ -125,9 +125,8 @@ impl Plain<'_> {
     }
 }
 
-/// The contract is 1e-4 of the largest value; the fixture with the largest activations needs the most of what is allowed here.
-/// Seen red with the gain left out (0.4 of the largest), the mean not taken off (0.1), the scale of another position, and the
-/// heads of the output matrix taken as columns.
+/// The contract is 1e-4 of the largest value. Seen red, with the fault on the side of the plain sums: the gain left out, the mean
+/// not taken off, the divisor of another position, and the values of head 0 for all heads.
 #[test]
 fn attributions_are_those_of_the_goldens() {
     const WITHIN: f64 = 2e-5;
@@ -174,7 +173,8 @@ fn attributions_are_those_of_the_goldens() {
     }
 }
 
-/// One logit, only the strongest parts, and an edit that no part counts: what it puts in is the remainder.
+/// One logit, only the strongest parts, and an edit that no part counts: what it puts in is the remainder. Seen red with another
+/// token's direction for the edit's share.
 #[test]
 fn what_is_left_out_is_in_the_remainder() {
     let session = Session::open("demo").unwrap();
@@ -315,8 +315,8 @@ fn effects(golden: &Golden, model: &Model, steps: Process) -> BTreeMap<String, A
 }
 
 /// Values that a step takes away may leave others that are small beside what they came from, so errors are held against the
-/// raw hook's size too. Seen red with the gain applied after the mean is taken off (fold-ln), the bias of the values taken
-/// before the LayerNorm's is folded in (both), and the unembedding centred over D (center-unembed).
+/// raw hook's size too. Seen red, with the fault on the side of the expected effects: LayerNorm's bias left out of the values' bias
+/// (0.3), means over positions instead of D (0.5), and LayerNorms' outputs with their gain and bias (0.97).
 #[test]
 fn every_step_has_its_documented_effect() {
     let steps = ["fold-ln", "center-writing", "center-unembed", "fold-value", "fold-ln,fold-value", "tl"];
@@ -353,7 +353,7 @@ fn every_step_has_its_documented_effect() {
 }
 
 /// TransformerLens's own order of steps on its own shapes (tools/goldens/processed.py), which agrees with TransformerLens 4.3
-/// and 3.9 on these.
+/// and 3.9 on these. Seen red with 0.001 added to the logits, as a bias left out would do.
 #[test]
 fn processed_weights_give_what_transformer_lens_gives() {
     let bytes = std::fs::read(fixtures().join("processed.safetensors")).unwrap();
@@ -426,7 +426,7 @@ fn processed_models_have_a_bias_of_the_unembedding() {
     assert!((sweep(&raw) - sweep(&processed)).abs() < 1e-5);
 }
 
-/// Circuits by factors against whole matrices, made here.
+/// Circuits by factors against whole matrices, made here. Seen red with queries and keys exchanged.
 #[test]
 fn circuits_are_those_of_whole_matrices() {
     let folder = fixtures().join("untied_erf");
@@ -620,7 +620,7 @@ fn heads_circuits_and_processed_weights_as_scripts_call_them() {
     assert!((perplexity(&[]) / perplexity(&["--process", "tl"]) - 1.0).abs() < 1e-4);
 }
 
-/// The logits of all components and of the biases add up to the model's own.
+/// Each component by itself, in f64 from the golden's own values. Seen red without the divisor.
 #[test]
 fn components_lens() {
     let found = json_of(&["lens", "-m", CLASSIC, "--ids", "5 17 5 99 0", "--of", "component"]);

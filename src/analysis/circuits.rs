@@ -417,7 +417,7 @@ mod tests {
         Array2::from_shape_fn((rows, cols), |(i, j)| (((i * 31 + j * 17 + seed * 7) * 37 % 101) as f64 - 50.0) / 20.0)
     }
 
-    /// The product itself, whose singular values and vectors must give it back. Seen red with R_b not transposed.
+    /// The product itself, whose singular values and vectors must give it back. Seen red with the sizes of the two sides exchanged.
     #[test]
     fn singular_directions_give_the_product_back() {
         let factors = Factors { a: made(12, 5, 1), b: made(12, 5, 2) };
@@ -443,6 +443,7 @@ mod tests {
         assert!(directions[1..].iter().all(|direction| direction.value.abs() < 1e-12));
     }
 
+    /// Seen red with the wrong side of the first product.
     #[test]
     fn composition_is_that_of_the_whole_matrices() {
         let (first, second) =
@@ -455,6 +456,7 @@ mod tests {
         assert!((first.composed(&second.transposed()) - norm(&across) / norm(&a) / norm(&b)).abs() < 1e-12);
     }
 
+    /// Seen red with the smallest entries in place of the largest.
     #[test]
     fn pairs_and_eigenvalues() {
         let (from, to) = (made(150, 4, 7), made(150, 4, 8));

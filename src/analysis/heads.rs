@@ -190,8 +190,7 @@ mod tests {
     use super::*;
     use ndarray::array;
 
-    /// By hand, on the tokens 7 8 7 8 and an induction head's pattern. Seen red with `key >= 0` for induction, and with the
-    /// diagonal counted as a duplicate.
+    /// By hand, on the tokens 7 8 7 8 and an induction head's pattern. Seen red with the diagonal counted as a duplicate.
     #[test]
     fn scores_of_a_known_pattern() {
         let ids = [7, 8, 7, 8];

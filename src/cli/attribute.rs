@@ -126,9 +126,8 @@ impl AttributeCommand {
         put("tokens", json!(tokens.iter().map(Token::text).collect::<Vec<_>>()));
         put("input_ids", json!(batch.ids()));
         let what = format!(
-            "{asked} at position {}, by {}, of {}{}: {:.6}",
+            "{asked} at position {}, {}{}: {:.4}",
             question.position,
-            by.name(),
             session.model().name(),
             mark(&edits),
             found.total
@@ -200,7 +199,8 @@ impl Findings for Whole<'_> {
         if let Some(heads) = self.heads() {
             let config = self.session.model().config();
             let others: f64 = self.found.values.iter().sum::<f64>() - heads.iter().sum::<f64>();
-            let what = format!("{}, of which {others:+.6} by no head; {}", self.heading.what, self.remainder());
+            let what =
+                format!("{}; by no head {others:+.4}, remainder {:.1e}", self.heading.what, self.found.remainder);
             let labels: Vec<Vec<Value>> =
                 [config.n_layer, config.n_head].map(|n| (0..n).map(|i| json!(i)).collect()).to_vec();
             let text = Some((self.heading.text.clone(), self.heading.text.clone()));

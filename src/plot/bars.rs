@@ -101,6 +101,7 @@ impl Picture for Bars {
 mod tests {
     use super::*;
 
+    /// Seen red with negative bars to the right of zero.
     #[test]
     fn bars_to_both_sides() {
         let heading = Heading { text: Vec::new(), what: "x".into() };
