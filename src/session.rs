@@ -19,6 +19,7 @@ use crate::model::checkpoint::{Checkpoint, WeightsError};
 use crate::model::forward::{self, Run, RunError, Start};
 use crate::model::model_dir::ModelDir;
 use crate::model::params::{LoadError, Params};
+use crate::model::process::Process;
 use crate::model::tokenizer::{Token, Tokenizer, TokenizerError};
 use crate::options::Options;
 use ndarray::{Array2, Axis, Ix3};
@@ -229,6 +230,26 @@ impl Model {
     /// [`Error::Batch`] for texts that are empty or too long, and for ids outside the vocabulary.
     pub fn batch<T: AsRef<[u32]>>(&self, ids: &[T]) -> Result<Batch, Error> {
         Ok(Batch::new(ids, self.config())?)
+    }
+
+    /// The model with its weights processed as TransformerLens does. They become f32, whatever the checkpoint has, and take
+    /// memory of their own.
+    ///
+    /// ```
+    /// use actscope::{Choice, Model};
+    ///
+    /// let session = Model::open("demo")?.processed("tl".parse().unwrap())?.on(Choice::Cpu)?;
+    /// # let _ = session;
+    /// # Ok::<(), actscope::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if the checkpoint lacks a weight.
+    pub fn processed(self, steps: Process) -> Result<Model, Error> {
+        if steps.is_none() {
+            return Ok(self);
+        }
+        Ok(Model { checkpoint: Arc::new(self.checkpoint.processed(steps)?), ..self })
     }
 
     /// An empty request for this model.
@@ -446,7 +467,7 @@ impl Session {
         on_engine!(engine, (dev, params) => {
             let groups = groups(dev, config, layout);
             for texts in &groups {
-                forward::check_size(dev, config, &batch.part(texts.clone()), hooks)?;
+                forward::check_size(dev, params, &batch.part(texts.clone()), hooks)?;
             }
             let per_group = hooks.blocks().saturating_sub(start.first_layer());
             let steps = groups.len() * per_group;

@@ -197,6 +197,7 @@ fn what_is_written_can_be_read_back() {
         let provenance = Provenance {
             model: "made".into(),
             fingerprint: "0".into(),
+            process: Default::default(),
             device: "\u{1F642} \"\\".into(),
             edits: Vec::new(),
         };
@@ -258,8 +259,13 @@ fn a_header_that_no_reader_takes_is_refused_up_front() {
     let batch = Batch::new(&[[1u32]], &config).unwrap();
     let mut hooks = Hooks::new(&config);
     hooks.tap("hook_embed").unwrap();
-    let provenance =
-        Provenance { model: "made".into(), fingerprint: "0".into(), device: "none".into(), edits: Vec::new() };
+    let provenance = Provenance {
+        model: "made".into(),
+        fingerprint: "0".into(),
+        process: Default::default(),
+        device: "none".into(),
+        edits: Vec::new(),
+    };
     let begin = |extension: &str, bytes: usize| {
         let tokens = vec![vec![Token { id: 1, bytes: Some(vec![b'a'; bytes]) }]];
         let record = Record {

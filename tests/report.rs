@@ -464,8 +464,13 @@ fn what_does_not_fit_is_said() {
     let expected = session.run(&batch, &hooks).unwrap();
     let stream = expected.get(actscope::Site::ResidPost(2)).unwrap();
     let pattern = expected.get(actscope::Site::Pattern(2)).unwrap();
-    let provenance =
-        Provenance { model: "demo".into(), fingerprint: String::new(), device: String::new(), edits: Vec::new() };
+    let provenance = Provenance {
+        model: "demo".into(),
+        fingerprint: String::new(),
+        process: Default::default(),
+        device: String::new(),
+        edits: Vec::new(),
+    };
     let tokens = session.model().tokens(&batch).swap_remove(0);
     let about = About {
         files: session.model(),

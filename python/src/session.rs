@@ -724,10 +724,7 @@ impl Session {
     fn unembedding<'py>(&self, py: Python<'py>, ids: Vec<u32>) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let checkpoint = self.0.model().checkpoint();
         let failed = |e| error::of(py, &actscope::Error::Weights(e));
-        let weight = match checkpoint.untied_unembedding() {
-            Some(weight) => weight,
-            None => checkpoint.tensor("wte.weight").map_err(failed)?,
-        };
+        let weight = checkpoint.unembedding().map_err(failed)?;
         // Holds the ids against the vocabulary; each by itself, since a text may not be longer than the context.
         self.batch(py, &ids.iter().map(|id| vec![*id]).collect::<Vec<_>>())?;
         let mut rows = ndarray::Array2::zeros((ids.len(), weight.cols));
@@ -771,12 +768,7 @@ impl Session {
 
 impl Session {
     fn provenance(&self, edits: Vec<EditRecord>) -> Provenance {
-        Provenance {
-            model: self.0.model().name().into(),
-            fingerprint: self.0.model().checkpoint().fingerprint(false),
-            device: self.0.device().to_string(),
-            edits,
-        }
+        Provenance::new(&self.0, edits, false)
     }
 }
 

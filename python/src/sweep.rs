@@ -126,7 +126,7 @@ pub fn sweep_picture(
         labels,
         text,
         &shown,
-        &values,
+        Some(&values),
         errors.as_deref(),
         p.as_deref(),
     ))

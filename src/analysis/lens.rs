@@ -3,6 +3,7 @@
 //! values per token are stored, and only a part of one layer's logits is in memory at once. Owns `Session::lens` and
 //! the evaluation of logits. Read next: `top.rs`.
 
+use crate::analysis::attribute;
 use crate::analysis::top::largest;
 use crate::batch::Batch;
 use crate::device::{Device, Operations, Window};
@@ -103,17 +104,81 @@ impl Session {
     }
 }
 
+impl Session {
+    /// The lens of each component by itself: what the embeddings and each block's attention and MLP add to the stream
+    /// ([`attribute::components`]), centred, divided by the divisor that the run's own final LayerNorm had there, times its
+    /// gain, through the unembedding. No bias is added, so the logits of all rows and of the biases add up to the model's.
+    /// Arguments and results are those of [`Session::lens_async`].
+    ///
+    /// # Errors
+    /// As [`Session::lens_async`].
+    pub async fn lens_of_components_async(
+        &self,
+        batch: &Batch,
+        hooks: &Hooks,
+        top: usize,
+        progress: Option<Progress<'_>>,
+    ) -> Result<(Vec<LensRow>, Capture), Error> {
+        let n_layer = self.model().config().n_layer;
+        let components: Vec<Site> = attribute::components(n_layer).collect();
+        let mut all = hooks.clone();
+        for site in components.iter().copied().chain([Site::LnFinalScale]) {
+            all.tap_at(site, Select::all())?;
+        }
+        let steps_of_run = std::cell::Cell::new(0);
+        let hear = |done: usize, of: usize| {
+            steps_of_run.set(of);
+            progress.map_or(ControlFlow::Continue(()), |progress| progress(done, of + components.len()))
+        };
+        let capture = self.run_async(batch, &all, Some(&hear)).await?;
+        let (engine, _turn) = self.engine().await;
+        let mut rows = Vec::with_capacity(components.len());
+        for site in &components {
+            let mut texts = Vec::with_capacity(batch.texts().len());
+            for text in 0..batch.texts().len() {
+                let ids = batch.ids_of(text);
+                let of_text = |site: Site| {
+                    let padded = capture.get(site).expect("tapped above").index_axis_move(Axis(0), text);
+                    let padded =
+                        padded.into_dimensionality::<Ix2>().expect("components and scales are [batch, pos, n]");
+                    padded.slice_move(ndarray::s![..ids.len(), ..])
+                };
+                let (values, scale) = (of_text(*site), of_text(Site::LnFinalScale));
+                texts.push(on_engine!(engine, (dev, params) => {
+                    let gain = params.host("ln_f.weight").map_err(RunError::from)?;
+                    let normed = normalized(values, scale, &gain);
+                    let x = dev.upload([values.nrows(), values.ncols()], normed);
+                    read_rows(dev, params, &x, false, ids, top, PART).await?
+                }));
+            }
+            rows.push(LensRow { site: *site, texts });
+            if hear(steps_of_run.get() + rows.len(), steps_of_run.get()).is_break() {
+                return Err(Error::Cancelled);
+            }
+        }
+        Ok((rows, capture))
+    }
+}
+
+/// Rows [P, D], centred, divided by `scale` [P, 1], times `gain` [D].
+fn normalized(rows: ArrayView2<'_, f32>, scale: ArrayView2<'_, f32>, gain: &[f32]) -> Vec<f32> {
+    let of_row = |(row, scale): (ndarray::ArrayView1<'_, f32>, &f32)| {
+        let mean = row.iter().copied().map(f64::from).sum::<f64>() / row.len() as f64;
+        let value = |(v, g): (&f32, &f32)| ((f64::from(*v) - mean) / f64::from(*scale) * f64::from(*g)) as f32;
+        row.iter().zip(gain).map(value).collect::<Vec<f32>>()
+    };
+    rows.rows().into_iter().zip(scale).flat_map(of_row).collect()
+}
+
 /// The logits of single directions of the residual stream [n, D]: their products with the unembedding's rows, in f64.
-/// With `ln`, the final LayerNorm is applied to the directions first.
+/// With `ln`, the final LayerNorm is applied to the directions first, and the unembedding's bias added, if it has one.
 ///
 /// # Errors
 /// [`WeightsError`] if the checkpoint lacks a tensor.
 pub fn directions(checkpoint: &Checkpoint, rows: ArrayView2<'_, f32>, ln: bool) -> Result<Vec<Vec<f64>>, WeightsError> {
     let config = checkpoint.config();
-    let table = match checkpoint.untied_unembedding() {
-        Some(head) => head.to_f32(),
-        None => checkpoint.tensor("wte.weight")?.to_f32(),
-    };
+    let table = checkpoint.unembedding()?.to_f32();
+    let shift = checkpoint.unembedding_bias().filter(|_| ln).map(|bias| bias.to_f32());
     let (gain, bias) = (checkpoint.tensor("ln_f.weight")?.to_f32(), checkpoint.tensor("ln_f.bias")?.to_f32());
     let of_row = |row: ndarray::ArrayView1<'_, f32>| {
         let mut x: Vec<f64> = row.iter().copied().map(f64::from).collect();
@@ -124,8 +189,9 @@ pub fn directions(checkpoint: &Checkpoint, rows: ArrayView2<'_, f32>, ln: bool) 
             let affine = gain.iter().zip(&bias);
             x.iter_mut().zip(affine).for_each(|(v, (g, b))| *v = (*v - mean) / scale * f64::from(*g) + f64::from(*b));
         }
-        let dot = |u: &[f32]| x.iter().zip(u).map(|(x, u)| x * f64::from(*u)).sum::<f64>();
-        table.par_chunks(config.n_embd).map(dot).collect()
+        let shift = |id: usize| shift.as_ref().map_or(0.0, |shift| f64::from(shift[id]));
+        let logit = |(id, u): (usize, &[f32])| x.iter().zip(u).map(|(x, u)| x * f64::from(*u)).sum::<f64>() + shift(id);
+        table.par_chunks(config.n_embd).enumerate().map(logit).collect()
     };
     Ok(rows.rows().into_iter().map(of_row).collect())
 }
@@ -193,19 +259,34 @@ pub(crate) async fn decode<D: Device>(
     top: usize,
     part: usize,
 ) -> Result<Vec<Reading>, RunError> {
-    let config = params.config();
-    let (ln_f, unembedding) = (params.ln_f(dev).await?, params.unembedding(dev).await?);
-    let (n_pos, width) = stream.dim();
-    let x = dev.upload([n_pos, width], stream.iter().copied().collect());
-    let x = dev.layer_norm(&x, &ln_f.weight, &ln_f.bias, config.layer_norm_epsilon);
+    let ln_f = params.ln_f(dev).await?;
+    let x = dev.upload([stream.nrows(), stream.ncols()], stream.iter().copied().collect());
+    let x = dev.layer_norm(&x, &ln_f.weight, &ln_f.bias, params.config().layer_norm_epsilon);
+    read_rows(dev, params, &x, true, ids, top, part).await
+}
 
-    let n_vocab = config.vocab_size;
-    let rows_at_once = (part.min(dev.tensor_limits().in_parts) / n_vocab).max(1);
+/// Applies the unembedding to rows [P, D] of one text, with its bias if `biased`, at most `part` logits at once (but at least
+/// one row). While the host evaluates a part, the device computes the next.
+async fn read_rows<D: Device>(
+    dev: &D,
+    params: &Params<D>,
+    x: &D::Tensor,
+    biased: bool,
+    ids: &[u32],
+    top: usize,
+    part: usize,
+) -> Result<Vec<Reading>, RunError> {
+    let (n_pos, n_vocab) = (dev.shape(x)[0], params.config().vocab_size);
+    let rows_at_once = (part.min(dev.tensor_limits().whole) / n_vocab).max(1);
     let mut read = Vec::with_capacity(n_pos);
     let mut in_flight = None;
     for start in (0..n_pos).step_by(rows_at_once) {
         let rows = start..n_pos.min(start + rows_at_once);
-        let logits = dev.unembed(&dev.gather_rows(&[&x], vec![(0, rows)]), unembedding);
+        let rows = dev.gather_rows(&[x], vec![(0, rows)]);
+        let logits = match biased {
+            true => params.logits(dev, &rows).await?,
+            false => dev.unembed(&rows, params.unembedding(dev).await?),
+        };
         let staged = dev.copy_out(&logits, &Window::all(dev.shape(&logits)));
         dev.submit();
         if let Some((start, staged)) = in_flight.replace((start, staged)) {

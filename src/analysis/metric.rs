@@ -5,6 +5,7 @@ use crate::batch::Batch;
 use crate::hooks::capture::Sink;
 use crate::hooks::request::{HookError, Hooks, Select};
 use crate::hooks::site::Site;
+use crate::model::params::Direction;
 use ndarray::{ArrayViewD, Axis};
 use std::str::FromStr;
 
@@ -96,8 +97,8 @@ pub(super) fn divergence(p: &[f64], q: &[f64]) -> f64 {
 pub(super) struct Reading<'a> {
     pub metric: Metric,
     pub question: &'a Question,
-    /// The unembedding's rows of the answer and the wrong answer, where logits are computed here.
-    pub directions: Option<&'a [Vec<f32>; 2]>,
+    /// The directions of the answer and the wrong answer, where logits are computed here.
+    pub directions: Option<&'a [Direction; 2]>,
     /// The tokens of the text, for the loss.
     pub ids: &'a [u32],
     /// Log-probabilities of the unchanged run, for the divergence; without them, this run's are kept.
@@ -171,8 +172,8 @@ impl Sink for Reading<'_> {
             Some([answer, wrong]) => {
                 let at = if values.len_of(Axis(0)) == 1 { 0 } else { self.question.position };
                 let row = values.index_axis(Axis(0), at);
-                let dot = |u: &[f32]| row.iter().zip(u).map(|(x, u)| f64::from(*x) * f64::from(*u)).sum::<f64>();
-                if self.metric == Metric::LogitDiff { dot(answer) - dot(wrong) } else { dot(answer) }
+                let logit = |of: &Direction| of.logit(row.iter().copied());
+                if self.metric == Metric::LogitDiff { logit(answer) - logit(wrong) } else { logit(answer) }
             }
             None => self.of_logits(&values),
         };

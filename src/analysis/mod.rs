@@ -1,8 +1,12 @@
 //! What is computed from activations. Each file extends `Session` with its own methods.
 
+pub mod attribute;
+#[cfg(feature = "linear-algebra")]
+pub mod circuits;
 pub mod edits;
 pub mod generate;
 pub mod grammar;
+pub mod heads;
 pub mod lens;
 pub mod metric;
 pub mod path;

@@ -141,7 +141,7 @@ fn pick(probabilities: &[f64], at: f64) -> u32 {
 }
 
 /// A number from 0 to 1 that belongs to a seed, a text and a position: the first 53 bits of a hash of the three.
-fn uniform(seed: u64, text: usize, position: usize) -> f64 {
+pub(super) fn uniform(seed: u64, text: usize, position: usize) -> f64 {
     let mut sha = Sha256::new();
     for part in [seed, text as u64, position as u64] {
         sha.update(part.to_le_bytes());

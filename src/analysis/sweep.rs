@@ -11,6 +11,7 @@ use crate::hooks::layout::{Layout, edits_of_text};
 use crate::hooks::request::{Edit, HookError, Hooks, Select};
 use crate::hooks::site::{self, Axis as SiteAxis, Site, SiteError};
 use crate::model::forward::{self, Run, Start};
+use crate::model::params::Direction;
 use crate::session::{AnalysisError, Error, Progress, Session, on_engine};
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
 use std::collections::{BTreeMap, BTreeSet};
@@ -535,7 +536,7 @@ impl Session {
         let touched = touched.chain(edits.iter().chain(&source_edits).map(|(site, ..)| *site));
         let directions = match from_final_norm(metric, touched) {
             true => {
-                let row = |id| on_engine!(self.parts(), (_dev, params) => params.unembedding_row(id));
+                let row = |id| on_engine!(self.parts(), (_dev, params) => params.direction(id));
                 let row = |id| row(id).map_err(crate::model::forward::RunError::from);
                 Some([row(case.question.answer)?, row(case.question.wrong)?])
             }
@@ -623,7 +624,7 @@ pub(super) struct OwnRuns {
     pub unchanged: f64,
     /// The metric of the source run.
     pub of_source: Option<f64>,
-    directions: Option<[Vec<f32>; 2]>,
+    directions: Option<[Direction; 2]>,
     /// What a divergence is from.
     distribution: Vec<f64>,
 }

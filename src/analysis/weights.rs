@@ -93,14 +93,14 @@ impl NamedWeight {
             Kind::TokenEmbedding => checkpoint.tensor("wte.weight")?.to_f32(),
             Kind::PositionEmbedding => checkpoint.tensor("wpe.weight")?.to_f32(),
             Kind::Unembedding => {
-                let rows = match checkpoint.untied_unembedding() {
-                    Some(head) => head.to_f32(),
-                    None => checkpoint.tensor("wte.weight")?.to_f32(),
-                };
+                let rows = checkpoint.unembedding()?.to_f32();
                 let n_vocab = config.vocab_size;
                 (0..n_embd).flat_map(|d| (0..n_vocab).map(move |v| (d, v))).map(|(d, v)| rows[v * n_embd + d]).collect()
             }
-            Kind::UnembeddingBias => vec![0.0; config.vocab_size],
+            Kind::UnembeddingBias => match checkpoint.unembedding_bias() {
+                Some(bias) => bias.to_f32(),
+                None => vec![0.0; config.vocab_size],
+            },
             // c_attn is [D, 3 D], its columns q, k, v, each head by head.
             Kind::Qkv(n) => {
                 let matrix = of_block("attn.c_attn.weight")?;

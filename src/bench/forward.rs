@@ -143,7 +143,7 @@ pub(super) async fn measure<D: Measured>(
                 budget.leave_out(&row, format!("it copies {:.2} GB to the host", 1e-9 * bytes as f64));
                 continue;
             }
-            if let Err(e) = forward::check_size(dev, config, &batch, &hooks) {
+            if let Err(e) = forward::check_size(dev, params, &batch, &hooks) {
                 budget.leave_out(&row, e.to_string());
                 continue;
             }

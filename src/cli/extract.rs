@@ -126,12 +126,7 @@ impl Extract {
         let session = self.run.session(files, &self.model)?;
         let edits =
             if self.dry_run { Vec::new() } else { self.model.edit(&edits, &session, &plan.batch, &mut hooks)? };
-        let provenance = Provenance {
-            model: session.model().name().to_string(),
-            fingerprint: session.model().checkpoint().fingerprint(self.hash && !self.dry_run),
-            device: session.device().to_string(),
-            edits,
-        };
+        let provenance = Provenance::new(&session, edits, self.hash && !self.dry_run);
         let record = plan.record(input.texts(), &provenance);
 
         let run = |sink: &mut dyn Sink| self.run_with_progress(&session, &plan, &hooks, sink);

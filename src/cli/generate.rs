@@ -300,12 +300,7 @@ impl Generate {
                 found.slot()
             ));
         }
-        let provenance = Provenance {
-            model: model.name().to_string(),
-            fingerprint: model.checkpoint().fingerprint(false),
-            device: session.device().to_string(),
-            edits,
-        };
+        let provenance = Provenance::new(session, edits, false);
         let tokens: Vec<Token> = text.ids.iter().map(|id| model.token(*id)).collect();
         // An edit of a text that grows names other positions than the same edit of the whole text.
         let arguments = (!self.edits.any()).then(|| report_arguments(&self.model, &self.run, &[], &text.ids));
@@ -528,12 +523,7 @@ impl FileOf<'_> {
     ) -> Result<Vec<Generated>, Failure> {
         let (model, path) = (self.session.model(), output.path().display().to_string());
         let shapes = hooks.shapes(self.whole);
-        let provenance = Provenance {
-            model: model.name().to_string(),
-            fingerprint: model.checkpoint().fingerprint(false),
-            device: self.session.device().to_string(),
-            edits: self.edits.clone(),
-        };
+        let provenance = Provenance::new(self.session, self.edits.clone(), false);
         let n_texts = self.whole.texts().len();
         let longest_token =
             (0..model.config().vocab_size as u32).filter_map(|id| model.token(id).bytes.map(|bytes| bytes.len())).max();

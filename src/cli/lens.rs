@@ -4,11 +4,14 @@ use super::Failure;
 use super::picture::PictureArgs;
 use crate::analysis::grammar::ValueSpec;
 use crate::analysis::lens::{self, LensRow, Reading};
+use crate::batch::Batch;
+use crate::hooks::capture::Capture;
+use crate::hooks::request::Hooks;
 use crate::hooks::site::Site;
 use crate::output::{arrays, number};
 use crate::plot::lens::{Cell, LensTable};
 use crate::session::{Progress, Session};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 use serde_json::json;
 use std::io::Write;
@@ -19,7 +22,10 @@ use std::path::Path;
 pub struct LensCommand {
     #[command(flatten)]
     picture: PictureArgs,
-    /// Show every layer before and after the edits
+    /// What each row reads
+    #[arg(long, value_enum, default_value_t = Of::Accumulated)]
+    of: Of,
+    /// Show every row before and after the edits
     #[arg(long, requires = "edit")]
     compare: bool,
     /// Read a direction instead of a text: [F*]FILE[#ARRAY] with [n_embd] or [n, n_embd] numbers, through the
@@ -29,6 +35,14 @@ pub struct LensCommand {
     /// Send the direction through the final LayerNorm first
     #[arg(long, requires = "vector")]
     ln: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Of {
+    /// The residual stream after each block: all that was written so far
+    Accumulated,
+    /// What the embeddings and each block's attention and MLP write, by itself
+    Component,
 }
 
 /// The number of most likely tokens in the output of --json.
@@ -86,8 +100,7 @@ impl LensCommand {
         let session = self.picture.session(files)?;
         let mut hooks = session.model().hooks();
         self.picture.edit(&mut canvas, &session, &mut hooks)?;
-        let run = async |told: Progress<'_>| session.lens_async(&canvas.batch, &hooks, TOP, Some(told)).await;
-        let (rows, capture) = self.picture.model.with_progress("layers", run)?;
+        let (rows, capture) = self.read(&session, &canvas.batch, &hooks)?;
         self.picture.nan.judge_capture(&capture, None)?;
 
         if let Some((row, position)) = broken(&rows)
@@ -101,8 +114,7 @@ impl LensCommand {
         let n_layer = session.model().config().n_layer;
         let unedited = if self.compare {
             let plain = session.model().hooks();
-            let run = async |told: Progress<'_>| session.lens_async(&canvas.batch, &plain, TOP, Some(told)).await;
-            Some(self.picture.model.with_progress("layers", run)?.0)
+            Some(self.read(&session, &canvas.batch, &plain)?.0)
         } else {
             None
         };
@@ -113,8 +125,10 @@ impl LensCommand {
             shown.push((name(row.site, n_layer) + after, cells(&session, &row.texts[0])));
             shown.extend(unedited.as_ref().map(|rows| (name(row.site, n_layer), cells(&session, &rows[n].texts[0]))));
         }
-        let picture =
-            LensTable { heading: canvas.heading(format!("logit lens of {}", session.model().name())), rows: shown };
+        let picture = LensTable {
+            heading: canvas.heading(format!("{} of {}", self.title(), session.model().name())),
+            rows: shown,
+        };
         let all =
             |rows: &[LensRow]| rows.iter().map(|row| numbers(&session, row.site, &row.texts[0])).collect::<Vec<Row>>();
         let numbers = Numbers { lens: all(&rows), unedited: unedited.as_deref().map(all) };
@@ -126,13 +140,29 @@ impl LensCommand {
 const ENDS: usize = 10;
 
 impl LensCommand {
+    fn title(&self) -> &'static str {
+        match self.of {
+            Of::Accumulated => "logit lens",
+            Of::Component => "logit lens of each component",
+        }
+    }
+
+    /// Runs the lens.
+    fn read(&self, session: &Session, batch: &Batch, hooks: &Hooks) -> Result<(Vec<LensRow>, Capture), Failure> {
+        let run = async |told: Progress<'_>| match self.of {
+            Of::Accumulated => session.lens_async(batch, hooks, TOP, Some(told)).await,
+            Of::Component => session.lens_of_components_async(batch, hooks, TOP, Some(told)).await,
+        };
+        Ok(self.picture.model.with_progress("layers", run)?)
+    }
+
     /// Prints a direction of the residual stream: the tokens whose logits it raises and lowers most.
     fn read_vectors(&self, written: &str) -> Result<(), Failure> {
         let usage = |e: String| Failure::Usage(format!("--vector: {e}"));
         let ValueSpec::File { factor, path, array } = written.parse().map_err(usage)? else {
             return Err(usage(format!("{written:?} is a number; give [F*]FILE[#ARRAY]")));
         };
-        let files = self.picture.model.open()?;
+        let files = self.picture.processed(self.picture.model.open()?)?;
         let width = files.config().n_embd;
         let values = arrays::read(Path::new(&path), array.as_deref(), None).map_err(usage)?.mapv(|v| factor * v);
         if values.shape().last() != Some(&width) {
@@ -153,8 +183,9 @@ impl LensCommand {
                 json!({"top": top.iter().map(guess).collect::<Vec<_>>(), "bottom": bottom.iter().map(guess).collect::<Vec<_>>()})
             });
             let document = json!({
-                "model": files.name(), "model_fingerprint": files.checkpoint().fingerprint(false), "vector": written,
-                "ln": self.ln, "vectors": both.collect::<Vec<_>>(),
+                "model": files.name(), "model_fingerprint": files.checkpoint().fingerprint(false),
+                "process": files.checkpoint().process(), "vector": written, "ln": self.ln,
+                "vectors": both.collect::<Vec<_>>(),
             });
             writeln!(stdout, "{document}")?;
             return Ok(stdout.flush()?);
@@ -179,7 +210,12 @@ pub(super) fn name(site: Site, n_layer: usize) -> String {
     match site {
         Site::ResidPost(layer) if layer + 1 == n_layer => format!("layer {layer}: output"),
         Site::ResidPost(layer) => format!("layer {layer}"),
-        _ => "input".into(),
+        Site::ResidPre(0) => "input".into(),
+        Site::AttnOut(layer) => format!("attn {layer}"),
+        Site::MlpOut(layer) => format!("mlp {layer}"),
+        Site::Embed => "embed".into(),
+        Site::PosEmbed => "pos_embed".into(),
+        other => other.name(),
     }
 }
 

@@ -2,8 +2,10 @@
 //! stderr, and exit codes (0 done, 1 the run failed, 2 wrong usage). Each command is one file here.
 
 mod attention;
+mod attribute;
 mod bench;
 mod check;
+mod circuits;
 mod completions;
 mod devices;
 mod edits;
@@ -11,6 +13,7 @@ mod experiment;
 mod extract;
 mod fetch;
 mod generate;
+mod heads;
 mod heatmap;
 mod hints;
 mod hooks;
@@ -20,10 +23,12 @@ mod lists;
 mod man;
 mod models;
 mod picture;
+mod question;
 mod report;
 mod run;
 mod score;
 mod sweep;
+mod target;
 mod texts;
 mod tips;
 mod tokens;
@@ -63,6 +68,12 @@ enum Command {
     Patch(Box<sweep::Patch>),
     /// Which places matter: each taken out in turn
     Ablate(Box<sweep::Ablate>),
+    /// Where a logit comes from: components, layers, heads, neurons or positions, as an exact sum
+    Attribute(Box<attribute::AttributeCommand>),
+    /// Which heads look at the token before, at the same token, at what followed it
+    Heads(heads::HeadsCommand),
+    /// What a head's weights do whatever the text is: its OV and QK circuits
+    Circuits(circuits::CircuitsCommand),
     /// Let the model write, with activations recorded on the way
     Generate(generate::Generate),
     /// How likely texts are: log-probability of every token, perplexity
@@ -245,6 +256,9 @@ pub fn main() -> ExitCode {
         Command::Lens(command) => command.run(),
         Command::Patch(command) => command.run(),
         Command::Ablate(command) => command.run(),
+        Command::Attribute(command) => command.run(),
+        Command::Heads(command) => command.run(),
+        Command::Circuits(command) => command.run(),
         Command::Generate(command) => command.run(),
         Command::Score(command) => command.run(),
         Command::Report(command) => command.run(),

@@ -9,6 +9,7 @@ use crate::analysis::edits::EditPlan;
 use crate::batch::Batch;
 use crate::hooks::request::{EditRecord, Hooks};
 use crate::hooks::site::Site;
+use crate::model::process::Process;
 use crate::model::tokenizer::Token;
 use crate::plot::terminal::Terminal;
 use crate::plot::{File, Heading, Picture};
@@ -52,6 +53,8 @@ pub(super) struct Canvas {
 struct Document<'a, T> {
     model: &'a str,
     model_fingerprint: String,
+    #[serde(skip_serializing_if = "Process::is_none")]
+    process: Process,
     device: String,
     actscope_version: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -91,6 +94,11 @@ impl PictureArgs {
         Ok(())
     }
 
+    /// The model with its weights processed, for what needs no device.
+    pub fn processed(&self, files: Model) -> Result<Model, Failure> {
+        self.run.process.apply(files)
+    }
+
     /// Loads the model onto the device.
     pub fn session(&self, files: Model) -> Result<Session, Failure> {
         self.run.session(files, &self.model)
@@ -116,6 +124,7 @@ impl PictureArgs {
             let document = Document {
                 model: session.model().name(),
                 model_fingerprint: session.model().checkpoint().fingerprint(false),
+                process: session.model().checkpoint().process(),
                 device: session.device().to_string(),
                 actscope_version: env!("CARGO_PKG_VERSION"),
                 file: path,

@@ -58,12 +58,7 @@ impl Report {
             report::gather(&session, &batch, &hooks, report::LARGEST, Some(told)).await
         })?;
         self.nan.judge(page.non_number.as_ref(), NonNumber::slot)?;
-        let provenance = Provenance {
-            model: session.model().name().to_string(),
-            fingerprint: session.model().checkpoint().fingerprint(false),
-            device: session.device().to_string(),
-            edits,
-        };
+        let provenance = Provenance::new(&session, edits, false);
         let about = About {
             files: session.model(),
             tokens: &tokens,
@@ -110,9 +105,7 @@ pub(super) fn arguments(model: &ModelArgs, run: &RunArgs, edits: &[[String; 2]],
 /// The arguments that name a model and edits.
 fn named(model: &ModelArgs, run: &RunArgs, edits: &[[String; 2]]) -> String {
     let mut words = vec!["--model".to_string(), quote(&model.model)];
-    if let Some(weights) = run.weights() {
-        words.extend(["--weights".to_string(), weights]);
-    }
+    words.extend(run.of_weights());
     for [option, value] in edits {
         words.extend([option.clone(), quote(value)]);
     }

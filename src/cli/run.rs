@@ -11,6 +11,7 @@ use crate::hooks::capture::Capture;
 use crate::hooks::non_number::NonNumber;
 use crate::hooks::request::{HookError, Hooks, Select};
 use crate::hooks::site::{self, Site};
+use crate::model::process::Process;
 use crate::model::token_select::{self, Selection, Selector};
 use crate::model::tokenizer::Token;
 use crate::options::Options;
@@ -33,12 +34,30 @@ pub(super) struct RunArgs {
     /// Precision of the weights during the run
     #[arg(long, value_enum, default_value_t = WeightsArg::Stored)]
     weights: WeightsArg,
+    #[command(flatten)]
+    pub process: ProcessArgs,
+}
+
+/// What is done to the weights.
+#[derive(Args)]
+pub(super) struct ProcessArgs {
+    /// Process the weights as TransformerLens does, in f64: of fold-ln,center-writing,center-unembed,fold-value, or tl for all
+    /// four. Weights become f32
+    #[arg(long, value_name = "STEPS")]
+    process: Option<Process>,
+}
+
+impl ProcessArgs {
+    /// The model with its weights processed.
+    pub fn apply(&self, files: Model) -> Result<Model, Failure> {
+        Ok(files.processed(self.process.unwrap_or_default())?)
+    }
 }
 
 impl RunArgs {
     /// Loads the model onto the device and reports which device it is.
     pub fn session(&self, files: Model, model: &ModelArgs) -> Result<Session, Failure> {
-        let session = files.on(options(self.device, self.weights))?;
+        let session = self.process.apply(files)?.on(options(self.device, self.weights))?;
         let device = session.device();
         model.say(format_args!("device: {device}"));
         if device.software {
@@ -47,10 +66,13 @@ impl RunArgs {
         Ok(session)
     }
 
-    /// The arguments for the weights' precision, for a printed command; `None` if they stay as stored.
-    pub fn weights(&self) -> Option<String> {
+    /// The options that say how weights are changed, for a printed command; none if they stay as stored.
+    pub fn of_weights(&self) -> Vec<String> {
         let said = Some(self.weights).filter(|weights| *weights != WeightsArg::Stored);
-        said.and_then(|weights| Some(weights.to_possible_value()?.get_name().to_string()))
+        let precision = said.and_then(|weights| Some(weights.to_possible_value()?.get_name().to_string()));
+        let steps = self.process.process.map(|process| process.to_string());
+        let option = |(name, value): (&str, Option<String>)| value.map(|value| [name.to_string(), value]);
+        [("--weights", precision), ("--process", steps)].into_iter().filter_map(option).flatten().collect()
     }
 }
 

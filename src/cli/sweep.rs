@@ -1,10 +1,12 @@
 //! `actscope patch` and `actscope ablate`: which places matter for what the model says, one changed run for each.
 
 use super::edits::{EditArgs, mark};
+use super::question::{QuestionArgs, token};
 use super::report::arguments;
 use super::run::{RunArgs, refuse_to_overwrite};
+use super::target::{self, Findings, Target, deliver, nested, number};
 use super::texts::{TextArgs, lines, parse_ids};
-use super::{Failure, ModelArgs, size};
+use super::{Failure, ModelArgs};
 use crate::analysis::edits::EditPlan;
 use crate::analysis::grammar::ValueSpec;
 use crate::analysis::metric::{Metric, Question};
@@ -15,13 +17,11 @@ use crate::batch::Batch;
 use crate::config::Config;
 use crate::hooks::request::{EditRecord, Hooks};
 use crate::hooks::site::Site;
-use crate::model::token_select;
 use crate::model::tokenizer::Token;
+use crate::output::Provenance;
 use crate::output::arrays::{self, Named, Numbers};
-use crate::output::{self, OutputError, Place, Provenance};
+use crate::plot::Picture;
 use crate::plot::sweep::SweepPicture;
-use crate::plot::terminal::Terminal;
-use crate::plot::{File, Picture};
 use crate::report::{CellRun, SweepPage};
 use crate::session::{Error, Model, Progress, Session};
 use clap::{Args, ValueEnum};
@@ -44,15 +44,8 @@ struct SweepArgs {
     /// logit-diff (the default with --wrong), logit, logprob, prob, loss or kl
     #[arg(long, value_name = "METRIC")]
     metric: Option<String>,
-    /// The token that is right: its text, or id:123
-    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
-    answer: Option<String>,
-    /// A wrong one, to compare with
-    #[arg(long, value_name = "TOKEN", requires = "answer", allow_hyphen_values = true)]
-    wrong: Option<String>,
-    /// The token whose logits are read: an index or its text [default: the last]
-    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
-    metric_token: Option<String>,
+    #[command(flatten)]
+    question: QuestionArgs,
     /// Where to write: .json, .csv, .npz, .safetensors, a picture as .png or .svg, or a page as .html. Without it, on the terminal
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -132,40 +125,6 @@ fn hide_texts(arg: clap::Arg) -> clap::Arg {
     match arg.get_id().as_str() {
         "texts" | "file" | "field" | "document" | "ids" => arg.hide(true),
         _ => arg,
-    }
-}
-
-/// A token's text or `id:123`.
-fn token(written: &str, name: &str, files: &Model, model: &ModelArgs) -> Result<u32, Failure> {
-    let n_vocab = files.config().vocab_size;
-    if let Some(id) = written.strip_prefix("id:").and_then(|id| id.parse::<u32>().ok()) {
-        return match (id as usize) < n_vocab {
-            true => Ok(id),
-            false => {
-                Err(Failure::Usage(format!("{name} id:{id} is beyond the vocabulary, which ends at {}", n_vocab - 1)))
-            }
-        };
-    }
-    let tokenizer = files.tokenizer()?;
-    let shown =
-        |ids: &[u32]| ids.iter().map(|id| format!("{:?}", files.token(*id).text())).collect::<Vec<_>>().join(" ");
-    match tokenizer.encode(written)?.as_slice() {
-        [id] => {
-            let spaced = format!(" {written}");
-            if !written.starts_with(' ')
-                && let [other] = tokenizer.encode(&spaced)?.as_slice()
-            {
-                model.say(format_args!(
-                    "note: {name} is {written:?} without a leading space (id {id}); within a text it is mostly {spaced:?} (id {other})"
-                ));
-            }
-            Ok(*id)
-        }
-        several => Err(Failure::Usage(format!(
-            "{name} {written:?} is {} tokens, {}; give one token, with a space in front where the text has one",
-            several.len(),
-            shown(several)
-        ))),
     }
 }
 
@@ -296,47 +255,6 @@ impl SweepArgs {
         }
         Ok(Sweep { sites, axes, change, metric })
     }
-
-    /// The position of one text whose logits are read.
-    fn position(&self, tokens: &[Token], text: usize) -> Result<usize, Failure> {
-        let Some(written) = &self.metric_token else { return Ok(tokens.len() - 1) };
-        let found = token_select::select(std::slice::from_ref(written), tokens, text);
-        match found.map_err(|e| Failure::Usage(format!("--metric-token {e}")))?.positions.as_slice() {
-            [one] => Ok(*one),
-            several => Err(Failure::Usage(format!(
-                "--metric-token {written:?} is tokens {several:?} of text {text}; choose one, by its index"
-            ))),
-        }
-    }
-
-    /// Where the numbers or the picture go, made before anything is computed.
-    fn target(&self) -> Result<Option<Target>, Failure> {
-        let Some(path) = &self.out else { return Ok(None) };
-        Ok(Some(match output::extension(path).as_str() {
-            "png" | "svg" => Target::Picture(File::create(path)?),
-            "json" | "csv" | "npz" | "safetensors" => Target::Numbers(Place::create(path)?),
-            "html" | "htm" => Target::Page(Place::create(path)?),
-            _ => {
-                let known = ".json, .csv, .npz, .safetensors, .png, .svg or .html";
-                return Err(OutputError::Format { path: path.clone(), known }.into());
-            }
-        }))
-    }
-}
-
-enum Target {
-    Picture(File),
-    Numbers(Place),
-    Page(Place),
-}
-
-impl Target {
-    fn path(&self) -> &Path {
-        match self {
-            Target::Picture(file) => file.path(),
-            Target::Numbers(place) | Target::Page(place) => place.path(),
-        }
-    }
 }
 
 impl Patch {
@@ -344,7 +262,7 @@ impl Patch {
         if self.texts.given() {
             return Err(Failure::Usage("patch takes its texts as --clean and --corrupt, or as --pairs".into()));
         }
-        let target = self.sweep.target()?;
+        let target = self.sweep.out.as_deref().map(Target::create_or_page).transpose()?;
         let files = self.model.open()?;
         if let Some(target) = &target {
             refuse_to_overwrite(target.path(), &files, self.sweep.edits.files().chain(self.pairs.clone()))?;
@@ -379,7 +297,7 @@ impl Patch {
                 )));
             }
             let question = |tokens: &[Token]| -> Result<Question, Failure> {
-                let position = self.sweep.position(tokens, n)?;
+                let position = self.sweep.question.position(tokens, n)?;
                 Ok(Question { position, answer: pair.answer.unwrap_or(0), wrong: pair.wrong.unwrap_or(0) })
             };
             let sides = [(pair.clean.clone(), question(&clean)?), (pair.corrupt.clone(), question(&corrupt)?)];
@@ -415,14 +333,11 @@ impl Patch {
                 }
                 (None, None) => Err(Failure::Usage(format!("give --{name}, or many pairs with --pairs FILE"))),
             };
-            let word = |written: &Option<String>, name: &str| {
-                written.as_ref().map(|written| token(written, name, files, model)).transpose()
-            };
             return Ok(vec![Pair {
                 clean: side(&self.clean, &self.clean_ids, "clean")?,
                 corrupt: side(&self.corrupt, &self.corrupt_ids, "corrupt")?,
-                answer: word(&sweep.answer, "--answer")?,
-                wrong: word(&sweep.wrong, "--wrong")?,
+                answer: sweep.question.answer(files, model)?,
+                wrong: sweep.question.wrong(files, model)?,
                 place: "the pair".into(),
             }]);
         };
@@ -513,7 +428,7 @@ fn columns(clean: &[Token], corrupt: &[Token]) -> String {
 impl Ablate {
     pub(super) fn run(self) -> Result<(), Failure> {
         let input = self.texts.read(&self.model)?;
-        let target = self.sweep.target()?;
+        let target = self.sweep.out.as_deref().map(Target::create_or_page).transpose()?;
         let files = self.model.open()?;
         let value = match self.with.as_str() {
             "zero" | "mean" => None,
@@ -533,10 +448,8 @@ impl Ablate {
             )?;
         }
         let batch = self.texts.batch(&input, &files, &self.model)?;
-        let word = |written: &Option<String>, name: &str| {
-            written.as_ref().map(|written| token(written, name, &files, &self.model)).transpose()
-        };
-        let (answer, wrong) = (word(&self.sweep.answer, "--answer")?, word(&self.sweep.wrong, "--wrong")?);
+        let question = &self.sweep.question;
+        let (answer, wrong) = (question.answer(&files, &self.model)?, question.wrong(&files, &self.model)?);
         let metric = self.sweep.metric(true, answer.is_some(), wrong.is_some())?;
         let mut sweep = self.sweep.sweep(&files, Change::Zero, metric)?;
         sweep.change = match (self.with.as_str(), &value) {
@@ -547,7 +460,7 @@ impl Ablate {
         let tokens = files.tokens(&batch);
         let mut cases = Vec::new();
         for (n, tokens) in tokens.iter().enumerate() {
-            let position = self.sweep.position(tokens, n)?;
+            let position = self.sweep.question.position(tokens, n)?;
             let question = Question { position, answer: answer.unwrap_or(0), wrong: wrong.unwrap_or(0) };
             let ids = batch.ids_of(n).to_vec();
             cases.push(Case { aligned: ids.len(), ids, question, source: None, from_source: false });
@@ -608,35 +521,13 @@ impl Begun<'_> {
         let aligned = cases.iter().map(|case| case.aligned).min().unwrap_or(0);
         let found = Found { command, over, swept, noise, tokens, aligned, edits, with };
         let document = found.document(&session);
-        let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
-        match target {
-            Some(Target::Picture(file)) => {
-                let path = file.path().display().to_string();
-                let bytes = file.write(&found.picture(&session, &document))?;
-                model.say(format_args!("wrote {path}: {}", size(bytes)));
-            }
-            Some(Target::Numbers(place)) => {
-                let path = place.path().display().to_string();
-                let extension = output::extension(place.path());
-                let bytes = place.fill(|part| output::buffered(part, |out| found.write(&document, &extension, out)))?;
-                model.say(format_args!("wrote {path}: {}", size(bytes)));
-            }
-            Some(Target::Page(place)) => {
-                let path = place.path().display().to_string();
-                let provenance = found.provenance(&session);
-                let page = found.page(&document, found.cell_run(args, model, cases), &provenance);
-                let bytes = place.fill(|part| output::buffered(part, |out| page.write(out)))?;
-                model.say(format_args!("wrote {path}: {}", size(bytes)));
-            }
-            None if !model.json => found.picture(&session, &document).print(&Terminal::of_stdout(), &mut stdout)?,
-            None => {}
-        }
-        if model.json {
-            serde_json::to_writer(&mut stdout, &document.json).map_err(std::io::Error::from)?;
-            writeln!(stdout)?;
-        }
-        stdout.flush()?;
-        Ok(())
+        let page = || {
+            let provenance = Provenance::new(&session, found.edits.clone(), false);
+            let cell = found.cell_run(args, model, cases);
+            let mut page = Vec::new();
+            found.page(&document, cell, &provenance).write(&mut page).map(|()| page)
+        };
+        deliver(&Whole { found: &found, document: &document, session: &session, page: &page }, target, model)
     }
 }
 
@@ -653,25 +544,37 @@ struct Document {
     json: Map<String, Value>,
 }
 
-/// A number as JSON has it; what is none as a string, as in other outputs.
-fn number(value: f64) -> Value {
-    match value {
-        v if v.is_finite() => json!(v),
-        v if v.is_nan() => json!("NaN"),
-        v if v > 0.0 => json!("Infinity"),
-        _ => json!("-Infinity"),
-    }
+/// All of it.
+struct Whole<'a> {
+    found: &'a Found<'a>,
+    document: &'a Document,
+    session: &'a Session,
+    page: &'a dyn Fn() -> std::io::Result<Vec<u8>>,
 }
 
-/// A list as nested lists of this shape.
-fn nested(values: &[Value], shape: &[usize]) -> Value {
-    match shape {
-        [] => values.first().cloned().unwrap_or(Value::Null),
-        [_] => Value::from(values.to_vec()),
-        [n, rest @ ..] => {
-            let step = values.len() / n.max(&1);
-            (0..*n).map(|i| nested(&values[i * step..(i + 1) * step], rest)).collect()
-        }
+impl Findings for Whole<'_> {
+    fn json(&self) -> &Map<String, Value> {
+        &self.document.json
+    }
+
+    fn array_keys(&self) -> &[&str] {
+        &["values", "normalized", "standard_error", "ci", "p"]
+    }
+
+    fn arrays(&self) -> Vec<Named> {
+        self.found.arrays(self.document)
+    }
+
+    fn table(&self, table: &mut csv::Writer<&mut dyn Write>) -> std::io::Result<()> {
+        self.found.table(self.document, table)
+    }
+
+    fn picture(&self) -> Option<Box<dyn Picture>> {
+        Some(Box::new(self.found.picture(self.session, self.document)))
+    }
+
+    fn page(&self) -> std::io::Result<Vec<u8>> {
+        (self.page)()
     }
 }
 
@@ -799,24 +702,10 @@ impl Found<'_> {
         Some(CellRun { sites: sweep.sites.iter().map(site).collect(), op, arguments })
     }
 
-    fn provenance(&self, session: &Session) -> Provenance {
-        Provenance {
-            model: session.model().name().to_string(),
-            fingerprint: session.model().checkpoint().fingerprint(false),
-            device: session.device().to_string(),
-            edits: self.edits.clone(),
-        }
-    }
-
     /// What JSON says of where the numbers come from.
     fn origin(&self, session: &Session) -> Map<String, Value> {
-        let mut map = Map::new();
+        let mut map = target::provenance(session, &self.edits);
         let mut put = |key: &str, value: Value| map.insert(key.into(), value);
-        put("model", json!(session.model().name()));
-        put("model_fingerprint", json!(session.model().checkpoint().fingerprint(false)));
-        put("device", json!(session.device().to_string()));
-        put("actscope_version", json!(env!("CARGO_PKG_VERSION")));
-        put("hook_definitions", json!(output::HOOK_DEFINITIONS));
         match &self.with {
             Some(with) => put("with", json!(with)),
             None => put("noise", json!(self.noise)),
@@ -831,9 +720,6 @@ impl Found<'_> {
                 Some(_) => put("tokens", json!(texts(clean))),
                 None => put("tokens", json!({"clean": texts(clean), "corrupt": texts(corrupt)})),
             };
-        }
-        if !self.edits.is_empty() {
-            put("edits", json!(self.edits));
         }
         map
     }
@@ -861,16 +747,8 @@ impl Found<'_> {
         (axes, labels)
     }
 
-    fn write(&self, document: &Document, extension: &str, out: &mut impl Write) -> std::io::Result<()> {
+    fn arrays(&self, document: &Document) -> Vec<Named> {
         let shape = &self.swept.shape;
-        match extension {
-            "json" => {
-                serde_json::to_writer(&mut *out, &document.json)?;
-                return writeln!(out);
-            }
-            "csv" => return self.table(document, out),
-            _ => {}
-        }
         let named = |name: &str, shape: &[usize], values: Vec<f64>| Named {
             name: name.into(),
             shape: shape.to_vec(),
@@ -890,19 +768,12 @@ impl Found<'_> {
             let all_cases = [&[self.swept.values.len()][..], shape].concat();
             all.push(named("values_each", &all_cases, self.swept.values.concat()));
         }
-        let arrays = ["values", "normalized", "standard_error", "ci", "p"];
-        let metadata = document.json.iter().filter(|(key, _)| !arrays.contains(&key.as_str()));
-        let metadata: Map<String, Value> = metadata.map(|(key, value)| (key.clone(), value.clone())).collect();
-        match extension {
-            "npz" => arrays::write_npz(&all, &metadata, out),
-            _ => arrays::write_safetensors(&all, &metadata, out),
-        }
+        all
     }
 
     /// A row for every cell: its place along every axis by number and label, then the numbers.
-    fn table(&self, document: &Document, out: &mut impl Write) -> std::io::Result<()> {
+    fn table(&self, document: &Document, table: &mut csv::Writer<&mut dyn Write>) -> std::io::Result<()> {
         let shape = &self.swept.shape;
-        let mut table = csv::Writer::from_writer(out);
         let mut head: Vec<String> =
             document.axes.iter().flat_map(|axis| [axis.to_string(), format!("{axis}_label")]).collect();
         head.extend(["value", "effect", "normalized", "standard_error", "ci_low", "ci_high", "p"].map(String::from));
@@ -924,7 +795,7 @@ impl Found<'_> {
             row.extend([of(&document.normalized), of(&document.standard_error), bound(0), bound(1), of(&document.p)]);
             table.write_record(&row)?;
         }
-        table.flush()
+        Ok(())
     }
 
     /// What was done at each place, in words.
@@ -972,7 +843,7 @@ impl Found<'_> {
                 (cut(clean), cut(corrupt))
             }),
             shown,
-            &document.values,
+            Some(&document.values),
             document.standard_error.as_deref(),
             document.p.as_deref(),
         )

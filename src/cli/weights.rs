@@ -1,12 +1,13 @@
 //! `actscope weights`: weights under TransformerLens's names and in its shapes, as a file.
 
-use super::run::refuse_to_overwrite;
+use super::run::{ProcessArgs, refuse_to_overwrite};
+use super::target::model_provenance;
 use super::{Failure, ModelArgs, size};
 use crate::analysis::weights::{self, NamedWeight};
 use crate::output::arrays::{self, Named, Numbers};
 use crate::output::{self, OutputError, Place};
 use clap::Args;
-use serde_json::{Map, json};
+use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -19,6 +20,8 @@ pub struct Weights {
     /// Where to write: .npz or .safetensors
     #[arg(short, long, value_name = "FILE", requires = "names")]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    process: ProcessArgs,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -34,7 +37,7 @@ impl Weights {
             }
             None => None,
         };
-        let files = self.model.open()?;
+        let files = self.process.apply(self.model.open()?)?;
         let config = files.config();
         let mut found: Vec<NamedWeight> = Vec::new();
         let mut seen = std::collections::BTreeSet::new();
@@ -69,11 +72,7 @@ impl Weights {
             Ok(Named { name: weight.name.clone(), shape: weight.shape.clone(), numbers })
         });
         let named = named.collect::<Result<Vec<_>, Failure>>()?;
-        let metadata = Map::from_iter([
-            ("model".to_string(), json!(files.name())),
-            ("model_fingerprint".to_string(), json!(files.checkpoint().fingerprint(false))),
-            ("actscope_version".to_string(), json!(env!("CARGO_PKG_VERSION"))),
-        ]);
+        let metadata = model_provenance(&files);
         let (path, extension) = (place.path().display().to_string(), output::extension(place.path()));
         let bytes = place.fill(|part| {
             output::buffered(part, |out| match extension.as_str() {

@@ -9,6 +9,7 @@ use crate::config::{Config, ConfigError};
 use crate::device::{Blob, Bytes, Dtype, Part, StoredWeight};
 use crate::file_kind::Kind;
 use crate::model::model_dir::{ModelDir, be_a_file, file, read_file};
+use crate::model::process::{self, Process};
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
@@ -214,6 +215,8 @@ pub struct Checkpoint {
     config: Config,
     tensors: HashMap<String, StoredWeight>,
     notes: Vec<String>,
+    /// How the tensors were changed since they were read.
+    process: Process,
     /// What the fingerprint covers: config.json, then per file its name, its bytes, and the length of its header.
     config_json: String,
     files: Vec<(String, Arc<dyn Bytes>, usize)>,
@@ -282,7 +285,24 @@ impl Checkpoint {
         let mut notes = Vec::new();
         let found = by_name(&config, tensors, &shared, &mut notes)?;
         let tensors = check(&config, found, &mut notes)?;
-        Ok(Checkpoint { config, tensors, notes, config_json, files: with_headers })
+        Ok(Checkpoint { config, tensors, notes, process: Process::NONE, config_json, files: with_headers })
+    }
+
+    /// The checkpoint with its weights processed. They are computed when they are first read, and kept as f32 beside the
+    /// file's own.
+    ///
+    /// # Errors
+    /// [`WeightsError::Missing`] for a checkpoint that lacks a weight.
+    pub fn processed(self: &Arc<Checkpoint>, steps: Process) -> Result<Checkpoint, WeightsError> {
+        let mut tensors = self.tensors.clone();
+        tensors.extend(process::weights(self, steps)?.into_iter().map(|weight| (weight.name.clone(), weight)));
+        let (config, notes, config_json) = (self.config.clone(), self.notes.clone(), self.config_json.clone());
+        Ok(Checkpoint { config, tensors, notes, process: steps, config_json, files: self.files.clone() })
+    }
+
+    /// How the weights were processed after they were read.
+    pub fn process(&self) -> Process {
+        self.process
     }
 
     /// Remarks for the user about how the weights were read, one line each: ignored tensors, removed prefixes,
@@ -328,6 +348,19 @@ impl Checkpoint {
     pub fn untied_unembedding(&self) -> Option<&StoredWeight> {
         let (head, wte) = (self.tensors.get("lm_head.weight")?, self.tensors.get("wte.weight")?);
         (head.dtype != wte.dtype || head.blob.bytes() != wte.blob.bytes()).then_some(head)
+    }
+
+    /// The unembedding as stored [V, D]: the head of its own, or the token embedding.
+    ///
+    /// # Errors
+    /// [`WeightsError::Missing`] for a checkpoint without a token embedding.
+    pub fn unembedding(&self) -> Result<&StoredWeight, WeightsError> {
+        self.untied_unembedding().map_or_else(|| self.tensor("wte.weight"), Ok)
+    }
+
+    /// The unembedding's bias [1, V], which only processed weights have.
+    pub fn unembedding_bias(&self) -> Option<&StoredWeight> {
+        self.tensors.get(process::HEAD_BIAS)
     }
 
     /// Fails when a weight file was changed since it was opened: see `Mapped`.

@@ -194,7 +194,7 @@ pub async fn forward<D: Device>(
 ) -> Result<(), RunError> {
     let Run { layout, texts, start, cache, texts_in_cache } = run;
     let part = layout.batch().part(texts.clone());
-    check_size(dev, params.config(), &part, layout.hooks())?;
+    check_size(dev, params, &part, layout.hooks())?;
     let first = start.first_site();
     if let Some(site) = layout.hooks().touched().into_iter().find(|site| *site < first) {
         return Err(HookError::BeforeStart { site: site.name() }.into());
@@ -230,8 +230,8 @@ pub fn max_tokens<D: Device>(dev: &D, config: &Config, hooks: &Hooks) -> usize {
 ///
 /// # Errors
 /// [`RunError::TooLarge`].
-pub fn check_size<D: Device>(dev: &D, config: &Config, batch: &Batch, hooks: &Hooks) -> Result<(), RunError> {
-    let (limits, n_pos) = (dev.tensor_limits(), batch.n_pos());
+pub fn check_size<D: Device>(dev: &D, params: &Params<D>, batch: &Batch, hooks: &Hooks) -> Result<(), RunError> {
+    let (limits, config, n_pos) = (dev.tensor_limits(), params.config(), batch.n_pos());
     let check = |what: &str, elements: usize, most: usize| {
         if elements <= most {
             return Ok(());
@@ -246,7 +246,8 @@ pub fn check_size<D: Device>(dev: &D, config: &Config, batch: &Batch, hooks: &Ho
         check("attention scores", config.n_head * n_pos * n_keys, limits.whole)?;
     }
     if touched.contains(&Site::Unembed) {
-        check("logits", n_pos * config.vocab_size, limits.in_parts)?;
+        let most = if params.has_unembedding_bias() { limits.whole } else { limits.in_parts };
+        check("logits", n_pos * config.vocab_size, most)?;
     }
     Ok(())
 }
@@ -286,7 +287,7 @@ impl<D: Device> Pass<'_, D> {
         // Some texts at a time: the logits of a whole batch can be larger than any buffer.
         for texts in self.logits_together(hooks) {
             let rows = texts.iter().flat_map(|(_, rows)| rows.iter().map(|rows| (0, rows.clone()))).collect();
-            let logits = dev.unembed(&self.gathered(&x, rows), params.unembedding(dev).await?);
+            let logits = params.logits(dev, &self.gathered(&x, rows)).await?;
             hooks.likeliest(dev, texts[0].0, texts.len(), &logits);
             let (mut first, is_alone, is_wanted) = (0, texts.len() == 1, hooks.wants(Site::Unembed));
             for (text, rows) in texts.into_iter().filter(|_| is_wanted) {

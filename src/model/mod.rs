@@ -1,6 +1,6 @@
 //! A GPT-2 checkpoint and its forward pass. Owns everything between a model's files and a device's operations.
-//! Read in this order: `model_dir.rs`, `checkpoint.rs`, `tokenizer.rs` (with
-//! `tokenizer_files.rs`), `token_select.rs`, `windows.rs`, `params.rs`, `forward.rs`.
+//! Read in this order: `model_dir.rs`, `checkpoint.rs`, `process.rs`, `tokenizer.rs`
+//! (with `tokenizer_files.rs`), `token_select.rs`, `windows.rs`, `params.rs`, `forward.rs`.
 
 pub mod checkpoint;
 pub mod forward;
@@ -8,6 +8,7 @@ pub(crate) mod model_dir;
 #[cfg(not(feature = "tokenizer"))]
 mod no_tokenizer;
 pub mod params;
+pub mod process;
 pub mod token_select;
 pub mod tokenizer;
 #[cfg(feature = "tokenizer")]

@@ -2,7 +2,7 @@
 //! computes nothing. Read next: `forward.rs`, which uses the weights.
 
 use crate::config::Config;
-use crate::device::{Device, DeviceError, Dtype, Part, StoredWeight};
+use crate::device::{Blob, Device, DeviceError, Dtype, Operations, Part, StoredWeight};
 use crate::model::checkpoint::{Checkpoint, WeightsError};
 use std::sync::{Arc, OnceLock};
 use thiserror::Error;
@@ -44,6 +44,20 @@ pub struct Block<M> {
     pub(crate) mlp_c_proj: Biased<M>,
 }
 
+/// What gives a token's logit: the product with its row of the unembedding, and its bias.
+#[derive(Clone, Debug)]
+pub(crate) struct Direction {
+    pub row: Vec<f32>,
+    pub bias: f32,
+}
+
+impl Direction {
+    /// The logit of a row [D] of the final LayerNorm's output, in f64.
+    pub fn logit(&self, x: impl Iterator<Item = f32>) -> f64 {
+        x.zip(&self.row).map(|(x, u)| f64::from(x) * f64::from(*u)).sum::<f64>() + f64::from(self.bias)
+    }
+}
+
 /// A checkpoint's weights on a device. Each is loaded when a run first needs it, so a run that ends early does not load
 /// the rest.
 pub struct Params<D: Device> {
@@ -54,6 +68,8 @@ pub struct Params<D: Device> {
     blocks: Vec<OnceLock<Block<D::Weight>>>,
     ln_f: OnceLock<Biased<D::Weight>>,
     lm_head: OnceLock<Option<D::Weight>>,
+    /// The unembedding's bias behind a gain of ones, where there is a bias.
+    lm_head_bias: OnceLock<Option<Biased<D::Weight>>>,
 }
 
 impl<D: Device> Params<D> {
@@ -61,8 +77,8 @@ impl<D: Device> Params<D> {
     /// loaded.
     pub fn new(checkpoint: Arc<Checkpoint>, precision: Option<Dtype>) -> Params<D> {
         let blocks = (0..checkpoint.config().n_layer).map(|_| OnceLock::new()).collect();
-        let (wte, wpe, ln_f, lm_head) = Default::default();
-        Params { checkpoint, precision, wte, wpe, blocks, ln_f, lm_head }
+        let (wte, wpe, ln_f, lm_head, lm_head_bias) = Default::default();
+        Params { checkpoint, precision, wte, wpe, blocks, ln_f, lm_head, lm_head_bias }
     }
 
     /// The same weights for another device; none of them is loaded yet.
@@ -75,20 +91,31 @@ impl<D: Device> Params<D> {
         self.checkpoint.config()
     }
 
-    /// A token's row [D] of the unembedding, in the device's precision, as host values.
-    pub(crate) fn unembedding_row(&self, id: u32) -> Result<Vec<f32>, LoadError> {
-        let weight = match self.checkpoint.untied_unembedding() {
-            Some(head) => head,
-            None => self.checkpoint.tensor("wte.weight")?,
-        };
-        let mut row = vec![0.0; weight.cols];
-        weight.widen(id as usize * weight.cols, &mut row);
-        match self.precision {
-            Some(Dtype::F16) => row.iter_mut().for_each(|v| *v = half::f16::from_f32(*v).to_f32()),
-            Some(Dtype::Bf16) => row.iter_mut().for_each(|v| *v = half::bf16::from_f32(*v).to_f32()),
+    /// A token's direction in the unembedding, in the device's precision, as host values.
+    pub(crate) fn direction(&self, id: u32) -> Result<Direction, LoadError> {
+        let bias = self.checkpoint.unembedding_bias().map_or(0.0, |bias| {
+            let mut value = [0.0];
+            bias.widen(id as usize, &mut value);
+            value[0]
+        });
+        Ok(Direction { row: self.host_rows(self.checkpoint.unembedding()?, id as usize, 1), bias })
+    }
+
+    /// A weight by Hugging Face's name, in the device's precision, as host values in storage order.
+    pub(crate) fn host(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+        let weight = self.checkpoint.tensor(name)?;
+        Ok(self.host_rows(weight, 0, weight.rows))
+    }
+
+    fn host_rows(&self, weight: &StoredWeight, first: usize, rows: usize) -> Vec<f32> {
+        let mut values = vec![0.0; rows * weight.cols];
+        weight.widen(first * weight.cols, &mut values);
+        match self.precision.filter(|_| weight.rows > 1) {
+            Some(Dtype::F16) => values.iter_mut().for_each(|v| *v = half::f16::from_f32(*v).to_f32()),
+            Some(Dtype::Bf16) => values.iter_mut().for_each(|v| *v = half::bf16::from_f32(*v).to_f32()),
             Some(Dtype::F32) | None => {}
         }
-        Ok(row)
+        values
     }
 
     async fn load(&self, dev: &D, name: &str, part: Part) -> Result<D::Weight, LoadError> {
@@ -142,6 +169,28 @@ impl<D: Device> Params<D> {
     /// The final LayerNorm.
     pub(crate) async fn ln_f(&self, dev: &D) -> Result<&Biased<D::Weight>, LoadError> {
         once(&self.ln_f, async || self.biased(dev, "ln_f", Part::Head).await).await
+    }
+
+    /// The logits of rows [T, D] of the final LayerNorm's output.
+    pub(crate) async fn logits(&self, dev: &D, x: &D::Tensor) -> Result<D::Tensor, LoadError> {
+        let logits = dev.unembed(x, self.unembedding(dev).await?);
+        let bias = once(&self.lm_head_bias, async || {
+            let Some(bias) = self.checkpoint.unembedding_bias() else { return Ok(None) };
+            let ones: Vec<u8> = std::iter::repeat_n(1.0f32.to_le_bytes(), bias.cols).flatten().collect();
+            let blob = Blob::new(Arc::new(ones), 0..4 * bias.cols);
+            let gain = StoredWeight { name: "a gain of ones".into(), dtype: Dtype::F32, blob, ..bias.clone() };
+            let (weight, bias) = (self.bring(dev, &gain, Part::Head)?, self.bring(dev, bias, Part::Head)?);
+            Ok(Some(Biased { weight, bias }))
+        });
+        Ok(match bias.await? {
+            Some(Biased { weight, bias }) => dev.gain_bias(&logits, weight, bias),
+            None => logits,
+        })
+    }
+
+    /// True where logits have a bias, so that they must fit into one binding.
+    pub(crate) fn has_unembedding_bias(&self) -> bool {
+        self.checkpoint.unembedding_bias().is_some()
     }
 
     /// The unembedding [V, D]: `lm_head`, or the token embedding if the two are tied.

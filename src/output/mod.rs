@@ -19,9 +19,11 @@ mod unfinished;
 use crate::hooks::capture::{Arrays, Sink, StepSink};
 use crate::hooks::request::EditRecord;
 use crate::hooks::site::Site;
+use crate::model::process::Process;
 use crate::model::token_select::Word;
 use crate::model::tokenizer::Token;
 use crate::model::windows::Windows;
+use crate::session::Session;
 use ndarray::{Array2, ArrayViewD};
 use npz::Npz;
 use rows::RowSink;
@@ -45,10 +47,26 @@ pub struct Provenance {
     pub model: String,
     /// [`crate::model::checkpoint::Checkpoint::fingerprint`].
     pub fingerprint: String,
+    /// How the weights were processed.
+    pub process: Process,
     /// A description of the device.
     pub device: String,
     /// The edits of the run; empty for an unedited run.
     pub edits: Vec<EditRecord>,
+}
+
+impl Provenance {
+    /// Of a run of a session with these edits. With `every_byte` the fingerprint covers every byte of the weights.
+    pub fn new(session: &Session, edits: Vec<EditRecord>, every_byte: bool) -> Provenance {
+        let model = session.model();
+        Provenance {
+            model: model.name().into(),
+            fingerprint: model.checkpoint().fingerprint(every_byte),
+            process: model.checkpoint().process(),
+            device: session.device().to_string(),
+            edits,
+        }
+    }
 }
 
 /// Everything about one run's arrays that is known before the run.
@@ -240,6 +258,9 @@ impl Record<'_> {
         }
         if let Rows::Mean(positions) = self.rows {
             pairs.push(("mean", format!("over {} tokens", self.n_mean(positions))));
+        }
+        if !self.provenance.process.is_none() {
+            pairs.push(("process", self.provenance.process.to_string()));
         }
         if !self.provenance.edits.is_empty() {
             pairs.push(("edits", json!(self.provenance.edits).to_string()));

@@ -4,6 +4,7 @@
 //! `heatmap.rs`.
 
 pub mod attention;
+pub mod bars;
 pub mod colour;
 pub mod font;
 pub mod heatmap;

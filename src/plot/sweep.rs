@@ -52,7 +52,8 @@ pub struct SweepPicture {
     axes: Vec<AxisLabels>,
     /// In row-major order.
     shown: Vec<f64>,
-    values: Vec<f64>,
+    /// What is said beside each number shown, where that is not the metric itself.
+    values: Option<Vec<f64>>,
     errors: Option<Vec<f64>>,
     p: Option<Vec<f64>>,
 }
@@ -74,8 +75,8 @@ const GAP: f32 = 30.0;
 const TITLE: f32 = 22.0;
 
 impl SweepPicture {
-    /// A picture of the values `shown` (row-major over `axes`), with the metric's values and the statistics over
-    /// several pairs. `text` has the tokens of the clean and the corrupt text if there is only one pair.
+    /// A picture of the values `shown` (row-major over `axes`), with the metric's values, where they are others, and the
+    /// statistics over several pairs. `text` has the tokens of the clean and the corrupt text if there is only one pair.
     #[allow(clippy::too_many_arguments)]
     pub fn new(
         what: String,
@@ -84,7 +85,7 @@ impl SweepPicture {
         labels: Vec<Vec<Value>>,
         text: Option<(Vec<Token>, Vec<Token>)>,
         shown: &[f64],
-        values: &[f64],
+        values: Option<&[f64]>,
         errors: Option<&[f64]>,
         p: Option<&[f64]>,
     ) -> SweepPicture {
@@ -102,7 +103,7 @@ impl SweepPicture {
             axes: axes.iter().zip(labels).map(of_axis).collect(),
             text,
             shown: shown.to_vec(),
-            values: values.to_vec(),
+            values: values.map(<[f64]>::to_vec),
             errors: errors.map(<[f64]>::to_vec),
             p: p.map(<[f64]>::to_vec),
         }
@@ -167,6 +168,15 @@ impl SweepPicture {
         differ.then(|| "* clean / corrupt token where the texts differ".to_string()).into_iter().collect()
     }
 
+    /// A cell in words.
+    fn cell(&self, at: usize) -> String {
+        let shown = number(self.shown[at] as f32);
+        let Some(values) = &self.values else { return shown };
+        let error = self.errors.as_ref().map_or(String::new(), |errors| format!(" ± {}", number(errors[at] as f32)));
+        let p = self.p.as_ref().map_or(String::new(), |p| format!(", p = {}", number(p[at] as f32)));
+        format!("{shown} (metric {}{error}{p})", number(values[at] as f32))
+    }
+
     fn row_axis(&self) -> Option<&AxisLabels> {
         self.axes.len().checked_sub(2).map(|n| &self.axes[n])
     }
@@ -214,16 +224,8 @@ impl Picture for SweepPicture {
                 let label = |labels: &[String], i: usize| labels.get(i).cloned().unwrap_or_default();
                 let Some(first) = panel.first.filter(|_| whole) else { return number(table[[row, col]]) };
                 let at = first + row * cols + col;
-                let error =
-                    self.errors.as_ref().map_or(String::new(), |errors| format!(" ± {}", number(errors[at] as f32)));
-                let p = self.p.as_ref().map_or(String::new(), |p| format!(", p = {}", number(p[at] as f32)));
                 let place = [label(&row_labels, row), label(&col_labels, col)].join(" ");
-                format!(
-                    "{}: {} (metric {}{error}{p})",
-                    place.trim(),
-                    number(self.shown[at] as f32),
-                    number(self.values[at] as f32)
-                )
+                format!("{}: {}", place.trim(), self.cell(at))
             });
             scene.frame(x, y, width, height, 0.8);
             let per_row = height / rows as f32;
@@ -303,16 +305,7 @@ impl Picture for SweepPicture {
                 })
                 .collect();
             place.reverse();
-            let error =
-                self.errors.as_ref().map_or(String::new(), |errors| format!(" ± {}", number(errors[at] as f32)));
-            let p = self.p.as_ref().map_or(String::new(), |p| format!(", p = {}", number(p[at] as f32)));
-            writeln!(
-                out,
-                "{}: {} (metric {}{error}{p})",
-                place.join(", "),
-                number(self.shown[at] as f32),
-                number(self.values[at] as f32)
-            )?;
+            writeln!(out, "{}: {}", place.join(", "), self.cell(at))?;
         }
         self.notes().iter().try_for_each(|note| writeln!(out, "{note}"))
     }

@@ -89,7 +89,8 @@ impl Page {
         let data = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "model": {
-                "name": about.provenance.model, "fingerprint": about.provenance.fingerprint, "n_layer": config.n_layer,
+                "name": about.provenance.model, "fingerprint": about.provenance.fingerprint,
+                "process": about.provenance.process.to_string(), "n_layer": config.n_layer,
                 "n_head": config.n_head, "n_embd": config.n_embd, "n_inner": config.n_inner, "vocab_size": config.vocab_size,
             },
             "device": about.provenance.device,

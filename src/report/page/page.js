@@ -195,7 +195,7 @@ function drawAbout() {
       ? "None: positions of this run's edits are those of a text that grew."
       : "For a POSIX shell (sh, bash, zsh). They print or draw the same numbers in full f32."],
     ...(data.prompt === null ? [] : [["Written", `The model wrote the tokens from position ${data.prompt} on; they are underlined. The numbers are those of one run over the whole text, edited as it was while it was written.`]]),
-    ["Model", `${model.name}, fingerprint ${model.fingerprint}`],
+    ["Model", `${model.name}${model.process && `, its weights processed (${model.process})`}, fingerprint ${model.fingerprint}`],
     ["Computed on", data.device],
     ["Made by", `actscope ${data.version}`],
   ];

@@ -1,0 +1,223 @@
+//! `actscope attribute`: where a logit, or the difference of two, comes from. Read next: `../analysis/attribute.rs`, which
+//! computes it.
+
+use super::edits::{EditArgs, mark};
+use super::question::QuestionArgs;
+use super::run::RunArgs;
+use super::target::{Findings, Target, deliver, number, provenance};
+use super::texts::TextArgs;
+use super::{Failure, ModelArgs};
+use crate::analysis::attribute::{self, Attribution, By};
+use crate::analysis::metric::Question;
+use crate::hooks::site::Site;
+use crate::model::tokenizer::Token;
+use crate::output::arrays::{Named, Numbers};
+use crate::plot::bars::Bars;
+use crate::plot::sweep::SweepPicture;
+use crate::plot::{Heading, Picture};
+use crate::session::{Progress, Session};
+use clap::{Args, ValueEnum};
+use serde_json::{Map, Value, json};
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Arguments of `actscope attribute`.
+#[derive(Args)]
+#[command(mut_args(super::texts::one_text))]
+pub struct AttributeCommand {
+    #[command(flatten)]
+    texts: TextArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    question: QuestionArgs,
+    /// The parts: component, layer, head, neuron or position
+    #[arg(long, value_name = "PARTS", default_value = "component")]
+    by: By,
+    /// How a part's share is found
+    #[arg(long, value_enum, default_value_t = Method::Direct)]
+    method: Method,
+    /// Only the N largest parts; the others go into the remainder [default: all, of neurons 20]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    top: Option<u32>,
+    /// Where to write: .json, .csv, .npz, .safetensors, or a picture as .png or .svg. Without it, on the terminal
+    #[arg(short, long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    edits: EditArgs,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Method {
+    /// What each part adds to the logit through the final LayerNorm as it was: an exact sum
+    Direct,
+}
+
+/// Neurons that are shown without --top.
+const NEURONS: usize = 20;
+
+impl AttributeCommand {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let input = self.texts.read(&self.model)?;
+        let target = self.out.as_deref().map(Target::create).transpose()?;
+        let files = self.model.open()?;
+        if let Some(target) = &target {
+            self.texts.refuse_to_overwrite(target.path(), &files, &self.edits)?;
+        }
+        let batch = self.texts.batch(&input, &files, &self.model)?;
+        let several = batch.texts().len();
+        if several > 1 {
+            return Err(Failure::Usage(format!(
+                "a logit of one text is attributed and {several} were given; give one (in quotes, if it is several words)"
+            )));
+        }
+        let tokens = files.tokens(&batch).remove(0);
+        let Some(answer) = self.question.answer(&files, &self.model)? else {
+            return Err(Failure::Usage(
+                "attribute asks where a token's logit comes from: name the token with --answer".into(),
+            ));
+        };
+        let wrong = self.question.wrong(&files, &self.model)?;
+        let question =
+            Question { position: self.question.position(&tokens, 0)?, answer, wrong: wrong.unwrap_or(answer) };
+        let plan = self.edits.plan(&self.texts, &files, &batch, &self.model)?;
+
+        let session = self.run.session(files, &self.model)?;
+        let mut hooks = session.model().hooks();
+        let edits = self.model.edit(&plan, &session, &batch, &mut hooks)?;
+        let (by, difference) = (self.by, wrong.is_some());
+        let found = self.model.with_progress("blocks", async |told: Progress<'_>| {
+            session.attribute_direct_async(&batch, &question, difference, by, &hooks, Some(told)).await
+        })?;
+        if !found.values.iter().chain([&found.total]).all(|value| value.is_finite()) {
+            return Err(Failure::Run(
+                "the attribution holds a NaN or an infinity, so it means nothing; `actscope extract -k '*'` names the first hook \
+                 that holds one"
+                    .into(),
+            ));
+        }
+        let most = self.top.map(|n| n as usize).or((by == By::Neuron).then_some(NEURONS));
+        let found = match most {
+            Some(n) => found.strongest(n),
+            None => found,
+        };
+        let name = |id: u32| session.model().token(id).label();
+        let asked = match wrong {
+            Some(wrong) => format!("logit of \"{}\" less that of \"{}\"", name(answer), name(wrong)),
+            None => format!("logit of \"{}\"", name(answer)),
+        };
+        let mut json = Map::new();
+        let mut put = |key: &str, value: Value| json.insert(key.into(), value);
+        put("command", json!("attribute"));
+        put("method", json!("direct"));
+        put("by", json!(by.name()));
+        put("target", json!(attribute::metric(difference).name()));
+        put("total", number(found.total));
+        put("labels", json!(found.labels));
+        put("values", found.values.iter().copied().map(number).collect());
+        put("remainder", number(found.remainder));
+        let token = |id: u32| json!({"id": id, "token": session.model().token(id).text()});
+        put("answer", token(answer));
+        put("wrong", wrong.map_or(Value::Null, token));
+        put("position", json!(question.position));
+        provenance(&session, &edits).into_iter().for_each(|(key, value)| drop(put(&key, value)));
+        put("tokens", json!(tokens.iter().map(Token::text).collect::<Vec<_>>()));
+        put("input_ids", json!(batch.ids()));
+        let what = format!(
+            "{asked} at position {}, {}{}: {:.4}",
+            question.position,
+            session.model().name(),
+            mark(&edits),
+            found.total
+        );
+        let whole = Whole { found: &found, session: &session, by, heading: Heading { text: tokens, what }, json };
+        deliver(&whole, target, &self.model)
+    }
+}
+
+/// All of it.
+struct Whole<'a> {
+    found: &'a Attribution,
+    session: &'a Session,
+    by: By,
+    heading: Heading,
+    json: Map<String, Value>,
+}
+
+impl Whole<'_> {
+    /// The values of all heads in row-major order, where all are there.
+    fn heads(&self) -> Option<Vec<f64>> {
+        let config = self.session.model().config();
+        let value = |(layer, head): (usize, usize)| {
+            let label = format!("{}[{head}]", Site::Result(layer).name());
+            let at = self.found.labels.iter().position(|other| *other == label)?;
+            Some(self.found.values[at])
+        };
+        let all = (0..config.n_layer).flat_map(|layer| (0..config.n_head).map(move |head| (layer, head)));
+        if self.by == By::Head { all.map(value).collect() } else { None }
+    }
+
+    fn remainder(&self) -> String {
+        format!("total {:.6}, remainder {:.2e}", self.found.total, self.found.remainder)
+    }
+}
+
+impl Findings for Whole<'_> {
+    fn json(&self) -> &Map<String, Value> {
+        &self.json
+    }
+
+    fn array_keys(&self) -> &[&str] {
+        &["values"]
+    }
+
+    fn arrays(&self) -> Vec<Named> {
+        let values = self.found.values.clone();
+        let named = |name: &str, shape: Vec<usize>, values: Vec<f64>| Named {
+            name: name.into(),
+            shape,
+            numbers: Numbers::F64(values),
+        };
+        let config = self.session.model().config();
+        let heads = self.heads().map(|values| named("heads", vec![config.n_layer, config.n_head], values));
+        [named("values", vec![values.len()], values)].into_iter().chain(heads).collect()
+    }
+
+    /// The column of values adds up to the total.
+    fn table(&self, table: &mut csv::Writer<&mut dyn Write>) -> std::io::Result<()> {
+        table.write_record(["label", "value"])?;
+        let rows = self.found.labels.iter().map(String::as_str).zip(self.found.values.iter().copied());
+        for (label, value) in rows.chain([("remainder", self.found.remainder)]) {
+            table.write_record([label, &value.to_string()])?;
+        }
+        Ok(())
+    }
+
+    fn picture(&self) -> Option<Box<dyn Picture>> {
+        if let Some(heads) = self.heads() {
+            let config = self.session.model().config();
+            let others: f64 = self.found.values.iter().sum::<f64>() - heads.iter().sum::<f64>();
+            let what =
+                format!("{}; by no head {others:+.4}, remainder {:.1e}", self.heading.what, self.found.remainder);
+            let labels: Vec<Vec<Value>> =
+                [config.n_layer, config.n_head].map(|n| (0..n).map(|i| json!(i)).collect()).to_vec();
+            let text = Some((self.heading.text.clone(), self.heading.text.clone()));
+            let name = "Adds to the logit".to_string();
+            return Some(Box::new(SweepPicture::new(
+                what,
+                name,
+                &["layer", "head"],
+                labels,
+                text,
+                &heads,
+                None,
+                None,
+                None,
+            )));
+        }
+        let bars = self.found.labels.iter().cloned().zip(self.found.values.iter().copied()).collect();
+        Some(Box::new(Bars { heading: self.heading.clone(), bars, notes: vec![self.remainder()] }))
+    }
+}

@@ -1,0 +1,192 @@
+//! `actscope heads`: which heads look at the token before, at the same token, or at what followed it. Read next:
+//! `../analysis/heads.rs`, which judges them.
+
+use super::edits::{EditArgs, mark};
+use super::run::RunArgs;
+use super::target::{Findings, Target, deliver, nested, number, provenance};
+use super::texts::TextArgs;
+use super::{Failure, ModelArgs};
+use crate::analysis::heads::{Detection, HeadKind, HeadScores, Measure, random_repeats};
+use crate::output::arrays::{Named, Numbers};
+use crate::plot::Picture;
+use crate::plot::sweep::SweepPicture;
+use crate::session::Progress;
+use clap::Args;
+use serde_json::{Map, Value, json};
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Arguments of `actscope heads`.
+#[derive(Args)]
+#[command(mut_args(texts_or_repeats))]
+pub struct HeadsCommand {
+    #[command(flatten)]
+    texts: TextArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// mul: the share of a head's attention that falls where such a head looks; abs: 1 less the mean difference from a pattern
+    /// of ones there
+    #[arg(long, value_name = "MEASURE", default_value = "mul")]
+    measure: Measure,
+    /// Leave out the attention that the first position gets, where heads rest
+    #[arg(long)]
+    exclude_bos: bool,
+    /// Leave out the attention that tokens pay to themselves
+    #[arg(long)]
+    exclude_current: bool,
+    /// Without a text: how many random texts
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    repeats: u32,
+    /// Without a text: how many random tokens are repeated in each
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    length: u32,
+    /// Without a text: where random numbers begin
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    /// Where to write: .json, .csv, .npz, .safetensors, or a picture as .png or .svg. Without it, on the terminal
+    #[arg(short, long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    edits: EditArgs,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+fn texts_or_repeats(arg: clap::Arg) -> clap::Arg {
+    match arg.get_id().as_str() {
+        "texts" => {
+            arg.help("The texts. Without any, random tokens that are repeated once, after the beginning-of-text token")
+        }
+        _ => arg,
+    }
+}
+
+impl HeadsCommand {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let given = self.texts.given();
+        let input = if given { Some(self.texts.read(&self.model)?) } else { None };
+        let target = self.out.as_deref().map(Target::create).transpose()?;
+        let files = self.model.open()?;
+        if let Some(target) = &target {
+            self.texts.refuse_to_overwrite(target.path(), &files, &self.edits)?;
+        }
+        let batch = match input {
+            Some(input) => self.texts.batch(&input, &files, &self.model)?,
+            None => {
+                let (bos, length, most) = (files.bos(), self.length as usize, files.config().n_positions);
+                let needed = 2 * length + usize::from(bos.is_some());
+                if needed > most {
+                    return Err(Failure::Usage(format!(
+                        "--length {length} makes texts of {needed} tokens, and this model has {most} positions; {} is the most",
+                        (most - usize::from(bos.is_some())) / 2
+                    )));
+                }
+                files.batch(&random_repeats(files.config(), bos, self.repeats as usize, length, self.seed))?
+            }
+        };
+        if let Some(text) = batch.texts().iter().position(|text| text.len() < 2) {
+            return Err(Failure::Usage(format!(
+                "text {text} has one token, which can look at nothing but itself; give texts of two tokens or more"
+            )));
+        }
+        let plan = self.edits.plan(&self.texts, &files, &batch, &self.model)?;
+        let session = self.run.session(files, &self.model)?;
+        let mut hooks = session.model().hooks();
+        let edits = self.model.edit(&plan, &session, &batch, &mut hooks)?;
+        let (measure, exclude_bos, exclude_current) = (self.measure, self.exclude_bos, self.exclude_current);
+        let detection = Detection { measure, exclude_bos, exclude_current };
+        let found = self.model.with_progress("blocks", async |told: Progress<'_>| {
+            session.detect_heads_async(&batch, detection, &hooks, Some(told)).await
+        })?;
+        if found.scores.iter().flatten().flatten().any(|score| !score.is_finite()) {
+            return Err(Failure::Run(
+                "a head has no score: its attention holds a NaN, or the exclusions leave none of a text; give longer texts or leave \
+                 the exclusions out"
+                    .into(),
+            ));
+        }
+        let config = session.model().config();
+        let shape = [config.n_layer, config.n_head];
+        let mut json = Map::new();
+        let mut put = |key: &str, value: Value| json.insert(key.into(), value);
+        put("command", json!("heads"));
+        put("measure", json!(measure.name()));
+        put("exclude_bos", json!(exclude_bos));
+        put("exclude_current", json!(exclude_current));
+        put("n", json!(batch.texts().len()));
+        match given {
+            true => put("texts", json!("given")),
+            false => {
+                put("texts", json!({"repeated": self.length, "seed": self.seed, "begins_with": session.model().bos()}))
+            }
+        };
+        put("shape", json!(shape));
+        for ((name, _), scores) in HeadKind::ALL.iter().zip(&found.scores) {
+            let values: Vec<Value> = scores.iter().flatten().copied().map(number).collect();
+            put(name, nested(&values, &shape));
+        }
+        provenance(&session, &edits).into_iter().for_each(|(key, value)| drop(put(&key, value)));
+        let texts = match given {
+            true => format!("{} texts", batch.texts().len()),
+            false => format!("{} texts of {} random tokens twice, seed {}", self.repeats, self.length, self.seed),
+        };
+        let excluded = [(exclude_bos, ", first position left out"), (exclude_current, ", the token itself left out")];
+        let excluded: String = excluded.iter().filter(|(is, _)| *is).map(|(_, words)| *words).collect();
+        let what = format!(
+            "kinds of head of {}, {texts}, measure {}{excluded}{}",
+            session.model().name(),
+            measure.name(),
+            mark(&edits)
+        );
+        deliver(&Whole { found: &found, shape, what, json }, target, &self.model)
+    }
+}
+
+/// All of it.
+struct Whole<'a> {
+    found: &'a HeadScores,
+    shape: [usize; 2],
+    what: String,
+    json: Map<String, Value>,
+}
+
+impl Findings for Whole<'_> {
+    fn json(&self) -> &Map<String, Value> {
+        &self.json
+    }
+
+    fn array_keys(&self) -> &[&str] {
+        &["previous", "duplicate", "induction"]
+    }
+
+    fn arrays(&self) -> Vec<Named> {
+        let named = |((name, _), scores): (&(&str, HeadKind), &Vec<Vec<f64>>)| Named {
+            name: name.to_string(),
+            shape: self.shape.to_vec(),
+            numbers: Numbers::F64(scores.concat()),
+        };
+        HeadKind::ALL.iter().zip(&self.found.scores).map(named).collect()
+    }
+
+    fn table(&self, table: &mut csv::Writer<&mut dyn Write>) -> std::io::Result<()> {
+        let names = HeadKind::ALL.iter().map(|(name, _)| *name);
+        table.write_record(["layer", "head"].into_iter().chain(names))?;
+        for layer in 0..self.shape[0] {
+            for head in 0..self.shape[1] {
+                let place = [layer.to_string(), head.to_string()];
+                let scores = self.found.scores.iter().map(|scores| scores[layer][head].to_string());
+                table.write_record(place.into_iter().chain(scores))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn picture(&self) -> Option<Box<dyn Picture>> {
+        let kinds = HeadKind::ALL.iter().map(|(name, _)| json!(name)).collect();
+        let places = self.shape.map(|n| (0..n).map(|i| json!(i)).collect());
+        let labels: Vec<Vec<Value>> = [kinds].into_iter().chain(places).collect();
+        let values: Vec<f64> = self.found.scores.iter().flatten().flatten().copied().collect();
+        let (what, name, axes) = (self.what.clone(), "Score".to_string(), ["site", "layer", "head"]);
+        Some(Box::new(SweepPicture::new(what, name, &axes, labels, None, &values, None, None, None)))
+    }
+}

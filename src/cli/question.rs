@@ -1,0 +1,79 @@
+//! What is asked of a model at the end of a text: `--answer`, `--wrong` and `--metric-token`. Owns how a token is named.
+
+use super::{Failure, ModelArgs};
+use crate::model::token_select;
+use crate::model::tokenizer::Token;
+use crate::session::Model;
+use clap::Args;
+
+/// Which tokens' logits are asked about, and where.
+#[derive(Args)]
+pub(super) struct QuestionArgs {
+    /// The token that is right: its text, or id:123
+    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
+    answer: Option<String>,
+    /// A wrong one, to compare with
+    #[arg(long, value_name = "TOKEN", requires = "answer", allow_hyphen_values = true)]
+    wrong: Option<String>,
+    /// The token whose logits are read: an index or its text [default: the last]
+    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
+    metric_token: Option<String>,
+}
+
+impl QuestionArgs {
+    /// The id of the right token.
+    pub fn answer(&self, files: &Model, model: &ModelArgs) -> Result<Option<u32>, Failure> {
+        self.answer.as_ref().map(|written| token(written, "--answer", files, model)).transpose()
+    }
+
+    /// The id of the wrong token.
+    pub fn wrong(&self, files: &Model, model: &ModelArgs) -> Result<Option<u32>, Failure> {
+        self.wrong.as_ref().map(|written| token(written, "--wrong", files, model)).transpose()
+    }
+
+    /// The position of one text whose logits are read.
+    pub fn position(&self, tokens: &[Token], text: usize) -> Result<usize, Failure> {
+        let Some(written) = &self.metric_token else { return Ok(tokens.len() - 1) };
+        let found = token_select::select(std::slice::from_ref(written), tokens, text);
+        match found.map_err(|e| Failure::Usage(format!("--metric-token {e}")))?.positions.as_slice() {
+            [one] => Ok(*one),
+            several => Err(Failure::Usage(format!(
+                "--metric-token {written:?} is tokens {several:?} of text {text}; choose one, by its index"
+            ))),
+        }
+    }
+}
+
+/// The id of a token that is named by its text or as `id:123`. `name` is the option or field, for messages.
+pub(super) fn token(written: &str, name: &str, files: &Model, model: &ModelArgs) -> Result<u32, Failure> {
+    let n_vocab = files.config().vocab_size;
+    if let Some(id) = written.strip_prefix("id:").and_then(|id| id.parse::<u32>().ok()) {
+        return match (id as usize) < n_vocab {
+            true => Ok(id),
+            false => {
+                Err(Failure::Usage(format!("{name} id:{id} is beyond the vocabulary, which ends at {}", n_vocab - 1)))
+            }
+        };
+    }
+    let tokenizer = files.tokenizer()?;
+    let shown =
+        |ids: &[u32]| ids.iter().map(|id| format!("{:?}", files.token(*id).text())).collect::<Vec<_>>().join(" ");
+    match tokenizer.encode(written)?.as_slice() {
+        [id] => {
+            let spaced = format!(" {written}");
+            if !written.starts_with(' ')
+                && let [other] = tokenizer.encode(&spaced)?.as_slice()
+            {
+                model.say(format_args!(
+                    "note: {name} is {written:?} without a leading space (id {id}); within a text it is mostly {spaced:?} (id {other})"
+                ));
+            }
+            Ok(*id)
+        }
+        several => Err(Failure::Usage(format!(
+            "{name} {written:?} is {} tokens, {}; give one token, with a space in front where the text has one",
+            several.len(),
+            shown(several)
+        ))),
+    }
+}

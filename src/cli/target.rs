@@ -1,0 +1,188 @@
+//! Where the numbers of `patch`, `ablate`, `attribute`, `heads` and `circuits` go: a file, a picture, the terminal, or JSON on
+//! stdout. Owns the choice by extension, what every form has of the run's provenance, and how numbers stand in JSON.
+
+use super::{Failure, ModelArgs, size};
+use crate::hooks::request::EditRecord;
+use crate::output::arrays::{self, Named};
+use crate::output::{self, OutputError, Place};
+use crate::plot::terminal::Terminal;
+use crate::plot::{File, Picture};
+use crate::session::{Model, Session};
+use serde_json::{Map, Value, json};
+use std::io::Write;
+use std::path::Path;
+
+/// A file that is made before anything is computed.
+pub(super) enum Target {
+    Picture(File),
+    Numbers(Place),
+    Page(Place),
+}
+
+impl Target {
+    /// A file of numbers or a picture, by its extension.
+    pub fn create(path: &Path) -> Result<Target, Failure> {
+        Ok(match output::extension(path).as_str() {
+            "png" | "svg" => Target::Picture(File::create(path)?),
+            "json" | "csv" | "npz" | "safetensors" => Target::Numbers(Place::create(path)?),
+            _ => {
+                let known = ".json, .csv, .npz, .safetensors, .png or .svg";
+                return Err(OutputError::Format { path: path.into(), known }.into());
+            }
+        })
+    }
+
+    /// [`Target::create`] for what also has a page.
+    pub fn create_or_page(path: &Path) -> Result<Target, Failure> {
+        match output::extension(path).as_str() {
+            "html" | "htm" => Ok(Target::Page(Place::create(path)?)),
+            "png" | "svg" | "json" | "csv" | "npz" | "safetensors" => Target::create(path),
+            _ => {
+                let known = ".json, .csv, .npz, .safetensors, .png, .svg or .html";
+                Err(OutputError::Format { path: path.into(), known }.into())
+            }
+        }
+    }
+
+    /// A file of numbers, for what has no picture.
+    pub fn create_numbers(path: &Path) -> Result<Target, Failure> {
+        match output::extension(path).as_str() {
+            "json" | "csv" | "npz" | "safetensors" => Ok(Target::Numbers(Place::create(path)?)),
+            _ => Err(OutputError::Format { path: path.into(), known: ".json, .csv, .npz or .safetensors" }.into()),
+        }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        match self {
+            Target::Picture(file) => file.path(),
+            Target::Numbers(place) | Target::Page(place) => place.path(),
+        }
+    }
+}
+
+/// What a command found, in every form that it can leave.
+pub(super) trait Findings {
+    /// All of it.
+    fn json(&self) -> &Map<String, Value>;
+
+    /// The keys of the JSON whose values are arrays of [`Findings::arrays`], and not metadata.
+    fn array_keys(&self) -> &[&str];
+
+    /// The numbers as arrays.
+    fn arrays(&self) -> Vec<Named>;
+
+    /// The numbers as a table.
+    fn table(&self, table: &mut csv::Writer<&mut dyn Write>) -> std::io::Result<()>;
+
+    /// Draws it, if it can be drawn.
+    fn picture(&self) -> Option<Box<dyn Picture>>;
+
+    /// The page, of findings that have one.
+    fn page(&self) -> std::io::Result<Vec<u8>> {
+        Err(std::io::Error::from(std::io::ErrorKind::Unsupported))
+    }
+
+    /// Prints it.
+    fn print(&self, terminal: &Terminal, out: &mut dyn Write) -> std::io::Result<()> {
+        self.picture().map_or(Ok(()), |picture| picture.print(terminal, out))
+    }
+}
+
+/// Writes findings to their file or the terminal, and as JSON to stdout with --json.
+pub(super) fn deliver(found: &dyn Findings, target: Option<Target>, model: &ModelArgs) -> Result<(), Failure> {
+    let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
+    let path = target.as_ref().map(|target| target.path().display().to_string());
+    let written = match target {
+        Some(Target::Picture(file)) => match found.picture() {
+            Some(picture) => Some(file.write(&*picture)?),
+            None => None,
+        },
+        Some(Target::Numbers(place)) => {
+            let extension = output::extension(place.path());
+            Some(place.fill(|part| output::buffered(part, |out| write(found, &extension, out)))?)
+        }
+        Some(Target::Page(place)) => Some(place.fill(|part| std::fs::write(part, found.page()?))?),
+        None if !model.json => {
+            found.print(&Terminal::of_stdout(), &mut stdout)?;
+            None
+        }
+        None => None,
+    };
+    if let (Some(path), Some(bytes)) = (path, written) {
+        model.say(format_args!("wrote {path}: {}", size(bytes)));
+    }
+    if model.json {
+        serde_json::to_writer(&mut stdout, found.json()).map_err(std::io::Error::from)?;
+        writeln!(stdout)?;
+    }
+    stdout.flush()?;
+    Ok(())
+}
+
+fn write(found: &dyn Findings, extension: &str, out: &mut impl Write) -> std::io::Result<()> {
+    match extension {
+        "json" => {
+            serde_json::to_writer(&mut *out, found.json())?;
+            return writeln!(out);
+        }
+        "csv" => {
+            let out: &mut dyn Write = out;
+            let mut table = csv::Writer::from_writer(out);
+            found.table(&mut table)?;
+            return table.flush();
+        }
+        _ => {}
+    }
+    let metadata = found.json().iter().filter(|(key, _)| !found.array_keys().contains(&key.as_str()));
+    let metadata: Map<String, Value> = metadata.map(|(key, value)| (key.clone(), value.clone())).collect();
+    match extension {
+        "npz" => arrays::write_npz(&found.arrays(), &metadata, out),
+        _ => arrays::write_safetensors(&found.arrays(), &metadata, out),
+    }
+}
+
+/// What a reader needs to know of the model.
+pub(super) fn model_provenance(model: &Model) -> Map<String, Value> {
+    let mut map = Map::new();
+    map.insert("model".into(), json!(model.name()));
+    map.insert("model_fingerprint".into(), json!(model.checkpoint().fingerprint(false)));
+    if !model.checkpoint().process().is_none() {
+        map.insert("process".into(), json!(model.checkpoint().process()));
+    }
+    map.insert("actscope_version".into(), json!(env!("CARGO_PKG_VERSION")));
+    map
+}
+
+/// What a reader needs to compute the numbers of a run again.
+pub(super) fn provenance(session: &Session, edits: &[EditRecord]) -> Map<String, Value> {
+    let mut map = model_provenance(session.model());
+    map.insert("device".into(), json!(session.device().to_string()));
+    map.insert("hook_definitions".into(), json!(output::HOOK_DEFINITIONS));
+    if !edits.is_empty() {
+        map.insert("edits".into(), json!(edits));
+    }
+    map
+}
+
+/// A number as JSON has it; what is none as a string, as in other outputs.
+pub(super) fn number(value: f64) -> Value {
+    match value {
+        v if v.is_finite() => json!(v),
+        v if v.is_nan() => json!("NaN"),
+        v if v > 0.0 => json!("Infinity"),
+        _ => json!("-Infinity"),
+    }
+}
+
+/// A list as nested lists of this shape.
+pub(super) fn nested(values: &[Value], shape: &[usize]) -> Value {
+    match shape {
+        [] => values.first().cloned().unwrap_or(Value::Null),
+        [_] => Value::from(values.to_vec()),
+        [n, rest @ ..] => {
+            let step = values.len() / n.max(&1);
+            (0..*n).map(|i| nested(&values[i * step..(i + 1) * step], rest)).collect()
+        }
+    }
+}
