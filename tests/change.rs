@@ -171,8 +171,7 @@ fn an_edited_file_says_so() {
     assert!(page.contains("(edited)") && page.contains("--edit"));
 }
 
-/// In windows an edit's positions are the text's, and it is made in every window that holds its position. Seen red with positions
-/// counted in each window, with a mean over all rows of all windows, and with the source's windows in reverse.
+/// In windows an edit's positions are the text's, and it is made in every window that holds its position.
 #[test]
 fn edits_in_windows() {
     let ids: Vec<String> = (0..20).map(|i| (i * 7 % 50 + 1).to_string()).collect();

@@ -600,8 +600,7 @@ fn the_command_line() {
     no_complaints(&mut browser);
 }
 
-/// A sweep's page shows what its JSON says, by pointer and by key, and the command of a cell gives its number. Seen red with rows and columns
-/// swapped, with the effect's array for the values', and with the command's source left out.
+/// A sweep's page shows what its JSON says, by pointer and by key, and the command of a cell gives its number.
 #[cfg_attr(not(feature = "external-tests"), ignore = "needs Chromium; tools/check.sh runs it")]
 #[test]
 fn a_sweep_as_a_page() {
@@ -681,8 +680,7 @@ fn a_sweep_as_a_page() {
     no_complaints(&mut browser);
 }
 
-/// The page of a generated text shows its tokens, which of them the model wrote, and values of the run that wrote them. Seen red
-/// without the edit.
+/// The page of a generated text shows its tokens, which of them the model wrote, and values of the run that wrote them.
 #[cfg_attr(not(feature = "external-tests"), ignore = "needs Chromium; tools/check.sh runs it")]
 #[test]
 fn a_generated_text_as_a_page() {
