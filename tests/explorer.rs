@@ -50,7 +50,6 @@ fn page(server: &Loopback, webgpu: bool) -> (Browser, String) {
 
 /// Opens the page with a link's fragment, as if for the first time.
 fn open(browser: &mut Browser, address: &str, fragment: &str) {
-    browser.open_address("about:blank#ready");
     browser.open_address(&format!("{address}#{fragment}"));
 }
 

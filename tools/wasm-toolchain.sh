@@ -1,8 +1,9 @@
-# What compiles Rust to WebAssembly: source this, then call `wasm_cargo build ...`. It takes the toolchain of rustup where that has the
-# target wasm32-unknown-unknown. Else, on Debian 12, it takes Debian's own Rust for the web (rustc-web, cargo-web), which has the
-# standard library as source only, and so compiles that as well. It installs what is missing, once, and sets
+# What compiles Rust to WebAssembly: source this, then call `wasm_cargo build ...`. It takes the Rust that is there if it has the target
+# wasm32-unknown-unknown, or gets it from rustup. Else, on Debian 12, it takes Debian's own Rust for the web (rustc-web, cargo-web), which
+# has the standard library as source only, and so compiles that as well. It installs what is missing, once, and sets
 #   WASM_TARGET_DIR  where builds go          WASM_BINDGEN  wasm-bindgen of the version in Cargo.lock
 #   WASM_OPT         wasm-opt, or nothing
+# With WASM_DEBIAN=1 it takes Debian's Rust in any case.
 
 wasm_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 WASM_TARGET_DIR=${WASM_TARGET_DIR:-$wasm_root/target/web}
@@ -18,7 +19,9 @@ wasm_install() {
 }
 
 wasm_sysroot=$(rustc --print sysroot 2>/dev/null || true)
-if [ -n "$wasm_sysroot" ] && [ -d "$wasm_sysroot/lib/rustlib/wasm32-unknown-unknown" ]; then
+wasm_has_target() { [ -n "$wasm_sysroot" ] && [ -d "$wasm_sysroot/lib/rustlib/wasm32-unknown-unknown" ]; }
+wasm_has_target || ! command -v rustup >/dev/null || timeout 300 rustup target add wasm32-unknown-unknown || true
+if [ -z "${WASM_DEBIAN:-}" ] && wasm_has_target; then
     wasm_cargo() {
         CARGO_TARGET_DIR=$WASM_TARGET_DIR RUSTFLAGS="$wasm_flags" cargo "$@" --target wasm32-unknown-unknown
     }
@@ -28,7 +31,7 @@ else
     # Building the standard library is an unstable feature of cargo. Debian's compiler does not choose a linker for the target.
     wasm_cargo() {
         CARGO_TARGET_DIR=$WASM_TARGET_DIR RUSTC=/usr/bin/rustc RUSTDOC=/usr/bin/rustdoc RUSTC_BOOTSTRAP=1 \
-            RUSTFLAGS="$wasm_flags -C linker=wasm-ld-19 -C linker-flavor=wasm-ld" \
+            RUSTFLAGS="-C linker=wasm-ld-19 -C linker-flavor=wasm-ld $wasm_flags" \
             /usr/bin/cargo "$@" -Zbuild-std=std,panic_abort --target wasm32-unknown-unknown
     }
 fi

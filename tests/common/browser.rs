@@ -83,6 +83,8 @@ impl Browser {
 
     /// Opens a page at an address and waits until it is drawn.
     pub fn open_address(&mut self, address: &str) {
+        // An address that differs in its fragment alone would only tell the page that is open.
+        self.call("Page.navigate", json!({"url": "about:blank"}));
         self.events.clear();
         self.call("Page.navigate", json!({"url": address}));
         self.wait_until_drawn();
