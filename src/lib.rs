@@ -31,6 +31,7 @@ pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod device;
+pub mod explore;
 pub(crate) mod file_kind;
 pub mod hooks;
 pub mod hub;

@@ -9,22 +9,22 @@ use crate::device::cpu::Cpu;
 #[cfg(feature = "gpu")]
 use crate::device::gpu::Gpu;
 use crate::device::reference::Reference;
-use crate::device::{AnyDevice, Device, DeviceError, DeviceInfo};
+use crate::device::{AnyDevice, Bytes, Device, DeviceError, DeviceInfo};
 use crate::hooks::capture::{Capture, Sink};
 use crate::hooks::layout::Layout;
 use crate::hooks::request::{HookError, Hooks, Select};
 use crate::hooks::site::Site;
-use crate::hub::{self, HubError, Source};
+use crate::hub::{self, HubError, MemoryFiles, Source};
 use crate::model::checkpoint::{Checkpoint, WeightsError};
 use crate::model::forward::{self, Run, RunError, Start};
-use crate::model::model_dir::ModelDir;
+use crate::model::model_dir::{Files, ModelDir};
 use crate::model::params::{LoadError, Params};
 use crate::model::process::Process;
 use crate::model::tokenizer::{Token, Tokenizer, TokenizerError};
 use crate::options::Options;
 use ndarray::{Array2, Axis, Ix3};
 use std::ops::{ControlFlow, Range};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -108,20 +108,39 @@ impl Model {
     /// As [`Model::open`].
     pub fn open_telling(name: &str, tell: &mut dyn FnMut(hub::Event<'_>)) -> Result<Model, Error> {
         let source = hub::resolve(name, tell)?;
-        let (checkpoint, tokenizer) = match &source {
+        match &source {
             #[cfg(feature = "demo")]
             Source::Demo => {
                 use hub::demo;
-                let weights = std::sync::Arc::new(demo::SAFETENSORS);
+                let weights = Arc::new(demo::SAFETENSORS);
                 let tokenizer = Tokenizer::from_bytes("demo/tokenizer.json", demo::TOKENIZER);
-                (Checkpoint::from_bytes("demo", demo::CONFIG, weights)?, tokenizer)
+                let checkpoint = Arc::new(Checkpoint::from_bytes("demo", demo::CONFIG, weights)?);
+                Ok(Model { name: name.into(), source, checkpoint, tokenizer })
             }
             Source::Folder(folder) | Source::Cache(folder) => {
-                let missing = || TokenizerError::Missing { model: name.into() };
-                (Checkpoint::open(folder)?, Tokenizer::from_folder(folder).and_then(|found| found.ok_or_else(missing)))
+                let dir = ModelDir::new(folder);
+                Model::of_dir(name, source, &dir)
             }
-        };
-        Ok(Model { name: name.into(), source, checkpoint: Arc::new(checkpoint), tokenizer })
+            Source::Memory(_) => unreachable!("a name finds no files in memory"),
+        }
+    }
+
+    /// Opens a checkpoint whose files are in memory: for targets without folders, such as a browser. `files` has the
+    /// files that a checkpoint's folder would have, with their names; others are ignored.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn from_files(name: &str, files: Vec<(String, Arc<dyn Bytes>)>) -> Result<Model, Error> {
+        let files = Arc::new(files.into_iter().collect::<Files>());
+        let dir = ModelDir::in_memory(name, files.clone());
+        Model::of_dir(name, Source::Memory(MemoryFiles(files)), &dir)
+    }
+
+    fn of_dir(name: &str, source: Source, dir: &ModelDir) -> Result<Model, Error> {
+        let missing = || TokenizerError::Missing { model: name.into() };
+        let checkpoint = Arc::new(Checkpoint::of_dir(dir)?);
+        let tokenizer = Tokenizer::of_dir(dir).and_then(|found| found.ok_or_else(missing));
+        Ok(Model { name: name.into(), source, checkpoint, tokenizer })
     }
 
     /// The name that [`Model::open`] was called with.
@@ -134,12 +153,13 @@ impl Model {
         &self.source
     }
 
-    /// The folder of the model's files; `None` for the model inside the binary.
-    pub(crate) fn folder(&self) -> Option<&Path> {
+    /// The model's files; `None` for the model inside the binary.
+    pub(crate) fn dir(&self) -> Option<ModelDir> {
         match &self.source {
             #[cfg(feature = "demo")]
             Source::Demo => None,
-            Source::Folder(folder) | Source::Cache(folder) => Some(folder),
+            Source::Folder(folder) | Source::Cache(folder) => Some(ModelDir::new(folder)),
+            Source::Memory(files) => Some(ModelDir::in_memory(&self.name, files.0.clone())),
         }
     }
 
@@ -148,6 +168,7 @@ impl Model {
         match &self.source {
             #[cfg(feature = "demo")]
             Source::Demo => Vec::new(),
+            Source::Memory(_) => Vec::new(),
             Source::Folder(folder) | Source::Cache(folder) => {
                 let beside = ModelDir::new(folder);
                 beside.beside_weights().chain(self.checkpoint.files().map(PathBuf::from)).collect()

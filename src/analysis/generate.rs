@@ -269,8 +269,7 @@ impl Model {
     /// tokenizer's `<|endoftext|>`. Ids outside the vocabulary end nothing and are left out.
     pub fn end_of_text(&self) -> Vec<u32> {
         let of_folder = || {
-            let folder = self.folder()?;
-            let text = checkpoint::read(&folder.join(file::GENERATION_CONFIG)).ok()?;
+            let text = checkpoint::read(&self.dir()?, file::GENERATION_CONFIG).ok()?;
             let fields: serde_json::Value = serde_json::from_str(&text).ok()?;
             config::ids(fields.get("eos_token_id"))
         };

@@ -64,7 +64,7 @@ impl Verify {
             Err(Failure::Run(format!(
                 "the values of {} are wrong: {}; until that is fixed, use {}, and please report the line above",
                 report.device,
-                first_fault(&report).unwrap_or_default(),
+                report.first_fault().unwrap_or_default(),
                 if report.device.kind == DeviceKind::Gpu {
                     "--device cpu or another driver"
                 } else {
@@ -73,33 +73,6 @@ impl Verify {
             )))
         }
     }
-}
-
-/// The first failed check, in an order in which causes come before effects.
-fn first_fault(report: &Verification) -> Option<String> {
-    let kernel = report.kernels.iter().find(|row| !row.ok()).map(|row| match row.cases {
-        0 => format!("kernel {} did not run", row.kernel),
-        _ => format!("kernel {} is wrong at {}", row.kernel, row.worst),
-    });
-    let step = || {
-        report.steps.mismatches.first().map(|step| format!("{} parts {}, {}", step.kind.name(), step.part, step.shape))
-    };
-    let hook = || {
-        // Every single operation is correct, but the whole run is not.
-        let hook = report.hooks.iter().find(|row| !row.ok())?;
-        Some(format!(
-            "{} is off by {:.1e} although every single operation is correct, as if memory did not hold what was last written",
-            hook.site, hook.worst.error
-        ))
-    };
-    let piece = || {
-        let row = report.pieces.worst().filter(|row| !row.ok())?;
-        Some(format!(
-            "{} of a text run in pieces differs by {:.1e} from the whole run, as if the cached keys or values had changed",
-            row.site, row.worst.error
-        ))
-    };
-    kernel.or_else(step).or_else(hook).or_else(piece)
 }
 
 fn mark(ok: bool) -> &'static str {
@@ -268,7 +241,7 @@ fn pieces(report: &Verification, out: &mut impl Write) -> std::io::Result<()> {
 
 /// A description of this machine on one line, for a bug report.
 fn bug_report_line(session: &Session, report: &Verification) -> String {
-    let verdict = first_fault(report).unwrap_or_else(|| "all right".into());
+    let verdict = report.first_fault().unwrap_or_else(|| "all right".into());
     format!(
         "actscope {}; {}; {} {}; model {} {}; {verdict}",
         env!("CARGO_PKG_VERSION"),
@@ -281,40 +254,11 @@ fn bug_report_line(session: &Session, report: &Verification) -> String {
 }
 
 fn as_json(session: &Session, report: &Verification, line: &str) -> Value {
-    // JSON has no infinity.
-    let number = |x: f64| if x.is_finite() { json!(x) } else { json!("infinite") };
-    let kernels = report.kernels.iter().map(|row| {
-        json!({"kernel": row.kernel, "cases": row.cases, "failed": row.failed, "worst_case": row.worst,
-               "share_of_allowed": number(row.off.share), "ok": row.ok()})
-    });
-    let hooks = report.hooks.iter().map(|row| {
-        json!({"hook": row.site.name(), "error": number(row.worst.error), "allowed": number(row.allowed), "f32_alone": number(row.rounded),
-               "torch_f32": row.torch, "text": report.text_of(row), "position": row.worst.position, "ok": row.ok()})
-    });
-    let parted = report.steps.mismatches.iter().map(|step| {
-        json!({"op": step.kind.name(), "place": step.part.to_string(), "weight": step.weight, "shape": step.shape, "row": step.row,
-               "error": number(step.error), "share_of_allowed": number(step.share)})
-    });
-    let pieces = report.pieces.rows.iter().map(|row| {
-        json!({"hook": row.site.name(), "error": number(row.worst.error), "allowed": number(row.allowed),
-               "text": report.text_of_piece(row), "position": row.worst.position, "ok": row.ok()})
-    });
-    let device = &report.device;
-    json!({
-        "ok": report.ok(),
-        "first_fault": first_fault(report),
-        "device": {"kind": device.kind, "name": device.name, "detail": device.detail, "software": device.software},
-        "os": os_info::get().to_string(),
-        "actscope_version": env!("CARGO_PKG_VERSION"),
-        "model": session.model().name(),
-        "model_fingerprint": session.model().checkpoint().fingerprint(false),
-        "tokens": report.tokens,
-        "kernels": kernels.collect::<Vec<_>>(),
-        "hooks": hooks.collect::<Vec<_>>(),
-        "torch_is_of_this_model": report.torch_is_of_this_model,
-        "operations_compared": report.steps.compared,
-        "operations_parted": parted.collect::<Vec<_>>(),
-        "in_pieces": pieces.collect::<Vec<_>>(),
-        "bug_report": line,
-    })
+    let mut all = report.to_json();
+    all["os"] = json!(os_info::get().to_string());
+    all["actscope_version"] = json!(env!("CARGO_PKG_VERSION"));
+    all["model"] = json!(session.model().name());
+    all["model_fingerprint"] = json!(session.model().checkpoint().fingerprint(false));
+    all["bug_report"] = json!(line);
+    all
 }

@@ -7,6 +7,8 @@
 //! Read next: `op.rs` for the operations, then `reference.rs`, where each is a plain loop.
 
 pub mod buffer_pool;
+#[cfg(feature = "gpu")]
+mod clock;
 pub mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;

@@ -22,10 +22,11 @@ pub use error::HubError;
 pub use inventory::{Entry, inventory};
 pub use known::{KNOWN, Known};
 
-use crate::model::model_dir::{Instead, ModelDir};
+use crate::model::model_dir::{Files, Instead, ModelDir};
 use cache::{Holds, Repo};
 use given::Given;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Where a model was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +38,28 @@ pub enum Source {
     Folder(PathBuf),
     /// A snapshot in the Hugging Face cache, which has the same files.
     Cache(PathBuf),
+    /// Files in memory, with the names that they have in a folder.
+    Memory(MemoryFiles),
 }
+
+/// The files of [`Source::Memory`].
+#[derive(Clone)]
+pub struct MemoryFiles(pub(crate) Arc<Files>);
+
+impl std::fmt::Debug for MemoryFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("MemoryFiles").field(&self.0.keys()).finish()
+    }
+}
+
+impl PartialEq for MemoryFiles {
+    /// Compares identity.
+    fn eq(&self, other: &MemoryFiles) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for MemoryFiles {}
 
 impl std::fmt::Display for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -46,6 +68,7 @@ impl std::fmt::Display for Source {
             Source::Demo => f.write_str("the demo model in this binary"),
             Source::Folder(folder) => write!(f, "the folder {}", folder.display()),
             Source::Cache(folder) => write!(f, "the Hugging Face cache, {}", folder.display()),
+            Source::Memory(_) => f.write_str("files in memory"),
         }
     }
 }

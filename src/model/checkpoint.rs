@@ -8,7 +8,7 @@
 use crate::config::{Config, ConfigError};
 use crate::device::{Blob, Bytes, Dtype, Part, StoredWeight};
 use crate::file_kind::Kind;
-use crate::model::model_dir::{ModelDir, be_a_file, file, read_file};
+use crate::model::model_dir::{ModelDir, be_a_file, file};
 use crate::model::process::{self, Process};
 use memmap2::Mmap;
 use safetensors::SafeTensors;
@@ -235,11 +235,16 @@ impl Checkpoint {
     /// [`WeightsError`] names the file or tensor at fault. Memory use is bounded by the sizes of the files, whatever
     /// sizes their headers state.
     pub fn open(folder: &Path) -> Result<Checkpoint, WeightsError> {
-        let dir = ModelDir::new(folder);
+        Checkpoint::of_dir(&ModelDir::new(folder))
+    }
+
+    /// [`Checkpoint::open`] for a folder on the disk or in memory.
+    pub(crate) fn of_dir(dir: &ModelDir) -> Result<Checkpoint, WeightsError> {
+        let folder = dir.folder();
         if !dir.has(file::CONFIG) {
             return Err(WeightsError::NoConfig { folder: folder.into(), hint: dir.hint() });
         }
-        let config_json = read(&dir.path(file::CONFIG))?;
+        let config_json = read(dir, file::CONFIG)?;
         // Read config.json first: for another architecture, that error is more helpful than one about missing weights.
         let config = parse(folder, &config_json)?;
         let names = dir.weights()?;
@@ -247,8 +252,10 @@ impl Checkpoint {
             .into_iter()
             .map(|name| {
                 let path = dir.path(&name);
-                let mapped = Mapped::open(&path).map_err(|source| WeightsError::Io { path: path.clone(), source })?;
-                Ok((path.display().to_string(), Arc::new(mapped) as Arc<dyn Bytes>))
+                let map = || Mapped::open(&path).map(|mapped| Arc::new(mapped) as Arc<dyn Bytes>);
+                let bytes = dir.held(&name).unwrap_or_else(map);
+                let bytes = bytes.map_err(|source| WeightsError::Io { path: path.clone(), source })?;
+                Ok((path.display().to_string(), bytes))
             })
             .collect::<Result<_, WeightsError>>()?;
         let mut checkpoint = Checkpoint::from_parts(config, config_json, files)?;
@@ -405,8 +412,8 @@ fn parse(folder: &Path, config_json: &str) -> Result<Config, WeightsError> {
 }
 
 /// Reads a JSON file of a checkpoint.
-pub(crate) fn read(path: &Path) -> Result<String, WeightsError> {
-    let bytes = read_file(path).map_err(|source| WeightsError::Io { path: path.into(), source })?;
+pub(crate) fn read(dir: &ModelDir, name: &str) -> Result<String, WeightsError> {
+    let bytes = dir.read(name).map_err(|source| WeightsError::Io { path: dir.path(name), source })?;
     // Lossy, so that an invalid byte becomes a JSON error with a line and column.
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

@@ -2,11 +2,14 @@
 //! other kinds by names and first bytes, for error messages. Reads no tensor and no tokenizer.
 //! Read next: `checkpoint.rs` and `tokenizer.rs`, which read these files.
 
+use crate::device::Bytes;
 use crate::file_kind::Kind;
 use crate::model::checkpoint::{self, WeightsError};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The names of a checkpoint's files in Hugging Face's libraries.
 pub(crate) mod file {
@@ -59,18 +62,47 @@ pub(crate) fn all_tokenizer_files() -> impl Iterator<Item = &'static str> {
     TOKENIZERS.into_iter().flatten().copied()
 }
 
-/// A checkpoint's folder.
-#[derive(Clone, Debug)]
+/// The files of a checkpoint that are in memory, by name. A browser has no folders.
+pub(crate) type Files = BTreeMap<String, Arc<dyn Bytes>>;
+
+/// A checkpoint's folder, on the disk or in memory.
+#[derive(Clone)]
 pub(crate) struct ModelDir {
+    /// For a folder in memory, the model's name, which messages show.
     folder: PathBuf,
+    memory: Option<Arc<Files>>,
 }
 
 impl ModelDir {
     pub fn new(folder: &Path) -> ModelDir {
-        ModelDir { folder: folder.into() }
+        ModelDir { folder: folder.into(), memory: None }
     }
 
-    #[cfg(feature = "tokenizer")]
+    /// A folder that exists only in memory.
+    pub fn in_memory(name: &str, files: Arc<Files>) -> ModelDir {
+        ModelDir { folder: name.into(), memory: Some(files) }
+    }
+
+    /// The bytes of a file in memory; `None` for a folder on the disk.
+    ///
+    /// # Errors
+    /// If there is no such file in memory.
+    pub fn held(&self, name: &str) -> Option<std::io::Result<Arc<dyn Bytes>>> {
+        let missing = || std::io::Error::new(ErrorKind::NotFound, "there is no such file");
+        self.memory.as_ref().map(|files| files.get(name).cloned().ok_or_else(missing))
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// As [`read_file`].
+    pub fn read(&self, name: &str) -> std::io::Result<Vec<u8>> {
+        match self.held(name) {
+            Some(held) => Ok(held?.bytes().to_vec()),
+            None => read_file(&self.path(name)),
+        }
+    }
+
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -81,11 +113,17 @@ impl ModelDir {
 
     /// Whether the folder has an entry of this name, a file or anything else.
     pub fn has(&self, name: &str) -> bool {
-        self.path(name).exists()
+        match &self.memory {
+            Some(files) => files.contains_key(name),
+            None => self.path(name).exists(),
+        }
     }
 
     /// Every name in the folder.
     pub fn names(&self) -> Vec<String> {
+        if let Some(files) = &self.memory {
+            return files.keys().cloned().collect();
+        }
         let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
         let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
         names.sort();
@@ -101,8 +139,7 @@ impl ModelDir {
             return Ok(vec![file::WEIGHTS.into()]);
         }
         if self.has(file::INDEX) {
-            let index = self.path(file::INDEX);
-            return checkpoint::shards(&index, &checkpoint::read(&index)?);
+            return checkpoint::shards(&self.path(file::INDEX), &checkpoint::read(self, file::INDEX)?);
         }
         Err(WeightsError::NoWeights { folder: self.folder.clone(), hint: self.hint() })
     }
@@ -146,7 +183,7 @@ impl ModelDir {
 
     /// Advice for an adapter's folder.
     fn adapter(&self) -> String {
-        let text = checkpoint::read(&self.path(file::ADAPTER_CONFIG)).unwrap_or_default();
+        let text = checkpoint::read(self, file::ADAPTER_CONFIG).unwrap_or_default();
         let fields: Value = serde_json::from_str(&text).unwrap_or_default();
         let field = |name: &str| fields.get(name).and_then(Value::as_str);
         let folder = self.folder.display();

@@ -2,6 +2,7 @@
 //! only. It has the functions of `tokenizer.rs` that the rest of the library calls; read that file for what they do.
 
 use super::tokenizer::{Token, TokenizerError};
+use crate::model::model_dir::ModelDir;
 use std::convert::Infallible;
 use std::path::Path;
 
@@ -16,6 +17,11 @@ impl Tokenizer {
     /// [`TokenizerError::NotBuilt`], always.
     pub fn from_folder(folder: &Path) -> Result<Option<Tokenizer>, TokenizerError> {
         Err(TokenizerError::NotBuilt { model: folder.display().to_string() })
+    }
+
+    /// No tokenizer.
+    pub(crate) fn of_dir(dir: &ModelDir) -> Result<Option<Tokenizer>, TokenizerError> {
+        Tokenizer::from_folder(dir.folder())
     }
 
     /// No tokenizer.

@@ -192,7 +192,12 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Tokenizer`] for invalid files, [`TokenizerError::Unsupported`] for an unsupported kind.
     pub fn from_folder(folder: &Path) -> Result<Option<Tokenizer>, TokenizerError> {
-        let read = tokenizer_files::read(&ModelDir::new(folder))?;
+        Tokenizer::of_dir(&ModelDir::new(folder))
+    }
+
+    /// [`Tokenizer::from_folder`] for a folder on the disk or in memory.
+    pub(crate) fn of_dir(dir: &ModelDir) -> Result<Option<Tokenizer>, TokenizerError> {
+        let read = tokenizer_files::read(dir)?;
         read.map(|read| Tokenizer::new(read.tokenizer, read.notes)).transpose()
     }
 

@@ -12,14 +12,14 @@
 //! Tokens are then added: those of `added_tokens_decoder`, or without it those of added_tokens.json and tokenizer.json
 //! in the order of their ids; then the named ones (`pad_token` and so on) and the extra ones, if they are new.
 
-use crate::model::model_dir::{self, ModelDir, file};
+use crate::model::model_dir::{ModelDir, file};
 use crate::model::tokenizer::{TokenizerError, guarded};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
 use tokenizers::models::ModelWrapper;
-use tokenizers::models::bpe::BPE;
+use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::BertNormalizer;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -193,9 +193,9 @@ const EXTRA_BEFORE: &str = "additional_special_tokens";
 impl Settings {
     fn read(dir: &ModelDir) -> Result<Settings, TokenizerError> {
         let path = dir.path(file::TOKENIZER_CONFIG);
-        let mut fields = object(&path)?.unwrap_or_default();
+        let mut fields = object(dir, file::TOKENIZER_CONFIG)?.unwrap_or_default();
         let mut notes = Vec::new();
-        let of_config = || object(&dir.path(file::CONFIG)).ok().flatten()?.get("tokenizer_class").cloned();
+        let of_config = || object(dir, file::CONFIG).ok().flatten()?.get("tokenizer_class").cloned();
         let class = fields.shift_remove("tokenizer_class").filter(|class| !class.is_null()).or_else(of_config);
         let class = class.and_then(|class| class.as_str().map(str::to_string));
         if fields.contains_key("fast_tokenizer_files") {
@@ -234,7 +234,7 @@ impl Settings {
         }
         // Only folders from before transformers 4.34 have no added_tokens_decoder and need the map.
         if !fields.contains_key("added_tokens_decoder") {
-            let map = object(&dir.path(file::SPECIAL_TOKENS_MAP))?.unwrap_or_default();
+            let map = object(dir, file::SPECIAL_TOKENS_MAP)?.unwrap_or_default();
             for (name, mut value) in map {
                 match (&mut value, fields.get_mut(&name)) {
                     (Value::Array(new), Some(Value::Array(list))) if name == EXTRA => {
@@ -313,8 +313,8 @@ fn unsupported(path: &Path, what: String, remedy: &str) -> TokenizerError {
 }
 
 /// The bytes of a tokenizer's file.
-fn bytes(path: &Path) -> Result<Vec<u8>, TokenizerError> {
-    model_dir::read_file(path).map_err(|e| broken(path, e.to_string()))
+fn bytes(dir: &ModelDir, name: &str) -> Result<Vec<u8>, TokenizerError> {
+    dir.read(name).map_err(|e| broken(&dir.path(name), e.to_string()))
 }
 
 /// What is wrong with a file: that it is another kind of file, or else the parser's message.
@@ -323,18 +323,18 @@ fn detail(bytes: &[u8], said: String) -> String {
 }
 
 /// Reads a JSON object; `None` if the file does not exist.
-fn object(path: &Path) -> Result<Option<Map<String, Value>>, TokenizerError> {
-    if !path.exists() {
+fn object(dir: &ModelDir, name: &str) -> Result<Option<Map<String, Value>>, TokenizerError> {
+    if !dir.has(name) {
         return Ok(None);
     }
-    let bytes = bytes(path)?;
-    serde_json::from_slice(&bytes).map(Some).map_err(|e| broken(path, detail(&bytes, e.to_string())))
+    let bytes = bytes(dir, name)?;
+    serde_json::from_slice(&bytes).map(Some).map_err(|e| broken(&dir.path(name), detail(&bytes, e.to_string())))
 }
 
 /// Reads tokenizer.json: all of it, or only its vocabulary, merges and post-processor.
 fn from_json(dir: &ModelDir, class: Class, settings: &Settings) -> Result<(Read, Beside), TokenizerError> {
     let path = dir.path(file::TOKENIZER);
-    let bytes = bytes(&path)?;
+    let bytes = bytes(dir, file::TOKENIZER)?;
     let mut tokenizer = guarded(|| Tokenizer::from_bytes(&bytes)).map_err(|e| broken(&path, detail(&bytes, e)))?;
     let beside: Beside = serde_json::from_slice(&bytes).map_err(|e| broken(&path, e.to_string()))?;
     let mut notes = Vec::new();
@@ -483,25 +483,41 @@ fn build(tokenizer: &mut Tokenizer, class: Class, settings: &Settings) {
 
 fn from_vocab_and_merges(dir: &ModelDir, settings: &Settings) -> Result<Read, TokenizerError> {
     let (vocab, merges) = (dir.path(file::VOCAB), dir.path(file::MERGES));
-    // The crate reads both files at once and does not report which one is invalid.
-    let of_vocab = bytes(&vocab)?;
-    serde_json::from_slice::<BTreeMap<String, u32>>(&of_vocab)
+    // The crate reads both files at once, from a disk only, and does not report which one is invalid.
+    let of_vocab = bytes(dir, file::VOCAB)?;
+    let ids = serde_json::from_slice::<BTreeMap<String, u32>>(&of_vocab)
         .map_err(|e| broken(&vocab, detail(&of_vocab, e.to_string())))?;
-    let of_merges = bytes(&merges)?;
-    let built = guarded(|| BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy()).build());
+    let of_merges = bytes(dir, file::MERGES)?;
+    let pairs = pairs(&of_merges).map_err(|e| broken(&merges, detail(&of_merges, e)))?;
+    let ids = ids.into_iter().collect::<Vocab>();
+    let built = guarded(|| BPE::builder().vocab_and_merges(ids, pairs).build());
     let mut tokenizer = Tokenizer::new(built.map_err(|e| broken(&merges, detail(&of_merges, e)))?);
     build(&mut tokenizer, Class::Gpt2, settings);
     Ok(Read { tokenizer, notes: Vec::new() })
 }
 
+/// The merges of merges.txt, read as the `tokenizers` crate reads it: two words a line, and comments with the version.
+fn pairs(merges: &[u8]) -> Result<Vec<(String, String)>, String> {
+    let text = std::str::from_utf8(merges).map_err(|_| "stream did not contain valid UTF-8".to_string())?;
+    let lines = text.lines().filter(|line| !line.starts_with("#version"));
+    let pair = |(n, line): (usize, &str)| match line.split(' ').collect::<Vec<_>>()[..] {
+        [left, right] => Ok((left.to_string(), right.to_string())),
+        _ => Err(format!("Merges text file invalid at line {}", n + 1)),
+    };
+    lines.enumerate().map(pair).collect()
+}
+
 fn from_vocab_txt(dir: &ModelDir, settings: &Settings) -> Result<Read, TokenizerError> {
     let vocab = dir.path(file::VOCAB_TXT);
-    let of_vocab = bytes(&vocab)?;
+    let of_vocab = bytes(dir, file::VOCAB_TXT)?;
     let fail = |e: String| broken(&vocab, detail(&of_vocab, e));
     if let Some(kind) = crate::file_kind::Kind::of(&of_vocab) {
         return Err(broken(&vocab, format!("it is {kind}")));
     }
-    let built = guarded(|| WordPiece::from_file(&vocab.to_string_lossy()).unk_token(unk(settings)).build());
+    let text = std::str::from_utf8(&of_vocab).map_err(|_| fail("stream did not contain valid UTF-8".into()))?;
+    let ids = text.lines().zip(0..).map(|(token, id)| (token.trim_end().to_string(), id));
+    let ids = ids.collect::<Vocab>();
+    let built = guarded(|| WordPiece::builder().vocab(ids).unk_token(unk(settings)).build());
     let mut tokenizer = Tokenizer::new(built.map_err(fail)?);
     build(&mut tokenizer, Class::Bert, settings);
     Ok(Read { tokenizer, notes: Vec::new() })
@@ -636,7 +652,7 @@ fn stated(dir: &ModelDir, settings: &Settings, beside: Option<&Beside>) -> Resul
     let named = NAMED.iter().filter_map(|name| settings.fields.get(*name));
     let extra = settings.fields.get(EXTRA).and_then(Value::as_array).into_iter().flatten();
     let special: Vec<Added> = named.chain(extra).filter(by_text).filter_map(token).collect();
-    for (content, id) in object(&path)?.unwrap_or_default() {
+    for (content, id) in object(dir, file::ADDED_TOKENS)?.unwrap_or_default() {
         let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
         let id = id.ok_or_else(|| broken(&path, format!("the id of {content:?} is not a whole number from 0 on")))?;
         let special = special.iter().any(|token| token.content == content);

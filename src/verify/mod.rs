@@ -12,6 +12,7 @@ pub mod lockstep;
 pub mod measure;
 pub mod pieces;
 pub mod sample;
+mod summary;
 
 use crate::batch::Batch;
 use crate::device::{Device, DeviceInfo};

@@ -1,5 +1,6 @@
-//! A headless Chromium for the tests of the report: real clicks and keys, its errors and warnings, and its network
-//! requests. It uses the part of the DevTools protocol that these tests need, over one web socket.
+//! A headless Chromium for the tests of the report and of the explorer: real clicks and keys, its errors and warnings,
+//! and its network requests. It uses the part of the DevTools protocol that these tests need, over one web socket.
+#![allow(dead_code)] // each test binary uses its part
 
 use serde_json::{Value, json};
 use std::net::TcpStream;
@@ -19,16 +20,28 @@ pub struct Browser {
     calls: u64,
     /// Every event that the browser sent.
     events: Vec<Value>,
+    /// The beginning of addresses that the page may ask for.
+    allowed: Option<String>,
     _profile: tempfile::TempDir,
 }
 
 impl Browser {
-    /// Starts one, 1200 x 900, in light colours.
+    /// Starts one without a GPU, 1200 x 900, in light colours.
     pub fn start() -> Browser {
+        Browser::start_with(&["--disable-gpu"])
+    }
+
+    /// Starts one with WebGPU on Chromium's own software adapter.
+    pub fn start_with_webgpu() -> Browser {
+        Browser::start_with(&["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan"])
+    }
+
+    fn start_with(more: &[&str]) -> Browser {
         let profile = tempfile::tempdir().unwrap();
         let mut process = Command::new(chromium())
             // Without a sandbox, since root has none; it opens nothing but our own pages.
-            .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"])
+            .args(["--headless", "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-sync"])
+            .args(more)
             .args(["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"])
             .args(["--remote-debugging-port=0", "--window-size=1200,900", "--force-device-scale-factor=1"])
             .arg(format!("--user-data-dir={}", profile.path().display()))
@@ -49,10 +62,10 @@ impl Browser {
             std::thread::sleep(Duration::from_millis(20));
         };
         let stream = TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(10 * PATIENCE)).unwrap();
         let (socket, _) = tungstenite::client(format!("ws://127.0.0.1:{port}{path}"), stream).unwrap();
         let (session, events) = (String::new(), Vec::new());
-        let mut browser = Browser { process, socket, session, calls: 0, events, _profile: profile };
+        let mut browser = Browser { process, socket, session, calls: 0, events, allowed: None, _profile: profile };
         let target = browser.call("Target.createTarget", json!({"url": "about:blank"}))["targetId"].clone();
         let attached = browser.call("Target.attachToTarget", json!({"targetId": target, "flatten": true}));
         browser.session = attached["sessionId"].as_str().unwrap().into();
@@ -65,9 +78,46 @@ impl Browser {
 
     /// Opens a report and waits until it is drawn.
     pub fn open(&mut self, page: &Path) {
+        self.open_address(&format!("file://{}", page.display()));
+    }
+
+    /// Opens a page at an address and waits until it is drawn.
+    pub fn open_address(&mut self, address: &str) {
+        // An address that differs in its fragment alone would only tell the page that is open.
+        self.call("Page.navigate", json!({"url": "about:blank"}));
         self.events.clear();
-        self.call("Page.navigate", json!({"url": format!("file://{}", page.display())}));
+        self.call("Page.navigate", json!({"url": address}));
+        self.wait_until_drawn();
+    }
+
+    /// Waits until the page says that it shows what it was asked for.
+    pub fn wait_until_drawn(&mut self) {
         self.wait_for("document.documentElement?.dataset.ready === '' && document.readyState === 'complete'");
+    }
+
+    /// From now on requests for addresses that begin like this are no complaints.
+    pub fn allow(&mut self, beginning: &str) {
+        self.allowed = Some(beginning.into());
+    }
+
+    /// Chooses files in a file input.
+    pub fn choose_files(&mut self, selector: &str, files: &[PathBuf]) {
+        let root = self.call("DOM.getDocument", json!({}))["root"]["nodeId"].clone();
+        let node = self.call("DOM.querySelector", json!({"nodeId": root, "selector": selector}))["nodeId"].clone();
+        self.call("DOM.setFileInputFiles", json!({"nodeId": node, "files": files}));
+    }
+
+    /// The window's size in pixels.
+    pub fn resize(&mut self, width: u32, height: u32) {
+        let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
+        self.call("Emulation.setDeviceMetricsOverride", size);
+        self.settle();
+    }
+
+    /// A picture of the window, as base64 of a PNG file.
+    pub fn screenshot(&mut self) -> String {
+        self.settle();
+        self.call("Page.captureScreenshot", json!({"format": "png"}))["data"].as_str().unwrap().into()
     }
 
     /// The value of an expression in the page.
@@ -93,9 +143,14 @@ impl Browser {
     pub fn wait_for(&mut self, expression: &str) {
         let start = Instant::now();
         while self.eval(&format!("Boolean({expression})")) != true {
-            assert!(start.elapsed() < PATIENCE, "never true: {expression}; {:?}", self.complaints());
+            assert!(start.elapsed() < self.patience(), "never true: {expression}; {:?}", self.complaints());
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Runs on WebGPU in software take a while.
+    fn patience(&self) -> Duration {
+        if self.allowed.is_some() { 10 * PATIENCE } else { PATIENCE }
     }
 
     /// Presses the mouse in the middle of an element, wherever it has scrolled to.
@@ -106,11 +161,21 @@ impl Browser {
 
     /// Presses the mouse at a place in the window.
     pub fn click_at(&mut self, x: f64, y: f64) {
+        self.click_with(x, y, 0);
+    }
+
+    /// [`Browser::click`] with Shift held.
+    pub fn shift_click(&mut self, selector: &str) {
+        let (x, y) = self.place(selector, 0.5, 0.5);
+        self.click_with(x, y, 8);
+    }
+
+    fn click_with(&mut self, x: f64, y: f64, modifiers: u32) {
         self.point(x, y);
         for kind in ["mousePressed", "mouseReleased"] {
             self.call(
                 "Input.dispatchMouseEvent",
-                json!({"type": kind, "x": x, "y": y, "button": "left", "clickCount": 1}),
+                json!({"type": kind, "x": x, "y": y, "button": "left", "clickCount": 1, "modifiers": modifiers}),
             );
         }
         self.settle();
@@ -136,6 +201,8 @@ impl Browser {
     pub fn press(&mut self, key: &str) {
         let code = match key {
             "Tab" => 9,
+            "Escape" => 27,
+            "0" => 48,
             "Enter" => 13,
             "End" => 35,
             "Home" => 36,
@@ -146,8 +213,9 @@ impl Browser {
             _ => panic!("which key is {key}?"),
         };
         let mut down = json!({"type": "rawKeyDown", "key": key, "code": key, "windowsVirtualKeyCode": code});
-        if key == "Enter" {
-            down = json!({"type": "keyDown", "key": key, "code": key, "windowsVirtualKeyCode": code, "text": "\r"});
+        if key == "Enter" || key == "0" {
+            let text = if key == "Enter" { "\r" } else { key };
+            down = json!({"type": "keyDown", "key": key, "code": key, "windowsVirtualKeyCode": code, "text": text});
         }
         self.call("Input.dispatchKeyEvent", down);
         self.call(
@@ -187,7 +255,8 @@ impl Browser {
                 "Network.requestWillBeSent" => {
                     let url = params["request"]["url"].as_str()?;
                     let own = params["type"] == "Document" && url.starts_with("file:") || url.starts_with("data:");
-                    (!own).then(|| format!("request: {url}"))
+                    let allowed = self.allowed.as_ref().is_some_and(|beginning| url.starts_with(beginning));
+                    (!own && !allowed).then(|| format!("request: {url}"))
                 }
                 _ => None,
             }

@@ -74,12 +74,20 @@ impl Cpu {
 
     /// One for every kind of vectors that this processor has, the widest first, so that all of them can be tested.
     pub fn all() -> Vec<Cpu> {
-        let mut all = vec![Cpu::new()];
+        let best = Cpu::new();
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        return vec![best];
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        Cpu::with_narrower(best)
+    }
+
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    fn with_narrower(best: Cpu) -> Vec<Cpu> {
+        let mut all = vec![best];
         #[cfg(target_arch = "x86_64")]
         if matches!(all[0].workers.arch, Arch::V4(_)) {
             all.extend(pulp::x86::V3::try_new().map(|v3| Cpu::with(Arch::V3(v3))));
         }
-        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if !matches!(all[0].workers.arch, Arch::Scalar) {
             all.push(Cpu::with(Arch::Scalar));
         }
@@ -283,6 +291,8 @@ impl Device for Cpu {
             Arch::V3(_) => "AVX2",
             #[cfg(target_arch = "aarch64")]
             Arch::Neon(_) => "NEON",
+            #[cfg(target_arch = "wasm32")]
+            Arch::Simd128(_) => "SIMD128",
             _ => "no vectors",
         };
         DeviceInfo {

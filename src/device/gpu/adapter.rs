@@ -45,7 +45,8 @@ pub(super) fn describe(adapter: &wgpu::Adapter) -> DeviceInfo {
     let info = adapter.get_info();
     DeviceInfo {
         kind: DeviceKind::Gpu,
-        name: info.name.clone(),
+        // Browsers keep the name to themselves, so that pages cannot recognise a machine by it.
+        name: if info.name.is_empty() { "the browser's GPU".into() } else { info.name.clone() },
         detail: [format!("{:?}", info.backend), info.driver, info.driver_info].join(" ").trim().to_string(),
         software: info.device_type == wgpu::DeviceType::Cpu,
     }

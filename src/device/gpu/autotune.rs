@@ -6,10 +6,11 @@
 
 use super::Gpu;
 use super::kernels::{self, Kernel};
+use crate::device::clock::Instant;
 use crate::device::lockstep::Lockstep;
 use crate::device::{Blob, Device, DeviceCache, DeviceError, Dtype, Operations, Part, StoredWeight};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A workgroup's tile of the result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

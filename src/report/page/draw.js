@@ -1,4 +1,5 @@
-// What the views share: number formatting, elements, colours, pixels, and command lines. Uses no view.
+// What the views share: number formatting, elements, colours, pixels, and copying. Uses no view and no data, so that the
+// explorer (web/page) has it too.
 
 /** A number as people and programs read it: five digits, a plain minus sign. */
 function show(value, digits = 5) {
@@ -34,7 +35,6 @@ const byId = (id) => document.getElementById(id);
 
 /** A token so that its spaces are seen. */
 const tokenText = (label, attributes = {}) => make("span", { class: "token-text", ...attributes }, label);
-const quoted = (position) => `“${tokens[position].label}”`;
 
 /** A cell with a bar; `share` is of the longest, signed ones start in the middle. */
 function bar(share, signed = false) {
@@ -96,9 +96,6 @@ function image(width, height, indices, palette) {
 /** For a POSIX shell; plain words stay as they are. */
 const shell = (word) => (/^[\w.,/:=@%+-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
 
-/** A command about this text: `words` say what is wanted, the rest names the model and the text. */
-const command = (...words) => `actscope ${words.map(shell).join(" ")} ${data.arguments}`;
-
 /** Copies text; where the browser forbids the clipboard to files, by way of a selection. */
 async function copy(text) {
   try {
@@ -113,25 +110,6 @@ async function copy(text) {
     return done;
   }
   return true;
-}
-
-/** Fills a line of the page with a command and its button. */
-function showCommand(name, what, text) {
-  const line = document.querySelector(`[data-command="${name}"]`);
-  line.hidden = data.arguments === null;
-  if (line.hidden) return;
-  const button = make("button", { type: "button", "aria-label": `Copy the command: ${what}` }, "Copy");
-  button.addEventListener("click", async () => {
-    const done = await copy(text);
-    announce(done ? "Command copied" : "This browser does not let pages copy; the command is selected");
-    if (done) button.textContent = "Copied";
-    else getSelection().selectAllChildren(line.querySelector("code"));
-    setTimeout(() => (button.textContent = "Copy"), 1500);
-  });
-  // Restore the focus of the pressed button after the line is rebuilt.
-  const focused = line.contains(document.activeElement);
-  line.replaceChildren(make("code", { title: what }, text), button);
-  if (focused) button.focus();
 }
 
 /** Tells screen readers. */

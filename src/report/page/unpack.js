@@ -1,5 +1,5 @@
 // The data of a page: JSON, and named parts in the byte layouts that src/report/pack.rs writes. All of it is in the page; nothing is loaded
-// from a network.
+// from a network. And the commands that print it.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -51,3 +51,27 @@ function whole(bytes) {
 
 /** Numbers of 32 bits (pack.rs, floats). */
 const floats = (bytes) => new Float32Array(whole(bytes).buffer);
+
+const quoted = (position) => `“${tokens[position].label}”`;
+
+/** A command about this text: `words` say what is wanted, the rest names the model and the text. */
+const command = (...words) => `actscope ${words.map(shell).join(" ")} ${data.arguments}`;
+
+/** Fills a line of the page with a command and its button. */
+function showCommand(name, what, text) {
+  const line = document.querySelector(`[data-command="${name}"]`);
+  line.hidden = data.arguments === null;
+  if (line.hidden) return;
+  const button = make("button", { type: "button", "aria-label": `Copy the command: ${what}` }, "Copy");
+  button.addEventListener("click", async () => {
+    const done = await copy(text);
+    announce(done ? "Command copied" : "This browser does not let pages copy; the command is selected");
+    if (done) button.textContent = "Copied";
+    else getSelection().selectAllChildren(line.querySelector("code"));
+    setTimeout(() => (button.textContent = "Copy"), 1500);
+  });
+  // Restore the focus of the pressed button after the line is rebuilt.
+  const focused = line.contains(document.activeElement);
+  line.replaceChildren(make("code", { title: what }, text), button);
+  if (focused) button.focus();
+}

@@ -1,0 +1,141 @@
+// The dialogs: which model, whether the device is right, and the keys.
+import { announce, byId, make, show } from "./draw.js";
+import { app, go } from "./app.js";
+import { chosen, downloaded, forgetAll, listed, megabytes } from "./models.js";
+
+/** Files that were chosen by hand, by the model's name in links. They are asked for again after the page was reloaded. */
+export const given = new Map();
+let stop = null, hub = null;
+
+export function startDialogs() {
+  for (const [button, dialog] of [["model", "model-dialog"], ["verify", "verify-dialog"], ["help", "help-dialog"]]) {
+    byId(button).addEventListener("click", () => byId(dialog).showModal());
+  }
+  byId("open-demo").addEventListener("click", () => use("demo"));
+  for (const input of ["folder", "files"]) {
+    byId(input).addEventListener("change", () => {
+      try {
+        const { name, files } = chosen(byId(input).files);
+        given.set(`folder:${name}`, files);
+        use(`folder:${name}`);
+      } catch (error) {
+        note(error.message);
+      }
+      byId(input).value = "";
+    });
+  }
+  byId("hub-form").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    byId("hub-go").hidden = true;
+    note("asking the hub…");
+    try {
+      hub = await listed(byId("hub").value);
+      const { config, bytes, name, files } = hub, [layers, heads, width] = [config.n_layer, config.n_head, config.n_embd];
+      note(`${name}: ${config.model_type ?? "?"}, ${layers} layers, ${heads} heads, ${width} dimensions; ${files.length} files, ${megabytes(bytes)}. It takes about ${megabytes(2.2 * bytes)} of memory here.`);
+      byId("hub-go").textContent = `Download ${megabytes(bytes)}`;
+      byId("hub-go").hidden = false;
+      byId("hub-go").focus();
+    } catch (error) {
+      note(error.message);
+    }
+  });
+  byId("hub-go").addEventListener("click", () => {
+    const { given: name } = hub;
+    if (app.state.model === name) app.open();
+    else use(name, false);
+  });
+  byId("hub-stop").addEventListener("click", () => stop?.abort());
+  byId("forget").addEventListener("click", async () => {
+    await forgetAll();
+    note("Stored models are removed.");
+  });
+  byId("verify-go").addEventListener("click", verify);
+  byId("keys").replaceChildren(...[
+    ["arrows", "move in a view, a list, the tokens"], ["Shift + arrows", "the token attended to; ten steps in a grid"], ["Home End", "first, last"], ["Enter", "one level down: text, where, what, edits"], ["Esc", "one level up; no key token"],
+    ["/", "search hooks"], ["g", "go to a dimension"], ["[ ]", "head before, head after"], ["b", "second text"], ["0", "zero the selection"], ["s", "scale it"], ["=", "set it"], ["+", "add to it"], ["p", "patch it from the second text"], ["f", "freeze it"],
+    ["Ctrl+Z", "undo edits and selections"], ["c", "copy the command"], ["l", "copy the link"], ["?", "these keys"],
+  ].map(([key, what]) => make("tr", {}, make("th", { scope: "row" }, key), make("td", {}, what))));
+}
+
+const note = (text) => (byId("hub-note").textContent = text);
+
+function use(model, close = true) {
+  if (close) byId("model-dialog").close();
+  if (model === app.state.model) return app.open();
+  go({ model, hook: null, pos: null, head: null, key: null, dim: null, edits: [], view: "" });
+}
+
+/** The files of a model on the hub: those that are stored, and what is missing. */
+export async function fromHub(name) {
+  const progress = byId("hub-progress");
+  stop = new AbortController();
+  byId("hub-stop").hidden = progress.hidden = false;
+  byId("hub-go").hidden = true;
+  const start = performance.now();
+  let first = null;
+  try {
+    hub = hub?.given === name ? hub : await listed(name, stop.signal);
+    return await downloaded(hub, (done, of) => {
+      first ??= done;
+      progress.value = done / of;
+      const speed = (done - first) / (performance.now() - start);
+      const left = speed > 0 && done < of ? `, about ${Math.ceil((of - done) / speed / 1000)} s left` : "";
+      note(`${megabytes(done)} of ${megabytes(of)}${left}`);
+    }, stop.signal);
+  } catch (error) {
+    byId("hub-go").hidden = !hub;
+    throw error.name === "AbortError" ? new Error("The download was cancelled; what came is kept, and it goes on from there.") : error;
+  } finally {
+    byId("hub-stop").hidden = progress.hidden = true;
+  }
+}
+
+/** Whether verify said yes, by how much. */
+async function verify() {
+  const progress = byId("verify-progress"), button = byId("verify-go"), device = app.about?.device.text;
+  if (!device) return;
+  button.disabled = true;
+  progress.hidden = false;
+  byId("verify-note").textContent = "Every kernel and every hook is compared with plain loops in f64. This takes a while.";
+  try {
+    const { json } = await app.engine.ask({ do: "verify" }, (what, done, of) => {
+      progress.value = of ? done / of : 0;
+      byId("verify-note").textContent = `${what}: ${done} of ${of}`;
+    });
+    const share = Math.max(...json.kernels.map((row) => Number(row.share_of_allowed)), ...json.hooks.map((row) => Number(row.error) / row.allowed));
+    app.verified.set(device, { ok: json.ok, share: Number.isNaN(share) ? Infinity : share, json });
+    announce(json.ok ? "verified" : "verification failed");
+  } catch (error) {
+    app.verified.set(device, { ok: false, share: Infinity, json: null, why: error.message });
+  }
+  button.disabled = false;
+  progress.hidden = true;
+  app.draw();
+}
+
+let drawn = null;
+
+export function drawDialogs() {
+  const { about } = app, found = about && app.verified.get(about.device.text);
+  const button = byId("verify");
+  button.textContent = !found ? "Not verified" : found.ok ? `Verified, ${show(found.share, 2)} of allowed` : "Verify FAILED";
+  button.className = !found ? "" : found.ok ? "good" : "bad";
+  if (about) {
+    const { model } = about;
+    byId("model-facts").textContent = `${app.state.model}: ${model.n_layer} layers, ${model.n_head} heads, ${model.n_embd} dimensions, ${model.vocab_size} tokens, ${(model.parameters / 1e6).toFixed(1)} million parameters, texts of ${model.n_positions} tokens at most. Fingerprint ${model.fingerprint.slice(0, 16)}. Runs on ${about.device.text}.${model.notes.length ? ` ${model.notes.join(" ")}` : ""}`;
+  }
+  if (drawn === (found ?? null)) return;
+  drawn = found ?? null;
+  if (!found) return byId("verify-table").replaceChildren();
+  const { json } = found;
+  byId("verify-note").textContent = found.why ?? (json.ok
+    ? `All ${json.kernels.length} kernels and ${json.hooks.length} hooks are within their bounds on ${about.device.text}; ${json.operations_compared} operations of whole runs were compared.`
+    : `${json.first_fault}. Choose the device cpu: it computes the same in WebAssembly.`);
+  if (!json) return byId("verify-table").replaceChildren();
+  const table = (caption, heading, rows) => make("table", {}, make("caption", {}, caption), make("thead", {}, make("tr", {}, ...heading.map((name, i) => make("th", { scope: "col", class: i ? "number" : null }, name)))), make("tbody", {}, ...rows));
+  const mark = (ok) => make("td", { class: `number ${ok ? "good" : "bad"}` }, ok ? "ok" : "OFF");
+  const number = (text) => make("td", { class: "number" }, text);
+  byId("verify-table").replaceChildren(
+    table("Kernels, against plain loops in f64", ["kernel", "cases", "share of allowed", ""], json.kernels.map((row) => make("tr", {}, make("td", {}, row.kernel), number(`${row.cases}`), number(show(Number(row.share_of_allowed), 3)), mark(row.ok)))),
+    table("Hooks of whole runs", ["hook", "error", "allowed", ""], json.hooks.map((row) => make("tr", {}, make("td", {}, row.hook), number(show(Number(row.error), 2)), number(show(row.allowed, 2)), mark(row.ok)))));
+}

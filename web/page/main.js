@@ -1,0 +1,156 @@
+// The page: it opens the model and the device, draws every view when something changed, and gives keys to the view that has the
+// focus. Read next: app.js (the state and what it needs), state.js (link and command), grid.js, what.js.
+import { announce, byId, copy, make } from "./draw.js";
+import { app, failures, fromAddress, go, refresh, reopened, runs, settled, whole } from "./app.js";
+import { drawDialogs, fromHub, given, startDialogs } from "./dialogs.js";
+import { add, drawEdits, opOf, startEdits } from "./edits.js";
+import { drawHooks, shortName, startHooks } from "./hooks.js";
+import { demo } from "./models.js";
+import { drawNext, startNext } from "./next.js";
+import { fromLink, toLink } from "./state.js";
+import { drawText, startText } from "./text.js";
+import { commandNow, chosenNumber, drawWhat, grids, startWhat } from "./what.js";
+import { drawWhere, startWhere } from "./where.js";
+
+let opening = 0;
+
+/** What is open: a link that changes neither keeps it. */
+app.open = async () => {
+  const mine = ++opening, { model, device } = app.state;
+  app.about = null;
+  app.errors.delete("model");
+  app.draw();
+  try {
+    let files;
+    if (model === "demo") files = await demo();
+    else if (model.startsWith("folder:")) {
+      files = given.get(model);
+      if (!files) throw new Error(`The link is of the folder ${JSON.stringify(model.slice(7))} on a disk: choose it again with the button above. Nothing was uploaded, so the page does not have it.`);
+    } else files = await fromHub(model);
+    if (mine !== opening) return;
+    byId("model").textContent = `Opening ${model}`;
+    const gpu = device === "gpu" || (device === "" && (await adapter()));
+    let about;
+    try {
+      about = await app.engine.open(model, files, gpu ? "gpu" : device || "cpu");
+    } catch (error) {
+      // Nothing was asked of a GPU by name: the CPU computes the same.
+      if (device !== "" || !gpu) throw error;
+      about = await app.engine.open(model, files, "cpu");
+      announce(`WebGPU did not open (${error.message}); the CPU computes the same`);
+    }
+    const { labels } = (await app.engine.ask({ do: "labels" })).json;
+    if (mine !== opening) return;
+    reopened(about, labels);
+    if (byId("model-dialog").open) byId("model-dialog").close();
+  } catch (error) {
+    if (mine !== opening) return;
+    app.errors.set("model", error.message);
+  }
+  await refresh();
+};
+
+/** Whether the browser has a GPU for us that is no program itself: those are slower than WebAssembly. */
+async function adapter() {
+  const found = await navigator.gpu?.requestAdapter().catch(() => null);
+  return Boolean(found) && !found.info?.isFallbackAdapter && !/swiftshader|llvmpipe/i.test(`${found.info?.architecture} ${found.info?.description}`);
+}
+
+let asked = false;
+app.draw = () => {
+  if (asked) return;
+  asked = true;
+  requestAnimationFrame(() => {
+    asked = false;
+    draw();
+  });
+};
+
+function draw() {
+  const { about, state } = app, s = whole();
+  byId("model").textContent = about ? `${state.model}` : app.errors.has("model") || app.errors.has("engine") ? "Open a model" : "Loading the model";
+  byId("device").value = state.device;
+  byId("version").textContent = about ? `actscope ${about.version}, ${about.device.text}.` : "";
+  const messages = [...new Set([...app.errors.values(), ...failures()])];
+  byId("message").hidden = !messages.length;
+  byId("message").textContent = messages.join(" ");
+  for (const part of [drawText, drawHooks, drawWhere, drawWhat, drawNext, drawEdits, drawDialogs]) part();
+  if (s) {
+    const parts = [s.row.layer === null ? "" : `block ${s.row.layer}`, shortName(s.hook), s.row.axes.includes("head") ? `head ${s.head}` : ""].filter(Boolean);
+    const token = (at) => make("span", { class: "token-text" }, app.tokens[at].label);
+    byId("crumbs").replaceChildren(parts.join(" › "), " › ", token(s.pos), ...(s.key === null ? [] : [" › ", token(s.key)]));
+    const now = commandNow();
+    byId("command-line").textContent = now ? `${now.command}${now.place ? `    # the number is ${now.place}` : ""}` : "";
+  }
+  const quiet = settled() || messages.length > 0;
+  document.documentElement.dataset.ready = quiet && !app.running ? "" : "no";
+}
+
+const PANES = ["Text", "Where", "What", "Touch"];
+function startPanes() {
+  byId("tabs").replaceChildren(...PANES.map((pane) => make("button", { type: "button", role: "tab", "data-tab": pane, onclick: () => showPane(pane) }, pane)));
+  showPane("Text");
+}
+function showPane(pane) {
+  document.body.dataset.pane = pane;
+  for (const tab of byId("tabs").children) tab.setAttribute("aria-selected", tab.dataset.tab === pane), tab.setAttribute("aria-pressed", tab.dataset.tab === pane);
+  // A canvas that was hidden has no width yet.
+  app.draw();
+}
+
+async function copied(what, text) {
+  announce((await copy(text)) ? `${what} copied` : "This browser does not let pages copy");
+}
+const copyLink = () => copied("Link", location.href.replace(/#.*/, "") + `#${toLink(app.state)}`);
+const copyCommand = () => copied("Command", commandNow()?.command ?? "");
+function undo() {
+  if (app.depth > 0) history.back();
+  else announce("There is nothing to undo");
+}
+
+/** The levels, by which Enter goes down and Esc up. */
+const LEVELS = ["#tokens", "#where-grid canvas", "#view canvas, #view button", "#ops button"];
+
+function keys(event) {
+  const { target, key } = event;
+  if ((event.ctrlKey || event.metaKey) && key.toLowerCase() === "z" && !target.matches("textarea, input:not([type='range'], [type='checkbox'])")) {
+    event.preventDefault();
+    return undo();
+  }
+  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  if (target.matches("input, textarea, select") || !whole()) return;
+  const s = whole(), heads = app.about.model.n_head;
+  // Letters act only in a view, so that speech and other keyboards do not change things by chance.
+  const inView = target.closest("#tokens, #hooks, #where, #what, .side") !== null;
+  const level = LEVELS.findIndex((selector) => target.matches(selector) || target.closest(selector.split(" ")[0]));
+  const act = {
+    "/": () => byId("search").focus(), g: () => byId("dim").focus(), c: copyCommand, l: copyLink, "?": () => byId("help-dialog").showModal(),
+    b: () => ((byId("source").open = true), byId("b").focus()),
+    "[": () => go({ head: Math.max(0, (s.head ?? 0) - 1) }), "]": () => go({ head: Math.min(heads - 1, (s.head ?? 0) + 1) }),
+    Enter: () => level >= 0 && !target.matches("button") && document.querySelector(LEVELS[Math.min(level + 1, LEVELS.length - 1)])?.focus(),
+    Escape: () => (s.key !== null && level <= 0 ? go({ key: null }) : document.querySelector(LEVELS[Math.max(level - 1, 0)])?.focus()),
+  }[key] ?? (opOf(key) && (() => add(opOf(key))));
+  if (!act || (!inView && key !== "?")) return;
+  if (key === "Enter" && target.matches("button, summary")) return;
+  event.preventDefault();
+  act();
+}
+
+function start() {
+  byId("device").replaceChildren(...[["", "automatic"], ["gpu", "WebGPU"], ["cpu", "CPU (WebAssembly)"], ["reference", "reference (f64)"]].map(([value, name]) => make("option", { value }, name)));
+  byId("device").addEventListener("change", () => go({ device: byId("device").value }));
+  byId("link").addEventListener("click", copyLink);
+  byId("command").addEventListener("click", copyCommand);
+  byId("undo").addEventListener("click", undo);
+  addEventListener("keydown", keys);
+  addEventListener("popstate", fromAddress);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => app.draw());
+  new ResizeObserver(() => app.draw()).observe(document.body);
+  for (const part of [startText, startHooks, startWhere, startWhat, startNext, startEdits, startDialogs, startPanes]) part();
+  fromAddress();
+}
+
+// For the tests.
+window.explorer = { app, go, toLink, fromLink, whole, runs, commandNow, chosenNumber, grids };
+
+start();

@@ -1,0 +1,115 @@
+// Where a model's files come from: the demo beside the page, files that the user chose, or the hub. Owns what is stored in the
+// browser. Files are { name, blob }; nothing is ever sent anywhere.
+
+const NEEDED = /^(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json$|^merges\.txt$|^vocab\.txt$|^model(-\d+-of-\d+)?\.safetensors$|^model\.safetensors\.index\.json$/;
+
+/** What WebAssembly can hold, less what a run needs. */
+const MOST_BYTES = 3.2e9;
+
+async function fetched(url, options) {
+  let response;
+  try {
+    response = await fetch(url, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error(`${url} does not answer (${error.message}); check the connection`);
+  }
+  if (!response.ok) {
+    const why = { 401: "it does not exist, or it is private or gated", 403: "access is refused", 404: "there is no such file" }[response.status];
+    throw new Error(`${url} answers ${response.status}${why ? `: ${why}` : ""}`);
+  }
+  return response;
+}
+
+/** The demo model, which is published beside the page. */
+export async function demo() {
+  const names = ["config.json", "model.safetensors", "tokenizer.json"];
+  return Promise.all(names.map(async (name) => ({ name, blob: await (await fetched(new URL(`demo/${name}`, import.meta.url))).blob() })));
+}
+
+/** Files that were chosen, of one folder. */
+export function chosen(list) {
+  const files = [...list].filter((file) => NEEDED.test(file.name)).map((file) => ({ name: file.name, blob: file }));
+  if (!files.some(({ name }) => name === "config.json")) {
+    throw new Error("there is no config.json among these files; choose a checkpoint's folder, or all of its files");
+  }
+  const depth = ([...list].find((file) => file.name === "config.json").webkitRelativePath || "").split("/");
+  fits(files);
+  return { name: depth.length > 1 ? depth.at(-2) : "files", files };
+}
+
+function fits(files) {
+  const bytes = files.reduce((sum, { blob, size }) => sum + (blob?.size ?? size), 0);
+  if (bytes > MOST_BYTES) throw new Error(`the model has ${megabytes(bytes)}, and a page can hold ${megabytes(MOST_BYTES)}; the command line runs it`);
+}
+
+export const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
+
+// The hub.
+
+/** Another hub may be named in the address, as HF_ENDPOINT names it for programs: ?hub=/mirror. */
+const HUB = new URLSearchParams(location.search).get("hub") ?? "https://huggingface.co";
+const SHORT = { gpt2: "openai-community/gpt2", "gpt2-medium": "openai-community/gpt2-medium", "gpt2-large": "openai-community/gpt2-large", distilgpt2: "distilbert/distilgpt2" };
+/** Files are stored in pieces of this size, so that a download that was cut off goes on where it was. */
+const PIECE = Number(new URLSearchParams(location.search).get("piece")) || 8 << 20;
+
+/** What the hub has under a name: the files that are needed, their sizes, the commit. */
+export async function listed(given, signal) {
+  const [, repo, revision = "main"] = /^([\w.-]+(?:\/[\w.-]+)?)(?:@([\w./-]+))?$/.exec(given.trim()) ?? [];
+  if (!repo) throw new Error(`${JSON.stringify(given)} is no name of a model; it is owner/name, or owner/name@revision`);
+  const name = SHORT[repo] ?? repo;
+  const about = await (await fetched(`${HUB}/api/models/${name}/revision/${encodeURIComponent(revision)}?blobs=true`, { signal })).json();
+  let files = about.siblings.map(({ rfilename, size }) => ({ name: rfilename, size })).filter((file) => NEEDED.test(file.name));
+  const has = (name) => files.some((file) => file.name === name);
+  if (!has("config.json")) throw new Error(`${name} has no config.json, so it is no model for transformers`);
+  if (has("model.safetensors")) files = files.filter((file) => !/^model-\d|index\.json$/.test(file.name));
+  else if (!has("model.safetensors.index.json")) throw new Error(`${name} has no safetensors, only other formats; convert it once, or choose another`);
+  if (has("tokenizer.json")) files = files.filter((file) => !["vocab.json", "merges.txt", "vocab.txt"].includes(file.name));
+  fits(files);
+  const url = (file) => `${HUB}/${name}/resolve/${about.sha}/${file}`;
+  const config = await (await fetched(url("config.json"), { signal })).json();
+  return { name, given: given.trim(), sha: about.sha, files, url, config, bytes: files.reduce((sum, { size }) => sum + size, 0) };
+}
+
+async function folderOf(...path) {
+  let folder = await navigator.storage.getDirectory();
+  for (const name of path) folder = await folder.getDirectoryHandle(encodeURIComponent(name), { create: true });
+  return folder;
+}
+
+/** Downloads what is not stored yet; `tell` hears bytes that are here, of how many. */
+export async function downloaded(model, tell, signal) {
+  const root = await folderOf("models", model.name, model.sha);
+  let done = 0;
+  const files = [];
+  for (const { name, size } of model.files) {
+    const folder = await root.getDirectoryHandle(encodeURIComponent(name), { create: true });
+    const pieces = [];
+    for (let start = 0; start < Math.max(size, 1); start += PIECE) {
+      const length = Math.min(PIECE, size - start), file = `${start}`;
+      let piece = await folder.getFileHandle(file).then((handle) => handle.getFile(), () => null);
+      if (piece?.size !== length) {
+        const range = size > PIECE ? { Range: `bytes=${start}-${start + length - 1}` } : {};
+        const response = await fetched(model.url(name), { headers: range, signal });
+        let blob = await response.blob();
+        if (size > PIECE && response.status === 200) blob = blob.slice(start, start + length);
+        if (blob.size !== length) throw new Error(`${name} came with ${blob.size} bytes in place of ${length}; try again`);
+        const handle = await folder.getFileHandle(file, { create: true });
+        const out = await handle.createWritable();
+        await out.write(blob);
+        await out.close();
+        piece = await handle.getFile();
+      }
+      pieces.push(piece);
+      tell((done += length), model.bytes);
+    }
+    files.push({ name, blob: new Blob(pieces) });
+  }
+  return files;
+}
+
+/** Removes every stored model. */
+export async function forgetAll() {
+  const root = await navigator.storage.getDirectory();
+  await root.removeEntry("models", { recursive: true }).catch(() => {});
+}

@@ -1,0 +1,85 @@
+// NEXT: the next token's distribution before and after the edits, and how far they are apart.
+import { byId, make, show } from "./draw.js";
+import { app, known, runs, whole } from "./app.js";
+import { divergence, largest, softmax } from "./numbers.js";
+import { editsOf } from "./state.js";
+
+export function startNext() {
+  byId("continue").addEventListener("click", carryOn);
+}
+
+/** Both distributions: { before, after }, each undefined until it is known. */
+export function distributions(s) {
+  const { before, after } = runs();
+  const of = (run) => {
+    const answer = run && known({ do: "next", run, pos: s.pos });
+    return answer && (answer.p ??= softmax(answer.arrays.logits.values));
+  };
+  return { before: of(before), after: of(after), edited: Boolean(after) };
+}
+
+export function drawNext() {
+  const s = whole();
+  if (!s) return;
+  const { before, after, edited } = distributions(s), body = byId("next").tBodies[0];
+  byId("next-note").textContent = `After “${app.tokens[s.pos].label}” (${s.pos})${s.pos < app.tokens.length - 1 ? `; really next is “${app.tokens[s.pos + 1].label}”` : ""}`;
+  if (!before) return byId("next").classList.add("waiting");
+  byId("next").className = `${edited ? "wide" : ""}${edited && !after ? " waiting" : ""}`;
+  const really = app.tokens[s.pos + 1]?.id;
+  const ids = new Set(largest(before, 8));
+  if (after) for (const id of largest(after, 8)) ids.add(id);
+  if (really !== undefined) ids.add(really);
+  const order = [...ids].sort((a, b) => (after ?? before)[b] - (after ?? before)[a]);
+  const most = Math.max(...order.map((id) => Math.max(before[id], after?.[id] ?? 0)));
+  const heading = ["token", ...(edited ? ["before", "after", "Δ"] : ["p"]), ""];
+  byId("next").tHead.replaceChildren(make("tr", {}, ...heading.map((name, i) => make("th", { scope: "col", class: i ? "number" : null }, name))));
+  body.replaceChildren(...order.map((id) => make("tr", { "data-id": id, class: id === really ? "selected" : null },
+    make("td", {}, make("span", { class: "token-text" }, app.labels[id] ?? `#${id}`), id === really ? make("span", { class: "unseen" }, " (really next)") : ""),
+    make("td", { class: "number before" }, show(before[id], 3)),
+    ...(edited ? [make("td", { class: "number after" }, after ? show(after[id], 3) : "…"), make("td", { class: "number" }, after ? change(after[id] - before[id]) : "…")] : []),
+    make("td", { class: "bar", "aria-hidden": "true" }, make("i", { class: edited ? "was" : null, "--length": before[id] / most }), ...(after ? [make("i", { class: "now", "--length": after[id] / most })] : [])))));
+  byId("next-facts").textContent = facts(s, before, after, edited);
+  const old = likeliest(before), now = after && likeliest(after);
+  byId("likeliest").replaceChildren("next ", make("span", { class: "token-text" }, old), ...(edited ? [" → ", make("span", { class: "token-text" }, now ?? "…")] : []));
+}
+
+/** A change of a probability: four decimals, or its power of ten. */
+const change = (x) => `${x < 0 ? "-" : "+"}${Math.abs(x) >= 0.00005 || x === 0 ? Math.abs(x).toFixed(4) : Math.abs(x).toExponential(0)}`;
+
+const likeliest = (p) => {
+  const [id] = largest(p, 1);
+  return `${app.labels[id] ?? `#${id}`} ${show(p[id], 2)}`;
+};
+
+function facts(s, before, after, edited) {
+  const { before: old, after: now } = runs();
+  const loss = (run) => run && known({ do: "where", run, top: 5 })?.json.loss;
+  const entropy = (p) => -p.reduce((sum, x) => sum + (x > 0 ? x * Math.log(x) : 0), 0);
+  const said = [`entropy ${show(entropy(before), 4)}${after ? ` → ${show(entropy(after), 4)}` : ""} nats`];
+  if (edited) said.push(after ? `KL ${show(divergence(before, after), 4)} nats` : `computing ${editsOf(s).at(-1).split(":").at(-1)}`);
+  const [a, b] = [loss(old), loss(now)];
+  if (typeof a === "number") said.push(`loss of the text ${show(a, 5)}${typeof b === "number" ? ` → ${show(b, 5)}` : ""} nats`);
+  if (edited) said.push("n = 1, no interval");
+  return said.join("; ");
+}
+
+/** The likeliest continuation, without edits and with them. */
+async function carryOn() {
+  const s = whole(), out = byId("continued");
+  if (!s) return;
+  const { before, after } = runs();
+  out.hidden = false;
+  out.textContent = "writing…";
+  const parts = [];
+  for (const [name, run] of [["before", before], ["after", after]]) {
+    if (!run) continue;
+    try {
+      const request = { do: "generate", run, n: 20, temperature: 0, seed: 0 };
+      const { json } = known(request) ?? (await app.engine.ask(request));
+      parts.push(after ? make("b", {}, `${name}: `) : "", make("span", { class: "token-text" }, json.new.map(({ label }) => label).join("")), "\n");
+    } catch (error) {
+      parts.push(make("b", {}, `${name}: `), `${error.message}\n`);
+    }
+  }
+  out.replaceChildren(...parts);
+}

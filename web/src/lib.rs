@@ -1,0 +1,120 @@
+//! actscope in a browser: a thin layer that hands the explorer's requests (`src/explore/`) from JavaScript to a session and
+//! the answers back. Owns nothing else. `page/worker.js` calls it; `web/build.sh` builds it. The crate is empty on other
+//! targets.
+#![cfg(target_arch = "wasm32")]
+
+mod kernels;
+
+use actscope::device::Bytes;
+use actscope::explore::{Answer, Request};
+use actscope::{Choice, Model, Options, Session};
+use js_sys::{Array, Float32Array, Function, Promise, Uint8Array};
+use serde_json::json;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use wasm_bindgen::prelude::*;
+use wasm_bindgen_futures::future_to_promise;
+
+thread_local! {
+    /// What a panic said. WebAssembly cannot go on after one: the worker tells the page, which starts another.
+    static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Called once, before anything else.
+#[wasm_bindgen(start)]
+pub fn start() {
+    std::panic::set_hook(Box::new(|info| PANIC.with_borrow_mut(|said| *said = info.to_string())));
+}
+
+/// What the last panic said; empty if there was none.
+#[wasm_bindgen]
+pub fn panic_message() -> String {
+    PANIC.with_borrow(Clone::clone)
+}
+
+/// The files of a checkpoint.
+#[wasm_bindgen]
+#[derive(Default)]
+pub struct Files(Vec<(String, Arc<dyn Bytes>)>);
+
+#[wasm_bindgen]
+impl Files {
+    /// No files.
+    #[wasm_bindgen(constructor)]
+    pub fn new() -> Files {
+        Files::default()
+    }
+
+    /// A file, given in pieces, as files are downloaded: JavaScript need not join them.
+    ///
+    /// # Errors
+    /// If there is not enough memory: WebAssembly has 4 GB at most.
+    pub fn add(&mut self, name: String, pieces: Vec<Uint8Array>) -> Result<(), JsError> {
+        let size = pieces.iter().map(|piece| piece.length() as usize).sum();
+        let mut bytes: Vec<u8> = Vec::new();
+        bytes.try_reserve_exact(size).map_err(|_| {
+            JsError::new(&format!(
+                "{name} has {size} bytes, more than the memory that a page can have; a smaller model fits"
+            ))
+        })?;
+        for piece in pieces {
+            let start = bytes.len();
+            bytes.resize(start + piece.length() as usize, 0);
+            piece.copy_to(&mut bytes[start..]);
+        }
+        self.0.push((name, Arc::new(bytes)));
+        Ok(())
+    }
+}
+
+/// A model on a device.
+#[wasm_bindgen]
+pub struct Explorer(Rc<Session>);
+
+/// Opens a model from its files. `device` is gpu, cpu or reference.
+///
+/// # Errors
+/// A text that says what is wrong with the files or the device.
+#[wasm_bindgen]
+pub async fn open(name: String, files: Files, device: String) -> Result<Explorer, JsError> {
+    let choice = match device.as_str() {
+        "gpu" => Choice::Gpu,
+        "cpu" => Choice::Cpu,
+        "reference" => Choice::Reference,
+        other => return Err(JsError::new(&format!("{other:?} is none of gpu, cpu, reference"))),
+    };
+    let model = Model::from_files(&name, files.0)?;
+    // Autotuning would compile dozens of pipelines whenever the page is opened.
+    let options = Options { autotune: false, ..Options::from(choice) };
+    Ok(Explorer(Rc::new(model.on_async(options).await?)))
+}
+
+#[wasm_bindgen]
+impl Explorer {
+    /// Answers a request, given as JSON. `tell` is called with what is done, the number of finished steps and their
+    /// total. Resolves to `[JSON, [[name, shape, Float32Array], ...]]`; is rejected with a text.
+    pub fn ask(&self, request: String, tell: Function) -> Promise {
+        let session = self.0.clone();
+        future_to_promise(async move {
+            let fail = |e: String| JsValue::from(js_sys::Error::new(&e));
+            let request: Request = serde_json::from_str(&request).map_err(|e| fail(format!("not a request: {e}")))?;
+            let told = |what: &str, done: usize, of: usize| {
+                let _ = tell.call3(&JsValue::NULL, &what.into(), &(done as f64).into(), &(of as f64).into());
+            };
+            let answer = session.explore_async(&request, &told).await.map_err(|e| fail(e.to_string()))?;
+            Ok(to_js(answer))
+        })
+    }
+}
+
+fn to_js(answer: Answer) -> JsValue {
+    let array = |array: actscope::explore::Array| {
+        let shape: Array = array.shape.iter().map(|n| JsValue::from(*n as f64)).collect();
+        let values = Float32Array::new_with_length(array.values.len() as u32);
+        values.copy_from(&array.values);
+        JsValue::from(Array::of3(&array.name.into(), &shape, &values))
+    };
+    let arrays: Array = answer.arrays.into_iter().map(array).collect();
+    Array::of2(&json!(answer.json).to_string().into(), &arrays).into()
+}
