@@ -70,7 +70,10 @@ impl SweepPage<'_> {
         let [clean, corrupt, base] = self.own;
         let data = json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "model": {"name": self.provenance.model, "fingerprint": self.provenance.fingerprint},
+            "model": {
+                "name": self.provenance.model, "fingerprint": self.provenance.fingerprint,
+                "process": self.provenance.process.to_string(),
+            },
             "device": self.provenance.device,
             "edits": self.provenance.edits,
             "definitions": HOOK_DEFINITIONS,

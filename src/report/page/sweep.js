@@ -214,7 +214,7 @@ function drawAbout() {
   const facts = [
     ["Numbers", "Every number of every cell, as f32. JSON, CSV and npz have them in f64."],
     ["Names", `Hooks are named and defined as in ${data.definitions}.`],
-    ["Model", `${model.name}, fingerprint ${model.fingerprint}`],
+    ["Model", `${model.name}${model.process && `, its weights processed (${model.process})`}, fingerprint ${model.fingerprint}`],
     ["Computed on", data.device],
     ...(data.edits ?? []).map(({ edit }) => ["Edited", edit]),
     ["Made by", `actscope ${data.version}`],
