@@ -88,8 +88,7 @@ fn option<'a>(args: &'a [String], short: &str, long: &str) -> Option<(usize, &'a
 impl RunCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         let named = self.file.display();
-        let text =
-            std::fs::read_to_string(&self.file).map_err(|e| Failure::Run(format!("cannot read {named}: {e}")))?;
+        let text = super::texts::content(&self.file)?;
         let experiment: Experiment = toml::from_str(&text).map_err(|e| {
             Failure::Usage(format!("{named} is no file of steps: {}", e.to_string().replace('\n', " ")))
         })?;

@@ -15,7 +15,7 @@ pub(super) fn unknown_option(error: &clap::Error, cli: &clap::Command, args: &[S
     let see = format!("`actscope {here} --help` lists what it has");
     if !option.starts_with('-') {
         return Some(format!(
-            "{here} takes no more arguments, and {option:?} is one more (a text of several words stands in quotes); {see}"
+            "{here} takes no more arguments, and \"{option}\" is one more (a text of several words stands in quotes); {see}"
         ));
     }
     let has = |command: &clap::Command| {

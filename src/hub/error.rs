@@ -10,7 +10,7 @@ use thiserror::Error;
 pub enum HubError {
     /// The name is neither a folder nor a valid hub name.
     #[error(
-        "there is no model {name:?}: it is not \"demo\", not a folder, and not a hub name such as gpt2 or owner/name@revision"
+        "there is no model \"{name}\": it is not \"demo\", not a folder, and not a hub name such as gpt2 or owner/name@revision"
     )]
     NotAName {
         /// The name or value as given.

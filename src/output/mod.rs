@@ -503,9 +503,11 @@ const VALUES: &str = "values";
 
 /// An [`Output`] that is being written: a sink for the run that fills it.
 pub struct Writing<'a> {
+    /// Fields drop in order: the file is closed first, then the output's temporary folder is deleted. Windows deletes no
+    /// folder with an open file.
+    store: Store,
     output: Output,
     record: &'a Record<'a>,
-    store: Store,
     body: Body,
 }
 
@@ -552,8 +554,9 @@ impl StepSink for Writing<'_> {
 /// A run's values in a temporary file, which is deleted with this value. For output that is printed from front to back
 /// and may be larger than memory.
 pub struct Scratch {
+    /// Fields drop in order: the file is closed first, then the folder is deleted.
     store: Store,
-    _folder: tempfile::TempDir,
+    _folder: Unfinished,
 }
 
 impl Scratch {
@@ -562,7 +565,7 @@ impl Scratch {
     /// # Errors
     /// Those of the file.
     pub fn create(shapes: Vec<(Site, Vec<usize>)>) -> std::io::Result<Scratch> {
-        let folder = tempfile::tempdir()?;
+        let folder = Unfinished::create(&std::env::temp_dir())?;
         let store = Store::create(&folder.path().join(VALUES), &Layout::bare(shapes), false)?;
         Ok(Scratch { store, _folder: folder })
     }
@@ -614,7 +617,8 @@ impl<'a> Writing<'a> {
     pub fn finish(self) -> Result<u64, OutputError> {
         let Writing { output, record, mut store, body } = self;
         let Output { format, place } = output;
-        place.fill(|part| match body {
+        // The closure owns the store, so that its file is closed before its folder is deleted.
+        place.fill(move |part| match body {
             Body::Whole | Body::Safetensors { .. } => Ok(()),
             Body::Npz(npz) => npz.finish(&mut store),
             Body::Text => buffered(part, |out| match format {
