@@ -6,9 +6,10 @@
 //! args = ["ablate", "--file", "texts.txt", "--at", "z", "-o", "heads.json"]
 //! ```
 
-use super::Failure;
+use super::{Failure, environment};
 use crate::output::{self, Place, arrays};
 use crate::session::Model;
+use crate::text::hex;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -74,7 +75,7 @@ const POLICY: f64 = 2e-5;
 const STDOUT: &str = "stdout";
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(bytes))
 }
 
 /// The value of an option in arguments: its place, and the value.
@@ -187,7 +188,8 @@ impl RunCommand {
             }
         }
         let model = option(&step.args, "-m", "--model").map_or("demo", |(_, model)| model).to_string();
-        let model_fingerprint = Model::open(&model)?.checkpoint().fingerprint(false);
+        let model_fingerprint =
+            Model::open_from(&model, &environment::read().hub, &mut |_| {})?.checkpoint().fingerprint(false);
         let (name, args) = (step.name.clone(), step.args.clone());
         Ok((Locked { name, args, model, model_fingerprint, device, outputs }, printed))
     }

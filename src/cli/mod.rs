@@ -7,6 +7,7 @@ mod check;
 mod completions;
 mod devices;
 mod edits;
+mod environment;
 mod experiment;
 mod extract;
 mod fetch;
@@ -38,7 +39,7 @@ use crate::output::OutputError;
 use crate::session::{Error, Model};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use hints::with_hint;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 /// See inside GPT-2: every activation by name, by token, on your own GPU.
@@ -298,7 +299,7 @@ impl ModelArgs {
     /// Opens the model's files and says where they were found.
     fn open(&self) -> Result<Model, Failure> {
         let mut talk = fetch::Talk::new(self.quiet);
-        let files = Model::open_telling(&self.model, &mut |event| talk.hear(event))?;
+        let files = Model::open_from(&self.model, &environment::read().hub, &mut |event| talk.hear(event))?;
         self.say(format_args!("model: {}, from {}", files.name(), files.source()));
         files.notes().for_each(|note| self.say(format_args!("note: {}", printable(note))));
         Ok(files)

@@ -2,6 +2,7 @@
 //! replace its input files. Read next: `extract.rs`, which uses all of it.
 
 use super::edits::EditArgs;
+use super::environment::{self, Environment};
 use super::lists::{self, Part};
 use super::texts::TextArgs;
 use super::{DeviceArg, Failure, ModelArgs, WeightsArg};
@@ -55,11 +56,11 @@ impl RunArgs {
 }
 
 /// The options with which the command line loads a model onto a device. Results specific to this machine are cached in
-/// the user's cache folder. The environment variable ACTSCOPE_TUNING=off turns off both autotuning and the cache.
+/// the user's cache folder.
 pub(super) fn options(device: DeviceArg, weights: WeightsArg) -> Options {
-    let off = std::env::var("ACTSCOPE_TUNING").is_ok_and(|value| value == "off");
-    let cache = (!off).then(|| Arc::new(CacheFolder::of_user()) as Arc<dyn DeviceCache>);
-    Options { device: device.into(), weights: weights.dtype(), autotune: !off, cache }
+    let Environment { adapters, tuning, .. } = environment::read();
+    let cache = tuning.then(|| Arc::new(CacheFolder::of_user()) as Arc<dyn DeviceCache>);
+    Options { device: device.into(), adapters, weights: weights.dtype(), autotune: tuning, cache }
 }
 
 /// Which hooks.

@@ -24,6 +24,7 @@ use crate::plot::terminal::Terminal;
 use crate::plot::{File, Picture};
 use crate::report::{CellRun, SweepPage};
 use crate::session::{Error, Model, Progress, Session};
+use crate::text::nearest;
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -441,8 +442,8 @@ impl Patch {
         let value: Value = serde_json::from_str(line).map_err(|e| fail(format!("is not JSON: {e}")))?;
         let object = value.as_object().ok_or_else(|| fail("is JSON, but no object with fields".into()))?;
         if let Some(other) = object.keys().find(|key| !FIELDS.contains(&key.as_str())) {
-            let near = FIELDS.iter().max_by(|a, b| strsim::jaro(a, other).total_cmp(&strsim::jaro(b, other)));
-            let near = near.filter(|near| !object.contains_key(**near)).map(|near| format!("; is {near:?} meant?"));
+            let near = nearest(other, FIELDS).into_iter().next().map(|(_, name)| name);
+            let near = near.filter(|near| !object.contains_key(*near)).map(|near| format!("; is {near:?} meant?"));
             return Err(fail(format!(
                 "has a field {other:?}, and a pair has clean, corrupt, answer and wrong{}",
                 near.unwrap_or_default()

@@ -5,6 +5,7 @@ use super::{Failure, ModelArgs, size};
 use crate::analysis::weights::{self, NamedWeight};
 use crate::output::arrays::{self, Named, Numbers};
 use crate::output::{self, OutputError, Place};
+use crate::text::nearest;
 use clap::Args;
 use serde_json::{Map, json};
 use std::io::Write;
@@ -41,9 +42,9 @@ impl Weights {
         for name in &self.names {
             let of_name = weights::find(name, config);
             if of_name.is_empty() {
-                let mut near: Vec<String> = weights::all(config).into_iter().map(|weight| weight.name).collect();
-                near.sort_by(|a, b| strsim::jaro_winkler(b, name).total_cmp(&strsim::jaro_winkler(a, name)));
-                return Err(Failure::Usage(format!("no weight matches {name:?}; nearest: {}", near[..3].join(", "))));
+                let near = nearest(name, weights::all(config).into_iter().map(|weight| weight.name));
+                let near: Vec<String> = near.into_iter().take(3).map(|(_, name)| name).collect();
+                return Err(Failure::Usage(format!("no weight matches {name:?}; nearest: {}", near.join(", "))));
             }
             found.extend(of_name.into_iter().filter(|weight| !seen.contains(&weight.name)));
             seen.extend(found.iter().map(|weight| weight.name.clone()));

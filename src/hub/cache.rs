@@ -8,37 +8,12 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The value of an environment variable that is set and not empty, with `~` expanded to the home folder.
-pub(super) fn variable(name: &str) -> Option<PathBuf> {
-    Some(at_home(Path::new(&std::env::var_os(name).filter(|value| !value.is_empty())?)))
-}
-
 /// A path with `~` expanded to the home folder; a shell does not expand it within quotes.
 pub(super) fn at_home(path: &Path) -> PathBuf {
     match (path.strip_prefix("~"), dirs::home_dir()) {
         (Ok(rest), Some(home)) => home.join(rest),
         _ => path.into(),
     }
-}
-
-/// Whether a boolean environment variable is true, by huggingface_hub's rules.
-pub(super) fn is_true(name: &str) -> bool {
-    let value = std::env::var(name).unwrap_or_default();
-    ["1", "on", "yes", "true"].contains(&value.to_lowercase().as_str())
-}
-
-/// The folder of Hugging Face's programs: it holds tokens and, by default, the cache.
-pub(super) fn home() -> PathBuf {
-    variable("HF_HOME").unwrap_or_else(|| {
-        let cache = variable("XDG_CACHE_HOME").or_else(|| dirs::home_dir().map(|home| home.join(".cache")));
-        cache.unwrap_or_default().join("huggingface")
-    })
-}
-
-/// The folder with all repositories.
-pub(super) fn root() -> PathBuf {
-    let set = variable("HF_HUB_CACHE").or_else(|| variable("HUGGINGFACE_HUB_CACHE"));
-    set.unwrap_or_else(|| home().join("hub"))
 }
 
 /// One model's folder in the cache.
@@ -161,8 +136,8 @@ impl Repo {
     }
 
     /// Adds a blob to a snapshot as a relative link. If links are not supported, it moves the file there if it is new,
-    /// and copies it if another snapshot may use it.
-    pub fn link(&self, etag: &str, commit: &str, file: &str, new: bool) -> io::Result<()> {
+    /// and copies it if another snapshot may use it. Without `symlinks` it does so in any case.
+    pub fn link(&self, etag: &str, commit: &str, file: &str, new: bool, symlinks: bool) -> io::Result<()> {
         let folder = self.snapshot_folder(commit);
         fs::create_dir_all(&folder)?;
         let place = folder.join(file);
@@ -175,7 +150,7 @@ impl Repo {
         // Left by a killed process with the same process id.
         let _ = fs::remove_file(&beside);
         let target = Path::new("..").join("..").join("blobs").join(etag);
-        if is_true("HF_HUB_DISABLE_SYMLINKS") || symlink(&target, &beside).is_err() {
+        if !symlinks || symlink(&target, &beside).is_err() {
             if new {
                 return fs::rename(self.blob(etag), &place);
             }
@@ -315,8 +290,8 @@ mod tests {
         fs::create_dir_all(repo.snapshot_folder("c1")).unwrap();
         let place = repo.snapshot_folder("c1").join("config.json");
         symlink(Path::new("../../blobs/gone"), &place).unwrap();
-        repo.link("x", "c1", "config.json", false).unwrap();
-        repo.link("x", "c2", "config.json", false).unwrap();
+        repo.link("x", "c1", "config.json", false, true).unwrap();
+        repo.link("x", "c2", "config.json", false, true).unwrap();
         assert_eq!(fs::read_to_string(&place).unwrap(), "content");
         assert_eq!(fs::read_link(&place).unwrap(), Path::new("../../blobs/x"));
         assert_eq!(fs::read_to_string(repo.snapshot_folder("c2").join("config.json")).unwrap(), "content");

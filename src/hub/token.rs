@@ -1,6 +1,7 @@
 //! The access token for the hub: where it is searched for, in huggingface_hub's order, and how to remove one that the
 //! hub refuses. The value leaves this file only in the request header; nothing prints it. Read next: `http.rs`.
 
+use super::Hub;
 use std::path::PathBuf;
 
 /// A token and where it was found. It has no `Debug`, so that its value cannot be printed.
@@ -38,16 +39,16 @@ impl Origin {
 
 impl Token {
     /// `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`, then the file that `hf auth login` writes.
-    pub fn find() -> Option<Token> {
-        if super::cache::is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
+    pub fn find(hub: &Hub) -> Option<Token> {
+        if hub.is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
             return None;
         }
         for name in ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"] {
-            if let Some(value) = std::env::var(name).ok().and_then(clean) {
+            if let Some(value) = hub.text(name).map(String::from).and_then(clean) {
                 return Some(Token { value, origin: Origin::Variable(name) });
             }
         }
-        let path = super::cache::variable("HF_TOKEN_PATH").unwrap_or_else(|| super::cache::home().join("token"));
+        let path = hub.path("HF_TOKEN_PATH").unwrap_or_else(|| hub.home().join("token"));
         let value = std::fs::read_to_string(&path).ok().and_then(clean)?;
         Some(Token { value, origin: Origin::File(path) })
     }

@@ -7,7 +7,7 @@ use crate::hooks::site::Site;
 use ndarray::{ArrayD, ArrayViewD, Axis, CowArray, IxDyn};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Error, ErrorKind, Read, Result, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Result, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::Path;
 
@@ -248,7 +248,7 @@ fn reserve(file: &File, size: u64) -> Result<()> {
         if let Ok(disk) = fstatvfs(file)
             && disk.f_bavail.saturating_mul(disk.f_frsize) < size
         {
-            return Err(Error::from(Errno::NOSPC));
+            return Err(Errno::NOSPC.into());
         }
         let refused = |e: Errno| matches!(e, Errno::NOSPC | Errno::DQUOT | Errno::FBIG);
         // Other errors say nothing about the disk: some file systems cannot allocate, and then the writes will fail if
@@ -256,7 +256,7 @@ fn reserve(file: &File, size: u64) -> Result<()> {
         if let Err(e) = fallocate(file, FallocateFlags::empty(), 0, size)
             && refused(e)
         {
-            return Err(Error::from(e));
+            return Err(e.into());
         }
     }
     if size > i64::MAX as u64 {

@@ -1,8 +1,7 @@
-//! Packs values for the page: rows of f16, rows of 8-bit values, integers. Each part is deflated and base64-encoded.
+//! Packs values for the page: rows of f16, rows of 8-bit values, integers. Each part is deflated.
 //! Owns the byte layouts; uses no model. Read next: `page/data.js`, which unpacks them.
 
 use crate::analysis::top::largest;
-use base64::Engine;
 use flate2::{Compression, write::DeflateEncoder};
 use half::f16;
 use std::io::Write;
@@ -115,11 +114,6 @@ pub fn strongest(row: &[f32], n: usize) -> Vec<(u32, f32)> {
 pub fn deflate(bytes: &[u8]) -> Vec<u8> {
     let mut to = DeflateEncoder::new(Vec::new(), Compression::default());
     to.write_all(bytes).and_then(|()| to.finish()).expect("memory takes every byte")
-}
-
-/// Base64.
-pub fn base64(bytes: &[u8]) -> String {
-    base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
 #[cfg(test)]
