@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// Arguments of `actscope bench`.
 #[derive(Args)]
 #[command(mut_arg("model", model_or_random))]
-pub struct Bench {
+pub(crate) struct Bench {
     #[command(flatten)]
     model: ModelArgs,
     /// The device to measure

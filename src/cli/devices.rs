@@ -8,7 +8,7 @@ use std::io::Write;
 
 /// Arguments of `actscope devices`.
 #[derive(Args)]
-pub struct Devices {
+pub(crate) struct Devices {
     /// Machine-readable output
     #[arg(long)]
     json: bool,

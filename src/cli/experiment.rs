@@ -20,7 +20,7 @@ use std::process::{Command, Stdio};
 
 /// Arguments of `actscope run`.
 #[derive(Args)]
-pub struct RunCommand {
+pub(crate) struct RunCommand {
     /// The file with the steps (.toml); paths in it are taken from its folder
     file: PathBuf,
     /// Run again and hold every output against the lock, without replacing anything

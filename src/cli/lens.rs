@@ -16,7 +16,7 @@ use std::path::Path;
 
 /// Arguments of `actscope lens`.
 #[derive(Args)]
-pub struct LensCommand {
+pub(crate) struct LensCommand {
     #[command(flatten)]
     picture: PictureArgs,
     /// Show every layer before and after the edits

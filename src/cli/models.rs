@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 /// Arguments of `actscope models`.
 #[derive(Args)]
-pub struct Models {
+pub(crate) struct Models {
     /// Folders to look at beside the Hugging Face cache: a checkpoint each, or a folder of checkpoints
     #[arg(value_name = "FOLDER")]
     folders: Vec<PathBuf>,

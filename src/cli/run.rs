@@ -38,7 +38,7 @@ pub(super) struct RunArgs {
 
 impl RunArgs {
     /// Loads the model onto the device and reports which device it is.
-    pub fn session(&self, files: Model, model: &ModelArgs) -> Result<Session, Failure> {
+    pub(crate) fn session(&self, files: Model, model: &ModelArgs) -> Result<Session, Failure> {
         let session = files.on(options(self.device, self.weights))?;
         let device = session.device();
         model.say(format_args!("device: {device}"));
@@ -49,7 +49,7 @@ impl RunArgs {
     }
 
     /// The arguments for the weights' precision, for a printed command; `None` if they stay as stored.
-    pub fn weights(&self) -> Option<String> {
+    pub(crate) fn weights(&self) -> Option<String> {
         let said = Some(self.weights).filter(|weights| *weights != WeightsArg::Stored);
         said.and_then(|weights| Some(weights.to_possible_value()?.get_name().to_string()))
     }
@@ -77,12 +77,12 @@ pub(super) struct SiteArgs {
 
 impl SiteArgs {
     /// True if no hooks are requested.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.hook.is_empty() && self.layer.is_empty()
     }
 
     /// The request: hooks and layers together, or the output of the final LayerNorm if neither is given.
-    pub fn hooks(&self, files: &Model, model: &ModelArgs) -> Result<Hooks, Failure> {
+    pub(crate) fn hooks(&self, files: &Model, model: &ModelArgs) -> Result<Hooks, Failure> {
         let n_layer = files.config().n_layer;
         let mut hooks = files.hooks();
         for pattern in &self.hook {
@@ -127,13 +127,13 @@ pub(super) struct TokenArgs {
 
 impl TokenArgs {
     /// True if no tokens are chosen.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.token.is_empty()
     }
 
     /// The positions that --token selects in texts that continue after their prompts; text i has at most `longest[i]`
     /// tokens. Non-negative numbers may mean new tokens; texts and negative numbers refer to the prompt.
-    pub fn positions_of_growing(
+    pub(crate) fn positions_of_growing(
         &self,
         prompts: &[Vec<Token>],
         longest: &[usize],
@@ -168,7 +168,11 @@ impl TokenArgs {
     }
 
     /// The positions that --token selects in every text; `None` without it. Prints a note for an ambiguous selector.
-    pub fn positions(&self, tokens: &[Vec<Token>], model: &ModelArgs) -> Result<Option<Vec<Vec<usize>>>, Failure> {
+    pub(crate) fn positions(
+        &self,
+        tokens: &[Vec<Token>],
+        model: &ModelArgs,
+    ) -> Result<Option<Vec<Vec<usize>>>, Failure> {
         if self.token.is_empty() {
             return Ok(None);
         }
@@ -218,7 +222,11 @@ impl NanArgs {
     ///
     /// # Errors
     /// [`Failure::Run`] unless such values are allowed.
-    pub fn judge(&self, found: Option<&NonNumber>, position: impl FnOnce(&NonNumber) -> usize) -> Result<(), Failure> {
+    pub(crate) fn judge(
+        &self,
+        found: Option<&NonNumber>,
+        position: impl FnOnce(&NonNumber) -> usize,
+    ) -> Result<(), Failure> {
         let Some(found) = found else { return Ok(()) };
         let place = format!(
             "{} holds {} at text {}, position {}, and values computed from it are unreliable",
@@ -235,7 +243,7 @@ impl NanArgs {
     }
 
     /// [`NanArgs::judge`] for a capture of whole texts, or of the first text's `positions`.
-    pub fn judge_capture(&self, capture: &Capture, positions: Option<&[usize]>) -> Result<(), Failure> {
+    pub(crate) fn judge_capture(&self, capture: &Capture, positions: Option<&[usize]>) -> Result<(), Failure> {
         let position = |found: &NonNumber| positions.map_or(found.slot(), |positions| positions[found.slot()]);
         self.judge(NonNumber::find_in(capture).as_ref(), position)
     }

@@ -75,7 +75,7 @@ enum Align {
 /// Arguments of `actscope patch`.
 #[derive(Args)]
 #[command(mut_args(hide_texts))]
-pub struct Patch {
+pub(crate) struct Patch {
     /// The text whose values are put in
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     clean: Option<String>,
@@ -115,7 +115,7 @@ pub struct Patch {
 
 /// Arguments of `actscope ablate`.
 #[derive(Args)]
-pub struct Ablate {
+pub(crate) struct Ablate {
     #[command(flatten)]
     texts: TextArgs,
     /// What each place is changed to: zero, mean (over all positions of all texts), or [F*]FILE[#ARRAY] with values of other

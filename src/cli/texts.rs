@@ -59,7 +59,7 @@ pub(super) enum Length {
 
 impl Input {
     /// The texts; `None` if ids were given.
-    pub fn texts(&self) -> &[String] {
+    pub(crate) fn texts(&self) -> &[String] {
         match self {
             Input::Texts(texts) => texts,
             Input::Ids(_) => &[],
@@ -67,7 +67,7 @@ impl Input {
     }
 
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Input::Texts(texts) => texts.len(),
             Input::Ids(ids) => ids.len(),
@@ -140,19 +140,19 @@ pub(super) fn lines(file: &Path) -> Result<Vec<(usize, String)>, Failure> {
 
 impl TextArgs {
     /// The input files, which no output may replace.
-    pub fn files(&self) -> impl Iterator<Item = PathBuf> {
+    pub(crate) fn files(&self) -> impl Iterator<Item = PathBuf> {
         let of_ids = self.ids.iter().filter_map(|list| list.strip_prefix('@')).map(PathBuf::from);
         self.file.iter().chain(&self.document).cloned().chain(of_ids)
     }
 
     /// True where any text was given.
-    pub fn given(&self) -> bool {
+    pub(crate) fn given(&self) -> bool {
         let lists = [self.texts.is_empty(), self.file.is_empty(), self.document.is_empty(), self.ids.is_empty()];
         lists.contains(&false) || self.field.is_some()
     }
 
     /// Reads the given texts or ids, without a model.
-    pub fn read(&self, model: &ModelArgs) -> Result<Input, Failure> {
+    pub(crate) fn read(&self, model: &ModelArgs) -> Result<Input, Failure> {
         if !self.ids.is_empty() {
             let lists = self.ids.iter().map(|list| self.ids_of(list)).collect::<Result<Vec<_>, _>>()?;
             return Ok(Input::Ids(lists.concat()));
@@ -180,7 +180,7 @@ impl TextArgs {
     }
 
     /// The texts of a file with one text per line. Blank lines are skipped, with a note.
-    pub fn lines_of(&self, file: &Path, model: &ModelArgs) -> Result<Vec<String>, Failure> {
+    pub(crate) fn lines_of(&self, file: &Path, model: &ModelArgs) -> Result<Vec<String>, Failure> {
         let name = name_of(file);
         let all = lines(file)?;
         let n = all.len();
@@ -221,7 +221,7 @@ impl TextArgs {
     }
 
     /// The token ids of every text, with the beginning-of-text token if requested.
-    pub fn ids(
+    pub(crate) fn ids(
         &self,
         input: &Input,
         files: &Model,
@@ -241,12 +241,12 @@ impl TextArgs {
     }
 
     /// Encodes other texts of the same command by the same rules.
-    pub fn encoded(&self, texts: &[String], files: &Model, model: &ModelArgs) -> Result<Vec<Vec<u32>>, Failure> {
+    pub(crate) fn encoded(&self, texts: &[String], files: &Model, model: &ModelArgs) -> Result<Vec<Vec<u32>>, Failure> {
         self.encoded_up_to(texts, files, Length::Context, model)
     }
 
     /// [`TextArgs::encoded`], up to a length.
-    pub fn encoded_up_to(
+    pub(crate) fn encoded_up_to(
         &self,
         texts: &[String],
         files: &Model,
@@ -288,7 +288,7 @@ impl TextArgs {
     }
 
     /// Prepends the beginning-of-text token to token ids, if requested.
-    pub fn begun(&self, mut ids: Vec<Vec<u32>>, files: &Model) -> Result<Vec<Vec<u32>>, Failure> {
+    pub(crate) fn begun(&self, mut ids: Vec<Vec<u32>>, files: &Model) -> Result<Vec<Vec<u32>>, Failure> {
         if self.prepend_bos {
             let bos = files.bos().ok_or_else(|| {
                 Failure::Run("this model names no beginning-of-text token; leave --prepend-bos out".into())
@@ -299,7 +299,7 @@ impl TextArgs {
     }
 
     /// The texts as a batch.
-    pub fn batch(&self, input: &Input, files: &Model, model: &ModelArgs) -> Result<Batch, Failure> {
+    pub(crate) fn batch(&self, input: &Input, files: &Model, model: &ModelArgs) -> Result<Batch, Failure> {
         Ok(files.batch(&self.ids(input, files, Length::Context, model)?)?)
     }
 }

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 /// Arguments of `actscope weights`.
 #[derive(Args)]
-pub struct Weights {
+pub(crate) struct Weights {
     /// Names such as blocks.3.attn.W_Q or W_U, or globs; without any, they are listed
     #[arg(value_name = "NAME")]
     names: Vec<String>,

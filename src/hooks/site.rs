@@ -128,7 +128,7 @@ macro_rules! sites {
         /// A hook point in the forward pass. Block sites carry their block's index. `Ord` is the order in which the
         /// values appear in a run.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[allow(missing_docs)] // each variant's meaning is its row's formula
+        #[allow(missing_docs, reason = "each variant's meaning is its row's formula")]
         pub enum Site { $($b,)* $($l(usize),)* $($a,)* }
 
         const BEFORE: &[(Site, Row)] = &[$((Site::$b, $brow)),*];

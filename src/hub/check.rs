@@ -14,7 +14,7 @@ pub(super) enum Check {
 }
 
 impl Check {
-    pub fn new(etag: &str, size: Option<u64>) -> Check {
+    pub(crate) fn new(etag: &str, size: Option<u64>) -> Check {
         let is_hex = etag.bytes().all(|b| b.is_ascii_hexdigit());
         match (etag.len(), size) {
             (64, _) if is_hex => Check::Sha256(Sha256::new(), etag.to_lowercase()),
@@ -25,7 +25,7 @@ impl Check {
         }
     }
 
-    pub fn update(&mut self, chunk: &[u8]) {
+    pub(crate) fn update(&mut self, chunk: &[u8]) {
         match self {
             Check::Sha256(hash, _) => hash.update(chunk),
             Check::Git(hash, _) => hash.update(chunk),
@@ -33,7 +33,7 @@ impl Check {
         }
     }
 
-    pub fn verdict(self, have: u64) -> Result<(), String> {
+    pub(crate) fn verdict(self, have: u64) -> Result<(), String> {
         let (got, want) = match self {
             Check::Sha256(hash, want) => (hex(&hash.finalize()), want),
             Check::Git(hash, want) => (hex(&hash.finalize()), want),

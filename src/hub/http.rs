@@ -63,7 +63,7 @@ pub(super) struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    pub fn new(hub: &'a Hub, tell: &'a mut dyn FnMut(Event<'_>)) -> Result<Client<'a>, HubError> {
+    pub(crate) fn new(hub: &'a Hub, tell: &'a mut dyn FnMut(Event<'_>)) -> Result<Client<'a>, HubError> {
         let set = hub.text("HF_ENDPOINT").unwrap_or("https://huggingface.co");
         let endpoint = set.trim_end_matches('/').to_string();
         if WebOrigin::of(&endpoint).is_none() {
@@ -93,19 +93,19 @@ impl<'a> Client<'a> {
     }
 
     /// A remark about the refused token, for messages: " (the token from … `what`)", or nothing.
-    pub fn refused(&self, what: &str) -> String {
+    pub(crate) fn refused(&self, what: &str) -> String {
         self.refused.as_ref().map_or(String::new(), |(origin, _)| format!(" (the token from {origin} {what})"))
     }
 
     /// The hub's address without a password, for messages.
-    pub fn shown_endpoint(&self) -> String {
+    pub(crate) fn shown_endpoint(&self) -> String {
         let uri: Option<Uri> = self.endpoint.parse().ok();
         let path = uri.as_ref().map_or("", |uri| uri.path().trim_end_matches('/'));
         WebOrigin::of(&self.endpoint).map_or(String::new(), |origin| format!("{origin}{path}"))
     }
 
     /// Sends a HEAD or GET, from byte `from` on, and retries until there is a usable answer.
-    pub fn ask(&mut self, method: &str, url: &str, from: u64) -> Result<Answer, Refusal> {
+    pub(crate) fn ask(&mut self, method: &str, url: &str, from: u64) -> Result<Answer, Refusal> {
         let (mut tries, mut waits) = (1, 0);
         loop {
             let answer = match self.follow(method, url, from) {

@@ -83,12 +83,12 @@ pub const KNOWN: &[Known] = &[
 ];
 
 /// The repository of a short name; any other name is returned unchanged.
-pub fn full_name(name: &str) -> &str {
+pub(crate) fn full_name(name: &str) -> &str {
     KNOWN.iter().find(|k| k.short == Some(name)).map_or(name, |k| k.id)
 }
 
 /// Known names similar to `wanted`, best first: at most three, and none if no name is similar.
-pub fn nearest(wanted: &str) -> Vec<&'static str> {
+pub(crate) fn nearest(wanted: &str) -> Vec<&'static str> {
     let scored = KNOWN.iter().map(|k| {
         let name = k.id.split(['/', '@']).nth(1).unwrap_or(k.id);
         (likeness(wanted, k.id).max(likeness(wanted, name)), k.short.unwrap_or(k.id))

@@ -2,7 +2,7 @@
 //! and the order of lookup; `../model/checkpoint.rs` and `../model/tokenizer.rs` read the files. Read next: `given.rs`
 //! (what a name means), `cache.rs` (the cache's layout), `download.rs` (downloads into it).
 
-#[cfg_attr(not(feature = "download"), allow(dead_code))] // only downloads write
+#[cfg_attr(not(feature = "download"), allow(dead_code, reason = "only downloads write"))]
 mod cache;
 #[cfg(all(feature = "download", not(target_arch = "wasm32")))]
 mod check;
@@ -13,7 +13,7 @@ mod given;
 #[cfg(all(feature = "download", not(target_arch = "wasm32")))]
 mod http;
 mod inventory;
-#[cfg_attr(not(feature = "download"), allow(dead_code))] // only downloads suggest names
+#[cfg_attr(not(feature = "download"), allow(dead_code, reason = "only downloads suggest names"))]
 mod known;
 mod settings;
 #[cfg(all(feature = "download", not(target_arch = "wasm32")))]

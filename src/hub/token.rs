@@ -28,7 +28,7 @@ impl std::fmt::Display for Origin {
 
 impl Origin {
     /// What removes the token.
-    pub fn remedy(&self) -> String {
+    pub(crate) fn remedy(&self) -> String {
         match self {
             Origin::Variable(name) if cfg!(windows) => format!("`Remove-Item Env:{name}` removes it"),
             Origin::Variable(name) => format!("`unset {name}` removes it"),
@@ -39,7 +39,7 @@ impl Origin {
 
 impl Token {
     /// `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`, then the file that `hf auth login` writes.
-    pub fn find(hub: &Hub) -> Option<Token> {
+    pub(crate) fn find(hub: &Hub) -> Option<Token> {
         if hub.is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
             return None;
         }
@@ -54,7 +54,7 @@ impl Token {
     }
 
     /// The header with the token; `None` if the token has characters that a header cannot contain.
-    pub fn header(&self) -> Option<String> {
+    pub(crate) fn header(&self) -> Option<String> {
         self.value.bytes().all(|b| b.is_ascii_graphic()).then(|| format!("Bearer {}", self.value))
     }
 }

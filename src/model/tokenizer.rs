@@ -151,7 +151,7 @@ impl Token {
 
 /// True for control characters, line ends, and the controls of bidirectional text (Unicode UAX #9), which change the
 /// display order of letters.
-#[cfg_attr(not(feature = "plot"), allow(dead_code))]
+#[cfg_attr(not(feature = "plot"), allow(dead_code, reason = "only pictures use it"))]
 pub(crate) fn is_control(c: char) -> bool {
     const BIDI: [char; 3] = ['\u{61c}', '\u{200e}', '\u{200f}'];
     c.is_control() || BIDI.contains(&c) || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

@@ -52,6 +52,7 @@ pub struct Provenance {
 }
 
 /// Everything about one run's arrays that is known before the run.
+#[derive(Debug)]
 pub struct Record<'a> {
     /// The tokens of every text.
     pub tokens: &'a [Vec<Token>],
@@ -79,7 +80,7 @@ pub struct Reserved {
 }
 
 /// What each row of a text's values stands for.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub enum Rows<'a> {
     /// Its tokens.
     All,
@@ -317,6 +318,7 @@ pub enum OutputError {
 
 /// The path of a file that will appear complete or not at all. It is written in a temporary folder beside the path and
 /// then renamed.
+#[derive(Debug)]
 pub struct Place {
     path: PathBuf,
     folder: Unfinished,
@@ -387,6 +389,7 @@ impl Place {
 }
 
 /// An output file that is not yet written: its format and its [`Place`].
+#[derive(Debug)]
 pub struct Output {
     format: Format,
     place: Place,
@@ -502,6 +505,7 @@ const PART: &str = "part";
 const VALUES: &str = "values";
 
 /// An [`Output`] that is being written: a sink for the run that fills it.
+#[derive(Debug)]
 pub struct Writing<'a> {
     /// Fields drop in order: the file is closed first, then the output's temporary folder is deleted. Windows deletes no
     /// folder with an open file.
@@ -512,6 +516,7 @@ pub struct Writing<'a> {
 }
 
 /// What remains to be written once all values are there.
+#[derive(Debug)]
 enum Body {
     /// Nothing.
     Whole,
@@ -553,6 +558,7 @@ impl StepSink for Writing<'_> {
 
 /// A run's values in a temporary file, which is deleted with this value. For output that is printed from front to back
 /// and may be larger than memory.
+#[derive(Debug)]
 pub struct Scratch {
     /// Fields drop in order: the file is closed first, then the folder is deleted.
     store: Store,

@@ -62,6 +62,7 @@ impl Layout {
 }
 
 /// A file that is being filled.
+#[derive(Debug)]
 pub(super) struct Store {
     file: File,
     places: BTreeMap<Site, Place>,
@@ -69,7 +70,7 @@ pub(super) struct Store {
 }
 
 /// CRC-32 of the first `done` bytes of an array. If pieces arrive in order, the gaps between them are padding zeros.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Running {
     hash: crc32fast::Hasher,
     done: u64,

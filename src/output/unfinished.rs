@@ -19,6 +19,7 @@ const LOCK: &str = "lock";
 const ABANDONED: Duration = Duration::from_secs(60);
 
 /// A temporary folder beside the path of a file.
+#[derive(Debug)]
 pub(super) struct Unfinished {
     /// Fields drop in order: the file is unlocked first, then the folder is deleted.
     _lock: File,

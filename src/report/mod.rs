@@ -32,6 +32,7 @@ const JS: &str = concat!(
 );
 
 /// A run's values, packed.
+#[derive(Debug)]
 pub struct Page {
     /// What was stored and in which form: the page's metadata.
     pub kept: Value,
@@ -42,6 +43,7 @@ pub struct Page {
 }
 
 /// What the page shows about the run besides its values.
+#[derive(Debug)]
 pub struct About<'a> {
     /// The model.
     pub files: &'a Model,
