@@ -122,7 +122,7 @@ impl EditArgs {
     }
 
     /// [`EditArgs::plan`] for texts that are run in windows: their tokens, the windows, and the windows as a batch.
-    pub fn plan_of_windows(
+    pub(crate) fn plan_of_windows(
         &self,
         texts: &TextArgs,
         files: &Model,

@@ -99,7 +99,7 @@ pub(crate) fn whole(numbers: &[u32]) -> Vec<u8> {
 }
 
 /// Values as f32, byte by byte as [`whole`] has them.
-pub fn floats(values: impl IntoIterator<Item = f64>) -> Vec<u8> {
+pub(crate) fn floats(values: impl IntoIterator<Item = f64>) -> Vec<u8> {
     whole(&values.into_iter().map(|v| (v as f32).to_bits()).collect::<Vec<u32>>())
 }
 
