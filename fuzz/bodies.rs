@@ -3,6 +3,7 @@
 //!
 //! Whatever the bytes are: no panic, no endless loop, no memory beyond what they hold; and what is accepted keeps what its
 //! type promises.
+#![allow(unreachable_pub, reason = "the fuzz targets and a test include this file")]
 
 use actscope::batch::Batch;
 use actscope::config::Config;

@@ -16,7 +16,7 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// `None` for bytes that are none of these.
-    pub fn of(bytes: &[u8]) -> Option<Kind> {
+    pub(crate) fn of(bytes: &[u8]) -> Option<Kind> {
         const STARTS: [(&[u8], Kind); 6] = [
             (b"version https://git-lfs", Kind::LfsPointer),
             (b"GGUF", Kind::Gguf),

@@ -44,12 +44,14 @@ pub mod plot;
 #[cfg(feature = "report")]
 pub mod report;
 pub mod session;
+pub(crate) mod text;
 pub mod verify;
 
 pub use device::Choice;
 pub use hooks::capture::Capture;
 pub use hooks::request::{Edit, Hooks, Select};
 pub use hooks::site::Site;
+pub use hub::Hub;
 pub use options::Options;
 pub use session::{Error, Model, Session};
 

@@ -1,7 +1,7 @@
 //! The options with which a model is loaded onto a device. Owns [`Options`]. The library reads no environment variable
 //! and writes no folder by itself: all such choices are made here. Read next: `device/mod.rs`.
 
-use crate::device::{Choice, DeviceCache, Dtype};
+use crate::device::{Adapters, Choice, DeviceCache, Dtype};
 use std::fmt;
 use std::sync::Arc;
 
@@ -17,6 +17,8 @@ use std::sync::Arc;
 pub struct Options {
     /// The device.
     pub device: Choice,
+    /// Which GPU adapters count.
+    pub adapters: Adapters,
     /// The precision to which matrices are converted; `None` leaves them as stored in the checkpoint.
     pub weights: Option<Dtype>,
     /// Whether a GPU's tile configuration is chosen by timing. This takes up to a second, unless the cache has the
@@ -28,9 +30,9 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// [`Choice::Auto`], weights as stored, autotuning on, no cache.
+    /// [`Choice::Auto`] among all adapters, weights as stored, autotuning on, no cache.
     fn default() -> Options {
-        Options { device: Choice::Auto, weights: None, autotune: true, cache: None }
+        Options { device: Choice::Auto, adapters: Adapters::default(), weights: None, autotune: true, cache: None }
     }
 }
 
@@ -43,9 +45,10 @@ impl From<Choice> for Options {
 
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Options { device, weights, autotune, cache } = self;
+        let Options { device, adapters, weights, autotune, cache } = self;
         f.debug_struct("Options")
             .field("device", device)
+            .field("adapters", adapters)
             .field("weights", weights)
             .field("autotune", autotune)
             .field("cache", &cache.is_some())

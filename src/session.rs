@@ -14,7 +14,7 @@ use crate::hooks::capture::{Capture, Sink};
 use crate::hooks::layout::Layout;
 use crate::hooks::request::{HookError, Hooks, Select};
 use crate::hooks::site::Site;
-use crate::hub::{self, HubError, MemoryFiles, Source};
+use crate::hub::{self, Hub, HubError, MemoryFiles, Source};
 use crate::model::checkpoint::{Checkpoint, WeightsError};
 use crate::model::forward::{self, Run, RunError, Start};
 use crate::model::model_dir::{Files, ModelDir};
@@ -99,15 +99,15 @@ impl Model {
     /// [`Error::Hub`] and [`Error::Weights`] name the file at fault. A damaged tokenizer is an error only when a text
     /// is encoded.
     pub fn open(name: &str) -> Result<Model, Error> {
-        Model::open_telling(name, &mut |_| {})
+        Model::open_from(name, &Hub::default(), &mut |_| {})
     }
 
-    /// [`Model::open`], which reports a download to `tell`.
+    /// [`Model::open`] with settings of the hub and its cache, which reports a download to `tell`.
     ///
     /// # Errors
     /// As [`Model::open`].
-    pub fn open_telling(name: &str, tell: &mut dyn FnMut(hub::Event<'_>)) -> Result<Model, Error> {
-        let source = hub::resolve(name, tell)?;
+    pub fn open_from(name: &str, hub: &Hub, tell: &mut dyn FnMut(hub::Event<'_>)) -> Result<Model, Error> {
+        let source = hub::resolve(name, hub, tell)?;
         match &source {
             #[cfg(feature = "demo")]
             Source::Demo => {
@@ -285,7 +285,7 @@ impl Model {
     pub async fn on_async(self, options: impl Into<Options>) -> Result<Session, Error> {
         let options = options.into();
         let params = Params::<Reference>::new(self.checkpoint.clone(), options.weights);
-        let engine = match crate::device::open(options.device).await? {
+        let engine = match crate::device::open_among(options.device, &options.adapters).await? {
             AnyDevice::Reference(dev) => Engine::Reference(dev, params),
             AnyDevice::Cpu(dev) => Engine::Cpu(dev, params.for_device()),
             #[cfg(feature = "gpu")]
@@ -512,6 +512,15 @@ impl Session {
     #[cfg(not(target_arch = "wasm32"))]
     pub fn run(&self, batch: &Batch, hooks: &Hooks) -> Result<Capture, Error> {
         pollster::block_on(self.run_async(batch, hooks, None))
+    }
+
+    /// Blocking form of [`Session::run_from_async`].
+    ///
+    /// # Errors
+    /// As [`Session::run_from_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn run_from(&self, batch: &Batch, hooks: &Hooks, start: Start<'_>) -> Result<Capture, Error> {
+        pollster::block_on(self.run_from_async(batch, hooks, start, None))
     }
 
     /// Blocking form of [`Session::run_into_async`].

@@ -1,6 +1,6 @@
 //! Compares `cpu` and `gpu` with `reference` for every operation of the device trait, on the cases of
 //! `src/verify/list.rs`: difficult shapes and values with their tolerances. A new operation or kernel variant gets its
-//! cases there. This file has one test for each operation, so that a failure names it, and tests of properties that
+//! cases there. This file has one test for each device and operation, so that a failure names them, and tests of properties that
 //! involve several operations.
 
 use actscope::device::cpu::Cpu;
@@ -33,15 +33,23 @@ fn check<D: Device>(dev: &D, suite: &Suite) {
     }
 }
 
-fn hold(op: &str) {
-    let suite = Suite::of(*OpKind::ALL.iter().find(|kind| kind.name() == op).expect("an operation"));
-    Cpu::all().iter().for_each(|cpu| check(cpu, &suite));
-    gpus().iter().for_each(|gpu| check(gpu, &suite));
+fn suite(op: &str) -> Suite {
+    Suite::of(*OpKind::ALL.iter().find(|kind| kind.name() == op).expect("an operation"))
 }
 
 macro_rules! operations {
     ($($op:ident)*) => {
-        $(#[test] fn $op() { hold(stringify!($op)); })*
+        /// With every kind of vectors that this processor has.
+        mod cpu {
+            use super::*;
+            $(#[test] fn $op() { Cpu::all().iter().for_each(|cpu| check(cpu, &suite(stringify!($op)))); })*
+        }
+
+        /// Every family of kernels.
+        mod gpu {
+            use super::*;
+            $(#[test] fn $op() { gpus().iter().for_each(|gpu| check(gpu, &suite(stringify!($op)))); })*
+        }
 
         /// Nothing is left out.
         #[test]

@@ -4,7 +4,7 @@
 
 mod common;
 #[path = "../fuzz/bodies.rs"]
-#[allow(dead_code)] // panics need no hook here
+#[allow(dead_code, reason = "panics need no hook here")]
 mod fuzz;
 
 use actscope::batch::Batch;

@@ -4,6 +4,9 @@
 //! Four texts of 1,024 tokens with all hooks of gpt2-small's shape are 10.7 GB; that run was made by hand, to .npz and
 //! to .safetensors: 1.24 GB at most, of which 0.5 GB are the mapped weights. Here is an eighth of it.
 
+// Memory is read from /proc, and limits are set by Linux's tools.
+#![cfg(target_os = "linux")]
+
 #[path = "common/binary.rs"]
 mod binary;
 mod common;
@@ -15,7 +18,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// The peak memory of a process in bytes, as the operating system counts it, and its exit status.
-#[cfg(target_os = "linux")]
 fn peak_of(mut command: Command) -> (u64, std::process::ExitStatus) {
     let mut child = command.spawn().unwrap();
     let status = format!("/proc/{}/status", child.id());
@@ -32,7 +34,6 @@ fn peak_of(mut command: Command) -> (u64, std::process::ExitStatus) {
     }
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 #[cfg_attr(not(feature = "external-tests"), ignore = "needs Python with numpy; tools/check.sh runs it")]
 fn a_run_holds_a_part_of_what_it_records() {
@@ -86,7 +87,6 @@ fn a_run_holds_a_part_of_what_it_records() {
 
 /// A document of many windows, of which no more than a few are in memory. (A text of 1 MB at one layer, 195 MB of
 /// values, took 172 MB.)
-#[cfg(target_os = "linux")]
 #[test]
 fn a_long_document_streams() {
     let folder = tempfile::tempdir().unwrap();
@@ -121,7 +121,6 @@ fn a_long_document_streams() {
 
 /// 10.7 GB in 246 arrays, of which each fits in 3 GB and all do not: the error comes before anything is computed, and
 /// not from the system in the middle of the run.
-#[cfg(target_os = "linux")]
 #[test]
 fn arrays_that_fit_only_one_by_one_are_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -138,7 +137,6 @@ fn arrays_that_fit_only_one_by_one_are_refused() {
 }
 
 /// 11 TB of logits: no test machine's disk has room for them, and the error must come before the disk is full.
-#[cfg(target_os = "linux")]
 #[test]
 fn a_disk_that_is_too_small_says_so_before_anything_is_computed() {
     let folder = tempfile::tempdir().unwrap();
@@ -163,7 +161,6 @@ fn a_disk_that_is_too_small_says_so_before_anything_is_computed() {
     assert_eq!(names_in(folder.path()), ["config.json", "model.safetensors"]);
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn a_file_that_does_not_fit_is_refused_before_anything_is_computed() {
     let folder = tempfile::tempdir().unwrap();

@@ -9,12 +9,18 @@ mod picture;
 mod session;
 mod sweep;
 
-use actscope::device::gpu;
+use actscope::device::{Adapters, gpu};
 use pyo3::prelude::*;
+
+/// The adapters that the environment allows, by wgpu's variables.
+fn allowed() -> Adapters {
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    Adapters { name: set("WGPU_ADAPTER_NAME"), backends: set("WGPU_BACKEND") }
+}
 
 /// GPU adapters in order of preference: name, driver, kind, and whether it is a program on the CPU.
 fn adapters() -> Vec<(String, String, String, bool)> {
-    let adapters = pollster::block_on(gpu::adapters());
+    let adapters = pollster::block_on(gpu::adapters(&allowed()));
     adapters.into_iter().map(|a| (a.info.name, a.info.detail, a.device_type, a.info.software)).collect()
 }
 

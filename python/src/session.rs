@@ -13,7 +13,7 @@ use actscope::hooks::capture::Sink;
 use actscope::hooks::non_number::NonNumber;
 use actscope::hooks::request::{EditRecord, HookError};
 use actscope::hooks::site::{self, Axis, Site};
-use actscope::hub::Event;
+use actscope::hub::{Event, Hub};
 use actscope::model::forward::Start;
 use actscope::model::tokenizer::Token;
 use actscope::output::{Output, Provenance, Record, Rows, arrays};
@@ -373,6 +373,7 @@ impl Session {
     ) -> PyResult<Session> {
         let options = Options {
             device: choice(py, device)?,
+            adapters: crate::allowed(),
             weights: precision(py, weights)?,
             autotune,
             cache: autotune.then(|| Arc::new(CacheFolder::of_user()) as _),
@@ -402,7 +403,7 @@ impl Session {
                     }
                 });
             };
-            Model::open_telling(&name, &mut hear)?.on(options)
+            Model::open_from(&name, &Hub::new(std::env::vars_os()), &mut hear)?.on(options)
         });
         match opened? {
             Ok(session) => Ok(Session(Arc::new(session))),

@@ -24,7 +24,7 @@ use thiserror::Error;
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum GrammarError {
     /// Not of the form `SITE[@SELECT]:OP`.
-    #[error("the edit {written:?} cannot be read: {what}")]
+    #[error("the edit \"{written}\" cannot be read: {what}")]
     Syntax {
         /// The edit as given.
         written: String,
@@ -32,7 +32,7 @@ pub enum GrammarError {
         what: String,
     },
     /// A part of SELECT that matches nothing.
-    #[error("the edit {written:?} matches nothing: {what}")]
+    #[error("the edit \"{written}\" matches nothing: {what}")]
     Nothing {
         /// The edit as given.
         written: String,
@@ -120,7 +120,7 @@ impl FromStr for ValueSpec {
             None => (rest, None),
         };
         if !factor.is_finite() || path.is_empty() || array.as_deref() == Some("") {
-            return Err(format!("{written:?} is neither a number nor [F*]FILE[#ARRAY]"));
+            return Err(format!("\"{written}\" is neither a number nor [F*]FILE[#ARRAY]"));
         }
         Ok(ValueSpec::File { factor, path: path.into(), array })
     }

@@ -111,12 +111,12 @@ pub(super) struct Reading<'a> {
 
 impl Reading<'_> {
     /// The site that the metric is read at.
-    pub fn site(&self) -> Site {
+    pub(crate) fn site(&self) -> Site {
         if self.directions.is_some() { Site::LnFinalOut } else { Site::Unembed }
     }
 
     /// Adds what it needs to a request.
-    pub fn ask(&self, hooks: &mut Hooks, batch: &Batch) -> Result<(), HookError> {
+    pub(crate) fn ask(&self, hooks: &mut Hooks, batch: &Batch) -> Result<(), HookError> {
         let copies = batch.texts().len();
         let positions = match self.metric {
             Metric::Loss => (0..self.ids.len() - 1).collect(),

@@ -631,7 +631,7 @@ pub(super) struct OwnRuns {
 
 impl OwnRuns {
     /// Reads the metric of changed runs.
-    pub fn reading<'a>(&'a self, metric: Metric, case: &'a Case) -> Reading<'a> {
+    pub(crate) fn reading<'a>(&'a self, metric: Metric, case: &'a Case) -> Reading<'a> {
         Reading {
             metric,
             question: &case.question,

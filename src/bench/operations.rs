@@ -25,6 +25,7 @@ const LONGEST: f64 = 0.4;
 const TURNS: f64 = (128 << 20) as f64;
 
 /// An operation of the model, for any number of tokens.
+#[derive(Debug)]
 pub struct Operation {
     /// The operation and its weight.
     pub name: &'static str,
@@ -161,6 +162,12 @@ pub struct OnDevice<'a, D: Measured> {
     operation: &'a Operation,
     dev: &'a D,
     weights: Vec<Vec<D::Weight>>,
+}
+
+impl<D: Measured> std::fmt::Debug for OnDevice<'_, D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OnDevice").field("operation", &self.operation.name).finish_non_exhaustive()
+    }
 }
 
 impl<D: Measured> OnDevice<'_, D> {

@@ -29,6 +29,7 @@ pub struct Timing {
 }
 
 /// The time that several rows share.
+#[derive(Debug)]
 pub struct Budget<'a> {
     /// Seconds that are left for the rows.
     left: f64,

@@ -17,7 +17,7 @@ use serde::ser::{Serialize, SerializeSeq, Serializer};
 
 /// Arguments of `actscope attention`.
 #[derive(Args)]
-pub struct AttentionCommand {
+pub(crate) struct AttentionCommand {
     #[command(flatten)]
     picture: PictureArgs,
     /// Layers, counted from 0, or from the end: -1 is the last; also 1,3 or 1..3 (without 3). Without it, all.

@@ -24,7 +24,7 @@ use std::path::PathBuf;
 /// Arguments of `actscope attribute`.
 #[derive(Args)]
 #[command(mut_args(super::texts::one_text))]
-pub struct AttributeCommand {
+pub(super) struct AttributeCommand {
     #[command(flatten)]
     texts: TextArgs,
     #[command(flatten)]

@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// Arguments of `actscope bench`.
 #[derive(Args)]
 #[command(mut_arg("model", model_or_random))]
-pub struct Bench {
+pub(crate) struct Bench {
     #[command(flatten)]
     model: ModelArgs,
     /// The device to measure
@@ -50,11 +50,13 @@ impl Bench {
             random::NAME => Arc::new(random::gpt2_small().map_err(Error::from)?),
             _ => self.model.open()?.checkpoint().clone(),
         };
-        let measurement = match pollster::block_on(device::open(self.device.into())).map_err(Error::from)? {
+        // Opened as a session opens it, so that the benchmark measures what users run.
+        let options = options(self.device, WeightsArg::Stored);
+        let opened = pollster::block_on(device::open_among(options.device, &options.adapters));
+        let measurement = match opened.map_err(Error::from)? {
             AnyDevice::Cpu(dev) => self.measure(&dev, checkpoint)?,
-            // Opened as a session opens it, so that the benchmark measures what users run.
             AnyDevice::Gpu(dev) => {
-                let dev = pollster::block_on(crate::session::as_asked(dev, &options(self.device, WeightsArg::Stored)))?;
+                let dev = pollster::block_on(crate::session::as_asked(dev, &options))?;
                 self.measure(&dev, checkpoint)?
             }
             AnyDevice::Reference(_) => unreachable!("refused above, and `auto` never takes it"),

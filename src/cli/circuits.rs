@@ -17,7 +17,7 @@ use std::str::FromStr;
 
 /// Arguments of `actscope circuits`.
 #[derive(Args)]
-pub struct CircuitsCommand {
+pub(super) struct CircuitsCommand {
     /// The head: layer and head with a dot between them, each also counted from the end
     #[arg(value_name = "L.H", allow_hyphen_values = true)]
     head: Place,

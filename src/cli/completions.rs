@@ -11,7 +11,7 @@ use std::io::Write;
 bash: actscope completions bash > ~/.local/share/bash-completion/completions/actscope
 zsh:  actscope completions zsh > _actscope, in a folder of $fpath
 fish: actscope completions fish > ~/.config/fish/completions/actscope.fish")]
-pub struct Completions {
+pub(crate) struct Completions {
     /// The shell
     #[arg(value_enum)]
     shell: Shell,

@@ -1,6 +1,6 @@
 //! `actscope devices`: lists adapters and limits, and which device `auto` selects. Read next: `../device/mod.rs`.
 
-use super::{Failure, size};
+use super::{Failure, environment, size};
 use crate::device::gpu::{self, AdapterInfo};
 use clap::Args;
 use serde_json::json;
@@ -8,7 +8,7 @@ use std::io::Write;
 
 /// Arguments of `actscope devices`.
 #[derive(Args)]
-pub struct Devices {
+pub(crate) struct Devices {
     /// Machine-readable output
     #[arg(long)]
     json: bool,
@@ -16,7 +16,7 @@ pub struct Devices {
 
 impl Devices {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let adapters = pollster::block_on(gpu::adapters());
+        let adapters = pollster::block_on(gpu::adapters(&environment::read().adapters));
         // `auto` selects the first hardware adapter; the list is in order of preference.
         let auto = adapters.iter().position(|adapter| !adapter.info.software);
         let threads = std::thread::available_parallelism().map_or(1, usize::from);

@@ -36,7 +36,7 @@ pub(super) struct EditArgs {
 
 impl EditArgs {
     /// True where anything is changed.
-    pub fn any(&self) -> bool {
+    pub(crate) fn any(&self) -> bool {
         !self.edit.is_empty()
     }
 
@@ -64,7 +64,7 @@ impl EditArgs {
     }
 
     /// The options that say the same in another command.
-    pub fn arguments(&self) -> impl Iterator<Item = [String; 2]> {
+    pub(crate) fn arguments(&self) -> impl Iterator<Item = [String; 2]> {
         let all = |name: &str, values: &[String]| {
             let name = name.to_string();
             values.iter().map(move |value| [name.clone(), value.clone()]).collect::<Vec<_>>()
@@ -80,7 +80,7 @@ impl EditArgs {
     }
 
     /// Files that are read, which no output may replace.
-    pub fn files(&self) -> impl Iterator<Item = PathBuf> {
+    pub(crate) fn files(&self) -> impl Iterator<Item = PathBuf> {
         let specs = self.edit.iter().filter_map(|edit| edit.parse::<EditSpec>().ok());
         let values = specs.filter_map(|spec| match spec.op() {
             OpSpec::Add(ValueSpec::File { path, .. }) | OpSpec::Set(ValueSpec::File { path, .. }) => Some(path.into()),
@@ -90,7 +90,13 @@ impl EditArgs {
     }
 
     /// Everything that can be wrong with the edits is found here, before weights are loaded.
-    pub fn plan(&self, texts: &TextArgs, files: &Model, batch: &Batch, model: &ModelArgs) -> Result<EditPlan, Failure> {
+    pub(crate) fn plan(
+        &self,
+        texts: &TextArgs,
+        files: &Model,
+        batch: &Batch,
+        model: &ModelArgs,
+    ) -> Result<EditPlan, Failure> {
         let specs = self.specs()?;
         if specs.is_empty() {
             return Ok(EditPlan::default());
@@ -100,7 +106,7 @@ impl EditArgs {
     }
 
     /// [`EditArgs::plan`] for texts that are generated: `whole` has them as long as they can become, `prompts` as they begin.
-    pub fn plan_of_growing(
+    pub(crate) fn plan_of_growing(
         &self,
         texts: &TextArgs,
         files: &Model,
@@ -116,7 +122,7 @@ impl EditArgs {
     }
 
     /// [`EditArgs::plan`] for texts that are run in windows: their tokens, the windows, and the windows as a batch.
-    pub fn plan_of_windows(
+    pub(crate) fn plan_of_windows(
         &self,
         texts: &TextArgs,
         files: &Model,

@@ -6,9 +6,10 @@
 //! args = ["ablate", "--file", "texts.txt", "--at", "z", "-o", "heads.json"]
 //! ```
 
-use super::Failure;
+use super::{Failure, environment};
 use crate::output::{self, Place, arrays};
 use crate::session::Model;
+use crate::text::hex;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -19,7 +20,7 @@ use std::process::{Command, Stdio};
 
 /// Arguments of `actscope run`.
 #[derive(Args)]
-pub struct RunCommand {
+pub(crate) struct RunCommand {
     /// The file with the steps (.toml); paths in it are taken from its folder
     file: PathBuf,
     /// Run again and hold every output against the lock, without replacing anything
@@ -74,7 +75,7 @@ const POLICY: f64 = 2e-5;
 const STDOUT: &str = "stdout";
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(bytes))
 }
 
 /// The value of an option in arguments: its place, and the value.
@@ -88,8 +89,7 @@ fn option<'a>(args: &'a [String], short: &str, long: &str) -> Option<(usize, &'a
 impl RunCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         let named = self.file.display();
-        let text =
-            std::fs::read_to_string(&self.file).map_err(|e| Failure::Run(format!("cannot read {named}: {e}")))?;
+        let text = super::texts::content(&self.file)?;
         let experiment: Experiment = toml::from_str(&text).map_err(|e| {
             Failure::Usage(format!("{named} is no file of steps: {}", e.to_string().replace('\n', " ")))
         })?;
@@ -188,7 +188,8 @@ impl RunCommand {
             }
         }
         let model = option(&step.args, "-m", "--model").map_or("demo", |(_, model)| model).to_string();
-        let model_fingerprint = Model::open(&model)?.checkpoint().fingerprint(false);
+        let model_fingerprint =
+            Model::open_from(&model, &environment::read().hub, &mut |_| {})?.checkpoint().fingerprint(false);
         let (name, args) = (step.name.clone(), step.args.clone());
         Ok((Locked { name, args, model, model_fingerprint, device, outputs }, printed))
     }

@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 
 /// Arguments of `actscope extract`.
 #[derive(Args)]
-pub struct Extract {
+pub(crate) struct Extract {
     #[command(flatten)]
     texts: TextArgs,
     #[command(flatten)]

@@ -23,11 +23,11 @@ struct Bar {
 }
 
 impl Talk {
-    pub fn new(quiet: bool) -> Talk {
+    pub(crate) fn new(quiet: bool) -> Talk {
         Talk { quiet, bar: None }
     }
 
-    pub fn hear(&mut self, event: Event<'_>) {
+    pub(crate) fn hear(&mut self, event: Event<'_>) {
         match event {
             Event::Note(line) => self.say(line),
             Event::Start { repo, from, bytes } => {

@@ -28,7 +28,7 @@ use std::path::PathBuf;
 
 /// Arguments of `actscope generate`.
 #[derive(Args)]
-pub struct Generate {
+pub(crate) struct Generate {
     #[command(flatten)]
     texts: TextArgs,
     #[command(flatten)]

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 /// Arguments of `actscope heads`.
 #[derive(Args)]
 #[command(mut_args(texts_or_repeats))]
-pub struct HeadsCommand {
+pub(super) struct HeadsCommand {
     #[command(flatten)]
     texts: TextArgs,
     #[command(flatten)]

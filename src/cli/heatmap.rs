@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 
 /// Arguments of `actscope heatmap`.
 #[derive(Args)]
-pub struct HeatmapCommand {
+pub(crate) struct HeatmapCommand {
     #[command(flatten)]
     picture: PictureArgs,
     #[command(flatten)]

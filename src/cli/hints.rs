@@ -4,8 +4,11 @@
 use crate::batch::BatchError;
 use crate::device::DeviceError;
 use crate::hooks::request::HookError;
+use crate::hooks::site::SiteError;
+use crate::hub::HubError;
 use crate::model::forward::RunError;
 use crate::model::params::LoadError;
+use crate::model::tokenizer::TokenizerError;
 use crate::session::Error;
 
 /// The error with the next step, if there is one.
@@ -28,6 +31,15 @@ fn hint(e: &Error) -> Option<&'static str> {
         Error::Batch(BatchError::NoTexts) => "give at least one text or one list of ids",
         Error::Batch(BatchError::Empty { .. }) => "leave it out, or put a token in front with --prepend-bos",
         Error::Batch(BatchError::TooLong { .. }) => "shorten it, or cut it off with --truncate",
+        Error::Tokenizer(TokenizerError::TooLong { .. }) => "shorten it, or cut it off with --truncate",
+        Error::Tokenizer(TokenizerError::Missing { .. } | TokenizerError::NotBuilt { .. }) => {
+            "give token ids with --ids"
+        }
+        Error::Tokenizer(TokenizerError::Tokenizer { .. }) => "fetch it again, or give token ids with --ids",
+        Error::Tokenizer(TokenizerError::Unsupported { .. }) => "or give token ids with --ids",
+        Error::Hub(HubError::Pickle { .. }) => "give the folder or the pull request's name to --model",
+        Error::Hub(HubError::Offline { .. }) => "give the folder to --model",
+        Error::Hook(HookError::Site(SiteError::Unknown { .. })) => "`actscope hooks` lists all",
         Error::Run(RunError::TooLarge { .. }) => "use shorter texts, or --device cpu",
         Error::Run(RunError::Load(LoadError::Overflow { .. })) => "keep it as stored, or use --weights bf16 or f32",
         Error::Hook(HookError::Memory { .. }) => {

@@ -12,7 +12,7 @@ use std::io::Write;
 
 /// Arguments of `actscope hooks`.
 #[derive(Args)]
-pub struct HooksCommand {
+pub(crate) struct HooksCommand {
     /// A name, a glob, or another tool's name for a hook
     pattern: Option<String>,
     #[command(flatten)]

@@ -19,7 +19,7 @@ use std::path::Path;
 
 /// Arguments of `actscope lens`.
 #[derive(Args)]
-pub struct LensCommand {
+pub(crate) struct LensCommand {
     #[command(flatten)]
     picture: PictureArgs,
     /// What each row reads

@@ -10,7 +10,7 @@ use std::io::Write;
 #[command(
     after_help = "To read it: actscope man | man -l -\nTo keep it: actscope man > ~/.local/share/man/man1/actscope.1"
 )]
-pub struct Man {}
+pub(crate) struct Man {}
 
 impl Man {
     pub(super) fn run(self) -> Result<(), Failure> {

@@ -9,6 +9,7 @@ mod circuits;
 mod completions;
 mod devices;
 mod edits;
+mod environment;
 mod experiment;
 mod extract;
 mod fetch;
@@ -43,7 +44,7 @@ use crate::output::OutputError;
 use crate::session::{Error, Model};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use hints::with_hint;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 /// See inside GPT-2: every activation by name, by token, on your own GPU.
@@ -227,7 +228,7 @@ pub fn main() -> ExitCode {
             report(panic);
         }
     }));
-    end_tidily_on_signals();
+    interrupt::end_tidily();
     let mut args: Vec<std::ffi::OsString> = std::env::args_os().collect();
     // Arguments that are no Unicode cannot stand in a file of steps.
     let spoken = args[1..].iter().map(|arg| arg.clone().into_string().ok()).collect::<Option<Vec<String>>>();
@@ -308,53 +309,11 @@ fn printable(message: &str) -> String {
     format!("{head} … {tail}")
 }
 
-/// Interrupted or told to end: takes away what is half-written, and a progress bar's line, and then dies as if nobody had
-/// listened, so that whoever waits for this process sees the signal (130 and 143 in a shell).
-///
-/// SIGBUS comes when a mapped file is shortened while it is read (`weights.rs` has the promises): then the same, but with
-/// a message and exit code 1.
-#[cfg(unix)]
-fn end_tidily_on_signals() {
-    use signal_hook::consts::{SIGBUS, SIGHUP, SIGINT, SIGTERM};
-    let Ok(mut signals) = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM, SIGBUS]) else { return };
-    std::thread::spawn(move || {
-        for signal in signals.forever() {
-            if signal == SIGINT && interrupt::is_heard() {
-                continue;
-            }
-            crate::output::abandon();
-            let mut stderr = std::io::stderr();
-            if stderr.is_terminal() {
-                let _ = stderr.write_all(b"\r\x1b[K");
-            }
-            if signal == SIGBUS {
-                let _ = writeln!(
-                    stderr,
-                    "actscope: a file became shorter while it was being read, so the run cannot go on; fetch or copy the \
-                     checkpoint again, and leave it alone while it is in use"
-                );
-                signal_hook::low_level::exit(1);
-            }
-            let _ = signal_hook::low_level::emulate_default_handler(signal);
-        }
-    });
-    // The thread that read beyond the end would only do so again: it waits here until the other one has ended the process.
-    let wait = || {
-        std::thread::sleep(std::time::Duration::from_secs(5));
-        signal_hook::low_level::exit(1);
-    };
-    // SAFETY: sleeping and `_exit` are allowed in signal handlers.
-    let _ = unsafe { signal_hook::low_level::register(SIGBUS, wait) };
-}
-
-#[cfg(not(unix))]
-fn end_tidily_on_signals() {}
-
 impl ModelArgs {
     /// Opens the model's files and says where they were found.
     fn open(&self) -> Result<Model, Failure> {
         let mut talk = fetch::Talk::new(self.quiet);
-        let files = Model::open_telling(&self.model, &mut |event| talk.hear(event))?;
+        let files = Model::open_from(&self.model, &environment::read().hub, &mut |event| talk.hear(event))?;
         self.say(format_args!("model: {}, from {}", files.name(), files.source()));
         files.notes().for_each(|note| self.say(format_args!("note: {}", printable(note))));
         Ok(files)

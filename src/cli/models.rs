@@ -1,7 +1,7 @@
 //! `actscope models`: lists local models and models to download, with sizes and shapes, and why a model cannot be used.
 //! Read next: `../hub/inventory.rs`.
 
-use super::{Failure, size};
+use super::{Failure, environment, size};
 use crate::config::Config;
 use crate::hub::{self, Entry, KNOWN, Known};
 use clap::Args;
@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 /// Arguments of `actscope models`.
 #[derive(Args)]
-pub struct Models {
+pub(crate) struct Models {
     /// Folders to look at beside the Hugging Face cache: a checkpoint each, or a folder of checkpoints
     #[arg(value_name = "FOLDER")]
     folders: Vec<PathBuf>,
@@ -28,7 +28,7 @@ impl Models {
                 folder.display()
             )));
         }
-        let (cache, entries) = hub::inventory(&self.folders);
+        let (cache, entries) = hub::inventory(&environment::read().hub, &self.folders);
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
         if self.json {
             let here: Vec<Value> = demo().into_iter().chain(entries.iter().map(describe)).collect();
@@ -45,7 +45,7 @@ impl Models {
             rows.push(["demo".into(), size(bytes), shape(&config)]);
         }
         for (entry, config) in usable {
-            let without = if entry.tokenizer { "" } else { "; no tokenizer: --ids only" };
+            let without = if entry.tokenizer { "" } else { "; no tokenizer: token ids only" };
             rows.push([entry.name.clone(), size(entry.bytes), shape(config) + without]);
         }
         let known = KNOWN.iter().map(|k| k.short.unwrap_or(k.id).len()).max().unwrap_or(0);

@@ -69,7 +69,7 @@ struct Document<'a, T> {
 
 impl PictureArgs {
     /// Opens the model's files, the text and the output, so that errors occur before weights are loaded.
-    pub fn open(&self) -> Result<(Model, Canvas), Failure> {
+    pub(crate) fn open(&self) -> Result<(Model, Canvas), Failure> {
         let input = self.texts.read(&self.model)?;
         let file = self.out.as_deref().map(File::create).transpose()?;
         let files = self.model.open()?;
@@ -89,23 +89,23 @@ impl PictureArgs {
     }
 
     /// Adds the edits to a request, and records them for the picture.
-    pub fn edit(&self, canvas: &mut Canvas, session: &Session, hooks: &mut Hooks) -> Result<(), Failure> {
+    pub(crate) fn edit(&self, canvas: &mut Canvas, session: &Session, hooks: &mut Hooks) -> Result<(), Failure> {
         canvas.edits = self.model.edit(&canvas.plan, session, &canvas.batch, hooks)?;
         Ok(())
     }
 
     /// The model with its weights processed, for what needs no device.
-    pub fn processed(&self, files: Model) -> Result<Model, Failure> {
+    pub(super) fn processed(&self, files: Model) -> Result<Model, Failure> {
         self.run.process.apply(files)
     }
 
     /// Loads the model onto the device.
-    pub fn session(&self, files: Model) -> Result<Session, Failure> {
+    pub(crate) fn session(&self, files: Model) -> Result<Session, Failure> {
         self.run.session(files, &self.model)
     }
 
     /// Writes the picture to its output, or its values as JSON with --json.
-    pub fn show(
+    pub(crate) fn show(
         &self,
         canvas: Canvas,
         session: &Session,
@@ -143,7 +143,7 @@ impl PictureArgs {
 
 impl Canvas {
     /// The heading of the picture.
-    pub fn heading(&self, what: String) -> Heading {
+    pub(crate) fn heading(&self, what: String) -> Heading {
         Heading { text: self.tokens.clone(), what: what + &edits::mark(&self.edits) }
     }
 }

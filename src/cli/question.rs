@@ -22,17 +22,17 @@ pub(super) struct QuestionArgs {
 
 impl QuestionArgs {
     /// The id of the right token.
-    pub fn answer(&self, files: &Model, model: &ModelArgs) -> Result<Option<u32>, Failure> {
+    pub(super) fn answer(&self, files: &Model, model: &ModelArgs) -> Result<Option<u32>, Failure> {
         self.answer.as_ref().map(|written| token(written, "--answer", files, model)).transpose()
     }
 
     /// The id of the wrong token.
-    pub fn wrong(&self, files: &Model, model: &ModelArgs) -> Result<Option<u32>, Failure> {
+    pub(super) fn wrong(&self, files: &Model, model: &ModelArgs) -> Result<Option<u32>, Failure> {
         self.wrong.as_ref().map(|written| token(written, "--wrong", files, model)).transpose()
     }
 
     /// The position of one text whose logits are read.
-    pub fn position(&self, tokens: &[Token], text: usize) -> Result<usize, Failure> {
+    pub(super) fn position(&self, tokens: &[Token], text: usize) -> Result<usize, Failure> {
         let Some(written) = &self.metric_token else { return Ok(tokens.len() - 1) };
         let found = token_select::select(std::slice::from_ref(written), tokens, text);
         match found.map_err(|e| Failure::Usage(format!("--metric-token {e}")))?.positions.as_slice() {

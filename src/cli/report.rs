@@ -15,7 +15,7 @@ use std::path::PathBuf;
 /// Arguments of `actscope report`.
 #[derive(Args)]
 #[command(mut_args(super::texts::one_text))]
-pub struct Report {
+pub(crate) struct Report {
     #[command(flatten)]
     texts: TextArgs,
     #[command(flatten)]

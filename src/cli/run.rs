@@ -2,6 +2,7 @@
 //! replace its input files. Read next: `extract.rs`, which uses all of it.
 
 use super::edits::EditArgs;
+use super::environment::{self, Environment};
 use super::lists::{self, Part};
 use super::texts::TextArgs;
 use super::{DeviceArg, Failure, ModelArgs, WeightsArg};
@@ -49,14 +50,14 @@ pub(super) struct ProcessArgs {
 
 impl ProcessArgs {
     /// The model with its weights processed.
-    pub fn apply(&self, files: Model) -> Result<Model, Failure> {
+    pub(super) fn apply(&self, files: Model) -> Result<Model, Failure> {
         Ok(files.processed(self.process.unwrap_or_default())?)
     }
 }
 
 impl RunArgs {
     /// Loads the model onto the device and reports which device it is.
-    pub fn session(&self, files: Model, model: &ModelArgs) -> Result<Session, Failure> {
+    pub(crate) fn session(&self, files: Model, model: &ModelArgs) -> Result<Session, Failure> {
         let session = self.process.apply(files)?.on(options(self.device, self.weights))?;
         let device = session.device();
         model.say(format_args!("device: {device}"));
@@ -67,7 +68,7 @@ impl RunArgs {
     }
 
     /// The options that say how weights are changed, for a printed command; none if they stay as stored.
-    pub fn of_weights(&self) -> Vec<String> {
+    pub(crate) fn of_weights(&self) -> Vec<String> {
         let said = Some(self.weights).filter(|weights| *weights != WeightsArg::Stored);
         let precision = said.and_then(|weights| Some(weights.to_possible_value()?.get_name().to_string()));
         let steps = self.process.process.map(|process| process.to_string());
@@ -77,11 +78,11 @@ impl RunArgs {
 }
 
 /// The options with which the command line loads a model onto a device. Results specific to this machine are cached in
-/// the user's cache folder. The environment variable ACTSCOPE_TUNING=off turns off both autotuning and the cache.
+/// the user's cache folder.
 pub(super) fn options(device: DeviceArg, weights: WeightsArg) -> Options {
-    let off = std::env::var("ACTSCOPE_TUNING").is_ok_and(|value| value == "off");
-    let cache = (!off).then(|| Arc::new(CacheFolder::of_user()) as Arc<dyn DeviceCache>);
-    Options { device: device.into(), weights: weights.dtype(), autotune: !off, cache }
+    let Environment { adapters, tuning, .. } = environment::read();
+    let cache = tuning.then(|| Arc::new(CacheFolder::of_user()) as Arc<dyn DeviceCache>);
+    Options { device: device.into(), adapters, weights: weights.dtype(), autotune: tuning, cache }
 }
 
 /// Which hooks.
@@ -98,12 +99,12 @@ pub(super) struct SiteArgs {
 
 impl SiteArgs {
     /// True if no hooks are requested.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.hook.is_empty() && self.layer.is_empty()
     }
 
     /// The request: hooks and layers together, or the output of the final LayerNorm if neither is given.
-    pub fn hooks(&self, files: &Model, model: &ModelArgs) -> Result<Hooks, Failure> {
+    pub(crate) fn hooks(&self, files: &Model, model: &ModelArgs) -> Result<Hooks, Failure> {
         let n_layer = files.config().n_layer;
         let mut hooks = files.hooks();
         for pattern in &self.hook {
@@ -148,13 +149,13 @@ pub(super) struct TokenArgs {
 
 impl TokenArgs {
     /// True if no tokens are chosen.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.token.is_empty()
     }
 
     /// The positions that --token selects in texts that continue after their prompts; text i has at most `longest[i]`
     /// tokens. Non-negative numbers may mean new tokens; texts and negative numbers refer to the prompt.
-    pub fn positions_of_growing(
+    pub(crate) fn positions_of_growing(
         &self,
         prompts: &[Vec<Token>],
         longest: &[usize],
@@ -189,7 +190,11 @@ impl TokenArgs {
     }
 
     /// The positions that --token selects in every text; `None` without it. Prints a note for an ambiguous selector.
-    pub fn positions(&self, tokens: &[Vec<Token>], model: &ModelArgs) -> Result<Option<Vec<Vec<usize>>>, Failure> {
+    pub(crate) fn positions(
+        &self,
+        tokens: &[Vec<Token>],
+        model: &ModelArgs,
+    ) -> Result<Option<Vec<Vec<usize>>>, Failure> {
         if self.token.is_empty() {
             return Ok(None);
         }
@@ -239,7 +244,11 @@ impl NanArgs {
     ///
     /// # Errors
     /// [`Failure::Run`] unless such values are allowed.
-    pub fn judge(&self, found: Option<&NonNumber>, position: impl FnOnce(&NonNumber) -> usize) -> Result<(), Failure> {
+    pub(crate) fn judge(
+        &self,
+        found: Option<&NonNumber>,
+        position: impl FnOnce(&NonNumber) -> usize,
+    ) -> Result<(), Failure> {
         let Some(found) = found else { return Ok(()) };
         let place = format!(
             "{} holds {} at text {}, position {}, and values computed from it are unreliable",
@@ -256,7 +265,7 @@ impl NanArgs {
     }
 
     /// [`NanArgs::judge`] for a capture of whole texts, or of the first text's `positions`.
-    pub fn judge_capture(&self, capture: &Capture, positions: Option<&[usize]>) -> Result<(), Failure> {
+    pub(crate) fn judge_capture(&self, capture: &Capture, positions: Option<&[usize]>) -> Result<(), Failure> {
         let position = |found: &NonNumber| positions.map_or(found.slot(), |positions| positions[found.slot()]);
         self.judge(NonNumber::find_in(capture).as_ref(), position)
     }

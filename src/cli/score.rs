@@ -13,7 +13,7 @@ use std::io::Write;
 
 /// Arguments of `actscope score`.
 #[derive(Args)]
-pub struct ScoreCommand {
+pub(crate) struct ScoreCommand {
     #[command(flatten)]
     texts: TextArgs,
     #[command(flatten)]

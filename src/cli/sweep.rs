@@ -24,6 +24,7 @@ use crate::plot::Picture;
 use crate::plot::sweep::SweepPicture;
 use crate::report::{CellRun, SweepPage};
 use crate::session::{Error, Model, Progress, Session};
+use crate::text::nearest;
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -67,7 +68,7 @@ enum Align {
 /// Arguments of `actscope patch`.
 #[derive(Args)]
 #[command(mut_args(hide_texts))]
-pub struct Patch {
+pub(crate) struct Patch {
     /// The text whose values are put in
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     clean: Option<String>,
@@ -107,7 +108,7 @@ pub struct Patch {
 
 /// Arguments of `actscope ablate`.
 #[derive(Args)]
-pub struct Ablate {
+pub(crate) struct Ablate {
     #[command(flatten)]
     texts: TextArgs,
     /// What each place is changed to: zero, mean (over all positions of all texts), or [F*]FILE[#ARRAY] with values of other
@@ -356,8 +357,8 @@ impl Patch {
         let value: Value = serde_json::from_str(line).map_err(|e| fail(format!("is not JSON: {e}")))?;
         let object = value.as_object().ok_or_else(|| fail("is JSON, but no object with fields".into()))?;
         if let Some(other) = object.keys().find(|key| !FIELDS.contains(&key.as_str())) {
-            let near = FIELDS.iter().max_by(|a, b| strsim::jaro(a, other).total_cmp(&strsim::jaro(b, other)));
-            let near = near.filter(|near| !object.contains_key(**near)).map(|near| format!("; is {near:?} meant?"));
+            let near = nearest(other, FIELDS).into_iter().next().map(|(_, name)| name);
+            let near = near.filter(|near| !object.contains_key(*near)).map(|near| format!("; is {near:?} meant?"));
             return Err(fail(format!(
                 "has a field {other:?}, and a pair has clean, corrupt, answer and wrong{}",
                 near.unwrap_or_default()

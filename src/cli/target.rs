@@ -21,7 +21,7 @@ pub(super) enum Target {
 
 impl Target {
     /// A file of numbers or a picture, by its extension.
-    pub fn create(path: &Path) -> Result<Target, Failure> {
+    pub(super) fn create(path: &Path) -> Result<Target, Failure> {
         Ok(match output::extension(path).as_str() {
             "png" | "svg" => Target::Picture(File::create(path)?),
             "json" | "csv" | "npz" | "safetensors" => Target::Numbers(Place::create(path)?),
@@ -33,7 +33,7 @@ impl Target {
     }
 
     /// [`Target::create`] for what also has a page.
-    pub fn create_or_page(path: &Path) -> Result<Target, Failure> {
+    pub(super) fn create_or_page(path: &Path) -> Result<Target, Failure> {
         match output::extension(path).as_str() {
             "html" | "htm" => Ok(Target::Page(Place::create(path)?)),
             "png" | "svg" | "json" | "csv" | "npz" | "safetensors" => Target::create(path),
@@ -45,7 +45,7 @@ impl Target {
     }
 
     /// A file of numbers, for what has no picture.
-    pub fn create_numbers(path: &Path) -> Result<Target, Failure> {
+    pub(super) fn create_numbers(path: &Path) -> Result<Target, Failure> {
         match output::extension(path).as_str() {
             "json" | "csv" | "npz" | "safetensors" => Ok(Target::Numbers(Place::create(path)?)),
             _ => Err(OutputError::Format { path: path.into(), known: ".json, .csv, .npz or .safetensors" }.into()),
@@ -53,7 +53,7 @@ impl Target {
     }
 
     /// The file.
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         match self {
             Target::Picture(file) => file.path(),
             Target::Numbers(place) | Target::Page(place) => place.path(),

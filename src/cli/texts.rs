@@ -7,7 +7,7 @@ use crate::session::Model;
 use clap::Args;
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::io::{BufRead, IsTerminal, Read};
+use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 /// Which texts.
@@ -59,7 +59,7 @@ pub(super) enum Length {
 
 impl Input {
     /// The texts; `None` if ids were given.
-    pub fn texts(&self) -> &[String] {
+    pub(crate) fn texts(&self) -> &[String] {
         match self {
             Input::Texts(texts) => texts,
             Input::Ids(_) => &[],
@@ -67,7 +67,7 @@ impl Input {
     }
 
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Input::Texts(texts) => texts.len(),
             Input::Ids(ids) => ids.len(),
@@ -86,44 +86,73 @@ fn name_of(file: &Path) -> String {
     if is_stdin(file) { STDIN.into() } else { file.display().to_string() }
 }
 
-fn open(file: &Path) -> Result<Box<dyn BufRead>, Failure> {
+fn open(file: &Path) -> Result<Box<dyn Read>, Failure> {
     if is_stdin(file) {
         return Ok(Box::new(std::io::stdin().lock()));
     }
     let opened = std::fs::File::open(file);
     let opened = opened.map_err(|e| Failure::Run(format!("cannot read {}: {e}", name_of(file))))?;
-    Ok(Box::new(std::io::BufReader::new(opened)))
+    Ok(Box::new(opened))
 }
 
-/// The lines of a file with their numbers, without a byte order mark, which some editors write.
-pub(super) fn lines(file: &Path) -> Result<Vec<(usize, String)>, Failure> {
-    let name = name_of(file);
-    let mut lines = Vec::new();
-    for (i, line) in (1..).zip(open(file)?.lines()) {
-        let mut line = line.map_err(|e| Failure::Run(format!("cannot read line {i} of {name}: {e}")))?;
-        if i == 1 && line.starts_with('\u{feff}') {
-            line.remove(0);
-        }
-        lines.push((i, line));
+/// The whole text of a file.
+pub(super) fn content(file: &Path) -> Result<String, Failure> {
+    let fail = |what: String| Failure::Run(format!("cannot read {}: {what}", name_of(file)));
+    let mut bytes = Vec::new();
+    open(file)?.read_to_end(&mut bytes).map_err(|e| fail(e.to_string()))?;
+    decoded(bytes).map_err(fail)
+}
+
+/// Bytes as text, without the byte order mark that some editors write: UTF-8, or UTF-16 if it begins with a byte order
+/// mark. PowerShell writes UTF-16 where output is redirected.
+fn decoded(bytes: Vec<u8>) -> Result<String, String> {
+    const ADVICE: &str = "save it as UTF-8";
+    let unit: Option<fn([u8; 2]) -> u16> = match bytes[..] {
+        [0xff, 0xfe, ..] => Some(u16::from_le_bytes),
+        [0xfe, 0xff, ..] => Some(u16::from_be_bytes),
+        _ => None,
+    };
+    if let Some(unit) = unit {
+        let (pairs, rest) = bytes[2..].as_chunks::<2>();
+        let units: Vec<u16> = pairs.iter().map(|pair| unit(*pair)).collect();
+        return match String::from_utf16(&units) {
+            Ok(text) if rest.is_empty() => Ok(text),
+            _ => Err(format!("its byte order mark says UTF-16, but what follows is not UTF-16; {ADVICE}")),
+        };
     }
-    Ok(lines)
+    // English text in UTF-16 is also valid UTF-8, with a zero character beside every letter.
+    let (pairs, rest) = bytes.as_chunks::<2>();
+    if !pairs.is_empty() && rest.is_empty() && pairs.iter().take(64).all(|pair| (pair[0] == 0) != (pair[1] == 0)) {
+        return Err(format!("it looks like UTF-16 without a byte order mark; {ADVICE}"));
+    }
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        let line = 1 + e.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count();
+        format!("in line {line}, its bytes from {at} on are not UTF-8; {ADVICE}")
+    })?;
+    Ok(text.strip_prefix('\u{feff}').map(String::from).unwrap_or(text))
+}
+
+/// The lines of a file with their numbers.
+pub(super) fn lines(file: &Path) -> Result<Vec<(usize, String)>, Failure> {
+    Ok((1..).zip(content(file)?.lines().map(String::from)).collect())
 }
 
 impl TextArgs {
     /// The input files, which no output may replace.
-    pub fn files(&self) -> impl Iterator<Item = PathBuf> {
+    pub(crate) fn files(&self) -> impl Iterator<Item = PathBuf> {
         let of_ids = self.ids.iter().filter_map(|list| list.strip_prefix('@')).map(PathBuf::from);
         self.file.iter().chain(&self.document).cloned().chain(of_ids)
     }
 
     /// True where any text was given.
-    pub fn given(&self) -> bool {
+    pub(crate) fn given(&self) -> bool {
         let lists = [self.texts.is_empty(), self.file.is_empty(), self.document.is_empty(), self.ids.is_empty()];
         lists.contains(&false) || self.field.is_some()
     }
 
     /// Reads the given texts or ids, without a model.
-    pub fn read(&self, model: &ModelArgs) -> Result<Input, Failure> {
+    pub(crate) fn read(&self, model: &ModelArgs) -> Result<Input, Failure> {
         if !self.ids.is_empty() {
             let lists = self.ids.iter().map(|list| self.ids_of(list)).collect::<Result<Vec<_>, _>>()?;
             return Ok(Input::Ids(lists.concat()));
@@ -151,7 +180,7 @@ impl TextArgs {
     }
 
     /// The texts of a file with one text per line. Blank lines are skipped, with a note.
-    pub fn lines_of(&self, file: &Path, model: &ModelArgs) -> Result<Vec<String>, Failure> {
+    pub(crate) fn lines_of(&self, file: &Path, model: &ModelArgs) -> Result<Vec<String>, Failure> {
         let name = name_of(file);
         let all = lines(file)?;
         let n = all.len();
@@ -192,7 +221,7 @@ impl TextArgs {
     }
 
     /// The token ids of every text, with the beginning-of-text token if requested.
-    pub fn ids(
+    pub(crate) fn ids(
         &self,
         input: &Input,
         files: &Model,
@@ -212,12 +241,12 @@ impl TextArgs {
     }
 
     /// Encodes other texts of the same command by the same rules.
-    pub fn encoded(&self, texts: &[String], files: &Model, model: &ModelArgs) -> Result<Vec<Vec<u32>>, Failure> {
+    pub(crate) fn encoded(&self, texts: &[String], files: &Model, model: &ModelArgs) -> Result<Vec<Vec<u32>>, Failure> {
         self.encoded_up_to(texts, files, Length::Context, model)
     }
 
     /// [`TextArgs::encoded`], up to a length.
-    pub fn encoded_up_to(
+    pub(crate) fn encoded_up_to(
         &self,
         texts: &[String],
         files: &Model,
@@ -259,7 +288,7 @@ impl TextArgs {
     }
 
     /// Prepends the beginning-of-text token to token ids, if requested.
-    pub fn begun(&self, mut ids: Vec<Vec<u32>>, files: &Model) -> Result<Vec<Vec<u32>>, Failure> {
+    pub(crate) fn begun(&self, mut ids: Vec<Vec<u32>>, files: &Model) -> Result<Vec<Vec<u32>>, Failure> {
         if self.prepend_bos {
             let bos = files.bos().ok_or_else(|| {
                 Failure::Run("this model names no beginning-of-text token; leave --prepend-bos out".into())
@@ -270,7 +299,7 @@ impl TextArgs {
     }
 
     /// The texts as a batch.
-    pub fn batch(&self, input: &Input, files: &Model, model: &ModelArgs) -> Result<Batch, Failure> {
+    pub(crate) fn batch(&self, input: &Input, files: &Model, model: &ModelArgs) -> Result<Batch, Failure> {
         Ok(files.batch(&self.ids(input, files, Length::Context, model)?)?)
     }
 }
@@ -295,16 +324,9 @@ fn say_specials(ids: &[Vec<u32>], files: &Model, model: &ModelArgs) {
 
 /// A whole file as one text.
 fn document(file: &Path) -> Result<String, Failure> {
-    let name = name_of(file);
-    let mut bytes = Vec::new();
-    open(file)?.read_to_end(&mut bytes).map_err(|e| Failure::Run(format!("cannot read {name}: {e}")))?;
-    let text = String::from_utf8(bytes).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        Failure::Run(format!("cannot read {name}: its bytes from {at} on are not UTF-8; save it as UTF-8"))
-    })?;
-    let text = text.strip_prefix('\u{feff}').map(String::from).unwrap_or(text);
+    let text = content(file)?;
     if text.is_empty() {
-        return Err(Failure::Run(format!("{name} holds no text")));
+        return Err(Failure::Run(format!("{} holds no text", name_of(file))));
     }
     Ok(text)
 }
@@ -419,6 +441,32 @@ mod tests {
             "4294967296",
         ] {
             assert!(parse_ids(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn encodings_of_files() {
+        let utf16 = |order: fn(u16) -> [u8; 2], text: &str| text.encode_utf16().flat_map(order).collect::<Vec<u8>>();
+        let text = "Größe 😀\r\n";
+        for bytes in [
+            text.as_bytes().to_vec(),
+            ["\u{feff}", text].concat().into_bytes(),
+            utf16(u16::to_le_bytes, &["\u{feff}", text].concat()),
+            utf16(u16::to_be_bytes, &["\u{feff}", text].concat()),
+        ] {
+            assert_eq!(decoded(bytes), Ok(text.to_string()));
+        }
+        for empty in [&b""[..], b"\xff\xfe", b"\xef\xbb\xbf"] {
+            assert_eq!(decoded(empty.to_vec()), Ok(String::new()));
+        }
+        for (wrong, words) in [
+            (utf16(u16::to_le_bytes, "cat\n"), "looks like UTF-16"),
+            (utf16(u16::to_be_bytes, "cat\n"), "looks like UTF-16"),
+            (b"\xff\xfea".to_vec(), "not UTF-16"),
+            (b"\xff\xfe\0\xd8".to_vec(), "not UTF-16"),
+            (b"one\ncaf\xe9\n".to_vec(), "in line 2, its bytes from 7 on are not UTF-8"),
+        ] {
+            assert!(decoded(wrong).unwrap_err().contains(words), "{words}");
         }
     }
 

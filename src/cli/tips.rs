@@ -1,6 +1,7 @@
 //! Messages about an option that a command does not have: which command has it, or which option was probably meant.
 //! Clap's own tip, to pass it as a value after `--`, rarely helps. Read next: `hints.rs`.
 
+use crate::text::nearest;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 /// The message for an unknown option of the command in `args`; `None` for every other error, for which clap's own
@@ -15,7 +16,7 @@ pub(super) fn unknown_option(error: &clap::Error, cli: &clap::Command, args: &[S
     let see = format!("`actscope {here} --help` lists what it has");
     if !option.starts_with('-') {
         return Some(format!(
-            "{here} takes no more arguments, and {option:?} is one more (a text of several words stands in quotes); {see}"
+            "{here} takes no more arguments, and \"{option}\" is one more (a text of several words stands in quotes); {see}"
         ));
     }
     let has = |command: &clap::Command| {
@@ -31,8 +32,7 @@ pub(super) fn unknown_option(error: &clap::Error, cli: &clap::Command, args: &[S
         return Some(format!("{here} has no option {option}, which is one of {}; {see}", listed(&others)));
     }
     let longs = command.get_arguments().filter_map(|arg| arg.get_long()).map(|long| format!("--{long}"));
-    let near = longs.map(|long| (strsim::normalized_damerau_levenshtein(option, &long), long));
-    match near.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(score, _)| *score >= 0.6) {
+    match nearest(option, longs).into_iter().next().filter(|(score, _)| *score >= 0.6) {
         Some((_, near)) => Some(format!("{here} has no option {option}; nearest: {near}; {see}")),
         None => Some(format!("{here} has no option {option}; {see}, and {behind}")),
     }

@@ -12,7 +12,7 @@ use std::io::Write;
 
 /// Arguments of `actscope tokens`.
 #[derive(Args)]
-pub struct Tokens {
+pub(crate) struct Tokens {
     #[command(flatten)]
     texts: TextArgs,
     #[command(flatten)]

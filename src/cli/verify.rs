@@ -15,7 +15,7 @@ use std::io::Write;
 
 /// Arguments of `actscope verify`.
 #[derive(Args)]
-pub struct Verify {
+pub(crate) struct Verify {
     #[command(flatten)]
     model: ModelArgs,
     /// The device to hold against the reference

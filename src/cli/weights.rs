@@ -6,6 +6,7 @@ use super::{Failure, ModelArgs, size};
 use crate::analysis::weights::{self, NamedWeight};
 use crate::output::arrays::{self, Named, Numbers};
 use crate::output::{self, OutputError, Place};
+use crate::text::nearest;
 use clap::Args;
 use serde_json::json;
 use std::io::Write;
@@ -13,7 +14,7 @@ use std::path::PathBuf;
 
 /// Arguments of `actscope weights`.
 #[derive(Args)]
-pub struct Weights {
+pub(crate) struct Weights {
     /// Names such as blocks.3.attn.W_Q or W_U, or globs; without any, they are listed
     #[arg(value_name = "NAME")]
     names: Vec<String>,
@@ -44,9 +45,9 @@ impl Weights {
         for name in &self.names {
             let of_name = weights::find(name, config);
             if of_name.is_empty() {
-                let mut near: Vec<String> = weights::all(config).into_iter().map(|weight| weight.name).collect();
-                near.sort_by(|a, b| strsim::jaro_winkler(b, name).total_cmp(&strsim::jaro_winkler(a, name)));
-                return Err(Failure::Usage(format!("no weight matches {name:?}; nearest: {}", near[..3].join(", "))));
+                let near = nearest(name, weights::all(config).into_iter().map(|weight| weight.name));
+                let near: Vec<String> = near.into_iter().take(3).map(|(_, name)| name).collect();
+                return Err(Failure::Usage(format!("no weight matches {name:?}; nearest: {}", near.join(", "))));
             }
             found.extend(of_name.into_iter().filter(|weight| !seen.contains(&weight.name)));
             seen.extend(found.iter().map(|weight| weight.name.clone()));

@@ -91,7 +91,7 @@ mod pages {
     use rustix::mm::{Advice, madvise};
 
     /// Allows the system to take the pages until they are written to. The vector then holds its old values or zeros.
-    pub fn lend(vector: &mut Vec<f32>) -> bool {
+    pub(crate) fn lend(vector: &mut Vec<f32>) -> bool {
         let (page, begin) = (rustix::param::page_size(), vector.as_mut_ptr());
         let skip = begin.align_offset(page);
         let bytes = (4 * vector.capacity()).saturating_sub(4 * skip) / page * page;
@@ -103,7 +103,7 @@ mod pages {
 
 #[cfg(not(target_os = "linux"))]
 mod pages {
-    pub fn lend(_: &mut Vec<f32>) -> bool {
+    pub(super) fn lend(_: &mut Vec<f32>) -> bool {
         false
     }
 }

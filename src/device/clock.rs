@@ -1,6 +1,6 @@
 //! The clock that autotuning measures with. The standard library's panics in a browser.
 
 #[cfg(not(target_arch = "wasm32"))]
-pub use std::time::Instant;
+pub(super) use std::time::Instant;
 #[cfg(target_arch = "wasm32")]
 pub use web_time::Instant;

@@ -582,20 +582,38 @@ pub enum AnyDevice {
     Gpu(gpu::Gpu),
 }
 
-/// Opens a device.
+/// Which GPU adapters count. The default is all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Adapters {
+    /// Those whose name contains this, in upper or lower case.
+    pub name: Option<String>,
+    /// Those of these backends: a list such as `vulkan,dx12`, in wgpu's words.
+    pub backends: Option<String>,
+}
+
+/// Opens a device, on the best of all adapters.
 ///
 /// # Errors
 /// [`DeviceError`] if the device cannot be opened, which is only possible with [`Choice::Gpu`].
 pub async fn open(choice: Choice) -> Result<AnyDevice, DeviceError> {
+    open_among(choice, &Adapters::default()).await
+}
+
+/// [`open`] on the best of some adapters.
+///
+/// # Errors
+/// As [`open`].
+#[cfg_attr(not(feature = "gpu"), allow(unused_variables, reason = "without a GPU there is no adapter"))]
+pub async fn open_among(choice: Choice, adapters: &Adapters) -> Result<AnyDevice, DeviceError> {
     match choice {
         Choice::Reference => Ok(AnyDevice::Reference(reference::Reference::default())),
         Choice::Cpu => Ok(AnyDevice::Cpu(cpu::Cpu::new())),
         #[cfg(feature = "gpu")]
-        Choice::Gpu => Ok(AnyDevice::Gpu(gpu::Gpu::open(false).await?)),
+        Choice::Gpu => Ok(AnyDevice::Gpu(gpu::Gpu::open_among(adapters, false).await?)),
         #[cfg(not(feature = "gpu"))]
         Choice::Gpu => Err(DeviceError::NotBuilt),
         #[cfg(feature = "gpu")]
-        Choice::Auto => match gpu::Gpu::open(true).await {
+        Choice::Auto => match gpu::Gpu::open_among(adapters, true).await {
             Ok(gpu) => Ok(AnyDevice::Gpu(gpu)),
             Err(_) => Ok(AnyDevice::Cpu(cpu::Cpu::new())),
         },

@@ -16,6 +16,12 @@ pub struct Probes<'a> {
     pub reading: Work<'a>,
 }
 
+impl std::fmt::Debug for Probes<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Probes").finish_non_exhaustive()
+    }
+}
+
 /// A device whose speed can be measured.
 pub trait Measured: Device {
     /// Waits for all earlier work. Then calls `record`, and returns the seconds that its work takes, measured with the

@@ -22,7 +22,7 @@ use thiserror::Error as ThisError;
 
 /// A request that cannot be answered.
 #[derive(Debug, ThisError)]
-pub enum ExploreError {
+pub(super) enum ExploreError {
     /// A part of the request that means nothing.
     #[error("{what}")]
     Request {

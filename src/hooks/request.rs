@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::device::Shareable;
 use crate::hooks::layout;
 use crate::hooks::site::{self, Axis, Site, SiteError};
+use crate::text::hex;
 use ndarray::{ArrayD, ArrayViewD};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -190,7 +191,7 @@ impl EditRecord {
 pub(crate) fn hash(values: &[f32]) -> String {
     let mut sha = Sha256::new();
     values.iter().for_each(|v| sha.update(v.to_le_bytes()));
-    sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&sha.finalize())
 }
 
 /// A request that does not fit the model or the batch.

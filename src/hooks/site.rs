@@ -4,6 +4,7 @@
 //! Read next: `request.rs`, which asks for values at these sites.
 
 use crate::config::Config;
+use crate::text::{likeness, ranked};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
@@ -127,7 +128,7 @@ macro_rules! sites {
         /// A hook point in the forward pass. Block sites carry their block's index. `Ord` is the order in which the
         /// values appear in a run.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[allow(missing_docs)] // each variant's meaning is its row's formula
+        #[allow(missing_docs, reason = "each variant's meaning is its row's formula")]
         pub enum Site { $($b,)* $($l(usize),)* $($a,)* }
 
         const BEFORE: &[(Site, Row)] = &[$((Site::$b, $brow)),*];
@@ -344,7 +345,7 @@ impl std::fmt::Display for Site {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SiteError {
     /// The pattern is no name and no alias, and matches nothing as a glob.
-    #[error("no hook matches {pattern:?}; nearest: {}; `actscope hooks` lists all", near.join(", "))]
+    #[error("no hook matches {pattern:?}; nearest: {}", near.join(", "))]
     Unknown {
         /// The pattern as given.
         pattern: String,
@@ -511,17 +512,11 @@ pub fn trap(pattern: &str, n_layer: usize) -> Option<String> {
 
 /// The three names that look most like `wanted`, best first.
 fn nearest(wanted: &str, n_layer: usize) -> Vec<String> {
-    // The distance's cost grows with the length of both texts, and no name is half as long as this limit.
-    const ENOUGH: usize = 128;
-    let wanted = wanted.char_indices().nth(ENOUGH).map_or(wanted, |(end, _)| &wanted[..end]);
-    let mut scored: Vec<(f64, Site)> = Site::all(n_layer)
-        .map(|site| {
-            let names = std::iter::once(site.name()).chain(site.aliases());
-            (names.map(|name| strsim::normalized_damerau_levenshtein(wanted, &name)).fold(0.0, f64::max), site)
-        })
-        .collect();
-    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
-    scored.into_iter().take(3).map(|(_, site)| site.name()).collect()
+    let scored = Site::all(n_layer).map(|site| {
+        let names = std::iter::once(site.name()).chain(site.aliases());
+        (names.map(|name| likeness(wanted, &name)).fold(0.0, f64::max), site)
+    });
+    ranked(scored).into_iter().take(3).map(|(_, site)| site.name()).collect()
 }
 
 impl std::str::FromStr for Site {

@@ -8,37 +8,12 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The value of an environment variable that is set and not empty, with `~` expanded to the home folder.
-pub(super) fn variable(name: &str) -> Option<PathBuf> {
-    Some(at_home(Path::new(&std::env::var_os(name).filter(|value| !value.is_empty())?)))
-}
-
 /// A path with `~` expanded to the home folder; a shell does not expand it within quotes.
 pub(super) fn at_home(path: &Path) -> PathBuf {
     match (path.strip_prefix("~"), dirs::home_dir()) {
         (Ok(rest), Some(home)) => home.join(rest),
         _ => path.into(),
     }
-}
-
-/// Whether a boolean environment variable is true, by huggingface_hub's rules.
-pub(super) fn is_true(name: &str) -> bool {
-    let value = std::env::var(name).unwrap_or_default();
-    ["1", "on", "yes", "true"].contains(&value.to_lowercase().as_str())
-}
-
-/// The folder of Hugging Face's programs: it holds tokens and, by default, the cache.
-pub(super) fn home() -> PathBuf {
-    variable("HF_HOME").unwrap_or_else(|| {
-        let cache = variable("XDG_CACHE_HOME").or_else(|| dirs::home_dir().map(|home| home.join(".cache")));
-        cache.unwrap_or_default().join("huggingface")
-    })
-}
-
-/// The folder with all repositories.
-pub(super) fn root() -> PathBuf {
-    let set = variable("HF_HUB_CACHE").or_else(|| variable("HUGGINGFACE_HUB_CACHE"));
-    set.unwrap_or_else(|| home().join("hub"))
 }
 
 /// One model's folder in the cache.
@@ -59,12 +34,12 @@ pub(super) enum Lock {
 }
 
 impl Repo {
-    pub fn new(root: &Path, name: &str) -> Repo {
+    pub(crate) fn new(root: &Path, name: &str) -> Repo {
         Repo { root: root.into(), name: name.into() }
     }
 
     /// Every model in the cache, by name.
-    pub fn all(root: &Path) -> Vec<Repo> {
+    pub(crate) fn all(root: &Path) -> Vec<Repo> {
         let of_folder = |folder: fs::DirEntry| {
             let name = folder.file_name().to_str()?.strip_prefix("models--")?.replace("--", "/");
             Some(Repo::new(root, &name))
@@ -83,18 +58,18 @@ impl Repo {
     }
 
     /// The snapshot at `revision` (a branch, a tag or a commit) that has a config.json.
-    pub fn snapshot(&self, revision: &str) -> Option<PathBuf> {
+    pub(crate) fn snapshot(&self, revision: &str) -> Option<PathBuf> {
         let commit = fs::read_to_string(self.folder().join("refs").join(revision));
         let snapshot = self.snapshot_folder(commit.as_deref().unwrap_or(revision).trim());
         snapshot.join(file::CONFIG).exists().then_some(snapshot)
     }
 
-    pub fn snapshot_folder(&self, commit: &str) -> PathBuf {
+    pub(crate) fn snapshot_folder(&self, commit: &str) -> PathBuf {
         self.folder().join("snapshots").join(commit)
     }
 
     /// Every commit in the cache, with the branches and tags that point to it.
-    pub fn commits(&self) -> Vec<(String, Vec<String>)> {
+    pub(crate) fn commits(&self) -> Vec<(String, Vec<String>)> {
         let names = |folder: PathBuf| -> Vec<String> {
             let entries = fs::read_dir(folder).into_iter().flatten().flatten();
             entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
@@ -124,19 +99,19 @@ impl Repo {
 
     /// Bytes of interrupted downloads that the next run resumes. Those of huggingface_hub are not counted: their names
     /// differ each time, so no program resumes them.
-    pub fn unfinished(&self) -> u64 {
+    pub(crate) fn unfinished(&self) -> u64 {
         let blobs = fs::read_dir(self.folder().join("blobs")).into_iter().flatten().flatten();
         let ours = |name: &str| name.strip_suffix(".incomplete").is_some_and(|etag| !etag.contains('.'));
         let partial = blobs.filter(|blob| blob.file_name().to_str().is_some_and(ours));
         partial.filter_map(|blob| blob.metadata().ok()).map(|m| m.len()).sum()
     }
 
-    pub fn blob(&self, etag: &str) -> PathBuf {
+    pub(crate) fn blob(&self, etag: &str) -> PathBuf {
         self.folder().join("blobs").join(etag)
     }
 
     /// The file of an unfinished blob. Its name is the same in every run, so that the next run resumes it.
-    pub fn partial(&self, etag: &str, lock: &Lock) -> PathBuf {
+    pub(crate) fn partial(&self, etag: &str, lock: &Lock) -> PathBuf {
         match lock {
             Lock::Held { .. } => self.blob(&format!("{etag}.incomplete")),
             Lock::Unsupported => self.blob(&format!("{etag}.{}.incomplete", std::process::id())),
@@ -144,7 +119,7 @@ impl Repo {
     }
 
     /// Acquires the lock of a blob. Calls `wait` once if another process holds it.
-    pub fn lock(&self, etag: &str, wait: impl FnOnce()) -> io::Result<Lock> {
+    pub(crate) fn lock(&self, etag: &str, wait: impl FnOnce()) -> io::Result<Lock> {
         let folder = self.root.join(".locks").join(self.folder_name());
         fs::create_dir_all(&folder)?;
         let file =
@@ -161,8 +136,8 @@ impl Repo {
     }
 
     /// Adds a blob to a snapshot as a relative link. If links are not supported, it moves the file there if it is new,
-    /// and copies it if another snapshot may use it.
-    pub fn link(&self, etag: &str, commit: &str, file: &str, new: bool) -> io::Result<()> {
+    /// and copies it if another snapshot may use it. Without `symlinks` it does so in any case.
+    pub(crate) fn link(&self, etag: &str, commit: &str, file: &str, new: bool, symlinks: bool) -> io::Result<()> {
         let folder = self.snapshot_folder(commit);
         fs::create_dir_all(&folder)?;
         let place = folder.join(file);
@@ -175,7 +150,7 @@ impl Repo {
         // Left by a killed process with the same process id.
         let _ = fs::remove_file(&beside);
         let target = Path::new("..").join("..").join("blobs").join(etag);
-        if is_true("HF_HUB_DISABLE_SYMLINKS") || symlink(&target, &beside).is_err() {
+        if !symlinks || symlink(&target, &beside).is_err() {
             if new {
                 return fs::rename(self.blob(etag), &place);
             }
@@ -185,14 +160,14 @@ impl Repo {
     }
 
     /// Records that the repository has no such file, so that it is not requested again.
-    pub fn mark_absent(&self, commit: &str, file: &str) -> io::Result<()> {
+    pub(crate) fn mark_absent(&self, commit: &str, file: &str) -> io::Result<()> {
         let folder = self.folder().join(".no_exist").join(commit);
         fs::create_dir_all(&folder)?;
         File::create(folder.join(file)).map(drop)
     }
 
     /// Records the commit of a branch or tag. Call it when all files of the commit are in the cache.
-    pub fn set_ref(&self, revision: &str, commit: &str) -> io::Result<()> {
+    pub(crate) fn set_ref(&self, revision: &str, commit: &str) -> io::Result<()> {
         if revision == commit {
             return Ok(());
         }
@@ -212,7 +187,7 @@ impl Repo {
     }
 
     /// Which parts of a snapshot are in the cache.
-    pub fn holds(&self, snapshot: &Path) -> Holds {
+    pub(crate) fn holds(&self, snapshot: &Path) -> Holds {
         let dir = ModelDir::new(snapshot);
         if !dir.has_weights() {
             return Holds::NoWeights;
@@ -228,7 +203,7 @@ impl Repo {
     }
 
     /// The branches, tags and commits with files in the cache.
-    pub fn revisions(&self) -> Vec<String> {
+    pub(crate) fn revisions(&self) -> Vec<String> {
         let of_commit = |(commit, names): (String, Vec<String>)| if names.is_empty() { vec![commit] } else { names };
         self.commits().into_iter().flat_map(of_commit).collect()
     }
@@ -315,8 +290,8 @@ mod tests {
         fs::create_dir_all(repo.snapshot_folder("c1")).unwrap();
         let place = repo.snapshot_folder("c1").join("config.json");
         symlink(Path::new("../../blobs/gone"), &place).unwrap();
-        repo.link("x", "c1", "config.json", false).unwrap();
-        repo.link("x", "c2", "config.json", false).unwrap();
+        repo.link("x", "c1", "config.json", false, true).unwrap();
+        repo.link("x", "c2", "config.json", false, true).unwrap();
         assert_eq!(fs::read_to_string(&place).unwrap(), "content");
         assert_eq!(fs::read_link(&place).unwrap(), Path::new("../../blobs/x"));
         assert_eq!(fs::read_to_string(repo.snapshot_folder("c2").join("config.json")).unwrap(), "content");

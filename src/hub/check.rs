@@ -1,6 +1,7 @@
 //! Checks a blob's content against the hash in its name. Owns hashes; uses no files and no network. Read next:
 //! `download.rs`.
 
+use crate::text::hex;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
@@ -13,18 +14,18 @@ pub(super) enum Check {
 }
 
 impl Check {
-    pub fn new(etag: &str, size: Option<u64>) -> Check {
-        let hex = etag.bytes().all(|b| b.is_ascii_hexdigit());
+    pub(crate) fn new(etag: &str, size: Option<u64>) -> Check {
+        let is_hex = etag.bytes().all(|b| b.is_ascii_hexdigit());
         match (etag.len(), size) {
-            (64, _) if hex => Check::Sha256(Sha256::new(), etag.to_lowercase()),
-            (40, Some(size)) if hex => {
+            (64, _) if is_hex => Check::Sha256(Sha256::new(), etag.to_lowercase()),
+            (40, Some(size)) if is_hex => {
                 Check::Git(Sha1::new_with_prefix(format!("blob {size}\0").as_bytes()), etag.to_lowercase())
             }
             _ => Check::Size(size),
         }
     }
 
-    pub fn update(&mut self, chunk: &[u8]) {
+    pub(crate) fn update(&mut self, chunk: &[u8]) {
         match self {
             Check::Sha256(hash, _) => hash.update(chunk),
             Check::Git(hash, _) => hash.update(chunk),
@@ -32,8 +33,7 @@ impl Check {
         }
     }
 
-    pub fn verdict(self, have: u64) -> Result<(), String> {
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    pub(crate) fn verdict(self, have: u64) -> Result<(), String> {
         let (got, want) = match self {
             Check::Sha256(hash, want) => (hex(&hash.finalize()), want),
             Check::Git(hash, want) => (hex(&hash.finalize()), want),

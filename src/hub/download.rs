@@ -8,7 +8,7 @@
 use super::cache::{Lock, Repo};
 use super::check::Check;
 use super::http::{Client, Meta, Refusal, TRIES, host, pause};
-use super::{Event, HubError, Name, known};
+use super::{Event, Hub, HubError, Name, known};
 use crate::config::Config;
 use crate::model::checkpoint;
 use crate::model::model_dir::{self, COMPANIONS, Instead, file as name_of};
@@ -20,18 +20,22 @@ use std::path::{Path, PathBuf};
 use name_of::{CONFIG, INDEX, WEIGHTS};
 
 /// Downloads a model into the cache and returns its snapshot's folder.
-pub(super) fn download(name: &Name, cache: &Path, tell: &mut dyn FnMut(Event<'_>)) -> Result<PathBuf, HubError> {
-    let client = Client::new(tell)?;
-    let repo = Repo::new(cache, &name.repo);
-    let mut job = Job { client, name, cache, repo, commit: String::new(), started: false, done: 0 };
+pub(super) fn download(name: &Name, hub: &Hub, tell: &mut dyn FnMut(Event<'_>)) -> Result<PathBuf, HubError> {
+    let client = Client::new(hub, tell)?;
+    let cache = hub.cache();
+    let repo = Repo::new(&cache, &name.repo);
+    let symlinks = !hub.is_true("HF_HUB_DISABLE_SYMLINKS");
+    let mut job = Job { client, name, cache, repo, symlinks, commit: String::new(), started: false, done: 0 };
     job.run()
 }
 
 struct Job<'a> {
     client: Client<'a>,
     name: &'a Name,
-    cache: &'a Path,
+    cache: PathBuf,
     repo: Repo,
+    /// Whether snapshots may have links.
+    symlinks: bool,
     commit: String,
     /// Whether the download of large files has begun. `done` counts their bytes.
     started: bool,
@@ -148,7 +152,7 @@ impl Job<'_> {
             if new {
                 self.grow(file, meta, &lock)?;
             }
-            self.repo.link(etag, &self.commit, file, new).map_err(|e| self.disk(file, 0, e))?;
+            self.repo.link(etag, &self.commit, file, new, self.symlinks).map_err(|e| self.disk(file, 0, e))?;
         }
         self.done = before + meta.size.unwrap_or(0);
         self.progress(true);
@@ -320,7 +324,7 @@ impl Job<'_> {
         let command = format!(
             "python -c \"from transformers import AutoTokenizer as T, GPT2LMHeadModel as M; \
              M.from_pretrained({of}).save_pretrained('{folder}'); T.from_pretrained({of}).save_pretrained('{folder}')\" \
-             and give --model ./{folder}"
+             and open the folder {folder}"
         );
         let endpoint = self.client.shown_endpoint();
         HubError::Pickle { repo, revision, file: file.into(), command, endpoint }
@@ -328,7 +332,7 @@ impl Job<'_> {
 
     /// The error for a failed write, with advice.
     fn disk(&self, file: &str, missing: u64, source: io::Error) -> HubError {
-        let cache = self.cache.to_path_buf();
+        let cache = self.cache.clone();
         match source.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
                 HubError::DiskFull { cache, file: file.into(), missing }

@@ -10,7 +10,7 @@ use thiserror::Error;
 pub enum HubError {
     /// The name is neither a folder nor a valid hub name.
     #[error(
-        "there is no model {name:?}: it is not \"demo\", not a folder, and not a hub name such as gpt2 or owner/name@revision"
+        "there is no model \"{name}\": it is not \"demo\", not a folder, and not a hub name such as gpt2 or owner/name@revision"
     )]
     NotAName {
         /// The name or value as given.
@@ -43,7 +43,7 @@ pub enum HubError {
     /// The model is not in the cache, and downloads are disabled or impossible.
     #[error(
         "{lack} the Hugging Face cache {cache}, no such folder is here, and {why} forbids downloads; unset \
-         it, or fetch the model on a machine with a network and give its folder to --model{near}"
+         it, or fetch the model on a machine with a network and open its folder{near}"
     )]
     Offline {
         /// Which model "is not in", or "is not whole in", and which other revisions of it are there.
@@ -127,7 +127,7 @@ pub enum HubError {
     #[error(
         "{repo} ({revision}) has its weights only as {file}, a pickle, which can run code, so actscope does not \
          read it; convert it once with {command}. Some such models have safetensors in a pull \
-         request: see {endpoint}/{repo}/discussions, and give --model {repo}@refs/pr/NUMBER"
+         request: see {endpoint}/{repo}/discussions, and open {repo}@refs/pr/NUMBER"
     )]
     Pickle {
         /// The repository's name.
@@ -136,7 +136,7 @@ pub enum HubError {
         revision: String,
         /// The pickle, or the first of its parts.
         file: Box<str>,
-        /// What converts it, and what to give to --model then.
+        /// What converts it, and what to open then.
         command: String,
         /// The hub's address.
         endpoint: String,

@@ -1,7 +1,7 @@
 //! Interprets the name that a user gives for a model: a folder, a file in one, an address of the hub, or a hub name. It
 //! looks at folders' names and files' first bytes, and uses no network. Read next: `mod.rs`.
 
-use super::{HubError, Name, cache};
+use super::{Hub, HubError, Name, cache};
 use crate::model::model_dir::{ModelDir, file, kind_of_file};
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ pub(super) enum Given {
 }
 
 /// Interprets a given name.
-pub(super) fn read(given: &str) -> Result<Given, HubError> {
+pub(super) fn read(given: &str, hub: &Hub) -> Result<Given, HubError> {
     let path = cache::at_home(Path::new(given));
     if path.is_dir() {
         return Ok(Given::Folder(path));
@@ -20,7 +20,7 @@ pub(super) fn read(given: &str) -> Result<Given, HubError> {
     if path.is_file() {
         return of_file(&path).map(Given::Folder);
     }
-    if let Some(address) = address(given) {
+    if let Some(address) = address(given, hub) {
         return of_address(given, address).map(Given::Name);
     }
     if let Some(hint) = path_hint(given) {
@@ -81,18 +81,18 @@ fn of_file(path: &Path) -> Result<PathBuf, HubError> {
 }
 
 /// The part of an address after the hub's host; `None` if `given` is not an address.
-fn address(given: &str) -> Option<Result<String, String>> {
+fn address(given: &str, hub: &Hub) -> Option<Result<String, String>> {
     let (scheme, rest) = given.split_once("://").map_or(("", given), |(scheme, rest)| (scheme, rest));
     if scheme == "hf" {
         return Some(Ok(rest.to_string()));
     }
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
     let host = host.rsplit('@').next().unwrap_or_default().to_lowercase();
-    let set = std::env::var("HF_ENDPOINT").unwrap_or_default();
+    let set = hub.text("HF_ENDPOINT").unwrap_or_default();
     let set = set.split_once("://").map_or("", |(_, rest)| rest.split('/').next().unwrap_or_default());
-    let hub = host.strip_prefix("www.").unwrap_or(&host);
+    let bare = host.strip_prefix("www.").unwrap_or(&host);
     match scheme {
-        _ if ["huggingface.co", "hf.co"].contains(&hub) => Some(Ok(path.to_string())),
+        _ if ["huggingface.co", "hf.co"].contains(&bare) => Some(Ok(path.to_string())),
         "http" | "https" if !set.is_empty() && host == set => Some(Ok(path.to_string())),
         "http" | "https" => Some(Err(host)),
         _ => None,
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     fn name(given: &str) -> Option<(String, String)> {
-        match read(given) {
+        match read(given, &Hub::default()) {
             Ok(Given::Name(name)) => Some((name.repo, name.revision)),
             _ => None,
         }

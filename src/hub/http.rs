@@ -3,7 +3,7 @@
 //! `token.rs`.
 
 use super::token::{Origin, Token};
-use super::{Event, HubError};
+use super::{Event, Hub, HubError};
 use std::time::Duration;
 use ureq::http::{HeaderMap, Request, StatusCode, Uri, header};
 use ureq::tls::{RootCerts, TlsConfig};
@@ -49,6 +49,7 @@ pub(super) enum Refusal {
 }
 
 pub(super) struct Client<'a> {
+    hub: &'a Hub,
     pub endpoint: String,
     agent: Agent,
     token: Option<Token>,
@@ -62,13 +63,13 @@ pub(super) struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    pub fn new(tell: &'a mut dyn FnMut(Event<'_>)) -> Result<Client<'a>, HubError> {
-        let set = std::env::var("HF_ENDPOINT").ok().filter(|value| !value.is_empty());
-        let endpoint = set.unwrap_or_else(|| "https://huggingface.co".into()).trim_end_matches('/').to_string();
+    pub(crate) fn new(hub: &'a Hub, tell: &'a mut dyn FnMut(Event<'_>)) -> Result<Client<'a>, HubError> {
+        let set = hub.text("HF_ENDPOINT").unwrap_or("https://huggingface.co");
+        let endpoint = set.trim_end_matches('/').to_string();
         if WebOrigin::of(&endpoint).is_none() {
             return Err(HubError::Endpoint { endpoint });
         }
-        let mut token = Token::find();
+        let mut token = Token::find(hub);
         if let Some(bad) = token.take_if(|token| token.header().is_none()) {
             tell(Event::Note(&format!(
                 "note: the token from {} is not a token (it has a space or another character that none has) and is not \
@@ -77,8 +78,9 @@ impl<'a> Client<'a> {
                 bad.origin.remedy()
             )));
         }
-        let agent = agent(RootCerts::PlatformVerifier);
+        let agent = agent(hub, RootCerts::PlatformVerifier);
         Ok(Client {
+            hub,
             endpoint,
             agent,
             token,
@@ -91,19 +93,19 @@ impl<'a> Client<'a> {
     }
 
     /// A remark about the refused token, for messages: " (the token from … `what`)", or nothing.
-    pub fn refused(&self, what: &str) -> String {
+    pub(crate) fn refused(&self, what: &str) -> String {
         self.refused.as_ref().map_or(String::new(), |(origin, _)| format!(" (the token from {origin} {what})"))
     }
 
     /// The hub's address without a password, for messages.
-    pub fn shown_endpoint(&self) -> String {
+    pub(crate) fn shown_endpoint(&self) -> String {
         let uri: Option<Uri> = self.endpoint.parse().ok();
         let path = uri.as_ref().map_or("", |uri| uri.path().trim_end_matches('/'));
         WebOrigin::of(&self.endpoint).map_or(String::new(), |origin| format!("{origin}{path}"))
     }
 
     /// Sends a HEAD or GET, from byte `from` on, and retries until there is a usable answer.
-    pub fn ask(&mut self, method: &str, url: &str, from: u64) -> Result<Answer, Refusal> {
+    pub(crate) fn ask(&mut self, method: &str, url: &str, from: u64) -> Result<Answer, Refusal> {
         let (mut tries, mut waits) = (1, 0);
         loop {
             let answer = match self.follow(method, url, from) {
@@ -227,8 +229,9 @@ impl<'a> Client<'a> {
     ) -> Result<ureq::http::Response<Body>, HubError> {
         let fail = |detail: String| HubError::Network { host: host(url), detail };
         let request = request.body(()).map_err(|e| fail(e.to_string()))?;
+        let hub = self.hub;
         let send = |agent: &Agent| {
-            let request = agent.configure_request(request.clone()).proxy(proxy(url)).build();
+            let request = agent.configure_request(request.clone()).proxy(proxy(hub, url)).build();
             agent.run(request)
         };
         let mut result = send(&self.agent);
@@ -236,17 +239,16 @@ impl<'a> Client<'a> {
         if let Err(ureq::Error::Rustls(e)) = &result
             && e.to_string().contains("No CA certificates")
         {
-            self.agent = agent(RootCerts::WebPki);
+            self.agent = agent(hub, RootCerts::WebPki);
             result = send(&self.agent);
         }
-        result.map_err(|e| fail(plainly(&e, proxy(url).is_some())))
+        result.map_err(|e| fail(plainly(&e, proxy(hub, url).is_some())))
     }
 }
 
-fn agent(roots: RootCerts) -> Agent {
-    // The same environment variables as huggingface_hub.
+fn agent(hub: &Hub, roots: RootCerts) -> Agent {
     let seconds = |name: &str| {
-        let set = std::env::var(name).ok().and_then(|value| value.parse().ok()).filter(|n| *n > 0);
+        let set = hub.text(name).and_then(|value| value.parse().ok()).filter(|n| *n > 0);
         Some(Duration::from_secs(set.unwrap_or(10)))
     };
     Agent::config_builder()
@@ -264,11 +266,10 @@ fn agent(roots: RootCerts) -> Agent {
 }
 
 /// The proxy for an address: HTTPS_PROXY or HTTP_PROXY by its scheme, else ALL_PROXY, unless NO_PROXY names the host.
-fn proxy(url: &str) -> Option<Proxy> {
-    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let either = |name: &str| set(name).or_else(|| set(&name.to_lowercase()));
+fn proxy(hub: &Hub, url: &str) -> Option<Proxy> {
+    let either = |name: &str| hub.text(name).or_else(|| hub.text(&name.to_lowercase()));
     let by_scheme = if url.starts_with("https:") { "HTTPS_PROXY" } else { "HTTP_PROXY" };
-    let proxy = Proxy::new(&either(by_scheme).or_else(|| either("ALL_PROXY"))?).ok()?;
+    let proxy = Proxy::new(either(by_scheme).or_else(|| either("ALL_PROXY"))?).ok()?;
     let mut builder = Proxy::builder(proxy.protocol()).host(proxy.host()).port(proxy.port());
     builder = proxy.username().into_iter().fold(builder, |builder, user| builder.username(user));
     builder = proxy.password().into_iter().fold(builder, |builder, password| builder.password(password));

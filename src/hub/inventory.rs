@@ -1,7 +1,8 @@
 //! Lists the models on this machine, in the Hugging Face cache and in folders. Each is opened as in a run, so the list
 //! shows what really works. Reads headers only; changes nothing. Read next: `cache.rs`.
 
-use super::cache::{self, Repo};
+use super::Hub;
+use super::cache::Repo;
 use crate::config::Config;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::model_dir::{ModelDir, file};
@@ -24,10 +25,10 @@ pub struct Entry {
     pub state: Result<Config, String>,
 }
 
-/// The models in the cache and in `folders` (each a checkpoint, or a folder of checkpoints). Also returns the cache's
+/// The models in the cache of `hub` and in `folders` (each a checkpoint, or a folder of checkpoints). Also returns the cache's
 /// folder.
-pub fn inventory(folders: &[PathBuf]) -> (PathBuf, Vec<Entry>) {
-    let root = cache::root();
+pub fn inventory(hub: &Hub, folders: &[PathBuf]) -> (PathBuf, Vec<Entry>) {
+    let root = hub.cache();
     let mut entries = Vec::new();
     for repo in Repo::all(&root) {
         let unfinished = repo.unfinished();
@@ -67,7 +68,7 @@ fn entry(name: String, folder: PathBuf, unfinished: u64) -> Entry {
     let dir = ModelDir::new(&folder);
     let tokenizer = dir.has_tokenizer();
     let state = match (unfinished > 0, dir.has_weights()) {
-        (true, false) => Err(format!("its download was broken off; any command with --model {name} goes on with it")),
+        (true, false) => Err(format!("its download was broken off; to open {name} goes on with it")),
         _ => Checkpoint::open(&folder).map(|checkpoint| checkpoint.config().clone()).map_err(|e| e.to_string()),
     };
     Entry { bytes: bytes(&folder), name, folder, unfinished, tokenizer, state }

@@ -1,6 +1,8 @@
 //! A list of well-known GPT-2 checkpoints: names on the hub, shapes, and download sizes. Owns the short names and the
 //! suggestions for a misspelt name. It is not a limit: any GPT-2 on the hub can be opened. Read next: `mod.rs`.
 
+use crate::text::{likeness, ranked};
+
 /// A checkpoint on the hub.
 #[derive(Clone, Copy, Debug)]
 pub struct Known {
@@ -58,7 +60,7 @@ pub const KNOWN: &[Known] = &[
         None,
         SMALL,
         Some(498_000_000),
-        "LayerNorm trained away; no tokenizer: --ids only",
+        "LayerNorm trained away; no tokenizer: token ids only",
     ),
     known("schaeff/gpt2-small_LNFree300", None, SMALL, None, "LayerNorm trained away"),
     known("schaeff/gpt2-xl_LNFree800", None, XL, None, "LayerNorm trained away"),
@@ -81,25 +83,19 @@ pub const KNOWN: &[Known] = &[
 ];
 
 /// The repository of a short name; any other name is returned unchanged.
-pub fn full_name(name: &str) -> &str {
+pub(crate) fn full_name(name: &str) -> &str {
     KNOWN.iter().find(|k| k.short == Some(name)).map_or(name, |k| k.id)
 }
 
 /// Known names similar to `wanted`, best first: at most three, and none if no name is similar.
-pub fn nearest(wanted: &str) -> Vec<&'static str> {
-    let wanted = wanted.to_lowercase();
-    let score = |name: &str| strsim::normalized_damerau_levenshtein(&wanted, &name.to_lowercase());
-    let mut scored: Vec<(f64, &str)> = KNOWN
-        .iter()
-        .map(|k| {
-            let name = k.id.split(['/', '@']).nth(1).unwrap_or(k.id);
-            (score(k.id).max(score(name)), k.short.unwrap_or(k.id))
-        })
-        // Do not suggest the name that the hub has just refused.
-        .filter(|(score, name)| *score >= 0.6 && full_name(name) != full_name(&wanted))
-        .collect();
-    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
-    scored.into_iter().take(3).map(|(_, name)| name).collect()
+pub(crate) fn nearest(wanted: &str) -> Vec<&'static str> {
+    let scored = KNOWN.iter().map(|k| {
+        let name = k.id.split(['/', '@']).nth(1).unwrap_or(k.id);
+        (likeness(wanted, k.id).max(likeness(wanted, name)), k.short.unwrap_or(k.id))
+    });
+    // Do not suggest the name that the hub has just refused.
+    let suggested = scored.filter(|(score, name)| *score >= 0.6 && full_name(name) != full_name(wanted));
+    ranked(suggested).into_iter().take(3).map(|(_, name)| name).collect()
 }
 
 /// "; did you mean …?" with names similar to `wanted`, or nothing.

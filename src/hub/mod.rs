@@ -2,7 +2,7 @@
 //! and the order of lookup; `../model/checkpoint.rs` and `../model/tokenizer.rs` read the files. Read next: `given.rs`
 //! (what a name means), `cache.rs` (the cache's layout), `download.rs` (downloads into it).
 
-#[cfg_attr(not(feature = "download"), allow(dead_code))] // only downloads write
+#[cfg_attr(not(feature = "download"), allow(dead_code, reason = "only downloads write"))]
 mod cache;
 #[cfg(all(feature = "download", not(target_arch = "wasm32")))]
 mod check;
@@ -13,14 +13,16 @@ mod given;
 #[cfg(all(feature = "download", not(target_arch = "wasm32")))]
 mod http;
 mod inventory;
-#[cfg_attr(not(feature = "download"), allow(dead_code))] // only downloads suggest names
+#[cfg_attr(not(feature = "download"), allow(dead_code, reason = "only downloads suggest names"))]
 mod known;
+mod settings;
 #[cfg(all(feature = "download", not(target_arch = "wasm32")))]
 mod token;
 
 pub use error::HubError;
 pub use inventory::{Entry, inventory};
 pub use known::{KNOWN, Known};
+pub use settings::Hub;
 
 use crate::model::model_dir::{Files, Instead, ModelDir};
 use cache::{Holds, Repo};
@@ -176,26 +178,26 @@ enum Cached {
     Nothing,
 }
 
-/// Finds a model: `demo`, then a folder or a file in one, then a hub name or address in the local cache, then on the
-/// hub. Reports a download to `tell`.
+/// Finds a model: `demo`, then a folder or a file in one, then a hub name or address in the local cache of `hub`, then on
+/// the hub itself. Reports a download to `tell`.
 ///
 /// # Errors
 /// [`HubError`] states what was searched for and what to do.
-pub fn resolve(name: &str, tell: &mut dyn FnMut(Event<'_>)) -> Result<Source, HubError> {
+pub fn resolve(name: &str, hub: &Hub, tell: &mut dyn FnMut(Event<'_>)) -> Result<Source, HubError> {
     #[cfg(feature = "demo")]
     if name == "demo" {
         return Ok(Source::Demo);
     }
-    let name = match given::read(name)? {
+    let name = match given::read(name, hub)? {
         Given::Folder(folder) => return Ok(Source::Folder(folder)),
         Given::Name(name) => name,
     };
-    let cache = cache::root();
+    let cache = hub.cache();
     let cached = name.cached(&cache);
     if let Cached::Whole(snapshot) = cached {
         return Ok(Source::Cache(snapshot));
     }
-    match (fetch(&name, &cache, tell), cached) {
+    match (fetch(&name, hub, tell), cached) {
         (Ok(snapshot), _) => Ok(Source::Cache(snapshot)),
         // This error has its own message.
         (Err(HubError::Offline { .. } | HubError::NotBuilt { .. }), Cached::Other(snapshot)) => {
@@ -215,16 +217,17 @@ pub fn resolve(name: &str, tell: &mut dyn FnMut(Event<'_>)) -> Result<Source, Hu
 }
 
 #[cfg(all(feature = "download", not(target_arch = "wasm32")))]
-fn fetch(name: &Name, cache: &Path, tell: &mut dyn FnMut(Event<'_>)) -> Result<PathBuf, HubError> {
-    match ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].into_iter().find(|variable| cache::is_true(variable)) {
-        Some(why) => Err(offline(name, cache, why)),
-        None => download::download(name, cache, tell),
+fn fetch(name: &Name, hub: &Hub, tell: &mut dyn FnMut(Event<'_>)) -> Result<PathBuf, HubError> {
+    match ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].into_iter().find(|variable| hub.is_true(variable)) {
+        Some(why) => Err(offline(name, &hub.cache(), why)),
+        None => download::download(name, hub, tell),
     }
 }
 
 #[cfg(not(all(feature = "download", not(target_arch = "wasm32"))))]
-fn fetch(name: &Name, cache: &Path, _tell: &mut dyn FnMut(Event<'_>)) -> Result<PathBuf, HubError> {
-    Err(HubError::NotBuilt { lack: name.lack(cache), cache: cache.into() })
+fn fetch(name: &Name, hub: &Hub, _tell: &mut dyn FnMut(Event<'_>)) -> Result<PathBuf, HubError> {
+    let cache = hub.cache();
+    Err(HubError::NotBuilt { lack: name.lack(&cache), cache })
 }
 
 #[cfg(all(feature = "download", not(target_arch = "wasm32")))]

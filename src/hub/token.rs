@@ -1,6 +1,7 @@
 //! The access token for the hub: where it is searched for, in huggingface_hub's order, and how to remove one that the
 //! hub refuses. The value leaves this file only in the request header; nothing prints it. Read next: `http.rs`.
 
+use super::Hub;
 use std::path::PathBuf;
 
 /// A token and where it was found. It has no `Debug`, so that its value cannot be printed.
@@ -27,7 +28,7 @@ impl std::fmt::Display for Origin {
 
 impl Origin {
     /// What removes the token.
-    pub fn remedy(&self) -> String {
+    pub(crate) fn remedy(&self) -> String {
         match self {
             Origin::Variable(name) if cfg!(windows) => format!("`Remove-Item Env:{name}` removes it"),
             Origin::Variable(name) => format!("`unset {name}` removes it"),
@@ -38,22 +39,22 @@ impl Origin {
 
 impl Token {
     /// `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`, then the file that `hf auth login` writes.
-    pub fn find() -> Option<Token> {
-        if super::cache::is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
+    pub(crate) fn find(hub: &Hub) -> Option<Token> {
+        if hub.is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
             return None;
         }
         for name in ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"] {
-            if let Some(value) = std::env::var(name).ok().and_then(clean) {
+            if let Some(value) = hub.text(name).map(String::from).and_then(clean) {
                 return Some(Token { value, origin: Origin::Variable(name) });
             }
         }
-        let path = super::cache::variable("HF_TOKEN_PATH").unwrap_or_else(|| super::cache::home().join("token"));
+        let path = hub.path("HF_TOKEN_PATH").unwrap_or_else(|| hub.home().join("token"));
         let value = std::fs::read_to_string(&path).ok().and_then(clean)?;
         Some(Token { value, origin: Origin::File(path) })
     }
 
     /// The header with the token; `None` if the token has characters that a header cannot contain.
-    pub fn header(&self) -> Option<String> {
+    pub(crate) fn header(&self) -> Option<String> {
         self.value.bytes().all(|b| b.is_ascii_graphic()).then(|| format!("Bearer {}", self.value))
     }
 }

@@ -10,6 +10,7 @@ use crate::device::{Blob, Bytes, Dtype, Part, StoredWeight};
 use crate::file_kind::Kind;
 use crate::model::model_dir::{ModelDir, be_a_file, file};
 use crate::model::process::{self, Process};
+use crate::text::hex;
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
@@ -393,7 +394,7 @@ impl Checkpoint {
             hash.update((bytes.len() as u64).to_le_bytes());
             hash.update(if every_byte { bytes } else { &bytes[..*header] });
         }
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&hash.finalize())
     }
 }
 

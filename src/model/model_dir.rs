@@ -14,35 +14,35 @@ use std::sync::Arc;
 /// The names of a checkpoint's files in Hugging Face's libraries.
 pub(crate) mod file {
     /// Sizes and switches.
-    pub const CONFIG: &str = "config.json";
+    pub(crate) const CONFIG: &str = "config.json";
     /// All weights in one file.
-    pub const WEIGHTS: &str = "model.safetensors";
+    pub(crate) const WEIGHTS: &str = "model.safetensors";
     /// The index of a sharded checkpoint: which tensor is in which file.
-    pub const INDEX: &str = "model.safetensors.index.json";
+    pub(crate) const INDEX: &str = "model.safetensors.index.json";
     /// A whole tokenizer.
-    pub const TOKENIZER: &str = "tokenizer.json";
+    pub(crate) const TOKENIZER: &str = "tokenizer.json";
     /// The tokenizer's class and settings.
-    pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+    pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
     /// BPE: tokens and their ids.
-    pub const VOCAB: &str = "vocab.json";
+    pub(crate) const VOCAB: &str = "vocab.json";
     /// BPE: the merges, in order.
-    pub const MERGES: &str = "merges.txt";
+    pub(crate) const MERGES: &str = "merges.txt";
     /// WordPiece: one token per line.
-    pub const VOCAB_TXT: &str = "vocab.txt";
+    pub(crate) const VOCAB_TXT: &str = "vocab.txt";
     /// Tokens that were added to a vocabulary.
-    pub const ADDED_TOKENS: &str = "added_tokens.json";
+    pub(crate) const ADDED_TOKENS: &str = "added_tokens.json";
     /// Which tokens are special, in older folders.
-    pub const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
+    pub(crate) const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
     /// Default settings for generation.
-    pub const GENERATION_CONFIG: &str = "generation_config.json";
+    pub(crate) const GENERATION_CONFIG: &str = "generation_config.json";
     /// A SentencePiece model (not supported).
     #[cfg(feature = "tokenizer")]
-    pub const SPIECE: &str = "spiece.model";
+    pub(crate) const SPIECE: &str = "spiece.model";
     /// Another name of a SentencePiece model.
     #[cfg(feature = "tokenizer")]
-    pub const SENTENCEPIECE: &str = "tokenizer.model";
+    pub(crate) const SENTENCEPIECE: &str = "tokenizer.model";
     /// An adapter of another model (not supported).
-    pub const ADAPTER_CONFIG: &str = "adapter_config.json";
+    pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
 }
 
 /// The files that a tokenizer can be read from. The first complete set is used.
@@ -74,12 +74,12 @@ pub(crate) struct ModelDir {
 }
 
 impl ModelDir {
-    pub fn new(folder: &Path) -> ModelDir {
+    pub(crate) fn new(folder: &Path) -> ModelDir {
         ModelDir { folder: folder.into(), memory: None }
     }
 
     /// A folder that exists only in memory.
-    pub fn in_memory(name: &str, files: Arc<Files>) -> ModelDir {
+    pub(crate) fn in_memory(name: &str, files: Arc<Files>) -> ModelDir {
         ModelDir { folder: name.into(), memory: Some(files) }
     }
 
@@ -87,7 +87,7 @@ impl ModelDir {
     ///
     /// # Errors
     /// If there is no such file in memory.
-    pub fn held(&self, name: &str) -> Option<std::io::Result<Arc<dyn Bytes>>> {
+    pub(crate) fn held(&self, name: &str) -> Option<std::io::Result<Arc<dyn Bytes>>> {
         let missing = || std::io::Error::new(ErrorKind::NotFound, "there is no such file");
         self.memory.as_ref().map(|files| files.get(name).cloned().ok_or_else(missing))
     }
@@ -96,23 +96,24 @@ impl ModelDir {
     ///
     /// # Errors
     /// As [`read_file`].
-    pub fn read(&self, name: &str) -> std::io::Result<Vec<u8>> {
+    pub(crate) fn read(&self, name: &str) -> std::io::Result<Vec<u8>> {
         match self.held(name) {
             Some(held) => Ok(held?.bytes().to_vec()),
             None => read_file(&self.path(name)),
         }
     }
 
-    pub fn folder(&self) -> &Path {
+    #[cfg(feature = "tokenizer")]
+    pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
     /// Whether the folder has an entry of this name, a file or anything else.
-    pub fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         match &self.memory {
             Some(files) => files.contains_key(name),
             None => self.path(name).exists(),
@@ -120,7 +121,7 @@ impl ModelDir {
     }
 
     /// Every name in the folder.
-    pub fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         if let Some(files) = &self.memory {
             return files.keys().cloned().collect();
         }
@@ -134,7 +135,7 @@ impl ModelDir {
     ///
     /// # Errors
     /// [`WeightsError`] describes what the folder has instead.
-    pub fn weights(&self) -> Result<Vec<String>, WeightsError> {
+    pub(crate) fn weights(&self) -> Result<Vec<String>, WeightsError> {
         if self.has(file::WEIGHTS) {
             return Ok(vec![file::WEIGHTS.into()]);
         }
@@ -145,22 +146,22 @@ impl ModelDir {
     }
 
     /// Whether all files with the weights exist.
-    pub fn has_weights(&self) -> bool {
+    pub(crate) fn has_weights(&self) -> bool {
         self.weights().is_ok_and(|files| files.iter().all(|name| self.has(name)))
     }
 
-    pub fn has_tokenizer(&self) -> bool {
+    pub(crate) fn has_tokenizer(&self) -> bool {
         !tokenizer_files(|name| self.has(name)).is_empty()
     }
 
     /// The files other than the weights that exist and are read.
-    pub fn beside_weights(&self) -> impl Iterator<Item = PathBuf> {
+    pub(crate) fn beside_weights(&self) -> impl Iterator<Item = PathBuf> {
         let names = [file::CONFIG, file::INDEX, file::GENERATION_CONFIG].into_iter();
         names.chain(all_tokenizer_files()).chain(COMPANIONS).map(|name| self.path(name))
     }
 
     /// What a folder without readable weights seems to be, and what to do.
-    pub fn hint(&self) -> String {
+    pub(crate) fn hint(&self) -> String {
         if let Some(newest) = self.newest_checkpoint() {
             return format!("it is a Trainer's folder, and its newest checkpoint is {}: give that", newest.display());
         }
@@ -228,7 +229,7 @@ pub(crate) enum Instead {
 
 impl Instead {
     /// Judges by the names of a folder's files; `None` if no name is known.
-    pub fn of(names: &[String]) -> Option<Instead> {
+    pub(crate) fn of(names: &[String]) -> Option<Instead> {
         let ends = |ends: &[&str]| names.iter().find(|name| ends.iter().any(|end| name.ends_with(end))).cloned();
         let is = |wanted: &[&str]| names.iter().find(|name| wanted.contains(&name.as_str())).cloned();
         if is(&[file::ADAPTER_CONFIG]).is_some() {
@@ -258,7 +259,7 @@ impl Instead {
     }
 
     /// What the file is and what to do with it. `folder` is the argument for transformers: a folder or a hub name.
-    pub fn advice(&self, folder: &str) -> String {
+    pub(crate) fn advice(&self, folder: &str) -> String {
         let convert = |arguments: &str| {
             format!(
                 "python -c \"from transformers import GPT2LMHeadModel as M; \

@@ -53,7 +53,7 @@ pub(crate) struct Direction {
 
 impl Direction {
     /// The logit of a row [D] of the final LayerNorm's output, in f64.
-    pub fn logit(&self, x: impl Iterator<Item = f32>) -> f64 {
+    pub(crate) fn logit(&self, x: impl Iterator<Item = f32>) -> f64 {
         x.zip(&self.row).map(|(x, u)| f64::from(x) * f64::from(*u)).sum::<f64>() + f64::from(self.bias)
     }
 }

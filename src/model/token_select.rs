@@ -283,6 +283,7 @@ pub struct Offsets {
 }
 
 /// Finds where each token lies in the tokenized text, token by token.
+#[derive(Debug)]
 pub struct Offsetter<'a> {
     text: &'a [u8],
     /// Where the next token begins.

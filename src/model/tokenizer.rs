@@ -29,7 +29,7 @@ use tokenizers::processors::PostProcessorWrapper;
 #[derive(Clone, Debug, Error)]
 pub enum TokenizerError {
     /// The tokenizer's files are invalid.
-    #[error("cannot use the tokenizer {file}: {detail}; fetch it again, or give token ids with --ids")]
+    #[error("cannot use the tokenizer {file}: {detail}")]
     Tokenizer {
         /// The file.
         file: String,
@@ -37,7 +37,7 @@ pub enum TokenizerError {
         detail: String,
     },
     /// The tokenizer is of an unsupported kind.
-    #[error("cannot use the tokenizer {file}: {what}; {remedy}, or give token ids with --ids")]
+    #[error("cannot use the tokenizer {file}: {what}; {remedy}")]
     Unsupported {
         /// The file.
         file: String,
@@ -49,7 +49,7 @@ pub enum TokenizerError {
     /// The model has no tokenizer.
     #[error(
         "the model {model} has no tokenizer (tokenizer.json, or vocab.json with merges.txt, or vocab.txt), so it cannot read \
-         text; give token ids with --ids"
+         text"
     )]
     Missing {
         /// The model's name.
@@ -68,7 +68,7 @@ pub enum TokenizerError {
     Encode(String),
     /// The text is so long that it cannot fit.
     #[error(
-        "text {text} has {bytes} bytes, and the {n_positions} tokens that this model has positions for hold {most} at most; shorten it, or cut it off with --truncate"
+        "text {text} has {bytes} bytes, and the {n_positions} tokens that this model has positions for hold {most} at most"
     )]
     TooLong {
         /// Index of the text.
@@ -151,7 +151,7 @@ impl Token {
 
 /// True for control characters, line ends, and the controls of bidirectional text (Unicode UAX #9), which change the
 /// display order of letters.
-#[cfg_attr(not(feature = "plot"), allow(dead_code))]
+#[cfg_attr(not(feature = "plot"), allow(dead_code, reason = "only pictures use it"))]
 pub(crate) fn is_control(c: char) -> bool {
     const BIDI: [char; 3] = ['\u{61c}', '\u{200e}', '\u{200f}'];
     c.is_control() || BIDI.contains(&c) || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

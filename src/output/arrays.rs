@@ -241,6 +241,7 @@ impl Entry {
 }
 
 /// The values of an array to be written.
+#[derive(Debug)]
 pub enum Numbers {
     /// As f64.
     F64(Vec<f64>),
@@ -258,6 +259,7 @@ impl Numbers {
 }
 
 /// An array with its name and shape.
+#[derive(Debug)]
 pub struct Named {
     /// Its name.
     pub name: String,

@@ -9,6 +9,7 @@ use serde::ser::{Error, Serialize, SerializeMap, SerializeSeq, Serializer};
 use std::io::Write;
 
 /// An array as nested lists.
+#[derive(Debug)]
 pub struct Nested<'a>(pub ArrayViewD<'a, f32>);
 
 impl Serialize for Nested<'_> {

@@ -70,6 +70,7 @@ impl Provenance {
 }
 
 /// Everything about one run's arrays that is known before the run.
+#[derive(Debug)]
 pub struct Record<'a> {
     /// The tokens of every text.
     pub tokens: &'a [Vec<Token>],
@@ -97,7 +98,7 @@ pub struct Reserved {
 }
 
 /// What each row of a text's values stands for.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub enum Rows<'a> {
     /// Its tokens.
     All,
@@ -338,6 +339,7 @@ pub enum OutputError {
 
 /// The path of a file that will appear complete or not at all. It is written in a temporary folder beside the path and
 /// then renamed.
+#[derive(Debug)]
 pub struct Place {
     path: PathBuf,
     folder: Unfinished,
@@ -408,6 +410,7 @@ impl Place {
 }
 
 /// An output file that is not yet written: its format and its [`Place`].
+#[derive(Debug)]
 pub struct Output {
     format: Format,
     place: Place,
@@ -523,14 +526,18 @@ const PART: &str = "part";
 const VALUES: &str = "values";
 
 /// An [`Output`] that is being written: a sink for the run that fills it.
+#[derive(Debug)]
 pub struct Writing<'a> {
+    /// Fields drop in order: the file is closed first, then the output's temporary folder is deleted. Windows deletes no
+    /// folder with an open file.
+    store: Store,
     output: Output,
     record: &'a Record<'a>,
-    store: Store,
     body: Body,
 }
 
 /// What remains to be written once all values are there.
+#[derive(Debug)]
 enum Body {
     /// Nothing.
     Whole,
@@ -572,9 +579,11 @@ impl StepSink for Writing<'_> {
 
 /// A run's values in a temporary file, which is deleted with this value. For output that is printed from front to back
 /// and may be larger than memory.
+#[derive(Debug)]
 pub struct Scratch {
+    /// Fields drop in order: the file is closed first, then the folder is deleted.
     store: Store,
-    _folder: tempfile::TempDir,
+    _folder: Unfinished,
 }
 
 impl Scratch {
@@ -583,7 +592,7 @@ impl Scratch {
     /// # Errors
     /// Those of the file.
     pub fn create(shapes: Vec<(Site, Vec<usize>)>) -> std::io::Result<Scratch> {
-        let folder = tempfile::tempdir()?;
+        let folder = Unfinished::create(&std::env::temp_dir())?;
         let store = Store::create(&folder.path().join(VALUES), &Layout::bare(shapes), false)?;
         Ok(Scratch { store, _folder: folder })
     }
@@ -635,7 +644,8 @@ impl<'a> Writing<'a> {
     pub fn finish(self) -> Result<u64, OutputError> {
         let Writing { output, record, mut store, body } = self;
         let Output { format, place } = output;
-        place.fill(|part| match body {
+        // The closure owns the store, so that its file is closed before its folder is deleted.
+        place.fill(move |part| match body {
             Body::Whole | Body::Safetensors { .. } => Ok(()),
             Body::Npz(npz) => npz.finish(&mut store),
             Body::Text => buffered(part, |out| match format {

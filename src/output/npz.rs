@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
 /// One file in the archive.
+#[derive(Debug)]
 struct Entry {
     name: String,
     /// Offset of its local header.
@@ -28,6 +29,7 @@ struct Entry {
 }
 
 /// An archive that is being filled.
+#[derive(Debug)]
 pub(super) struct Npz {
     entries: Vec<Entry>,
     /// Offset of the end of the last entry, where the central directory begins.

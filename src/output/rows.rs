@@ -21,6 +21,12 @@ pub struct Joined<'a> {
     pub to: &'a mut dyn RowSink,
 }
 
+impl std::fmt::Debug for Joined<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Joined").field("pieces", &self.pieces).finish_non_exhaustive()
+    }
+}
+
 impl Sink for Joined<'_> {
     fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> Result<()> {
         let Piece { document, tokens, first_row, .. } = &self.pieces[text];
@@ -42,6 +48,12 @@ impl Sink for Joined<'_> {
 /// Whole texts as rows.
 pub struct Whole<'a>(pub &'a mut dyn RowSink);
 
+impl std::fmt::Debug for Whole<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Whole").finish_non_exhaustive()
+    }
+}
+
 impl Sink for Whole<'_> {
     fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> Result<()> {
         self.0.put_rows(site, text, 0, values)
@@ -57,6 +69,12 @@ pub struct Mean<'a> {
     /// Words of which not all rows have arrived.
     open: BTreeMap<Site, (usize, ArrayD<f64>)>,
     to: &'a mut dyn RowSink,
+}
+
+impl std::fmt::Debug for Mean<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mean").field("words", &self.words).finish_non_exhaustive()
+    }
 }
 
 impl<'a> Mean<'a> {
@@ -89,7 +107,7 @@ impl RowSink for Mean<'_> {
 }
 
 /// The mean of all rows of a run, site by site, for hooks whose first axis is the position.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct MeanRow(BTreeMap<Site, (usize, ArrayD<f64>)>);
 
 impl Sink for MeanRow {

@@ -7,7 +7,7 @@ use crate::hooks::site::Site;
 use ndarray::{ArrayD, ArrayViewD, Axis, CowArray, IxDyn};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Error, ErrorKind, Read, Result, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Result, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::Path;
 
@@ -62,6 +62,7 @@ impl Layout {
 }
 
 /// A file that is being filled.
+#[derive(Debug)]
 pub(super) struct Store {
     file: File,
     places: BTreeMap<Site, Place>,
@@ -69,7 +70,7 @@ pub(super) struct Store {
 }
 
 /// CRC-32 of the first `done` bytes of an array. If pieces arrive in order, the gaps between them are padding zeros.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Running {
     hash: crc32fast::Hasher,
     done: u64,
@@ -248,7 +249,7 @@ fn reserve(file: &File, size: u64) -> Result<()> {
         if let Ok(disk) = fstatvfs(file)
             && disk.f_bavail.saturating_mul(disk.f_frsize) < size
         {
-            return Err(Error::from(Errno::NOSPC));
+            return Err(Errno::NOSPC.into());
         }
         let refused = |e: Errno| matches!(e, Errno::NOSPC | Errno::DQUOT | Errno::FBIG);
         // Other errors say nothing about the disk: some file systems cannot allocate, and then the writes will fail if
@@ -256,7 +257,7 @@ fn reserve(file: &File, size: u64) -> Result<()> {
         if let Err(e) = fallocate(file, FallocateFlags::empty(), 0, size)
             && refused(e)
         {
-            return Err(Error::from(e));
+            return Err(e.into());
         }
     }
     if size > i64::MAX as u64 {

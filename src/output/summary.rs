@@ -26,6 +26,12 @@ pub struct Summary<'a> {
     in_detail: bool,
 }
 
+impl std::fmt::Debug for Summary<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Summary").field("record", &self.record).finish_non_exhaustive()
+    }
+}
+
 struct Hook {
     shape: Vec<usize>,
     rows: Vec<Row>,

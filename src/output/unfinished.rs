@@ -19,6 +19,7 @@ const LOCK: &str = "lock";
 const ABANDONED: Duration = Duration::from_secs(60);
 
 /// A temporary folder beside the path of a file.
+#[derive(Debug)]
 pub(super) struct Unfinished {
     /// Fields drop in order: the file is unlocked first, then the folder is deleted.
     _lock: File,
@@ -90,8 +91,23 @@ fn clear_away(beside: &Path) {
 pub fn abandon() {
     let all = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
     for folder in all.iter() {
+        #[cfg(windows)]
+        empty(folder);
         // If a folder cannot be deleted, there is nothing left to try.
         let _ = std::fs::remove_dir_all(folder);
     }
     std::mem::forget(all);
+}
+
+/// Moves the files out of a folder and deletes them. The run that is being ended still has them open, and on some file
+/// systems Windows deletes an open file only when it is closed. Until then its folder would have to stay.
+#[cfg(windows)]
+fn empty(folder: &Path) {
+    for name in [PART, VALUES, LOCK] {
+        let mut beside = folder.as_os_str().to_owned();
+        beside.push(format!("-{name}"));
+        if std::fs::rename(folder.join(name), &beside).is_ok() {
+            let _ = std::fs::remove_file(&beside);
+        }
+    }
 }

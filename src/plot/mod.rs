@@ -62,13 +62,14 @@ impl Heading {
 }
 
 /// A picture's file, not yet written.
+#[derive(Debug)]
 pub struct File {
     format: Format,
     place: Place,
 }
 
 /// A picture's format.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Format {
     Svg,
     Png,

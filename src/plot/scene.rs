@@ -25,7 +25,7 @@ const MOST_RECTANGLES: usize = 10_000;
 
 /// Which point of a text is placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)] // the names are SVG's
+#[allow(missing_docs, reason = "the names are SVG's")]
 pub enum Anchor {
     Start,
     Middle,
@@ -33,6 +33,7 @@ pub enum Anchor {
 }
 
 /// A grid as an image with one pixel per cell, shown enlarged.
+#[derive(Debug)]
 struct Image {
     x: f32,
     y: f32,
@@ -41,6 +42,7 @@ struct Image {
 }
 
 /// A picture.
+#[derive(Debug)]
 pub struct Scene {
     width: f32,
     height: f32,

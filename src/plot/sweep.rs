@@ -77,7 +77,7 @@ const TITLE: f32 = 22.0;
 impl SweepPicture {
     /// A picture of the values `shown` (row-major over `axes`), with the metric's values, where they are others, and the
     /// statistics over several pairs. `text` has the tokens of the clean and the corrupt text if there is only one pair.
-    #[allow(clippy::too_many_arguments)]
+    #[allow(clippy::too_many_arguments, reason = "a picture has as many parts")]
     pub fn new(
         what: String,
         name: String,

@@ -14,6 +14,8 @@ use crate::hooks::non_number::NonNumber;
 use crate::model::tokenizer::Token;
 use crate::output::{HOOK_DEFINITIONS, Provenance, escape_xml};
 use crate::session::Model;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::io::Write;
@@ -30,6 +32,7 @@ const JS: &str = concat!(
 );
 
 /// A run's values, packed.
+#[derive(Debug)]
 pub struct Page {
     /// What was stored and in which form: the page's metadata.
     pub kept: Value,
@@ -40,6 +43,7 @@ pub struct Page {
 }
 
 /// What the page shows about the run besides its values.
+#[derive(Debug)]
 pub struct About<'a> {
     /// The model.
     pub files: &'a Model,
@@ -114,7 +118,7 @@ fn fill(
     out: &mut impl Write,
 ) -> std::io::Result<()> {
     let part = |(name, bytes): &(String, Vec<u8>)| {
-        format!("<script type=\"text/plain\" id=\"data-{name}\">{}</script>\n", pack::base64(bytes))
+        format!("<script type=\"text/plain\" id=\"data-{name}\">{}</script>\n", BASE64_STANDARD.encode(bytes))
     };
     // A template has each mark of this list once, in this order.
     let filled = [
@@ -138,7 +142,7 @@ fn fill(
 /// The page's Content-Security-Policy. It allows this script and this style by their hashes and nothing else, so that
 /// no text and no token can run code or send data. The icon is a `data:` image.
 fn policy(js: &str) -> String {
-    let hash = |text: &str| pack::base64(&Sha256::digest(text.as_bytes()));
+    let hash = |text: &str| BASE64_STANDARD.encode(Sha256::digest(text.as_bytes()));
     format!(
         "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; img-src data:; base-uri 'none'; form-action 'none'",
         hash(js),

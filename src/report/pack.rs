@@ -1,14 +1,13 @@
-//! Packs values for the page: rows of f16, rows of 8-bit values, integers. Each part is deflated and base64-encoded.
+//! Packs values for the page: rows of f16, rows of 8-bit values, integers. Each part is deflated.
 //! Owns the byte layouts; uses no model. Read next: `page/data.js`, which unpacks them.
 
 use crate::analysis::top::largest;
-use base64::Engine;
 use flate2::{Compression, write::DeflateEncoder};
 use half::f16;
 use std::io::Write;
 
 /// The number of neighbouring 8-bit values that share a scale.
-pub const BLOCK: usize = 64;
+pub(crate) const BLOCK: usize = 64;
 
 /// The 8-bit code of NaN and infinities.
 const NOT_A_NUMBER: i8 = i8::MIN;
@@ -19,8 +18,8 @@ const NOT_A_NUMBER: i8 = i8::MIN;
 ///
 /// Bytes: one exponent (i8) per row, the upper bytes of all values, the lower bytes of all values. A value is
 /// f16 * 2^exponent. Upper bytes are similar and deflate well, lower bytes do not.
-#[derive(Default)]
-pub struct Rows {
+#[derive(Debug, Default)]
+pub(crate) struct Rows {
     exponents: Vec<u8>,
     upper: Vec<u8>,
     lower: Vec<u8>,
@@ -28,7 +27,7 @@ pub struct Rows {
 
 impl Rows {
     /// Adds a row.
-    pub fn push(&mut self, row: &[f32]) {
+    pub(crate) fn push(&mut self, row: &[f32]) {
         let largest = row.iter().filter(|v| v.is_finite()).fold(0.0f32, |most, v| most.max(v.abs()));
         // The largest value ends up in 2^14..2^15; f16 ends at 2^16.
         let exponent = if largest == 0.0 { 0 } else { (largest.log2().floor() as i32 - 14).clamp(-126, 126) };
@@ -50,20 +49,20 @@ impl Rows {
     }
 
     /// The bytes of all rows.
-    pub fn into_bytes(self) -> Vec<u8> {
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
         [self.exponents, self.upper, self.lower].concat()
     }
 
     /// The bytes of `rows` rows with `numbers` values in total.
-    pub fn bytes(rows: usize, numbers: usize) -> usize {
+    pub(crate) fn bytes(rows: usize, numbers: usize) -> usize {
         rows + 2 * numbers
     }
 }
 
 /// Rows of values in 8 bits. Every [`BLOCK`] neighbours share a scale, which is their largest magnitude divided by 127,
 /// so the error of a value is at most half a scale.
-#[derive(Default)]
-pub struct Coarse {
+#[derive(Debug, Default)]
+pub(crate) struct Coarse {
     /// One i8 per value: value = code * scale.
     pub codes: Vec<u8>,
     /// The scales of a row as a row.
@@ -72,7 +71,7 @@ pub struct Coarse {
 
 impl Coarse {
     /// Adds a row.
-    pub fn push(&mut self, row: &[f32]) {
+    pub(crate) fn push(&mut self, row: &[f32]) {
         let largest = |block: &[f32]| block.iter().filter(|v| v.is_finite()).fold(0.0f32, |most, v| most.max(v.abs()));
         let wanted: Vec<f32> = row.chunks(BLOCK).map(|block| largest(block) / 127.0).collect();
         self.scales.push(&wanted);
@@ -88,38 +87,33 @@ impl Coarse {
     }
 
     /// The bytes of `rows` rows of `width` values.
-    pub fn bytes(rows: usize, width: usize) -> usize {
+    pub(crate) fn bytes(rows: usize, width: usize) -> usize {
         rows * width + Rows::bytes(rows, rows * width.div_ceil(BLOCK))
     }
 }
 
 /// Integers: first the lowest bytes of all of them, then the next bytes, up to the fourth. The upper bytes are mostly
 /// zero and deflate to almost nothing.
-pub fn whole(numbers: &[u32]) -> Vec<u8> {
+pub(crate) fn whole(numbers: &[u32]) -> Vec<u8> {
     (0..4).flat_map(|byte| numbers.iter().map(move |n| n.to_le_bytes()[byte])).collect()
 }
 
 /// Values as f32, byte by byte as [`whole`] has them.
-pub fn floats(values: impl IntoIterator<Item = f64>) -> Vec<u8> {
+pub(crate) fn floats(values: impl IntoIterator<Item = f64>) -> Vec<u8> {
     whole(&values.into_iter().map(|v| (v as f32).to_bits()).collect::<Vec<u32>>())
 }
 
 /// The `n` values of largest magnitude (all, if there are fewer) with their indices, largest first. Of equals, the
 /// first comes first. NaN counts as the largest, so that it shows.
-pub fn strongest(row: &[f32], n: usize) -> Vec<(u32, f32)> {
+pub(crate) fn strongest(row: &[f32], n: usize) -> Vec<(u32, f32)> {
     let places = largest(row.len(), n, |i| row[i].abs());
     places.into_iter().map(|place| (place, row[place as usize])).collect()
 }
 
 /// Deflated (RFC 1951, as `DecompressionStream("deflate-raw")` reads it).
-pub fn deflate(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn deflate(bytes: &[u8]) -> Vec<u8> {
     let mut to = DeflateEncoder::new(Vec::new(), Compression::default());
     to.write_all(bytes).and_then(|()| to.finish()).expect("memory takes every byte")
-}
-
-/// Base64.
-pub fn base64(bytes: &[u8]) -> String {
-    base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
 #[cfg(test)]

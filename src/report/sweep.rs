@@ -12,6 +12,7 @@ pub(super) const JS: &str =
     concat!(include_str!("page/unpack.js"), include_str!("page/draw.js"), include_str!("page/sweep.js"));
 
 /// A sweep's numbers with what they are about.
+#[derive(Debug)]
 pub struct SweepPage<'a> {
     /// `patch` or `ablate`.
     pub command: &'a str,
@@ -43,6 +44,7 @@ pub struct SweepPage<'a> {
 }
 
 /// What the commands of single cells are made of.
+#[derive(Debug)]
 pub struct CellRun {
     /// The sites' hooks with `{i}` for the layer.
     pub sites: Vec<String>,

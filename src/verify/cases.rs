@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 /// Random numbers from a fixed seed, roughly normal with standard deviation 1 (each is the sum of four uniform
 /// numbers).
+#[derive(Debug)]
 pub struct Numbers(pub u64);
 
 impl Numbers {
     /// The next number.
-    #[allow(clippy::should_implement_trait)] // an endless iterator could be collected by mistake
+    #[allow(clippy::should_implement_trait, reason = "an endless iterator could be collected by mistake")]
     pub fn next(&mut self) -> f32 {
         let uniform = |state: &mut u64| {
             // Steele et al. 2014, splitmix64.

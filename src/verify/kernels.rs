@@ -39,10 +39,12 @@ impl KernelRow {
 }
 
 /// The cases, and the reference's result of each, computed at first use.
+#[derive(Debug)]
 pub struct Suite {
     operations: Vec<Operation>,
 }
 
+#[derive(Debug)]
 struct Operation {
     kind: OpKind,
     cases: list::MakeCases,

@@ -69,6 +69,7 @@ impl Checked {
 }
 
 /// The values of one run that will be compared, collected during the run.
+#[derive(Debug)]
 pub struct Sample {
     probes: Vec<Probe>,
     kept: HashMap<(Site, usize), ArrayD<f32>>,

@@ -1,6 +1,6 @@
 //! What the tests of the binary share: running it, folders that it may write to, checkpoints to break, and files read
 //! back with independent readers.
-#![allow(dead_code)] // each test binary uses its part
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};

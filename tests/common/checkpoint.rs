@@ -1,5 +1,5 @@
 //! Generated checkpoints: any config, with random weights from a seed, or with a sparse file in place of weights.
-#![allow(dead_code)] // each test binary uses its part
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 use serde_json::{Map, Value, json};
 use std::path::Path;

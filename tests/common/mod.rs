@@ -1,5 +1,5 @@
 //! What the tests share: the three devices, fixtures, and closeness.
-#![allow(dead_code)] // each test binary uses its part
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 pub mod checkpoint;
 

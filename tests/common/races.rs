@@ -53,7 +53,7 @@ struct Frame<'a> {
 }
 
 /// The conflicting accesses of a module with one entry point, in words.
-pub fn races(module: &Module) -> BTreeSet<String> {
+pub(crate) fn races(module: &Module) -> BTreeSet<String> {
     let function = &module.entry_points[0].function;
     let arguments = (0..function.arguments.len()).map(|i| format!("argument {i}")).collect();
     let mut walk = Walk { module, found: BTreeSet::new(), fresh: 0 };

@@ -1,4 +1,5 @@
 //! A device that wraps another: it records the operations, and may change their results.
+#![allow(unreachable_pub, reason = "a module of tests has no public surface")]
 
 use actscope::device::buffer_pool::BufferPool;
 use actscope::device::{

@@ -111,7 +111,7 @@ fn a_model_that_cannot_be_run_is_refused_before_its_weights_are_fetched() {
     let command = "python -c \"from transformers import AutoTokenizer as T, GPT2LMHeadModel as M; \
                    M.from_pretrained('openai-community/gpt2').save_pretrained('gpt2'); \
                    T.from_pretrained('openai-community/gpt2').save_pretrained('gpt2')\"";
-    world.tokens("gpt2", &[]).failed(&["pytorch_model.bin", command, "--model ./gpt2", "refs/pr/NUMBER"]);
+    world.tokens("gpt2", &[]).failed(&["pytorch_model.bin", command, "open the folder gpt2", "refs/pr/NUMBER"]);
     assert!(!world.repo().exists(), "nothing is left behind");
 
     let pickle = world.hub.set().files.remove("pytorch_model.bin").unwrap();
@@ -218,7 +218,7 @@ fn models_lists_what_is_here_and_what_is_wrong_with_it() {
     world.tokens("gpt2", &[]).failed(&[]);
     let list = |args: &[&str]| world.run(args, &[("HF_HUB_OFFLINE", "1")]).ok().stdout;
     let text = list(&["models"]);
-    assert!(text.contains("broken off; any command with --model openai-community/gpt2 goes on"), "{text}");
+    assert!(text.contains("broken off; to open openai-community/gpt2 goes on"), "{text}");
     world.hub.set().cuts.clear();
     world.tokens("gpt2", &[]).ok();
 

@@ -1,5 +1,6 @@
 //! A hub and its content store on loopback, as two servers with ports (and so origins) of their own. They implement the
 //! part of the protocol that a download uses, log their requests, and misbehave as configured.
+#![allow(unreachable_pub, reason = "a module of tests has no public surface")]
 
 use sha1::Sha1;
 use sha2::{Digest, Sha256};

@@ -273,13 +273,13 @@ enum Goal<'a> {
 
 /// The tensor that has the queries, and the cache that has the keys and values, if there is one.
 #[derive(Clone, Copy)]
-pub struct Attended<'a> {
+pub(crate) struct Attended<'a> {
     qkv: RowsView<'a>,
     cache: Option<&'a Cache>,
 }
 
 impl<'a> Attended<'a> {
-    pub fn new(qkv: &'a Tensor, cache: Option<&'a Cache>) -> Attended<'a> {
+    pub(crate) fn new(qkv: &'a Tensor, cache: Option<&'a Cache>) -> Attended<'a> {
         Attended { qkv: RowsView::of(qkv), cache }
     }
 }
@@ -391,7 +391,7 @@ fn share<'a>(
 }
 
 /// Fused causal attention of every text, into z [T, D]. Stores only one tile of the pattern at a time.
-pub fn attention(workers: &Workers, of: Attended<'_>, texts: &[Queries], heads: Heads, z: &mut [f32]) {
+pub(crate) fn attention(workers: &Workers, of: Attended<'_>, texts: &[Queries], heads: Heads, z: &mut [f32]) {
     let n_embd = of.qkv.stride / 3;
     let z = Shared::new(z, n_embd, of.qkv.n, n_embd);
     share(workers, texts, heads.n_head, n_embd, |text, head, queries| Task {
@@ -402,7 +402,7 @@ pub fn attention(workers: &Workers, of: Attended<'_>, texts: &[Queries], heads: 
 }
 
 /// All scores of one text, into `out` [H Q, K]. A score is [`MASKED`] where the key comes after the query.
-pub fn scores(workers: &Workers, of: Attended<'_>, text: &Queries, heads: Heads, out: &mut [f32]) {
+pub(crate) fn scores(workers: &Workers, of: Attended<'_>, text: &Queries, heads: Heads, out: &mut [f32]) {
     let (n_queries, n_keys) = (text.rows.len(), text.n_keys);
     assert_eq!(out.len(), heads.n_head * n_queries * n_keys);
     let of_heads: Vec<_> =
@@ -415,7 +415,7 @@ pub fn scores(workers: &Workers, of: Attended<'_>, text: &Queries, heads: Heads,
 }
 
 /// z [Q, D] of one text, from a pattern [H Q, K]. It sums over all keys: an edited pattern need not be causal.
-pub fn mix(workers: &Workers, pattern: &Tensor, of: Attended<'_>, text: &Queries, heads: Heads, z: &mut [f32]) {
+pub(crate) fn mix(workers: &Workers, pattern: &Tensor, of: Attended<'_>, text: &Queries, heads: Heads, z: &mut [f32]) {
     let (n_queries, n_embd) = (text.rows.len(), of.qkv.stride / 3);
     let z = Shared::new(z, n_embd, n_queries, n_embd);
     let pattern = RowsView::of(pattern);

@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 
 /// f32 values that begin on a cache line, so that no load of an aligned vector crosses one.
 #[derive(Debug, Default)]
-pub struct Aligned {
+pub(crate) struct Aligned {
     lines: Vec<Line>,
     len: usize,
 }
@@ -21,12 +21,12 @@ struct Line([f32; 16]);
 
 impl Aligned {
     /// `len` zeros. Their pages are not touched before the first write.
-    pub fn zeros(len: usize) -> Aligned {
+    pub(crate) fn zeros(len: usize) -> Aligned {
         Aligned { lines: bytemuck::zeroed_vec(len.div_ceil(16)), len }
     }
 
     /// The first `len` elements. Grows if it is shorter, and then loses its values.
-    pub fn at_least(&mut self, len: usize) -> &mut [f32] {
+    pub(crate) fn at_least(&mut self, len: usize) -> &mut [f32] {
         if self.len < len {
             *self = Aligned::zeros(len);
         }
@@ -120,7 +120,7 @@ impl Drop for Memory {
 
 /// A matrix that several threads write. Each thread writes its own cells.
 #[derive(Clone, Copy)]
-pub struct Shared<'a> {
+pub(crate) struct Shared<'a> {
     pub(super) data: *mut f32,
     pub(super) stride: usize,
     of: PhantomData<&'a mut [f32]>,
@@ -132,14 +132,14 @@ unsafe impl Send for Shared<'_> {}
 unsafe impl Sync for Shared<'_> {}
 
 impl<'a> Shared<'a> {
-    pub fn new(data: &'a mut [f32], stride: usize, rows: usize, cols: usize) -> Shared<'a> {
+    pub(crate) fn new(data: &'a mut [f32], stride: usize, rows: usize, cols: usize) -> Shared<'a> {
         assert!(rows > 0 && cols <= stride && (rows - 1) * stride + cols <= data.len());
         Shared { data: data.as_mut_ptr(), stride, of: PhantomData }
     }
 
     /// # Safety
     /// The row and the columns must be within the matrix, and no other reference to these cells may exist.
-    pub unsafe fn row(&self, row: usize, cols: Range<usize>) -> &'a mut [f32] {
+    pub(crate) unsafe fn row(&self, row: usize, cols: Range<usize>) -> &'a mut [f32] {
         // SAFETY: the caller promises that the cells are within the matrix and not borrowed elsewhere.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.stride + cols.start), cols.len()) }
     }

@@ -10,28 +10,28 @@ use pulp::{Simd, WithSimd};
 
 /// Steps of k in a block. Because each block has a sum of its own, the rounding error grows with KC + k / KC, not with
 /// k. A block of a panel fits the first-level cache.
-pub const KC: usize = 256;
+pub(crate) const KC: usize = 256;
 
 /// Elements from one row of a tile's left side to the next. It is a constant, so that rows are offsets in an
 /// instruction. It is not a power of two, so that the rows do not fall into the same cache sets.
-pub const STRIDE: usize = KC + 16;
+pub(crate) const STRIDE: usize = KC + 16;
 
 /// Elements of the largest tile on any processor.
-pub const LARGEST: usize = 14 * 32;
+pub(crate) const LARGEST: usize = 14 * 32;
 
 /// The most rows of a tile. Each row takes two registers for its sums; four registers are for the rest.
-pub const fn most_rows<S: Simd>() -> usize {
+pub(crate) const fn most_rows<S: Simd>() -> usize {
     if S::REGISTER_COUNT >= 32 { 14 } else { 6 }
 }
 
 /// Columns of a tile.
-pub const fn columns<S: Simd>() -> usize {
+pub(crate) const fn columns<S: Simd>() -> usize {
     2 * S::F32_LANES
 }
 
 /// What a tile does with its sums.
 #[derive(Clone, Copy, PartialEq)]
-pub enum Sum {
+pub(crate) enum Sum {
     /// Stores them.
     First,
     /// Adds the sums of this block to the stored sums of the blocks before it.
@@ -42,7 +42,7 @@ pub enum Sum {
 
 /// The input of one tile. [`tile`] states what the pointers must point to.
 #[derive(Clone, Copy)]
-pub struct Operands {
+pub(crate) struct Operands {
     pub a: *const f32,
     pub b: *const f32,
     /// Elements from one step of k to the next in b.
@@ -63,7 +63,7 @@ pub struct Operands {
 /// may be written, and read unless `sum` is [`Sum::First`]. `next` may point anywhere. `rows` is from 1 to
 /// [`most_rows`].
 #[inline(always)]
-pub unsafe fn tile<S: Simd>(simd: S, rows: usize, operands: Operands, c: *mut f32, c_stride: usize) {
+pub(crate) unsafe fn tile<S: Simd>(simd: S, rows: usize, operands: Operands, c: *mut f32, c_stride: usize) {
     macro_rules! of_rows {
         ($($rows:literal)*) => {
             match rows {

@@ -19,7 +19,7 @@ use std::ops::Range;
 const WORTH_SHARING: usize = 1 << 17;
 
 /// Up to this many rows, a weight's first product is faster from the checkpoint's memory than with packing.
-pub const MOST_IN_PLACE: usize = 256;
+pub(crate) const MOST_IN_PLACE: usize = 256;
 
 /// The most row tiles in one task. Every task reads its panels once, so smaller groups would read them more often.
 const GROUP: usize = 20;
@@ -37,7 +37,7 @@ const TASKS: usize = 2;
 
 /// A view of the rows of a matrix.
 #[derive(Clone, Copy)]
-pub struct RowsView<'a> {
+pub(crate) struct RowsView<'a> {
     pub data: &'a [f32],
     pub n: usize,
     /// Elements from the start of one row to the start of the next.
@@ -45,12 +45,12 @@ pub struct RowsView<'a> {
 }
 
 impl<'a> RowsView<'a> {
-    pub fn row(&self, row: usize) -> &'a [f32] {
+    pub(crate) fn row(&self, row: usize) -> &'a [f32] {
         &self.data[row * self.stride..]
     }
 
     /// All rows of a tensor.
-    pub fn of(x: &'a Tensor) -> RowsView<'a> {
+    pub(crate) fn of(x: &'a Tensor) -> RowsView<'a> {
         RowsView { data: x, n: x.rows, stride: x.cols }
     }
 
@@ -62,7 +62,7 @@ impl<'a> RowsView<'a> {
 
 /// What happens to a value `x . w` before it is stored.
 #[derive(Clone, Copy)]
-pub struct Finish<'a> {
+pub(crate) struct Finish<'a> {
     /// Added per column.
     pub bias: Option<&'a [f32]>,
     /// Applied after the bias.
@@ -102,7 +102,7 @@ impl WithSimd for FinishTile<'_> {
 /// zeros. Half-precision weights stay in half precision, so that a product with few rows reads half the bytes. Each
 /// block is widened just before the tiles read it, and stays in the first-level cache meanwhile.
 #[derive(Debug)]
-pub struct Panels {
+pub(crate) struct Panels {
     k: usize,
     n: usize,
     columns: usize,
@@ -113,7 +113,7 @@ pub struct Panels {
 
 impl Panels {
     /// Packs `w` [k, n].
-    pub fn new(workers: &Workers, w: &StoredWeight) -> Panels {
+    pub(crate) fn new(workers: &Workers, w: &StoredWeight) -> Panels {
         let mut panels = Panels::empty(workers.arch, w.rows, w.cols, w.dtype);
         let (width, size) = (panels.columns, panels.size());
         workers.each_piece(&mut panels.data, size, |panel, out| {
@@ -136,7 +136,7 @@ impl Panels {
     }
 
     /// Packs the transpose of `table` [n, k].
-    pub fn transposed(workers: &Workers, table: &StoredWeight) -> Panels {
+    pub(crate) fn transposed(workers: &Workers, table: &StoredWeight) -> Panels {
         let mut panels = Panels::empty(workers.arch, table.cols, table.rows, Dtype::F32);
         let (width, size) = (panels.columns, panels.size());
         workers.each_piece(&mut panels.data, size, |panel, out| {
@@ -186,7 +186,7 @@ impl Panels {
 
 /// `out[t][i][..n] = finish(x[t][ks_i] . w[ks_i])` for every range ks_i of `parts`. One range of all k makes a plain
 /// product; one range per head makes the product of each head, which has no bias.
-pub fn product(
+pub(crate) fn product(
     workers: &Workers,
     x: RowsView<'_>,
     w: &Panels,
@@ -228,7 +228,14 @@ fn pack_left(workers: &Workers, x: RowsView<'_>, ks: &Range<usize>) -> Tensor {
 
 /// [`product`] with a weight where the checkpoint has it, row-major [k, n]. It takes the same sums in the same order.
 /// For many rows it is half as fast, but it needs no memory for panels.
-pub fn product_in_place(workers: &Workers, x: RowsView<'_>, w: &[f32], n: usize, finish: Finish<'_>, out: &mut [f32]) {
+pub(crate) fn product_in_place(
+    workers: &Workers,
+    x: RowsView<'_>,
+    w: &[f32],
+    n: usize,
+    finish: Finish<'_>,
+    out: &mut [f32],
+) {
     let k = w.len() / n;
     assert!(x.reach(k) <= x.data.len());
     let arch = workers.arch;
@@ -246,7 +253,7 @@ pub fn product_in_place(workers: &Workers, x: RowsView<'_>, w: &[f32], n: usize,
 
 /// `x . tableᵀ` for a few rows. It reads the table once, from front to back. Its sums run in SIMD lanes, not in tiles,
 /// so they differ from those of [`product`] in the last bits. Only the number of rows decides which of the two runs.
-pub fn dots(workers: &Workers, x: RowsView<'_>, table: &StoredWeight, out: &mut [f32]) {
+pub(crate) fn dots(workers: &Workers, x: RowsView<'_>, table: &StoredWeight, out: &mut [f32]) {
     let (n, k) = (table.rows, table.cols);
     assert!(x.reach(k) <= x.data.len());
     let (arch, out) = (workers.arch, Shared::new(out, n, x.n, n));
@@ -303,7 +310,7 @@ impl Dots<'_> {
 }
 
 /// Most rows and the columns of a tile on this processor.
-pub fn tile_shape(arch: Arch) -> (usize, usize) {
+pub(crate) fn tile_shape(arch: Arch) -> (usize, usize) {
     struct Ask;
     impl WithSimd for Ask {
         type Output = (usize, usize);
@@ -332,7 +339,7 @@ impl Shared<'_> {
     /// # Safety
     /// What [`Shared::row`] requires holds for every row, and what [`tile`] requires holds for `operands`.
     #[inline(always)]
-    pub unsafe fn tile<S: Simd>(&self, simd: S, rows: Range<usize>, cols: Range<usize>, operands: Operands) {
+    pub(crate) unsafe fn tile<S: Simd>(&self, simd: S, rows: Range<usize>, cols: Range<usize>, operands: Operands) {
         let width = columns::<S>();
         // SAFETY: the caller promises it for the matrix and the operands, and `whole` holds the largest tile.
         unsafe {
@@ -353,12 +360,12 @@ impl Shared<'_> {
 }
 
 /// The rows of tile i, where `rows` rows are split into `n` tiles as evenly as possible.
-pub fn tile_rows(i: usize, n: usize, rows: usize) -> Range<usize> {
+pub(crate) fn tile_rows(i: usize, n: usize, rows: usize) -> Range<usize> {
     i * rows / n..(i + 1) * rows / n
 }
 
 /// Copies columns `cols` of some rows of x into the layout of a tile's left side.
-pub fn copy_left(left: &mut [f32], x: RowsView<'_>, rows: Range<usize>, cols: Range<usize>) {
+pub(crate) fn copy_left(left: &mut [f32], x: RowsView<'_>, rows: Range<usize>, cols: Range<usize>) {
     for (out, row) in left.chunks_mut(STRIDE).zip(rows) {
         out[..cols.len()].copy_from_slice(&x.row(row)[cols.clone()]);
     }

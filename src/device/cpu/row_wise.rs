@@ -24,13 +24,13 @@ const WORTH_SHARING_A_COPY: usize = 1 << 17;
 const LANES: usize = 16;
 
 /// Computes one row of a result from one row of a tensor.
-pub trait RowOp: Copy + Sync {
+pub(crate) trait RowOp: Copy + Sync {
     /// Computes row `i` from `x` into `y`. `y` may hold any values before.
     fn row<S: Simd>(self, simd: S, i: usize, x: &[f32], y: &mut [f32]);
 }
 
 /// Applies `op` to all rows, on all threads where that is faster.
-pub fn map_rows(workers: &Workers, x: &[f32], x_cols: usize, y: &mut [f32], y_cols: usize, op: impl RowOp) {
+pub(crate) fn map_rows(workers: &Workers, x: &[f32], x_cols: usize, y: &mut [f32], y_cols: usize, op: impl RowOp) {
     let rows = x.len() / x_cols;
     let each = if x.len() < WORTH_SHARING { rows } else { rows.div_ceil(4 * workers.threads) };
     let arch = workers.arch;
@@ -41,7 +41,7 @@ pub fn map_rows(workers: &Workers, x: &[f32], x_cols: usize, y: &mut [f32], y_co
 }
 
 /// `y = a + b`.
-pub fn sum_of(workers: &Workers, a: &[f32], b: &[f32], y: &mut [f32]) {
+pub(crate) fn sum_of(workers: &Workers, a: &[f32], b: &[f32], y: &mut [f32]) {
     let n = y.len();
     let each = if n < WORTH_SHARING_A_COPY { n } else { n.div_ceil(4 * workers.threads) };
     workers.each_piece(y, each, |i, y| {
@@ -52,7 +52,7 @@ pub fn sum_of(workers: &Workers, a: &[f32], b: &[f32], y: &mut [f32]) {
 
 /// Copies the values of a window of x. All threads copy a large one, because most of the time goes into the first touch
 /// of fresh memory.
-pub fn copy_window(workers: &Workers, x: &[f32], x_cols: usize, window: &Window) -> Vec<f32> {
+pub(crate) fn copy_window(workers: &Workers, x: &[f32], x_cols: usize, window: &Window) -> Vec<f32> {
     let (width, n) = (window.n_cols(), window.len());
     let mut values = workers.memory.vector(n);
     let mut rest = values.as_mut_slice();
@@ -98,7 +98,7 @@ impl<Op: RowOp> WithSimd for SomeRows<'_, Op> {
 
 /// `(x - mean) / scale * gain + bias`.
 #[derive(Clone, Copy)]
-pub struct LayerNorm<'a> {
+pub(crate) struct LayerNorm<'a> {
     pub gain: &'a [f32],
     pub bias: &'a [f32],
     pub eps: f64,
@@ -116,7 +116,7 @@ impl RowOp for LayerNorm<'_> {
 
 /// `sqrt(var + eps)`.
 #[derive(Clone, Copy)]
-pub struct LayerNormScale {
+pub(crate) struct LayerNormScale {
     pub eps: f64,
 }
 
@@ -129,7 +129,7 @@ impl RowOp for LayerNormScale {
 
 /// `(x - mean) / scale`, with one scale per row.
 #[derive(Clone, Copy)]
-pub struct LayerNormNormalize<'a> {
+pub(crate) struct LayerNormNormalize<'a> {
     pub scales: &'a [f32],
 }
 
@@ -143,7 +143,7 @@ impl RowOp for LayerNormNormalize<'_> {
 
 /// `x * gain + bias`.
 #[derive(Clone, Copy)]
-pub struct GainBias<'a> {
+pub(crate) struct GainBias<'a> {
     pub gain: &'a [f32],
     pub bias: &'a [f32],
 }
@@ -159,7 +159,7 @@ impl RowOp for GainBias<'_> {
 
 /// Adds up parts of a row, each as wide as the bias, from first to last, and then the bias.
 #[derive(Clone, Copy)]
-pub struct SumParts<'a> {
+pub(crate) struct SumParts<'a> {
     pub bias: &'a [f32],
 }
 
@@ -176,7 +176,7 @@ impl RowOp for SumParts<'_> {
 
 /// The softmax of a row.
 #[derive(Clone, Copy)]
-pub struct SoftmaxOf;
+pub(crate) struct SoftmaxOf;
 
 impl RowOp for SoftmaxOf {
     #[inline(always)]
@@ -195,7 +195,7 @@ impl RowOp for Activation {
 }
 
 /// Softmax of one row in place.
-pub struct Softmax<'a>(pub &'a mut [f32]);
+pub(crate) struct Softmax<'a>(pub &'a mut [f32]);
 
 impl WithSimd for Softmax<'_> {
     type Output = ();
@@ -208,7 +208,7 @@ impl WithSimd for Softmax<'_> {
 
 /// `y += x`; x is at least as long as y.
 #[inline(always)]
-pub fn add<S: Simd>(simd: S, y: &mut [f32], x: &[f32]) {
+pub(crate) fn add<S: Simd>(simd: S, y: &mut [f32], x: &[f32]) {
     let (x, x_rest) = S::as_simd_f32s(&x[..y.len()]);
     let (y, y_rest) = S::as_mut_simd_f32s(y);
     for (y, x) in y.iter_mut().zip(x) {
@@ -246,7 +246,7 @@ fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 /// The dot products of a row with `N` others. They run side by side, because the additions of one sum alone would wait
 /// for one another.
 #[inline(always)]
-pub fn dots<S: Simd, const N: usize>(simd: S, a: &[f32], others: [&[f32]; N]) -> [f32; N] {
+pub(crate) fn dots<S: Simd, const N: usize>(simd: S, a: &[f32], others: [&[f32]; N]) -> [f32; N] {
     let each = LANES / S::F32_LANES;
     let whole = a.len() / LANES * LANES;
     let (a, a_rest) = a.split_at(whole);
@@ -346,7 +346,7 @@ fn times_sigmoid<S: Simd>(simd: S, x: S::f32s, minus_y: S::f32s) -> S::f32s {
 
 /// The activation function, in place.
 #[inline(always)]
-pub fn activation<S: Simd>(simd: S, f: Activation, values: &mut [f32]) {
+pub(crate) fn activation<S: Simd>(simd: S, f: Activation, values: &mut [f32]) {
     let (whole, rest) = S::as_mut_simd_f32s(values);
     for x in whole {
         *x = activate(simd, f, *x);

@@ -16,13 +16,13 @@ use sync::{Arc, AtomicUsize, Builder, Condvar, JoinHandle, Mutex, MutexGuard, Or
 /// The primitives of the protocol: the standard library's, or those that loom explores.
 mod sync {
     #[cfg(loom)]
-    pub use loom::{
+    pub(super) use loom::{
         sync::atomic::{AtomicUsize, Ordering},
         sync::{Arc, Condvar, Mutex, MutexGuard},
         thread::{Builder, JoinHandle, yield_now},
     };
     #[cfg(not(loom))]
-    pub use std::{
+    pub(super) use std::{
         sync::atomic::{AtomicUsize, Ordering},
         sync::{Arc, Condvar, Mutex, MutexGuard},
         thread::{Builder, JoinHandle, yield_now},
@@ -32,7 +32,7 @@ mod sync {
 /// What a device computes with: vectors, threads, memory. Several threads may call [`Workers::each`]; they take turns. A task
 /// must not call it.
 #[derive(Debug)]
-pub struct Workers {
+pub(crate) struct Workers {
     pub arch: Arch,
     /// Memory of tensors.
     pub memory: std::sync::Arc<BufferPool>,
@@ -46,7 +46,7 @@ pub struct Workers {
 
 impl Workers {
     /// As many threads as the process may have running.
-    pub fn new(arch: Arch) -> Workers {
+    pub(crate) fn new(arch: Arch) -> Workers {
         Workers {
             arch,
             memory: std::sync::Arc::default(),
@@ -58,7 +58,7 @@ impl Workers {
 
     /// Calls `task` with every number below `n`, each once and the low ones first, on the threads that are free; returns when
     /// all calls have returned.
-    pub fn each(&self, n: usize, task: impl Fn(usize) + Sync) {
+    pub(crate) fn each(&self, n: usize, task: impl Fn(usize) + Sync) {
         match n.min(self.threads) {
             0 | 1 => (0..n).for_each(task),
             _ => {
@@ -69,7 +69,7 @@ impl Workers {
     }
 
     /// [`Workers::each`] for pieces of `size` elements of `values`, the last of which may be shorter.
-    pub fn each_piece(&self, values: &mut [f32], size: usize, task: impl Fn(usize, &mut [f32]) + Sync) {
+    pub(crate) fn each_piece(&self, values: &mut [f32], size: usize, task: impl Fn(usize, &mut [f32]) + Sync) {
         // Each piece is locked once, by the one call that has its number.
         let pieces: Vec<_> = values.chunks_mut(size.max(1)).map(std::sync::Mutex::new).collect();
         self.each(pieces.len(), |i| task(i, &mut pieces[i].lock().unwrap_or_else(PoisonError::into_inner)));

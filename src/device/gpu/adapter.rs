@@ -2,7 +2,7 @@
 //! says which family of kernels suits an adapter. Read next: `mod.rs`, which uses the device.
 
 use super::kernels::Family;
-use crate::device::{DeviceError, DeviceInfo, DeviceKind};
+use crate::device::{Adapters, DeviceError, DeviceInfo, DeviceKind};
 
 /// An adapter as `actscope devices` shows it.
 #[derive(Clone, Debug)]
@@ -19,16 +19,14 @@ pub struct AdapterInfo {
     pub max_buffer: u64,
 }
 
-/// The environment variable `WGPU_BACKEND` (vulkan, metal, dx12) restricts the backends.
-fn instance() -> wgpu::Instance {
-    wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env())
-}
-
-/// All adapters, the best one first. The environment variable `WGPU_ADAPTER_NAME` selects those whose name contains its
-/// value.
-async fn adapters() -> Vec<wgpu::Adapter> {
-    let mut adapters = instance().enumerate_adapters(wgpu::Backends::all()).await;
-    if let Ok(wanted) = std::env::var("WGPU_ADAPTER_NAME") {
+/// The adapters that count, the best one first.
+async fn adapters(among: &Adapters) -> Vec<wgpu::Adapter> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    if let Some(backends) = &among.backends {
+        descriptor.backends = wgpu::Backends::from_comma_list(backends);
+    }
+    let mut adapters = wgpu::Instance::new(descriptor).enumerate_adapters(wgpu::Backends::all()).await;
+    if let Some(wanted) = &among.name {
         adapters.retain(|a| a.get_info().name.to_lowercase().contains(&wanted.to_lowercase()));
     }
     adapters.sort_by_key(|adapter| match adapter.get_info().device_type {
@@ -52,8 +50,8 @@ pub(super) fn describe(adapter: &wgpu::Adapter) -> DeviceInfo {
     }
 }
 
-/// All adapters, the best one, which [`Gpu::open`](super::Gpu::open) takes, first.
-pub async fn list() -> Vec<AdapterInfo> {
+/// The adapters that count. The first one is the best, which [`Gpu::open`](super::Gpu::open) takes.
+pub async fn list(among: &Adapters) -> Vec<AdapterInfo> {
     let describe_one = |adapter: &wgpu::Adapter| AdapterInfo {
         info: describe(adapter),
         backend: format!("{:?}", adapter.get_info().backend),
@@ -61,7 +59,7 @@ pub async fn list() -> Vec<AdapterInfo> {
         max_binding: adapter.limits().max_storage_buffer_binding_size,
         max_buffer: adapter.limits().max_buffer_size,
     };
-    adapters().await.iter().map(describe_one).collect()
+    adapters(among).await.iter().map(describe_one).collect()
 }
 
 /// The family of kernels that suits an adapter. The broadcast kernels need a workgroup of 8 invocations to be one
@@ -111,10 +109,10 @@ pub(super) struct Opened {
     pub(super) matrices: Option<u32>,
 }
 
-/// Opens a device on the best adapter, for the `wanted` family of kernels or the one that suits the adapter. With
+/// Opens a device on the best of some adapters, for the `wanted` family of kernels or the one that suits the adapter. With
 /// `hardware_only`, skips software adapters.
-pub(super) async fn open(hardware_only: bool, wanted: Option<Family>) -> Result<Opened, DeviceError> {
-    let found = adapters().await;
+pub(super) async fn open(among: &Adapters, hardware_only: bool, wanted: Option<Family>) -> Result<Opened, DeviceError> {
+    let found = adapters(among).await;
     let adapter = found
         .into_iter()
         .find(|a| !hardware_only || a.get_info().device_type != wgpu::DeviceType::Cpu)

@@ -30,8 +30,8 @@ pub use timestamps::Span;
 
 use super::buffer_pool::BufferPool;
 use super::{
-    Activation, Change, Counters, Device, DeviceCache, DeviceError, DeviceInfo, Epilogue, Heads, LOGITS_CHUNK, Op,
-    Operands, Queries, RowsOf, StoredWeight, TensorLimits, Window,
+    Activation, Adapters, Change, Counters, Device, DeviceCache, DeviceError, DeviceInfo, Epilogue, Heads,
+    LOGITS_CHUNK, Op, Operands, Queries, RowsOf, StoredWeight, TensorLimits, Window,
 };
 use autotune::Tuning;
 use bind_groups::{BindGroups, Binding};
@@ -94,7 +94,15 @@ impl Gpu {
     /// # Errors
     /// [`DeviceError::NoAdapter`] or [`DeviceError::Request`].
     pub async fn open(hardware_only: bool) -> Result<Gpu, DeviceError> {
-        Ok(Gpu::new(adapter::open(hardware_only, None).await?))
+        Gpu::open_among(&Adapters::default(), hardware_only).await
+    }
+
+    /// [`Gpu::open`] on the best of some adapters.
+    ///
+    /// # Errors
+    /// As [`Gpu::open`].
+    pub async fn open_among(adapters: &Adapters, hardware_only: bool) -> Result<Gpu, DeviceError> {
+        Ok(Gpu::new(adapter::open(adapters, hardware_only, None).await?))
     }
 
     /// Opens the best adapter with the kernels of `family`.
@@ -102,7 +110,7 @@ impl Gpu {
     /// # Errors
     /// As [`Gpu::open`], and [`DeviceError::NoAdapter`] where the adapter cannot run these kernels.
     pub async fn open_as(family: Family) -> Result<Gpu, DeviceError> {
-        Ok(Gpu::new(adapter::open(false, Some(family)).await?))
+        Ok(Gpu::new(adapter::open(&Adapters::default(), false, Some(family)).await?))
     }
 
     /// Opens the best adapter so that the device may choose `kernel`.

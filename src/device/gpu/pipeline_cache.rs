@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn what_wgpu_refuses_is_no_error() {
         let super::super::adapter::Opened { adapter, device, .. } =
-            pollster::block_on(super::super::adapter::open(false, None)).unwrap();
+            pollster::block_on(super::super::adapter::open(&Default::default(), false, None)).unwrap();
         let open = |data: &[u8]| {
             let store = Arc::new(SameForAll(seal(&owner(&adapter.get_info()), data)));
             pollster::block_on(PipelineCache::open(&device, store))

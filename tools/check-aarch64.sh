@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Runs the tests of the CPU's kernels and the goldens as a 64-bit ARM program, where the kernels use NEON. On another processor qemu
+# translates the instructions, a few times slower. The gpu device is left out: it would need a Vulkan driver for ARM. On a Debian or
+# Ubuntu machine the script installs what is missing.
+#
+# The arguments go to cargo, such as `--release`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+target=aarch64-unknown-linux-gnu
+
+if [ "$(uname -m)" != aarch64 ]; then
+    if ! command -v aarch64-linux-gnu-gcc >/dev/null || ! command -v qemu-aarch64-static >/dev/null; then
+        root=()
+        [ "$(id -u)" -eq 0 ] || root=(sudo)
+        "${root[@]}" apt-get update -qq
+        DEBIAN_FRONTEND=noninteractive "${root[@]}" apt-get install -y -qq --no-install-recommends \
+            gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static >/dev/null
+    fi
+    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -L /usr/aarch64-linux-gnu"
+fi
+rustup target add "$target" 2>/dev/null
+
+# The dependencies are compiled with fewer optimisations than usual: that takes half the time, and our own code is what counts.
+run() { cargo test --locked --quiet --target "$target" --config 'profile.dev.package."*".opt-level=1' "${@:2}" -- $1; }
+given=("$@")
+run device::cpu --lib "${given[@]}"
+run cpu:: --test kernels "${given[@]}"
+run "--skip ::gpu" --test golden "${given[@]}"

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Type-checks library, binary, tests and examples for systems that this machine is not: macOS, Windows and Linux on 64-bit ARM,
+# without warnings. The library without default features is checked for wasm32 too. Nothing is linked or run; check-wine.sh and
+# check-aarch64.sh run what is built here.
+#
+#   tools/check-targets.sh [TARGET]...
+#
+# The standard library comes from rustup. C compilers (for `ring`) come from Debian, and for macOS from PyPI (`ziglang`). On a
+# Debian or Ubuntu machine the script installs what is missing.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+targets=(aarch64-apple-darwin x86_64-pc-windows-gnu aarch64-unknown-linux-gnu wasm32-unknown-unknown)
+[ $# -eq 0 ] || targets=("$@")
+
+root=()
+[ "$(id -u)" -eq 0 ] || root=(sudo)
+install() {
+    echo "installing $*"
+    command -v apt-get >/dev/null || { echo "please install $* by hand, then run this again" >&2; exit 1; }
+    "${root[@]}" apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive "${root[@]}" apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+# zig has the headers of macOS. It takes clang's options, but not clang's names of targets.
+zig() {
+    [ -x target/zig/bin/python ] || python3 -m venv target/zig 2>/dev/null || {
+        install python3-venv
+        rm -rf target/zig
+        python3 -m venv target/zig
+    }
+    target/zig/bin/python -c 'import ziglang' 2>/dev/null ||
+        target/zig/bin/pip install --quiet --disable-pip-version-check ziglang==0.17.1
+    cat > target/zig/cc <<END
+#!/usr/bin/env bash
+for arg; do
+    shift
+    case \$arg in --target=*|-mmacosx-version-min=*|-arch|arm64) ;; *) set -- "\$@" "\$arg" ;; esac
+done
+exec "$PWD/target/zig/bin/python" -m ziglang cc -target aarch64-macos "\$@"
+END
+    chmod +x target/zig/cc
+}
+
+for target in "${targets[@]}"; do
+    echo "checking $target"
+    rustup target add "$target" 2>/dev/null
+    what=(--all-targets)
+    case $target in
+        aarch64-apple-darwin)
+            zig
+            # The SDK is named because its path would be asked of `xcrun`; zig does not need it.
+            export SDKROOT=/ CC_aarch64_apple_darwin=$PWD/target/zig/cc AR_aarch64_apple_darwin=ar
+            ;;
+        x86_64-pc-windows-gnu) command -v x86_64-w64-mingw32-gcc >/dev/null || install gcc-mingw-w64-x86-64 ;;
+        aarch64-unknown-linux-gnu)
+            command -v aarch64-linux-gnu-gcc >/dev/null || install gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+            ;;
+        wasm32-unknown-unknown) what=(--lib --no-default-features) ;;
+    esac
+    cargo clippy --locked --quiet --target "$target" "${what[@]}" -- -D warnings
+done
+echo "no warnings for ${targets[*]}"
