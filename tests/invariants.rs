@@ -9,7 +9,7 @@ mod wrapped;
 use actscope::batch::Batch;
 use actscope::device::cpu::Cpu;
 use actscope::device::reference::Reference;
-use actscope::device::{Choice, Device, Op, Operands};
+use actscope::device::{Choice, Device, DeviceKind, Op, Operands};
 use actscope::hooks::layout::Layout;
 use actscope::hooks::request::HookError;
 use actscope::model::checkpoint::Checkpoint;
@@ -50,8 +50,23 @@ fn unpadded(mut array: ArrayViewD<'_, f32>, site: Site, n: usize) -> ArrayD<f32>
     array.to_owned()
 }
 
-/// Values are equal bit for bit, except for few rows on the GPU. There other kernels sum in another order, and the
-/// bound is the numeric policy's 4e-6 of the largest value. Seen red: positions counted through the whole batch, first
+/// True on a real GPU, where another number of rows may choose another tile, and with it another order of sums.
+fn may_choose_other_tiles(session: &Session) -> bool {
+    let device = session.device();
+    device.kind == DeviceKind::Gpu && !device.software
+}
+
+/// Whether two runs' values of a hook are the same: bit for bit, or within the numeric policy's 4e-6 of the largest
+/// value where other tiles may be chosen.
+fn same(session: &Session, got: ArrayViewD<'_, f32>, want: ArrayViewD<'_, f32>) -> bool {
+    let largest = want.iter().filter(|v| v.is_finite()).fold(0.0f32, |m, v| m.max(v.abs()));
+    let near = |(a, b): (&f32, &f32)| a == b || (a - b).abs() <= 4e-6 * largest;
+    got == want || may_choose_other_tiles(session) && got.iter().zip(want).all(near)
+}
+
+/// Values are equal bit for bit, except for few rows on the GPU, and for all rows on a GPU that has tiles for several
+/// ranges of row counts. There other kernels sum in another order, and the bound is the numeric policy's 4e-6 of the
+/// largest value. Seen red: positions counted through the whole batch, first
 /// at hook_pos_embed of the second text.
 #[test]
 fn a_batch_is_its_texts_one_by_one() {
@@ -64,7 +79,7 @@ fn a_batch_is_its_texts_one_by_one() {
             for (site, array) in alone.iter() {
                 let alone = array.index_axis(Axis(0), 0);
                 let batched = unpadded(together.get(site).unwrap().index_axis(Axis(0), i), site, n);
-                if choice != Choice::Gpu || n > 8 {
+                if choice != Choice::Gpu || n > 8 && !may_choose_other_tiles(&session) {
                     assert_eq!(alone, batched.view(), "{choice:?} text {i} {site}");
                 }
                 let largest = alone.iter().filter(|v| v.is_finite()).fold(0.0f32, |m, v| m.max(v.abs()));
@@ -226,7 +241,7 @@ fn windows_are_slices() {
                         }
                         _ => (part.slice(s![i, slot, ..]).into_dyn(), whole.slice(s![i, *p, ..]).into_dyn()),
                     };
-                    assert_eq!(got, want, "{choice:?} {site} text {i} position {p}");
+                    assert!(same(&session, got, want), "{choice:?} {site} text {i} position {p}");
                 }
             }
         }
@@ -307,6 +322,7 @@ fn selections_are_lists() {
             let whole = ask(select.clone(), None);
             let edited = ask(select.clone(), Some(Edit::Replace(vec![0.25])));
             let mut expected = whole.clone();
+            let largest = whole.iter().filter(|v| v.is_finite()).fold(0.0f32, |m, v| m.max(v.abs()));
             let part = run(&session, &texts(), |hooks| {
                 hooks.tap_at(site, select.clone()).unwrap();
             })
@@ -322,7 +338,10 @@ fn selections_are_lists() {
                                 (_, true) => (vec![text, i, j, k], vec![text, *p, *head, *d]),
                                 _ => (vec![text, i, k], vec![text, *p, *d]),
                             };
-                            assert_eq!(part[&here[..]], whole[&there[..]], "{choice:?} {site} {there:?}");
+                            let (got, want) = (part[&here[..]], whole[&there[..]]);
+                            let is_same =
+                                got == want || may_choose_other_tiles(&session) && (got - want).abs() <= 4e-6 * largest;
+                            assert!(is_same, "{choice:?} {site} {there:?}: {got} and {want}");
                             // Only keys that the query can see are edited.
                             if !site.is_square() || *d <= *p {
                                 expected[&there[..]] = 0.25;
