@@ -1,7 +1,7 @@
 //! The requests of the explorer, and what each is answered with.
 
 use super::{Answer, Array, Tell};
-use crate::analysis::edits::{EditError, EditPlan, Sources};
+use crate::analysis::edits::{EditError, EditPlan, GrowingPlan, Sources};
 use crate::analysis::generate::{self, Generation};
 use crate::analysis::grammar::EditSpec;
 use crate::analysis::lens;
@@ -153,7 +153,7 @@ pub enum Request {
     },
     /// The likeliest continuation of the first text.
     Generate {
-        /// What is run. Edits with values of other runs are not for generation here.
+        /// What is run. `mean`, `patch` and `freeze` are for the prompt only.
         run: Run,
         /// Tokens.
         n: usize,
@@ -468,17 +468,18 @@ async fn continued(
     (generation.sampling.temperature, generation.sampling.seed) = (temperature, seed);
     let whole = generation.texts(&prompts, model)?;
     let specs = specs(run)?;
-    let lengths = [prompts.texts()[0].len()];
-    let plan = EditPlan::of_growing(&specs, model, (&whole, &lengths), Sources::default(), &mut no_file)?;
+    let patch = run.source.as_ref().map(|source| batch_of(model, std::slice::from_ref(source))).transpose()?;
+    let sources = Sources { patch, ..Sources::default() };
+    let plan = GrowingPlan::new(&specs, model, (&whole, &prompts), &sources, &mut no_file)?;
     let mut hooks = model.hooks();
-    let edits = session.edit_async(&plan, &whole, &mut hooks, None).await?;
+    let edits = session.edit_growing_async(&plan, (&whole, &prompts), &mut hooks, None).await?;
     let mut done = 0;
     let heard = &mut |_: generate::Told<'_>| {
         done += 1;
         tell("tokens", done, n);
         ControlFlow::Continue(())
     };
-    let texts = session.generate_async(&prompts, &generation, &hooks, &mut (), heard).await?;
+    let texts = session.generate_async(&prompts, &generation, &hooks, &mut (), heard, None).await?;
     let text = &texts[0];
     let new = text
         .new
