@@ -2,7 +2,6 @@
 # wasm32-unknown-unknown, or gets it from rustup. Else, on Debian 12, it takes Debian's own Rust for the web (rustc-web, cargo-web), which
 # has the standard library as source only, and so compiles that as well. It installs what is missing, once, and sets
 #   WASM_TARGET_DIR  where builds go          WASM_BINDGEN  wasm-bindgen of the version in Cargo.lock
-#   WASM_OPT         wasm-opt, or nothing
 # With WASM_DEBIAN=1 it takes Debian's Rust in any case.
 
 wasm_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -43,7 +42,5 @@ if [ "$("$WASM_BINDGEN" --version 2>/dev/null)" != "wasm-bindgen $wasm_version" 
     command -v cargo >/dev/null && wasm_host_cargo=cargo || wasm_host_cargo=/usr/bin/cargo
     "$wasm_host_cargo" install --quiet --root "$wasm_root/target/wasm-tools" --target-dir "$wasm_root/target/wasm-tools/build" \
         wasm-bindgen-cli --version "$wasm_version"
+    rm -rf "$wasm_root/target/wasm-tools/build"
 fi
-
-command -v wasm-opt >/dev/null || { command -v apt-get >/dev/null && wasm_install binaryen; }
-WASM_OPT=$(command -v wasm-opt || true)

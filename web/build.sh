@@ -11,12 +11,7 @@ built=$WASM_TARGET_DIR/wasm32-unknown-unknown/web/actscope_web.wasm
 
 rm -rf "$out"
 mkdir -p "$out/demo"
-"$WASM_BINDGEN" --target web --no-typescript --out-dir "$out" "$built"
-if [ -n "${WASM_OPT:-}" ]; then
-    "$WASM_OPT" -O2 --enable-simd --enable-bulk-memory --enable-sign-ext --enable-mutable-globals --enable-nontrapping-float-to-int \
-        --enable-reference-types --enable-multivalue "$out/actscope_web_bg.wasm" -o "$out/small.wasm"
-    mv "$out/small.wasm" "$out/actscope_web_bg.wasm"
-fi
+"$WASM_BINDGEN" --target web --no-typescript --remove-name-section --remove-producers-section --out-dir "$out" "$built"
 cp web/page/* "$out"
 # The report's page has it as a part of one script, this page as a module.
 {

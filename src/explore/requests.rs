@@ -153,7 +153,7 @@ pub enum Request {
     },
     /// The likeliest continuation of the first text.
     Generate {
-        /// What is run. Edits with values of other runs are not for generation here.
+        /// What is run. `mean`, `patch` and `freeze` are for the prompt only.
         run: Run,
         /// Tokens.
         n: usize,
@@ -468,7 +468,9 @@ async fn continued(
     (generation.sampling.temperature, generation.sampling.seed) = (temperature, seed);
     let whole = generation.texts(&prompts, model)?;
     let specs = specs(run)?;
-    let plan = GrowingPlan::new(&specs, model, (&whole, &prompts), &Sources::default(), &mut no_file)?;
+    let patch = run.source.as_ref().map(|source| batch_of(model, std::slice::from_ref(source))).transpose()?;
+    let sources = Sources { patch, ..Sources::default() };
+    let plan = GrowingPlan::new(&specs, model, (&whole, &prompts), &sources, &mut no_file)?;
     let mut hooks = model.hooks();
     let edits = session.edit_growing_async(&plan, (&whole, &prompts), &mut hooks, None).await?;
     let mut done = 0;
