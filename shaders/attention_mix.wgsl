@@ -1,5 +1,6 @@
-// z = pattern . v of one text, for all heads. Sums over all keys, not only those up to the query, because the pattern
-// may have been edited.
+// z = scale pattern . v of one text, for all heads. Sums over all keys, not only those up to the query, because the pattern
+// may have been edited. The gradients of attention have the same form: the gradient of the scores or its transpose times the
+// keys or the queries, and the transpose of the pattern times dz.
 // One workgroup per 32 queries and 64 dimensions of one head, with 16 keys at a time, laid out as in
 // lib/attention_tile.wgsl.
 
@@ -7,6 +8,10 @@ struct Params {
     kv_stride: u32,
     v_col: u32,     // the first column of v in kv
     z_stride: u32,
+    z_col: u32,      // the first column of z that is written
+    query_step: u32, // elements of the pattern from one query to the next
+    key_step: u32,   // elements of the pattern from one key to the next
+    scale: f32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -34,7 +39,7 @@ fn attention_mix(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation
             let key = k0 + place % KEYS;
             var weight = 0.0;
             if query < text.n_query && key < text.n_key {
-                weight = pattern[(head * text.n_query + query) * text.n_key + key];
+                weight = pattern[head * text.n_query * text.n_key + query * p.query_step + key * p.key_step];
             }
             p_tile[place / KEYS * APART + place % KEYS] = weight;
         }
@@ -48,7 +53,8 @@ fn attention_mix(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation
         for (var c = 0u; c < 8u; c += 1u) { // unrolled
             let d = d0 + 8u * x + c;
             if query < text.n_query && d < HEAD_DIM {
-                z[(text.q_row + query) * p.z_stride + head * HEAD_DIM + d] = sums[2u * r + c / 4u][c % 4u];
+                let at = (text.q_row + query) * p.z_stride + p.z_col + head * HEAD_DIM + d;
+                z[at] = sums[2u * r + c / 4u][c % 4u] * p.scale;
             }
         }
     }

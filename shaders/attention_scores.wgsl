@@ -1,5 +1,5 @@
-// scores = scale q . k of one text, or the lowest f32 where the key comes after the query, because WGSL has no literal
-// for -inf.
+// scores = scale q . k of one text, or `unseen` where the key comes after the query. For scores that is the lowest f32, because
+// WGSL has no literal for -inf. The gradient by a pattern has the same form: q is dz, k is v, and `unseen` is 0.
 // One workgroup per 32 queries x 64 keys of one head, with 16 keys at a time, laid out as in lib/attention_tile.wgsl.
 
 struct Params {
@@ -8,6 +8,7 @@ struct Params {
     kv_stride: u32,
     k_col: u32,     // the first column of k in kv
     scale: f32,
+    unseen: f32,    // the score where the key comes after the query
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -15,8 +16,6 @@ struct Params {
 @group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;       // q [.., q_stride]
 @group(0) @binding(3) var<storage, read> kv: array<vec4<f32>>;      // k [.., kv_stride]
 @group(0) @binding(4) var<storage, read_write> scores: array<f32>;  // scores [H, n_query, n_key]
-
-const LOWEST: f32 = -3.4028234663852886e38;
 
 @compute @workgroup_size(64)
 fn attention_scores(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
@@ -40,7 +39,7 @@ fn attention_scores(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocat
             for (var c = 0u; c < 2u; c += 1u) { // unrolled
                 let key = k0 + x + 8u * c;
                 if query < text.n_query && key < text.n_key {
-                    let score = select(LOWEST, s[r][c] * p.scale, key <= text.position + query);
+                    let score = select(p.unseen, s[r][c] * p.scale, key <= text.position + query);
                     scores[(wg.z * text.n_query + query) * text.n_key + key] = score;
                 }
             }

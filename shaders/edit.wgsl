@@ -25,7 +25,8 @@ fn edit(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec
         let value = values[(p.first_value + i / p.cols * p.values_stride + i % p.cols) % p.n_values];
         switch p.kind {
             case 0u: { x[at] = 0.0; }
-            case 1u: { x[at] = x[at] * p.factor; }
+            // Masked scores, which are the lowest f32, stay masked.
+            case 1u: { x[at] = select(x[at] * p.factor, x[at], x[at] == -3.4028234663852886e38); }
             case 2u: { x[at] = x[at] + value; }
             default: { x[at] = value; }
         }

@@ -362,11 +362,11 @@ macro_rules! on_engine {
 pub(crate) use on_engine;
 
 /// The most tokens in one run. This bounds the memory for intermediate values, whatever the number of texts.
-const MAX_TOKENS: usize = 8192;
+pub(crate) const MAX_TOKENS: usize = 8192;
 
 /// The most bytes that one block of a run may record, unless a single text records more. The limit is small because two
 /// blocks are in flight to the host at once.
-const MAX_BYTES_AT_ONCE: usize = 256 << 20;
+pub(crate) const MAX_BYTES_AT_ONCE: usize = 256 << 20;
 
 /// Splits a batch into groups of texts that run together, so that memory does not grow with the number of texts.
 pub(crate) fn groups<D: Device>(dev: &D, config: &Config, layout: &Layout<'_>) -> Vec<Range<usize>> {
@@ -476,7 +476,7 @@ impl Session {
         self.run_layout(&layout, Start::Tokens, sink, progress).await
     }
 
-    async fn run_layout(
+    pub(crate) async fn run_layout(
         &self,
         layout: &Layout<'_>,
         start: Start<'_>,

@@ -209,6 +209,7 @@ fn what_is_written_can_be_read_back() {
             windows: None,
             provenance: &provenance,
             generation: None,
+            gradient: None,
             reserved: None,
         };
         let run = |sink: &mut dyn Sink| {
@@ -275,6 +276,7 @@ fn a_header_that_no_reader_takes_is_refused_up_front() {
             windows: None,
             provenance: &provenance,
             generation: None,
+            gradient: None,
             reserved: None,
         };
         let output = Output::create(&folder.path().join(format!("x.{extension}"))).unwrap();

@@ -688,6 +688,7 @@ impl Session {
             windows: None,
             provenance: &provenance,
             generation,
+            gradient: None,
             reserved: None,
         };
         let write = || {

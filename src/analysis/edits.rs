@@ -224,6 +224,14 @@ impl EditPlan {
         Ok(hooks.check_batch(batch)?)
     }
 
+    /// The only edit of the plan, if there is one and its values are known.
+    pub(crate) fn only(&self) -> Option<(Site, &Select, &Edit)> {
+        match self.edits.as_slice() {
+            [Planned { site, select, values: Values::Known(edit), .. }] => Some((*site, select, edit)),
+            _ => None,
+        }
+    }
+
     /// True when there is nothing to change.
     pub fn is_empty(&self) -> bool {
         self.edits.is_empty()

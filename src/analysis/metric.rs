@@ -185,6 +185,72 @@ impl Sink for Reading<'_> {
     }
 }
 
+/// A metric of one text, with what it needs, for [`derivative`].
+pub(super) struct Asked<'a> {
+    pub metric: Metric,
+    pub question: &'a Question,
+    /// The tokens of the text, for the loss.
+    pub ids: &'a [u32],
+    /// Log-probabilities of the unchanged run, for the divergence.
+    pub unchanged: &'a [f64],
+}
+
+/// The positions whose logits a metric is read at.
+pub(super) fn positions(metric: Metric, question: &Question, n_tokens: usize) -> Vec<usize> {
+    match metric {
+        Metric::Loss => (0..n_tokens - 1).collect(),
+        _ => vec![question.position],
+    }
+}
+
+/// A metric and its gradient by the logits [positions, vocab_size] that it is read at, both in f64.
+pub(super) fn derivative(asked: &Asked<'_>, logits: &ArrayViewD<'_, f32>) -> (f64, Vec<f64>) {
+    let (n_vocab, n_rows) = (logits.len_of(Axis(1)), logits.len_of(Axis(0)));
+    let (answer, wrong) = (asked.question.answer as usize, asked.question.wrong as usize);
+    let mut by_logits = vec![0.0; n_rows * n_vocab];
+    let first = logits.index_axis(Axis(0), 0);
+    let value = match asked.metric {
+        Metric::LogitDiff | Metric::Logit => {
+            by_logits[answer] += 1.0;
+            let mut value = f64::from(first[answer]);
+            if asked.metric == Metric::LogitDiff {
+                by_logits[wrong] -= 1.0;
+                value -= f64::from(first[wrong]);
+            }
+            value
+        }
+        Metric::Logprob | Metric::Prob => {
+            let log = log_softmax(first.iter().copied());
+            let prob = log[answer].exp();
+            let outer = if asked.metric == Metric::Prob { prob } else { 1.0 };
+            by_logits.iter_mut().zip(&log).for_each(|(slot, log)| *slot = -outer * log.exp());
+            // 1 - p without cancellation: the sum of the others.
+            let others = |(token, log): (usize, &f64)| if token == answer { 0.0 } else { log.exp() };
+            by_logits[answer] = outer * log.iter().enumerate().map(others).sum::<f64>();
+            if asked.metric == Metric::Prob { prob } else { log[answer] }
+        }
+        Metric::Loss => {
+            let mut value = 0.0;
+            for (n, slots) in by_logits.chunks_exact_mut(n_vocab).enumerate() {
+                let (log, next) =
+                    (log_softmax(logits.index_axis(Axis(0), n).iter().copied()), asked.ids[n + 1] as usize);
+                slots.iter_mut().zip(&log).for_each(|(slot, log)| *slot = log.exp() / n_rows as f64);
+                let others = |(token, log): (usize, &f64)| if token == next { 0.0 } else { log.exp() };
+                slots[next] = -log.iter().enumerate().map(others).sum::<f64>() / n_rows as f64;
+                value -= log[next] / n_rows as f64;
+            }
+            value
+        }
+        Metric::Kl => {
+            let here = log_softmax(first.iter().copied());
+            let both = here.iter().zip(asked.unchanged);
+            by_logits.iter_mut().zip(both).for_each(|(slot, (q, p))| *slot = q.exp() - p.exp());
+            divergence(asked.unchanged, &here)
+        }
+    };
+    (value, by_logits)
+}
+
 /// Whether the logits of this metric can be computed from the final LayerNorm's output, which no edit of logits changes.
 pub(super) fn from_final_norm(metric: Metric, touched: impl Iterator<Item = Site>) -> bool {
     let mut touched = touched;

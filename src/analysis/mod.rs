@@ -5,6 +5,7 @@ pub mod attribute;
 pub mod circuits;
 pub mod edits;
 pub mod generate;
+pub mod gradients;
 pub mod grammar;
 pub mod heads;
 pub mod lens;

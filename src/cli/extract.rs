@@ -1,15 +1,18 @@
 //! `actscope extract`: writes activations of one or more texts to a file, or prints a summary. Read next: `run.rs`.
 
 use super::edits::EditArgs;
-use super::run::{NanArgs, RunArgs, SiteArgs, TokenArgs};
+use super::gradient::{Asked, Both, GradientArgs, Side, with_gradients};
+use super::run::{NanArgs, RunArgs, SiteArgs, TokenArgs, refuse_to_overwrite};
 use super::texts::{Length, TextArgs};
 use super::{Failure, ModelArgs, check, size};
+use crate::analysis::gradients;
 use crate::batch::{self, Batch};
 use crate::config::Config;
-use crate::hooks::capture::{Capture, Sink};
+use crate::hooks::capture::{ArrayKey, ArraySink, Capture, Sink};
 use crate::hooks::non_number::NonNumber;
 use crate::hooks::request::Hooks;
 use crate::hooks::site::{Axis, Site};
+use crate::model::forward::Start;
 use crate::model::token_select::{self, Word};
 use crate::model::tokenizer::Token;
 use crate::model::windows::{Piece, Windows};
@@ -21,6 +24,7 @@ use crate::verify::sample::Sample;
 use clap::{Args, ValueEnum};
 use ndarray::{ArrayD, ArrayViewD};
 use serde_json::json;
+use std::cell::RefCell;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -53,6 +57,8 @@ pub(crate) struct Extract {
     out: Option<PathBuf>,
     #[command(flatten)]
     edits: EditArgs,
+    #[command(flatten)]
+    gradient: GradientArgs,
     #[command(flatten)]
     run: RunArgs,
     #[command(flatten)]
@@ -101,6 +107,13 @@ impl Extract {
         let files = self.model.open()?;
         if let Some(output) = &output {
             self.texts.refuse_to_overwrite(output.path(), &files, &self.edits)?;
+            refuse_to_overwrite(output.path(), &files, self.gradient.files())?;
+        }
+        if self.gradient.any() && (self.window.is_some() || self.check || self.words || self.mean) {
+            return Err(Failure::Usage(
+                "--grad gives one gradient for each value of whole texts; leave out --window, --words, --mean and --check"
+                    .into(),
+            ));
         }
         let length = if self.window.is_some() { Length::Any } else { Length::Context };
         let ids = self.texts.ids(&input, &files, length, &self.model)?;
@@ -109,7 +122,7 @@ impl Extract {
         plan.narrow(&mut hooks)?;
         let shapes = plan.shapes(&hooks, files.config());
         if let Some(output) = &output {
-            output.check(shapes.len())?;
+            output.check(shapes.len() * if self.gradient.any() { 2 } else { 1 })?;
         }
         let edits = match plan.windows {
             Some(windows) => {
@@ -118,28 +131,51 @@ impl Extract {
             }
             None => self.edits.plan(&self.texts, &files, &plan.batch, &self.model)?,
         };
+        let asked = self.gradient.asked(&files, &plan.batch, self.edits.any(), &self.model)?;
         let weight_bytes = files.checkpoint().file_bytes();
+        let mut forecast = Forecast { weight_bytes, ..Forecast::of(&shapes) };
+        if asked.is_some() {
+            forecast = Forecast { weight_bytes, ..Forecast::of(&with_gradients(&shapes)) };
+            forecast.tape_bytes = Some(gradients::tape_bytes(files.config(), &plan.batch, &hooks));
+        }
         if self.dry_run && output.is_none() {
-            return self.model.forecast(&shapes, weight_bytes, None, None);
+            return self.model.forecast(&forecast, None);
         }
 
         let session = self.run.session(files, &self.model)?;
         let edits =
             if self.dry_run { Vec::new() } else { self.model.edit(&edits, &session, &plan.batch, &mut hooks)? };
         let provenance = Provenance::new(&session, edits, self.hash && !self.dry_run);
-        let record = plan.record(input.texts(), &provenance);
+        let mut record = plan.record(input.texts(), &provenance);
+        record.gradient = asked.as_ref().map(|asked| asked.record.clone());
 
         let run = |sink: &mut dyn Sink| self.run_with_progress(&session, &plan, &hooks, sink);
         let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
+        if let (None, Some(asked)) = (&output, &asked) {
+            if self.model.json {
+                let empty = || Capture::empty(&hooks, &plan.batch);
+                let mut both = Both { values: empty()?, gradients: empty()? };
+                self.differentiate(&session, &plan, &hooks, asked, &mut both)?;
+                output::write_json(&record, &both, &mut stdout)?;
+            } else {
+                let token = |id| session.model().token(id);
+                let mut summary = Summary::new(&record, &token, forecast.shapes.clone());
+                self.differentiate(&session, &plan, &hooks, asked, &mut summary)?;
+                summary.write(&mut stdout)?;
+            }
+            return Ok(stdout.flush()?);
+        }
         match output {
             Some(output) if self.dry_run => {
-                let size = output.size(&record, shapes.clone())?;
-                return self.model.forecast(&shapes, weight_bytes, None, Some((output.path(), size)));
+                let size = output.size(&record, forecast.shapes.clone())?;
+                return self.model.forecast(&forecast, Some((output.path(), size)));
             }
             Some(output) => {
                 let path = output.path().display().to_string();
-                let mut writing = output.begin(&record, shapes.clone())?;
-                if plan.is_plain() {
+                let mut writing = output.begin(&record, forecast.shapes.clone())?;
+                if let Some(asked) = &asked {
+                    self.differentiate(&session, &plan, &hooks, asked, &mut writing)?
+                } else if plan.is_plain() {
                     run(&mut writing)?
                 } else {
                     plan.through(&mut writing, run)?
@@ -147,8 +183,8 @@ impl Extract {
                 let bytes = writing.finish()?;
                 self.model.say(format_args!("wrote {path}: {} hooks, {}", shapes.len(), size(bytes)));
                 if self.model.json {
-                    let named = |(site, shape): &(Site, Vec<usize>)| json!({"name": site.name(), "shape": shape});
-                    let hooks: Vec<_> = shapes.iter().map(named).collect();
+                    let named = |(array, shape): &(ArrayKey, Vec<usize>)| json!({"name": array.name(), "shape": shape});
+                    let hooks: Vec<_> = forecast.shapes.iter().map(named).collect();
                     writeln!(stdout, "{}", json!({"file": path, "bytes": bytes, "hooks": hooks}))?;
                 }
             }
@@ -245,21 +281,69 @@ impl Extract {
     }
 }
 
+impl Extract {
+    /// Runs, and puts values and gradients side by side into a sink. Fails if one of them is NaN or infinite, unless that is
+    /// allowed.
+    fn differentiate(
+        &self,
+        session: &Session,
+        plan: &Plan,
+        hooks: &Hooks,
+        asked: &Asked,
+        sink: &mut dyn ArraySink,
+    ) -> Result<(), Failure> {
+        let to = RefCell::new(sink);
+        let goes_on = self.nan.allow_nan;
+        let sides = [false, true].map(|is_gradient| Side { to: &to, is_gradient });
+        let [mut values, mut gradients] = sides;
+        let mut values = Watched { sink: &mut values, first: None, goes_on, sample: None };
+        let mut gradients = Watched { sink: &mut gradients, first: None, goes_on, sample: None };
+        let run = async |told: Progress<'_>| {
+            let (batch, start) = (&plan.batch, Start::Tokens);
+            let target = &asked.target;
+            session.gradients_into_async(batch, hooks, target, start, &mut values, &mut gradients, Some(told)).await
+        };
+        let result: Result<Vec<f64>, Error> = self.model.with_progress("blocks there and back", run);
+        for (found, what) in [(values.first, ""), (gradients.first, "the gradient by ")] {
+            let found = found.map(|found| plan.in_document(found));
+            let position = |_: &NonNumber| found.as_ref().map_or(0, |(_, position)| *position);
+            self.nan.judge_named(found.as_ref().map(|(found, _)| found), what, position)?;
+        }
+        for (text, value) in result?.into_iter().enumerate() {
+            self.model.say(format_args!("text {text}: the metric is {value}"));
+        }
+        Ok(())
+    }
+}
+
+/// What a run would record, and the memory that it would need.
+pub(super) struct Forecast {
+    pub shapes: Vec<(ArrayKey, Vec<usize>)>,
+    pub weight_bytes: u64,
+    /// Of the keys and values of all texts.
+    pub cache_bytes: Option<u64>,
+    /// Of what gradients are computed from.
+    pub tape_bytes: Option<u64>,
+}
+
+impl Forecast {
+    /// A forecast for arrays of these shapes.
+    pub(crate) fn of(shapes: &[(impl Into<ArrayKey> + Copy, Vec<usize>)]) -> Forecast {
+        let shapes = shapes.iter().map(|(array, shape)| ((*array).into(), shape.clone())).collect();
+        Forecast { shapes, weight_bytes: 0, cache_bytes: None, tape_bytes: None }
+    }
+}
+
 impl ModelArgs {
     /// Prints shapes, bytes on disk, and memory, without computing anything.
-    pub(super) fn forecast(
-        &self,
-        shapes: &[(Site, Vec<usize>)],
-        weight_bytes: u64,
-        cache_bytes: Option<u64>,
-        file: Option<(&Path, Option<u64>)>,
-    ) -> Result<(), Failure> {
+    pub(super) fn forecast(&self, forecast: &Forecast, file: Option<(&Path, Option<u64>)>) -> Result<(), Failure> {
+        let Forecast { ref shapes, weight_bytes, cache_bytes, tape_bytes } = *forecast;
         let total: u64 = shapes.iter().map(|(_, shape)| output::bytes_of(shape)).sum();
         let mut out = std::io::stdout().lock();
         if self.json {
             let list: Vec<_> = shapes
                 .iter()
-                .map(|(site, shape)| json!({"name": site.name(), "shape": shape, "bytes": output::bytes_of(shape)}))
+                .map(|(array, shape)| json!({"name": array.name(), "shape": shape, "bytes": output::bytes_of(shape)}))
                 .collect();
             let file_bytes = file.and_then(|(_, bytes)| bytes);
             let mut all =
@@ -267,18 +351,24 @@ impl ModelArgs {
             if let Some(bytes) = cache_bytes {
                 all["cache_bytes"] = bytes.into();
             }
+            if let Some(bytes) = tape_bytes {
+                all["tape_bytes"] = bytes.into();
+            }
             writeln!(out, "{all}")?;
             return Ok(());
         }
-        let width = shapes.iter().map(|(site, _)| site.name().len()).max().unwrap_or(0);
-        for (site, shape) in shapes {
+        let width = shapes.iter().map(|(array, _)| array.name().len()).max().unwrap_or(0);
+        for (array, shape) in shapes {
             let bytes = size(output::bytes_of(shape));
-            writeln!(out, "{:width$}  {:<22} {bytes:>12}", site.name(), format!("{shape:?}"))?;
+            writeln!(out, "{:width$}  {:<22} {bytes:>12}", array.name(), format!("{shape:?}"))?;
         }
         let n = shapes.len();
         writeln!(out, "{n} hooks, {} ({total} bytes) of values; weights of {}", size(total), size(weight_bytes))?;
         if let Some(bytes) = cache_bytes {
             writeln!(out, "keys and values of all texts: {} ({bytes} bytes)", size(bytes))?;
+        }
+        if let Some(bytes) = tape_bytes {
+            writeln!(out, "kept for the gradients during the run: about {} ({bytes} bytes)", size(bytes))?;
         }
         match file {
             Some((path, Some(bytes))) => writeln!(out, "{}: {} ({bytes} bytes)", path.display(), size(bytes))?,
@@ -377,6 +467,7 @@ impl Plan {
             windows: self.windows,
             provenance,
             generation: None,
+            gradient: None,
             reserved: None,
         }
     }

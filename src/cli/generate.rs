@@ -1,6 +1,7 @@
 //! `actscope generate`: the model goes on with texts; what it did on the way goes to a file. Owns the stream of text on stdout.
 
 use super::edits::EditArgs;
+use super::extract::Forecast;
 use super::report::arguments as report_arguments;
 use super::run::{RunArgs, SiteArgs, TokenArgs};
 use super::texts::TextArgs;
@@ -166,9 +167,10 @@ impl Generate {
         let plan = self.edits.plan_of_growing(&self.texts, &files, (&whole, &rows), &self.model)?;
 
         if self.dry_run {
-            let shapes = hooks.shapes(&whole);
-            let cache = generation.cache_bytes(&whole, files.config());
-            return self.model.forecast(&shapes, files.checkpoint().file_bytes(), Some(cache), None);
+            let cache_bytes = Some(generation.cache_bytes(&whole, files.config()));
+            let weight_bytes = files.checkpoint().file_bytes();
+            let forecast = Forecast { weight_bytes, cache_bytes, ..Forecast::of(&hooks.shapes(&whole)) };
+            return self.model.forecast(&forecast, None);
         }
 
         let session = self.run.session(files, &self.model)?;
@@ -552,6 +554,7 @@ impl FileOf<'_> {
             windows: None,
             provenance: &provenance,
             generation: Some(self.generation.settings(&longest_stops)),
+            gradient: None,
             reserved: Some(reserved),
         };
         let mut writing = output.begin(&begun, shapes.clone())?;
@@ -575,6 +578,7 @@ impl FileOf<'_> {
             windows: None,
             provenance: &provenance,
             generation: Some(self.generation.settings(&stops)),
+            gradient: None,
             reserved: Some(reserved),
         };
         let bytes = writing.with_record(&record)?.finish()?;

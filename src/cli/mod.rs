@@ -14,6 +14,7 @@ mod experiment;
 mod extract;
 mod fetch;
 mod generate;
+mod gradient;
 mod heads;
 mod heatmap;
 mod hints;

@@ -1,6 +1,7 @@
 //! What is asked of a model at the end of a text: `--answer`, `--wrong` and `--metric-token`. Owns how a token is named.
 
 use super::{Failure, ModelArgs};
+use crate::analysis::metric::Metric;
 use crate::model::token_select;
 use crate::model::tokenizer::Token;
 use crate::session::Model;
@@ -21,6 +22,11 @@ pub(super) struct QuestionArgs {
 }
 
 impl QuestionArgs {
+    /// True if any of them is given.
+    pub(crate) fn any(&self) -> bool {
+        self.answer.is_some() || self.metric_token.is_some()
+    }
+
     /// The id of the right token.
     pub(super) fn answer(&self, files: &Model, model: &ModelArgs) -> Result<Option<u32>, Failure> {
         self.answer.as_ref().map(|written| token(written, "--answer", files, model)).transpose()
@@ -41,6 +47,19 @@ impl QuestionArgs {
                 "--metric-token {written:?} is tokens {several:?} of text {text}; choose one, by its index"
             ))),
         }
+    }
+}
+
+/// Checks that the tokens are given that a metric asks about. `option` is the one that names the metric.
+pub(super) fn needs(metric: Metric, option: &str, answer: bool, wrong: bool) -> Result<Metric, Failure> {
+    match metric {
+        Metric::LogitDiff if !wrong => {
+            Err(Failure::Usage(format!("{option} logit-diff needs a wrong token to compare with: give --wrong")))
+        }
+        _ if metric.needs_answer() && !answer => {
+            Err(Failure::Usage(format!("{option} {} is about a token: give --answer", metric.name())))
+        }
+        _ => Ok(metric),
     }
 }
 

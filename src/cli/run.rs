@@ -249,9 +249,19 @@ impl NanArgs {
         found: Option<&NonNumber>,
         position: impl FnOnce(&NonNumber) -> usize,
     ) -> Result<(), Failure> {
+        self.judge_named(found, "", position)
+    }
+
+    /// [`NanArgs::judge`] for values that are called `what` and the hook's name.
+    pub(crate) fn judge_named(
+        &self,
+        found: Option<&NonNumber>,
+        what: &str,
+        position: impl FnOnce(&NonNumber) -> usize,
+    ) -> Result<(), Failure> {
         let Some(found) = found else { return Ok(()) };
         let place = format!(
-            "{} holds {} at text {}, position {}, and values computed from it are unreliable",
+            "{what}{} holds {} at text {}, position {}, and values computed from it are unreliable",
             found.site,
             found.what(),
             found.text,

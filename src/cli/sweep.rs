@@ -1,7 +1,7 @@
 //! `actscope patch` and `actscope ablate`: which places matter for what the model says, one changed run for each.
 
 use super::edits::{EditArgs, mark};
-use super::question::{QuestionArgs, token};
+use super::question::{QuestionArgs, needs, token};
 use super::report::arguments;
 use super::run::{RunArgs, refuse_to_overwrite};
 use super::target::{self, Findings, Target, deliver, nested, number};
@@ -212,15 +212,7 @@ impl SweepArgs {
             None if loss && !answer => Metric::Loss,
             None => Metric::Logit,
         };
-        match metric {
-            Metric::LogitDiff if !wrong => {
-                Err(Failure::Usage("--metric logit-diff needs a wrong token to compare with: give --wrong".into()))
-            }
-            _ if metric.needs_answer() && !answer => {
-                Err(Failure::Usage(format!("--metric {} is about a token: give --answer", metric.name())))
-            }
-            _ => Ok(metric),
-        }
+        needs(metric, "--metric", answer, wrong)
     }
 
     /// The axes that --by names.

@@ -93,7 +93,7 @@ pub struct Both<A, B> {
 }
 
 /// A weight on both sides.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Weight<A> {
     part: Part,
     name: String,

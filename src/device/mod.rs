@@ -10,6 +10,7 @@ pub mod buffer_pool;
 #[cfg(feature = "gpu")]
 mod clock;
 pub mod cpu;
+mod derivative;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 pub mod lockstep;
@@ -18,6 +19,7 @@ mod op;
 pub mod probe;
 pub mod reference;
 pub mod rounded;
+pub(crate) mod tape;
 
 pub use crate::config::Activation;
 use buffer_pool::BufferPool;
@@ -311,7 +313,7 @@ fn covers(ranges: &[Range<usize>], n: usize) -> bool {
 pub enum Change {
     /// Sets the values to zero.
     Zero,
-    /// Multiplies the values by a factor.
+    /// Multiplies the values by a factor. [`MASKED`] stays as it is.
     Scale(f32),
     /// Adds to the values.
     Add(Vec<f32>),
@@ -428,8 +430,8 @@ pub trait Device: Shareable {
     /// A matrix [rows, cols] on the device. No operation changes it. Clones share its memory, which is freed with the
     /// last clone.
     type Tensor: Clone + Shareable;
-    /// A weight, in the form that the device's operations read.
-    type Weight: Shareable;
+    /// A weight, in the forms that the device's operations read. Clones share its memory.
+    type Weight: Clone + Shareable;
     /// The keys and values of one layer, for several texts.
     type Cache: Shareable;
     /// A recorded copy of values to the host.

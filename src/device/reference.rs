@@ -46,6 +46,19 @@ impl Tensor {
     }
 }
 
+#[cfg(test)]
+impl Tensor {
+    /// A matrix of these f64 values, for tests that need more digits than [`Device::upload`] takes.
+    pub(super) fn of([rows, cols]: [usize; 2], data: Vec<f64>) -> Tensor {
+        Tensor::new(rows, cols, data)
+    }
+
+    /// Its values.
+    pub(super) fn values(&self) -> &[f64] {
+        &self.data
+    }
+}
+
 impl Matrix {
     fn at(&self, row: usize, col: usize) -> f64 {
         self.data[row * self.cols + col]
@@ -115,6 +128,39 @@ fn activate(x: f64, f: Activation) -> f64 {
         }
         Activation::Silu => x * sigmoid(x),
         Activation::QuickGelu => x * sigmoid(1.702 * x),
+    }
+}
+
+/// The derivative of [`activate`].
+fn slope(x: f64, f: Activation) -> f64 {
+    let sigmoid = |v: f64| 1.0 / (1.0 + (-v).exp());
+    // Of x sigmoid(a x).
+    let of_sigmoid = |a: f64| {
+        let s = sigmoid(a * x);
+        s + a * x * s * sigmoid(-a * x)
+    };
+    match f {
+        Activation::GeluTanh => {
+            let root = (2.0 / std::f64::consts::PI).sqrt();
+            let (inner, of_inner) = (root * (x + 0.044715 * x.powi(3)), root * (1.0 + 3.0 * 0.044715 * x * x));
+            // 1 - tanh^2 without cancellation. Beyond 700 cosh overflows, and this is 0.
+            let rest = if inner.abs() > 350.0 { 0.0 } else { inner.cosh().powi(-2) * of_inner };
+            sigmoid(2.0 * inner) + 0.5 * x * rest
+        }
+        Activation::GeluErf => {
+            let density = (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
+            0.5 * libm::erfc(-x / std::f64::consts::SQRT_2) + x * density
+        }
+        // 0 at 0, as PyTorch has it.
+        Activation::Relu => {
+            if x <= 0.0 {
+                0.0
+            } else {
+                1.0
+            }
+        }
+        Activation::Silu => of_sigmoid(1.0),
+        Activation::QuickGelu => of_sigmoid(1.702),
     }
 }
 
@@ -265,6 +311,103 @@ impl Reference {
         Tensor::new(rows().count(), cols, rows().flatten().copied().collect())
     }
 
+    fn layer_norm_gradient(&self, x: &Tensor, dy: &Tensor, gain: &Tensor, eps: f64) -> Tensor {
+        let scale = self.layer_norm_scale(x, eps);
+        let normalized = self.layer_norm_normalize(x, &scale);
+        let by_normalized = self.gain(dy, gain);
+        let by_scale = self.layer_norm_divisor_gradient(&normalized, &scale, &by_normalized);
+        let directly = self.layer_norm_normalize(&by_normalized, &scale);
+        self.add(&directly, &self.layer_norm_scale_gradient(x, &scale, &by_scale))
+    }
+
+    fn layer_norm_scale_gradient(&self, x: &Tensor, scale: &Tensor, dscale: &Tensor) -> Tensor {
+        assert_eq!([scale.rows, scale.cols, dscale.rows, dscale.cols], [x.rows, 1, x.rows, 1]);
+        let means: Vec<f64> = (0..x.rows).map(|t| mean(x.row(t))).collect();
+        Tensor::from_fn(x.rows, x.cols, |t, c| {
+            (x.at(t, c) - means[t]) / (x.cols as f64 * scale.at(t, 0)) * dscale.at(t, 0)
+        })
+    }
+
+    fn layer_norm_divisor_gradient(&self, y: &Tensor, scale: &Tensor, dy: &Tensor) -> Tensor {
+        assert_eq!([scale.rows, scale.cols, dy.rows, dy.cols], [y.rows, 1, y.rows, y.cols]);
+        Tensor::from_fn(y.rows, 1, |t, _| {
+            -y.row(t).iter().zip(dy.row(t)).map(|(y, dy)| y * dy).sum::<f64>() / scale.at(t, 0)
+        })
+    }
+
+    fn gain(&self, x: &Tensor, gain: &Tensor) -> Tensor {
+        assert_eq!(gain.cols, x.cols);
+        Tensor::from_fn(x.rows, x.cols, |t, c| x.at(t, c) * gain.at(0, c))
+    }
+
+    fn linear_by_head_gradient(&self, dy: &Tensor, w: &Tensor, n_head: usize) -> Tensor {
+        assert_eq!(dy.cols, n_head * w.cols);
+        let head_dim = w.rows / n_head;
+        Tensor::from_fn(dy.rows, w.rows, |t, k| {
+            let head = &dy.row(t)[k / head_dim * w.cols..][..w.cols];
+            head.iter().zip(w.row(k)).map(|(dy, w)| dy * w).sum()
+        })
+    }
+
+    fn repeat_heads(&self, x: &Tensor, n_head: usize) -> Tensor {
+        Tensor::from_fn(x.rows, n_head * x.cols, |t, c| x.at(t, c % x.cols))
+    }
+
+    fn activation_gradient(&self, x: &Tensor, dy: &Tensor, f: Activation) -> Tensor {
+        assert_eq!([dy.rows, dy.cols], [x.rows, x.cols]);
+        Tensor::from_fn(x.rows, x.cols, |r, c| slope(x.at(r, c), f) * dy.at(r, c))
+    }
+
+    fn attention_pattern_gradient(&self, pattern: &Tensor, dy: &Tensor) -> Tensor {
+        assert_eq!([dy.rows, dy.cols], [pattern.rows, pattern.cols]);
+        let mean = |r: usize| pattern.row(r).iter().zip(dy.row(r)).map(|(p, dp)| p * dp).sum::<f64>();
+        let means: Vec<f64> = (0..pattern.rows).map(mean).collect();
+        Tensor::from_fn(pattern.rows, pattern.cols, |r, c| pattern.at(r, c) * (dy.at(r, c) - means[r]))
+    }
+
+    fn attention_mix_gradient(&self, dz: &Tensor, qkv: &Tensor, text: &Queries, heads: Heads) -> Tensor {
+        let (n_pos, n_embd) = (text.rows.len(), dz.cols);
+        assert!(text.n_keys == n_pos && dz.rows == n_pos && qkv.cols == 3 * n_embd);
+        let head_dim = n_embd / heads.n_head;
+        Tensor::from_fn(heads.n_head * n_pos, n_pos, |row, key| {
+            let (head, query) = (row / n_pos, row % n_pos);
+            let cols = head * head_dim..(head + 1) * head_dim;
+            let value = &qkv.row(text.rows.start + key)[2 * n_embd..][cols.clone()];
+            if key > query { 0.0 } else { dz.row(query)[cols].iter().zip(value).map(|(a, b)| a * b).sum() }
+        })
+    }
+
+    fn attention_values_gradient(&self, pattern: &Tensor, dz: &Tensor, text: &Queries, heads: Heads) -> Tensor {
+        let (n_pos, n_embd) = (text.rows.len(), dz.cols);
+        assert_eq!([pattern.rows, pattern.cols, dz.rows], [heads.n_head * n_pos, n_pos, n_pos]);
+        let head_dim = n_embd / heads.n_head;
+        Tensor::from_fn(n_pos, 3 * n_embd, |key, c| match c.checked_sub(2 * n_embd) {
+            Some(c) => {
+                let head = c / head_dim;
+                (0..n_pos).map(|query| pattern.at(head * n_pos + query, key) * dz.at(query, c)).sum()
+            }
+            None => 0.0,
+        })
+    }
+
+    fn attention_scores_gradient(&self, dscores: &Tensor, qkv: &Tensor, text: &Queries, heads: Heads) -> Tensor {
+        let (n_pos, n_embd) = (text.rows.len(), qkv.cols / 3);
+        assert_eq!([dscores.rows, dscores.cols], [heads.n_head * n_pos, n_pos]);
+        let head_dim = n_embd / heads.n_head;
+        Tensor::from_fn(n_pos, 3 * n_embd, |row, c| {
+            let (which, c) = (c / n_embd, c % n_embd);
+            let first = c / head_dim * n_pos;
+            let other = |position: usize, which: usize| qkv.at(text.rows.start + position, which * n_embd + c);
+            match which {
+                0 => heads.scale * (0..n_pos).map(|key| dscores.at(first + row, key) * other(key, 1)).sum::<f64>(),
+                1 => {
+                    heads.scale * (0..n_pos).map(|query| dscores.at(first + query, row) * other(query, 0)).sum::<f64>()
+                }
+                _ => 0.0,
+            }
+        })
+    }
+
     fn edit(&self, x: &Tensor, window: &Window, change: &Change) -> Tensor {
         window.assert_within([x.rows, x.cols]);
         let mut data = x.data.clone();
@@ -274,6 +417,7 @@ impl Reference {
                 let value = &mut data[row * x.cols + col];
                 *value = match change {
                     Change::Zero => 0.0,
+                    Change::Scale(_) if *value == f64::from(MASKED) => *value,
                     Change::Scale(factor) => *value * f64::from(*factor),
                     Change::Add(values) => *value + f64::from(values[i % values.len()]),
                     Change::Replace(values) => f64::from(values[i % values.len()]),
@@ -346,6 +490,17 @@ impl Device for Reference {
             Op::Likeliest {} => self.likeliest(x[0]),
             Op::GatherRows { parts } => self.gather_rows(x, parts),
             Op::Edit { window, change } => self.edit(x[0], window, change),
+            Op::LayerNormGradient { eps } => self.layer_norm_gradient(x[0], x[1], w[0], *eps),
+            Op::LayerNormScaleGradient {} => self.layer_norm_scale_gradient(x[0], x[1], x[2]),
+            Op::LayerNormDivisorGradient {} => self.layer_norm_divisor_gradient(x[0], x[1], x[2]),
+            Op::Gain {} => self.gain(x[0], w[0]),
+            Op::LinearByHeadGradient { n_head } => self.linear_by_head_gradient(x[0], w[0], *n_head),
+            Op::RepeatHeads { n_head } => self.repeat_heads(x[0], *n_head),
+            Op::ActivationGradient { f } => self.activation_gradient(x[0], x[1], *f),
+            Op::AttentionPatternGradient {} => self.attention_pattern_gradient(x[0], x[1]),
+            Op::AttentionMixGradient { text, heads } => self.attention_mix_gradient(x[0], x[1], text, *heads),
+            Op::AttentionValuesGradient { text, heads } => self.attention_values_gradient(x[0], x[1], text, *heads),
+            Op::AttentionScoresGradient { text, heads } => self.attention_scores_gradient(x[0], x[1], text, *heads),
         }
     }
 

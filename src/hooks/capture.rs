@@ -63,6 +63,15 @@ pub trait Sink {
     fn edited(&mut self, _n: usize, _text: usize, _sha256: &str) {}
 }
 
+/// Receives pieces of arrays: [`Sink::put`] for values and gradients.
+pub trait ArraySink {
+    /// Receives one text's part of an array.
+    ///
+    /// # Errors
+    /// Those of the sink; an error ends the run.
+    fn put_array(&mut self, array: ArrayKey, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()>;
+}
+
 /// Receives rows of a text at one site, in order.
 pub trait RowSink {
     /// Receives rows `first..` of one text's values: like [`Sink::put`], but with a part of the position axis.
@@ -95,16 +104,38 @@ impl StepSink for () {
     }
 }
 
+/// What one array of an output holds: a site's values, or the gradients by them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ArrayKey {
+    /// The site.
+    pub site: Site,
+    /// True for the gradients.
+    pub is_gradient: bool,
+}
+
+impl ArrayKey {
+    /// The array's name: the hook's, for gradients with `_grad` at its end.
+    pub fn name(self) -> String {
+        self.site.name() + if self.is_gradient { "_grad" } else { "" }
+    }
+}
+
+impl From<Site> for ArrayKey {
+    fn from(site: Site) -> ArrayKey {
+        ArrayKey { site, is_gradient: false }
+    }
+}
+
 /// Recorded values that can be read again, text by text. Formats that are written from front to back read them.
 pub trait Arrays {
-    /// Every site with its shape, [batch, ...], in run order.
-    fn shapes(&self) -> Vec<(Site, Vec<usize>)>;
+    /// Every array with its shape, [batch, ...], in run order.
+    fn shapes(&self) -> Vec<(ArrayKey, Vec<usize>)>;
 
-    /// One text's values at one site, padded with zeros to the length of the longest.
+    /// One text's part of an array, padded with zeros to the length of the longest.
     ///
     /// # Errors
     /// Those of reading the file that holds them.
-    fn of_text(&self, site: Site, text: usize) -> std::io::Result<CowArray<'_, f32, IxDyn>>;
+    fn of_text(&self, array: ArrayKey, text: usize) -> std::io::Result<CowArray<'_, f32, IxDyn>>;
 }
 
 /// True when the values hold a NaN, or an infinity that is not a masked score.
@@ -314,11 +345,11 @@ impl StepSink for Capture {
 }
 
 impl Arrays for Capture {
-    fn shapes(&self) -> Vec<(Site, Vec<usize>)> {
-        self.slots.iter().map(|(site, slot)| (*site, slot.shape.clone())).collect()
+    fn shapes(&self) -> Vec<(ArrayKey, Vec<usize>)> {
+        self.slots.iter().map(|(site, slot)| ((*site).into(), slot.shape.clone())).collect()
     }
 
-    fn of_text(&self, site: Site, text: usize) -> std::io::Result<CowArray<'_, f32, IxDyn>> {
-        Ok(self.slots[&site].array().index_axis(Axis(0), text).into())
+    fn of_text(&self, array: ArrayKey, text: usize) -> std::io::Result<CowArray<'_, f32, IxDyn>> {
+        Ok(self.slots[&array.site].array().index_axis(Axis(0), text).into())
     }
 }

@@ -21,6 +21,8 @@ pub struct Layout<'a> {
     values_before: Vec<Vec<usize>>,
     /// For each edit, how many values its selection has.
     n_values: Vec<usize>,
+    /// Positions of each text whose logits are computed beside the tapped ones.
+    more_logits: Option<Vec<Vec<usize>>>,
 }
 
 impl<'a> Layout<'a> {
@@ -34,7 +36,8 @@ impl<'a> Layout<'a> {
             check_lists(*site, "positions", select.positions.as_ref(), batch, |text| batch.texts()[text].len())?;
             check_lists(*site, "keys", select.keys.as_ref(), batch, |text| batch.n_keys(text))?;
         }
-        let mut layout = Layout { hooks, batch, values_before: Vec::new(), n_values: Vec::new() };
+        let (values_before, n_values, more_logits) = Default::default();
+        let mut layout = Layout { hooks, batch, values_before, n_values, more_logits };
         for (site, select, edit) in &hooks.edits {
             let (mut before, mut total, mut widths) = (Vec::new(), 0, Vec::new());
             for text in 0..batch.texts().len() {
@@ -92,6 +95,11 @@ impl<'a> Layout<'a> {
         self.hooks.tapped(site).is_some() || self.edits(site).next().is_some()
     }
 
+    /// The same layout, in a run that also needs the logits at these positions, one list per text.
+    pub(crate) fn with_logits(self, positions: Vec<Vec<usize>>) -> Layout<'a> {
+        Layout { more_logits: Some(positions), ..self }
+    }
+
     /// The positions of a text whose logits are computed, or `None` for all. Nothing reads the logits later in the run,
     /// so those that are not recorded are not computed.
     pub(super) fn logits_of(&self, text: usize) -> Option<Vec<Range<usize>>> {
@@ -99,9 +107,21 @@ impl<'a> Layout<'a> {
             let n = self.batch.texts()[text].len();
             return Some(vec![n - 1..n]);
         }
-        let select = self.hooks.tapped(Site::Unembed)?;
-        let some = select.positions.is_some() && self.edits(Site::Unembed).next().is_none();
-        some.then(|| ranges(select.positions.as_ref(), text, 0))
+        if self.edits(Site::Unembed).next().is_some() {
+            return None;
+        }
+        let more = self.more_logits.as_ref().map(|positions| &positions[text]);
+        let list = match (self.hooks.tapped(Site::Unembed), more) {
+            (Some(select), more) => {
+                let mut list = select.positions.as_ref()?[text].clone();
+                list.extend(more.into_iter().flatten());
+                list.sort_unstable();
+                list.dedup();
+                list
+            }
+            (None, more) => more?.clone(),
+        };
+        Some(runs(&list))
     }
 
     /// The most bytes that one block's taps of one text take, or the taps after the last block.
@@ -117,7 +137,7 @@ impl<'a> Layout<'a> {
     /// Where a selection lies in the tensor or tensors that carry `site` when `texts` of the batch are run together:
     /// one window over all of them, or one per text for the sites that are computed text by text (scores, pattern,
     /// logits), with that text's index.
-    pub(super) fn windows(&self, site: Site, select: &Select, texts: Range<usize>) -> Vec<(Option<usize>, Window)> {
+    pub(crate) fn windows(&self, site: Site, select: &Select, texts: Range<usize>) -> Vec<(Option<usize>, Window)> {
         let (batch, config) = (self.batch, &self.hooks.config);
         if !by_text(site) {
             let first = batch.texts().get(texts.start).map_or(0, |text| text.start);
@@ -139,13 +159,11 @@ impl<'a> Layout<'a> {
                     within.iter().map(move |r| head * n_pos + r.start..head * n_pos + r.end).collect::<Vec<_>>()
                 });
                 Window { rows: join(rows), cols: ranges(select.keys.as_ref(), i, batch.n_keys(i)) }
-            } else if self.logits_of(i).is_some() {
-                // Only these rows were computed.
-                let n: usize = within.iter().map(ExactSizeIterator::len).sum();
-                Window {
-                    rows: join(std::iter::once(0..n).filter(|all| n > 0 && !all.is_empty())),
-                    cols: columns(site, select, config),
-                }
+            } else if let Some(computed) = self.logits_of(i) {
+                // Only these rows were computed, one after the other.
+                let computed: Vec<usize> = computed.into_iter().flatten().collect();
+                let rows = within.into_iter().flatten().filter_map(|row| computed.binary_search(&row).ok());
+                Window { rows: join(rows.map(|row| row..row + 1)), cols: columns(site, select, config) }
             } else {
                 Window { rows: within, cols: columns(site, select, config) }
             };
@@ -155,12 +173,12 @@ impl<'a> Layout<'a> {
     }
 
     /// Shape of what a selection holds of one text.
-    pub(super) fn shape_of_selection(&self, site: Site, select: &Select, text: usize) -> Vec<usize> {
+    pub(crate) fn shape_of_selection(&self, site: Site, select: &Select, text: usize) -> Vec<usize> {
         shape_of(&self.hooks.config, site, select, self.batch, text)
     }
 
-    /// The change that edit `n` makes in a window of `text`, or of all texts from `text` on. `None` when the host must
-    /// compute it: for a function, and for a factor on scores, whose masked entries must not change.
+    /// The change that edit `n` makes in a window of `text`, or of all texts from `text` on. `None` for a function, which the
+    /// host calls.
     pub(super) fn change(&self, n: usize, site: Site, edit: &Edit, text: usize, window: &Window) -> Option<Change> {
         let width = window.n_cols();
         let cut = |values: &[f32]| match values {
@@ -175,11 +193,11 @@ impl<'a> Layout<'a> {
             Edit::Replace(values) => Change::Replace(cut(values)),
             Edit::With(_) => return None,
         };
-        if site.is_square() { self.seen_only(site, change, text, window) } else { Some(change) }
+        Some(if site.is_square() { self.seen_only(site, change, text, window) } else { change })
     }
 
     /// A change of scores or patterns that does not modify masked entries.
-    fn seen_only(&self, site: Site, change: Change, text: usize, window: &Window) -> Option<Change> {
+    fn seen_only(&self, site: Site, change: Change, text: usize, window: &Window) -> Change {
         let unseen = if matches!(site, Site::AttnScores(_)) { MASKED } else { 0.0 };
         let full = |values: &[f32], unseen: f32| {
             let entries = window.each_row().flat_map(|row| window.each_col().map(move |key| (row, key)));
@@ -188,19 +206,20 @@ impl<'a> Layout<'a> {
             };
             entries.enumerate().map(value).collect::<Vec<f32>>()
         };
-        Some(match change {
+        match change {
             // Unseen entries of a pattern are 0.
-            Change::Zero | Change::Scale(_) if unseen == 0.0 => change,
-            Change::Scale(_) => return None,
+            Change::Zero if unseen == 0.0 => change,
+            // Neither 0 nor a masked score changes.
+            Change::Scale(_) => change,
             Change::Zero => Change::Replace(full(&[0.0], unseen)),
             Change::Add(values) => Change::Add(full(&values, 0.0)),
             Change::Replace(values) => Change::Replace(full(&values, unseen)),
-        })
+        }
     }
 
     /// True when the query of a row of scores or of a pattern [H Q, K] attends to a key, that is, the entry is not
     /// masked.
-    pub(super) fn sees(&self, text: usize, row: usize, key: usize) -> bool {
+    pub(crate) fn sees(&self, text: usize, row: usize, key: usize) -> bool {
         key <= self.batch.first_position(text) + row % self.batch.texts()[text].len()
     }
 }

@@ -44,6 +44,21 @@ impl From<std::io::Error> for Stop {
 /// A progress callback. It receives the number of finished blocks and may end the run.
 pub type Progress<'a> = &'a dyn Fn(usize) -> ControlFlow<()>;
 
+/// Sees the values of a run, each after its edits and before anything reads it.
+pub trait Watch<D: Device> {
+    /// Sees a value, of one text or of all texts of the run, and returns it.
+    fn see(&self, dev: &D, site: Site, text: Option<usize>, x: D::Tensor) -> D::Tensor;
+
+    /// A block was recorded.
+    fn boundary(&self);
+
+    /// True for a site that it must see although the request does not name it.
+    fn wants(&self, site: Site) -> bool;
+
+    /// The last site that it wants; the run goes at least that far.
+    fn last(&self) -> Option<Site>;
+}
+
 /// How many submits may be unfinished on the device when the next block is recorded.
 const SUBMITS_IN_FLIGHT: usize = 2;
 
@@ -60,8 +75,7 @@ struct Pending<D: Device> {
 struct HostEdit<'a> {
     n: usize,
     select: &'a Select,
-    /// The function's name if it is an edit function of the caller.
-    name: Option<&'a str>,
+    name: &'a str,
     call: &'a dyn Fn(ArrayViewD<'_, f32>) -> ArrayD<f32>,
 }
 
@@ -76,6 +90,7 @@ pub struct Recorder<'a, D: Device> {
     staged_bytes: usize,
     sink: &'a mut dyn Sink,
     progress: Option<Progress<'a>>,
+    watch: Option<&'a dyn Watch<D>>,
     boundaries: usize,
     /// For each submit that may be unfinished, how many blocks end with it.
     submitted: VecDeque<usize>,
@@ -108,16 +123,23 @@ impl<'a, D: Device> Recorder<'a, D> {
             staged_bytes,
             sink,
             progress,
+            watch: None,
             boundaries,
             submitted,
             finished,
         }
     }
 
+    /// The same recorder, whose values `watch` sees.
+    pub(crate) fn watched(self, watch: Option<&'a dyn Watch<D>>) -> Recorder<'a, D> {
+        let last = self.last.max(watch.and_then(Watch::last));
+        Recorder { watch, last, ..self }
+    }
+
     /// True when `site` has a tap or an edit. Only the functions that choose between a fused and an unfused form may
     /// call it.
     pub fn wants(&self, site: Site) -> bool {
-        self.layout.wants(site)
+        self.layout.wants(site) || self.watch.is_some_and(|watch| watch.wants(site))
     }
 
     /// The positions of a text of the run whose logits are needed, or `None` for all.
@@ -176,6 +198,9 @@ impl<'a, D: Device> Recorder<'a, D> {
     /// [`Stop::Fault`] when the device fails, [`Stop::Sink`] when the sink fails, [`Stop::Cancelled`] when the progress
     /// callback ends the run.
     pub async fn boundary(&mut self, dev: &D) -> Result<(), Stop> {
+        if let Some(watch) = self.watch {
+            watch.boundary();
+        }
         self.boundaries += 1;
         let is_full = self.staged_bytes >= self.layout.hooks().staging_budget;
         let is_sent = if is_full {
@@ -226,13 +251,7 @@ impl<'a, D: Device> Recorder<'a, D> {
             match edit {
                 Edit::With(function) => {
                     let call = |values: ArrayViewD<'_, f32>| function.call(values);
-                    let by = HostEdit { n, select, name: Some(function.name()), call: &call };
-                    x = self.edit_with(dev, site, by, texts.clone(), x).await?;
-                }
-                // Masked scores are not scaled.
-                Edit::Scale(factor) if matches!(site, Site::AttnScores(_)) => {
-                    let call = |values: ArrayViewD<'_, f32>| values.mapv(|v| v * factor);
-                    let by = HostEdit { n, select, name: None, call: &call };
+                    let by = HostEdit { n, select, name: function.name(), call: &call };
                     x = self.edit_with(dev, site, by, texts.clone(), x).await?;
                 }
                 _ => {
@@ -246,14 +265,23 @@ impl<'a, D: Device> Recorder<'a, D> {
                 }
             }
         }
-        let Some(select) = layout.hooks().tapped(site) else { return Ok(x) };
-        for (text, window) in layout.windows(site, select, texts) {
+        if let Some(watch) = self.watch {
+            x = watch.see(dev, site, text, x);
+        }
+        self.record(dev, site, text, &x);
+        Ok(x)
+    }
+
+    /// Records what the request taps of a site. `text` is the text that `x` holds, if it holds a single one.
+    pub(crate) fn record(&mut self, dev: &D, site: Site, text: Option<usize>, x: &D::Tensor) {
+        let texts = text.map_or(self.texts.clone(), |i| i..i + 1);
+        let Some(select) = self.layout.hooks().tapped(site) else { return };
+        for (text, window) in self.layout.windows(site, select, texts) {
             if !window.is_empty() {
                 self.staged_bytes += 4 * window.len();
-                self.staged.push(Pending { site, text, likeliest_of: 0, staged: dev.copy_out(&x, &window) });
+                self.staged.push(Pending { site, text, likeliest_of: 0, staged: dev.copy_out(x, &window) });
             }
         }
-        Ok(x)
     }
 
     /// Records what a choice of the likeliest token needs of logits with one row for each of `n` texts from `first` on,
@@ -289,7 +317,7 @@ impl<'a, D: Device> Recorder<'a, D> {
                 if returned.shape() != shape {
                     return Err(Stop::Hook(HookError::Returned {
                         site: site.name(),
-                        name: name.unwrap_or_default().into(),
+                        name: name.into(),
                         text,
                         given: values.len(),
                         returned: returned.len(),
@@ -304,9 +332,7 @@ impl<'a, D: Device> Recorder<'a, D> {
                         }
                     }
                 }
-                if name.is_some() {
-                    self.sink.edited(n, text, &hash(&returned));
-                }
+                self.sink.edited(n, text, &hash(&returned));
                 x = dev.edit(&x, window, Change::Replace(returned));
                 dev.host_memory().give_back(values);
             }

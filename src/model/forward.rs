@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::device::{Activation, Device, DeviceError, Heads, Operations, Queries};
 use crate::hooks::capture::Sink;
 use crate::hooks::layout::Layout;
-use crate::hooks::recorder::{Progress, Recorder, Stop};
+use crate::hooks::recorder::{Progress, Recorder, Stop, Watch};
 use crate::hooks::request::{HookError, Hooks};
 use crate::hooks::site::{Site, SiteError};
 use crate::model::params::{Biased, Block, LoadError, Params};
@@ -129,7 +129,7 @@ impl<'a> Start<'a> {
     }
 
     /// The first site that has a value in a run.
-    fn first_site(self) -> Site {
+    pub(crate) fn first_site(self) -> Site {
         match self {
             Start::Tokens | Start::Embeddings(_) => Site::Embed,
             Start::Stream { layer, .. } => Site::ResidPre(layer),
@@ -157,7 +157,6 @@ impl<D: Device> std::fmt::Debug for KvCache<D> {
 }
 
 /// One run: the request, the texts, and where it begins.
-#[derive(Debug)]
 pub struct Run<'a, D: Device> {
     /// The request and its batch.
     pub layout: &'a Layout<'a>,
@@ -170,12 +169,20 @@ pub struct Run<'a, D: Device> {
     pub cache: Option<&'a mut KvCache<D>>,
     /// For each text of the batch, the cache's text that it continues. With `None`, text i continues text i.
     pub texts_in_cache: Option<&'a [usize]>,
+    /// Sees every value that the run computes, up to the last one that it wants.
+    pub watch: Option<&'a dyn Watch<D>>,
+}
+
+impl<D: Device> std::fmt::Debug for Run<'_, D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Run").field("texts", &self.texts).field("start", &self.start).finish_non_exhaustive()
+    }
 }
 
 impl<'a, D: Device> Run<'a, D> {
     /// A run over some texts of a batch that begins at the token ids, without a cache.
     pub fn new(layout: &'a Layout<'a>, texts: Range<usize>) -> Run<'a, D> {
-        Run { layout, texts, start: Start::Tokens, cache: None, texts_in_cache: None }
+        Run { layout, texts, start: Start::Tokens, cache: None, texts_in_cache: None, watch: None }
     }
 }
 
@@ -192,14 +199,25 @@ pub async fn forward<D: Device>(
     sink: &mut dyn Sink,
     progress: Option<Progress<'_>>,
 ) -> Result<(), RunError> {
-    let Run { layout, texts, start, cache, texts_in_cache } = run;
+    forward_with(dev, params, run, sink, progress).await
+}
+
+/// [`forward`] with the weights of another device, whose type of weights is the same.
+pub(crate) async fn forward_with<D: Device, P: Device<Weight = D::Weight>>(
+    dev: &D,
+    params: &Params<P>,
+    run: Run<'_, D>,
+    sink: &mut dyn Sink,
+    progress: Option<Progress<'_>>,
+) -> Result<(), RunError> {
+    let Run { layout, texts, start, cache, texts_in_cache, watch } = run;
     let part = layout.batch().part(texts.clone());
     check_size(dev, params, &part, layout.hooks())?;
     let first = start.first_site();
     if let Some(site) = layout.hooks().touched().into_iter().find(|site| *site < first) {
         return Err(HookError::BeforeStart { site: site.name() }.into());
     }
-    let mut recorder = Recorder::new(layout, texts.clone(), sink, progress);
+    let mut recorder = Recorder::new(layout, texts.clone(), sink, progress).watched(watch);
     let texts_in_cache = match texts_in_cache {
         Some(all) => all[texts.clone()].to_vec(),
         None => texts.clone().collect(),
@@ -230,7 +248,12 @@ pub fn max_tokens<D: Device>(dev: &D, config: &Config, hooks: &Hooks) -> usize {
 ///
 /// # Errors
 /// [`RunError::TooLarge`].
-pub fn check_size<D: Device>(dev: &D, params: &Params<D>, batch: &Batch, hooks: &Hooks) -> Result<(), RunError> {
+pub fn check_size<D: Device, P: Device<Weight = D::Weight>>(
+    dev: &D,
+    params: &Params<P>,
+    batch: &Batch,
+    hooks: &Hooks,
+) -> Result<(), RunError> {
     let (limits, config, n_pos) = (dev.tensor_limits(), params.config(), batch.n_pos());
     let check = |what: &str, elements: usize, most: usize| {
         if elements <= most {
@@ -257,9 +280,9 @@ fn heads(config: &Config, layer: usize) -> Heads {
 }
 
 /// What every step of one forward pass uses.
-struct Pass<'a, D: Device> {
+struct Pass<'a, D: Device, P: Device<Weight = D::Weight>> {
     dev: &'a D,
-    params: &'a Params<D>,
+    params: &'a Params<P>,
     config: &'a Config,
     batch: &'a Batch,
     /// The cache's index of each text of the batch.
@@ -267,7 +290,7 @@ struct Pass<'a, D: Device> {
     cache: Option<&'a mut KvCache<D>>,
 }
 
-impl<D: Device> Pass<'_, D> {
+impl<D: Device, P: Device<Weight = D::Weight>> Pass<'_, D, P> {
     async fn run(&mut self, start: Start<'_>, hooks: &mut Recorder<'_, D>) -> Result<(), End> {
         let (dev, params, config) = (self.dev, self.params, self.config);
         let uploaded = |values: &[f32]| dev.upload([values.len() / config.n_embd, config.n_embd], values.to_vec());

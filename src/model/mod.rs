@@ -1,7 +1,8 @@
 //! A GPT-2 checkpoint and its forward pass. Owns everything between a model's files and a device's operations.
 //! Read in this order: `model_dir.rs`, `checkpoint.rs`, `process.rs`, `tokenizer.rs`
-//! (with `tokenizer_files.rs`), `token_select.rs`, `windows.rs`, `params.rs`, `forward.rs`.
+//! (with `tokenizer_files.rs`), `token_select.rs`, `windows.rs`, `params.rs`, `forward.rs`, `backward.rs`.
 
+pub mod backward;
 pub mod checkpoint;
 pub mod forward;
 pub(crate) mod model_dir;

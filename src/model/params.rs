@@ -59,7 +59,7 @@ impl Direction {
 }
 
 /// A checkpoint's weights on a device. Each is loaded when a run first needs it, so a run that ends early does not load
-/// the rest.
+/// the rest. Devices with the same type of weights share them: a device and one that wraps it.
 pub struct Params<D: Device> {
     checkpoint: Arc<Checkpoint>,
     precision: Option<Dtype>,
@@ -118,11 +118,21 @@ impl<D: Device> Params<D> {
         values
     }
 
-    async fn load(&self, dev: &D, name: &str, part: Part) -> Result<D::Weight, LoadError> {
+    async fn load<E: Device<Weight = D::Weight>>(
+        &self,
+        dev: &E,
+        name: &str,
+        part: Part,
+    ) -> Result<D::Weight, LoadError> {
         self.bring(dev, self.checkpoint.tensor(name)?, part)
     }
 
-    fn bring(&self, dev: &D, weight: &StoredWeight, part: Part) -> Result<D::Weight, LoadError> {
+    fn bring<E: Device<Weight = D::Weight>>(
+        &self,
+        dev: &E,
+        weight: &StoredWeight,
+        part: Part,
+    ) -> Result<D::Weight, LoadError> {
         let weight = match self.precision {
             Some(dtype) if weight.rows > 1 && weight.dtype != dtype => {
                 let overflow = || LoadError::Overflow { name: weight.name.clone(), dtype };
@@ -133,7 +143,12 @@ impl<D: Device> Params<D> {
         Ok(dev.load(&StoredWeight { part, ..weight })?)
     }
 
-    async fn biased(&self, dev: &D, name: &str, part: Part) -> Result<Biased<D::Weight>, LoadError> {
+    async fn biased<E: Device<Weight = D::Weight>>(
+        &self,
+        dev: &E,
+        name: &str,
+        part: Part,
+    ) -> Result<Biased<D::Weight>, LoadError> {
         Ok(Biased {
             weight: self.load(dev, &format!("{name}.weight"), part).await?,
             bias: self.load(dev, &format!("{name}.bias"), part).await?,
@@ -141,7 +156,11 @@ impl<D: Device> Params<D> {
     }
 
     /// The weights of block `layer`.
-    pub(crate) async fn block(&self, dev: &D, layer: usize) -> Result<&Block<D::Weight>, LoadError> {
+    pub(crate) async fn block<E: Device<Weight = D::Weight>>(
+        &self,
+        dev: &E,
+        layer: usize,
+    ) -> Result<&Block<D::Weight>, LoadError> {
         let part = async |name: &str| self.biased(dev, &format!("h.{layer}.{name}"), Part::Block(layer)).await;
         once(&self.blocks[layer], async || {
             Ok(Block {
@@ -157,22 +176,26 @@ impl<D: Device> Params<D> {
     }
 
     /// The token embedding [V, D].
-    pub(crate) async fn wte(&self, dev: &D) -> Result<&D::Weight, LoadError> {
+    pub(crate) async fn wte<E: Device<Weight = D::Weight>>(&self, dev: &E) -> Result<&D::Weight, LoadError> {
         once(&self.wte, async || self.load(dev, "wte.weight", Part::Embedding).await).await
     }
 
     /// The position embedding [n_ctx, D].
-    pub(crate) async fn wpe(&self, dev: &D) -> Result<&D::Weight, LoadError> {
+    pub(crate) async fn wpe<E: Device<Weight = D::Weight>>(&self, dev: &E) -> Result<&D::Weight, LoadError> {
         once(&self.wpe, async || self.load(dev, "wpe.weight", Part::Embedding).await).await
     }
 
     /// The final LayerNorm.
-    pub(crate) async fn ln_f(&self, dev: &D) -> Result<&Biased<D::Weight>, LoadError> {
+    pub(crate) async fn ln_f<E: Device<Weight = D::Weight>>(&self, dev: &E) -> Result<&Biased<D::Weight>, LoadError> {
         once(&self.ln_f, async || self.biased(dev, "ln_f", Part::Head).await).await
     }
 
     /// The logits of rows [T, D] of the final LayerNorm's output.
-    pub(crate) async fn logits(&self, dev: &D, x: &D::Tensor) -> Result<D::Tensor, LoadError> {
+    pub(crate) async fn logits<E: Device<Weight = D::Weight>>(
+        &self,
+        dev: &E,
+        x: &E::Tensor,
+    ) -> Result<E::Tensor, LoadError> {
         let logits = dev.unembed(x, self.unembedding(dev).await?);
         let bias = once(&self.lm_head_bias, async || {
             let Some(bias) = self.checkpoint.unembedding_bias() else { return Ok(None) };
@@ -194,7 +217,7 @@ impl<D: Device> Params<D> {
     }
 
     /// The unembedding [V, D]: `lm_head`, or the token embedding if the two are tied.
-    pub(crate) async fn unembedding(&self, dev: &D) -> Result<&D::Weight, LoadError> {
+    pub(crate) async fn unembedding<E: Device<Weight = D::Weight>>(&self, dev: &E) -> Result<&D::Weight, LoadError> {
         let lm_head = once(&self.lm_head, async || {
             self.checkpoint.untied_unembedding().map(|w| self.bring(dev, w, Part::Head)).transpose()
         });

@@ -2,8 +2,7 @@
 //! has only finite numbers; other values are the strings "NaN", "Infinity" and "-Infinity" (masked scores). Read next: `mod.rs`.
 
 use super::Record;
-use crate::hooks::capture::Arrays;
-use crate::hooks::site::Site;
+use crate::hooks::capture::{ArrayKey, Arrays};
 use ndarray::{ArrayViewD, Axis};
 use serde::ser::{Error, Serialize, SerializeMap, SerializeSeq, Serializer};
 use std::io::Write;
@@ -38,10 +37,10 @@ pub fn number<S: Serializer>(value: &f32, to: S) -> Result<S::Ok, S::Error> {
     }
 }
 
-/// One hook of all texts.
+/// One array of all texts.
 struct Hook<'a> {
     arrays: &'a dyn Arrays,
-    site: Site,
+    array: ArrayKey,
     texts: usize,
 }
 
@@ -49,21 +48,21 @@ impl Serialize for Hook<'_> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         let mut list = to.serialize_seq(Some(self.texts))?;
         for text in 0..self.texts {
-            let values = self.arrays.of_text(self.site, text).map_err(S::Error::custom)?;
+            let values = self.arrays.of_text(self.array, text).map_err(S::Error::custom)?;
             list.serialize_element(&Nested(values.view()))?;
         }
         list.end()
     }
 }
 
-/// All hooks under their names.
+/// All arrays under their names.
 struct Hooks<'a>(&'a dyn Arrays);
 
 impl Serialize for Hooks<'_> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         let mut map = to.serialize_map(None)?;
-        for (site, shape) in self.0.shapes() {
-            map.serialize_entry(&site.name(), &Hook { arrays: self.0, site, texts: shape[0] })?;
+        for (array, shape) in self.0.shapes() {
+            map.serialize_entry(&array.name(), &Hook { arrays: self.0, array, texts: shape[0] })?;
         }
         map.end()
     }
@@ -77,12 +76,15 @@ impl Serialize for Document<'_> {
         let mut map = to.serialize_map(None)?;
         for (key, value) in record.metadata() {
             // Here these are JSON lists, not strings that contain lists.
-            if !["tokens", "text", "words", "edits"].contains(&key) {
+            if !["tokens", "text", "words", "edits", "gradient"].contains(&key) {
                 map.serialize_entry(key, &value)?;
             }
         }
         if !record.provenance.edits.is_empty() {
             map.serialize_entry("edits", &record.provenance.edits)?;
+        }
+        if let Some(gradient) = &record.gradient {
+            map.serialize_entry("gradient", gradient)?;
         }
         map.serialize_entry("text", record.texts)?;
         map.serialize_entry("tokens", &record.token_texts())?;

@@ -16,7 +16,7 @@ pub mod summary;
 mod table;
 mod unfinished;
 
-use crate::hooks::capture::{Arrays, Sink, StepSink};
+use crate::hooks::capture::{ArrayKey, ArraySink, Arrays, Sink, StepSink};
 use crate::hooks::request::EditRecord;
 use crate::hooks::site::Site;
 use crate::model::process::Process;
@@ -84,6 +84,8 @@ pub struct Record<'a> {
     pub provenance: &'a Provenance,
     /// How the texts were generated, as JSON, if they were.
     pub generation: Option<String>,
+    /// What the gradients are of, if there are any.
+    pub gradient: Option<Value>,
     /// The arrays' lengths, if they were laid out before the texts' lengths were known.
     pub reserved: Option<Reserved>,
 }
@@ -266,6 +268,7 @@ impl Record<'_> {
         if !self.provenance.edits.is_empty() {
             pairs.push(("edits", json!(self.provenance.edits).to_string()));
         }
+        pairs.extend(self.gradient.as_ref().map(|gradient| ("gradient", gradient.to_string())));
         pairs.extend(self.windows.map(|windows| ("window", windows.to_string())));
         pairs.extend(self.generation.clone().map(|generation| ("generation", generation)));
         match self.texts {
@@ -456,7 +459,12 @@ impl Output {
     ///
     /// # Errors
     /// [`OutputError::Write`] for a file larger than readers accept.
-    pub fn size(&self, record: &Record<'_>, shapes: Vec<(Site, Vec<usize>)>) -> Result<Option<u64>, OutputError> {
+    pub fn size(
+        &self,
+        record: &Record<'_>,
+        shapes: Vec<(impl Into<ArrayKey>, Vec<usize>)>,
+    ) -> Result<Option<u64>, OutputError> {
+        let shapes = arrays_of(shapes);
         Ok(match self.format {
             Format::Safetensors => Some(safetensors::layout(record, shapes, 0).map_err(|e| self.place.failed(e))?.size),
             Format::Npz => Some(Npz::new(record, shapes.clone(), 0).layout(shapes).size),
@@ -473,8 +481,9 @@ impl Output {
     pub fn begin<'a>(
         self,
         record: &'a Record<'a>,
-        shapes: Vec<(Site, Vec<usize>)>,
+        shapes: Vec<(impl Into<ArrayKey>, Vec<usize>)>,
     ) -> Result<Writing<'a>, OutputError> {
+        let shapes = arrays_of(shapes);
         let create = |name: &str, layout: &Layout, sums: bool| {
             let failed = |e: std::io::Error| match e.kind() {
                 ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
@@ -503,6 +512,10 @@ impl Output {
         };
         Ok(Writing { output: self, record, store, body })
     }
+}
+
+fn arrays_of(shapes: Vec<(impl Into<ArrayKey>, Vec<usize>)>) -> Vec<(ArrayKey, Vec<usize>)> {
+    shapes.into_iter().map(|(array, shape)| (array.into(), shape)).collect()
 }
 
 /// The known extensions, as a phrase.
@@ -549,10 +562,17 @@ enum Body {
     Text,
 }
 
+impl ArraySink for Writing<'_> {
+    fn put_array(&mut self, array: ArrayKey, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
+        let put = self.store.put_array(array, text, values);
+        // The run passes this error on as an I/O error, which must still name the file.
+        put.map_err(|e| std::io::Error::new(e.kind(), self.output.place.failed(e)))
+    }
+}
+
 impl Sink for Writing<'_> {
     fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
-        // The run passes this error on as an I/O error, which must still name the file.
-        self.store.put(site, text, values).map_err(|e| std::io::Error::new(e.kind(), self.output.place.failed(e)))
+        self.put_array(site.into(), text, values)
     }
 }
 
@@ -591,7 +611,8 @@ impl Scratch {
     ///
     /// # Errors
     /// Those of the file.
-    pub fn create(shapes: Vec<(Site, Vec<usize>)>) -> std::io::Result<Scratch> {
+    pub fn create(shapes: Vec<(impl Into<ArrayKey>, Vec<usize>)>) -> std::io::Result<Scratch> {
+        let shapes = arrays_of(shapes);
         let folder = Unfinished::create(&std::env::temp_dir())?;
         let store = Store::create(&folder.path().join(VALUES), &Layout::bare(shapes), false)?;
         Ok(Scratch { store, _folder: folder })

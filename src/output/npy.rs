@@ -3,9 +3,9 @@
 
 use super::npz::npy_header;
 use super::store::Layout;
-use crate::hooks::site::Site;
+use crate::hooks::capture::ArrayKey;
 
-pub(super) fn layout(shapes: Vec<(Site, Vec<usize>)>) -> Layout {
+pub(super) fn layout(shapes: Vec<(ArrayKey, Vec<usize>)>) -> Layout {
     let head = shapes.first().map(|(_, shape)| npy_header("<f4", shape)).unwrap_or_default();
     let Layout { mut places, size, .. } = Layout::bare(shapes);
     let start = head.len() as u64;

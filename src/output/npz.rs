@@ -10,7 +10,7 @@
 
 use super::Record;
 use super::store::{Layout, Place, Store, bytes_of};
-use crate::hooks::site::Site;
+use crate::hooks::capture::ArrayKey;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
@@ -24,8 +24,8 @@ struct Entry {
     size: u64,
     /// Its .npy header, and its values if they are already known.
     known: Vec<u8>,
-    /// The site whose values follow, if any.
-    site: Option<Site>,
+    /// The array whose values follow, if they are not known yet.
+    array: Option<ArrayKey>,
 }
 
 /// An archive that is being filled.
@@ -44,7 +44,7 @@ impl Npz {
     }
 
     /// The layout for arrays of these shapes, with metadata of at least this many bytes.
-    pub(super) fn new(record: &Record<'_>, shapes: Vec<(Site, Vec<usize>)>, metadata_bytes: usize) -> Npz {
+    pub(super) fn new(record: &Record<'_>, shapes: Vec<(ArrayKey, Vec<usize>)>, metadata_bytes: usize) -> Npz {
         let mut npz = Npz { entries: Vec::new(), end: 0, metadata_bytes: 0 };
         for (name, table) in record.tables() {
             npz.add(name.into(), "<i8", table.shape(), table.iter().flat_map(|n| n.to_le_bytes()).collect(), None);
@@ -54,8 +54,8 @@ impl Npz {
         metadata.resize(metadata.len().max(metadata_bytes), b' ');
         npz.metadata_bytes = metadata.len();
         npz.add("metadata_json".into(), "|u1", &[metadata.len()], metadata, None);
-        for (site, shape) in shapes {
-            npz.add(site.name(), "<f4", &shape, Vec::new(), Some(site));
+        for (array, shape) in shapes {
+            npz.add(array.name(), "<f4", &shape, Vec::new(), Some(array));
         }
         npz
     }
@@ -84,24 +84,24 @@ impl Npz {
         out.write_all(&self.directory(&sums))
     }
 
-    fn add(&mut self, name: String, dtype: &str, shape: &[usize], values: Vec<u8>, site: Option<Site>) {
+    fn add(&mut self, name: String, dtype: &str, shape: &[usize], values: Vec<u8>, array: Option<ArrayKey>) {
         let name = name + ".npy";
         let known = [npy_header(dtype, shape), values].concat();
-        let to_come = site.map_or(0, |_| bytes_of(shape));
-        let entry = Entry { name, start: self.end, size: to_come.saturating_add(known.len() as u64), known, site };
+        let to_come = array.map_or(0, |_| bytes_of(shape));
+        let entry = Entry { name, start: self.end, size: to_come.saturating_add(known.len() as u64), known, array };
         self.end = self.end.saturating_add(entry.local_header(0).len() as u64).saturating_add(entry.size);
         self.entries.push(entry);
     }
 
-    pub(super) fn layout(&self, shapes: Vec<(Site, Vec<usize>)>) -> Layout {
+    pub(super) fn layout(&self, shapes: Vec<(ArrayKey, Vec<usize>)>) -> Layout {
         let (mut between, mut starts) = (Vec::new(), BTreeMap::new());
         for entry in &self.entries {
             let header = entry.local_header(crc32fast::hash(&entry.known));
             let values = entry.start + (header.len() + entry.known.len()) as u64;
             between.push((entry.start, [&header[..], &entry.known].concat()));
-            starts.extend(entry.site.map(|site| (site, values)));
+            starts.extend(entry.array.map(|array| (array, values)));
         }
-        let place = |(site, shape)| (site, Place { start: starts[&site], shape });
+        let place = |(array, shape)| (array, Place { start: starts[&array], shape });
         let places = shapes.into_iter().map(place).collect();
         let size = self.end.saturating_add(self.directory(&vec![0; self.entries.len()]).len() as u64);
         Layout { between, places, size }
@@ -113,8 +113,8 @@ impl Npz {
         for entry in &self.entries {
             let mut sum = crc32fast::Hasher::new();
             sum.update(&entry.known);
-            if let Some(site) = entry.site
-                && let Some(values) = store.checksum(site)?
+            if let Some(array) = entry.array
+                && let Some(values) = store.checksum(array)?
             {
                 sum.combine(&values);
             }

@@ -5,8 +5,8 @@
 //! The format: the length of the header (u64), the header (JSON, padded with spaces), the tensors without gaps.
 
 use super::Record;
-use super::store::{Layout, Place};
-use crate::hooks::site::Site;
+use super::store::Layout;
+use crate::hooks::capture::ArrayKey;
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde_json::{Map, Value, json};
@@ -17,7 +17,7 @@ const MAX_HEADER: usize = 100_000_000;
 /// The layout, with a header of at least this many bytes.
 pub(super) fn layout(
     record: &Record<'_>,
-    shapes: Vec<(Site, Vec<usize>)>,
+    shapes: Vec<(ArrayKey, Vec<usize>)>,
     header_bytes: usize,
 ) -> Result<Layout, String> {
     let metadata: Map<String, Value> = record.metadata().into_iter().map(|(k, v)| (k.into(), v.into())).collect();
@@ -37,8 +37,8 @@ pub(super) fn layout(
     }
     let before = between.len() as u64;
     let Layout { mut places, size, .. } = Layout::bare(shapes);
-    for (site, Place { shape, .. }) in &places {
-        add(site.name(), Dtype::F32, shape, places[site].bytes() as usize);
+    for (array, place) in &places {
+        add(array.name(), Dtype::F32, &place.shape, place.bytes() as usize);
     }
 
     let mut head = Value::from(header).to_string().into_bytes();

@@ -2,7 +2,7 @@
 //! arrive, so they are never all in memory. Owns the file and the checksums; the formats own the layout and the bytes
 //! between the arrays. Read next: `npz.rs`.
 
-use crate::hooks::capture::{Arrays, RowSink, Sink, StepSink};
+use crate::hooks::capture::{ArrayKey, ArraySink, Arrays, RowSink, Sink, StepSink};
 use crate::hooks::site::Site;
 use ndarray::{ArrayD, ArrayViewD, Axis, CowArray, IxDyn};
 use std::collections::BTreeMap;
@@ -42,16 +42,16 @@ pub(super) struct Layout {
     /// The bytes between the arrays, with their offsets.
     pub(super) between: Vec<(u64, Vec<u8>)>,
     /// The arrays.
-    pub(super) places: BTreeMap<Site, Place>,
+    pub(super) places: BTreeMap<ArrayKey, Place>,
     /// Size of the whole file.
     pub(super) size: u64,
 }
 
 impl Layout {
     /// A layout of arrays one after the other, with nothing between them.
-    pub(super) fn bare(shapes: Vec<(Site, Vec<usize>)>) -> Layout {
+    pub(super) fn bare(shapes: Vec<(ArrayKey, Vec<usize>)>) -> Layout {
         let mut size = 0u64;
-        let place = |(site, shape): (Site, Vec<usize>)| {
+        let place = |(site, shape): (ArrayKey, Vec<usize>)| {
             let place = Place { start: size, shape };
             size = size.saturating_add(place.bytes());
             (site, place)
@@ -65,8 +65,8 @@ impl Layout {
 #[derive(Debug)]
 pub(super) struct Store {
     file: File,
-    places: BTreeMap<Site, Place>,
-    sums: Option<BTreeMap<Site, Running>>,
+    places: BTreeMap<ArrayKey, Place>,
+    sums: Option<BTreeMap<ArrayKey, Running>>,
 }
 
 /// CRC-32 of the first `done` bytes of an array. If pieces arrive in order, the gaps between them are padding zeros.
@@ -121,9 +121,9 @@ impl Store {
     ///
     /// # Errors
     /// Those of reading the file.
-    pub(super) fn checksum(&mut self, site: Site) -> Result<Option<crc32fast::Hasher>> {
-        let sums = self.sums.as_mut().and_then(|sums| sums.get_mut(&site));
-        let (Some(running), Some(place)) = (sums, self.places.get(&site)) else { return Ok(None) };
+    pub(super) fn checksum(&mut self, array: ArrayKey) -> Result<Option<crc32fast::Hasher>> {
+        let sums = self.sums.as_mut().and_then(|sums| sums.get_mut(&array));
+        let (Some(running), Some(place)) = (sums, self.places.get(&array)) else { return Ok(None) };
         if !running.out_of_order {
             running.pad(place.bytes());
             return Ok(Some(running.hash.clone()));
@@ -144,8 +144,8 @@ impl Store {
     ///
     /// # Errors
     /// Those of the file.
-    pub(super) fn rows(&self, site: Site, text: usize, rows: Range<usize>) -> Result<ArrayD<f32>> {
-        let place = &self.places[&site];
+    pub(super) fn rows(&self, array: ArrayKey, text: usize, rows: Range<usize>) -> Result<ArrayD<f32>> {
+        let place = &self.places[&array];
         let mut shape = place.shape[1..].to_vec();
         let start = place.start + text as u64 * place.slab() + rows.start as u64 * bytes_of(&shape[1..]);
         shape[0] = rows.len();
@@ -163,78 +163,86 @@ impl Store {
 
     /// Writes `values` into the upper left corner of an array of shape `room` that begins `at` bytes into the array of
     /// `site`.
-    fn place(&mut self, site: Site, at: u64, values: ArrayViewD<'_, f32>, room: &[usize]) -> Result<()> {
+    fn place(&mut self, array: ArrayKey, at: u64, values: ArrayViewD<'_, f32>, room: &[usize]) -> Result<()> {
         match values.as_slice() {
-            Some(dense) if values.shape()[1..] == room[1..] => self.write(site, at, dense),
+            Some(dense) if values.shape()[1..] == room[1..] => self.write(array, at, dense),
             // One write for all rows, including padding, because rows of patterns are short and many.
             _ if room.len() == 2 => {
                 let mut padded = vec![0.0; values.len_of(Axis(0)) * room[1]];
                 for (row, slots) in values.outer_iter().zip(padded.chunks_exact_mut(room[1])) {
                     row.iter().zip(slots).for_each(|(v, slot)| *slot = *v);
                 }
-                self.write(site, at, &padded)
+                self.write(array, at, &padded)
             }
             _ => {
                 let step = bytes_of(&room[1..]);
                 let mut parts = (0..).zip(values.outer_iter());
-                parts.try_for_each(|(i, part)| self.place(site, at + i * step, part, &room[1..]))
+                parts.try_for_each(|(i, part)| self.place(array, at + i * step, part, &room[1..]))
             }
         }
     }
 
-    fn write(&mut self, site: Site, at: u64, values: &[f32]) -> Result<()> {
+    fn write(&mut self, array: ArrayKey, at: u64, values: &[f32]) -> Result<()> {
         // The formats are little-endian, and so is every target of actscope.
         const { assert!(cfg!(target_endian = "little")) };
         let bytes = bytemuck::cast_slice(values);
-        if let Some(running) = self.sums.as_mut().and_then(|sums| sums.get_mut(&site)) {
+        if let Some(running) = self.sums.as_mut().and_then(|sums| sums.get_mut(&array)) {
             running.add(at, bytes);
         }
-        let start = self.places[&site].start;
+        let start = self.places[&array].start;
         self.write_at(start + at, bytes)
+    }
+}
+
+impl ArraySink for Store {
+    fn put_array(&mut self, array: ArrayKey, text: usize, values: ArrayViewD<'_, f32>) -> Result<()> {
+        let Some(place) = self.places.get(&array) else { return Ok(()) };
+        let (at, room) = (text as u64 * place.slab(), place.shape[1..].to_vec());
+        self.place(array, at, values, &room)
     }
 }
 
 impl Sink for Store {
     fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> Result<()> {
-        let Some(place) = self.places.get(&site) else { return Ok(()) };
-        let (at, room) = (text as u64 * place.slab(), place.shape[1..].to_vec());
-        self.place(site, at, values, &room)
+        self.put_array(site.into(), text, values)
     }
 }
 
 impl RowSink for Store {
     fn put_rows(&mut self, site: Site, text: usize, first: usize, values: ArrayViewD<'_, f32>) -> Result<()> {
-        let Some(place) = self.places.get(&site) else { return Ok(()) };
+        let array = ArrayKey::from(site);
+        let Some(place) = self.places.get(&array) else { return Ok(()) };
         let (at, room) = (text as u64 * place.slab(), place.shape[1..].to_vec());
         if site.pos_axis() == 0 {
-            return self.place(site, at + first as u64 * bytes_of(&room[1..]), values, &room);
+            return self.place(array, at + first as u64 * bytes_of(&room[1..]), values, &room);
         }
         let (head, row) = (bytes_of(&room[1..]), bytes_of(&room[2..]));
         let mut heads = (0..).zip(values.outer_iter());
-        heads.try_for_each(|(n, of_head)| self.place(site, at + n * head + first as u64 * row, of_head, &room[1..]))
+        heads.try_for_each(|(n, of_head)| self.place(array, at + n * head + first as u64 * row, of_head, &room[1..]))
     }
 }
 
 impl StepSink for Store {
     fn fill_keys(&mut self, site: Site, text: usize, row: usize, keys: Range<usize>, value: f32) -> Result<()> {
-        let Some(place) = self.places.get(&site) else { return Ok(()) };
+        let array = ArrayKey::from(site);
+        let Some(place) = self.places.get(&array) else { return Ok(()) };
         let (start, shape) = (text as u64 * place.slab(), place.shape.clone());
         let values = vec![value; keys.len()];
         for head in 0..shape[1] {
             let at = bytes_of(&[head, shape[2], shape[3]]) + bytes_of(&[row, shape[3]]) + bytes_of(&[keys.start]);
-            self.write(site, start + at, &values)?;
+            self.write(array, start + at, &values)?;
         }
         Ok(())
     }
 }
 
 impl Arrays for Store {
-    fn shapes(&self) -> Vec<(Site, Vec<usize>)> {
-        self.places.iter().map(|(site, place)| (*site, place.shape.clone())).collect()
+    fn shapes(&self) -> Vec<(ArrayKey, Vec<usize>)> {
+        self.places.iter().map(|(array, place)| (*array, place.shape.clone())).collect()
     }
 
-    fn of_text(&self, site: Site, text: usize) -> Result<CowArray<'_, f32, IxDyn>> {
-        let place = &self.places[&site];
+    fn of_text(&self, array: ArrayKey, text: usize) -> Result<CowArray<'_, f32, IxDyn>> {
+        let place = &self.places[&array];
         Ok(self.read(place.start + text as u64 * place.slab(), &place.shape[1..])?.into())
     }
 }

@@ -4,7 +4,7 @@
 
 use super::Record;
 use super::rows::RowSink;
-use crate::hooks::capture::Sink;
+use crate::hooks::capture::{ArrayKey, ArraySink, Sink};
 use crate::hooks::site::{Axis as SiteAxis, Site};
 use crate::model::tokenizer::Token;
 use ndarray::{ArrayViewD, Axis};
@@ -22,7 +22,7 @@ pub struct Summary<'a> {
     record: &'a Record<'a>,
     /// The token of an id, for logits.
     token: &'a dyn Fn(u32) -> Token,
-    hooks: BTreeMap<Site, Hook>,
+    hooks: BTreeMap<ArrayKey, Hook>,
     in_detail: bool,
 }
 
@@ -49,10 +49,11 @@ impl<'a> Summary<'a> {
     pub fn new(
         record: &'a Record<'a>,
         token: &'a dyn Fn(u32) -> Token,
-        shapes: Vec<(Site, Vec<usize>)>,
+        shapes: Vec<(impl Into<ArrayKey>, Vec<usize>)>,
     ) -> Summary<'a> {
         let in_detail = shapes.len() <= IN_DETAIL;
-        let hooks = shapes.into_iter().map(|(site, shape)| (site, Hook { shape, rows: Vec::new() })).collect();
+        let hooks =
+            shapes.into_iter().map(|(array, shape): (_, _)| (array.into(), Hook { shape, rows: Vec::new() })).collect();
         Summary { record, token, hooks, in_detail }
     }
 
@@ -62,26 +63,31 @@ impl<'a> Summary<'a> {
     /// Those of `out`.
     pub fn write(&self, out: &mut impl Write) -> std::io::Result<()> {
         if self.in_detail {
-            return self.hooks.iter().try_for_each(|(site, hook)| self.token_by_token(*site, hook, out));
+            return self.hooks.iter().try_for_each(|(array, hook)| self.token_by_token(*array, hook, out));
         }
-        let names = self.hooks.keys().map(|site| site.name().len()).max().unwrap_or(0);
+        let names = self.hooks.keys().map(|array| array.name().len()).max().unwrap_or(0);
         writeln!(out, "{:names$}  {:<20} {:>10} {:>11} {:>11}", "hook", "shape", "norm/token", "min", "max")?;
-        for (site, Hook { shape, rows }) in &self.hooks {
+        for (array, Hook { shape, rows }) in &self.hooks {
             let of_tokens = || rows.iter().map(|row| &row.stats);
             let mean = of_tokens().map(|s| s.norm).sum::<f32>() / rows.len().max(1) as f32;
             let min = of_tokens().fold(f32::INFINITY, |least, s| least.min(s.min));
             let max = of_tokens().fold(f32::NEG_INFINITY, |most, s| most.max(s.max));
-            writeln!(out, "{:names$}  {:<20} {mean:>10.4} {min:>11.4} {max:>11.4}", site.name(), shown(shape))?;
+            writeln!(out, "{:names$}  {:<20} {mean:>10.4} {min:>11.4} {max:>11.4}", array.name(), shown(shape))?;
         }
         Ok(())
     }
 
-    fn token_by_token(&self, site: Site, Hook { shape, rows }: &Hook, out: &mut impl Write) -> std::io::Result<()> {
+    fn token_by_token(
+        &self,
+        array: ArrayKey,
+        Hook { shape, rows }: &Hook,
+        out: &mut impl Write,
+    ) -> std::io::Result<()> {
         let label = |row: &Row| format!("\"{}\"", self.record.row_label(row.text, row.slot));
         let width = rows.iter().map(|row| label(row).chars().count()).max().unwrap_or(0).clamp(5, 24);
         let column = if matches!(self.record.rows, super::Rows::Words(..)) { "word" } else { "token" };
-        let last = if site == Site::Unembed { "likeliest" } else { "strongest" };
-        writeln!(out, "{}  {}", site.name(), shown(shape))?;
+        let last = if is_ranked(array) { "likeliest" } else { "strongest" };
+        writeln!(out, "{}  {}", array.name(), shown(shape))?;
         writeln!(
             out,
             "{:>4} {:>4}  {column:width$} {:>10} {:>11} {:>11}  {last}",
@@ -90,7 +96,7 @@ impl<'a> Summary<'a> {
         for row in rows {
             let Row { text, slot, stats: Stats { norm, min, max, strongest } } = row;
             let (position, label) = (self.record.row(*text, *slot).position, label(row));
-            let strongest: Vec<String> = strongest.iter().map(|named| self.named(site, shape, *named)).collect();
+            let strongest: Vec<String> = strongest.iter().map(|named| self.named(array.site, shape, *named)).collect();
             let strongest = strongest.join("  ");
             writeln!(out, "{text:>4} {position:>4}  {label:width$} {norm:>10.4} {min:>11.4} {max:>11.4}  {strongest}")?;
         }
@@ -110,22 +116,40 @@ impl<'a> Summary<'a> {
     }
 }
 
+/// Of logits, the largest values are named; of everything else those of largest magnitude.
+fn is_ranked(array: ArrayKey) -> bool {
+    array == Site::Unembed.into()
+}
+
+impl Summary<'_> {
+    fn add(&mut self, array: ArrayKey, text: usize, first: usize, values: &ArrayViewD<'_, f32>) {
+        let Some(Hook { shape, rows }) = self.hooks.get_mut(&array) else { return };
+        // Indices are those of the whole array: a shorter text has fewer keys.
+        let (last, width) = (values.shape()[values.ndim() - 1], shape[shape.len() - 1]);
+        for (slot, of_token) in (first..).zip(values.axis_iter(Axis(array.site.pos_axis()))) {
+            let mut stats = Stats::of(&of_token, if self.in_detail { STRONGEST } else { 0 }, !is_ranked(array));
+            stats.strongest.iter_mut().for_each(|(place, _)| *place = *place / last * width + *place % last);
+            rows.push(Row { text, slot, stats });
+        }
+    }
+}
+
+impl ArraySink for Summary<'_> {
+    fn put_array(&mut self, array: ArrayKey, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
+        self.add(array, text, 0, &values);
+        Ok(())
+    }
+}
+
 impl Sink for Summary<'_> {
     fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
-        self.put_rows(site, text, 0, values)
+        self.put_array(site.into(), text, values)
     }
 }
 
 impl RowSink for Summary<'_> {
     fn put_rows(&mut self, site: Site, text: usize, first: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
-        let Some(Hook { shape, rows }) = self.hooks.get_mut(&site) else { return Ok(()) };
-        // Indices are those of the whole array: a shorter text has fewer keys.
-        let (last, width) = (values.shape()[values.ndim() - 1], shape[shape.len() - 1]);
-        for (slot, of_token) in (first..).zip(values.axis_iter(Axis(site.pos_axis()))) {
-            let mut stats = Stats::of(&of_token, if self.in_detail { STRONGEST } else { 0 }, site != Site::Unembed);
-            stats.strongest.iter_mut().for_each(|(place, _)| *place = *place / last * width + *place % last);
-            rows.push(Row { text, slot, stats });
-        }
+        self.add(site.into(), text, first, &values);
         Ok(())
     }
 }

@@ -26,8 +26,8 @@ pub(super) fn each_row(
     store: &Store,
     mut take: impl FnMut(Row<'_>) -> std::io::Result<()>,
 ) -> std::io::Result<()> {
-    for (site, shape) in store.shapes() {
-        let hook = site.name();
+    for (array, shape) in store.shapes() {
+        let (hook, site) = (array.name(), array.site);
         for text in 0..record.tokens.len() {
             let n = record.n_rows(text);
             // Scores and patterns are stored head by head, so all of a text's values are read at once.
@@ -35,9 +35,9 @@ pub(super) fn each_row(
             for first in (0..n).step_by(step.max(1)) {
                 let rows = first..n.min(first + step);
                 let values = if site.is_square() {
-                    store.of_text(site, text)?.into_owned()
+                    store.of_text(array, text)?.into_owned()
                 } else {
-                    store.rows(site, text, rows.clone())?
+                    store.rows(array, text, rows.clone())?
                 };
                 for slot in rows.clone() {
                     let label = record.row(text, slot);

@@ -167,17 +167,28 @@ impl Case {
                 heads.n_head,
                 texts.iter().map(|text| text.rows.len()).collect::<Vec<_>>()
             )),
-            Op::AttentionScores { text, heads } | Op::AttentionMix { text, heads } => {
+            Op::AttentionScores { text, heads }
+            | Op::AttentionMix { text, heads }
+            | Op::AttentionMixGradient { text, heads }
+            | Op::AttentionValuesGradient { text, heads }
+            | Op::AttentionScoresGradient { text, heads } => {
                 words.push(format!("{} heads, {}", heads.n_head, of_text(text)));
             }
-            Op::LinearByHead { n_head } | Op::SumHeads { n_head } => words.push(format!("{n_head} heads")),
+            Op::LinearByHead { n_head }
+            | Op::SumHeads { n_head }
+            | Op::LinearByHeadGradient { n_head }
+            | Op::RepeatHeads { n_head } => words.push(format!("{n_head} heads")),
             Op::Embed { ids } => words.push(format!("{} ids", ids.len())),
-            Op::LayerNorm { eps } | Op::LayerNormScale { eps } => words.push(format!("eps {eps:e}")),
+            Op::LayerNorm { eps } | Op::LayerNormScale { eps } | Op::LayerNormGradient { eps } => {
+                words.push(format!("eps {eps:e}"));
+            }
             Op::LinearOfNorm { eps, f } => {
                 words.push(format!("eps {eps:e}"));
                 words.extend(f.map(|f| format!("{f:?}")));
             }
-            Op::Activation { f } | Op::LinearActivation { f } => words.push(format!("{f:?}")),
+            Op::Activation { f } | Op::LinearActivation { f } | Op::ActivationGradient { f } => {
+                words.push(format!("{f:?}"))
+            }
             Op::GatherRows { parts } => words.push(format!("{} parts", parts.len())),
             Op::Edit { window, change } => {
                 let kind = match change {
@@ -195,7 +206,11 @@ impl Case {
             | Op::AttentionPattern {}
             | Op::Add {}
             | Op::Unembed {}
-            | Op::Likeliest {} => {}
+            | Op::Likeliest {}
+            | Op::LayerNormScaleGradient {}
+            | Op::LayerNormDivisorGradient {}
+            | Op::Gain {}
+            | Op::AttentionPatternGradient {} => {}
         }
         // Vectors are always f32, so their type is not worth a mention.
         words.extend(self.weights.iter().filter(|(w, _)| w.rows > 1).map(|(_, dtype)| format!("{dtype:?}")));

@@ -7,7 +7,7 @@
 //! injected fault; comments give some of the errors. Read next: `cases.rs`.
 
 use super::cases::{Case, Host, Numbers, Tested};
-use crate::device::{Activation, Change, Dtype, Heads, Op, OpKind, Queries, Window};
+use crate::device::{Activation, Change, Dtype, Heads, MASKED, Op, OpKind, Queries, Window};
 use std::ops::Range;
 
 const ROWS: [usize; 7] = [1, 2, 8, 9, 63, 65, 257];
@@ -47,6 +47,17 @@ pub static OPERATIONS: &[(OpKind, MakeCases)] = &[
     (OpKind::GatherRows, gather_rows),
     (OpKind::LinearOfNorm, linear_of_norm),
     (OpKind::Likeliest, likeliest),
+    (OpKind::LayerNormGradient, layer_norm_gradient),
+    (OpKind::LayerNormScaleGradient, layer_norm_scale_gradient),
+    (OpKind::LayerNormDivisorGradient, layer_norm_divisor_gradient),
+    (OpKind::Gain, gain),
+    (OpKind::LinearByHeadGradient, linear_by_head_gradient),
+    (OpKind::RepeatHeads, repeat_heads),
+    (OpKind::ActivationGradient, activation_gradient),
+    (OpKind::AttentionPatternGradient, attention_pattern_gradient),
+    (OpKind::AttentionMixGradient, attention_mix_gradient),
+    (OpKind::AttentionValuesGradient, attention_values_gradient),
+    (OpKind::AttentionScoresGradient, attention_scores_gradient),
 ];
 
 /// Random values. The shape is part of the seed, so that values of an earlier case left in memory cannot match by
@@ -100,6 +111,11 @@ fn edit() -> Vec<Case> {
             list.push(Case { of: Tested::Readback, ..part });
         }
     }
+    // A masked score stays masked, whatever the factor.
+    let mut x = random(5, 33, 1.0, 24);
+    x.values.iter_mut().step_by(3).for_each(|v| *v = MASKED);
+    let op = Op::Edit { window: x.window(), change: Change::Scale(0.5) };
+    list.push(Case::new(op, vec![x], vec![]).within(1e-7, 1e-7).noted("masked scores"));
     // Read back in part, more elements than one dimension of a dispatch has invocations.
     let x = random(MANY + 1, 1025, 1.0, 24);
     let nothing = Op::Edit { window: x.window(), change: Change::Scale(1.0) };
@@ -495,4 +511,146 @@ fn gather_rows() -> Vec<Case> {
         vec![],
     ));
     list
+}
+
+/// Rows and columns of the gradients of LayerNorm.
+const NORMS: [(usize, usize); 6] = [(1, 2), (2, 33), (9, 96), (65, 768), (257, 11), (MANY_ROWS, 11)];
+
+fn layer_norm_gradient() -> Vec<Case> {
+    let mut list = Vec::new();
+    for (rows, cols) in NORMS {
+        for (eps, scale) in [(1e-5, 1.0), (1e-3, 3.0), (1e-2, 1e-1)] {
+            let mut x = random(rows, cols, scale, 40);
+            // A dimension that is far from the others, as gpt2's residual stream has, and rows that are not all alike.
+            x.values.iter_mut().enumerate().filter(|(i, _)| i % cols == 1).for_each(|(_, v)| *v += 30.0 * scale);
+            let dy = random(rows, cols, scale, 41);
+            let case = Case::new(Op::LayerNormGradient { eps }, vec![x, dy], vec![f32(random(1, cols, 1.0, 42))]);
+            // Results are of order dy / scale(x), here 1. Where there are few columns, the three terms cancel.
+            list.push(case.within(2e-5, 2e-5));
+        }
+    }
+    list
+}
+
+/// Divisors between 0.5 and a few.
+fn divisors(rows: usize) -> Host {
+    let mut scale = random(rows, 1, 1.0, 25);
+    scale.values.iter_mut().for_each(|v| *v = 0.5 + v.abs());
+    scale
+}
+
+fn layer_norm_scale_gradient() -> Vec<Case> {
+    let one = |(rows, cols)| {
+        let tensors = vec![random(rows, cols, 2.0, 43), divisors(rows), random(rows, 1, 3.0, 44)];
+        Case::new(Op::LayerNormScaleGradient {}, tensors, vec![]).within(4e-6, 4e-6)
+    };
+    NORMS.into_iter().map(one).collect()
+}
+
+fn layer_norm_divisor_gradient() -> Vec<Case> {
+    let one = |(rows, cols): (usize, usize)| {
+        // Sums of `cols` products, scaled to be of order 1.
+        let dy = random(rows, cols, 1.0 / (cols as f32).sqrt(), 45);
+        let tensors = vec![random(rows, cols, 1.0, 46), divisors(rows), dy];
+        Case::new(Op::LayerNormDivisorGradient {}, tensors, vec![]).within(1e-5, 4e-6)
+    };
+    NORMS.into_iter().map(one).collect()
+}
+
+fn gain() -> Vec<Case> {
+    let one = |(rows, cols)| {
+        let case = Case::new(Op::Gain {}, vec![random(rows, cols, 2.0, 47)], vec![f32(random(1, cols, 1.0, 48))]);
+        sampled(case.within(1e-7, 1e-7))
+    };
+    [(1, 1), (2, 33), (65, 768), (MANY, 1024)].into_iter().map(one).collect()
+}
+
+fn linear_by_head_gradient() -> Vec<Case> {
+    let one = |(rows, n_head, head_dim, cols): (usize, usize, usize, usize)| {
+        DTYPES.map(|dtype| {
+            let dy = random(rows, n_head * cols, 1.0, 49);
+            let w = random(n_head * head_dim, cols, 1.0 / (cols as f32).sqrt(), 50);
+            Case::new(Op::LinearByHeadGradient { n_head }, vec![dy], vec![(w, dtype)]).within(4e-6, 2e-6)
+        })
+    };
+    BY_HEAD.into_iter().flat_map(one).collect()
+}
+
+fn repeat_heads() -> Vec<Case> {
+    // Exact: nothing is computed.
+    let one =
+        |(rows, n_head, _, cols)| Case::new(Op::RepeatHeads { n_head }, vec![random(rows, cols, 1.0, 51)], vec![]);
+    BY_HEAD.into_iter().chain([(MANY, 2, 1, 512)]).map(one).collect()
+}
+
+fn activation_gradient() -> Vec<Case> {
+    let mut list = Vec::new();
+    for f in Activation::ALL {
+        for n in [1, 2, 63, 64, 65, 70_001] {
+            let mut x = random(1, n, 3.0, 52);
+            let edges = [150.0, -150.0, 0.0, 1e-30, -1e-30, 14.0, -14.0, 15.0, -15.0, 9.1, -5.5, -88.5, 1e30, -1e30];
+            x.values.iter_mut().zip(edges).for_each(|(slot, edge)| *slot = edge);
+            let tensors = vec![x, random(1, n, 1.0, 53)];
+            // Near -0.75 the two terms of a slope cancel.
+            list.push(Case::new(Op::ActivationGradient { f }, tensors, vec![]).within(1e-6, 4e-6));
+        }
+    }
+    let tensors = vec![random(MANY, 1024, 3.0, 52), random(MANY, 1024, 1.0, 53)];
+    list.push(sampled(
+        Case::new(Op::ActivationGradient { f: Activation::GeluTanh }, tensors, vec![]).within(1e-6, 4e-6),
+    ));
+    list
+}
+
+/// Rows that sum to 1, some of them nearly one-hot, and 0 where the key comes after the query of one of `n_head` heads.
+fn patterns(n_head: usize, n_pos: usize, seed: u64) -> Host {
+    let mut pattern = random(n_head * n_pos, n_pos, 2.0, seed);
+    for (row, values) in pattern.values.chunks_exact_mut(n_pos).enumerate() {
+        let (seen, unseen) = values.split_at_mut(row % n_pos + 1);
+        seen.iter_mut().for_each(|v| *v = v.exp());
+        let total: f32 = seen.iter().sum();
+        seen.iter_mut().for_each(|v| *v /= total);
+        unseen.fill(0.0);
+    }
+    pattern
+}
+
+fn attention_pattern_gradient() -> Vec<Case> {
+    let one = |(n_head, n_pos)| {
+        let tensors = vec![patterns(n_head, n_pos, 54), random(n_head * n_pos, n_pos, 1.0, 55)];
+        Case::new(Op::AttentionPatternGradient {}, tensors, vec![]).within(1e-6, 4e-6)
+    };
+    [(1, 1), (2, 2), (3, 11), (2, 34), (1, 129), (2, 1030), (21_846, 3)].into_iter().map(one).collect()
+}
+
+/// Cases of the gradients of attention: the text and the heads of each, qkv, dz, and a matrix of the pattern's shape.
+fn attention_gradients(make: impl Fn(Queries, Heads, Host, Host, usize) -> Case) -> Vec<Case> {
+    let one = |(qkv, texts, heads): (Host, Vec<Queries>, Heads)| {
+        let text = texts[texts.len() / 2].clone();
+        let (n_pos, n_embd) = (text.rows.len(), qkv.cols / 3);
+        let dz = random(n_pos, n_embd, 1.0 / (n_embd as f32 / heads.n_head as f32).sqrt(), 56);
+        make(text, heads, qkv, dz, n_pos)
+    };
+    attention_inputs().into_iter().map(one).collect()
+}
+
+fn attention_mix_gradient() -> Vec<Case> {
+    attention_gradients(|text, heads, qkv, dz, _| {
+        Case::new(Op::AttentionMixGradient { text, heads }, vec![dz, qkv], vec![]).within(1e-5, 4e-6)
+    })
+}
+
+fn attention_values_gradient() -> Vec<Case> {
+    attention_gradients(|text, heads, _, dz, n_pos| {
+        let pattern = patterns(heads.n_head, n_pos, 57);
+        Case::new(Op::AttentionValuesGradient { text, heads }, vec![pattern, dz], vec![]).within(1e-5, 4e-6)
+    })
+}
+
+fn attention_scores_gradient() -> Vec<Case> {
+    attention_gradients(|text, heads, qkv, _, n_pos| {
+        // Scaled so that sums over keys and over queries are of order 1.
+        let dscores = random(heads.n_head * n_pos, n_pos, 1.0 / (n_pos as f32).sqrt(), 58);
+        Case::new(Op::AttentionScoresGradient { text, heads }, vec![dscores, qkv], vec![]).within(1e-5, 4e-6)
+    })
 }

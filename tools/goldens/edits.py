@@ -51,7 +51,6 @@ def attention(module, query, key, value, attention_mask, **kwargs):
 AttentionInterface.register("visited", attention)
 
 
-@torch.no_grad()
 def run(model, ids, visit):
     """One text, [P, V] logits."""
     CURRENT["visit"] = visit
@@ -62,6 +61,15 @@ def run(model, ids, visit):
     rows = lambda x: x[0]
     put = lambda kind, layer: lambda mod, args, out: visit(kind, layer, rows(out))[None]
     take = lambda kind, layer: lambda mod, args: (visit(kind, layer, rows(args[0]))[None], *args[1:])
+
+    def norm(kind, layer):
+        def after_norm(mod, args, out):
+            x = rows(args[0])
+            scale = visit(f"{kind}_scale", layer, (x.var(-1, keepdim=True, unbiased=False) + mod.eps).sqrt())
+            normalized = visit(f"{kind}_normalized", layer, (x - x.mean(-1, keepdim=True)) / scale)
+            return visit(kind, layer, normalized * mod.weight + mod.bias)[None]
+        return after_norm
+
     trunk = model.transformer
     after(trunk.wte, put("embed", None))
     after(trunk.wpe, put("pos_embed", None))
@@ -90,16 +98,16 @@ def run(model, ids, visit):
             return (mid - streams["pre"])[None]
 
         before(block, enter)
-        after(block.ln_1, put("ln1", l))
+        after(block.ln_1, norm("ln1", l))
         after(attn.c_attn, qkv)
         before(attn.c_proj, z)
         after(attn.c_proj, proj)
-        after(block.ln_2, put("ln2", l))
+        after(block.ln_2, norm("ln2", l))
         after(block.mlp.c_fc, put("mlp_pre", l))
         before(block.mlp.c_proj, take("mlp_post", l))
         after(block.mlp, put("mlp_out", l))
         after(block, put("resid_post", l))
-    after(trunk.ln_f, put("ln_final", None))
+    after(trunk.ln_f, norm("ln_final", None))
     after(model.lm_head, put("logits", None))
     try:
         return rows(model(torch.tensor([ids]), use_cache=False).logits)
@@ -328,6 +336,7 @@ def rounded(x):
     return [rounded(value) for value in x] if isinstance(x, list) else x
 
 
+@torch.no_grad()
 def main():
     for name in NAMES:
         model = truth.load(FIXTURES / name, torch.float64)

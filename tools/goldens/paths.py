@@ -132,6 +132,7 @@ def cells(model, ids, source_ids, path, frozen, metric, pos=False):
     }
 
 
+@torch.no_grad()
 def main():
     golden = {}
     for fixture in NAMES:

@@ -93,23 +93,28 @@ impl CachedText {
     }
 }
 
-/// One head of one text, and where its queries, keys and values lie.
+/// Rows of a text, one per position: queries, keys or values of all heads.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    of: RowsView<'a>,
+    /// The text's first row.
+    first: usize,
+    /// The column of head 0.
+    col: usize,
+}
+
+/// One head of one text, and where its queries, keys and values lie. In gradients, other rows stand in for these.
 #[derive(Clone)]
 struct Head<'a> {
-    /// [T, 3D].
-    qkv: RowsView<'a>,
+    queries: Rows<'a>,
+    keys: Rows<'a>,
+    values: Rows<'a>,
     cache: Option<&'a Cache>,
     text: &'a Queries,
-    n_embd: usize,
     head: usize,
     head_dim: usize,
     scale: f32,
 }
-
-// A row of qkv is the query, the key and the value, one after the other.
-const Q: usize = 0;
-const K: usize = 1;
-const V: usize = 2;
 
 impl<'a> Head<'a> {
     fn new(of: Attended<'a>, text: &'a Queries, heads: Heads, head: usize) -> Head<'a> {
@@ -120,11 +125,14 @@ impl<'a> Head<'a> {
             Some(cache) => assert!(text.n_keys <= cache.texts[text.text].len, "the keys were appended"),
             None => assert_eq!(text.n_keys, text.rows.len(), "without a cache the keys are those of the same rows"),
         }
-        Head { qkv, cache, text, n_embd, head, head_dim: n_embd / heads.n_head, scale: heads.scale as f32 }
+        // A row of qkv is the query, the key and the value, one after the other.
+        let [queries, keys, values] = [0, 1, 2].map(|n| Rows { of: qkv, first: text.rows.start, col: n * n_embd });
+        let (head_dim, scale) = (n_embd / heads.n_head, heads.scale as f32);
+        Head { queries, keys, values, cache, text, head, head_dim, scale }
     }
 
-    fn part(&self, which: usize, row: usize) -> &'a [f32] {
-        &self.qkv.row(self.text.rows.start + row)[which * self.n_embd + self.head * self.head_dim..][..self.head_dim]
+    fn part(&self, of: Rows<'a>, row: usize) -> &'a [f32] {
+        &of.of.row(of.first + row)[of.col + self.head * self.head_dim..][..self.head_dim]
     }
 
     /// At least the first `n` keys, in panels [n / width][head_dim][width]. They come from the cache; without one they
@@ -141,7 +149,7 @@ impl<'a> Head<'a> {
         for (i, panel) in panels.chunks_exact_mut(width * self.head_dim).enumerate() {
             for j in 0..width {
                 // The columns after the last key repeat it. Their scores are masked.
-                let key = self.part(K, (i * width + j).min(n - 1));
+                let key = self.part(self.keys, (i * width + j).min(n - 1));
                 panel.chunks_exact_mut(width).zip(key).for_each(|(out, x)| out[j] = *x);
             }
         }
@@ -162,7 +170,7 @@ impl<'a> Head<'a> {
         for (i, panel) in panels.chunks_exact_mut(width * n).enumerate() {
             let dims = i * width..((i + 1) * width).min(self.head_dim);
             for (position, out) in panel.chunks_exact_mut(width).enumerate() {
-                out[..dims.len()].copy_from_slice(&self.part(V, position)[dims.clone()]);
+                out[..dims.len()].copy_from_slice(&self.part(self.values, position)[dims.clone()]);
                 out[dims.len()..].fill(0.0);
             }
         }
@@ -191,7 +199,7 @@ impl<'a> Head<'a> {
         for d0 in (0..self.head_dim).step_by(KC) {
             let dims = d0..(d0 + KC).min(self.head_dim);
             for (left, query) in left.chunks_mut(STRIDE).zip(queries.clone()) {
-                let query = &self.part(Q, query)[dims.clone()];
+                let query = &self.part(self.queries, query)[dims.clone()];
                 left.iter_mut().zip(query).for_each(|(left, q)| *left = q * self.scale);
             }
             for (i, panel) in keys.chunks_exact(width * self.head_dim).take(n_keys.div_ceil(width)).enumerate() {
@@ -231,7 +239,15 @@ impl<'a> Head<'a> {
         let n_values = values.len() / self.head_dim.next_multiple_of(width);
         for k0 in (0..pattern.n_keys).step_by(KC) {
             let keys = k0..(k0 + KC).min(pattern.n_keys);
-            copy_left(left, pattern.rows, 0..queries.len(), keys.clone());
+            match pattern.transposed {
+                false => copy_left(left, pattern.rows, 0..queries.len(), keys.clone()),
+                true => {
+                    for (key, row) in keys.clone().enumerate() {
+                        let row = &pattern.rows.row(row)[queries.clone()];
+                        left.iter_mut().skip(key).step_by(STRIDE).zip(row).for_each(|(left, p)| *left = *p);
+                    }
+                }
+            }
             for (i, panel) in values.chunks_exact(width * n_values).enumerate() {
                 let dims = i * width..((i + 1) * width).min(self.head_dim);
                 let cols = self.head * self.head_dim + dims.start..self.head * self.head_dim + dims.end;
@@ -254,10 +270,12 @@ impl<'a> Head<'a> {
     }
 }
 
-/// One tile's rows of a pattern, and the number of keys to sum over.
+/// One tile's rows of a pattern, and the number of keys to sum over. Transposed: all rows, of which the tile takes columns,
+/// and the number of queries to sum over.
 struct Pattern<'a> {
     rows: RowsView<'a>,
     n_keys: usize,
+    transposed: bool,
 }
 
 /// What a task computes for the queries of a head.
@@ -265,10 +283,13 @@ struct Pattern<'a> {
 enum Goal<'a> {
     /// z [T, D], fused.
     Z(Shared<'a>),
-    /// The scores, into the matrix [Q, K] of this head.
-    Scores(Shared<'a>),
+    /// The scores, into the matrix [Q, K] of this head, and this value where the key comes after the query.
+    Scores(Shared<'a>, f32),
     /// z [Q, D], from the pattern [Q, K] of this head.
     Mix(RowsView<'a>, Shared<'a>),
+    /// [K, D], from the transpose of the pattern [Q, K] of this head: the queries are keys, and the values are those of
+    /// queries.
+    MixTransposed(RowsView<'a>, Shared<'a>),
 }
 
 /// The tensor that has the queries, and the cache that has the keys and values, if there is one.
@@ -331,11 +352,12 @@ impl WithSimd for Task<'_> {
                         for row in pattern.chunks_exact_mut(stride).take(tile.len()) {
                             simd.vectorize(row_wise::Softmax(&mut row[..seen]));
                         }
-                        let pattern = Pattern { rows: RowsView { data: pattern, n: tile.len(), stride }, n_keys };
+                        let rows = RowsView { data: pattern, n: tile.len(), stride };
+                        let pattern = Pattern { rows, n_keys, transposed: false };
                         head.mix(simd, pattern, values, left, (z, head.text.rows.start), tile);
                     }
                 }
-                Goal::Scores(out) => {
+                Goal::Scores(out, unseen) => {
                     let keys = head.keys(n_seen, width, &mut scratch.keys);
                     for tile in tiles {
                         head.scores(simd, tile.clone(), keys, left, pattern, stride);
@@ -343,7 +365,7 @@ impl WithSimd for Task<'_> {
                             // SAFETY: this is a row of this head's matrix [Q, K], and no other task writes it.
                             let (seen, masked) = unsafe { out.row(query, 0..n_keys) }.split_at_mut(first + query + 1);
                             seen.copy_from_slice(&row[..=first + query]);
-                            masked.fill(MASKED);
+                            masked.fill(unseen);
                         }
                     }
                 }
@@ -351,7 +373,15 @@ impl WithSimd for Task<'_> {
                     let values = head.values(n_keys, width, &mut scratch.values);
                     for tile in tiles {
                         let rows = RowsView { data: pattern.row(tile.start), n: tile.len(), ..pattern };
-                        head.mix(simd, Pattern { rows, n_keys }, values, left, (z, 0), tile);
+                        let pattern = Pattern { rows, n_keys, transposed: false };
+                        head.mix(simd, pattern, values, left, (z, 0), tile);
+                    }
+                }
+                Goal::MixTransposed(rows, z) => {
+                    let values = head.values(n_keys, width, &mut scratch.values);
+                    for tile in tiles {
+                        let pattern = Pattern { rows, n_keys, transposed: true };
+                        head.mix(simd, pattern, values, left, (z, 0), tile);
                     }
                 }
             }
@@ -410,7 +440,7 @@ pub(crate) fn scores(workers: &Workers, of: Attended<'_>, text: &Queries, heads:
     share(workers, std::slice::from_ref(text), heads.n_head, of.qkv.stride / 3, |text, head, queries| Task {
         head: Head::new(of, text, heads, head),
         queries,
-        goal: Goal::Scores(of_heads[head]),
+        goal: Goal::Scores(of_heads[head], MASKED),
     });
 }
 
@@ -423,5 +453,86 @@ pub(crate) fn mix(workers: &Workers, pattern: &Tensor, of: Attended<'_>, text: &
         head: Head::new(of, text, heads, head),
         queries,
         goal: Goal::Mix(RowsView { data: pattern.row(head * n_queries), n: n_queries, ..pattern }, z),
+    });
+}
+
+/// `dz . v` of one text that is run whole, into `out` [H Q, Q]; 0 where the key comes after the query.
+pub(crate) fn mix_gradient(
+    workers: &Workers,
+    dz: &Tensor,
+    qkv: &Tensor,
+    text: &Queries,
+    heads: Heads,
+    out: &mut [f32],
+) {
+    let n_pos = text.rows.len();
+    let of_heads: Vec<_> =
+        out.chunks_exact_mut(n_pos * n_pos).map(|head| Shared::new(head, n_pos, n_pos, n_pos)).collect();
+    let of = Attended::new(qkv, None);
+    share(workers, std::slice::from_ref(text), heads.n_head, dz.cols, |text, head, queries| {
+        let of_text = Head::new(of, text, heads, head);
+        let dz = Rows { of: RowsView::of(dz), first: 0, col: 0 };
+        Task {
+            head: Head { queries: dz, keys: of_text.values, scale: 1.0, ..of_text },
+            queries,
+            goal: Goal::Scores(of_heads[head], 0.0),
+        }
+    });
+}
+
+/// `patternᵀ . dz` of one text that is run whole, into the columns of the values of `out` [Q, 3D]; 0 into the others.
+pub(crate) fn values_gradient(
+    workers: &Workers,
+    pattern: &Tensor,
+    dz: &Tensor,
+    text: &Queries,
+    heads: Heads,
+    out: &mut [f32],
+) {
+    let n_embd = dz.cols;
+    out.fill(0.0);
+    let dz = Rows { of: RowsView::of(dz), first: 0, col: 0 };
+    mix_part(workers, (pattern, true), dz, text, heads, n_embd, &mut out[2 * n_embd..]);
+}
+
+/// `scale * dscores . k` and `scale * dscoresᵀ . q` of one text that is run whole, into the columns of the queries and of the
+/// keys of `out` [Q, 3D]; 0 into those of the values.
+pub(crate) fn scores_gradient(
+    workers: &Workers,
+    dscores: &Tensor,
+    qkv: &Tensor,
+    text: &Queries,
+    heads: Heads,
+    out: &mut [f32],
+) {
+    let n_embd = qkv.cols / 3;
+    let [q, k] = [0, 1].map(|n| Rows { of: RowsView::of(qkv), first: text.rows.start, col: n * n_embd });
+    out.fill(0.0);
+    mix_part(workers, (dscores, false), k, text, heads, n_embd, out);
+    mix_part(workers, (dscores, true), q, text, heads, n_embd, &mut out[n_embd..]);
+    let scale = heads.scale as f32;
+    for row in out.chunks_exact_mut(3 * n_embd) {
+        row[..2 * n_embd].iter_mut().for_each(|v| *v *= scale);
+    }
+}
+
+/// A pattern [H Q, Q], or its transpose, times rows of the text, into the first D of every 3D columns of `out`.
+fn mix_part(
+    workers: &Workers,
+    (pattern, transposed): (&Tensor, bool),
+    values: Rows<'_>,
+    text: &Queries,
+    heads: Heads,
+    n_embd: usize,
+    out: &mut [f32],
+) {
+    let n_pos = text.rows.len();
+    let (pattern, z) = (RowsView::of(pattern), Shared::new(out, 3 * n_embd, n_pos, n_embd));
+    let (head_dim, scale) = (n_embd / heads.n_head, heads.scale as f32);
+    share(workers, std::slice::from_ref(text), heads.n_head, n_embd, |text, head, queries| {
+        let of_head = RowsView { data: pattern.row(head * n_pos), n: n_pos, ..pattern };
+        let goal = if transposed { Goal::MixTransposed(of_head, z) } else { Goal::Mix(of_head, z) };
+        let head = Head { queries: values, keys: values, values, cache: None, text, head, head_dim, scale };
+        Task { head, queries, goal }
     });
 }

@@ -16,8 +16,8 @@ pub use buffers::{Memory, Tensor};
 
 use super::buffer_pool::BufferPool;
 use super::{
-    Change, Device, DeviceError, DeviceInfo, DeviceKind, Epilogue, Heads, LOGITS_CHUNK, MASKED, Op, Operands, Queries,
-    RowsOf, StoredWeight, TensorLimits, Window,
+    Activation, Change, Device, DeviceError, DeviceInfo, DeviceKind, Epilogue, Heads, LOGITS_CHUNK, MASKED, Op,
+    Operands, Queries, RowsOf, StoredWeight, TensorLimits, Window,
 };
 use attention::Attended;
 use products::{Finish, Panels, RowsView};
@@ -27,27 +27,47 @@ use std::sync::{Arc, OnceLock};
 use workers::Workers;
 
 /// A weight [rows, cols]: where the checkpoint has it, and in the forms that operations asked for so far.
+#[derive(Clone, Debug)]
+pub struct Weight(Arc<Forms>);
+
+/// The forms of a [`Weight`]. A product and its gradient read different ones.
 #[derive(Debug)]
-pub struct Weight {
+pub struct Forms {
     stored: StoredWeight,
     vector: OnceLock<Vec<f32>>,
     panels: OnceLock<Panels>,
+    transposed: OnceLock<Panels>,
     used: AtomicBool,
 }
 
-impl Weight {
+impl std::ops::Deref for Weight {
+    type Target = Forms;
+
+    fn deref(&self) -> &Forms {
+        &self.0
+    }
+}
+
+impl Forms {
     /// A gain or a bias.
     fn vector(&self) -> &[f32] {
         self.vector.get_or_init(|| self.stored.to_f32())
     }
 
-    /// Packed as [rows, cols], or as its transpose; no weight is used both ways.
-    fn panels(&self, pack: impl FnOnce(&StoredWeight) -> Panels) -> &Panels {
-        self.panels.get_or_init(|| {
-            let panels = pack(&self.stored);
-            self.stored.blob.release();
-            panels
-        })
+    /// Packed as [rows, cols].
+    fn panels(&self, workers: &Workers) -> &Panels {
+        self.panels.get_or_init(|| self.packed(|stored| Panels::new(workers, stored)))
+    }
+
+    /// Packed as its transpose [cols, rows].
+    fn transposed(&self, workers: &Workers) -> &Panels {
+        self.transposed.get_or_init(|| self.packed(|stored| Panels::transposed(workers, stored)))
+    }
+
+    fn packed(&self, pack: impl FnOnce(&StoredWeight) -> Panels) -> Panels {
+        let panels = pack(&self.stored);
+        self.stored.blob.release();
+        panels
     }
 }
 
@@ -147,7 +167,7 @@ impl Cpu {
                 products::product_in_place(&self.workers, RowsView::of(x), values, n, finish, y);
             }
             _ => {
-                let panels = w.panels(|w| Panels::new(&self.workers, w));
+                let panels = w.panels(&self.workers);
                 products::product(&self.workers, RowsView::of(x), panels, &[0..k], finish, y);
             }
         })
@@ -157,7 +177,7 @@ impl Cpu {
         assert_eq!(z.cols, w.stored.rows);
         let head_dim = z.cols / n_head;
         let heads: Vec<_> = (0..n_head).map(|head| head * head_dim..(head + 1) * head_dim).collect();
-        let panels = w.panels(|w| Panels::new(&self.workers, w));
+        let panels = w.panels(&self.workers);
         let finish = Finish { bias: None, epilogue: Epilogue::None };
         self.tensor(z.rows, n_head * w.stored.cols, |y| {
             products::product(&self.workers, RowsView::of(z), panels, &heads, finish, y);
@@ -205,9 +225,9 @@ impl Cpu {
         assert_eq!(x.cols, table.stored.cols);
         self.tensor(x.rows, table.stored.rows, |y| {
             if x.rows <= products::tile_shape(self.workers.arch).0 {
-                products::dots(&self.workers, RowsView::of(x), &table.stored, y);
+                products::dots(&self.workers, RowsView::of(x), &table.stored, 1, y);
             } else {
-                let panels = table.panels(|table| Panels::transposed(&self.workers, table));
+                let panels = table.transposed(&self.workers);
                 let finish = Finish { bias: None, epilogue: Epilogue::None };
                 products::product(&self.workers, RowsView::of(x), panels, &[0..x.cols], finish, y);
             }
@@ -258,7 +278,7 @@ impl Cpu {
                     let here = |values: &'_ [f32]| i % values.len()..i % values.len() + cols.len();
                     match change {
                         Change::Zero => slots.fill(0.0),
-                        Change::Scale(factor) => slots.iter_mut().for_each(|v| *v *= factor),
+                        Change::Scale(factor) => slots.iter_mut().filter(|v| **v != MASKED).for_each(|v| *v *= factor),
                         Change::Add(values) => {
                             slots.iter_mut().zip(&values[here(values)]).for_each(|(v, add)| *v += add);
                         }
@@ -267,6 +287,74 @@ impl Cpu {
                     i += cols.len();
                 }
             }
+        })
+    }
+}
+
+/// The operations of gradients.
+impl Cpu {
+    fn layer_norm_gradient(&self, x: &Tensor, dy: &Tensor, gain: &Weight, eps: f64) -> Tensor {
+        let gain = gain.vector();
+        assert_eq!([gain.len(), dy.rows, dy.cols], [x.cols, x.rows, x.cols]);
+        self.map_rows(x, x.cols, row_wise::LayerNormGradient { dy, gain, eps })
+    }
+
+    fn layer_norm_scale_gradient(&self, x: &Tensor, scale: &Tensor, dscale: &Tensor) -> Tensor {
+        assert_eq!([scale.rows, scale.cols, dscale.rows, dscale.cols], [x.rows, 1, x.rows, 1]);
+        self.map_rows(x, x.cols, row_wise::LayerNormScaleGradient { scales: scale, dscales: dscale })
+    }
+
+    fn layer_norm_divisor_gradient(&self, y: &Tensor, scale: &Tensor, dy: &Tensor) -> Tensor {
+        assert_eq!([scale.rows, scale.cols, dy.rows, dy.cols], [y.rows, 1, y.rows, y.cols]);
+        self.map_rows(y, 1, row_wise::LayerNormDivisorGradient { dy, scales: scale })
+    }
+
+    fn gain(&self, x: &Tensor, gain: &Weight) -> Tensor {
+        let gain = gain.vector();
+        assert_eq!(gain.len(), x.cols);
+        self.map_rows(x, x.cols, row_wise::Gain { gain })
+    }
+
+    fn linear_by_head_gradient(&self, dy: &Tensor, w: &Weight, n_head: usize) -> Tensor {
+        let [n_rows, cols] = [w.stored.rows, w.stored.cols];
+        assert_eq!(dy.cols, n_head * cols);
+        self.tensor(dy.rows, n_rows, |y| {
+            let x = RowsView::of(dy);
+            products::dots(&self.workers, x, &w.stored, n_head, y);
+        })
+    }
+
+    fn activation_gradient(&self, x: &Tensor, dy: &Tensor, f: Activation) -> Tensor {
+        assert_eq!([dy.rows, dy.cols], [x.rows, x.cols]);
+        self.map_rows(x, x.cols, row_wise::ActivationGradient { f, dy })
+    }
+
+    fn attention_pattern_gradient(&self, pattern: &Tensor, dy: &Tensor) -> Tensor {
+        assert_eq!([dy.rows, dy.cols], [pattern.rows, pattern.cols]);
+        self.map_rows(pattern, pattern.cols, row_wise::SoftmaxGradient { dy })
+    }
+
+    fn attention_mix_gradient(&self, dz: &Tensor, qkv: &Tensor, text: &Queries, heads: Heads) -> Tensor {
+        let n_pos = text.rows.len();
+        assert!(text.n_keys == n_pos && dz.rows == n_pos && qkv.cols == 3 * dz.cols);
+        self.tensor(heads.n_head * n_pos, n_pos, |dpattern| {
+            attention::mix_gradient(&self.workers, dz, qkv, text, heads, dpattern);
+        })
+    }
+
+    fn attention_values_gradient(&self, pattern: &Tensor, dz: &Tensor, text: &Queries, heads: Heads) -> Tensor {
+        let n_pos = text.rows.len();
+        assert_eq!([pattern.rows, pattern.cols, dz.rows], [heads.n_head * n_pos, n_pos, n_pos]);
+        self.tensor(n_pos, 3 * dz.cols, |y| {
+            attention::values_gradient(&self.workers, pattern, dz, text, heads, y);
+        })
+    }
+
+    fn attention_scores_gradient(&self, dscores: &Tensor, qkv: &Tensor, text: &Queries, heads: Heads) -> Tensor {
+        let n_pos = text.rows.len();
+        assert_eq!([dscores.rows, dscores.cols, text.n_keys], [heads.n_head * n_pos, n_pos, n_pos]);
+        self.tensor(n_pos, qkv.cols, |y| {
+            attention::scores_gradient(&self.workers, dscores, qkv, text, heads, y);
         })
     }
 }
@@ -316,8 +404,8 @@ impl Device for Cpu {
     }
 
     fn load(&self, w: &StoredWeight) -> Result<Weight, DeviceError> {
-        let (vector, panels, used) = Default::default();
-        Ok(Weight { stored: w.clone(), vector, panels, used })
+        let (vector, panels, transposed, used) = Default::default();
+        Ok(Weight(Arc::new(Forms { stored: w.clone(), vector, panels, transposed, used })))
     }
 
     fn upload(&self, [rows, cols]: [usize; 2], values: Vec<f32>) -> Tensor {
@@ -354,6 +442,17 @@ impl Device for Cpu {
             Op::Likeliest {} => self.likeliest(x[0]),
             Op::GatherRows { parts } => self.gather_rows(x, parts),
             Op::Edit { window, change } => self.edit(x[0], window, change),
+            Op::LayerNormGradient { eps } => self.layer_norm_gradient(x[0], x[1], w[0], *eps),
+            Op::LayerNormScaleGradient {} => self.layer_norm_scale_gradient(x[0], x[1], x[2]),
+            Op::LayerNormDivisorGradient {} => self.layer_norm_divisor_gradient(x[0], x[1], x[2]),
+            Op::Gain {} => self.gain(x[0], w[0]),
+            Op::LinearByHeadGradient { n_head } => self.linear_by_head_gradient(x[0], w[0], *n_head),
+            Op::RepeatHeads { n_head } => self.map_rows(x[0], n_head * x[0].cols, row_wise::Repeat),
+            Op::ActivationGradient { f } => self.activation_gradient(x[0], x[1], *f),
+            Op::AttentionPatternGradient {} => self.attention_pattern_gradient(x[0], x[1]),
+            Op::AttentionMixGradient { text, heads } => self.attention_mix_gradient(x[0], x[1], text, *heads),
+            Op::AttentionValuesGradient { text, heads } => self.attention_values_gradient(x[0], x[1], text, *heads),
+            Op::AttentionScoresGradient { text, heads } => self.attention_scores_gradient(x[0], x[1], text, *heads),
         }
     }
 

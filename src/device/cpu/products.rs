@@ -253,11 +253,12 @@ pub(crate) fn product_in_place(
 
 /// `x . tableᵀ` for a few rows. It reads the table once, from front to back. Its sums run in SIMD lanes, not in tiles,
 /// so they differ from those of [`product`] in the last bits. Only the number of rows decides which of the two runs.
-pub(crate) fn dots(workers: &Workers, x: RowsView<'_>, table: &StoredWeight, out: &mut [f32]) {
+/// With `n_head` heads, each head's rows of the table are multiplied with columns of x of their own.
+pub(crate) fn dots(workers: &Workers, x: RowsView<'_>, table: &StoredWeight, n_head: usize, out: &mut [f32]) {
     let (n, k) = (table.rows, table.cols);
-    assert!(x.reach(k) <= x.data.len());
-    let (arch, out) = (workers.arch, Shared::new(out, n, x.n, n));
-    share(workers, x.n * n * k, n, 1, |tokens, _| arch.dispatch(Dots { x, table, out, tokens }));
+    assert!(x.reach(n_head * k) <= x.data.len());
+    let (arch, out, per_head) = (workers.arch, Shared::new(out, n, x.n, n), n / n_head);
+    share(workers, x.n * n * k, n, 1, |tokens, _| arch.dispatch(Dots { x, table, out, tokens, per_head }));
 }
 
 /// One task of [`dots`]: some tokens.
@@ -266,6 +267,8 @@ struct Dots<'a> {
     table: &'a StoredWeight,
     out: Shared<'a>,
     tokens: Range<usize>,
+    /// Rows of the table that are multiplied with the same columns of x.
+    per_head: usize,
 }
 
 impl WithSimd for Dots<'_> {
@@ -300,7 +303,8 @@ impl Dots<'_> {
     /// Multiplies the values of one token with `N` rows of x, from `first` on. Returns `N`.
     #[inline(always)]
     fn some<S: Simd, const N: usize>(&self, simd: S, values: &[f32], token: usize, first: usize) -> usize {
-        let rows = std::array::from_fn(|i| &self.x.row(first + i)[..values.len()]);
+        let at = token / self.per_head * values.len();
+        let rows = std::array::from_fn(|i| &self.x.row(first + i)[at..at + values.len()]);
         for (i, dot) in row_wise::dots::<S, N>(simd, values, rows).into_iter().enumerate() {
             // SAFETY: every row has a column for each token, and no other task has these tokens.
             unsafe { self.out.row(first + i, token..token + 1)[0] = dot };

@@ -194,6 +194,123 @@ impl RowOp for Activation {
     }
 }
 
+/// The gradient of [`LayerNorm`] by its input, from the rows of dy.
+#[derive(Clone, Copy)]
+pub(crate) struct LayerNormGradient<'a> {
+    pub dy: &'a [f32],
+    pub gain: &'a [f32],
+    pub eps: f64,
+}
+
+impl RowOp for LayerNormGradient<'_> {
+    #[inline(always)]
+    fn row<S: Simd>(self, _: S, i: usize, x: &[f32], y: &mut [f32]) {
+        let n = x.len();
+        let (mean, scale) = mean_and_scale(x, self.eps);
+        let dy = &self.dy[i * n..(i + 1) * n];
+        y.iter_mut().zip(dy).zip(self.gain).for_each(|((y, dy), gain)| *y = dy * gain);
+        let mean_dy = sum(y, |dy| dy) / n as f32;
+        // The mean of dy times the normalized value, whose own mean is 0.
+        let along = sum_of_products(x, y, |x, dy| (x - mean) / scale * (dy - mean_dy)) / n as f32;
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = (*y - mean_dy - (x - mean) / scale * along) / scale);
+    }
+}
+
+/// `(x - mean) / (n scale) * dscale`, with one scale and one dscale per row.
+#[derive(Clone, Copy)]
+pub(crate) struct LayerNormScaleGradient<'a> {
+    pub scales: &'a [f32],
+    pub dscales: &'a [f32],
+}
+
+impl RowOp for LayerNormScaleGradient<'_> {
+    #[inline(always)]
+    fn row<S: Simd>(self, _: S, i: usize, x: &[f32], y: &mut [f32]) {
+        let mean = mean_and_scale(x, 0.0).0;
+        let factor = self.dscales[i] / (x.len() as f32 * self.scales[i]);
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = (x - mean) * factor);
+    }
+}
+
+/// `-sum(y dy) / scale`, with one scale per row.
+#[derive(Clone, Copy)]
+pub(crate) struct LayerNormDivisorGradient<'a> {
+    pub dy: &'a [f32],
+    pub scales: &'a [f32],
+}
+
+impl RowOp for LayerNormDivisorGradient<'_> {
+    #[inline(always)]
+    fn row<S: Simd>(self, _: S, i: usize, x: &[f32], y: &mut [f32]) {
+        let dy = &self.dy[i * x.len()..(i + 1) * x.len()];
+        y[0] = -sum_of_products(x, dy, |x, dy| x * dy) / self.scales[i];
+    }
+}
+
+/// `x * gain`.
+#[derive(Clone, Copy)]
+pub(crate) struct Gain<'a> {
+    pub gain: &'a [f32],
+}
+
+impl RowOp for Gain<'_> {
+    #[inline(always)]
+    fn row<S: Simd>(self, _: S, _: usize, x: &[f32], y: &mut [f32]) {
+        y.iter_mut().zip(x).zip(self.gain).for_each(|((y, x), g)| *y = x * g);
+    }
+}
+
+/// A row several times, one after the other.
+#[derive(Clone, Copy)]
+pub(crate) struct Repeat;
+
+impl RowOp for Repeat {
+    #[inline(always)]
+    fn row<S: Simd>(self, _: S, _: usize, x: &[f32], y: &mut [f32]) {
+        y.chunks_exact_mut(x.len()).for_each(|y| y.copy_from_slice(x));
+    }
+}
+
+/// `f'(x) dy`.
+#[derive(Clone, Copy)]
+pub(crate) struct ActivationGradient<'a> {
+    pub f: Activation,
+    pub dy: &'a [f32],
+}
+
+impl RowOp for ActivationGradient<'_> {
+    #[inline(always)]
+    fn row<S: Simd>(self, simd: S, i: usize, x: &[f32], y: &mut [f32]) {
+        let dy = &self.dy[i * x.len()..(i + 1) * x.len()];
+        y.copy_from_slice(x);
+        let (whole, rest) = S::as_mut_simd_f32s(y);
+        let (whole_dy, rest_dy) = S::as_simd_f32s(dy);
+        for (y, dy) in whole.iter_mut().zip(whole_dy) {
+            *y = simd.mul_f32s(slope(simd, self.f, *y), *dy);
+        }
+        if !rest.is_empty() {
+            let dy = simd.partial_load_f32s(rest_dy);
+            let y = simd.mul_f32s(slope(simd, self.f, simd.partial_load_f32s(rest)), dy);
+            simd.partial_store_f32s(rest, y);
+        }
+    }
+}
+
+/// `p (dp - sum(p dp))`: the gradient of a softmax by its input, from its result p.
+#[derive(Clone, Copy)]
+pub(crate) struct SoftmaxGradient<'a> {
+    pub dy: &'a [f32],
+}
+
+impl RowOp for SoftmaxGradient<'_> {
+    #[inline(always)]
+    fn row<S: Simd>(self, _: S, i: usize, x: &[f32], y: &mut [f32]) {
+        let dy = &self.dy[i * x.len()..(i + 1) * x.len()];
+        let mean = sum_of_products(x, dy, |p, dp| p * dp);
+        y.iter_mut().zip(x).zip(dy).for_each(|((y, p), dp)| *y = p * (dp - mean));
+    }
+}
+
 /// Softmax of one row in place.
 pub(crate) struct Softmax<'a>(pub &'a mut [f32]);
 
@@ -240,6 +357,18 @@ fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
         lanes.iter_mut().zip(chunk).for_each(|(sum, x)| *sum += f(*x));
     }
     lanes.iter_mut().zip(rest).for_each(|(sum, x)| *sum += f(*x));
+    fold(lanes, |a, b| a + b)
+}
+
+/// The sum of `f(a, b)` over two rows of one length.
+#[inline(always)]
+fn sum_of_products(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let ((whole_a, rest_a), (whole_b, rest_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in whole_a.iter().zip(whole_b) {
+        lanes.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += f(*a, *b));
+    }
+    lanes.iter_mut().zip(rest_a.iter().zip(rest_b)).for_each(|(sum, (a, b))| *sum += f(*a, *b));
     fold(lanes, |a, b| a + b)
 }
 
@@ -380,6 +509,53 @@ fn activate<S: Simd>(simd: S, f: Activation, x: S::f32s) -> S::f32s {
         }
         Activation::Silu => times_sigmoid(simd, x, simd.neg_f32s(x)),
         Activation::QuickGelu => times_sigmoid(simd, x, simd.mul_f32s(x, simd.splat_f32s(-1.702))),
+    }
+}
+
+/// `s(y) + x y' s(y) s(-y)`, s being the sigmoid: the derivative of `x s(y)`.
+#[inline(always)]
+fn slope_of_sigmoid<S: Simd>(simd: S, x: S::f32s, y: S::f32s, slope_of_y: S::f32s) -> S::f32s {
+    let one = simd.splat_f32s(1.0);
+    let s = times_sigmoid(simd, one, simd.neg_f32s(y));
+    let other = times_sigmoid(simd, one, y);
+    simd.mul_f32s(s, simd.mul_add_e_f32s(simd.mul_f32s(x, slope_of_y), other, one))
+}
+
+/// The derivative of [`activate`].
+#[inline(always)]
+fn slope<S: Simd>(simd: S, f: Activation, x: S::f32s) -> S::f32s {
+    match f {
+        Activation::GeluTanh => {
+            const LINEAR: f32 = 2.0 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2;
+            // Beyond 15 the slope is 0 or 1, and x^3 stays finite within. `min` and `max` would lose NaN.
+            let (low, high) = (simd.splat_f32s(-15.0), simd.splat_f32s(15.0));
+            let x = simd.select_f32s(simd.less_than_f32s(x, low), low, x);
+            let x = simd.select_f32s(simd.greater_than_f32s(x, high), high, x);
+            let (linear, squares) = (simd.splat_f32s(LINEAR), simd.mul_f32s(x, x));
+            let y = simd.mul_f32s(x, simd.mul_add_e_f32s(squares, simd.splat_f32s(LINEAR * 0.044_715), linear));
+            let of_y = simd.mul_add_e_f32s(squares, simd.splat_f32s(LINEAR * 3.0 * 0.044_715), linear);
+            slope_of_sigmoid(simd, x, y, of_y)
+        }
+        Activation::GeluErf => {
+            const DENSITY: f32 = 0.5 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2;
+            let half_square = simd.mul_f32s(simd.mul_f32s(x, x), simd.splat_f32s(-0.5));
+            let density = simd.mul_f32s(exp(simd, half_square), simd.splat_f32s(DENSITY));
+            let mut below = x;
+            let lanes: &mut [f32] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut below));
+            lanes.iter_mut().for_each(|x| *x = 0.5 * libm::erfcf(-*x * FRAC_1_SQRT_2));
+            // Where the density is 0, x may be so large that its square is infinite.
+            let nothing = simd.less_than_f32s(half_square, simd.splat_f32s(-87.3));
+            simd.select_f32s(nothing, below, simd.mul_add_e_f32s(x, density, below))
+        }
+        Activation::Relu => {
+            let zero = simd.splat_f32s(0.0);
+            simd.select_f32s(simd.greater_than_f32s(x, zero), simd.splat_f32s(1.0), zero)
+        }
+        Activation::Silu => slope_of_sigmoid(simd, x, x, simd.splat_f32s(1.0)),
+        Activation::QuickGelu => {
+            let factor = simd.splat_f32s(1.702);
+            slope_of_sigmoid(simd, x, simd.mul_f32s(x, factor), factor)
+        }
     }
 }
 

@@ -8,8 +8,9 @@ use super::buffers::Tensor;
 use super::encoder::Variant;
 use super::kernels::{self, Family, TextRows};
 use super::{Gpu, all, elements, whole};
-use crate::device::{Heads, Queries};
+use crate::device::{Heads, MASKED, Queries};
 use parking_lot::Mutex;
+use std::collections::VecDeque;
 
 /// Queries per workgroup of the tiled kernels, and keys per workgroup of `attention_scores`.
 const QUERIES: usize = 32;
@@ -111,9 +112,18 @@ impl HeadShape {
     }
 }
 
-/// The table of rows that was uploaded last. All layers of a run use the same table.
+/// Queries and keys that are all positions of a text.
+fn rows_of_positions(n_pos: usize) -> TextRows {
+    TextRows { q_row: 0, n_query: n_pos as u32, position: 0, k_row: 0, n_key: n_pos as u32 }
+}
+
+/// The tables of rows that were uploaded last. All layers of a run use the same ones: one for all texts, and where attention runs
+/// in steps, up to three for each text.
 #[derive(Debug, Default)]
-pub(super) struct RowsTable(Mutex<Option<(Vec<TextRows>, wgpu::Buffer)>>);
+pub(super) struct RowsTable(Mutex<VecDeque<(Vec<TextRows>, wgpu::Buffer)>>);
+
+/// The most tables that are kept.
+const TABLES: usize = 48;
 
 /// A tensor as vectors of four elements. The last vector may extend past the tensor, but not past its buffer.
 pub(super) fn all4(x: &Tensor) -> Binding<'_> {
@@ -129,15 +139,16 @@ fn aligned(heads: HeadShape, tensors: &[(&Tensor, usize)]) -> u32 {
 impl Gpu {
     /// The table on the device, uploaded if it is a new one.
     fn table(&self, texts: &[TextRows]) -> wgpu::Buffer {
-        let mut last = self.rows_table.0.lock();
-        match &*last {
-            Some((same, buffer)) if same == texts => buffer.clone(),
-            _ => {
-                let buffer = self.uploaded("text rows", texts);
-                *last = Some((texts.to_vec(), buffer.clone()));
-                buffer
-            }
+        let mut tables = self.rows_table.0.lock();
+        if let Some((_, buffer)) = tables.iter().find(|(same, _)| same == texts) {
+            return buffer.clone();
         }
+        if tables.len() == TABLES {
+            tables.pop_front();
+        }
+        let buffer = self.uploaded("text rows", texts);
+        tables.push_back((texts.to_vec(), buffer.clone()));
+        buffer
     }
 
     /// z [T, D]. Rows that belong to no text have arbitrary values.
@@ -189,6 +200,7 @@ impl Gpu {
             kv_stride: qkv.kv.cols as u32,
             k_col: qkv.k_col as u32,
             scale: heads.scale,
+            unseen: MASKED,
         };
         let aligned = aligned(heads, &[(qkv.q, 0), (qkv.kv, qkv.k_col)]);
         let variant = Variant::new(&kernels::ATTENTION_SCORES, &[aligned, heads.head_dim as u32]);
@@ -212,15 +224,94 @@ impl Gpu {
         assert_eq!([pattern.rows, pattern.cols], [heads.n_head * text.rows.len(), text.n_keys]);
         let z = self.empty(text.rows.len(), qkv.cols / 3);
         let (heads, qkv) = (HeadShape::new(z.cols, heads), Qkv::new(qkv, cache));
-        let params =
-            kernels::AttentionMix { kv_stride: qkv.kv.cols as u32, v_col: qkv.v_col as u32, z_stride: z.cols as u32 };
-        let aligned = aligned(heads, &[(qkv.kv, qkv.v_col)]);
-        let variant = Variant::new(&kernels::ATTENTION_MIX, &[aligned, heads.head_dim as u32]);
         // The pattern and z have only the rows of this text, so its first query is row 0.
-        let table = self.table(&[TextRows { q_row: 0, ..qkv.rows_of(text) }]);
-        let bindings = [whole(&table), all(pattern), all4(qkv.kv), all(&z)];
-        let groups = [text.rows.len().div_ceil(QUERIES) as u32, heads.parts(), 1];
-        self.encoder.dispatch(variant, &params, &bindings, groups);
+        let rows = TextRows { q_row: 0, ..qkv.rows_of(text) };
+        self.mix(heads, (pattern, false), (qkv.kv, qkv.v_col), rows, 1.0, (&z, 0));
         z
+    }
+
+    /// Writes `scale * pattern . values`, head by head, into the columns of z from `z_col` on. With `transposed`, the pattern
+    /// is `[n_head * n_key, n_query]`.
+    fn mix(
+        &self,
+        heads: HeadShape,
+        (pattern, transposed): (&Tensor, bool),
+        (values, v_col): (&Tensor, usize),
+        rows: TextRows,
+        scale: f32,
+        (z, z_col): (&Tensor, usize),
+    ) {
+        let params = kernels::AttentionMix {
+            kv_stride: values.cols as u32,
+            v_col: v_col as u32,
+            z_stride: z.cols as u32,
+            z_col: z_col as u32,
+            query_step: if transposed { 1 } else { rows.n_key },
+            key_step: if transposed { rows.n_query } else { 1 },
+            scale,
+        };
+        let aligned = aligned(heads, &[(values, v_col)]);
+        let variant = Variant::new(&kernels::ATTENTION_MIX, &[aligned, heads.head_dim as u32]);
+        let table = self.table(&[rows]);
+        let bindings = [whole(&table), all(pattern), all4(values), all(z)];
+        let groups = [(rows.n_query as usize).div_ceil(QUERIES) as u32, heads.parts(), 1];
+        self.encoder.dispatch(variant, &params, &bindings, groups);
+    }
+
+    /// `dz . v` of one text, `[n_head * n_query, n_query]`: scores with other queries and keys.
+    pub(super) fn attention_mix_gradient(&self, dz: &Tensor, qkv: &Tensor, text: &Queries, heads: Heads) -> Tensor {
+        let n_pos = text.rows.len();
+        assert!(text.n_keys == n_pos && dz.rows == n_pos && qkv.cols == 3 * dz.cols);
+        let (heads, v_col) = (HeadShape::new(dz.cols, heads), 2 * dz.cols);
+        let dpattern = self.empty(heads.n_head * n_pos, n_pos);
+        let params = kernels::AttentionScores {
+            q_stride: dz.cols as u32,
+            q_col: 0,
+            kv_stride: qkv.cols as u32,
+            k_col: v_col as u32,
+            scale: 1.0,
+            unseen: 0.0,
+        };
+        let aligned = aligned(heads, &[(dz, 0), (qkv, v_col)]);
+        let variant = Variant::new(&kernels::ATTENTION_SCORES, &[aligned, heads.head_dim as u32]);
+        let table = self.table(&[TextRows { q_row: 0, ..Qkv::new(qkv, None).rows_of(text) }]);
+        let bindings = [whole(&table), all4(dz), all4(qkv), all(&dpattern)];
+        let groups = [n_pos.div_ceil(KEYS) as u32, n_pos.div_ceil(QUERIES) as u32, heads.n_head as u32];
+        self.encoder.dispatch(variant, &params, &bindings, groups);
+        dpattern
+    }
+
+    /// `patternᵀ . dz` of one text, in the last third of the columns.
+    pub(super) fn attention_values_gradient(
+        &self,
+        pattern: &Tensor,
+        dz: &Tensor,
+        text: &Queries,
+        heads: Heads,
+    ) -> Tensor {
+        let n_pos = text.rows.len();
+        assert_eq!([pattern.rows, pattern.cols, dz.rows], [heads.n_head * n_pos, n_pos, n_pos]);
+        let y = self.zeros(n_pos, 3 * dz.cols);
+        let rows = TextRows { k_row: 0, ..rows_of_positions(n_pos) };
+        self.mix(HeadShape::new(dz.cols, heads), (pattern, true), (dz, 0), rows, 1.0, (&y, 2 * dz.cols));
+        y
+    }
+
+    /// `scale * dscores . k` and `scale * dscoresᵀ . q` of one text, in the first two thirds of the columns.
+    pub(super) fn attention_scores_gradient(
+        &self,
+        dscores: &Tensor,
+        qkv: &Tensor,
+        text: &Queries,
+        heads: Heads,
+    ) -> Tensor {
+        let (n_pos, n_embd) = (text.rows.len(), qkv.cols / 3);
+        assert_eq!([dscores.rows, dscores.cols, text.n_keys], [heads.n_head * n_pos, n_pos, n_pos]);
+        let y = self.zeros(n_pos, qkv.cols);
+        let heads = HeadShape::new(n_embd, heads);
+        let rows = TextRows { k_row: text.rows.start as u32, ..rows_of_positions(n_pos) };
+        self.mix(heads, (dscores, false), (qkv, n_embd), rows, heads.scale, (&y, 0));
+        self.mix(heads, (dscores, true), (qkv, 0), rows, heads.scale, (&y, n_embd));
+        y
     }
 }

@@ -134,20 +134,34 @@ pub(super) struct Chunk {
 }
 
 /// A weight [rows, cols]. The first operation that uses it uploads it, in the layout that its kernel reads.
+#[derive(Clone, Debug)]
+pub struct Weight(Arc<Layouts>);
+
+/// What the clones of a [`Weight`] share.
 #[derive(Debug)]
-pub struct Weight {
+pub struct Layouts {
     pub(super) name: String,
     pub(super) rows: usize,
     pub(super) cols: usize,
-    /// The weight on the host, until it is uploaded.
+    dtype: Dtype,
+    /// The weight on the host, as long as it may have to be uploaded.
     source: Mutex<Option<StoredWeight>>,
-    placed: OnceLock<Placed>,
+    /// One for each [`WeightLayout`]. Only where invocations broadcast do a product and its gradient read different ones.
+    placed: [OnceLock<Placed>; 3],
     bind_groups: BindGroups<PipelineKey>,
 }
 
-impl Drop for Weight {
+impl std::ops::Deref for Weight {
+    type Target = Layouts;
+
+    fn deref(&self) -> &Layouts {
+        &self.0
+    }
+}
+
+impl Drop for Layouts {
     fn drop(&mut self) {
-        if self.placed.get().is_some() {
+        if self.placed.iter().any(|placed| placed.get().is_some()) {
             self.bind_groups.clear();
         }
     }
@@ -156,7 +170,6 @@ impl Drop for Weight {
 /// A weight on the device.
 #[derive(Debug)]
 pub(super) struct Placed {
-    layout: WeightLayout,
     pub(super) dtype: Dtype,
     /// Elements from one row to the next, or from one panel to the next in [`WeightLayout::Panels`].
     pub(super) stride: usize,
@@ -180,30 +193,46 @@ impl Weight {
         if bytes > max_binding {
             return Err(DeviceError::TooLarge { name, bytes, limit: max_binding });
         }
-        let (rows, cols, source) = (weight.rows, weight.cols, Mutex::new(Some(weight.clone())));
-        Ok(Weight { name, rows, cols, source, placed: OnceLock::new(), bind_groups: bind_groups.clone() })
+        let (rows, cols, placed) = (weight.rows, weight.cols, Default::default());
+        let source = Mutex::new(Some(weight.clone()));
+        Ok(Weight(Arc::new(Layouts {
+            name,
+            rows,
+            cols,
+            dtype: weight.dtype,
+            source,
+            placed,
+            bind_groups: bind_groups.clone(),
+        })))
     }
 
-    /// The weight on the device.
+    /// The weight on the device. With `only`, its operations read no other layout, so that the host's copy is dropped.
     ///
     /// # Panics
-    /// When the weight was uploaded in another layout. Every kind of operation has one layout, and every weight belongs
-    /// to one kind of operation.
+    /// When it was placed in another layout with `only`.
     pub(super) fn place(
         &self,
         device: &wgpu::Device,
         queue: &wgpu::Queue,
         max_binding: u64,
         layout: WeightLayout,
+        only: bool,
     ) -> &Placed {
-        let placed = self.placed.get_or_init(|| {
-            let weight = self.source.lock().take().expect("taken once, here");
-            let placed = Placed::upload(&Upload { device, queue }, max_binding, &weight, layout);
+        self.placed[layout as usize].get_or_init(|| {
+            let mut source = self.source.lock();
+            let weight = source.as_ref().unwrap_or_else(|| panic!("{:?}: an operation reads one layout", self.name));
+            let placed = Placed::upload(&Upload { device, queue }, max_binding, weight, layout);
             weight.blob.release();
+            if only {
+                *source = None;
+            }
             placed
-        });
-        assert_eq!(placed.layout, layout, "{:?}: a weight is an operand of one kind", self.name);
-        placed
+        })
+    }
+
+    /// True if its rows are split among several bindings in [`WeightLayout::Rows`].
+    pub(super) fn is_cut(&self, max_binding: u64) -> bool {
+        (self.rows * padded(self.cols) * self.dtype.size()) as u64 > max_binding
     }
 }
 
@@ -221,7 +250,7 @@ impl Placed {
             let (stride, panel_bytes) = (weight.rows * PANEL, weight.rows * PANEL * dtype.size());
             let buffer = to.buffer(&weight.name, weight.cols.div_ceil(PANEL) * panel_bytes);
             to.panels(&buffer, bytes, weight.cols * dtype.size(), PANEL * dtype.size(), panel_bytes);
-            return Placed { layout, dtype, stride, chunks: vec![Chunk { buffer, rows: 0..weight.rows }] };
+            return Placed { dtype, stride, chunks: vec![Chunk { buffer, rows: 0..weight.rows }] };
         }
         let stride = padded(weight.cols);
         let row_bytes = stride * dtype.size();
@@ -235,7 +264,7 @@ impl Placed {
             Chunk { buffer, rows }
         };
         let chunks = (0..weight.rows).step_by(rows_at_once).map(chunk).collect();
-        Placed { layout, dtype, stride, chunks }
+        Placed { dtype, stride, chunks }
     }
 }
 

@@ -79,6 +79,7 @@ pub(super) struct Pipeline {
 enum Command {
     Dispatch { pipeline: Arc<Pipeline>, bindings: wgpu::BindGroup, slot: u32, groups: [u32; 3] },
     Copy { from: wgpu::Buffer, start: u64, to: wgpu::Buffer, at: u64, bytes: u64 },
+    Clear { buffer: wgpu::Buffer, bytes: u64 },
 }
 
 /// Records work and submits it.
@@ -257,6 +258,13 @@ impl Encoder {
         std::mem::take(&mut self.counters.lock())
     }
 
+    /// Records that the first bytes of a buffer become zero. It ends the current pass.
+    pub(super) fn clear(&self, buffer: &wgpu::Buffer, bytes: u64) {
+        let mut recorded = self.recorded.lock();
+        recorded.commands.push(Command::Clear { buffer: buffer.clone(), bytes });
+        recorded.bound.clear();
+    }
+
     /// Reserves `bytes` in a staging buffer. Returns the buffer and the offset. `make` makes a new buffer if the last
     /// one is full.
     pub(super) fn staging(&self, bytes: u64, make: impl FnOnce() -> Arc<Staging>) -> (Arc<Staging>, u64) {
@@ -312,8 +320,14 @@ impl Encoder {
         while let Some(first) = rest.first() {
             let Command::Dispatch { pipeline, .. } = first else {
                 counted.command_buffers += 1;
-                while let Some(Command::Copy { from, start, to, at, bytes }) = rest.first() {
-                    encoder.copy_buffer_to_buffer(from, *start, to, *at, *bytes);
+                loop {
+                    match rest.first() {
+                        Some(Command::Copy { from, start, to, at, bytes }) => {
+                            encoder.copy_buffer_to_buffer(from, *start, to, *at, *bytes);
+                        }
+                        Some(Command::Clear { buffer, bytes }) => encoder.clear_buffer(buffer, 0, Some(*bytes)),
+                        Some(Command::Dispatch { .. }) | None => break,
+                    }
                     counted.copies += 1;
                     rest = &rest[1..];
                 }

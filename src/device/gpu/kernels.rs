@@ -80,6 +80,7 @@ const SCORES: &str = include_str!("../../../shaders/lib/scores.wgsl");
 const EXP: &str = include_str!("../../../shaders/lib/exp.wgsl");
 const GELU: &str = include_str!("../../../shaders/lib/gelu.wgsl");
 const ACTIVATION_LIB: &str = include_str!("../../../shaders/lib/activation.wgsl");
+const SLOPE: &str = include_str!("../../../shaders/lib/slope.wgsl");
 const EPILOGUE: &str = include_str!("../../../shaders/lib/epilogue.wgsl");
 const X4: &str = include_str!("../../../shaders/lib/x4.wgsl");
 const TILE_LIB: &str = include_str!("../../../shaders/lib/tile.wgsl");
@@ -177,6 +178,18 @@ kernels! {
     UNEMBED_BROADCAST FILE_UNEMBED_BROADCAST "unembed_broadcast" BROADCAST [WEIGHT, STEP] overrides &[WEIGHT_OVERRIDE];
     LIKELIEST FILE_LIKELIEST "likeliest" TILES [REDUCE, EXP];
     LIKELIEST_BROADCAST FILE_LIKELIEST "likeliest_broadcast" BROADCAST [REDUCE_BROADCAST, EXP];
+    LAYER_NORM_GRADIENT FILE_LAYER_NORM_GRADIENT "layer_norm_gradient" TILES [REDUCE, MOMENTS];
+    LAYER_NORM_GRADIENT_BROADCAST FILE_LAYER_NORM_GRADIENT "layer_norm_gradient_broadcast" BROADCAST [REDUCE_BROADCAST, MOMENTS];
+    LAYER_NORM_SCALE_GRADIENT FILE_LAYER_NORM_SCALE_GRADIENT "layer_norm_scale_gradient" TILES [REDUCE, MOMENTS];
+    LAYER_NORM_SCALE_GRADIENT_BROADCAST FILE_LAYER_NORM_SCALE_GRADIENT "layer_norm_scale_gradient_broadcast" BROADCAST [REDUCE_BROADCAST, MOMENTS];
+    LAYER_NORM_DIVISOR_GRADIENT FILE_LAYER_NORM_DIVISOR_GRADIENT "layer_norm_divisor_gradient" TILES [REDUCE];
+    LAYER_NORM_DIVISOR_GRADIENT_BROADCAST FILE_LAYER_NORM_DIVISOR_GRADIENT "layer_norm_divisor_gradient_broadcast" BROADCAST [REDUCE_BROADCAST];
+    GAIN FILE_GAIN "gain" ANY [];
+    LINEAR_BY_HEAD_GRADIENT FILE_LINEAR_BY_HEAD_GRADIENT "linear_by_head_gradient" ANY [WEIGHT] overrides &[WEIGHT_OVERRIDE];
+    REPEAT_HEADS FILE_REPEAT_HEADS "repeat_heads" ANY [];
+    ACTIVATION_GRADIENT FILE_ACTIVATION_GRADIENT "activation_gradient" ANY [SLOPE, EXP, GELU] overrides &[("FUNCTION", 4)];
+    ATTENTION_PATTERN_GRADIENT FILE_ATTENTION_PATTERN_GRADIENT "attention_pattern_gradient" TILES [REDUCE];
+    ATTENTION_PATTERN_GRADIENT_BROADCAST FILE_ATTENTION_PATTERN_GRADIENT "attention_pattern_gradient_broadcast" BROADCAST [REDUCE_BROADCAST];
     EDIT FILE_EDIT "edit" ANY [];
     COPY_OUT FILE_COPY_OUT "copy_out" ANY [];
 }

@@ -13,6 +13,7 @@ mod bind_groups;
 mod buffers;
 mod encoder;
 mod errors;
+mod gradients;
 pub mod kernels;
 #[cfg(feature = "mutants")]
 pub mod mutants;
@@ -232,7 +233,8 @@ impl Gpu {
 
     /// The weight on the device, in the layout that a kernel reads.
     fn place<'a>(&self, w: &'a Weight, layout: WeightLayout) -> &'a Placed {
-        w.place(&self.device, &self.queue, self.max_binding, layout)
+        // Where invocations broadcast, a product and its gradient read different layouts.
+        w.place(&self.device, &self.queue, self.max_binding, layout, self.family == Family::Tiles)
     }
 
     /// The single buffer of a weight that its operations do not split by rows.
@@ -302,6 +304,13 @@ impl Gpu {
     /// A new tensor. Its values are arbitrary.
     fn empty(&self, rows: usize, cols: usize) -> Tensor {
         Tensor::new(&self.tensors, rows, cols)
+    }
+
+    /// A new tensor of zeros.
+    fn zeros(&self, rows: usize, cols: usize) -> Tensor {
+        let y = self.empty(rows, cols);
+        self.encoder.clear(y.buffer(), 4 * y.len() as u64);
+        y
     }
 
     fn embed(&self, table: &Weight, ids: &[u32]) -> Tensor {
@@ -514,6 +523,17 @@ impl Gpu {
             Op::Likeliest {} => self.likeliest(x[0]),
             Op::GatherRows { parts } => self.gather_rows(x, parts),
             Op::Edit { window, change } => self.edit(x[0], window, change),
+            Op::LayerNormGradient { eps } => self.layer_norm_gradient(x[0], x[1], w[0], *eps),
+            Op::LayerNormScaleGradient {} => self.layer_norm_scale_gradient(x[0], x[1], x[2]),
+            Op::LayerNormDivisorGradient {} => self.layer_norm_divisor_gradient(x[0], x[1], x[2]),
+            Op::Gain {} => self.gain(x[0], w[0]),
+            Op::LinearByHeadGradient { n_head } => self.linear_by_head_gradient(x[0], w[0], *n_head),
+            Op::RepeatHeads { n_head } => self.repeat_heads(x[0], *n_head),
+            Op::ActivationGradient { f } => self.activation_gradient(x[0], x[1], *f),
+            Op::AttentionPatternGradient {} => self.attention_pattern_gradient(x[0], x[1]),
+            Op::AttentionMixGradient { text, heads } => self.attention_mix_gradient(x[0], x[1], text, *heads),
+            Op::AttentionValuesGradient { text, heads } => self.attention_values_gradient(x[0], x[1], text, *heads),
+            Op::AttentionScoresGradient { text, heads } => self.attention_scores_gradient(x[0], x[1], text, *heads),
         }
     }
 }
@@ -526,10 +546,13 @@ fn work(op: &Op, Operands { tensors: x, weights: w, .. }: Operands<'_, Gpu>, y: 
         Op::Linear {} | Op::LinearActivation { .. } | Op::LinearAdd {} => 2 * w[0].rows,
         Op::LinearOfNorm { .. } => 2 * w[2].rows,
         Op::LinearByHead { n_head } => 2 * w[0].rows / n_head,
-        Op::Unembed {} => 2 * w[0].cols,
+        Op::Unembed {} | Op::LinearByHeadGradient { .. } => 2 * w[0].cols,
         Op::Attention { texts, .. } => 4 * texts.iter().map(|text| text.n_keys).max().unwrap_or(0),
         Op::AttentionScores { heads, .. } => 2 * x[0].cols / (3 * heads.n_head),
-        Op::AttentionMix { text, .. } => 2 * text.n_keys,
+        Op::AttentionMixGradient { heads, .. } => 2 * x[0].cols / heads.n_head,
+        Op::AttentionMix { text, .. }
+        | Op::AttentionValuesGradient { text, .. }
+        | Op::AttentionScoresGradient { text, .. } => 2 * text.n_keys,
         _ => 0,
     };
     (steps + OF_AN_ELEMENT) as f64 * y.len() as f64

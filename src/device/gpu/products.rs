@@ -4,7 +4,8 @@
 
 use super::attention::all4;
 use super::autotune::Tuning;
-use super::buffers::{PANEL, Tensor, Weight, WeightLayout};
+use super::bind_groups::Binding;
+use super::buffers::{PANEL, Placed, Tensor, Weight, WeightLayout};
 use super::encoder::Variant;
 use super::kernels::{self, Family, Kernel, epilogue_override, weight_override};
 use super::{Gpu, all, elements, grid, whole};
@@ -184,6 +185,9 @@ impl Gpu {
     /// bias.
     pub(super) fn product_by_head(&self, z: &Tensor, w: &Weight, n_head: usize) -> Tensor {
         assert_eq!(z.cols, w.rows);
+        if n_head == 1 && w.is_cut(self.max_binding) {
+            return self.product_with_cut(z, w);
+        }
         let head_dim = z.cols / n_head;
         let y = self.empty(z.rows, n_head * w.cols);
         let product = Product { x: z, w, bias: None, epilogue: Epilogue::None };
@@ -214,15 +218,35 @@ impl Gpu {
         self.encoder.dispatch(variant, &params, &bindings, elements(y.len()));
     }
 
+    /// The product with rows of a weight that one binding holds.
+    pub(super) fn product_with_part(&self, x: &Tensor, weight: Binding<'_>, placed: &Placed, cols: usize) -> Tensor {
+        let y = self.empty(x.rows, cols);
+        let plan = Plan::in_parts(&self.tuning, x.rows, x.cols, x.cols, cols);
+        self.multiply_with(x, (weight, placed, cols), (None, Epilogue::None), &plan, &y, 0);
+        y
+    }
+
     /// Writes all parts of a product into y. They begin `y_part` elements apart.
     fn multiply(&self, product: &Product<'_>, plan: &Plan, y: &Tensor, y_part: usize) {
         let Product { x, w, bias, epilogue } = *product;
-        let (weight, placed) = (self.uncut(w, WeightLayout::Rows), self.place(w, WeightLayout::Rows));
+        let weight = (self.uncut(w, WeightLayout::Rows), self.place(w, WeightLayout::Rows), w.cols);
+        self.multiply_with(x, weight, (bias, epilogue), plan, y, y_part);
+    }
+
+    fn multiply_with(
+        &self,
+        x: &Tensor,
+        (weight, placed, cols): (Binding<'_>, &Placed, usize),
+        (bias, epilogue): (Option<&Weight>, Epilogue<'_, Tensor>),
+        plan: &Plan,
+        y: &Tensor,
+        y_part: usize,
+    ) {
         let params = kernels::Linear {
             rows: x.rows as u32,
             k: x.cols as u32,
             k_part: plan.k_part as u32,
-            cols: w.cols as u32,
+            cols: cols as u32,
             x_stride: x.cols as u32,
             w_stride: placed.stride as u32,
             y_stride: y.cols as u32,

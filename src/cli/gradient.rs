@@ -1,0 +1,151 @@
+//! `--grad`: what is differentiated, and the sinks that store values and gradients side by side.
+
+use super::question::{QuestionArgs, needs};
+use super::{Failure, ModelArgs};
+use crate::analysis::gradients::Target;
+use crate::analysis::metric::{Metric, Question};
+use crate::batch::Batch;
+use crate::hooks::capture::{ArrayKey, ArraySink, Arrays, Capture, Sink};
+use crate::hooks::site::Site;
+use crate::output::arrays;
+use crate::session::Model;
+use clap::Args;
+use ndarray::{ArrayViewD, CowArray, IxDyn};
+use serde_json::{Value, json};
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+
+/// Which gradients.
+#[derive(Args)]
+pub(super) struct GradientArgs {
+    /// Beside each hook NAME also NAME_grad, the derivative of a metric by it: logit-diff, logit, logprob, prob, loss, kl, or
+    /// dot:SITE[@SELECT]=V, the sum of a hook's values times numbers, SITE, SELECT and V being as in --edit
+    #[arg(long, value_name = "METRIC")]
+    grad: Option<String>,
+    #[command(flatten)]
+    question: QuestionArgs,
+}
+
+/// A gradient that was asked for: of what, and how that stands in outputs.
+pub(super) struct Asked {
+    pub target: Target,
+    pub record: Value,
+}
+
+impl GradientArgs {
+    /// True where gradients are asked for.
+    pub(crate) fn any(&self) -> bool {
+        self.grad.is_some()
+    }
+
+    /// The file that a linear function's numbers are read from.
+    pub(crate) fn files(&self) -> impl Iterator<Item = PathBuf> {
+        let dot = self.grad.iter().filter_map(|grad| grad.strip_prefix("dot:")?.rsplit_once('='));
+        dot.map(|(_, values)| {
+            let path = values.split_once('*').map_or(values, |(_, path)| path);
+            path.split_once('#').map_or(path, |(path, _)| path).into()
+        })
+    }
+
+    /// Everything that can be wrong with the request is found here, before weights are loaded. `edited` is true where the run
+    /// has edits.
+    pub(crate) fn asked(
+        &self,
+        files: &Model,
+        batch: &Batch,
+        edited: bool,
+        model: &ModelArgs,
+    ) -> Result<Option<Asked>, Failure> {
+        let Some(grad) = &self.grad else {
+            return match self.question.any() {
+                true => Err(Failure::Usage(
+                    "--answer and --metric-token say what --grad is about; give --grad METRIC".into(),
+                )),
+                false => Ok(None),
+            };
+        };
+        if let Some(dot) = grad.strip_prefix("dot:") {
+            if self.question.any() {
+                return Err(Failure::Usage(
+                    "--answer, --wrong and --metric-token are about logits, and --grad dot: is not; leave them out"
+                        .into(),
+                ));
+            }
+            let mut read =
+                |path: &str, array: Option<&str>, site: Site| arrays::read(Path::new(path), array, Some(site));
+            let target = Target::dot(dot, files, batch, &mut read)?;
+            return Ok(Some(Asked { target, record: json!({"metric": grad}) }));
+        }
+        let metric: Metric =
+            grad.parse().map_err(|e| Failure::Usage(format!("--grad: {e}, and no dot:SITE@SELECT=FILE")))?;
+        let (answer, wrong) = (self.question.answer(files, model)?, self.question.wrong(files, model)?);
+        needs(metric, "--grad", answer.is_some(), wrong.is_some())?;
+        if metric == Metric::Kl && !edited {
+            return Err(Failure::Usage(
+                "--grad kl is the divergence from the unedited run, which is 0 without --edit; give an edit, or another metric"
+                    .into(),
+            ));
+        }
+        let question = |(text, tokens): (usize, &Vec<_>)| {
+            let position = self.question.position(tokens, text)?;
+            Ok(Question { position, answer: answer.unwrap_or(0), wrong: wrong.unwrap_or(0) })
+        };
+        let questions = files.tokens(batch).iter().enumerate().map(question).collect::<Result<Vec<_>, Failure>>()?;
+        let mut record = json!({"metric": metric.name()});
+        if metric != Metric::Loss {
+            record["position"] = questions.iter().map(|question| question.position).collect();
+        }
+        record.as_object_mut().into_iter().for_each(|record| {
+            record.extend(answer.filter(|_| metric.needs_answer()).map(|id| ("answer".to_string(), id.into())));
+            record.extend(wrong.filter(|_| metric == Metric::LogitDiff).map(|id| ("wrong".to_string(), id.into())));
+        });
+        let target = Target::Metric(metric, questions);
+        target.check(files.config(), batch, edited)?;
+        Ok(Some(Asked { target, record }))
+    }
+}
+
+/// The arrays of a request with gradients: each followed by its gradient.
+pub(super) fn with_gradients(shapes: &[(Site, Vec<usize>)]) -> Vec<(ArrayKey, Vec<usize>)> {
+    let both = |(site, shape): &(Site, Vec<usize>)| {
+        [false, true].map(|is_gradient| (ArrayKey { site: *site, is_gradient }, shape.clone()))
+    };
+    shapes.iter().flat_map(both).collect()
+}
+
+/// Passes a run's values, or its gradients, on to a sink of both.
+pub(super) struct Side<'a, 'b> {
+    pub to: &'a RefCell<&'b mut dyn ArraySink>,
+    pub is_gradient: bool,
+}
+
+impl Sink for Side<'_, '_> {
+    fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
+        self.to.borrow_mut().put_array(ArrayKey { site, is_gradient: self.is_gradient }, text, values)
+    }
+}
+
+/// Values and gradients in memory.
+pub(super) struct Both {
+    pub values: Capture,
+    pub gradients: Capture,
+}
+
+impl ArraySink for Both {
+    fn put_array(&mut self, array: ArrayKey, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
+        let to = if array.is_gradient { &mut self.gradients } else { &mut self.values };
+        to.put(array.site, text, values)
+    }
+}
+
+impl Arrays for Both {
+    fn shapes(&self) -> Vec<(ArrayKey, Vec<usize>)> {
+        let sites: Vec<_> = self.values.shapes().into_iter().map(|(array, shape)| (array.site, shape)).collect();
+        with_gradients(&sites)
+    }
+
+    fn of_text(&self, array: ArrayKey, text: usize) -> std::io::Result<CowArray<'_, f32, IxDyn>> {
+        let of = if array.is_gradient { &self.gradients } else { &self.values };
+        of.of_text(array.site.into(), text)
+    }
+}
