@@ -84,6 +84,7 @@ pub(super) async fn measure<D: Device>(
         [(TEXTS[0], &[(0, prompt), (prompt, 1), (long, 1)][..]), (TEXTS[1], &[(0, prompt), (prompt, 1)][..])]
     {
         let mut cache = KvCache::new(dev, config, &vec![if texts == 1 { long + 1 } else { prompt + 1 }; texts]);
+        let (mut filled, mut seconds_of_token) = (0, f64::INFINITY);
         for (first, tokens) in runs.iter().copied() {
             step();
             let ids = forward::ids(tokens, config);
@@ -93,6 +94,19 @@ pub(super) async fn measure<D: Device>(
             hooks.likeliest = true;
             let layout = Layout::new(&hooks, &batch)?;
             let row = format!("generation, {texts} texts, {tokens} tokens of each after {first}");
+            if first > filled {
+                let seconds = first as f64 * seconds_of_token;
+                if seconds > LONGEST {
+                    budget.leave_out(&row, format!("running the {first} tokens before it takes about {seconds:.1} s"));
+                    continue;
+                }
+                let ids = forward::ids(first, config);
+                let batch = Batch::continued(&vec![&ids; texts], &vec![0; texts], config);
+                let batch = batch.expect("ids of this vocabulary");
+                let layout = Layout::new(&hooks, &batch)?;
+                let run = Run { cache: Some(&mut cache), ..Run::new(&layout, 0..texts) };
+                crate::model::forward::forward(dev, params, run, &mut Nowhere, None).await?;
+            }
             // Every run writes the same positions of the cache.
             let mut run = async |runs: usize| {
                 let begin = Instant::now();
@@ -102,7 +116,11 @@ pub(super) async fn measure<D: Device>(
                 }
                 Ok::<f64, RunError>(begin.elapsed().as_secs_f64())
             };
-            if let Ok(timing) = budget.time(&row, 0.0, &mut run).await? {
+            let timed = budget.time(&row, 0.0, &mut run).await?;
+            filled = first + tokens;
+            let seconds = timed.map_or_else(|once| once, |timing| timing.seconds);
+            seconds_of_token = seconds_of_token.min(seconds / tokens as f64);
+            if let Ok(timing) = timed {
                 dev.counters();
                 run(1).await?;
                 rows.push(GenerateRow { texts, before: first, tokens, timing, counters: dev.counters(), bytes });
