@@ -34,7 +34,12 @@ impl Browser {
 
     /// Starts one with WebGPU on Chromium's own software adapter.
     pub fn start_with_webgpu() -> Browser {
-        Browser::start_with(&["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan"])
+        Browser::start_with(&[
+            "--enable-unsafe-webgpu",
+            "--use-webgpu-adapter=swiftshader",
+            "--enable-features=Vulkan",
+            "--disable-gpu-watchdog",
+        ])
     }
 
     fn start_with(more: &[&str]) -> Browser {
