@@ -1,6 +1,6 @@
 //! A headless Chromium for the tests of the report and of the explorer: real clicks and keys, its errors and warnings,
 //! and its network requests. It uses the part of the DevTools protocol that these tests need, over one web socket.
-#![allow(dead_code)] // each test binary uses its part
+#![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(unreachable_pub, reason = "a module of tests has no public surface")]
 
 use serde_json::{Value, json};
