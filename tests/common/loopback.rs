@@ -1,5 +1,6 @@
 //! A web server on the loopback for the tests of the explorer: the built page, files of the repository, a hub, and a place
 //! to which pages send what they computed.
+#![allow(unreachable_pub, reason = "a module of tests has no public surface")]
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
