@@ -115,7 +115,7 @@ pub enum Request {
         /// How many of the likeliest tokens are listed.
         top: usize,
     },
-    /// The logits [vocabulary] of one position of the first text: `logits`.
+    /// The logits `[vocabulary]` of one position of the first text: `logits`.
     Next {
         /// What is run.
         run: Run,

@@ -61,6 +61,7 @@ impl Hub {
     }
 
     /// Whether a boolean setting is true, by huggingface_hub's rules.
+    #[cfg(any(feature = "download", test))]
     pub(super) fn is_true(&self, name: &str) -> bool {
         ["1", "on", "yes", "true"].contains(&self.text(name).unwrap_or_default().to_lowercase().as_str())
     }

@@ -103,7 +103,6 @@ impl ModelDir {
         }
     }
 
-    #[cfg(feature = "tokenizer")]
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }

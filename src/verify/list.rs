@@ -285,6 +285,7 @@ fn linear_of_norm() -> Vec<Case> {
         one(rows, 96, 33, Dtype::F32, 1e-5, 1e-3, None);
         one(rows, 768, 33, Dtype::F32, 1e-3, 3.0, Some(Activation::GeluTanh));
     }
+    one(MANY_ROWS, 11, 3, Dtype::F32, 1e-5, 1.0, None);
     // A NaN stays in its row.
     let mut x = random(3, 33, 1.0, 42);
     x.values[33] = f32::NAN;

@@ -668,7 +668,7 @@ impl Device for Gpu {
         self.encoder.submit();
     }
 
-    /// A submit costs some time, and in the browser a round trip. Half of [`Gpu::most_work`] is much, so that blocks
+    /// A submit costs some time, and in the browser a round trip. Half of `Gpu::most_work` is much, so that blocks
     /// end submits and not the middle of blocks.
     fn submit_if_much(&self) -> bool {
         let is_much = self.encoder.work() >= 0.5 * self.most_work;
