@@ -3,4 +3,4 @@
 #[cfg(not(target_arch = "wasm32"))]
 pub(super) use std::time::Instant;
 #[cfg(target_arch = "wasm32")]
-pub use web_time::Instant;
+pub(super) use web_time::Instant;

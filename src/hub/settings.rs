@@ -60,8 +60,8 @@ impl Hub {
         Some(at_home(Path::new(self.value(name)?)))
     }
 
-    /// Whether a boolean setting is true, by huggingface_hub's rules.
-    #[cfg(any(feature = "download", test))]
+    /// Whether a boolean setting is true, by huggingface_hub's rules. Only downloads ask.
+    #[cfg(any(test, all(feature = "download", not(target_arch = "wasm32"))))]
     pub(super) fn is_true(&self, name: &str) -> bool {
         ["1", "on", "yes", "true"].contains(&self.text(name).unwrap_or_default().to_lowercase().as_str())
     }
