@@ -107,9 +107,9 @@ pub struct Pair {
 pub struct SingularDirection {
     /// The singular value.
     pub value: f64,
-    /// What is read, [n_embd], of length 1.
+    /// What is read, `[n_embd]`, of length 1.
     pub left: Vec<f64>,
-    /// What is written (OV), or read from the token looked at (QK), [n_embd], of length 1.
+    /// What is written (OV), or read from the token looked at (QK), `[n_embd]`, of length 1.
     pub right: Vec<f64>,
     /// The tokens whose embedding points most along the left side, and most against it.
     pub left_tokens: (TokenLogits, TokenLogits),
