@@ -11,9 +11,33 @@ use crate::hooks::request::{Hooks, Select};
 use crate::hooks::site::Site;
 use crate::model::forward::RunError;
 use crate::model::params::Direction;
-use crate::session::{Error, Progress, Session, on_engine};
+use crate::session::{AnalysisError, Error, Progress, Session, on_engine};
 use ndarray::{ArrayViewD, Axis};
 use std::str::FromStr;
+use thiserror::Error;
+
+/// A question that does not fit.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum AttributionError {
+    /// About a position or a token that does not exist.
+    #[error("the text to attribute: {what}")]
+    Question {
+        /// What does not exist.
+        what: String,
+    },
+}
+
+impl AnalysisError for AttributionError {
+    fn is_request(&self) -> bool {
+        true
+    }
+}
+
+impl From<AttributionError> for Error {
+    fn from(e: AttributionError) -> Error {
+        Error::Analysis(Box::new(e))
+    }
+}
 
 /// The parts that a logit is divided into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +126,7 @@ impl Session {
     /// that an edit puts where no part is counted is in the remainder.
     ///
     /// # Errors
-    /// As [`Session::run_async`].
+    /// As [`Session::run_async`]; [`AttributionError`] for a question about a position or token that does not exist.
     pub async fn attribute_direct_async(
         &self,
         batch: &Batch,
@@ -112,7 +136,11 @@ impl Session {
         edits: &Hooks,
         progress: Option<Progress<'_>>,
     ) -> Result<Attribution, Error> {
-        let n_layer = self.model().config().n_layer;
+        let config = self.model().config();
+        let n_layer = config.n_layer;
+        question
+            .check(metric(difference), batch.n_pos(), config)
+            .map_err(|what| AttributionError::Question { what })?;
         let edited = edits.edits().any(|(site, ..)| *site == Site::Unembed);
         let logits = if edited { Site::Unembed } else { Site::LnFinalOut };
         let mut hooks = self.model().hooks();
@@ -143,7 +171,7 @@ impl Session {
             let answer = direction(question.answer)?;
             let wrong = if difference { Some(direction(question.wrong)?) } else { None };
             let host = |name: &str| params.host(name).map_err(RunError::from);
-            Through::new(answer, wrong, &host("ln_f.weight")?, &host("ln_f.bias")?, scalar(&capture, Site::LnFinalScale))
+            Through::new(&answer, wrong.as_ref(), &host("ln_f.weight")?, &host("ln_f.bias")?, scalar(&capture, Site::LnFinalScale))
         });
         let total = match edited {
             true => {
@@ -227,13 +255,8 @@ struct Through {
 }
 
 impl Through {
-    fn new(answer: Direction, wrong: Option<Direction>, gain: &[f32], bias: &[f32], divisor: f64) -> Through {
-        let mut u: Vec<f64> = answer.row.iter().map(|v| f64::from(*v)).collect();
-        let mut unembed_bias = f64::from(answer.bias);
-        if let Some(Direction { row, bias }) = wrong {
-            u.iter_mut().zip(row).for_each(|(u, w)| *u -= f64::from(w));
-            unembed_bias -= f64::from(bias);
-        }
+    fn new(answer: &Direction, wrong: Option<&Direction>, gain: &[f32], bias: &[f32], divisor: f64) -> Through {
+        let (u, unembed_bias) = answer.less(wrong);
         let dot = |by: &[f32]| u.iter().zip(by).map(|(u, b)| u * f64::from(*b)).sum::<f64>();
         let ln_bias = dot(bias);
         let p: Vec<f64> = u.iter().zip(gain).map(|(u, g)| u * f64::from(*g)).collect();

@@ -178,11 +178,13 @@ impl Factors {
         Factors { a: self.b.clone(), b: self.a.clone() }
     }
 
-    /// The norm of this product times another by the product of their norms.
+    /// The norm of this product times another by the product of their norms; 0 where either is 0.
     fn composed(&self, other: &Factors) -> f64 {
         let middle = self.b.t().dot(&other.a);
         let joined = Factors { a: self.a.clone(), b: other.b.dot(&middle.t()) };
-        (joined.squared() / (self.squared() * other.squared())).sqrt()
+        let norms = self.squared() * other.squared();
+        // Rounding may take the norm of nothing below 0.
+        if norms > 0.0 { (joined.squared().max(0.0) / norms).sqrt() } else { 0.0 }
     }
 }
 
@@ -242,10 +244,8 @@ pub fn circuit(
         CircuitKind::Qk => (&own.qk[head], "queries and keys"),
     };
     let embedding = table(checkpoint.tensor("wte.weight")?);
-    let unembedding = match kind {
-        CircuitKind::Ov => table(checkpoint.unembedding()?),
-        CircuitKind::Qk => embedding.clone(),
-    };
+    let untied = checkpoint.untied_unembedding().filter(|_| kind == CircuitKind::Ov).map(table);
+    let unembedding = untied.as_ref().unwrap_or(&embedding);
     let fail = |of| CircuitError::Decomposition { what, of, layer, head };
     // The circuit between tokens: from . to^T, [V, d] each.
     let (from, to) = (embedding.dot(&factors.a), unembedding.dot(&factors.b));
@@ -255,16 +255,16 @@ pub fn circuit(
     let mut eigenvalues = eigenvalues(&to.t().dot(&from)).ok_or_else(|| fail("eigenvalues"))?;
     eigenvalues.sort_by(|x, y| y[0].hypot(y[1]).total_cmp(&x[0].hypot(x[1])));
     let sizes: f64 = eigenvalues.iter().map(|[re, im]| re.hypot(*im)).sum();
-    let score = eigenvalues.iter().map(|[re, _]| re).sum::<f64>() / sizes;
+    let score = if sizes > 0.0 { eigenvalues.iter().map(|[re, _]| re).sum::<f64>() / sizes } else { 0.0 };
 
     let mut directions = singular(factors).ok_or_else(|| fail("singular values"))?;
     for direction in directions.iter_mut().take(depth.directions) {
         let tokens =
             |table: &Array2<f64>, side: &[f64]| ends(&table.dot(&ndarray::aview1(side)).to_vec(), depth.tokens);
         direction.left_tokens = tokens(&embedding, &direction.left);
-        direction.right_tokens = tokens(&unembedding, &direction.right);
+        direction.right_tokens = tokens(unembedding, &direction.right);
     }
-    drop((embedding, unembedding));
+    drop((untied, embedding));
     let (mut reads, mut writes) = (Vec::new(), Vec::new());
     for other in (0..n_layer).filter(|other| *other != layer) {
         let heads = Layer::read(checkpoint, other)?;

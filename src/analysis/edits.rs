@@ -1,6 +1,6 @@
 //! Edits that need values: those of files, and those of other runs (mean, patch, freeze). Owns [`EditPlan`], edits that were
 //! checked against a model and a batch before anything runs, and `Session::edit`, which runs once what they need and adds them to
-//! a request. The words that edits are written in are `hooks/grammar.rs`'s.
+//! a request. The words that edits are written in are `grammar.rs`'s.
 
 use crate::analysis::grammar::{EditSpec, GrammarError, OpSpec, ValueSpec, Where};
 use crate::batch::Batch;

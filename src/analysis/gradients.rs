@@ -134,6 +134,31 @@ impl Target {
         Ok(Target::Dot { site, select: select.clone(), by })
     }
 
+    /// The site whose values it is computed from in a run with these taps and edits, and which of them.
+    fn reads(&self, hooks: &Hooks, batch: &Batch) -> (Site, Select) {
+        match self {
+            Target::Dot { site, select, .. } => (*site, select.clone()),
+            Target::Metric(metric, questions) => {
+                let of_text =
+                    |(text, question): (usize, &Question)| positions(*metric, question, batch.texts()[text].len());
+                let select = Select::all().positions(questions.iter().enumerate().map(of_text).collect());
+                let from_norm = from_final_norm(*metric, hooks.touched().into_iter());
+                (if from_norm { Site::LnFinalOut } else { Site::Unembed }, select)
+            }
+        }
+    }
+
+    /// The layout of a run that computes the logits which it is computed from.
+    fn layout<'a>(&self, layout: Layout<'a>, hooks: &Hooks, batch: &Batch) -> Layout<'a> {
+        match self.reads(hooks, batch) {
+            (Site::Unembed, select) => {
+                let all = || batch.texts().iter().map(|text| (0..text.len()).collect()).collect();
+                layout.with_logits(select.positions.unwrap_or_else(all))
+            }
+            _ => layout,
+        }
+    }
+
     /// Checks the target against a model and a batch, in a run that is edited or not.
     ///
     /// # Errors
@@ -149,21 +174,8 @@ impl Target {
                     return Err(GradientError::Questions { given: questions.len(), texts: n }.into());
                 }
                 for (text, question) in questions.iter().enumerate() {
-                    let fail = |what: String| Err(GradientError::Question { text, what }.into());
-                    let (n_tokens, vocab_size) = (batch.texts()[text].len(), config.vocab_size);
-                    if *metric == Metric::Loss {
-                        if n_tokens < 2 {
-                            return fail("it has one token, and the loss is about the tokens after the first".into());
-                        }
-                    } else if question.position >= n_tokens {
-                        return fail(format!("the position {} is not one of its {n_tokens}", question.position));
-                    }
-                    let asked =
-                        [(metric.needs_answer(), question.answer), (*metric == Metric::LogitDiff, question.wrong)];
-                    if let Some((_, id)) = asked.into_iter().find(|(needed, id)| *needed && *id as usize >= vocab_size)
-                    {
-                        return fail(format!("the token id {id} is not one of the {vocab_size} of the vocabulary"));
-                    }
+                    let checked = question.check(*metric, batch.texts()[text].len(), config);
+                    checked.map_err(|what| GradientError::Question { text, what })?;
                 }
             }
             Target::Dot { site, select, by } => {
@@ -234,7 +246,7 @@ const MAX_TAPE_BYTES: usize = 1 << 30;
 fn groups(batch: &Batch, config: &Config, layout: &Layout<'_>, most: usize) -> Vec<Range<usize>> {
     let cost = |text: usize| {
         let n = batch.texts()[text].len();
-        let tape = backward::tape_bytes(config, layout.hooks(), n);
+        let tape = backward::tape_bytes(config, layout.hooks(), n, layout.n_logits_of(text));
         let tokens = n.saturating_mul(MAX_TAPE_BYTES.div_ceil(most.min(MAX_TOKENS)));
         let recorded = layout.bytes_at_once(text).saturating_mul(MAX_TAPE_BYTES / MAX_BYTES_AT_ONCE);
         tape.max(tokens).max(recorded)
@@ -243,10 +255,15 @@ fn groups(batch: &Batch, config: &Config, layout: &Layout<'_>, most: usize) -> V
 }
 
 /// About how many bytes a run for gradients keeps on the device, beside the weights and what it records.
-pub fn tape_bytes(config: &Config, batch: &Batch, hooks: &Hooks) -> u64 {
-    let of_text = |text: usize| backward::tape_bytes(config, hooks, batch.texts()[text].len());
+///
+/// # Errors
+/// [`enum@Error`] for taps that do not fit the batch.
+pub fn tape_bytes(config: &Config, batch: &Batch, hooks: &Hooks, target: &Target) -> Result<u64, Error> {
+    let layout = target.layout(Layout::new(hooks, batch)?, hooks, batch);
+    let of_text =
+        |text: usize| backward::tape_bytes(config, hooks, batch.texts()[text].len(), layout.n_logits_of(text));
     let groups = batch.groups(MAX_TAPE_BYTES, of_text);
-    groups.into_iter().map(|texts| texts.map(of_text).sum::<usize>()).max().unwrap_or(0) as u64
+    Ok(groups.into_iter().map(|texts| texts.map(of_text).sum::<usize>()).max().unwrap_or(0) as u64)
 }
 
 impl Session {
@@ -318,13 +335,7 @@ impl Session {
         start.check(batch, config)?;
         target.check(config, batch, hooks.edits().next().is_some())?;
         let mut reading = self.reading(batch, hooks, target, start).await?;
-        let layout = match (target, reading.site) {
-            (Target::Metric(..), Site::Unembed) => {
-                layout.with_logits(reading.select.positions.clone().unwrap_or_default())
-            }
-            // Nothing else than the taps needs logits.
-            _ => layout,
-        };
+        let layout = target.layout(layout, hooks, batch);
         let first = start.first_layer();
         let (engine, _turn) = self.engine().await;
         on_engine!(engine, (dev, params) => {
@@ -333,7 +344,8 @@ impl Session {
             for texts in &all {
                 let part = batch.part(texts.clone());
                 forward::check_size(dev, params, &part, hooks)?;
-                backward::check_size(limits, config, &part)?;
+                let n_logits = texts.clone().map(|text| layout.n_logits_of(text)).max().unwrap_or(0);
+                backward::check_size(limits, config, &part, n_logits)?;
             }
             let per_group = 2 * config.n_layer.saturating_sub(first);
             let steps = all.len() * per_group;
@@ -360,7 +372,9 @@ impl Session {
         start: Start<'_>,
     ) -> Result<Reading<'a>, Error> {
         let n = batch.texts().len();
-        let empty = |site, select| Reading {
+        let (site, select) = target.reads(hooks, batch);
+        // The sum of no values is 0.
+        let mut reading = Reading {
             target,
             batch,
             site,
@@ -368,7 +382,7 @@ impl Session {
             directions: None,
             unchanged: Vec::new(),
             before: Vec::new(),
-            values: vec![f64::NAN; n],
+            values: vec![0.0; n],
         };
         let (metric, questions) = match target {
             Target::Metric(metric, questions) => (*metric, questions),
@@ -380,29 +394,20 @@ impl Session {
                     sum += one.shape_of_text(*site, batch, text).iter().product::<usize>();
                     sum
                 });
-                let before = std::iter::once(0).chain(before).take(n).collect();
-                return Ok(Reading { before, ..empty(*site, select.clone()) });
+                reading.before = std::iter::once(0).chain(before).take(n).collect();
+                return Ok(reading);
             }
         };
-        let read_at = |(text, question): (usize, &Question)| positions(metric, question, batch.texts()[text].len());
-        let select = Select::all().positions(questions.iter().enumerate().map(read_at).collect());
-        if from_final_norm(metric, hooks.touched().into_iter()) {
+        if reading.site == Site::LnFinalOut {
             let of = |id| on_engine!(self.parts(), (_dev, params) => params.direction(id)).map_err(RunError::from);
             let mut directions = Vec::with_capacity(n);
             for question in questions {
-                let answer = of(question.answer)?;
-                let mut direction: Vec<f64> = answer.row.into_iter().map(f64::from).collect();
-                let mut bias = f64::from(answer.bias);
-                if metric == Metric::LogitDiff {
-                    let wrong = of(question.wrong)?;
-                    direction.iter_mut().zip(wrong.row).for_each(|(u, wrong)| *u -= f64::from(wrong));
-                    bias -= f64::from(wrong.bias);
-                }
-                directions.push((direction, bias));
+                let wrong = if metric == Metric::LogitDiff { Some(of(question.wrong)?) } else { None };
+                directions.push(of(question.answer)?.less(wrong.as_ref()));
             }
-            return Ok(Reading { directions: Some(directions), ..empty(Site::LnFinalOut, select) });
+            reading.directions = Some(directions);
+            return Ok(reading);
         }
-        let mut reading = empty(Site::Unembed, select);
         if metric == Metric::Kl {
             let mut unedited = Hooks::new(hooks.config());
             unedited.tap_at(Site::Unembed, reading.select.clone())?;

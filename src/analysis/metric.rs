@@ -2,6 +2,7 @@
 //! run. Computed in f64 on the host. Owns what a metric needs of a run, and the sink that computes it.
 
 use crate::batch::Batch;
+use crate::config::Config;
 use crate::hooks::capture::Sink;
 use crate::hooks::request::{HookError, Hooks, Select};
 use crate::hooks::site::Site;
@@ -76,6 +77,25 @@ pub struct Question {
     pub wrong: u32,
 }
 
+impl Question {
+    /// Checks that a text of `n_tokens` tokens and the vocabulary have what a metric asks about. The error says what is missing.
+    pub(super) fn check(&self, metric: Metric, n_tokens: usize, config: &Config) -> Result<(), String> {
+        if metric == Metric::Loss && n_tokens < 2 {
+            return Err("it has one token, and the loss is about the tokens after the first".into());
+        }
+        if metric != Metric::Loss && self.position >= n_tokens {
+            return Err(format!("the position {} is not one of its {n_tokens}", self.position));
+        }
+        let asked = [(metric.needs_answer(), self.answer), (metric == Metric::LogitDiff, self.wrong)];
+        match asked.into_iter().find(|(needed, id)| *needed && *id as usize >= config.vocab_size) {
+            Some((_, id)) => {
+                Err(format!("the token id {id} is not one of the {} of the vocabulary", config.vocab_size))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 /// ln(sum of e^x), in f64.
 fn log_sum_exp(logits: impl Iterator<Item = f64> + Clone) -> f64 {
     let max = logits.clone().fold(f64::NEG_INFINITY, f64::max);
@@ -118,10 +138,7 @@ impl Reading<'_> {
     /// Adds what it needs to a request.
     pub(crate) fn ask(&self, hooks: &mut Hooks, batch: &Batch) -> Result<(), HookError> {
         let copies = batch.texts().len();
-        let positions = match self.metric {
-            Metric::Loss => (0..self.ids.len() - 1).collect(),
-            _ => vec![self.question.position],
-        };
+        let positions = positions(self.metric, self.question, self.ids.len());
         hooks.tap_at(self.site(), Select::all().positions(vec![positions; copies])).map(drop)
     }
 
@@ -152,12 +169,7 @@ impl Reading<'_> {
                     self.log_probabilities = here;
                     return 0.0;
                 };
-                unchanged
-                    .iter()
-                    .zip(&here)
-                    .filter(|(p, _)| **p > f64::NEG_INFINITY)
-                    .map(|(p, q)| p.exp() * (p - q))
-                    .sum()
+                divergence(unchanged, &here)
             }
         }
     }

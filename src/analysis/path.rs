@@ -182,14 +182,11 @@ impl PathSweep {
         let reach =
             |receiver: &Receiver| (0..config.n_layer).filter(|l| reaches(sender, *l, *receiver, config)).count();
         let n_layers = receivers.iter().map(reach).max().unwrap_or(0);
-        if layer.map_or(0, |layer| layer) >= n_layers {
-            let what = match layer {
-                Some(layer) => {
-                    format!("layer {layer} does not come before what receives; layers 0 to {} do", n_layers as i64 - 1)
-                }
-                None => "no layer comes before what receives".into(),
-            };
-            return Err(fail(if n_layers == 0 { "no layer comes before what receives".into() } else { what }));
+        let Some(last) = n_layers.checked_sub(1) else {
+            return Err(fail("no layer comes before what receives".into()));
+        };
+        if let Some(layer) = layer.filter(|layer| *layer > last) {
+            return Err(fail(format!("layer {layer} does not come before what receives; layers 0 to {last} do")));
         }
         let mut open = Vec::new();
         open.extend(layer.is_none().then_some(SweepAxis::Layer));
@@ -248,10 +245,7 @@ impl PathSweep {
                 let what = format!("case {n} has no source run, and a path takes its values from one");
                 return Err(PathError::Axes { what }.into());
             }
-            if self.metric == Metric::Loss && case.ids.len() < 2 {
-                let what = format!("text {n} has one token, and the loss is of the tokens that follow another");
-                return Err(PathError::Axes { what }.into());
-            }
+            case.check(self.metric, config).map_err(|what| PathError::Axes { what: format!("text {n}: {what}") })?;
         }
         batches(cases, config).map(drop)
     }

@@ -221,6 +221,15 @@ pub struct Case {
     pub from_source: bool,
 }
 
+impl Case {
+    /// Checks that its texts and the vocabulary have what a metric asks about.
+    pub(super) fn check(&self, metric: Metric, config: &Config) -> Result<(), String> {
+        self.question.check(metric, self.ids.len(), config)?;
+        let source = self.source.as_ref().map(|(ids, question)| question.check(metric, ids.len(), config));
+        source.unwrap_or(Ok(())).map_err(|what| format!("its source: {what}"))
+    }
+}
+
 /// What a sweep found.
 #[derive(Clone, Debug)]
 pub struct Swept {
@@ -291,10 +300,7 @@ impl Sweep {
                 let what = format!("scores and patterns need texts of one length, and those of case {n} are not");
                 return Err(SweepError::Lengths { what }.into());
             }
-            if self.metric == Metric::Loss && case.ids.len() < 2 {
-                let what = format!("text {n} has one token, and the loss is of the tokens that follow another");
-                return Err(SweepError::Metric { what }.into());
-            }
+            case.check(self.metric, config).map_err(|what| SweepError::Metric { what: format!("text {n}: {what}") })?;
             Batch::new(&[&case.ids], config)?;
             if let Change::Values(values) = &self.change {
                 for site in self.sites.iter().flat_map(|site| &site.of_layer) {
@@ -521,7 +527,7 @@ impl Session {
         Ok(())
     }
 
-    /// The runs of a case that no cell changes. `keep` are the sites that are kept of the unchanged run and of the source's;
+    /// The runs of a case that no cell changes. `here` and `of_source` are the sites that are kept of the unchanged run and of the source's;
     /// `touched` are those that changed runs change.
     pub(super) async fn own_runs(
         &self,

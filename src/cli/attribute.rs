@@ -11,7 +11,7 @@ use crate::analysis::attribute::{self, Attribution, By};
 use crate::analysis::metric::Question;
 use crate::hooks::site::Site;
 use crate::model::tokenizer::Token;
-use crate::output::arrays::{Named, Numbers};
+use crate::output::arrays::Named;
 use crate::plot::bars::Bars;
 use crate::plot::sweep::SweepPicture;
 use crate::plot::{Heading, Picture};
@@ -175,14 +175,9 @@ impl Findings for Whole<'_> {
 
     fn arrays(&self) -> Vec<Named> {
         let values = self.found.values.clone();
-        let named = |name: &str, shape: Vec<usize>, values: Vec<f64>| Named {
-            name: name.into(),
-            shape,
-            numbers: Numbers::F64(values),
-        };
         let config = self.session.model().config();
-        let heads = self.heads().map(|values| named("heads", vec![config.n_layer, config.n_head], values));
-        [named("values", vec![values.len()], values)].into_iter().chain(heads).collect()
+        let heads = self.heads().map(|values| Named::f64("heads", &[config.n_layer, config.n_head], values));
+        [Named::f64("values", &[values.len()], values)].into_iter().chain(heads).collect()
     }
 
     /// The column of values adds up to the total.

@@ -5,7 +5,7 @@ use super::target::{Findings, Target, deliver, model_provenance, number};
 use super::{Failure, ModelArgs};
 use crate::analysis::circuits::{Circuit, CircuitKind, Composition, Depth, Pair, SingularDirection, circuit};
 use crate::analysis::lens::TokenLogits;
-use crate::output::arrays::{Named, Numbers};
+use crate::output::arrays::Named;
 use crate::plot::Picture;
 use crate::plot::terminal::Terminal;
 use crate::session::Model;
@@ -147,11 +147,7 @@ impl Findings for Whole<'_> {
     }
 
     fn arrays(&self) -> Vec<Named> {
-        let named = |name: &str, shape: &[usize], values: Vec<f64>| Named {
-            name: name.into(),
-            shape: shape.to_vec(),
-            numbers: Numbers::F64(values),
-        };
+        let named = Named::f64;
         let (n, width) = (self.found.directions.len(), self.files.config().n_embd);
         let side =
             |of: fn(&SingularDirection) -> &Vec<f64>| self.found.directions.iter().flat_map(of).copied().collect();

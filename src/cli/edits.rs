@@ -179,7 +179,7 @@ impl EditArgs {
 }
 
 /// The values of a file.
-fn read(path: &str, array: Option<&str>, site: Site) -> Result<ArrayD<f32>, String> {
+pub(super) fn read(path: &str, array: Option<&str>, site: Site) -> Result<ArrayD<f32>, String> {
     arrays::read(Path::new(path), array, Some(site))
 }
 

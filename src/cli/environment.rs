@@ -1,4 +1,4 @@
-//! What the environment sets for a command. Owns the only place where the program reads variables; the library gets what it
+//! What the environment sets for a command. Owns the only place where the command line reads variables (main.rs reads one of its own); the library gets what it
 //! needs from here. Read next: `run.rs`.
 
 use crate::device::Adapters;

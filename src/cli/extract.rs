@@ -134,9 +134,9 @@ impl Extract {
         let asked = self.gradient.asked(&files, &plan.batch, self.edits.any(), &self.model)?;
         let weight_bytes = files.checkpoint().file_bytes();
         let mut forecast = Forecast { weight_bytes, ..Forecast::of(&shapes) };
-        if asked.is_some() {
+        if let Some(asked) = &asked {
             forecast = Forecast { weight_bytes, ..Forecast::of(&with_gradients(&shapes)) };
-            forecast.tape_bytes = Some(gradients::tape_bytes(files.config(), &plan.batch, &hooks));
+            forecast.tape_bytes = Some(gradients::tape_bytes(files.config(), &plan.batch, &hooks, &asked.target)?);
         }
         if self.dry_run && output.is_none() {
             return self.model.forecast(&forecast, None);

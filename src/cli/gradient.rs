@@ -3,17 +3,17 @@
 use super::question::{QuestionArgs, needs};
 use super::{Failure, ModelArgs};
 use crate::analysis::gradients::Target;
+use crate::analysis::grammar::ValueSpec;
 use crate::analysis::metric::{Metric, Question};
 use crate::batch::Batch;
 use crate::hooks::capture::{ArrayKey, ArraySink, Arrays, Capture, Sink};
 use crate::hooks::site::Site;
-use crate::output::arrays;
 use crate::session::Model;
 use clap::Args;
 use ndarray::{ArrayViewD, CowArray, IxDyn};
 use serde_json::{Value, json};
 use std::cell::RefCell;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Which gradients.
 #[derive(Args)]
@@ -41,9 +41,9 @@ impl GradientArgs {
     /// The file that a linear function's numbers are read from.
     pub(crate) fn files(&self) -> impl Iterator<Item = PathBuf> {
         let dot = self.grad.iter().filter_map(|grad| grad.strip_prefix("dot:")?.rsplit_once('='));
-        dot.map(|(_, values)| {
-            let path = values.split_once('*').map_or(values, |(_, path)| path);
-            path.split_once('#').map_or(path, |(path, _)| path).into()
+        dot.filter_map(|(_, values)| match values.parse() {
+            Ok(ValueSpec::File { path, .. }) => Some(PathBuf::from(path)),
+            _ => None,
         })
     }
 
@@ -71,9 +71,7 @@ impl GradientArgs {
                         .into(),
                 ));
             }
-            let mut read =
-                |path: &str, array: Option<&str>, site: Site| arrays::read(Path::new(path), array, Some(site));
-            let target = Target::dot(dot, files, batch, &mut read)?;
+            let target = Target::dot(dot, files, batch, &mut super::edits::read)?;
             return Ok(Some(Asked { target, record: json!({"metric": grad}) }));
         }
         let metric: Metric =

@@ -7,7 +7,8 @@ use super::target::{Findings, Target, deliver, nested, number, provenance};
 use super::texts::TextArgs;
 use super::{Failure, ModelArgs};
 use crate::analysis::heads::{Detection, HeadKind, HeadScores, Measure, random_repeats};
-use crate::output::arrays::{Named, Numbers};
+use crate::model::tokenizer::Token;
+use crate::output::arrays::Named;
 use crate::plot::Picture;
 use crate::plot::sweep::SweepPicture;
 use crate::session::Progress;
@@ -127,6 +128,7 @@ impl HeadsCommand {
         }
         provenance(&session, &edits).into_iter().for_each(|(key, value)| drop(put(&key, value)));
         let texts = match given {
+            true if batch.texts().len() == 1 => "1 text".into(),
             true => format!("{} texts", batch.texts().len()),
             false => format!("{} texts of {} random tokens twice, seed {}", self.repeats, self.length, self.seed),
         };
@@ -138,7 +140,8 @@ impl HeadsCommand {
             measure.name(),
             mark(&edits)
         );
-        deliver(&Whole { found: &found, shape, what, json }, target, &self.model)
+        let text = (batch.texts().len() == 1).then(|| session.model().tokens(&batch).swap_remove(0));
+        deliver(&Whole { found: &found, shape, what, text, json }, target, &self.model)
     }
 }
 
@@ -147,6 +150,8 @@ struct Whole<'a> {
     found: &'a HeadScores,
     shape: [usize; 2],
     what: String,
+    /// The tokens, where there is one text.
+    text: Option<Vec<Token>>,
     json: Map<String, Value>,
 }
 
@@ -160,11 +165,8 @@ impl Findings for Whole<'_> {
     }
 
     fn arrays(&self) -> Vec<Named> {
-        let named = |((name, _), scores): (&(&str, HeadKind), &Vec<Vec<f64>>)| Named {
-            name: name.to_string(),
-            shape: self.shape.to_vec(),
-            numbers: Numbers::F64(scores.concat()),
-        };
+        let named =
+            |((name, _), scores): (&(&str, HeadKind), &Vec<Vec<f64>>)| Named::f64(name, &self.shape, scores.concat());
         HeadKind::ALL.iter().zip(&self.found.scores).map(named).collect()
     }
 
@@ -186,7 +188,8 @@ impl Findings for Whole<'_> {
         let places = self.shape.map(|n| (0..n).map(|i| json!(i)).collect());
         let labels: Vec<Vec<Value>> = [kinds].into_iter().chain(places).collect();
         let values: Vec<f64> = self.found.scores.iter().flatten().flatten().copied().collect();
-        let (what, name, axes) = (self.what.clone(), "Score".to_string(), ["site", "layer", "head"]);
-        Some(Box::new(SweepPicture::new(what, name, &axes, labels, None, &values, None, None, None)))
+        let (what, name, axes) = (self.what.clone(), "Score".to_string(), ["kind", "layer", "head"]);
+        let text = self.text.clone().map(|tokens| (tokens.clone(), tokens));
+        Some(Box::new(SweepPicture::new(what, name, &axes, labels, text, &values, None, None, None)))
     }
 }

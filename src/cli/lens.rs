@@ -2,6 +2,7 @@
 
 use super::Failure;
 use super::picture::PictureArgs;
+use super::target::model_provenance;
 use crate::analysis::grammar::ValueSpec;
 use crate::analysis::lens::{self, LensRow, Reading};
 use crate::batch::Batch;
@@ -13,7 +14,7 @@ use crate::plot::lens::{Cell, LensTable};
 use crate::session::{Progress, Session};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::Write;
 use std::path::Path;
 
@@ -182,12 +183,13 @@ impl LensCommand {
             let both = ends.iter().map(|(top, bottom)| {
                 json!({"top": top.iter().map(guess).collect::<Vec<_>>(), "bottom": bottom.iter().map(guess).collect::<Vec<_>>()})
             });
-            let document = json!({
-                "model": files.name(), "model_fingerprint": files.checkpoint().fingerprint(false),
-                "process": files.checkpoint().process(), "vector": written, "ln": self.ln,
-                "vectors": both.collect::<Vec<_>>(),
-            });
-            writeln!(stdout, "{document}")?;
+            let mut document = model_provenance(&files);
+            document.extend([
+                ("vector".to_string(), json!(written)),
+                ("ln".to_string(), json!(self.ln)),
+                ("vectors".to_string(), both.collect()),
+            ]);
+            writeln!(stdout, "{}", Value::Object(document))?;
             return Ok(stdout.flush()?);
         }
         for (n, (top, bottom)) in ends.iter().enumerate() {

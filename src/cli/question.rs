@@ -77,11 +77,15 @@ pub(super) fn token(written: &str, name: &str, files: &Model, model: &ModelArgs)
     let tokenizer = files.tokenizer()?;
     let shown =
         |ids: &[u32]| ids.iter().map(|id| format!("{:?}", files.token(*id).text())).collect::<Vec<_>>().join(" ");
-    match tokenizer.encode(written)?.as_slice() {
+    match tokenizer.encode_bare(written)?.as_slice() {
+        [id] if *id as usize >= n_vocab => Err(Failure::Usage(format!(
+            "{name} {written:?} is token {id}, beyond the model's vocabulary, which ends at {}",
+            n_vocab - 1
+        ))),
         [id] => {
             let spaced = format!(" {written}");
             if !written.starts_with(' ')
-                && let [other] = tokenizer.encode(&spaced)?.as_slice()
+                && let [other] = tokenizer.encode_bare(&spaced)?.as_slice()
             {
                 model.say(format_args!(
                     "note: {name} is {written:?} without a leading space (id {id}); within a text it is mostly {spaced:?} (id {other})"

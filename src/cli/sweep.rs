@@ -19,7 +19,7 @@ use crate::hooks::request::{EditRecord, Hooks};
 use crate::hooks::site::Site;
 use crate::model::tokenizer::Token;
 use crate::output::Provenance;
-use crate::output::arrays::{self, Named, Numbers};
+use crate::output::arrays::{self, Named};
 use crate::plot::Picture;
 use crate::plot::sweep::SweepPicture;
 use crate::report::{CellRun, SweepPage};
@@ -685,7 +685,12 @@ impl Found<'_> {
         let source: Vec<[String; 2]> =
             case.source.iter().map(|(source, _)| ["--source-ids".to_string(), ids(source)]).collect();
         let of_run = arguments(model, &args.run, &source, &case.ids);
-        let arguments = format!("--token {} {of_run}", case.question.position);
+        // The loss is of all tokens.
+        let token = match sweep.metric {
+            Metric::Loss => String::new(),
+            _ => format!("--token {} ", case.question.position),
+        };
+        let arguments = token + &of_run;
         let op = match self.with.as_deref() {
             None => "patch".into(),
             Some(word @ ("zero" | "mean")) => word.to_string(),
@@ -742,11 +747,7 @@ impl Found<'_> {
 
     fn arrays(&self, document: &Document) -> Vec<Named> {
         let shape = &self.swept.shape;
-        let named = |name: &str, shape: &[usize], values: Vec<f64>| Named {
-            name: name.into(),
-            shape: shape.to_vec(),
-            numbers: Numbers::F64(values),
-        };
+        let named = Named::f64;
         let mut all = vec![named("values", shape, document.values.clone())];
         let optional =
             [("normalized", &document.normalized), ("standard_error", &document.standard_error), ("p", &document.p)];

@@ -124,6 +124,15 @@ impl<'a> Layout<'a> {
         Some(runs(&list))
     }
 
+    /// The number of positions of a text whose logits are computed.
+    pub(crate) fn n_logits_of(&self, text: usize) -> usize {
+        if self.more_logits.is_none() && !self.wants(Site::Unembed) {
+            return 0;
+        }
+        let some = self.logits_of(text).map(|rows| rows.iter().map(Range::len).sum());
+        some.unwrap_or(self.batch.texts()[text].len())
+    }
+
     /// The most bytes that one block's taps of one text take, or the taps after the last block.
     pub fn bytes_at_once(&self, text: usize) -> usize {
         let mut of_stage: BTreeMap<Option<usize>, usize> = BTreeMap::new();

@@ -50,7 +50,7 @@ pub trait Watch<D: Device> {
     fn see(&self, dev: &D, site: Site, text: Option<usize>, x: D::Tensor) -> D::Tensor;
 
     /// A block was recorded.
-    fn boundary(&self);
+    fn boundary(&self, dev: &D);
 
     /// True for a site that it must see although the request does not name it.
     fn wants(&self, site: Site) -> bool;
@@ -199,7 +199,7 @@ impl<'a, D: Device> Recorder<'a, D> {
     /// callback ends the run.
     pub async fn boundary(&mut self, dev: &D) -> Result<(), Stop> {
         if let Some(watch) = self.watch {
-            watch.boundary();
+            watch.boundary(dev);
         }
         self.boundaries += 1;
         let is_full = self.staged_bytes >= self.layout.hooks().staging_budget;

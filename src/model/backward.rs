@@ -53,7 +53,6 @@ struct Watched<D: Device> {
     needed: Vec<Needed<D>>,
     /// The length of the tape at the end of every block.
     blocks: Vec<usize>,
-    length: usize,
 }
 
 /// Puts the values on the tape whose gradients are wanted.
@@ -85,14 +84,11 @@ impl<'a, D: Device> Watch<Tape<'a, D>> for Watching<'_, D> {
                 }
             }
         }
-        state.length = tape.len();
         x
     }
 
-    fn boundary(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let length = state.length;
-        state.blocks.push(length);
+    fn boundary(&self, tape: &Tape<'a, D>) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).blocks.push(tape.len());
     }
 
     fn wants(&self, site: Site) -> bool {
@@ -125,12 +121,12 @@ pub async fn gradients<D: Device>(
     if objective.site() < start.first_site() {
         return Err(HookError::BeforeStart { site: objective.site().name() }.into());
     }
-    let empty = Watched { seen: Vec::new(), needed: Vec::new(), blocks: Vec::new(), length: 0 };
+    let empty = Watched { seen: Vec::new(), needed: Vec::new(), blocks: Vec::new() };
     let watching =
         Watching { layout, texts: texts.clone(), site: objective.site(), select: &select, state: Mutex::new(empty) };
     let run = Run { start, watch: Some(&watching), ..Run::new(layout, texts.clone()) };
     forward::forward_with(&tape, params, run, values, progress).await?;
-    let Watched { seen, needed, mut blocks, .. } = watching.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let Watched { seen, needed, mut blocks } = watching.state.into_inner().unwrap_or_else(PoisonError::into_inner);
 
     let (mut back, site) = (tape.backward(), objective.site());
     for Needed { node, cols, text, window, staged } in needed {
@@ -216,26 +212,27 @@ fn failed(stop: Stop) -> RunError {
 }
 
 /// Refuses, before anything is computed, a run with a tensor that is larger than the device allows. The way back needs the
-/// scores of one text at a time, whatever is tapped.
+/// scores of one text at a time, whatever is tapped, and the gradient by the logits of a text, of which `n_logits` rows are
+/// computed at most.
 ///
 /// # Errors
 /// [`RunError::TooLarge`].
-pub fn check_size(limits: TensorLimits, config: &Config, batch: &Batch) -> Result<(), RunError> {
+pub fn check_size(limits: TensorLimits, config: &Config, batch: &Batch, n_logits: usize) -> Result<(), RunError> {
     let n_pos = batch.n_pos();
-    let scores = config.n_head * n_pos * n_pos;
-    match scores <= limits.whole {
-        true => Ok(()),
-        false => Err(RunError::TooLarge {
-            what: "attention scores".into(),
-            tokens: n_pos,
-            bytes: 4 * scores as u64,
-            most: 4 * limits.whole as u64,
-        }),
+    for (what, elements) in
+        [("attention scores", config.n_head * n_pos * n_pos), ("gradients of logits", n_logits * config.vocab_size)]
+    {
+        if elements > limits.whole {
+            let (bytes, most) = (4 * elements as u64, 4 * limits.whole as u64);
+            return Err(RunError::TooLarge { what: what.into(), tokens: n_pos, bytes, most });
+        }
     }
+    Ok(())
 }
 
-/// About how many bytes the tape of one text of `n_pos` tokens takes, from the block of the earliest tapped site on.
-pub fn tape_bytes(config: &Config, hooks: &Hooks, n_pos: usize) -> usize {
+/// About how many bytes the tape of one text of `n_pos` tokens takes, from the block of the earliest tapped site on, with the
+/// logits of `n_logits` of them and the gradient by these.
+pub fn tape_bytes(config: &Config, hooks: &Hooks, n_pos: usize, n_logits: usize) -> usize {
     let first = hooks.sites().next().and_then(Site::layer).unwrap_or(0);
     let (touched, embd, layers) = (hooks.touched(), config.n_embd, config.n_layer - first.min(config.n_layer));
     let squares = touched.iter().filter(|site| site.is_square()).filter_map(|site| site.layer());
@@ -243,5 +240,5 @@ pub fn tape_bytes(config: &Config, hooks: &Hooks, n_pos: usize) -> usize {
     let by_head = touched.iter().filter(|site| matches!(site, Site::Result(_))).count();
     // Per block and token: the stream twice, the LayerNorms' results, q, k, v, z, and the neurons before and after the function.
     let tokens = layers * (11 * embd + 2 * config.n_inner) + by_head * config.n_head * embd;
-    4 * n_pos * (tokens + 2 * squares * config.n_head * n_pos)
+    4 * (n_pos * (tokens + 2 * squares * config.n_head * n_pos) + 2 * n_logits * config.vocab_size)
 }

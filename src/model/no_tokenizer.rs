@@ -40,6 +40,14 @@ impl Tokenizer {
         match self.0 {}
     }
 
+    /// The ids of a text alone.
+    ///
+    /// # Errors
+    /// None: there is no such tokenizer.
+    pub fn encode_bare(&self, _text: &str) -> Result<Vec<u32>, TokenizerError> {
+        match self.0 {}
+    }
+
     /// The ids of a text whose special tokens are read as characters.
     ///
     /// # Errors

@@ -56,6 +56,17 @@ impl Direction {
     pub(crate) fn logit(&self, x: impl Iterator<Item = f32>) -> f64 {
         x.zip(&self.row).map(|(x, u)| f64::from(x) * f64::from(*u)).sum::<f64>() + f64::from(self.bias)
     }
+
+    /// The direction and the bias of this logit, or of this logit less another one, in f64.
+    pub(crate) fn less(&self, other: Option<&Direction>) -> (Vec<f64>, f64) {
+        let (mut row, mut bias): (Vec<f64>, _) =
+            (self.row.iter().map(|v| f64::from(*v)).collect(), f64::from(self.bias));
+        if let Some(other) = other {
+            row.iter_mut().zip(&other.row).for_each(|(u, other)| *u -= f64::from(*other));
+            bias -= f64::from(other.bias);
+        }
+        (row, bias)
+    }
 }
 
 /// A checkpoint's weights on a device. Each is loaded when a run first needs it, so a run that ends early does not load

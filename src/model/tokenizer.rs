@@ -240,7 +240,15 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Encode`].
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        encode(&self.tokenizer, text)
+        encode(&self.tokenizer, text, true)
+    }
+
+    /// [`Tokenizer::encode`] without the tokens that the tokenizer adds before or after every text.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Encode`].
+    pub fn encode_bare(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        encode(&self.tokenizer, text, false)
     }
 
     /// [`Tokenizer::encode`] that encodes special tokens in the text, such as `<|endoftext|>`, as ordinary characters
@@ -254,7 +262,7 @@ impl Tokenizer {
             plain.set_encode_special_tokens(true);
             plain
         });
-        encode(plain, text)
+        encode(plain, text, true)
     }
 
     /// [`Tokenizer::encode`] for texts of any length. Encoding takes about a hundred times the text's size in memory. A
@@ -298,9 +306,7 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Encode`].
     pub fn added_around(&self) -> Result<(Vec<u32>, usize), TokenizerError> {
-        let ids = |with_added| guarded(|| self.tokenizer.encode_fast("a", with_added)).map_err(TokenizerError::Encode);
-        let (whole, text) = (ids(true)?, ids(false)?);
-        let (whole, text) = (whole.get_ids(), text.get_ids());
+        let (whole, text) = (self.encode("a")?, self.encode_bare("a")?);
         let front = whole.windows(text.len().max(1)).position(|ids| ids == text).unwrap_or(0);
         Ok((whole[..front].to_vec(), whole.len().saturating_sub(front + text.len())))
     }
@@ -370,8 +376,8 @@ impl Tokenizer {
 }
 
 #[cfg(feature = "tokenizer")]
-fn encode(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>, TokenizerError> {
-    let encoding = guarded(|| tokenizer.encode_fast(text, true)).map_err(TokenizerError::Encode)?;
+fn encode(tokenizer: &tokenizers::Tokenizer, text: &str, with_added: bool) -> Result<Vec<u32>, TokenizerError> {
+    let encoding = guarded(|| tokenizer.encode_fast(text, with_added)).map_err(TokenizerError::Encode)?;
     Ok(encoding.get_ids().to_vec())
 }
 

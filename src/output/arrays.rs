@@ -269,6 +269,13 @@ pub struct Named {
     pub numbers: Numbers,
 }
 
+impl Named {
+    /// An array of f64.
+    pub fn f64(name: &str, shape: &[usize], values: Vec<f64>) -> Named {
+        Named { name: name.into(), shape: shape.to_vec(), numbers: Numbers::F64(values) }
+    }
+}
+
 /// Writes arrays as .npz, with metadata in `metadata_json` as in `extract`'s files.
 ///
 /// # Errors

@@ -137,7 +137,11 @@ impl SweepPicture {
                 .map(|axis| {
                     let label = axis.labels[rest % axis.labels.len()].text(|_| true);
                     rest /= axis.labels.len();
-                    if axis.name == "site" { label } else { format!("{} {label}", axis.name) }
+                    if ["site", "kind"].contains(&axis.name.as_str()) {
+                        label
+                    } else {
+                        format!("{} {label}", axis.name)
+                    }
                 })
                 .collect();
             names.reverse();
@@ -180,6 +184,11 @@ impl SweepPicture {
     fn row_axis(&self) -> Option<&AxisLabels> {
         self.axes.len().checked_sub(2).map(|n| &self.axes[n])
     }
+}
+
+/// A cell's number behind its place; a path without axes has none.
+fn placed(place: &str, cell: &str) -> String {
+    if place.is_empty() { cell.into() } else { format!("{place}: {cell}") }
 }
 
 impl Picture for SweepPicture {
@@ -225,7 +234,7 @@ impl Picture for SweepPicture {
                 let Some(first) = panel.first.filter(|_| whole) else { return number(table[[row, col]]) };
                 let at = first + row * cols + col;
                 let place = [label(&row_labels, row), label(&col_labels, col)].join(" ");
-                format!("{}: {}", place.trim(), self.cell(at))
+                placed(place.trim(), &self.cell(at))
             });
             scene.frame(x, y, width, height, 0.8);
             let per_row = height / rows as f32;
@@ -305,7 +314,7 @@ impl Picture for SweepPicture {
                 })
                 .collect();
             place.reverse();
-            writeln!(out, "{}: {}", place.join(", "), self.cell(at))?;
+            writeln!(out, "{}", placed(&place.join(", "), &self.cell(at)))?;
         }
         self.notes().iter().try_for_each(|note| writeln!(out, "{note}"))
     }

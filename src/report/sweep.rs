@@ -90,7 +90,8 @@ impl SweepPage<'_> {
         };
         let parts: Vec<(String, Vec<u8>)> = self.arrays.iter().map(part).collect();
         let edited = if self.provenance.edits.is_empty() { "" } else { " (edited)" };
-        let title = format!("{} {} by {}{edited}", self.command, self.at.join(", "), self.axes.join(", "));
+        let by = if self.axes.is_empty() { String::new() } else { format!(" by {}", self.axes.join(", ")) };
+        let title = format!("{} {}{by}{edited}", self.command, self.at.join(", "));
         fill((HTML, JS), &title, &data, &parts, out)
     }
 }
