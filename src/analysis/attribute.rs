@@ -16,13 +16,19 @@ use ndarray::{ArrayViewD, Axis};
 use std::str::FromStr;
 use thiserror::Error;
 
-/// A question that does not fit.
+/// A question, or a line of embeddings, that does not fit.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum AttributionError {
     /// About a position or a token that does not exist.
     #[error("the text to attribute: {what}")]
     Question {
         /// What does not exist.
+        what: String,
+    },
+    /// A line of token embeddings that cannot be drawn.
+    #[error("integrated gradients: {what}")]
+    Line {
+        /// Why not.
         what: String,
     },
 }
@@ -93,7 +99,7 @@ pub struct Attribution {
 }
 
 impl Attribution {
-    fn new(total: f64, parts: Vec<(String, f64)>) -> Attribution {
+    pub(super) fn new(total: f64, parts: Vec<(String, f64)>) -> Attribution {
         let (labels, values): (Vec<String>, Vec<f64>) = parts.into_iter().unzip();
         let remainder = total - values.iter().sum::<f64>();
         Attribution { total, labels, values, remainder }

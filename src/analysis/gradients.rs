@@ -25,6 +25,9 @@ use thiserror::Error;
 pub enum Target {
     /// A metric, with a question for each text.
     Metric(Metric, Vec<Question>),
+    /// The divergence of each text's distribution from a given one, KL(given || this run): a question for each text, and the
+    /// log-probabilities [vocab_size] that are given.
+    Divergence(Vec<Question>, Vec<Vec<f64>>),
     /// The sum of some values of a site, each times a number: one number for every value, text by text, in the order of the
     /// site's axes.
     Dot {
@@ -58,9 +61,9 @@ pub enum GradientError {
     )]
     Unedited,
     /// Another number of questions than of texts.
-    #[error("{given} questions are given for {texts} texts; a metric takes one for each")]
+    #[error("{given} questions or distributions are given for {texts} texts; a metric takes one for each")]
     Questions {
-        /// Questions given.
+        /// How many are given.
         given: usize,
         /// Texts in the batch.
         texts: usize,
@@ -134,18 +137,25 @@ impl Target {
         Ok(Target::Dot { site, select: select.clone(), by })
     }
 
+    /// The metric and its questions, where it is one.
+    fn metric(&self) -> Option<(Metric, &[Question])> {
+        match self {
+            Target::Metric(metric, questions) => Some((*metric, questions)),
+            Target::Divergence(questions, _) => Some((Metric::Kl, questions)),
+            Target::Dot { .. } => None,
+        }
+    }
+
     /// The site whose values it is computed from in a run with these taps and edits, and which of them.
     fn reads(&self, hooks: &Hooks, batch: &Batch) -> (Site, Select) {
-        match self {
-            Target::Dot { site, select, .. } => (*site, select.clone()),
-            Target::Metric(metric, questions) => {
-                let of_text =
-                    |(text, question): (usize, &Question)| positions(*metric, question, batch.texts()[text].len());
-                let select = Select::all().positions(questions.iter().enumerate().map(of_text).collect());
-                let from_norm = from_final_norm(*metric, hooks.touched().into_iter());
-                (if from_norm { Site::LnFinalOut } else { Site::Unembed }, select)
-            }
+        if let Target::Dot { site, select, .. } = self {
+            return (*site, select.clone());
         }
+        let (metric, questions) = self.metric().expect("what is no linear function is a metric");
+        let of_text = |(text, question): (usize, &Question)| positions(metric, question, batch.texts()[text].len());
+        let select = Select::all().positions(questions.iter().enumerate().map(of_text).collect());
+        let from_norm = from_final_norm(metric, hooks.touched().into_iter());
+        (if from_norm { Site::LnFinalOut } else { Site::Unembed }, select)
     }
 
     /// The layout of a run that computes the logits which it is computed from.
@@ -165,27 +175,31 @@ impl Target {
     /// [`GradientError`] for a target that does not fit.
     pub fn check(&self, config: &Config, batch: &Batch, edited: bool) -> Result<(), Error> {
         let n = batch.texts().len();
-        match self {
-            Target::Metric(metric, questions) => {
-                if *metric == Metric::Kl && !edited {
-                    return Err(GradientError::Unedited.into());
-                }
-                if questions.len() != n {
-                    return Err(GradientError::Questions { given: questions.len(), texts: n }.into());
-                }
-                for (text, question) in questions.iter().enumerate() {
-                    let checked = question.check(*metric, batch.texts()[text].len(), config);
-                    checked.map_err(|what| GradientError::Question { text, what })?;
-                }
+        if let Target::Dot { site, select, by } = self {
+            let mut one = Hooks::new(config);
+            one.tap_at(*site, select.clone())?.check_batch(batch)?;
+            let expected = (0..n).map(|text| one.shape_of_text(*site, batch, text).iter().product::<usize>()).sum();
+            return match by.len() == expected {
+                true => Ok(()),
+                false => Err(GradientError::Dot { site: site.name(), given: by.len(), expected }.into()),
+            };
+        }
+        let (metric, questions) = self.metric().expect("what is no linear function is a metric");
+        if matches!(self, Target::Metric(Metric::Kl, _)) && !edited {
+            return Err(GradientError::Unedited.into());
+        }
+        if questions.len() != n {
+            return Err(GradientError::Questions { given: questions.len(), texts: n }.into());
+        }
+        if let Target::Divergence(_, from) = self {
+            let fits = from.iter().filter(|from| from.len() == config.vocab_size).count();
+            if fits != n || from.len() != n {
+                return Err(GradientError::Questions { given: fits, texts: n }.into());
             }
-            Target::Dot { site, select, by } => {
-                let mut one = Hooks::new(config);
-                one.tap_at(*site, select.clone())?.check_batch(batch)?;
-                let expected = (0..n).map(|text| one.shape_of_text(*site, batch, text).iter().product::<usize>()).sum();
-                if by.len() != expected {
-                    return Err(GradientError::Dot { site: site.name(), given: by.len(), expected }.into());
-                }
-            }
+        }
+        for (text, question) in questions.iter().enumerate() {
+            let checked = question.check(metric, batch.texts()[text].len(), config);
+            checked.map_err(|what| GradientError::Question { text, what })?;
         }
         Ok(())
     }
@@ -228,10 +242,15 @@ impl Objective for Reading<'_> {
                 let (direction, bias) = &directions[text];
                 (dot(direction) + bias, direction.clone())
             }
-            (Target::Metric(metric, questions), None) => {
-                let unchanged = self.unchanged.get(text).map_or(&[][..], Vec::as_slice);
+            (target, None) => {
+                let (metric, questions) = target.metric().expect("what is no linear function is a metric");
+                let of_text = match target {
+                    Target::Divergence(_, from) => from.get(text),
+                    _ => self.unchanged.get(text),
+                };
+                let unchanged = of_text.map_or(&[][..], Vec::as_slice);
                 let (question, ids) = (&questions[text], self.batch.ids_of(text));
-                derivative(&Asked { metric: *metric, question, ids, unchanged }, &values)
+                derivative(&Asked { metric, question, ids, unchanged }, &values)
             }
         };
         self.values[text] = value;
@@ -384,19 +403,16 @@ impl Session {
             before: Vec::new(),
             values: vec![0.0; n],
         };
-        let (metric, questions) = match target {
-            Target::Metric(metric, questions) => (*metric, questions),
-            Target::Dot { site, select, .. } => {
-                let mut one = Hooks::new(hooks.config());
-                one.tap_at(*site, select.clone())?;
-                let mut sum = 0;
-                let before = (0..n).map(|text| {
-                    sum += one.shape_of_text(*site, batch, text).iter().product::<usize>();
-                    sum
-                });
-                reading.before = std::iter::once(0).chain(before).take(n).collect();
-                return Ok(reading);
-            }
+        let Some((metric, questions)) = target.metric() else {
+            let mut one = Hooks::new(hooks.config());
+            one.tap_at(reading.site, reading.select.clone())?;
+            let mut sum = 0;
+            let before = (0..n).map(|text| {
+                sum += one.shape_of_text(reading.site, batch, text).iter().product::<usize>();
+                sum
+            });
+            reading.before = std::iter::once(0).chain(before).take(n).collect();
+            return Ok(reading);
         };
         if reading.site == Site::LnFinalOut {
             let of = |id| on_engine!(self.parts(), (_dev, params) => params.direction(id)).map_err(RunError::from);
@@ -408,7 +424,7 @@ impl Session {
             reading.directions = Some(directions);
             return Ok(reading);
         }
-        if metric == Metric::Kl {
+        if matches!(target, Target::Metric(Metric::Kl, _)) {
             let mut unedited = Hooks::new(hooks.config());
             unedited.tap_at(Site::Unembed, reading.select.clone())?;
             let mut sink = Unchanged(vec![Vec::new(); n]);

@@ -1,6 +1,8 @@
 //! What is computed from activations. Each file extends `Session` with its own methods.
 
 pub mod attribute;
+pub mod attribute_gradient;
+pub mod attribution_patching;
 #[cfg(feature = "linear-algebra")]
 pub mod circuits;
 pub mod edits;

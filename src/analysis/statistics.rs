@@ -1,5 +1,5 @@
 //! What several pairs or texts say together: the standard error of a mean, its bootstrap interval, and the p value of a mean
-//! effect by flipping signs. Owns these three, which give the same numbers every time.
+//! effect by flipping signs; and the correlation of two lists. They give the same numbers every time.
 
 use rayon::prelude::*;
 
@@ -29,6 +29,13 @@ impl Random {
 /// The mean.
 pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// Pearson's correlation of two lists of one length. NaN where one of them is constant.
+pub fn correlation(a: &[f64], b: &[f64]) -> f64 {
+    let (of_a, of_b) = (mean(a), mean(b));
+    let sum = |of: &dyn Fn(f64, f64) -> f64| a.iter().zip(b).map(|(a, b)| of(a - of_a, b - of_b)).sum::<f64>();
+    sum(&|a, b| a * b) / (sum(&|a, _| a * a) * sum(&|_, b| b * b)).sqrt()
 }
 
 /// The standard error of the mean, from the unbiased variance. NaN for one value.
@@ -90,6 +97,10 @@ mod tests {
         assert_eq!(mean(&[1.0, 2.0, 6.0]), 3.0);
         // Variance 7, so sqrt(7/3).
         assert!((standard_error(&[1.0, 2.0, 6.0]) - (7.0f64 / 3.0).sqrt()).abs() < 1e-12);
+        assert!((correlation(&[1.0, 2.0, 3.0], &[-2.0, -4.0, -6.0]) + 1.0).abs() < 1e-12);
+        // By hand: deviations (-1, 0, 1) and (-1, 1, 0), whose products sum to 1, and whose squares to 2 each.
+        assert!((correlation(&[1.0, 2.0, 3.0], &[0.0, 2.0, 1.0]) - 0.5).abs() < 1e-12);
+        assert!(correlation(&[1.0, 1.0], &[0.0, 2.0]).is_nan());
         // All of one sign: only all flips or none are as far from zero.
         assert_eq!(p_values(&[vec![1.0, 2.0, 3.0], vec![1.0, -1.0, 0.0], vec![0.0; 3]], 3), [0.25, 1.0, 1.0]);
         let many = p_values(&[vec![1.0; 40]], 40);

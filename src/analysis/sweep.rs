@@ -46,6 +46,12 @@ pub enum SweepError {
         /// Which, and how long they are.
         what: String,
     },
+    /// A sweep that cannot be estimated from gradients.
+    #[error("a fast sweep is estimated from gradients: {what}")]
+    Fast {
+        /// Why not.
+        what: String,
+    },
     /// A text whose metric does not exist.
     #[error("{what}")]
     Metric {
@@ -384,8 +390,8 @@ impl Session {
             Change::Mean => {
                 let mut kept = Kept::new(BTreeSet::new(), sites.clone());
                 let mut hooks = kept.hooks(config);
-                for (site, select, edit) in edits_of_all(edits) {
-                    hooks.edit_at(site, select, edit)?;
+                for (site, select, edit) in edits.edits() {
+                    hooks.edit_at(*site, select.clone(), edit.clone())?;
                 }
                 self.run_into_async(&runs, &hooks, &mut kept, None).await?;
                 sites.iter().map(|site| (*site, kept.mean(*site))).collect()
@@ -584,7 +590,12 @@ impl Session {
     }
 
     /// Runs one text with edits, for values and the metric.
-    async fn run_once(&self, ids: &[u32], edits: &[(Site, Select, Edit)], both: &mut Both<'_>) -> Result<(), Error> {
+    pub(super) async fn run_once(
+        &self,
+        ids: &[u32],
+        edits: &[(Site, Select, Edit)],
+        both: &mut Both<'_>,
+    ) -> Result<(), Error> {
         let batch = self.model().batch(&[ids])?;
         let mut hooks = both.kept.hooks(self.model().config());
         // A site that is kept whole and read in part is kept whole.
@@ -604,11 +615,6 @@ pub(super) fn batches(cases: &[Case], config: &Config) -> Result<(Batch, Batch),
     let runs = texts(&|case| case.ids.clone())?;
     let sources = texts(&|case| case.source.as_ref().map_or_else(|| case.ids.clone(), |(ids, _)| ids.clone()))?;
     Ok((runs, sources))
-}
-
-/// The edits of a request.
-fn edits_of_all(hooks: &Hooks) -> Vec<(Site, Select, Edit)> {
-    hooks.edits().cloned().collect()
 }
 
 /// The texts of all cases, and the number of one of them.
@@ -651,9 +657,9 @@ impl OwnRuns {
 }
 
 /// Keeps values and reads the metric.
-struct Both<'a> {
-    kept: Kept,
-    reading: Reading<'a>,
+pub(super) struct Both<'a> {
+    pub kept: Kept,
+    pub reading: Reading<'a>,
 }
 
 impl Sink for Both<'_> {

@@ -1,13 +1,14 @@
-//! `actscope attribute`: where a logit, or the difference of two, comes from. Read next: `../analysis/attribute.rs`, which
-//! computes it.
+//! `actscope attribute`: where a logit, or the difference of two, comes from. Read next: `../analysis/attribute.rs` and
+//! `../analysis/attribute_gradient.rs`, which compute it.
 
 use super::edits::{EditArgs, mark};
 use super::question::QuestionArgs;
 use super::run::RunArgs;
 use super::target::{Findings, Target, deliver, number, provenance};
-use super::texts::TextArgs;
+use super::texts::{TextArgs, parse_ids};
 use super::{Failure, ModelArgs};
 use crate::analysis::attribute::{self, Attribution, By};
+use crate::analysis::attribute_gradient::Along;
 use crate::analysis::metric::Question;
 use crate::hooks::site::Site;
 use crate::model::tokenizer::Token;
@@ -15,11 +16,12 @@ use crate::output::arrays::Named;
 use crate::plot::bars::Bars;
 use crate::plot::sweep::SweepPicture;
 use crate::plot::{Heading, Picture};
-use crate::session::{Progress, Session};
-use clap::{Args, ValueEnum};
+use crate::session::{Model, Progress, Session};
+use clap::Args;
 use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// Arguments of `actscope attribute`.
 #[derive(Args)]
@@ -31,12 +33,20 @@ pub(super) struct AttributeCommand {
     model: ModelArgs,
     #[command(flatten)]
     question: QuestionArgs,
-    /// The parts: component, layer, head, neuron or position
-    #[arg(long, value_name = "PARTS", default_value = "component")]
-    by: By,
-    /// How a part's share is found
-    #[arg(long, value_enum, default_value_t = Method::Direct)]
+    /// The parts: component, layer, head, neuron or position [default: component; of integrated gradients position]
+    #[arg(long, value_name = "PARTS")]
+    by: Option<By>,
+    /// How a part's share is found: direct, what it adds to the logit through the final LayerNorm as it was, an exact sum;
+    /// gradient, its value times the logit's gradient; or integrated[=STEPS], the same along the line to the text's token
+    /// embeddings [STEPS: 50]
+    #[arg(long, value_name = "METHOD", default_value = "direct")]
     method: Method,
+    /// The text that the line of integrated gradients starts from [default: zeros]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    baseline: Option<String>,
+    /// The same as token ids
+    #[arg(long, value_name = "IDS", conflicts_with = "baseline")]
+    baseline_ids: Option<String>,
     /// Only the N largest parts; the others go into the remainder [default: all, of neurons 20]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     top: Option<u32>,
@@ -49,10 +59,41 @@ pub(super) struct AttributeCommand {
     run: RunArgs,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Method {
-    /// What each part adds to the logit through the final LayerNorm as it was: an exact sum
     Direct,
+    Gradient,
+    Integrated { steps: usize },
+}
+
+/// Points of the line without STEPS.
+const STEPS: usize = 50;
+
+impl FromStr for Method {
+    type Err = String;
+
+    fn from_str(written: &str) -> Result<Method, String> {
+        match (written, written.strip_prefix("integrated=")) {
+            ("direct", _) => Ok(Method::Direct),
+            ("gradient", _) => Ok(Method::Gradient),
+            ("integrated", _) => Ok(Method::Integrated { steps: STEPS }),
+            (_, Some(steps)) => match steps.parse() {
+                Ok(steps @ 1..) => Ok(Method::Integrated { steps }),
+                _ => Err(format!("{steps:?} is no number of steps, 1 or more")),
+            },
+            _ => Err(format!("{written:?} is none of direct, gradient, integrated or integrated=STEPS")),
+        }
+    }
+}
+
+impl Method {
+    fn name(self) -> &'static str {
+        match self {
+            Method::Direct => "direct",
+            Method::Gradient => "gradient",
+            Method::Integrated { .. } => "integrated",
+        }
+    }
 }
 
 /// Neurons that are shown without --top.
@@ -83,13 +124,19 @@ impl AttributeCommand {
         let question =
             Question { position: self.question.position(&tokens, 0)?, answer, wrong: wrong.unwrap_or(answer) };
         let plan = self.edits.plan(&self.texts, &files, &batch, &self.model)?;
+        let along = self.along(&files)?;
+        along.iter().try_for_each(|along| along.check(&batch))?;
 
         let session = self.run.session(files, &self.model)?;
         let mut hooks = session.model().hooks();
         let edits = self.model.edit(&plan, &session, &batch, &mut hooks)?;
-        let (by, difference) = (self.by, wrong.is_some());
-        let found = self.model.with_progress("blocks", async |told: Progress<'_>| {
-            session.attribute_direct_async(&batch, &question, difference, by, &hooks, Some(told)).await
+        let (by, difference) = (self.by(), wrong.is_some());
+        let found = self.model.with_progress("blocks", async |told: Progress<'_>| match &along {
+            None => session.attribute_direct_async(&batch, &question, difference, by, &hooks, Some(told)).await,
+            Some(along) => {
+                let told = Some(told);
+                session.attribute_gradient_async(&batch, &question, difference, by, along, &hooks, told).await
+            }
         })?;
         if !found.values.iter().chain([&found.total]).all(|value| value.is_finite()) {
             return Err(Failure::Run(
@@ -108,10 +155,23 @@ impl AttributeCommand {
             Some(wrong) => format!("logit of \"{}\" less that of \"{}\"", name(answer), name(wrong)),
             None => format!("logit of \"{}\"", name(answer)),
         };
+        let how = match &along {
+            None => String::new(),
+            Some(Along::Here) => ", gradient times value".into(),
+            Some(Along::Line { from: None, .. }) => ", integrated gradients from zero".into(),
+            Some(Along::Line { from: Some(from), .. }) => {
+                let tokens: Vec<Token> = from.iter().map(|id| session.model().token(*id)).collect();
+                format!(", integrated gradients from \"{}\"", Token::label_of(&tokens, |_| true))
+            }
+        };
         let mut json = Map::new();
         let mut put = |key: &str, value: Value| json.insert(key.into(), value);
         put("command", json!("attribute"));
-        put("method", json!("direct"));
+        put("method", json!(self.method.name()));
+        if let Some(Along::Line { steps, from }) = &along {
+            put("steps", json!(steps));
+            put("baseline_ids", json!(from));
+        }
         put("by", json!(by.name()));
         put("target", json!(attribute::metric(difference).name()));
         put("total", number(found.total));
@@ -126,7 +186,7 @@ impl AttributeCommand {
         put("tokens", json!(tokens.iter().map(Token::text).collect::<Vec<_>>()));
         put("input_ids", json!(batch.ids()));
         let what = format!(
-            "{asked} at position {}, {}{}: {:.4}",
+            "{asked} at position {}{how}, {}{}: {:.4}",
             question.position,
             session.model().name(),
             mark(&edits),
@@ -134,6 +194,33 @@ impl AttributeCommand {
         );
         let whole = Whole { found: &found, session: &session, by, heading: Heading { text: tokens, what }, json };
         deliver(&whole, target, &self.model)
+    }
+}
+
+impl AttributeCommand {
+    fn by(&self) -> By {
+        let usual = if matches!(self.method, Method::Integrated { .. }) { By::Position } else { By::Component };
+        self.by.unwrap_or(usual)
+    }
+
+    /// Where gradients are taken, for the methods that take any.
+    fn along(&self, files: &Model) -> Result<Option<Along>, Failure> {
+        let ids = match (&self.baseline, &self.baseline_ids) {
+            (Some(text), _) => Some(self.texts.encoded(std::slice::from_ref(text), files, &self.model)?),
+            (None, Some(ids)) => {
+                let lists = parse_ids(ids).map_err(|e| Failure::Usage(format!("--baseline-ids: {e}")))?;
+                Some(self.texts.begun(lists, files)?)
+            }
+            (None, None) => None,
+        };
+        match self.method {
+            Method::Integrated { steps } => Ok(Some(Along::Line { steps, from: ids.map(|ids| ids.concat()) })),
+            _ if ids.is_some() => Err(Failure::Usage(
+                "--baseline is where the line of --method integrated starts; give that method".into(),
+            )),
+            Method::Gradient => Ok(Some(Along::Here)),
+            Method::Direct => Ok(None),
+        }
     }
 }
 

@@ -90,6 +90,12 @@ pub(crate) struct Patch {
     /// How texts of different length line up
     #[arg(long, value_enum, default_value_t = Align::Start)]
     align: Align,
+    /// Attribution patching: estimate every cell from one gradient of the metric, instead of running it
+    #[arg(long, conflicts_with = "path")]
+    fast: bool,
+    /// Also run every cell, and show the exact values beside the estimates, and their correlation
+    #[arg(long, requires = "fast")]
+    compare: bool,
     /// Patch one path only, FROM...TO: what FROM writes is the clean run's, and only what TO makes of it reaches the rest. FROM is
     /// head.LAYER.HEAD or mlp.LAYER, and numbers that are left out become axes; TO is q.LAYER.HEAD, k.LAYER.HEAD, v.LAYER.HEAD or
     /// mlp.LAYER, several joined by +, or logits
@@ -143,6 +149,8 @@ struct Pair {
 #[derive(Clone, Copy)]
 enum Over<'a> {
     Places(&'a Sweep),
+    /// Places, estimated from gradients.
+    Fast(&'a Sweep),
     Paths(&'a PathSweep),
 }
 
@@ -150,6 +158,7 @@ impl Over<'_> {
     fn check(self, config: &Config, cases: &[Case]) -> Result<(), Error> {
         match self {
             Over::Places(sweep) => sweep.check(config, cases),
+            Over::Fast(sweep) => sweep.check_fast(config, cases),
             Over::Paths(sweep) => sweep.check(config, cases),
         }
     }
@@ -157,21 +166,21 @@ impl Over<'_> {
     /// The sites without their layers, or the path.
     fn at(&self) -> Vec<&str> {
         match self {
-            Over::Places(sweep) => sweep.sites.iter().map(|site| site.name.as_str()).collect(),
+            Over::Places(sweep) | Over::Fast(sweep) => sweep.sites.iter().map(|site| site.name.as_str()).collect(),
             Over::Paths(sweep) => vec![sweep.written()],
         }
     }
 
     fn axes(&self) -> &[SweepAxis] {
         match self {
-            Over::Places(sweep) => &sweep.axes,
+            Over::Places(sweep) | Over::Fast(sweep) => &sweep.axes,
             Over::Paths(sweep) => sweep.axes(),
         }
     }
 
     fn metric(self) -> Metric {
         match self {
-            Over::Places(sweep) => sweep.metric,
+            Over::Places(sweep) | Over::Fast(sweep) => sweep.metric,
             Over::Paths(sweep) => sweep.metric(),
         }
     }
@@ -185,6 +194,7 @@ impl Over<'_> {
     ) -> Result<Swept, Error> {
         match self {
             Over::Places(sweep) => session.sweep_async(sweep, cases, edits, source_edits, Some(told)).await,
+            Over::Fast(sweep) => session.patch_fast_async(sweep, cases, edits, source_edits, Some(told)).await,
             Over::Paths(sweep) => session.path_sweep_async(sweep, cases, edits, source_edits, Some(told)).await,
         }
     }
@@ -195,6 +205,8 @@ struct Found<'a> {
     command: &'static str,
     over: Over<'a>,
     swept: Swept,
+    /// The same by running every cell, beside estimates.
+    exact: Option<Swept>,
     noise: bool,
     /// The tokens of every position, where there is one case.
     tokens: Option<(Vec<Token>, Vec<Token>)>,
@@ -272,7 +284,7 @@ impl Patch {
             }
             None => {
                 sweep = self.sweep.sweep(&files, Change::Patch, metric)?;
-                Over::Places(&sweep)
+                if self.fast { Over::Fast(&sweep) } else { Over::Places(&sweep) }
             }
         };
         let tokens = |ids: &[u32]| ids.iter().map(|id| files.token(*id)).collect::<Vec<Token>>();
@@ -310,7 +322,8 @@ impl Patch {
         let plans = [&runs, &sources].map(|batch| self.sweep.edits.plan(&self.texts, &files, batch, &self.model));
         let [plan, source_plan] = plans;
         let single = (cases.len() == 1).then(|| (tokens(&pairs[0].clean), tokens(&pairs[0].corrupt)));
-        let found = Begun { command: "patch", args: &self.sweep, model: &self.model, over, cases: &cases };
+        let compare = self.compare;
+        let found = Begun { command: "patch", args: &self.sweep, model: &self.model, over, compare, cases: &cases };
         let both = [(plan?, &runs), (source_plan?, &sources)];
         found.finish(files, both, target, self.noise, single, None)
     }
@@ -462,7 +475,8 @@ impl Ablate {
         let plan = self.sweep.edits.plan(&self.texts, &files, &batch, &self.model)?;
         let single = (cases.len() == 1).then(|| (tokens[0].clone(), tokens[0].clone()));
         let over = Over::Places(&sweep);
-        let begun = Begun { command: "ablate", args: &self.sweep, model: &self.model, over, cases: &cases };
+        let begun =
+            Begun { command: "ablate", args: &self.sweep, model: &self.model, over, compare: false, cases: &cases };
         let both = [(plan, &batch), (EditPlan::default(), &batch)];
         begun.finish(files, both, target, false, single, Some(self.with.clone()))
     }
@@ -490,6 +504,8 @@ struct Begun<'a> {
     args: &'a SweepArgs,
     model: &'a ModelArgs,
     over: Over<'a>,
+    /// Whether what is estimated is also run.
+    compare: bool,
     cases: &'a [Case],
 }
 
@@ -503,16 +519,24 @@ impl Begun<'_> {
         tokens: Option<(Vec<Token>, Vec<Token>)>,
         with: Option<String>,
     ) -> Result<(), Failure> {
-        let Begun { command, args, model, over, cases } = self;
+        let Begun { command, args, model, over, compare, cases } = self;
         let session = args.run.session(files, model)?;
         let mut hooks = session.model().hooks();
         let edits = model.edit(&plan, &session, runs, &mut hooks)?;
         let mut source_hooks: Hooks = session.model().hooks();
         model.edit(&source_plan, &session, sources, &mut source_hooks)?;
-        let run = async |told: Progress<'_>| over.run(&session, cases, (&hooks, &source_hooks), told).await;
-        let swept = model.with_progress("changed runs", run)?;
+        let hooks = (&hooks, &source_hooks);
+        let run = async |over: Over<'_>, told: Progress<'_>| over.run(&session, cases, hooks, told).await;
+        let steps = if matches!(over, Over::Fast(_)) { "blocks" } else { "changed runs" };
+        let swept = model.with_progress(steps, async |told| run(over, told).await)?;
+        let exact = match over {
+            Over::Fast(sweep) if compare => {
+                Some(model.with_progress("changed runs", async |told| run(Over::Places(sweep), told).await)?)
+            }
+            _ => None,
+        };
         let aligned = cases.iter().map(|case| case.aligned).min().unwrap_or(0);
-        let found = Found { command, over, swept, noise, tokens, aligned, edits, with };
+        let found = Found { command, over, swept, exact, noise, tokens, aligned, edits, with };
         let document = found.document(&session);
         let page = || {
             let provenance = Provenance::new(&session, found.edits.clone(), false);
@@ -527,11 +551,16 @@ impl Begun<'_> {
 /// The numbers of a sweep, cell by cell, and as JSON.
 struct Document {
     values: Vec<f64>,
+    /// What is shown of a value: (value - zero) / span.
+    zero: f64,
+    span: f64,
     normalized: Option<Vec<f64>>,
     effects: Vec<f64>,
     standard_error: Option<Vec<f64>>,
     ci: Option<Vec<[f64; 2]>>,
     p: Option<Vec<f64>>,
+    /// The exact values beside estimates.
+    exact: Option<Vec<f64>>,
     labels: Vec<Vec<Value>>,
     axes: Vec<&'static str>,
     json: Map<String, Value>,
@@ -551,7 +580,7 @@ impl Findings for Whole<'_> {
     }
 
     fn array_keys(&self) -> &[&str] {
-        &["values", "normalized", "standard_error", "ci", "p"]
+        &["values", "normalized", "standard_error", "ci", "p", "exact"]
     }
 
     fn arrays(&self) -> Vec<Named> {
@@ -576,9 +605,13 @@ impl Found<'_> {
         let Swept { shape, values: of_cases, unchanged, source } = &self.swept;
         let n = of_cases.len();
         let n_cells: usize = shape.iter().product();
-        let by_cell: Vec<Vec<f64>> =
-            (0..n_cells).map(|cell| of_cases.iter().map(|values| values[cell]).collect()).collect();
-        let values: Vec<f64> = by_cell.iter().map(|values| statistics::mean(values)).collect();
+        let by_cell = |of_cases: &[Vec<f64>]| -> Vec<Vec<f64>> {
+            (0..n_cells).map(|cell| of_cases.iter().map(|values| values[cell]).collect()).collect()
+        };
+        let means = |by_cell: &[Vec<f64>]| by_cell.iter().map(|values| statistics::mean(values)).collect::<Vec<f64>>();
+        let exact = self.exact.as_ref().map(|exact| means(&by_cell(&exact.values)));
+        let by_cell = by_cell(of_cases);
+        let values = means(&by_cell);
         let before = statistics::mean(unchanged);
         let effects: Vec<f64> = values.iter().map(|value| value - before).collect();
         let is_patch = !source.is_empty();
@@ -587,10 +620,11 @@ impl Found<'_> {
             (true, false) => (Some(statistics::mean(source)), Some(before)),
             (true, true) => (Some(before), Some(statistics::mean(source))),
         };
-        let normalized = clean.zip(corrupt).filter(|(clean, corrupt)| clean != corrupt).map(|(clean, corrupt)| {
-            let zero = if self.noise { clean } else { corrupt };
-            values.iter().map(|value| (value - zero) / (clean - corrupt)).collect::<Vec<f64>>()
-        });
+        // 0 is the run that values are put into: the corrupt one, with --noise the clean one.
+        let zero = before;
+        let difference = clean.zip(corrupt).map(|(clean, corrupt)| clean - corrupt).filter(|span| *span != 0.0);
+        let normalized = difference.map(|span| values.iter().map(|value| (value - zero) / span).collect::<Vec<f64>>());
+        let span = difference.unwrap_or(1.0);
         let several = n > 1;
         let standard_error = several.then(|| by_cell.iter().map(|values| statistics::standard_error(values)).collect());
         let ci = several.then(|| statistics::intervals(&by_cell, n));
@@ -600,8 +634,20 @@ impl Found<'_> {
             statistics::p_values(&effects, n)
         });
         let (axes, labels) = self.labels();
-        let mut document =
-            Document { values, normalized, effects, standard_error, ci, p, labels, axes, json: Map::new() };
+        let mut document = Document {
+            values,
+            zero,
+            span,
+            normalized,
+            effects,
+            standard_error,
+            ci,
+            p,
+            exact,
+            labels,
+            axes,
+            json: Map::new(),
+        };
         document.json = self.json(&document, session, (clean, corrupt), (!is_patch).then_some(before));
         document
     }
@@ -637,6 +683,10 @@ impl Found<'_> {
         put("ci", ci);
         put("p", optional(&document.p));
         put("labels", json!(document.labels));
+        if let Some(exact) = &document.exact {
+            put("exact", array(exact));
+            put("correlation", number(statistics::correlation(&document.values, exact)));
+        }
         self.origin(session).into_iter().for_each(|(key, value)| drop(put(&key, value)));
         map
     }
@@ -648,6 +698,7 @@ impl Found<'_> {
             ("normalized", document.normalized.clone()),
             ("standard_error", document.standard_error.clone()),
             ("p", document.p.clone()),
+            ("exact", document.exact.clone()),
             ("ci", document.ci.as_ref().map(|ci| ci.concat())),
         ];
         arrays.extend(more.into_iter().filter_map(|(name, values)| Some((name, values?))));
@@ -708,6 +759,9 @@ impl Found<'_> {
             Some(with) => put("with", json!(with)),
             None => put("noise", json!(self.noise)),
         };
+        if matches!(self.over, Over::Fast(_)) {
+            put("fast", json!(true));
+        }
         if let Over::Paths(sweep) = self.over {
             put("path", json!(sweep.written()));
             put("frozen", json!(sweep.frozen()));
@@ -749,8 +803,12 @@ impl Found<'_> {
         let shape = &self.swept.shape;
         let named = Named::f64;
         let mut all = vec![named("values", shape, document.values.clone())];
-        let optional =
-            [("normalized", &document.normalized), ("standard_error", &document.standard_error), ("p", &document.p)];
+        let optional = [
+            ("normalized", &document.normalized),
+            ("standard_error", &document.standard_error),
+            ("p", &document.p),
+            ("exact", &document.exact),
+        ];
         for (name, values) in optional {
             all.extend(values.as_ref().map(|values| named(name, shape, values.clone())));
         }
@@ -771,6 +829,7 @@ impl Found<'_> {
         let mut head: Vec<String> =
             document.axes.iter().flat_map(|axis| [axis.to_string(), format!("{axis}_label")]).collect();
         head.extend(["value", "effect", "normalized", "standard_error", "ci_low", "ci_high", "p"].map(String::from));
+        head.extend(document.exact.as_ref().map(|_| "exact".to_string()));
         table.write_record(&head)?;
         for cell in 0..document.values.len() {
             let mut rest = cell;
@@ -787,6 +846,7 @@ impl Found<'_> {
             let bound = |end: usize| document.ci.as_ref().map_or(String::new(), |ci| ci[cell][end].to_string());
             row.extend([document.values[cell].to_string(), document.effects[cell].to_string()]);
             row.extend([of(&document.normalized), of(&document.standard_error), bound(0), bound(1), of(&document.p)]);
+            row.extend(document.exact.as_ref().map(|exact| exact[cell].to_string()));
             table.write_record(&row)?;
         }
         Ok(())
@@ -798,6 +858,7 @@ impl Found<'_> {
         match (&self.with, self.over) {
             (Some(with), _) => format!("ablated with {with}"),
             (None, Over::Places(_)) => format!("values of the {text} run put in"),
+            (None, Over::Fast(_)) => format!("values of the {text} run put in, estimated from one gradient"),
             (None, Over::Paths(sweep)) if sweep.frozen() => {
                 format!("values of the {text} run sent along this path, other heads frozen")
             }
@@ -815,13 +876,27 @@ impl Found<'_> {
             (None, Some(normalized)) => ("Normalized".into(), normalized),
             _ => (format!("Change of {}", self.over.metric().name()), &document.effects),
         };
+        // The exact values as panels of their own, on the same scale.
+        let (mut shown, mut values) = (shown.clone(), document.values.clone());
+        let (mut axes, mut labels) = (document.axes.clone(), document.labels.clone());
+        let (mut errors, mut p) = (document.standard_error.as_deref(), document.p.as_deref());
+        if let Some(exact) = &document.exact {
+            shown.extend(exact.iter().map(|value| (value - document.zero) / document.span));
+            values.extend(exact);
+            axes.insert(0, "kind");
+            labels.insert(0, vec![json!("estimated"), json!("exact")]);
+            (errors, p) = (None, None);
+        }
         let how = match (&self.with, &document.normalized) {
             (None, Some(_)) if self.noise => format!("{} (0: unharmed, -1: as corrupt)", self.how()),
             (None, Some(_)) => format!("{} (0: as corrupt, 1: as clean)", self.how()),
             _ => self.how(),
         };
+        let correlation = document.exact.as_ref().map_or(String::new(), |exact| {
+            format!(", correlation with the exact values {:.4}", statistics::correlation(&document.values, exact))
+        });
         let what = format!(
-            "{} of {}: {how}, {}{of}{}",
+            "{} of {}: {how}, {}{of}{correlation}{}",
             self.over.at().join(", "),
             session.model().name(),
             self.over.metric().name(),
@@ -830,16 +905,16 @@ impl Found<'_> {
         SweepPicture::new(
             what,
             name,
-            &document.axes,
-            self.labels().1,
+            &axes,
+            labels,
             self.tokens.clone().map(|(clean, corrupt)| {
                 let cut = |tokens: Vec<Token>| tokens[tokens.len() - self.aligned..].to_vec();
                 (cut(clean), cut(corrupt))
             }),
-            shown,
-            Some(&document.values),
-            document.standard_error.as_deref(),
-            document.p.as_deref(),
+            &shown,
+            Some(&values),
+            errors,
+            p,
         )
     }
 }

@@ -10,6 +10,7 @@ const SHOWN = {
   effect: ["effect", `${metric} of the changed run minus that of the unchanged one`],
   values: [metric, `${metric} of the changed run`],
   standard_error: ["standard error", `of the mean over ${data.n} ${isPatch ? "pairs" : "texts"}`],
+  exact: ["exact", `${metric} where the changed run is run, and not estimated`],
   p: ["p", "how often chance alone gives an effect at least as large"],
 };
 const state = { show: "", cell: 0, at: null };
