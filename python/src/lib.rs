@@ -2,6 +2,7 @@
 //! owns everything that a user sees. Arguments here are plain (token ids, tuples, arrays); Python makes them.
 //! Read next: `session.rs`.
 
+mod attribute;
 mod error;
 mod generate;
 mod interrupt;
@@ -49,6 +50,11 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(picture::attention, m)?)?;
     m.add_function(wrap_pyfunction!(sweep::sweep, m)?)?;
     m.add_function(wrap_pyfunction!(sweep::sweep_picture, m)?)?;
+    m.add_function(wrap_pyfunction!(attribute::attribute, m)?)?;
+    m.add_function(wrap_pyfunction!(attribute::grad, m)?)?;
+    m.add_function(wrap_pyfunction!(attribute::edges, m)?)?;
+    m.add_function(wrap_pyfunction!(attribute::edge_circuit, m)?)?;
+    m.add_function(wrap_pyfunction!(attribute::bars, m)?)?;
     m.add_function(wrap_pyfunction!(generate::longest, m)?)?;
     m.add_function(wrap_pyfunction!(generate::generate, m)?)?;
     m.add_function(wrap_pyfunction!(generate::lens_hooks, m)?)?;

@@ -4,6 +4,7 @@
 use crate::error;
 use actscope::model::tokenizer::Token;
 use actscope::plot::attention::{Attention, Head};
+use actscope::plot::bars::Bars;
 use actscope::plot::colour::Scale;
 use actscope::plot::heatmap::{Dims, Heatmap, Panel};
 use actscope::plot::lens::LensTable;
@@ -25,6 +26,7 @@ pub fn token((id, bytes): TokenArg) -> Token {
 enum Kind {
     Heatmap(Heatmap),
     Attention(Attention),
+    Bars(Bars),
     Lens(LensTable),
     Sweep(SweepPicture),
 }
@@ -38,9 +40,15 @@ impl Picture {
         match &self.0 {
             Kind::Heatmap(picture) => picture,
             Kind::Attention(picture) => picture,
+            Kind::Bars(picture) => picture,
             Kind::Lens(picture) => picture,
             Kind::Sweep(picture) => picture,
         }
+    }
+
+    /// Named numbers.
+    pub fn of_bars(bars: Bars) -> Picture {
+        Picture(Kind::Bars(bars))
     }
 
     /// The logit lens.

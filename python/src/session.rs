@@ -68,7 +68,7 @@ pub struct Changes {
 
 impl Changes {
     /// Adds them to a request, in order; runs what they need. Gives back the records of those that are written.
-    fn add_to(
+    pub fn add_to(
         self,
         session: &actscope::Session,
         batch: &Batch,
@@ -121,7 +121,7 @@ impl Changes {
 }
 
 /// The values of an edit's file.
-fn read(path: &str, array: Option<&str>, site: Site) -> Result<ArrayD<f32>, String> {
+pub fn read(path: &str, array: Option<&str>, site: Site) -> Result<ArrayD<f32>, String> {
     arrays::read(Path::new(path), array, Some(site))
 }
 

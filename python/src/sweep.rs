@@ -14,12 +14,20 @@ use pyo3::types::PyDict;
 use serde_json::Value;
 
 /// A text's ids with the position that is read; the same of its source run; the answer and the wrong answer.
-type CaseArg = ((Vec<u32>, usize), Option<(Vec<u32>, usize)>, u32, u32);
+pub type CaseArg = ((Vec<u32>, usize), Option<(Vec<u32>, usize)>, u32, u32);
+
+/// A case for the library.
+pub fn case(((ids, position), source, answer, wrong): CaseArg, from_source: bool) -> Case {
+    let question = |position| Question { position, answer, wrong };
+    let aligned = source.as_ref().map_or(ids.len(), |(other, _)| ids.len().min(other.len()));
+    let source = source.map(|(ids, position)| (ids, question(position)));
+    Case { ids, question: question(position), source, aligned, from_source }
+}
 
 /// One metric of many runs that differ from an unchanged one in one place each. `change` is `patch`, `zero` or `mean`. Gives a dict:
 /// `shape`, `sites` and `axes`; `values` [case, cell]; `unchanged` and `source`, the metric of every case's own runs; and of
 /// several cases `standard_error`, `ci` and `p` by cell. With `path`, a path as it is written and whether other heads are frozen, it
-/// is a sweep over the path's senders, and `at` and `change` are not looked at.
+/// is a sweep over the path's senders, and `at` and `change` are not looked at. With `fast` it is estimated from gradients.
 #[pyfunction]
 pub fn sweep<'py>(
     py: Python<'py>,
@@ -31,6 +39,7 @@ pub fn sweep<'py>(
     change: &str,
     from_source: bool,
     path: Option<(String, bool)>,
+    fast: bool,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let wrong = |e: String| error::of_kind(py, "hook", e);
@@ -38,13 +47,7 @@ pub fn sweep<'py>(
     let config = session.inner().model().config();
     let mut axes: Vec<SweepAxis> = by.iter().map(|axis| axis.parse()).collect::<Result<_, _>>().map_err(wrong)?;
     let metric: Metric = metric.parse().map_err(wrong)?;
-    let case = |((ids, position), source, answer, wrong): CaseArg| {
-        let question = |position| Question { position, answer, wrong };
-        let aligned = source.as_ref().map_or(ids.len(), |(other, _)| ids.len().min(other.len()));
-        let source = source.map(|(ids, position)| (ids, question(position)));
-        Case { ids, question: question(position), source, aligned, from_source }
-    };
-    let cases: Vec<Case> = cases.into_iter().map(case).collect();
+    let cases: Vec<Case> = cases.into_iter().map(|of| case(of, from_source)).collect();
     if let Some((written, frozen)) = path {
         let sweep = PathSweep::new(&written, &axes, frozen, metric, config).map_err(|e| error::of(py, &e.into()))?;
         let swept = session.without_gil(py, progress, &Default::default(), |session, watch| {
@@ -71,7 +74,10 @@ pub fn sweep<'py>(
     let swept = session.without_gil(py, progress, &Default::default(), |session, watch| {
         let hear = |done: usize, of: usize| watch.hear(done, of);
         let none = session.model().hooks();
-        pollster::block_on(session.sweep_async(&sweep, &cases, &none, &none, Some(&hear)))
+        match fast {
+            true => pollster::block_on(session.patch_fast_async(&sweep, &cases, &none, &none, Some(&hear))),
+            false => pollster::block_on(session.sweep_async(&sweep, &cases, &none, &none, Some(&hear))),
+        }
     })?;
     let names = sweep.sites.iter().map(|site| site.name.clone()).collect();
     found(py, swept, names, &sweep.axes)

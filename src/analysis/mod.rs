@@ -5,6 +5,7 @@ pub mod attribute_gradient;
 pub mod attribution_patching;
 #[cfg(feature = "linear-algebra")]
 pub mod circuits;
+pub mod edges;
 pub mod edits;
 pub mod generate;
 pub mod gradients;

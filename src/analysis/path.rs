@@ -15,6 +15,7 @@ use crate::model::forward::{self, Run, Start};
 use crate::session::{AnalysisError, Error, Progress, Session, on_engine};
 use ndarray::{Array2, ArrayD, Axis, Ix2};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::ops::ControlFlow;
 use thiserror::Error as ThisError;
 
@@ -56,19 +57,55 @@ enum Sender {
     Mlp,
 }
 
-/// What a receiver reads the residual stream for.
+/// A part that reads the residual stream, and what for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Receiver {
-    Query { layer: usize, head: usize },
-    Key { layer: usize, head: usize },
-    Value { layer: usize, head: usize },
-    Mlp { layer: usize },
+pub enum Receiver {
+    /// A head's queries.
+    Query {
+        /// Its block.
+        layer: usize,
+        /// Its number.
+        head: usize,
+    },
+    /// A head's keys.
+    Key {
+        /// Its block.
+        layer: usize,
+        /// Its number.
+        head: usize,
+    },
+    /// A head's values.
+    Value {
+        /// Its block.
+        layer: usize,
+        /// Its number.
+        head: usize,
+    },
+    /// An MLP.
+    Mlp {
+        /// Its block.
+        layer: usize,
+    },
+    /// The final LayerNorm, and behind it the logits.
     Logits,
+}
+
+/// As a path has it: `q.3.1`, `mlp.2`, `logits`.
+impl fmt::Display for Receiver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Receiver::Query { layer, head } => write!(f, "q.{layer}.{head}"),
+            Receiver::Key { layer, head } => write!(f, "k.{layer}.{head}"),
+            Receiver::Value { layer, head } => write!(f, "v.{layer}.{head}"),
+            Receiver::Mlp { layer } => write!(f, "mlp.{layer}"),
+            Receiver::Logits => write!(f, "logits"),
+        }
+    }
 }
 
 impl Receiver {
     /// Where its value is recorded and put in; of the logits, where the sender's change joins the stream.
-    fn site(self, config: &Config) -> Site {
+    pub(super) fn site(self, config: &Config) -> Site {
         match self {
             Receiver::Query { layer, .. } => Site::Q(layer),
             Receiver::Key { layer, .. } => Site::K(layer),
@@ -79,7 +116,7 @@ impl Receiver {
     }
 
     /// The stream that it reads.
-    fn stream(self, config: &Config) -> Site {
+    pub(super) fn stream(self, config: &Config) -> Site {
         match self {
             Receiver::Query { layer, .. } | Receiver::Key { layer, .. } | Receiver::Value { layer, .. } => {
                 Site::ResidPre(layer)

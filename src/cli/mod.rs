@@ -8,6 +8,7 @@ mod check;
 mod circuits;
 mod completions;
 mod devices;
+mod edges;
 mod edits;
 mod environment;
 mod experiment;
@@ -24,6 +25,7 @@ mod lens;
 mod lists;
 mod man;
 mod models;
+mod pairs;
 mod picture;
 mod question;
 mod report;
@@ -70,10 +72,12 @@ enum Command {
     Patch(Box<sweep::Patch>),
     /// Which places matter: each taken out in turn
     Ablate(Box<sweep::Ablate>),
-    /// Where a logit comes from: components, layers, heads, neurons or positions, as an exact sum
+    /// Where a logit comes from: components, layers, heads, neurons or positions, as an exact sum or by gradients
     Attribute(Box<attribute::AttributeCommand>),
     /// Which heads look at the token before, at the same token, at what followed it
     Heads(heads::HeadsCommand),
+    /// What each part of the model tells each later part: edge attribution patching
+    Edges(Box<edges::EdgesCommand>),
     /// What a head's weights do whatever the text is: its OV and QK circuits
     Circuits(circuits::CircuitsCommand),
     /// Let the model write, with activations recorded on the way
@@ -261,6 +265,7 @@ pub fn main() -> ExitCode {
         Command::Attribute(command) => command.run(),
         Command::Heads(command) => command.run(),
         Command::Circuits(command) => command.run(),
+        Command::Edges(command) => command.run(),
         Command::Generate(command) => command.run(),
         Command::Score(command) => command.run(),
         Command::Report(command) => command.run(),

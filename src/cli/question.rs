@@ -50,6 +50,17 @@ impl QuestionArgs {
     }
 }
 
+/// The metric by its name; without one, what fits the tokens that are given. `loss` is true where the loss is the default.
+pub(super) fn metric(name: Option<&str>, loss: bool, answer: bool, wrong: bool) -> Result<Metric, Failure> {
+    let metric = match name {
+        Some(name) => name.parse().map_err(|e| Failure::Usage(format!("--metric: {e}")))?,
+        None if wrong => Metric::LogitDiff,
+        None if loss && !answer => Metric::Loss,
+        None => Metric::Logit,
+    };
+    needs(metric, "--metric", answer, wrong)
+}
+
 /// Checks that the tokens are given that a metric asks about. `option` is the one that names the metric.
 pub(super) fn needs(metric: Metric, option: &str, answer: bool, wrong: bool) -> Result<Metric, Failure> {
     match metric {

@@ -1,11 +1,12 @@
 //! `actscope patch` and `actscope ablate`: which places matter for what the model says, one changed run for each.
 
 use super::edits::{EditArgs, mark};
-use super::question::{QuestionArgs, needs, token};
+use super::pairs::{self, PairArgs, hide_texts};
+use super::question::{QuestionArgs, metric};
 use super::report::arguments;
 use super::run::{RunArgs, refuse_to_overwrite};
 use super::target::{self, Findings, Target, deliver, nested, number};
-use super::texts::{TextArgs, lines, parse_ids};
+use super::texts::TextArgs;
 use super::{Failure, ModelArgs};
 use crate::analysis::edits::EditPlan;
 use crate::analysis::grammar::ValueSpec;
@@ -24,7 +25,6 @@ use crate::plot::Picture;
 use crate::plot::sweep::SweepPicture;
 use crate::report::{CellRun, SweepPage};
 use crate::session::{Error, Model, Progress, Session};
-use crate::text::nearest;
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -69,21 +69,8 @@ enum Align {
 #[derive(Args)]
 #[command(mut_args(hide_texts))]
 pub(crate) struct Patch {
-    /// The text whose values are put in
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    clean: Option<String>,
-    /// The same as token ids
-    #[arg(long, value_name = "IDS", conflicts_with = "clean")]
-    clean_ids: Option<String>,
-    /// The text that they are put into
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    corrupt: Option<String>,
-    /// The same as token ids
-    #[arg(long, value_name = "IDS", conflicts_with = "corrupt")]
-    corrupt_ids: Option<String>,
-    /// Many pairs: a JSON object a line with clean, corrupt, answer and wrong (texts, or lists of ids and ids)
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["clean", "clean_ids", "corrupt", "corrupt_ids", "answer", "wrong"])]
-    pairs: Option<PathBuf>,
+    #[command(flatten)]
+    pairs: PairArgs,
     /// The other way round: values of the corrupt run are put into the clean one
     #[arg(long)]
     noise: bool,
@@ -125,24 +112,6 @@ pub(crate) struct Ablate {
     sweep: SweepArgs,
     #[command(flatten)]
     model: ModelArgs,
-}
-
-/// `patch` names its two texts by options of its own; of the arguments for texts it has those that say how texts are read.
-fn hide_texts(arg: clap::Arg) -> clap::Arg {
-    match arg.get_id().as_str() {
-        "texts" | "file" | "field" | "document" | "ids" => arg.hide(true),
-        _ => arg,
-    }
-}
-
-/// One pair before it is aligned.
-struct Pair {
-    clean: Vec<u32>,
-    corrupt: Vec<u32>,
-    answer: Option<u32>,
-    wrong: Option<u32>,
-    /// Where it is from, for messages.
-    place: String,
 }
 
 /// What is swept: places, or the senders of a path.
@@ -216,17 +185,6 @@ struct Found<'a> {
 }
 
 impl SweepArgs {
-    /// The metric, and whether a token is asked about at all.
-    fn metric(&self, loss: bool, answer: bool, wrong: bool) -> Result<Metric, Failure> {
-        let metric = match &self.metric {
-            Some(name) => name.parse().map_err(|e| Failure::Usage(format!("--metric: {e}")))?,
-            None if wrong => Metric::LogitDiff,
-            None if loss && !answer => Metric::Loss,
-            None => Metric::Logit,
-        };
-        needs(metric, "--metric", answer, wrong)
-    }
-
     /// The axes that --by names.
     fn axes(&self) -> Result<Vec<SweepAxis>, Failure> {
         let axes = self.by.iter().map(|axis| axis.trim().parse::<SweepAxis>()).collect::<Result<Vec<_>, _>>();
@@ -270,11 +228,10 @@ impl Patch {
         let target = self.sweep.out.as_deref().map(Target::create_or_page).transpose()?;
         let files = self.model.open()?;
         if let Some(target) = &target {
-            refuse_to_overwrite(target.path(), &files, self.sweep.edits.files().chain(self.pairs.clone()))?;
+            refuse_to_overwrite(target.path(), &files, self.sweep.edits.files().chain(self.pairs.file()))?;
         }
-        let pairs = self.pairs(&files)?;
-        let all = |has: &dyn Fn(&Pair) -> bool| pairs.iter().all(has);
-        let metric = self.sweep.metric(false, all(&|pair| pair.answer.is_some()), all(&|pair| pair.wrong.is_some()))?;
+        let pairs = self.pairs.read(&self.sweep.question, &self.texts, &files, &self.model)?;
+        let metric = pairs::metric(&pairs, self.sweep.metric.as_deref())?;
         let (sweep, path);
         let over = match &self.path {
             Some(written) => {
@@ -287,28 +244,17 @@ impl Patch {
                 if self.fast { Over::Fast(&sweep) } else { Over::Places(&sweep) }
             }
         };
-        let tokens = |ids: &[u32]| ids.iter().map(|id| files.token(*id)).collect::<Vec<Token>>();
         let mut cases = Vec::new();
         for (n, pair) in pairs.iter().enumerate() {
-            let (clean, corrupt) = (tokens(&pair.clean), tokens(&pair.corrupt));
-            if clean.len() != corrupt.len() && self.align == Align::Start {
-                return Err(Failure::Usage(format!(
-                    "{}: the clean text has {} tokens and the corrupt one {}, so they do not line up; {}; reword one of them, or \
-                     use --align end where their last tokens are meant to meet",
-                    pair.place,
-                    clean.len(),
-                    corrupt.len(),
-                    columns(&clean, &corrupt)
-                )));
+            if self.align == Align::Start {
+                pair.check_lengths(
+                    &files,
+                    "reword one of them, or use --align end where their last tokens are meant to meet",
+                )?;
             }
-            let question = |tokens: &[Token]| -> Result<Question, Failure> {
-                let position = self.sweep.question.position(tokens, n)?;
-                Ok(Question { position, answer: pair.answer.unwrap_or(0), wrong: pair.wrong.unwrap_or(0) })
-            };
-            let sides = [(pair.clean.clone(), question(&clean)?), (pair.corrupt.clone(), question(&corrupt)?)];
-            let [of_clean, of_corrupt] = sides;
+            let [of_clean, of_corrupt] = pair.sides(n, &self.sweep.question, &files)?;
             let (source, (ids, question)) = if self.noise { (of_corrupt, of_clean) } else { (of_clean, of_corrupt) };
-            let aligned = clean.len().min(corrupt.len());
+            let aligned = ids.len().min(source.0.len());
             cases.push(Case { ids, question, source: Some(source), aligned, from_source: !self.noise });
         }
         if self.align == Align::End {
@@ -321,114 +267,12 @@ impl Patch {
         let sources = batch(&|case| case.source.as_ref().map(|(ids, _)| ids.clone()).unwrap_or_default())?;
         let plans = [&runs, &sources].map(|batch| self.sweep.edits.plan(&self.texts, &files, batch, &self.model));
         let [plan, source_plan] = plans;
-        let single = (cases.len() == 1).then(|| (tokens(&pairs[0].clean), tokens(&pairs[0].corrupt)));
+        let single = (cases.len() == 1).then(|| pairs[0].tokens(&files)).map(|[clean, corrupt]| (clean, corrupt));
         let compare = self.compare;
         let found = Begun { command: "patch", args: &self.sweep, model: &self.model, over, compare, cases: &cases };
         let both = [(plan?, &runs), (source_plan?, &sources)];
         found.finish(files, both, target, self.noise, single, None)
     }
-
-    fn pairs(&self, files: &Model) -> Result<Vec<Pair>, Failure> {
-        let (sweep, model) = (&self.sweep, &self.model);
-        let Some(file) = &self.pairs else {
-            let side = |text: &Option<String>, ids: &Option<String>, name: &str| match (text, ids) {
-                (Some(text), _) => Ok(self.texts.encoded(std::slice::from_ref(text), files, model)?.remove(0)),
-                (None, Some(ids)) => {
-                    let lists = parse_ids(ids).map_err(|e| Failure::Usage(format!("--{name}-ids: {e}")))?;
-                    Ok(self.texts.begun(lists, files)?.concat())
-                }
-                (None, None) => Err(Failure::Usage(format!("give --{name}, or many pairs with --pairs FILE"))),
-            };
-            return Ok(vec![Pair {
-                clean: side(&self.clean, &self.clean_ids, "clean")?,
-                corrupt: side(&self.corrupt, &self.corrupt_ids, "corrupt")?,
-                answer: sweep.question.answer(files, model)?,
-                wrong: sweep.question.wrong(files, model)?,
-                place: "the pair".into(),
-            }]);
-        };
-        let lines: Vec<(usize, String)> =
-            lines(file)?.into_iter().filter(|(_, line)| !line.trim().is_empty()).collect();
-        if lines.is_empty() {
-            return Err(Failure::Run(format!("{} holds no pair", file.display())));
-        }
-        lines.iter().map(|(i, line)| self.pair(line, format!("line {i} of {}", file.display()), files)).collect()
-    }
-
-    /// One line of a file with pairs.
-    fn pair(&self, line: &str, place: String, files: &Model) -> Result<Pair, Failure> {
-        const FIELDS: [&str; 4] = ["clean", "corrupt", "answer", "wrong"];
-        let fail = |what: String| Failure::Run(format!("{place} {what}"));
-        let value: Value = serde_json::from_str(line).map_err(|e| fail(format!("is not JSON: {e}")))?;
-        let object = value.as_object().ok_or_else(|| fail("is JSON, but no object with fields".into()))?;
-        if let Some(other) = object.keys().find(|key| !FIELDS.contains(&key.as_str())) {
-            let near = nearest(other, FIELDS).into_iter().next().map(|(_, name)| name);
-            let near = near.filter(|near| !object.contains_key(*near)).map(|near| format!("; is {near:?} meant?"));
-            return Err(fail(format!(
-                "has a field {other:?}, and a pair has clean, corrupt, answer and wrong{}",
-                near.unwrap_or_default()
-            )));
-        }
-        let side = |name: &str| match object.get(name) {
-            Some(Value::String(text)) => {
-                let ids = self.texts.encoded(std::slice::from_ref(text), files, &self.model)?.remove(0);
-                if ids.is_empty() { Err(fail(format!("has no text in {name:?}"))) } else { Ok(ids) }
-            }
-            Some(Value::Array(ids)) => {
-                let ids = ids.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()));
-                let ids = ids.collect::<Option<Vec<u32>>>().filter(|ids| !ids.is_empty());
-                let ids = ids.ok_or_else(|| fail(format!("has no list of token ids in {name:?}")))?;
-                Ok(self.texts.begun(vec![ids], files)?.remove(0))
-            }
-            Some(_) => Err(fail(format!("has neither a text nor a list of ids in {name:?}"))),
-            None => Err(fail(format!("has no field {name:?}; a pair has clean, corrupt, answer and wrong"))),
-        };
-        let word = |name: &str| match object.get(name) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::String(text)) => {
-                let quiet = ModelArgs { model: self.model.model.clone(), quiet: true, json: false };
-                token(text, name, files, &quiet).map(Some).map_err(|e| match e {
-                    Failure::Usage(what) | Failure::Run(what) => {
-                        fail(format!("has another answer than one token: {what}"))
-                    }
-                    other => other,
-                })
-            }
-            Some(Value::Number(id)) => {
-                let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
-                let id = id.filter(|id| (*id as usize) < files.config().vocab_size);
-                id.map(Some).ok_or_else(|| fail(format!("has no token id of this model in {name:?}")))
-            }
-            Some(_) => Err(fail(format!("has neither a token nor an id in {name:?}"))),
-        };
-        Ok(Pair {
-            clean: side("clean")?,
-            corrupt: side("corrupt")?,
-            answer: word("answer")?,
-            wrong: word("wrong")?,
-            place,
-        })
-    }
-}
-
-/// Two texts token by token, for a message on one line.
-fn columns(clean: &[Token], corrupt: &[Token]) -> String {
-    const MOST: usize = 24;
-    let n = clean.len().max(corrupt.len());
-    let label =
-        |tokens: &[Token], i: usize| tokens.get(i).map_or("-".to_string(), |token| format!("{:?}", token.text()));
-    let first = (0..n).find(|i| label(clean, *i) != label(corrupt, *i)).unwrap_or(0);
-    let shown: Vec<String> = (first..n.min(first + MOST))
-        .map(|i| {
-            let (a, b) = (label(clean, i), label(corrupt, i));
-            if a == b { format!("{i}: {a}") } else { format!("{i}: {a} / {b}") }
-        })
-        .collect();
-    format!(
-        "clean / corrupt from token {first} on: {}{}",
-        shown.join(" | "),
-        if first + MOST < n { " | …" } else { "" }
-    )
 }
 
 impl Ablate {
@@ -456,7 +300,7 @@ impl Ablate {
         let batch = self.texts.batch(&input, &files, &self.model)?;
         let question = &self.sweep.question;
         let (answer, wrong) = (question.answer(&files, &self.model)?, question.wrong(&files, &self.model)?);
-        let metric = self.sweep.metric(true, answer.is_some(), wrong.is_some())?;
+        let metric = metric(self.sweep.metric.as_deref(), true, answer.is_some(), wrong.is_some())?;
         let mut sweep = self.sweep.sweep(&files, Change::Zero, metric)?;
         sweep.change = match (self.with.as_str(), &value) {
             ("mean", _) => Change::Mean,
@@ -884,7 +728,8 @@ impl Found<'_> {
             shown.extend(exact.iter().map(|value| (value - document.zero) / document.span));
             values.extend(exact);
             axes.insert(0, "kind");
-            labels.insert(0, vec![json!("estimated"), json!("exact")]);
+            let correlation = statistics::correlation(&document.values, exact);
+            labels.insert(0, vec![json!("estimated"), json!(format!("exact (r = {correlation:.4})"))]);
             (errors, p) = (None, None);
         }
         let how = match (&self.with, &document.normalized) {
@@ -892,11 +737,8 @@ impl Found<'_> {
             (None, Some(_)) => format!("{} (0: as corrupt, 1: as clean)", self.how()),
             _ => self.how(),
         };
-        let correlation = document.exact.as_ref().map_or(String::new(), |exact| {
-            format!(", correlation with the exact values {:.4}", statistics::correlation(&document.values, exact))
-        });
         let what = format!(
-            "{} of {}: {how}, {}{of}{correlation}{}",
+            "{} of {}: {how}, {}{of}{}",
             self.over.at().join(", "),
             session.model().name(),
             self.over.metric().name(),

@@ -7,6 +7,7 @@ pub mod attention;
 pub mod bars;
 pub mod colour;
 pub mod font;
+pub mod graph;
 pub mod heatmap;
 pub mod lens;
 #[cfg(feature = "pdf")]

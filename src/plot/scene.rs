@@ -111,6 +111,38 @@ impl Scene {
             writeln!(self.over, "<path d=\"M{x1:.1} {y1:.1}L{x2:.1} {y2:.1}\" stroke=\"#000\" stroke-width=\"0.8\"/>");
     }
 
+    /// A curve of some width and colour that leaves one point upwards and reaches the other from below, `aside` pixels to the
+    /// right on its way. `told` is its tooltip.
+    pub fn curve(
+        &mut self,
+        ((x1, y1), (x2, y2)): ((f32, f32), (f32, f32)),
+        aside: f32,
+        (width, colour): (f32, Rgb),
+        told: &str,
+    ) {
+        let bend = ((y1 - y2) / 2.0).max(12.0);
+        let (c1, c2) = ((x1 + aside, y1 - bend), (x2 + aside, y2 + bend));
+        let _ = writeln!(
+            self.over,
+            "<path d=\"M{x1:.1} {y1:.1}C{:.1} {:.1} {:.1} {:.1} {x2:.1} {y2:.1}\" fill=\"none\" stroke=\"{}\" stroke-width=\"{width:.1}\"><title>{}</title></path>",
+            c1.0,
+            c1.1,
+            c2.0,
+            c2.1,
+            colour.css(),
+            escape_xml(told)
+        );
+    }
+
+    /// A white box with a text in its middle.
+    pub fn label(&mut self, (x, y): (f32, f32), (width, height): (f32, f32), text: &str) {
+        let _ = writeln!(
+            self.over,
+            "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" rx=\"3\" fill=\"#fff\" stroke=\"#000\" stroke-width=\"0.8\"/>"
+        );
+        self.text(x + width / 2.0, y + height / 2.0 + 4.0, TEXT, Anchor::Middle, Rgb(0, 0, 0), text);
+    }
+
     /// The outline of a rectangle.
     pub fn frame(&mut self, x: f32, y: f32, width: f32, height: f32, stroke: f32) {
         let _ = writeln!(

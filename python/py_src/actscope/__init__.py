@@ -7,6 +7,7 @@
 (1, 8, 8, 8)
 """
 
+from actscope._attribute import Attribution, Edge, Edges, Gradients
 from actscope._cache import Cache
 from actscope._edits import Edit
 from actscope._generate import Generated, Generation, NewToken, Score, Scores, Stream
@@ -21,11 +22,15 @@ __all__ = [
     "ActivationExtractor",
     "Activations",
     "Attention",
+    "Attribution",
     "Cache",
+    "Edge",
+    "Edges",
     "Edit",
     "Error",
     "Generated",
     "Generation",
+    "Gradients",
     "Heatmap",
     "Lens",
     "Model",

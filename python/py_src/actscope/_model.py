@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actscope import _edits, _native, _texts
+from actscope._attribute import Attribution, Edges, Gradients
 from actscope._cache import Cache
 from actscope._edits import Edits
 from actscope._errors import error
@@ -570,6 +571,7 @@ class Model:
         noise: bool = False,
         path: str | None = None,
         frozen: bool = False,
+        fast: bool = False,
         prepend_bos: bool = False,
     ) -> Sweep:
         """Activation patching: values of the clean run put into the corrupt one, one place at a time. Which place brings the
@@ -587,10 +589,25 @@ class Model:
             path: One path in place of `at`, `FROM...TO`, such as `head...q.3.4` or `mlp.0...logits`: what FROM writes is that of the
                 clean run, and only what TO makes of it reaches the rest. Numbers that FROM leaves out are axes.
             frozen: Along the path every other head keeps the value that it had; MLPs follow.
+            fast: Estimate every cell from one gradient, instead of running it (attribution patching).
 
         Raises:
             Error: of kind `hook` for texts that do not line up, and for a request that does not fit.
         """
+        pairs = self._pairs(clean, corrupt, prepend_bos)
+        if fast and path is not None:
+            raise error("hook", "a path is run, and not estimated: leave out fast or path")
+        if frozen and path is None:
+            raise error("hook", "frozen holds heads still along a path: give path")
+        runs, sources = (pairs[0], pairs[1]) if noise else (pairs[1], pairs[0])
+        if path is not None:
+            how, of_path = ("sent along the path, heads frozen" if frozen else "sent along the path"), (path, frozen)
+            return self._sweep(runs, sources, pairs, answer, wrong, path, by, metric, "patch", noise, how, of_path)
+        how = "patched, estimated" if fast else "patched"
+        return self._sweep(runs, sources, pairs, answer, wrong, at, by, metric, "patch", noise, how, fast=fast)
+
+    def _pairs(self, clean: Texts, corrupt: Texts, prepend_bos: bool) -> list[list[list[int]]]:
+        """Two lists of token ids that line up."""
         pairs = [self._read(texts, prepend_bos)[0] for texts in (clean, corrupt)]
         if len(pairs[0]) != len(pairs[1]):
             raise error("batch", f"there are {len(pairs[0])} clean texts and {len(pairs[1])} corrupt ones")
@@ -602,13 +619,7 @@ class Model:
                     f"pair {i}: the clean text has {len(one)} tokens and the corrupt one {len(other)}, so they do not line up: "
                     f"{written}",
                 )
-        if frozen and path is None:
-            raise error("hook", "frozen holds heads still along a path: give path")
-        runs, sources = (pairs[0], pairs[1]) if noise else (pairs[1], pairs[0])
-        if path is not None:
-            how, of_path = ("sent along the path, heads frozen" if frozen else "sent along the path"), (path, frozen)
-            return self._sweep(runs, sources, pairs, answer, wrong, path, by, metric, "patch", noise, how, of_path)
-        return self._sweep(runs, sources, pairs, answer, wrong, at, by, metric, "patch", noise, "patched")
+        return pairs
 
     def ablate(
         self,
@@ -645,28 +656,19 @@ class Model:
         noise: bool,
         how: str,
         path: tuple[str, bool] | None = None,
+        fast: bool = False,
     ) -> Sweep:
-        if metric is None:
-            of_answer = "logit" if answer is not None or sources is not None else "loss"
-            metric = of_answer if wrong is None else "logit-diff"
-        if answer is None and metric not in ("loss", "kl"):
-            raise error("hook", f"the metric {metric} is about a token: give answer")
-        if wrong is None and metric == "logit-diff":
-            raise error("hook", "the metric logit-diff needs a wrong token to compare with: give wrong")
+        metric = self._metric(metric, answer, wrong, loss=sources is None)
         axes = by.split(",") if isinstance(by, str) else list(by or [])
         every = ["z", "q", "k", "v", "pattern"] if "head" in axes else ["resid_pre", "attn_out", "mlp_out"]
         sites = [name for one in ([at] if isinstance(at, str) else at) for name in (every if one == "every" else [one])]
         for what, names in (("by", axes), ("at", sites)):
             if len(set(names)) < len(names):
                 raise error("hook", f"{what} names the same twice: {', '.join(names)}")
-        answers, wrongs = (self._token_ids(one, len(runs)) for one in (answer, wrong))
-        cases: list[Any] = []
-        for i, ids in enumerate(runs):
-            source = None if sources is None else (sources[i], len(sources[i]) - 1)
-            cases.append(((ids, len(ids) - 1), source, answers[i], wrongs[i]))
+        cases = self._cases(runs, sources, answer, wrong)
         with Progress("actscope", "run") as progress:
             kl = sources is not None and not noise
-            found = _native.sweep(self._session, cases, sites, axes, metric, change, kl, path, progress)
+            found = _native.sweep(self._session, cases, sites, axes, metric, change, kl, path, fast, progress)
         text = pos_labels = None
         of = f", mean of {len(runs)}"
         if len(runs) == 1:
@@ -674,6 +676,175 @@ class Model:
             pos_labels = self._session.written(pairs[0][0])
         title = f"{', '.join(sites)} of {self.name} {how}, {metric}{of}"
         return Sweep(found, title=title, metric=metric, noise=noise, text=text, pos_labels=pos_labels)
+
+    def _metric(self, metric: str | None, answer: Any, wrong: Any, *, loss: bool) -> str:
+        """The metric, or what fits the tokens; `loss` where that is the default."""
+        if metric is None:
+            of_answer = "loss" if loss and answer is None else "logit"
+            metric = of_answer if wrong is None else "logit-diff"
+        if answer is None and metric not in ("loss", "kl"):
+            raise error("hook", f"the metric {metric} is about a token: give answer")
+        if wrong is None and metric == "logit-diff":
+            raise error("hook", "the metric logit-diff needs a wrong token to compare with: give wrong")
+        return metric
+
+    def _cases(self, runs: list[list[int]], sources: list[list[int]] | None, answer: Any, wrong: Any) -> list[Any]:
+        answers, wrongs = (self._token_ids(one, len(runs)) for one in (answer, wrong))
+        cases: list[Any] = []
+        for i, ids in enumerate(runs):
+            source = None if sources is None else (sources[i], len(sources[i]) - 1)
+            cases.append(((ids, len(ids) - 1), source, answers[i], wrongs[i]))
+        return cases
+
+    # Where it comes from
+
+    def attribute(
+        self,
+        text: Texts,
+        answer: Any,
+        wrong: Any = None,
+        *,
+        by: str | None = None,
+        method: str = "direct",
+        steps: int = 50,
+        baseline: Texts = None,
+        top: int | None = None,
+        at: int = -1,
+        edits: Edits = None,
+        source: Texts = None,
+        mean_from: Texts = None,
+        prepend_bos: bool = False,
+    ) -> Attribution:
+        """Divides the logit of a token, or its difference to that of another, into parts.
+
+        Args:
+            text: One text, or its ids.
+            answer, wrong: Tokens, by text (with its leading space) or id.
+            by: `component`, `layer`, `head`, `neuron` or `position`. By default `component`, and of integrated gradients `position`.
+            method: `direct`, what each part adds through the final LayerNorm as it was, an exact sum; `gradient`, each value times
+                the logit's gradient; `integrated`, the same along the line to the text's token embeddings.
+            steps, baseline: Of `integrated`: points of the line, and the text of as many tokens where it starts; None is zeros.
+            top: Only the largest parts; the others go into the remainder.
+            at: The position whose logits are divided; -1 is the last.
+            edits, source, mean_from: As in `run`.
+
+        Raises:
+            Error: of kind `hook` for a request that does not fit.
+        """
+        ids, _ = self._one(text, prepend_bos, "attribute")
+        known = {"direct": None, "gradient": 0, "integrated": steps}
+        if method not in known:
+            raise error("hook", f"the method {method!r} is none of: {', '.join(known)}")
+        if method == "integrated" and steps < 1:
+            raise error("hook", f"integrated gradients need at least one step, and {steps} were given")
+        if baseline is not None and method != "integrated":
+            raise error("hook", "a baseline is where the line of integrated gradients starts: give method='integrated'")
+        start = None if baseline is None else self._one(baseline, prepend_bos, "a baseline")[0]
+        by = by or ("position" if method == "integrated" else "component")
+        (position,) = _texts.indices(at, len(ids), "at: position")
+        right, other = (None if one is None else self._token_ids(one, 1)[0] for one in (answer, wrong))
+        if right is None:
+            raise error("hook", "a token's logit is divided: give answer")
+        edited = _edits.native(_edits.read(edits), self._session, [len(ids)])
+        sources = self._sources(source, mean_from, prepend_bos)
+        with Progress("actscope", "block") as progress:
+            asked = (position, right, other)
+            found = _native.attribute(self._session, ids, asked, by, known[method], start, edited, sources, progress)
+        names = [self._session.token_labels([one])[0] for one in (right, other) if one is not None]
+        of = " less that of ".join(f'"{name}"' for name in names)
+        title = f"logit of {of} at position {position}, {method}, {self.name}"
+        shape = (self.n_layer, self.n_head)
+        return Attribution(found, by=by, top=top, title=title, text=self._tokens_of(ids), shape=shape)
+
+    def grad(
+        self,
+        texts: Texts,
+        hooks: Any = None,
+        *,
+        metric: str | None = None,
+        answer: Any = None,
+        wrong: Any = None,
+        at: int = -1,
+        pos: Any = None,
+        edits: Edits = None,
+        source: Texts = None,
+        mean_from: Texts = None,
+        prepend_bos: bool = False,
+    ) -> Gradients:
+        """Runs texts, and differentiates a metric by every value that `hooks` name. Edits are differentiated through.
+
+        Args:
+            texts, hooks, pos, edits, source, mean_from: As in `run`.
+            metric: `logit-diff` (the default with `wrong`), `logit`, `logprob`, `prob`, `loss` (the default without `answer`), `kl`, or
+                `dot:SITE[@SELECT]=V`, the sum of a hook's values times numbers, SITE, SELECT and V being as in an edit.
+            answer, wrong: Tokens, by text (with its leading space) or id: one for all texts, or one for each.
+            at: The position whose logits are read; -1 is each text's last.
+
+        Raises:
+            Error: of kind `hook` for a request that does not fit.
+        """
+        ids, given = self._read(texts, prepend_bos)
+        lengths = [len(row) for row in ids]
+        questions: list[tuple[int, int, int]] | None = None
+        if metric is not None and metric.startswith("dot:"):
+            if answer is not None:
+                raise error("hook", "answer and wrong are about logits, and dot: is not: leave them out")
+            what = metric.removeprefix("dot:")
+        else:
+            what = self._metric(metric, answer, wrong, loss=True)
+            answers, wrongs = (self._token_ids(one, len(ids)) for one in (answer, wrong))
+            places = [_texts.indices(at, n, f"text {i}: at: position")[0] for i, n in enumerate(lengths)]
+            questions = list(zip(places, answers, wrongs, strict=True))
+        positions = None
+        if pos is not None:
+            positions = [_texts.indices(pos, n, f"text {i}: position") for i, n in enumerate(lengths)]
+        taps: list[Any] = [(name, (positions, None, None, None)) for name in self._tapped(hooks, None, None)]
+        edited = _edits.native(_edits.read(edits), self._session, lengths)
+        sources = self._sources(source, mean_from, prepend_bos)
+        with Progress("actscope", "block") as progress:
+            values, gradients, target, records = _native.grad(
+                self._session, ids, taps, (what, questions), edited, sources, progress
+            )
+        values_of, gradients_of = (
+            Cache(self, arrays, addresses, ids=ids, lengths=lengths, texts=given, positions=positions, edits=records)
+            for arrays, addresses in (values, gradients)
+        )
+        return Gradients(values_of, gradients_of, np.asarray(target))
+
+    def edges(
+        self,
+        clean: Texts,
+        corrupt: Texts,
+        answer: Any = None,
+        wrong: Any = None,
+        *,
+        metric: str | None = None,
+        steps: int = 1,
+        prepend_bos: bool = False,
+    ) -> Edges:
+        """Edge attribution patching: what each part of the model tells each later part. A score is the change of what the writer
+        writes, from the corrupt run to the clean one, times the gradient of the metric by what the reader reads.
+
+        Args:
+            clean, corrupt, answer, wrong, metric: As in `patch`.
+            steps: 1 takes the gradient at the corrupt run (EAP); more take the mean over so many points from the corrupt text's
+                embeddings to the clean one's (EAP-IG).
+
+        Raises:
+            Error: of kind `hook` for texts that do not line up, and for a request that does not fit.
+        """
+        pairs = self._pairs(clean, corrupt, prepend_bos)
+        of = self._metric(metric, answer, wrong, loss=False)
+        if steps < 1:
+            raise error("hook", f"at least one step is needed, and {steps} were given")
+        cases = self._cases(pairs[1], pairs[0], answer, wrong)
+
+        def circuit(kept: list[tuple[int, int]]) -> list[float]:
+            with Progress("actscope", "pair") as progress:
+                return _native.edge_circuit(self._session, cases, of, kept, progress)
+
+        with Progress("actscope", "block") as progress:
+            return Edges(_native.edges(self._session, cases, of, steps, progress), circuit)
 
     def _token_ids(self, tokens: Any, n: int) -> list[int]:
         """A token for each of `n` texts; 0 where none is asked about."""

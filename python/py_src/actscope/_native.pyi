@@ -18,6 +18,7 @@ class Error(Exception):
     kind: str
 
 _Array = NDArray[np.float32]
+_Arrays = tuple[dict[str, _Array], dict[str, int]]
 _Lists = list[list[int]]
 _Select = tuple[_Lists | None, list[int] | None, list[int] | None, _Lists | None]
 _Edit = tuple[str, _Select, str, Any, str]
@@ -25,6 +26,7 @@ _Sources = tuple[_Lists | None, _Lists | None]
 _Token = tuple[int, bytes | None]
 _Progress = Callable[[int, int], object] | None
 _Reading = tuple[list[tuple[int, float]], float, tuple[int, float, int] | None]
+_Case = tuple[tuple[list[int], int], tuple[list[int], int] | None, int, int]
 _Settings = tuple[
     tuple[int, int, int, int], tuple[float, int | None, float | None, float | None, float], int, list[str]
 ]
@@ -100,15 +102,51 @@ def heatmap(
 def attention(heads: list[tuple[int, int, _Array]], text: list[_Token], what: str, scores: bool) -> Picture: ...
 def sweep(
     session: Session,
-    cases: list[tuple[tuple[list[int], int], tuple[list[int], int] | None, int, int]],
+    cases: list[_Case],
     at: list[str],
     by: list[str],
     metric: str,
     change: str,
     from_source: bool,
     path: tuple[str, bool] | None,
+    fast: bool,
     progress: _Progress,
 ) -> dict[str, Any]: ...
+def attribute(
+    session: Session,
+    ids: list[int],
+    asked: tuple[int, int, int | None],
+    by: str,
+    steps: int | None,
+    baseline: list[int] | None,
+    edits: list[_Edit],
+    sources: _Sources,
+    progress: _Progress,
+) -> tuple[float, list[str], list[float], float, list[tuple[str, str | None]]]: ...
+def grad(
+    session: Session,
+    ids: _Lists,
+    taps: list[tuple[str, _Select]],
+    target: tuple[str, list[tuple[int, int, int]] | None],
+    edits: list[_Edit],
+    sources: _Sources,
+    progress: _Progress,
+) -> tuple[_Arrays, _Arrays, list[float], list[tuple[str, str | None]]]: ...
+def edges(
+    session: Session,
+    cases: list[_Case],
+    metric: str,
+    steps: int,
+    progress: _Progress,
+) -> dict[str, Any]: ...
+def edge_circuit(
+    session: Session,
+    cases: list[_Case],
+    metric: str,
+    kept: list[tuple[int, int]],
+    progress: _Progress,
+) -> list[float]: ...
+def bars(text: list[_Token], what: str, bars: list[tuple[str, float]], notes: list[str]) -> Picture: ...
 def sweep_picture(
     what: str,
     name: str,

@@ -1,0 +1,79 @@
+"""Attribution, gradients and edges against sums and runs by hand."""
+
+import numpy as np
+import pytest
+
+import actscope
+
+TEXT = "The king and the queen went out, and the king spoke to the"
+CLEAN, CORRUPT = "The cat sat on the mat.", "The dog sat on the mat."
+
+
+def test_direct_is_what_the_cache_says(model: actscope.Model) -> None:
+    found = model.attribute(TEXT, " queen", " king")
+    cache = model.run(TEXT)
+    rows, labels = cache.decompose_resid(return_labels=True)
+    by_hand = cache.logit_attrs(rows, [" queen"], [" king"])[:, 0, -1]
+    assert found.labels[:2] == ["hook_embed", "hook_pos_embed"] and len(labels) == len(found.labels) - 1
+    np.testing.assert_allclose(found.values[:-1], by_hand, atol=1e-4)
+    logits = cache["logits"][0, -1].astype(np.float64)
+    assert found.total == pytest.approx(logits[model.token_id(" queen")] - logits[model.token_id(" king")], abs=1e-4)
+    assert found.total == pytest.approx(found.values.sum() + found.remainder)
+    heads = model.attribute(TEXT, " queen", by="head")
+    assert heads.heads((model.n_layer, model.n_head)).shape == (model.n_layer, model.n_head)
+    few = model.attribute(TEXT, " queen", by="neuron", top=3)
+    assert len(few.values) == 3 and few.total == pytest.approx(few.values.sum() + few.remainder)
+    for one in (found, heads, few):
+        assert one._repr_svg_().startswith("<svg")
+
+
+def test_gradients_and_integrated_gradients(model: actscope.Model) -> None:
+    run = model.grad(TEXT, ["embed", "mlp_out.*"], answer=" queen", wrong=" king")
+    found = model.attribute(TEXT, " queen", " king", method="gradient")
+    assert run.target[0] == pytest.approx(found.total)
+    by_hand = (run.values["mlp_out", 1].astype(np.float64) * run.gradients["mlp_out", 1]).sum()
+    assert found.values[found.labels.index("blocks.1.hook_mlp_out")] == pytest.approx(by_hand, rel=1e-6)
+    line = model.attribute(TEXT, " queen", " king", method="integrated", steps=100)
+    assert line.labels[0] == "pos.0" and abs(line.remainder) < 1e-2
+    other = model.attribute(TEXT, " queen", method="integrated", baseline=TEXT.replace(" queen", " horse"))
+    # Only the embedding at position 4 differs.
+    assert other.values[4] != 0 and not np.delete(other.values, 4).any()
+    for wrong in ({"method": "magic"}, {"baseline": TEXT}, {"method": "integrated", "baseline": "The"}, {"by": "word"}):
+        with pytest.raises(actscope.Error):
+            model.attribute(TEXT, " queen", **wrong)  # type: ignore[arg-type]
+
+
+def test_a_gradient_is_a_slope(model: actscope.Model) -> None:
+    texts = [TEXT, CLEAN]
+    run = model.grad(texts, "resid_pre.2", metric="loss")
+    assert run.values["resid_pre", 2].shape == run.gradients["resid_pre", 2].shape and run.target.shape == (2,)
+    # Padded places have gradient 0, and a step along the gradient changes the loss by its slope.
+    assert not run.gradients["resid_pre", 2][1, len(model.encode(CLEAN)[0]) :].any()
+    by = run.gradients["resid_pre", 2][0]
+    step = (1e-3 * by / np.linalg.norm(by)).astype(np.float32)
+    up, down = (
+        model.grad(TEXT, "resid_pre.2", metric="loss", edits={"resid_pre.2": lambda x, s=sign: x + s * step}).target[0]
+        for sign in (1, -1)
+    )
+    assert (up - down) / 2e-3 == pytest.approx(float(np.linalg.norm(by)), rel=0.02)
+    dot = model.grad(TEXT, "resid_pre.1", metric="dot:resid_pre.2@pos=-1,dim=7=1")
+    assert dot.target[0] == pytest.approx(float(model.run(TEXT, "resid_pre.2")["resid_pre", 2][0, -1, 7]), rel=1e-5)
+
+
+def test_fast_patching_and_edges(model: actscope.Model) -> None:
+    fast = model.patch(CLEAN, CORRUPT, " cat", " dog", at="z", fast=True)
+    exact = model.patch(CLEAN, CORRUPT, " cat", " dog", at="z")
+    assert np.corrcoef(fast.values.ravel(), exact.values.ravel())[0, 1] > 0.8
+    assert fast.clean == pytest.approx(exact.clean, abs=1e-4)
+    edges = model.edges(CLEAN, CORRUPT, " cat", " dog")
+    assert edges.scores.shape == (len(edges.writers), len(edges.readers))
+    assert len(edges) == np.isfinite(edges.scores).sum()
+    # All edges of an MLP together are what patching it fast gives.
+    mlp = model.patch(CLEAN, CORRUPT, " cat", " dog", at="mlp_out", by="layer", fast=True)
+    row = edges.scores[edges.writers.index("mlp.1")]
+    assert np.nansum(row) == pytest.approx(mlp.values[1] - mlp.corrupt, rel=1e-3, abs=1e-5)
+    assert edges.faithfulness(len(edges)) == pytest.approx(1, abs=1e-3) and edges.faithfulness(0) == pytest.approx(0, abs=1e-3)
+    strongest = edges.strongest(2)
+    assert abs(strongest[0].score) >= abs(strongest[1].score) and "..." in strongest[0].path
+    averaged = model.edges(CLEAN, CORRUPT, " cat", " dog", steps=5)
+    assert averaged.scores.shape == edges.scores.shape and not np.allclose(averaged.scores, edges.scores, equal_nan=True)

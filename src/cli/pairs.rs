@@ -1,0 +1,204 @@
+//! Pairs of a clean and a corrupt text, given by options or as a file, for `patch` and `edges`. Owns how a pair is written, and what
+//! is said of texts that do not line up.
+
+use super::question::{self, QuestionArgs, token};
+use super::texts::{TextArgs, lines, parse_ids};
+use super::{Failure, ModelArgs};
+use crate::analysis::metric::{Metric, Question};
+use crate::model::tokenizer::Token;
+use crate::session::Model;
+use crate::text::nearest;
+use clap::Args;
+use serde_json::Value;
+use std::path::PathBuf;
+
+/// The texts.
+#[derive(Args)]
+pub(super) struct PairArgs {
+    /// The clean text, whose values are put into the corrupt run
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    clean: Option<String>,
+    /// The same as token ids
+    #[arg(long, value_name = "IDS", conflicts_with = "clean")]
+    clean_ids: Option<String>,
+    /// The corrupt text
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    corrupt: Option<String>,
+    /// The same as token ids
+    #[arg(long, value_name = "IDS", conflicts_with = "corrupt")]
+    corrupt_ids: Option<String>,
+    /// Many pairs: a JSON object a line with clean, corrupt, answer and wrong (texts, or lists of ids and ids)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["clean", "clean_ids", "corrupt", "corrupt_ids", "answer", "wrong"])]
+    pairs: Option<PathBuf>,
+}
+
+/// These commands name their texts by options of their own; of the arguments for texts it has those that say how texts are read.
+pub(super) fn hide_texts(arg: clap::Arg) -> clap::Arg {
+    match arg.get_id().as_str() {
+        "texts" | "file" | "field" | "document" | "ids" => arg.hide(true),
+        _ => arg,
+    }
+}
+
+/// One pair before it is aligned.
+pub(super) struct Pair {
+    clean: Vec<u32>,
+    corrupt: Vec<u32>,
+    answer: Option<u32>,
+    wrong: Option<u32>,
+    /// Where it is from, for messages.
+    place: String,
+}
+
+/// The metric by its name; without one, what fits the tokens that all pairs have.
+pub(super) fn metric(pairs: &[Pair], name: Option<&str>) -> Result<Metric, Failure> {
+    let all = |token: fn(&Pair) -> Option<u32>| pairs.iter().all(|pair| token(pair).is_some());
+    question::metric(name, false, all(|pair| pair.answer), all(|pair| pair.wrong))
+}
+
+impl PairArgs {
+    /// The file, which no output may replace.
+    pub(super) fn file(&self) -> Option<PathBuf> {
+        self.pairs.clone()
+    }
+
+    /// The pairs, with the tokens that are asked about.
+    pub(super) fn read(
+        &self,
+        question: &QuestionArgs,
+        texts: &TextArgs,
+        files: &Model,
+        model: &ModelArgs,
+    ) -> Result<Vec<Pair>, Failure> {
+        let Some(file) = &self.pairs else {
+            let side = |text: &Option<String>, ids: &Option<String>, name: &str| match (text, ids) {
+                (Some(text), _) => Ok(texts.encoded(std::slice::from_ref(text), files, model)?.remove(0)),
+                (None, Some(ids)) => {
+                    let lists = parse_ids(ids).map_err(|e| Failure::Usage(format!("--{name}-ids: {e}")))?;
+                    Ok(texts.begun(lists, files)?.concat())
+                }
+                (None, None) => Err(Failure::Usage(format!("give --{name}, or many pairs with --pairs FILE"))),
+            };
+            return Ok(vec![Pair {
+                clean: side(&self.clean, &self.clean_ids, "clean")?,
+                corrupt: side(&self.corrupt, &self.corrupt_ids, "corrupt")?,
+                answer: question.answer(files, model)?,
+                wrong: question.wrong(files, model)?,
+                place: "the pair".into(),
+            }]);
+        };
+        let lines: Vec<(usize, String)> =
+            lines(file)?.into_iter().filter(|(_, line)| !line.trim().is_empty()).collect();
+        if lines.is_empty() {
+            return Err(Failure::Run(format!("{} holds no pair", file.display())));
+        }
+        lines
+            .iter()
+            .map(|(i, line)| pair(line, format!("line {i} of {}", file.display()), (texts, files, model)))
+            .collect()
+    }
+}
+
+impl Pair {
+    /// The tokens of both texts.
+    pub(super) fn tokens(&self, files: &Model) -> [Vec<Token>; 2] {
+        [&self.clean, &self.corrupt].map(|ids| ids.iter().map(|id| files.token(*id)).collect())
+    }
+
+    /// Refuses texts of different length. `help` says what to do about it.
+    pub(super) fn check_lengths(&self, files: &Model, help: &str) -> Result<(), Failure> {
+        let [clean, corrupt] = self.tokens(files);
+        if clean.len() == corrupt.len() {
+            return Ok(());
+        }
+        Err(Failure::Usage(format!(
+            "{}: the clean text has {} tokens and the corrupt one {}, so they do not line up; {}; {help}",
+            self.place,
+            clean.len(),
+            corrupt.len(),
+            columns(&clean, &corrupt)
+        )))
+    }
+
+    /// The clean and the corrupt text, each with what is asked of it.
+    pub(super) fn sides(
+        &self,
+        n: usize,
+        question: &QuestionArgs,
+        files: &Model,
+    ) -> Result<[(Vec<u32>, Question); 2], Failure> {
+        let [clean, corrupt] = self.tokens(files);
+        let of = |tokens: &[Token]| -> Result<Question, Failure> {
+            let position = question.position(tokens, n)?;
+            Ok(Question { position, answer: self.answer.unwrap_or(0), wrong: self.wrong.unwrap_or(0) })
+        };
+        Ok([(self.clean.clone(), of(&clean)?), (self.corrupt.clone(), of(&corrupt)?)])
+    }
+}
+
+/// One line of a file with pairs.
+fn pair(line: &str, place: String, (texts, files, model): (&TextArgs, &Model, &ModelArgs)) -> Result<Pair, Failure> {
+    const FIELDS: [&str; 4] = ["clean", "corrupt", "answer", "wrong"];
+    let fail = |what: String| Failure::Run(format!("{place} {what}"));
+    let value: Value = serde_json::from_str(line).map_err(|e| fail(format!("is not JSON: {e}")))?;
+    let object = value.as_object().ok_or_else(|| fail("is JSON, but no object with fields".into()))?;
+    if let Some(other) = object.keys().find(|key| !FIELDS.contains(&key.as_str())) {
+        let near = nearest(other, FIELDS).into_iter().next().map(|(_, name)| name);
+        let near = near.filter(|near| !object.contains_key(*near)).map(|near| format!("; is {near:?} meant?"));
+        return Err(fail(format!(
+            "has a field {other:?}, and a pair has clean, corrupt, answer and wrong{}",
+            near.unwrap_or_default()
+        )));
+    }
+    let side = |name: &str| match object.get(name) {
+        Some(Value::String(text)) => {
+            let ids = texts.encoded(std::slice::from_ref(text), files, model)?.remove(0);
+            if ids.is_empty() { Err(fail(format!("has no text in {name:?}"))) } else { Ok(ids) }
+        }
+        Some(Value::Array(ids)) => {
+            let ids = ids.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()));
+            let ids = ids.collect::<Option<Vec<u32>>>().filter(|ids| !ids.is_empty());
+            let ids = ids.ok_or_else(|| fail(format!("has no list of token ids in {name:?}")))?;
+            Ok(texts.begun(vec![ids], files)?.remove(0))
+        }
+        Some(_) => Err(fail(format!("has neither a text nor a list of ids in {name:?}"))),
+        None => Err(fail(format!("has no field {name:?}; a pair has clean, corrupt, answer and wrong"))),
+    };
+    let word = |name: &str| match object.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => {
+            let quiet = ModelArgs { model: model.model.clone(), quiet: true, json: false };
+            token(text, name, files, &quiet).map(Some).map_err(|e| match e {
+                Failure::Usage(what) | Failure::Run(what) => fail(format!("has another answer than one token: {what}")),
+                other => other,
+            })
+        }
+        Some(Value::Number(id)) => {
+            let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
+            let id = id.filter(|id| (*id as usize) < files.config().vocab_size);
+            id.map(Some).ok_or_else(|| fail(format!("has no token id of this model in {name:?}")))
+        }
+        Some(_) => Err(fail(format!("has neither a token nor an id in {name:?}"))),
+    };
+    Ok(Pair { clean: side("clean")?, corrupt: side("corrupt")?, answer: word("answer")?, wrong: word("wrong")?, place })
+}
+
+/// Two texts token by token, for a message on one line.
+fn columns(clean: &[Token], corrupt: &[Token]) -> String {
+    const MOST: usize = 24;
+    let n = clean.len().max(corrupt.len());
+    let label =
+        |tokens: &[Token], i: usize| tokens.get(i).map_or("-".to_string(), |token| format!("{:?}", token.text()));
+    let first = (0..n).find(|i| label(clean, *i) != label(corrupt, *i)).unwrap_or(0);
+    let shown: Vec<String> = (first..n.min(first + MOST))
+        .map(|i| {
+            let (a, b) = (label(clean, i), label(corrupt, i));
+            if a == b { format!("{i}: {a}") } else { format!("{i}: {a} / {b}") }
+        })
+        .collect();
+    format!(
+        "clean / corrupt from token {first} on: {}{}",
+        shown.join(" | "),
+        if first + MOST < n { " | …" } else { "" }
+    )
+}

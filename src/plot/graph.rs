@@ -1,0 +1,147 @@
+//! Edges between the parts of a model as a graph: the embedding at the bottom, then block by block, the logits at the top. Owns
+//! the layout; the caller has scored the edges. On a terminal they are bars. Read next: `scene.rs`.
+
+use super::bars::Bars;
+use super::colour::{Rgb, number};
+use super::scene::{Anchor, Scene, TEXT};
+use super::terminal::Terminal;
+use super::{BLACK, HEADING, Heading, Picture, Shows, draw_heading};
+use crate::analysis::edges::{Edge, Writer};
+use crate::analysis::path::Receiver;
+use std::collections::BTreeSet;
+use std::io::Write;
+
+/// The picture.
+#[derive(Clone, Debug)]
+pub struct Graph {
+    /// The heading.
+    pub heading: Heading,
+    /// The edges that are drawn, strongest first.
+    pub edges: Vec<Edge>,
+    /// Lines below.
+    pub notes: Vec<String>,
+}
+
+/// A box of the graph: its row from the bottom, and its column: that of its head, or that of MLPs.
+type Node = (usize, usize);
+
+/// The column of MLPs, right of all heads, and of the embedding and the logits.
+const LAST: usize = usize::MAX;
+
+/// Size of a box, and the room between boxes and between rows.
+const BOX: (f32, f32) = (58.0, 28.0);
+const GAP: (f32, f32) = (16.0, 44.0);
+/// Width of the strongest edge.
+const WIDEST: f32 = 7.0;
+/// Edges that raise the metric, and those that lower it.
+const RAISES: Rgb = Rgb(178, 24, 43);
+const LOWERS: Rgb = Rgb(33, 102, 172);
+
+fn of_writer(writer: Writer) -> Node {
+    match writer {
+        Writer::Embed => (0, LAST),
+        Writer::Head { layer, head } => (1 + 2 * layer, head),
+        Writer::Mlp { layer } => (2 + 2 * layer, LAST),
+    }
+}
+
+/// The logits are above all blocks.
+fn of_reader(reader: Receiver) -> Node {
+    match reader {
+        Receiver::Query { layer, head } | Receiver::Key { layer, head } | Receiver::Value { layer, head } => {
+            (1 + 2 * layer, head)
+        }
+        Receiver::Mlp { layer } => (2 + 2 * layer, LAST),
+        Receiver::Logits => (usize::MAX, LAST),
+    }
+}
+
+/// How far from its left an edge enters a box, as a share of its width.
+fn entry(reader: Receiver) -> f32 {
+    match reader {
+        Receiver::Query { .. } => 0.2,
+        Receiver::Value { .. } => 0.8,
+        _ => 0.5,
+    }
+}
+
+/// What stands in a box.
+fn name((row, place): Node) -> String {
+    match row {
+        0 => "embed".into(),
+        usize::MAX => "logits".into(),
+        _ if row % 2 == 1 => format!("{}.{place}", row / 2),
+        _ => format!("mlp {}", row / 2 - 1),
+    }
+}
+
+/// An edge as `patch --path` takes it.
+fn words(edge: &Edge) -> String {
+    format!("{}...{}", edge.from, edge.to)
+}
+
+impl Graph {
+    fn bars(&self) -> Bars {
+        let bars = self.edges.iter().map(|edge| (words(edge), edge.score)).collect();
+        Bars { heading: self.heading.clone(), bars, notes: self.notes.clone() }
+    }
+}
+
+impl Picture for Graph {
+    fn scene(&self, shows: Shows) -> Scene {
+        let ends = self.edges.iter().flat_map(|edge| [of_writer(edge.from), of_reader(edge.to)]);
+        let nodes: BTreeSet<Node> = ends.collect();
+        // Rows and columns that no edge touches are left out.
+        let rows: Vec<usize> = nodes.iter().map(|node| node.0).collect::<BTreeSet<_>>().into_iter().collect();
+        let columns: Vec<usize> = nodes.iter().map(|node| node.1).collect::<BTreeSet<_>>().into_iter().collect();
+        let across = columns.len() as f32 * (BOX.0 + GAP.0);
+        let width = (across + 2.0 * BOX.0 + 64.0).max(560.0);
+        let below = HEADING + rows.len() as f32 * (BOX.1 + GAP.1);
+        let height = below + 16.0 * (self.notes.len() + 1) as f32 + 12.0;
+        let mut scene = Scene::new(width, height, 0, &self.heading.title());
+        draw_heading(&mut scene, &self.heading, "", width, shows);
+        let row = |node: Node| rows.iter().position(|row| *row == node.0).unwrap_or(0);
+        let corner = |node: Node| {
+            let column = columns.iter().position(|column| *column == node.1).unwrap_or(0);
+            let x = (width - across) / 2.0 + column as f32 * (BOX.0 + GAP.0);
+            (x, below - GAP.1 - row(node) as f32 * (BOX.1 + GAP.1) - BOX.1)
+        };
+        let most = self.edges.iter().map(|edge| edge.score.abs()).fold(f64::MIN_POSITIVE, f64::max);
+        // The strongest last, above the others.
+        for edge in self.edges.iter().rev() {
+            let nodes = (of_writer(edge.from), of_reader(edge.to));
+            let (from, to) = (corner(nodes.0), corner(nodes.1));
+            // Within a column, around the boxes between.
+            let between = row(nodes.1) - row(nodes.0) - 1;
+            let aside = if nodes.0.1 == nodes.1.1 && between > 0 { BOX.0 + 8.0 * between as f32 } else { 0.0 };
+            let wide = (f64::from(WIDEST) * edge.score.abs() / most).max(0.6) as f32;
+            let colour = if edge.score < 0.0 { LOWERS } else { RAISES };
+            let told = format!("{}: {}", words(edge), edge.score);
+            let ends = ((from.0 + BOX.0 / 2.0, from.1), (to.0 + BOX.0 * entry(edge.to), to.1 + BOX.1));
+            scene.curve(ends, aside, (wide, colour), &told);
+        }
+        for node in &nodes {
+            let (x, y) = corner(*node);
+            scene.label((x, y), BOX, &name(*node));
+            let heads = self.edges.iter().filter(|edge| of_reader(edge.to) == *node);
+            for reader in heads.map(|edge| edge.to).collect::<BTreeSet<_>>() {
+                let letter = match reader {
+                    Receiver::Query { .. } => "q",
+                    Receiver::Key { .. } => "k",
+                    Receiver::Value { .. } => "v",
+                    Receiver::Mlp { .. } | Receiver::Logits => continue,
+                };
+                scene.text(x + BOX.0 * entry(reader), y + BOX.1 - 2.0, 9.0, Anchor::Middle, BLACK, letter);
+            }
+        }
+        let widths = format!("red: raises the metric, blue: lowers it; the widest edge is {}", number(most as f32));
+        for (i, note) in [widths].iter().chain(&self.notes).enumerate() {
+            scene.text(16.0, below + 12.0 + 16.0 * i as f32, TEXT, Anchor::Start, BLACK, note);
+        }
+        scene
+    }
+
+    fn print(&self, terminal: &Terminal, out: &mut dyn Write) -> std::io::Result<()> {
+        self.bars().print(terminal, out)
+    }
+}

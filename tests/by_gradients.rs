@@ -1,0 +1,276 @@
+//! What gradients attribute, against f64 values from transformers and PyTorch's autograd (tools/goldens/attributions.py) on four
+//! checkpoints and three devices: sweeps estimated from one gradient, logits by gradients and integrated gradients, scores of
+//! edges, and runs with some edges only.
+
+mod common;
+
+use actscope::analysis::attribute::{Attribution, By};
+use actscope::analysis::attribute_gradient::Along;
+use actscope::analysis::edges::{Edge, Writer, readers};
+use actscope::analysis::metric::{Metric, Question};
+use actscope::analysis::sweep::{Case, Change, Sweep, SweepSite};
+use actscope::device::Choice;
+use actscope::{Edit, Model, Select, Session, Site};
+use common::{DEVICES, fixtures};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+const NAMES: [&str; 4] = ["classic", "untied_erf", "inverse_f16", "no_ln"];
+/// Of the largest value. The bound of sweeps in tests/edits.rs; the contract is 1e-4. Seen red: the gradient by the source run,
+/// the points of the line shifted by half a step, a head's queries with the keys' weights, and no slope of the LayerNorm.
+const BOUND: f64 = 2e-5;
+
+fn goldens() -> Value {
+    serde_json::from_str(&std::fs::read_to_string(fixtures().join("attributions.json")).unwrap()).unwrap()
+}
+
+fn session(name: &str, choice: Choice) -> Session {
+    Model::open(&fixtures().join(name).to_string_lossy()).unwrap().on(choice).unwrap()
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+fn floats(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+}
+
+fn named(value: &Value) -> BTreeMap<String, f64> {
+    value.as_object().unwrap().iter().map(|(name, v)| (name.clone(), v.as_f64().unwrap())).collect()
+}
+
+/// Checks values against expected ones, as shares of the largest, `among` being others that it may be.
+fn check(what: &str, got: &[f64], want: &[f64], among: &[f64]) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let largest = want.iter().chain(among).fold(0.0f64, |a, b| a.max(b.abs()));
+    for (n, (got, want)) in got.iter().zip(want).enumerate() {
+        assert!((got - want).abs() <= BOUND * largest, "{what}: value {n} is {got}, expected {want} of {largest}");
+    }
+}
+
+/// The corrupt text with the clean one as its source, or the other way round.
+fn case(golden: &Value, noise: bool) -> Case {
+    let token = |name: &str| golden[name].as_u64().unwrap() as u32;
+    let question = |ids: &[u32]| Question { position: ids.len() - 1, answer: token("answer"), wrong: token("wrong") };
+    let (clean, corrupt) = (ids(&golden["clean"]), ids(&golden["corrupt"]));
+    let (here, source) = if noise { (clean, corrupt) } else { (corrupt, clean) };
+    let (asked, of_source) = (question(&here), question(&source));
+    Case { aligned: here.len(), ids: here, question: asked, source: Some((source, of_source)), from_source: !noise }
+}
+
+fn sweep(session: &Session, at: &str, by: &Value, metric: &Value) -> Sweep {
+    Sweep {
+        sites: vec![SweepSite::find(at, session.model().config()).unwrap()],
+        axes: by.as_array().unwrap().iter().map(|axis| axis.as_str().unwrap().parse().unwrap()).collect(),
+        change: Change::Patch,
+        metric: metric.as_str().unwrap().parse().unwrap(),
+    }
+}
+
+#[test]
+fn fast_sweeps() {
+    let goldens = goldens();
+    for (name, choice) in NAMES.iter().flat_map(|name| DEVICES.map(|choice| (name, choice))) {
+        let session = session(name, choice);
+        for wanted in goldens[name]["fast"].as_array().unwrap() {
+            let what = format!("{name} {choice:?} {}", wanted["at"]);
+            let noise = wanted["noise"].as_bool().unwrap();
+            let sweep = sweep(&session, wanted["at"].as_str().unwrap(), &wanted["by"], &wanted["metric"]);
+            let found = session.patch_fast(&sweep, &[case(&goldens[name], noise)]).unwrap();
+            let [clean, corrupt] = ["clean", "corrupt"].map(|key| wanted[key].as_f64().unwrap());
+            let (here, there) = if noise { (clean, corrupt) } else { (corrupt, clean) };
+            check(&what, &found.values[0], &floats(&wanted["values"]), &[clean, corrupt]);
+            check(&what, &[found.unchanged[0], found.source[0]], &[here, there], &[]);
+        }
+    }
+}
+
+/// Several pairs are those one by one, several sites those apart, and edits are in force in both runs.
+#[test]
+fn fast_sweeps_of_several() {
+    let (session, golden) = (session("classic", Choice::Cpu), &goldens()["classic"]);
+    let config = session.model().config();
+    let (one, two) = (case(golden, false), case(golden, true));
+    let two = Case { from_source: true, ..two };
+    let site = |name: &str| SweepSite::find(name, config).unwrap();
+    let axes = vec!["layer".parse().unwrap(), "head".parse().unwrap()];
+    let both = Sweep { sites: vec![site("z"), site("q")], axes, change: Change::Patch, metric: Metric::Logprob };
+    let all = session.patch_fast(&both, &[one.clone(), two.clone()]).unwrap();
+    assert_eq!(all.shape, [2, 3, 4]);
+    for (n, case) in [one.clone(), two].iter().enumerate() {
+        assert_eq!(all.values[n], session.patch_fast(&both, std::slice::from_ref(case)).unwrap().values[0]);
+    }
+    let only = Sweep { sites: vec![site("q")], ..both.clone() };
+    let apart = session.patch_fast(&only, std::slice::from_ref(&one)).unwrap();
+    assert_eq!(all.values[0][12..], apart.values[0]);
+    // A head that is zeroed in both runs has no difference to put in.
+    let mut edits = session.model().hooks();
+    edits.edit_at(Site::Z(1), Select::all().heads([2]), Edit::Zero).unwrap();
+    let edited = pollster::block_on(session.patch_fast_async(&both, &[one], &edits, &edits, None)).unwrap();
+    assert_eq!(edited.values[0][4 + 2], edited.unchanged[0]);
+    assert_ne!(edited.values[0][4 + 1], edited.unchanged[0]);
+}
+
+/// The divergence from the run itself has no slope, and an ablation no other text.
+#[test]
+fn what_cannot_be_estimated() {
+    let (session, golden) = (session("classic", Choice::Cpu), &goldens()["classic"]);
+    let z = |change, metric| Sweep {
+        sites: vec![SweepSite::find("z", session.model().config()).unwrap()],
+        axes: vec!["layer".parse().unwrap()],
+        change,
+        metric,
+    };
+    let noise = case(golden, true);
+    for (sweep, says) in
+        [(z(Change::Patch, Metric::Kl), "gradient 0"), (z(Change::Zero, Metric::Loss), "no other text")]
+    {
+        let e = session.patch_fast(&sweep, std::slice::from_ref(&noise)).unwrap_err().to_string();
+        assert!(e.contains(says), "{e}");
+    }
+}
+
+#[test]
+fn logits_by_gradients() {
+    let goldens = goldens();
+    for (name, choice) in NAMES.iter().flat_map(|name| DEVICES.map(|choice| (name, choice))) {
+        let (session, golden) = (session(name, choice), &goldens[name]["divided"]);
+        let token = |key: &str| goldens[name][key].as_u64().unwrap() as u32;
+        let batch = session.model().batch(&[ids(&golden["ids"])]).unwrap();
+        let question = Question { position: batch.n_pos() - 1, answer: token("answer"), wrong: token("wrong") };
+        let none = session.model().hooks();
+        let divided = |by: By, along: &Along| -> Attribution {
+            let run = session.attribute_gradient_async(&batch, &question, true, by, along, &none, None);
+            pollster::block_on(run).unwrap()
+        };
+        let compare = |by: By, found: &Attribution, wanted: &Value, total: f64| {
+            let what = format!("{name} {choice:?} by {}", by.name());
+            let mut wanted = named(wanted);
+            let want: Vec<f64> = found.labels.iter().filter_map(|label| wanted.remove(label)).collect();
+            assert!(wanted.is_empty(), "{what}: nothing is said of {wanted:?}");
+            check(&what, &found.values, &want, &[total]);
+            check(&what, &[found.total], &[total], &want);
+            let sum: f64 = found.values.iter().sum();
+            assert!((sum + found.remainder - found.total).abs() <= 1e-9 * total.abs().max(1.0), "{what}");
+        };
+        for (name, by) in By::ALL {
+            let found = divided(by, &Along::Here);
+            compare(by, &found, &golden["gradient"][name], golden["total"].as_f64().unwrap());
+        }
+        let steps = golden["steps"].as_u64().unwrap() as usize;
+        for line in golden["integrated"].as_array().unwrap() {
+            let from = line["baseline"].as_array().map(|_| ids(&line["baseline"]));
+            let total = line["total"].as_f64().unwrap();
+            let along = Along::Line { steps, from };
+            compare(By::Position, &divided(By::Position, &along), &line["position"], total);
+            // The parts that are no heads have no golden here.
+            let found = divided(By::Head, &along);
+            let heads = named(&line["head"]);
+            let of_label = |(label, value): (&String, &f64)| heads.get(label).map(|want| (*value, *want));
+            let (got, want): (Vec<f64>, Vec<f64>) = found.labels.iter().zip(&found.values).filter_map(of_label).unzip();
+            assert_eq!(got.len(), heads.len());
+            check(&format!("{name} {choice:?} heads along a line"), &got, &want, &[total]);
+        }
+    }
+}
+
+/// With more points the parts add up to the total. An edit of a head's result is differentiated through.
+#[test]
+fn lines_and_edits() {
+    let session = Session::open("demo").unwrap();
+    let batch = session.model().encode(&["The king and the queen went out, and the king spoke to the"]).unwrap();
+    let question = Question { position: batch.n_pos() - 1, answer: 300, wrong: 301 };
+    let mut hooks = session.model().hooks();
+    let run = |by, along: &Along, hooks: &actscope::Hooks| {
+        pollster::block_on(session.attribute_gradient_async(&batch, &question, true, by, along, hooks, None))
+    };
+    let line = |steps| run(By::Position, &Along::Line { steps, from: None }, &hooks).unwrap();
+    let (few, many) = (line(5), line(80));
+    assert!(many.remainder.abs() < few.remainder.abs() / 20.0, "{} and {}", many.remainder, few.remainder);
+    assert!(many.remainder.abs() < 2e-3 * many.values.iter().map(|v| v.abs()).sum::<f64>(), "{}", many.remainder);
+
+    hooks.edit_at(Site::Result(2), Select::all().heads([1]), Edit::Scale(0.0)).unwrap();
+    let found = run(By::Head, &Along::Here, &hooks).unwrap();
+    let at = |label: &str| found.values[found.labels.iter().position(|other| other == label).unwrap()];
+    assert_eq!(at("blocks.2.attn.hook_result[1]"), 0.0);
+    assert_ne!(at("blocks.2.attn.hook_result[2]"), 0.0);
+
+    hooks.edit_at(Site::Embed, Select::all(), Edit::Scale(0.5)).unwrap();
+    for (along, says) in [
+        (Along::Line { steps: 2, from: None }, "an edit changes hook_embed"),
+        (Along::Line { steps: 0, from: None }, "at least one step"),
+        (Along::Line { steps: 2, from: Some(vec![1, 2]) }, "the baseline has 2 tokens and the text 15"),
+    ] {
+        let e = run(By::Position, &along, &hooks).unwrap_err().to_string();
+        assert!(e.contains(says), "{e}");
+    }
+}
+
+fn edge(words: &str, session: &Session) -> Edge {
+    let config = session.model().config();
+    let (from, to) = words.split_once("...").unwrap();
+    let from = Writer::all(config).into_iter().find(|writer| writer.to_string() == from).unwrap();
+    let to = readers(config).into_iter().find(|reader| reader.to_string() == to).unwrap();
+    Edge { from, to, score: 0.0 }
+}
+
+#[test]
+fn edges_and_runs_with_some_of_them() {
+    let goldens = goldens();
+    for (name, choice) in NAMES.iter().flat_map(|name| DEVICES.map(|choice| (name, choice))) {
+        let (session, golden) = (session(name, choice), &goldens[name]["edges"]);
+        let case = case(&goldens[name], false);
+        for wanted in golden["scores"].as_array().unwrap() {
+            let metric: Metric = wanted["metric"].as_str().unwrap().parse().unwrap();
+            let steps = wanted["steps"].as_u64().unwrap() as usize;
+            let found = session.edges(std::slice::from_ref(&case), metric, steps).unwrap();
+            let mut scores = named(&wanted["scores"]);
+            let got: Vec<f64> = found.edges.iter().map(|edge| edge.score).collect();
+            let name_of = |edge: &Edge| format!("{}...{}", edge.from, edge.to);
+            let want: Vec<f64> = found.edges.iter().filter_map(|edge| scores.remove(&name_of(edge))).collect();
+            assert!(scores.is_empty(), "edges that are not there: {scores:?}");
+            check(&format!("{name} {choice:?} {metric:?} {steps}"), &got, &want, &[]);
+            let [clean, corrupt] = ["clean", "corrupt"].map(|key| wanted[key].as_f64().unwrap());
+            check("metrics", &[found.clean[0], found.corrupt[0]], &[clean, corrupt], &[]);
+        }
+        for wanted in golden["circuits"].as_array().unwrap() {
+            let metric: Metric = wanted["metric"].as_str().unwrap().parse().unwrap();
+            let words = wanted["edges"].as_array().unwrap().iter().map(|words| words.as_str().unwrap());
+            let edges: Vec<Edge> = words.map(|words| edge(words, &session)).collect();
+            let found = session.edge_circuit(&case, metric, &edges).unwrap();
+            let clean = golden["scores"][0]["clean"].as_f64().unwrap();
+            let what = format!("{name} {choice:?} {metric:?} with {} edges", edges.len());
+            check(&what, &[found], &[wanted["value"].as_f64().unwrap()], &[clean]);
+        }
+    }
+}
+
+/// What a writer's edges carry is what attribution patching gives for the writer: all of its readers together.
+#[test]
+fn the_edges_of_a_writer_are_its_estimate() {
+    let session = Session::open("demo").unwrap();
+    let texts = ["The king and the queen went out", "The king and the boy went out"];
+    let [clean, corrupt] = texts.map(|text| session.model().encode(&[text]).unwrap().ids_of(0).to_vec());
+    let question = Question { position: clean.len() - 1, answer: 300, wrong: 301 };
+    let source = Some((clean.clone(), question.clone()));
+    let case = Case { aligned: clean.len(), ids: corrupt, question, source, from_source: true };
+    let cases = [case];
+    let found = session.edges(&cases, Metric::LogitDiff, 1).unwrap();
+    let sum = |of: Writer| found.edges.iter().filter(|edge| edge.from == of).map(|edge| edge.score).sum::<f64>();
+    for (at, axes) in [("result", &["layer", "head"][..]), ("mlp_out", &["layer"]), ("embed", &[])] {
+        let sites = vec![SweepSite::find(at, session.model().config()).unwrap()];
+        let axes: Vec<_> = axes.iter().map(|axis| axis.parse().unwrap()).collect();
+        let sweep = Sweep { sites, axes, change: Change::Patch, metric: Metric::LogitDiff };
+        let fast = session.patch_fast(&sweep, &cases).unwrap();
+        let effects: Vec<f64> = fast.values[0].iter().map(|value| value - fast.unchanged[0]).collect();
+        let n_head = session.model().config().n_head;
+        let writer = |n: usize| match at {
+            "result" => Writer::Head { layer: n / n_head, head: n % n_head },
+            "mlp_out" => Writer::Mlp { layer: n },
+            _ => Writer::Embed,
+        };
+        let sums: Vec<f64> = (0..effects.len()).map(|n| sum(writer(n))).collect();
+        check(at, &sums, &effects, &[]);
+    }
+}
