@@ -139,17 +139,13 @@ def reads(model, seen, by):
     out = {}
     H = model.config.n_head
     for l, block in enumerate(model.transformer.h):
-        stream = seen["resid_pre", l].clone().requires_grad_()
         with torch.enable_grad():
-            parts = block.attn.c_attn(block.ln_1(stream[None]))[0].chunk(3, -1)
-            parts = [part.unflatten(-1, (H, -1)) for part in parts]
-        for letter, part in zip("qkv", parts):
-            for h in range(H):
-                out[f"{letter}.{l}.{h}"], = torch.autograd.grad(part[:, h], stream, by[letter, l][:, h], retain_graph=True)
-        stream = seen["resid_mid", l].clone().requires_grad_()
-        with torch.enable_grad():
-            mlp = block.mlp(block.ln_2(stream[None]))[0]
-        out[f"mlp.{l}"], = torch.autograd.grad(mlp, stream, by["mlp_out", l])
+            stream = seen["resid_pre", l].clone().requires_grad_()
+            for letter, part in zip("qkv", block.attn.c_attn(block.ln_1(stream[None]))[0].chunk(3, -1)):
+                for h, of_head in enumerate(part.unflatten(-1, (H, -1)).unbind(1)):
+                    out[f"{letter}.{l}.{h}"], = torch.autograd.grad(of_head, stream, by[letter, l][:, h], retain_graph=True)
+            stream = seen["resid_mid", l].clone().requires_grad_()
+            out[f"mlp.{l}"], = torch.autograd.grad(block.mlp(block.ln_2(stream[None]))[0], stream, by["mlp_out", l])
     out["logits"] = by["resid_post", model.config.n_layer - 1]
     return out
 
