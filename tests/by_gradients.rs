@@ -1,23 +1,27 @@
 //! What gradients attribute, against f64 values from transformers and PyTorch's autograd (tools/goldens/attributions.py) on four
 //! checkpoints and three devices: sweeps estimated from one gradient, logits by gradients and integrated gradients, scores of
-//! edges, and runs with some edges only.
+//! edges, and runs with some edges only. And gradients of blocks that are run again, against those of a run that keeps all.
 
 mod common;
 
 use actscope::analysis::attribute::{Attribution, By};
 use actscope::analysis::attribute_gradient::Along;
 use actscope::analysis::edges::{Edge, Writer, readers};
+use actscope::analysis::gradients::{Target, Way, tape_bytes};
 use actscope::analysis::metric::{Metric, Question};
 use actscope::analysis::sweep::{Case, Change, Sweep, SweepSite};
 use actscope::device::Choice;
+use actscope::model::forward::Start;
+use actscope::verify::hooks::ROUNDING;
 use actscope::{Edit, Model, Select, Session, Site};
 use common::{DEVICES, fixtures};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
 const NAMES: [&str; 4] = ["classic", "untied_erf", "inverse_f16", "no_ln"];
-/// Of the largest value. The bound of sweeps in tests/edits.rs; the contract is 1e-4. Seen red: the gradient by the source run,
-/// the points of the line shifted by half a step, a head's queries with the keys' weights, and no slope of the LayerNorm.
+/// Of the largest value. The bound of sweeps in tests/edits.rs; the contract is 1e-4. Seen red: the gradient taken at the source run,
+/// the points of a line half a step off, EAP-IG's points one step off, a head's queries with the weights of keys, a LayerNorm
+/// without its slope, and a run with some edges whose MLPs read the corrupt stream.
 const BOUND: f64 = 2e-5;
 
 fn goldens() -> Value {
@@ -273,4 +277,78 @@ fn the_edges_of_a_writer_are_its_estimate() {
         let sums: Vec<f64> = (0..effects.len()).map(|n| sum(writer(n))).collect();
         check(at, &sums, &effects, &[]);
     }
+}
+
+/// Blocks that are run again give the gradients of a run that keeps all: of parts of sites, through edits at both ends of a block, from
+/// embeddings, and where the target lies between blocks. Operations fuse in another way at the ends of blocks, so the bound is that
+/// of rounding. Seen red: the edits of a block's stream applied again, and the gradient of the next text for a text.
+#[test]
+fn blocks_that_are_run_again() {
+    for (name, choice) in ["untied_erf", "inverse_f16"].iter().flat_map(|name| DEVICES.map(|choice| (name, choice))) {
+        let session = session(name, choice);
+        let (model, n_embd) = (session.model(), session.model().config().n_embd);
+        let batch = model.batch(&[vec![1, 2, 3, 4, 5], vec![7, 8, 9]]).unwrap();
+        let mut hooks = model.hooks();
+        for site in Site::all(model.config().n_layer) {
+            let select = match site {
+                Site::ResidPre(_) => Select::all().positions(vec![vec![1, 3], vec![2]]),
+                Site::Z(_) => Select::all().heads([1]),
+                _ => Select::all(),
+            };
+            hooks.tap_at(site, select).unwrap();
+        }
+        let add = |n: f32| Edit::Add((0..n_embd).map(|i| n * (i as f32).cos()).collect());
+        for layer in 0..model.config().n_layer {
+            hooks.edit_at(Site::ResidPre(layer), Select::all(), Edit::Scale(1.25)).unwrap();
+            hooks.edit_at(Site::ResidPost(layer), Select::all().positions(vec![vec![0, 4], vec![]]), add(0.1)).unwrap();
+        }
+        let question = |position| Question { position, answer: 1, wrong: 2 };
+        let questions = vec![question(4), question(1)];
+        let last = model.config().n_layer - 1;
+        let dot = |site, n| Target::Dot { site, select: Select::all(), by: (0..n).map(|i| (i as f32).sin()).collect() };
+        let embeddings: Vec<f32> = (0..8 * n_embd).map(|i| (i as f32).sin()).collect();
+        for (target, start) in [
+            (Target::Metric(Metric::LogitDiff, questions.clone()), Start::Tokens),
+            (Target::Metric(Metric::Loss, questions.clone()), Start::Embeddings(&embeddings)),
+            (Target::Metric(Metric::Prob, questions), Start::Tokens),
+            (dot(Site::ResidPre(last), 8 * n_embd), Start::Tokens),
+            (dot(Site::AttnOut(0), 8 * n_embd), Start::Tokens),
+        ] {
+            let run = |recompute| {
+                let run = session.gradients_async(&batch, &hooks, &target, Way { start, recompute }, None);
+                pollster::block_on(run).unwrap()
+            };
+            let (kept, again) = (run(false), run(true));
+            for (what, one, other) in
+                [("values", &kept.values, &again.values), ("gradients", &kept.gradients, &again.gradients)]
+            {
+                for (site, want) in one.iter() {
+                    let got = other.get(site).unwrap();
+                    let largest = want.iter().filter(|v| v.is_finite()).fold(0.0f32, |a, b| a.max(b.abs()));
+                    let far = |(a, b): (&f32, &f32)| a != b && !((a - b).abs() <= ROUNDING as f32 * largest);
+                    assert!(!got.iter().zip(want).any(far), "{name} {choice:?}: {what} of {site} for {target:?}");
+                }
+            }
+            assert!(kept.target.iter().zip(&again.target).all(|(a, b)| (a - b).abs() <= ROUNDING * a.abs().max(1.0)));
+        }
+    }
+}
+
+/// The tape holds one block at a time, so that gpt2-xl fits a small card.
+#[test]
+fn the_memory_of_one_block() {
+    let session = Session::open("demo").unwrap();
+    let (model, config) = (session.model(), session.model().config());
+    let batch = model.batch(&[vec![1; 64]]).unwrap();
+    let mut hooks = model.hooks();
+    hooks.tap("resid_pre.*").unwrap();
+    let target = Target::Metric(Metric::Logit, vec![Question { position: 63, answer: 1, wrong: 1 }]);
+    let bytes = |recompute| tape_bytes(config, &batch, &hooks, &target, recompute).unwrap();
+    // A logit is computed from the final LayerNorm's output, so no logits are on the tape.
+    assert_eq!(bytes(true) * config.n_layer as u64, bytes(false));
+    // A function would be called twice.
+    hooks.edit_at(Site::ResidPre(1), Select::all(), Edit::with("twice", |x| x.to_owned())).unwrap();
+    let way = Way { recompute: true, ..Way::default() };
+    let e = pollster::block_on(session.gradients_async(&batch, &hooks, &target, way, None)).unwrap_err();
+    assert!(e.to_string().contains("call it twice"), "{e}");
 }

@@ -253,7 +253,7 @@ fn a_run_from_embeddings_is_differentiated() {
     });
     let rows: Vec<f32> = rows.collect();
     let start = Start::Embeddings(&rows);
-    let run = golden.session.gradients_async(&golden.batch, &golden.hooks, &golden.target, start, None);
+    let run = golden.session.gradients_async(&golden.batch, &golden.hooks, &golden.target, start.into(), None);
     assert_eq!(pollster::block_on(run).unwrap().gradients, of_tokens.gradients);
 }
 

@@ -7,12 +7,11 @@ use crate::sweep::{CaseArg, case};
 use actscope::analysis::attribute::By;
 use actscope::analysis::attribute_gradient::Along;
 use actscope::analysis::edges::{Edge, Edges, Writer, readers};
-use actscope::analysis::gradients::Target;
+use actscope::analysis::gradients::{Target, Way};
 use actscope::analysis::metric::{Metric, Question};
 use actscope::analysis::sweep::Case;
 use actscope::hooks::capture::Capture;
 use actscope::hooks::site::Site;
-use actscope::model::forward::Start;
 use actscope::plot::Heading;
 use actscope::plot::bars::Bars;
 use numpy::IntoPyArray;
@@ -105,7 +104,7 @@ pub fn grad<'py>(
     let (run, written) = session.without_gil(py, progress, &failed, |session, watch| {
         let hear = |done: usize, of: usize| watch.hear(done, of);
         let written = changes.add_to(session, &batch, &mut hooks, watch)?;
-        let run = session.gradients_async(&batch, &hooks, &target, Start::Tokens, Some(&hear));
+        let run = session.gradients_async(&batch, &hooks, &target, Way::default(), Some(&hear));
         Ok((pollster::block_on(run)?, written))
     })?;
     let out = |mut capture: Capture| -> PyResult<ArraysOut<'py>> {

@@ -102,7 +102,7 @@ impl Session {
         let ends = RefCell::new(Kept::new(asked.sites(), BTreeSet::new()));
         let (mut values, mut sums) = (Ends(&ends), asked.sums(&ends)?);
         let target =
-            self.gradients_into_async(&copied, &hooks, &target, start, &mut values, &mut sums, progress).await?;
+            self.gradients_into_async(&copied, &hooks, &target, start.into(), &mut values, &mut sums, progress).await?;
         let total = match along {
             Along::Here => target[0],
             Along::Line { .. } => target[0] - target[1],

@@ -3,7 +3,7 @@
 //! which runs every cell, is in `sweep.rs`; the gradients are those of `gradients.rs`.
 
 use crate::analysis::edits::Kept;
-use crate::analysis::gradients::Target;
+use crate::analysis::gradients::{Target, Way};
 use crate::analysis::metric::{Metric, Reading};
 use crate::analysis::sweep::{Both, Case, Change, Sweep, SweepAxis, SweepError, Swept, Texts, batches};
 use crate::config::Config;
@@ -11,7 +11,6 @@ use crate::hooks::capture::Sink;
 use crate::hooks::layout::edits_of_text;
 use crate::hooks::request::Hooks;
 use crate::hooks::site::{Axis as SiteAxis, Site};
-use crate::model::forward::Start;
 use crate::session::{Error, Progress, Session};
 use ndarray::{ArrayViewD, Axis, Slice};
 use std::cell::RefCell;
@@ -120,7 +119,7 @@ impl Session {
         let mut estimates =
             Estimates { sweep, case, source: &source, own: &own, shape: &swept.shape, changes: vec![0.0; n_cells] };
         let unchanged = self
-            .gradients_into_async(&batch, &hooks, &target, Start::Tokens, &mut values, &mut estimates, progress)
+            .gradients_into_async(&batch, &hooks, &target, Way::default(), &mut values, &mut estimates, progress)
             .await?[0];
         swept.values.push(estimates.changes.iter().map(|change| unchanged + change).collect());
         swept.unchanged.push(unchanged);

@@ -323,7 +323,7 @@ impl Asked<'_> {
         let mut sums = ByStreams { session, readers, norms: &norms, weights: BTreeMap::new(), read };
         let start = Start::Embeddings(&embeddings);
         let mut values = Norms(&norms);
-        session.gradients_into_async(&batch, &hooks, &target, start, &mut values, &mut sums, progress).await?;
+        session.gradients_into_async(&batch, &hooks, &target, start.into(), &mut values, &mut sums, progress).await?;
         scores.scaled_add(1.0 / steps as f64, &written.dot(&sums.read.t()));
         Ok([clean_value, corrupt_value])
     }

@@ -6,9 +6,9 @@ use crate::analysis::grammar::{EditSpec, GrammarError, OpSpec, ValueSpec, Where}
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::hooks::capture::Sink;
-use crate::hooks::layout::shape_of;
+use crate::hooks::layout::{cut, shape_of};
 use crate::hooks::request::{Edit, EditRecord, HookError, Hooks, Select, hash};
-use crate::hooks::site::{Axis as SiteAxis, Site};
+use crate::hooks::site::Site;
 use crate::model::tokenizer::Token;
 use crate::model::windows::{Piece, Windows};
 use crate::session::{AnalysisError, Error, Model, Progress, Session};
@@ -571,23 +571,6 @@ impl Mean {
             }
         }
     }
-}
-
-/// The values of a selection in one text's array, in the order of its axes.
-pub(crate) fn cut(site: Site, select: &Select, text: usize, array: ArrayViewD<'_, f32>) -> ArrayD<f32> {
-    let mut array = array.to_owned();
-    for (n, axis) in site.axes().iter().enumerate() {
-        let list = match axis {
-            SiteAxis::Pos => select.positions.as_ref().map(|lists| &lists[text]),
-            SiteAxis::Key => select.keys.as_ref().map(|lists| &lists[text]),
-            SiteAxis::Head => select.heads.as_ref(),
-            _ => select.dims.as_ref(),
-        };
-        if let Some(list) = list {
-            array = array.select(Axis(n), list);
-        }
-    }
-    array
 }
 
 /// [`cut`] of a mean: rows have no position, and scores and patterns are as large as the largest text.

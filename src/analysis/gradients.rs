@@ -14,6 +14,7 @@ use crate::hooks::request::{Edit, Hooks, Select};
 use crate::hooks::site::Site;
 use crate::model::backward::{self, Objective};
 use crate::model::forward::{self, RunError, Start};
+use crate::model::recompute;
 use crate::session::{AnalysisError, Error, MAX_BYTES_AT_ONCE, MAX_TOKENS, Model, Progress, Session, on_engine};
 use ndarray::ArrayViewD;
 use std::ops::{ControlFlow, Range};
@@ -38,6 +39,22 @@ pub enum Target {
         /// The numbers.
         by: Vec<f32>,
     },
+}
+
+/// How a run that is differentiated begins, and what it keeps.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Way<'a> {
+    /// Where it begins; with [`Start::Embeddings`], the gradient by `hook_embed` is the one by these embeddings.
+    pub start: Start<'a>,
+    /// Whether the way back runs each block again, from the stream that entered it: memory for one block at a time, in half as
+    /// much time again. Values then come last block first.
+    pub recompute: bool,
+}
+
+impl<'a> From<Start<'a>> for Way<'a> {
+    fn from(start: Start<'a>) -> Way<'a> {
+        Way { start, recompute: false }
+    }
 }
 
 /// What one run gave, and its gradients. Both captures have the same arrays.
@@ -90,6 +107,11 @@ pub enum GradientError {
         /// What was given.
         written: String,
     },
+    /// A function that edits, in a run that would call it twice.
+    #[error(
+        "an edit that is a function is called once, and blocks that are run again would call it twice; leave out recompute"
+    )]
+    Recompute,
     /// The numbers of [`Target::Dot`] do not fit its values.
     #[error("{site}: {given} numbers are given for {expected} values")]
     Dot {
@@ -262,10 +284,10 @@ impl Objective for Reading<'_> {
 const MAX_TAPE_BYTES: usize = 1 << 30;
 
 /// The texts that run together: as many as the limit of the tape, the device and the recorder allow.
-fn groups(batch: &Batch, config: &Config, layout: &Layout<'_>, most: usize) -> Vec<Range<usize>> {
+fn groups(batch: &Batch, config: &Config, layout: &Layout<'_>, most: usize, way: Way<'_>) -> Vec<Range<usize>> {
     let cost = |text: usize| {
         let n = batch.texts()[text].len();
-        let tape = backward::tape_bytes(config, layout.hooks(), n, layout.n_logits_of(text));
+        let tape = backward::tape_bytes(config, layout.hooks(), n, layout.n_logits_of(text), way.recompute);
         let tokens = n.saturating_mul(MAX_TAPE_BYTES.div_ceil(most.min(MAX_TOKENS)));
         let recorded = layout.bytes_at_once(text).saturating_mul(MAX_TAPE_BYTES / MAX_BYTES_AT_ONCE);
         tape.max(tokens).max(recorded)
@@ -273,23 +295,29 @@ fn groups(batch: &Batch, config: &Config, layout: &Layout<'_>, most: usize) -> V
     batch.groups(MAX_TAPE_BYTES, cost)
 }
 
-/// About how many bytes a run for gradients keeps on the device, beside the weights and what it records.
+/// About how many bytes a run for gradients keeps on the device, beside the weights and what it records. `recompute` is as in [`Way`].
 ///
 /// # Errors
 /// [`enum@Error`] for taps that do not fit the batch.
-pub fn tape_bytes(config: &Config, batch: &Batch, hooks: &Hooks, target: &Target) -> Result<u64, Error> {
+pub fn tape_bytes(
+    config: &Config,
+    batch: &Batch,
+    hooks: &Hooks,
+    target: &Target,
+    recompute: bool,
+) -> Result<u64, Error> {
     let layout = target.layout(Layout::new(hooks, batch)?, hooks, batch);
-    let of_text =
-        |text: usize| backward::tape_bytes(config, hooks, batch.texts()[text].len(), layout.n_logits_of(text));
+    let of_text = |text: usize| {
+        let (n_pos, n_logits) = (batch.texts()[text].len(), layout.n_logits_of(text));
+        backward::tape_bytes(config, hooks, n_pos, n_logits, recompute)
+    };
     let groups = batch.groups(MAX_TAPE_BYTES, of_text);
     Ok(groups.into_iter().map(|texts| texts.map(of_text).sum::<usize>()).max().unwrap_or(0) as u64)
 }
 
 impl Session {
     /// Runs a batch, and differentiates `target` by every value that `hooks` taps. Edits are differentiated through: `add`
-    /// passes the gradient on, `scale` multiplies it, and the others stop it where they put values in place. `start` is as in
-    /// [`Session::run_from_async`]; with [`Start::Embeddings`], the gradient by `hook_embed` is the one by these embeddings.
-    /// Texts may have different lengths; every text's gradients are those of a run of it alone.
+    /// passes the gradient on, `scale` multiplies it, and the others stop it where they put values in place. Texts may have different lengths; every text's gradients are those of a run of it alone.
     ///
     /// # Errors
     /// As [`Session::run_from_async`]; [`GradientError`] for a target that does not fit.
@@ -298,7 +326,7 @@ impl Session {
         batch: &Batch,
         hooks: &Hooks,
         target: &Target,
-        start: Start<'_>,
+        way: Way<'_>,
         progress: Option<Progress<'_>>,
     ) -> Result<Gradients, Error> {
         let memory = || Arc::downgrade(self.host_memory());
@@ -306,7 +334,7 @@ impl Session {
         let mut values = Capture::unchecked(hooks, batch, memory())?;
         let mut gradients = Capture::unchecked(hooks, batch, memory())?;
         let target =
-            self.gradients_into_async(batch, hooks, target, start, &mut values, &mut gradients, progress).await?;
+            self.gradients_into_async(batch, hooks, target, way, &mut values, &mut gradients, progress).await?;
         Ok(Gradients { values, gradients, target })
     }
 
@@ -331,7 +359,7 @@ impl Session {
     /// As [`Session::gradients_async`].
     #[cfg(not(target_arch = "wasm32"))]
     pub fn gradients(&self, batch: &Batch, hooks: &Hooks, target: &Target) -> Result<Gradients, Error> {
-        pollster::block_on(self.gradients_async(batch, hooks, target, Start::Tokens, None))
+        pollster::block_on(self.gradients_async(batch, hooks, target, Way::default(), None))
     }
 
     /// [`Session::gradients_async`] that passes values and gradients on as they are computed. Returns the target of each text.
@@ -344,14 +372,18 @@ impl Session {
         batch: &Batch,
         hooks: &Hooks,
         target: &Target,
-        start: Start<'_>,
+        way: Way<'_>,
         values: &mut dyn Sink,
         gradients: &mut dyn Sink,
         progress: Option<Progress<'_>>,
     ) -> Result<Vec<f64>, Error> {
         let config = self.model().config();
         let layout = self.layout(batch, hooks)?;
+        let Way { start, recompute } = way;
         start.check(batch, config)?;
+        if recompute && hooks.edits().any(|(.., edit)| matches!(edit, Edit::With(..))) {
+            return Err(GradientError::Recompute.into());
+        }
         target.check(config, batch, hooks.edits().next().is_some())?;
         let mut reading = self.reading(batch, hooks, target, start).await?;
         let layout = target.layout(layout, hooks, batch);
@@ -359,14 +391,14 @@ impl Session {
         let (engine, _turn) = self.engine().await;
         on_engine!(engine, (dev, params) => {
             let limits = crate::device::Device::tensor_limits(dev);
-            let all = groups(batch, config, &layout, forward::max_tokens(dev, config, hooks));
+            let all = groups(batch, config, &layout, forward::max_tokens(dev, config, hooks), way);
             for texts in &all {
                 let part = batch.part(texts.clone());
                 forward::check_size(dev, params, &part, hooks)?;
                 let n_logits = texts.clone().map(|text| layout.n_logits_of(text)).max().unwrap_or(0);
                 backward::check_size(limits, config, &part, n_logits)?;
             }
-            let per_group = 2 * config.n_layer.saturating_sub(first);
+            let per_group = (2 + usize::from(recompute)) * config.n_layer.saturating_sub(first);
             let steps = all.len() * per_group;
             for (n, texts) in all.into_iter().enumerate() {
                 let of_all = |done: usize| match progress {
@@ -375,7 +407,11 @@ impl Session {
                 };
                 let rows = batch.texts()[texts.start].start..batch.texts()[texts.end - 1].end;
                 let from = (texts, start.of_rows(rows, config));
-                backward::gradients(dev, params, &layout, from, &mut reading, values, gradients, Some(&of_all)).await?;
+                let (reading, told) = (&mut reading, Some(&of_all as _));
+                match recompute {
+                    true => recompute::gradients(dev, params, &layout, from, reading, values, gradients, told).await?,
+                    false => backward::gradients(dev, params, &layout, from, reading, values, gradients, told).await?,
+                }
             }
         });
         self.model().checkpoint().check_unchanged()?;

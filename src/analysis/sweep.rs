@@ -2,12 +2,12 @@
 //! sweep are, and `Session::sweep`, which runs them: a changed run starts at the block of its first change, from the stream that
 //! the unchanged run had there, and cells run together as copies of one text. Read next: `metric.rs`, `statistics.rs`.
 
-use crate::analysis::edits::{EditError, Kept, cut, cut_mean, fit};
+use crate::analysis::edits::{EditError, Kept, cut_mean, fit};
 use crate::analysis::metric::{Metric, Question, Reading, divergence, from_final_norm};
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::hooks::capture::Sink;
-use crate::hooks::layout::{Layout, edits_of_text};
+use crate::hooks::layout::{Layout, cut, edits_of_text};
 use crate::hooks::request::{Edit, HookError, Hooks, Select};
 use crate::hooks::site::{self, Axis as SiteAxis, Site, SiteError};
 use crate::model::forward::{self, Run, Start};

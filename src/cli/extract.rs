@@ -5,14 +5,13 @@ use super::gradient::{Asked, Both, GradientArgs, Side, with_gradients};
 use super::run::{NanArgs, RunArgs, SiteArgs, TokenArgs, refuse_to_overwrite};
 use super::texts::{Length, TextArgs};
 use super::{Failure, ModelArgs, check, size};
-use crate::analysis::gradients;
+use crate::analysis::gradients::{self, Way};
 use crate::batch::{self, Batch};
 use crate::config::Config;
 use crate::hooks::capture::{ArrayKey, ArraySink, Capture, Sink};
 use crate::hooks::non_number::NonNumber;
 use crate::hooks::request::Hooks;
 use crate::hooks::site::{Axis, Site};
-use crate::model::forward::Start;
 use crate::model::token_select::{self, Word};
 use crate::model::tokenizer::Token;
 use crate::model::windows::{Piece, Windows};
@@ -136,7 +135,9 @@ impl Extract {
         let mut forecast = Forecast { weight_bytes, ..Forecast::of(&shapes) };
         if let Some(asked) = &asked {
             forecast = Forecast { weight_bytes, ..Forecast::of(&with_gradients(&shapes)) };
-            forecast.tape_bytes = Some(gradients::tape_bytes(files.config(), &plan.batch, &hooks, &asked.target)?);
+            let checkpoint = self.gradient.checkpoint;
+            let tape = gradients::tape_bytes(files.config(), &plan.batch, &hooks, &asked.target, checkpoint)?;
+            forecast.tape_bytes = Some(tape);
         }
         if self.dry_run && output.is_none() {
             return self.model.forecast(&forecast, None);
@@ -299,9 +300,9 @@ impl Extract {
         let mut values = Watched { sink: &mut values, first: None, goes_on, sample: None };
         let mut gradients = Watched { sink: &mut gradients, first: None, goes_on, sample: None };
         let run = async |told: Progress<'_>| {
-            let (batch, start) = (&plan.batch, Start::Tokens);
-            let target = &asked.target;
-            session.gradients_into_async(batch, hooks, target, start, &mut values, &mut gradients, Some(told)).await
+            let (batch, target) = (&plan.batch, &asked.target);
+            let way = Way { recompute: self.gradient.checkpoint, ..Way::default() };
+            session.gradients_into_async(batch, hooks, target, way, &mut values, &mut gradients, Some(told)).await
         };
         let result: Result<Vec<f64>, Error> = self.model.with_progress("blocks there and back", run);
         for (found, what) in [(values.first, ""), (gradients.first, "the gradient by ")] {

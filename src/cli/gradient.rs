@@ -22,6 +22,10 @@ pub(super) struct GradientArgs {
     /// dot:SITE[@SELECT]=V, the sum of a hook's values times numbers, SITE, SELECT and V being as in --edit
     #[arg(long, value_name = "METRIC")]
     grad: Option<String>,
+    /// Run each block again on the way back, from the stream that entered it: memory for one block at a time, in half as much time
+    /// again
+    #[arg(long, requires = "grad")]
+    pub checkpoint: bool,
     #[command(flatten)]
     question: QuestionArgs,
 }

@@ -9,6 +9,7 @@ use super::site::{Axis, Site};
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::device::{Change, MASKED, Window};
+use ndarray::{ArrayD, ArrayViewD};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -98,6 +99,11 @@ impl<'a> Layout<'a> {
     /// The same layout, in a run that also needs the logits at these positions, one list per text.
     pub(crate) fn with_logits(self, positions: Vec<Vec<usize>>) -> Layout<'a> {
         Layout { more_logits: Some(positions), ..self }
+    }
+
+    /// The positions that [`Layout::with_logits`] was given.
+    pub(crate) fn more_logits(&self) -> Option<&[Vec<usize>]> {
+        self.more_logits.as_deref()
     }
 
     /// The positions of a text whose logits are computed, or `None` for all. Nothing reads the logits later in the run,
@@ -259,6 +265,23 @@ pub(crate) fn edits_of_text(hooks: &Hooks, batch: &Batch, text: usize, copies: u
         edits.push((*site, Select { positions, keys, ..select.clone() }, edit));
     }
     edits
+}
+
+/// The values of a selection in one text's array, in the order of its axes.
+pub(crate) fn cut(site: Site, select: &Select, text: usize, array: ArrayViewD<'_, f32>) -> ArrayD<f32> {
+    let mut array = array.to_owned();
+    for (n, axis) in site.axes().iter().enumerate() {
+        let list = match axis {
+            Axis::Pos => select.positions.as_ref().map(|lists| &lists[text]),
+            Axis::Key => select.keys.as_ref().map(|lists| &lists[text]),
+            Axis::Head => select.heads.as_ref(),
+            _ => select.dims.as_ref(),
+        };
+        if let Some(list) = list {
+            array = array.select(ndarray::Axis(n), list);
+        }
+    }
+    array
 }
 
 fn check_lists(

@@ -358,6 +358,13 @@ impl Hooks {
         Ok(self)
     }
 
+    /// The taps and the edits of some sites only.
+    pub(crate) fn part(&self, taps: impl Fn(Site) -> bool, edits: impl Fn(Site) -> bool) -> Hooks {
+        let taps = self.taps.iter().filter(|(site, _)| taps(**site)).map(|(site, select)| (*site, select.clone()));
+        let edits = self.edits.iter().filter(|(site, ..)| edits(*site)).cloned();
+        Hooks { taps: taps.collect(), edits: edits.collect(), ..self.clone() }
+    }
+
     /// These sites, whole.
     ///
     /// # Panics
@@ -414,7 +421,7 @@ impl Hooks {
     }
 
     /// What is recorded of a site.
-    pub(super) fn tapped(&self, site: Site) -> Option<&Select> {
+    pub(crate) fn tapped(&self, site: Site) -> Option<&Select> {
         self.taps.get(&site)
     }
 

@@ -231,13 +231,15 @@ pub fn check_size(limits: TensorLimits, config: &Config, batch: &Batch, n_logits
 }
 
 /// About how many bytes the tape of one text of `n_pos` tokens takes, from the block of the earliest tapped site on, with the
-/// logits of `n_logits` of them and the gradient by these.
-pub fn tape_bytes(config: &Config, hooks: &Hooks, n_pos: usize, n_logits: usize) -> usize {
+/// logits of `n_logits` of them and the gradient by these. With `recompute` it holds one block at a time.
+pub fn tape_bytes(config: &Config, hooks: &Hooks, n_pos: usize, n_logits: usize, recompute: bool) -> usize {
+    let most = if recompute { 1 } else { config.n_layer };
     let first = hooks.sites().next().and_then(Site::layer).unwrap_or(0);
-    let (touched, embd, layers) = (hooks.touched(), config.n_embd, config.n_layer - first.min(config.n_layer));
+    let (touched, embd, layers) =
+        (hooks.touched(), config.n_embd, (config.n_layer - first.min(config.n_layer)).min(most));
     let squares = touched.iter().filter(|site| site.is_square()).filter_map(|site| site.layer());
-    let squares = squares.collect::<BTreeSet<_>>().len();
-    let by_head = touched.iter().filter(|site| matches!(site, Site::Result(_))).count();
+    let squares = squares.collect::<BTreeSet<_>>().len().min(most);
+    let by_head = touched.iter().filter(|site| matches!(site, Site::Result(_))).count().min(most);
     // Per block and token: the stream twice, the LayerNorms' results, q, k, v, z, and the neurons before and after the function.
     let tokens = layers * (11 * embd + 2 * config.n_inner) + by_head * config.n_head * embd;
     4 * (n_pos * (tokens + 2 * squares * config.n_head * n_pos) + 2 * n_logits * config.vocab_size)

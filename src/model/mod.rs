@@ -10,6 +10,7 @@ pub(crate) mod model_dir;
 mod no_tokenizer;
 pub mod params;
 pub mod process;
+pub(crate) mod recompute;
 pub mod token_select;
 pub mod tokenizer;
 #[cfg(feature = "tokenizer")]
