@@ -70,7 +70,8 @@ class Attribution(_Drawn):
     def heads(self, shape: tuple[int, int]) -> Numbers:
         """The values of all heads, [layer, head]."""
         at = [label.endswith("]") and ".hook_result[" in label for label in self.labels]
-        return self.values[np.asarray(at)].reshape(shape)
+        values: Numbers = self.values[np.asarray(at)].reshape(shape)
+        return values
 
     def __repr__(self) -> str:
         return f"Attribution(total {self.total:.4f}, {len(self.labels)} parts, remainder {self.remainder:.2e})"
