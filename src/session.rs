@@ -5,10 +5,8 @@
 use crate::batch::{Batch, BatchError};
 use crate::config::Config;
 use crate::device::buffer_pool::BufferPool;
-use crate::device::cpu::Cpu;
 #[cfg(feature = "gpu")]
 use crate::device::gpu::Gpu;
-use crate::device::reference::Reference;
 use crate::device::{AnyDevice, Bytes, Device, DeviceError, DeviceInfo};
 use crate::hooks::capture::{Capture, Sink};
 use crate::hooks::layout::Layout;
@@ -284,14 +282,13 @@ impl Model {
     /// [`Error::Device`] when no such device exists.
     pub async fn on_async(self, options: impl Into<Options>) -> Result<Session, Error> {
         let options = options.into();
-        let params = Params::<Reference>::new(self.checkpoint.clone(), options.weights);
-        let engine = match crate::device::open_among(options.device, &options.adapters).await? {
-            AnyDevice::Reference(dev) => Engine::Reference(dev, params),
-            AnyDevice::Cpu(dev) => Engine::Cpu(dev, params.for_device()),
+        let device = match crate::device::open_among(options.device, &options.adapters).await? {
             #[cfg(feature = "gpu")]
-            AnyDevice::Gpu(dev) => Engine::Gpu(as_asked(dev, &options).await?, params.for_device()),
+            AnyDevice::Gpu(dev) => AnyDevice::Gpu(as_asked(dev, &options).await?),
+            other => other,
         };
-        Ok(Session { model: self, engine, turn: async_lock::Mutex::new(()) })
+        let params = Params::new(self.checkpoint.clone(), options.weights);
+        Ok(Session { model: self, device, params, turn: async_lock::Mutex::new(()) })
     }
 
     /// Blocking form of [`Model::on_async`].
@@ -334,32 +331,11 @@ pub(crate) async fn as_asked(gpu: Gpu, options: &Options) -> Result<Gpu, Error> 
 #[derive(Debug)]
 pub struct Session {
     model: Model,
-    engine: Engine,
+    device: AnyDevice,
+    params: Params<AnyDevice>,
     /// Locked for the duration of a run.
     turn: async_lock::Mutex<()>,
 }
-
-#[derive(Debug)]
-#[allow(clippy::large_enum_variant, reason = "a session has one")]
-pub(crate) enum Engine {
-    Reference(Reference, Params<Reference>),
-    Cpu(Cpu, Params<Cpu>),
-    #[cfg(feature = "gpu")]
-    Gpu(Gpu, Params<Gpu>),
-}
-
-/// Instantiates `$body` for each of the three devices.
-macro_rules! on_engine {
-    ($engine:expr, ($dev:ident, $params:ident) => $body:expr) => {
-        match $engine {
-            $crate::session::Engine::Reference($dev, $params) => $body,
-            $crate::session::Engine::Cpu($dev, $params) => $body,
-            #[cfg(feature = "gpu")]
-            $crate::session::Engine::Gpu($dev, $params) => $body,
-        }
-    };
-}
-pub(crate) use on_engine;
 
 /// The most tokens in one run. This bounds the memory for intermediate values, whatever the number of texts.
 pub(crate) const MAX_TOKENS: usize = 8192;
@@ -400,23 +376,28 @@ impl Session {
 
     /// The device.
     pub fn device(&self) -> DeviceInfo {
-        on_engine!(&self.engine, (dev, _params) => dev.info())
+        self.device.info()
     }
 
     /// The pool of host memory for values. Public so that tests can read it.
     #[doc(hidden)]
     pub fn host_memory(&self) -> &Arc<BufferPool> {
-        on_engine!(&self.engine, (dev, _params) => dev.host_memory())
+        self.device.host_memory()
     }
 
-    /// The device with the model's weights, for uses that do not run the model.
-    pub(crate) fn parts(&self) -> &Engine {
-        &self.engine
+    /// The device, for uses that do not run the model.
+    pub(crate) fn any_device(&self) -> &AnyDevice {
+        &self.device
+    }
+
+    /// The model's weights, for uses that do not run the model.
+    pub(crate) fn params(&self) -> &Params<AnyDevice> {
+        &self.params
     }
 
     /// Waits until other runs are done, and returns the device with the model's weights.
-    pub(crate) async fn engine(&self) -> (&Engine, async_lock::MutexGuard<'_, ()>) {
-        (&self.engine, self.turn.lock().await)
+    pub(crate) async fn engine(&self) -> (&AnyDevice, &Params<AnyDevice>, async_lock::MutexGuard<'_, ()>) {
+        (&self.device, &self.params, self.turn.lock().await)
     }
 
     /// Checks a request and a batch against this model and each other.
@@ -453,7 +434,7 @@ impl Session {
     ) -> Result<Capture, Error> {
         let layout = self.layout(batch, hooks)?;
         start.check(batch, self.model.config())?;
-        let memory = on_engine!(&self.engine, (dev, _params) => Arc::downgrade(dev.host_memory()));
+        let memory = Arc::downgrade(self.device.host_memory());
         let mut capture = Capture::unchecked(hooks, batch, memory)?;
         self.run_layout(&layout, start, &mut capture, progress).await?;
         Ok(capture)
@@ -484,24 +465,22 @@ impl Session {
         progress: Option<Progress<'_>>,
     ) -> Result<(), Error> {
         let (config, batch, hooks) = (self.model.config(), layout.batch(), layout.hooks());
-        let (engine, _turn) = self.engine().await;
-        on_engine!(engine, (dev, params) => {
-            let groups = groups(dev, config, layout);
-            for texts in &groups {
-                forward::check_size(dev, params, &batch.part(texts.clone()), hooks)?;
-            }
-            let per_group = hooks.blocks().saturating_sub(start.first_layer());
-            let steps = groups.len() * per_group;
-            for (n, texts) in groups.into_iter().enumerate() {
-                let of_all = |done: usize| match progress {
-                    Some(progress) => progress(n * per_group + done.min(per_group), steps),
-                    None => ControlFlow::Continue(()),
-                };
-                let rows = batch.texts()[texts.start].start..batch.texts()[texts.end - 1].end;
-                let run = Run { start: start.of_rows(rows, config), ..Run::new(layout, texts) };
-                forward::forward(dev, params, run, sink, Some(&of_all)).await?;
-            }
-        });
+        let (dev, params, _turn) = self.engine().await;
+        let groups = groups(dev, config, layout);
+        for texts in &groups {
+            forward::check_size(dev, params, &batch.part(texts.clone()), hooks)?;
+        }
+        let per_group = hooks.blocks().saturating_sub(start.first_layer());
+        let steps = groups.len() * per_group;
+        for (n, texts) in groups.into_iter().enumerate() {
+            let of_all = |done: usize| match progress {
+                Some(progress) => progress(n * per_group + done.min(per_group), steps),
+                None => ControlFlow::Continue(()),
+            };
+            let rows = batch.texts()[texts.start].start..batch.texts()[texts.end - 1].end;
+            let run = Run { start: start.of_rows(rows, config), ..Run::new(layout, texts) };
+            forward::forward(dev, params, run, sink, Some(&of_all)).await?;
+        }
         Ok(self.model.checkpoint.check_unchanged()?)
     }
 

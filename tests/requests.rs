@@ -200,9 +200,19 @@ const CASES: &[Case] = &[
     ),
     (&["edges", "a b"], "", 2, &["edges takes its texts as --clean and --corrupt, or as --pairs"]),
     (&["edges", "--clean", "a b"], "", 2, &["give --corrupt"]),
-    (&["edges", "--clean", "a b", "--corrupt", "a", "--answer", " c"], "", 2, &["do not line up", "reword one of them"]),
+    (
+        &["edges", "--clean", "a b", "--corrupt", "a", "--answer", " c"],
+        "",
+        2,
+        &["do not line up", "reword one of them"],
+    ),
     (&["edges", "--clean", "a b", "--corrupt", "a c"], "", 2, &["--metric logit is about a token: give --answer"]),
-    (&["edges", "--clean", "a b", "--corrupt", "a c", "--answer", " c", "--method", "ig"], "", 2, &["none of eap, eap-ig"]),
+    (
+        &["edges", "--clean", "a b", "--corrupt", "a c", "--answer", " c", "--method", "ig"],
+        "",
+        2,
+        &["none of eap, eap-ig"],
+    ),
     (&["edges", "--clean", "a b", "--corrupt", "a c", "--answer", " c", "--top", "0"], "", 2, &["--top"]),
     (
         &["edges", "--clean-ids", "1 2", "--corrupt-ids", "1 3", "--answer", "id:3", "-m", "CLASSIC", "--faithfulness"],

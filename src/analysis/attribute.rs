@@ -11,7 +11,7 @@ use crate::hooks::request::{Hooks, Select};
 use crate::hooks::site::Site;
 use crate::model::forward::RunError;
 use crate::model::params::Direction;
-use crate::session::{AnalysisError, Error, Progress, Session, on_engine};
+use crate::session::{AnalysisError, Error, Progress, Session};
 use ndarray::{ArrayViewD, Axis};
 use std::str::FromStr;
 use thiserror::Error;
@@ -172,13 +172,18 @@ impl Session {
             }
         }
         let capture = self.run_async(batch, &hooks, progress).await?;
-        let through = on_engine!(self.parts(), (_dev, params) => {
-            let direction = |id| params.direction(id).map_err(RunError::from);
-            let answer = direction(question.answer)?;
-            let wrong = if difference { Some(direction(question.wrong)?) } else { None };
-            let host = |name: &str| params.host(name).map_err(RunError::from);
-            Through::new(&answer, wrong.as_ref(), &host("ln_f.weight")?, &host("ln_f.bias")?, scalar(&capture, Site::LnFinalScale))
-        });
+        let params = self.params();
+        let direction = |id| params.direction(id).map_err(RunError::from);
+        let answer = direction(question.answer)?;
+        let wrong = if difference { Some(direction(question.wrong)?) } else { None };
+        let host = |name: &str| params.host(name).map_err(RunError::from);
+        let through = Through::new(
+            &answer,
+            wrong.as_ref(),
+            &host("ln_f.weight")?,
+            &host("ln_f.bias")?,
+            scalar(&capture, Site::LnFinalScale),
+        );
         let total = match edited {
             true => {
                 let logits = capture.get(Site::Unembed).expect("tapped above");
@@ -312,8 +317,7 @@ impl Found<'_> {
 
     /// A weight by Hugging Face's name, as the device has it.
     fn host(&self, name: &str) -> Result<Vec<f32>, Error> {
-        let host = on_engine!(self.session.parts(), (_dev, params) => params.host(name));
-        Ok(host.map_err(RunError::from)?)
+        Ok(self.session.params().host(name).map_err(RunError::from)?)
     }
 
     fn embeddings(&self) -> impl Iterator<Item = (String, f64)> {

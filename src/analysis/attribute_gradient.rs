@@ -15,7 +15,7 @@ use crate::hooks::layout::edits_of_text;
 use crate::hooks::request::Hooks;
 use crate::hooks::site::{Axis as SiteAxis, Site};
 use crate::model::forward::{RunError, Start};
-use crate::session::{Error, Progress, Session, on_engine};
+use crate::session::{Error, Progress, Session};
 use ndarray::{ArrayViewD, Axis};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -173,8 +173,7 @@ impl Asked<'_> {
     fn sums<'a>(&self, ends: &'a RefCell<Kept>) -> Result<Sums<'a>, Error> {
         let bias = |site: Site| -> Result<(Site, Vec<f32>), Error> {
             let name = site.layer().map_or("ln_f.bias".into(), |layer| format!("h.{layer}.attn.c_proj.bias"));
-            let host = on_engine!(self.session.parts(), (_dev, params) => params.host(&name));
-            Ok((site, host.map_err(RunError::from)?.to_vec()))
+            Ok((site, self.session.params().host(&name).map_err(RunError::from)?))
         };
         let (first, weight) = match self.along {
             Along::Here => (0, 1.0),
@@ -285,11 +284,9 @@ impl Sums<'_> {
         let n_layer = asked.session.model().config().n_layer;
         let mut biases = vec![(FINAL_BIAS.to_string(), self.of_bias(Site::LnFinalOut))];
         if !asked.is_line() && !asked.edited.contains(&Site::Unembed) {
-            let bias = on_engine!(asked.session.parts(), (_dev, params) => {
-                let direction = |id| params.direction(id).map_err(RunError::from);
-                let wrong = if difference { Some(direction(question.wrong)?) } else { None };
-                direction(question.answer)?.less(wrong.as_ref()).1
-            });
+            let direction = |id| asked.session.params().direction(id).map_err(RunError::from);
+            let wrong = if difference { Some(direction(question.wrong)?) } else { None };
+            let (_, bias) = direction(question.answer)?.less(wrong.as_ref());
             biases.extend((bias != 0.0).then(|| (UNEMBED_BIAS.to_string(), bias)));
         }
         let embeddings = || [Site::Embed, Site::PosEmbed].map(|site| self.named(site)).into_iter();

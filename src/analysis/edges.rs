@@ -15,7 +15,7 @@ use crate::hooks::layout::Layout;
 use crate::hooks::request::{Edit, Hooks, Select};
 use crate::hooks::site::Site;
 use crate::model::forward::Start;
-use crate::session::{Error, Progress, Session, on_engine};
+use crate::session::{Error, Progress, Session};
 use ndarray::{Array1, Array2, ArrayD, ArrayViewD, Axis, Ix2, Ix3, s};
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -357,8 +357,8 @@ impl ByStreams<'_> {
     fn weights(&mut self, layer: usize) -> std::io::Result<&(Array1<f64>, Array2<f64>)> {
         if !self.weights.contains_key(&layer) {
             let host = |name: String| -> std::io::Result<Vec<f64>> {
-                let host = on_engine!(self.session.parts(), (_dev, params) => params.host(&name));
-                Ok(host.map_err(std::io::Error::other)?.into_iter().map(f64::from).collect())
+                let host = self.session.params().host(&name).map_err(std::io::Error::other)?;
+                Ok(host.into_iter().map(f64::from).collect())
             };
             let gain = Array1::from_vec(host(format!("h.{layer}.ln_1.weight"))?);
             let width = gain.len();

@@ -19,7 +19,7 @@ use crate::model::forward::{self, KvCache, Run, RunError};
 use crate::model::model_dir::file;
 use crate::model::params::Params;
 use crate::model::tokenizer::TokenizerError;
-use crate::session::{AnalysisError, Error, Model, Progress, Session, groups, on_engine};
+use crate::session::{AnalysisError, Error, Model, Progress, Session, groups};
 use ndarray::ArrayView2;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -328,13 +328,11 @@ impl Session {
             (0..whole.texts().len()).map(|i| Text::new(prompts, &whole, generation, i)).collect();
         let config = model.config();
         let cache_groups = whole.groups(CACHE_BYTES, |text| texts[text].most * bytes_of_position(config));
-        let (engine, _turn) = self.engine().await;
+        let (dev, params, _turn) = self.engine().await;
         let mut going = ControlFlow::Continue(());
         for group in cache_groups {
             let job = Job { model, generation, layout: &layout, group: group.clone(), progress };
-            on_engine!(engine, (dev, params) => {
-                going = job.run(dev, params, &mut texts, sink, tell, going).await?;
-            });
+            going = job.run(dev, params, &mut texts, sink, tell, going).await?;
         }
         model.checkpoint().check_unchanged()?;
         Ok(texts.into_iter().map(|text| text.written).collect())

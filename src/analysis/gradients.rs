@@ -15,7 +15,7 @@ use crate::hooks::site::Site;
 use crate::model::backward::{self, Objective};
 use crate::model::forward::{self, RunError, Start};
 use crate::model::recompute;
-use crate::session::{AnalysisError, Error, MAX_BYTES_AT_ONCE, MAX_TOKENS, Model, Progress, Session, on_engine};
+use crate::session::{AnalysisError, Error, MAX_BYTES_AT_ONCE, MAX_TOKENS, Model, Progress, Session};
 use ndarray::ArrayViewD;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
@@ -388,32 +388,30 @@ impl Session {
         let mut reading = self.reading(batch, hooks, target, start).await?;
         let layout = target.layout(layout, hooks, batch);
         let first = start.first_layer();
-        let (engine, _turn) = self.engine().await;
-        on_engine!(engine, (dev, params) => {
-            let limits = crate::device::Device::tensor_limits(dev);
-            let all = groups(batch, config, &layout, forward::max_tokens(dev, config, hooks), way);
-            for texts in &all {
-                let part = batch.part(texts.clone());
-                forward::check_size(dev, params, &part, hooks)?;
-                let n_logits = texts.clone().map(|text| layout.n_logits_of(text)).max().unwrap_or(0);
-                backward::check_size(limits, config, &part, n_logits)?;
+        let (dev, params, _turn) = self.engine().await;
+        let limits = crate::device::Device::tensor_limits(dev);
+        let all = groups(batch, config, &layout, forward::max_tokens(dev, config, hooks), way);
+        for texts in &all {
+            let part = batch.part(texts.clone());
+            forward::check_size(dev, params, &part, hooks)?;
+            let n_logits = texts.clone().map(|text| layout.n_logits_of(text)).max().unwrap_or(0);
+            backward::check_size(limits, config, &part, n_logits)?;
+        }
+        let per_group = (2 + usize::from(recompute)) * config.n_layer.saturating_sub(first);
+        let steps = all.len() * per_group;
+        for (n, texts) in all.into_iter().enumerate() {
+            let of_all = |done: usize| match progress {
+                Some(progress) => progress(n * per_group + done.min(per_group), steps),
+                None => ControlFlow::Continue(()),
+            };
+            let rows = batch.texts()[texts.start].start..batch.texts()[texts.end - 1].end;
+            let from = (texts, start.of_rows(rows, config));
+            let (reading, told) = (&mut reading, Some(&of_all as _));
+            match recompute {
+                true => recompute::gradients(dev, params, &layout, from, reading, values, gradients, told).await?,
+                false => backward::gradients(dev, params, &layout, from, reading, values, gradients, told).await?,
             }
-            let per_group = (2 + usize::from(recompute)) * config.n_layer.saturating_sub(first);
-            let steps = all.len() * per_group;
-            for (n, texts) in all.into_iter().enumerate() {
-                let of_all = |done: usize| match progress {
-                    Some(progress) => progress(n * per_group + done.min(per_group), steps),
-                    None => ControlFlow::Continue(()),
-                };
-                let rows = batch.texts()[texts.start].start..batch.texts()[texts.end - 1].end;
-                let from = (texts, start.of_rows(rows, config));
-                let (reading, told) = (&mut reading, Some(&of_all as _));
-                match recompute {
-                    true => recompute::gradients(dev, params, &layout, from, reading, values, gradients, told).await?,
-                    false => backward::gradients(dev, params, &layout, from, reading, values, gradients, told).await?,
-                }
-            }
-        });
+        }
         self.model().checkpoint().check_unchanged()?;
         Ok(reading.values)
     }
@@ -451,7 +449,7 @@ impl Session {
             return Ok(reading);
         };
         if reading.site == Site::LnFinalOut {
-            let of = |id| on_engine!(self.parts(), (_dev, params) => params.direction(id)).map_err(RunError::from);
+            let of = |id| self.params().direction(id).map_err(RunError::from);
             let mut directions = Vec::with_capacity(n);
             for question in questions {
                 let wrong = if metric == Metric::LogitDiff { Some(of(question.wrong)?) } else { None };

@@ -13,7 +13,7 @@ use crate::hooks::site::Site;
 use crate::model::checkpoint::{Checkpoint, WeightsError};
 use crate::model::forward::RunError;
 use crate::model::params::Params;
-use crate::session::{Error, Progress, Session, on_engine};
+use crate::session::{Error, Progress, Session};
 use ndarray::{ArrayView2, Axis, Ix2};
 use rayon::prelude::*;
 use std::ops::ControlFlow;
@@ -83,10 +83,8 @@ impl Session {
         };
         let mut capture = self.run_async(batch, &all, Some(&hear)).await?;
         let read = |rows: usize| hear(steps_of_run.get() + rows, steps_of_run.get());
-        let (engine, _turn) = self.engine().await;
-        let rows = on_engine!(engine, (dev, params) => {
-            self::read(dev, params, batch, &capture, top, &read).await?
-        });
+        let (dev, params, _turn) = self.engine().await;
+        let rows = self::read(dev, params, batch, &capture, top, &read).await?;
         if hooks.sites().all(|site| site != Site::Unembed) {
             // The largest array by far.
             capture.take(Site::Unembed);
@@ -131,7 +129,7 @@ impl Session {
             progress.map_or(ControlFlow::Continue(()), |progress| progress(done, of + components.len()))
         };
         let capture = self.run_async(batch, &all, Some(&hear)).await?;
-        let (engine, _turn) = self.engine().await;
+        let (dev, params, _turn) = self.engine().await;
         let mut rows = Vec::with_capacity(components.len());
         for site in &components {
             let mut texts = Vec::with_capacity(batch.texts().len());
@@ -144,12 +142,10 @@ impl Session {
                     padded.slice_move(ndarray::s![..ids.len(), ..])
                 };
                 let (values, scale) = (of_text(*site), of_text(Site::LnFinalScale));
-                texts.push(on_engine!(engine, (dev, params) => {
-                    let gain = params.host("ln_f.weight").map_err(RunError::from)?;
-                    let normed = normalized(values, scale, &gain);
-                    let x = dev.upload([values.nrows(), values.ncols()], normed);
-                    read_rows(dev, params, &x, false, ids, top, PART).await?
-                }));
+                let gain = params.host("ln_f.weight").map_err(RunError::from)?;
+                let normed = normalized(values, scale, &gain);
+                let x = dev.upload([values.nrows(), values.ncols()], normed);
+                texts.push(read_rows(dev, params, &x, false, ids, top, PART).await?);
             }
             rows.push(LensRow { site: *site, texts });
             if hear(steps_of_run.get() + rows.len(), steps_of_run.get()).is_break() {

@@ -12,7 +12,7 @@ use crate::hooks::layout::{Layout, edits_of_text};
 use crate::hooks::request::{Edit, Hooks, Select};
 use crate::hooks::site::Site;
 use crate::model::forward::{self, Run, Start};
-use crate::session::{AnalysisError, Error, Progress, Session, on_engine};
+use crate::session::{AnalysisError, Error, Progress, Session};
 use ndarray::{Array2, ArrayD, Axis, Ix2};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -415,9 +415,7 @@ impl Session {
         let n_pos = case.ids.len();
         // Of what a block records, the streams and heads of a copy are the most.
         let wanted = [Site::ResidPre(0), Site::Q(0), Site::K(0), Site::V(0), Site::MlpOut(0)];
-        let most = on_engine!(self.parts(), (dev, _params) => {
-            forward::max_tokens(dev, config, &Hooks::whole(config, &wanted))
-        });
+        let most = forward::max_tokens(self.any_device(), config, &Hooks::whole(config, &wanted));
         let at_once = (TOKENS_AT_ONCE.min(most) / n_pos).max(1);
         let job = Job { session: self, sweep, case, texts, own: &own };
         let mut found = vec![f64::NAN; n_cells];
@@ -519,12 +517,10 @@ impl Job<'_> {
     ) -> Result<(), Error> {
         let batch = Batch::new(&vec![ids; copies], self.config())?;
         let layout = Layout::new(hooks, &batch)?;
-        let (engine, _turn) = self.session.engine().await;
-        on_engine!(engine, (dev, params) => {
-            let start = Start::Stream { layer, values: &values };
-            let run = Run { start, ..Run::new(&layout, 0..copies) };
-            forward::forward(dev, params, run, sink, None).await?;
-        });
+        let (dev, params, _turn) = self.session.engine().await;
+        let start = Start::Stream { layer, values: &values };
+        let run = Run { start, ..Run::new(&layout, 0..copies) };
+        forward::forward(dev, params, run, sink, None).await?;
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use crate::hooks::request::{Edit, HookError, Hooks, Select};
 use crate::hooks::site::{self, Axis as SiteAxis, Site, SiteError};
 use crate::model::forward::{self, Run, Start};
 use crate::model::params::Direction;
-use crate::session::{AnalysisError, Error, Progress, Session, on_engine};
+use crate::session::{AnalysisError, Error, Progress, Session};
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{ControlFlow, Range};
@@ -464,9 +464,8 @@ impl Session {
         let shape = swept.shape.clone();
         let n_cells: usize = shape.iter().product();
         let n_pos = case.ids.len();
-        let most = on_engine!(self.parts(), (dev, _params) => {
-            forward::max_tokens(dev, config, &Hooks::whole(config, &sites.iter().copied().collect::<Vec<_>>()))
-        });
+        let all = Hooks::whole(config, &sites.iter().copied().collect::<Vec<_>>());
+        let most = forward::max_tokens(self.any_device(), config, &all);
         let at_once = (TOKENS_AT_ONCE.min(most) / n_pos).max(1);
         let mut found = vec![f64::NAN; n_cells];
         // Cells that start at the same block, in the order of their numbers.
@@ -500,15 +499,13 @@ impl Session {
                 let one = one.as_slice().expect("a text's values are dense");
                 (site.layer().unwrap_or(0), one.repeat(copies))
             });
-            let (engine, _turn) = self.engine().await;
-            on_engine!(engine, (dev, params) => {
-                let start = match &stream {
-                    Some((layer, values)) => Start::Stream { layer: *layer, values },
-                    None => Start::Tokens,
-                };
-                let run = Run { start, ..Run::new(&layout, 0..copies) };
-                forward::forward(dev, params, run, &mut read, None).await?;
-            });
+            let (dev, params, _turn) = self.engine().await;
+            let start = match &stream {
+                Some((layer, values)) => Start::Stream { layer: *layer, values },
+                None => Start::Tokens,
+            };
+            let run = Run { start, ..Run::new(&layout, 0..copies) };
+            forward::forward(dev, params, run, &mut read, None).await?;
             for (number, value) in cells.iter().zip(&read.values) {
                 found[*number] = *value;
             }
@@ -548,8 +545,7 @@ impl Session {
         let touched = touched.chain(edits.iter().chain(&source_edits).map(|(site, ..)| *site));
         let directions = match from_final_norm(metric, touched) {
             true => {
-                let row = |id| on_engine!(self.parts(), (_dev, params) => params.direction(id));
-                let row = |id| row(id).map_err(crate::model::forward::RunError::from);
+                let row = |id| self.params().direction(id).map_err(forward::RunError::from);
                 Some([row(case.question.answer)?, row(case.question.wrong)?])
             }
             false => None,

@@ -53,14 +53,11 @@ impl Bench {
         // Opened as a session opens it, so that the benchmark measures what users run.
         let options = options(self.device, WeightsArg::Stored);
         let opened = pollster::block_on(device::open_among(options.device, &options.adapters));
-        let measurement = match opened.map_err(Error::from)? {
-            AnyDevice::Cpu(dev) => self.measure(&dev, checkpoint)?,
-            AnyDevice::Gpu(dev) => {
-                let dev = pollster::block_on(crate::session::as_asked(dev, &options))?;
-                self.measure(&dev, checkpoint)?
-            }
-            AnyDevice::Reference(_) => unreachable!("refused above, and `auto` never takes it"),
+        let device = match opened.map_err(Error::from)? {
+            AnyDevice::Gpu(dev) => AnyDevice::Gpu(pollster::block_on(crate::session::as_asked(dev, &options))?),
+            other => other,
         };
+        let measurement = self.measure(&device, checkpoint)?;
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
         if self.model.json {
             writeln!(out, "{}", measurement.as_json())?;
@@ -70,7 +67,7 @@ impl Bench {
         Ok(out.flush()?)
     }
 
-    fn measure<D: Measured>(&self, dev: &D, checkpoint: Arc<Checkpoint>) -> Result<Measurement, Failure> {
+    fn measure(&self, dev: &AnyDevice, checkpoint: Arc<Checkpoint>) -> Result<Measurement, Failure> {
         self.model.say(format_args!("device: {}", dev.info()));
         let measure = async |progress: Progress<'_>| {
             let step_done = |done: usize, of: usize| {

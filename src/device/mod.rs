@@ -6,6 +6,7 @@
 //! tensor are the tokens of all texts, one text after the other. Only attention needs to know where a text ends.
 //! Read next: `op.rs` for the operations, then `reference.rs`, where each is a plain loop.
 
+mod any;
 pub mod buffer_pool;
 #[cfg(feature = "gpu")]
 mod clock;
@@ -22,6 +23,7 @@ pub mod rounded;
 pub(crate) mod tape;
 
 pub use crate::config::Activation;
+pub use any::{AnyDevice, OneOf};
 use buffer_pool::BufferPool;
 use half::slice::HalfFloatSliceExt;
 pub(crate) use op::Epilogue;
@@ -568,20 +570,6 @@ pub enum Choice {
     Cpu,
     /// Plain loops in f64. Slow and accurate.
     Reference,
-}
-
-/// Any of the three devices.
-#[derive(Debug)]
-#[allow(
-    missing_docs,
-    clippy::large_enum_variant,
-    reason = "the variants are named after their devices; a session has one"
-)]
-pub enum AnyDevice {
-    Reference(reference::Reference),
-    Cpu(cpu::Cpu),
-    #[cfg(feature = "gpu")]
-    Gpu(gpu::Gpu),
 }
 
 /// Which GPU adapters count. The default is all.

@@ -21,7 +21,7 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::forward::RunError;
 use crate::model::params::Params;
 use crate::model::tokenizer::{Tokenizer, TokenizerError};
-use crate::session::{Error, Session, on_engine};
+use crate::session::{Error, Session};
 use hooks::HookRow;
 use kernels::{KernelRow, Suite};
 use lockstep::Steps;
@@ -138,8 +138,8 @@ impl Session {
         let model = self.model();
         let [several, alone] = texts(model.checkpoint(), model.tokenizer().ok())?;
         let batches = [model.batch(&several)?, model.batch(&alone)?];
-        let (engine, _turn) = self.engine().await;
-        on_engine!(engine, (dev, params) => Ok(verify(dev, params, batches, model.is_demo(), tell).await?))
+        let (dev, params, _turn) = self.engine().await;
+        Ok(verify(dev, params, batches, model.is_demo(), tell).await?)
     }
 
     /// Blocking form of [`Session::verify_async`].
@@ -163,8 +163,8 @@ impl Session {
         sample: Sample,
         progress: &dyn Fn(usize, usize),
     ) -> Result<Checked, Error> {
-        let (engine, _turn) = self.engine().await;
-        on_engine!(engine, (dev, params) => Ok(sample.check(dev, params, batch, hooks, progress).await?))
+        let (dev, params, _turn) = self.engine().await;
+        Ok(sample.check(dev, params, batch, hooks, progress).await?)
     }
 
     /// Blocking form of [`Session::check_async`].
