@@ -5,7 +5,7 @@ use super::run::options;
 use super::{DeviceArg, Failure, ModelArgs, WeightsArg, size};
 use crate::bench::{self, Report, random};
 use crate::device::probe::Measured;
-use crate::device::{self, AnyDevice, Counters, DeviceInfo};
+use crate::device::{self, AnyDevice, Counters, Device, DeviceInfo};
 use crate::model::checkpoint::Checkpoint;
 use crate::session::{Error, Progress};
 use clap::Args;
