@@ -352,3 +352,62 @@ fn the_memory_of_one_block() {
     let e = pollster::block_on(session.gradients_async(&batch, &hooks, &target, way, None)).unwrap_err();
     assert!(e.to_string().contains("call it twice"), "{e}");
 }
+
+/// A linear function of logits is computed from the logits that it reads, whatever else is tapped: of one logit, its gradient is that
+/// of the metric. Seen red without these logits.
+#[test]
+fn a_linear_function_of_logits() {
+    for choice in DEVICES {
+        let session = session("untied_erf", choice);
+        let batch = session.model().batch(&[vec![1, 2, 3, 4], vec![5, 6]]).unwrap();
+        let questions = [3, 0].map(|position| Question { position, answer: 7, wrong: 7 });
+        let select = Select::all().positions(vec![vec![3], vec![0]]).dims([7]);
+        let dot = Target::Dot { site: Site::Unembed, select, by: vec![1.0, 1.0] };
+        for taps in [&["resid_pre.0"][..], &["resid_pre.0", "unembed.hook_out"]] {
+            let mut hooks = session.model().hooks();
+            for tap in taps {
+                hooks.tap(tap).unwrap();
+            }
+            hooks.at_positions(&[vec![0, 1], vec![1]]);
+            let run = |target: &Target| session.gradients(&batch, &hooks, target).unwrap();
+            let (of_dot, of_metric) = (run(&dot), run(&Target::Metric(Metric::Logit, questions.to_vec())));
+            let (got, want) =
+                (&of_dot.gradients["blocks.0.hook_resid_pre"], &of_metric.gradients["blocks.0.hook_resid_pre"]);
+            let largest = want.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+            assert!(largest > 0.0);
+            let near = |(a, b): (&f32, &f32)| (a - b).abs() <= ROUNDING as f32 * largest;
+            assert!(got.iter().zip(want).all(near), "{choice:?} {taps:?}");
+            assert!(
+                of_dot.target.iter().zip(&of_metric.target).all(|(a, b)| (a - b).abs() <= ROUNDING * b.abs().max(1.0))
+            );
+        }
+    }
+}
+
+/// Progress counts the blocks of both ways up to the total, also where only the first block is tapped, and stops the run. Seen red
+/// where the last blocks that are run again were not counted.
+#[test]
+fn progress_there_and_back() {
+    let session = Session::open("demo").unwrap();
+    let batch = session.model().batch(&[vec![1, 2, 3]]).unwrap();
+    let mut hooks = session.model().hooks();
+    hooks.tap("resid_pre.0").unwrap();
+    let target = Target::Metric(Metric::Loss, vec![Question { position: 2, answer: 0, wrong: 0 }]);
+    for recompute in [false, true] {
+        let way = Way { recompute, ..Way::default() };
+        let heard = std::cell::RefCell::new(Vec::new());
+        let run = |stop: Option<usize>| {
+            let told = |done: usize, of: usize| {
+                heard.borrow_mut().push((done, of));
+                if stop == Some(done) { std::ops::ControlFlow::Break(()) } else { std::ops::ControlFlow::Continue(()) }
+            };
+            pollster::block_on(session.gradients_async(&batch, &hooks, &target, way, Some(&told)))
+        };
+        run(None).unwrap();
+        let (all, total) = (heard.take(), (2 + usize::from(recompute)) * session.model().config().n_layer);
+        assert!(all.is_sorted() && all.iter().all(|(done, of)| *of == total && *done <= total), "{all:?}");
+        assert_eq!(all.last(), Some(&(total, total)), "{all:?}");
+        let stopped = run(Some(total - 2));
+        assert!(matches!(stopped, Err(actscope::Error::Cancelled)), "{stopped:?}");
+    }
+}

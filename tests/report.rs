@@ -678,6 +678,21 @@ fn a_sweep_as_a_page() {
     );
     assert_eq!(browser.eval("document.querySelector(\"[data-command='cell']\").hidden"), true);
     no_complaints(&mut browser);
+
+    // The loss is of all tokens, so a cell's command records the logits of all. Seen red with those of the last token only.
+    run_well(["ablate", "The cat sat", "--at", "z", "-q", "--device", "cpu", "-o", page]);
+    browser.open(Path::new(page));
+    browser.click("#shows input[value='values']");
+    let command = browser.text("[data-command='cell'] code");
+    let alone: Value = serde_json::from_str(&run_in_shell(&command, folder.path())).unwrap();
+    let ids: Vec<usize> = floats(&alone["input_ids"][0]).into_iter().map(|id| id as usize).collect();
+    let surprise = |n: usize| {
+        let logits = floats(&alone["hooks"]["unembed.hook_out"][0][n]);
+        logits.iter().map(|x| x.exp()).sum::<f64>().ln() - logits[ids[n + 1]]
+    };
+    let loss = (0..ids.len() - 1).map(surprise).sum::<f64>() / (ids.len() - 1) as f64;
+    assert_shown(&browser.text("#cell-values"), &loss.into(), &command);
+    no_complaints(&mut browser);
 }
 
 /// The page of a generated text shows its tokens, which of them the model wrote, and values of the run that wrote them.

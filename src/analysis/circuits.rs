@@ -456,6 +456,16 @@ mod tests {
         assert!((first.composed(&second.transposed()) - norm(&across) / norm(&a) / norm(&b)).abs() < 1e-12);
     }
 
+    /// A head whose weights are 0 composes with nothing. Seen red without the question whether there are norms to divide by.
+    #[test]
+    fn a_head_of_zeros() {
+        let (none, some) = (
+            Factors { a: Array2::zeros((9, 3)), b: Array2::zeros((9, 3)) },
+            Factors { a: made(9, 3, 1), b: made(9, 3, 2) },
+        );
+        assert_eq!([none.composed(&some), some.composed(&none), none.composed(&none)], [0.0; 3]);
+    }
+
     /// Seen red with the smallest entries in place of the largest.
     #[test]
     fn pairs_and_eigenvalues() {

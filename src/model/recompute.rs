@@ -55,7 +55,7 @@ pub(crate) async fn gradients<D: Device>(
 
     let mut seeds: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
     for layer in (first..=last).rev() {
-        let done = inner.len() + 2 * (last - layer);
+        let done = (last + 1 - first) + 2 * (last - layer);
         let told =
             |blocks: usize| progress.map_or(ControlFlow::Continue(()), |progress| progress(done + blocks.min(2)));
         let begin = Site::ResidPre(layer);
@@ -86,6 +86,9 @@ pub(crate) async fn gradients<D: Device>(
         let of = (texts.clone(), start);
         backward::gradients(dev, params, &own, of, objective, &mut values, &mut gradients, Some(&told)).await?;
         seeds = found;
+        if told(2).is_break() {
+            return Err(RunError::Cancelled);
+        }
     }
     Ok(())
 }
