@@ -122,12 +122,9 @@ impl Op {
     /// What the derivative reads.
     pub(super) fn derivative_reads(&self) -> Reads {
         let (tensors, result): (&[usize], bool) = match self {
-            Op::LayerNorm { .. }
-            | Op::LinearActivation { .. }
-            | Op::LinearOfNorm { .. }
-            | Op::Attention { .. }
-            | Op::AttentionScores { .. }
-            | Op::Activation { .. } => (&[0], false),
+            Op::LayerNorm { .. } | Op::Attention { .. } | Op::AttentionScores { .. } | Op::Activation { .. } => {
+                (&[0], false)
+            }
             Op::LayerNormScale { .. } => (&[0], true),
             Op::LayerNormNormalize {} => (&[1], true),
             Op::AttentionPattern {} => (&[], true),
@@ -142,7 +139,10 @@ impl Op {
             | Op::Unembed {}
             | Op::Likeliest {}
             | Op::GatherRows { .. }
-            | Op::Edit { .. }
+            | Op::Edit { .. } => (&[], false),
+            // These are never on a tape: it records fused products in steps, and only forward passes.
+            Op::LinearActivation { .. }
+            | Op::LinearOfNorm { .. }
             | Op::LayerNormGradient { .. }
             | Op::LayerNormScaleGradient {}
             | Op::LayerNormDivisorGradient {}
@@ -167,16 +167,15 @@ impl Op {
             | Op::LayerNormNormalize {}
             | Op::GainBias {}
             | Op::Linear {}
-            | Op::LinearActivation { .. }
             | Op::LinearAdd {}
-            | Op::LinearOfNorm { .. }
             | Op::LinearByHead { .. }
             | Op::SumHeads { .. }
             | Op::AttentionPattern {}
             | Op::Activation { .. }
             | Op::Add {}
             | Op::Unembed {} => true,
-            // The operations of gradients have no derivative here.
+            // Attention and gathering combine different rows, and the window of an edit counts all rows. The other
+            // operations have no derivative.
             _ => false,
         }
     }
@@ -202,19 +201,7 @@ impl<D: Device> Done<'_, D> {
             }
             Op::GainBias {} => vec![of(0, dev.gain(dy, &w[0]))],
             Op::Linear {} => vec![of(0, dev.unembed(dy, &w[0]))],
-            Op::LinearActivation { f } => {
-                let before = dev.linear(&x[0], &w[0], &w[1]);
-                vec![of(0, dev.unembed(&dev.activation_gradient(&before, dy, *f), &w[0]))]
-            }
             Op::LinearAdd {} => vec![of(0, dy.clone()), of(1, dev.unembed(dy, &w[0]))],
-            Op::LinearOfNorm { eps, f } => {
-                let before = f.map(|f| {
-                    let normed = dev.layer_norm(&x[0], &w[0], &w[1], *eps);
-                    dev.activation_gradient(&dev.linear(&normed, &w[2], &w[3]), dy, f)
-                });
-                let by_norm = dev.unembed(before.as_ref().unwrap_or(dy), &w[2]);
-                vec![of(0, dev.layer_norm_gradient(&x[0], &by_norm, &w[0], *eps))]
-            }
             Op::LinearByHead { n_head } => vec![of(0, dev.linear_by_head_gradient(dy, &w[0], *n_head))],
             Op::SumHeads { n_head } => vec![of(0, dev.repeat_heads(dy, *n_head))],
             Op::Attention { texts, heads } => {
@@ -266,7 +253,8 @@ impl<D: Device> Done<'_, D> {
                 // What is put in place of a value does not depend on it.
                 Change::Zero | Change::Replace(_) => of(0, dev.edit(dy, window.clone(), Change::Zero)),
             }],
-            // A tape records forward passes: gradients are computed on the device under it.
+            Op::LinearActivation { .. } | Op::LinearOfNorm { .. } => unreachable!("a tape records its steps"),
+            // A tape records forward passes only. Gradients are computed on the device that it wraps.
             Op::LayerNormGradient { .. }
             | Op::LayerNormScaleGradient {}
             | Op::LayerNormDivisorGradient {}
@@ -385,6 +373,10 @@ mod tests {
         (0..x.len()).map(|which| (0..x[which].values().len()).map(|place| slope(which, place)).collect()).collect()
     }
 
+    /// What a central difference may be off: STEP² / 6 times the third derivative, which is some 100 for LayerNorms of rows
+    /// with a small variance, so 2e-9. Rounding adds 1e-16 / STEP.
+    const WITHIN: f64 = 1e-8;
+
     /// Seen red: a LayerNorm whose divisor is held still is off by 0.3, and a pattern's gradient without its mean by 0.2.
     #[test]
     fn derivatives_are_central_differences() {
@@ -414,7 +406,7 @@ mod tests {
                         let hidden = matches!(op, Op::AttentionMix { .. }) && operand == 0 && !seen(i / 4, i % 4);
                         let expected = if hidden { 0.0 } else { *expected };
                         assert!(
-                            (got - expected).abs() <= 1e-7,
+                            (got - expected).abs() <= WITHIN,
                             "{op:?}: operand {operand}, {i}: {got}, not {expected}"
                         );
                     }
@@ -442,23 +434,6 @@ mod tests {
             let whole = [first, &vec![0.0; (rows - 2) * cols], last].concat();
             let of_some = gradients(&op, &x, &w, vec![0..1, rows - 1..rows], some.clone());
             assert_eq!(of_some, gradients(&op, &x, &w, vec![0..rows], Tensor::of([rows, cols], whole)), "{op:?}");
-        }
-    }
-
-    /// A tape splits the fused forms, whose own derivatives compute the product again.
-    #[test]
-    fn the_derivative_of_a_fused_product_is_that_of_its_steps() {
-        for (op, tensors, weights) in operations() {
-            if matches!(op, Op::LinearActivation { .. } | Op::LinearOfNorm { .. }) {
-                let mut numbers = Numbers(11);
-                let x: Vec<Tensor> = tensors.iter().map(|shape| numbers.tensor(*shape)).collect();
-                let w: Vec<Tensor> = weights.iter().map(|shape| numbers.tensor(*shape)).collect();
-                let dy = numbers.tensor(op.result_shape(&tensors, &weights));
-                let done = Done { op: &op, tensors: &x, weights: &w, result: None, dy: &dy };
-                let fused: Vec<_> = done.gradients(&Reference::default());
-                let steps = gradients(&op, &x, &w, vec![0..3], dy);
-                assert_eq!(fused[0].1.values.values(), steps[0], "{op:?}");
-            }
         }
     }
 
