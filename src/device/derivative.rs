@@ -1,23 +1,24 @@
-//! The derivative of every operation: from the gradient by its result, the gradients by its tensors. Weights have none.
-//! Owns which operations make a derivative and what of an operation they read; `tape.rs` decides when.
-//! Products need no operations of their own: the adjoint of `linear` is `unembed` with the same weight, and the adjoint of
+//! The derivative of every operation of the forward pass: it takes the gradient by the result and returns the gradients by the
+//! tensors. There are no gradients by weights. Owns which operations compute a derivative, and which operands and results of
+//! the forward pass they read. `tape.rs` keeps those and calls the derivatives.
+//! Derivatives of products need no operations of their own: that of `linear` is `unembed` with the same weight, and that of
 //! `unembed` is a `linear_by_head` of one head.
 //! Read next: `tape.rs`.
 
 use super::{Change, Device, Op, Operations, RowsOf};
 use std::ops::Range;
 
-/// A gradient by some rows of a tensor; it is zero in the others.
+/// A gradient by some rows of a tensor. In the other rows it is zero.
 #[derive(Clone, Debug)]
 pub(crate) struct Gradient<T> {
     /// The rows, ascending and not empty.
     pub rows: Vec<Range<usize>>,
-    /// One row for each of them.
+    /// One row for each of these rows.
     pub values: T,
 }
 
 impl<T: Clone> Gradient<T> {
-    /// By all of `n_rows` rows.
+    /// A gradient by all `n_rows` rows of a tensor.
     pub(super) fn all(n_rows: usize, values: T) -> Gradient<T> {
         Gradient { rows: vec![0..n_rows], values }
     }
@@ -52,7 +53,7 @@ impl<T: Clone> Gradient<T> {
         Gradient { rows: rows.to_vec(), values: dev.gather_rows(&[&self.values, &zeros], parts) }
     }
 
-    /// The sum of gradients by the same tensor. Its order is that of the list.
+    /// The sum of gradients by the same tensor, added in the order of the list. `None` for an empty list.
     pub(super) fn sum<D: Device<Tensor = T>>(dev: &D, list: Vec<Gradient<T>>) -> Option<Gradient<T>> {
         let mut sums: Vec<Gradient<T>> = Vec::new();
         for gradient in list {
@@ -97,22 +98,22 @@ fn union(ranges: impl Iterator<Item = Range<usize>>) -> Vec<Range<usize>> {
     joined
 }
 
-/// What the derivative of an operation reads beside its weights and the gradient by its result.
+/// What the derivative of an operation reads, in addition to the weights and the gradient by the result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reads {
-    /// Which of the operation's tensors, in order.
+    /// The indices of the tensors that it reads.
     pub(super) tensors: &'static [usize],
-    /// Its result.
+    /// True if it reads the operation's result.
     pub(super) result: bool,
 }
 
-/// An operation that was carried out, with what its derivative reads.
+/// An operation of the forward pass, with what its derivative reads.
 pub(super) struct Done<'a, D: Device> {
     pub(super) op: &'a Op,
-    /// Those of [`Reads::tensors`].
+    /// The tensors of [`Reads::tensors`].
     pub(super) tensors: &'a [D::Tensor],
     pub(super) weights: &'a [D::Weight],
-    /// Where [`Reads::result`] says so.
+    /// The result, if [`Reads::result`].
     pub(super) result: Option<&'a D::Tensor>,
     /// The gradient by the result.
     pub(super) dy: &'a D::Tensor,
@@ -182,14 +183,14 @@ impl Op {
 }
 
 impl<D: Device> Done<'_, D> {
-    /// The gradients by the operation's tensors, each with the tensor's place in the table. A tensor may have several, which
-    /// add up. Of an operation that [`Op::is_row_wise`], `tensors`, `result` and `dy` may be some rows of all.
+    /// The gradients by the operation's tensors, each with the tensor's index. A tensor may have several; their sum is its
+    /// gradient. For an operation that [`Op::is_row_wise`], `tensors`, `result` and `dy` may have only some of the rows.
     pub(super) fn gradients(&self, dev: &D) -> Vec<(usize, Gradient<D::Tensor>)> {
         let Done { op, tensors: x, weights: w, result, dy } = *self;
         let n_rows = dev.shape(dy)[0];
         let of = |operand, values| (operand, Gradient::all(n_rows, values));
         match op {
-            // A choice of a token has no gradient.
+            // Token ids are no tensor, and the choice of a token has no gradient.
             Op::Embed { .. } | Op::Likeliest {} => Vec::new(),
             Op::LayerNorm { eps } => vec![of(0, dev.layer_norm_gradient(&x[0], dy, &w[0], *eps))],
             Op::LayerNormScale { .. } => {
@@ -250,7 +251,7 @@ impl<D: Device> Done<'_, D> {
             Op::Edit { window, change } => vec![match change {
                 Change::Add(_) => of(0, dy.clone()),
                 Change::Scale(factor) => of(0, dev.edit(dy, window.clone(), Change::Scale(*factor))),
-                // What is put in place of a value does not depend on it.
+                // The new value does not depend on the value that it replaces.
                 Change::Zero | Change::Replace(_) => of(0, dev.edit(dy, window.clone(), Change::Zero)),
             }],
             Op::LinearActivation { .. } | Op::LinearOfNorm { .. } => unreachable!("a tape records its steps"),
