@@ -83,6 +83,13 @@ fn error(site: Site, got: ArrayViewD<'_, f32>, want: ArrayViewD<'_, f64>) -> f64
     (off / want.iter().map(|w| w * w).sum::<f64>().max(f64::MIN_POSITIVE)).sqrt()
 }
 
+/// True if the number that was differentiated is right. It is computed in f64 from a few f32 values of order 1, so it has
+/// their error: [`ROUNDING`], relative, or absolute where a number is small because its terms cancel. The worst seen is
+/// 0.3 of that.
+fn is_target(got: f64, want: f64) -> bool {
+    (got - want).abs() <= ROUNDING * want.abs().max(1.0)
+}
+
 /// The hooks whose gradients are further off than allowed.
 fn off(run: &Gradients, expected: &BTreeMap<String, ArrayD<f64>>, torch: &Value) -> Vec<String> {
     let mut off = Vec::new();
@@ -108,10 +115,7 @@ fn gradients_by_every_hook_are_those_of_pytorch() {
             assert_eq!(run.gradients.iter().count(), golden.expected.len(), "{name}: hooks");
             for (n, target) in golden.targets.as_array().unwrap().iter().enumerate() {
                 let (got, want) = (run.target[n], target.as_f64().unwrap());
-                assert!(
-                    (got - want).abs() <= 1e-5 * want.abs().max(1.0),
-                    "{name} on {choice:?}: {got}, expected {want}"
-                );
+                assert!(is_target(got, want), "{name} on {choice:?}: {got}, expected {want}");
             }
             let off = off(&run, &golden.expected, &golden.torch);
             all_off.extend(off.into_iter().map(|off| format!("{name} on {choice:?}: {off}")));
@@ -227,7 +231,7 @@ fn every_metric_and_edits_are_differentiated_through() {
             let name = format!("{} with {} on {choice:?}", case["metric"], case["edits"]);
             for (got, want) in run.target.iter().zip(case["target"].as_array().unwrap()) {
                 let want = want.as_f64().unwrap();
-                assert!((got - want).abs() <= 1e-5 * want.abs().max(1.0), "{name}: {got}, expected {want}");
+                assert!(is_target(*got, want), "{name}: {got}, expected {want}");
             }
             let expected = case["gradients"].as_object().unwrap().iter().map(|(hook, texts)| {
                 let site: Site = hook.parse().unwrap();

@@ -48,6 +48,7 @@ fn of_taps(lengths: &[usize], taps: Taps) -> Counters {
     counted(lengths, |checkpoint, batch| taps.hooks(checkpoint.config(), batch))
 }
 
+/// Seen red when barriers are counted as if no dispatch wrote its result: none wait.
 #[test]
 fn a_run_is_one_submit_where_little_is_tapped() {
     let none = of_taps(&[64], Taps::None);
@@ -57,11 +58,11 @@ fn a_run_is_one_submit_where_little_is_tapped() {
         command_buffers: 5,
         passes: 1,
         dispatches: embeddings_blocks_and_norm,
-        barriers: 0,
+        // Every dispatch reads what the one before it writes, but for the two lookups of embeddings, which read weights.
+        barriers: embeddings_blocks_and_norm - 2,
         copies: 1,
     };
-    assert_eq!(Counters { barriers: 0, ..none }, expected);
-    assert!(none.barriers < none.dispatches, "{none:?}");
+    assert_eq!(none, expected);
     let hidden_states = of_taps(&[64], Taps::HiddenStates);
     assert_eq!(hidden_states, Counters { copies: 13, ..none });
     // Several texts are one batch: no dispatch is for one of them alone.
@@ -71,22 +72,43 @@ fn a_run_is_one_submit_where_little_is_tapped() {
 /// Two LayerNorms, four products, one of which is split along k and joined, and attention.
 const DISPATCHES_OF_A_BLOCK: usize = 2 + 4 + 1 + 1;
 
+/// Four products, two of which begin with a LayerNorm, keys and values written to the cache, and attention.
+const DISPATCHES_OF_A_BLOCK_OF_A_STEP: usize = 4 + 1 + 1;
+
+/// A submit with dispatches and copies is five command buffers: two of its own, two for its one pass, and one for all
+/// copies. A run has a submit for each MiB that is staged, counted at the ends of blocks, and a last one. Seen red when
+/// copies run where they are recorded: each of them ends a pass.
 #[test]
 fn everything_tapped_takes_few_command_buffers() {
-    for lengths in [&[64][..], &[100, 5]] {
-        let everything = of_taps(lengths, Taps::Everything);
-        println!("{everything:?}");
-        assert!(everything.command_buffers <= 80, "{everything:?}");
-        assert!(everything.submits <= 16, "{everything:?}");
-    }
+    let passes_and_buffers = |counters: Counters| (counters.submits, counters.passes, counters.command_buffers);
+    assert_eq!(passes_and_buffers(of_taps(&[64], Taps::Everything)), (5, 5, 25));
+    assert_eq!(passes_and_buffers(of_taps(&[100, 5], Taps::Everything)), (7, 7, 35));
     // A budget of nothing: every block is a submit, and its taps are copied together.
     let block_by_block = counted(&[64], |checkpoint, batch| {
         let mut hooks = Taps::Everything.hooks(checkpoint.config(), batch);
         hooks.staging_budget = 0;
         hooks
     });
-    println!("{block_by_block:?}");
-    assert!(block_by_block.command_buffers <= 80 && block_by_block.submits >= 13, "{block_by_block:?}");
+    assert_eq!(passes_and_buffers(block_by_block), (13, 13, 65));
+}
+
+/// A selection of many row ranges needs one copy for each, but its tensor waits only once for them. So the dispatches
+/// before and after stay in one pass. Seen red when the tensor's bytes counted for each range: 64 times 4 MB is more than
+/// may wait.
+#[test]
+fn copies_of_many_row_ranges_end_no_pass() {
+    let gpu = gpu();
+    let x = gpu.upload([1024, 1024], vec![0.5; 1 << 20]);
+    gpu.submit();
+    gpu.counters();
+    let y = gpu.add(&x, &x);
+    let every_other = Window { rows: (0..64).map(|i| 2 * i..2 * i + 1).collect(), cols: vec![0..1024] };
+    let staged = gpu.copy_out(&y, &every_other);
+    let _z = gpu.add(&y, &y);
+    gpu.submit();
+    assert_eq!(pollster::block_on(gpu.read(staged)).unwrap(), vec![1.0; 64 * 1024]);
+    let counters = gpu.counters();
+    assert_eq!((counters.passes, counters.copies, counters.barriers), (1, 64, 1), "{counters:?}");
 }
 
 /// One token more: one submit, one pass, and nothing is read back but what a choice of the likeliest token needs.
@@ -116,5 +138,5 @@ fn a_token_of_generation_is_one_submit() {
     assert_eq!(pollster::block_on(gpu.read(staged)).unwrap().len(), 6);
     let of_logits = gpu.counters().dispatches;
     assert_eq!((counters.submits, counters.passes, counters.command_buffers), (1, 1, 5), "{counters:?}");
-    assert!(counters.dispatches + of_logits <= 80, "{counters:?} and {of_logits}");
+    assert_eq!((counters.dispatches, of_logits), (3 + 12 * DISPATCHES_OF_A_BLOCK_OF_A_STEP + 1, 2));
 }

@@ -1,7 +1,6 @@
-//! What devices learn about this machine and cache: the tile configuration (autotuned once per adapter, driver and
-//! version) and the pipelines that the driver compiled. Cached data is checked before use. The tests run on any
-//! adapter, and the tile configurations use the kernels of real GPUs. No test depends on which configuration is the
-//! fastest.
+//! What the gpu device stores about this machine: the tile configuration (autotuned once per adapter, driver and version)
+//! and the pipelines that the driver compiled. Stored data is checked before use. The tests run on any adapter, and the
+//! tile configurations use the kernels of real GPUs. No test depends on which configuration is the fastest.
 
 #[path = "common/binary.rs"]
 mod binary;
@@ -18,7 +17,7 @@ use std::time::Duration;
 #[derive(Default)]
 struct Counting {
     inner: Mutex<BTreeMap<String, Vec<u8>>>,
-    told: Mutex<usize>,
+    writes: Mutex<usize>,
 }
 
 impl Counting {
@@ -33,8 +32,8 @@ impl Counting {
         self.inner.lock().unwrap().insert(name.into(), value.into());
     }
 
-    fn told(&self) -> usize {
-        *self.told.lock().unwrap()
+    fn writes(&self) -> usize {
+        *self.writes.lock().unwrap()
     }
 }
 
@@ -45,7 +44,7 @@ impl DeviceCache for Counting {
 
     fn put(&self, name: &str, value: &[u8]) {
         self.set(name, value);
-        *self.told.lock().unwrap() += 1;
+        *self.writes.lock().unwrap() += 1;
     }
 }
 
@@ -57,46 +56,47 @@ fn open() -> Gpu {
 const PATIENT: Duration = Duration::from_secs(600);
 
 #[test]
-fn the_cut_is_found_out_once() {
-    let keep = Counting::default();
-    pollster::block_on(open().with_best_tiles(Some(&keep), Duration::ZERO)).unwrap();
-    assert_eq!(keep.told(), 0, "half a trial is none");
-    pollster::block_on(open().with_best_tiles(Some(&keep), PATIENT)).unwrap();
-    assert_eq!(keep.told(), 1);
-    let (name, first) = keep.only();
+fn tiles_are_measured_once() {
+    let cache = Counting::default();
+    pollster::block_on(open().with_best_tiles(Some(&cache), Duration::ZERO)).unwrap();
+    assert_eq!(cache.writes(), 0, "a measurement that was cut short is not stored");
+    pollster::block_on(open().with_best_tiles(Some(&cache), PATIENT)).unwrap();
+    assert_eq!(cache.writes(), 1);
+    let (name, first) = cache.only();
     assert!(name.contains(&open().info().name), "{name}");
-    pollster::block_on(open().with_best_tiles(Some(&keep), PATIENT)).unwrap();
-    assert_eq!(keep.told(), 1, "what is kept is taken");
+    pollster::block_on(open().with_best_tiles(Some(&cache), PATIENT)).unwrap();
+    assert_eq!(cache.writes(), 1, "a stored choice is used, not measured again");
 
-    keep.set(&name, b"999x1x1");
-    pollster::block_on(open().with_best_tiles(Some(&keep), PATIENT)).unwrap();
-    assert_eq!(keep.told(), 2, "what is no cut is not taken, and {first:?} was");
+    cache.set(&name, b"999x1x1");
+    pollster::block_on(open().with_best_tiles(Some(&cache), PATIENT)).unwrap();
+    assert_eq!(cache.writes(), 2, "a stored value that is no choice is replaced; the first was {first:?}");
 }
 
 /// One of the two configurations is the fastest. Without a check of its results it would be cached: red with `is_right`
 /// always true.
 #[test]
-fn a_cut_whose_products_are_wrong_is_not_taken() {
-    let kept = |mutant| {
+fn tiles_whose_products_are_wrong_are_not_chosen() {
+    let stored_with = |mutant| {
         mutants::inject(Some(mutant));
-        let keep = Counting::default();
-        pollster::block_on(open().with_best_tiles(Some(&keep), PATIENT)).unwrap();
+        let cache = Counting::default();
+        pollster::block_on(open().with_best_tiles(Some(&cache), PATIENT)).unwrap();
         mutants::inject(None);
-        let kept = String::from_utf8(keep.only().1).unwrap();
-        let (choices, speed) = kept.split_once("; GFLOP/s: ").expect("the speed of large products");
-        assert!(speed.parse::<f64>().unwrap() > 0.0, "{kept}");
+        let stored = String::from_utf8(cache.only().1).unwrap();
+        let (choices, speed) = stored.split_once("; GFLOP/s: ").expect("the speed of large products");
+        assert!(speed.parse::<f64>().unwrap() > 0.0, "{stored}");
         choices.to_string()
     };
     let [in_default, in_others] = &mutants::OF_TILES;
-    assert!(!kept(in_default).contains("16x16x4x1"), "{}", kept(in_default));
+    let others = stored_with(in_default);
+    assert!(!others.contains("16x16x4x1"), "{others}");
     // The configuration with matrices has its own kernel, into which no fault was injected.
-    let right = kept(in_others);
+    let right = stored_with(in_others);
     assert!(right.split(' ').all(|one| one.starts_with("16x16x4x1/") || one.contains('m')), "{right}");
 }
 
 /// A software adapter is not autotuned: it has other kernels.
 #[test]
-fn programs_are_not_tried() {
+fn software_adapters_are_not_autotuned() {
     let gpu = pollster::block_on(open().autotuned(Some(&Counting::default()))).unwrap();
     assert_eq!(gpu.kernels_run().is_empty(), gpu.info().software);
 }
@@ -107,8 +107,8 @@ fn hands_out_pipelines() -> bool {
 }
 
 /// Runs one or two operations on a device that caches its pipelines, drops the device, and returns the results.
-fn with_pipelines(keep: &Arc<Counting>, twice: bool) -> Vec<f32> {
-    let dev = pollster::block_on(open().with_cached_pipelines(keep.clone()));
+fn with_pipelines(cache: &Arc<Counting>, twice: bool) -> Vec<f32> {
+    let dev = pollster::block_on(open().with_cached_pipelines(cache.clone()));
     let x = dev.upload([3, 4], (0..12).map(|i| 0.37 * i as f32).collect());
     let x = dev.edit(&x, Window::all([3, 4]), Change::Scale(1.0));
     let y = if twice { dev.add(&x, &x) } else { x };
@@ -118,50 +118,50 @@ fn with_pipelines(keep: &Arc<Counting>, twice: bool) -> Vec<f32> {
 }
 
 #[test]
-fn pipelines_are_kept_once_and_the_numbers_stay() {
-    let keep = Arc::new(Counting::default());
-    drop(pollster::block_on(open().with_cached_pipelines(keep.clone())));
-    assert_eq!(keep.told(), 0, "nothing was compiled");
-    let numbers = with_pipelines(&keep, true);
-    assert_eq!(keep.told(), usize::from(hands_out_pipelines()));
+fn pipelines_are_stored_once_and_change_no_value() {
+    let cache = Arc::new(Counting::default());
+    drop(pollster::block_on(open().with_cached_pipelines(cache.clone())));
+    assert_eq!(cache.writes(), 0, "nothing was compiled");
+    let numbers = with_pipelines(&cache, true);
+    assert_eq!(cache.writes(), usize::from(hands_out_pipelines()));
     if !hands_out_pipelines() {
         return;
     }
-    let (name, whole) = keep.only();
-    assert_eq!(with_pipelines(&keep, true), numbers);
-    assert_eq!(keep.told(), 1, "all was there");
-    with_pipelines(&keep, false);
-    assert_eq!(keep.told(), 1, "what was not needed this time stays");
+    let (name, whole) = cache.only();
+    assert_eq!(with_pipelines(&cache, true), numbers);
+    assert_eq!(cache.writes(), 1, "no new pipeline, nothing to store");
+    with_pipelines(&cache, false);
+    assert_eq!(cache.writes(), 1, "pipelines that this run did not need stay stored");
 
     let middle = whole.len() / 2;
     let flipped: Vec<u8> = whole.iter().enumerate().map(|(i, byte)| byte ^ u8::from(i == middle)).collect();
     let another_sum: Vec<u8> = whole.iter().enumerate().map(|(i, byte)| byte ^ u8::from(i == 8)).collect();
     for (n, broken) in [&whole[..middle], b"", b"{}", &flipped, &another_sum].into_iter().enumerate() {
-        keep.set(&name, broken);
-        assert_eq!(with_pipelines(&keep, true), numbers);
-        assert_eq!(keep.told(), 2 + n, "what is broken is replaced");
-        assert_eq!(keep.only().1.len(), whole.len());
+        cache.set(&name, broken);
+        assert_eq!(with_pipelines(&cache, true), numbers);
+        assert_eq!(cache.writes(), 2 + n, "a damaged value is replaced");
+        assert_eq!(cache.only().1.len(), whole.len());
     }
 }
 
 /// A device that was lost to a driver reset caches nothing and reports no further error.
 #[test]
-fn a_lost_device_keeps_nothing() {
-    let keep = Arc::new(Counting::default());
-    let dev = pollster::block_on(open().with_cached_pipelines(keep.clone()));
+fn a_lost_device_stores_nothing() {
+    let cache = Arc::new(Counting::default());
+    let dev = pollster::block_on(open().with_cached_pipelines(cache.clone()));
     let x = dev.upload([1, 1], vec![1.0]);
     dev.add(&x, &x);
     dev.submit();
     pollster::block_on(dev.settle(0)).unwrap();
     dev.destroy();
     drop(dev);
-    assert_eq!(keep.told(), 0);
+    assert_eq!(cache.writes(), 0);
 }
 
 /// What the whole program caches, and where. Only on Linux can a test set the user's cache folder.
 #[cfg(target_os = "linux")]
 #[test]
-fn the_program_keeps_pipelines_in_the_users_cache_folder() {
+fn the_program_stores_pipelines_in_the_users_cache_folder() {
     let cache = tempfile::tempdir().unwrap();
     let folder = cache.path().join("actscope");
     let run = |tuning: Option<&str>| {
@@ -175,12 +175,12 @@ fn the_program_keeps_pipelines_in_the_users_cache_folder() {
         assert_eq!(output.status.code(), Some(0), "{}", binary::stderr(&output));
         binary::stdout(&output)
     };
-    let kept = || -> Vec<String> { if folder.exists() { binary::names_in(&folder) } else { Vec::new() } };
+    let stored = || -> Vec<String> { if folder.exists() { binary::names_in(&folder) } else { Vec::new() } };
     let numbers = run(Some("off"));
-    assert_eq!(kept(), Vec::<String>::new(), "off is off");
+    assert_eq!(stored(), Vec::<String>::new(), "with `off` nothing is stored");
 
     assert_eq!(run(None), numbers);
-    let pipelines: Vec<_> = kept().into_iter().filter(|name| name.starts_with("pipelines")).collect();
+    let pipelines: Vec<_> = stored().into_iter().filter(|name| name.starts_with("pipelines")).collect();
     assert_eq!(pipelines.len(), usize::from(hands_out_pipelines()), "{pipelines:?}");
     for name in pipelines {
         let file = folder.join(name);
@@ -188,27 +188,27 @@ fn the_program_keeps_pipelines_in_the_users_cache_folder() {
         std::fs::write(&file, &whole[..whole.len() - 1]).unwrap();
         assert_eq!(run(None), numbers);
         // Not equal: NVIDIA's driver writes more the second time.
-        assert!(std::fs::read(&file).unwrap().len() >= whole.len(), "what was cut off is whole again");
+        assert!(std::fs::read(&file).unwrap().len() >= whole.len(), "a truncated file is replaced");
     }
 }
 
 #[test]
-fn what_is_kept_lasts_and_what_cannot_be_kept_is_let_go() {
+fn the_cache_folder_stores_values_and_ignores_failures() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("deeper").join("actscope");
-    let keep = CacheFolder::at(&path);
-    assert_eq!(keep.get("a"), None);
-    keep.put("a", b"1");
-    keep.put("b", b"2");
-    keep.put("a/b", b"3");
-    keep.put("a_b", b"4");
-    keep.put(&"../".repeat(200), b"5");
+    let cache = CacheFolder::at(&path);
+    assert_eq!(cache.get("a"), None);
+    cache.put("a", b"1");
+    cache.put("b", b"2");
+    cache.put("a/b", b"3");
+    cache.put("a_b", b"4");
+    cache.put(&"../".repeat(200), b"5");
     let again = CacheFolder::at(&path);
     let got = ["a", "b", "a/b", "a_b", &"../".repeat(200)].map(|name| again.get(name));
     assert_eq!(got, [b"1", b"2", b"3", b"4", b"5"].map(|value| Some(value.to_vec())));
-    keep.put("a", b"6");
+    cache.put("a", b"6");
     assert_eq!(again.get("a"), Some(b"6".to_vec()));
-    assert_eq!(binary::names_in(&path).len(), 5, "one file each, and nothing half-written");
+    assert_eq!(binary::names_in(&path).len(), 5, "one file for each value, and no unfinished file");
 
     // A folder cannot be created below a file.
     let nowhere = CacheFolder::at(path.join(&binary::names_in(&path)[0]));

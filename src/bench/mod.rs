@@ -1,7 +1,7 @@
-//! Measures the speed of a device, and compares it with the limits of the device. Owns the measurements of the command
-//! `actscope bench` and of the files in `benches/`: the limits, the expensive operations (`operations.rs`), whole runs
-//! (`forward.rs`) and generation (`generate.rs`). Each has a time budget (`time.rs`), so that slow devices finish too.
-//! Rows that do not fit the budget are listed in the report. Prints nothing.
+//! The measurements of `actscope bench`: how fast a device is, and how close that is to its limits. Owns the limits, and
+//! the order of the rest: the expensive operations (`operations.rs`), whole runs (`forward.rs`) and generation
+//! (`generate.rs`), by default on a model with random weights (`random.rs`). Each of these three has a time budget
+//! (`time.rs`), so that slow devices finish too. Rows that do not fit it are listed in the report. Prints nothing.
 //! Read next: `operations.rs`.
 
 pub mod forward;

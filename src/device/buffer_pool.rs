@@ -1,42 +1,43 @@
-//! Memory for values on the host: those of captures and of the `cpu` device. Vectors that are no longer used wait here for
-//! the next value of about the same size, since touching fresh pages costs more than writing the values: without this, a run
-//! with many taps would spend most of its time in the kernel.
-//! Owns that memory. A device has one pool, and dropping the device and its captures frees it.
+//! Host memory for the values of captures and of the `cpu` device. Owns a pool of vectors that are no longer used, for the next
+//! value of about the same size. The reason is page faults: the system zeroes a page when it is first written, which takes
+//! longer than writing the values. Without the pool, a run with many taps would spend most of its time in the system.
+//! A device has one pool, which is freed with the device and its captures.
 
 use std::sync::{Mutex, PoisonError};
 
-/// Elements that are kept at most: 256 MB.
+/// The most elements that the pool keeps for itself: 256 MB.
 const KEPT: usize = 64 << 20;
 
-/// Elements that are kept besides, in pages that the system may take back while they wait: 3 GB, which is every activation of
-/// one text of 1,024 tokens in gpt2.
+/// The most elements that it keeps besides those, in pages that the system may take while they are unused: 3 GB, which is
+/// every activation of one text of 1,024 tokens in gpt2.
 const LENT: usize = 768 << 20;
 
-/// Both together.
+/// The most elements altogether. Only on Linux can pages be lent to the system.
 const MOST: usize = KEPT + if cfg!(target_os = "linux") { LENT } else { 0 };
 
-/// A vector with fewer elements is not worth keeping: the allocator is as fast.
+/// Vectors with fewer elements are not kept, because the allocator is as fast as the pool.
 const WORTH_KEEPING: usize = 16 << 10;
 
-/// Vectors that wait to be used again; the one that was given back last is at the end.
+/// The unused vectors, in the order in which they were given back.
 #[derive(Debug, Default)]
 pub struct BufferPool(Mutex<Vec<Kept>>);
 
 #[derive(Debug)]
 struct Kept {
     vector: Vec<f32>,
+    /// True if the system may take its pages.
     lent: bool,
 }
 
 impl BufferPool {
-    /// `len` elements with any values.
+    /// A vector of `len` elements with arbitrary values.
     pub fn vector(&self, len: usize) -> Vec<f32> {
         let mut vector = self.kept(len).unwrap_or_else(|| vec![0.0; len]);
         vector.resize(len, 0.0);
         vector
     }
 
-    /// `len` zeros.
+    /// A vector of `len` zeros.
     pub fn zeros(&self, len: usize) -> Vec<f32> {
         let again = |mut vector: Vec<f32>| {
             vector.clear();
@@ -46,7 +47,7 @@ impl BufferPool {
         self.kept(len).map_or_else(|| vec![0.0; len], again)
     }
 
-    /// Of the vectors that are large enough and not much larger, the one that was given back last.
+    /// Takes an unused vector that is large enough, but not much larger: the one that was given back last.
     fn kept(&self, len: usize) -> Option<Vec<f32>> {
         if len < WORTH_KEEPING {
             return None;
@@ -56,14 +57,15 @@ impl BufferPool {
         Some(free.remove(fitting).vector)
     }
 
-    /// Takes back memory that is no longer used.
+    /// Puts a vector that is no longer used into the pool, or frees it if the pool does not keep vectors of its size.
     pub fn give_back(&self, vector: Vec<f32>) {
         if !(WORTH_KEEPING..=MOST).contains(&vector.capacity()) {
             return;
         }
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         free.push(Kept { vector, lent: false });
-        // What has waited longest is lent to the system, and what has waited longer still is freed.
+        // From the last vector to the first: beyond KEPT elements, vectors are lent to the system. Beyond MOST, or where
+        // lending fails, they are freed.
         let (mut all, mut stay) = (0, free.len());
         for (i, kept) in free.iter_mut().enumerate().rev() {
             all += kept.vector.capacity();
@@ -78,14 +80,14 @@ impl BufferPool {
             }
             stay = i;
         }
-        let gone: Vec<_> = free.drain(..stay).collect();
-        // Freeing large vectors takes the system a while: other threads need not wait for it.
+        let freed: Vec<_> = free.drain(..stay).collect();
+        // Frees them after the lock, because the system takes a while to free large vectors.
         drop(free);
-        drop(gone);
+        drop(freed);
     }
 }
 
-/// What the system is told about the pages of a vector.
+/// Lends the pages of a vector to the system.
 #[cfg(target_os = "linux")]
 mod pages {
     use rustix::mm::{Advice, madvise};

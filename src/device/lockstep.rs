@@ -1,15 +1,15 @@
-//! Two devices side by side: the device under test and the reference. After every operation their results are compared, so
-//! that the first operation that goes wrong is named, and every other one too. Owns the comparison of single operations, and
-//! which part of the model an operation belongs to.
+//! Two devices side by side: the device under test and the reference. Both run every operation, and the results are compared,
+//! so that each operation with a mismatch can be named, and where in the model it is. Owns that comparison.
 //!
-//! Both sides always get the same inputs: the reference's values, rounded to f32, flow on, on both sides. A difference is
-//! therefore the operation's own. If each side were fed its own values, errors would pile up until no bound could tell a
-//! fault from rounding, and after the first fault everything would be wrong. (If the values of the device under test flowed
-//! on, every operation would have to wait for the host to read them; the reference's are on the host already.) The price:
-//! values that go bad *between* operations are repaired here. `verify` sees those in whole runs, which repair nothing.
+//! Both devices always get the same inputs: the reference's results, rounded to f32, are the inputs of the next operation on
+//! both. So a mismatch comes from one operation alone. If each device went on with its own results, errors would accumulate
+//! until no bound could tell a fault from rounding, and after the first fault every later result would be wrong. (The
+//! results of the device under test would do as common inputs too, but then every operation would have to wait until the
+//! host has read them. The reference's are on the host.) The drawback: a value that changes *between* two operations, in
+//! memory, is replaced by the right one, so lockstep does not see it. `verify` finds such faults in whole runs.
 //!
-//! How large a mismatch is too large is a question of backward error. The reference computes each operation twice: once more
-//! with every input moved by its last bit. What that changes is an error that every f32 device may have.
+//! The bound of a mismatch follows from backward error. The reference runs each operation a second time, with every input
+//! moved by one unit in its last place. The change of the result is an error that every f32 device may have.
 //! Read next: `../verify/lockstep.rs`, which drives it.
 
 use super::buffer_pool::BufferPool;
@@ -21,11 +21,12 @@ use super::{
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// How many times the change that a last bit in every input makes a result may be off, beside `ROUNDING`. A sum of k
-/// products, added up one by one in f32, is off by about sqrt(k) / 3 of that change: 18 for gpt2's longest, k = 3,072.
+/// A result may be off by this many times the change that it gets when every input moves by one unit in its last place, in
+/// addition to `ROUNDING`. The error of a sum of k products that are added one by one in f32 is about sqrt(k) / 3 times
+/// that change: 18 times for the longest sums of gpt2, k = 3,072.
 pub const LAST_BITS: f64 = 32.0;
 
-/// The part of its own norm by which a row may be off whatever its inputs are: the numeric policy's bound.
+/// A row may be off by this part of its norm, whatever its inputs are: the bound of the numeric policy.
 const ROUNDING: f64 = 4e-6;
 
 /// What was compared: an operation, or the copy of values to the host, which is compared like one.
@@ -47,27 +48,27 @@ impl StepKind {
     }
 }
 
-/// One operation that was carried out on both sides.
+/// One operation that both devices ran.
 #[derive(Clone, Debug)]
 pub struct Step {
     /// The operation.
     pub kind: StepKind,
-    /// Shapes of what went in and came out.
+    /// The shapes of the operands and of the result.
     pub shape: String,
-    /// The part of the model: that of the last weight that went into any operation before, and for the steps of a LayerNorm
-    /// that of the weight after them.
+    /// The part of the model that the operation belongs to. Operations without a weight belong to the part of the last weight
+    /// that an operation took before, except the steps of a LayerNorm, which belong to the part of the next weight.
     pub part: Part,
-    /// The name of that weight; none before the first.
+    /// The name of that weight. `None` before the first.
     pub weight: Option<String>,
-    /// The row that was furthest off.
+    /// The row with the largest mismatch.
     pub row: usize,
-    /// How far off, in the norm of that row. Infinite where a NaN or infinity came out.
+    /// The relative error of that row, in norms. Infinite if the row has a NaN or an infinity that is not expected.
     pub error: f64,
-    /// `error` as a share of what is allowed; above 1 is a mismatch.
+    /// The error divided by its bound. More than 1 is a mismatch.
     pub share: f64,
 }
 
-/// The device. Runs a forward pass as any other does; what is read from it are the reference's values.
+/// The pair as a device. A forward pass runs on it as on any other, and reads the reference's values from it.
 #[derive(Debug)]
 pub struct Lockstep<'a, D: Device> {
     device: &'a D,
@@ -78,21 +79,21 @@ pub struct Lockstep<'a, D: Device> {
 
 #[derive(Debug)]
 struct Steps<D: Device> {
-    /// The part and the name of the last weight that went into an operation.
+    /// The part and the name of the last weight that an operation took.
     part: Part,
     weight: Option<String>,
     pending: Vec<Pending<D>>,
     compared: Vec<Step>,
 }
 
-/// A value on both sides.
+/// A value on both devices.
 #[derive(Clone, Debug)]
 pub struct Both<A, B> {
     device: A,
     reference: B,
 }
 
-/// A weight on both sides.
+/// A weight on both devices.
 #[derive(Clone, Debug)]
 pub struct Weight<A> {
     part: Part,
@@ -118,7 +119,7 @@ impl<D: Device> std::fmt::Debug for Pending<D> {
 type Tensor<D> = Both<<D as Device>::Tensor, reference::Tensor>;
 
 impl<'a, D: Device> Lockstep<'a, D> {
-    /// Puts a device under test.
+    /// Pairs a device under test with the reference.
     pub fn new(device: &'a D) -> Lockstep<'a, D> {
         let steps = Steps { part: Part::Embedding, weight: None, pending: Vec::new(), compared: Vec::new() };
         Lockstep { device, reference: Reference::default(), steps: Mutex::new(steps), moves: AtomicU64::new(0) }
@@ -136,7 +137,7 @@ impl<'a, D: Device> Lockstep<'a, D> {
         self.device.submit();
         self.compare().await?;
         let mut steps = std::mem::take(&mut self.steps().compared);
-        // The steps of a LayerNorm come before the weight that tells whose it is, and a copy belongs to what it is of.
+        // The steps of a LayerNorm belong to the next weight, and a copy belongs to the operation whose result it copies.
         let mut after = (Part::Head, None);
         for step in steps.iter_mut().rev() {
             match step.kind {
@@ -184,11 +185,12 @@ impl<'a, D: Device> Lockstep<'a, D> {
     }
 }
 
-/// How far a row is off, in its norm, and as a share of what is allowed.
+/// The relative error of a row, in norms, and that error divided by its bound.
 fn mismatch(got: &[f32], expected: &[f32], moved: &[f32]) -> (f64, f64) {
     let (mut off, mut size, mut by_last_bit) = (0.0, 0.0, 0.0);
     for ((g, t), m) in got.iter().zip(expected).zip(moved) {
-        // A masked score is a mark, not a number; and where the expected value is NaN or infinite, the result must be so too.
+        // A masked score stands for minus infinity. Where the expected value is masked, NaN or infinite, the result must be
+        // the same.
         let is_mark = *t == MASKED || !t.is_finite();
         if is_mark && (g == t || g.is_nan() && t.is_nan()) {
             continue;
@@ -199,11 +201,11 @@ fn mismatch(got: &[f32], expected: &[f32], moved: &[f32]) -> (f64, f64) {
         let (g, t, m) = (f64::from(*g), f64::from(*t), f64::from(*m));
         off += (g - t) * (g - t);
         size += t * t;
-        // Inputs at the edge of f32 may leave it when they are moved.
+        // An input that is almost the largest f32 may become infinite when it is moved. Such a change counts as none.
         by_last_bit += if m.is_finite() { (m - t) * (m - t) } else { 0.0 };
     }
     let (off, size, by_last_bit) = (off.sqrt(), size.sqrt(), by_last_bit.sqrt());
-    // Devices may take numbers below the smallest normal one for zero.
+    // A device may treat subnormal numbers as zero.
     let subnormal = f64::from(f32::MIN_POSITIVE) * (got.len() as f64).sqrt();
     let share = off / (ROUNDING * size + LAST_BITS * by_last_bit + subnormal);
     (if off == 0.0 { 0.0 } else { off / size }, share)
@@ -321,7 +323,7 @@ impl<D: Device> Device for Lockstep<'_, D> {
     }
 
     async fn settle(&self, running: usize) -> Result<(), DeviceError> {
-        // Everything pending was staged before the submit that a block boundary begins with.
+        // A block boundary submits before it settles, so everything pending is submitted.
         self.compare().await?;
         self.device.settle(running).await
     }

@@ -1,24 +1,24 @@
-//! The operations that the forward pass is made of. Each is described once, in the table at the end of this file: its name,
-//! its parameters, what it takes and the shape of what comes out. From the table follow the enum [`Op`], its names and
-//! shapes, and the trait [`Operations`], which the forward pass calls. A backend carries an operation out in its
-//! [`Device::run`], one `match` over [`Op`], so an operation that a backend lacks does not compile.
+//! The operations of the forward pass and of gradients. Each is described once, in a row of the table at the end of this
+//! file: its name, its parameters, its operands and the shape of its result. Macros make from the table the enum [`Op`],
+//! its names and shapes, and the trait [`Operations`], whose methods the forward pass calls. Every method calls
+//! [`Device::run`]. In a backend that is one `match` over [`Op`], so an operation that a backend lacks does not compile.
 //! Read next: `reference.rs`, where each operation is a plain loop; `lockstep.rs`, a device made of two.
 
 use super::{Activation, Change, Device, Heads, Window};
 use std::ops::Range;
 
-/// What one operation works on. All of it belongs to the device that runs the operation.
+/// The operands of one operation. All of them belong to the device that runs it.
 pub struct Operands<'a, D: Device + ?Sized> {
     /// The tensors, in the order of the table.
     pub tensors: &'a [&'a D::Tensor],
     /// The weights, in the order of the table.
     pub weights: &'a [&'a D::Weight],
-    /// Where the keys and values of attention come from; `None` where they are columns of the same tensor as the queries.
+    /// The cache that holds the keys and values of attention. `None` if they are columns of the same tensor as the queries.
     pub cache: Option<&'a D::Cache>,
 }
 
 impl<'a, D: Device + ?Sized> Operands<'a, D> {
-    /// Tensors and weights, no cache.
+    /// Tensors and weights, without a cache.
     pub fn new(tensors: &'a [&'a D::Tensor], weights: &'a [&'a D::Weight]) -> Operands<'a, D> {
         Operands { tensors, weights, cache: None }
     }
@@ -38,14 +38,14 @@ impl<D: Device + ?Sized> std::fmt::Debug for Operands<'_, D> {
     }
 }
 
-/// What happens to a sum of products before it is stored.
+/// What a product does with each of its sums before it stores it.
 #[derive(Debug)]
 pub(crate) enum Epilogue<'a, T> {
-    /// Nothing more.
+    /// Nothing.
     None,
-    /// The activation function.
+    /// Applies an activation function.
     Activation(Activation),
-    /// A tensor of the same shape is added.
+    /// Adds a tensor of the same shape.
     Add(&'a T),
 }
 
@@ -57,21 +57,21 @@ impl<T> Clone for Epilogue<'_, T> {
 
 impl<T> Copy for Epilogue<'_, T> {}
 
-/// The queries of one text: which rows of the tensor they are, and which text of a cache holds their keys and values. The
-/// queries are the last positions of that text: with `n` keys, query `i` of `m` has position `n - m + i` and sees the keys
-/// up to that position. Without a cache there are as many keys as queries.
+/// The queries of one text: the rows of the tensor that hold them, and the text of a cache that holds their keys and
+/// values. The queries are the last positions of that text. With `n` keys, query `i` of `m` has position `n - m + i` and
+/// sees the keys up to that position. Without a cache there are as many keys as queries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Queries {
     /// Rows of the tensor [T, 3D].
     pub rows: Range<usize>,
-    /// Which text of the cache; ignored without one.
+    /// The number of the text in the cache. Ignored without a cache.
     pub text: usize,
     /// Number of keys.
     pub n_keys: usize,
 }
 
 impl Queries {
-    /// The rows of a text that is run whole: as many keys as queries.
+    /// The rows of a text that runs whole, so that it has as many keys as queries.
     pub fn whole(rows: Range<usize>) -> Queries {
         Queries { n_keys: rows.len(), rows, text: 0 }
     }
@@ -82,13 +82,13 @@ impl Queries {
     }
 }
 
-/// Columns of logits that [`Op::Likeliest`] summarises together.
+/// The number of columns of logits that [`Op::Likeliest`] summarises together.
 pub const LOGITS_CHUNK: usize = 1024;
 
-/// Rows that are gathered: from which of the tensors, and which.
+/// Rows to gather: the number of the tensor, and its rows.
 pub type RowsOf = (usize, Range<usize>);
 
-/// Binds the names of a row's operands to a slice of them.
+/// Binds the names of the operands in a row of the table to the elements of a slice.
 macro_rules! bind {
     ($name:expr, $slice:expr, [$($operand:ident),*]) => {
         let &[$($operand),*] = $slice else { panic!("{} takes {} operands, not {}", $name, (&[$(stringify!($operand)),*] as &[&str]).len(), $slice.len()) };
@@ -98,7 +98,7 @@ macro_rules! bind {
     };
 }
 
-/// Writes the method of [`Operations`] that carries out a row of the table.
+/// Makes the method of [`Operations`] for a row of the table.
 macro_rules! method {
     ($(#[$doc:meta])* $variant:ident $method:ident [$($tensor:ident),*] [$($weight:ident),*] {$($field:ident: $type:ty),*} cache) => {
         $(#[$doc])*
@@ -133,7 +133,7 @@ macro_rules! operations {
             /// Every operation, in the order of the table.
             pub const ALL: &[OpKind] = &[$(OpKind::$variant),*];
 
-            /// Its name in messages, which is the name of its method and the stem of its kernel's file.
+            /// The name in messages, which is the name of the method. Kernels are named after it too.
             pub fn name(self) -> &'static str {
                 match self { $(OpKind::$variant => stringify!($method)),* }
             }
@@ -148,14 +148,14 @@ macro_rules! operations {
             /// The shape of the result, from the shapes of the tensors and of the weights.
             ///
             /// # Panics
-            /// When it is given another number of operands than it takes.
+            /// If the number of operands is not that of the table.
             #[allow(unused_variables, reason = "most shapes need only some of the operands")]
             pub fn result_shape(&self, tensors: &[[usize; 2]], weights: &[[usize; 2]]) -> [usize; 2] {
                 operations!(@shapes self, tensors, weights, $($variant $method $tensors $weights $fields => $shape;)*)
             }
         }
 
-        /// The operations as methods. Each hands an [`Op`] to [`Device::run`].
+        /// The operations as methods. Each calls [`Device::run`] with its [`Op`].
         #[allow(clippy::too_many_arguments, reason = "one for each operand and parameter of a row")]
         pub trait Operations: Device {
             $(method! { $(#[$doc])* $variant $method $tensors $weights $fields $($cache)? })*
@@ -164,7 +164,7 @@ macro_rules! operations {
         impl<D: Device + ?Sized> Operations for D {}
     };
     (@enum $($(#[$doc:meta])* $variant:ident {$($field:ident: $type:ty),*})*) => {
-        /// One operation with its parameters: everything that it is told besides its operands.
+        /// One operation with its parameters, which are all its inputs except the operands.
         #[derive(Clone, Debug, PartialEq)]
         #[allow(missing_docs, reason = "the operation's documentation names its parameters")]
         pub enum Op { $($(#[$doc])* $variant { $($field: $type),* }),* }
@@ -180,8 +180,9 @@ macro_rules! operations {
     };
 }
 
-// One row an operation: documentation, variant, method, [tensors], [weights], {parameters}, `cache` where keys and values may
-// come from one, => shape of the result. Within the shape, an operand's name stands for its shape [rows, cols].
+// Each row is one operation: documentation, variant of `Op`, method, [tensors], [weights], {parameters}, the word `cache` if keys
+// and values may come from one, and after `=>` the shape of the result. In that shape, the name of an operand stands for the
+// operand's shape [rows, cols].
 operations! {
     /// `y[t] = table[ids[t]]`: table [N, D] -> [T, D].
     Embed embed [] [table] {ids: Vec<u32>} => [ids.len(), table[1]];
@@ -217,8 +218,8 @@ operations! {
     /// The parts of `linear_by_head` added up, plus bias: [T, H N] -> [T, N].
     SumHeads sum_heads [parts] [bias] {n_head: usize} => [parts[0], bias[1]];
 
-    /// Causal softmax attention of every text: qkv [T, 3D] -> z [T, D]. The pattern is never stored. Rows that belong to no
-    /// text come out as anything.
+    /// Causal softmax attention of every text: qkv [T, 3D] -> z [T, D]. The pattern is never stored. Rows of z that belong to
+    /// no text have arbitrary values.
     Attention attention [qkv] [] {texts: Vec<Queries>, heads: Heads} cache => [qkv[0], qkv[1] / 3];
 
     /// `scale * q . k` of one text of Q queries and K keys, [`super::MASKED`] where the key comes after the query:
@@ -240,19 +241,20 @@ operations! {
     /// `x . tableᵀ`: x [T, D], table [V, D] -> [T, V].
     Unembed unembed [x] [table] {} => [x[0], table[0]];
 
-    /// What a choice of the likeliest token needs of logits [T, V]. Every [`LOGITS_CHUNK`] columns become three: the
-    /// largest value, its column (of equals the first), and the sum of `e^(value - largest)`. A value below
-    /// [`super::MASKED`] counts as that. The sum is NaN if a value is NaN or positive infinity.
+    /// Summarises logits [T, V] for the choice of the likeliest token. Every [`LOGITS_CHUNK`] columns become three: the
+    /// largest value, its column (the first of equal ones), and the sum of `e^(value - largest)`. A value below
+    /// [`super::MASKED`] counts as [`super::MASKED`]. The sum is NaN if a value is NaN or positive infinity.
     Likeliest likeliest [logits] [] {} => [logits[0], 3 * logits[1].div_ceil(LOGITS_CHUNK)];
 
-    /// The listed rows of the given tensors, in the order of the list; rows may be repeated. All tensors have the same columns.
+    /// The listed rows of the tensors, in the order of the list. A row may be listed more than once. All tensors have the same
+    /// number of columns.
     GatherRows gather_rows [x ..] [] {parts: Vec<RowsOf>} => [parts.iter().map(|(_, rows)| rows.len()).sum(), x[0][1]];
 
-    /// x with a window of it changed.
+    /// A copy of x in which the values of a window are changed.
     Edit edit [x] [] {window: Window, change: Change} => x;
 
-    // The operations of gradients. `dy` is the gradient by the result of the operation that the name begins with.
-    // `derivative.rs` says which of them, and which of those above, make the derivative of an operation.
+    // The operations of gradients. `dy` is the gradient by the result of the operation whose name the row's name begins
+    // with. `derivative.rs` composes the derivative of each operation from these operations and those above.
 
     /// The gradient of `layer_norm` by x: dy [T, D] -> [T, D].
     LayerNormGradient layer_norm_gradient [x, dy] [gain] {eps: f64} => x;
@@ -260,8 +262,8 @@ operations! {
     /// The gradient of `layer_norm_scale` by x: `(x - mean) / (D scale) * dscale`, dscale [T, 1] -> [T, D].
     LayerNormScaleGradient layer_norm_scale_gradient [x, scale, dscale] [] {} => x;
 
-    /// The gradient of `layer_norm_normalize` by its scale: `-sum(y dy) / scale` per row, y being its result -> [T, 1].
-    /// The gradient by x is `layer_norm_normalize` of dy.
+    /// The gradient of `layer_norm_normalize` by its scale: `-sum(y dy) / scale` per row, where y is its result -> [T, 1].
+    /// Its gradient by x needs no operation of its own: it is `layer_norm_normalize` of dy.
     LayerNormDivisorGradient layer_norm_divisor_gradient [y, scale, dy] [] {} => scale;
 
     /// `x * gain` per column: the gradient of `gain_bias` by x.
@@ -271,7 +273,7 @@ operations! {
     /// w [H d, N] -> [T, H d].
     LinearByHeadGradient linear_by_head_gradient [dy] [w] {n_head: usize} => [dy[0], w[0]];
 
-    /// Every row `n_head` times side by side: the gradient of `sum_heads`: [T, N] -> [T, H N].
+    /// Each row repeated `n_head` times, side by side, which is the gradient of `sum_heads`: [T, N] -> [T, H N].
     RepeatHeads repeat_heads [x] [] {n_head: usize} => [x[0], n_head * x[1]];
 
     /// `f'(x) * dy`, element by element.
@@ -280,7 +282,7 @@ operations! {
     /// The gradient of `attention_pattern` by the scores, from the pattern: `p (dp - sum(p dp))` per row.
     AttentionPatternGradient attention_pattern_gradient [pattern, dy] [] {} => pattern;
 
-    /// The gradient of `attention_mix` by the pattern: `dz . v` of one text that is run whole, head by head; 0 where the key
+    /// The gradient of `attention_mix` by the pattern: `dz . v` of one text that runs whole, head by head, and 0 where the key
     /// comes after the query: dz [Q, D], qkv [T, 3D] -> [H Q, Q].
     AttentionMixGradient attention_mix_gradient [dz, qkv] [] {text: Queries, heads: Heads}
         => [heads.n_head * text.rows.len(), text.n_keys];

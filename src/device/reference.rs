@@ -1,5 +1,5 @@
-//! The oracle: every operation as a plain loop in f64, in the paper's order. Everything else is compared with it, so it is
-//! never optimised.
+//! The device `reference`: every operation as a plain loop in f64, in the order of operations of the paper. The other devices
+//! are compared with it, so it is kept simple and never optimised. Owns what each operation means.
 //! Sources: Radford et al. 2019 (GPT-2), Ba et al. 2016 (LayerNorm), Hendrycks & Gimpel 2016 (GELU).
 
 use super::buffer_pool::BufferPool;
@@ -75,7 +75,7 @@ pub struct Reference {
     host_memory: Arc<BufferPool>,
 }
 
-/// Keys and values of every text: per position one row of D keys and D values.
+/// Keys and values of every text: for each position one row `[k | v]`, with D elements each.
 #[derive(Debug)]
 pub struct Cache {
     n_embd: usize,
@@ -83,7 +83,7 @@ pub struct Cache {
     capacities: Vec<usize>,
 }
 
-/// Where attention finds the keys and values of one text.
+/// The keys and values of one text: rows of a cache, or columns of the tensor that has the queries.
 struct KeysAndValues<'a> {
     qkv: &'a Matrix,
     cache: Option<&'a Cache>,
@@ -91,7 +91,7 @@ struct KeysAndValues<'a> {
 }
 
 impl KeysAndValues<'_> {
-    /// Elements `first ..` of row `[k | v]` of a position.
+    /// The row `[k | v]` of a position.
     fn row(&self, position: usize) -> &[f64] {
         let n_embd = self.qkv.cols / 3;
         match self.cache {
@@ -117,7 +117,7 @@ fn activate(x: f64, f: Activation) -> f64 {
             let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
             0.5 * x * (1.0 + inner.tanh())
         }
-        // erfc rather than 1 + erf: the same function, exact in the tail.
+        // erfc(-x) is 1 + erf(x) without the cancellation at negative x.
         Activation::GeluErf => 0.5 * x * libm::erfc(-x / std::f64::consts::SQRT_2),
         Activation::Relu => {
             if x < 0.0 {
@@ -134,7 +134,7 @@ fn activate(x: f64, f: Activation) -> f64 {
 /// The derivative of [`activate`].
 fn slope(x: f64, f: Activation) -> f64 {
     let sigmoid = |v: f64| 1.0 / (1.0 + (-v).exp());
-    // Of x sigmoid(a x).
+    // The derivative of x sigmoid(a x).
     let of_sigmoid = |a: f64| {
         let s = sigmoid(a * x);
         s + a * x * s * sigmoid(-a * x)
@@ -143,7 +143,7 @@ fn slope(x: f64, f: Activation) -> f64 {
         Activation::GeluTanh => {
             let root = (2.0 / std::f64::consts::PI).sqrt();
             let (inner, of_inner) = (root * (x + 0.044715 * x.powi(3)), root * (1.0 + 3.0 * 0.044715 * x * x));
-            // 1 - tanh^2 without cancellation. Beyond 700 cosh overflows, and this is 0.
+            // 1 - tanh² is 1 / cosh², without cancellation. From 350 on it is below 1e-303, and cosh² would overflow.
             let rest = if inner.abs() > 350.0 { 0.0 } else { inner.cosh().powi(-2) * of_inner };
             sigmoid(2.0 * inner) + 0.5 * x * rest
         }
@@ -151,7 +151,7 @@ fn slope(x: f64, f: Activation) -> f64 {
             let density = (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
             0.5 * libm::erfc(-x / std::f64::consts::SQRT_2) + x * density
         }
-        // 0 at 0, as PyTorch has it.
+        // 0 at 0, as in PyTorch.
         Activation::Relu => {
             if x <= 0.0 {
                 0.0
@@ -192,7 +192,8 @@ impl Reference {
     fn linear(&self, x: &Tensor, w: &Tensor, bias: &Tensor) -> Tensor {
         assert!(x.cols == w.rows && bias.cols == w.cols);
         let mut y = vec![0.0; x.rows * w.cols];
-        // k outside n, since that is how w lies in memory: every sum still runs over k from first to last.
+        // The loop over k is outside the loop over columns, because w is stored row by row. Every sum still runs over k
+        // from first to last.
         for t in 0..x.rows {
             let sums = &mut y[t * w.cols..][..w.cols];
             for k in 0..w.rows {

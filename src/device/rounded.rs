@@ -1,5 +1,6 @@
-//! The reference with every result rounded to f32: what single precision costs where nothing else goes wrong. `verify` uses
-//! it as its yardstick for models whose error in PyTorch is not known. Owns no arithmetic.
+//! The reference with every result rounded to f32. Its error is what f32 storage alone costs. `verify` derives its bounds from
+//! that error for models whose error in PyTorch is not known. Owns no arithmetic.
+//! Read next: `reference.rs`, which computes.
 
 use super::buffer_pool::BufferPool;
 use super::reference::{Cache, Reference, Tensor};

@@ -1,7 +1,7 @@
-//! A device that wraps a device and records the operations whose derivatives a gradient needs. Owns what is recorded: an
-//! operation only if one of its tensors depends on a watched value, and of its tensors only those that its derivative reads.
-//! [`Tape::backward`] then walks from the last operation to the first and frees each on the way.
-//! Computes nothing itself: values and gradients are the wrapped device's.
+//! A device that wraps another device and records the operations whose derivatives a gradient needs. Owns the choice of what
+//! is recorded: an operation only if one of its tensors depends on a watched value, and of its tensors only those that its
+//! derivative reads. [`Tape::backward`] then goes from the last operation to the first, computes the gradients, and frees
+//! each operation after its gradients. The wrapped device computes all values and gradients.
 //! Read next: `derivative.rs`, then `../model/backward.rs`, which drives it.
 
 use super::buffer_pool::BufferPool;
@@ -13,31 +13,32 @@ use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The device. Runs are whole: it has no cache of keys and values.
+/// The device. It has no cache of keys and values, so it runs whole texts only.
 #[derive(Debug)]
 pub(crate) struct Tape<'a, D: Device> {
     device: &'a D,
     nodes: Mutex<Vec<Node<D>>>,
 }
 
-/// A value, and where the tape has the operation that made it. Values that depend on no watched one are not on the tape.
+/// A value, and the index of the node that made it. `None` if the value depends on no watched value.
 #[derive(Clone, Debug)]
 pub(crate) struct Tensor<T> {
     value: T,
     node: Option<usize>,
 }
 
-/// A watched value, or an operation that was carried out.
+/// A node of the tape: a watched value, or the result of an operation.
 struct Node<D: Device> {
     shape: [usize; 2],
+    /// The operation; `None` for a watched value that no recorded operation made.
     made: Option<Made<D>>,
 }
 
 struct Made<D: Device> {
     op: Op,
-    /// The node of each tensor that it took.
+    /// The node of each tensor of its operands.
     from: Vec<Option<usize>>,
-    /// Those tensors that its derivative reads.
+    /// Those of the tensors that its derivative reads.
     tensors: Vec<D::Tensor>,
     weights: Vec<D::Weight>,
     result: Option<D::Tensor>,
@@ -60,12 +61,12 @@ impl<'a, D: Device> Tape<'a, D> {
         Tensor { value, node: None }
     }
 
-    /// Puts a value on the tape, so that a gradient by it can be had, and returns its place there.
+    /// Puts a value on the tape, so that its gradient will be computed. Returns the index of its node.
     pub(crate) fn watch(&self, x: &mut Tensor<D::Tensor>) -> usize {
         *x.node.get_or_insert_with(|| self.push(Node { shape: self.device.shape(&x.value), made: None }))
     }
 
-    /// How many values are on the tape.
+    /// The number of nodes.
     pub(crate) fn len(&self) -> usize {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
@@ -84,7 +85,7 @@ impl<'a, D: Device> Tape<'a, D> {
     }
 }
 
-/// The way back over a tape.
+/// The backward pass over a tape.
 pub(crate) struct Backward<'a, D: Device> {
     device: &'a D,
     nodes: Vec<Node<D>>,
@@ -92,13 +93,13 @@ pub(crate) struct Backward<'a, D: Device> {
 }
 
 impl<D: Device> Backward<'_, D> {
-    /// Adds to the gradient by a value: rows of it and the columns of these rows.
+    /// Adds to the gradient by the value of a node: one row of `values` for each of these rows of the value.
     pub(crate) fn seed(&mut self, node: usize, rows: Vec<Range<usize>>, values: D::Tensor) {
         self.gradients[node].push(Gradient { rows, values });
     }
 
-    /// Takes the last value off the tape, and adds its share to the gradients by what it was made from. `None` when the tape is
-    /// empty.
+    /// Takes the last node off the tape, and adds what follows from its gradient to the gradients by its operands. `None` when
+    /// the tape is empty.
     pub(crate) fn step(&mut self) -> Option<Step<D::Tensor>> {
         let (dev, Node { shape, made }) = (self.device, self.nodes.pop()?);
         let (node, n_rows) = (self.nodes.len(), shape[0]);
@@ -111,7 +112,7 @@ impl<D: Device> Backward<'_, D> {
 
     fn differentiate(&mut self, made: &Made<D>, gradient: &Gradient<D::Tensor>, n_rows: usize) {
         let (dev, by_row) = (self.device, made.op.is_row_wise());
-        // Some rows are enough where each row stands for itself.
+        // For a row-wise operation, the rows that have a gradient are enough.
         let dy = if by_row { gradient.clone() } else { gradient.by(dev, &[0..n_rows]) };
         let same_rows = |x: &D::Tensor| match dy.is_all(n_rows) {
             true => x.clone(),
@@ -131,7 +132,7 @@ impl<D: Device> Backward<'_, D> {
         }
     }
 
-    /// A gradient by all rows of a value of this shape; zeros where it has none.
+    /// A gradient by all rows of a value of this shape, with zeros in the rows that it has none for.
     pub(crate) fn whole(&self, gradient: Option<Gradient<D::Tensor>>, [rows, cols]: [usize; 2]) -> D::Tensor {
         match gradient {
             Some(gradient) => gradient.by(self.device, &[0..rows]).values,
@@ -140,9 +141,9 @@ impl<D: Device> Backward<'_, D> {
     }
 }
 
-/// One step of the way back.
+/// One step of the backward pass.
 pub(crate) struct Step<T> {
-    /// The value's place on the tape.
+    /// The index of the node.
     pub(crate) node: usize,
     /// Its shape.
     pub(crate) shape: [usize; 2],
@@ -188,7 +189,8 @@ impl<D: Device> Device for Tape<'_, D> {
         let Operands { tensors, weights, .. } = operands;
         let from: Vec<Option<usize>> = tensors.iter().map(|x| x.node).collect();
         let recorded = from.iter().any(Option::is_some);
-        // Fused forms in steps, because the derivative would otherwise compute the product again.
+        // A fused product runs in steps, because its derivative needs the result of the product, which the fused kernel does
+        // not store.
         match op {
             Op::LinearActivation { f } if recorded => {
                 return self.activation(&self.linear(tensors[0], weights[0], weights[1]), *f);

@@ -1,5 +1,6 @@
-//! A checkpoint's weights on a device. Owns the loading of each weight and which weights belong to which block;
-//! computes nothing. Read next: `forward.rs`, which uses the weights.
+//! A checkpoint's weights on a device. Owns the loading of each weight, its conversion to another precision, and which
+//! weights belong to which block. Computes nothing but the logits, whose bias is a weight that few checkpoints have.
+//! Read next: `forward.rs`, which uses the weights.
 
 use crate::config::Config;
 use crate::device::{Blob, Device, DeviceError, Dtype, Operations, Part, StoredWeight};

@@ -1,4 +1,5 @@
-//! What a verification found, in one sentence and as JSON.
+//! The result of a verification in one sentence and as JSON. Owns which of several faults the sentence names.
+//! Read next: `mod.rs`, which has the result.
 
 use super::Verification;
 use serde_json::{Value, json};
@@ -12,7 +13,7 @@ impl Verification {
         });
         let step = || {
             let step = self.steps.mismatches.first()?;
-            Some(format!("{} parts {}, {}", step.kind.name(), step.part, step.shape))
+            Some(format!("{} is wrong {}, {}", step.kind.name(), step.part, step.shape))
         };
         let hook = || {
             // Every single operation is correct, but the whole run is not.

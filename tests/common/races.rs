@@ -86,8 +86,8 @@ impl<'a> Walk<'a> {
             Expression::Binary { op, left, right } => {
                 format!("({} {op:?} {})", self.words(frame, *left), self.words(frame, *right))
             }
-            // A uniform or a read-only binding has one value.
-            Expression::Load { pointer } if self.is_constant(frame.function, *pointer) => {
+            // Only the parameters, which are in a uniform binding, are the same whenever they are loaded.
+            Expression::Load { pointer } if self.is_uniform(frame.function, *pointer) => {
                 format!("load {}", self.words(frame, *pointer))
             }
             _ => self.new_word(),
@@ -104,7 +104,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn is_constant(&self, function: &Function, pointer: Handle<Expression>) -> bool {
+    fn is_uniform(&self, function: &Function, pointer: Handle<Expression>) -> bool {
         let space = Self::root(function, pointer).map(|variable| self.module.global_variables[variable].space);
         matches!(space, Some(naga::AddressSpace::Uniform))
     }

@@ -103,7 +103,8 @@ struct Rows<'a> {
     col: usize,
 }
 
-/// One head of one text, and where its queries, keys and values lie. In gradients, other rows stand in for these.
+/// One head of one text, and the rows of its queries, keys and values. Gradients run the same loops with other rows in their
+/// place.
 #[derive(Clone)]
 struct Head<'a> {
     queries: Rows<'a>,
@@ -270,8 +271,8 @@ impl<'a> Head<'a> {
     }
 }
 
-/// One tile's rows of a pattern, and the number of keys to sum over. Transposed: all rows, of which the tile takes columns,
-/// and the number of queries to sum over.
+/// The part of a pattern that one tile reads: its rows, and the number of keys to sum over. If it is read transposed, it has all
+/// rows, of which the tile takes some columns, and the sum is over queries.
 struct Pattern<'a> {
     rows: RowsView<'a>,
     n_keys: usize,
@@ -287,8 +288,8 @@ enum Goal<'a> {
     Scores(Shared<'a>, f32),
     /// z [Q, D], from the pattern [Q, K] of this head.
     Mix(RowsView<'a>, Shared<'a>),
-    /// [K, D], from the transpose of the pattern [Q, K] of this head: the queries are keys, and the values are those of
-    /// queries.
+    /// [K, D], from the transpose of the pattern [Q, K] of this head. Keys take the place of queries, and the rows that are
+    /// summed belong to queries.
     MixTransposed(RowsView<'a>, Shared<'a>),
 }
 

@@ -1,5 +1,6 @@
-//! The device for machines without a GPU: f32, all cores, the widest vectors that the processor has. Owns which loop computes
-//! which operation. Weights stay where the checkpoint is mapped until packing them pays.
+//! The device `cpu`: f32 on all cores, with the widest vectors that the processor has. Owns the choice of the loop for each
+//! operation, and the forms of a weight. A weight is read where the checkpoint is mapped into memory, until it is used often
+//! enough to pay for packing it.
 //! Read next: `microkernel.rs`, the innermost loop; `products.rs` around it; `attention.rs`; `row_wise.rs`.
 
 mod attention;
@@ -26,7 +27,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use workers::Workers;
 
-/// A weight [rows, cols]: where the checkpoint has it, and in the forms that operations asked for so far.
+/// A weight [rows, cols]: as the checkpoint stores it, and in the forms that operations have needed so far.
 #[derive(Clone, Debug)]
 pub struct Weight(Arc<Forms>);
 
@@ -37,6 +38,7 @@ pub struct Forms {
     vector: OnceLock<Vec<f32>>,
     panels: OnceLock<Panels>,
     transposed: OnceLock<Panels>,
+    /// True after the first product that read it in place.
     used: AtomicBool,
 }
 
@@ -49,7 +51,7 @@ impl std::ops::Deref for Weight {
 }
 
 impl Forms {
-    /// A gain or a bias.
+    /// The elements of a gain or a bias.
     fn vector(&self) -> &[f32] {
         self.vector.get_or_init(|| self.stored.to_f32())
     }
@@ -74,9 +76,9 @@ impl Forms {
 /// Values that were tapped.
 #[derive(Debug)]
 pub enum Staged {
-    /// All of a tensor: its memory.
+    /// All values of a tensor: its memory, which is shared and not copied.
     All(Arc<Memory>),
-    /// A copy of some.
+    /// A copy of some values.
     Part(Vec<f32>),
 }
 
@@ -87,12 +89,12 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// With the widest vectors that this processor has, on as many threads as the process may.
+    /// A device with the widest vectors that this processor has, on as many threads as the process may run at a time.
     pub fn new() -> Cpu {
         Cpu::with(Arch::new())
     }
 
-    /// One for every kind of vectors that this processor has, the widest first, so that all of them can be tested.
+    /// One device for every kind of vectors that this processor has, the widest first, so that all of them can be tested.
     pub fn all() -> Vec<Cpu> {
         let best = Cpu::new();
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -122,7 +124,7 @@ impl Cpu {
         Tensor::filled(&self.workers.memory, rows, cols, fill)
     }
 
-    /// A tensor of `cols` columns whose rows `op` makes from the rows of x.
+    /// A tensor of `cols` columns. `op` computes each of its rows from the same row of x.
     fn map_rows(&self, x: &Tensor, cols: usize, op: impl row_wise::RowOp) -> Tensor {
         self.tensor(x.rows, cols, |y| row_wise::map_rows(&self.workers, x, x.cols, y, cols, op))
     }
@@ -160,7 +162,8 @@ impl Cpu {
             assert_eq!([a.rows, a.cols], [x.rows, n]);
         }
         let finish = Finish { bias: Some(bias.vector()), epilogue };
-        // Packing takes as much fresh memory as the model has weights: too dear for what may be the only run, unless it is long.
+        // Packing all weights writes as much new memory as the model has. That does not pay for a single short run, so the
+        // first product of few rows reads the weight in place.
         let few = x.rows <= products::MOST_IN_PLACE;
         self.tensor(x.rows, n, |y| match w.stored.in_place() {
             Some(values) if few && w.panels.get().is_none() && !w.used.swap(true, Ordering::Relaxed) => {
@@ -234,7 +237,7 @@ impl Cpu {
         })
     }
 
-    /// One row at a time, since a step of generation has few of them.
+    /// On one thread, because a step of generation has few rows.
     fn likeliest(&self, logits: &Tensor) -> Tensor {
         let chunks = logits.cols.div_ceil(LOGITS_CHUNK);
         self.tensor(logits.rows, 3 * chunks, |y| {
@@ -274,7 +277,7 @@ impl Cpu {
             for row in window.each_row() {
                 for cols in &window.cols {
                     let slots = &mut y[row * x.cols..][cols.clone()];
-                    // `i` wraps to the first value where there is one row for all.
+                    // If the change has one row for all rows of the window, `i` wraps to its first value.
                     let here = |values: &'_ [f32]| i % values.len()..i % values.len() + cols.len();
                     match change {
                         Change::Zero => slots.fill(0.0),

@@ -1,9 +1,10 @@
-//! Who computes on the `cpu` device: the vectors that the processor has, the worker threads, and the memory of tensors. Owns
-//! the threads and the protocol by which work comes to them: the caller works too and returns when the last piece is done,
-//! and a worker that has finished spins for a moment before it sleeps, since an operation of a short text takes less time than
-//! waking a thread.
+//! The worker threads of the `cpu` device. Owns the threads, and the protocol that hands them work: an operation is a job of
+//! several pieces, which the caller and the workers take one by one. The caller returns when the last piece is done. A worker
+//! without work spins for a moment before it sleeps, because an operation of a short text takes less time than waking a
+//! thread.
 //!
-//! The protocol is model-checked by loom: `RUSTFLAGS="--cfg loom" cargo test --release --lib workers`.
+//! loom tests the protocol; CONTRIBUTING.md has the command. Its cfg is `loom_workers` and not `loom`, because with `loom` some
+//! of our dependencies would not compile.
 
 use crate::device::buffer_pool::BufferPool;
 use pulp::Arch;
@@ -13,15 +14,15 @@ use std::sync::{OnceLock, PoisonError};
 use std::thread::available_parallelism;
 use sync::{Arc, AtomicUsize, Builder, Condvar, JoinHandle, Mutex, MutexGuard, Ordering, yield_now};
 
-/// The primitives of the protocol: the standard library's, or those that loom explores.
+/// The primitives of the protocol: the standard library's, or loom's when loom tests the protocol.
 mod sync {
-    #[cfg(loom)]
+    #[cfg(all(test, loom_workers))]
     pub(super) use loom::{
         sync::atomic::{AtomicUsize, Ordering},
         sync::{Arc, Condvar, Mutex, MutexGuard},
         thread::{Builder, JoinHandle, yield_now},
     };
-    #[cfg(not(loom))]
+    #[cfg(not(all(test, loom_workers)))]
     pub(super) use std::{
         sync::atomic::{AtomicUsize, Ordering},
         sync::{Arc, Condvar, Mutex, MutexGuard},
@@ -29,23 +30,23 @@ mod sync {
     };
 }
 
-/// What a device computes with: vectors, threads, memory. Several threads may call [`Workers::each`]; they take turns. A task
-/// must not call it.
+/// What the device computes with: vectors, threads and memory. Several threads may call [`Workers::each`], and take turns. A
+/// task must not call it.
 #[derive(Debug)]
 pub(crate) struct Workers {
     pub arch: Arch,
-    /// Memory of tensors.
+    /// The memory of tensors.
     pub memory: std::sync::Arc<BufferPool>,
-    /// The number of threads that compute, the caller among them.
+    /// The number of threads that compute, including the caller.
     pub threads: usize,
-    /// Started when there first is enough to do.
+    /// Started by the first job of more than one piece.
     pool: OnceLock<WorkerPool>,
-    /// Held by the thread whose job the workers have.
+    /// Held by the thread whose job runs.
     turn: std::sync::Mutex<()>,
 }
 
 impl Workers {
-    /// As many threads as the process may have running.
+    /// As many threads as the process may run at a time.
     pub(crate) fn new(arch: Arch) -> Workers {
         Workers {
             arch,
@@ -56,8 +57,8 @@ impl Workers {
         }
     }
 
-    /// Calls `task` with every number below `n`, each once and the low ones first, on the threads that are free; returns when
-    /// all calls have returned.
+    /// Calls `task` once with every number below `n`, on all threads, and returns when all calls have returned. Low numbers
+    /// start first.
     pub(crate) fn each(&self, n: usize, task: impl Fn(usize) + Sync) {
         match n.min(self.threads) {
             0 | 1 => (0..n).for_each(task),
@@ -68,7 +69,7 @@ impl Workers {
         }
     }
 
-    /// [`Workers::each`] for pieces of `size` elements of `values`, the last of which may be shorter.
+    /// [`Workers::each`] for pieces of `size` elements of `values`. The last piece may be shorter.
     pub(crate) fn each_piece(&self, values: &mut [f32], size: usize, task: impl Fn(usize, &mut [f32]) + Sync) {
         // Each piece is locked once, by the one call that has its number.
         let pieces: Vec<_> = values.chunks_mut(size.max(1)).map(std::sync::Mutex::new).collect();
@@ -76,15 +77,15 @@ impl Workers {
     }
 }
 
-/// The worker threads: all that compute but the caller.
+/// The worker threads: all threads that compute, without the caller.
 #[derive(Debug)]
 struct WorkerPool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
 
-/// What the caller and the workers share. Each counter has cache lines of its own, since workers spin on one while another is
-/// written.
+/// What the caller and the workers share. Each counter has cache lines of its own, because workers spin on one counter while
+/// other threads write another.
 #[derive(Debug)]
 struct Shared {
     slot: Mutex<JobSlot>,
@@ -128,7 +129,7 @@ struct Job {
 }
 
 impl WorkerPool {
-    /// `n` workers, or as many as the system grants.
+    /// Starts `n` workers, or fewer if the system refuses more threads.
     fn new(n: usize) -> WorkerPool {
         let shared = Arc::new(Shared::new());
         let spawn = |i: usize| {
@@ -138,7 +139,7 @@ impl WorkerPool {
         WorkerPool { threads: (1..=n).map_while(spawn).collect(), shared }
     }
 
-    /// One caller at a time.
+    /// [`Workers::each`], for one caller at a time.
     fn each(&self, n: usize, task: &(dyn Fn(usize) + Sync)) {
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes. Workers reach the task through the slot alone. Before this function returns, even
@@ -169,7 +170,7 @@ impl WorkerPool {
 impl Drop for WorkerPool {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
-        // Wakes spinning workers so that they see `closed`.
+        // Workers that spin look at `closed` once this number has changed.
         self.shared.posted.0.fetch_add(1, Ordering::Release);
         self.shared.wake.notify_all();
         for thread in self.threads.drain(..) {
@@ -221,7 +222,7 @@ impl Shared {
                 return;
             }
             seen = posted();
-            // The job may be finished already.
+            // The caller may have finished the job and taken it out of the slot.
             let Some(job) = slot.job else { continue };
             self.active.0.fetch_add(1, Ordering::Relaxed);
             drop(slot);
@@ -233,12 +234,13 @@ impl Shared {
     }
 }
 
-/// Spins until `happened()` or the spin limit; returns whether it happened. The limit is longer than the operations that one
-/// thread does alone, and no longer than it takes to wake one or two threads.
-#[cfg(not(loom))]
+/// Spins until `happened()` is true, or until the spin limit. Returns true if it happened. The limit is longer than the
+/// operations that run on one thread, so that workers still spin after one of them, and about the time that it takes to wake
+/// one or two threads.
+#[cfg(not(all(test, loom_workers)))]
 fn spin_until(happened: impl Fn() -> bool) -> bool {
     const SPIN_LIMIT: std::time::Duration = std::time::Duration::from_micros(100);
-    // wasm32 has one thread and no clock: it never gets here.
+    // Never called on wasm32, which has one thread and no clock.
     let begin = std::time::Instant::now();
     loop {
         for _ in 0..64 {
@@ -253,18 +255,18 @@ fn spin_until(happened: impl Fn() -> bool) -> bool {
     }
 }
 
-/// loom explores every interleaving, so one look is enough.
-#[cfg(loom)]
+/// Looks once, because loom explores every interleaving.
+#[cfg(all(test, loom_workers))]
 fn spin_until(happened: impl Fn() -> bool) -> bool {
     happened()
 }
 
-#[cfg(all(test, loom))]
+#[cfg(all(test, loom_workers))]
 mod model {
     use super::*;
 
-    /// In every interleaving of a caller and a worker, each piece of two jobs is done once and before `each` returns, and the
-    /// worker ends when the pool is dropped.
+    /// In every interleaving of a caller and a worker (with at most three preemptions), each piece of two jobs is done once and
+    /// before `each` returns, and the worker ends when the pool is dropped.
     #[test]
     fn every_piece_is_done_once_and_before_the_end() {
         let mut builder = loom::model::Builder::new();
@@ -282,7 +284,7 @@ mod model {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(loom_workers)))]
 mod tests {
     use super::*;
     use std::time::Duration;
@@ -319,7 +321,7 @@ mod tests {
         let workers = of_threads(3);
         for pause in [0, 1, 20, 0, 2] {
             std::thread::sleep(Duration::from_millis(pause));
-            // Pieces that wait for one another: it takes three threads to end this.
+            // The pieces wait for one another, so this only ends if three threads run them.
             let met = std::sync::Barrier::new(3);
             workers.each(3, |_| {
                 met.wait();

@@ -1,6 +1,7 @@
-//! Attention: the fused kernel, and separate kernels for scores and mix where a run captures or edits the pattern. Owns
-//! [`Cache`], the position of queries, keys and values in their tensors, and the table that passes these positions to
-//! the kernels.
+//! Attention: the fused kernels, the separate kernels for scores and mix where a run captures or edits the pattern, and the
+//! gradients of both, which run the separate kernels on other tensors. The softmax between scores and mix is in `mod.rs`.
+//! Owns [`Cache`], the position of queries, keys and values in their tensors, and the table that passes these positions
+//! to the kernels.
 //! Read next: `shaders/attention.wgsl`.
 
 use super::bind_groups::Binding;
@@ -112,9 +113,9 @@ impl HeadShape {
     }
 }
 
-/// Queries and keys that are all positions of a text.
-fn rows_of_positions(n_pos: usize) -> TextRows {
-    TextRows { q_row: 0, n_query: n_pos as u32, position: 0, k_row: 0, n_key: n_pos as u32 }
+/// The rows of a gradient: as many queries as keys, with the queries in rows of their own and the keys from row `k_row` on.
+fn rows_of_positions(n_pos: usize, k_row: usize) -> TextRows {
+    TextRows { q_row: 0, n_query: n_pos as u32, position: 0, k_row: k_row as u32, n_key: n_pos as u32 }
 }
 
 /// The tables of rows that were uploaded last. All layers of a run use the same ones: one for all texts, and where attention runs
@@ -292,7 +293,8 @@ impl Gpu {
         let n_pos = text.rows.len();
         assert_eq!([pattern.rows, pattern.cols, dz.rows], [heads.n_head * n_pos, n_pos, n_pos]);
         let y = self.zeros(n_pos, 3 * dz.cols);
-        let rows = TextRows { k_row: 0, ..rows_of_positions(n_pos) };
+        // The rows of dz and of the result are those of this text alone.
+        let rows = rows_of_positions(n_pos, 0);
         self.mix(HeadShape::new(dz.cols, heads), (pattern, true), (dz, 0), rows, 1.0, (&y, 2 * dz.cols));
         y
     }
@@ -309,7 +311,7 @@ impl Gpu {
         assert_eq!([dscores.rows, dscores.cols, text.n_keys], [heads.n_head * n_pos, n_pos, n_pos]);
         let y = self.zeros(n_pos, qkv.cols);
         let heads = HeadShape::new(n_embd, heads);
-        let rows = TextRows { k_row: text.rows.start as u32, ..rows_of_positions(n_pos) };
+        let rows = rows_of_positions(n_pos, text.rows.start);
         self.mix(heads, (dscores, false), (qkv, n_embd), rows, heads.scale, (&y, 0));
         self.mix(heads, (dscores, true), (qkv, 0), rows, heads.scale, (&y, n_embd));
         y

@@ -1,7 +1,8 @@
 //! Autotuning: which tile configuration the products of many rows use. Owns the list of configurations, and finds the
 //! fastest one on an adapter for each range of row counts. No configuration is the best on all GPUs, and a poor one can
-//! halve the speed. The speed of large products limits the work of one submit. It compares results with the reference device, and chooses no configuration
-//! whose results are wrong. If none is right, the default stays.
+//! halve the speed. It compares results with the reference device, and chooses no configuration whose results are wrong.
+//! If none is right, the default stays. It also measures the speed of large products, which limits the work of one
+//! submit.
 //! Read next: `products.rs`, which applies the choice.
 
 use super::Gpu;
@@ -162,7 +163,8 @@ impl Tuning {
 /// take a little longer.
 const TIME_LIMIT: Duration = Duration::from_millis(1500);
 
-/// A configuration must be at least 3 % faster than the default. Smaller differences are noise.
+/// A configuration replaces the default if it takes at most this part of the default's time. Smaller differences are
+/// noise.
 const WIN_RATIO: f64 = 0.97;
 
 /// A product that takes longer than this is not measured again, because the clock is exact enough for it.
@@ -326,9 +328,9 @@ impl Gpu {
         Ok((tuning, speed, begin.elapsed() <= time_limit))
     }
 
-    /// The choices of a class with their times, the fastest first. All are compiled and warmed up before any is timed. They are then
-    /// timed in turn, up to three times, and the shortest time of each counts. A choice that fails, because the driver
-    /// refuses it, is left out.
+    /// The choices of a class with their times, the fastest first. The default comes before one that is less than
+    /// [`WIN_RATIO`] faster. All are compiled and warmed up before any is timed. They are then timed in turn, up to three
+    /// times, and the shortest time of each counts. A choice that fails, because the driver refuses it, is left out.
     async fn in_order_of_speed(
         &mut self,
         class: usize,
@@ -363,9 +365,8 @@ impl Gpu {
             .into_iter()
             .zip(choices)
             .filter_map(|(shortest, choice)| Some((shortest.filter(|time| *time < Duration::MAX)?, choice)))
-            .map(|(time, choice)| (if choice == default { time.mul_f64(WIN_RATIO) } else { time }, choice))
             .collect();
-        timed.sort_by_key(|(time, _)| *time);
+        timed.sort_by_key(|(time, choice)| if *choice == default { time.mul_f64(WIN_RATIO) } else { *time });
         timed
     }
 

@@ -2,6 +2,7 @@
 //! cache. A bind group keeps its buffers alive, so the cache is cleared when a buffer is to be freed.
 //! Read next: `encoder.rs`, which uses it.
 
+use super::buffers::LastUse;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,6 +15,8 @@ pub(super) struct Binding<'a> {
     pub(super) size: u64,
     /// True if the buffer was made for one dispatch, so that it will not be bound again.
     pub(super) once: bool,
+    /// The last use of a tensor's buffer. `None` for other buffers: no dispatch writes them, so none waits for them.
+    pub(super) last_use: Option<&'a LastUse>,
 }
 
 /// A pipeline by name and settings, and what is bound to it.

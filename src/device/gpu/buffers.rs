@@ -12,6 +12,7 @@ use crate::device::{DeviceError, Dtype, StoredWeight};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// Free buffers of one usage, for reuse.
@@ -20,7 +21,7 @@ pub(super) struct Pool {
     device: wgpu::Device,
     usage: wgpu::BufferUsages,
     label: &'static str,
-    free: Mutex<VecDeque<wgpu::Buffer>>,
+    free: Mutex<VecDeque<PoolBuffer>>,
     bind_groups: BindGroups<PipelineKey>,
 }
 
@@ -44,35 +45,59 @@ impl Pool {
             .iter()
             .enumerate()
             .rev()
-            .filter(|(_, b)| (size..=2 * size).contains(&b.size()))
-            .min_by_key(|(_, b)| b.size());
-        let buffer = match fits.map(|(i, _)| i).and_then(|i| free.remove(i)) {
-            Some(buffer) => buffer,
-            None => self.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some(self.label),
-                size,
-                usage: self.usage,
-                mapped_at_creation: false,
-            }),
+            .filter(|(_, b)| (size..=2 * size).contains(&b.buffer.size()))
+            .min_by_key(|(_, b)| b.buffer.size());
+        let own = match fits.map(|(i, _)| i).and_then(|i| free.remove(i)) {
+            Some(own) => own,
+            None => {
+                let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+                    label: Some(self.label),
+                    size,
+                    usage: self.usage,
+                    mapped_at_creation: false,
+                });
+                PoolBuffer { buffer, last_use: LastUse::default() }
+            }
         };
-        Pooled { buffer, pool: self.clone() }
+        Pooled { own, pool: self.clone() }
+    }
+}
+
+/// A buffer of a pool. It keeps its last use when it goes from one tensor to the next.
+#[derive(Clone, Debug)]
+struct PoolBuffer {
+    buffer: wgpu::Buffer,
+    last_use: LastUse,
+}
+
+/// The last compute pass that bound a buffer, and whether the last dispatch to bind it writes it. From this the encoder
+/// counts barriers: it costs one atomic number for each binding of a dispatch.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LastUse(Arc<AtomicU64>);
+
+impl LastUse {
+    /// Notes that a dispatch of the pass with this number (1 or more) binds the buffer. Returns true if the dispatch must
+    /// wait for an earlier one of the pass: for one that writes the buffer, or for one that reads what this one writes.
+    pub(super) fn bind(&self, pass: u64, writes: bool) -> bool {
+        let last = self.0.swap(2 * pass + u64::from(writes), Ordering::Relaxed);
+        last / 2 == pass && (last % 2 == 1 || writes)
     }
 }
 
 /// A buffer of a pool. It returns to the pool when it is dropped.
 #[derive(Debug)]
 pub(super) struct Pooled {
-    buffer: wgpu::Buffer,
+    own: PoolBuffer,
     pool: Arc<Pool>,
 }
 
 impl Drop for Pooled {
     fn drop(&mut self) {
         let mut free = self.pool.free.lock();
-        free.push_back(self.buffer.clone());
+        free.push_back(self.own.clone());
         // Frees the buffer that has been free the longest, so that buffers do not pile up where texts have many
         // lengths.
-        while free.len() > 1 && free.iter().map(wgpu::Buffer::size).sum::<u64>() > FREE_BYTES {
+        while free.len() > 1 && free.iter().map(|b| b.buffer.size()).sum::<u64>() > FREE_BYTES {
             free.pop_front();
             self.pool.bind_groups.clear();
         }
@@ -102,7 +127,11 @@ impl Tensor {
     }
 
     pub(super) fn buffer(&self) -> &wgpu::Buffer {
-        &self.memory.buffer
+        &self.memory.own.buffer
+    }
+
+    pub(super) fn last_use(&self) -> &LastUse {
+        &self.memory.own.last_use
     }
 
     pub(super) fn len(&self) -> usize {
@@ -232,8 +261,14 @@ impl Weight {
 
     /// True if its rows are split among several bindings in [`WeightLayout::Rows`].
     pub(super) fn is_cut(&self, max_binding: u64) -> bool {
-        (self.rows * padded(self.cols) * self.dtype.size()) as u64 > max_binding
+        self.rows > rows_of_chunk(max_binding, padded(self.cols) * self.dtype.size())
     }
+}
+
+/// The most rows of `row_bytes` bytes in one [`Chunk`]: what one binding can hold, and no more than one dispatch of the
+/// unembedding can cover. It has a workgroup for each 64 rows of the table, and at most 65,535 of them in one dimension.
+fn rows_of_chunk(max_binding: u64, row_bytes: usize) -> usize {
+    (max_binding as usize / row_bytes).clamp(1, 64 * 65_535)
 }
 
 /// The number of columns with padding.
@@ -254,8 +289,7 @@ impl Placed {
         }
         let stride = padded(weight.cols);
         let row_bytes = stride * dtype.size();
-        // One dimension of a dispatch has at most 65,535 workgroups, of 64 rows each.
-        let rows_at_once = (max_binding as usize / row_bytes).clamp(1, 64 * 65_535);
+        let rows_at_once = rows_of_chunk(max_binding, row_bytes);
         let chunk = |first: usize| {
             let rows = first..weight.rows.min(first + rows_at_once);
             let buffer = to.buffer(&weight.name, rows.len() * row_bytes);
@@ -358,20 +392,20 @@ impl Staging {
         let start = *filled;
         // Mapped ranges must begin at multiples of 8.
         let end = (start + bytes).next_multiple_of(8);
-        (end <= self.memory.buffer.size()).then(|| {
+        (end <= self.memory.own.buffer.size()).then(|| {
             *filled = end;
             start
         })
     }
 
     pub(super) fn buffer(&self) -> &wgpu::Buffer {
-        &self.memory.buffer
+        &self.memory.own.buffer
     }
 
     /// Requests the mapping. Must be called right after the submit `index`, which fills this buffer.
     pub(super) fn map(&self, index: wgpu::SubmissionIndex) {
         let (tell, done) = futures_channel::oneshot::channel();
-        self.memory.buffer.map_async(wgpu::MapMode::Read, ..*self.filled.lock(), move |result| {
+        self.memory.own.buffer.map_async(wgpu::MapMode::Read, ..*self.filled.lock(), move |result| {
             // There is no receiver if the run was dropped.
             let _ = tell.send(result);
         });
@@ -391,7 +425,7 @@ impl Staging {
             super::encoder::wait(device, index)?;
             done.await.map_err(|_| "the readback was dropped".to_string())?.map_err(|e| e.to_string())?;
         }
-        let view = self.memory.buffer.get_mapped_range(start..start + 4 * len as u64).map_err(|e| e.to_string())?;
+        let view = self.memory.own.buffer.get_mapped_range(start..start + 4 * len as u64).map_err(|e| e.to_string())?;
         let mut values = host_memory.vector(len);
         values.copy_from_slice(bytemuck::cast_slice(&view));
         Ok(values)
@@ -400,6 +434,6 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        self.memory.buffer.unmap();
+        self.memory.own.buffer.unmap();
     }
 }

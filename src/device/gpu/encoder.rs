@@ -10,7 +10,7 @@
 //! Read next: `kernels.rs` for the kernels, `bind_groups.rs` and `pipeline_cache.rs` for the caches.
 
 use super::bind_groups::{BindGroups, Binding};
-use super::buffers::{Staging, Tensor};
+use super::buffers::{LastUse, Staging, Tensor};
 use super::kernels::{Access, Kernel, Params};
 use super::pipeline_cache::PipelineCache;
 use super::timestamps::Timestamps;
@@ -108,12 +108,12 @@ struct Recorded {
     timestamps: Option<Timestamps>,
     /// The copies of [`Encoder::copy_out`], each with the tensor that it reads, whose memory stays as it is until then.
     copies_out: Vec<(Command, Tensor)>,
-    /// Bytes of these tensors.
+    /// Bytes of these tensors. A tensor counts once if its copies follow one another.
     waiting: u64,
     /// The work that was recorded, as `Gpu::run` counts it.
     work: f64,
-    /// The buffers that the current pass has bound, each with true if the last dispatch to bind it writes it.
-    bound: HashMap<wgpu::Buffer, bool>,
+    /// How many passes have ended.
+    passes: u64,
     /// Dispatches that wait for an earlier one of their pass.
     barriers: usize,
 }
@@ -123,7 +123,7 @@ impl Recorded {
     fn copy_now(&mut self) {
         self.waiting = 0;
         if !self.copies_out.is_empty() {
-            self.bound.clear();
+            self.passes += 1;
         }
         // The tensors are dropped here. The next owners of their memory write it in later commands.
         self.commands.extend(self.copies_out.drain(..).map(|(copy, _)| copy));
@@ -131,13 +131,12 @@ impl Recorded {
 
     /// Counts a barrier if a dispatch with these bindings must wait for an earlier one of its pass.
     fn count_barrier(&mut self, kernel: &Kernel, bindings: &[Binding<'_>]) {
-        let uses = || kernel.bindings.iter().map(|access| *access == Access::Write).zip(bindings);
-        let waits =
-            |(writes, part): (bool, &Binding<'_>)| self.bound.get(part.buffer).is_some_and(|wrote| *wrote || writes);
-        self.barriers += usize::from(uses().any(waits));
-        for (writes, part) in uses() {
-            self.bound.insert(part.buffer.clone(), writes);
+        let mut waits = false;
+        for (access, part) in kernel.bindings.iter().zip(bindings) {
+            let bind = |last_use: &LastUse| last_use.bind(self.passes + 1, *access == Access::Write);
+            waits |= part.last_use.is_some_and(bind);
         }
+        self.barriers += usize::from(waits);
     }
 }
 
@@ -197,7 +196,7 @@ impl Encoder {
     fn bind_group(&self, variant: Variant, pipeline: &Pipeline, bindings: &[Binding<'_>]) -> wgpu::BindGroup {
         self.bind_groups.get(variant.key(), bindings, || {
             let size = 4 * variant.kernel.params.len() as u64;
-            let of_params = Binding { buffer: &self.params, offset: 0, size, once: false };
+            let of_params = Binding { buffer: &self.params, offset: 0, size, once: false, last_use: None };
             let resources = std::iter::once(&of_params).chain(bindings);
             let entries: Vec<_> = (0..).zip(resources).map(|(binding, part)| entry(binding, part)).collect();
             #[cfg(feature = "mutants")]
@@ -223,15 +222,18 @@ impl Encoder {
         let (from, to) = (from.clone(), to.clone());
         let mut recorded = self.recorded.lock();
         recorded.commands.push(Command::Copy { from, start, to, at, bytes });
-        recorded.bound.clear();
+        recorded.passes += 1;
     }
 
     /// Records a copy of bytes of a tensor to a staging buffer. It runs after the dispatches of the same submit.
     pub(super) fn copy_out(&self, x: &Tensor, start: u64, bytes: u64, to: &wgpu::Buffer, at: u64) {
         let mut recorded = self.recorded.lock();
         let copy = Command::Copy { from: x.buffer().clone(), start, to: to.clone(), at, bytes };
+        // The row ranges of one window come one after another.
+        if recorded.copies_out.last().is_none_or(|(_, last)| last.buffer() != x.buffer()) {
+            recorded.waiting += x.buffer().size();
+        }
         recorded.copies_out.push((copy, x.clone()));
-        recorded.waiting += x.buffer().size();
         if recorded.waiting > MOST_WAITING {
             recorded.copy_now();
         }
@@ -262,7 +264,7 @@ impl Encoder {
     pub(super) fn clear(&self, buffer: &wgpu::Buffer, bytes: u64) {
         let mut recorded = self.recorded.lock();
         recorded.commands.push(Command::Clear { buffer: buffer.clone(), bytes });
-        recorded.bound.clear();
+        recorded.passes += 1;
     }
 
     /// Reserves `bytes` in a staging buffer. Returns the buffer and the offset. `make` makes a new buffer if the last
@@ -305,7 +307,7 @@ impl Encoder {
     fn send(&self, recorded: &mut Recorded) -> wgpu::SubmissionIndex {
         recorded.copy_now();
         recorded.work = 0.0;
-        recorded.bound.clear();
+        recorded.passes += 1;
         let barriers = std::mem::take(&mut recorded.barriers);
         let commands = std::mem::take(&mut recorded.commands);
         let slots = std::mem::take(&mut recorded.slots);

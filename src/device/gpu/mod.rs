@@ -221,7 +221,7 @@ impl Gpu {
         let start = 4 * rows.start * x.cols;
         let offset = start / BINDING_STEP * BINDING_STEP;
         let size = (4 * rows.end * x.cols - offset) as u64;
-        (Binding { buffer: x.buffer(), offset: offset as u64, size, once: false }, ((start - offset) / 4) as u32)
+        (Binding { offset: offset as u64, size, ..all(x) }, ((start - offset) / 4) as u32)
     }
 
     /// Splits rows of a tensor with `cols` columns, so that each part fits one binding.
@@ -277,11 +277,12 @@ impl Gpu {
 
 /// A whole tensor. The pool's buffer may be larger.
 fn all(x: &Tensor) -> Binding<'_> {
-    Binding { buffer: x.buffer(), offset: 0, size: 4 * x.len() as u64, once: false }
+    Binding { size: 4 * x.len() as u64, last_use: Some(x.last_use()), ..whole(x.buffer()) }
 }
 
+/// A whole buffer that is no tensor's.
 fn whole(buffer: &wgpu::Buffer) -> Binding<'_> {
-    Binding { buffer, offset: 0, size: buffer.size(), once: false }
+    Binding { buffer, offset: 0, size: buffer.size(), once: false, last_use: None }
 }
 
 /// A whole buffer that was uploaded for one dispatch.

@@ -29,7 +29,8 @@ const LEAST_STEPS: usize = 64;
 pub struct Plan {
     /// The kernel.
     pub kernel: &'static Kernel,
-    /// The values of its generated constants, in the order of its table entry.
+    /// The values of its generated constants, in the order of its table entry, without FOURS, which follows from the type
+    /// of the weight.
     pub consts: Vec<u32>,
     /// Workgroups in each dimension. The last dimension counts the parts of k.
     pub groups: [u32; 3],
@@ -85,9 +86,10 @@ impl Plan {
     /// The kernel with its constants, for a weight of type `dtype`. The unembedding has no epilogue.
     fn variant(&self, dtype: u32, epilogue: Option<u32>, aligned: bool) -> Variant {
         let overrides = [Some(dtype), epilogue, Some(u32::from(aligned))].into_iter().flatten();
-        // A kernel for few rows loads 16 bytes of the weight at once.
-        let is_few = self.consts.len() == 1 && self.kernel.consts.len() == 2;
-        let fours = is_few.then_some(if dtype == 0 { 1 } else { 2 });
+        // The kernels for few rows have a last constant, FOURS, that is not in the plan: how many times four elements of
+        // the weight are the 16 bytes that they load at once.
+        let lacks_fours = self.consts.len() < self.kernel.consts.len();
+        let fours = lacks_fours.then_some(if dtype == 0 { 1 } else { 2 });
         Variant::new(self.kernel, &overrides.chain(self.consts.iter().copied()).chain(fours).collect::<Vec<_>>())
     }
 }
