@@ -1,6 +1,6 @@
 // The dialogs: which model, whether the device is right, and the keys.
 import { announce, byId, make, show } from "./draw.js";
-import { app, go } from "./app.js";
+import { app, go, verifyKey } from "./app.js";
 import { chosen, downloaded, forgetAll, listed, megabytes } from "./models.js";
 
 /** Files that were chosen by hand, by the model's name in links. They are asked for again after the page was reloaded. */
@@ -44,7 +44,7 @@ export function startDialogs() {
     if (app.state.model === name) app.open();
     else use(name, false);
   });
-  byId("hub-stop").addEventListener("click", () => stop?.abort());
+  byId("hub-stop").addEventListener("click", stopDownload);
   byId("forget").addEventListener("click", async () => {
     await forgetAll();
     note("Stored models are removed.");
@@ -65,35 +65,46 @@ function use(model, close = true) {
   go({ model, hook: null, pos: null, head: null, key: null, dim: null, edits: [], view: "" });
 }
 
+/** Ends the download that runs, if one does; what came is kept. */
+export function stopDownload() {
+  stop?.abort();
+}
+
 /** The files of a model on the hub: those that are stored, and what is missing. */
 export async function fromHub(name) {
-  const progress = byId("hub-progress");
-  stop = new AbortController();
+  const progress = byId("hub-progress"), mine = new AbortController();
+  stop = mine;
   byId("hub-stop").hidden = progress.hidden = false;
   byId("hub-go").hidden = true;
   const start = performance.now();
   let first = null;
   try {
-    hub = hub?.given === name ? hub : await listed(name, stop.signal);
-    return await downloaded(hub, (done, of) => {
+    const model = hub?.given === name ? hub : await listed(name, mine.signal);
+    hub = model;
+    return await downloaded(model, (done, of) => {
       first ??= done;
       progress.value = done / of;
       const speed = (done - first) / (performance.now() - start);
       const left = speed > 0 && done < of ? `, about ${Math.ceil((of - done) / speed / 1000)} s left` : "";
       note(`${megabytes(done)} of ${megabytes(of)}${left}`);
-    }, stop.signal);
+    }, mine.signal);
   } catch (error) {
-    byId("hub-go").hidden = !hub;
+    if (stop === mine) byId("hub-go").hidden = !hub;
     throw error.name === "AbortError" ? new Error("The download was cancelled; what came is kept, and it goes on from there.") : error;
   } finally {
-    byId("hub-stop").hidden = progress.hidden = true;
+    // Another download may have begun.
+    if (stop === mine) {
+      byId("hub-stop").hidden = progress.hidden = true;
+      stop = null;
+    }
   }
 }
 
 /** Whether verify said yes, by how much. */
 async function verify() {
-  const progress = byId("verify-progress"), button = byId("verify-go"), device = app.about?.device.text;
-  if (!device) return;
+  const progress = byId("verify-progress"), button = byId("verify-go");
+  if (!app.about || isReference()) return;
+  const key = verifyKey(app.about);
   button.disabled = true;
   progress.hidden = false;
   byId("verify-note").textContent = "Every kernel and every hook is compared with plain loops in f64. This takes a while.";
@@ -101,36 +112,43 @@ async function verify() {
     const { json } = await app.engine.ask({ do: "verify" }, (what, done, of) => {
       progress.value = of ? done / of : 0;
       byId("verify-note").textContent = `${what}: ${done} of ${of}`;
-    });
+    }, { again: true });
     const share = Math.max(...json.kernels.map((row) => Number(row.share_of_allowed)), ...json.hooks.map((row) => Number(row.error) / row.allowed));
-    app.verified.set(device, { ok: json.ok, share: Number.isNaN(share) ? Infinity : share, json });
+    app.verified.set(key, { ok: json.ok, share: Number.isNaN(share) ? Infinity : share, json });
     announce(json.ok ? "verified" : "verification failed");
   } catch (error) {
-    app.verified.set(device, { ok: false, share: Infinity, json: null, why: error.message });
+    app.verified.set(key, { ok: false, share: Infinity, json: null, why: error.message });
   }
   button.disabled = false;
   progress.hidden = true;
   app.draw();
 }
 
+const isReference = () => app.about?.device.kind === "reference";
+
 let drawn = null;
 
 export function drawDialogs() {
-  const { about } = app, found = about && app.verified.get(about.device.text);
+  const { about } = app, found = about && app.verified.get(verifyKey(about));
   const button = byId("verify");
-  button.textContent = !found ? "Not verified" : found.ok ? `Verified, ${show(found.share, 2)} of allowed` : "Verify FAILED";
+  byId("verify-go").hidden = isReference();
+  button.textContent = isReference() ? "The reference" : !found ? "Not verified" : found.ok ? `Verified, ${show(found.share, 2)} of allowed` : "Verify FAILED";
   button.className = !found ? "" : found.ok ? "good" : "bad";
   if (about) {
     const { model } = about;
     byId("model-facts").textContent = `${app.state.model}: ${model.n_layer} layers, ${model.n_head} heads, ${model.n_embd} dimensions, ${model.vocab_size} tokens, ${(model.parameters / 1e6).toFixed(1)} million parameters, texts of ${model.n_positions} tokens at most. Fingerprint ${model.fingerprint.slice(0, 16)}. Runs on ${about.device.text}.${model.notes.length ? ` ${model.notes.join(" ")}` : ""}`;
   }
-  if (drawn === (found ?? null)) return;
-  drawn = found ?? null;
-  if (!found) return byId("verify-table").replaceChildren();
+  const now = found ?? (isReference() ? "reference" : null);
+  if (drawn === now) return;
+  drawn = now;
+  if (!found) {
+    byId("verify-note").textContent = isReference() ? "The reference is plain loops in f64, which the other devices are compared with. It always agrees with itself: choose the device that you use." : "";
+    return byId("verify-table").replaceChildren();
+  }
   const { json } = found;
   byId("verify-note").textContent = found.why ?? (json.ok
     ? `All ${json.kernels.length} kernels and ${json.hooks.length} hooks are within their bounds on ${about.device.text}; ${json.operations_compared} operations of whole runs were compared.`
-    : `${json.first_fault}. Choose the device cpu: it computes the same in WebAssembly.`);
+    : `${json.first_fault}. ${app.served ? "Start actscope explore --device cpu" : "Choose the device CPU"}, which computes the same.`);
   if (!json) return byId("verify-table").replaceChildren();
   const table = (caption, heading, rows) => make("table", {}, make("caption", {}, caption), make("thead", {}, make("tr", {}, ...heading.map((name, i) => make("th", { scope: "col", class: i ? "number" : null }, name)))), make("tbody", {}, ...rows));
   const mark = (ok) => make("td", { class: `number ${ok ? "good" : "bad"}` }, ok ? "ok" : "OFF");
