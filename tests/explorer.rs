@@ -275,6 +275,14 @@ fn the_page_verifies_its_device() {
     let said = browser.text("#verify");
     assert!(said.starts_with("Verified, 0."), "{said}, {}", browser.text("#verify-note"));
     assert!(browser.texts("#verify-table tbody tr").len() > 100);
+    // And how fast it is.
+    browser.click("#speed-go");
+    browser.wait_for("!document.querySelector('#speeds').hidden");
+    let row = browser.texts("#speeds tbody td");
+    assert_eq!(row[1..3], ["demo", "7"], "{row:?}");
+    assert!(row[0].contains("1 thread") || row[0].starts_with("cpu"), "{row:?}");
+    let numbers: Vec<f64> = row[3..].iter().map(|number| number.parse().unwrap()).collect();
+    assert!(numbers[0] >= numbers[1] && numbers[1] > 0.0 && numbers[2] >= 5.0, "{row:?}");
     // It was of this model on this device.
     browser.eval("document.querySelector('#verify-dialog').close()");
     let other = "{ ...explorer.app.about, model: { ...explorer.app.about.model, fingerprint: 'another' } }";
@@ -840,7 +848,7 @@ fn the_page_that_the_program_serves() {
         assert!(browser.text("#model-facts").contains("4 layers"));
         let folder = root().join("target/explorer");
         std::fs::create_dir_all(&folder).unwrap();
-        let mut picture = |browser: &mut Browser, name: &str| {
+        let picture = |browser: &mut Browser, name: &str| {
             let png = base64::engine::general_purpose::STANDARD.decode(browser.screenshot()).unwrap();
             std::fs::write(folder.join(format!("served-{device}-{name}.png")), png).unwrap();
         };

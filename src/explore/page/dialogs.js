@@ -50,6 +50,7 @@ export function startDialogs() {
     note("Stored models are removed.");
   });
   byId("verify-go").addEventListener("click", verify);
+  byId("speed-go").addEventListener("click", measure);
   byId("keys").replaceChildren(...[
     ["arrows", "move in a view, a list, the tokens"], ["Shift + arrows", "the token attended to; ten steps in a grid"], ["Home End", "first, last"], ["Enter", "one level down: text, where, what, edits"], ["Esc", "one level up; no key token"],
     ["/", "search hooks"], ["g", "go to a dimension"], ["[ ]", "head before, head after"], ["b", "second text"], ["0", "zero the selection"], ["s", "scale it"], ["=", "set it"], ["+", "add to it"], ["p", "patch it from the second text"], ["f", "freeze it"],
@@ -122,6 +123,35 @@ async function verify() {
   button.disabled = false;
   progress.hidden = true;
   app.draw();
+}
+
+/** Measured speeds, by device, model and number of tokens, so that devices stand below one another. */
+const speeds = new Map();
+
+/** Runs the text again and again for two seconds, at least 5 times, after a run that warms up. */
+async function measure() {
+  const { about, state, tokens } = app, button = byId("speed-go");
+  if (!about || !tokens.length) return announce("There is nothing to measure yet");
+  const request = { do: "look", run: { texts: [state.a] }, taps: [{ hook: "blocks.*.hook_resid_post" }] };
+  const times = [];
+  button.disabled = true;
+  try {
+    await app.engine.ask(request, undefined, { again: true });
+    for (const start = performance.now(); times.length < 5 || performance.now() - start < 2000; ) {
+      const before = performance.now();
+      await app.engine.ask(request, undefined, { again: true });
+      times.push(performance.now() - before);
+    }
+    times.sort((a, b) => a - b);
+    speeds.set(`${verifyKey(about)} ${tokens.length}`, { device: about.device.text, model: state.model, tokens: tokens.length, times });
+  } catch (error) {
+    announce(error.message);
+  }
+  button.disabled = false;
+  byId("speeds").hidden = !speeds.size;
+  const cell = (text) => make("td", { class: "number" }, text);
+  byId("speeds").tBodies[0].replaceChildren(...[...speeds.values()].map(({ device, model, tokens, times }) => make("tr", {},
+    make("td", {}, device), make("td", {}, model), cell(`${tokens}`), cell(show(times[times.length >> 1], 3)), cell(show(times[0], 3)), cell(`${times.length}`))));
 }
 
 const isReference = () => app.about?.device.kind === "reference";
