@@ -74,6 +74,8 @@ async function adapter() {
 
 let asked = false;
 app.draw = () => {
+  // For the tests: what is on the page is of an earlier state until it is drawn.
+  document.documentElement.dataset.ready = "no";
   if (asked) return;
   asked = true;
   requestAnimationFrame(() => {

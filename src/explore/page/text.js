@@ -23,6 +23,12 @@ export function startText() {
     byId(name).addEventListener("change", take);
   }
   const list = byId("tokens");
+  // Shift and a click would also mark the text from the last place to here.
+  list.addEventListener("mousedown", (event) => {
+    if (!event.shiftKey) return;
+    event.preventDefault();
+    list.focus();
+  });
   list.addEventListener("click", (event) => {
     const token = event.target.closest(".tok");
     if (token) choose(Number(token.dataset.at), event.shiftKey || nextIsKey);
