@@ -896,6 +896,36 @@ fn a_device_that_is_lost() {
     assert_eq!(browser.eval("location.hash"), "#model=demo&a=The+cat&at=pos=0");
 }
 
+/// How fast WebAssembly is at gpt2-small's shape, 64 tokens, all streams as the answer. To compare with one thread of this machine:
+/// `taskset -c 0 actscope bench --device cpu`.
+#[test]
+#[ignore = "a measurement: it writes a checkpoint of 500 MB and takes a minute"]
+fn the_speed_of_webassembly() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = [("n_positions", json!(1024)), ("vocab_size", json!(50257))];
+    let config = checkpoint::config(768, 12, 12, &small);
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    std::fs::write(folder.path().join("model.safetensors"), checkpoint::random(&config, |_| "F32", 3)).unwrap();
+    let built = root().join("web/dist");
+    let server = Loopback::start(&[("/page/", &built), ("/small/", folder.path())]);
+    let (mut browser, address) = page(&server, false);
+    open(&mut browser, &address, "device=cpu");
+    let about = open_engine(&mut browser, "/small", &["config.json", "model.safetensors"], "cpu");
+    let times = browser.eval(
+        "(async () => {
+            const ids = Array.from({ length: 64 }, (_, i) => (i * 7919 + 13) % 50257), times = [];
+            for (let i = 0; i < 21; i++) {
+                const start = performance.now();
+                await engine.ask({ do: 'look', run: { texts: [ids] }, taps: [{ hook: 'blocks.*.hook_resid_post' }] }, undefined, { again: true });
+                times.push(performance.now() - start);
+            }
+            return times.slice(1).sort((a, b) => a - b);
+        })()",
+    );
+    let times: Vec<f64> = serde_json::from_value(times).unwrap();
+    println!("{}: median {:.1} ms, fastest {:.1} ms", about["device"]["text"], times[times.len() / 2], times[0]);
+}
+
 /// At every width nothing is wider than the window, in light and dark. The pictures are in target/explorer/.
 #[test]
 fn it_fits_every_window() {

@@ -127,7 +127,7 @@ fn natively(session: &Session, asked: &Value) -> Answer {
 }
 
 /// The page is there, says who computes, and its answers are those of a session, bit for bit. Seen red: with the values of arrays sent
-/// with their most significant byte first.
+/// with their most significant byte first, and without state.js.
 #[test]
 fn the_page_and_its_answers() {
     let served = Served::start(&["--device", "cpu"]);
@@ -136,10 +136,20 @@ fn the_page_and_its_answers() {
     assert!(index.text().contains(r#"<meta name="engine" content="server">"#));
     assert!(index.head.contains("Content-Security-Policy: default-src 'none'; script-src 'self';"), "{}", index.head);
     assert!(!index.head.to_lowercase().contains("access-control"), "{}", index.head);
-    for (file, kind) in [("app.js", "text/javascript"), ("draw.js", "text/javascript"), ("style.css", "text/css")] {
-        let reply = get(&served, file);
+    // Every file that one of them names.
+    let (mut files, mut seen) = (vec!["main.js".to_string(), "style.css".into()], 0);
+    while let Some(file) = files.get(seen).cloned() {
+        let reply = get(&served, &file);
+        let kind = if file.ends_with(".css") { "text/css" } else { "text/javascript" };
         assert!(reply.status == 200 && reply.head.contains(kind) && reply.body.len() > 1000, "{file}: {}", reply.head);
+        for named in reply.text().split('"').filter_map(|part| part.strip_prefix("./")) {
+            if !files.iter().any(|file| file == named) {
+                files.push(named.into());
+            }
+        }
+        seen += 1;
     }
+    assert!(seen >= 15, "{files:?}");
     assert!(get(&served, "draw.js").text().contains("\nexport { "));
     let said: Value = serde_json::from_str(&get(&served, "served.json").text()).unwrap();
     assert_eq!((&said["model"], &said["kind"]), (&json!("demo"), &json!("cpu")));

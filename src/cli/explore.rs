@@ -2,7 +2,7 @@
 //! the addresses, and the form of answers. Read next: `../explore/mod.rs`, which answers; `loopback.rs`, which speaks HTTP;
 //! `../explore/page/engine.js`, which asks.
 
-use super::loopback::{Chunks, Connection, End, Request};
+use super::loopback::{Chunks, Connection, End, Request, TEXT};
 use super::run::RunArgs;
 use super::{Failure, ModelArgs, interrupt};
 use crate::explore::{self, Answer};
@@ -178,7 +178,7 @@ fn serve(stream: TcpStream, address: SocketAddr, server: &Weak<Server>) {
                 }
             }
             Err(End::Refused(status, why)) => {
-                let _ = connection.send(status, TEXT, why.as_bytes(), true);
+                let _ = connection.refuse(status, why);
                 return;
             }
             Err(End::Closed) => return,
@@ -186,7 +186,6 @@ fn serve(stream: TcpStream, address: SocketAddr, server: &Weak<Server>) {
     }
 }
 
-const TEXT: &str = "text/plain; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 const SHEET: &str = "text/css; charset=utf-8";
@@ -265,20 +264,4 @@ fn write(chunks: &mut Chunks<'_>, answer: &Answer) -> std::io::Result<()> {
         chunks.write(&bytes)?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Every file that the page names is served. Seen red: without state.js in the list.
-    #[test]
-    fn the_page_is_whole() {
-        assert!(INDEX.contains(ENGINE[0]));
-        let named = |text: &'static str| text.split('"').filter_map(|part| part.strip_prefix("./"));
-        let imported = FILES.iter().flat_map(|(_, text)| named(text));
-        for file in imported.chain(["style.css", "main.js"]) {
-            assert!(FILES.iter().any(|(name, _)| *name == file), "{file} is not served");
-        }
-    }
 }

@@ -2,13 +2,16 @@
 //! stream. Owns the limits, and the check that a request was meant for this server; what is served is in `explore.rs`.
 
 use std::io::{Error, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
 /// The longest head and body of a request. The page's requests are texts and edits.
 const HEAD: usize = 16 << 10;
 const BODY: usize = 8 << 20;
 const HEADERS: usize = 64;
+pub(super) const TEXT: &str = "text/plain; charset=utf-8";
+/// How long what follows a refused request is read.
+const LINGER: Duration = Duration::from_secs(2);
 /// How long a connection may be silent.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -130,6 +133,18 @@ impl Connection {
             all.extend_from_slice(body);
         }
         self.stream.write_all(&all)
+    }
+
+    /// Says why a request is not answered, and ends the connection. What still comes is read first: closing before would take the
+    /// sentence back.
+    pub(super) fn refuse(mut self, status: u16, why: &str) -> std::io::Result<()> {
+        self.send(status, TEXT, why.as_bytes(), true)?;
+        self.stream.shutdown(Shutdown::Write)?;
+        self.stream.set_read_timeout(Some(LINGER))?;
+        let start = Instant::now();
+        let mut piece = [0; 16 << 10];
+        while start.elapsed() < LINGER && self.stream.read(&mut piece)? > 0 {}
+        Ok(())
     }
 
     /// Begins an answer whose length is not known yet.
