@@ -6,6 +6,7 @@
 # The arguments go to cargo, such as `--release`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source tools/rust-target.sh
 target=aarch64-unknown-linux-gnu
 
 if [ "$(uname -m)" != aarch64 ]; then
@@ -19,7 +20,7 @@ if [ "$(uname -m)" != aarch64 ]; then
     export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
     export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -L /usr/aarch64-linux-gnu"
 fi
-rustup target add "$target" 2>/dev/null
+rust_target "$target"
 
 # The dependencies are compiled with fewer optimisations than usual: that takes half the time, and our own code is what counts.
 run() { cargo test --locked --quiet --target "$target" --config 'profile.dev.package."*".opt-level=1' "${@:2}" -- $1; }

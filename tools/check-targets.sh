@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Type-checks library, binary, tests and examples for systems that this machine is not: macOS, Windows and Linux on 64-bit ARM,
-# without warnings. The library without default features is checked for wasm32 too. Nothing is linked or run; check-wine.sh and
-# check-aarch64.sh run what is built here.
+# without warnings. For wasm32 it checks the library without default features and the explorer. Nothing is linked or run;
+# check-wine.sh and check-aarch64.sh run what is built here.
 #
 #   tools/check-targets.sh [TARGET]...
 #
@@ -9,6 +9,7 @@
 # Debian or Ubuntu machine the script installs what is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source tools/rust-target.sh
 
 targets=(aarch64-apple-darwin x86_64-pc-windows-gnu aarch64-unknown-linux-gnu wasm32-unknown-unknown)
 [ $# -eq 0 ] || targets=("$@")
@@ -44,7 +45,7 @@ END
 
 for target in "${targets[@]}"; do
     echo "checking $target"
-    rustup target add "$target" 2>/dev/null
+    rust_target "$target"
     what=(--all-targets)
     case $target in
         aarch64-apple-darwin)
@@ -59,5 +60,7 @@ for target in "${targets[@]}"; do
         wasm32-unknown-unknown) what=(--lib --no-default-features) ;;
     esac
     cargo clippy --locked --quiet --target "$target" "${what[@]}" -- -D warnings
+    # The explorer is a package of its own, which is empty on other targets.
+    [ "$target" != wasm32-unknown-unknown ] || cargo clippy --locked --quiet --target "$target" -p actscope-web -- -D warnings
 done
 echo "no warnings for ${targets[*]}"

@@ -4,16 +4,17 @@
 # missing. The gpu device is left out: wine's DirectX 12 is a translation of its own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source tools/rust-target.sh
 target=x86_64-pc-windows-gnu
 
-if ! command -v x86_64-w64-mingw32-gcc >/dev/null || ! command -v wine >/dev/null; then
+if ! command -v x86_64-w64-mingw32-gcc >/dev/null || ! command -v wine >/dev/null || ! command -v pgrep >/dev/null; then
     root=()
     [ "$(id -u)" -eq 0 ] || root=(sudo)
     "${root[@]}" apt-get update -qq
     DEBIAN_FRONTEND=noninteractive "${root[@]}" apt-get install -y -qq --no-install-recommends \
-        gcc-mingw-w64-x86-64 wine wine64 >/dev/null
+        gcc-mingw-w64-x86-64 procps wine wine64 >/dev/null
 fi
-rustup target add "$target" 2>/dev/null
+rust_target "$target"
 
 # The dependencies are compiled with fewer optimisations than usual, which takes half the time.
 fast=(--config 'profile.dev.package."*".opt-level=1')

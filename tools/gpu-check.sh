@@ -3,7 +3,8 @@
 #   gpu-check.sh pack [FILE]        here: builds the program and the tests of the gpu device, and packs them without symbols
 #                                   into FILE (target/gpu-check.tar.gz)
 #   gpu-check.sh run FILE FOLDER    there, in the root of this repository: unpacks FILE and runs devices, verify, bench and the
-#                                   tests; their outputs go to FOLDER, and a summary to FOLDER/summary.txt and stdout
+#                                   tests; their outputs go to FOLDER, and a summary to FOLDER/summary.txt and stdout. It fails
+#                                   if one of them does, after all have run
 # The environment variable PROFILE is cargo's profile (dev), TESTS the tests to pack and to run, SECONDS_EACH what one may take.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -50,12 +51,13 @@ run() {
     cp "$bin/actscope" "$program"
     export XDG_CACHE_HOME=$bin/cache RUST_BACKTRACE=0
     : >"$out/summary.txt"
-    local begin=$SECONDS
+    local begin=$SECONDS failed=()
     # one NAME COMMAND...: stdout goes to NAME.txt, stderr to NAME.err
     one() {
         local name=$1 status=0 from=$SECONDS
         shift
         timeout "${SECONDS_EACH:-150}" "$@" >"$out/$name.txt" 2>"$out/$name.err" || status=$?
+        [ "$status" -eq 0 ] || failed+=("$name")
         printf '%-12s exit code %3d, %3d s\n' "$name" "$status" $((SECONDS - from)) | tee -a "$out/summary.txt"
     }
     { cat "$bin/commit"; date -u; uname -a; nvidia-smi 2>/dev/null || true; vulkaninfo --summary 2>/dev/null || true; } >"$out/machine.txt"
@@ -68,11 +70,12 @@ run() {
         [ ! -e "$bin/$test" ] || one "$test" "$bin/$test"
     done
     cp -r "$bin/cache" "$out/cache" 2>/dev/null || true
-    printf 'all in %d s\n' $((SECONDS - begin)) | tee -a "$out/summary.txt"
+    printf 'all in %d s, %s\n' $((SECONDS - begin)) "${failed[*]:+failed: }${failed[*]:-none failed}" | tee -a "$out/summary.txt"
+    [ ${#failed[@]} -eq 0 ]
 }
 
 case ${1:-} in
 pack) shift; pack "$@" ;;
 run) run "$2" "$3" ;;
-*) sed -n '2,8p' "$0" >&2; exit 2 ;;
+*) sed -n '2,8s/^# //p' "$0" >&2; exit 2 ;;
 esac

@@ -12,12 +12,9 @@ built=$WASM_TARGET_DIR/wasm32-unknown-unknown/web/actscope_web.wasm
 rm -rf "$out"
 mkdir -p "$out/demo"
 "$WASM_BINDGEN" --target web --no-typescript --remove-name-section --remove-producers-section --out-dir "$out" "$built"
-cp web/page/* "$out"
-# The report's page has it as a part of one script, this page as a module.
-{
-    cat src/report/page/draw.js
-    echo "export { announce, byId, colours, copy, cssColour, dark, image, make, ramp, shell, show, sized, tokenText };"
-} > "$out/draw.js"
+cp src/explore/page/* "$out"
+# The report has it as a part of one script, this page as a module.
+cat src/report/page/draw.js src/explore/draw_exports.js > "$out/draw.js"
 cp models/demo/{config.json,model.safetensors,tokenizer.json} "$out/demo"
 
 page=$(find "$out" -maxdepth 1 -type f -exec gzip -9 -c {} \; | wc -c)

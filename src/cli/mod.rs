@@ -12,6 +12,7 @@ mod edges;
 mod edits;
 mod environment;
 mod experiment;
+mod explore;
 mod extract;
 mod fetch;
 mod generate;
@@ -23,6 +24,7 @@ mod hooks;
 mod interrupt;
 mod lens;
 mod lists;
+mod loopback;
 mod man;
 mod models;
 mod pairs;
@@ -86,6 +88,8 @@ enum Command {
     Score(score::ScoreCommand),
     /// One text as an HTML page to look around in: residual stream, neurons, attention, logit lens
     Report(report::Report),
+    /// The explorer in your browser, computed by this program: every activation of a text, changed and compared
+    Explore(explore::Explore),
     /// How a text is cut into tokens
     Tokens(tokens::Tokens),
     /// The dictionary of hooks: name, shape, formula, bytes
@@ -269,6 +273,7 @@ pub fn main() -> ExitCode {
         Command::Generate(command) => command.run(),
         Command::Score(command) => command.run(),
         Command::Report(command) => command.run(),
+        Command::Explore(command) => command.run(),
         Command::Tokens(command) => command.run(),
         Command::Hooks(command) => command.run(),
         Command::Weights(command) => command.run(),

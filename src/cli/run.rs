@@ -67,6 +67,12 @@ impl RunArgs {
         Ok(session)
     }
 
+    /// The option that names the device, for a printed command; none where the device is chosen for the user.
+    pub(crate) fn of_device(&self) -> Vec<String> {
+        let named = self.device.to_possible_value().filter(|_| !matches!(self.device, DeviceArg::Auto));
+        named.map_or_else(Vec::new, |value| vec!["--device".into(), value.get_name().into()])
+    }
+
     /// The options that say how weights are changed, for a printed command; none if they stay as stored.
     pub(crate) fn of_weights(&self) -> Vec<String> {
         let said = Some(self.weights).filter(|weights| *weights != WeightsArg::Stored);

@@ -1,6 +1,6 @@
-//! What a page that explores a model asks of a session: JSON in, JSON with arrays out. The page runs in a browser, where
-//! `web/` compiles this to WebAssembly, or it asks a server. Owns the requests and the answers, and no state: each request
-//! names its texts and its edits, so that every answer is of one run. Read next: `requests.rs`.
+//! What a page that explores a model asks of a session: JSON in, JSON with arrays out. The page (`page/`) runs in a browser, where
+//! `web/` compiles this to WebAssembly, or it asks a server (`cli/explore.rs`). Owns the requests and the answers, and no
+//! state: each request names its texts and its edits, so that every answer is of one run. Read next: `requests.rs`.
 
 mod requests;
 
@@ -8,6 +8,7 @@ pub use requests::Request;
 
 use crate::session::{Error, Session};
 use serde_json::Value;
+use std::ops::ControlFlow;
 
 /// A named array of an answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,8 +30,9 @@ pub struct Answer {
     pub arrays: Vec<Array>,
 }
 
-/// Hears of the progress of a request: what is done, how many steps of how many.
-pub type Tell<'a> = &'a dyn Fn(&str, usize, usize);
+/// Hears of the progress of a request: what is done, how many steps of how many. It may end the run, which then fails with
+/// [`Error::Cancelled`].
+pub type Tell<'a> = &'a dyn Fn(&str, usize, usize) -> ControlFlow<()>;
 
 impl Session {
     /// Answers a request of the explorer.

@@ -6,6 +6,7 @@ use crate::analysis::generate::{self, Generation};
 use crate::analysis::grammar::EditSpec;
 use crate::analysis::lens;
 use crate::analysis::metric::{Metric, Question};
+use crate::analysis::sampling::log_sum_exp;
 use crate::analysis::sweep::{Case, Change, Sweep, SweepAxis, SweepSite};
 use crate::batch::Batch;
 use crate::hooks::capture::Capture;
@@ -98,6 +99,11 @@ pub enum Request {
         /// The texts.
         texts: Vec<Text>,
     },
+    /// Whether the texts and the edits of a run fit the model: an error if they do not. Nothing is run.
+    Check {
+        /// What would be run.
+        run: Run,
+    },
     /// The values of hooks: one array [batch, ...] a hook.
     Look {
         /// What is run.
@@ -179,6 +185,10 @@ pub(super) async fn answer(session: &Session, request: &Request, tell: Tell<'_>)
             let batch = batch_of(model, texts)?;
             Ok(only(json!({ "texts": tokens(model, &batch) })))
         }
+        Request::Check { run } => {
+            planned(model, run)?;
+            Ok(only(json!({})))
+        }
         Request::Look { run, taps } => {
             let (batch, mut hooks, edits) = prepared(session, run, tell).await?;
             for tap in taps {
@@ -225,7 +235,8 @@ pub(super) async fn answer(session: &Session, request: &Request, tell: Tell<'_>)
                     Stage::Lockstep => "single operations of whole runs",
                     Stage::Pieces => "runs in pieces",
                 };
-                tell(name, done, of);
+                // A verification runs to its end.
+                let _ = tell(name, done, of);
             };
             Ok(only(session.verify_async(&stage).await?.to_json()))
         }
@@ -256,10 +267,7 @@ fn taken(capture: &mut Capture, site: Site) -> ArrayD<f32> {
 }
 
 fn told<'a>(tell: Tell<'a>, what: &'a str) -> impl Fn(usize, usize) -> ControlFlow<()> + 'a {
-    move |done, of| {
-        tell(what, done, of);
-        ControlFlow::Continue(())
-    }
+    move |done, of| tell(what, done, of)
 }
 
 /// One position of the first text, and none of the others.
@@ -297,15 +305,21 @@ fn no_file(path: &str, _array: Option<&str>, _site: Site) -> Result<ArrayD<f32>,
     Err(format!("the explorer reads no files of values ({path}); give a number"))
 }
 
-/// The batch of a run, and a request with its edits.
-async fn prepared(session: &Session, run: &Run, tell: Tell<'_>) -> Result<(Batch, Hooks, Vec<EditRecord>), Error> {
-    let model = session.model();
+/// The batch of a run, and its edits, checked.
+fn planned(model: &Model, run: &Run) -> Result<(Batch, EditPlan), Error> {
     let batch = batch_of(model, &run.texts)?;
-    let mut hooks = model.hooks();
     let specs = specs(run)?;
     let patch = run.source.as_ref().map(|source| batch_of(model, std::slice::from_ref(source))).transpose()?;
     let sources = Sources { patch, ..Sources::default() };
     let plan = EditPlan::new(&specs, model, &batch, sources, &mut no_file)?;
+    Ok((batch, plan))
+}
+
+/// The batch of a run, and a request with its edits.
+async fn prepared(session: &Session, run: &Run, tell: Tell<'_>) -> Result<(Batch, Hooks, Vec<EditRecord>), Error> {
+    let model = session.model();
+    let (batch, plan) = planned(model, run)?;
+    let mut hooks = model.hooks();
     let records = session.edit_async(&plan, &batch, &mut hooks, Some(&told(tell, "preparing the edits"))).await?;
     Ok((batch, hooks, records))
 }
@@ -407,9 +421,8 @@ async fn whereabouts(
     let logits = taken(&mut capture, Site::Unembed).index_axis_move(Axis(0), 0);
     let logits = logits.into_dimensionality::<Ix2>().expect("logits are [pos, vocabulary]");
     let of = |(row, id): (ndarray::ArrayView1<'_, f32>, &u32)| {
-        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f64 = row.iter().map(|x| f64::from(x - max).exp()).sum();
-        sum.ln() + f64::from(max) - f64::from(row[*id as usize])
+        let dense = row.as_slice().expect("a row of logits is dense");
+        log_sum_exp(dense) - f64::from(dense[*id as usize])
     };
     let followed = logits.rows().into_iter().zip(&batch.ids_of(0)[1..]).map(of);
     let loss = if n_pos > 1 { json!(followed.sum::<f64>() / (n_pos - 1) as f64) } else { Value::Null };
@@ -430,6 +443,16 @@ async fn sweep(session: &Session, request: &Request, tell: Tell<'_>) -> Result<A
     let metric = metric.parse::<Metric>().map_err(refused)?;
     let axes = axes.iter().map(|axis| axis.parse::<SweepAxis>().map_err(refused)).collect::<Result<Vec<_>, _>>()?;
     let ids = batch.ids_of(0).to_vec();
+    if let Some(source) = &source
+        && source.len() != ids.len()
+        && axes.contains(&SweepAxis::Pos)
+    {
+        return Err(refused(format!(
+            "positions are patched one for one, and the text has {} tokens, the second text {}; give texts of one length",
+            ids.len(),
+            source.len()
+        )));
+    }
     if *pos >= ids.len() || (*answer).max(*wrong) as usize >= model.config().vocab_size {
         return Err(refused(format!("position {pos} or token {} does not exist", (*answer).max(*wrong))));
     }
@@ -476,8 +499,7 @@ async fn continued(
     let mut done = 0;
     let heard = &mut |_: generate::Told<'_>| {
         done += 1;
-        tell("tokens", done, n);
-        ControlFlow::Continue(())
+        tell("tokens", done, n)
     };
     let texts = session.generate_async(&prompts, &generation, &hooks, &mut (), heard, None).await?;
     let text = &texts[0];

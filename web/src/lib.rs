@@ -11,6 +11,7 @@ use actscope::{Choice, Model, Options, Session};
 use js_sys::{Array, Float32Array, Function, Promise, Uint8Array};
 use serde_json::json;
 use std::cell::RefCell;
+use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
 use wasm_bindgen::prelude::*;
@@ -101,6 +102,7 @@ impl Explorer {
             let request: Request = serde_json::from_str(&request).map_err(|e| fail(format!("not a request: {e}")))?;
             let told = |what: &str, done: usize, of: usize| {
                 let _ = tell.call3(&JsValue::NULL, &what.into(), &(done as f64).into(), &(of as f64).into());
+                ControlFlow::Continue(())
             };
             let answer = session.explore_async(&request, &told).await.map_err(|e| fail(e.to_string()))?;
             Ok(to_js(answer))

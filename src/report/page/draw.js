@@ -1,5 +1,5 @@
 // What the views share: number formatting, elements, colours, pixels, and copying. Uses no view and no data, so that the
-// explorer (web/page) has it too.
+// explorer (src/explore/page) has it too.
 
 /** A number as people and programs read it: five digits, a plain minus sign. */
 function show(value, digits = 5) {

@@ -1,6 +1,6 @@
 // The dialogs: which model, whether the device is right, and the keys.
 import { announce, byId, make, show } from "./draw.js";
-import { app, go } from "./app.js";
+import { app, go, verifyKey } from "./app.js";
 import { chosen, downloaded, forgetAll, listed, megabytes } from "./models.js";
 
 /** Files that were chosen by hand, by the model's name in links. They are asked for again after the page was reloaded. */
@@ -44,12 +44,13 @@ export function startDialogs() {
     if (app.state.model === name) app.open();
     else use(name, false);
   });
-  byId("hub-stop").addEventListener("click", () => stop?.abort());
+  byId("hub-stop").addEventListener("click", stopDownload);
   byId("forget").addEventListener("click", async () => {
     await forgetAll();
     note("Stored models are removed.");
   });
   byId("verify-go").addEventListener("click", verify);
+  byId("speed-go").addEventListener("click", measure);
   byId("keys").replaceChildren(...[
     ["arrows", "move in a view, a list, the tokens"], ["Shift + arrows", "the token attended to; ten steps in a grid"], ["Home End", "first, last"], ["Enter", "one level down: text, where, what, edits"], ["Esc", "one level up; no key token"],
     ["/", "search hooks"], ["g", "go to a dimension"], ["[ ]", "head before, head after"], ["b", "second text"], ["0", "zero the selection"], ["s", "scale it"], ["=", "set it"], ["+", "add to it"], ["p", "patch it from the second text"], ["f", "freeze it"],
@@ -65,35 +66,46 @@ function use(model, close = true) {
   go({ model, hook: null, pos: null, head: null, key: null, dim: null, edits: [], view: "" });
 }
 
+/** Ends the download that runs, if one does; what came is kept. */
+export function stopDownload() {
+  stop?.abort();
+}
+
 /** The files of a model on the hub: those that are stored, and what is missing. */
 export async function fromHub(name) {
-  const progress = byId("hub-progress");
-  stop = new AbortController();
+  const progress = byId("hub-progress"), mine = new AbortController();
+  stop = mine;
   byId("hub-stop").hidden = progress.hidden = false;
   byId("hub-go").hidden = true;
   const start = performance.now();
   let first = null;
   try {
-    hub = hub?.given === name ? hub : await listed(name, stop.signal);
-    return await downloaded(hub, (done, of) => {
+    const model = hub?.given === name ? hub : await listed(name, mine.signal);
+    hub = model;
+    return await downloaded(model, (done, of) => {
       first ??= done;
       progress.value = done / of;
       const speed = (done - first) / (performance.now() - start);
       const left = speed > 0 && done < of ? `, about ${Math.ceil((of - done) / speed / 1000)} s left` : "";
       note(`${megabytes(done)} of ${megabytes(of)}${left}`);
-    }, stop.signal);
+    }, mine.signal);
   } catch (error) {
-    byId("hub-go").hidden = !hub;
+    if (stop === mine) byId("hub-go").hidden = !hub;
     throw error.name === "AbortError" ? new Error("The download was cancelled; what came is kept, and it goes on from there.") : error;
   } finally {
-    byId("hub-stop").hidden = progress.hidden = true;
+    // Another download may have begun.
+    if (stop === mine) {
+      byId("hub-stop").hidden = progress.hidden = true;
+      stop = null;
+    }
   }
 }
 
 /** Whether verify said yes, by how much. */
 async function verify() {
-  const progress = byId("verify-progress"), button = byId("verify-go"), device = app.about?.device.text;
-  if (!device) return;
+  const progress = byId("verify-progress"), button = byId("verify-go");
+  if (!app.about || isReference()) return;
+  const key = verifyKey(app.about);
   button.disabled = true;
   progress.hidden = false;
   byId("verify-note").textContent = "Every kernel and every hook is compared with plain loops in f64. This takes a while.";
@@ -101,36 +113,72 @@ async function verify() {
     const { json } = await app.engine.ask({ do: "verify" }, (what, done, of) => {
       progress.value = of ? done / of : 0;
       byId("verify-note").textContent = `${what}: ${done} of ${of}`;
-    });
+    }, { again: true });
     const share = Math.max(...json.kernels.map((row) => Number(row.share_of_allowed)), ...json.hooks.map((row) => Number(row.error) / row.allowed));
-    app.verified.set(device, { ok: json.ok, share: Number.isNaN(share) ? Infinity : share, json });
+    app.verified.set(key, { ok: json.ok, share: Number.isNaN(share) ? Infinity : share, json });
     announce(json.ok ? "verified" : "verification failed");
   } catch (error) {
-    app.verified.set(device, { ok: false, share: Infinity, json: null, why: error.message });
+    app.verified.set(key, { ok: false, share: Infinity, json: null, why: error.message });
   }
   button.disabled = false;
   progress.hidden = true;
   app.draw();
 }
 
+/** Measured speeds, by device, model and number of tokens, so that devices stand below one another. */
+const speeds = new Map();
+
+/** Runs the text again and again for two seconds, at least 5 times, after a run that warms up. */
+async function measure() {
+  const { about, state, tokens } = app, button = byId("speed-go");
+  if (!about || !tokens.length) return announce("There is nothing to measure yet");
+  const request = { do: "look", run: { texts: [state.a] }, taps: [{ hook: "blocks.*.hook_resid_post" }] };
+  const times = [];
+  button.disabled = true;
+  try {
+    await app.engine.ask(request, undefined, { again: true });
+    for (const start = performance.now(); times.length < 5 || performance.now() - start < 2000; ) {
+      const before = performance.now();
+      await app.engine.ask(request, undefined, { again: true });
+      times.push(performance.now() - before);
+    }
+    times.sort((a, b) => a - b);
+    speeds.set(`${verifyKey(about)} ${tokens.length}`, { device: about.device.text, model: state.model, tokens: tokens.length, times });
+  } catch (error) {
+    announce(error.message);
+  }
+  button.disabled = false;
+  byId("speeds").hidden = !speeds.size;
+  const cell = (text) => make("td", { class: "number" }, text);
+  byId("speeds").tBodies[0].replaceChildren(...[...speeds.values()].map(({ device, model, tokens, times }) => make("tr", {},
+    make("td", {}, device), make("td", {}, model), cell(`${tokens}`), cell(show(times[times.length >> 1], 3)), cell(show(times[0], 3)), cell(`${times.length}`))));
+}
+
+const isReference = () => app.about?.device.kind === "reference";
+
 let drawn = null;
 
 export function drawDialogs() {
-  const { about } = app, found = about && app.verified.get(about.device.text);
+  const { about } = app, found = about && app.verified.get(verifyKey(about));
   const button = byId("verify");
-  button.textContent = !found ? "Not verified" : found.ok ? `Verified, ${show(found.share, 2)} of allowed` : "Verify FAILED";
+  byId("verify-go").hidden = isReference();
+  button.textContent = isReference() ? "The reference" : !found ? "Not verified" : found.ok ? `Verified, ${show(found.share, 2)} of allowed` : "Verify FAILED";
   button.className = !found ? "" : found.ok ? "good" : "bad";
   if (about) {
     const { model } = about;
     byId("model-facts").textContent = `${app.state.model}: ${model.n_layer} layers, ${model.n_head} heads, ${model.n_embd} dimensions, ${model.vocab_size} tokens, ${(model.parameters / 1e6).toFixed(1)} million parameters, texts of ${model.n_positions} tokens at most. Fingerprint ${model.fingerprint.slice(0, 16)}. Runs on ${about.device.text}.${model.notes.length ? ` ${model.notes.join(" ")}` : ""}`;
   }
-  if (drawn === (found ?? null)) return;
-  drawn = found ?? null;
-  if (!found) return byId("verify-table").replaceChildren();
+  const now = found ?? (isReference() ? "reference" : null);
+  if (drawn === now) return;
+  drawn = now;
+  if (!found) {
+    byId("verify-note").textContent = isReference() ? "The reference is plain loops in f64, which the other devices are compared with. It always agrees with itself: choose the device that you use." : "";
+    return byId("verify-table").replaceChildren();
+  }
   const { json } = found;
   byId("verify-note").textContent = found.why ?? (json.ok
     ? `All ${json.kernels.length} kernels and ${json.hooks.length} hooks are within their bounds on ${about.device.text}; ${json.operations_compared} operations of whole runs were compared.`
-    : `${json.first_fault}. Choose the device cpu: it computes the same in WebAssembly.`);
+    : `${json.first_fault}. ${app.served ? "Start actscope explore --device cpu" : "Choose the device CPU"}, which computes the same.`);
   if (!json) return byId("verify-table").replaceChildren();
   const table = (caption, heading, rows) => make("table", {}, make("caption", {}, caption), make("thead", {}, make("tr", {}, ...heading.map((name, i) => make("th", { scope: "col", class: i ? "number" : null }, name)))), make("tbody", {}, ...rows));
   const mark = (ok) => make("td", { class: `number ${ok ? "good" : "bad"}` }, ok ? "ok" : "OFF");

@@ -1,10 +1,10 @@
 // WHAT: the values of the chosen hook: the exact number, all layers at a token, all tokens, heads, tables; and which heads look from
 // the chosen token to the key.
-import { announce, byId, image, make, show } from "./draw.js";
+import { announce, bar, byId, image, make, show } from "./draw.js";
 import { app, go, known, look, runs, tapOf, viewOf, viewsOf, whole } from "./app.js";
 import { Grid, palette } from "./grid.js";
 import { exact, largest, softmax } from "./numbers.js";
-import { COMPARES, editsOf, toCommand } from "./state.js";
+import { COMPARES, toCommand } from "./state.js";
 import { drawExports } from "./export.js";
 
 let pairGrid, grid, gridBox, built = "";
@@ -34,7 +34,7 @@ export function startWhat() {
 }
 
 /** The values of a tap before, after, or the difference, as the state says: { values, shape, before } or undefined. */
-export function valuesOf(s, what) {
+function valuesOf(s, what) {
   const { before, after } = runs(), tap = tapOf(s, what);
   const of = (run) => known(look(run, tap))?.arrays;
   const old = of(before), now = after ? of(after) : old;
@@ -120,9 +120,11 @@ function drawNumber(number, after) {
     return;
   }
   const { s, before } = number;
-  const value = after && s.compare === "before" ? before : after ? number.after : before;
+  const difference = Boolean(after) && s.compare === "difference";
+  const side = after && s.compare === "before" ? before : after ? number.after : before;
+  const value = difference && (side === undefined || before === undefined) ? undefined : difference ? Math.fround(side - before) : side;
   const at = s.row.axes.filter((axis) => axis !== "one").map((axis) => s[axis]).join(", ");
-  out.textContent = value === undefined ? "…" : s.compare === "difference" && after ? exact(Math.fround(value - before)) : exact(value);
+  out.textContent = value === undefined ? "…" : exact(value);
   out.classList.toggle("waiting", value === undefined);
   const was = after && s.compare === "after" && before !== undefined ? `, before ${exact(before)}` : "";
   const label = s.kind === "vocab" ? ` “${app.labels[s.dim]}”` : "";
@@ -135,15 +137,16 @@ function drawPair(s) {
   if (s.key === null) return;
   const { before, after } = runs();
   const of = (run) => run && known({ do: "pair", run, query: s.pos, key: s.key })?.arrays.pair;
-  const old = of(before), now = after && s.compare !== "before" ? of(after) : old;
+  const old = of(before), difference = Boolean(after) && s.compare === "difference";
+  const now = difference && !old ? undefined : after && s.compare !== "before" ? of(after) : old;
   byId("pair-title").textContent = `Which head looks from “${app.tokens[s.pos].label}” (${s.pos}) to “${app.tokens[s.key].label}” (${s.key})?`;
   byId("pair-box").classList.toggle("waiting", !now);
   if (!now) return;
-  const difference = after && s.compare === "difference" && old, [rows, columns] = now.shape;
+  const [rows, columns] = now.shape;
   const values = difference ? now.values.map((x, i) => x - old.values[i]) : now.values;
   pair = { values, columns };
   const here = /^blocks\.(\d+)\.attn\./.exec(s.hook);
-  const best = Array.from({ length: rows }, (_, r) => values.subarray(r * columns, (r + 1) * columns)).map((row) => row.indexOf(Math.max(...row)));
+  const best = Array.from({ length: rows }, (_, r) => values.subarray(r * columns, (r + 1) * columns)).map((row) => largest(row, 1)[0]);
   pairGrid.draw({
     rows, columns, values, kind: difference ? "delta" : "weight", exponent: 0.5, scale: difference ? undefined : 1, tall: 24, height: 300, wide: 84,
     chosen: here && s.head !== null ? [Number(here[1]), s.head] : null,
@@ -272,10 +275,6 @@ function drawTable(box, s, { values, before, difference }) {
   if (focused) [...box.querySelectorAll("button")].find((button) => button.textContent === focused)?.focus();
 }
 
-function bar(share, signed) {
-  return make("td", { class: `bar${signed ? " signed" : ""}${share < 0 ? " minus" : ""}`, "aria-hidden": "true" }, make("i", { "--length": Math.min(1, Math.abs(share)) || 0 }));
-}
-
 function histogram(values) {
   let low = Infinity, high = -Infinity;
   for (const x of values) if (Number.isFinite(x)) (low = Math.min(low, x)), (high = Math.max(high, x));
@@ -290,6 +289,5 @@ function histogram(values) {
 /** The command for what is shown. */
 export function commandNow() {
   const s = whole(), number = s && chosenNumber(s);
-  return number ? toCommand(number.s, s.row.axes) : null;
+  return number ? toCommand(number.s, s.row.axes, app.served?.arguments) : null;
 }
-export { editsOf };

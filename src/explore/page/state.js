@@ -9,9 +9,9 @@ export const FIRST = Object.freeze({
   view: "", where: "norm", compare: "after", edits: [],
 });
 
-export const DEVICES = ["", "gpu", "cpu", "reference"];
-export const VIEWS = ["", "layers", "map", "table", "heads"];
-export const WHERES = ["norm", "next", "entropy", "rank", "zero", "patch"];
+const DEVICES = ["", "gpu", "cpu", "reference"];
+const VIEWS = ["", "layers", "map", "table", "heads"];
+const WHERES = ["norm", "next", "entropy", "rank", "zero", "patch"];
 export const COMPARES = ["after", "before", "difference"];
 const PLACES = ["head", "pos", "key", "dim"];
 
@@ -36,10 +36,10 @@ export function toLink(state) {
   return parts.join("&");
 }
 
-/** The state of a fragment. Throws an Error that says what cannot be read: half a link would show something else than was
- *  linked to. */
-export function fromLink(fragment) {
-  const state = { ...FIRST, edits: [] }, seen = new Set();
+/** The state of a fragment; `model` is the one of a link that names none. Throws an Error that says what cannot be read: half a link
+ *  would show something else than was linked to. */
+export function fromLink(fragment, model = FIRST.model) {
+  const state = { ...FIRST, model, edits: [] }, seen = new Set();
   for (const part of fragment.replace(/^#/, "").split("&").filter(Boolean)) {
     const split = part.indexOf("=");
     if (split < 1) throw new Error(`the link has ${JSON.stringify(part)}, which is not name=value`);
@@ -81,11 +81,11 @@ function editArguments(state) {
   return [...edits.flatMap((edit) => ["--edit", edit]), ...(edits.some(isPatch) ? ["--source", state.b] : [])];
 }
 
-/** The command that prints what is shown at a hook and a token, and where in its JSON the chosen number is. `shape` is the
- *  hook's list of axes. */
-export function toCommand(state, axes) {
-  const words = ["extract", "-m", state.model.startsWith("folder:") ? `./${state.model.slice(7)}` : state.model];
-  if (state.device) words.push("--device", state.device);
+/** The command that prints what is shown at a hook and a token, and where in its JSON the chosen number is. `axes` are the
+ *  hook's; `given` are the arguments that name the model and the device, where a program serves the page. */
+export function toCommand(state, axes, given) {
+  const model = ["-m", state.model.startsWith("folder:") ? `./${state.model.slice(7)}` : state.model];
+  const words = ["extract", ...(given ?? [...model, ...(state.device ? ["--device", state.device] : [])])];
   words.push("--hook", state.hook, "--token", `${state.pos}`, ...(state.compare === "before" ? [] : editArguments(state)), "--json", "--", state.a);
   const at = { pos: 0, head: state.head, key: state.key, dim: state.dim, one: 0 };
   const place = axes.map((axis) => at[axis]);

@@ -86,6 +86,7 @@ export async function downloaded(model, tell, signal) {
     const folder = await root.getDirectoryHandle(encodeURIComponent(name), { create: true });
     const pieces = [];
     for (let start = 0; start < Math.max(size, 1); start += PIECE) {
+      signal?.throwIfAborted();
       const length = Math.min(PIECE, size - start), file = `${start}`;
       let piece = await folder.getFileHandle(file).then((handle) => handle.getFile(), () => null);
       if (piece?.size !== length) {

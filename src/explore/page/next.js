@@ -9,7 +9,7 @@ export function startNext() {
 }
 
 /** Both distributions: { before, after }, each undefined until it is known. */
-export function distributions(s) {
+function distributions(s) {
   const { before, after } = runs();
   const of = (run) => {
     const answer = run && known({ do: "next", run, pos: s.pos });

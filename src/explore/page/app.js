@@ -1,6 +1,7 @@
 // The page's one state, what it needs from the engine, and what happened to it. Owns `app`; views read it and call `go`. Views
 // never call each other. Read next: main.js, which draws.
 import { Engine } from "./engine.js";
+import { largest } from "./numbers.js";
 import { FIRST, editsOf, fromLink, isPatch, toLink } from "./state.js";
 
 export const app = {
@@ -9,20 +10,25 @@ export const app = {
   /** What the open model is (the answer to `about`), and its labels by token id. */
   about: null,
   labels: [],
-  /** The tokens of both texts, once known: { id, label, breaks }. */
+  /** What the program that serves the page has, if one does: { model, device, arguments }. */
+  served: null,
+  /** The tokens of both texts, once known: { id, label, breaks }; and which texts they are of. */
   tokens: [],
   tokensB: [],
+  read: { a: null, b: null },
   /** What is wrong, by where it comes from; shown above the page. */
   errors: new Map(),
-  /** The request that runs, and how far it is. */
+  /** The request that runs, and since when. */
   running: null,
-  /** What `verify` said of each device: null, or { ok, share, json }. */
+  /** What `verify` said, by device and model (`verifyKey`): { ok, share, json }. */
   verified: new Map(),
   /** How far an edit reaches: null is what suits the hook. */
   scope: null,
   /** How many entries of the browser's history are ours, so that undo does not leave the page. */
   depth: 0,
   draw: () => {},
+  /** Shows how far a request is: what is done, how many steps of how many, since when. */
+  tell: () => {},
   open: async () => {},
 };
 
@@ -47,7 +53,7 @@ export function go(changes, { replace = false } = {}) {
 export function fromAddress() {
   let state;
   try {
-    state = fromLink(location.hash);
+    state = fromLink(location.hash, app.served?.model);
     app.errors.delete("link");
   } catch (error) {
     app.errors.set("link", `${error.message}; nothing was run`);
@@ -63,13 +69,13 @@ export function fromAddress() {
 }
 
 /** The hook of the state in the dictionary, by any tool's name. */
-export function hookOf(name) {
+function hookOf(name) {
   const hooks = app.about?.hooks ?? [];
   return hooks.find((hook) => hook.name === name) ?? hooks.find((hook) => Object.values(hook.names).some((names) => names.includes(name)));
 }
 
 /** `vector` [pos, dim], `heads` [pos, head, dim], `square` [head, pos, key], `scalar` [pos, one] or `vocab`. */
-export function kindOf(hook) {
+function kindOf(hook) {
   if (hook.shape.at(-1) === "V") return "vocab";
   if (hook.axes.includes("key")) return "square";
   if (hook.axes.includes("head")) return "heads";
@@ -80,25 +86,36 @@ export function kindOf(hook) {
  *  cannot be. */
 export const whole = () => (impossible() ? null : resolved());
 
+/** True while the tokens that are there are those of the text. */
+const isRead = () => app.read.a === app.state.a && app.tokens.length > 0;
+
 function resolved() {
   const { state, about, tokens } = app;
-  if (!about || !tokens.length) return null;
+  if (!about || !isRead()) return null;
   const hook = state.hook === null ? hookOf(`blocks.${about.model.n_layer - 1}.hook_resid_post`) : hookOf(state.hook);
   if (!hook) return null;
   const pos = state.pos ?? tokens.length - 1;
   return { ...state, hook: hook.name, pos, head: hook.axes.includes("head") ? state.head ?? 0 : state.head, row: hook, kind: kindOf(hook) };
 }
 
-/** What of the state does not exist in this model and text; null if all does. */
+/** What of the state does not exist in this model and text; null if all does. Nothing is run then, since half a state would show
+ *  something else than was asked for. */
 export function impossible() {
   const { state, about, tokens } = app;
-  if (!about || !tokens.length) return null;
+  if (!about || !isRead()) return null;
   if (state.hook !== null && !hookOf(state.hook)) return `${about.model.name} has no hook ${JSON.stringify(state.hook)}`;
   const s = resolved(), sizes = Object.fromEntries(s.row.axes.map((axis, i) => [axis, axis === "pos" || axis === "key" ? tokens.length : s.row.sizes[i]]));
   for (const [name, most] of [["pos", tokens.length], ["key", tokens.length], ["head", sizes.head ?? about.model.n_head], ["dim", sizes.dim ?? Infinity]]) {
     if (state[name] !== null && state[name] >= most) return `${name}=${state[name]} does not exist: ${s.hook} has ${most} here`;
   }
-  return null;
+  const check = checkRequest();
+  return (check && failure(check)) ?? null;
+}
+
+/** Whether the edits can be made; asked before anything is run. */
+function checkRequest() {
+  const { after } = runs();
+  return after && { do: "check", run: after };
 }
 
 /** The run before edits, and the one after them (null without edits). */
@@ -132,14 +149,22 @@ export function viewsOf(s) {
   return s.hook.startsWith("blocks.") ? ["layers", "map", "table"] : ["map", "table"];
 }
 
+/** Why WHERE cannot show the sweep that is chosen; null if it can, undefined while the second text is being read. */
+export function sweepRefusal(s) {
+  if (s.where !== "patch") return null;
+  if (!s.b) return "Give a second text first: its values are put in the place of the first text's.";
+  if (app.read.b !== s.b) return undefined;
+  const [n, m] = [app.tokens.length, app.tokensB.length];
+  return n === m || !m ? null : `Tokens are patched one for one, and the first text has ${n} of them, the second ${m}: give a second text of ${n} tokens.`;
+}
+
 /** The sweep that WHERE shows, if it shows one. The answer is the likeliest token of the unchanged run. */
 export function sweepRequest(s) {
   if (s.where !== "zero" && s.where !== "patch") return null;
-  if (s.where === "patch" && !s.b) return null;
+  if (sweepRefusal(s) !== null) return null;
   const { before } = runs(), next = app.engine.known({ do: "next", run: before, pos: s.pos });
   if (!next) return null;
-  const { values } = next.arrays.logits;
-  const answer = values.indexOf(Math.max(...values));
+  const [answer] = largest(next.arrays.logits.values, 1);
   const run = s.where === "patch" ? { texts: [s.a], source: s.b } : { texts: [s.a] };
   const [site, axes] = s.where === "patch" ? ["resid_pre", ["layer", "pos"]] : ["z", ["layer", "head"]];
   return { do: "sweep", run, site, axes, metric: "logprob", pos: s.pos, answer };
@@ -148,9 +173,10 @@ export function sweepRequest(s) {
 /** Every request that the page needs now, the most wanted first. */
 function wanted() {
   const s = whole();
-  if (!s || impossible()) return [];
-  const { before, after } = runs(), both = after ? [after, before] : [before];
-  const list = [];
+  if (!s) return [];
+  const { before, after } = runs(), both = after ? [after, before] : [before], check = checkRequest();
+  // First, and one at a time: nothing else is run before it is answered.
+  const list = check ? [check] : [];
   if (s.key !== null) for (const run of both) list.push({ do: "pair", run, query: s.pos, key: s.key });
   for (const run of both) list.push({ do: "next", run, pos: s.pos });
   for (const run of both) list.push(look(run, tapOf(s, "row")));
@@ -164,7 +190,7 @@ function wanted() {
 
 /** An answer that is there, or undefined. */
 export const known = (request) => app.engine.known(request);
-export const failure = (request) => failed.get(JSON.stringify(request));
+const failure = (request) => failed.get(JSON.stringify(request));
 
 let pumping = false;
 
@@ -176,17 +202,17 @@ async function pump() {
     for (;;) {
       const next = app.about && wanted().find((request) => !known(request) && !failed.has(JSON.stringify(request)));
       if (!next) break;
-      app.running = { request: next, done: 0, of: 0 };
+      const since = performance.now(), { about } = app;
+      app.running = { request: next, since };
       app.draw();
       try {
-        await app.engine.ask(next, (what, done, of) => {
-          app.running = { request: next, what, done, of };
-          app.draw();
-        });
+        await app.engine.ask(next, (what, done, of) => app.tell(what, done, of, since));
       } catch (error) {
+        // What happened to a model that is no longer open says nothing of this one.
+        if (error.cancelled || about !== app.about) continue;
         if (error.ended || /device was lost/.test(error.message)) {
           app.about = null;
-          app.errors.set("engine", `The engine stopped: ${error.message}. The selection is kept; open the model again to go on.`);
+          app.errors.set("engine", `The engine stopped: ${error.message}.${app.served ? "" : " The selection is kept; open the model again to go on."}`);
           break;
         }
         failed.set(JSON.stringify(next), error.message);
@@ -199,45 +225,52 @@ async function pump() {
   }
 }
 
+let reading = 0;
+
 /** Asks for the tokens of both texts, then for all else. */
-let texts = "";
 export async function refresh() {
   const { state, about } = app;
   if (!about) return app.draw();
-  const key = JSON.stringify([state.a, state.b]);
-  if (key !== texts) {
-    texts = key;
-    const ask = async (text, name) => {
-      app.errors.delete(name);
-      if (!text) return [];
+  if (state.a !== app.read.a || state.b !== app.read.b) {
+    // Until the tokens are those of the text, what is shown is greyed.
+    app.draw();
+    const mine = ++reading;
+    const ask = async (text) => {
+      if (!text) return { tokens: [] };
       try {
-        return (await app.engine.ask({ do: "tokens", texts: [text] })).json.texts[0];
+        return { tokens: (await app.engine.ask({ do: "tokens", texts: [text] })).json.texts[0] };
       } catch (error) {
-        app.errors.set(name, error.message);
-        return [];
+        return { tokens: [], error: error.message };
       }
     };
-    const tokens = await ask(state.a, "text"), tokensB = await ask(state.b, "second text");
-    if (key !== texts) return;
-    Object.assign(app, { tokens, tokensB });
-    if (!state.a) app.errors.set("text", "The text is empty: type one above.");
+    const a = await ask(state.a), b = await ask(state.b);
+    if (mine !== reading || about !== app.about) return;
+    Object.assign(app, { tokens: a.tokens, tokensB: b.tokens, read: { a: state.a, b: state.b } });
+    for (const [name, error] of [["text", state.a ? a.error : "The text is empty: type one above."], ["second text", b.error]]) {
+      if (error) app.errors.set(name, error);
+      else app.errors.delete(name);
+    }
   }
-  const wrong = impossible();
-  if (wrong) app.errors.set("selection", `${wrong}; nothing was run`);
-  else app.errors.delete("selection");
   app.draw();
+  // What runs for an earlier state is ended where it can be.
+  if (app.running && !wanted().some((request) => JSON.stringify(request) === JSON.stringify(app.running.request))) app.engine.cancel(app.running.request);
   pump();
 }
 
 /** Called when another model or device is open. */
 export function reopened(about, labels) {
-  Object.assign(app, { about, labels, tokens: [], tokensB: [] });
-  texts = "";
+  Object.assign(app, { about, labels, tokens: [], tokensB: [], read: { a: null, b: null } });
   failed.clear();
   app.errors.delete("engine");
 }
 
 /** True when everything that the page needs is there. */
-export const settled = () => Boolean(app.about) && !pumping && !wanted().some((request) => !known(request) && !failed.has(JSON.stringify(request)));
-/** What failed of what is wanted. */
-export const failures = () => [...new Set(wanted().map(failure).filter(Boolean))];
+export const settled = () =>
+  Boolean(app.about) && app.read.a === app.state.a && app.read.b === app.state.b && !pumping && !wanted().some((request) => !known(request) && !failed.has(JSON.stringify(request)));
+/** What failed of what is wanted, and what cannot be. */
+export const failures = () => {
+  const wrong = impossible();
+  return [...(wrong ? [`${wrong}; nothing was run`] : []), ...new Set(wanted().map(failure).filter(Boolean))];
+};
+/** What a verification is of. */
+export const verifyKey = ({ device, model }) => `${device.text} ${model.fingerprint}`;

@@ -2,7 +2,8 @@
 // focus. Read next: app.js (the state and what it needs), state.js (link and command), grid.js, what.js.
 import { announce, byId, copy, make } from "./draw.js";
 import { app, failures, fromAddress, go, refresh, reopened, runs, settled, whole } from "./app.js";
-import { drawDialogs, fromHub, given, startDialogs } from "./dialogs.js";
+import { drawDialogs, fromHub, given, startDialogs, stopDownload } from "./dialogs.js";
+import { SERVED } from "./engine.js";
 import { add, drawEdits, opOf, startEdits } from "./edits.js";
 import { drawHooks, shortName, startHooks } from "./hooks.js";
 import { demo } from "./models.js";
@@ -16,29 +17,14 @@ let opening = 0;
 
 /** What is open: a link that changes neither keeps it. */
 app.open = async () => {
-  const mine = ++opening, { model, device } = app.state;
+  const mine = ++opening, { model } = app.state;
+  stopDownload();
   app.about = null;
   app.errors.delete("model");
   app.draw();
   try {
-    let files;
-    if (model === "demo") files = await demo();
-    else if (model.startsWith("folder:")) {
-      files = given.get(model);
-      if (!files) throw new Error(`The link is of the folder ${JSON.stringify(model.slice(7))} on a disk: choose it again with the button above. Nothing was uploaded, so the page does not have it.`);
-    } else files = await fromHub(model);
+    const about = await (SERVED ? openServed(app.state) : openHere(app.state, () => mine === opening));
     if (mine !== opening) return;
-    byId("model").textContent = `Opening ${model}`;
-    const gpu = device === "gpu" || (device === "" && (await adapter()));
-    let about;
-    try {
-      about = await app.engine.open(model, files, gpu ? "gpu" : device || "cpu");
-    } catch (error) {
-      // Nothing was asked of a GPU by name: the CPU computes the same.
-      if (device !== "" || !gpu) throw error;
-      about = await app.engine.open(model, files, "cpu");
-      announce(`WebGPU did not open (${error.message}); the CPU computes the same`);
-    }
     const { labels } = (await app.engine.ask({ do: "labels" })).json;
     if (mine !== opening) return;
     reopened(about, labels);
@@ -50,6 +36,36 @@ app.open = async () => {
   await refresh();
 };
 
+/** Opens a model in this page; `isWanted` is false once another was chosen. */
+async function openHere({ model, device }, isWanted) {
+  let files;
+  if (model === "demo") files = await demo();
+  else if (model.startsWith("folder:")) {
+    files = given.get(model);
+    if (!files) throw new Error(`The link is of the folder ${JSON.stringify(model.slice(7))} on a disk: choose it again with the button above. Nothing was uploaded, so the page does not have it.`);
+  } else files = await fromHub(model);
+  if (!isWanted()) return null;
+  byId("model").textContent = `Opening ${model}`;
+  const gpu = device === "gpu" || (device === "" && (await adapter())), since = performance.now();
+  const open = (device) => app.engine.open(model, files, device, (what, done, of) => app.tell(what, done, of, since));
+  try {
+    return await open(gpu ? "gpu" : device || "cpu");
+  } catch (error) {
+    // Nothing was asked of a GPU by name: the CPU computes the same.
+    if (device !== "" || !gpu || !isWanted()) throw error;
+    announce(`WebGPU did not open (${error.message}); the CPU computes the same`);
+    return open("cpu");
+  }
+}
+
+/** The program that serves the page has one model on one device: a link of others is refused. */
+async function openServed({ model, device }) {
+  const { served } = app;
+  if (model !== served.model) throw new Error(`This page has the model ${served.model}, and the link is of ${model}: start actscope explore -m ${model}. Nothing was run.`);
+  if (device && device !== served.kind) throw new Error(`This page runs on ${served.device}, and the link is of the device ${device}: start actscope explore --device ${device}. Nothing was run.`);
+  return app.engine.open(model, [], device);
+}
+
 /** Whether the browser has a GPU for us that is no program itself: those are slower than WebAssembly. */
 async function adapter() {
   const found = await navigator.gpu?.requestAdapter().catch(() => null);
@@ -58,6 +74,8 @@ async function adapter() {
 
 let asked = false;
 app.draw = () => {
+  // For the tests: what is on the page is of an earlier state until it is drawn.
+  document.documentElement.dataset.ready = "no";
   if (asked) return;
   asked = true;
   requestAnimationFrame(() => {
@@ -69,7 +87,10 @@ app.draw = () => {
 function draw() {
   const { about, state } = app, s = whole();
   byId("model").textContent = about ? `${state.model}` : app.errors.has("model") || app.errors.has("engine") ? "Open a model" : "Loading the model";
-  byId("device").value = state.device;
+  byId("device").value = SERVED ? "" : state.device;
+  // What is there is of an earlier text or model until the new one is read.
+  document.querySelector("main").classList.toggle("stale", !s);
+  if (!app.running && about) byId("running").hidden = true;
   byId("version").textContent = about ? `actscope ${about.version}, ${about.device.text}.` : "";
   const messages = [...new Set([...app.errors.values(), ...failures()])];
   byId("message").hidden = !messages.length;
@@ -85,6 +106,15 @@ function draw() {
   const quiet = settled() || messages.length > 0;
   document.documentElement.dataset.ready = quiet && !app.running ? "" : "no";
 }
+
+/** One line is changed, nothing else: a run tells of every block. */
+app.tell = (what, done, of, since) => {
+  const gone = (performance.now() - since) / 1000, left = done > 0 ? (gone / done) * (of - done) : 0;
+  // What is over at once would only flicker.
+  if (gone < 0.5) return;
+  byId("running").hidden = false;
+  byId("running").textContent = `${what}: ${of >= 1e6 ? `${Math.round(done / 1e6)} of ${Math.round(of / 1e6)} MB` : `${done} of ${of}`}${left >= 1 ? `, about ${Math.ceil(left)} s left` : ""}`;
+};
 
 const PANES = ["Text", "Where", "What", "Touch"];
 function startPanes() {
@@ -136,8 +166,21 @@ function keys(event) {
   act();
 }
 
-function start() {
-  byId("device").replaceChildren(...[["", "automatic"], ["gpu", "WebGPU"], ["cpu", "CPU (WebAssembly)"], ["reference", "reference (f64)"]].map(([value, name]) => make("option", { value }, name)));
+const DEVICES = [["", "automatic"], ["gpu", "WebGPU"], ["cpu", "CPU (WebAssembly)"], ["reference", "reference (f64)"]];
+
+async function start() {
+  if (SERVED) {
+    try {
+      app.served = await (await fetch(new URL("served.json", import.meta.url))).json();
+    } catch (error) {
+      app.errors.set("engine", `The program that serves this page does not answer (${error.message}); start actscope explore again.`);
+      return draw();
+    }
+    document.body.classList.add("served");
+    byId("device").disabled = true;
+    byId("privacy").textContent = "What you type is computed by the program that serves this page, on this machine, and goes nowhere else.";
+  }
+  byId("device").replaceChildren(...(app.served ? [["", app.served.device]] : DEVICES).map(([value, name]) => make("option", { value }, name)));
   byId("device").addEventListener("change", () => go({ device: byId("device").value }));
   byId("link").addEventListener("click", copyLink);
   byId("command").addEventListener("click", copyCommand);

@@ -1,13 +1,13 @@
 // Files of what is shown, made here: values as .npz or .safetensors, the picture as .png or .svg. Names say when values are edited.
 import { announce, byId, make } from "./draw.js";
-import { app, runs, viewOf } from "./app.js";
+import { app, runs, viewOf, whole } from "./app.js";
 import { editsOf } from "./state.js";
 
 const bytes = (...parts) => new Blob(parts);
 const ascii = (text) => new TextEncoder().encode(text);
 
 /** A safetensors file of f32 arrays: { name: { shape, values } }. */
-export function safetensors(arrays, metadata) {
+function safetensors(arrays, metadata) {
   const header = { __metadata__: metadata };
   let at = 0;
   for (const [name, { shape, values }] of Object.entries(arrays)) {
@@ -44,7 +44,7 @@ function npy({ shape, values }) {
 }
 
 /** A .npz file: a zip of .npy files, not compressed. */
-export function npz(arrays) {
+function npz(arrays) {
   const parts = [], ends = [];
   let at = 0;
   for (const [name, array] of Object.entries(arrays)) {
@@ -69,11 +69,16 @@ export function npz(arrays) {
   return bytes(...parts, ...ends, end.buffer);
 }
 
-/** What is shown, whole: the hook's values of the run that is shown. */
+/** What is shown, whole: the hook's values of the run that is shown, or by how much the edits change them. */
 async function arraysNow(s) {
-  const { before, after } = runs(), run = after && s.compare !== "before" ? after : before;
-  const { json, arrays } = await app.engine.ask({ do: "look", run, taps: [{ hook: s.hook }] });
-  return { arrays, edits: json.edits };
+  const { before, after } = runs(), difference = after && s.compare === "difference";
+  const ask = (run) => app.engine.ask({ do: "look", run, taps: [{ hook: s.hook }] });
+  const { json, arrays } = await ask(after && s.compare !== "before" ? after : before);
+  if (!difference) return { arrays, edits: json.edits };
+  const old = (await ask(before)).arrays;
+  // What is the same differs by 0, minus infinity of masked scores too.
+  const less = ([name, { shape, values }]) => [name, { shape, values: values.map((value, i) => (value === old[name].values[i] ? 0 : value - old[name].values[i])) }];
+  return { arrays: Object.fromEntries(Object.entries(arrays).map(less)), edits: json.edits };
 }
 
 function save(blob, name) {
@@ -99,25 +104,32 @@ const escaped = (text) => text.replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "
 let drawn = "";
 
 export function drawExports(s) {
-  const key = JSON.stringify([s.hook, viewOf(s)]);
+  const key = JSON.stringify([s.hook, viewOf(s), s.compare, Boolean(runs().after)]);
   if (key === drawn) return;
   drawn = key;
-  const name = (ending) => `${s.hook}${runs().after && app.state.compare !== "before" ? ".edited" : ""}.${ending}`;
-  const metadata = (edits) => ({ actscope_version: app.about.version, model: app.state.model, model_fingerprint: app.about.model.fingerprint, device: app.about.device.text, text: app.state.a, ...(edits.length ? { edits: JSON.stringify(edits) } : {}) });
-  const formats = {
-    npz: async () => save(npz((await arraysNow(s)).arrays), name("npz")),
-    safetensors: async () => {
-      const { arrays, edits } = await arraysNow(s);
-      save(safetensors(arrays, metadata(edits)), name("safetensors"));
-    },
-    png: async () => picture()?.toBlob((blob) => save(blob, name("png"))),
-    svg: async () => {
-      const canvas = picture();
-      if (!canvas) return;
-      const { width, height } = canvas, title = `${s.hook}, ${app.state.model}, ${JSON.stringify(app.state.a)}${editsOf(app.state).length ? `, edited: ${editsOf(app.state).join(" ")}` : ""}`;
-      save(new Blob([`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}"><title>${escaped(title)}</title><image width="${width}" height="${height}" href="${canvas.toDataURL()}"/></svg>`], { type: "image/svg+xml" }), name("svg"));
-    },
-  };
-  byId("exports").replaceChildren(...Object.entries(formats).filter(([format]) => viewOf(s) !== "table" || !["png", "svg"].includes(format)).map(([format, write]) =>
-    make("button", { type: "button", "data-format": format, onclick: () => write().catch((error) => announce(error.message)) }, `.${format}`)));
+  const formats = ["npz", "safetensors", "png", "svg"].filter((format) => viewOf(s) !== "table" || !["png", "svg"].includes(format));
+  byId("exports").replaceChildren(...formats.map((format) =>
+    make("button", { type: "button", "data-format": format, onclick: () => write(format).catch((error) => announce(error.message)) }, `.${format}`)));
+}
+
+/** Saves what is shown in a format. All that says what it is, is taken before values are waited for: the state may change meanwhile. */
+async function write(format) {
+  const s = whole();
+  if (!s) return announce("there is nothing to save yet");
+  const edits = runs().after && s.compare !== "before" ? editsOf(s) : [];
+  const name = `${s.hook}${edits.length ? (s.compare === "difference" ? ".difference" : ".edited") : ""}.${format}`;
+  const { model, device, version } = app.about;
+  if (format === "npz") save(npz((await arraysNow(s)).arrays), name);
+  if (format === "safetensors") {
+    const metadata = { actscope_version: version, model: s.model, model_fingerprint: model.fingerprint, device: device.text, text: s.a, ...(edits.length ? { compare: s.compare } : {}) };
+    const { arrays, edits: made } = await arraysNow(s);
+    save(safetensors(arrays, made.length ? { ...metadata, edits: JSON.stringify(made) } : metadata), name);
+  }
+  const canvas = ["png", "svg"].includes(format) ? picture() : null;
+  if (!canvas) return;
+  if (format === "png") canvas.toBlob((blob) => save(blob, name));
+  else {
+    const { width, height } = canvas, title = `${s.hook}, ${s.model}, ${JSON.stringify(s.a)}${edits.length ? `, ${s.compare === "difference" ? "changed" : "edited"}: ${edits.join(" ")}` : ""}`;
+    save(new Blob([`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}"><title>${escaped(title)}</title><image width="${width}" height="${height}" href="${canvas.toDataURL()}"/></svg>`], { type: "image/svg+xml" }), name);
+  }
 }

@@ -4,16 +4,31 @@ import { app, go, known, look, runs, tapOf, whole } from "./app.js";
 
 let drawn = "";
 let nextIsKey = false;
+/** What waits for the end of typing, by field. */
+const typing = new Map();
 
 export function startText() {
   for (const name of ["a", "b"]) {
-    let timer;
+    const take = () => {
+      if (!typing.has(name)) return;
+      clearTimeout(typing.get(name));
+      typing.delete(name);
+      go(name === "a" ? { a: byId("a").value, pos: null, key: null } : { b: byId("b").value });
+    };
     byId(name).addEventListener("input", () => {
-      clearTimeout(timer);
-      timer = setTimeout(() => go(name === "a" ? { a: byId("a").value, pos: null, key: null } : { b: byId("b").value }), 250);
+      clearTimeout(typing.get(name));
+      typing.set(name, setTimeout(take, 250));
     });
+    // Whoever leaves the field has ended typing.
+    byId(name).addEventListener("change", take);
   }
   const list = byId("tokens");
+  // Shift and a click would also mark the text from the last place to here.
+  list.addEventListener("mousedown", (event) => {
+    if (!event.shiftKey) return;
+    event.preventDefault();
+    list.focus();
+  });
   list.addEventListener("click", (event) => {
     const token = event.target.closest(".tok");
     if (token) choose(Number(token.dataset.at), event.shiftKey || nextIsKey);
@@ -35,6 +50,8 @@ export function startText() {
 }
 
 function choose(at, asKey) {
+  // A position in an earlier text is none in this one.
+  if (app.read.a !== app.state.a) return;
   nextIsKey = false;
   byId("as-key").setAttribute("aria-pressed", false);
   go(asKey ? { key: at } : { pos: at });
@@ -43,7 +60,7 @@ function choose(at, asKey) {
 
 export function drawText() {
   const { state, tokens } = app, s = whole();
-  for (const name of ["a", "b"]) if (document.activeElement !== byId(name) && byId(name).value !== state[name]) byId(name).value = state[name];
+  for (const name of ["a", "b"]) if (document.activeElement !== byId(name) && !typing.has(name) && byId(name).value !== state[name]) byId(name).value = state[name];
   if (state.b) byId("source").open = true;
   const list = byId("tokens"), key = JSON.stringify(tokens);
   if (key !== drawn) {

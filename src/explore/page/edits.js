@@ -68,7 +68,8 @@ export function drawEdits() {
   byId("edited").textContent = `EDITED ${made}${made < state.edits.length ? ` of ${state.edits.length}` : ""}`;
   byId("bar").classList.toggle("edited", Boolean(after));
   document.title = `${after ? "edited: " : ""}${s ? `${s.hook} · ` : ""}actscope explorer`;
-  const list = byId("edits"), shape = JSON.stringify(state.edits.map((edit) => [edit.on, NUMBER.test(edit.text)]));
+  // A row's slider is one of an operation, so another operation needs another row.
+  const list = byId("edits"), shape = JSON.stringify(state.edits.map((edit) => [edit.on, NUMBER.exec(edit.text)?.[1]]));
   if (shape !== drawn) {
     drawn = shape;
     list.replaceChildren(...state.edits.map((_, n) => row(n)));
@@ -79,6 +80,8 @@ export function drawEdits() {
     const slider = item.querySelector('input[type="range"]'), number = item.querySelector('input[type="number"]');
     if (!slider) return;
     const value = Number(NUMBER.exec(text)[2]);
+    // A number that was typed may lie beyond the slider's ends.
+    if (Math.abs(value) > slider.max) (slider.max = Math.abs(value)), (slider.min = -slider.max), (slider.step = slider.max / 40);
     if (document.activeElement !== slider) slider.value = value;
     if (document.activeElement !== number) number.value = value;
   });

@@ -144,6 +144,15 @@ export class Grid {
     this.#hover(null);
   }
 
+  /** Shows a sentence in place of values. */
+  clear(text) {
+    this.what = null;
+    sized(this.canvas, 1, 1);
+    this.canvas.setAttribute("aria-label", `${this.name}. ${text}`);
+    this.legend.replaceChildren();
+    this.read.textContent = text;
+  }
+
   #ring(context, chosen) {
     if (!chosen) return;
     const { left, top, cellWidth, cellHeight } = this.at, { rows, columns } = this.what, [row, column] = chosen;
@@ -167,6 +176,7 @@ export class Grid {
   }
 
   #hover(cell) {
+    if (!this.what) return;
     const [row, column] = cell ?? this.what?.chosen ?? [];
     this.read.textContent = row == null || column == null ? " " : this.say(row, column);
   }

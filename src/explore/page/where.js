@@ -1,7 +1,7 @@
 // WHERE: layers x positions of the stream (norm, logit lens), or a sweep: what happens when each head is zeroed, or each place is
 // patched from the second text.
 import { byId, show } from "./draw.js";
-import { app, go, known, runs, sweepRequest, whole } from "./app.js";
+import { app, go, known, runs, sweepRefusal, sweepRequest, whole } from "./app.js";
 import { Grid } from "./grid.js";
 import { editsOf } from "./state.js";
 
@@ -27,6 +27,7 @@ function pick(row, column) {
 }
 
 function say(row, column) {
+  if (!shown) return "";
   const { values, columns, sweep, compared } = shown, value = values[row * columns + column], s = whole();
   if (sweep === "zero") return `head ${row}.${column}: log p changes by ${show(value)} when it is zeroed`;
   if (sweep === "patch") return `block ${row}, “${app.tokens[column].label}” (${column}): log p changes by ${show(value)} when patched from B`;
@@ -42,11 +43,11 @@ export function drawWhere() {
   const labels = app.tokens.map(({ label }) => label), layers = app.about.model.n_layer;
   const edited = editsOf(s).map((edit) => Number(/^blocks\.(\d+)\./.exec(edit)?.[1] ?? NaN)).filter(Number.isInteger);
   if (s.where === "zero" || s.where === "patch") {
-    const request = sweepRequest(s), answer = request && known(request)?.json;
-    box.classList.toggle("waiting", !answer);
-    if (s.where === "patch" && !s.b) {
+    const refusal = sweepRefusal(s), request = sweepRequest(s), answer = request && known(request)?.json;
+    box.classList.toggle("waiting", !answer && !refusal);
+    if (refusal) {
       shown = null;
-      grid.read.textContent = "Give a second text first: its values are put in the place of the first text's.";
+      grid.clear(refusal);
       return;
     }
     if (!answer) return;
@@ -64,14 +65,16 @@ export function drawWhere() {
     return;
   }
   const answers = { before: known({ do: "where", run: before, top: 5 }), after: after && known({ do: "where", run: after, top: 5 }) };
+  const difference = Boolean(after) && s.compare === "difference";
   const wanted = after && s.compare !== "before" ? answers.after : answers.before;
-  const now = wanted ?? answers.before;
-  box.classList.toggle("waiting", !wanted);
+  const ready = wanted && (!difference || answers.before);
+  // Until the edited run is there, the other stands in its place, greyed; a difference has nothing in its place.
+  const now = ready ? wanted : difference ? undefined : answers.before;
+  box.classList.toggle("waiting", !ready);
   box.classList.toggle("edited", Boolean(after));
   if (!now) return;
   const { shape: [rows, columns], values: all } = now.arrays[s.where];
   const old = answers.before?.arrays[s.where].values;
-  const difference = after && s.compare === "difference" && answers.after && old;
   const values = difference ? all.map((value, i) => value - old[i]) : all;
   shown = { values, columns, compared: difference ? " more than before" : "" };
   grid.name = "Where: layers down, tokens across";
