@@ -266,7 +266,8 @@ mod model {
     use super::*;
 
     /// In every interleaving of a caller and a worker (with at most three preemptions), each piece of two jobs is done once and
-    /// before `each` returns, and the worker ends when the pool is dropped.
+    /// before `each` returns, and the worker ends when the pool is dropped. Seen red: a worker that counts itself as active only
+    /// after it has released the slot.
     #[test]
     fn every_piece_is_done_once_and_before_the_end() {
         let mut builder = loom::model::Builder::new();
