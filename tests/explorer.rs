@@ -812,7 +812,7 @@ fn a_download_that_nobody_waits_for() {
 }
 
 /// `actscope explore`: the page of the program finds the same number by the same clicks, on the native devices; it offers no others, and
-/// what cannot be applied is refused. Seen red: with another model in `served.json`.
+/// what cannot be applied is refused. Seen red: without state.js among its files.
 #[test]
 fn the_page_that_the_program_serves() {
     let session = native();
