@@ -368,7 +368,9 @@ fn files_of_what_is_shown() {
     );
     let look = |edits: &[&str]| {
         let run = json!({"texts": [CAT], "edits": edits});
-        natively(&session, &json!({"do": "look", "run": run, "taps": [{"hook": "blocks.3.hook_resid_post"}]})).arrays[0].values.clone()
+        natively(&session, &json!({"do": "look", "run": run, "taps": [{"hook": "blocks.3.hook_resid_post"}]})).arrays[0]
+            .values
+            .clone()
     };
     let (before, after) = (look(&[]), look(&[edit]));
     browser.eval(
@@ -789,7 +791,8 @@ fn a_model_by_name() {
 #[test]
 fn a_download_that_nobody_waits_for() {
     let server = server();
-    let siblings = json!([{"rfilename": "config.json", "size": 700}, {"rfilename": "model.safetensors", "size": 3_871_920}]);
+    let siblings =
+        json!([{"rfilename": "config.json", "size": 700}, {"rfilename": "model.safetensors", "size": 3_871_920}]);
     server.answer(
         "/hub/api/models/someone/tiny/revision/main?blobs=true",
         json!({"sha": "c0ffee", "siblings": siblings}).to_string().as_bytes(),
