@@ -368,7 +368,9 @@ fn files_of_what_is_shown() {
     );
     let look = |edits: &[&str]| {
         let run = json!({"texts": [CAT], "edits": edits});
-        natively(&session, &json!({"do": "look", "run": run, "taps": [{"hook": "blocks.3.hook_resid_post"}]})).arrays[0].values.clone()
+        natively(&session, &json!({"do": "look", "run": run, "taps": [{"hook": "blocks.3.hook_resid_post"}]})).arrays[0]
+            .values
+            .clone()
     };
     let (before, after) = (look(&[]), look(&[edit]));
     browser.eval(
@@ -789,7 +791,8 @@ fn a_model_by_name() {
 #[test]
 fn a_download_that_nobody_waits_for() {
     let server = server();
-    let siblings = json!([{"rfilename": "config.json", "size": 700}, {"rfilename": "model.safetensors", "size": 3_871_920}]);
+    let siblings =
+        json!([{"rfilename": "config.json", "size": 700}, {"rfilename": "model.safetensors", "size": 3_871_920}]);
     server.answer(
         "/hub/api/models/someone/tiny/revision/main?blobs=true",
         json!({"sha": "c0ffee", "siblings": siblings}).to_string().as_bytes(),
@@ -812,7 +815,7 @@ fn a_download_that_nobody_waits_for() {
 }
 
 /// `actscope explore`: the page of the program finds the same number by the same clicks, on the native devices; it offers no others, and
-/// what cannot be applied is refused. Seen red: with another model in `served.json`.
+/// what cannot be applied is refused. Seen red: without state.js among its files.
 #[test]
 fn the_page_that_the_program_serves() {
     let session = native();

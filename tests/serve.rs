@@ -201,7 +201,9 @@ fn nobody_else_is_answered() {
     assert!(secret.len() == 32 && secret.bytes().all(|byte| byte.is_ascii_hexdigit()), "{secret}");
     let other: String = secret.chars().map(|c| if c == '0' { '1' } else { '0' }).collect();
     let about = r#"{"do":"about"}"#;
-    for path in ["/".to_string(), "/ask".into(), format!("/{other}/"), format!("/{}/", &secret[1..]), format!("/{secret}0/")] {
+    for path in
+        ["/".to_string(), "/ask".into(), format!("/{other}/"), format!("/{}/", &secret[1..]), format!("/{secret}0/")]
+    {
         assert_eq!(request(&served, "GET", &path, "", "").status, 404, "{path}");
         assert_eq!(request(&served, "POST", &format!("{path}ask"), "", about).status, 404, "{path}");
     }
@@ -216,7 +218,8 @@ fn nobody_else_is_answered() {
     }
     let local = exchange(&served, format!("GET {page} HTTP/1.1\r\nHost: localhost:{port}\r\n\r\n").as_bytes());
     assert_eq!(local.status, 200);
-    for (origin, status) in [(format!("http://{host}"), 200), ("http://evil.example".into(), 403), ("null".into(), 403)] {
+    for (origin, status) in [(format!("http://{host}"), 200), ("http://evil.example".into(), 403), ("null".into(), 403)]
+    {
         let reply = request(&served, "POST", &served.path("ask"), &format!("Origin: {origin}\r\n"), about);
         assert_eq!(reply.status, status, "{origin}");
     }
@@ -251,7 +254,8 @@ fn nobody_else_is_answered() {
 /// A sweep of the slow device, of a text of many tokens.
 fn long(served: &Served) -> TcpStream {
     let run = json!({"texts": [" cat".repeat(250)]});
-    let sweep = json!({"do": "sweep", "run": run, "site": "z", "axes": ["layer", "head"], "metric": "logprob", "pos": 6});
+    let sweep =
+        json!({"do": "sweep", "run": run, "site": "z", "axes": ["layer", "head"], "metric": "logprob", "pos": 6});
     let body = sweep.to_string();
     let mut stream = connect(served);
     let (ask, host) = (served.path("ask"), served.host());

@@ -146,7 +146,9 @@ fn finish(mut server: Arc<Server>) {
 fn secret() -> Result<String, Failure> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|e| {
-        Failure::Run(format!("this system gives no random numbers ({e}), so no address can be kept from other programs"))
+        Failure::Run(format!(
+            "this system gives no random numbers ({e}), so no address can be kept from other programs"
+        ))
     })?;
     Ok(hex(&bytes))
 }

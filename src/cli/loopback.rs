@@ -201,6 +201,7 @@ impl Chunks<'_> {
     pub(super) fn is_closed(&self) -> bool {
         let looked = self.0.set_nonblocking(true).and_then(|()| self.0.peek(&mut [0]));
         let restored = self.0.set_nonblocking(false);
-        restored.is_err() || !matches!(looked, Ok(1..)) && !matches!(looked, Err(e) if e.kind() == ErrorKind::WouldBlock)
+        restored.is_err()
+            || !matches!(looked, Ok(1..)) && !matches!(looked, Err(e) if e.kind() == ErrorKind::WouldBlock)
     }
 }
