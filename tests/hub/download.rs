@@ -1,7 +1,6 @@
 //! Downloads that succeed after any number of interruptions.
 
 use crate::{World, common, finish, fixture, server};
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -56,7 +55,7 @@ fn the_cache_is_laid_out_as_huggingface_hub_does() {
     for file in ["config.json", "tokenizer.json", WEIGHTS] {
         let etag = server::etag(file, &files[file]);
         #[cfg(unix)]
-        assert_eq!(std::fs::read_link(snapshot.join(file)).unwrap(), Path::new("../../blobs").join(&etag));
+        assert_eq!(std::fs::read_link(snapshot.join(file)).unwrap(), std::path::Path::new("../../blobs").join(&etag));
         assert!(std::fs::read(repo.join("blobs").join(etag)).unwrap() == files[file]);
     }
     assert!(!snapshot.join("README.md").exists());
