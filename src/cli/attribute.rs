@@ -33,18 +33,18 @@ pub(super) struct AttributeCommand {
     model: ModelArgs,
     #[command(flatten)]
     question: QuestionArgs,
-    /// The parts: component, layer, head, neuron or position [default: component; of integrated gradients position]
+    /// The parts: component, layer, head, neuron or position [default: component; with --method integrated position]
     #[arg(long, value_name = "PARTS")]
     by: Option<By>,
-    /// How a part's share is found: direct, what it adds to the logit through the final LayerNorm as it was, an exact sum;
-    /// gradient, its value times the logit's gradient; or integrated[=STEPS], the same along the line to the text's token
-    /// embeddings [STEPS: 50]
+    /// How a part's share is found: direct, what it adds to the logit with the final LayerNorm's divisor as it was, an exact sum;
+    /// gradient, its value times the logit's gradient; or integrated[=STEPS], the mean of that along the line from the baseline's
+    /// token embeddings to the text's [STEPS: 50]
     #[arg(long, value_name = "METHOD", default_value = "direct")]
     method: Method,
     /// The text that the line of integrated gradients starts from [default: zeros]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     baseline: Option<String>,
-    /// The same as token ids
+    /// The baseline as token ids
     #[arg(long, value_name = "IDS", conflicts_with = "baseline")]
     baseline_ids: Option<String>,
     /// Only the N largest parts; the others go into the remainder [default: all, of neurons 20]
@@ -192,7 +192,15 @@ impl AttributeCommand {
             mark(&edits),
             found.total
         );
-        let whole = Whole { found: &found, session: &session, by, heading: Heading { text: tokens, what }, json };
+        let whole = Whole {
+            found: &found,
+            session: &session,
+            by,
+            is_direct: along.is_none(),
+            is_line: matches!(along, Some(Along::Line { .. })),
+            heading: Heading { text: tokens, what },
+            json,
+        };
         deliver(&whole, target, &self.model)
     }
 }
@@ -229,6 +237,8 @@ struct Whole<'a> {
     found: &'a Attribution,
     session: &'a Session,
     by: By,
+    is_direct: bool,
+    is_line: bool,
     heading: Heading,
     json: Map<String, Value>,
 }
@@ -247,7 +257,8 @@ impl Whole<'_> {
     }
 
     fn remainder(&self) -> String {
-        format!("total {:.6}, remainder {:.2e}", self.found.total, self.found.remainder)
+        let of = if self.is_line { " (less that where the line starts)" } else { "" };
+        format!("total {:.6}{of}, remainder {:.2e}", self.found.total, self.found.remainder)
     }
 }
 
@@ -286,7 +297,7 @@ impl Findings for Whole<'_> {
             let labels: Vec<Vec<Value>> =
                 [config.n_layer, config.n_head].map(|n| (0..n).map(|i| json!(i)).collect()).to_vec();
             let text = Some((self.heading.text.clone(), self.heading.text.clone()));
-            let name = "Adds to the logit".to_string();
+            let name = if self.is_direct { "Adds to the logit" } else { "Gradient times value" }.to_string();
             return Some(Box::new(SweepPicture::new(
                 what,
                 name,

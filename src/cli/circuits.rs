@@ -18,13 +18,13 @@ use std::str::FromStr;
 /// Arguments of `actscope circuits`.
 #[derive(Args)]
 pub(super) struct CircuitsCommand {
-    /// The head: layer and head with a dot between them, each also counted from the end
+    /// The head: layer and head with a dot between them; negative numbers count from the end, such as -1.0
     #[arg(value_name = "L.H", allow_hyphen_values = true)]
     head: Place,
     /// ov: from the token looked at to the tokens made likelier; qk: from the token that looks to the token looked at
     #[arg(long, value_name = "KIND", default_value = "ov")]
     kind: CircuitKind,
-    /// How many pairs of tokens, singular directions and composing heads are told
+    /// How many pairs of tokens, singular directions and composing heads are shown
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     top: u32,
     /// Where to write: .json, .csv (pairs), .npz or .safetensors. Without it, on the terminal

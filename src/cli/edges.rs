@@ -39,7 +39,7 @@ pub(super) struct EdgesCommand {
     /// The N strongest edges are shown
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     top: u32,
-    /// Also run the model with these edges only, every other edge being the corrupt run's: how much of the metric they carry
+    /// Also run the model with these edges only, while all others carry the corrupt run's values: how much of the metric these carry
     #[arg(long)]
     faithfulness: bool,
     /// Where to write: .json, .csv or .npz, .safetensors with all edges, or a graph of the strongest as .png or .svg. Without it, on
@@ -127,6 +127,9 @@ impl EdgesCommand {
             false => None,
         };
         let whole = Whole::new(&self, &session, metric, found, top, circuit, texts);
+        if target.is_some() {
+            whole.notes.iter().for_each(|note| self.model.say(format_args!("{note}")));
+        }
         deliver(&whole, target, &self.model)
     }
 

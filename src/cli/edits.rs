@@ -29,7 +29,7 @@ pub(super) struct EditArgs {
     /// The same as token ids. Repeatable
     #[arg(long, value_name = "IDS", requires = "edit")]
     source_ids: Vec<String>,
-    /// A file with one text a line, whose mean `mean` takes instead of the run's own
+    /// A file of texts, one a line, over which the edit `mean` takes its mean, instead of the run's own texts
     #[arg(long, value_name = "FILE", requires = "edit")]
     mean_from: Option<PathBuf>,
 }

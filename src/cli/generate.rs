@@ -37,7 +37,7 @@ pub(crate) struct Generate {
     /// New tokens of each text at most
     #[arg(short, long = "new-tokens", value_name = "N", default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..))]
     n: u32,
-    /// 0 takes the likeliest token each time; 1 draws from the model's own distribution; more is wilder
+    /// 0 takes the likeliest token each time; 1 draws from the model's own distribution; above 1 is more random
     #[arg(long, value_name = "F", default_value_t = 0.0)]
     temperature: f64,
     /// Draw from the K likeliest tokens only
@@ -49,10 +49,10 @@ pub(crate) struct Generate {
     /// Draw from tokens that are at least P times as likely as the likeliest
     #[arg(long, value_name = "P")]
     min_p: Option<f64>,
-    /// Make tokens less likely that the text has already; 1 changes nothing
+    /// Make tokens that already occur in the text less likely; 1 changes nothing
     #[arg(long, value_name = "F", default_value_t = 1.0)]
     repetition_penalty: f64,
-    /// The same seed gives the same text on the same device; without it, one is made up and said
+    /// The same seed gives the same text on the same device; without it, one is chosen and printed
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
     /// Texts for each prompt
@@ -61,10 +61,10 @@ pub(crate) struct Generate {
     /// End a text once its new tokens hold this. Repeatable
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Tell the N likeliest tokens at each step, with their probabilities
+    /// Print the N likeliest tokens at each step, with their probabilities
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     alternatives: usize,
-    /// Tell what each layer would have said at each step: the logit lens
+    /// Print what each layer would have said at each step: the logit lens
     #[arg(long)]
     lens: bool,
     #[command(flatten)]

@@ -25,11 +25,11 @@ pub(super) struct HeadsCommand {
     texts: TextArgs,
     #[command(flatten)]
     model: ModelArgs,
-    /// mul: the share of a head's attention that falls where such a head looks; abs: 1 less the mean difference from a pattern
-    /// of ones there
+    /// mul: the share of a head's attention that falls where such a head looks; abs: 1 less the mean absolute difference from
+    /// 1 there and 0 elsewhere, which may be below 0
     #[arg(long, value_name = "MEASURE", default_value = "mul")]
     measure: Measure,
-    /// Leave out the attention that the first position gets, where heads rest
+    /// Leave out the attention that the first position gets, to which idle heads attend
     #[arg(long)]
     exclude_bos: bool,
     /// Leave out the attention that tokens pay to themselves

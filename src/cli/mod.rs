@@ -70,15 +70,15 @@ enum Command {
     Attention(attention::AttentionCommand),
     /// Picture: the logit lens, what the model would say after each layer
     Lens(lens::LensCommand),
-    /// Which places matter: values of one text put into the run of another, one place at a time
+    /// Activation patching: values of one text's run put into another's, one place at a time
     Patch(Box<sweep::Patch>),
-    /// Which places matter: each taken out in turn
+    /// Ablation: the metric with each place taken out in turn
     Ablate(Box<sweep::Ablate>),
     /// Where a logit comes from: components, layers, heads, neurons or positions, as an exact sum or by gradients
     Attribute(Box<attribute::AttributeCommand>),
-    /// Which heads look at the token before, at the same token, at what followed it
+    /// Which heads are previous-token, duplicate-token and induction heads
     Heads(heads::HeadsCommand),
-    /// What each part of the model tells each later part: edge attribution patching
+    /// Edge attribution patching: how much each connection between heads and MLPs matters
     Edges(Box<edges::EdgesCommand>),
     /// What a head's weights do whatever the text is: its OV and QK circuits
     Circuits(circuits::CircuitsCommand),
@@ -88,7 +88,7 @@ enum Command {
     Score(score::ScoreCommand),
     /// One text as an HTML page to look around in: residual stream, neurons, attention, logit lens
     Report(report::Report),
-    /// The explorer in your browser, computed by this program: every activation of a text, changed and compared
+    /// Opens the explorer in your browser: every activation of a text, changed and compared
     Explore(explore::Explore),
     /// How a text is cut into tokens
     Tokens(tokens::Tokens),

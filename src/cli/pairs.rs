@@ -15,19 +15,19 @@ use std::path::PathBuf;
 /// The texts.
 #[derive(Args)]
 pub(super) struct PairArgs {
-    /// The clean text, whose values are put into the corrupt run
+    /// The clean text: the one that shows what the model does
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     clean: Option<String>,
-    /// The same as token ids
+    /// The clean text as token ids
     #[arg(long, value_name = "IDS", conflicts_with = "clean")]
     clean_ids: Option<String>,
-    /// The corrupt text
+    /// The corrupt text: the one that does not
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     corrupt: Option<String>,
-    /// The same as token ids
+    /// The corrupt text as token ids
     #[arg(long, value_name = "IDS", conflicts_with = "corrupt")]
     corrupt_ids: Option<String>,
-    /// Many pairs: a JSON object a line with clean, corrupt, answer and wrong (texts, or lists of ids and ids)
+    /// Many pairs: a JSON object a line with clean and corrupt (a text or a list of ids) and answer and wrong (a token's text or id)
     #[arg(long, value_name = "FILE", conflicts_with_all = ["clean", "clean_ids", "corrupt", "corrupt_ids", "answer", "wrong"])]
     pairs: Option<PathBuf>,
 }
@@ -48,12 +48,29 @@ pub(super) struct Pair {
     wrong: Option<u32>,
     /// Where it is from, for messages.
     place: String,
+    in_file: bool,
 }
 
 /// The metric by its name; without one, what fits the tokens that all pairs have.
 pub(super) fn metric(pairs: &[Pair], name: Option<&str>) -> Result<Metric, Failure> {
-    let all = |token: fn(&Pair) -> Option<u32>| pairs.iter().all(|pair| token(pair).is_some());
-    question::metric(name, false, all(|pair| pair.answer), all(|pair| pair.wrong))
+    let lacks = |token: fn(&Pair) -> Option<u32>| pairs.iter().find(|pair| token(pair).is_none());
+    let (no_answer, no_wrong) = (lacks(|pair| pair.answer), lacks(|pair| pair.wrong));
+    // In a file each line has tokens of its own, and no option stands for them.
+    if let (Some(lacking), None, true) = (no_wrong, name, pairs.iter().any(|pair| pair.wrong.is_some())) {
+        return Err(Failure::Run(format!(
+            "{} has no \"wrong\", and other pairs have one; give it to all or to none, or name a --metric",
+            lacking.place
+        )));
+    }
+    let metric = question::metric(name, false, no_answer.is_none(), no_wrong.is_none());
+    match (metric, no_answer.or(no_wrong)) {
+        (Err(Failure::Usage(_)), Some(lacking)) if lacking.in_file => {
+            let what = if lacking.answer.is_none() { "\"answer\"" } else { "\"wrong\"" };
+            let next = "add it, or choose another metric with --metric, such as kl or loss";
+            Err(Failure::Run(format!("{} has no {what}, which the metric is about; {next}", lacking.place)))
+        }
+        (metric, _) => metric,
+    }
 }
 
 impl PairArgs {
@@ -85,6 +102,7 @@ impl PairArgs {
                 answer: question.answer(files, model)?,
                 wrong: question.wrong(files, model)?,
                 place: "the pair".into(),
+                in_file: false,
             }]);
         };
         let lines: Vec<(usize, String)> =
@@ -180,7 +198,14 @@ fn pair(line: &str, place: String, (texts, files, model): (&TextArgs, &Model, &M
         }
         Some(_) => Err(fail(format!("has neither a token nor an id in {name:?}"))),
     };
-    Ok(Pair { clean: side("clean")?, corrupt: side("corrupt")?, answer: word("answer")?, wrong: word("wrong")?, place })
+    Ok(Pair {
+        clean: side("clean")?,
+        corrupt: side("corrupt")?,
+        answer: word("answer")?,
+        wrong: word("wrong")?,
+        place,
+        in_file: true,
+    })
 }
 
 /// Two texts token by token, for a message on one line.

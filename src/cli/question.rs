@@ -13,7 +13,7 @@ pub(super) struct QuestionArgs {
     /// The token that is right: its text, or id:123
     #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
     answer: Option<String>,
-    /// A wrong one, to compare with
+    /// The token that the answer is compared with
     #[arg(long, value_name = "TOKEN", requires = "answer", allow_hyphen_values = true)]
     wrong: Option<String>,
     /// The token whose logits are read: an index or its text [default: the last]
@@ -104,10 +104,13 @@ pub(super) fn token(written: &str, name: &str, files: &Model, model: &ModelArgs)
             }
             Ok(*id)
         }
-        several => Err(Failure::Usage(format!(
-            "{name} {written:?} is {} tokens, {}; give one token, with a space in front where the text has one",
-            several.len(),
-            shown(several)
-        ))),
+        several => {
+            let spaced = format!(" {written}");
+            let next = match tokenizer.encode_bare(&spaced)?.as_slice() {
+                [_] => format!("{spaced:?}, with a space in front, is one"),
+                _ => "give one token, with a space in front where the text has one".into(),
+            };
+            Err(Failure::Usage(format!("{name} {written:?} is {} tokens, {}; {next}", several.len(), shown(several))))
+        }
     }
 }

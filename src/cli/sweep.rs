@@ -34,12 +34,12 @@ use std::path::{Path, PathBuf};
 /// What both sweeps share.
 #[derive(Args)]
 struct SweepArgs {
-    /// Where: a site without its layer, such as resid_pre, z, pattern, mlp_post; `every` for resid_pre, attn_out and mlp_out,
-    /// or z, q, k, v and pattern where heads are an axis. Repeatable [default: resid_pre]
+    /// Where: a site without its layer, such as resid_pre, z, pattern, mlp_post; `every` for resid_pre, attn_out and mlp_out, or,
+    /// with head in --by, for z, q, k, v and pattern. Repeatable [default: resid_pre]
     #[arg(long, value_name = "SITE")]
     at: Vec<String>,
-    /// The axes, one changed run for each combination: of layer,pos,head,dim,key [default: layer,head for sites with heads,
-    /// layer,pos for the rest]
+    /// Axes of the sweep, one changed run for each combination; any of layer,pos,head,dim,key [default: layer,head for sites
+    /// with heads, layer,pos for the rest]
     #[arg(long, value_name = "AXES", value_delimiter = ',')]
     by: Vec<String>,
     /// logit-diff (the default with --wrong), logit, logprob, prob, loss or kl
@@ -59,7 +59,7 @@ struct SweepArgs {
 /// How two texts of different length line up.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Align {
-    /// They do not: texts of different length are refused
+    /// By position: texts of different length are refused
     Start,
     /// By their last tokens
     End,
@@ -83,7 +83,7 @@ pub(crate) struct Patch {
     /// Also run every cell, and show the exact values beside the estimates, and their correlation
     #[arg(long, requires = "fast")]
     compare: bool,
-    /// Patch one path only, FROM...TO: what FROM writes is the clean run's, and only what TO makes of it reaches the rest. FROM is
+    /// Patch one path only, FROM...TO, such as head.0.2...q.3.4: only TO reads the clean run's value of FROM. FROM is
     /// head.LAYER.HEAD or mlp.LAYER, and numbers that are left out become axes; TO is q.LAYER.HEAD, k.LAYER.HEAD, v.LAYER.HEAD or
     /// mlp.LAYER, several joined by +, or logits
     #[arg(long, value_name = "FROM...TO", conflicts_with = "at")]
@@ -382,6 +382,21 @@ impl Begun<'_> {
         let aligned = cases.iter().map(|case| case.aligned).min().unwrap_or(0);
         let found = Found { command, over, swept, exact, noise, tokens, aligned, edits, with };
         let document = found.document(&session);
+        if command == "patch" && !model.json {
+            let one = |key: &str| document.json.get(key).and_then(Value::as_f64);
+            let says = |what: &str| model.say(format_args!("note: {}; {what}", found.unchanged(&document)));
+            match (one("clean"), one("corrupt"), over.metric()) {
+                (Some(clean), Some(corrupt), _) if clean == corrupt => {
+                    says("the texts do not differ in it, so nothing can be brought back")
+                }
+                (Some(clean), Some(corrupt), Metric::LogitDiff | Metric::Logit | Metric::Logprob | Metric::Prob)
+                    if clean < corrupt =>
+                {
+                    says("the answer is likelier in the corrupt run, so 1 stands for the less likely answer");
+                }
+                _ => {}
+            }
+        }
         let page = || {
             let provenance = Provenance::new(&session, found.edits.clone(), false);
             let cell = found.cell_run(args, model, cases);
@@ -710,6 +725,17 @@ impl Found<'_> {
         }
     }
 
+    /// The metric of the runs that nothing changes, in words.
+    fn unchanged(&self, document: &Document) -> String {
+        let metric = self.over.metric().name();
+        let of = |key: &str| document.json.get(key).and_then(Value::as_f64);
+        match (of("clean"), of("corrupt"), of("base")) {
+            (Some(clean), Some(corrupt), _) => format!("{metric} of clean {clean:.4}, of corrupt {corrupt:.4}"),
+            (.., Some(base)) => format!("{metric} of the unchanged run {base:.4}"),
+            _ => String::new(),
+        }
+    }
+
     fn picture(&self, session: &Session, document: &Document) -> SweepPicture {
         let n = self.swept.values.len();
         let of = match n {
@@ -758,5 +784,6 @@ impl Found<'_> {
             errors,
             p,
         )
+        .with_note(self.unchanged(document))
     }
 }

@@ -90,10 +90,10 @@ impl Graph {
 impl Picture for Graph {
     fn scene(&self, shows: Shows) -> Scene {
         let ends = self.edges.iter().flat_map(|edge| [of_writer(edge.from), of_reader(edge.to)]);
-        let nodes: BTreeSet<Node> = ends.collect();
+        let boxes: BTreeSet<Node> = ends.collect();
         // Rows and columns that no edge touches are left out.
-        let rows: Vec<usize> = nodes.iter().map(|node| node.0).collect::<BTreeSet<_>>().into_iter().collect();
-        let columns: Vec<usize> = nodes.iter().map(|node| node.1).collect::<BTreeSet<_>>().into_iter().collect();
+        let rows: Vec<usize> = boxes.iter().map(|node| node.0).collect::<BTreeSet<_>>().into_iter().collect();
+        let columns: Vec<usize> = boxes.iter().map(|node| node.1).collect::<BTreeSet<_>>().into_iter().collect();
         let across = columns.len() as f32 * (BOX.0 + GAP.0);
         let width = (across + 2.0 * BOX.0 + 64.0).max(560.0);
         let below = HEADING + rows.len() as f32 * (BOX.1 + GAP.1);
@@ -111,16 +111,17 @@ impl Picture for Graph {
         for edge in self.edges.iter().rev() {
             let nodes = (of_writer(edge.from), of_reader(edge.to));
             let (from, to) = (corner(nodes.0), corner(nodes.1));
-            // Within a column, around the boxes between.
-            let between = row(nodes.1) - row(nodes.0) - 1;
-            let aside = if nodes.0.1 == nodes.1.1 && between > 0 { BOX.0 + 8.0 * between as f32 } else { 0.0 };
+            // Around the boxes of the same column that lie between.
+            let is_between = |node: &&Node| node.1 == nodes.0.1 && (nodes.0.0 + 1..nodes.1.0).contains(&node.0);
+            let between = if nodes.0.1 == nodes.1.1 { boxes.iter().filter(is_between).count() } else { 0 };
+            let aside = if between > 0 { BOX.0 + 8.0 * between as f32 } else { 0.0 };
             let wide = (f64::from(WIDEST) * edge.score.abs() / most).max(0.6) as f32;
             let colour = if edge.score < 0.0 { LOWERS } else { RAISES };
             let told = format!("{}: {}", words(edge), edge.score);
             let ends = ((from.0 + BOX.0 / 2.0, from.1), (to.0 + BOX.0 * entry(edge.to), to.1 + BOX.1));
             scene.curve(ends, aside, (wide, colour), &told);
         }
-        for node in &nodes {
+        for node in &boxes {
             let (x, y) = corner(*node);
             scene.label((x, y), BOX, &name(*node));
             let heads = self.edges.iter().filter(|edge| of_reader(edge.to) == *node);
@@ -143,5 +144,41 @@ impl Picture for Graph {
 
     fn print(&self, terminal: &Terminal, out: &mut dyn Write) -> std::io::Result<()> {
         self.bars().print(terminal, out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plot::terminal::Colours;
+
+    /// Every edge is told and drawn in the colour of its sign, and boxes that no edge touches are left out. Seen red with the colours
+    /// exchanged.
+    #[test]
+    fn edges_with_their_signs() {
+        let edge = |from, to, score| Edge { from, to, score };
+        let edges = vec![
+            edge(Writer::Embed, Receiver::Mlp { layer: 1 }, 2.0),
+            edge(Writer::Head { layer: 0, head: 3 }, Receiver::Value { layer: 2, head: 1 }, -1.0),
+            edge(Writer::Mlp { layer: 1 }, Receiver::Logits, 0.5),
+        ];
+        let graph =
+            Graph { heading: Heading { text: Vec::new(), what: "x".into() }, edges, notes: vec!["note".into()] };
+        let svg = graph.scene(|_| true).svg().unwrap();
+        for (told, colour) in
+            [("embed...mlp.1: 2", RAISES), ("head.0.3...v.2.1: -1", LOWERS), ("mlp.1...logits: 0.5", RAISES)]
+        {
+            let line = svg.lines().find(|line| line.contains(&format!("<title>{told}</title>"))).unwrap();
+            assert!(line.contains(&format!("stroke=\"{}\"", colour.css())), "{line}");
+        }
+        for (shown, times) in
+            [(">embed<", 1), (">0.3<", 1), (">2.1<", 1), (">mlp 1<", 1), (">logits<", 1), (">mlp 0<", 0), (">v<", 1)]
+        {
+            assert_eq!(svg.matches(shown).count(), times, "{shown}");
+        }
+        let mut out = Vec::new();
+        graph.print(&Terminal { width: 60, colours: Colours::None }, &mut out).unwrap();
+        let printed = String::from_utf8(out).unwrap();
+        assert!(printed.contains("head.0.3...v.2.1") && printed.ends_with("note\n"), "{printed}");
     }
 }

@@ -56,6 +56,8 @@ pub struct SweepPicture {
     values: Option<Vec<f64>>,
     errors: Option<Vec<f64>>,
     p: Option<Vec<f64>>,
+    /// A line below the panels.
+    note: Option<String>,
 }
 
 /// One heat map.
@@ -106,7 +108,13 @@ impl SweepPicture {
             values: values.map(<[f64]>::to_vec),
             errors: errors.map(<[f64]>::to_vec),
             p: p.map(<[f64]>::to_vec),
+            note: None,
         }
+    }
+
+    /// With a line below the panels.
+    pub fn with_note(self, note: String) -> SweepPicture {
+        SweepPicture { note: Some(note), ..self }
     }
 
     /// Rows and columns of a panel.
@@ -169,7 +177,8 @@ impl SweepPicture {
     /// The note below the panels: what the marks mean.
     fn notes(&self) -> Vec<String> {
         let differ = self.text.as_ref().is_some_and(|(a, b)| a.iter().zip(b).any(|(a, b)| a.id != b.id));
-        differ.then(|| "* clean / corrupt token where the texts differ".to_string()).into_iter().collect()
+        let marks = differ.then(|| "* clean / corrupt token where the texts differ".to_string());
+        self.note.iter().cloned().chain(marks).collect()
     }
 
     /// A cell in words.
