@@ -39,7 +39,7 @@ pub(crate) struct AttentionCommand {
 enum Kind {
     /// The softmax over keys: each row adds up to 1
     Pattern,
-    /// What goes into the softmax: query times key, scaled
+    /// The input of the softmax: query times key, scaled and masked
     Scores,
 }
 

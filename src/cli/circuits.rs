@@ -21,7 +21,7 @@ pub(super) struct CircuitsCommand {
     /// The head: layer and head with a dot between them; negative numbers count from the end, such as -1.0
     #[arg(value_name = "L.H", allow_hyphen_values = true)]
     head: Place,
-    /// ov: from the token looked at to the tokens made likelier; qk: from the token that looks to the token looked at
+    /// ov: from the attended token to the tokens it makes likelier; qk: from the query token to the key token
     #[arg(long, value_name = "KIND", default_value = "ov")]
     kind: CircuitKind,
     /// How many pairs of tokens, singular directions and composing heads are shown

@@ -9,7 +9,7 @@ use std::io::Write;
 /// Arguments of `actscope devices`.
 #[derive(Args)]
 pub(crate) struct Devices {
-    /// Machine-readable output
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }

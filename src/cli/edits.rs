@@ -18,15 +18,15 @@ use std::path::{Path, PathBuf};
 /// What is changed on the way.
 #[derive(Args)]
 pub(super) struct EditArgs {
-    /// Change activations: SITE[@SELECT]:OP, such as 'z.2@head=3:zero' or 'resid_pre.1@pos=-1:add=2*dir.npy'. SELECT is of
-    /// pos= head= dim= key= text= ; OP is zero, scale=F, add=V, set=V, mean, patch or freeze; V is a number or
-    /// [F*]FILE[#ARRAY]. Repeatable, in order
+    /// Change activations: SITE[@SELECT]:OP, such as 'z.2@head=3:zero' or 'resid_pre.1@pos=-1:add=2*dir.npy'. SELECT is a
+    /// comma-separated list of pos= head= dim= key= text= ; OP is zero, scale=F, add=V, set=V, mean, patch or freeze; V is a number
+    /// or [F*]FILE[#ARRAY]. Repeatable; applied in order
     #[arg(long, value_name = "EDIT", allow_hyphen_values = true)]
     edit: Vec<String>,
     /// The text that `patch` takes values from: one for all texts, or one for each. Repeatable
     #[arg(long, value_name = "TEXT", requires = "edit", conflicts_with = "source_ids", allow_hyphen_values = true)]
     source: Vec<String>,
-    /// The same as token ids. Repeatable
+    /// The source texts as token ids. Repeatable
     #[arg(long, value_name = "IDS", requires = "edit")]
     source_ids: Vec<String>,
     /// A file of texts, one a line, over which the edit `mean` takes its mean, instead of the run's own texts

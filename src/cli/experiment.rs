@@ -23,10 +23,10 @@ use std::process::{Command, Stdio};
 pub(crate) struct RunCommand {
     /// The file with the steps (.toml); paths in it are taken from its folder
     file: PathBuf,
-    /// Run again and hold every output against the lock, without replacing anything
+    /// Repeat the steps and compare every output with FILE.lock.json; overwrite nothing
     #[arg(long)]
     check: bool,
-    /// Say nothing on stderr but errors
+    /// Print nothing on stderr except errors
     #[arg(short, long)]
     quiet: bool,
 }

@@ -62,13 +62,13 @@ pub(crate) struct Extract {
     run: RunArgs,
     #[command(flatten)]
     nan: NanArgs,
-    /// Fingerprint every byte of the weights, not only their headers
+    /// Hash every byte of the weights for the fingerprint, not only their headers
     #[arg(long)]
     hash: bool,
     /// Compare a sample of the values with the reference, and write nothing if they differ
     #[arg(long)]
     check: bool,
-    /// Print what would be computed and how large it is, and stop
+    /// Print what would be computed and its size, and run nothing
     #[arg(long)]
     dry_run: bool,
 }

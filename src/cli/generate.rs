@@ -34,7 +34,7 @@ pub(crate) struct Generate {
     texts: TextArgs,
     #[command(flatten)]
     model: ModelArgs,
-    /// New tokens of each text at most
+    /// The most new tokens of each text
     #[arg(short, long = "new-tokens", value_name = "N", default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..))]
     n: u32,
     /// 0 takes the likeliest token each time; 1 draws from the model's own distribution; above 1 is more random
@@ -58,7 +58,7 @@ pub(crate) struct Generate {
     /// Texts for each prompt
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     samples: u32,
-    /// End a text once its new tokens hold this. Repeatable
+    /// End a text when its new tokens contain TEXT. Repeatable
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
     /// Print the N likeliest tokens at each step, with their probabilities
@@ -79,7 +79,7 @@ pub(crate) struct Generate {
     edits: EditArgs,
     #[command(flatten)]
     run: RunArgs,
-    /// Say what would be recorded and how much memory it takes, and stop
+    /// Print what would be recorded and its size, and run nothing
     #[arg(long)]
     dry_run: bool,
 }

@@ -35,13 +35,13 @@ pub(super) struct HeadsCommand {
     /// Leave out the attention that tokens pay to themselves
     #[arg(long)]
     exclude_current: bool,
-    /// Without a text: how many random texts
+    /// Number of random texts, if no text is given
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
     repeats: u32,
     /// Without a text: how many random tokens are repeated in each
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     length: u32,
-    /// Without a text: where random numbers begin
+    /// Seed of the random texts
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
     /// Where to write: .json, .csv, .npz, .safetensors, or a picture as .png or .svg. Without it, on the terminal

@@ -23,7 +23,7 @@ use std::path::Path;
 pub(crate) struct LensCommand {
     #[command(flatten)]
     picture: PictureArgs,
-    /// What each row reads
+    /// What each row decodes
     #[arg(long, value_enum, default_value_t = Of::Accumulated)]
     of: Of,
     /// Show every row before and after the edits

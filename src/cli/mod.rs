@@ -68,7 +68,7 @@ enum Command {
     Heatmap(heatmap::HeatmapCommand),
     /// Picture: which token looks at which, head by head
     Attention(attention::AttentionCommand),
-    /// Picture: the logit lens, what the model would say after each layer
+    /// Picture: the logit lens, the token that the model would predict after each layer
     Lens(lens::LensCommand),
     /// Activation patching: values of one text's run put into another's, one place at a time
     Patch(Box<sweep::Patch>),
@@ -80,31 +80,31 @@ enum Command {
     Heads(heads::HeadsCommand),
     /// Edge attribution patching: how much each connection between heads and MLPs matters
     Edges(Box<edges::EdgesCommand>),
-    /// What a head's weights do whatever the text is: its OV and QK circuits
+    /// What a head's weights do, independent of any text: its OV and QK circuits
     Circuits(circuits::CircuitsCommand),
-    /// Let the model write, with activations recorded on the way
+    /// Generate text, and record activations during the run
     Generate(generate::Generate),
     /// How likely texts are: log-probability of every token, perplexity
     Score(score::ScoreCommand),
-    /// One text as an HTML page to look around in: residual stream, neurons, attention, logit lens
+    /// One text as an interactive HTML page: residual stream, neurons, attention, logit lens
     Report(report::Report),
     /// Opens the explorer in your browser: every activation of a text, changed and compared
     Explore(explore::Explore),
-    /// How a text is cut into tokens
+    /// The tokens of a text
     Tokens(tokens::Tokens),
     /// The dictionary of hooks: name, shape, formula, bytes
     Hooks(hooks::HooksCommand),
     /// Weights under TransformerLens's names and in its shapes
     Weights(weights::Weights),
-    /// Runs a file of steps, or runs it again and compares; `--record FILE` on any command appends the step that it did
+    /// Run a file of steps, or repeat it and compare; `--record FILE` on any command appends that command to the file
     Run(experiment::RunCommand),
     /// GPU adapters, their limits, and which one `auto` picks
     Devices(devices::Devices),
     /// Models that are here and models that can be fetched: sizes, shapes, and what is wrong with one
     Models(models::Models),
-    /// Are the numbers right on this machine? Every kernel, every hook and every operation against plain loops in f64
+    /// Are the values right on this machine? Compares every kernel, hook and operation with plain loops in f64
     Verify(verify::Verify),
-    /// How fast is this machine? Operations and whole runs, beside what it can do at most; under a minute
+    /// How fast is this machine? Times operations and whole runs, beside the device's limits; under a minute
     Bench(bench::Bench),
     /// A script that completes commands and options in a shell
     Completions(completions::Completions),
@@ -118,10 +118,10 @@ struct ModelArgs {
     /// `demo`, a folder with a checkpoint, or a hub name such as gpt2 or owner/name[@revision], downloaded once
     #[arg(short, long, default_value = "demo")]
     model: String,
-    /// Say nothing on stderr but errors
+    /// Print nothing on stderr except errors
     #[arg(short, long)]
     quiet: bool,
-    /// Machine-readable output
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }

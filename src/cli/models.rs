@@ -15,7 +15,7 @@ pub(crate) struct Models {
     /// Folders to look at beside the Hugging Face cache: a checkpoint each, or a folder of checkpoints
     #[arg(value_name = "FOLDER")]
     folders: Vec<PathBuf>,
-    /// Machine-readable output
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }

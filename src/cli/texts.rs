@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 /// Which texts.
 #[derive(Args)]
 pub(super) struct TextArgs {
-    /// The text; several are run as one batch. Without any, lines of stdin where something is piped in
+    /// Texts; several are run as one batch. Without any, one text a line of stdin, if something is piped in
     #[arg(value_name = "TEXT")]
     texts: Vec<String>,
     /// A file with one text a line; `-` is stdin. Repeatable
@@ -35,7 +35,7 @@ pub(super) struct TextArgs {
     /// Read special tokens in a text, such as <|endoftext|>, as the characters that they are written with
     #[arg(long)]
     no_special: bool,
-    /// Cut texts that are longer than the model has positions, instead of refusing them
+    /// Truncate texts that exceed the model's context, instead of refusing them
     #[arg(long)]
     pub truncate: bool,
 }

@@ -18,7 +18,7 @@ use std::io::Write;
 pub(crate) struct Verify {
     #[command(flatten)]
     model: ModelArgs,
-    /// The device to hold against the reference
+    /// The device to compare with the reference
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
     device: DeviceArg,
 }
