@@ -237,6 +237,15 @@ fn wrong_requests_say_what_is_wrong() {
     let folder = tempfile::tempdir().unwrap();
     let typo = path(folder.path(), "typo.jsonl");
     std::fs::write(&typo, r#"{"claen": "a", "corrupt": "b", "answer": "c"}"#).unwrap();
+    // A file has its own tokens: no option stands for them.
+    let [unasked, mixed] = ["unasked.jsonl", "mixed.jsonl"].map(|name| path(folder.path(), name));
+    std::fs::write(&unasked, r#"{"clean": [1, 2], "corrupt": [1, 3]}"#).unwrap();
+    let lines = [
+        r#"{"clean": [1, 2], "corrupt": [1, 3], "answer": 4}"#,
+        r#"{"clean": [1, 2], "corrupt": [1, 3], "answer": 4, "wrong": 5}"#,
+    ];
+    std::fs::write(&mixed, lines.join("\n")).unwrap();
+    let pairs = |file: &str| ["patch", "-m", CLASSIC, "--pairs", file].map(String::from).to_vec();
     let ids = ["-m", CLASSIC, "--ids", "1 2 3"];
     let extract = |rest: &[&str]| [&["extract"], &ids[..], rest].concat().iter().map(|s| s.to_string()).collect();
     let patch = |rest: &[&str]| [&PAIR[..], rest].concat().iter().map(|s| s.to_string()).collect();
@@ -255,6 +264,13 @@ fn wrong_requests_say_what_is_wrong() {
         (patch(&["--metric", "logits"]), 2, "none of logit-diff"),
         (patch(&["-o", "a.txt"]), 2, ".json, .csv"),
         (vec!["patch".into(), "--pairs".into(), typo], 1, "is \"clean\" meant?"),
+        (pairs(&unasked), 1, "has no \"answer\", which the metric is about; add it"),
+        (pairs(&mixed), 1, "has no \"wrong\", and other pairs have one"),
+        (
+            [pairs(&unasked), vec!["--metric".into(), "kl".into(), "--at".into(), "z.1".into()]].concat(),
+            2,
+            "without its layer",
+        ),
         (vec!["patch".into(), "--clean".into(), "a".into()], 2, "--corrupt"),
         (vec!["ablate".into(), "a cat".into(), "--metric".into(), "logit".into()], 2, "--answer"),
         (vec!["weights".into(), "blocks.1.attn.WQ".into()], 2, "blocks.1.attn.W_Q"),

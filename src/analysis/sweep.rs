@@ -157,7 +157,13 @@ impl SweepSite {
                 let same = |site: &Site| std::mem::discriminant(site) == std::mem::discriminant(&first);
                 Site::all(config.n_layer).filter(same).collect()
             }
-            Some(_) => return Err(unknown(SiteError::Unknown { pattern: name.into(), near: Vec::new() }).into()),
+            Some(_) => {
+                let row = first.row();
+                let short = row.aliases.first().copied().unwrap_or(row.name).trim_end_matches(".{i}");
+                let near =
+                    vec![format!("{short}, which is the place in every layer; a site is named without its layer")];
+                return Err(SiteError::Unknown { pattern: name.into(), near }.into());
+            }
             None => vec![first],
         };
         Ok(SweepSite { name: name.into(), of_layer })
