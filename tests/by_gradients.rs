@@ -133,6 +133,12 @@ fn what_cannot_be_estimated() {
         let e = session.patch_fast(&sweep, std::slice::from_ref(&noise)).unwrap_err().to_string();
         assert!(e.contains(says), "{e}");
     }
+    // A divergence is from a distribution over the vocabulary for each text.
+    let (batch, mut hooks) = (session.model().batch(&[[1, 2]]).unwrap(), session.model().hooks());
+    hooks.tap("embed").unwrap();
+    let target = Target::Divergence(vec![Question { position: 1, answer: 0, wrong: 0 }], vec![vec![0.0; 3]]);
+    let e = session.gradients(&batch, &hooks, &target).unwrap_err().to_string();
+    assert!(e.contains("0 distributions over the vocabulary are given for 1 texts"), "{e}");
 }
 
 #[test]

@@ -42,7 +42,7 @@ fn bash_completes() {
         let mut bash = assert_cmd::Command::from_std(Command::new("bash"));
         stdout(&bash.args(["-c", &script]).write_stdin(run_well(["completions", "bash"])).output().unwrap())
     };
-    assert_eq!(complete("actscope ex"), "extract\n");
+    assert_eq!(complete("actscope extr"), "extract\n");
     assert_eq!(complete("actscope extract --prep"), "--prepend-bos\n");
     assert_eq!(complete("actscope verify --device g"), "gpu\n");
 }

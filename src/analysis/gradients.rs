@@ -78,9 +78,17 @@ pub enum GradientError {
     )]
     Unedited,
     /// Another number of questions than of texts.
-    #[error("{given} questions or distributions are given for {texts} texts; a metric takes one for each")]
+    #[error("{given} questions are given for {texts} texts; a metric takes one for each")]
     Questions {
-        /// How many are given.
+        /// Questions given.
+        given: usize,
+        /// Texts in the batch.
+        texts: usize,
+    },
+    /// Another number of distributions than of texts, or of another vocabulary.
+    #[error("{given} distributions over the vocabulary are given for {texts} texts; a divergence takes one for each")]
+    Distributions {
+        /// Distributions given that have a number for every token.
         given: usize,
         /// Texts in the batch.
         texts: usize,
@@ -216,7 +224,7 @@ impl Target {
         if let Target::Divergence(_, from) = self {
             let fits = from.iter().filter(|from| from.len() == config.vocab_size).count();
             if fits != n || from.len() != n {
-                return Err(GradientError::Questions { given: fits, texts: n }.into());
+                return Err(GradientError::Distributions { given: fits, texts: n }.into());
             }
         }
         for (text, question) in questions.iter().enumerate() {
