@@ -82,6 +82,9 @@ impl Writer {
     }
 }
 
+/// A reader of the head in a layer.
+type OfHead = fn(usize, usize) -> Receiver;
+
 /// All parts that read, in run order.
 pub fn readers(config: &Config) -> Vec<Receiver> {
     let of_block = |layer| {
@@ -394,7 +397,7 @@ impl Sink for ByStreams<'_> {
         let two = |array: ArrayViewD<'_, f32>| {
             array.mapv(f64::from).into_dimensionality::<Ix2>().map_err(std::io::Error::other)
         };
-        let (nth, layer, reader): (_, _, fn(usize, usize) -> Receiver) = match site {
+        let (nth, layer, reader): (_, _, OfHead) = match site {
             Site::Q(layer) => (0, layer, |layer, head| Receiver::Query { layer, head }),
             Site::K(layer) => (1, layer, |layer, head| Receiver::Key { layer, head }),
             Site::V(layer) => (2, layer, |layer, head| Receiver::Value { layer, head }),
@@ -548,7 +551,7 @@ impl Circuit<'_> {
     /// The heads of a block: queries, keys and values from what each reads, and what the heads write with them.
     async fn heads(&mut self, layer: usize) -> Result<(), Error> {
         let config = self.session.model().config();
-        let letters: [(Site, fn(usize, usize) -> Receiver); 3] = [
+        let letters: [(Site, OfHead); 3] = [
             (Site::Q(layer), |layer, head| Receiver::Query { layer, head }),
             (Site::K(layer), |layer, head| Receiver::Key { layer, head }),
             (Site::V(layer), |layer, head| Receiver::Value { layer, head }),
