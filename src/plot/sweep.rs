@@ -225,7 +225,10 @@ impl Picture for SweepPicture {
         let inner = left + across as f32 * step_x;
         let total_width = (inner + BAR_ROOM * if of_errors.is_some() { 2.0 } else { 1.0 }).max(560.0);
         let notes = self.notes();
-        let total_height = (HEADING + down as f32 * step_y).max(HEADING + 240.0) + 16.0 * notes.len() as f32 + 10.0;
+        let bar = height.clamp(110.0, 300.0).floor();
+        // Below the bar there is room for its notes.
+        let inside = (down as f32 * step_y).max(TITLE + bar + 56.0);
+        let total_height = HEADING + inside + 16.0 * notes.len() as f32 + 10.0;
         let cells = panels.len() * shown_rows * shown_cols;
         let mut scene =
             Scene::new(total_width, total_height, cells, &format!("{}: {}", self.what, self.headline(|_| true)));
@@ -265,7 +268,6 @@ impl Picture for SweepPicture {
                 scene.text(x + width / 2.0, y + height + below - 12.0, TEXT, Anchor::Middle, BLACK, &axis.name);
             }
         }
-        let bar = height.clamp(110.0, 300.0).floor();
         scene.colour_bar((inner, HEADING + TITLE), bar, &scale, &self.name);
         if let Some(scale) = &of_errors {
             scene.colour_bar((inner + BAR_ROOM, HEADING + TITLE), bar, scale, "Standard error");
