@@ -589,10 +589,10 @@ pub async fn open(choice: Choice) -> Result<AnyDevice, DeviceError> {
     open_among(choice, &Adapters::default()).await
 }
 
-/// [`open`] on the best of some adapters.
+/// [`open()`] on the best of some adapters.
 ///
 /// # Errors
-/// As [`open`].
+/// As [`open()`].
 #[cfg_attr(not(feature = "gpu"), allow(unused_variables, reason = "without a GPU there is no adapter"))]
 pub async fn open_among(choice: Choice, adapters: &Adapters) -> Result<AnyDevice, DeviceError> {
     match choice {
