@@ -27,7 +27,7 @@ pub enum Target {
     /// A metric, with a question for each text.
     Metric(Metric, Vec<Question>),
     /// The divergence of each text's distribution from a given one, KL(given || this run): a question for each text, and the
-    /// log-probabilities [vocab_size] that are given.
+    /// log-probabilities `[vocab_size]` that are given.
     Divergence(Vec<Question>, Vec<Vec<f64>>),
     /// The sum of some values of a site, each times a number: one number for every value, text by text, in the order of the
     /// site's axes.
