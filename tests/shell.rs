@@ -4,7 +4,6 @@
 mod binary;
 
 use binary::*;
-use std::process::Command;
 
 /// The commands, as --help lists them.
 fn commands() -> Vec<String> {
@@ -39,7 +38,7 @@ fn bash_completes() {
             "source /dev/stdin; COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
              _actscope actscope \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD - 1]}}\"; echo \"${{COMPREPLY[@]}}\""
         );
-        let mut bash = assert_cmd::Command::from_std(Command::new("bash"));
+        let mut bash = assert_cmd::Command::from_std(std::process::Command::new("bash"));
         stdout(&bash.args(["-c", &script]).write_stdin(run_well(["completions", "bash"])).output().unwrap())
     };
     assert_eq!(complete("actscope extr"), "extract\n");
