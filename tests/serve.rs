@@ -11,7 +11,7 @@ use actscope::{Choice, Model, Session};
 use binary::{run, stderr};
 use serde_json::{Value, json};
 use served::Served;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -312,6 +312,7 @@ fn how_it_begins_and_ends() {
 
     #[cfg(unix)]
     for busy in [false, true] {
+        use std::io::Read;
         use std::os::unix::process::ExitStatusExt;
         let mut served = Served::start(&["--device", if busy { "reference" } else { "cpu" }]);
         let running = busy.then(|| {
