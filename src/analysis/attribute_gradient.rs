@@ -7,12 +7,12 @@ use crate::analysis::attribute::{
     Attribution, AttributionError, By, FINAL_BIAS, OTHER, UNEMBED_BIAS, components, metric,
 };
 use crate::analysis::edits::Kept;
-use crate::analysis::gradients::Target;
+use crate::analysis::gradients::{Target, between};
 use crate::analysis::metric::Question;
 use crate::batch::Batch;
 use crate::hooks::capture::Sink;
 use crate::hooks::layout::edits_of_text;
-use crate::hooks::request::Hooks;
+use crate::hooks::request::{Hooks, Select};
 use crate::hooks::site::{Axis as SiteAxis, Site};
 use crate::model::forward::{RunError, Start};
 use crate::session::{Error, Progress, Session};
@@ -199,7 +199,7 @@ impl Asked<'_> {
         let embeddings = async |ids: &[u32]| -> Result<Vec<f32>, Error> {
             let batch = self.session.model().batch(&[ids])?;
             let mut hooks = self.session.model().hooks();
-            hooks.tap_at(Site::Embed, crate::hooks::request::Select::all())?;
+            hooks.tap_at(Site::Embed, Select::all())?;
             let capture = self.session.run_async(&batch, &hooks, None).await?;
             Ok(capture.get(Site::Embed).expect("tapped above").iter().copied().collect())
         };
@@ -210,12 +210,7 @@ impl Asked<'_> {
         };
         let mut all = [end.clone(), start.clone()].concat();
         for k in 0..steps {
-            let share = (k as f64 + 0.5) / steps as f64;
-            let between = |(start, end): (&f32, &f32)| {
-                let (start, end) = (f64::from(*start), f64::from(*end));
-                (start + share * (end - start)) as f32
-            };
-            all.extend(start.iter().zip(&end).map(between));
+            all.extend(between(start.iter().zip(&end), (k as f64 + 0.5) / steps as f64));
         }
         Ok(all)
     }

@@ -88,15 +88,7 @@ impl Session {
         let config = self.model().config();
         let sites: BTreeSet<Site> = sweep.sites.iter().flat_map(|site| site.of_layer.iter().copied()).collect();
         let (ids, question) = case.source.as_ref().expect("checked above");
-        let reading = Reading {
-            metric: sweep.metric,
-            question,
-            directions: None,
-            ids,
-            unchanged: None,
-            values: Vec::new(),
-            log_probabilities: Vec::new(),
-        };
+        let reading = Reading::new(sweep.metric, question, ids);
         let mut source = Both { kept: Kept::new(sites.clone(), BTreeSet::new()), reading };
         self.run_once(ids, &edits_of_text(texts.source_edits, texts.sources, texts.n, 1), &mut source).await?;
         let Both { kept: source, reading } = source;

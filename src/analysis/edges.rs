@@ -4,7 +4,7 @@
 //! `Session::edge_circuit`, which runs the model with some edges only. Sums are f64. Read next: `gradients.rs`, `path.rs`.
 
 use crate::analysis::edits::Kept;
-use crate::analysis::gradients::Target;
+use crate::analysis::gradients::{Target, between};
 use crate::analysis::metric::{Metric, Question, Reading};
 use crate::analysis::path::Receiver;
 use crate::analysis::sweep::{Both, Case, SweepError};
@@ -116,7 +116,7 @@ pub struct Edge {
 pub struct Edges {
     /// Every edge, by writer, then by reader.
     pub edges: Vec<Edge>,
-    /// The metric of each pair's clean run, and of its corrupt run.
+    /// The metric of each pair's clean run.
     pub clean: Vec<f64>,
     /// The metric of each pair's corrupt run.
     pub corrupt: Vec<f64>,
@@ -243,15 +243,7 @@ impl Asked<'_> {
     ) -> Result<(Kept, f64, Vec<f64>), Error> {
         let model = self.session.model();
         let sites: BTreeSet<Site> = Writer::all(model.config()).into_iter().map(|writer| writer.site().0).collect();
-        let reading = Reading {
-            metric: self.metric,
-            question,
-            directions: None,
-            ids,
-            unchanged,
-            values: Vec::new(),
-            log_probabilities: Vec::new(),
-        };
+        let reading = Reading { unchanged, ..Reading::new(self.metric, question, ids) };
         let batch = model.batch(&[ids])?;
         // Embeddings are needed at all positions, for the line.
         let mut hooks = self.hooks(sites.iter().copied().filter(|site| *site != Site::Embed), 1)?;
@@ -301,12 +293,7 @@ impl Asked<'_> {
         };
         let batch = session.model().batch(&vec![self.case.ids.as_slice(); steps])?;
         let (from, to) = (corrupt.of_text(Site::Embed, 0), clean.of_text(Site::Embed, 0));
-        let point = |k: usize| {
-            let share = k as f64 / steps as f64;
-            let between =
-                move |(from, to): (&f32, &f32)| (f64::from(*from) + share * (f64::from(*to) - f64::from(*from))) as f32;
-            from.iter().zip(&to).map(between).collect::<Vec<f32>>()
-        };
+        let point = |k: usize| between(from.iter().zip(&to), k as f64 / steps as f64);
         let embeddings: Vec<f32> = (0..steps).flat_map(point).collect();
         let last = config.n_layer - 1;
         let of_block = |l| {
@@ -449,18 +436,9 @@ impl Session {
         let mut into: BTreeMap<Receiver, Vec<Writer>> = BTreeMap::new();
         edges.iter().for_each(|edge| into.entry(edge.to).or_default().push(edge.from));
         let (clean, clean_question) = case.source.as_ref().expect("checked above");
-        let reading = |ids, question| Reading {
-            metric,
-            question,
-            directions: None,
-            ids,
-            unchanged: None,
-            values: Vec::new(),
-            log_probabilities: Vec::new(),
-        };
         let mut of_clean = Both {
             kept: Kept::new(BTreeSet::from([Site::Embed]), BTreeSet::new()),
-            reading: reading(clean.as_slice(), clean_question),
+            reading: Reading::new(metric, clean_question, clean),
         };
         self.run_once(clean, &[], &mut of_clean).await?;
         let of_block = |l| {
@@ -485,7 +463,7 @@ impl Session {
             circuit.mlp(layer).await?;
         }
         let unchanged = of_clean.reading.log_probabilities;
-        let mut reading = Reading { unchanged: Some(&unchanged), ..reading(&case.ids, &case.question) };
+        let mut reading = Reading { unchanged: Some(&unchanged), ..Reading::new(metric, &case.question, &case.ids) };
         let last = config.n_layer - 1;
         let input = match circuit.input(Receiver::Logits) {
             Some(input) => input,

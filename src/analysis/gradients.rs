@@ -46,8 +46,8 @@ pub enum Target {
 pub struct Way<'a> {
     /// Where it begins; with [`Start::Embeddings`], the gradient by `hook_embed` is the one by these embeddings.
     pub start: Start<'a>,
-    /// Whether the way back runs each block again, from the stream that entered it: memory for one block at a time, in half as
-    /// much time again. Values then come last block first.
+    /// Gradient checkpointing: the way back runs each block again, from the stream that entered it. It takes memory for one block
+    /// at a time, and half as much time again. Values then come last block first.
     pub recompute: bool,
 }
 
@@ -55,6 +55,11 @@ impl<'a> From<Start<'a>> for Way<'a> {
     fn from(start: Start<'a>) -> Way<'a> {
         Way { start, recompute: false }
     }
+}
+
+/// The point of a line from some values to others that has gone a share of the way.
+pub(super) fn between<'a>(ends: impl Iterator<Item = (&'a f32, &'a f32)>, share: f64) -> impl Iterator<Item = f32> {
+    ends.map(move |(from, to)| (f64::from(*from) + share * (f64::from(*to) - f64::from(*from))) as f32)
 }
 
 /// What one run gave, and its gradients. Both captures have the same arrays.
@@ -483,7 +488,7 @@ struct Unchanged(Vec<Vec<f64>>);
 
 impl Sink for Unchanged {
     fn put(&mut self, _: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
-        self.0[text] = log_softmax(values.iter().copied());
+        self.0[text] = log_softmax(values.iter());
         Ok(())
     }
 }

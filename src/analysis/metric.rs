@@ -1,6 +1,7 @@
 //! One number that says how a run ended: a logit or the difference of two, a probability, the loss, the divergence from another
 //! run. Computed in f64 on the host. Owns what a metric needs of a run, and the sink that computes it.
 
+use crate::analysis::sampling::log_sum_exp;
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::hooks::capture::Sink;
@@ -96,16 +97,10 @@ impl Question {
     }
 }
 
-/// ln(sum of e^x), in f64.
-fn log_sum_exp(logits: impl Iterator<Item = f64> + Clone) -> f64 {
-    let max = logits.clone().fold(f64::NEG_INFINITY, f64::max);
-    max + logits.map(|x| (x - max).exp()).sum::<f64>().ln()
-}
-
 /// Log-probabilities of a row of logits.
-pub(super) fn log_softmax(logits: impl Iterator<Item = f32> + Clone) -> Vec<f64> {
-    let z = log_sum_exp(logits.clone().map(f64::from));
-    logits.map(|x| f64::from(x) - z).collect()
+pub(super) fn log_softmax<'a>(logits: impl Iterator<Item = &'a f32> + Clone) -> Vec<f64> {
+    let z = log_sum_exp(logits.clone());
+    logits.map(|x| f64::from(*x) - z).collect()
 }
 
 /// KL(p || q) of log-probabilities, in nats.
@@ -127,6 +122,14 @@ pub(super) struct Reading<'a> {
     pub values: Vec<f64>,
     /// The log-probabilities of the last text read, where they were asked for by leaving `unchanged` out.
     pub log_probabilities: Vec<f64>,
+}
+
+impl<'a> Reading<'a> {
+    /// Of a text, from the logits; it keeps the log-probabilities that a divergence is from.
+    pub(super) fn new(metric: Metric, question: &'a Question, ids: &'a [u32]) -> Reading<'a> {
+        let (values, log_probabilities) = Default::default();
+        Reading { metric, question, directions: None, ids, unchanged: None, values, log_probabilities }
+    }
 }
 
 impl Reading<'_> {
@@ -152,19 +155,19 @@ impl Reading<'_> {
             Metric::LogitDiff => f64::from(row(0)[answer]) - f64::from(row(0)[wrong]),
             Metric::Logit => f64::from(row(0)[answer]),
             Metric::Logprob | Metric::Prob => {
-                let z = log_sum_exp(row(0).iter().copied().map(f64::from));
+                let z = log_sum_exp(row(0).iter());
                 let log = f64::from(row(0)[answer]) - z;
                 if self.metric == Metric::Prob { log.exp() } else { log }
             }
             Metric::Loss => {
                 let of = |n: usize| {
-                    let z = log_sum_exp(row(n).iter().copied().map(f64::from));
+                    let z = log_sum_exp(row(n).iter());
                     z - f64::from(row(n)[self.ids[n + 1] as usize])
                 };
                 (0..self.ids.len() - 1).map(of).sum::<f64>() / (self.ids.len() - 1) as f64
             }
             Metric::Kl => {
-                let here = log_softmax(row(0).iter().copied());
+                let here = log_softmax(row(0).iter());
                 let Some(unchanged) = self.unchanged else {
                     self.log_probabilities = here;
                     return 0.0;
@@ -232,7 +235,7 @@ pub(super) fn derivative(asked: &Asked<'_>, logits: &ArrayViewD<'_, f32>) -> (f6
             value
         }
         Metric::Logprob | Metric::Prob => {
-            let log = log_softmax(first.iter().copied());
+            let log = log_softmax(first.iter());
             let prob = log[answer].exp();
             let outer = if asked.metric == Metric::Prob { prob } else { 1.0 };
             by_logits.iter_mut().zip(&log).for_each(|(slot, log)| *slot = -outer * log.exp());
@@ -244,8 +247,7 @@ pub(super) fn derivative(asked: &Asked<'_>, logits: &ArrayViewD<'_, f32>) -> (f6
         Metric::Loss => {
             let mut value = 0.0;
             for (n, slots) in by_logits.chunks_exact_mut(n_vocab).enumerate() {
-                let (log, next) =
-                    (log_softmax(logits.index_axis(Axis(0), n).iter().copied()), asked.ids[n + 1] as usize);
+                let (log, next) = (log_softmax(logits.index_axis(Axis(0), n).iter()), asked.ids[n + 1] as usize);
                 slots.iter_mut().zip(&log).for_each(|(slot, log)| *slot = log.exp() / n_rows as f64);
                 let others = |(token, log): (usize, &f64)| if token == next { 0.0 } else { log.exp() };
                 slots[next] = -log.iter().enumerate().map(others).sum::<f64>() / n_rows as f64;
@@ -254,7 +256,7 @@ pub(super) fn derivative(asked: &Asked<'_>, logits: &ArrayViewD<'_, f32>) -> (f6
             value
         }
         Metric::Kl => {
-            let here = log_softmax(first.iter().copied());
+            let here = log_softmax(first.iter());
             let both = here.iter().zip(asked.unchanged);
             by_logits.iter_mut().zip(both).for_each(|(slot, (q, p))| *slot = q.exp() - p.exp());
             divergence(asked.unchanged, &here)

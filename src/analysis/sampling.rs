@@ -103,9 +103,10 @@ fn softmax(scores: &[f64]) -> Vec<f64> {
 }
 
 /// `ln(sum(exp(logits)))`, so that a token's log-probability is its logit minus this.
-pub fn log_sum_exp(logits: &[f32]) -> f64 {
-    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    max + logits.iter().map(|x| (f64::from(*x) - max).exp()).sum::<f64>().ln()
+pub fn log_sum_exp<'a>(logits: impl IntoIterator<Item = &'a f32, IntoIter: Clone>) -> f64 {
+    let logits = logits.into_iter();
+    let max = f64::from(logits.clone().copied().fold(f32::NEG_INFINITY, f32::max));
+    max + logits.map(|x| (f64::from(*x) - max).exp()).sum::<f64>().ln()
 }
 
 /// The likeliest token and its log-probability, from what [`crate::device::Operations::likeliest`] finds in a row of

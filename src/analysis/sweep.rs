@@ -556,15 +556,8 @@ impl Session {
             }
             false => None,
         };
-        let reading = |ids, question| Reading {
-            metric,
-            question,
-            directions: directions.as_ref(),
-            ids,
-            unchanged: None,
-            values: Vec::new(),
-            log_probabilities: Vec::new(),
-        };
+        let reading =
+            |ids, question| Reading { directions: directions.as_ref(), ..Reading::new(metric, question, ids) };
         let from_source = case.from_source && case.source.is_some();
         // Log-probabilities, which only a divergence keeps.
         let mut of_other = Vec::new();
@@ -647,13 +640,9 @@ impl OwnRuns {
     /// Reads the metric of changed runs.
     pub(crate) fn reading<'a>(&'a self, metric: Metric, case: &'a Case) -> Reading<'a> {
         Reading {
-            metric,
-            question: &case.question,
             directions: self.directions.as_ref(),
-            ids: &case.ids,
             unchanged: Some(&self.distribution),
-            values: Vec::new(),
-            log_probabilities: Vec::new(),
+            ..Reading::new(metric, &case.question, &case.ids)
         }
     }
 }

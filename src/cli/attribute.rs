@@ -196,8 +196,7 @@ impl AttributeCommand {
             found: &found,
             session: &session,
             by,
-            is_direct: along.is_none(),
-            is_line: matches!(along, Some(Along::Line { .. })),
+            along: along.as_ref(),
             heading: Heading { text: tokens, what },
             json,
         };
@@ -237,8 +236,8 @@ struct Whole<'a> {
     found: &'a Attribution,
     session: &'a Session,
     by: By,
-    is_direct: bool,
-    is_line: bool,
+    /// Where gradients were taken; none where the division is direct.
+    along: Option<&'a Along>,
     heading: Heading,
     json: Map<String, Value>,
 }
@@ -257,7 +256,7 @@ impl Whole<'_> {
     }
 
     fn remainder(&self) -> String {
-        let of = if self.is_line { " (less that where the line starts)" } else { "" };
+        let of = if matches!(self.along, Some(Along::Line { .. })) { " (less that where the line starts)" } else { "" };
         format!("total {:.6}{of}, remainder {:.2e}", self.found.total, self.found.remainder)
     }
 }
@@ -297,7 +296,7 @@ impl Findings for Whole<'_> {
             let labels: Vec<Vec<Value>> =
                 [config.n_layer, config.n_head].map(|n| (0..n).map(|i| json!(i)).collect()).to_vec();
             let text = Some((self.heading.text.clone(), self.heading.text.clone()));
-            let name = if self.is_direct { "Adds to the logit" } else { "Gradient times value" }.to_string();
+            let name = if self.along.is_none() { "Adds to the logit" } else { "Gradient times value" }.to_string();
             return Some(Box::new(SweepPicture::new(
                 what,
                 name,

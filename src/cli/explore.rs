@@ -250,7 +250,7 @@ impl Server {
         let mut chunks = chunks.into_inner();
         match answer {
             Ok(answer) => write(&mut chunks, &answer)?,
-            // Nobody waits for it.
+            // The browser has closed the connection.
             Err(Error::Cancelled) => return Err(std::io::ErrorKind::Interrupted.into()),
             Err(e) => chunks.write(format!("{}\n", json!({"error": e.to_string()})).as_bytes())?,
         }
