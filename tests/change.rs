@@ -1,4 +1,4 @@
-//! `--edit`, `patch`, `ablate`, `extract --mean`, `weights` and `lens --vector` as scripts call them: the content of
+//! `--edit`, `patch`, `ablate`, `edges`, `attribute --method`, `extract --mean`, `weights` and `lens --vector` as scripts call them: the content of
 //! their JSON and files, and the errors of wrong requests.
 
 #[path = "common/binary.rs"]
@@ -40,7 +40,6 @@ const PAIR: [&str; 10] = [
 #[test]
 fn the_json_of_a_sweep() {
     let one = json_of(&PAIR);
-    let keys: Vec<&str> = one.as_object().unwrap().keys().map(String::as_str).collect();
     let contract = [
         "command",
         "at",
@@ -58,7 +57,7 @@ fn the_json_of_a_sweep() {
         "p",
         "labels",
     ];
-    assert_eq!(keys[..contract.len()], contract);
+    assert_eq!(keys(&one)[..contract.len()], contract);
     assert_eq!(
         (&one["by"], &one["shape"], &one["metric"], &one["n"]),
         (&json!(["layer", "pos"]), &json!([3, 6]), &json!("logit-diff"), &json!(1))
@@ -79,6 +78,111 @@ fn the_json_of_a_sweep() {
     let every = json_of(&[&PAIR[..], &["--at", "every", "--by", "layer,head"]].concat());
     assert_eq!((&every["by"], &every["shape"]), (&json!(["site", "layer", "head"]), &json!([5, 3, 4])));
     assert_eq!(every["labels"][0], json!(["z", "q", "k", "v", "pattern"]));
+}
+
+/// The keys of a record, in order.
+fn keys(record: &Value) -> Vec<&str> {
+    record.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+#[test]
+fn estimates_beside_exact_values() {
+    let exact = json_of(&PAIR);
+    assert!(exact.get("fast").is_none() && exact.get("exact").is_none() && exact.get("correlation").is_none());
+    let fast = json_of(&[&PAIR[..], &["--fast"]].concat());
+    assert_eq!(fast["fast"], json!(true));
+    assert!(fast.get("exact").is_none());
+    let both = json_of(&[&PAIR[..], &["--fast", "--compare"]].concat());
+    assert_eq!((&both["fast"], &both["values"]), (&json!(true), &fast["values"]));
+    assert_ne!(both["exact"], both["values"]);
+    let (estimated, values, again) = (flat(&both["values"]), flat(&exact["values"]), flat(&both["exact"]));
+    // Both exact sweeps do the same arithmetic.
+    assert_eq!(again, values);
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let (a, b) = (mean(&estimated), mean(&values));
+    let sum = |of: &dyn Fn(f64, f64) -> f64| estimated.iter().zip(&values).map(|(x, y)| of(x - a, y - b)).sum::<f64>();
+    let correlation = sum(&|x, y| x * y) / (sum(&|x, _| x * x) * sum(&|_, y| y * y)).sqrt();
+    assert!((both["correlation"].as_f64().unwrap() - correlation).abs() < 1e-12);
+}
+
+#[test]
+fn the_json_and_files_of_edges() {
+    let args = [&["edges"], &PAIR[1..]].concat();
+    let found = json_of(&[&args[..], &["--top", "3"]].concat());
+    let contract = ["command", "method", "metric", "n", "clean", "corrupt", "n_edges", "edges"];
+    assert_eq!(keys(&found)[..contract.len()], contract);
+    assert_eq!((&found["method"], &found["n"], &found["n_edges"]), (&json!("eap"), &json!(1), &json!(262)));
+    assert!(found.get("faithfulness").is_none() && found.get("steps").is_none());
+    let scores: Vec<f64> =
+        found["edges"].as_array().unwrap().iter().map(|edge| edge["score"].as_f64().unwrap()).collect();
+    assert_eq!(scores.len(), 3);
+    assert!(scores.is_sorted_by(|a, b| a.abs() >= b.abs()), "{scores:?}");
+
+    // All edges are the whole model, so they carry all of the metric.
+    let all = json_of(&[&args[..], &["--top", "262", "--faithfulness", "--method", "eap-ig=2"]].concat());
+    assert_eq!((&all["method"], &all["steps"]), (&json!("eap-ig"), &json!(2)));
+    assert!((all["faithfulness"].as_f64().unwrap() - 1.0).abs() < 1e-4, "{}", all["faithfulness"]);
+    assert!((all["circuit"].as_f64().unwrap() - all["clean"].as_f64().unwrap()).abs() < 1e-5);
+
+    let folder = tempfile::tempdir().unwrap();
+    let csv = path(folder.path(), "edges.csv");
+    let printed = run([&args[..], &["--top", "3", "--device", "cpu", "-o", &csv]].concat());
+    assert_eq!(printed.status.code(), Some(0), "{}", stderr(&printed));
+    let table = std::fs::read_to_string(&csv).unwrap();
+    let mut lines = table.lines();
+    assert_eq!(lines.next(), Some("from,to,score"));
+    assert_eq!(lines.clone().count(), 262);
+    let first = &found["edges"][0];
+    let row = format!("{},{},", first["from"].as_str().unwrap(), first["to"].as_str().unwrap());
+    assert!(lines.next().unwrap().starts_with(&row), "{row}");
+}
+
+#[test]
+fn the_json_of_gradients_times_values() {
+    let args = ["attribute", "-m", CLASSIC, "--ids", "1 2 3", "--answer", "id:7", "--method"];
+    let gradient = json_of(&[&args[..], &["gradient"]].concat());
+    assert_eq!(gradient["method"], json!("gradient"));
+    assert!(gradient.get("steps").is_none() && gradient.get("baseline_ids").is_none());
+    let zeros = json_of(&[&args[..], &["integrated=4"]].concat());
+    assert_eq!(
+        (&zeros["method"], &zeros["steps"], &zeros["baseline_ids"], &zeros["by"]),
+        (&json!("integrated"), &json!(4), &Value::Null, &json!("position"))
+    );
+    let from = json_of(&[&args[..], &["integrated=4", "--baseline-ids", "4 5 6"]].concat());
+    assert_eq!(from["baseline_ids"], json!([4, 5, 6]));
+    for found in [&zeros, &from] {
+        let (total, rest) = (found["total"].as_f64().unwrap(), found["remainder"].as_f64().unwrap());
+        assert!((flat(&found["values"]).iter().sum::<f64>() + rest - total).abs() < 1e-9);
+    }
+    assert_ne!(zeros["values"], from["values"]);
+}
+
+#[test]
+fn a_pair_that_shows_nothing_is_told() {
+    let at = |clean: &str, corrupt: &str| {
+        let told = run([
+            "patch",
+            "-m",
+            CLASSIC,
+            "--device",
+            "cpu",
+            "--clean-ids",
+            clean,
+            "--corrupt-ids",
+            corrupt,
+            "--answer",
+            "id:7",
+            "--wrong=id:8",
+        ]);
+        assert_eq!(told.status.code(), Some(0), "{}", stderr(&told));
+        stderr(&told)
+    };
+    let (one, other) = ("1 2 3 4 5 6", "1 2 9 4 5 6");
+    let less = "the answer is likelier in the corrupt run";
+    assert!(at(one, other).contains(less));
+    assert!(!at(other, one).contains("note:"));
+    assert!(at(one, one).contains("note:"));
+    assert!(!at(one, one).contains(less));
 }
 
 #[test]

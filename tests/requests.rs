@@ -706,6 +706,16 @@ fn what_is_no_number_ends_the_run() {
     assert_eq!(record["hooks"]["blocks.1.mlp.hook_pre"][0][1][5], "NaN");
     assert_eq!(record["hooks"]["blocks.0.attn.hook_attn_scores"][0][0][0][1], "-Infinity");
 
+    // Gradients: no hook is named, but no number is given either.
+    for of in [
+        &["edges", "--clean-ids", "1 2", "--corrupt-ids", "1 3", "--answer", "id:4", "--wrong=id:5"][..],
+        &["attribute", "--ids", "1 2", "--answer", "id:4", "--method", "gradient"],
+    ] {
+        let refused = run([of, &["-m", &model, "--device", "cpu", "--json", "-q"]].concat());
+        assert_eq!((refused.status.code(), stdout(&refused).as_str()), (Some(1), ""), "{of:?}");
+        assert!(stderr(&refused).contains("holds a NaN or an infinity"), "{of:?}: {}", stderr(&refused));
+    }
+
     // An infinity, and a model that holds one but is not asked for what follows.
     let model = tempfile::tempdir().unwrap();
     broken(model.path(), "h.1.mlp.c_fc.bias", f32::INFINITY);

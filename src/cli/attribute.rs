@@ -4,7 +4,7 @@
 use super::edits::{EditArgs, mark};
 use super::question::QuestionArgs;
 use super::run::RunArgs;
-use super::target::{Findings, Target, deliver, number, provenance};
+use super::target::{Findings, Target, check_finite, deliver, number, provenance};
 use super::texts::{TextArgs, parse_ids};
 use super::{Failure, ModelArgs};
 use crate::analysis::attribute::{self, Attribution, By};
@@ -138,13 +138,7 @@ impl AttributeCommand {
                 session.attribute_gradient_async(&batch, &question, difference, by, along, &hooks, told).await
             }
         })?;
-        if !found.values.iter().chain([&found.total]).all(|value| value.is_finite()) {
-            return Err(Failure::Run(
-                "the attribution holds a NaN or an infinity, so it means nothing; `actscope extract -k '*'` names the first hook \
-                 that holds one"
-                    .into(),
-            ));
-        }
+        check_finite("the attribution", found.values.iter().chain([&found.total]))?;
         let most = self.top.map(|n| n as usize).or((by == By::Neuron).then_some(NEURONS));
         let found = match most {
             Some(n) => found.strongest(n),

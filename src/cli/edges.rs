@@ -3,7 +3,7 @@
 use super::pairs::{self, PairArgs, hide_texts};
 use super::question::QuestionArgs;
 use super::run::{RunArgs, refuse_to_overwrite};
-use super::target::{Findings, Target, deliver, number, provenance};
+use super::target::{Findings, Target, check_finite, deliver, number, provenance};
 use super::texts::TextArgs;
 use super::{Failure, ModelArgs};
 use crate::analysis::edges::{self, Edge, Edges, Writer, readers};
@@ -121,6 +121,8 @@ impl EdgesCommand {
         let found = self.model.with_progress("blocks", async |told: Progress<'_>| {
             session.edges_async(&cases, metric, steps, Some(told)).await
         })?;
+        let scores = found.edges.iter().map(|edge| &edge.score);
+        check_finite("the edge attribution", scores.chain(&found.clean).chain(&found.corrupt))?;
         let top = found.strongest(self.top as usize);
         let circuit = match self.faithfulness {
             true => Some(self.circuit(&session, &cases, metric, &top)?),

@@ -165,6 +165,16 @@ pub(super) fn provenance(session: &Session, edits: &[EditRecord]) -> Map<String,
     map
 }
 
+/// A result of gradients that means something: one NaN or infinity makes the rest of it wrong.
+pub(super) fn check_finite<'a>(what: &str, values: impl IntoIterator<Item = &'a f64>) -> Result<(), Failure> {
+    match values.into_iter().all(|value| value.is_finite()) {
+        true => Ok(()),
+        false => Err(Failure::Run(format!(
+            "{what} holds a NaN or an infinity, so it means nothing; `actscope extract -k '*'` names the first hook that holds one"
+        ))),
+    }
+}
+
 /// A number as JSON has it; what is none as a string, as in other outputs.
 pub(super) fn number(value: f64) -> Value {
     match value {
