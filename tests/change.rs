@@ -359,7 +359,7 @@ fn wrong_requests_say_what_is_wrong() {
         (extract(&["--edit", "zz.1:zero"]), 2, "nearest"),
         (extract(&["--edit", "z.1:patch"]), 2, "--source"),
         (extract(&["--edit", "z.1:zero", "--source-ids", "1 2"]), 2, "no edit is a patch"),
-        (extract(&["--edit", "z.1:set=/there/is/no.npy"]), 2, "cannot read"),
+        (extract(&["--edit", "z.1:set=/there/is/no.npy"]), 1, "cannot read"),
         (extract(&["--edit", "z.1:patch", "--source-ids", "1 2"]), 2, "do not line up"),
         (extract(&["--edit", "pattern.1:mean"]), 2, "two or more"),
         (extract(&["-k", "pattern.0", "--mean"]), 2, "pairs of tokens"),
@@ -377,6 +377,13 @@ fn wrong_requests_say_what_is_wrong() {
         ),
         (vec!["patch".into(), "--clean".into(), "a".into()], 2, "--corrupt"),
         (vec!["ablate".into(), "a cat".into(), "--metric".into(), "logit".into()], 2, "--answer"),
+        (
+            ["ablate", "-m", CLASSIC, "--ids", "1 2", "--at", "z", "--with", "/there/is/no.npy"]
+                .map(String::from)
+                .to_vec(),
+            1,
+            "--with: cannot read",
+        ),
         (vec!["weights".into(), "blocks.1.attn.WQ".into()], 2, "blocks.1.attn.W_Q"),
     ];
     for (args, code, what) in cases {
@@ -403,8 +410,9 @@ fn weights_and_directions() {
     let read = run_well(["lens", "-m", CLASSIC, "--vector", &path(folder.path(), "e.npz"), "--json", "-q"]);
     let read: Value = serde_json::from_str(&read).unwrap();
     assert_eq!(read["vectors"].as_array().unwrap().len(), 101);
+    // A file that cannot be read is wrong input, not a wrong argument.
     let output = run(["lens", "-m", CLASSIC, "--vector", &vector]);
-    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
 }
 
 fn json_of_weights(args: &[&str]) -> Value {

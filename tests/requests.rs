@@ -84,7 +84,7 @@ const CASES: &[Case] = &[
     (&["extract", "a cat", "--grad", "loss", "--mean"], "", 2, &["leave out --window, --words, --mean and --check"]),
     (&["extract", "a cat", "--grad", "dot:resid_pre.1"], "", 2, &["is no linear function of a hook"]),
     (&["extract", "a cat", "--grad", "dot:resid_pre.*=1"], "", 2, &["names several hooks"]),
-    (&["extract", "a cat", "--grad", "dot:resid_pre.1=FOLDER/none.npy"], "", 2, &["cannot read FOLDER/none.npy"]),
+    (&["extract", "a cat", "--grad", "dot:resid_pre.1=FOLDER/none.npy"], "", 1, &["cannot read FOLDER/none.npy"]),
     (&["extract", "a cat", "--grad", "dot:z.1=1", "--answer", " cat"], "", 2, &["are about logits"]),
     (&["extract", "a cat", "--grad", "loss", "-o", "FOLDER/x.npy"], "", 2, &["can hold one array, and 2"]),
     (&["extract", "a cat", "--grad", "loss", "--device", "cpu"], "", 0, &["text 0: the metric is"]),
@@ -283,6 +283,10 @@ const CASES: &[Case] = &[
         2,
         &["pos 3 of 3 tokens of text 0"],
     ),
+    // Files of steps.
+    (&["run", "FOLDER/none.toml"], "", 1, &["cannot read FOLDER/none.toml"]),
+    (&["run", "FOLDER/gaps.txt"], "", 1, &["FOLDER/gaps.txt is no file of steps"]),
+    (&["run", "FOLDER/loop.toml"], "", 1, &["step \"again\"", "names no command that a step can be"]),
 ];
 
 #[test]
@@ -297,6 +301,7 @@ fn input_message_and_exit_code() {
         .unwrap();
     std::fs::write(at("long.txt"), vec!["7"; 300].join(" ")).unwrap();
     std::fs::write(at("ids.json"), "[1, 2]").unwrap();
+    std::fs::write(at("loop.toml"), "[[step]]\nname = \"again\"\nargs = [\"run\", \"loop.toml\"]\n").unwrap();
     let before = names_in(folder.path());
     let path = folder.path().display().to_string();
     let mut wrong = Vec::new();

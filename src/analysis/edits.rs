@@ -65,8 +65,9 @@ pub enum EditError {
 }
 
 impl AnalysisError for EditError {
+    /// A file that cannot be read is wrong input, as it is where a text or a checkpoint is read.
     fn is_request(&self) -> bool {
-        true
+        !matches!(self, EditError::File { .. })
     }
 }
 

@@ -90,12 +90,11 @@ impl RunCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         let named = self.file.display();
         let text = super::texts::content(&self.file)?;
-        let experiment: Experiment = toml::from_str(&text).map_err(|e| {
-            Failure::Usage(format!("{named} is no file of steps: {}", e.to_string().replace('\n', " ")))
-        })?;
+        let experiment: Experiment = toml::from_str(&text)
+            .map_err(|e| Failure::Run(format!("{named} is no file of steps: {}", e.to_string().replace('\n', " "))))?;
         if let Some(step) = experiment.step.iter().find(|step| step.args.first().is_none_or(|command| command == "run"))
         {
-            return Err(Failure::Usage(format!("step {:?} names no command that a step can be", step.name)));
+            return Err(Failure::Run(format!("step {:?} of {named} names no command that a step can be", step.name)));
         }
         let file = self.file.canonicalize().map_err(|e| Failure::Run(format!("cannot read {named}: {e}")))?;
         let lock_file = file.with_extension("lock.json");

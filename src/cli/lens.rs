@@ -165,7 +165,9 @@ impl LensCommand {
         };
         let files = self.picture.processed(self.picture.model.open()?)?;
         let width = files.config().n_embd;
-        let values = arrays::read(Path::new(&path), array.as_deref(), None).map_err(usage)?.mapv(|v| factor * v);
+        let values = arrays::read(Path::new(&path), array.as_deref(), None)
+            .map_err(|e| Failure::Run(format!("--vector: {e}")))?
+            .mapv(|v| factor * v);
         if values.shape().last() != Some(&width) {
             return Err(usage(format!(
                 "{path} is {:?}, and a direction of this model has {width} numbers",

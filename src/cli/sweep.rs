@@ -334,7 +334,7 @@ impl Ablate {
             ValueSpec::Number(number) => Err(Failure::Usage(format!("--with: {number} is no finite number"))),
             ValueSpec::File { factor, path, array } => {
                 let values = arrays::read(Path::new(path), array.as_deref(), Some(site));
-                let values = values.map_err(|e| Failure::Usage(format!("--with: {e}")))?;
+                let values = values.map_err(|e| Failure::Run(format!("--with: {e}")))?;
                 Ok((site, values.mapv(|v| factor * v)))
             }
         };
