@@ -405,7 +405,11 @@ fn progress_there_and_back() {
         let run = |stop: Option<usize>| {
             let told = |done: usize, of: usize| {
                 heard.borrow_mut().push((done, of));
-                if stop == Some(done) { std::ops::ControlFlow::Break(()) } else { std::ops::ControlFlow::Continue(()) }
+                if stop.is_some_and(|stop| done >= stop) {
+                    std::ops::ControlFlow::Break(())
+                } else {
+                    std::ops::ControlFlow::Continue(())
+                }
             };
             pollster::block_on(session.gradients_async(&batch, &hooks, &target, way, Some(&told)))
         };

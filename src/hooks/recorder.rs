@@ -224,13 +224,19 @@ impl<'a, D: Device> Recorder<'a, D> {
                 self.finished = self.submitted.pop_front().unwrap_or(self.finished);
             }
         }
+        self.report()
+    }
+
+    /// Calls the progress callback.
+    fn report(&self) -> Result<(), Stop> {
         match self.progress.map(|progress| progress(self.finished)) {
             Some(ControlFlow::Break(())) => Err(Stop::Cancelled),
             Some(ControlFlow::Continue(())) | None => Ok(()),
         }
     }
 
-    /// Reads back everything still in flight.
+    /// Reads back everything still in flight, and reports that all blocks are finished: where a short run is one submit, that
+    /// is the only report of more than zero blocks.
     ///
     /// # Errors
     /// As [`Recorder::boundary`].
@@ -240,7 +246,9 @@ impl<'a, D: Device> Recorder<'a, D> {
             self.collect(dev, earlier).await?;
         }
         let staged = std::mem::take(&mut self.staged);
-        self.collect(dev, staged).await
+        self.collect(dev, staged).await?;
+        self.finished = self.boundaries;
+        self.report()
     }
 
     /// Applies the edits, then the tap. `text` is the text that `x` holds, if it holds a single one.
