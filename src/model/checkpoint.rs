@@ -12,7 +12,8 @@ use crate::model::byte_source::{ByteSource, at_once};
 use crate::model::model_dir::{ModelDir, file};
 use crate::model::process::{self, Process};
 use crate::text::hex;
-use safetensors::SafeTensors;
+use safetensors::tensor::Metadata;
+use safetensors::{SafeTensorError, SafeTensors};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
@@ -601,8 +602,13 @@ async fn headers(
 ) -> Result<(), WeightsError> {
     let (name_of_file, size) = (&file.name, file.source.size());
     let fail = |detail: String| WeightsError::Format { file: name_of_file.clone(), detail };
-    let (header, metadata) = match SafeTensors::read_metadata(file.header.bytes()) {
-        Ok(read) => read,
+    let header = file.header.bytes();
+    let metadata: Metadata = match SafeTensors::read_metadata(header) {
+        Ok((_, metadata)) => metadata,
+        // The header is right, and only the data are missing, which are not read here.
+        Err(SafeTensorError::MetadataIncompleteBuffer) => {
+            serde_json::from_slice(&header[8..]).map_err(|e| fail(e.to_string()))?
+        }
         Err(e) => {
             let start = read_range(name_of_file, &*file.source, 0..size.min(Kind::BYTES)).await?;
             return Err(match Kind::of(start.bytes()) {
@@ -611,13 +617,14 @@ async fn headers(
             });
         }
     };
-    let start = header as u64 + 8;
+    let start = header.len() as u64;
+    let end = metadata.tensors().values().map(|info| info.data_offsets.1 as u64).max().unwrap_or(0);
+    if start.saturating_add(end) != size {
+        return Err(fail(SafeTensorError::MetadataIncompleteBuffer.to_string()));
+    }
     for (name, info) in metadata.tensors() {
         let (from, to) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
         let bytes = start + from..start + to;
-        if bytes.start > bytes.end || bytes.end > size {
-            return Err(fail(format!("the tensor {name:?} reaches beyond the end of the file")));
-        }
         tensors.push((name, Found { file: index, dtype: info.dtype, shape: info.shape.clone(), bytes }));
     }
     // safetensors.torch.save_model stores shared tensors once. Its metadata maps each other name to the stored one.
