@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Ours and others' in turn on this machine: compare.sh [cpu] [gpu] [matmul] [scaling], all four by default. Linux, on a machine that
-# does nothing else; an hour where the GPU is a program on the CPU. Begun again, it goes on where it stopped (that day).
+# does nothing else; an hour where the GPU is a software adapter. Started again, it continues where it stopped (on the same day).
 #
 #   cpu      13 hidden states: ONNX Runtime, transformers; everything: TransformerLens; taps against none
 #   gpu      13 hidden states: ONNX Runtime WebGPU; taps against none. GPU_TOKENS="8 64 256 1024" for other lengths

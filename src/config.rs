@@ -111,8 +111,8 @@ impl Config {
     /// Reads the text of a `config.json`.
     ///
     /// # Errors
-    /// [`ConfigError`] names the field and what would be right. Sizes are only checked for sense here (positive, a
-    /// divisor where one is needed, below 2^31): whether the file really holds that much is `weights`' to say.
+    /// [`ConfigError`] names the field and what would be right. Sizes are only checked for plausibility here
+    /// (positive, a divisor where one is needed, below 2^31). `model/checkpoint.rs` compares them with the files.
     pub fn from_json(text: &str) -> Result<Config, ConfigError> {
         // Python's json.dumps writes Infinity and NaN, which are not JSON; serde_json names the line and column.
         let value: Value = serde_json::from_str(text).map_err(|e| match Kind::of(text.as_bytes()) {

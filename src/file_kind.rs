@@ -15,6 +15,9 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// As many bytes of a file's beginning as show its kind.
+    pub(crate) const BYTES: u64 = 512;
+
     /// `None` for bytes that are none of these.
     pub(crate) fn of(bytes: &[u8]) -> Option<Kind> {
         const STARTS: [(&[u8], Kind); 6] = [

@@ -19,15 +19,18 @@
 //!
 //! To read the code, begin with [`session`] (the main interface), then [`model::forward`] (the forward pass),
 //! [`hooks::site`] (the list of hooks) and [`device`] (the operations that a device implements). ARCHITECTURE.md
-//! describes all modules.
+//! describes all modules. Modules that are public only for this package's own binary, tests and benches are hidden in this
+//! documentation. They may change in any release.
 
 pub mod analysis;
 pub mod batch;
 #[cfg(feature = "cli")]
+#[doc(hidden)]
 pub mod bench;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod cache;
 #[cfg(feature = "cli")]
+#[doc(hidden)]
 pub mod cli;
 pub mod config;
 pub mod device;

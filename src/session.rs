@@ -12,10 +12,11 @@ use crate::hooks::capture::{Capture, Sink};
 use crate::hooks::layout::Layout;
 use crate::hooks::request::{HookError, Hooks, Select};
 use crate::hooks::site::Site;
-use crate::hub::{self, Hub, HubError, MemoryFiles, Source};
-use crate::model::checkpoint::{Checkpoint, WeightsError};
+use crate::hub::{self, Hub, HubError, ModelFiles, Source};
+use crate::model::byte_source::{ByteSource, at_once};
+use crate::model::checkpoint::{self, Checkpoint, WeightsError};
 use crate::model::forward::{self, Run, RunError, Start};
-use crate::model::model_dir::{Files, ModelDir};
+use crate::model::model_dir::{self, Files, Held, ModelDir};
 use crate::model::params::{LoadError, Params};
 use crate::model::process::Process;
 use crate::model::tokenizer::{Token, Tokenizer, TokenizerError};
@@ -117,9 +118,9 @@ impl Model {
             }
             Source::Folder(folder) | Source::Cache(folder) => {
                 let dir = ModelDir::new(folder);
-                Model::of_dir(name, source, &dir)
+                at_once(Model::of_dir(name, source, &dir))
             }
-            Source::Memory(_) => unreachable!("a name finds no files in memory"),
+            Source::Files(_) => unreachable!("a name finds a folder"),
         }
     }
 
@@ -129,14 +130,52 @@ impl Model {
     /// # Errors
     /// As [`Model::open`].
     pub fn from_files(name: &str, files: Vec<(String, Arc<dyn Bytes>)>) -> Result<Model, Error> {
-        let files = Arc::new(files.into_iter().collect::<Files>());
-        let dir = ModelDir::in_memory(name, files.clone());
-        Model::of_dir(name, Source::Memory(MemoryFiles(files)), &dir)
+        let files = files.into_iter().map(|(name, bytes)| (name, Held::Bytes(bytes))).collect();
+        at_once(Model::of_files(name, files))
     }
 
-    fn of_dir(name: &str, source: Source, dir: &ModelDir) -> Result<Model, Error> {
+    /// Opens a checkpoint whose files are read range by range: of files with weights only the headers, and each tensor when a
+    /// run first needs it. `files` is as for [`Model::from_files`].
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub async fn from_sources_async(
+        name: &str,
+        files: impl IntoIterator<Item = (String, Arc<dyn ByteSource>)>,
+    ) -> Result<Model, Error> {
+        let mut held = Files::new();
+        for (file, source) in files {
+            let contents = if model_dir::is_read_whole(&file) {
+                Held::Bytes(Arc::new(checkpoint::read_whole(&file, &*source).await?))
+            } else {
+                Held::Ranges(source)
+            };
+            held.insert(file, contents);
+        }
+        Model::of_files(name, held).await
+    }
+
+    /// Blocking form of [`Model::from_sources_async`].
+    ///
+    /// # Errors
+    /// As [`Model::from_sources_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn from_sources(
+        name: &str,
+        files: impl IntoIterator<Item = (String, Arc<dyn ByteSource>)>,
+    ) -> Result<Model, Error> {
+        pollster::block_on(Model::from_sources_async(name, files))
+    }
+
+    async fn of_files(name: &str, files: Files) -> Result<Model, Error> {
+        let files = Arc::new(files);
+        let dir = ModelDir::of_files(name, files.clone());
+        Model::of_dir(name, Source::Files(ModelFiles(files)), &dir).await
+    }
+
+    async fn of_dir(name: &str, source: Source, dir: &ModelDir) -> Result<Model, Error> {
         let missing = || TokenizerError::Missing { model: name.into() };
-        let checkpoint = Arc::new(Checkpoint::of_dir(dir)?);
+        let checkpoint = Arc::new(Checkpoint::of_dir(dir).await?);
         let tokenizer = Tokenizer::of_dir(dir).and_then(|found| found.ok_or_else(missing));
         Ok(Model { name: name.into(), source, checkpoint, tokenizer })
     }
@@ -157,7 +196,7 @@ impl Model {
             #[cfg(feature = "demo")]
             Source::Demo => None,
             Source::Folder(folder) | Source::Cache(folder) => Some(ModelDir::new(folder)),
-            Source::Memory(files) => Some(ModelDir::in_memory(&self.name, files.0.clone())),
+            Source::Files(files) => Some(ModelDir::of_files(&self.name, files.0.clone())),
         }
     }
 
@@ -166,7 +205,7 @@ impl Model {
         match &self.source {
             #[cfg(feature = "demo")]
             Source::Demo => Vec::new(),
-            Source::Memory(_) => Vec::new(),
+            Source::Files(_) => Vec::new(),
             Source::Folder(folder) | Source::Cache(folder) => {
                 let beside = ModelDir::new(folder);
                 beside.beside_weights().chain(self.checkpoint.files().map(PathBuf::from)).collect()
@@ -224,7 +263,7 @@ impl Model {
         [self.config().bos_token_id, of_text].into_iter().flatten().find(|id| (*id as usize) < self.config().vocab_size)
     }
 
-    /// True if the tokenizer itself puts [`Model::bos`] in front of every text, so that a second one would be one too many.
+    /// True if the tokenizer itself puts [`Model::bos`] in front of every text, so that no second one is needed.
     pub fn adds_bos(&self) -> bool {
         let front = self.tokenizer.as_ref().ok().and_then(|tokenizer| tokenizer.added_around().ok());
         front.is_some_and(|(front, _)| front.first().copied() == self.bos() && !front.is_empty())

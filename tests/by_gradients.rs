@@ -13,8 +13,8 @@ use actscope::analysis::sweep::{Case, Change, Sweep, SweepSite};
 use actscope::device::Choice;
 use actscope::model::forward::Start;
 use actscope::verify::hooks::ROUNDING;
-use actscope::{Edit, Model, Select, Session, Site};
-use common::{DEVICES, fixtures};
+use actscope::{Edit, Select, Session, Site};
+use common::{DEVICES, floats, goldens, ids, open};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -23,22 +23,6 @@ const NAMES: [&str; 4] = ["classic", "untied_erf", "inverse_f16", "no_ln"];
 /// the points of a line half a step off, EAP-IG's points one step off, a head's queries with the weights of keys, a LayerNorm
 /// without its slope, and a run with some edges whose MLPs read the corrupt stream.
 const BOUND: f64 = 2e-5;
-
-fn goldens() -> Value {
-    serde_json::from_str(&std::fs::read_to_string(fixtures().join("attributions.json")).unwrap()).unwrap()
-}
-
-fn session(name: &str, choice: Choice) -> Session {
-    Model::open(&fixtures().join(name).to_string_lossy()).unwrap().on(choice).unwrap()
-}
-
-fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
-}
-
-fn floats(value: &Value) -> Vec<f64> {
-    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
-}
 
 fn named(value: &Value) -> BTreeMap<String, f64> {
     value.as_object().unwrap().iter().map(|(name, v)| (name.clone(), v.as_f64().unwrap())).collect()
@@ -74,9 +58,9 @@ fn sweep(session: &Session, at: &str, by: &Value, metric: &Value) -> Sweep {
 
 #[test]
 fn fast_sweeps() {
-    let goldens = goldens();
+    let goldens = goldens("attributions.json");
     for (name, choice) in NAMES.iter().flat_map(|name| DEVICES.map(|choice| (name, choice))) {
-        let session = session(name, choice);
+        let session = open(name, choice);
         for wanted in goldens[name]["fast"].as_array().unwrap() {
             let what = format!("{name} {choice:?} {}", wanted["at"]);
             let noise = wanted["noise"].as_bool().unwrap();
@@ -93,7 +77,7 @@ fn fast_sweeps() {
 /// Several pairs are those one by one, several sites those apart, and edits are in force in both runs.
 #[test]
 fn fast_sweeps_of_several() {
-    let (session, golden) = (session("classic", Choice::Cpu), &goldens()["classic"]);
+    let (session, golden) = (open("classic", Choice::Cpu), &goldens("attributions.json")["classic"]);
     let config = session.model().config();
     let (one, two) = (case(golden, false), case(golden, true));
     let two = Case { from_source: true, ..two };
@@ -119,7 +103,7 @@ fn fast_sweeps_of_several() {
 /// The divergence from the run itself has no slope, and an ablation no other text.
 #[test]
 fn what_cannot_be_estimated() {
-    let (session, golden) = (session("classic", Choice::Cpu), &goldens()["classic"]);
+    let (session, golden) = (open("classic", Choice::Cpu), &goldens("attributions.json")["classic"]);
     let z = |change, metric| Sweep {
         sites: vec![SweepSite::find("z", session.model().config()).unwrap()],
         axes: vec!["layer".parse().unwrap()],
@@ -143,9 +127,9 @@ fn what_cannot_be_estimated() {
 
 #[test]
 fn logits_by_gradients() {
-    let goldens = goldens();
+    let goldens = goldens("attributions.json");
     for (name, choice) in NAMES.iter().flat_map(|name| DEVICES.map(|choice| (name, choice))) {
-        let (session, golden) = (session(name, choice), &goldens[name]["divided"]);
+        let (session, golden) = (open(name, choice), &goldens[name]["divided"]);
         let token = |key: &str| goldens[name][key].as_u64().unwrap() as u32;
         let batch = session.model().batch(&[ids(&golden["ids"])]).unwrap();
         let question = Question { position: batch.n_pos() - 1, answer: token("answer"), wrong: token("wrong") };
@@ -227,9 +211,9 @@ fn edge(words: &str, session: &Session) -> Edge {
 
 #[test]
 fn edges_and_runs_with_some_of_them() {
-    let goldens = goldens();
+    let goldens = goldens("attributions.json");
     for (name, choice) in NAMES.iter().flat_map(|name| DEVICES.map(|choice| (name, choice))) {
-        let (session, golden) = (session(name, choice), &goldens[name]["edges"]);
+        let (session, golden) = (open(name, choice), &goldens[name]["edges"]);
         let case = case(&goldens[name], false);
         for wanted in golden["scores"].as_array().unwrap() {
             let metric: Metric = wanted["metric"].as_str().unwrap().parse().unwrap();
@@ -291,7 +275,7 @@ fn the_edges_of_a_writer_are_its_estimate() {
 #[test]
 fn blocks_that_are_run_again() {
     for (name, choice) in ["untied_erf", "inverse_f16"].iter().flat_map(|name| DEVICES.map(|choice| (name, choice))) {
-        let session = session(name, choice);
+        let session = open(name, choice);
         let (model, n_embd) = (session.model(), session.model().config().n_embd);
         let batch = model.batch(&[vec![1, 2, 3, 4, 5], vec![7, 8, 9]]).unwrap();
         let mut hooks = model.hooks();
@@ -364,7 +348,7 @@ fn the_memory_of_one_block() {
 #[test]
 fn a_linear_function_of_logits() {
     for choice in DEVICES {
-        let session = session("untied_erf", choice);
+        let session = open("untied_erf", choice);
         let batch = session.model().batch(&[vec![1, 2, 3, 4], vec![5, 6]]).unwrap();
         let questions = [3, 0].map(|position| Question { position, answer: 7, wrong: 7 });
         let select = Select::all().positions(vec![vec![3], vec![0]]).dims([7]);

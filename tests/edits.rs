@@ -11,9 +11,8 @@ use actscope::analysis::grammar::EditSpec;
 use actscope::analysis::metric::{Metric, Question};
 use actscope::analysis::sweep::{Case, Change, Sweep, SweepAxis, SweepSite, Swept};
 use actscope::device::Choice;
-use actscope::session::Model;
 use actscope::{Edit, Error, Select, Session, Site};
-use common::{DEVICES, fixtures};
+use common::{DEVICES, floats, goldens, ids, open};
 use ndarray::{ArrayD, Axis, IxDyn};
 use serde_json::Value;
 
@@ -21,24 +20,11 @@ const NAMES: [&str; 4] = ["classic", "untied_erf", "inverse_f16", "no_ln"];
 const BOUND: f64 = 2e-5;
 
 fn golden(name: &str) -> Value {
-    let text = std::fs::read_to_string(fixtures().join(format!("edits_{name}.json"))).unwrap();
-    serde_json::from_str(&text).unwrap()
-}
-
-fn session(name: &str, choice: Choice) -> Session {
-    Model::open(&fixtures().join(name).to_string_lossy()).unwrap().on(choice).unwrap()
-}
-
-fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+    goldens(&format!("edits_{name}.json"))
 }
 
 fn lists(value: &Value) -> Vec<Vec<u32>> {
     value.as_array().unwrap().iter().map(ids).collect()
-}
-
-fn floats(value: &Value) -> Vec<f64> {
-    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
 }
 
 /// The largest difference as a share of the largest value.
@@ -69,7 +55,7 @@ fn plan(session: &Session, written: &[String], golden: &Value) -> Result<EditPla
 fn every_edit_gives_what_transformers_gives() {
     for choice in DEVICES {
         for name in NAMES {
-            let (golden, session) = (golden(name), session(name, choice));
+            let (golden, session) = (golden(name), open(name, choice));
             let batch = session.model().batch(&lists(&golden["texts"])).unwrap();
             let last = session.model().config().n_layer - 1;
             for case in golden["edits"].as_array().unwrap() {
@@ -141,7 +127,7 @@ fn means(swept: &Swept) -> Vec<f64> {
 fn every_sweep_gives_what_transformers_gives() {
     for choice in DEVICES {
         for name in NAMES {
-            let (golden, session) = (golden(name), session(name, choice));
+            let (golden, session) = (golden(name), open(name, choice));
             for wanted in golden["sweeps"].as_array().unwrap() {
                 let (sweep, cases) = sweep_of(&session, &golden, wanted);
                 let swept = session.sweep(&sweep, &cases).unwrap();
@@ -184,7 +170,7 @@ fn pair(session: &Session, golden: &Value, at: &str, axes: &[SweepAxis], source:
 fn patching_from_itself_changes_nothing() {
     use SweepAxis::{Head, Layer, Pos};
     for choice in DEVICES {
-        let (golden, session) = (golden("classic"), session("classic", choice));
+        let (golden, session) = (golden("classic"), open("classic", choice));
         for (at, axes) in [
             ("resid_pre", &[Layer, Pos][..]),
             ("z", &[Layer, Head]),
@@ -211,7 +197,7 @@ fn patching_from_itself_changes_nothing() {
 #[test]
 fn patching_everything_gives_the_clean_run() {
     for choice in DEVICES {
-        let (golden, session) = (golden("classic"), session("classic", choice));
+        let (golden, session) = (golden("classic"), open("classic", choice));
         for at in ["resid_pre", "resid_mid", "resid_post", "embed"] {
             let axes: &[SweepAxis] = if at == "embed" { &[] } else { &[SweepAxis::Layer] };
             let (sweep, cases) = pair(&session, &golden, at, axes, "clean");
@@ -226,7 +212,7 @@ fn patching_everything_gives_the_clean_run() {
 #[test]
 fn zeroing_all_heads_leaves_the_bias() {
     for choice in DEVICES {
-        let session = session("classic", choice);
+        let session = open("classic", choice);
         let batch = session.model().batch(&[[1u32, 2, 3], [4, 5, 6]]).unwrap();
         let mut hooks = session.model().hooks();
         hooks.edit_at(Site::Z(1), Select::all(), Edit::Zero).unwrap().tap("attn_out.1").unwrap();
@@ -242,7 +228,7 @@ fn zeroing_all_heads_leaves_the_bias() {
 #[test]
 fn cells_together_are_cells_alone() {
     for choice in DEVICES {
-        let (golden, session) = (golden("untied_erf"), session("untied_erf", choice));
+        let (golden, session) = (golden("untied_erf"), open("untied_erf", choice));
         let (sweep, cases) =
             pair(&session, &golden, "z", &[SweepAxis::Layer, SweepAxis::Pos, SweepAxis::Head], "clean");
         let swept = session.sweep(&sweep, &cases).unwrap();
@@ -271,7 +257,7 @@ fn cells_together_are_cells_alone() {
 /// Wrong requests are refused before anything runs, with the reason.
 #[test]
 fn edits_that_cannot_be_made() {
-    let (golden, session) = (golden("classic"), session("classic", Choice::Cpu));
+    let (golden, session) = (golden("classic"), open("classic", Choice::Cpu));
     for (written, what) in [
         ("resid_pre.0@pos=9:zero", "matches nothing"),
         ("z.0:set=direction", "takes one number, one row [4, 8]"),
@@ -301,7 +287,7 @@ fn edits_that_cannot_be_made() {
 /// made by other edits, must differ from the goldens by more than the bound.
 #[test]
 fn faults_in_edits_would_be_seen() {
-    let (golden, session) = (golden("classic"), session("classic", Choice::Cpu));
+    let (golden, session) = (golden("classic"), open("classic", Choice::Cpu));
     let logits = |written: &[&str]| {
         let batch = session.model().batch(&lists(&golden["texts"])).unwrap();
         let written: Vec<String> = written.iter().map(|edit| edit.to_string()).collect();

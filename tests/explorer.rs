@@ -261,7 +261,7 @@ fn chromium_compiles_every_kernel() {
     no_complaints(&mut browser);
 }
 
-/// `verify` in the page says yes. Its own faults are seen by tests/planted.rs. Not on WebGPU: see above for what the software adapter
+/// `verify` in the page says yes. Its own faults are seen by tests/mutants.rs. Not on WebGPU: see above for what the software adapter
 /// cannot compile.
 #[test]
 fn the_page_verifies_its_device() {

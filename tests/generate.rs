@@ -12,7 +12,7 @@ use actscope::hooks::capture::Capture;
 use actscope::model::windows::Windows;
 use actscope::{Edit, Hooks, Model, Select, Session, Site};
 use binary::*;
-use common::{DEVICES, Golden, fixtures};
+use common::{DEVICES, Golden, fixtures, floats, goldens, ids};
 use ndarray::{ArrayD, Axis, Slice, s};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -26,22 +26,10 @@ fn classic(device: Choice) -> Session {
     session(fixtures().join("classic").to_str().unwrap(), device)
 }
 
-fn golden() -> Value {
-    serde_json::from_str(&std::fs::read_to_string(fixtures().join("generation.json")).unwrap()).unwrap()
-}
-
-fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
-}
-
-fn numbers(value: &Value) -> Vec<f64> {
-    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
-}
-
 /// Greedy ids and log-probabilities of every fixture, with and without a repetition penalty.
 #[test]
 fn greedy_is_what_transformers_writes() {
-    let golden = golden();
+    let golden = goldens("generation.json");
     for (fixture, texts) in golden["fixtures"].as_object().unwrap() {
         let folder = fixtures().join(fixture);
         if !folder.exists() {
@@ -60,7 +48,7 @@ fn greedy_is_what_transformers_writes() {
                 let generation = Generation { new_tokens: expected.len(), sampling, ..Generation::default() };
                 let written = session.generate(&prompts, &generation).unwrap().remove(0);
                 assert_eq!(written.new_ids(), expected, "{fixture} on {device:?}");
-                for (token, expected) in written.new.iter().zip(numbers(&text["logprobs"])) {
+                for (token, expected) in written.new.iter().zip(floats(&text["logprobs"])) {
                     let near = (token.logprob - expected).abs() <= 1e-4 * expected.abs().max(1.0);
                     assert!(near, "{fixture} on {device:?}: {}, expected {expected}", token.logprob);
                 }
@@ -71,8 +59,8 @@ fn greedy_is_what_transformers_writes() {
 
 #[test]
 fn filters_leave_what_transformers_leaves() {
-    let golden = golden();
-    let logits: Vec<f32> = numbers(&golden["logits"]).iter().map(|x| *x as f32).collect();
+    let golden = goldens("generation.json");
+    let logits: Vec<f32> = floats(&golden["logits"]).iter().map(|x| *x as f32).collect();
     for filter in golden["filters"].as_array().unwrap() {
         let settings = &filter["settings"];
         let sampling = Sampling {
@@ -84,7 +72,7 @@ fn filters_leave_what_transformers_leaves() {
             seed: 0,
         };
         let got = sampling.probabilities(&logits, &ids(&golden["ids"]));
-        for (got, expected) in got.iter().zip(numbers(&filter["probabilities"])) {
+        for (got, expected) in got.iter().zip(floats(&filter["probabilities"])) {
             assert!((got - expected).abs() < 1e-9, "{settings}: {got}, expected {expected}");
         }
     }
@@ -333,7 +321,7 @@ fn json_on_the_command_line() {
     for text in texts {
         let (prompt, ids) = (ids(&text["prompt_ids"]), ids_of(text));
         assert_eq!(ids[..prompt.len()], prompt);
-        assert_eq!(numbers(&text["logprobs"]).len(), ids.len() - prompt.len());
+        assert_eq!(floats(&text["logprobs"]).len(), ids.len() - prompt.len());
         assert!(text["text"].is_string() && text["stop"] == "length");
         let keys: Vec<&String> = text.as_object().unwrap().keys().collect();
         assert_eq!(keys, ["prompt_ids", "ids", "text", "logprobs", "stop"]);
@@ -423,7 +411,7 @@ fn edits_on_the_command_line() {
         serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
     };
     let row =
-        |file: &Value, text: usize, position: usize| numbers(&file["hooks"]["blocks.1.hook_resid_pre"][text][position]);
+        |file: &Value, text: usize, position: usize| floats(&file["hooks"]["blocks.1.hook_resid_pre"][text][position]);
     let is =
         |file: &Value, text: usize, position: usize, value: f64| row(file, text, position).iter().all(|v| *v == value);
     let file = edited(&["resid_pre.1@pos=new:set=2", "resid_pre.1@pos=-1:set=3", "resid_pre.1@pos=5,text=0:set=4"]);

@@ -98,10 +98,7 @@ fn goldens() {
             Array2::from_shape_vec((w.rows, w.cols), w.to_f64()).unwrap()
         };
         let (gain, bias) = (weight("ln_f.weight"), weight("ln_f.bias"));
-        let table = match files.checkpoint().untied_unembedding() {
-            Some(w) => Array2::from_shape_vec((w.rows, w.cols), w.to_f64()).unwrap(),
-            None => weight("wte.weight"),
-        };
+        let table = weight(if files.checkpoint().is_untied().unwrap() { "lm_head.weight" } else { "wte.weight" });
         let batch = files.batch(&golden.ids).unwrap();
         let session = files.on(Choice::Cpu).unwrap();
         let rows = pollster::block_on(session.lens_async(&batch, &session.model().hooks(), 1, None)).unwrap().0;

@@ -8,29 +8,12 @@ use actscope::analysis::metric::Question;
 use actscope::analysis::path::PathSweep;
 use actscope::analysis::sweep::{Case, SweepAxis, Swept};
 use actscope::device::Choice;
-use actscope::session::Model;
 use actscope::{Edit, Error, Select, Session, Site};
-use common::{DEVICES, fixtures};
+use common::{DEVICES, floats, goldens, ids, open};
 use serde_json::Value;
 
 const NAMES: [&str; 4] = ["classic", "untied_erf", "inverse_f16", "no_ln"];
 const BOUND: f64 = 2e-5;
-
-fn goldens() -> Value {
-    serde_json::from_str(&std::fs::read_to_string(fixtures().join("paths.json")).unwrap()).unwrap()
-}
-
-fn session(name: &str, choice: Choice) -> Session {
-    Model::open(&fixtures().join(name).to_string_lossy()).unwrap().on(choice).unwrap()
-}
-
-fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
-}
-
-fn floats(value: &Value) -> Vec<f64> {
-    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
-}
 
 /// The axes that a golden's path leaves open, and positions.
 fn axes(wanted: &Value) -> Vec<SweepAxis> {
@@ -74,10 +57,10 @@ fn off(got: &[f64], wanted: &Value) -> f64 {
 
 #[test]
 fn every_path_gives_what_transformers_gives() {
-    let goldens = goldens();
+    let goldens = goldens("paths.json");
     for choice in DEVICES {
         for name in NAMES {
-            let (golden, session) = (&goldens[name], session(name, choice));
+            let (golden, session) = (&goldens[name], open(name, choice));
             for wanted in golden["paths"].as_array().unwrap() {
                 let (path, frozen) = (wanted["path"].as_str().unwrap(), wanted["frozen"] == true);
                 let what = format!("{choice:?} {name} {path}, frozen {frozen}, {}", wanted["metric"]);
@@ -96,10 +79,10 @@ fn every_path_gives_what_transformers_gives() {
 /// What the comparison above would say of other paths: each is off by more than the bound.
 #[test]
 fn another_path_would_be_seen() {
-    let goldens = goldens();
+    let goldens = goldens("paths.json");
     let mut seen = 0;
     for name in NAMES {
-        let (golden, session) = (&goldens[name], session(name, Choice::Cpu));
+        let (golden, session) = (&goldens[name], open(name, Choice::Cpu));
         for wanted in golden["paths"].as_array().unwrap() {
             let (path, frozen) = (wanted["path"].as_str().unwrap(), wanted["frozen"] == true);
             // Heads held still or not; another receiver; another sender.
@@ -124,9 +107,9 @@ fn another_path_would_be_seen() {
 
 #[test]
 fn a_source_that_is_the_same_text_changes_nothing() {
-    let goldens = goldens();
+    let goldens = goldens("paths.json");
     for choice in DEVICES {
-        let (golden, session) = (&goldens["classic"], session("classic", choice));
+        let (golden, session) = (&goldens["classic"], open("classic", choice));
         for wanted in golden["paths"].as_array().unwrap() {
             let mut same = wanted.clone();
             same["source"] = same["ids"].clone();
@@ -142,8 +125,8 @@ fn a_source_that_is_the_same_text_changes_nothing() {
 /// Cells that run together are cells alone, edits of the caller's included.
 #[test]
 fn cells_together_are_cells_alone() {
-    let goldens = goldens();
-    let (golden, session) = (&goldens["classic"], session("classic", Choice::Cpu));
+    let goldens = goldens("paths.json");
+    let (golden, session) = (&goldens["classic"], open("classic", Choice::Cpu));
     let config = session.model().config();
     let (last, heads) = (config.n_layer - 1, config.n_head);
     let wanted = &golden["paths"][0];
@@ -171,7 +154,7 @@ fn cells_together_are_cells_alone() {
 
 #[test]
 fn paths_that_do_not_exist() {
-    let session = session("classic", Choice::Cpu);
+    let session = open("classic", Choice::Cpu);
     let config = session.model().config();
     let (last, heads) = (config.n_layer - 1, config.n_head);
     let cases: Vec<(String, &[SweepAxis], &str)> = vec![

@@ -131,7 +131,7 @@ fn a_token_of_generation_is_one_submit() {
     }
     // Here the logits come apart: the request of generation is the library's own.
     let x = gpu.upload([1, 48], vec![0.5; 48]);
-    let table = gpu.load(checkpoint.tensor("wte.weight").unwrap()).unwrap();
+    let table = gpu.load(&checkpoint.tensor("wte.weight").unwrap()).unwrap();
     let found = gpu.likeliest(&gpu.unembed(&x, &table));
     let staged = gpu.copy_out(&found, &Window::all([1, 6]));
     gpu.submit();

@@ -286,7 +286,7 @@ const CASES: &[Case] = &[
     // Files of steps.
     (&["run", "FOLDER/none.toml"], "", 1, &["cannot read FOLDER/none.toml"]),
     (&["run", "FOLDER/gaps.txt"], "", 1, &["FOLDER/gaps.txt is no file of steps"]),
-    (&["run", "FOLDER/loop.toml"], "", 1, &["step \"again\"", "names no command that a step can be"]),
+    (&["run", "FOLDER/loop.toml"], "", 1, &["step \"again\"", "is not a command that a step can have"]),
 ];
 
 #[test]

@@ -1,4 +1,4 @@
-//! `actscope verify` and `extract --check` as users run them: output, exit codes and refusals. `planted.rs` shows that
+//! `actscope verify` and `extract --check` as users run them: output, exit codes and refusals. `mutants.rs` shows that
 //! every fault is detected.
 
 #[path = "common/binary.rs"]

@@ -6,16 +6,13 @@
 # The arguments go to cargo, such as `--release`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source tools/install.sh
 source tools/rust-target.sh
 target=aarch64-unknown-linux-gnu
 
 if [ "$(uname -m)" != aarch64 ]; then
     if ! command -v aarch64-linux-gnu-gcc >/dev/null || ! command -v qemu-aarch64-static >/dev/null; then
-        root=()
-        [ "$(id -u)" -eq 0 ] || root=(sudo)
-        "${root[@]}" apt-get update -qq
-        DEBIAN_FRONTEND=noninteractive "${root[@]}" apt-get install -y -qq --no-install-recommends \
-            gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static >/dev/null
+        install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static
     fi
     export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
     export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -L /usr/aarch64-linux-gnu"

@@ -9,19 +9,11 @@
 # Debian or Ubuntu machine the script installs what is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source tools/install.sh
 source tools/rust-target.sh
 
 targets=(aarch64-apple-darwin x86_64-pc-windows-gnu aarch64-unknown-linux-gnu wasm32-unknown-unknown)
 [ $# -eq 0 ] || targets=("$@")
-
-root=()
-[ "$(id -u)" -eq 0 ] || root=(sudo)
-install() {
-    echo "installing $*"
-    command -v apt-get >/dev/null || { echo "please install $* by hand, then run this again" >&2; exit 1; }
-    "${root[@]}" apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive "${root[@]}" apt-get install -y -qq --no-install-recommends "$@" >/dev/null
-}
 
 # zig has the headers of macOS. It takes clang's options, but not clang's names of targets.
 zig() {

@@ -4,15 +4,12 @@
 # missing. The gpu device is left out: wine's DirectX 12 is a translation of its own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source tools/install.sh
 source tools/rust-target.sh
 target=x86_64-pc-windows-gnu
 
 if ! command -v x86_64-w64-mingw32-gcc >/dev/null || ! command -v wine >/dev/null || ! command -v pgrep >/dev/null; then
-    root=()
-    [ "$(id -u)" -eq 0 ] || root=(sudo)
-    "${root[@]}" apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive "${root[@]}" apt-get install -y -qq --no-install-recommends \
-        gcc-mingw-w64-x86-64 procps wine wine64 >/dev/null
+    install gcc-mingw-w64-x86-64 procps wine wine64
 fi
 rust_target "$target"
 

@@ -5,18 +5,10 @@
 # nothing on two cores, most of it compiling.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source tools/install.sh
 
 # Without a session directory Mesa complains about Wayland whenever a test lists adapters; src/main.rs says more.
 [ -n "${XDG_RUNTIME_DIR:-}" ] || export NODEVICE_SELECT=1
-
-root=()
-[ "$(id -u)" -eq 0 ] || root=(sudo)
-install() {
-    echo "installing $*"
-    command -v apt-get >/dev/null || { echo "please install $* by hand, then run this again" >&2; exit 1; }
-    "${root[@]}" apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive "${root[@]}" apt-get install -y -qq --no-install-recommends "$@" >/dev/null
-}
 
 command -v cc >/dev/null || install gcc libc6-dev
 cargo build --locked --quiet

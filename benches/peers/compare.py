@@ -293,7 +293,7 @@ def main():
     parts = sys.argv[1:] or ["cpu", "gpu", "matmul", "scaling"]
     results = Results()
     say(f"rows go to {results.path}")
-    # On an adapter that is a program on the CPU 1,024 tokens take the peer most of a minute.
+    # On a software adapter, 1,024 tokens take the peer most of a minute.
     of_gpu = [int(t) for t in os.environ.get("GPU_TOKENS", "8 64 256").split()]
     for name in parts:
         if name == "scaling":

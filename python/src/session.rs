@@ -461,7 +461,7 @@ impl Session {
     /// A hash over config.json and the weight files' headers.
     #[getter]
     fn fingerprint(&self) -> String {
-        self.0.model().checkpoint().fingerprint(false)
+        self.0.model().checkpoint().fingerprint()
     }
 
     /// Texts as token ids, each whole however long it is.
@@ -738,8 +738,8 @@ impl Session {
 
     /// True where the unembedding is another matrix than the token embedding.
     #[getter]
-    fn is_untied(&self) -> bool {
-        self.0.model().checkpoint().untied_unembedding().is_some()
+    fn is_untied(&self, py: Python<'_>) -> PyResult<bool> {
+        self.0.model().checkpoint().is_untied().map_err(|e| error::of(py, &actscope::Error::Weights(e)))
     }
 
     /// Compares the device with the reference. `tell(stage, done, of)` hears how far it is.
@@ -770,7 +770,7 @@ impl Session {
 
 impl Session {
     fn provenance(&self, edits: Vec<EditRecord>) -> Provenance {
-        Provenance::new(&self.0, edits, false)
+        Provenance::new(&self.0, edits)
     }
 }
 

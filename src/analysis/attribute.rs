@@ -1,7 +1,7 @@
-//! Where a logit comes from: direct attribution. The final LayerNorm is a line once its divisor is known, so a logit, or the
-//! difference of two, is a sum over all that was added to the residual stream at one position. Owns the parts ([`By`]), their
-//! labels, and `Session::attribute_direct`. Nothing is folded: gain, bias and divisor are the run's own. Values are f32 from
-//! the device; the sums are taken here in f64.
+//! Direct attribution of a logit. With its divisor fixed, the final LayerNorm is linear, so a logit, or the difference of two, is a
+//! sum over everything that was added to the residual stream at one position. Owns the parts ([`By`]), their labels, and
+//! `Session::attribute_direct`. Gain, bias and divisor are the run's own; nothing is folded. Values are f32 from the device; sums
+//! are f64. Read next: `attribute_gradient.rs`.
 
 use crate::analysis::metric::{Metric, Question};
 use crate::analysis::top::largest;
@@ -16,16 +16,16 @@ use ndarray::{ArrayViewD, Axis};
 use std::str::FromStr;
 use thiserror::Error;
 
-/// A question, or a line of embeddings, that does not fit.
+/// Why an attribution cannot be computed.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum AttributionError {
-    /// About a position or a token that does not exist.
+    /// The question is about a position or a token that does not exist.
     #[error("the text to attribute: {what}")]
     Question {
         /// What does not exist.
         what: String,
     },
-    /// A line of token embeddings that cannot be drawn.
+    /// The line of token embeddings for integrated gradients does not exist.
     #[error("integrated gradients: {what}")]
     Line {
         /// Why not.
@@ -56,12 +56,12 @@ pub enum By {
     Head,
     /// Each neuron.
     Neuron,
-    /// The position that a head looks at: what each head brings from there, by its own pattern.
+    /// Each position that heads attend to: the sum of what all heads move from there, weighted by their patterns.
     Position,
 }
 
 impl By {
-    /// All of them, by name.
+    /// All ways to divide, by name.
     pub const ALL: [(&'static str, By); 5] = [
         ("component", By::Component),
         ("layer", By::Layer),
@@ -88,13 +88,13 @@ impl FromStr for By {
 /// A number as a sum of parts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attribution {
-    /// The number: a logit or the difference of two, as the run gave it.
+    /// The number: a logit or the difference of two, as computed by the run.
     pub total: f64,
     /// The names of the parts.
     pub labels: Vec<String>,
-    /// What each part adds.
+    /// The contribution of each part.
     pub values: Vec<f64>,
-    /// What the values lack: `total` less their sum. Rounding, or what was left out, or what an edit put in.
+    /// `total` minus the sum of `values`: rounding, parts that were left out, and values that an edit put in.
     pub remainder: f64,
 }
 
@@ -105,7 +105,7 @@ impl Attribution {
         Attribution { total, labels, values, remainder }
     }
 
-    /// Only the `n` parts of largest magnitude, largest first; the rest goes into the remainder.
+    /// Keeps only the `n` parts of largest magnitude, largest first. The remainder takes the others.
     pub fn strongest(self, n: usize) -> Attribution {
         let kept = largest(self.values.len(), n, |i| self.values[i].abs() as f32);
         let part = |i: u32| (self.labels[i as usize].clone(), self.values[i as usize]);
@@ -123,13 +123,13 @@ pub fn components(n_layer: usize) -> impl Iterator<Item = Site> {
 pub const FINAL_BIAS: &str = "ln_final.b";
 /// The label of the unembedding's bias, which only processed weights have.
 pub const UNEMBED_BIAS: &str = "unembed.b_U";
-/// The label, of [`By::Position`], of all that no head brings.
+/// The label, in [`By::Position`], of everything that does not come from a head.
 pub const OTHER: &str = "other";
 
 impl Session {
-    /// A logit of a text's `question.position`, or with `difference` the answer's less the wrong answer's, as a sum of what
-    /// was added to the residual stream there. `batch` is one text. `edits` is a request for it, whose edits are made; a value
-    /// that an edit puts where no part is counted is in the remainder.
+    /// Divides a logit at `question.position`, or with `difference` the answer's minus the wrong answer's, into what was added to the
+    /// residual stream there. `batch` is one text. `edits` is a request for it, whose edits are applied; a value that an edit puts
+    /// into the stream itself is in the remainder.
     ///
     /// # Errors
     /// As [`Session::run_async`]; [`AttributionError`] for a question about a position or token that does not exist.
@@ -173,37 +173,36 @@ impl Session {
         }
         let capture = self.run_async(batch, &hooks, progress).await?;
         let params = self.params();
-        let direction = |id| params.direction(id).map_err(RunError::from);
-        let answer = direction(question.answer)?;
-        let wrong = if difference { Some(direction(question.wrong)?) } else { None };
-        let host = |name: &str| params.host(name).map_err(RunError::from);
+        let direction = async |id| params.direction(id).await.map_err(RunError::from);
+        let answer = direction(question.answer).await?;
+        let wrong = if difference { Some(direction(question.wrong).await?) } else { None };
+        let host = async |name: &str| params.host(name).await.map_err(RunError::from);
         let through = Through::new(
             &answer,
             wrong.as_ref(),
-            &host("ln_f.weight")?,
-            &host("ln_f.bias")?,
+            &host("ln_f.weight").await?,
+            &host("ln_f.bias").await?,
             scalar(&capture, Site::LnFinalScale),
         );
-        let total = match edited {
-            true => {
-                let logits = capture.get(Site::Unembed).expect("tapped above");
-                let logit = |id: u32| f64::from(logits[[0, 0, id as usize]]);
-                logit(question.answer) - if difference { logit(question.wrong) } else { 0.0 }
-            }
-            false => through.total(row(&capture, Site::LnFinalOut).iter().copied()),
+        let total = if edited {
+            let logits = capture.get(Site::Unembed).expect("tapped above");
+            let logit = |id: u32| f64::from(logits[[0, 0, id as usize]]);
+            logit(question.answer) - if difference { logit(question.wrong) } else { 0.0 }
+        } else {
+            through.total(row(&capture, Site::LnFinalOut).iter().copied())
         };
         let found = Found { session: self, capture: &capture, through: &through, n_keys: batch.n_pos() };
         let parts = match by {
             By::Component => found.components(),
             By::Layer => found.layers(),
-            By::Head => found.heads()?,
-            By::Neuron => found.neurons()?,
-            By::Position => found.positions()?,
+            By::Head => found.heads().await?,
+            By::Neuron => found.neurons().await?,
+            By::Position => found.positions().await?,
         };
         Ok(Attribution::new(total, parts))
     }
 
-    /// [`Session::attribute_direct_async`] of the unedited model, waiting.
+    /// Blocking form of [`Session::attribute_direct_async`], for the unedited model.
     ///
     /// ```
     /// use actscope::analysis::attribute::By;
@@ -252,7 +251,7 @@ fn scalar(capture: &Capture, site: Site) -> f64 {
     f64::from(row(capture, site)[0])
 }
 
-/// The way from the stream to the number: `gain * u / divisor` for what is in the stream less its mean.
+/// The linear function from the stream to the number: the stream minus its mean, times `gain * u / divisor`.
 struct Through {
     /// The unembedding's direction: the answer's, or the difference of two.
     u: Vec<f64>,
@@ -260,7 +259,7 @@ struct Through {
     p: Vec<f64>,
     sum: f64,
     divisor: f64,
-    /// What the biases of the final LayerNorm and of the unembedding add.
+    /// The contributions of the biases of the final LayerNorm and of the unembedding.
     ln_bias: f64,
     unembed_bias: f64,
 }
@@ -275,19 +274,19 @@ impl Through {
         Through { u, p, sum, divisor, ln_bias, unembed_bias }
     }
 
-    /// The number, of the final LayerNorm's output.
+    /// The number, computed from the final LayerNorm's output.
     fn total(&self, out: impl Iterator<Item = f32>) -> f64 {
         self.u.iter().zip(out).map(|(u, x)| u * f64::from(x)).sum::<f64>() + self.unembed_bias
     }
 
-    /// What a value in the stream adds.
+    /// The contribution of a value in the stream.
     fn of(&self, values: impl ExactSizeIterator<Item = f32> + Clone) -> f64 {
         let mean = values.clone().map(f64::from).sum::<f64>() / values.len() as f64;
         let dot = values.zip(&self.p).map(|(v, p)| f64::from(v) * p).sum::<f64>();
         (dot - mean * self.sum) / self.divisor
     }
 
-    /// What the biases add.
+    /// The biases with their contributions.
     fn biases(&self) -> impl Iterator<Item = (String, f64)> {
         let unembed = (self.unembed_bias != 0.0).then(|| (UNEMBED_BIAS.to_string(), self.unembed_bias));
         std::iter::once((FINAL_BIAS.to_string(), self.ln_bias)).chain(unembed)
@@ -316,8 +315,8 @@ impl Found<'_> {
     }
 
     /// A weight by Hugging Face's name, as the device has it.
-    fn host(&self, name: &str) -> Result<Vec<f32>, Error> {
-        Ok(self.session.params().host(name).map_err(RunError::from)?)
+    async fn host(&self, name: &str) -> Result<Vec<f32>, Error> {
+        Ok(self.session.params().host(name).await.map_err(RunError::from)?)
     }
 
     fn embeddings(&self) -> impl Iterator<Item = (String, f64)> {
@@ -333,13 +332,13 @@ impl Found<'_> {
         self.embeddings().chain((0..self.n_layer()).map(block)).chain(self.through.biases()).collect()
     }
 
-    /// What the bias of a block's attention adds.
-    fn output_bias(&self, layer: usize) -> Result<f64, Error> {
-        let bias = self.host(&format!("h.{layer}.attn.c_proj.bias"))?;
+    /// The contribution of the bias of a block's attention.
+    async fn output_bias(&self, layer: usize) -> Result<f64, Error> {
+        let bias = self.host(&format!("h.{layer}.attn.c_proj.bias")).await?;
         Ok(self.through.of(bias.iter().copied()))
     }
 
-    fn heads(&self) -> Result<Vec<(String, f64)>, Error> {
+    async fn heads(&self) -> Result<Vec<(String, f64)>, Error> {
         let mut parts: Vec<(String, f64)> = self.embeddings().collect();
         for layer in 0..self.n_layer() {
             let results = at_position(self.capture, Site::Result(layer));
@@ -348,18 +347,18 @@ impl Found<'_> {
                 let name = format!("{}[{head}]", Site::Result(layer).name());
                 parts.push((name, self.through.of(values.iter().copied())));
             }
-            parts.push((format!("blocks.{layer}.attn.b_O"), self.output_bias(layer)?));
+            parts.push((format!("blocks.{layer}.attn.b_O"), self.output_bias(layer).await?));
             parts.push(self.named(Site::MlpOut(layer)));
         }
         parts.extend(self.through.biases());
         Ok(parts)
     }
 
-    fn neurons(&self) -> Result<Vec<(String, f64)>, Error> {
+    async fn neurons(&self) -> Result<Vec<(String, f64)>, Error> {
         let width = self.session.model().config().n_embd;
         let mut parts = Vec::new();
         for layer in 0..self.n_layer() {
-            let weight = self.host(&format!("h.{layer}.mlp.c_proj.weight"))?;
+            let weight = self.host(&format!("h.{layer}.mlp.c_proj.weight")).await?;
             let neurons = row(self.capture, Site::MlpPost(layer));
             let name = Site::MlpPost(layer).name();
             for (n, (value, out)) in neurons.iter().zip(weight.chunks(width)).enumerate() {
@@ -369,14 +368,14 @@ impl Found<'_> {
         Ok(parts)
     }
 
-    fn positions(&self) -> Result<Vec<(String, f64)>, Error> {
+    async fn positions(&self) -> Result<Vec<(String, f64)>, Error> {
         let config = self.session.model().config();
         let (width, d_head) = (config.n_embd, config.head_dim());
         let mut of_keys = vec![0.0; self.n_keys];
         let mut other: f64 = self.embeddings().chain(self.through.biases()).map(|(_, value)| value).sum();
         for layer in 0..config.n_layer {
-            // What a 1 in each entry of z adds, [H d].
-            let weight = self.host(&format!("h.{layer}.attn.c_proj.weight"))?;
+            // The contribution of a 1 in each entry of z, [H d].
+            let weight = self.host(&format!("h.{layer}.attn.c_proj.weight")).await?;
             let of_z: Vec<f64> = weight.chunks(width).map(|row| self.through.of(row.iter().copied())).collect();
             let pattern = at_position(self.capture, Site::Pattern(layer));
             let values = self.capture.get(Site::V(layer)).expect("tapped for this");
@@ -388,7 +387,7 @@ impl Found<'_> {
                     *sum += f64::from(pattern[[head, key]]) * dot;
                 }
             }
-            other += self.output_bias(layer)? + self.of(Site::MlpOut(layer));
+            other += self.output_bias(layer).await? + self.of(Site::MlpOut(layer));
         }
         let named = of_keys.into_iter().enumerate().map(|(key, value)| (format!("pos.{key}"), value));
         Ok(named.chain([(OTHER.to_string(), other)]).collect())

@@ -100,14 +100,14 @@ impl Session {
         let target = Target::Metric(metric, vec![question.clone(); copies]);
         let start = embeddings.as_deref().map_or(Start::Tokens, Start::Embeddings);
         let ends = RefCell::new(Kept::new(asked.sites(), BTreeSet::new()));
-        let (mut values, mut sums) = (Ends(&ends), asked.sums(&ends)?);
+        let (mut values, mut sums) = (Ends(&ends), asked.sums(&ends).await?);
         let target =
             self.gradients_into_async(&copied, &hooks, &target, start.into(), &mut values, &mut sums, progress).await?;
         let total = match along {
             Along::Here => target[0],
             Along::Line { .. } => target[0] - target[1],
         };
-        let parts = sums.parts(&asked, question, difference)?;
+        let parts = sums.parts(&asked, question, difference).await?;
         Ok(Attribution::new(total, parts))
     }
 }
@@ -170,11 +170,12 @@ impl Asked<'_> {
     }
 
     /// Nothing added up yet.
-    fn sums<'a>(&self, ends: &'a RefCell<Kept>) -> Result<Sums<'a>, Error> {
-        let bias = |site: Site| -> Result<(Site, Vec<f32>), Error> {
+    async fn sums<'a>(&self, ends: &'a RefCell<Kept>) -> Result<Sums<'a>, Error> {
+        let mut biases = BTreeMap::new();
+        for site in self.biased() {
             let name = site.layer().map_or("ln_f.bias".into(), |layer| format!("h.{layer}.attn.c_proj.bias"));
-            Ok((site, self.session.params().host(&name).map_err(RunError::from)?))
-        };
+            biases.insert(site, self.session.params().host(&name).await.map_err(RunError::from)?);
+        }
         let (first, weight) = match self.along {
             Along::Here => (0, 1.0),
             Along::Line { steps, .. } => (2, 1.0 / *steps as f64),
@@ -184,7 +185,7 @@ impl Asked<'_> {
             first,
             weight,
             axes: self.sites().into_iter().map(|site| (site, self.axis(site))).collect(),
-            biases: self.biased().into_iter().map(bias).collect::<Result<_, _>>()?,
+            biases,
             of_sites: BTreeMap::new(),
             of_biases: BTreeMap::new(),
         })
@@ -275,13 +276,18 @@ impl Sums<'_> {
         self.of_biases.get(&site).copied().unwrap_or(0.0)
     }
 
-    fn parts(&self, asked: &Asked<'_>, question: &Question, difference: bool) -> Result<Vec<(String, f64)>, Error> {
+    async fn parts(
+        &self,
+        asked: &Asked<'_>,
+        question: &Question,
+        difference: bool,
+    ) -> Result<Vec<(String, f64)>, Error> {
         let n_layer = asked.session.model().config().n_layer;
         let mut biases = vec![(FINAL_BIAS.to_string(), self.of_bias(Site::LnFinalOut))];
         if !asked.is_line() && !asked.edited.contains(&Site::Unembed) {
-            let direction = |id| asked.session.params().direction(id).map_err(RunError::from);
-            let wrong = if difference { Some(direction(question.wrong)?) } else { None };
-            let (_, bias) = direction(question.answer)?.less(wrong.as_ref());
+            let direction = async |id| asked.session.params().direction(id).await.map_err(RunError::from);
+            let wrong = if difference { Some(direction(question.wrong).await?) } else { None };
+            let (_, bias) = direction(question.answer).await?.less(wrong.as_ref());
             biases.extend((bias != 0.0).then(|| (UNEMBED_BIAS.to_string(), bias)));
         }
         let embeddings = || [Site::Embed, Site::PosEmbed].map(|site| self.named(site)).into_iter();

@@ -5,7 +5,7 @@
 use crate::analysis::edits::Kept;
 use crate::analysis::gradients::{Target, Way};
 use crate::analysis::metric::{Metric, Reading};
-use crate::analysis::sweep::{Both, Case, Change, Sweep, SweepAxis, SweepError, Swept, Texts, batches};
+use crate::analysis::sweep::{Both, Case, Change, Sweep, SweepAxis, SweepError, Swept, Texts, aligned, batches};
 use crate::config::Config;
 use crate::hooks::capture::Sink;
 use crate::hooks::layout::edits_of_text;
@@ -15,7 +15,6 @@ use crate::session::{Error, Progress, Session};
 use ndarray::{ArrayViewD, Axis, Slice};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::ops::ControlFlow;
 
 impl Sweep {
     /// Checks everything about a fast sweep that needs no run.
@@ -53,18 +52,12 @@ impl Session {
         let config = self.model().config();
         sweep.check_fast(config, cases)?;
         let (runs, sources) = batches(cases, config)?;
-        let aligned = cases.iter().map(|case| case.aligned).min().unwrap_or(0);
-        let shape = sweep.shape(config, aligned)?;
-        let mut swept = Swept { shape, values: Vec::new(), unchanged: Vec::new(), source: Vec::new() };
-        for (n, case) in cases.iter().enumerate() {
-            let texts = Texts { runs: &runs, sources: &sources, edits, source_edits, n };
-            let told = |done: usize, steps: usize| match progress {
-                Some(progress) => progress(n * steps + done, cases.len() * steps),
-                None => ControlFlow::Continue(()),
-            };
-            self.fast_case(sweep, case, &texts, &mut swept, Some(&told)).await?;
-        }
-        Ok(swept)
+        let shape = sweep.shape(config, aligned(cases))?;
+        let texts = Texts { runs: &runs, sources: &sources, edits, source_edits, n: 0 };
+        self.each_case(cases, &texts, shape, progress, async |case, texts, swept, told| {
+            self.fast_case(sweep, case, texts, swept, told).await
+        })
+        .await
     }
 
     /// [`Session::patch_fast_async`] without edits, waiting.
@@ -83,7 +76,7 @@ impl Session {
         case: &Case,
         texts: &Texts<'_>,
         swept: &mut Swept,
-        progress: Option<Progress<'_>>,
+        told: Progress<'_>,
     ) -> Result<(), Error> {
         let config = self.model().config();
         let sites: BTreeSet<Site> = sweep.sites.iter().flat_map(|site| site.of_layer.iter().copied()).collect();
@@ -111,7 +104,7 @@ impl Session {
         let mut estimates =
             Estimates { sweep, case, source: &source, own: &own, shape: &swept.shape, changes: vec![0.0; n_cells] };
         let unchanged = self
-            .gradients_into_async(&batch, &hooks, &target, Way::default(), &mut values, &mut estimates, progress)
+            .gradients_into_async(&batch, &hooks, &target, Way::default(), &mut values, &mut estimates, Some(told))
             .await?[0];
         swept.values.push(estimates.changes.iter().map(|change| unchanged + change).collect());
         swept.unchanged.push(unchanged);

@@ -1,11 +1,11 @@
-//! What a head can do whatever the text is, from its weights alone (Elhage et al. 2021, "A Mathematical Framework for
-//! Transformer Circuits"). Its OV circuit says which tokens it writes when it looks at a token, its QK circuit which tokens
-//! look at which. Owns [`circuit`] and what is found: the largest entries between tokens, singular directions read as tokens,
-//! eigenvalues, and how much heads read of what other heads write.
+//! A head's circuits, from its weights alone and for any text (Elhage et al. 2021, "A Mathematical Framework for Transformer
+//! Circuits"). The OV circuit says which tokens a head makes likelier when it attends to a token, the QK circuit which tokens attend
+//! to which. Owns [`circuit`] and its results: the largest entries between tokens, singular directions read as tokens, eigenvalues,
+//! and the composition with other heads.
 //!
-//! A circuit is a product of two factors, [n, d] and [d, n], and stays one: norms, singular values and eigenvalues come from
-//! matrices [d, d], and the [V, V] entries between tokens are looked at a few rows at a time. Sums are f64. Biases, and
-//! LayerNorm where it is not folded into the weights, are left out.
+//! A circuit is a product of two factors, [n, d] and [d, n], and is never multiplied out: norms, singular values and eigenvalues come
+//! from matrices [d, d], and the [V, V] entries between tokens are computed a few rows at a time. Sums are f64. Biases are left out,
+//! and so is LayerNorm unless it is folded into the weights.
 
 use crate::analysis::lens::{TokenLogits, ends};
 use crate::analysis::weights;
@@ -19,7 +19,7 @@ use thiserror::Error as ThisError;
 /// A circuit that cannot be computed.
 #[derive(Debug, ThisError)]
 pub enum CircuitError {
-    /// A head that does not exist.
+    /// The head does not exist.
     #[error("head {layer}.{head} does not exist: the model has layers 0 to {} with heads 0 to {}", n_layer - 1, n_head - 1)]
     Head {
         /// The layer as given.
@@ -31,7 +31,7 @@ pub enum CircuitError {
         /// Heads of a block.
         n_head: usize,
     },
-    /// Weights that are no numbers, or too large for their products.
+    /// Weights are NaN or infinite, or too large for their products.
     #[error(
         "the {what} of head {layer}.{head} have no {of}: the weights hold a NaN or an infinity, or values too large for f64"
     )]
@@ -62,10 +62,10 @@ impl From<CircuitError> for Error {
 /// Which circuit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CircuitKind {
-    /// `W_V W_O`, between embedding and unembedding: from the token looked at to the tokens made likelier.
+    /// `W_V W_O`, between embedding and unembedding: from the attended token to the tokens that it makes likelier.
     #[default]
     Ov,
-    /// `W_Q W_K^T`, between embeddings: from the token that looks to the token looked at.
+    /// `W_Q W_K^T`, between embeddings: from the query's token to the attended token.
     Qk,
 }
 
@@ -94,30 +94,31 @@ impl FromStr for CircuitKind {
 /// An entry of a circuit between tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pair {
-    /// The token that is looked at (OV), or that looks (QK).
+    /// The attended token (OV), or the query's token (QK).
     pub from: u32,
-    /// The token that is made likelier (OV), or looked at (QK).
+    /// The token that becomes likelier (OV), or the attended token (QK).
     pub to: u32,
     /// The entry.
     pub value: f64,
 }
 
-/// A singular direction of a circuit within the residual stream. The sign of both sides together means nothing.
+/// A singular direction of a circuit within the residual stream. The common sign of both sides is arbitrary.
 #[derive(Clone, Debug)]
 pub struct SingularDirection {
     /// The singular value.
     pub value: f64,
-    /// What is read, `[n_embd]`, of length 1.
+    /// The direction that is read, `[n_embd]`, of length 1.
     pub left: Vec<f64>,
-    /// What is written (OV), or read from the token looked at (QK), `[n_embd]`, of length 1.
+    /// The direction that is written (OV), or read from the attended token (QK), `[n_embd]`, of length 1.
     pub right: Vec<f64>,
-    /// The tokens whose embedding points most along the left side, and most against it.
+    /// The tokens whose embeddings have the largest and the smallest products with the left side.
     pub left_tokens: (TokenLogits, TokenLogits),
-    /// The same of the right side, of the unembedding for OV.
+    /// The same for the right side; for OV with the unembedding.
     pub right_tokens: (TokenLogits, TokenLogits),
 }
 
-/// How much a head reads of what another writes: the norm of the product of both circuits by the product of their norms.
+/// The composition of two heads: how much the later reads of what the earlier writes, as the norm of the product of both circuits
+/// divided by the product of their norms.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Composition {
     /// The other head.
@@ -132,24 +133,24 @@ pub struct Composition {
     pub v: f64,
 }
 
-/// What is found of a head.
+/// The results for one circuit of a head.
 #[derive(Clone, Debug)]
 pub struct Circuit {
     /// The largest entries between tokens, largest first.
     pub pairs: Vec<Pair>,
     /// All singular directions, largest first; only the first few have tokens.
     pub directions: Vec<SingularDirection>,
-    /// The eigenvalues that are not 0 for sure of the circuit between tokens, real and imaginary parts, largest first.
+    /// The eigenvalues of the circuit between tokens that can differ from 0: real and imaginary parts, largest first.
     pub eigenvalues: Vec<[f64; 2]>,
-    /// The sum of the eigenvalues by the sum of their magnitudes: 1 where tokens map to themselves, as copying heads' do.
+    /// The sum of the eigenvalues divided by the sum of their magnitudes: near 1 for heads that copy tokens.
     pub score: f64,
-    /// What this head reads of earlier heads.
+    /// The composition with earlier heads, whose output this head reads.
     pub reads: Vec<Composition>,
-    /// What later heads read of this one.
+    /// The composition with later heads, which read this head's output.
     pub writes: Vec<Composition>,
 }
 
-/// How much of a circuit is looked for.
+/// How many results are computed.
 #[derive(Clone, Copy, Debug)]
 pub struct Depth {
     /// Entries between tokens.
@@ -173,17 +174,17 @@ impl Factors {
         (self.a.t().dot(&self.a) * self.b.t().dot(&self.b)).sum()
     }
 
-    /// The other way round.
+    /// The transposed product.
     fn transposed(&self) -> Factors {
         Factors { a: self.b.clone(), b: self.a.clone() }
     }
 
-    /// The norm of this product times another by the product of their norms; 0 where either is 0.
+    /// The norm of this product times another, divided by the product of their norms; 0 if either is 0.
     fn composed(&self, other: &Factors) -> f64 {
         let middle = self.b.t().dot(&other.a);
         let joined = Factors { a: self.a.clone(), b: other.b.dot(&middle.t()) };
         let norms = self.squared() * other.squared();
-        // Rounding may take the norm of nothing below 0.
+        // Rounding may make a squared norm of 0 slightly negative.
         if norms > 0.0 { (joined.squared().max(0.0) / norms).sqrt() } else { 0.0 }
     }
 }
@@ -195,22 +196,23 @@ struct Layer {
 }
 
 impl Layer {
-    fn read(checkpoint: &Checkpoint, layer: usize) -> Result<Layer, WeightsError> {
+    async fn read(checkpoint: &Checkpoint, layer: usize) -> Result<Layer, WeightsError> {
         let config = checkpoint.config();
-        let read = |letter: &str| -> Result<Vec<Array2<f64>>, WeightsError> {
+        let read = async |letter: &str| -> Result<Vec<Array2<f64>>, WeightsError> {
             let found = weights::find(&format!("blocks.{layer}.attn.W_{letter}"), config);
-            let values = found.first().expect("every layer has these").values(checkpoint)?.mapv(f64::from);
+            let weight = found.first().expect("every layer has these");
+            let values = weight.values_async(checkpoint).await?.mapv(f64::from);
             let heads = values.into_dimensionality::<Ix3>().expect("by head, [H, n, m]");
             Ok(heads.axis_iter(Axis(0)).map(|head| head.to_owned()).collect())
         };
         let pair = |(a, b): (Array2<f64>, Array2<f64>)| Factors { a, b };
-        let output = read("O")?.into_iter().map(|head| head.reversed_axes());
-        let ov = read("V")?.into_iter().zip(output).map(pair).collect();
-        let qk = read("Q")?.into_iter().zip(read("K")?).map(pair).collect();
+        let output = read("O").await?.into_iter().map(|head| head.reversed_axes());
+        let ov = read("V").await?.into_iter().zip(output).map(pair).collect();
+        let qk = read("Q").await?.into_iter().zip(read("K").await?).map(pair).collect();
         Ok(Layer { ov, qk })
     }
 
-    /// How much head `head` here reads of what `writer`, an earlier head, writes.
+    /// The composition of head `head` of this layer with `writer`, an earlier head.
     fn reads(&self, head: usize, writer: &Factors) -> [f64; 3] {
         let qk = &self.qk[head];
         [writer.composed(qk), writer.composed(&qk.transposed()), writer.composed(&self.ov[head])]
@@ -218,16 +220,17 @@ impl Layer {
 }
 
 /// A token table [V, D].
-fn table(weight: &crate::device::StoredWeight) -> Array2<f64> {
+fn table(weight: crate::device::StoredWeight) -> Array2<f64> {
     Array2::from_shape_vec((weight.rows, weight.cols), weight.to_f64()).expect("a weight has rows times columns values")
 }
 
-/// Looks at one circuit of a head. The weights are used as the checkpoint has them; where they are processed
-/// ([`Checkpoint::processed`]), LayerNorm's gain is in them.
+/// Analyses one circuit of a head. The weights are used as the checkpoint has them. Processed weights ([`Checkpoint::processed`])
+/// contain LayerNorm's gain.
 ///
 /// # Errors
-/// [`Error::Weights`], or [`CircuitError`] for a head that does not exist and for weights that are no numbers.
-pub fn circuit(
+/// [`Error::Weights`], or [`CircuitError`] for a head that does not exist and for weights that are NaN or
+/// infinite.
+pub async fn circuit_async(
     checkpoint: &Checkpoint,
     (layer, head): (usize, usize),
     kind: CircuitKind,
@@ -238,13 +241,17 @@ pub fn circuit(
     if layer >= n_layer || head >= n_head {
         return Err(CircuitError::Head { layer, head, n_layer, n_head }.into());
     }
-    let own = Layer::read(checkpoint, layer)?;
+    let own = Layer::read(checkpoint, layer).await?;
     let (factors, what) = match kind {
         CircuitKind::Ov => (&own.ov[head], "values and outputs"),
         CircuitKind::Qk => (&own.qk[head], "queries and keys"),
     };
-    let embedding = table(checkpoint.tensor("wte.weight")?);
-    let untied = checkpoint.untied_unembedding().filter(|_| kind == CircuitKind::Ov).map(table);
+    let embedding = table(checkpoint.tensor_async("wte.weight").await?);
+    let untied = if kind == CircuitKind::Ov && checkpoint.is_untied_async().await? {
+        Some(table(checkpoint.unembedding_async().await?))
+    } else {
+        None
+    };
     let unembedding = untied.as_ref().unwrap_or(&embedding);
     let fail = |of| CircuitError::Decomposition { what, of, layer, head };
     // The circuit between tokens: from . to^T, [V, d] each.
@@ -267,12 +274,9 @@ pub fn circuit(
     drop((untied, embedding));
     let (mut reads, mut writes) = (Vec::new(), Vec::new());
     for other in (0..n_layer).filter(|other| *other != layer) {
-        let heads = Layer::read(checkpoint, other)?;
+        let heads = Layer::read(checkpoint, other).await?;
         let found = (0..n_head).into_par_iter().map(|n| {
-            let [q, k, v] = match other < layer {
-                true => own.reads(head, &heads.ov[n]),
-                false => heads.reads(n, &own.ov[head]),
-            };
+            let [q, k, v] = if other < layer { own.reads(head, &heads.ov[n]) } else { heads.reads(n, &own.ov[head]) };
             Composition { layer: other, head: n, q, k, v }
         });
         let list = if other < layer { &mut reads } else { &mut writes };
@@ -282,11 +286,25 @@ pub fn circuit(
     Ok(Circuit { pairs, directions, eigenvalues, score, reads, writes })
 }
 
-/// How often eigenvalues are refined at most, for each of them; a few are enough.
+/// Blocking form of [`circuit_async`].
+///
+/// # Errors
+/// As [`circuit_async`].
+#[cfg(not(target_arch = "wasm32"))]
+pub fn circuit(
+    checkpoint: &Checkpoint,
+    head: (usize, usize),
+    kind: CircuitKind,
+    depth: Depth,
+) -> Result<Circuit, Error> {
+    pollster::block_on(circuit_async(checkpoint, head, kind, depth))
+}
+
+/// The most iterations for each eigenvalue; a few are enough.
 const ITERATIONS: usize = 200;
 
-/// The eigenvalues of a square matrix; `None` where they are not found, or are not this matrix's: their sum is its trace and
-/// the sum of their squares that of its square.
+/// The eigenvalues of a square matrix. `None` if they are not found, or fail a check: their sum must be the trace, and the sum of
+/// their squares the trace of the squared matrix.
 fn eigenvalues(matrix: &Array2<f64>) -> Option<Vec<[f64; 2]>> {
     let n = matrix.nrows();
     let norm = matrix.mapv(|v| v * v).sum().sqrt();
@@ -309,12 +327,12 @@ struct Svd {
 }
 
 impl Svd {
-    /// One-sided Jacobi (Hestenes 1958): pairs of columns are rotated until all are at right angles. It always ends there, and
-    /// small singular values are as exact as large ones. `None` for values that are no numbers.
+    /// One-sided Jacobi (Hestenes 1958): pairs of columns are rotated until all are orthogonal. Small singular values are as exact as
+    /// large ones. `None` if values are NaN or infinite, or if it does not converge.
     fn of(matrix: Array2<f64>) -> Option<Svd> {
         const SWEEPS: usize = 60;
         let n = matrix.ncols();
-        // Columns in rows, so that each is contiguous.
+        // Columns are stored as rows, so that each is contiguous.
         let (mut columns, mut v) = (matrix.reversed_axes().as_standard_layout().into_owned(), Array2::<f64>::eye(n));
         let mut turned = true;
         for _ in 0..SWEEPS {
@@ -324,7 +342,7 @@ impl Svd {
             for (p, q) in (0..n).flat_map(|p| (p + 1..n).map(move |q| (p, q))) {
                 let (a, b) = (columns.row(p), columns.row(q));
                 let (of_a, of_b, both) = (a.dot(&a), b.dot(&b), a.dot(&b));
-                // As small as its own rounding.
+                // Orthogonal up to rounding.
                 if both.abs() <= 1e-15 * (of_a * of_b).sqrt() {
                     continue;
                 }
@@ -373,7 +391,7 @@ fn singular(factors: &Factors) -> Option<Vec<SingularDirection>> {
     Some(s.into_iter().enumerate().map(direction).collect())
 }
 
-/// Rows of the circuit between tokens that are looked at together.
+/// Rows of the circuit between tokens that are computed together.
 const ROWS: usize = 64;
 
 /// The largest entries of `from . to^T`. They are found in f32 and computed again in f64.

@@ -10,11 +10,12 @@ use crate::analysis::path::Receiver;
 use crate::analysis::sweep::{Both, Case, SweepError};
 use crate::batch::Batch;
 use crate::config::Config;
+use crate::device::StoredWeight;
 use crate::hooks::capture::Sink;
 use crate::hooks::layout::Layout;
 use crate::hooks::request::{Edit, Hooks, Select};
 use crate::hooks::site::Site;
-use crate::model::forward::Start;
+use crate::model::forward::{RunError, Start};
 use crate::session::{Error, Progress, Session};
 use ndarray::{Array1, Array2, ArrayD, ArrayViewD, Axis, Ix2, Ix3, s};
 use rayon::prelude::*;
@@ -310,7 +311,15 @@ impl Asked<'_> {
         let hooks = self.hooks((0..config.n_layer).flat_map(of_block).chain([Site::ResidPost(last)]), steps)?;
         let norms = RefCell::new(BTreeMap::new());
         let read = Array2::zeros((readers.len(), n));
-        let mut sums = ByStreams { session, readers, norms: &norms, weights: BTreeMap::new(), read };
+        // A sink cannot wait for weights, so they are there before the run.
+        let mut stored = Vec::with_capacity(session.model().config().n_layer);
+        for layer in 0..session.model().config().n_layer {
+            let of_layer = async |name: &str| {
+                session.params().stored(&format!("h.{layer}.{name}.weight")).await.map_err(RunError::from)
+            };
+            stored.push([of_layer("ln_1").await?, of_layer("attn.c_attn").await?]);
+        }
+        let mut sums = ByStreams { session, readers, norms: &norms, stored, weights: BTreeMap::new(), read };
         let start = Start::Embeddings(&embeddings);
         let mut values = Norms(&norms);
         session.gradients_into_async(&batch, &hooks, &target, start.into(), &mut values, &mut sums, progress).await?;
@@ -336,7 +345,9 @@ struct ByStreams<'a> {
     session: &'a Session,
     readers: &'a [Receiver],
     norms: &'a RefCell<BTreeMap<(Site, usize), ArrayD<f32>>>,
-    /// LayerNorm's gain, and the weights to queries, keys and values [n_embd, 3 n_embd], of the block at hand.
+    /// Of each block the first LayerNorm's gain, and the weights to queries, keys and values.
+    stored: Vec<[StoredWeight; 2]>,
+    /// Their values, [n_embd] and [n_embd, 3 n_embd], of the block at hand.
     weights: BTreeMap<usize, (Array1<f64>, Array2<f64>)>,
     /// A row for each reader: [readers, positions n_embd].
     read: Array2<f64>,
@@ -346,13 +357,12 @@ impl ByStreams<'_> {
     /// The gain of a block's first LayerNorm, and its c_attn.
     fn weights(&mut self, layer: usize) -> std::io::Result<&(Array1<f64>, Array2<f64>)> {
         if !self.weights.contains_key(&layer) {
-            let host = |name: String| -> std::io::Result<Vec<f64>> {
-                let host = self.session.params().host(&name).map_err(std::io::Error::other)?;
-                Ok(host.into_iter().map(f64::from).collect())
+            let [gain, c_attn] = &self.stored[layer];
+            let values = |weight: &StoredWeight| -> Vec<f64> {
+                self.session.params().widened(weight).into_iter().map(f64::from).collect()
             };
-            let gain = Array1::from_vec(host(format!("h.{layer}.ln_1.weight"))?);
+            let (gain, c_attn) = (Array1::from_vec(values(gain)), values(c_attn));
             let width = gain.len();
-            let c_attn = host(format!("h.{layer}.attn.c_attn.weight"))?;
             let c_attn = Array2::from_shape_vec((width, 3 * width), c_attn).map_err(std::io::Error::other)?;
             // Gradients arrive block by block.
             self.weights = BTreeMap::from([(layer, (gain, c_attn))]);

@@ -1,6 +1,6 @@
-//! Edits that need values: those of files, and those of other runs (mean, patch, freeze). Owns [`EditPlan`], edits that were
-//! checked against a model and a batch before anything runs, and `Session::edit`, which runs once what they need and adds them to
-//! a request. The words that edits are written in are `grammar.rs`'s.
+//! Edits whose values come from files, or from other runs (mean, patch, freeze). Owns [`EditPlan`], a list of edits that were
+//! checked against a model and a batch before anything runs, and `Session::edit`, which runs the other runs once and adds the edits
+//! to a request. `grammar.rs` owns the text form of edits. Read next: `sweep.rs`.
 
 use crate::analysis::grammar::{EditSpec, GrammarError, OpSpec, ValueSpec, Where};
 use crate::batch::Batch;
@@ -20,13 +20,13 @@ use thiserror::Error;
 /// An edit that cannot be made in this model and this batch.
 #[derive(Debug, Error)]
 pub enum EditError {
-    /// An edit that cannot be read, or that means nothing here.
+    /// The text form of an edit is invalid, or matches nothing here.
     #[error(transparent)]
     Grammar(#[from] GrammarError),
-    /// A site or a part of one that does not exist.
+    /// A site, or a part of one, does not exist.
     #[error(transparent)]
     Hook(#[from] HookError),
-    /// Values of another shape than the selection.
+    /// The values have another shape than the selection.
     #[error("{edit}: {what} is {given:?}, and the selection takes {takes}")]
     Shape {
         /// The edit.
@@ -35,18 +35,18 @@ pub enum EditError {
         what: String,
         /// Its shape without leading axes of length 1.
         given: Vec<usize>,
-        /// What it may be.
+        /// The possible shapes.
         takes: String,
     },
-    /// A file that cannot be read, or has no such array.
+    /// A file cannot be read, or has no such array.
     #[error("{edit}: {what}")]
     File {
         /// The edit.
         edit: String,
-        /// What the reader said.
+        /// The reader's message.
         what: String,
     },
-    /// A value that is no number, or leaves a query nothing to look at.
+    /// A value is not finite, or would leave a query without any key.
     #[error("{edit}: {what}")]
     Value {
         /// The edit.
@@ -54,7 +54,7 @@ pub enum EditError {
         /// What is wrong with it.
         what: String,
     },
-    /// An edit that needs another run which was not given, or which does not fit.
+    /// An edit needs another run, which is missing or does not fit.
     #[error("{edit}: {what}")]
     Source {
         /// The edit.
@@ -77,24 +77,24 @@ impl From<EditError> for Error {
     }
 }
 
-/// The texts of other runs that edits take values from.
+/// The texts of other runs from which edits take values.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
-    /// Of `patch`: one text for all texts of the batch, or one for each.
+    /// The sources of `patch`: one text for all texts of the batch, or one for each.
     pub patch: Option<Batch>,
-    /// Of `mean`, where it is not over the batch itself.
+    /// The texts of `mean`; `None` if the mean is over the batch itself.
     pub mean: Option<Batch>,
 }
 
 /// Reads the array of a [`ValueSpec::File`]: the file, the array's name where one was given, and the site it is for.
 pub type ReadValues<'a> = &'a mut dyn FnMut(&str, Option<&str>, Site) -> Result<ArrayD<f32>, String>;
 
-/// Edits that were checked against a model and a batch.
+/// A list of edits that were checked against a model and a batch.
 #[derive(Clone, Debug, Default)]
 pub struct EditPlan {
     edits: Vec<Planned>,
     sources: Sources,
-    /// The rows of the mean's texts that count; all without it.
+    /// The rows of each text that the mean is over; `None` for all.
     mean_rows: Option<Vec<Vec<usize>>>,
 }
 
@@ -102,7 +102,7 @@ pub struct EditPlan {
 struct Planned {
     site: Site,
     select: Select,
-    /// As provenance has it.
+    /// The edit as recorded in provenance.
     written: String,
     values: Values,
 }
@@ -132,7 +132,8 @@ impl EditPlan {
         EditPlan::checked(specs, model, (batch, &lengths), sources, read)
     }
 
-    /// [`EditPlan::new`] where the first `prompts[i]` tokens of text i are its prompt, from whose end negative positions count.
+    /// [`EditPlan::new`] for generated texts: the first `prompts[i]` tokens of text i are its prompt, and negative positions count
+    /// from the prompt's end.
     fn checked(
         specs: &[EditSpec],
         model: &Model,
@@ -152,13 +153,13 @@ impl EditPlan {
         Ok(plan)
     }
 
-    /// [`EditPlan::new`] for texts that are run in windows: `tokens` has each text whole, `pieces` are the windows that are run, and `batch`
-    /// has their tokens. Positions and texts of edits are those of whole texts; an edit is made in every window that holds its
-    /// position. `patch` are the source texts' ids, as long as the texts. A `mean` of the texts themselves is over all of their
-    /// positions, each from the window where it has most context.
+    /// [`EditPlan::new`] for texts that are run in windows. `tokens` has the whole texts, `pieces` the windows that are run, and
+    /// `batch` the windows' tokens. Positions and texts of edits are those of the whole texts, and an edit is applied in every window
+    /// that contains its position. `patch` has the source texts' ids, as long as the texts. A `mean` over the texts themselves takes
+    /// each position from the window where it has most context.
     ///
     /// # Errors
-    /// As [`EditPlan::new`]; also for values that windows do not have.
+    /// As [`EditPlan::new`]; also for edits that need values of whole texts.
     pub fn of_windows(
         specs: &[EditSpec],
         model: &Model,
@@ -215,7 +216,7 @@ impl EditPlan {
         Ok(plan)
     }
 
-    /// Checks what is left to check on a request of its own, with values of the right size in place of those to come.
+    /// Checks the plan by adding its edits to a request, with zeros of the right size in place of values that are not computed yet.
     fn check(&self, model: &Model, batch: &Batch) -> Result<(), Error> {
         let mut hooks = model.hooks();
         for Planned { site, select, values, .. } in &self.edits {
@@ -225,7 +226,7 @@ impl EditPlan {
         Ok(hooks.check_batch(batch)?)
     }
 
-    /// The only edit of the plan, if there is one and its values are known.
+    /// The edit of a plan with exactly one edit, if its values are known.
     pub(crate) fn only(&self) -> Option<(Site, &Select, &Edit)> {
         match self.edits.as_slice() {
             [Planned { site, select, values: Values::Known(edit), .. }] => Some((*site, select, edit)),
@@ -233,7 +234,7 @@ impl EditPlan {
         }
     }
 
-    /// True when there is nothing to change.
+    /// True if there are no edits.
     pub fn is_empty(&self) -> bool {
         self.edits.is_empty()
     }
@@ -322,7 +323,8 @@ impl EditPlan {
                     }
                 }
                 if site.is_square() && select.keys.is_none() {
-                    // A source of another length has other keys: those that the chosen queries see are in both.
+                    // A source of another length has a different number of keys, but both have the keys that the selected queries
+                    // see.
                     let last = |text| selected(&select, batch, text).last().copied().unwrap_or(0);
                     let keys = (0..n_texts).map(|text| (0..=last(text)).collect()).collect();
                     select = select.keys(keys);
@@ -334,7 +336,7 @@ impl EditPlan {
     }
 }
 
-/// The windows of source texts, one for each window of the texts.
+/// The windows of the source texts, one for each window of the texts.
 fn sources_in_windows(
     spec: &EditSpec,
     model: &Model,
@@ -361,8 +363,8 @@ fn sources_in_windows(
     model.batch(&pieces.iter().map(of_piece).collect::<Vec<_>>())
 }
 
-/// Edits of texts that are generated. Each is a plan of its own, so that they apply in order: `mean`, `patch` and `freeze` take
-/// values of runs that have no new tokens, and are made for the prompts.
+/// Edits of texts that are generated. Each edit is a plan of its own, so that they apply in order. `mean`, `patch` and `freeze` take
+/// their values from runs of the prompts alone.
 #[derive(Clone, Debug, Default)]
 pub struct GrowingPlan {
     /// A plan, and whether it was made for the prompts.
@@ -370,8 +372,7 @@ pub struct GrowingPlan {
 }
 
 impl GrowingPlan {
-    /// Checks edits as [`EditPlan::new`] does. `whole` holds the texts as long as they can become, `prompts` the same texts as they
-    /// begin, one for each.
+    /// Checks edits as [`EditPlan::new`] does. `whole` has the texts at their greatest possible length, `prompts` their prompts.
     ///
     /// # Errors
     /// As [`EditPlan::new`].
@@ -387,9 +388,10 @@ impl GrowingPlan {
         for spec in specs {
             let spec = std::slice::from_ref(spec);
             let of_prompts = matches!(spec[0].op(), OpSpec::Mean | OpSpec::Patch | OpSpec::Freeze);
-            let plan = match of_prompts {
-                true => EditPlan::new(spec, model, prompts, sources.clone(), read)?,
-                false => EditPlan::checked(spec, model, (whole, &lengths), Sources::default(), read)?,
+            let plan = if of_prompts {
+                EditPlan::new(spec, model, prompts, sources.clone(), read)?
+            } else {
+                EditPlan::checked(spec, model, (whole, &lengths), Sources::default(), read)?
             };
             steps.push((plan, of_prompts));
         }
@@ -403,7 +405,8 @@ fn selected(select: &Select, batch: &Batch, text: usize) -> Vec<usize> {
     select.positions.as_ref().map_or_else(all, |positions| positions[text].clone())
 }
 
-/// A number that is put in place or added is finite; -inf may be put into scores where it leaves every query a key.
+/// Checks a number that replaces values or is added to them: it must be finite. -inf is allowed in scores if every query keeps a
+/// key.
 fn check_number(number: f32, set: bool, site: Site, select: &Select, batch: &Batch) -> Result<(), String> {
     if number.is_finite() {
         return Ok(());
@@ -422,7 +425,7 @@ fn check_number(number: f32, set: bool, site: Site, select: &Select, batch: &Bat
     Ok(())
 }
 
-/// What a mean can be taken over.
+/// Checks that a mean can be taken over a batch.
 pub(crate) fn check_mean(site: Site, of: &Batch) -> Result<(), String> {
     if site.is_square() && of.texts().len() < 2 {
         return Err(format!("the mean of {site} is over texts, and there is one; give two or more"));
@@ -433,7 +436,7 @@ pub(crate) fn check_mean(site: Site, of: &Batch) -> Result<(), String> {
     Ok(())
 }
 
-/// Values for a selection from an array of its shape: one row, or the whole selection, text by text without padding.
+/// The values for a selection from an array: one row, or the whole selection, text by text without padding.
 pub(crate) fn fit(
     site: Site,
     select: &Select,
@@ -447,7 +450,7 @@ pub(crate) fn fit(
     let shapes: Vec<Vec<usize>> = shapes.filter(|shape| !shape.contains(&0)).collect();
     let longest = shapes.iter().cloned().reduce(|a, b| a.into_iter().zip(b).map(|(a, b)| a.max(b)).collect());
     let longest = longest.unwrap_or_default();
-    // A row is what follows the position; of scores and patterns the keys, which must be as many in every text.
+    // A row has the axes after the position. For scores and patterns it has the keys, so all texts must have the same number.
     let after = site.pos_axis() + 1;
     let row = longest.get(after..).unwrap_or_default().to_vec();
     let rows_alike = shapes.iter().all(|shape| shape[after..] == row);
@@ -485,17 +488,17 @@ fn squeezed(mut array: ArrayViewD<'_, f32>) -> ArrayViewD<'_, f32> {
     array
 }
 
-/// Keeps whole sites of a run, and sums of sites.
+/// A sink that stores some sites whole, and the sums of others.
 #[derive(Default)]
 pub(crate) struct Kept {
-    /// The rows of each text that a mean is over; all without it.
+    /// The rows of each text that a mean is over; `None` for all.
     rows: Option<Vec<Vec<usize>>>,
     whole: BTreeSet<Site>,
     values: BTreeMap<(Site, usize), ArrayD<f32>>,
     means: BTreeMap<Site, Mean>,
 }
 
-/// A sum of rows; of scores and patterns, a sum of texts, with how many reach each place.
+/// A sum of rows. For scores and patterns, a sum over texts, with the number of texts that reach each place.
 #[derive(Default)]
 struct Mean {
     sum: ArrayD<f64>,
@@ -503,7 +506,7 @@ struct Mean {
 }
 
 impl Kept {
-    /// For these sites whole, and the means of those.
+    /// A sink for the values of the sites `whole` and the means of the sites `means`.
     pub(crate) fn new(whole: BTreeSet<Site>, means: BTreeSet<Site>) -> Kept {
         let means = means.into_iter().map(|site| (site, Mean::default())).collect();
         Kept { rows: None, whole, values: BTreeMap::new(), means }
@@ -515,12 +518,12 @@ impl Kept {
         Hooks::whole(config, &sites.into_iter().collect::<Vec<_>>())
     }
 
-    /// A site's values of one text, [..] without a batch axis.
+    /// A site's values of one text, without a batch axis.
     pub(crate) fn of_text(&self, site: Site, text: usize) -> ArrayViewD<'_, f32> {
         self.values[&(site, text)].view()
     }
 
-    /// The mean of a site: a row; of scores and patterns [H, P, P].
+    /// The mean of a site: one row, or [H, P, P] for scores and patterns.
     pub(crate) fn mean(&self, site: Site) -> ArrayD<f32> {
         let Mean { sum, n } = &self.means[&site];
         (sum / n).mapv(|v| v as f32)
@@ -547,9 +550,10 @@ impl Mean {
         if !site.is_square() {
             let rows = values.len_of(Axis(0)) as f64;
             let sum = values.mapv(f64::from).sum_axis(Axis(0));
-            (self.sum, self.n) = match self.n.is_empty() || self.sum.shape() != sum.shape() {
-                true => (sum.clone(), ArrayD::from_elem(sum.raw_dim(), rows)),
-                false => (&self.sum + &sum, self.n.mapv(|n| n + rows)),
+            (self.sum, self.n) = if self.n.is_empty() || self.sum.shape() != sum.shape() {
+                (sum.clone(), ArrayD::from_elem(sum.raw_dim(), rows))
+            } else {
+                (&self.sum + &sum, self.n.mapv(|n| n + rows))
             };
             return;
         }
@@ -574,7 +578,7 @@ impl Mean {
     }
 }
 
-/// [`cut`] of a mean: rows have no position, and scores and patterns are as large as the largest text.
+/// [`cut`] for a mean, whose rows have no position. Scores and patterns are as large as the largest text.
 pub(crate) fn cut_mean(site: Site, select: &Select, text: usize, batch: &Batch, mean: &ArrayD<f32>) -> Vec<f32> {
     if site.is_square() {
         let n = batch.texts()[text].len().min(mean.len_of(Axis(1)));
@@ -587,8 +591,8 @@ pub(crate) fn cut_mean(site: Site, select: &Select, text: usize, batch: &Batch, 
 }
 
 impl Session {
-    /// Runs what the edits of a plan need, once, and adds them to a request for `batch`, for which the plan was made. Returns
-    /// the edits as provenance has them.
+    /// Runs the other runs that the edits of a plan need, each once, and adds the edits to a request for `batch`, for which the plan
+    /// was made. Returns the edits as recorded in provenance.
     ///
     /// # Errors
     /// As [`Session::run_async`].
@@ -641,9 +645,10 @@ impl Session {
                 })),
                 (Values::Mean, _) => {
                     let mean = elsewhere.as_ref().unwrap_or(&here).mean(*site);
-                    Edit::Replace(match site.is_square() {
-                        true => each(&|text| cut_mean(*site, select, text, batch, &mean)),
-                        false => cut_mean(*site, select, 0, batch, &mean),
+                    Edit::Replace(if site.is_square() {
+                        each(&|text| cut_mean(*site, select, text, batch, &mean))
+                    } else {
+                        cut_mean(*site, select, 0, batch, &mean)
                     })
                 }
                 (Values::Patch, Some((kept, n))) => Edit::Replace(each(&|text| {
@@ -657,7 +662,7 @@ impl Session {
         Ok(records)
     }
 
-    /// [`Session::edit_async`] for texts that are generated: `whole` and `prompts` are those that the plan was made for.
+    /// [`Session::edit_async`] for texts that are generated. `whole` and `prompts` are those for which the plan was made.
     ///
     /// # Errors
     /// As [`Session::run_async`].
@@ -681,7 +686,7 @@ impl Session {
         Ok(records)
     }
 
-    /// [`Session::edit_async`], waiting.
+    /// Blocking form of [`Session::edit_async`].
     ///
     /// # Errors
     /// As [`Session::edit_async`].

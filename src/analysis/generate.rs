@@ -1,7 +1,7 @@
-//! Generation: the model goes on with texts, token by token, and every activation on the way can be recorded and changed. The
-//! values are those of the run that really happened. Keys and values of earlier positions come from a cache, so a token costs
-//! one pass over the weights. Owns `Session::generate` and when a text ends; `sampling.rs` chooses tokens, `../hooks/step.rs` cuts
-//! requests.
+//! Generation: the model continues texts token by token. Every activation can be recorded and edited; recorded values are those of
+//! the run that chose the tokens. Keys and values of earlier positions come from a cache, so a token costs one pass over the
+//! weights. Owns `Session::generate` and the rules by which a text ends. `sampling.rs` chooses tokens, `../hooks/step.rs` restricts
+//! requests to the positions of one step.
 
 use crate::analysis::lens::{self, Reading};
 use crate::analysis::sampling::{Sampling, likeliest_of, log_sum_exp};
@@ -26,27 +26,27 @@ use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 use thiserror::Error;
 
-/// What is to be generated.
+/// The settings of generation.
 #[derive(Clone, Debug)]
 pub struct Generation {
-    /// New tokens of each text at most.
+    /// The most new tokens of each text.
     pub new_tokens: usize,
-    /// How many texts go on from each prompt.
+    /// How many texts continue each prompt.
     pub samples: usize,
     /// How tokens are chosen.
     pub sampling: Sampling,
     /// Ids after which a text ends: see [`Model::end_of_text`].
     pub end_of_text: Vec<u32>,
-    /// Texts after which a text ends, once its new tokens hold one of them.
+    /// Stop texts: a text ends once its new tokens contain one of them.
     pub stop_texts: Vec<String>,
-    /// How many of the likeliest tokens are told at each step.
+    /// How many of the likeliest tokens are reported at each step.
     pub alternatives: usize,
-    /// How many of the likeliest tokens of each layer are told at each step: the logit lens. 0 is no lens.
+    /// The logit lens at each step: how many of each layer's likeliest tokens are reported. 0 means no lens.
     pub lens: usize,
 }
 
 impl Default for Generation {
-    /// 40 tokens, each the likeliest, nothing that ends a text.
+    /// 40 tokens, each the likeliest, without tokens or texts that end a text.
     fn default() -> Generation {
         Generation {
             new_tokens: 40,
@@ -61,8 +61,8 @@ impl Default for Generation {
 }
 
 impl Generation {
-    /// The texts as long as they can become: every prompt, `samples` times in a row, with room for the new tokens, but no longer
-    /// than the model has positions. Positions in requests are positions of these texts. New tokens have the id 0.
+    /// The texts at their greatest possible length: every prompt, `samples` times in a row, with room for the new tokens, but not
+    /// longer than the model's number of positions. Positions in requests are positions of these texts. New tokens have the id 0.
     ///
     /// # Errors
     /// [`Error::Batch`] for a prompt that the model cannot run.
@@ -76,7 +76,7 @@ impl Generation {
         model.batch(&(0..prompts.texts().len()).flat_map(of_prompt).collect::<Vec<_>>())
     }
 
-    /// Bytes that the keys and values of texts of [`Generation::texts`] take.
+    /// Bytes of the keys and values of all texts of [`Generation::texts`].
     pub fn cache_bytes(&self, texts: &Batch, config: &Config) -> u64 {
         (texts.ids().len() * bytes_of_position(config)) as u64
     }
@@ -86,11 +86,11 @@ impl Generation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stop {
-    /// It has as many new tokens as were asked for.
+    /// It has the requested number of new tokens.
     Length,
     /// The last token ends a text.
     EndOfText,
-    /// The new tokens hold a stop text.
+    /// The new tokens contain a stop text.
     StopText,
     /// The model has no more positions.
     Context,
@@ -107,26 +107,26 @@ pub struct NewToken {
     pub logprob: f64,
     /// The likeliest tokens with their probabilities under the same distribution, likeliest first.
     pub alternatives: Vec<(u32, f64)>,
-    /// What each layer would have said, by the sites of [`lens::sites`]; empty without the lens. `next` is this token.
+    /// Each layer's prediction, in the order of [`lens::sites`]; empty without the lens. `next` is this token.
     pub lens: Vec<Reading>,
 }
 
 /// One text.
 #[derive(Clone, Debug)]
 pub struct Generated {
-    /// The prompt that it goes on from.
+    /// The index of its prompt.
     pub prompt: usize,
     /// Which of the prompt's samples it is.
     pub sample: usize,
-    /// Prompt and new tokens, the one that ends the text included.
+    /// Prompt and new tokens, including the one that ends the text.
     pub ids: Vec<u32>,
-    /// Tokens of the prompt.
+    /// The number of tokens of the prompt.
     pub prompt_tokens: usize,
     /// The new tokens.
     pub new: Vec<NewToken>,
     /// Why it ended.
     pub stop: Stop,
-    /// Positions that were run: those that have activations. The last token is run only where something of it is recorded.
+    /// The number of positions that were run and so have activations. The last token is run only if values of it are recorded.
     pub run: usize,
 }
 
@@ -138,11 +138,11 @@ impl Generated {
     }
 }
 
-/// The text of new tokens as they come, as far as its characters are whole: a token may end within one.
+/// The text of the new tokens so far, without an incomplete character at its end: a token may end within a character.
 #[derive(Clone, Debug, Default)]
 pub struct TextSoFar {
     ids: Vec<u32>,
-    /// Bytes of the text that were taken.
+    /// How many bytes of the text were returned.
     taken: usize,
 }
 
@@ -157,8 +157,8 @@ impl TextSoFar {
         &self.ids
     }
 
-    /// What can be read since the last call. `is_last` says that no token follows, so that a character which is not whole is
-    /// given as it is. `decode` makes text of all tokens.
+    /// Returns the text that is new since the last call. With `is_last` no token follows, so an incomplete character is returned
+    /// too. `decode` turns all tokens into text.
     pub fn take(&mut self, is_last: bool, decode: impl FnOnce(&[u32]) -> String) -> String {
         let text = decode(&self.ids);
         let ready = if is_last { text.as_str() } else { text.trim_end_matches('\u{fffd}') };
@@ -168,7 +168,7 @@ impl TextSoFar {
     }
 }
 
-/// What a caller hears after every token.
+/// The report to the caller after every token.
 #[derive(Clone, Copy, Debug)]
 pub struct Told<'a> {
     /// Which text: prompt by prompt, and sample by sample within a prompt.
@@ -179,23 +179,23 @@ pub struct Told<'a> {
     pub stop: Option<Stop>,
 }
 
-/// Hears every new token, and may end the run. What was generated so far is then returned.
+/// A callback that receives every new token and may end the run. Then the texts so far are returned.
 pub type Tell<'a> = &'a mut dyn FnMut(Told<'_>) -> ControlFlow<()>;
 
-/// Why generation cannot begin or go on.
+/// Why generation cannot start or continue.
 #[derive(Clone, Debug, Error, PartialEq)]
 pub enum GenerateError {
-    /// Something that no run can have.
+    /// A setting has an invalid value.
     #[error("{what} is {given}; it must be {expected}")]
     Value {
         /// The setting.
         what: &'static str,
         /// Its value.
         given: String,
-        /// What would be right.
+        /// Which values are valid.
         expected: &'static str,
     },
-    /// Logits that no token can be chosen from.
+    /// No token can be chosen from the logits.
     #[error("the logits at position {position} of text {text} hold {value}, so no token can be chosen")]
     NotANumber {
         /// Which text.
@@ -220,7 +220,7 @@ impl From<GenerateError> for Error {
 }
 
 impl Generation {
-    /// Checks every setting; generation does so first.
+    /// Checks every setting. Generation calls this first.
     ///
     /// # Errors
     /// [`GenerateError::Value`].
@@ -251,7 +251,8 @@ impl Generation {
         Ok(())
     }
 
-    /// How texts came to be, as JSON for files: the settings, and of each text the tokens of its prompt and why it ended.
+    /// The record of generation as JSON for files: the settings, and for each text the number of tokens of its prompt and why it
+    /// ended.
     pub fn settings(&self, texts: &[(usize, Stop)]) -> String {
         let Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed } = self.sampling;
         let of_text = |(prompt_tokens, stop): &(usize, Stop)| json!({"prompt_tokens": prompt_tokens, "stop": stop});
@@ -281,10 +282,10 @@ impl Model {
     }
 }
 
-/// A text under way.
+/// A text that is being generated.
 struct Text {
     written: Generated,
-    /// Tokens that it may have at most.
+    /// The most tokens that it may have.
     most: usize,
     /// Why it ends there.
     limit: Stop,
@@ -300,14 +301,14 @@ fn bytes_of_position(config: &Config) -> usize {
 const CACHE_BYTES: usize = 2 << 30;
 
 impl Session {
-    /// Goes on with every prompt. `hooks` were made for [`Generation::texts`]: positions are those of prompt and new tokens. What
-    /// they record goes to `sink` as it comes (`&mut ()` where they record nothing), the last token's values too; positions that are
-    /// never reached get no values. `tell` hears every token; when it breaks, what was written so far is returned. `progress` hears
-    /// the blocks of every step, and when it breaks, nothing is returned.
+    /// Continues every prompt. `hooks` is a request for [`Generation::texts`]: its positions are those of prompt and new tokens.
+    /// Recorded values go to `sink` as they are computed (`&mut ()` if nothing is recorded), those of the last token included.
+    /// Positions that are never reached get no values. `tell` receives every token; if it returns `Break`, the texts so far are
+    /// returned. `progress` receives the blocks of every step; if it returns `Break`, the call fails.
     ///
     /// # Errors
-    /// [`enum@Error`]: a request that does not fit, a device or a sink that failed, logits that are no numbers, and
-    /// [`Error::Cancelled`].
+    /// [`enum@Error`]: a request that does not fit, a device or a sink that failed, logits that are NaN or infinite,
+    /// and [`Error::Cancelled`].
     pub async fn generate_async(
         &self,
         prompts: &Batch,
@@ -338,7 +339,7 @@ impl Session {
         Ok(texts.into_iter().map(|text| text.written).collect())
     }
 
-    /// [`Session::generate_async`] without a request, waiting.
+    /// Blocking form of [`Session::generate_async`], without a request.
     ///
     /// ```
     /// use actscope::Session;
@@ -372,7 +373,7 @@ impl Text {
         Text { written, most, limit, ended }
     }
 
-    /// Adds a token; true where the text ends with it.
+    /// Adds a token. Returns true if the text ends with it.
     fn add(&mut self, token: NewToken, generation: &Generation, model: &Model) -> Result<Option<Stop>, TokenizerError> {
         let Generated { ids, new, prompt_tokens, .. } = &mut self.written;
         ids.push(token.id);
@@ -399,7 +400,7 @@ impl Text {
     }
 }
 
-/// What a step has read.
+/// The values of a step that choose the next tokens.
 struct Found {
     /// The values at the sites that are read, by site and by piece.
     last: BTreeMap<(Site, usize), Vec<f32>>,
@@ -407,7 +408,7 @@ struct Found {
     likeliest: BTreeMap<usize, Vec<f32>>,
 }
 
-/// The texts that are run together.
+/// Runs the texts of one group together.
 struct Job<'a> {
     model: &'a Model,
     generation: &'a Generation,
@@ -440,7 +441,7 @@ impl Job<'_> {
                     (text.written.stop, text.ended) = (Stop::Interrupted, true);
                 }
             }
-            // The last token of a text that has ended is run where its values are recorded. A text that was never begun is not.
+            // The last token of an ended text is run if its values are recorded, unless the text was never run.
             let piece = |i: usize| {
                 let text = &texts[i];
                 let positions = text.written.run..text.written.ids.len();
@@ -473,8 +474,7 @@ impl Job<'_> {
         Ok(going)
     }
 
-    /// True where the likeliest token is all that is asked of the logits. The device then finds it, and no logits are
-    /// read back.
+    /// True if only the likeliest token is needed of the logits. Then the device finds it, and no logits are read back.
     fn is_likeliest_enough(&self) -> bool {
         let Generation { sampling, alternatives, lens, .. } = self.generation;
         let is_greedy = sampling.temperature == 0.0 && sampling.repetition_penalty == 1.0;

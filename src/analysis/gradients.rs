@@ -214,9 +214,10 @@ impl Target {
             let mut one = Hooks::new(config);
             one.tap_at(*site, select.clone())?.check_batch(batch)?;
             let expected = (0..n).map(|text| one.shape_of_text(*site, batch, text).iter().product::<usize>()).sum();
-            return match by.len() == expected {
-                true => Ok(()),
-                false => Err(GradientError::Dot { site: site.name(), given: by.len(), expected }.into()),
+            return if by.len() == expected {
+                Ok(())
+            } else {
+                Err(GradientError::Dot { site: site.name(), given: by.len(), expected }.into())
             };
         }
         let (metric, questions) = self.metric().expect("what is no linear function is a metric");
@@ -420,9 +421,10 @@ impl Session {
             let rows = batch.texts()[texts.start].start..batch.texts()[texts.end - 1].end;
             let from = (texts, start.of_rows(rows, config));
             let (reading, told) = (&mut reading, Some(&of_all as _));
-            match recompute {
-                true => recompute::gradients(dev, params, &layout, from, reading, values, gradients, told).await?,
-                false => backward::gradients(dev, params, &layout, from, reading, values, gradients, told).await?,
+            if recompute {
+                recompute::gradients(dev, params, &layout, from, reading, values, gradients, told).await?
+            } else {
+                backward::gradients(dev, params, &layout, from, reading, values, gradients, told).await?
             }
         }
         self.model().checkpoint().check_unchanged()?;
@@ -462,11 +464,11 @@ impl Session {
             return Ok(reading);
         };
         if reading.site == Site::LnFinalOut {
-            let of = |id| self.params().direction(id).map_err(RunError::from);
+            let of = async |id| self.params().direction(id).await.map_err(RunError::from);
             let mut directions = Vec::with_capacity(n);
             for question in questions {
-                let wrong = if metric == Metric::LogitDiff { Some(of(question.wrong)?) } else { None };
-                directions.push(of(question.answer)?.less(wrong.as_ref()));
+                let wrong = if metric == Metric::LogitDiff { Some(of(question.wrong).await?) } else { None };
+                directions.push(of(question.answer).await?.less(wrong.as_ref()));
             }
             reading.directions = Some(directions);
             return Ok(reading);

@@ -1,6 +1,6 @@
-//! What heads look at: previous-token, duplicate-token and induction heads, by how much of their attention falls where such a
-//! head looks. Owns the patterns that heads are compared with, both of TransformerLens's measures (`detect_head`), random
-//! repeated texts, and `Session::detect_heads`. Patterns are judged as they come, text by text, and are not kept.
+//! Detects previous-token, duplicate-token and induction heads, by the share of their attention that falls where such a head
+//! looks. Owns the expected patterns of each kind, both of TransformerLens's measures (`detect_head`), random repeated texts, and
+//! `Session::detect_heads`. Patterns are scored text by text as they are computed, and are not stored.
 
 use crate::analysis::sampling::uniform;
 use crate::batch::Batch;
@@ -38,14 +38,14 @@ impl HeadKind {
     }
 }
 
-/// How a pattern is compared with where a head of a kind looks.
+/// How a pattern is compared with the expected one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Measure {
-    /// The share of the attention that falls there.
+    /// The share of the attention that falls on the expected places.
     #[default]
     Mul,
-    /// 1 less the mean over queries of the sum of differences from a pattern of ones there: lower where a query has several
-    /// such places or none.
+    /// 1 minus the mean over queries of the sum of absolute differences from a pattern that is 1 at the expected places: lower if a
+    /// query has several such places or none.
     Abs,
 }
 
@@ -71,7 +71,7 @@ impl FromStr for Measure {
     }
 }
 
-/// How heads are judged.
+/// How heads are scored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Detection {
     /// The measure.
@@ -129,7 +129,7 @@ pub fn random_repeats(config: &Config, bos: Option<u32>, texts: usize, length: u
 }
 
 impl Session {
-    /// Judges every head by its patterns on the texts of a batch. `edits` is a request for it, whose edits are made.
+    /// Scores every head by its patterns on the texts of a batch. `edits` is a request for that batch, whose edits are applied.
     ///
     /// # Errors
     /// As [`Session::run_async`].
@@ -154,7 +154,7 @@ impl Session {
         Ok(HeadScores { scores })
     }
 
-    /// [`Session::detect_heads_async`] of the unedited model, waiting.
+    /// Blocking form of [`Session::detect_heads_async`], for the unedited model.
     ///
     /// # Errors
     /// As [`Session::detect_heads_async`].

@@ -130,6 +130,7 @@ impl Session {
         };
         let capture = self.run_async(batch, &all, Some(&hear)).await?;
         let (dev, params, _turn) = self.engine().await;
+        let gain = params.host("ln_f.weight").await.map_err(RunError::from)?;
         let mut rows = Vec::with_capacity(components.len());
         for site in &components {
             let mut texts = Vec::with_capacity(batch.texts().len());
@@ -142,7 +143,6 @@ impl Session {
                     padded.slice_move(ndarray::s![..ids.len(), ..])
                 };
                 let (values, scale) = (of_text(*site), of_text(Site::LnFinalScale));
-                let gain = params.host("ln_f.weight").map_err(RunError::from)?;
                 let normed = normalized(values, scale, &gain);
                 let x = dev.upload([values.nrows(), values.ncols()], normed);
                 texts.push(read_rows(dev, params, &x, false, ids, top, PART).await?);
@@ -170,12 +170,17 @@ fn normalized(rows: ArrayView2<'_, f32>, scale: ArrayView2<'_, f32>, gain: &[f32
 /// With `ln`, the final LayerNorm is applied to the directions first, and the unembedding's bias added, if it has one.
 ///
 /// # Errors
-/// [`WeightsError`] if the checkpoint lacks a tensor.
-pub fn directions(checkpoint: &Checkpoint, rows: ArrayView2<'_, f32>, ln: bool) -> Result<Vec<Vec<f64>>, WeightsError> {
+/// [`WeightsError`] if a tensor cannot be read.
+pub async fn directions_async(
+    checkpoint: &Checkpoint,
+    rows: ArrayView2<'_, f32>,
+    ln: bool,
+) -> Result<Vec<Vec<f64>>, WeightsError> {
     let config = checkpoint.config();
-    let table = checkpoint.unembedding()?.to_f32();
-    let shift = checkpoint.unembedding_bias().filter(|_| ln).map(|bias| bias.to_f32());
-    let (gain, bias) = (checkpoint.tensor("ln_f.weight")?.to_f32(), checkpoint.tensor("ln_f.bias")?.to_f32());
+    let table = checkpoint.unembedding_async().await?.to_f32();
+    let shift = checkpoint.unembedding_bias_async().await?.filter(|_| ln).map(|bias| bias.to_f32());
+    let gain = checkpoint.tensor_async("ln_f.weight").await?.to_f32();
+    let bias = checkpoint.tensor_async("ln_f.bias").await?.to_f32();
     let of_row = |row: ndarray::ArrayView1<'_, f32>| {
         let mut x: Vec<f64> = row.iter().copied().map(f64::from).collect();
         if ln {
@@ -190,6 +195,15 @@ pub fn directions(checkpoint: &Checkpoint, rows: ArrayView2<'_, f32>, ln: bool) 
         table.par_chunks(config.n_embd).enumerate().map(logit).collect()
     };
     Ok(rows.rows().into_iter().map(of_row).collect())
+}
+
+/// Blocking form of [`directions_async`].
+///
+/// # Errors
+/// As [`directions_async`].
+#[cfg(not(target_arch = "wasm32"))]
+pub fn directions(checkpoint: &Checkpoint, rows: ArrayView2<'_, f32>, ln: bool) -> Result<Vec<Vec<f64>>, WeightsError> {
+    pollster::block_on(directions_async(checkpoint, rows, ln))
 }
 
 /// Tokens with their logits.
@@ -279,10 +293,8 @@ async fn read_rows<D: Device>(
     for start in (0..n_pos).step_by(rows_at_once) {
         let rows = start..n_pos.min(start + rows_at_once);
         let rows = dev.gather_rows(&[x], vec![(0, rows)]);
-        let logits = match biased {
-            true => params.logits(dev, &rows).await?,
-            false => dev.unembed(&rows, params.unembedding(dev).await?),
-        };
+        let logits =
+            if biased { params.logits(dev, &rows).await? } else { dev.unembed(&rows, params.unembedding(dev).await?) };
         let staged = dev.copy_out(&logits, &Window::all(dev.shape(&logits)));
         dev.submit();
         if let Some((start, staged)) = in_flight.replace((start, staged)) {

@@ -1,5 +1,6 @@
-//! One number that says how a run ended: a logit or the difference of two, a probability, the loss, the divergence from another
-//! run. Computed in f64 on the host. Owns what a metric needs of a run, and the sink that computes it.
+//! Metrics: one number that summarises a run's prediction, such as a logit, the difference of two logits, a probability, the loss,
+//! or the divergence from another run. Computed in f64 on the host. Owns which values a metric needs, and the sink that computes it.
+//! Read next: `sweep.rs`, which measures with it.
 
 use crate::analysis::sampling::log_sum_exp;
 use crate::batch::Batch;
@@ -44,12 +45,12 @@ impl Metric {
         Metric::ALL.iter().find(|(_, metric)| *metric == self).map_or("", |(name, _)| name)
     }
 
-    /// True where a token is asked about.
+    /// True if the metric needs an answer token.
     pub fn needs_answer(self) -> bool {
         !matches!(self, Metric::Loss | Metric::Kl)
     }
 
-    /// True where the logits of one or two tokens are enough.
+    /// True if the logits of one or two tokens are enough.
     fn few(self) -> bool {
         matches!(self, Metric::LogitDiff | Metric::Logit)
     }
@@ -67,19 +68,19 @@ impl FromStr for Metric {
     }
 }
 
-/// What is asked about one text.
+/// The question about one text: which prediction the metric reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
     /// The position whose logits are read.
     pub position: usize,
-    /// The right token; any for a metric that asks about none.
+    /// The right token. Ignored by metrics that need none.
     pub answer: u32,
     /// The wrong one, for [`Metric::LogitDiff`].
     pub wrong: u32,
 }
 
 impl Question {
-    /// Checks that a text of `n_tokens` tokens and the vocabulary have what a metric asks about. The error says what is missing.
+    /// Checks that a text of `n_tokens` tokens and the vocabulary have what a metric needs. The error says what is missing.
     pub(super) fn check(&self, metric: Metric, n_tokens: usize, config: &Config) -> Result<(), String> {
         if metric == Metric::Loss && n_tokens < 2 {
             return Err("it has one token, and the loss is about the tokens after the first".into());
@@ -112,20 +113,20 @@ pub(super) fn divergence(p: &[f64], q: &[f64]) -> f64 {
 pub(super) struct Reading<'a> {
     pub metric: Metric,
     pub question: &'a Question,
-    /// The directions of the answer and the wrong answer, where logits are computed here.
+    /// The unembedding's directions of the answer and the wrong answer, if the logits are computed here.
     pub directions: Option<&'a [Direction; 2]>,
     /// The tokens of the text, for the loss.
     pub ids: &'a [u32],
-    /// Log-probabilities of the unchanged run, for the divergence; without them, this run's are kept.
+    /// Log-probabilities of the unchanged run, for the divergence. Without them, this run's are stored.
     pub unchanged: Option<&'a [f64]>,
     /// The metric of each text.
     pub values: Vec<f64>,
-    /// The log-probabilities of the last text read, where they were asked for by leaving `unchanged` out.
+    /// The log-probabilities of the last text that was read, if `unchanged` is `None`.
     pub log_probabilities: Vec<f64>,
 }
 
 impl<'a> Reading<'a> {
-    /// Of a text, from the logits; it keeps the log-probabilities that a divergence is from.
+    /// A reading of a text from its logits. For a divergence it stores the log-probabilities.
     pub(super) fn new(metric: Metric, question: &'a Question, ids: &'a [u32]) -> Reading<'a> {
         let (values, log_probabilities) = Default::default();
         Reading { metric, question, directions: None, ids, unchanged: None, values, log_probabilities }
@@ -138,7 +139,7 @@ impl Reading<'_> {
         if self.directions.is_some() { Site::LnFinalOut } else { Site::Unembed }
     }
 
-    /// Adds what it needs to a request.
+    /// Adds a tap of the values that it needs to a request.
     pub(crate) fn ask(&self, hooks: &mut Hooks, batch: &Batch) -> Result<(), HookError> {
         let copies = batch.texts().len();
         let positions = positions(self.metric, self.question, self.ids.len());
@@ -147,7 +148,7 @@ impl Reading<'_> {
 
     fn of_logits(&mut self, logits: &ArrayViewD<'_, f32>) -> f64 {
         let Question { answer, wrong, position } = *self.question;
-        // Where all rows were asked for, the question's own is one of them.
+        // If all rows were recorded, the question's row is one of them.
         let first = if self.metric == Metric::Loss || logits.len_of(Axis(0)) == 1 { 0 } else { position };
         let row = |n: usize| logits.index_axis(Axis(0), first + n);
         let (answer, wrong) = (answer as usize, wrong as usize);
@@ -218,7 +219,7 @@ pub(super) fn positions(metric: Metric, question: &Question, n_tokens: usize) ->
     }
 }
 
-/// A metric and its gradient by the logits [positions, vocab_size] that it is read at, both in f64.
+/// A metric and its gradient with respect to the logits [positions, vocab_size] that it is computed from, both in f64.
 pub(super) fn derivative(asked: &Asked<'_>, logits: &ArrayViewD<'_, f32>) -> (f64, Vec<f64>) {
     let (n_vocab, n_rows) = (logits.len_of(Axis(1)), logits.len_of(Axis(0)));
     let (answer, wrong) = (asked.question.answer as usize, asked.question.wrong as usize);

@@ -1,10 +1,10 @@
-//! Path patching: what a part of the model does by one path only. A sender's value comes from the source run, and only what a
-//! receiver makes of it reaches the rest. Owns [`PathSweep`], the words that a path is written in, and `Session::path_sweep`. The
-//! definitions, with formulas, are in docs/patching.md. Read next: `sweep.rs`, whose cases and results these are.
+//! Path patching: the effect of one part of the model through one path only. The sender's value comes from the source run, and only
+//! the receiver reads it. Owns [`PathSweep`], the text form of a path, and `Session::path_sweep`. docs/patching.md has the
+//! definitions with formulas. Read next: `sweep.rs`, which has the types of cases and results.
 
 use crate::analysis::edits::Kept;
 use crate::analysis::metric::Metric;
-use crate::analysis::sweep::{Case, OwnRuns, SweepAxis, Swept, TOKENS_AT_ONCE, Texts, batches};
+use crate::analysis::sweep::{Case, OwnRuns, SweepAxis, Swept, TOKENS_AT_ONCE, Texts, aligned, batches};
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::hooks::capture::Sink;
@@ -16,13 +16,12 @@ use crate::session::{AnalysisError, Error, Progress, Session};
 use ndarray::{Array2, ArrayD, Axis, Ix2};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::ops::ControlFlow;
 use thiserror::Error as ThisError;
 
-/// A path that does not exist, or a sweep along it that cannot be made.
+/// Why a path, or a sweep along it, is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, ThisError)]
 pub enum PathError {
-    /// Words that are no path.
+    /// The text form of the path is invalid.
     #[error("the path {written:?}: {what}")]
     Written {
         /// As given.
@@ -30,7 +29,7 @@ pub enum PathError {
         /// What is wrong with it.
         what: String,
     },
-    /// Axes that do not fit the path.
+    /// The axes do not fit the path.
     #[error("{what}")]
     Axes {
         /// What is wrong with them.
@@ -57,7 +56,7 @@ enum Sender {
     Mlp,
 }
 
-/// A part that reads the residual stream, and what for.
+/// A part that reads the residual stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Receiver {
     /// A head's queries.
@@ -86,11 +85,11 @@ pub enum Receiver {
         /// Its block.
         layer: usize,
     },
-    /// The final LayerNorm, and behind it the logits.
+    /// The final LayerNorm, which feeds the logits.
     Logits,
 }
 
-/// As a path has it: `q.3.1`, `mlp.2`, `logits`.
+/// The form in a path: `q.3.1`, `mlp.2`, `logits`.
 impl fmt::Display for Receiver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -104,7 +103,7 @@ impl fmt::Display for Receiver {
 }
 
 impl Receiver {
-    /// Where its value is recorded and put in; of the logits, where the sender's change joins the stream.
+    /// The site where its value is recorded and replaced. For the logits, the site where the sender's change is added to the stream.
     pub(super) fn site(self, config: &Config) -> Site {
         match self {
             Receiver::Query { layer, .. } => Site::Q(layer),
@@ -149,10 +148,10 @@ pub struct PathSweep {
 }
 
 impl PathSweep {
-    /// Reads `FROM...TO`. FROM is `head.LAYER.HEAD` or `mlp.LAYER`; numbers that are left out become axes. TO is `q.LAYER.HEAD`,
+    /// Reads `FROM...TO`. FROM is `head.LAYER.HEAD` or `mlp.LAYER`; omitted numbers become axes. TO is `q.LAYER.HEAD`,
     /// `k.LAYER.HEAD`, `v.LAYER.HEAD` or `mlp.LAYER`, several joined by `+`, or `logits`. `axes` are in the order of the result: those that
-    /// FROM leaves open, which are the default, and `pos`, the sender's positions, which are else changed all at once. `frozen` holds every
-    /// other head still, as in Wang et al. 2022.
+    /// FROM leaves open (the default), and optionally `pos`, the sender's positions; without `pos` all of them are changed together.
+    /// `frozen` keeps every other head at its unchanged value, as in Wang et al. 2022.
     ///
     /// # Errors
     /// [`PathError`].
@@ -250,12 +249,12 @@ impl PathSweep {
         &self.written
     }
 
-    /// Whether every other head is held still.
+    /// Whether every other head keeps its unchanged value.
     pub fn frozen(&self) -> bool {
         self.frozen
     }
 
-    /// What is measured.
+    /// The metric that is measured.
     pub fn metric(&self) -> Metric {
         self.metric
     }
@@ -268,7 +267,7 @@ impl PathSweep {
     /// Checks the cases.
     ///
     /// # Errors
-    /// [`PathError`] where positions are an axis and texts have different lengths, or a case has no source; [`Error::Batch`].
+    /// [`PathError`] if positions are an axis and texts have different lengths, or if a case has no source; [`Error::Batch`].
     pub fn check(&self, config: &Config, cases: &[Case]) -> Result<(), Error> {
         if self.axes.contains(&SweepAxis::Pos)
             && let Some(other) = cases.iter().find(|case| case.aligned != cases[0].aligned)
@@ -316,7 +315,7 @@ impl PathSweep {
     }
 }
 
-/// Whether what a sender writes is in the stream that a receiver reads.
+/// Whether the stream that a receiver reads contains the sender's output.
 fn reaches(sender: Sender, layer: usize, receiver: Receiver, config: &Config) -> bool {
     let writes = match sender {
         Sender::Head => Site::AttnOut(layer),
@@ -325,7 +324,7 @@ fn reaches(sender: Sender, layer: usize, receiver: Receiver, config: &Config) ->
     writes < receiver.stream(config)
 }
 
-/// A sender, and which of its positions.
+/// One sender, and the position at which it is changed (`None` for all).
 #[derive(Clone, Copy)]
 struct Cell {
     layer: usize,
@@ -349,23 +348,15 @@ impl Session {
         let config = self.model().config();
         sweep.check(config, cases)?;
         let (runs, sources) = batches(cases, config)?;
-        let aligned = cases.iter().map(|case| case.aligned).min().unwrap_or(0);
-        let shape = sweep.shape(config, aligned);
-        let n_cells: usize = shape.iter().product();
-        let mut swept = Swept { shape, values: Vec::new(), unchanged: Vec::new(), source: Vec::new() };
-        let total = cases.len() * n_cells;
-        for (n, case) in cases.iter().enumerate() {
-            let told = |done: usize| match progress {
-                Some(progress) => progress(n * n_cells + done, total),
-                None => ControlFlow::Continue(()),
-            };
-            let texts = Texts { runs: &runs, sources: &sources, edits, source_edits, n };
-            self.path_case(sweep, case, &texts, &mut swept, &told).await?;
-        }
-        Ok(self.model().checkpoint().check_unchanged().map(|()| swept)?)
+        let shape = sweep.shape(config, aligned(cases));
+        let texts = Texts { runs: &runs, sources: &sources, edits, source_edits, n: 0 };
+        self.each_case(cases, &texts, shape, progress, async |case, texts, swept, told| {
+            self.path_case(sweep, case, texts, swept, told).await
+        })
+        .await
     }
 
-    /// [`Session::path_sweep_async`] without edits, waiting.
+    /// Blocking form of [`Session::path_sweep_async`], without edits.
     ///
     /// # Errors
     /// As [`Session::path_sweep_async`].
@@ -381,7 +372,7 @@ impl Session {
         case: &Case,
         texts: &Texts<'_>,
         swept: &mut Swept,
-        told: &dyn Fn(usize) -> ControlFlow<()>,
+        told: Progress<'_>,
     ) -> Result<(), Error> {
         let config = self.model().config();
         let shape = swept.shape.clone();
@@ -391,7 +382,7 @@ impl Session {
             by_layer.entry(sweep.cell(&shape, number).layer).or_default().push(number);
         }
 
-        // Streams to start from, and what senders wrote.
+        // The streams from which runs start, and the outputs of senders.
         let all = |site: fn(usize) -> Site| (0..config.n_layer).map(site);
         let senders = |site: fn(usize) -> Site| by_layer.keys().map(move |layer| site(*layer)).collect::<Vec<_>>();
         let mut here: BTreeSet<Site> = all(Site::ResidPre).collect();
@@ -413,7 +404,7 @@ impl Session {
         swept.source.extend(own.of_source);
 
         let n_pos = case.ids.len();
-        // Of what a block records, the streams and heads of a copy are the most.
+        // Streams and heads are the largest values that a block records.
         let wanted = [Site::ResidPre(0), Site::Q(0), Site::K(0), Site::V(0), Site::MlpOut(0)];
         let most = forward::max_tokens(self.any_device(), config, &Hooks::whole(config, &wanted));
         let at_once = (TOKENS_AT_ONCE.min(most) / n_pos).max(1);
@@ -429,7 +420,7 @@ impl Session {
                     found[*number] = value;
                 }
                 done += numbers.len();
-                if told(done).is_break() {
+                if told(done, n_cells).is_break() {
                     return Err(Error::Cancelled);
                 }
             }
@@ -439,9 +430,10 @@ impl Session {
     }
 }
 
-/// What the senders of a layer do.
+/// The outputs of the senders of a layer.
 enum Sent {
-    /// What each writes more in the source run than here, [position, n_embd], at the positions that line up; one of an MLP, one for each head.
+    /// The output in the source run minus that in the unchanged run, [position, n_embd], at the positions that line up: one matrix for
+    /// an MLP, or one for each head.
     Differences(Vec<Array2<f32>>),
     /// Their values in the source run at the positions that line up: [position, head, d_head], or [position, n_embd] of an MLP.
     Values(ArrayD<f32>),
@@ -530,7 +522,7 @@ impl Job<'_> {
         (layer, stream.as_slice().expect("a text's values are dense").repeat(copies))
     }
 
-    /// A request with the edits that the caller makes after a block's stream.
+    /// A request with those of the caller's edits that come after a block's input stream.
     fn hooks(&self, layer: usize, copies: usize) -> Result<Hooks, Error> {
         let mut hooks = Hooks::new(self.config());
         for (site, select, edit) in edits_of_text(self.texts.edits, self.texts.runs, self.texts.n, copies) {
@@ -541,7 +533,7 @@ impl Job<'_> {
         Ok(hooks)
     }
 
-    /// What each cell's sender changes of the stream, [copy, position, n_embd]; 0 where texts do not line up.
+    /// The change of the stream by each cell's sender, [copy, position, n_embd]; 0 where texts do not line up.
     fn difference(&self, cells: &[Cell], of_sender: &[Array2<f32>]) -> Vec<f32> {
         let (n_pos, width) = (self.case.ids.len(), self.config().n_embd);
         let offset = n_pos - self.case.aligned;
@@ -565,7 +557,7 @@ impl Job<'_> {
         if receivers == [Receiver::Logits] {
             return self.to_logits(layer, cells, sent).await;
         }
-        // What receivers make of it.
+        // The receivers' values with the changed stream.
         let mut kept = Vec::new();
         match sent {
             Sent::Differences(of_sender) => {
@@ -598,7 +590,7 @@ impl Job<'_> {
                 kept.push((receivers.clone(), taken));
             }
         }
-        // The run that has them in place.
+        // The run with these values in place of the receivers' own.
         let from = receivers.iter().filter_map(|receiver| receiver.site(config).layer()).min().unwrap_or(0);
         let mut hooks = self.hooks(from, copies)?;
         for (receivers, values) in &kept {
@@ -619,7 +611,7 @@ impl Job<'_> {
         self.measure(hooks, copies, from).await
     }
 
-    /// The metric where the path ends in the logits.
+    /// The metric for a path that ends in the logits.
     async fn to_logits(&self, layer: usize, cells: &[Cell], sent: &Sent) -> Result<Vec<f64>, Error> {
         let (config, copies) = (self.config(), cells.len());
         match sent {
@@ -646,7 +638,7 @@ impl Job<'_> {
         Ok(std::mem::take(&mut reading.values))
     }
 
-    /// A request that puts senders' values of the source run in, and holds every other head still up to a site.
+    /// A request that replaces the senders' values by those of the source run, and keeps every other head's value up to a site.
     fn frozen(&self, layer: usize, cells: &[Cell], values: &ArrayD<f32>, last: Site) -> Result<Hooks, Error> {
         let (config, copies) = (self.config(), cells.len());
         let mut hooks = self.hooks(layer, copies)?;

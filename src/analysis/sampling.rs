@@ -16,9 +16,9 @@ pub struct Sampling {
     pub top_p: Option<f64>,
     /// Only tokens that are at least this many times as likely as the likeliest.
     pub min_p: Option<f64>,
-    /// Positive logits of tokens that the text has are divided by it, negative ones multiplied. 1 changes nothing.
+    /// For tokens that already occur in the text, positive logits are divided by it and negative ones multiplied. 1 changes nothing.
     pub repetition_penalty: f64,
-    /// Where random numbers begin.
+    /// The seed of the random numbers.
     pub seed: u64,
 }
 
@@ -88,7 +88,7 @@ impl Sampling {
     }
 }
 
-/// The place of the largest number; of equals the first.
+/// The index of the largest number; of equals the first.
 fn likeliest(scores: &[f64]) -> u32 {
     let larger = |best: usize, i: usize| if scores[i] > scores[best] { i } else { best };
     (0..scores.len()).fold(0, larger) as u32
@@ -113,7 +113,7 @@ pub fn log_sum_exp<'a>(logits: impl IntoIterator<Item = &'a f32, IntoIter: Clone
 /// logits.
 ///
 /// # Errors
-/// A logit that is no number, or positive infinity.
+/// Finds a logit that is NaN or positive infinity.
 pub fn likeliest_of(of_chunks: &[f32]) -> Result<(u32, f64), f32> {
     let chunks: Vec<[f32; 3]> = of_chunks.as_chunks().0.to_vec();
     let larger = |best: [f32; 3], chunk: &[f32; 3]| if chunk[0] > best[0] { *chunk } else { best };
@@ -127,7 +127,7 @@ pub fn likeliest_of(of_chunks: &[f32]) -> Result<(u32, f64), f32> {
     Ok((id as u32, -sum.ln()))
 }
 
-/// The token into whose share of 0 to 1 a number falls.
+/// The token whose share of the interval 0 to 1 contains a number.
 fn pick(probabilities: &[f64], at: f64) -> u32 {
     let mut sum = 0.0;
     let possible = || probabilities.iter().enumerate().filter(|(_, p)| **p > 0.0);

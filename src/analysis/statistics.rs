@@ -1,11 +1,11 @@
-//! What several pairs or texts say together: the standard error of a mean, its bootstrap interval, and the p value of a mean
-//! effect by flipping signs; and the correlation of two lists. They give the same numbers every time.
+//! Statistics over several pairs or texts: the standard error of a mean, its bootstrap interval, the p value of a mean effect by
+//! flipping signs, and the correlation of two lists. The seeds are fixed, so results are reproducible.
 
 use rayon::prelude::*;
 
 /// Resamples of the bootstrap.
 const RESAMPLES: usize = 1000;
-/// Up to so many effects, every pattern of signs is tried; beyond, as many random ones as there are resamples.
+/// Up to this many effects, every pattern of signs is tried; for more, [`RESAMPLES`] random ones.
 const ALL_SIGNS: usize = 12;
 
 /// A generator of random numbers (splitmix64) with a fixed seed: the same samples give the same interval.
@@ -68,9 +68,10 @@ pub fn intervals(lists: &[Vec<f64>], n: usize) -> Vec<[f64; 2]> {
 pub fn p_values(lists: &[Vec<f64>], n: usize) -> Vec<f64> {
     let mut random = Random(0);
     let exact = n <= ALL_SIGNS;
-    let signs: Vec<Vec<bool>> = match exact {
-        true => (0..1usize << n).map(|pattern| (0..n).map(|i| pattern >> i & 1 == 1).collect()).collect(),
-        false => (0..RESAMPLES).map(|_| (0..n).map(|_| random.next() & 1 == 1).collect()).collect(),
+    let signs: Vec<Vec<bool>> = if exact {
+        (0..1usize << n).map(|pattern| (0..n).map(|i| pattern >> i & 1 == 1).collect()).collect()
+    } else {
+        (0..RESAMPLES).map(|_| (0..n).map(|_| random.next() & 1 == 1).collect()).collect()
     };
     let of_list = |effects: &Vec<f64>| {
         let seen = effects.iter().sum::<f64>().abs();

@@ -1,5 +1,5 @@
-//! Sweeps: one metric, of many runs that differ from an unchanged one in one place each. Owns [`Sweep`], what the cells of a
-//! sweep are, and `Session::sweep`, which runs them: a changed run starts at the block of its first change, from the stream that
+//! Sweeps: the metric of many runs, each of which differs from an unchanged run in one place (a cell). Owns [`Sweep`], which defines
+//! the cells, and `Session::sweep`, which runs them. A changed run starts at the block of its first change, from the stream that
 //! the unchanged run had there, and cells run together as copies of one text. Read next: `metric.rs`, `statistics.rs`.
 
 use crate::analysis::edits::{EditError, Kept, cut_mean, fit};
@@ -19,10 +19,10 @@ use std::ops::{ControlFlow, Range};
 use std::str::FromStr;
 use thiserror::Error as ThisError;
 
-/// A sweep that cannot be made.
+/// Why a sweep cannot be run.
 #[derive(Debug, ThisError)]
 pub enum SweepError {
-    /// An axis that a site does not have.
+    /// A site does not have an axis.
     #[error("{site} is [{axes}] and has no axis {axis}")]
     Axis {
         /// The site, without its layer.
@@ -32,7 +32,7 @@ pub enum SweepError {
         /// What was asked for.
         axis: &'static str,
     },
-    /// Sites that have axes of different length.
+    /// Two sites have axes of different length.
     #[error("{first} and {second} have axes of different length, so they do not fit into one array; sweep them apart")]
     Sites {
         /// One site.
@@ -40,19 +40,19 @@ pub enum SweepError {
         /// The other.
         second: String,
     },
-    /// Texts of different length, where they must be as long.
+    /// Texts have different lengths where they must be equal.
     #[error("{what}")]
     Lengths {
         /// Which, and how long they are.
         what: String,
     },
-    /// A sweep that cannot be estimated from gradients.
+    /// The sweep cannot be estimated from gradients.
     #[error("a fast sweep is estimated from gradients: {what}")]
     Fast {
         /// Why not.
         what: String,
     },
-    /// A text whose metric does not exist.
+    /// A text does not have what the metric needs.
     #[error("{what}")]
     Metric {
         /// Which, and why.
@@ -174,7 +174,7 @@ impl SweepSite {
         self.of_layer[0].axes().contains(&SiteAxis::Head)
     }
 
-    /// How long an axis of a sweep is here, for texts of `n_pos` tokens.
+    /// The length of an axis at this site, for texts of `n_pos` tokens.
     fn len(&self, axis: SweepAxis, config: &Config, n_pos: usize) -> Result<usize, SweepError> {
         let site = self.of_layer[0];
         let has = |wanted: SiteAxis| site.axes().contains(&wanted);
@@ -192,7 +192,7 @@ impl SweepSite {
     }
 }
 
-/// What a cell's place is changed to.
+/// The new value of a cell's place.
 #[derive(Clone, Debug)]
 pub enum Change {
     /// The value of the case's source run at the same place.
@@ -201,20 +201,20 @@ pub enum Change {
     Zero,
     /// The mean over all positions of all cases, per head and dimension.
     Mean,
-    /// Values by site: a row, or one for each position.
+    /// Values by site: one row, or one row for each position.
     Values(BTreeMap<Site, ArrayD<f32>>),
 }
 
 /// A sweep.
 #[derive(Clone, Debug)]
 pub struct Sweep {
-    /// Where.
+    /// The sites that are changed.
     pub sites: Vec<SweepSite>,
     /// One cell for every combination of these.
     pub axes: Vec<SweepAxis>,
-    /// What each cell is changed to.
+    /// The new value of each cell's place.
     pub change: Change,
-    /// What is measured.
+    /// The metric that is measured.
     pub metric: Metric,
 }
 
@@ -223,18 +223,18 @@ pub struct Sweep {
 pub struct Case {
     /// Its tokens.
     pub ids: Vec<u32>,
-    /// What is asked of it.
+    /// The question about it.
     pub question: Question,
-    /// The run that [`Change::Patch`] takes values from, and what is asked of it.
+    /// The source run, from which [`Change::Patch`] takes values: its tokens, and the question about it.
     pub source: Option<(Vec<u32>, Question)>,
-    /// How many tokens, counted from the end, line up with the source's; those before are left alone.
+    /// How many tokens, counted from the end, line up with the source's. Those before are not changed.
     pub aligned: usize,
     /// Whether [`Metric::Kl`] is from the source run, and not from the unchanged run of this text.
     pub from_source: bool,
 }
 
 impl Case {
-    /// Checks that its texts and the vocabulary have what a metric asks about.
+    /// Checks that its texts and the vocabulary have what a metric needs.
     pub(super) fn check(&self, metric: Metric, config: &Config) -> Result<(), String> {
         self.question.check(metric, self.ids.len(), config)?;
         let source = self.source.as_ref().map(|(ids, question)| question.check(metric, ids.len(), config));
@@ -242,20 +242,20 @@ impl Case {
     }
 }
 
-/// What a sweep found.
+/// The results of a sweep.
 #[derive(Clone, Debug)]
 pub struct Swept {
-    /// Length of every axis; the sites come first where there are several.
+    /// Length of every axis. If there are several sites, they are the first axis.
     pub shape: Vec<usize>,
     /// The metric of every cell in row-major order, for every case.
     pub values: Vec<Vec<f64>>,
     /// The metric of every case's unchanged run.
     pub unchanged: Vec<f64>,
-    /// The metric of every case's source run, where there is one.
+    /// The metric of every case's source run, if there is one.
     pub source: Vec<f64>,
 }
 
-/// Tokens of the copies that run together: enough for products to be fast.
+/// The most tokens of copies that run together: enough for products to be fast.
 pub(super) const TOKENS_AT_ONCE: usize = 2048;
 
 /// One cell: its place along the axes.
@@ -296,7 +296,7 @@ impl Sweep {
     /// # Errors
     /// [`SweepError`], or [`EditError`] for values of another shape.
     pub fn check(&self, config: &Config, cases: &[Case]) -> Result<(), Error> {
-        let aligned = cases.iter().map(|case| case.aligned).min().unwrap_or(0);
+        let aligned = aligned(cases);
         self.shape(config, aligned)?;
         let by_place = self.axes.iter().any(|axis| matches!(axis, SweepAxis::Pos | SweepAxis::Key));
         if by_place && let Some(other) = cases.iter().find(|case| case.aligned != cases[0].aligned) {
@@ -369,14 +369,14 @@ fn values_of(
 /// Values of the cells' sites for one case.
 enum Values {
     Zero,
-    /// Whole sites, and where their positions lie before those of the text.
+    /// Values of whole sites.
     Whole(BTreeMap<Site, ArrayD<f32>>),
     Mean,
 }
 
 impl Session {
-    /// Runs a sweep over every case. `edits` are made in every run of the cases' texts, and `source_edits` in their source runs;
-    /// both are requests for a batch of those texts, in order. `progress` hears how many cells of all cases are done.
+    /// Runs a sweep over every case. `edits` are applied in every run of the cases' texts, and `source_edits` in their source runs;
+    /// both are requests for a batch of those texts, in order. `progress` receives the number of finished cells of all cases.
     ///
     /// # Errors
     /// As [`Sweep::check`] and [`Session::run_async`].
@@ -404,23 +404,35 @@ impl Session {
             }
             _ => BTreeMap::new(),
         };
-        let aligned = cases.iter().map(|case| case.aligned).min().unwrap_or(0);
-        let shape = sweep.shape(config, aligned)?;
-        let n_cells: usize = shape.iter().product();
+        let shape = sweep.shape(config, aligned(cases))?;
+        let texts = Texts { runs: &runs, sources: &sources, edits, source_edits, n: 0 };
+        self.each_case(cases, &texts, shape, progress, async |case, texts, swept, told| {
+            self.sweep_case(sweep, case, texts, &means, swept, told).await
+        })
+        .await
+    }
+
+    /// Calls `of_case` for every case with its texts, the place for its values, and a progress callback for its own steps.
+    pub(super) async fn each_case(
+        &self,
+        cases: &[Case],
+        texts: &Texts<'_>,
+        shape: Vec<usize>,
+        progress: Option<Progress<'_>>,
+        mut of_case: impl AsyncFnMut(&Case, &Texts<'_>, &mut Swept, Progress<'_>) -> Result<(), Error>,
+    ) -> Result<Swept, Error> {
         let mut swept = Swept { shape, values: Vec::new(), unchanged: Vec::new(), source: Vec::new() };
-        let total = cases.len() * n_cells;
         for (n, case) in cases.iter().enumerate() {
-            let told = |done: usize| match progress {
-                Some(progress) => progress(n * n_cells + done, total),
+            let told = |done: usize, steps: usize| match progress {
+                Some(progress) => progress(n * steps + done, cases.len() * steps),
                 None => ControlFlow::Continue(()),
             };
-            let texts = Texts { runs: &runs, sources: &sources, edits, source_edits, n };
-            self.sweep_case(sweep, case, &texts, &means, &mut swept, &told).await?;
+            of_case(case, &Texts { n, ..*texts }, &mut swept, &told).await?;
         }
         Ok(self.model().checkpoint().check_unchanged().map(|()| swept)?)
     }
 
-    /// [`Session::sweep_async`] without edits, waiting.
+    /// Blocking form of [`Session::sweep_async`], without edits.
     ///
     /// # Errors
     /// As [`Session::sweep_async`].
@@ -437,7 +449,7 @@ impl Session {
         texts: &Texts<'_>,
         means: &BTreeMap<Site, ArrayD<f32>>,
         swept: &mut Swept,
-        told: &dyn Fn(usize) -> ControlFlow<()>,
+        told: Progress<'_>,
     ) -> Result<(), Error> {
         let config = self.model().config();
         let sites: BTreeSet<Site> = sweep.sites.iter().flat_map(|site| site.of_layer.iter().copied()).collect();
@@ -516,7 +528,7 @@ impl Session {
                 found[*number] = *value;
             }
             done += copies;
-            if told(done).is_break() { Err(Error::Cancelled) } else { Ok(()) }
+            if told(done, n_cells).is_break() { Err(Error::Cancelled) } else { Ok(()) }
         };
         for number in 0..n_cells {
             let (site, cell) = sweep.cell(&shape, number);
@@ -536,8 +548,8 @@ impl Session {
         Ok(())
     }
 
-    /// The runs of a case that no cell changes. `here` and `of_source` are the sites that are kept of the unchanged run and of the source's;
-    /// `touched` are those that changed runs change.
+    /// The unchanged runs of a case. `here` and `of_source` are the sites whose values are stored of the unchanged run and of the
+    /// source run; `touched` are the sites that cells change.
     pub(super) async fn own_runs(
         &self,
         metric: Metric,
@@ -549,17 +561,16 @@ impl Session {
         let edits = edits_of_text(texts.edits, texts.runs, texts.n, 1);
         let source_edits = edits_of_text(texts.source_edits, texts.sources, texts.n, 1);
         let touched = touched.chain(edits.iter().chain(&source_edits).map(|(site, ..)| *site));
-        let directions = match from_final_norm(metric, touched) {
-            true => {
-                let row = |id| self.params().direction(id).map_err(forward::RunError::from);
-                Some([row(case.question.answer)?, row(case.question.wrong)?])
-            }
-            false => None,
+        let directions = if from_final_norm(metric, touched) {
+            let row = async |id| self.params().direction(id).await.map_err(forward::RunError::from);
+            Some([row(case.question.answer).await?, row(case.question.wrong).await?])
+        } else {
+            None
         };
         let reading =
             |ids, question| Reading { directions: directions.as_ref(), ..Reading::new(metric, question, ids) };
         let from_source = case.from_source && case.source.is_some();
-        // Log-probabilities, which only a divergence keeps.
+        // Log-probabilities, which are stored only for a divergence.
         let mut of_other = Vec::new();
         let (mut source, mut source_value) = (None, None);
         if let Some((ids, question)) = &case.source {
@@ -574,10 +585,8 @@ impl Session {
         self.run_once(&case.ids, &edits, &mut both).await?;
         let unchanged = both.reading.values[0];
         let Both { kept: here, reading: Reading { log_probabilities, .. } } = both;
-        let (distribution, of_other) = match from_source {
-            true => (of_other, log_probabilities),
-            false => (log_probabilities, of_other),
-        };
+        let (distribution, of_other) =
+            if from_source { (of_other, log_probabilities) } else { (log_probabilities, of_other) };
         if let (Metric::Kl, false, Some(value)) = (metric, from_source, source_value.as_mut()) {
             *value = divergence(&distribution, &of_other);
         }
@@ -593,7 +602,7 @@ impl Session {
     ) -> Result<(), Error> {
         let batch = self.model().batch(&[ids])?;
         let mut hooks = both.kept.hooks(self.model().config());
-        // A site that is kept whole and read in part is kept whole.
+        // A site that is stored whole stays whole if the metric reads a part of it.
         if hooks.sites().all(|site| site != both.reading.site()) {
             both.reading.ask(&mut hooks, &batch)?;
         }
@@ -604,12 +613,17 @@ impl Session {
     }
 }
 
-/// The texts that are run, and those of their source runs, or the same where there are none.
+/// The texts of all cases, and those of their source runs (the same texts if there are none).
 pub(super) fn batches(cases: &[Case], config: &Config) -> Result<(Batch, Batch), Error> {
     let texts = |of: &dyn Fn(&Case) -> Vec<u32>| Batch::new(&cases.iter().map(of).collect::<Vec<_>>(), config);
     let runs = texts(&|case| case.ids.clone())?;
     let sources = texts(&|case| case.source.as_ref().map_or_else(|| case.ids.clone(), |(ids, _)| ids.clone()))?;
     Ok((runs, sources))
+}
+
+/// The number of last positions at which the two texts of every case line up.
+pub(super) fn aligned(cases: &[Case]) -> usize {
+    cases.iter().map(|case| case.aligned).min().unwrap_or(0)
 }
 
 /// The texts of all cases, and the number of one of them.
@@ -621,18 +635,18 @@ pub(super) struct Texts<'a> {
     pub n: usize,
 }
 
-/// What the runs of a case gave that no cell changes.
+/// The results of a case's unchanged runs.
 pub(super) struct OwnRuns {
     /// Values of the unchanged run.
     pub here: Kept,
-    /// Values of the source run, where there is one.
+    /// Values of the source run, if there is one.
     pub source: Option<Kept>,
     /// The metric of the unchanged run.
     pub unchanged: f64,
     /// The metric of the source run.
     pub of_source: Option<f64>,
     directions: Option<[Direction; 2]>,
-    /// What a divergence is from.
+    /// The log-probabilities from which a divergence is measured.
     distribution: Vec<f64>,
 }
 
@@ -647,7 +661,7 @@ impl OwnRuns {
     }
 }
 
-/// Keeps values and reads the metric.
+/// A sink that stores values and computes the metric.
 pub(super) struct Both<'a> {
     pub kept: Kept,
     pub reading: Reading<'a>,
@@ -721,9 +735,10 @@ fn add_cells(
                     let select = narrowed(vec![list(cell.pos, offset..n_pos)], vec![keys(cell)]);
                     cut_mean(site, &select, 0, &batch, mean)
                 };
-                Edit::Replace(match site.is_square() {
-                    true => copies.iter().flat_map(of_copy).collect(),
-                    false => of_copy(&copies[0]),
+                Edit::Replace(if site.is_square() {
+                    copies.iter().flat_map(of_copy).collect()
+                } else {
+                    of_copy(&copies[0])
                 })
             }
         };

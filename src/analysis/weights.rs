@@ -67,8 +67,8 @@ pub fn all(config: &Config) -> Vec<NamedWeight> {
     all
 }
 
-/// The weights that a name or a glob stands for; `W_E`, `W_pos`, `W_U` and `b_U` are known without their module. A name that is
-/// asked for in its short form keeps it. Empty where there is none.
+/// The weights that a name or a glob matches; empty if there is none. `W_E`, `W_pos`, `W_U` and `b_U` are also known without their
+/// module, and keep the short name then.
 pub fn find(pattern: &str, config: &Config) -> Vec<NamedWeight> {
     let glob = WildMatch::new(pattern);
     let found: Vec<NamedWeight> = all(config).into_iter().filter(|weight| glob.matches(&weight.name)).collect();
@@ -84,39 +84,49 @@ impl NamedWeight {
     /// Its values.
     ///
     /// # Errors
-    /// [`WeightsError`] where the checkpoint lacks the tensor.
-    pub fn values(&self, checkpoint: &Checkpoint) -> Result<ArrayD<f32>, WeightsError> {
+    /// [`WeightsError`] if the tensor cannot be read.
+    pub async fn values_async(&self, checkpoint: &Checkpoint) -> Result<ArrayD<f32>, WeightsError> {
         let config = checkpoint.config();
         let (n_embd, n_head, d_head, layer) = (config.n_embd, config.n_head, config.head_dim(), self.layer);
-        let of_block = |name: &str| checkpoint.tensor(&format!("h.{layer}.{name}")).map(|weight| weight.to_f32());
+        let read = async |name: &str| checkpoint.tensor_async(name).await.map(|weight| weight.to_f32());
+        let of_block = async |name: &str| read(&format!("h.{layer}.{name}")).await;
         let values = match self.kind {
-            Kind::TokenEmbedding => checkpoint.tensor("wte.weight")?.to_f32(),
-            Kind::PositionEmbedding => checkpoint.tensor("wpe.weight")?.to_f32(),
+            Kind::TokenEmbedding => read("wte.weight").await?,
+            Kind::PositionEmbedding => read("wpe.weight").await?,
             Kind::Unembedding => {
-                let rows = checkpoint.unembedding()?.to_f32();
+                let rows = checkpoint.unembedding_async().await?.to_f32();
                 let n_vocab = config.vocab_size;
                 (0..n_embd).flat_map(|d| (0..n_vocab).map(move |v| (d, v))).map(|(d, v)| rows[v * n_embd + d]).collect()
             }
-            Kind::UnembeddingBias => match checkpoint.unembedding_bias() {
+            Kind::UnembeddingBias => match checkpoint.unembedding_bias_async().await? {
                 Some(bias) => bias.to_f32(),
                 None => vec![0.0; config.vocab_size],
             },
             // c_attn is [D, 3 D], its columns q, k, v, each head by head.
             Kind::Qkv(n) => {
-                let matrix = of_block("attn.c_attn.weight")?;
+                let matrix = of_block("attn.c_attn.weight").await?;
                 let columns = |h: usize, d: usize| {
                     let start = d * 3 * n_embd + n * n_embd + h * d_head;
                     matrix[start..start + d_head].to_vec()
                 };
                 (0..n_head).flat_map(|h| (0..n_embd).map(move |d| (h, d))).flat_map(|(h, d)| columns(h, d)).collect()
             }
-            Kind::QkvBias(n) => of_block("attn.c_attn.bias")?[n * n_embd..(n + 1) * n_embd].to_vec(),
+            Kind::QkvBias(n) => of_block("attn.c_attn.bias").await?[n * n_embd..(n + 1) * n_embd].to_vec(),
             // c_proj is [H d, D], head by head.
-            Kind::Output => of_block("attn.c_proj.weight")?,
-            Kind::Stored(name) if name.starts_with("ln_f") => checkpoint.tensor(name)?.to_f32(),
-            Kind::Stored(name) => of_block(name)?,
+            Kind::Output => of_block("attn.c_proj.weight").await?,
+            Kind::Stored(name) if name.starts_with("ln_f") => read(name).await?,
+            Kind::Stored(name) => of_block(name).await?,
         };
         Ok(ArrayD::from_shape_vec(IxDyn(&self.shape), values).expect("a weight has the shape that its name says"))
+    }
+
+    /// Blocking form of [`NamedWeight::values_async`].
+    ///
+    /// # Errors
+    /// As [`NamedWeight::values_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn values(&self, checkpoint: &Checkpoint) -> Result<ArrayD<f32>, WeightsError> {
+        pollster::block_on(self.values_async(checkpoint))
     }
 }
 

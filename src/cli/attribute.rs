@@ -66,7 +66,7 @@ enum Method {
     Integrated { steps: usize },
 }
 
-/// Points of the line without STEPS.
+/// The number of points on the line if STEPS is not given.
 const STEPS: usize = 50;
 
 impl FromStr for Method {
@@ -96,7 +96,7 @@ impl Method {
     }
 }
 
-/// Neurons that are shown without --top.
+/// How many neurons are shown if --top is not given.
 const NEURONS: usize = 20;
 
 impl AttributeCommand {
@@ -204,7 +204,7 @@ impl AttributeCommand {
         self.by.unwrap_or(usual)
     }
 
-    /// Where gradients are taken, for the methods that take any.
+    /// Where gradients are taken, for the methods that use gradients.
     fn along(&self, files: &Model) -> Result<Option<Along>, Failure> {
         let ids = match (&self.baseline, &self.baseline_ids) {
             (Some(text), _) => Some(self.texts.encoded(std::slice::from_ref(text), files, &self.model)?),
@@ -225,19 +225,19 @@ impl AttributeCommand {
     }
 }
 
-/// All of it.
+/// The results.
 struct Whole<'a> {
     found: &'a Attribution,
     session: &'a Session,
     by: By,
-    /// Where gradients were taken; none where the division is direct.
+    /// Where gradients were taken; `None` for the direct method.
     along: Option<&'a Along>,
     heading: Heading,
     json: Map<String, Value>,
 }
 
 impl Whole<'_> {
-    /// The values of all heads in row-major order, where all are there.
+    /// The values of all heads in row-major order; `None` if some were left out.
     fn heads(&self) -> Option<Vec<f64>> {
         let config = self.session.model().config();
         let value = |(layer, head): (usize, usize)| {
@@ -271,7 +271,7 @@ impl Findings for Whole<'_> {
         [Named::f64("values", &[values.len()], values)].into_iter().chain(heads).collect()
     }
 
-    /// The column of values adds up to the total.
+    /// Prints a table whose column of values adds up to the total.
     fn table(&self, table: &mut csv::Writer<&mut dyn Write>) -> std::io::Result<()> {
         table.write_record(["label", "value"])?;
         let rows = self.found.labels.iter().map(String::as_str).zip(self.found.values.iter().copied());

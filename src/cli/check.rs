@@ -39,8 +39,8 @@ pub(super) fn hold(
         ));
     }
     let share = |found: &Found| found.worst.error / found.allowed;
-    let mut parted = checked.mismatches();
-    let Some(Found { site, worst, allowed }) = parted.next() else {
+    let mut mismatches = checked.mismatches();
+    let Some(Found { site, worst, allowed }) = mismatches.next() else {
         if let Some(nearest) = checked.found.iter().max_by(|a, b| share(a).total_cmp(&share(b))) {
             let Found { site, worst, allowed } = nearest;
             model.say(format_args!(
@@ -50,7 +50,7 @@ pub(super) fn hold(
         }
         return Ok(());
     };
-    let others: Vec<Site> = parted.map(|found| found.site).collect();
+    let others: Vec<Site> = mismatches.map(|found| found.site).collect();
     let others = if others.is_empty() { String::new() } else { format!(", and {} hooks after it", others.len()) };
     let device = session.device();
     Err(Failure::Run(format!(

@@ -1,4 +1,4 @@
-//! `actscope circuits`: what a head's weights do whatever the text is. Read next: `../analysis/circuits.rs`, which computes it.
+//! `actscope circuits`: what a head's weights do, independent of any text. Read next: `../analysis/circuits.rs`, which computes it.
 
 use super::run::{ProcessArgs, refuse_to_overwrite};
 use super::target::{Findings, Target, deliver, model_provenance, number};
@@ -54,7 +54,7 @@ impl FromStr for Place {
     }
 }
 
-/// Tokens of each end of a direction.
+/// How many tokens are shown for each end of a direction.
 const TOKENS: usize = 5;
 
 impl CircuitsCommand {
@@ -86,7 +86,7 @@ impl CircuitsCommand {
     }
 }
 
-/// All of it.
+/// The results.
 struct Whole<'a> {
     files: &'a Model,
     found: &'a Circuit,
@@ -96,7 +96,7 @@ struct Whole<'a> {
     json: Map<String, Value>,
 }
 
-/// The heads that compose most.
+/// The heads with the strongest composition.
 fn strongest(list: &[Composition], top: usize) -> Vec<Composition> {
     let most = |c: &Composition| c.q.max(c.k).max(c.v);
     let mut list = list.to_vec();

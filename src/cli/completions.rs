@@ -1,4 +1,4 @@
-//! `actscope completions`: what a shell needs to complete commands and options. clap_complete has the words.
+//! `actscope completions`: the script with which a shell completes commands and options. clap_complete writes it.
 
 use super::{Cli, Failure};
 use clap::{Args, CommandFactory};
@@ -19,7 +19,7 @@ pub(crate) struct Completions {
 
 impl Completions {
     pub(super) fn run(self) -> Result<(), Failure> {
-        // Into memory first: the crate panics where stdout is closed.
+        // The script is made in memory first, because the crate panics if stdout is closed.
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "actscope", &mut script);
         Ok(std::io::stdout().lock().write_all(&script)?)

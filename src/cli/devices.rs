@@ -35,7 +35,7 @@ impl Devices {
         }
         for (i, a) in adapters.iter().enumerate() {
             let mark = if auto == Some(i) { "*" } else { " " };
-            let note = if a.info.software { "; a program on the CPU, used only with --device gpu" } else { "" };
+            let note = if a.info.software { "; a software adapter, used only with --device gpu" } else { "" };
             writeln!(out, "{mark} gpu        {} ({}, {}{note})", a.info.name, a.info.detail, a.device_type)?;
             writeln!(
                 out,

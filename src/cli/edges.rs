@@ -1,4 +1,5 @@
-//! `actscope edges`: what each part of the model tells each later part. Read next: `../analysis/edges.rs`, which computes it.
+//! `actscope edges`: how much each connection from one part of the model to a later one matters. Read next:
+//! `../analysis/edges.rs`, which computes it.
 
 use super::pairs::{self, PairArgs, hide_texts};
 use super::question::QuestionArgs;
@@ -60,7 +61,7 @@ enum Method {
     EapIg { steps: usize },
 }
 
-/// Points of the line without STEPS, as in Hanna et al. 2024.
+/// The number of points on the line if STEPS is not given, as in Hanna et al. 2024.
 const STEPS: usize = 30;
 
 impl FromStr for Method {
@@ -124,10 +125,7 @@ impl EdgesCommand {
         let scores = found.edges.iter().map(|edge| &edge.score);
         check_finite("the edge attribution", scores.chain(&found.clean).chain(&found.corrupt))?;
         let top = found.strongest(self.top as usize);
-        let circuit = match self.faithfulness {
-            true => Some(self.circuit(&session, &cases, metric, &top)?),
-            false => None,
-        };
+        let circuit = if self.faithfulness { Some(self.circuit(&session, &cases, metric, &top)?) } else { None };
         let whole = Whole::new(&self, &session, metric, found, top, circuit, texts);
         if target.is_some() {
             whole.notes.iter().for_each(|note| self.model.say(format_args!("{note}")));
@@ -135,7 +133,7 @@ impl EdgesCommand {
         deliver(&whole, target, &self.model)
     }
 
-    /// The mean metric of runs that have the strongest edges only.
+    /// The mean metric of runs with the strongest edges only.
     fn circuit(&self, session: &Session, cases: &[Case], metric: Metric, top: &[Edge]) -> Result<f64, Failure> {
         let run = async |told: Progress<'_>| {
             let mut values = Vec::new();
@@ -151,7 +149,7 @@ impl EdgesCommand {
     }
 }
 
-/// All of it.
+/// The results.
 struct Whole {
     found: Edges,
     top: Vec<Edge>,
@@ -226,7 +224,7 @@ impl Findings for Whole {
         &["edges"]
     }
 
-    /// The scores [writers, readers]; NaN where a writer does not reach a reader.
+    /// The scores [writers, readers]; NaN if there is no edge from the writer to the reader.
     fn arrays(&self) -> Vec<Named> {
         let shape = [self.writers.len(), self.readers.len()];
         let mut scores = vec![f64::NAN; shape[0] * shape[1]];

@@ -1,4 +1,4 @@
-//! `--edit`: the edits of a command, the texts and files that they take values from, and what they leave in outputs.
+//! `--edit`: the edits of a command, the texts and files that their values come from, and how titles name them.
 
 use super::texts::{Length, TextArgs, parse_ids};
 use super::{Failure, ModelArgs};
@@ -15,7 +15,7 @@ use clap::Args;
 use ndarray::ArrayD;
 use std::path::{Path, PathBuf};
 
-/// What is changed on the way.
+/// Which activations are changed during the run.
 #[derive(Args)]
 pub(super) struct EditArgs {
     /// Change activations: SITE[@SELECT]:OP, such as 'z.2@head=3:zero' or 'resid_pre.1@pos=-1:add=2*dir.npy'. SELECT is a
@@ -35,7 +35,7 @@ pub(super) struct EditArgs {
 }
 
 impl EditArgs {
-    /// True where anything is changed.
+    /// True if there is any edit.
     pub(crate) fn any(&self) -> bool {
         !self.edit.is_empty()
     }
@@ -63,7 +63,7 @@ impl EditArgs {
         }
     }
 
-    /// The options that say the same in another command.
+    /// The same edits as options, for a printed command.
     pub(crate) fn arguments(&self) -> impl Iterator<Item = [String; 2]> {
         let all = |name: &str, values: &[String]| {
             let name = name.to_string();
@@ -89,7 +89,7 @@ impl EditArgs {
         values.chain(self.mean_from.clone())
     }
 
-    /// Everything that can be wrong with the edits is found here, before weights are loaded.
+    /// Checks the edits completely, before any weight is loaded.
     pub(crate) fn plan(
         &self,
         texts: &TextArgs,
@@ -105,7 +105,7 @@ impl EditArgs {
         Ok(EditPlan::new(&specs, files, batch, sources, &mut read)?)
     }
 
-    /// [`EditArgs::plan`] for texts that are generated: `whole` has them as long as they can become, `prompts` as they begin.
+    /// [`EditArgs::plan`] for texts that are generated. `both` has the texts at their greatest possible length, and the prompts.
     pub(crate) fn plan_of_growing(
         &self,
         texts: &TextArgs,
@@ -149,7 +149,7 @@ impl EditArgs {
         Ok(Sources { patch, mean: self.mean_texts(texts, files, model)? })
     }
 
-    /// The tokens that `patch` takes values from.
+    /// The tokens of the source texts, from which `patch` takes values.
     fn source_tokens(
         &self,
         texts: &TextArgs,
@@ -169,7 +169,7 @@ impl EditArgs {
         })
     }
 
-    /// The texts that `mean` is taken over, where they are others.
+    /// The texts of `--mean-from`, over which `mean` is taken; `None` for the run's own texts.
     fn mean_texts(&self, texts: &TextArgs, files: &Model, model: &ModelArgs) -> Result<Option<Batch>, Failure> {
         Ok(match &self.mean_from {
             Some(file) => Some(files.batch(&texts.encoded(&texts.lines_of(file, model)?, files, model)?)?),
@@ -178,7 +178,7 @@ impl EditArgs {
     }
 }
 
-/// The values of a file.
+/// Reads the values of an edit from a file.
 pub(super) fn read(path: &str, array: Option<&str>, site: Site) -> Result<ArrayD<f32>, String> {
     arrays::read(Path::new(path), array, Some(site))
 }
@@ -209,7 +209,7 @@ impl ModelArgs {
     }
 }
 
-/// What stands in a title behind what is shown.
+/// The part of a title that names the edits; empty if there are none.
 pub(super) fn mark(edits: &[EditRecord]) -> String {
     match edits {
         [] => String::new(),

@@ -1,10 +1,10 @@
-//! What the environment sets for a command. Owns the only place where the command line reads variables (main.rs reads one of its own); the library gets what it
-//! needs from here. Read next: `run.rs`.
+//! The settings of a command that come from environment variables. Owns all reading of them, except one variable that `main.rs`
+//! reads. The library reads none and gets these settings as arguments. Read next: `run.rs`.
 
 use crate::device::Adapters;
 use crate::hub::Hub;
 
-/// The environment's settings.
+/// The settings.
 pub(super) struct Environment {
     /// `HF_*` and proxies.
     pub hub: Hub,
@@ -14,7 +14,7 @@ pub(super) struct Environment {
     pub tuning: bool,
 }
 
-/// Reads the environment.
+/// Reads the variables.
 pub(super) fn read() -> Environment {
     let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     Environment {

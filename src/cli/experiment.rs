@@ -1,4 +1,5 @@
-//! `actscope run` and `--record`: a file of steps that can be run again, and a lock beside it with what they gave.
+//! `actscope run` and `--record`: a file of steps that can be run again, and beside it a lock file with the hashes of their
+//! outputs. A step is a command of actscope.
 //!
 //! ```toml
 //! [[step]]
@@ -44,7 +45,7 @@ struct Step {
     args: Vec<String>,
 }
 
-/// What a step gave.
+/// A step in the lock file: what it was, and what it wrote.
 #[derive(Serialize, Deserialize)]
 struct Locked {
     name: String,
@@ -68,8 +69,8 @@ struct Lock {
     steps: Vec<Locked>,
 }
 
-/// What numbers of two runs may differ by, as a share of the largest of their array: what f32 in another order of sums costs, with
-/// room for another device.
+/// How much numbers of two runs may differ, as a share of the largest number of their array. It allows for the rounding of
+/// another device, which sums in another order.
 const POLICY: f64 = 2e-5;
 
 const STDOUT: &str = "stdout";
@@ -78,7 +79,7 @@ fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// The value of an option in arguments: its place, and the value.
+/// Finds an option in arguments: the index of the argument that holds its value, and the value.
 fn option<'a>(args: &'a [String], short: &str, long: &str) -> Option<(usize, &'a str)> {
     args.iter().enumerate().find_map(|(i, arg)| match arg.as_str() {
         name if name == short || name == long => args.get(i + 1).map(|value| (i + 1, value.as_str())),
@@ -94,13 +95,13 @@ impl RunCommand {
             .map_err(|e| Failure::Run(format!("{named} is no file of steps: {}", e.to_string().replace('\n', " "))))?;
         if let Some(step) = experiment.step.iter().find(|step| step.args.first().is_none_or(|command| command == "run"))
         {
-            return Err(Failure::Run(format!("step {:?} of {named} names no command that a step can be", step.name)));
+            return Err(Failure::Run(format!("step {:?} of {named} is not a command that a step can have", step.name)));
         }
         let file = self.file.canonicalize().map_err(|e| Failure::Run(format!("cannot read {named}: {e}")))?;
         let lock_file = file.with_extension("lock.json");
         let before: Option<Lock> = match (self.check, std::fs::read(&lock_file)) {
             (true, Ok(bytes)) => Some(serde_json::from_slice(&bytes).map_err(|e| {
-                Failure::Run(format!("cannot read {}: {e}; run without --check to write it anew", lock_file.display()))
+                Failure::Run(format!("cannot read {}: {e}; run without --check to write it again", lock_file.display()))
             })?),
             (true, Err(e)) => {
                 let lock = lock_file.display();
@@ -125,7 +126,7 @@ impl RunCommand {
                 self.say(&format!("wrote {}: {} steps", lock_file.display(), lock.steps.len()));
                 Ok(())
             }
-            Some(lock) => self.hold(&experiment, &lock),
+            Some(lock) => self.check_against(&experiment, &lock),
         }
     }
 
@@ -135,7 +136,7 @@ impl RunCommand {
         }
     }
 
-    /// Runs a step; with `elsewhere`, its output goes into that folder. Gives back what it gave and its stdout.
+    /// Runs a step. With `elsewhere`, its output goes into that folder. Returns the entry for the lock file, and stdout.
     fn step(&self, step: &Step, elsewhere: Option<&Path>) -> Result<(Locked, Vec<u8>), Failure> {
         self.say(&format!("step {}: actscope {}", step.name, step.args.join(" ")));
         let out = option(&step.args, "-o", "--out").map(|(at, file)| (at, file.to_string()));
@@ -188,30 +189,30 @@ impl RunCommand {
         }
         let model = option(&step.args, "-m", "--model").map_or("demo", |(_, model)| model).to_string();
         let model_fingerprint =
-            Model::open_from(&model, &environment::read().hub, &mut |_| {})?.checkpoint().fingerprint(false);
+            Model::open_from(&model, &environment::read().hub, &mut |_| {})?.checkpoint().fingerprint();
         let (name, args) = (step.name.clone(), step.args.clone());
         Ok((Locked { name, args, model, model_fingerprint, device, outputs }, printed))
     }
 
-    /// Runs every step again, and compares.
-    fn hold(&self, experiment: &Experiment, lock: &Lock) -> Result<(), Failure> {
+    /// Runs every step again, and compares its outputs with those of the lock file.
+    fn check_against(&self, experiment: &Experiment, lock: &Lock) -> Result<(), Failure> {
         let steps = &experiment.step;
         let same = |(step, locked): (&Step, &Locked)| step.name == locked.name && step.args == locked.args;
         if steps.len() != lock.steps.len() || !steps.iter().zip(&lock.steps).all(same) {
             return Err(Failure::Run(
-                "the steps are not those of the lock; run without --check to write it anew".into(),
+                "the steps are not those of the lock file; run without --check to write it again".into(),
             ));
         }
         if lock.actscope_version != env!("CARGO_PKG_VERSION") {
-            self.say(&format!("note: the lock is of actscope {}", lock.actscope_version));
+            self.say(&format!("note: the lock file was written by actscope {}", lock.actscope_version));
         }
-        let mut parted = Vec::new();
+        let mut mismatches = Vec::new();
         for (step, locked) in steps.iter().zip(&lock.steps) {
             let folder =
                 tempfile::tempdir().map_err(|e| Failure::Run(format!("no folder for temporary files: {e}")))?;
             let (found, printed) = self.step(step, Some(folder.path()))?;
             if found.model_fingerprint != locked.model_fingerprint {
-                parted.push(format!("{}: the model {} is another one", step.name, locked.model));
+                mismatches.push(format!("{}: the model {} has other weights now", step.name, locked.model));
             }
             for Output { file, sha256: before } in &locked.outputs {
                 let now = found.outputs.iter().find(|output| output.file == *file);
@@ -221,29 +222,32 @@ impl RunCommand {
                     Some(_) if file == STDOUT => compare_text(None, &printed),
                     Some(_) => {
                         let name = Path::new(file).file_name().map(PathBuf::from).unwrap_or_default();
-                        kept(Path::new(file), before).and_then(|()| compare(Path::new(file), &folder.path().join(name)))
+                        check_kept(Path::new(file), before)
+                            .and_then(|()| compare(Path::new(file), &folder.path().join(name)))
                     }
                 };
                 match verdict {
                     Ok(how) => self.say(&format!("  {file}: {how}")),
-                    Err(what) => parted.push(format!("{}: {file}: {what}", step.name)),
+                    Err(what) => mismatches.push(format!("{}: {file}: {what}", step.name)),
                 }
             }
         }
-        if parted.is_empty() { Ok(()) } else { Err(Failure::Run(parted.join("; "))) }
+        if mismatches.is_empty() { Ok(()) } else { Err(Failure::Run(mismatches.join("; "))) }
     }
 }
 
-/// An output can only be compared by its numbers where it still is what the lock was made of.
-fn kept(file: &Path, sha: &str) -> Result<(), String> {
-    let bytes = std::fs::read(file).map_err(|e| format!("it parts from the lock, and cannot be compared: {e}"))?;
-    match sha256(&bytes) == sha {
-        true => Ok(()),
-        false => Err("it parts from the lock, and the file was changed since".into()),
+/// Checks that an output file is still the one that the lock file describes; only then its numbers can be compared.
+fn check_kept(file: &Path, sha: &str) -> Result<(), String> {
+    let bytes = std::fs::read(file)
+        .map_err(|e| format!("it differs from the lock file, and the earlier output cannot be read: {e}"))?;
+    if sha256(&bytes) == sha {
+        Ok(())
+    } else {
+        Err("it differs from the lock file, and the earlier output was changed since".into())
     }
 }
 
-/// Two outputs by their numbers.
+/// Compares two output files by their numbers.
 fn compare(before: &Path, now: &Path) -> Result<String, String> {
     match output::extension(before).as_str() {
         "npz" | "safetensors" | "npy" => {
@@ -255,7 +259,8 @@ fn compare(before: &Path, now: &Path) -> Result<String, String> {
                 return Err("it has other arrays".into());
             }
             let numbers = |array: &ndarray::ArrayD<f32>| array.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
-            let worst = a.iter().zip(&b).map(|((_, a), (_, b))| apart(&numbers(a), &numbers(b))).fold(0.0, worse);
+            let worst =
+                a.iter().zip(&b).map(|((_, a), (_, b))| largest_difference(&numbers(a), &numbers(b))).fold(0.0, worse);
             judge(worst)
         }
         "json" | "csv" | "jsonl" => {
@@ -266,9 +271,9 @@ fn compare(before: &Path, now: &Path) -> Result<String, String> {
     }
 }
 
-/// Two texts by the numbers in them.
+/// Compares two texts by the numbers in them.
 fn compare_text(before: Option<&[u8]>, now: &[u8]) -> Result<String, String> {
-    let Some(before) = before else { return Err("it says something else".into()) };
+    let Some(before) = before else { return Err("it is another text, and the earlier one is not stored".into()) };
     let split = |bytes: &[u8]| -> (Vec<f64>, Vec<String>) {
         let text = String::from_utf8_lossy(bytes).into_owned();
         let words = text.split([',', '[', ']', '{', '}', ':', '\n', ' ']).filter(|word| !word.is_empty());
@@ -285,24 +290,25 @@ fn compare_text(before: Option<&[u8]>, now: &[u8]) -> Result<String, String> {
     if words != others || a.len() != b.len() {
         return Err("it has other words or another number of numbers".into());
     }
-    judge(apart(&a, &b))
+    judge(largest_difference(&a, &b))
 }
 
 fn worse(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
 }
 
-/// The largest difference as a share of the largest number; numbers that are equal, NaN and infinities too, do not differ.
-fn apart(a: &[f64], b: &[f64]) -> f64 {
+/// The largest difference as a share of the largest number. Two NaN, or two equal infinities, do not differ.
+fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
     let largest = a.iter().filter(|v| v.is_finite()).fold(0.0f64, |most, v| most.max(v.abs())).max(f64::MIN_POSITIVE);
     let pairs = a.iter().zip(b).filter(|(a, b)| a != b && !(a.is_nan() && b.is_nan()));
     pairs.map(|(a, b)| (a - b).abs() / largest).fold(0.0, worse)
 }
 
 fn judge(worst: f64) -> Result<String, String> {
-    match worst <= POLICY {
-        true => Ok(format!("the same numbers, off by at most {worst:.1e} of the largest")),
-        false => Err(format!("its numbers are off by {worst:.1e} of the largest, and {POLICY:.0e} is allowed")),
+    if worst <= POLICY {
+        Ok(format!("the same numbers, off by at most {worst:.1e} of the largest"))
+    } else {
+        Err(format!("its numbers are off by {worst:.1e} of the largest, and {POLICY:.0e} is allowed"))
     }
 }
 
@@ -323,9 +329,10 @@ pub(super) fn record(file: &Path, args: &[String]) -> Result<(), Failure> {
         std::io::ErrorKind::NotFound => Ok(String::new()),
         _ => Err(failed(e)),
     })?;
-    let steps = match before.trim().is_empty() {
-        true => 0,
-        false => toml::from_str::<Experiment>(&before).map_or(0, |experiment| experiment.step.len()),
+    let steps = if before.trim().is_empty() {
+        0
+    } else {
+        toml::from_str::<Experiment>(&before).map_or(0, |experiment| experiment.step.len())
     };
     let name = format!("{} {}", steps + 1, args.first().map_or("", String::as_str));
     // A list of strings is written alike in JSON and in TOML.
@@ -350,8 +357,8 @@ mod tests {
         assert!(!of(r#"{"a": [1.0, 200.0]}"#, r#"{"a": [1.0, 200.1]}"#));
         assert!(!of(r#"{"a": [1.0]}"#, r#"{"b": [1.0]}"#));
         assert!(!of("1 2", "1 2 3"));
-        assert_eq!(apart(&[f64::NAN, f64::INFINITY, 2.0], &[f64::NAN, f64::INFINITY, 2.0]), 0.0);
-        assert!(judge(apart(&[1.0, f64::NAN], &[1.0, 2.0])).is_err());
+        assert_eq!(largest_difference(&[f64::NAN, f64::INFINITY, 2.0], &[f64::NAN, f64::INFINITY, 2.0]), 0.0);
+        assert!(judge(largest_difference(&[1.0, f64::NAN], &[1.0, 2.0])).is_err());
     }
 
     #[test]

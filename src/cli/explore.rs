@@ -1,5 +1,5 @@
-//! `actscope explore`: the explorer, served on this machine only, with this program as what computes. Owns the page's files,
-//! the addresses, and the form of answers. Read next: `../explore/mod.rs`, which answers; `loopback.rs`, which speaks HTTP;
+//! `actscope explore`: serves the explorer to this machine only; this program computes. Owns the page's files, the addresses, and
+//! the form of answers. Read next: `../explore/mod.rs`, which answers; `loopback.rs`, which speaks HTTP;
 //! `../explore/page/engine.js`, which asks.
 
 use super::loopback::{Chunks, Connection, End, Request, TEXT};
@@ -25,15 +25,15 @@ pub(crate) struct Explore {
     model: ModelArgs,
     #[command(flatten)]
     run: RunArgs,
-    /// The port on 127.0.0.1; any free one without it
+    /// The port on 127.0.0.1 [default: any free one]
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     port: u16,
-    /// Only print the address, and open no browser
+    /// Print the address, and do not open a browser
     #[arg(long)]
     no_open: bool,
 }
 
-/// The page, but for its first file. `worker.js` is not here: this program takes its place.
+/// The page's files except `index.html`. `worker.js` is not among them, because this program takes its place.
 const FILES: &[(&str, &str)] = &[
     ("app.js", include_str!("../explore/page/app.js")),
     ("dialogs.js", include_str!("../explore/page/dialogs.js")),
@@ -54,22 +54,22 @@ const FILES: &[(&str, &str)] = &[
     ("where.js", include_str!("../explore/page/where.js")),
 ];
 const INDEX: &str = include_str!("../explore/page/index.html");
-/// What tells the page who computes.
+/// What tells the page that this program computes.
 const ENGINE: [&str; 2] = [r#"<meta name="engine" content="worker">"#, r#"<meta name="engine" content="server">"#];
 
-/// More connections than browsers open.
+/// The most connections at a time; browsers open fewer.
 const CONNECTIONS: usize = 64;
-/// How often a run tells the page how far it is, and asks whether the page still waits.
+/// How often a run reports its progress to the page, and checks whether the page still waits.
 const PULSE: Duration = Duration::from_millis(50);
 
 /// What every connection shares.
 struct Server {
     session: Session,
-    /// The first part of every path, which other users and pages do not know.
+    /// The secret first part of every path. Other users and pages do not know it.
     secret: String,
-    /// What the page is told of model and device.
+    /// The description of model and device for the page.
     served: Value,
-    /// True once the program ends.
+    /// True when the program is about to end.
     ends: AtomicBool,
 }
 
@@ -120,7 +120,7 @@ impl Explore {
         let opened = listening.and_then(|listener| listener.local_addr().map(|address| (listener, address)));
         opened.map_err(|e| {
             let next = if self.port == 0 {
-                "this machine lets programs serve nothing on 127.0.0.1"
+                "this machine does not let programs listen on 127.0.0.1"
             } else {
                 "choose another with --port, or leave it out for any free one"
             };
@@ -129,11 +129,11 @@ impl Explore {
     }
 }
 
-/// Lets runs that go on come to their end, so that the device is dropped, which caches what it found out about this machine.
+/// Waits until the current runs end, so that the device is dropped, which writes its cache.
 fn finish(mut server: Arc<Server>) {
-    const PATIENCE: Duration = Duration::from_secs(5);
+    const TIMEOUT: Duration = Duration::from_secs(5);
     let start = Instant::now();
-    while start.elapsed() < PATIENCE {
+    while start.elapsed() < TIMEOUT {
         server = match Arc::try_unwrap(server) {
             Ok(_) => return,
             Err(shared) => shared,
@@ -216,7 +216,7 @@ impl Server {
         }
     }
 
-    /// What is asked for below the secret.
+    /// Answers a request for a path below the secret.
     fn name<'a>(&self, path: &'a str) -> Option<&'a str> {
         let (secret, name) = path.strip_prefix('/')?.split_once('/')?;
         // The same time whatever is right of it.
@@ -226,8 +226,8 @@ impl Server {
         same.then_some(name)
     }
 
-    /// Runs a request. Lines of JSON say how far it is; the last is the answer, after which come the values of its arrays, f32 with
-    /// the least byte first.
+    /// Runs a request. The answer begins with lines of JSON: reports of progress, then the result. The values of the result's arrays
+    /// follow as little-endian f32.
     fn ask(&self, chunks: Chunks<'_>, request: &explore::Request) -> std::io::Result<()> {
         let (chunks, last) = (RefCell::new(chunks), Cell::new(Instant::now()));
         let tell = |what: &str, done: usize, of: usize| {

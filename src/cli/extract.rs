@@ -81,7 +81,7 @@ enum PoolArg {
     Last,
 }
 
-/// What is run, and how its rows map to those of the output.
+/// The texts that are run, and how the rows of the run map to those of the output.
 struct Plan {
     /// The tokens of every text, of any length.
     tokens: Vec<Vec<Token>>,
@@ -146,7 +146,11 @@ impl Extract {
         let session = self.run.session(files, &self.model)?;
         let edits =
             if self.dry_run { Vec::new() } else { self.model.edit(&edits, &session, &plan.batch, &mut hooks)? };
-        let provenance = Provenance::new(&session, edits, self.hash && !self.dry_run);
+        let mut provenance = Provenance::new(&session, edits);
+        if self.hash && !self.dry_run {
+            let fingerprint = session.model().checkpoint().fingerprint_of_every_byte();
+            provenance.fingerprint = fingerprint.map_err(crate::session::Error::from)?;
+        }
         let mut record = plan.record(input.texts(), &provenance);
         record.gradient = asked.as_ref().map(|asked| asked.record.clone());
 
@@ -283,7 +287,7 @@ impl Extract {
 }
 
 impl Extract {
-    /// Runs, and puts values and gradients side by side into a sink. Fails if one of them is NaN or infinite, unless that is
+    /// Runs, and passes values and gradients side by side to a sink. Fails if one of them is NaN or infinite, unless that is
     /// allowed.
     fn differentiate(
         &self,
@@ -321,9 +325,9 @@ impl Extract {
 pub(super) struct Forecast {
     pub shapes: Vec<(ArrayKey, Vec<usize>)>,
     pub weight_bytes: u64,
-    /// Of the keys and values of all texts.
+    /// Bytes of the keys and values of all texts.
     pub cache_bytes: Option<u64>,
-    /// Of what gradients are computed from.
+    /// Bytes of the values that gradients are computed from.
     pub tape_bytes: Option<u64>,
 }
 

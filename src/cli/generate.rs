@@ -1,4 +1,5 @@
-//! `actscope generate`: the model goes on with texts; what it did on the way goes to a file. Owns the stream of text on stdout.
+//! `actscope generate`: the model continues texts, and its activations go to a file. Owns the stream of text on stdout.
+//! Read next: `../analysis/generate.rs`, which generates.
 
 use super::edits::EditArgs;
 use super::extract::Forecast;
@@ -113,7 +114,7 @@ struct Alternative {
 }
 
 impl Generate {
-    /// Everything that can be wrong with the request is found before any weight is loaded.
+    /// Checks the whole request before any weight is loaded.
     pub(super) fn run(self) -> Result<(), Failure> {
         if self.out.is_none() && (!self.sites.is_empty() || !self.token.is_empty()) {
             return Err(Failure::Usage(
@@ -177,7 +178,7 @@ impl Generate {
         let edits = self.model.edit_growing(&plan, &session, (&whole, &rows), &mut hooks)?;
         interrupt::listen();
         let mut stream = Stream::new(&self, &session, &prompts, n_texts);
-        // What the file of activations takes; the page comes afterwards.
+        // The page is written after the run, and names the edits too.
         let of_page = page.map(|place| (place, edits.clone()));
         let written = match output {
             None => self.generate(&session, &prompts, &generation, &hooks, &mut (), &mut stream)?,
@@ -241,7 +242,7 @@ impl Generate {
         Ok(generation)
     }
 
-    /// Says which texts the context cuts short.
+    /// Prints a note for each text that the model's context cuts short.
     fn say_limits(&self, prompts: &Batch, whole: &Batch, files: &Model) {
         for (text, prompt) in prompts.texts().iter().enumerate() {
             let room = whole.texts()[text * self.samples as usize].len() - prompt.len();
@@ -275,7 +276,7 @@ impl Generate {
         Ok(pollster::block_on(written)?)
     }
 
-    /// The page of a text that was written: its activations, edited as they were. They are those of a run over the whole text.
+    /// Writes the page of a generated text. Its activations come from a new run over the whole text, with the same edits.
     fn page(
         &self,
         place: Place,
@@ -296,15 +297,16 @@ impl Generate {
         })?;
         if let Some(found) = &page.non_number {
             self.model.say(format_args!(
-                "note: {} holds {} at position {}, and what follows from it is not to be relied on",
+                "note: {} holds {} at position {}, and values computed from it are unreliable",
                 found.site,
                 found.what(),
                 found.slot()
             ));
         }
-        let provenance = Provenance::new(session, edits, false);
+        let provenance = Provenance::new(session, edits);
         let tokens: Vec<Token> = text.ids.iter().map(|id| model.token(*id)).collect();
-        // An edit of a text that grows names other positions than the same edit of the whole text.
+        // There is no `report` command for an edited text: in its --edit, positions count from the end of the whole text, and
+        // here from the end of the prompt.
         let arguments = (!self.edits.any()).then(|| report_arguments(&self.model, &self.run, &[], &text.ids));
         let about = About {
             files: model,
@@ -343,7 +345,7 @@ impl Generate {
         }
     }
 
-    /// What --alternatives and --lens tell, for people.
+    /// Prints the tables of --alternatives and --lens.
     fn tables(&self, session: &Session, written: &[Generated]) -> Result<(), Failure> {
         let (terminal, mut out) = (Terminal::of_stdout(), std::io::BufWriter::new(std::io::stdout().lock()));
         let label = |id: u32| session.model().token(id).label();
@@ -382,7 +384,7 @@ impl Generate {
     }
 }
 
-/// Which text a table is of, where there are several.
+/// The beginning of a table's heading, which names the text if there are several.
 fn heading(written: &[Generated], n: usize) -> String {
     match written {
         [_] => String::new(),
@@ -390,24 +392,25 @@ fn heading(written: &[Generated], n: usize) -> String {
     }
 }
 
-/// The lens' readings of one row, over the new tokens.
+/// The readings of one row of the lens, one for each new token.
 fn readings(text: &Generated, row: usize) -> Vec<Reading> {
     text.new.iter().map(|token| token.lens[row].clone()).collect()
 }
 
-/// The text of some ids; nothing without a tokenizer.
+/// The text of some ids; `None` without a tokenizer.
 fn decoded(session: &Session, ids: &[u32]) -> Option<String> {
     session.model().tokenizer().ok()?.decode(ids).ok()
 }
 
-/// The text on stdout: of one text as it comes, of several each once it has ended and those before it have.
+/// Prints generated text on stdout. A single text is printed token by token. Of several, each is printed when it and those
+/// before it have ended.
 struct Stream<'a> {
     session: &'a Session,
     prints: bool,
     single: bool,
     is_terminal: bool,
     texts: Vec<Written>,
-    /// Texts that were printed.
+    /// How many texts have been printed.
     printed: usize,
     samples: usize,
     /// Why nothing more can be printed.
@@ -433,7 +436,7 @@ impl<'a> Stream<'a> {
             samples: command.samples as usize,
             failed: None,
         };
-        // On a terminal the text is read from its beginning; what scripts get is the new text alone.
+        // On a terminal the prompt is printed first. Scripts get the new text only.
         if stream.prints && stream.single && is_terminal {
             let prompt = stream.text(prompts.ids_of(0));
             stream.print(&prompt);
@@ -467,7 +470,7 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// What is new of the only text. A character that is not whole yet waits.
+    /// Prints the new part of the single text. Bytes of an incomplete character wait, unless `is_all`.
     fn print_new(&mut self, is_all: bool) {
         let mut text = std::mem::take(&mut self.texts[0].text);
         let new = text.take(is_all, |ids| self.text(ids));
@@ -485,7 +488,7 @@ impl<'a> Stream<'a> {
         self.print(&which);
     }
 
-    /// The rest.
+    /// Prints everything that was not printed yet.
     fn finish(mut self, written: &[Generated]) -> Result<(), Failure> {
         if self.prints && self.single {
             self.print_new(true);
@@ -498,24 +501,25 @@ impl<'a> Stream<'a> {
     }
 }
 
-/// A text that a terminal can be trusted with.
+/// A text with control characters escaped, except line breaks and tabs, so that it is safe on a terminal.
 fn shown(text: &str) -> String {
     let safe = |c: char| c == '\n' || c == '\t' || !crate::model::tokenizer::is_control(c);
     text.chars().map(|c| if safe(c) { c.to_string() } else { c.escape_default().to_string() }).collect()
 }
 
-/// The file of a run.
+/// What the file of activations needs.
 struct FileOf<'a> {
     session: &'a Session,
     generation: &'a Generation,
-    /// The texts as long as they can become.
+    /// The texts at their greatest possible length.
     whole: &'a Batch,
     positions: Option<Vec<Vec<usize>>>,
     edits: Vec<EditRecord>,
 }
 
 impl FileOf<'_> {
-    /// Lets `run` fill the file. It is begun with a record as long as any that may come of the run.
+    /// Lets `run` fill the file. Its metadata is first written at the greatest length that it can have, because the layout of the
+    /// file is fixed before the run.
     fn write(
         &self,
         command: &Generate,
@@ -525,11 +529,11 @@ impl FileOf<'_> {
     ) -> Result<Vec<Generated>, Failure> {
         let (model, path) = (self.session.model(), output.path().display().to_string());
         let shapes = hooks.shapes(self.whole);
-        let provenance = Provenance::new(self.session, self.edits.clone(), false);
+        let provenance = Provenance::new(self.session, self.edits.clone());
         let n_texts = self.whole.texts().len();
         let longest_token =
             (0..model.config().vocab_size as u32).filter_map(|id| model.token(id).bytes.map(|bytes| bytes.len())).max();
-        // No byte is longer in JSON than a control character.
+        // In JSON, a control character takes the most bytes.
         let longest = Token { id: u32::MAX, bytes: longest_token.map(|bytes| vec![1; bytes]) };
         let lengths: Vec<usize> = self.whole.texts().iter().map(|text| text.len()).collect();
         let reserved = Reserved {

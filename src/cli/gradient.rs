@@ -1,4 +1,4 @@
-//! `--grad`: what is differentiated, and the sinks that store values and gradients side by side.
+//! `--grad`: the number that is differentiated, and the sinks that store values and gradients side by side.
 
 use super::question::{QuestionArgs, needs};
 use super::{Failure, ModelArgs};
@@ -18,31 +18,31 @@ use std::path::PathBuf;
 /// Which gradients.
 #[derive(Args)]
 pub(super) struct GradientArgs {
-    /// Beside each hook NAME also NAME_grad, the derivative of a metric by it: logit-diff, logit, logprob, prob, loss, kl, or
-    /// dot:SITE[@SELECT]=V, the sum of a hook's values times numbers, SITE, SELECT and V being as in --edit
+    /// Beside each hook NAME also write NAME_grad, the derivative of a metric with respect to it: logit-diff, logit, logprob, prob,
+    /// loss, kl, or dot:SITE[@SELECT]=V, the sum of a hook's values times the numbers V; SITE, SELECT and V are as in --edit
     #[arg(long, value_name = "METRIC")]
     grad: Option<String>,
-    /// Run each block again on the way back, from the stream that entered it: memory for one block at a time, in half as much time
-    /// again
+    /// Gradient checkpointing: in the backward pass, run each block again from the stream that entered it. Needs memory for one
+    /// block, and half as much time again
     #[arg(long, requires = "grad")]
     pub checkpoint: bool,
     #[command(flatten)]
     question: QuestionArgs,
 }
 
-/// A gradient that was asked for: of what, and how that stands in outputs.
+/// A requested gradient: the number that is differentiated, and its record for outputs.
 pub(super) struct Asked {
     pub target: Target,
     pub record: Value,
 }
 
 impl GradientArgs {
-    /// True where gradients are asked for.
+    /// True if gradients are requested.
     pub(crate) fn any(&self) -> bool {
         self.grad.is_some()
     }
 
-    /// The file that a linear function's numbers are read from.
+    /// The file with the numbers of a linear function.
     pub(crate) fn files(&self) -> impl Iterator<Item = PathBuf> {
         let dot = self.grad.iter().filter_map(|grad| grad.strip_prefix("dot:")?.rsplit_once('='));
         dot.filter_map(|(_, values)| match values.parse() {
@@ -51,8 +51,7 @@ impl GradientArgs {
         })
     }
 
-    /// Everything that can be wrong with the request is found here, before weights are loaded. `edited` is true where the run
-    /// has edits.
+    /// Checks the request completely, before any weight is loaded. `edited` is true if the run has edits.
     pub(crate) fn asked(
         &self,
         files: &Model,
@@ -61,11 +60,10 @@ impl GradientArgs {
         model: &ModelArgs,
     ) -> Result<Option<Asked>, Failure> {
         let Some(grad) = &self.grad else {
-            return match self.question.any() {
-                true => Err(Failure::Usage(
-                    "--answer and --metric-token say what --grad is about; give --grad METRIC".into(),
-                )),
-                false => Ok(None),
+            return if self.question.any() {
+                Err(Failure::Usage("--answer and --metric-token say what --grad is about; give --grad METRIC".into()))
+            } else {
+                Ok(None)
             };
         };
         if let Some(dot) = grad.strip_prefix("dot:") {
@@ -115,7 +113,7 @@ pub(super) fn with_gradients(shapes: &[(Site, Vec<usize>)]) -> Vec<(ArrayKey, Ve
     shapes.iter().flat_map(both).collect()
 }
 
-/// Passes a run's values, or its gradients, on to a sink of both.
+/// Passes a run's values, or its gradients, to a sink that stores both.
 pub(super) struct Side<'a, 'b> {
     pub to: &'a RefCell<&'b mut dyn ArraySink>,
     pub is_gradient: bool,

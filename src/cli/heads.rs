@@ -115,11 +115,10 @@ impl HeadsCommand {
         put("exclude_bos", json!(exclude_bos));
         put("exclude_current", json!(exclude_current));
         put("n", json!(batch.texts().len()));
-        match given {
-            true => put("texts", json!("given")),
-            false => {
-                put("texts", json!({"repeated": self.length, "seed": self.seed, "begins_with": session.model().bos()}))
-            }
+        if given {
+            put("texts", json!("given"))
+        } else {
+            put("texts", json!({"repeated": self.length, "seed": self.seed, "begins_with": session.model().bos()}))
         };
         put("shape", json!(shape));
         for ((name, _), scores) in HeadKind::ALL.iter().zip(&found.scores) {
@@ -145,12 +144,12 @@ impl HeadsCommand {
     }
 }
 
-/// All of it.
+/// The results.
 struct Whole<'a> {
     found: &'a HeadScores,
     shape: [usize; 2],
     what: String,
-    /// The tokens, where there is one text.
+    /// The tokens, if there is one text.
     text: Option<Vec<Token>>,
     json: Map<String, Value>,
 }

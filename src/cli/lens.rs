@@ -40,13 +40,13 @@ pub(crate) struct LensCommand {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Of {
-    /// The residual stream after each block: all that was written so far
+    /// The residual stream after each block: the sum of everything that was added so far
     Accumulated,
-    /// What the embeddings and each block's attention and MLP write, by itself
+    /// What the embeddings and each block's attention and MLP add, each by itself
     Component,
 }
 
-/// The number of most likely tokens in the output of --json.
+/// How many of the most likely tokens the output of --json has.
 pub(super) const TOP: usize = 5;
 
 /// The values of the picture, for --json.

@@ -1,5 +1,5 @@
-//! HTTP/1.1 for a browser on this machine: reads requests with small bodies from a connection, writes answers whole or as a
-//! stream. Owns the limits, and the check that a request was meant for this server; what is served is in `explore.rs`.
+//! HTTP/1.1 for a browser on this machine: reads requests with small bodies from a connection, and writes answers whole or as a
+//! stream. Owns the limits, and the check that a request was meant for this server. `explore.rs` decides what is served.
 
 use std::io::{Error, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -10,10 +10,10 @@ const HEAD: usize = 16 << 10;
 const BODY: usize = 8 << 20;
 const HEADERS: usize = 64;
 pub(super) const TEXT: &str = "text/plain; charset=utf-8";
-/// How long what follows a refused request is read.
+/// For how long the rest of a refused request is read.
 const LINGER: Duration = Duration::from_secs(2);
 /// How long a connection may be silent.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A request whose head was checked.
 #[derive(Debug)]
@@ -27,17 +27,17 @@ pub(super) struct Request {
 /// A connection from a browser.
 pub(super) struct Connection {
     stream: TcpStream,
-    /// What was read beyond the last request.
+    /// Bytes that were read beyond the last request.
     read: Vec<u8>,
-    /// What the header `Host` must be: a page of another site whose name leads here (DNS rebinding) has its own there.
+    /// The required header `Host`. A page of another site whose name resolves to this machine (DNS rebinding) sends another one.
     hosts: [String; 2],
 }
 
 /// Why a connection ends.
 pub(super) enum End {
-    /// The browser closed it, or it fell silent.
+    /// The browser closed it, or sent nothing for too long.
     Closed,
-    /// A request that is not answered: its status, and the reason.
+    /// The request is refused: the status, and the reason.
     Refused(u16, &'static str),
 }
 
@@ -51,8 +51,8 @@ impl Connection {
     /// A connection that a server at `address` accepted.
     pub(super) fn new(stream: TcpStream, address: SocketAddr) -> std::io::Result<Connection> {
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
         let port = address.port();
         let hosts = [format!("127.0.0.1:{port}"), format!("localhost:{port}")];
         Ok(Connection { stream, read: Vec::new(), hosts })
@@ -135,8 +135,8 @@ impl Connection {
         self.stream.write_all(&all)
     }
 
-    /// Says why a request is not answered, and ends the connection. What still comes is read first: closing before would take the
-    /// sentence back.
+    /// Sends the reason why a request is refused, and closes the connection. The rest of the request is read first: if the
+    /// connection were closed before, the browser would discard the answer.
     pub(super) fn refuse(mut self, status: u16, why: &str) -> std::io::Result<()> {
         self.send(status, TEXT, why.as_bytes(), true)?;
         self.stream.shutdown(Shutdown::Write)?;
@@ -147,7 +147,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Begins an answer whose length is not known yet.
+    /// Starts an answer whose length is not known yet.
     pub(super) fn begin(&mut self, kind: &str) -> std::io::Result<Chunks<'_>> {
         let head = format!("{}Transfer-Encoding: chunked\r\n\r\n", head(200, kind));
         self.stream.write_all(head.as_bytes())?;
@@ -192,7 +192,7 @@ impl Chunks<'_> {
         self.0.write_all(&piece)
     }
 
-    /// Ends the answer. Without it the browser sees that the answer was cut off.
+    /// Ends the answer. If this is not called, the browser detects that the answer is incomplete.
     pub(super) fn end(self) -> std::io::Result<()> {
         self.0.write_all(b"0\r\n\r\n")
     }

@@ -175,7 +175,7 @@ enum Failure {
     Usage(String),
     /// The run failed: exit code 1.
     Run(String),
-    /// Whoever read our output has gone: not an error.
+    /// The reader of the output has closed it, which is no error.
     ClosedPipe,
 }
 
@@ -230,7 +230,7 @@ impl From<TokenizerError> for Failure {
 
 /// Runs the command that the arguments of this process name.
 pub fn main() -> ExitCode {
-    // A panic that is caught and turned into an error is not worth a report.
+    // A panic that is caught and turned into an error is not reported.
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         if !tokenizer::panics_are_guarded() {
@@ -239,15 +239,15 @@ pub fn main() -> ExitCode {
     }));
     interrupt::end_tidily();
     let mut args: Vec<std::ffi::OsString> = std::env::args_os().collect();
-    // Arguments that are no Unicode cannot stand in a file of steps.
-    let spoken = args[1..].iter().map(|arg| arg.clone().into_string().ok()).collect::<Option<Vec<String>>>();
+    // A file of steps is Unicode, so arguments that are not Unicode cannot be recorded.
+    let as_text = args[1..].iter().map(|arg| arg.clone().into_string().ok()).collect::<Option<Vec<String>>>();
     let mut recorded = None;
-    if let Some(mut spoken) = spoken
-        && let Some(file) = experiment::recording(&mut spoken)
+    if let Some(mut as_text) = as_text
+        && let Some(file) = experiment::recording(&mut as_text)
     {
         args.truncate(1);
-        args.extend(spoken.iter().map(std::ffi::OsString::from));
-        recorded = Some((file, spoken));
+        args.extend(as_text.iter().map(std::ffi::OsString::from));
+        recorded = Some((file, as_text));
     }
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
@@ -291,19 +291,19 @@ pub fn main() -> ExitCode {
     }))
 }
 
-/// Says what went wrong, and makes the exit code.
+/// Prints the error, if there is one, and returns the exit code.
 fn end(result: Result<(), Failure>) -> ExitCode {
     let (code, message) = match result {
         Ok(()) | Err(Failure::ClosedPipe) => return ExitCode::SUCCESS,
         Err(Failure::Run(message)) => (1, message),
         Err(Failure::Usage(message)) => (2, message),
     };
-    // Nobody is left to tell when stderr is closed too.
+    // If stderr is closed too, the message is lost.
     let _ = writeln!(std::io::stderr(), "actscope: {}", printable(&message));
     ExitCode::from(code)
 }
 
-/// A message on one line that a terminal can be trusted with: names in it may come from a hostile file.
+/// A message on one line, with control characters escaped: names in it may come from a hostile file.
 fn printable(message: &str) -> String {
     const MOST: usize = 1000;
     let shown: String = message
@@ -314,7 +314,7 @@ fn printable(message: &str) -> String {
     if n <= MOST {
         return shown;
     }
-    // The middle goes: what is wrong stands at the beginning, what to do at the end.
+    // The middle is cut out: the cause is at the beginning, and the next step at the end.
     let (head, tail): (String, String) =
         (shown.chars().take(MOST / 2).collect(), shown.chars().skip(n - MOST / 2).collect());
     format!("{head} … {tail}")
@@ -330,7 +330,7 @@ impl ModelArgs {
         Ok(files)
     }
 
-    /// A line of talk.
+    /// Prints a line on stderr, unless --quiet is set.
     fn say(&self, line: std::fmt::Arguments<'_>) {
         if !self.quiet {
             let _ = writeln!(std::io::stderr(), "{line}");

@@ -1,5 +1,5 @@
-//! Pairs of a clean and a corrupt text, given by options or as a file, for `patch` and `edges`. Owns how a pair is written, and what
-//! is said of texts that do not line up.
+//! Pairs of a clean and a corrupt text, given by options or as a file, for `patch` and `edges`. Owns the format of the file, and
+//! the messages about texts of different length.
 
 use super::question::{self, QuestionArgs, token};
 use super::texts::{TextArgs, lines, parse_ids};
@@ -12,10 +12,10 @@ use clap::Args;
 use serde_json::Value;
 use std::path::PathBuf;
 
-/// The texts.
+/// Which pairs.
 #[derive(Args)]
 pub(super) struct PairArgs {
-    /// The clean text: the one that shows what the model does
+    /// The clean text: the one that shows the behaviour
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     clean: Option<String>,
     /// The clean text as token ids
@@ -27,12 +27,14 @@ pub(super) struct PairArgs {
     /// The corrupt text as token ids
     #[arg(long, value_name = "IDS", conflicts_with = "corrupt")]
     corrupt_ids: Option<String>,
-    /// Many pairs: a JSON object a line with clean and corrupt (a text or a list of ids) and answer and wrong (a token's text or id)
+    /// A file of pairs: a JSON object per line with clean and corrupt (a text or a list of ids) and answer and wrong (a token's text
+    /// or id)
     #[arg(long, value_name = "FILE", conflicts_with_all = ["clean", "clean_ids", "corrupt", "corrupt_ids", "answer", "wrong"])]
     pairs: Option<PathBuf>,
 }
 
-/// These commands name their texts by options of their own; of the arguments for texts it has those that say how texts are read.
+/// Hides those of [`TextArgs`] that name texts, because these commands name their texts by other options. The arguments that say
+/// how texts are read stay.
 pub(super) fn hide_texts(arg: clap::Arg) -> clap::Arg {
     match arg.get_id().as_str() {
         "texts" | "file" | "field" | "document" | "ids" => arg.hide(true),
@@ -46,16 +48,16 @@ pub(super) struct Pair {
     corrupt: Vec<u32>,
     answer: Option<u32>,
     wrong: Option<u32>,
-    /// Where it is from, for messages.
+    /// Its origin, for messages: a line of a file, or the options.
     place: String,
     in_file: bool,
 }
 
-/// The metric by its name; without one, what fits the tokens that all pairs have.
+/// The metric that `--metric` names. Without it, the one that fits the tokens that all pairs have.
 pub(super) fn metric(pairs: &[Pair], name: Option<&str>) -> Result<Metric, Failure> {
     let lacks = |token: fn(&Pair) -> Option<u32>| pairs.iter().find(|pair| token(pair).is_none());
     let (no_answer, no_wrong) = (lacks(|pair| pair.answer), lacks(|pair| pair.wrong));
-    // In a file each line has tokens of its own, and no option stands for them.
+    // In a file each line has its own tokens, for which no option can be a substitute.
     if let (Some(lacking), None, true) = (no_wrong, name, pairs.iter().any(|pair| pair.wrong.is_some())) {
         return Err(Failure::Run(format!(
             "{} has no \"wrong\", and other pairs have one; give it to all or to none, or name a --metric",
@@ -74,12 +76,12 @@ pub(super) fn metric(pairs: &[Pair], name: Option<&str>) -> Result<Metric, Failu
 }
 
 impl PairArgs {
-    /// The file, which no output may replace.
+    /// The file of pairs, which no output may replace.
     pub(super) fn file(&self) -> Option<PathBuf> {
         self.pairs.clone()
     }
 
-    /// The pairs, with the tokens that are asked about.
+    /// The pairs, with the tokens of their questions.
     pub(super) fn read(
         &self,
         question: &QuestionArgs,
@@ -123,7 +125,7 @@ impl Pair {
         [&self.clean, &self.corrupt].map(|ids| ids.iter().map(|id| files.token(*id)).collect())
     }
 
-    /// Refuses texts of different length. `help` says what to do about it.
+    /// Refuses texts of different length. `help` is the next step in the message.
     pub(super) fn check_lengths(&self, files: &Model, help: &str) -> Result<(), Failure> {
         let [clean, corrupt] = self.tokens(files);
         if clean.len() == corrupt.len() {
@@ -138,7 +140,7 @@ impl Pair {
         )))
     }
 
-    /// The clean and the corrupt text, each with what is asked of it.
+    /// The clean and the corrupt text, each with its question.
     pub(super) fn sides(
         &self,
         n: usize,
@@ -154,7 +156,7 @@ impl Pair {
     }
 }
 
-/// One line of a file with pairs.
+/// Parses one line of a file of pairs.
 fn pair(line: &str, place: String, (texts, files, model): (&TextArgs, &Model, &ModelArgs)) -> Result<Pair, Failure> {
     const FIELDS: [&str; 4] = ["clean", "corrupt", "answer", "wrong"];
     let fail = |what: String| Failure::Run(format!("{place} {what}"));

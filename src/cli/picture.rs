@@ -94,7 +94,7 @@ impl PictureArgs {
         Ok(())
     }
 
-    /// The model with its weights processed, for what needs no device.
+    /// The model with its weights processed, for pictures that need no device.
     pub(super) fn processed(&self, files: Model) -> Result<Model, Failure> {
         self.run.process.apply(files)
     }
@@ -123,7 +123,7 @@ impl PictureArgs {
         if self.model.json {
             let document = Document {
                 model: session.model().name(),
-                model_fingerprint: session.model().checkpoint().fingerprint(false),
+                model_fingerprint: session.model().checkpoint().fingerprint(),
                 process: session.model().checkpoint().process(),
                 device: session.device().to_string(),
                 actscope_version: env!("CARGO_PKG_VERSION"),

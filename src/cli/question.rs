@@ -1,4 +1,4 @@
-//! What is asked of a model at the end of a text: `--answer`, `--wrong` and `--metric-token`. Owns how a token is named.
+//! The question about a model's prediction: `--answer`, `--wrong` and `--metric-token`. Owns the ways to name a token.
 
 use super::{Failure, ModelArgs};
 use crate::analysis::metric::Metric;
@@ -7,7 +7,7 @@ use crate::model::tokenizer::Token;
 use crate::session::Model;
 use clap::Args;
 
-/// Which tokens' logits are asked about, and where.
+/// Which tokens' logits are read, and at which position.
 #[derive(Args)]
 pub(super) struct QuestionArgs {
     /// The token that is right: its text, or id:123
@@ -50,7 +50,7 @@ impl QuestionArgs {
     }
 }
 
-/// The metric by its name; without one, what fits the tokens that are given. `loss` is true where the loss is the default.
+/// The metric that `--metric` names. Without it, the one that fits the given tokens; `loss` is true if the loss is the default.
 pub(super) fn metric(name: Option<&str>, loss: bool, answer: bool, wrong: bool) -> Result<Metric, Failure> {
     let metric = match name {
         Some(name) => name.parse().map_err(|e| Failure::Usage(format!("--metric: {e}")))?,
@@ -61,7 +61,7 @@ pub(super) fn metric(name: Option<&str>, loss: bool, answer: bool, wrong: bool) 
     needs(metric, "--metric", answer, wrong)
 }
 
-/// Checks that the tokens are given that a metric asks about. `option` is the one that names the metric.
+/// Checks that the tokens that a metric needs are given. `option` is the option that names the metric.
 pub(super) fn needs(metric: Metric, option: &str, answer: bool, wrong: bool) -> Result<Metric, Failure> {
     match metric {
         Metric::LogitDiff if !wrong => {
@@ -74,15 +74,14 @@ pub(super) fn needs(metric: Metric, option: &str, answer: bool, wrong: bool) -> 
     }
 }
 
-/// The id of a token that is named by its text or as `id:123`. `name` is the option or field, for messages.
+/// The id of a token, given by its text or as `id:123`. `name` is the option or field, for messages.
 pub(super) fn token(written: &str, name: &str, files: &Model, model: &ModelArgs) -> Result<u32, Failure> {
     let n_vocab = files.config().vocab_size;
     if let Some(id) = written.strip_prefix("id:").and_then(|id| id.parse::<u32>().ok()) {
-        return match (id as usize) < n_vocab {
-            true => Ok(id),
-            false => {
-                Err(Failure::Usage(format!("{name} id:{id} is beyond the vocabulary, which ends at {}", n_vocab - 1)))
-            }
+        return if (id as usize) < n_vocab {
+            Ok(id)
+        } else {
+            Err(Failure::Usage(format!("{name} id:{id} is beyond the vocabulary, which ends at {}", n_vocab - 1)))
         };
     }
     let tokenizer = files.tokenizer()?;

@@ -58,7 +58,7 @@ impl Report {
             report::gather(&session, &batch, &hooks, report::LARGEST, Some(told)).await
         })?;
         self.nan.judge(page.non_number.as_ref(), NonNumber::slot)?;
-        let provenance = Provenance::new(&session, edits, false);
+        let provenance = Provenance::new(&session, edits);
         let about = About {
             files: session.model(),
             tokens: &tokens,

@@ -62,18 +62,20 @@ impl RunArgs {
         let device = session.device();
         model.say(format_args!("device: {device}"));
         if device.software {
-            model.say(format_args!("note: this adapter is a program on the CPU; --device cpu is faster"));
+            model.say(format_args!(
+                "note: this is a software adapter, which computes on the CPU; --device cpu is faster"
+            ));
         }
         Ok(session)
     }
 
-    /// The option that names the device, for a printed command; none where the device is chosen for the user.
+    /// The option that names the device, for a printed command; none for `auto`.
     pub(crate) fn of_device(&self) -> Vec<String> {
         let named = self.device.to_possible_value().filter(|_| !matches!(self.device, DeviceArg::Auto));
         named.map_or_else(Vec::new, |value| vec!["--device".into(), value.get_name().into()])
     }
 
-    /// The options that say how weights are changed, for a printed command; none if they stay as stored.
+    /// The options that change the weights, for a printed command; none if the weights stay as stored.
     pub(crate) fn of_weights(&self) -> Vec<String> {
         let said = Some(self.weights).filter(|weights| *weights != WeightsArg::Stored);
         let precision = said.and_then(|weights| Some(weights.to_possible_value()?.get_name().to_string()));
@@ -258,7 +260,7 @@ impl NanArgs {
         self.judge_named(found, "", position)
     }
 
-    /// [`NanArgs::judge`] for values that are called `what` and the hook's name.
+    /// [`NanArgs::judge`] for values whose name is `what` followed by the hook's name.
     pub(crate) fn judge_named(
         &self,
         found: Option<&NonNumber>,
@@ -290,14 +292,14 @@ impl NanArgs {
 impl ModelArgs {
     /// Runs with a progress bar on stderr, which appears after a second. `run` reports the number of finished steps.
     pub(super) fn with_progress<T>(&self, steps: &str, run: impl AsyncFnOnce(Progress<'_>) -> T) -> T {
-        const PATIENCE: Duration = Duration::from_secs(1);
+        const SHOWN_AFTER: Duration = Duration::from_secs(1);
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}, {elapsed} gone, {eta} to go");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_message(steps.to_string());
         let start = Instant::now();
         let told = |done: usize, of: usize| {
-            if bar.is_hidden() && !self.quiet && start.elapsed() > PATIENCE {
+            if bar.is_hidden() && !self.quiet && start.elapsed() > SHOWN_AFTER {
                 bar.set_draw_target(ProgressDrawTarget::stderr());
             }
             bar.set_length(of as u64);

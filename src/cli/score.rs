@@ -74,7 +74,7 @@ impl ScoreCommand {
     ) -> std::io::Result<()> {
         let text = |(ids, score): (&Vec<u32>, &Score)| {
             let tokens: Vec<String> = ids.iter().map(|id| session.model().token(*id).text()).collect();
-            // The first token has no score: nothing comes before it.
+            // The first token has no score, because no token precedes it.
             let logprobs: Vec<Option<f64>> =
                 std::iter::once(None).chain(score.logprobs.iter().copied().map(Some)).collect();
             json!({"ids": ids, "tokens": tokens, "logprobs": logprobs, "total": score.total(), "perplexity": score.perplexity()})
@@ -85,7 +85,7 @@ impl ScoreCommand {
     }
 }
 
-/// All texts as one.
+/// The summary over all texts.
 fn all(scores: &[Score]) -> Score {
     Score { logprobs: scores.iter().flat_map(|score| score.logprobs.iter().copied()).collect() }
 }

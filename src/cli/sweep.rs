@@ -398,7 +398,7 @@ impl Begun<'_> {
             }
         }
         let page = || {
-            let provenance = Provenance::new(&session, found.edits.clone(), false);
+            let provenance = Provenance::new(&session, found.edits.clone());
             let cell = found.cell_run(args, model, cases);
             let mut page = Vec::new();
             found.page(&document, cell, &provenance).write(&mut page).map(|()| page)

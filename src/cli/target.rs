@@ -1,5 +1,5 @@
-//! Where the numbers of `patch`, `ablate`, `attribute`, `heads` and `circuits` go: a file, a picture, the terminal, or JSON on
-//! stdout. Owns the choice by extension, what every form has of the run's provenance, and how numbers stand in JSON.
+//! The outputs of `patch`, `ablate`, `attribute`, `edges`, `heads` and `circuits`: a file, a picture, the terminal, or JSON on
+//! stdout. Owns the choice by extension, the provenance in every form, and the form of numbers in JSON.
 
 use super::{Failure, ModelArgs, size};
 use crate::hooks::request::EditRecord;
@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::path::Path;
 
-/// A file that is made before anything is computed.
+/// An output file. It is created before anything is computed, so that a wrong name is an error at once.
 pub(super) enum Target {
     Picture(File),
     Numbers(Place),
@@ -32,7 +32,7 @@ impl Target {
         })
     }
 
-    /// [`Target::create`] for what also has a page.
+    /// [`Target::create`] for results that can also be a page.
     pub(super) fn create_or_page(path: &Path) -> Result<Target, Failure> {
         match output::extension(path).as_str() {
             "html" | "htm" => Ok(Target::Page(Place::create(path)?)),
@@ -44,7 +44,7 @@ impl Target {
         }
     }
 
-    /// A file of numbers, for what has no picture.
+    /// [`Target::create`] for results that have no picture.
     pub(super) fn create_numbers(path: &Path) -> Result<Target, Failure> {
         match output::extension(path).as_str() {
             "json" | "csv" | "npz" | "safetensors" => Ok(Target::Numbers(Place::create(path)?)),
@@ -52,7 +52,7 @@ impl Target {
         }
     }
 
-    /// The file.
+    /// The file's path.
     pub(super) fn path(&self) -> &Path {
         match self {
             Target::Picture(file) => file.path(),
@@ -61,9 +61,9 @@ impl Target {
     }
 }
 
-/// What a command found, in every form that it can leave.
+/// The results of a command, in every form of output.
 pub(super) trait Findings {
-    /// All of it.
+    /// Everything, as JSON.
     fn json(&self) -> &Map<String, Value>;
 
     /// The keys of the JSON whose values are arrays of [`Findings::arrays`], and not metadata.
@@ -75,15 +75,18 @@ pub(super) trait Findings {
     /// The numbers as a table.
     fn table(&self, table: &mut csv::Writer<&mut dyn Write>) -> std::io::Result<()>;
 
-    /// Draws it, if it can be drawn.
+    /// The picture; `None` if there is none for these results.
     fn picture(&self) -> Option<Box<dyn Picture>>;
 
-    /// The page, of findings that have one.
+    /// The page as HTML.
+    ///
+    /// # Errors
+    /// For results that have no page.
     fn page(&self) -> std::io::Result<Vec<u8>> {
         Err(std::io::Error::from(std::io::ErrorKind::Unsupported))
     }
 
-    /// Prints it.
+    /// Prints them on the terminal.
     fn print(&self, terminal: &Terminal, out: &mut dyn Write) -> std::io::Result<()> {
         self.picture().map_or(Ok(()), |picture| picture.print(terminal, out))
     }
@@ -142,11 +145,11 @@ fn write(found: &dyn Findings, extension: &str, out: &mut impl Write) -> std::io
     }
 }
 
-/// What a reader needs to know of the model.
+/// The model's part of the provenance.
 pub(super) fn model_provenance(model: &Model) -> Map<String, Value> {
     let mut map = Map::new();
     map.insert("model".into(), json!(model.name()));
-    map.insert("model_fingerprint".into(), json!(model.checkpoint().fingerprint(false)));
+    map.insert("model_fingerprint".into(), json!(model.checkpoint().fingerprint()));
     if !model.checkpoint().process().is_none() {
         map.insert("process".into(), json!(model.checkpoint().process()));
     }
@@ -154,7 +157,7 @@ pub(super) fn model_provenance(model: &Model) -> Map<String, Value> {
     map
 }
 
-/// What a reader needs to compute the numbers of a run again.
+/// The provenance of a run: what a reader needs to compute its numbers again.
 pub(super) fn provenance(session: &Session, edits: &[EditRecord]) -> Map<String, Value> {
     let mut map = model_provenance(session.model());
     map.insert("device".into(), json!(session.device().to_string()));
@@ -165,17 +168,18 @@ pub(super) fn provenance(session: &Session, edits: &[EditRecord]) -> Map<String,
     map
 }
 
-/// A result of gradients that means something: one NaN or infinity makes the rest of it wrong.
+/// Checks results of gradients: one NaN or infinity makes the others wrong too.
 pub(super) fn check_finite<'a>(what: &str, values: impl IntoIterator<Item = &'a f64>) -> Result<(), Failure> {
-    match values.into_iter().all(|value| value.is_finite()) {
-        true => Ok(()),
-        false => Err(Failure::Run(format!(
+    if values.into_iter().all(|value| value.is_finite()) {
+        Ok(())
+    } else {
+        Err(Failure::Run(format!(
             "{what} holds a NaN or an infinity, so it means nothing; `actscope extract -k '*'` names the first hook that holds one"
-        ))),
+        )))
     }
 }
 
-/// A number as JSON has it; what is none as a string, as in other outputs.
+/// A number in JSON. NaN and infinities are strings, as in the other outputs.
 pub(super) fn number(value: f64) -> Value {
     match value {
         v if v.is_finite() => json!(v),
@@ -185,7 +189,7 @@ pub(super) fn number(value: f64) -> Value {
     }
 }
 
-/// A list as nested lists of this shape.
+/// A list of values as nested lists of this shape.
 pub(super) fn nested(values: &[Value], shape: &[usize]) -> Value {
     match shape {
         [] => values.first().cloned().unwrap_or(Value::Null),

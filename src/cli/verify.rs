@@ -249,7 +249,7 @@ fn bug_report_line(session: &Session, report: &Verification) -> String {
         os_info::get(),
         std::env::consts::ARCH,
         session.model().name(),
-        session.model().checkpoint().fingerprint(false),
+        session.model().checkpoint().fingerprint(),
     )
 }
 
@@ -258,7 +258,7 @@ fn as_json(session: &Session, report: &Verification, line: &str) -> Value {
     all["os"] = json!(os_info::get().to_string());
     all["actscope_version"] = json!(env!("CARGO_PKG_VERSION"));
     all["model"] = json!(session.model().name());
-    all["model_fingerprint"] = json!(session.model().checkpoint().fingerprint(false));
+    all["model_fingerprint"] = json!(session.model().checkpoint().fingerprint());
     all["bug_report"] = json!(line);
     all
 }

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 /// Arguments of `actscope weights`.
 #[derive(Args)]
 pub(crate) struct Weights {
-    /// Names such as blocks.3.attn.W_Q or W_U, or globs; without any, they are listed
+    /// Names such as blocks.3.attn.W_Q or W_U, or globs. Without any, all weights are listed
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     /// Where to write: .npz or .safetensors
@@ -58,11 +58,10 @@ impl Weights {
         let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
         let Some(place) = place else {
             let listed = |weight: &NamedWeight| json!({"name": weight.name, "shape": weight.shape});
-            match self.model.json {
-                true => writeln!(stdout, "{}", json!(found.iter().map(listed).collect::<Vec<_>>()))?,
-                false => {
-                    found.iter().try_for_each(|weight| writeln!(stdout, "{:<24} {:?}", weight.name, weight.shape))?
-                }
+            if self.model.json {
+                writeln!(stdout, "{}", json!(found.iter().map(listed).collect::<Vec<_>>()))?
+            } else {
+                found.iter().try_for_each(|weight| writeln!(stdout, "{:<24} {:?}", weight.name, weight.shape))?
             }
             return Ok(stdout.flush()?);
         };

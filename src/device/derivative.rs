@@ -210,9 +210,10 @@ impl<D: Device> Done<'_, D> {
                 let of_text = |text: &super::Queries| {
                     let scores = dev.attention_scores(qkv, None, text.clone(), *heads);
                     let pattern = dev.attention_pattern(&scores);
-                    let dz = match text.rows == (0..n_rows) {
-                        true => dy.clone(),
-                        false => dev.gather_rows(&[dy], vec![(0, text.rows.clone())]),
+                    let dz = if text.rows == (0..n_rows) {
+                        dy.clone()
+                    } else {
+                        dev.gather_rows(&[dy], vec![(0, text.rows.clone())])
                     };
                     let dpattern = dev.attention_mix_gradient(&dz, qkv, text.clone(), *heads);
                     let dscores = dev.attention_pattern_gradient(&pattern, &dpattern);

@@ -7,6 +7,7 @@
 //! Read next: `op.rs` for the operations, then `reference.rs`, where each is a plain loop.
 
 mod any;
+#[doc(hidden)]
 pub mod buffer_pool;
 #[cfg(feature = "gpu")]
 mod clock;
@@ -14,11 +15,14 @@ pub mod cpu;
 mod derivative;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+#[doc(hidden)]
 pub mod lockstep;
 mod op;
 #[cfg(not(target_arch = "wasm32"))]
+#[doc(hidden)]
 pub mod probe;
 pub mod reference;
+#[doc(hidden)]
 pub mod rounded;
 pub(crate) mod tape;
 
@@ -32,6 +36,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
 use std::ops::Range;
+use std::pin::Pin;
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -48,6 +53,14 @@ impl<T: Send + Sync + ?Sized> Shareable for T {}
 pub trait Shareable {}
 #[cfg(target_arch = "wasm32")]
 impl<T: ?Sized> Shareable for T {}
+
+/// A future behind a pointer: one that can be sent to another thread, except on wasm32 (see [`Shareable`]).
+#[cfg(not(target_arch = "wasm32"))]
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A future behind a pointer: one that can be sent to another thread, except on wasm32 (see [`Shareable`]).
+#[cfg(target_arch = "wasm32")]
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
 /// The type of the elements of a weight, in a checkpoint or on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -128,9 +141,26 @@ impl Blob {
         self.range.len()
     }
 
+    /// A range of these bytes, with the same owner.
+    ///
+    /// # Panics
+    /// If the range is not within these bytes.
+    pub(crate) fn part(&self, range: Range<usize>) -> Blob {
+        assert!(range.end <= self.size(), "a part lies within its whole");
+        Blob::new(self.owner.clone(), self.range.start + range.start..self.range.start + range.end)
+    }
+
     /// [`Bytes::release`] of this range.
     pub fn release(&self) {
         self.owner.release(self.range.clone());
+    }
+}
+
+impl From<Vec<u8>> for Blob {
+    /// All of these bytes.
+    fn from(bytes: Vec<u8>) -> Blob {
+        let range = 0..bytes.len();
+        Blob::new(Arc::new(bytes), range)
     }
 }
 
@@ -238,8 +268,7 @@ impl StoredWeight {
             Dtype::Bf16 => values.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect(),
         };
         self.blob.release();
-        let range = 0..bytes.len();
-        Some(StoredWeight { name: self.name.clone(), dtype, blob: Blob::new(Arc::new(bytes), range), ..*self })
+        Some(StoredWeight { name: self.name.clone(), dtype, blob: bytes.into(), ..*self })
     }
 }
 

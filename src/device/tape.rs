@@ -114,9 +114,12 @@ impl<D: Device> Backward<'_, D> {
         let (dev, by_row) = (self.device, made.op.is_row_wise());
         // For a row-wise operation, the rows that have a gradient are enough.
         let dy = if by_row { gradient.clone() } else { gradient.by(dev, &[0..n_rows]) };
-        let same_rows = |x: &D::Tensor| match dy.is_all(n_rows) {
-            true => x.clone(),
-            false => dev.gather_rows(&[x], dy.rows.iter().map(|rows| (0, rows.clone())).collect()),
+        let same_rows = |x: &D::Tensor| {
+            if dy.is_all(n_rows) {
+                x.clone()
+            } else {
+                dev.gather_rows(&[x], dy.rows.iter().map(|rows| (0, rows.clone())).collect())
+            }
         };
         let (tensors, result): (Vec<D::Tensor>, _) =
             (made.tensors.iter().map(same_rows).collect(), made.result.as_ref().map(same_rows));

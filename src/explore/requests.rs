@@ -374,7 +374,7 @@ fn about(session: &Session) -> Value {
         "version": env!("CARGO_PKG_VERSION"),
         "model": {
             "name": model.name(),
-            "fingerprint": model.checkpoint().fingerprint(false),
+            "fingerprint": model.checkpoint().fingerprint(),
             "parameters": model.checkpoint().parameters(),
             "weight_bytes": model.checkpoint().file_bytes(),
             "n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd, "n_inner": config.n_inner,

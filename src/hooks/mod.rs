@@ -3,9 +3,12 @@
 //! for texts that grow.
 
 pub mod capture;
+#[doc(hidden)]
 pub mod layout;
 pub mod non_number;
+#[doc(hidden)]
 pub mod recorder;
 pub mod request;
 pub mod site;
+#[doc(hidden)]
 pub mod step;

@@ -1,6 +1,5 @@
-//! What a run records and edits, in the API's terms: sites, selections, edits. Owns [`Hooks`] (the request),
-//! [`Select`],
-//! [`Edit`], and the checks that need the model's shape. `layout.rs` maps a request to rows and columns of tensors.
+//! What a run records and edits, in the API's terms: sites, selections, edits. Owns [`Hooks`] (the request), [`Select`], [`Edit`],
+//! and the checks that need the model's shape. `layout.rs` maps a request to rows and columns of tensors.
 //! Read next: `layout.rs`, then `recorder.rs`, which carries a request out while the forward pass runs.
 
 use crate::batch::Batch;
@@ -102,7 +101,7 @@ impl Edit {
     /// session.run(&batch, &hooks)?;
     /// # Ok::<(), actscope::Error>(())
     /// ```
-    pub fn with(name: &str, f: impl Fn(ArrayViewD<'_, f32>) -> ArrayD<f32> + Send + Sync + 'static) -> Edit {
+    pub fn with(name: &str, f: impl Fn(ArrayViewD<'_, f32>) -> ArrayD<f32> + Shareable + 'static) -> Edit {
         Edit::With(EditFunction { name: name.into(), f: Arc::new(f) })
     }
 
@@ -241,13 +240,13 @@ pub enum HookError {
         returned: usize,
     },
     /// The same hook is tapped twice with different selections.
-    #[error("{site} is asked for twice with different windows; ask once for the larger one and cut it afterwards")]
+    #[error("{site} is requested twice with different selections; request the larger one once, and cut it afterwards")]
     Twice {
         /// The hook's name.
         site: String,
     },
     /// The number of an edit's values does not fit its selection.
-    #[error("{site}: the edit gives {given} values; its window takes one number, {row} (one row for all) or {all}")]
+    #[error("{site}: the edit gives {given} values; its selection takes one number, {row} (one row for all) or {all}")]
     Values {
         /// The hook's name.
         site: String,
@@ -262,7 +261,7 @@ pub enum HookError {
     #[error("these hooks were made for a model of another shape; make them with this model's `model().hooks()`")]
     OtherModel,
     /// The edit's selection is empty.
-    #[error("{site}: the edit's window holds nothing, so it would change nothing")]
+    #[error("{site}: the edit's selection is empty, so it would change nothing")]
     Nothing {
         /// The hook's name.
         site: String,

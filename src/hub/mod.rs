@@ -40,28 +40,28 @@ pub enum Source {
     Folder(PathBuf),
     /// A snapshot in the Hugging Face cache, which has the same files.
     Cache(PathBuf),
-    /// Files in memory, with the names that they have in a folder.
-    Memory(MemoryFiles),
+    /// Files in no folder, with the names that they would have in one.
+    Files(ModelFiles),
 }
 
-/// The files of [`Source::Memory`].
+/// The files of [`Source::Files`].
 #[derive(Clone)]
-pub struct MemoryFiles(pub(crate) Arc<Files>);
+pub struct ModelFiles(pub(crate) Arc<Files>);
 
-impl std::fmt::Debug for MemoryFiles {
+impl std::fmt::Debug for ModelFiles {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("MemoryFiles").field(&self.0.keys()).finish()
+        f.debug_tuple("ModelFiles").field(&self.0.keys()).finish()
     }
 }
 
-impl PartialEq for MemoryFiles {
+impl PartialEq for ModelFiles {
     /// Compares identity.
-    fn eq(&self, other: &MemoryFiles) -> bool {
+    fn eq(&self, other: &ModelFiles) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
-impl Eq for MemoryFiles {}
+impl Eq for ModelFiles {}
 
 impl std::fmt::Display for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -70,7 +70,7 @@ impl std::fmt::Display for Source {
             Source::Demo => f.write_str("the demo model in this binary"),
             Source::Folder(folder) => write!(f, "the folder {}", folder.display()),
             Source::Cache(folder) => write!(f, "the Hugging Face cache, {}", folder.display()),
-            Source::Memory(_) => f.write_str("files in memory"),
+            Source::Files(_) => f.write_str("files that are in no folder"),
         }
     }
 }

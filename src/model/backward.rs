@@ -1,6 +1,6 @@
-//! The gradient of a number by the values of a run: the forward pass on a tape, the number's gradient by the values that it is
-//! computed from, and the way back, on which gradients are recorded as values are on the way forward. Owns the order of that;
-//! no gradient of a weight is computed. Uses the device trait and no backend.
+//! The gradient of a number with respect to the values of a run, in three steps: the forward pass on a tape; the number's gradient
+//! with respect to the values that it is computed from; the backward pass, which records gradients as the forward pass records
+//! values. Owns the order of these steps. Gradients of weights are not computed. Uses the device trait and no backend.
 //! Read next: `../device/tape.rs`, then `../analysis/gradients.rs`, which has the numbers.
 
 use crate::batch::Batch;
@@ -24,10 +24,11 @@ pub trait Objective {
     /// The site.
     fn site(&self) -> Site;
 
-    /// The values of it, of every text of the batch.
+    /// The selection of its values, for every text of the batch.
     fn select(&self) -> &Select;
 
-    /// The gradient of a text's number by its values, in their order. They have the site's axes without the batch axis.
+    /// The gradient of a text's number with respect to these values, in their order. The values have the site's axes without the
+    /// batch axis.
     fn gradient(&mut self, text: usize, values: ArrayViewD<'_, f32>) -> Vec<f32>;
 }
 
@@ -38,7 +39,7 @@ struct Seen {
     text: Option<usize>,
 }
 
-/// Values that the objective is computed from, on their way to the host.
+/// A copy to the host of values that the objective is computed from.
 struct Needed<D: Device> {
     node: usize,
     cols: usize,
@@ -47,7 +48,7 @@ struct Needed<D: Device> {
     staged: D::Staged,
 }
 
-/// What a run left on its tape.
+/// What the backward pass needs to know about the run.
 struct Watched<D: Device> {
     seen: Vec<Seen>,
     needed: Vec<Needed<D>>,
@@ -55,7 +56,7 @@ struct Watched<D: Device> {
     blocks: Vec<usize>,
 }
 
-/// Puts the values on the tape whose gradients are wanted.
+/// Watches a run, and marks on the tape the values whose gradients are wanted.
 struct Watching<'a, D: Device> {
     layout: &'a Layout<'a>,
     texts: Range<usize>,
@@ -100,9 +101,9 @@ impl<'a, D: Device> Watch<Tape<'a, D>> for Watching<'_, D> {
     }
 }
 
-/// Runs some texts of a batch, and differentiates the objective by every value that the request taps. Values go to `values`,
+/// Runs some texts of a batch, and differentiates the objective with respect to every value that the request taps. Values go to `values`,
 /// gradients to `gradients`; both sinks must be made for the same request and batch. `progress` receives the number of
-/// finished blocks, those of the way back included.
+/// finished blocks, those of the backward pass included.
 ///
 /// # Errors
 /// As [`forward::forward`].
@@ -138,7 +139,7 @@ pub async fn gradients<D: Device>(
         let slots = (0..n_rows).flat_map(|row| window.each_col().map(move |col| row * cols + col));
         slots.zip(by_values).for_each(|(slot, v)| rows[slot] = v);
         if let (true, Some(text)) = (site.is_square(), text) {
-            // What a query cannot see does not change the objective.
+            // Entries that a query cannot see do not change the objective.
             for (row, values) in window.each_row().zip(rows.chunks_exact_mut(cols)) {
                 let unseen = values.iter_mut().enumerate().filter(|(key, _)| !layout.sees(text, row, *key));
                 unseen.for_each(|(_, v)| *v = 0.0);
@@ -158,7 +159,8 @@ pub async fn gradients<D: Device>(
             first_text.entry(site).or_insert(text);
         }
     }
-    // Gradients of sites that are computed text by text come last text first, and are recorded in the order of the texts.
+    // For sites that are computed text by text, the backward pass reaches the last text first. Gradients are recorded in the order
+    // of the texts.
     let mut held: Vec<(Site, usize, D::Tensor)> = Vec::new();
     while let Some(Step { node, shape, gradient }) = back.step() {
         if let Some(sites) = at.remove(&node) {
@@ -186,7 +188,7 @@ pub async fn gradients<D: Device>(
     recorder.finish(dev).await.map_err(failed)
 }
 
-/// The objective's gradient by the values of some texts, one text's after the other.
+/// The objective's gradient with respect to the values of some texts, text by text.
 fn gradient_of(layout: &Layout<'_>, objective: &mut dyn Objective, texts: Range<usize>, values: &[f32]) -> Vec<f32> {
     let (mut rest, mut all) = (values, Vec::with_capacity(values.len()));
     for text in texts {
@@ -201,7 +203,7 @@ fn gradient_of(layout: &Layout<'_>, objective: &mut dyn Objective, texts: Range<
     all
 }
 
-/// A recorder of gradients never says that the run is done.
+/// Converts the end of recording to an error. A recorder of gradients never returns [`Stop::Done`].
 fn failed(stop: Stop) -> RunError {
     match stop {
         Stop::Fault(e) => e.into(),
@@ -211,9 +213,8 @@ fn failed(stop: Stop) -> RunError {
     }
 }
 
-/// Refuses, before anything is computed, a run with a tensor that is larger than the device allows. The way back needs the
-/// scores of one text at a time, whatever is tapped, and the gradient by the logits of a text, of which `n_logits` rows are
-/// computed at most.
+/// Refuses, before anything is computed, a run with a tensor that is larger than the device allows. Whatever is tapped, the backward
+/// pass needs the scores of one text at a time, and the gradient with respect to at most `n_logits` rows of logits of a text.
 ///
 /// # Errors
 /// [`RunError::TooLarge`].
@@ -230,8 +231,8 @@ pub fn check_size(limits: TensorLimits, config: &Config, batch: &Batch, n_logits
     Ok(())
 }
 
-/// About how many bytes the tape of one text of `n_pos` tokens takes, from the block of the earliest tapped site on, with the
-/// logits of `n_logits` of them and the gradient by these. With `recompute` it holds one block at a time.
+/// Roughly the bytes that the tape of one text of `n_pos` tokens takes: from the block of the earliest tapped site on, with the
+/// logits of `n_logits` tokens and the gradient with respect to them. With `recompute` the tape holds one block at a time.
 pub fn tape_bytes(config: &Config, hooks: &Hooks, n_pos: usize, n_logits: usize, recompute: bool) -> usize {
     let most = if recompute { 1 } else { config.n_layer };
     let first = hooks.sites().next().and_then(Site::layer).unwrap_or(0);
@@ -240,7 +241,7 @@ pub fn tape_bytes(config: &Config, hooks: &Hooks, n_pos: usize, n_logits: usize,
     let squares = touched.iter().filter(|site| site.is_square()).filter_map(|site| site.layer());
     let squares = squares.collect::<BTreeSet<_>>().len().min(most);
     let by_head = touched.iter().filter(|site| matches!(site, Site::Result(_))).count().min(most);
-    // Per block and token: the stream twice, the LayerNorms' results, q, k, v, z, and the neurons before and after the function.
+    // Per block and token: the stream twice, the LayerNorms' results, q, k, v, z, and the neurons before and after the activation.
     let tokens = layers * (11 * embd + 2 * config.n_inner) + by_head * config.n_head * embd;
     4 * (n_pos * (tokens + 2 * squares * config.n_head * n_pos) + 2 * n_logits * config.vocab_size)
 }

@@ -1,13 +1,16 @@
 //! A GPT-2 checkpoint and its forward pass. Owns everything between a model's files and a device's operations.
-//! Read in this order: `model_dir.rs`, `checkpoint.rs`, `process.rs`, `tokenizer.rs`
+//! Read in this order: `model_dir.rs`, `byte_source.rs`, `checkpoint.rs`, `process.rs`, `tokenizer.rs`
 //! (with `tokenizer_files.rs`), `token_select.rs`, `windows.rs`, `params.rs`, `forward.rs`, `backward.rs`.
 
+#[doc(hidden)]
 pub mod backward;
+pub mod byte_source;
 pub mod checkpoint;
 pub mod forward;
 pub(crate) mod model_dir;
 #[cfg(not(feature = "tokenizer"))]
 mod no_tokenizer;
+#[doc(hidden)]
 pub mod params;
 pub mod process;
 pub(crate) mod recompute;

@@ -4,6 +4,7 @@
 
 use crate::device::Bytes;
 use crate::file_kind::Kind;
+use crate::model::byte_source::{ByteSource, Mapped, be_a_file, read_file};
 use crate::model::checkpoint::{self, WeightsError};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -62,43 +63,76 @@ pub(crate) fn all_tokenizer_files() -> impl Iterator<Item = &'static str> {
     TOKENIZERS.into_iter().flatten().copied()
 }
 
-/// The files of a checkpoint that are in memory, by name. A browser has no folders.
-pub(crate) type Files = BTreeMap<String, Arc<dyn Bytes>>;
+/// A file of a checkpoint that is in no folder.
+pub(crate) enum Held {
+    /// In memory.
+    Bytes(Arc<dyn Bytes>),
+    /// Read range by range. Files with weights are.
+    Ranges(Arc<dyn ByteSource>),
+}
 
-/// A checkpoint's folder, on the disk or in memory.
+/// The files of a checkpoint that is in no folder, by name. A browser has no folders.
+pub(crate) type Files = BTreeMap<String, Held>;
+
+/// True for files that are read whole when a checkpoint is opened. Files with weights are read range by range, and all others
+/// are not read.
+pub(crate) fn is_read_whole(name: &str) -> bool {
+    let others = [file::CONFIG, file::INDEX, file::GENERATION_CONFIG, file::ADAPTER_CONFIG].into_iter();
+    others.chain(all_tokenizer_files()).chain(COMPANIONS).any(|known| known == name)
+}
+
+/// A checkpoint's folder, on the disk or given as files.
 #[derive(Clone)]
 pub(crate) struct ModelDir {
-    /// For a folder in memory, the model's name, which messages show.
+    /// For given files, the model's name, which messages show.
     folder: PathBuf,
-    memory: Option<Arc<Files>>,
+    files: Option<Arc<Files>>,
 }
 
 impl ModelDir {
     pub(crate) fn new(folder: &Path) -> ModelDir {
-        ModelDir { folder: folder.into(), memory: None }
+        ModelDir { folder: folder.into(), files: None }
     }
 
-    /// A folder that exists only in memory.
-    pub(crate) fn in_memory(name: &str, files: Arc<Files>) -> ModelDir {
-        ModelDir { folder: name.into(), memory: Some(files) }
+    /// A folder that exists only as these files.
+    pub(crate) fn of_files(name: &str, files: Arc<Files>) -> ModelDir {
+        ModelDir { folder: name.into(), files: Some(files) }
     }
 
-    /// The bytes of a file in memory; `None` for a folder on the disk.
+    /// A given file; `None` for a folder on the disk.
     ///
     /// # Errors
-    /// If there is no such file in memory.
-    pub(crate) fn held(&self, name: &str) -> Option<std::io::Result<Arc<dyn Bytes>>> {
+    /// If there is no such file among the given ones.
+    fn held(&self, name: &str) -> Option<std::io::Result<&Held>> {
         let missing = || std::io::Error::new(ErrorKind::NotFound, "there is no such file");
-        self.memory.as_ref().map(|files| files.get(name).cloned().ok_or_else(missing))
+        self.files.as_ref().map(|files| files.get(name).ok_or_else(missing))
     }
 
-    /// Reads a file.
+    /// Opens a file of which ranges are to be read. A file on the disk is mapped into memory.
     ///
     /// # Errors
-    /// As [`read_file`].
+    /// If it cannot be opened.
+    pub(crate) fn source(&self, name: &str) -> std::io::Result<Arc<dyn ByteSource>> {
+        let bytes: Arc<dyn Bytes> = match self.held(name) {
+            Some(held) => match held? {
+                Held::Ranges(source) => return Ok(source.clone()),
+                Held::Bytes(bytes) => bytes.clone(),
+            },
+            None => Arc::new(Mapped::open(&self.path(name))?),
+        };
+        Ok(Arc::new(bytes))
+    }
+
+    /// Reads a file whole.
+    ///
+    /// # Errors
+    /// As [`read_file`]; also for a given file that is read range by range.
     pub(crate) fn read(&self, name: &str) -> std::io::Result<Vec<u8>> {
         match self.held(name) {
-            Some(held) => Ok(held?.bytes().to_vec()),
+            Some(held) => match held? {
+                Held::Bytes(bytes) => Ok(bytes.bytes().to_vec()),
+                Held::Ranges(_) => Err(std::io::Error::new(ErrorKind::Unsupported, "it is read range by range")),
+            },
             None => read_file(&self.path(name)),
         }
     }
@@ -113,7 +147,7 @@ impl ModelDir {
 
     /// Whether the folder has an entry of this name, a file or anything else.
     pub(crate) fn has(&self, name: &str) -> bool {
-        match &self.memory {
+        match &self.files {
             Some(files) => files.contains_key(name),
             None => self.path(name).exists(),
         }
@@ -121,7 +155,7 @@ impl ModelDir {
 
     /// Every name in the folder.
     pub(crate) fn names(&self) -> Vec<String> {
-        if let Some(files) = &self.memory {
+        if let Some(files) = &self.files {
             return files.keys().cloned().collect();
         }
         let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
@@ -309,27 +343,11 @@ impl Instead {
     }
 }
 
-/// Reads a regular file. Anything else is refused: opening a pipe may block for ever, and a device may have no end.
-pub(crate) fn read_file(path: &Path) -> std::io::Result<Vec<u8>> {
-    be_a_file(path)?;
-    std::fs::read(path)
-}
-
-/// # Errors
-/// When `path` does not exist, or is not a regular file.
-pub(crate) fn be_a_file(path: &Path) -> std::io::Result<()> {
-    if std::fs::metadata(path)?.is_file() {
-        Ok(())
-    } else {
-        Err(std::io::Error::new(ErrorKind::InvalidInput, "it is a folder, a pipe or a device, not a file"))
-    }
-}
-
 /// [`Kind::of`] the beginning of a file.
 pub(crate) fn kind_of_file(path: &Path) -> Option<Kind> {
     be_a_file(path).ok()?;
     let mut start = Vec::new();
-    std::fs::File::open(path).ok()?.take(512).read_to_end(&mut start).ok()?;
+    std::fs::File::open(path).ok()?.take(Kind::BYTES).read_to_end(&mut start).ok()?;
     Kind::of(&start)
 }
 

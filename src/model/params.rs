@@ -3,7 +3,7 @@
 //! Read next: `forward.rs`, which uses the weights.
 
 use crate::config::Config;
-use crate::device::{Blob, Device, DeviceError, Dtype, Operations, Part, StoredWeight};
+use crate::device::{Device, DeviceError, Dtype, Operations, Part, StoredWeight};
 use crate::model::checkpoint::{Checkpoint, WeightsError};
 use std::sync::{Arc, OnceLock};
 use thiserror::Error;
@@ -104,25 +104,36 @@ impl<D: Device> Params<D> {
     }
 
     /// A token's direction in the unembedding, in the device's precision, as host values.
-    pub(crate) fn direction(&self, id: u32) -> Result<Direction, LoadError> {
-        let bias = self.checkpoint.unembedding_bias().map_or(0.0, |bias| {
+    pub(crate) async fn direction(&self, id: u32) -> Result<Direction, LoadError> {
+        let id = id as usize;
+        let bias = self.checkpoint.unembedding_bias_async().await?.map_or(0.0, |bias| {
             let mut value = [0.0];
-            bias.widen(id as usize, &mut value);
+            bias.widen(id, &mut value);
             value[0]
         });
-        Ok(Direction { row: self.host_rows(self.checkpoint.unembedding()?, id as usize, 1), bias })
+        let row = self.checkpoint.rows_async(self.checkpoint.unembedding_name_async().await?, id..id + 1).await?;
+        let is_matrix = self.config().vocab_size > 1;
+        Ok(Direction { row: self.rounded(row.to_f32(), is_matrix), bias })
     }
 
     /// A weight by Hugging Face's name, in the device's precision, as host values in storage order.
-    pub(crate) fn host(&self, name: &str) -> Result<Vec<f32>, LoadError> {
-        let weight = self.checkpoint.tensor(name)?;
-        Ok(self.host_rows(weight, 0, weight.rows))
+    pub(crate) async fn host(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+        Ok(self.widened(&self.checkpoint.tensor_async(name).await?))
     }
 
-    fn host_rows(&self, weight: &StoredWeight, first: usize, rows: usize) -> Vec<f32> {
-        let mut values = vec![0.0; rows * weight.cols];
-        weight.widen(first * weight.cols, &mut values);
-        match self.precision.filter(|_| weight.rows > 1) {
+    /// A weight by Hugging Face's name, as the checkpoint stores it. [`Params::widened`] has its values.
+    pub(crate) async fn stored(&self, name: &str) -> Result<StoredWeight, LoadError> {
+        Ok(self.checkpoint.tensor_async(name).await?)
+    }
+
+    /// The values of a weight, in the device's precision, in storage order.
+    pub(crate) fn widened(&self, weight: &StoredWeight) -> Vec<f32> {
+        self.rounded(weight.to_f32(), weight.rows > 1)
+    }
+
+    /// Rounds values to the device's precision, which is that of matrices.
+    fn rounded(&self, mut values: Vec<f32>, is_matrix: bool) -> Vec<f32> {
+        match self.precision.filter(|_| is_matrix) {
             Some(Dtype::F16) => values.iter_mut().for_each(|v| *v = half::f16::from_f32(*v).to_f32()),
             Some(Dtype::Bf16) => values.iter_mut().for_each(|v| *v = half::bf16::from_f32(*v).to_f32()),
             Some(Dtype::F32) | None => {}
@@ -136,13 +147,13 @@ impl<D: Device> Params<D> {
         name: &str,
         part: Part,
     ) -> Result<D::Weight, LoadError> {
-        self.bring(dev, self.checkpoint.tensor(name)?, part)
+        self.bring(dev, self.checkpoint.tensor_async(name).await?, part)
     }
 
     fn bring<E: Device<Weight = D::Weight>>(
         &self,
         dev: &E,
-        weight: &StoredWeight,
+        weight: StoredWeight,
         part: Part,
     ) -> Result<D::Weight, LoadError> {
         let weight = match self.precision {
@@ -150,7 +161,7 @@ impl<D: Device> Params<D> {
                 let overflow = || LoadError::Overflow { name: weight.name.clone(), dtype };
                 weight.converted(dtype).ok_or_else(overflow)?
             }
-            _ => weight.clone(),
+            _ => weight,
         };
         Ok(dev.load(&StoredWeight { part, ..weight })?)
     }
@@ -210,11 +221,11 @@ impl<D: Device> Params<D> {
     ) -> Result<E::Tensor, LoadError> {
         let logits = dev.unembed(x, self.unembedding(dev).await?);
         let bias = once(&self.lm_head_bias, async || {
-            let Some(bias) = self.checkpoint.unembedding_bias() else { return Ok(None) };
+            let Some(bias) = self.checkpoint.unembedding_bias_async().await? else { return Ok(None) };
             let ones: Vec<u8> = std::iter::repeat_n(1.0f32.to_le_bytes(), bias.cols).flatten().collect();
-            let blob = Blob::new(Arc::new(ones), 0..4 * bias.cols);
-            let gain = StoredWeight { name: "a gain of ones".into(), dtype: Dtype::F32, blob, ..bias.clone() };
-            let (weight, bias) = (self.bring(dev, &gain, Part::Head)?, self.bring(dev, bias, Part::Head)?);
+            let (name, blob) = ("a gain of ones".into(), ones.into());
+            let gain = StoredWeight { name, dtype: Dtype::F32, blob, ..bias.clone() };
+            let (weight, bias) = (self.bring(dev, gain, Part::Head)?, self.bring(dev, bias, Part::Head)?);
             Ok(Some(Biased { weight, bias }))
         });
         Ok(match bias.await? {
@@ -225,13 +236,17 @@ impl<D: Device> Params<D> {
 
     /// True where logits have a bias, so that they must fit into one binding.
     pub(crate) fn has_unembedding_bias(&self) -> bool {
-        self.checkpoint.unembedding_bias().is_some()
+        self.checkpoint.has_unembedding_bias()
     }
 
     /// The unembedding [V, D]: `lm_head`, or the token embedding if the two are tied.
     pub(crate) async fn unembedding<E: Device<Weight = D::Weight>>(&self, dev: &E) -> Result<&D::Weight, LoadError> {
         let lm_head = once(&self.lm_head, async || {
-            self.checkpoint.untied_unembedding().map(|w| self.bring(dev, w, Part::Head)).transpose()
+            if self.checkpoint.is_untied_async().await? {
+                self.load(dev, "lm_head.weight", Part::Head).await.map(Some)
+            } else {
+                Ok(None)
+            }
         });
         match lm_head.await? {
             Some(lm_head) => Ok(lm_head),

@@ -4,13 +4,13 @@
 //! differ, as docs/attribution.md lists.
 //!
 //! Steps are always in TransformerLens's order (`ProcessWeights`), in f64, and each weight is rounded to f32 once, at the
-//! end. A weight is computed when it is first read. Read next: `checkpoint.rs`, which has the weights as they are stored.
+//! end. `checkpoint.rs` asks for a processed weight when it is first read, and has the weights as they are stored. Read it next.
 
-use crate::device::{Blob, Bytes, Dtype, StoredWeight};
+use crate::config::Config;
+use crate::device::Blob;
 use crate::model::checkpoint::{Checkpoint, WeightsError};
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Arc, OnceLock};
 
 /// Which steps of the processing are done.
 ///
@@ -98,13 +98,9 @@ impl FromStr for Process {
 pub(super) const HEAD: &str = "lm_head.weight";
 pub(super) const HEAD_BIAS: &str = "lm_head.bias";
 
-/// The weights that differ from those of `raw` after these steps. Nothing is computed yet.
-///
-/// # Errors
-/// [`WeightsError::Missing`] for a checkpoint that lacks a weight.
-pub(super) fn weights(raw: &Arc<Checkpoint>, steps: Process) -> Result<Vec<StoredWeight>, WeightsError> {
+/// The names of the weights that differ after these steps.
+pub(super) fn changed(config: &Config, steps: Process) -> Vec<String> {
     let Process { fold_ln, center_writing, center_unembed, fold_value } = steps;
-    let config = raw.config();
     let mut names = Vec::new();
     for layer in 0..config.n_layer {
         let of_block = [
@@ -133,47 +129,16 @@ pub(super) fn weights(raw: &Arc<Checkpoint>, steps: Process) -> Result<Vec<Store
         (HEAD_BIAS, fold_ln),
     ];
     names.extend(others.iter().filter(|(_, changed)| *changed).map(|(name, _)| name.to_string()));
-    let weight = |name: String| {
-        let (rows, cols) = match name.as_str() {
-            HEAD => (config.vocab_size, config.n_embd),
-            HEAD_BIAS => (1, config.vocab_size),
-            name => {
-                let stored = raw.tensor(name)?;
-                (stored.rows, stored.cols)
-            }
-        };
-        let size = 4 * rows * cols;
-        let processed = Processed { raw: raw.clone(), steps, name: name.clone(), size, values: OnceLock::new() };
-        let blob = Blob::new(Arc::new(processed), 0..size);
-        Ok(StoredWeight { name, part: Default::default(), dtype: Dtype::F32, rows, cols, blob })
-    };
-    names.into_iter().map(weight).collect()
+    names
 }
 
-/// One processed weight: little-endian f32 bytes, computed at first use.
-struct Processed {
-    raw: Arc<Checkpoint>,
-    steps: Process,
-    name: String,
-    size: usize,
-    values: OnceLock<Vec<u8>>,
-}
-
-impl Bytes for Processed {
-    fn bytes(&self) -> &[u8] {
-        self.values.get_or_init(|| {
-            let values = Values { raw: &self.raw, steps: self.steps }.of(&self.name);
-            values.into_iter().flat_map(|v| (v as f32).to_le_bytes()).collect()
-        })
-    }
-
-    fn size(&self) -> usize {
-        self.size
-    }
-
-    fn unchanged(&self) -> bool {
-        self.raw.check_unchanged().is_ok()
-    }
+/// Computes a weight after these steps, from those of `raw`: little-endian f32 elements.
+///
+/// # Errors
+/// As [`Checkpoint::tensor_async`].
+pub(super) async fn weight(raw: &Checkpoint, steps: Process, name: &str) -> Result<Blob, WeightsError> {
+    let values = Values { raw, steps }.of(name).await?;
+    Ok(values.into_iter().flat_map(|v| (v as f32).to_le_bytes()).collect::<Vec<u8>>().into())
 }
 
 /// Computes weights after the steps, in f64.
@@ -183,17 +148,17 @@ struct Values<'a> {
 }
 
 impl Values<'_> {
-    fn of(&self, name: &str) -> Vec<f64> {
+    async fn of(&self, name: &str) -> Result<Vec<f64>, WeightsError> {
         let Process { fold_ln, center_writing, center_unembed, .. } = self.steps;
         let width = self.raw.config().n_embd;
         let mut values = match name {
-            HEAD => self.folded_head(),
-            HEAD_BIAS => self.folded_head_bias(),
+            HEAD => self.folded_head().await?,
+            HEAD_BIAS => self.folded_head_bias().await?,
             "ln_f.weight" => vec![1.0; width],
             "ln_f.bias" => vec![0.0; width],
             _ => match name.strip_prefix("h.").and_then(|rest| rest.split_once('.')) {
-                Some((layer, part)) => self.of_block(layer, part),
-                None => self.stored(name),
+                Some((layer, part)) => self.of_block(layer, part).await?,
+                None => self.stored(name).await?,
             },
         };
         match name {
@@ -206,50 +171,48 @@ impl Values<'_> {
             HEAD_BIAS if center_unembed => center_rows(&mut values, self.raw.config().vocab_size),
             _ => {}
         }
-        values
+        Ok(values)
     }
 
-    /// A weight as the checkpoint has it. Those that exist are known when a processed checkpoint is made.
-    fn stored(&self, name: &str) -> Vec<f64> {
-        self.raw.tensor(name).expect("the raw checkpoint has the weights that are processed").to_f64()
+    /// A weight as the checkpoint has it.
+    async fn stored(&self, name: &str) -> Result<Vec<f64>, WeightsError> {
+        Ok(self.raw.tensor_async(name).await?.to_f64())
     }
 
-    fn of_block(&self, layer: &str, part: &str) -> Vec<f64> {
+    /// A weight of a block as the checkpoint has it.
+    async fn stored_in(&self, layer: &str, part: &str) -> Result<Vec<f64>, WeightsError> {
+        self.stored(&format!("h.{layer}.{part}")).await
+    }
+
+    async fn of_block(&self, layer: &str, part: &str) -> Result<Vec<f64>, WeightsError> {
         let Process { fold_ln, center_writing, fold_value, .. } = self.steps;
         let width = self.raw.config().n_embd;
-        let stored = |part: &str| self.stored(&format!("h.{layer}.{part}"));
         // The LayerNorm that a matrix reads.
         let norm = if part.starts_with("attn.") { "ln_1" } else { "ln_2" };
-        match part {
+        Ok(match part {
             "ln_1.weight" | "ln_2.weight" => vec![1.0; width],
             "ln_1.bias" | "ln_2.bias" => vec![0.0; width],
             "attn.c_attn.weight" | "mlp.c_fc.weight" if fold_ln => {
-                let (mut weight, gain) = (stored(part), stored(&format!("{norm}.weight")));
+                let gain = self.stored_in(layer, &format!("{norm}.weight")).await?;
+                let mut weight = self.stored_in(layer, part).await?;
                 let cols = weight.len() / width;
                 weight.chunks_mut(cols).zip(&gain).for_each(|(row, g)| row.iter_mut().for_each(|w| *w *= g));
                 center_columns(&mut weight, cols);
                 weight
             }
             "attn.c_attn.bias" | "mlp.c_fc.bias" => {
-                let mut bias = self.folded_bias(layer, part, norm);
+                let mut bias = self.folded_bias(layer, part, norm).await?;
                 if part == "attn.c_attn.bias" && fold_value {
                     bias[2 * width..].fill(0.0);
                 }
                 bias
             }
-            "attn.c_proj.weight" | "mlp.c_proj.weight" if center_writing => {
-                let mut weight = stored(part);
-                center_rows(&mut weight, width);
-                weight
-            }
+            "attn.c_proj.weight" | "mlp.c_proj.weight" => self.written(layer, part).await?,
             "attn.c_proj.bias" | "mlp.c_proj.bias" => {
-                let mut bias = stored(part);
-                if center_writing {
-                    center_rows(&mut bias, width);
-                }
+                let mut bias = self.written(layer, part).await?;
                 if part == "attn.c_proj.bias" && fold_value {
-                    let values = self.folded_bias(layer, "attn.c_attn.bias", "ln_1").split_off(2 * width);
-                    let output = self.of_block(layer, "attn.c_proj.weight");
+                    let values = self.folded_bias(layer, "attn.c_attn.bias", "ln_1").await?.split_off(2 * width);
+                    let output = self.written(layer, "attn.c_proj.weight").await?;
                     for (row, v) in output.chunks(width).zip(&values) {
                         bias.iter_mut().zip(row).for_each(|(b, w)| *b += v * w);
                     }
@@ -259,41 +222,49 @@ impl Values<'_> {
                 }
                 bias
             }
-            _ => stored(part),
+            _ => self.stored_in(layer, part).await?,
+        })
+    }
+
+    /// A weight or a bias that writes to the residual stream, centred where it is asked for.
+    async fn written(&self, layer: &str, part: &str) -> Result<Vec<f64>, WeightsError> {
+        let mut values = self.stored_in(layer, part).await?;
+        if self.steps.center_writing {
+            center_rows(&mut values, self.raw.config().n_embd);
         }
+        Ok(values)
     }
 
     /// A bias, with the bias of the LayerNorm before it sent through the weight as stored.
-    fn folded_bias(&self, layer: &str, part: &str, norm: &str) -> Vec<f64> {
-        let stored = |part: &str| self.stored(&format!("h.{layer}.{part}"));
-        let mut bias = stored(part);
+    async fn folded_bias(&self, layer: &str, part: &str, norm: &str) -> Result<Vec<f64>, WeightsError> {
+        let mut bias = self.stored_in(layer, part).await?;
         if self.steps.fold_ln {
-            let weight = stored(&part.replace("bias", "weight"));
-            let (cols, beta) = (bias.len(), stored(&format!("{norm}.bias")));
+            let weight = self.stored_in(layer, &part.replace("bias", "weight")).await?;
+            let (cols, beta) = (bias.len(), self.stored_in(layer, &format!("{norm}.bias")).await?);
             for (row, beta) in weight.chunks(cols).zip(&beta) {
                 bias.iter_mut().zip(row).for_each(|(b, w)| *b += beta * w);
             }
         }
-        bias
+        Ok(bias)
     }
 
     /// The unembedding [V, D] as stored.
-    fn head(&self) -> Vec<f64> {
-        self.raw.unembedding().expect("the raw checkpoint has a token embedding").to_f64()
+    async fn head(&self) -> Result<Vec<f64>, WeightsError> {
+        Ok(self.raw.unembedding_async().await?.to_f64())
     }
 
-    fn folded_head(&self) -> Vec<f64> {
-        let mut head = self.head();
+    async fn folded_head(&self) -> Result<Vec<f64>, WeightsError> {
+        let mut head = self.head().await?;
         if self.steps.fold_ln {
-            let gain = self.stored("ln_f.weight");
+            let gain = self.stored("ln_f.weight").await?;
             head.chunks_mut(gain.len()).for_each(|row| row.iter_mut().zip(&gain).for_each(|(w, g)| *w *= g));
         }
-        head
+        Ok(head)
     }
 
-    fn folded_head_bias(&self) -> Vec<f64> {
-        let beta = self.stored("ln_f.bias");
-        self.head().chunks(beta.len()).map(|row| row.iter().zip(&beta).map(|(w, b)| w * b).sum()).collect()
+    async fn folded_head_bias(&self) -> Result<Vec<f64>, WeightsError> {
+        let (beta, head) = (self.stored("ln_f.bias").await?, self.head().await?);
+        Ok(head.chunks(beta.len()).map(|row| row.iter().zip(&beta).map(|(w, b)| w * b).sum()).collect())
     }
 }
 

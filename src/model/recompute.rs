@@ -1,7 +1,7 @@
-//! Gradients with little memory: the stream between blocks is kept, and each block is run again when the way back comes to it, so
-//! that the tape holds one block at a time. Owns the cut of a run into blocks, and what is passed from one to the next. Each block
-//! is a gradient of its own, of the sum of its output times the gradient that the next block found.
-//! Read next: `backward.rs`, which differentiates each.
+//! Gradient checkpointing: only the streams between blocks are stored, and the backward pass runs each block again, so that the tape
+//! holds one block at a time. Owns the division of a run into blocks, and the gradients that are passed from block to block. Each
+//! block is differentiated separately; its objective is the sum of its output times the gradient of the next block's input.
+//! Read next: `backward.rs`, which differentiates a block.
 
 use crate::device::Device;
 use crate::hooks::capture::Sink;
@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 
 /// [`backward::gradients`], block by block. Values come last block first. `progress` receives the number of finished blocks: of
-/// the first run, of those that are run again, and of the way back.
+/// the first run, of the blocks that are run again, and of the backward pass.
 ///
 /// # Errors
 /// As [`backward::gradients`].
@@ -35,7 +35,7 @@ pub(crate) async fn gradients<D: Device>(
     let config = params.config();
     let (hooks, batch) = (layout.hooks(), layout.batch());
     let first = start.first_layer();
-    // The block that the objective is computed from, the last one for what comes after all blocks.
+    // The block whose values the objective is computed from; the last block for sites after all blocks.
     let last = match objective.site() {
         site if site <= Site::ResidPre(first) => first,
         Site::ResidPre(layer) => layer - 1,
@@ -59,7 +59,7 @@ pub(crate) async fn gradients<D: Device>(
         let told =
             |blocks: usize| progress.map_or(ControlFlow::Continue(()), |progress| progress(done + blocks.min(2)));
         let begin = Site::ResidPre(layer);
-        // A block has the edits behind the stream that it starts from, up to the stream that the next one starts from.
+        // A block has the edits after the stream that it starts from, up to the stream that the next one starts from.
         let is_first = layer == first;
         let end = (layer < last).then_some(Site::ResidPre(layer + 1));
         let within = |site: Site| (is_first || site > begin) && end.is_none_or(|end| site <= end);
@@ -98,7 +98,7 @@ pub(crate) async fn gradients<D: Device>(
 struct Streams(BTreeMap<Site, Vec<f32>>);
 
 impl Streams {
-    /// A stream of all texts, which is then forgotten.
+    /// Removes a stream and returns it, for all texts.
     fn take(&mut self, site: Site) -> Vec<f32> {
         self.0.remove(&site).unwrap_or_default()
     }
@@ -111,12 +111,13 @@ impl Sink for Streams {
     }
 }
 
-/// Passes on what was asked for. The stream that a block starts from is recorded whole, and may be asked for in part or not.
+/// Passes on the values that the request asks for. The stream that a block starts from is recorded whole, even if the request asks
+/// for a part of it or for none.
 struct Begun<'a, 'b> {
     to: &'a mut dyn Sink,
     hooks: &'a Hooks,
     begins: Option<Site>,
-    /// Where the gradient by that stream is kept.
+    /// The gradient with respect to that stream.
     kept: Option<&'b mut BTreeMap<usize, Vec<f32>>>,
 }
 
@@ -134,7 +135,7 @@ impl Sink for Begun<'_, '_> {
     }
 }
 
-/// The sum of a block's output times the gradient that the next block found.
+/// The objective of a block: the sum of its output times the gradient of the next block's input.
 struct Seeded<'a> {
     site: Site,
     select: Select,

@@ -300,8 +300,8 @@ impl Tokenizer {
         byte_level && nothing_added && no_spaces && self.tokenizer.get_normalizer().is_none()
     }
 
-    /// The tokens that the tokenizer itself puts in front of every text, and how many it puts behind. A token of the text
-    /// never counts.
+    /// The tokens that the tokenizer itself puts in front of every text, and how many it puts behind. Tokens of the text are not
+    /// counted.
     ///
     /// # Errors
     /// [`TokenizerError::Encode`].

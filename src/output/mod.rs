@@ -45,7 +45,7 @@ pub use unfinished::abandon;
 pub struct Provenance {
     /// The model's name as given.
     pub model: String,
-    /// [`crate::model::checkpoint::Checkpoint::fingerprint`].
+    /// [`crate::model::checkpoint::Checkpoint::fingerprint`], or that of every byte.
     pub fingerprint: String,
     /// How the weights were processed.
     pub process: Process,
@@ -56,12 +56,12 @@ pub struct Provenance {
 }
 
 impl Provenance {
-    /// Of a run of a session with these edits. With `every_byte` the fingerprint covers every byte of the weights.
-    pub fn new(session: &Session, edits: Vec<EditRecord>, every_byte: bool) -> Provenance {
+    /// Of a run of a session with these edits.
+    pub fn new(session: &Session, edits: Vec<EditRecord>) -> Provenance {
         let model = session.model();
         Provenance {
             model: model.name().into(),
-            fingerprint: model.checkpoint().fingerprint(every_byte),
+            fingerprint: model.checkpoint().fingerprint(),
             process: model.checkpoint().process(),
             device: session.device().to_string(),
             edits,

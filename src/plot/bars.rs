@@ -1,4 +1,4 @@
-//! Numbers with names as horizontal bars, to both sides of zero: attributions. Owns the layout; the caller computes the values.
+//! Named numbers as horizontal bars on both sides of zero, for attributions. Owns the layout; the caller computes the values.
 //! Read next: `scene.rs`.
 
 use super::colour::{Scale, number};
@@ -15,21 +15,21 @@ pub struct Bars {
     pub heading: Heading,
     /// Names and values, from top to bottom.
     pub bars: Vec<(String, f64)>,
-    /// Lines below.
+    /// Lines of text below the bars.
     pub notes: Vec<String>,
 }
 
-/// Pixels of a row, of the bar in it, and of the bars to both sides together.
+/// Pixels: the height of a row, the height of its bar, and the width of the bars of both sides together.
 const ROW: f32 = 18.0;
 const BAR: f32 = 13.0;
 const ACROSS: f32 = 520.0;
-/// Room for a number.
+/// Pixels for a number.
 const NUMBER: f32 = 76.0;
 /// Characters of a name that are shown.
 const LONGEST_NAME: usize = 48;
 
 impl Bars {
-    /// How far bars reach to the left and to the right of zero.
+    /// The pixels that bars need to the left and to the right of zero.
     fn ends(&self) -> (f64, f64) {
         let finite = || self.bars.iter().map(|(_, value)| *value).filter(|value| value.is_finite());
         (finite().fold(0.0, f64::min), finite().fold(0.0, f64::max))
@@ -58,9 +58,10 @@ impl Picture for Bars {
             let baseline = top + ROW / 2.0 + 4.0;
             scene.text(left - 8.0, baseline, TEXT, Anchor::End, BLACK, name);
             let long = if value.is_finite() { (value.abs() * per_unit) as f32 } else { 0.0 };
-            let (from, at, anchor) = match *value < 0.0 {
-                true => (zero - long, zero - long - 5.0, Anchor::End),
-                false => (zero, zero + long + 5.0, Anchor::Start),
+            let (from, at, anchor) = if *value < 0.0 {
+                (zero - long, zero - long - 5.0, Anchor::End)
+            } else {
+                (zero, zero + long + 5.0, Anchor::Start)
             };
             let colour = Array2::from_elem((1, 1), scale.colour(*value as f32));
             scene.grid((from, top + (ROW - BAR) / 2.0), (long, BAR), &colour, |_, _| format!("{name}: {value}"));

@@ -1,5 +1,5 @@
-//! Edges between the parts of a model as a graph: the embedding at the bottom, then block by block, the logits at the top. Owns
-//! the layout; the caller has scored the edges. On a terminal they are bars. Read next: `scene.rs`.
+//! Edges between the parts of a model as a graph: the embedding is at the bottom, the blocks follow upwards, the logits are at
+//! the top. Owns the layout; the caller computes the scores. On a terminal, edges are printed as bars. Read next: `scene.rs`.
 
 use super::bars::Bars;
 use super::colour::{Rgb, number};
@@ -18,11 +18,11 @@ pub struct Graph {
     pub heading: Heading,
     /// The edges that are drawn, strongest first.
     pub edges: Vec<Edge>,
-    /// Lines below.
+    /// Lines of text below the graph.
     pub notes: Vec<String>,
 }
 
-/// A box of the graph: its row from the bottom, and its column: that of its head, or that of MLPs.
+/// The place of a box in the graph: its row from the bottom, and its column. Each head has a column, and all MLPs share one.
 type Node = (usize, usize);
 
 /// The column of MLPs, right of all heads, and of the embedding and the logits.
@@ -33,7 +33,7 @@ const BOX: (f32, f32) = (58.0, 28.0);
 const GAP: (f32, f32) = (16.0, 44.0);
 /// Width of the strongest edge.
 const WIDEST: f32 = 7.0;
-/// Edges that raise the metric, and those that lower it.
+/// The colours of edges that raise the metric, and of those that lower it.
 const RAISES: Rgb = Rgb(178, 24, 43);
 const LOWERS: Rgb = Rgb(33, 102, 172);
 
@@ -65,7 +65,7 @@ fn entry(reader: Receiver) -> f32 {
     }
 }
 
-/// What stands in a box.
+/// The text in a box.
 fn name((row, place): Node) -> String {
     match row {
         0 => "embed".into(),
@@ -75,7 +75,7 @@ fn name((row, place): Node) -> String {
     }
 }
 
-/// An edge as `patch --path` takes it.
+/// An edge in the notation of `patch --path`.
 fn words(edge: &Edge) -> String {
     format!("{}...{}", edge.from, edge.to)
 }
@@ -91,7 +91,7 @@ impl Picture for Graph {
     fn scene(&self, shows: Shows) -> Scene {
         let ends = self.edges.iter().flat_map(|edge| [of_writer(edge.from), of_reader(edge.to)]);
         let boxes: BTreeSet<Node> = ends.collect();
-        // Rows and columns that no edge touches are left out.
+        // Rows and columns without edges are left out.
         let rows: Vec<usize> = boxes.iter().map(|node| node.0).collect::<BTreeSet<_>>().into_iter().collect();
         let columns: Vec<usize> = boxes.iter().map(|node| node.1).collect::<BTreeSet<_>>().into_iter().collect();
         let across = columns.len() as f32 * (BOX.0 + GAP.0);
@@ -107,11 +107,11 @@ impl Picture for Graph {
             (x, below - GAP.1 - row(node) as f32 * (BOX.1 + GAP.1) - BOX.1)
         };
         let most = self.edges.iter().map(|edge| edge.score.abs()).fold(f64::MIN_POSITIVE, f64::max);
-        // The strongest last, above the others.
+        // The strongest edge is drawn last, so that it is above the others.
         for edge in self.edges.iter().rev() {
             let nodes = (of_writer(edge.from), of_reader(edge.to));
             let (from, to) = (corner(nodes.0), corner(nodes.1));
-            // Around the boxes of the same column that lie between.
+            // The curve passes around the boxes between, which are in the same column.
             let is_between = |node: &&Node| node.1 == nodes.0.1 && (nodes.0.0 + 1..nodes.1.0).contains(&node.0);
             let between = if nodes.0.1 == nodes.1.1 { boxes.iter().filter(is_between).count() } else { 0 };
             let aside = if between > 0 { BOX.0 + 8.0 * between as f32 } else { 0.0 };
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
     use crate::plot::terminal::Colours;
 
-    /// Every edge is told and drawn in the colour of its sign, and boxes that no edge touches are left out. Seen red with the colours
+    /// Every edge has a tooltip and the colour of its sign, and boxes without edges are left out. Seen red with the colours
     /// exchanged.
     #[test]
     fn edges_with_their_signs() {

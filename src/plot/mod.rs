@@ -182,9 +182,10 @@ fn shared(values: (usize, usize), cells: (usize, usize)) -> String {
 
 /// Draws the heading into a scene of this width, with a note after it.
 fn draw_heading(scene: &mut Scene, heading: &Heading, note: &str, width: f32, shows: Shows) {
-    let text = match heading.text.is_empty() {
-        true => "several texts".into(),
-        false => format!("\"{}\"", font::fit(&Token::label_of(&heading.text, shows), 15.0, width - 50.0)),
+    let text = if heading.text.is_empty() {
+        "several texts".into()
+    } else {
+        format!("\"{}\"", font::fit(&Token::label_of(&heading.text, shows), 15.0, width - 50.0))
     };
     scene.text(16.0, 24.0, 15.0, Anchor::Start, BLACK, &text);
     let what = heading.what(shows) + note;
@@ -194,9 +195,10 @@ fn draw_heading(scene: &mut Scene, heading: &Heading, note: &str, width: f32, sh
 /// Prints the heading.
 fn print_heading(heading: &Heading, terminal: &Terminal, out: &mut dyn Write) -> std::io::Result<()> {
     let text = Token::label_of(&heading.text, |_| true);
-    match text.is_empty() {
-        true => writeln!(out, "several texts")?,
-        false => writeln!(out, "\"{}\"", terminal::column(&text, terminal.width - 2).trim_end())?,
+    if text.is_empty() {
+        writeln!(out, "several texts")?
+    } else {
+        writeln!(out, "\"{}\"", terminal::column(&text, terminal.width - 2).trim_end())?
     }
     writeln!(out, "{}", heading.what(|_| true))
 }

@@ -111,8 +111,8 @@ impl Scene {
             writeln!(self.over, "<path d=\"M{x1:.1} {y1:.1}L{x2:.1} {y2:.1}\" stroke=\"#000\" stroke-width=\"0.8\"/>");
     }
 
-    /// A curve of some width and colour that leaves one point upwards and reaches the other from below, `aside` pixels to the
-    /// right on its way. `told` is its tooltip.
+    /// A curve from one point upwards to another, which it reaches from below. In between it swings `aside` pixels to the right.
+    /// `told` is its tooltip.
     pub fn curve(
         &mut self,
         ((x1, y1), (x2, y2)): ((f32, f32), (f32, f32)),
@@ -134,7 +134,7 @@ impl Scene {
         );
     }
 
-    /// A white box with a text in its middle.
+    /// A white box with a text in its centre.
     pub fn label(&mut self, (x, y): (f32, f32), (width, height): (f32, f32), text: &str) {
         let _ = writeln!(
             self.over,

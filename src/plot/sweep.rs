@@ -52,7 +52,7 @@ pub struct SweepPicture {
     axes: Vec<AxisLabels>,
     /// In row-major order.
     shown: Vec<f64>,
-    /// What is said beside each number shown, where that is not the metric itself.
+    /// A description of each number shown, if that is not the metric itself.
     values: Option<Vec<f64>>,
     errors: Option<Vec<f64>>,
     p: Option<Vec<f64>>,
@@ -112,7 +112,7 @@ impl SweepPicture {
         }
     }
 
-    /// With a line below the panels.
+    /// The same picture with a line of text below the panels.
     pub fn with_note(self, note: String) -> SweepPicture {
         SweepPicture { note: Some(note), ..self }
     }
@@ -181,7 +181,7 @@ impl SweepPicture {
         self.note.iter().cloned().chain(marks).collect()
     }
 
-    /// A cell in words.
+    /// The description of a cell.
     fn cell(&self, at: usize) -> String {
         let shown = number(self.shown[at] as f32);
         let Some(values) = &self.values else { return shown };
@@ -195,7 +195,7 @@ impl SweepPicture {
     }
 }
 
-/// A cell's number behind its place; a path without axes has none.
+/// A cell's place, followed by its number. A path without axes has no place.
 fn placed(place: &str, cell: &str) -> String {
     if place.is_empty() { cell.into() } else { format!("{place}: {cell}") }
 }

@@ -146,11 +146,13 @@ fn plain(value: f32, scale: &Scale) -> String {
         0 => '.',
         _ => char::from(b'0' + tenths as u8),
     };
-    match scale.signed() {
-        false => digit.into(),
-        true if digit.is_ascii_digit() => format!("{}{digit}", if place < 0.0 { '-' } else { '+' }),
-        true => format!(" {digit}"),
-    }
+    let sign = match (scale.signed(), digit.is_ascii_digit()) {
+        (false, _) => return digit.into(),
+        (true, false) => ' ',
+        (true, true) if place < 0.0 => '-',
+        (true, true) => '+',
+    };
+    format!("{sign}{digit}")
 }
 
 /// One line of output. It emits a colour code only when the colour changes.

@@ -1,7 +1,7 @@
 //! A text's activations, or a sweep, as one HTML file that opens in any browser, offline. Owns the file: page, data, and the content
 //! security policy that blocks all network requests. `gather.rs` runs the model and decides what is stored, `sweep.rs` has
-//! the page of a sweep, `pack.rs` the byte layouts. The pages' source is in `page/`: read `page/page.html` first, then
-//! `page/data.js` and `page/page.js`; of a sweep `page/sweep.html` and `page/sweep.js`.
+//! the page of a sweep, `pack.rs` the byte layouts. The pages' source is in `page/`: read `page/frame.html` and
+//! `page/page.html` first, then `page/data.js` and `page/page.js`; of a sweep `page/sweep.html` and `page/sweep.js`.
 
 mod gather;
 mod pack;
@@ -20,6 +20,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::io::Write;
 
+/// What both pages have around their own element `main`.
+const FRAME: &str = include_str!("page/frame.html");
 const HTML: &str = include_str!("page/page.html");
 const CSS: &str = include_str!("page/page.css");
 const JS: &str = concat!(
@@ -49,11 +51,11 @@ pub struct About<'a> {
     pub files: &'a Model,
     /// The text's tokens.
     pub tokens: &'a [Token],
-    /// The arguments that name model and text in every command, quoted for a POSIX shell; the page has no commands without them.
+    /// The arguments that name model and text in every command, quoted for a POSIX shell. Without them the page shows no commands.
     pub arguments: Option<&'a str>,
-    /// Where the values come from.
+    /// The provenance of the values.
     pub provenance: &'a Provenance,
-    /// Of a text that the model wrote: how many of its tokens are the prompt.
+    /// For generated text, the number of tokens of the prompt.
     pub prompt_tokens: Option<usize>,
 }
 
@@ -109,9 +111,9 @@ impl Page {
     }
 }
 
-/// Writes a page: a template, and the script that draws it.
+/// Writes a page: its element `main`, and the script that draws it.
 fn fill(
-    (html, js): (&str, &str),
+    (main, js): (&str, &str),
     title: &str,
     data: &Value,
     parts: &[(String, Vec<u8>)],
@@ -120,16 +122,17 @@ fn fill(
     let part = |(name, bytes): &(String, Vec<u8>)| {
         format!("<script type=\"text/plain\" id=\"data-{name}\">{}</script>\n", BASE64_STANDARD.encode(bytes))
     };
-    // A template has each mark of this list once, in this order.
+    // The frame has each mark of this list once, in this order.
     let filled = [
         ("{{policy}}", policy(js)),
         ("{{title}}", escape_xml(title)),
         ("{{css}}", CSS.into()),
+        ("{{main}}", main.into()),
         ("{{data}}", in_script(data)),
         ("{{parts}}", parts.iter().map(part).collect()),
         ("{{js}}", js.into()),
     ];
-    let mut rest = html;
+    let mut rest = FRAME;
     for (mark, text) in filled {
         let (before, after) = rest.split_once(mark).expect("the page has every mark");
         out.write_all(before.as_bytes())?;
@@ -170,7 +173,7 @@ mod tests {
 
     #[test]
     fn the_page_asks_nothing_of_any_network() {
-        for text in [HTML, CSS, JS, sweep::HTML, sweep::JS] {
+        for text in [FRAME, HTML, CSS, JS, sweep::HTML, sweep::JS] {
             // A namespace name, which browsers do not fetch.
             let text = text.replace("http://www.w3.org/2000/svg", "");
             for word in

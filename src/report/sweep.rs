@@ -1,5 +1,5 @@
-//! A sweep as a page: a heat map that can be asked. Owns what the page is given; the caller has swept. The page's script is
-//! `page/sweep.js`.
+//! A sweep as a page: an interactive heat map. Owns the data that the page receives; the caller runs the sweep. Read next:
+//! `page/sweep.js`, the page's script.
 
 use super::{fill, pack};
 use crate::model::tokenizer::Token;
@@ -11,44 +11,44 @@ pub(super) const HTML: &str = include_str!("page/sweep.html");
 pub(super) const JS: &str =
     concat!(include_str!("page/unpack.js"), include_str!("page/draw.js"), include_str!("page/sweep.js"));
 
-/// A sweep's numbers with what they are about.
+/// A sweep's numbers, with everything that the page shows about them.
 #[derive(Debug)]
 pub struct SweepPage<'a> {
     /// `patch` or `ablate`.
     pub command: &'a str,
     /// The sites without their layers, or the path.
     pub at: Vec<&'a str>,
-    /// What was put in each place, in words.
+    /// A description of the change that was made at each place.
     pub how: String,
-    /// The axes, and a label for every place along each.
+    /// The names of the axes.
     pub axes: &'a [&'a str],
-    /// As many lists as axes.
+    /// For every axis, the labels of the places along it.
     pub labels: &'a [Vec<Value>],
     /// The metric's name.
     pub metric: &'a str,
-    /// The metric of the clean and the corrupt run, of a patch; and of the unchanged run, of an ablation.
+    /// The metric of the runs without a change: of `patch` the clean and the corrupt one, of `ablate` the third.
     pub own: [Option<f64>; 3],
     /// Whether values of the corrupt run were put into the clean one.
     pub noise: bool,
-    /// Pairs, or texts.
+    /// The number of pairs, or of texts.
     pub n: usize,
-    /// Where there is one pair or text: the tokens that line up, with names.
+    /// For a single pair or text: the tokens that line up, with names.
     pub texts: Option<Vec<(&'a str, &'a [Token])>>,
-    /// `values` and `effect`, and what else there is of `normalized`, `standard_error`, `p` and `ci` (two numbers a cell), in
-    /// row-major order.
+    /// The arrays in row-major order: `values`, `effect`, and those that exist of `normalized`, `standard_error`, `p` and `ci`
+    /// (two numbers per cell).
     pub arrays: Vec<(&'a str, Vec<f64>)>,
-    /// How one cell is run alone, where one edit does that.
+    /// The command that runs a single cell; `None` if one edit cannot do that.
     pub cell: Option<CellRun>,
-    /// Where the values come from.
+    /// The provenance of the values.
     pub provenance: &'a Provenance,
 }
 
-/// What the commands of single cells are made of.
+/// The parts of the commands that run single cells.
 #[derive(Debug)]
 pub struct CellRun {
     /// The sites' hooks with `{i}` for the layer.
     pub sites: Vec<String>,
-    /// OP of the edit.
+    /// The operation (OP) of the edit.
     pub op: String,
     /// The arguments that name model, text and source, quoted for a POSIX shell.
     pub arguments: String,

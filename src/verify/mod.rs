@@ -4,9 +4,11 @@
 //! with whole runs of the same device (`pieces.rs`). `sample.rs` compares a sample of one run's values with the
 //! reference before they are written. Prints nothing and uses no file. Read next: `hooks.rs`.
 
+#[doc(hidden)]
 pub mod cases;
 pub mod hooks;
 pub mod kernels;
+#[doc(hidden)]
 pub mod list;
 pub mod lockstep;
 pub mod measure;

@@ -44,7 +44,7 @@ impl Verification {
             json!({"hook": row.site.name(), "error": number(row.worst.error), "allowed": number(row.allowed), "f32_alone": number(row.rounded),
                    "torch_f32": row.torch, "text": self.text_of(row), "position": row.worst.position, "ok": row.ok()})
         });
-        let parted = self.steps.mismatches.iter().map(|step| {
+        let mismatches = self.steps.mismatches.iter().map(|step| {
             json!({"op": step.kind.name(), "place": step.part.to_string(), "weight": step.weight, "shape": step.shape, "row": step.row,
                    "error": number(step.error), "share_of_allowed": number(step.share)})
         });
@@ -62,7 +62,7 @@ impl Verification {
             "hooks": hooks.collect::<Vec<_>>(),
             "torch_is_of_this_model": self.torch_is_of_this_model,
             "operations_compared": self.steps.compared,
-            "operations_parted": parted.collect::<Vec<_>>(),
+            "operations_parted": mismatches.collect::<Vec<_>>(),
             "in_pieces": pieces.collect::<Vec<_>>(),
         })
     }

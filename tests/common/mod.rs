@@ -6,8 +6,10 @@ pub mod checkpoint;
 use actscope::device::Choice;
 use actscope::hooks::site;
 use actscope::verify::measure;
+use actscope::{Model, Session};
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
 use safetensors::SafeTensors;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +18,26 @@ pub const DEVICES: [Choice; 3] = [Choice::Reference, Choice::Cpu, Choice::Gpu];
 
 pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+/// A fixture's model on a device.
+pub fn open(fixture: &str, choice: Choice) -> Session {
+    Model::open(&fixtures().join(fixture).to_string_lossy()).unwrap().on(choice).unwrap()
+}
+
+/// A file of goldens in JSON.
+pub fn goldens(file: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(fixtures().join(file)).unwrap()).unwrap()
+}
+
+/// A JSON list of token ids.
+pub fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+/// A JSON list of numbers.
+pub fn floats(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
 }
 
 /// A golden file: what every hook must hold, in f64.
@@ -61,7 +83,7 @@ impl Golden {
 
     /// The error that PyTorch's own f32 CPU run has on a hook, by the same measure.
     pub fn torch_error(&self, hook: &str) -> f64 {
-        let errors: serde_json::Value = serde_json::from_str(&self.metadata["torch_f32_error"]).unwrap();
+        let errors: Value = serde_json::from_str(&self.metadata["torch_f32_error"]).unwrap();
         errors[hook].as_f64().unwrap_or_else(|| panic!("the golden has no torch_f32_error for {hook}"))
     }
 }

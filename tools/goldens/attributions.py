@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 import edits
-import truth
+import expected
 from edits import FIXTURES, NAMES, Visitor, place, rounded, run
 from gradients import number
 
@@ -215,7 +215,7 @@ def edges(model, clean, corrupt, rng):
 def main():
     out = {}
     for name in NAMES:
-        model = truth.load(FIXTURES / name, torch.float64)
+        model = expected.load(FIXTURES / name, torch.float64)
         with torch.no_grad():
             rng = np.random.default_rng(20)
             clean, corrupt, other = (rng.integers(0, model.config.vocab_size, 6).tolist() for _ in range(3))

@@ -1,7 +1,7 @@
 """How far two runs of one row are apart, and what a golden file looks like.
 
 Owns the hook names in order, the one error measure of this folder, the refusal, and the padding of ragged rows.
-Knows nothing of how values are computed: see truth.py, lens.py and plain.py for that.
+Knows nothing of how values are computed: see expected.py, lens.py and plain.py for that.
 """
 
 import numpy as np

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import AttentionInterface
 
-import truth
+import expected
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -339,7 +339,7 @@ def rounded(x):
 @torch.no_grad()
 def main():
     for name in NAMES:
-        model = truth.load(FIXTURES / name, torch.float64)
+        model = expected.load(FIXTURES / name, torch.float64)
         rng = np.random.default_rng(17)
         V = model.config.vocab_size
         texts = [rng.integers(0, V, n).tolist() for n in (6, 4)]
@@ -347,7 +347,7 @@ def main():
         direction = np.round(rng.normal(size=model.config.n_embd), 3).astype(np.float32)
         exact = torch.from_numpy(direction.astype(np.float64))
         values = {"direction": exact, "half": 0.5 * exact}
-        plain = truth.activations(model, texts[0])["unembed.hook_out"][0, -1]
+        plain = expected.activations(model, texts[0])["unembed.hook_out"][0, -1]
         ours = run(model, texts[0], Visitor())[-1].numpy()
         assert abs(plain - ours).max() < 1e-11 * abs(plain).max(), "the visited model is another one"
         found = []

@@ -1,4 +1,4 @@
-"""Plants each likely mistake in the truth and shows that both other opinions see it: red first."""
+"""Injects each likely mistake into the expected values and shows that both other sources detect it."""
 
 import pathlib
 import tempfile
@@ -9,7 +9,7 @@ from transformers.activations import ACT2FN
 import compare
 import lens
 import plain
-import truth
+import expected
 from checkpoints import SPECS, write
 
 
@@ -88,15 +88,15 @@ def show(tolerance, f32_tolerance):
             folder = pathlib.Path(scratch)
             rows = write(spec, folder)
             bridge, larger = lens.bridge(folder)
-            single = truth.load(folder, torch.float32)
+            single = expected.load(folder, torch.float32)
             checks = {"TransformerLens": (tolerance, [lens.activations(bridge, larger, ids) for ids in rows]),
                       "plain numpy": (tolerance, [plain.activations(*plain.load(folder), ids) for ids in rows]),
-                      "PyTorch in float32": (f32_tolerance, [truth.activations(single, ids) for ids in rows])}
+                      "PyTorch in float32": (f32_tolerance, [expected.activations(single, ids) for ids in rows])}
             for fault in FAULTS:
-                model = truth.load(folder, torch.float64)
+                model = expected.load(folder, torch.float64)
                 if fault(model) is False:
                     continue
-                wrong = [truth.activations(model, ids) for ids in rows]
+                wrong = [expected.activations(model, ids) for ids in rows]
                 for what, (limit, values) in checks.items():
                     errors = compare.worst_hook(values, wrong)
                     try:

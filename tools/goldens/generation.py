@@ -18,7 +18,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-import truth
+import expected
 
 NEW = 24
 PENALTIES = (1.0, 1.3)
@@ -86,7 +86,7 @@ def write(root, fixtures):
     golden = {"fixtures": {}}
     for folder in sorted(path for path in fixtures.iterdir() if (path / "golden.safetensors").exists()):
         model, rows = prompts(folder)
-        loaded = truth.load(root / model if model else folder, torch.float64)
+        loaded = expected.load(root / model if model else folder, torch.float64)
         texts = [greedy(loaded, row, penalty) for row in rows for penalty in PENALTIES
                  if len(row) < loaded.config.n_positions]
         golden["fixtures"][folder.name] = [text for text in texts if text["new"]]

@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 import compare
 import edits
-import truth
+import expected
 from checkpoints import SPECS
 
 NAMES = ["untied_erf", "odd_bf16_sharded", "inverse_f16", "unscaled_silu", "no_ln", "mixed_dtypes"]
@@ -102,7 +102,7 @@ def padded(rows):
 
 
 def every_hook(folder, rows):
-    wide, single = truth.load(folder, torch.float64), truth.load(folder, torch.float32)
+    wide, single = expected.load(folder, torch.float64), expected.load(folder, torch.float32)
     asked = [tokens(wide.config.vocab_size, n) for n in range(len(rows))]
     run = lambda model: [gradients(model, ids, lambda logits, _: number("logit-diff", logits, ids, *pair))
                          for ids, pair in zip(rows, asked)]
@@ -115,7 +115,7 @@ def every_hook(folder, rows):
 
 def some_hooks(name, rows):
     """Metrics, edits and a linear function of a tap, each with the gradients by a few hooks."""
-    model, single = (truth.load(edits.FIXTURES / name, dtype) for dtype in (torch.float64, torch.float32))
+    model, single = (expected.load(edits.FIXTURES / name, dtype) for dtype in (torch.float64, torch.float32))
     last, heads = model.config.n_layer - 1, model.config.n_head
     hooks = ["hook_embed", "blocks.0.attn.hook_k", "blocks.0.ln2.hook_scale", f"blocks.{last}.attn.hook_attn_scores"]
     asked = [tokens(model.config.vocab_size, n) for n in range(len(rows))]

@@ -13,12 +13,12 @@ import torch
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
 import compare
-import truth
+import expected
 
 
 def bridge(folder, mend=True):
     """(bridge, factor its queries were made larger by)."""
-    model = truth.load(folder, torch.float64)
+    model = expected.load(folder, torch.float64)
     larger = 1.0
     if mend and not model.config.scale_attn_weights:
         larger = math.sqrt(model.config.n_embd // model.config.n_head)
@@ -33,7 +33,7 @@ def bridge(folder, mend=True):
 
 @torch.no_grad()
 def activations(bridge, larger, ids):
-    """{hook: array} of one row, as truth.activations gives it."""
+    """{hook: array} of one row, as expected.activations gives it."""
     _, cache = bridge.run_with_cache(torch.tensor([ids]))
     values = {}
     for name in compare.hook_names(bridge.cfg.n_layers):

@@ -4,7 +4,7 @@
     python tools/goldens/make.py demo        models/demo on three texts, and the tokenizer's odd strings
     python tools/goldens/make.py verify      PyTorch's own float32 error on the texts of `actscope verify`
     python tools/goldens/make.py generation  what transformers' generate writes from the fixtures' texts
-    python tools/goldens/make.py faults      plants each likely mistake and shows that it is refused
+    python tools/goldens/make.py faults      injects each likely mistake and shows that it is detected
 """
 
 import hashlib
@@ -26,14 +26,14 @@ import generation
 import lens
 import plain
 import tokenizer_strings
-import truth
+import expected
 from checkpoints import SPECS, write
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
 PACKAGES = ("torch", "transformers", "transformer_lens", "numpy", "safetensors", "tokenizers")
 
-# float64 against float64: the largest seen is 2e-14. The smallest planted fault shows at 2e-4 (README.md).
+# float64 against float64: the largest seen is 2e-14. The smallest injected fault shows at 2e-4 (README.md).
 TOLERANCE = 1e-12
 # float32 against float64: PyTorch's own error, which is only recorded. Above this a checkpoint is too wild to use.
 F32_AT_MOST = 1e-4
@@ -53,7 +53,7 @@ DEMO_AT_MOST = 5e6  # bytes of its golden file
 
 
 def check(folder, rows, true):
-    """Holds the truth, one {hook: array} a row, against both other opinions; gives their worst (error, hook)."""
+    """Compares the expected values, one {hook: array} a row, with both other sources; returns their worst (error, hook)."""
     bridge, larger = lens.bridge(folder)
     if larger != 1:  # the mend in lens.py must still be needed
         unmended, _ = lens.bridge(folder, mend=False)
@@ -69,11 +69,11 @@ def check(folder, rows, true):
 
 def golden(folder, rows, path, metadata):
     """Computes, checks and writes `path` for the checkpoint in `folder` and these rows of ids."""
-    model = truth.load(folder, torch.float64)
-    true = [truth.activations(model, ids) for ids in rows]
+    model = expected.load(folder, torch.float64)
+    true = [expected.activations(model, ids) for ids in rows]
     worst_lens, worst_plain = check(folder, rows, true)
-    single = truth.load(folder, torch.float32)
-    f32 = compare.worst_hook([truth.activations(single, ids) for ids in rows], true)
+    single = expected.load(folder, torch.float32)
+    f32 = compare.worst_hook([expected.activations(single, ids) for ids in rows], true)
     worst_f32 = compare.refuse_above(F32_AT_MOST, f32, "PyTorch in float32")
 
     tensors = {name: compare.pad(true, name) for name in true[0]}
@@ -133,9 +133,9 @@ def verify():
     """src/verify/demo.json: the texts of `actscope verify`, and PyTorch's float32 error per hook of models/demo on them."""
     tokenizer = GPT2TokenizerFast.from_pretrained(DEMO)
     rows = [tokenizer.encode(text, add_special_tokens=False) for text in VERIFY_TEXTS]
-    true = [truth.activations(truth.load(DEMO, torch.float64), ids) for ids in rows]
+    true = [expected.activations(expected.load(DEMO, torch.float64), ids) for ids in rows]
     check(DEMO, rows, true)
-    f32 = compare.worst_hook([truth.activations(truth.load(DEMO, torch.float32), ids) for ids in rows], true)
+    f32 = compare.worst_hook([expected.activations(expected.load(DEMO, torch.float32), ids) for ids in rows], true)
     compare.refuse_above(F32_AT_MOST, f32, "PyTorch in float32")
     table = {
         "recipe": {name: version(name).split("+")[0] for name in PACKAGES},

@@ -11,7 +11,7 @@ import json
 import numpy as np
 import torch
 
-import truth
+import expected
 from edits import FIXTURES, NAMES, Visitor, number, rounded, run
 
 ANSWER, WRONG = 1, 2
@@ -136,7 +136,7 @@ def cells(model, ids, source_ids, path, frozen, metric, pos=False):
 def main():
     golden = {}
     for fixture in NAMES:
-        model = truth.load(FIXTURES / fixture, torch.float64)
+        model = expected.load(FIXTURES / fixture, torch.float64)
         rng = np.random.default_rng(23)
         L, H, V = model.config.n_layer, model.config.n_head, model.config.vocab_size
         ids, other, longer = (rng.integers(0, V, n).tolist() for n in (6, 6, 8))

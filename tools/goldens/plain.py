@@ -52,7 +52,7 @@ def load(folder):
 
 
 def activations(config, weights, ids):
-    """{hook: array} of one row, as truth.activations gives it."""
+    """{hook: array} of one row, as expected.activations gives it."""
     D, H, P = config["n_embd"], config["n_head"], len(ids)
     d, seen = D // H, {}
 

@@ -1,21 +1,23 @@
 //! actscope in a browser: a thin layer that hands the explorer's requests (`src/explore/`) from JavaScript to a session and
-//! the answers back. Owns nothing else. `page/worker.js` calls it; `web/build.sh` builds it. The crate is empty on other
-//! targets.
+//! the answers back, and reads a model's files where the browser has them. Owns nothing else. `page/worker.js` calls it;
+//! `web/build.sh` builds it. The crate is empty on other targets.
 #![cfg(target_arch = "wasm32")]
 
 mod kernels;
 
-use actscope::device::Bytes;
+use actscope::device::{Blob, BoxFuture};
 use actscope::explore::{Answer, Request};
+use actscope::model::byte_source::ByteSource;
 use actscope::{Choice, Model, Options, Session};
 use js_sys::{Array, Float32Array, Function, Promise, Uint8Array};
 use serde_json::json;
 use std::cell::RefCell;
-use std::ops::ControlFlow;
+use std::io;
+use std::ops::{ControlFlow, Range};
 use std::rc::Rc;
 use std::sync::Arc;
 use wasm_bindgen::prelude::*;
-use wasm_bindgen_futures::future_to_promise;
+use wasm_bindgen_futures::{JsFuture, future_to_promise};
 
 thread_local! {
     /// What a panic said. WebAssembly cannot go on after one: the worker tells the page, which starts another.
@@ -34,10 +36,10 @@ pub fn panic_message() -> String {
     PANIC.with_borrow(Clone::clone)
 }
 
-/// The files of a checkpoint.
+/// The files of a checkpoint. Nothing is read before [`open`], and then only what is needed.
 #[wasm_bindgen]
 #[derive(Default)]
-pub struct Files(Vec<(String, Arc<dyn Bytes>)>);
+pub struct Files(Vec<(String, Arc<dyn ByteSource>)>);
 
 #[wasm_bindgen]
 impl Files {
@@ -47,25 +49,40 @@ impl Files {
         Files::default()
     }
 
-    /// A file, given in pieces, as files are downloaded: JavaScript need not join them.
-    ///
-    /// # Errors
-    /// If there is not enough memory: WebAssembly has 4 GB at most.
-    pub fn add(&mut self, name: String, pieces: Vec<Uint8Array>) -> Result<(), JsError> {
-        let size = pieces.iter().map(|piece| piece.length() as usize).sum();
-        let mut bytes: Vec<u8> = Vec::new();
-        bytes.try_reserve_exact(size).map_err(|_| {
-            JsError::new(&format!(
-                "{name} has {size} bytes, more than the memory that a page can have; a smaller model fits"
-            ))
-        })?;
-        for piece in pieces {
-            let start = bytes.len();
-            bytes.resize(start + piece.length() as usize, 0);
-            piece.copy_to(&mut bytes[start..]);
-        }
-        self.0.push((name, Arc::new(bytes)));
-        Ok(())
+    /// A file.
+    pub fn add(&mut self, name: String, blob: web_sys::Blob) {
+        self.0.push((name, Arc::new(OfBlob(blob))));
+    }
+}
+
+/// A file that the browser has: on the user's disk, in its storage, or in its memory.
+struct OfBlob(web_sys::Blob);
+
+impl ByteSource for OfBlob {
+    fn size(&self) -> u64 {
+        self.0.size() as u64
+    }
+
+    fn read(&self, range: Range<u64>) -> BoxFuture<'_, io::Result<Blob>> {
+        Box::pin(async move {
+            let size = range.end - range.start;
+            let mut bytes: Vec<u8> = Vec::new();
+            bytes.try_reserve_exact(size as usize).map_err(|_| {
+                let what = format!("{size} bytes of it do not fit the memory that a page has left");
+                io::Error::new(io::ErrorKind::OutOfMemory, what)
+            })?;
+            // A browser says why in an exception, such as that a chosen file was changed since.
+            let failed = |e: JsValue| {
+                let said = e.dyn_ref::<js_sys::Error>().map(|e| String::from(e.message()));
+                io::Error::other(said.unwrap_or_else(|| "the browser does not say why".into()))
+            };
+            let part = self.0.slice_with_f64_and_f64(range.start as f64, range.end as f64).map_err(failed)?;
+            let read = JsFuture::from(part.array_buffer()).await.map_err(failed)?;
+            let read = Uint8Array::new(&read);
+            bytes.resize(read.length() as usize, 0);
+            read.copy_to(&mut bytes);
+            Ok(bytes.into())
+        })
     }
 }
 
@@ -85,7 +102,7 @@ pub async fn open(name: String, files: Files, device: String) -> Result<Explorer
         "reference" => Choice::Reference,
         other => return Err(JsError::new(&format!("{other:?} is none of gpu, cpu, reference"))),
     };
-    let model = Model::from_files(&name, files.0)?;
+    let model = Model::from_sources_async(&name, files.0).await?;
     // Autotuning would compile dozens of pipelines whenever the page is opened.
     let options = Options { autotune: false, ..Options::from(choice) };
     Ok(Explorer(Rc::new(model.on_async(options).await?)))

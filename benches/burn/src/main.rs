@@ -1,6 +1,6 @@
-//! Times burn's [T, 768] x [768, 3072] in f32 on the machine's adapter, for `benches/compare.sh`: a request a line on stdin, an answer a
-//! line on stdout, as `benches/compare/worker.rs` has them. The first product of each T is tried out in many ways (a minute and more on
-//! a program on the CPU) before anything is timed.
+//! Times burn's [T, 768] x [768, 3072] in f32 on the machine's adapter, for `benches/compare.sh`: one request per line on stdin, one
+//! answer per line on stdout, as in `benches/compare/worker.rs`. For the first product of each T burn tries many kernels, which takes a
+//! minute or more on a software adapter. Only then anything is timed.
 
 use burn::tensor::{Device, Distribution, Tensor};
 use std::io::{BufRead, Write};

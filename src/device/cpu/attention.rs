@@ -240,14 +240,13 @@ impl<'a> Head<'a> {
         let n_values = values.len() / self.head_dim.next_multiple_of(width);
         for k0 in (0..pattern.n_keys).step_by(KC) {
             let keys = k0..(k0 + KC).min(pattern.n_keys);
-            match pattern.transposed {
-                false => copy_left(left, pattern.rows, 0..queries.len(), keys.clone()),
-                true => {
-                    for (key, row) in keys.clone().enumerate() {
-                        let row = &pattern.rows.row(row)[queries.clone()];
-                        left.iter_mut().skip(key).step_by(STRIDE).zip(row).for_each(|(left, p)| *left = *p);
-                    }
+            if pattern.transposed {
+                for (key, row) in keys.clone().enumerate() {
+                    let row = &pattern.rows.row(row)[queries.clone()];
+                    left.iter_mut().skip(key).step_by(STRIDE).zip(row).for_each(|(left, p)| *left = *p);
                 }
+            } else {
+                copy_left(left, pattern.rows, 0..queries.len(), keys.clone())
             }
             for (i, panel) in values.chunks_exact(width * n_values).enumerate() {
                 let dims = i * width..((i + 1) * width).min(self.head_dim);

@@ -49,7 +49,7 @@ impl Gpu {
         encoder.copy_buffer_to_buffer(&notes, 0, &read, 0, notes.size());
         let index = self.queue.submit([encoder.finish()]);
         read.map_async(wgpu::MapMode::Read, .., |_| {});
-        let waited = super::encoder::wait(&self.device, index);
+        let waited = super::poll::wait(&self.device, index);
         self.outcome(waited)?;
         let view = self.outcome(read.get_mapped_range(..).map_err(|e| e.to_string()))?;
         let words: &[u32] = bytemuck::cast_slice(&view);

@@ -1,11 +1,32 @@
 //! Caches bind groups. Tensors come from a pool, so a run of GPT-2 binds the same buffers as the run before. Owns the
-//! cache. A bind group keeps its buffers alive, so the cache is cleared when a buffer is to be freed.
+//! cache, and what is bound: a part of a buffer, with the buffer's last use. A bind group keeps its buffers alive, so the cache
+//! is cleared when a buffer is to be freed.
 //! Read next: `encoder.rs`, which uses it.
 
-use super::buffers::LastUse;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The last compute pass that bound a buffer, and whether the last dispatch to bind it writes it. From this the encoder
+/// counts barriers: it costs one atomic number for each binding of a dispatch.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LastUse(Arc<AtomicU64>);
+
+impl LastUse {
+    /// Notes that a dispatch of the pass with this number (1 or more) binds the buffer. Returns true if the dispatch must
+    /// wait for an earlier one of the pass: for one that writes the buffer, or for one that reads what this one writes.
+    pub(super) fn bind(&self, pass: u64, writes: bool) -> bool {
+        let last = self.0.swap(2 * pass + u64::from(writes), Ordering::Relaxed);
+        last / 2 == pass && (last % 2 == 1 || writes)
+    }
+}
+
+/// The most overrides and constants that a kernel has.
+pub(super) const MOST_SETTINGS: usize = 8;
+
+/// A pipeline: the name of its kernel, and the values of its overrides and constants.
+pub(super) type PipelineKey = (&'static str, [u32; MOST_SETTINGS]);
 
 /// A part of a buffer: bytes `offset .. offset + size`.
 #[derive(Clone, Copy)]

@@ -5,14 +5,12 @@
 //! while queued work still reads it: the next owner of its buffer writes it later in the same order.
 //! Read next: `encoder.rs`, which records the work.
 
-use super::bind_groups::BindGroups;
-use super::encoder::PipelineKey;
+use super::bind_groups::{BindGroups, LastUse, PipelineKey};
 use crate::device::buffer_pool::BufferPool;
 use crate::device::{DeviceError, Dtype, StoredWeight};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// Free buffers of one usage, for reuse.
@@ -68,20 +66,6 @@ impl Pool {
 struct PoolBuffer {
     buffer: wgpu::Buffer,
     last_use: LastUse,
-}
-
-/// The last compute pass that bound a buffer, and whether the last dispatch to bind it writes it. From this the encoder
-/// counts barriers: it costs one atomic number for each binding of a dispatch.
-#[derive(Clone, Debug, Default)]
-pub(super) struct LastUse(Arc<AtomicU64>);
-
-impl LastUse {
-    /// Notes that a dispatch of the pass with this number (1 or more) binds the buffer. Returns true if the dispatch must
-    /// wait for an earlier one of the pass: for one that writes the buffer, or for one that reads what this one writes.
-    pub(super) fn bind(&self, pass: u64, writes: bool) -> bool {
-        let last = self.0.swap(2 * pass + u64::from(writes), Ordering::Relaxed);
-        last / 2 == pass && (last % 2 == 1 || writes)
-    }
 }
 
 /// A buffer of a pool. It returns to the pool when it is dropped.
@@ -422,7 +406,7 @@ impl Staging {
     ) -> Result<Vec<f32>, String> {
         let mapping = self.mapping.lock().take();
         if let Some(Mapping { index, done }) = mapping {
-            super::encoder::wait(device, index)?;
+            super::poll::wait(device, index)?;
             done.await.map_err(|_| "the readback was dropped".to_string())?.map_err(|e| e.to_string())?;
         }
         let view = self.memory.own.buffer.get_mapped_range(start..start + 4 * len as u64).map_err(|e| e.to_string())?;

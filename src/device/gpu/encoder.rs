@@ -9,8 +9,8 @@
 //! exist in browsers.)
 //! Read next: `kernels.rs` for the kernels, `bind_groups.rs` and `pipeline_cache.rs` for the caches.
 
-use super::bind_groups::{BindGroups, Binding};
-use super::buffers::{LastUse, Staging, Tensor};
+use super::bind_groups::{BindGroups, Binding, LastUse, MOST_SETTINGS, PipelineKey};
+use super::buffers::{Staging, Tensor};
 use super::kernels::{Access, Kernel, Params};
 use super::pipeline_cache::PipelineCache;
 use super::timestamps::Timestamps;
@@ -39,9 +39,6 @@ pub(super) struct Variant {
     settings: [u32; MOST_SETTINGS],
 }
 
-/// The most overrides and constants that a kernel has.
-const MOST_SETTINGS: usize = 8;
-
 impl Variant {
     /// `settings` as the kernel's table entry names them: overrides first, then constants.
     pub(super) fn new(kernel: &'static Kernel, settings: &[u32]) -> Variant {
@@ -61,9 +58,6 @@ impl From<&'static Kernel> for Variant {
         Variant::new(kernel, &[])
     }
 }
-
-/// A [`Variant`] by name and settings.
-pub(super) type PipelineKey = (&'static str, [u32; MOST_SETTINGS]);
 
 #[derive(Debug)]
 pub(super) struct Pipeline {
@@ -366,7 +360,7 @@ impl Encoder {
                 if all.len() <= running { None } else { all.pop_front() }
             };
             let Some(Submitted { index, done }) = earliest else { return Ok(()) };
-            wait(&self.device, index)?;
+            super::poll::wait(&self.device, index)?;
             // The sender is dropped when the device is lost. A fault is recorded then.
             let _ = done.await;
         }
@@ -386,15 +380,6 @@ impl Encoder {
         let compile = || Arc::new(compile(&self.device, self.pipeline_cache.as_ref(), variant));
         self.pipelines.lock().entry(variant.key()).or_insert_with(compile).clone()
     }
-}
-
-/// Waits for the device, so that its callbacks run. In a browser, where the event loop runs them, this does nothing.
-/// The caller awaits the callbacks' messages in both cases.
-#[cfg_attr(target_arch = "wasm32", allow(unused_variables, reason = "there is nothing to wait for"))]
-pub(super) fn wait(device: &wgpu::Device, index: wgpu::SubmissionIndex) -> Result<(), String> {
-    #[cfg(not(target_arch = "wasm32"))]
-    device.poll(wgpu::PollType::Wait { submission_index: Some(index), timeout: None }).map_err(|e| e.to_string())?;
-    Ok(())
 }
 
 fn entry<'a>(binding: u32, part: &Binding<'a>) -> wgpu::BindGroupEntry<'a> {

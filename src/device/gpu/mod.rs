@@ -18,6 +18,7 @@ pub mod kernels;
 #[cfg(feature = "mutants")]
 pub mod mutants;
 mod pipeline_cache;
+mod poll;
 #[cfg(not(target_arch = "wasm32"))]
 mod probe;
 pub mod products;
@@ -35,9 +36,9 @@ use super::{
     LOGITS_CHUNK, Op, Operands, Queries, RowsOf, StoredWeight, TensorLimits, Window,
 };
 use autotune::Tuning;
-use bind_groups::{BindGroups, Binding};
+use bind_groups::{BindGroups, Binding, PipelineKey};
 use buffers::{Placed, Pool, Staging, WeightLayout};
-use encoder::{Encoder, PipelineKey, Variant};
+use encoder::{Encoder, Variant};
 use errors::Fault;
 use kernels::{Family, Kernel};
 use pipeline_cache::PipelineCache;

@@ -2,7 +2,7 @@
 //! it. Only in builds with the feature `mutants`, which the tests enable and releases do not. Owns the table of mutants
 //! and the replacement. A mutant whose text is not found in its kernel panics, because its test would otherwise test
 //! nothing.
-//! Read next: `tests/planted.rs`, which runs them.
+//! Read next: `tests/mutants.rs`, which runs them.
 
 use std::cell::Cell;
 

@@ -11,16 +11,7 @@ const handle = {
     explorer?.free();
     explorer = null;
     const held = new Files();
-    const total = files.reduce((sum, { blob }) => sum + blob.size, 0);
-    let done = 0;
-    for (const { name: file, blob } of files) {
-      const pieces = [], reader = blob.stream().getReader();
-      for (let piece; !(piece = await reader.read()).done; ) {
-        pieces.push(piece.value);
-        postMessage({ id, progress: ["reading files", (done += piece.value.length), total] });
-      }
-      held.add(file, pieces);
-    }
+    for (const { name: file, blob } of files) held.add(file, blob);
     explorer = await open(name, held, device);
     reply(id, (await asked(explorer, { do: "about" }, () => {})).json);
   },

@@ -1,4 +1,4 @@
-"""The truth: transformers' GPT2LMHeadModel on raw weights, read out by forward hooks on its modules.
+"""The expected values: transformers' GPT2LMHeadModel on raw weights, read out by forward hooks on its modules.
 
 In float64 with eager attention it is what the golden files hold; in float32 it is PyTorch's own error. What no module
 exposes (LayerNorm's scale and normalized, attention scores, result) is computed from what a module did expose.

@@ -1,0 +1,10 @@
+# Source this, then call `install PACKAGE...`: installs packages on a Debian or Ubuntu machine; elsewhere it says what is missing, and the
+# script ends.
+install() {
+    local root=()
+    echo "installing $*"
+    command -v apt-get >/dev/null || { echo "please install $* by hand, then run this again" >&2; exit 1; }
+    [ "$(id -u)" -eq 0 ] || root=(sudo)
+    "${root[@]}" apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive "${root[@]}" apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
