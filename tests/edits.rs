@@ -11,9 +11,8 @@ use actscope::analysis::grammar::EditSpec;
 use actscope::analysis::metric::{Metric, Question};
 use actscope::analysis::sweep::{Case, Change, Sweep, SweepAxis, SweepSite, Swept};
 use actscope::device::Choice;
-use actscope::session::Model;
 use actscope::{Edit, Error, Select, Session, Site};
-use common::{DEVICES, fixtures};
+use common::{DEVICES, fixtures, floats, ids, session};
 use ndarray::{ArrayD, Axis, IxDyn};
 use serde_json::Value;
 
@@ -25,20 +24,8 @@ fn golden(name: &str) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-fn session(name: &str, choice: Choice) -> Session {
-    Model::open(&fixtures().join(name).to_string_lossy()).unwrap().on(choice).unwrap()
-}
-
-fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
-}
-
 fn lists(value: &Value) -> Vec<Vec<u32>> {
     value.as_array().unwrap().iter().map(ids).collect()
-}
-
-fn floats(value: &Value) -> Vec<f64> {
-    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
 }
 
 /// The largest difference as a share of the largest value.

@@ -8,9 +8,8 @@ use actscope::analysis::metric::Question;
 use actscope::analysis::path::PathSweep;
 use actscope::analysis::sweep::{Case, SweepAxis, Swept};
 use actscope::device::Choice;
-use actscope::session::Model;
 use actscope::{Edit, Error, Select, Session, Site};
-use common::{DEVICES, fixtures};
+use common::{DEVICES, fixtures, floats, ids, session};
 use serde_json::Value;
 
 const NAMES: [&str; 4] = ["classic", "untied_erf", "inverse_f16", "no_ln"];
@@ -18,18 +17,6 @@ const BOUND: f64 = 2e-5;
 
 fn goldens() -> Value {
     serde_json::from_str(&std::fs::read_to_string(fixtures().join("paths.json")).unwrap()).unwrap()
-}
-
-fn session(name: &str, choice: Choice) -> Session {
-    Model::open(&fixtures().join(name).to_string_lossy()).unwrap().on(choice).unwrap()
-}
-
-fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
-}
-
-fn floats(value: &Value) -> Vec<f64> {
-    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
 }
 
 /// The axes that a golden's path leaves open, and positions.

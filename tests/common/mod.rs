@@ -6,8 +6,10 @@ pub mod checkpoint;
 use actscope::device::Choice;
 use actscope::hooks::site;
 use actscope::verify::measure;
+use actscope::{Model, Session};
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
 use safetensors::SafeTensors;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +18,21 @@ pub const DEVICES: [Choice; 3] = [Choice::Reference, Choice::Cpu, Choice::Gpu];
 
 pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+/// A fixture's checkpoint on a device.
+pub fn session(name: &str, choice: Choice) -> Session {
+    Model::open(&fixtures().join(name).to_string_lossy()).unwrap().on(choice).unwrap()
+}
+
+/// A list of token ids in a golden.
+pub fn ids(list: &Value) -> Vec<u32> {
+    list.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+/// A list of numbers in a golden.
+pub fn floats(list: &Value) -> Vec<f64> {
+    list.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
 }
 
 /// A golden file: what every hook must hold, in f64.
@@ -61,7 +78,7 @@ impl Golden {
 
     /// The error that PyTorch's own f32 CPU run has on a hook, by the same measure.
     pub fn torch_error(&self, hook: &str) -> f64 {
-        let errors: serde_json::Value = serde_json::from_str(&self.metadata["torch_f32_error"]).unwrap();
+        let errors: Value = serde_json::from_str(&self.metadata["torch_f32_error"]).unwrap();
         errors[hook].as_f64().unwrap_or_else(|| panic!("the golden has no torch_f32_error for {hook}"))
     }
 }
