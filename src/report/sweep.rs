@@ -34,7 +34,7 @@ pub struct SweepPage<'a> {
     pub n: usize,
     /// Where there is one pair or text: the tokens that line up, with names.
     pub texts: Option<Vec<(&'a str, &'a [Token])>>,
-    /// `values` and `effect`, and what else there is of `normalized`, `standard_error`, `p` and `ci` (two numbers a cell), in
+    /// `values` and `effect`, and what else there is of `normalized`, `effect_standard_error`, `p`, `exact` and `ci` (two numbers a cell), in
     /// row-major order.
     pub arrays: Vec<(&'a str, Vec<f64>)>,
     /// How one cell is run alone, where one edit does that.
