@@ -94,8 +94,8 @@ def nodes(model, lens, n):
         return metric.item() + heads.numpy()
 
     def ours():
-        model.patch([clean], [corrupt], ANSWER, WRONG, at="mlp_out", by="layer,pos", fast=True)
-        return model.patch([clean], [corrupt], ANSWER, WRONG, at="z", by="layer,pos,head", fast=True).values
+        by = {"z": "layer,pos,head", "mlp_out": "layer,pos"}
+        return model.patch_fast([clean], [corrupt], ANSWER, WRONG, by=by)["z"].values
 
     same("attribution patching", ours(), by_lens())
     mine, theirs = medians(ours, by_lens)

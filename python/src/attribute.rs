@@ -2,6 +2,7 @@
 
 use crate::error;
 use crate::picture::{Picture, TokenArg, token};
+use crate::recorded::to_numpy;
 use crate::session::{EditArg, RecordOut, SelectArg, Session, SourcesArg, address, read, records, records_out};
 use crate::sweep::{CaseArg, case};
 use actscope::analysis::attribute::By;
@@ -14,7 +15,6 @@ use actscope::hooks::capture::Capture;
 use actscope::hooks::site::Site;
 use actscope::plot::Heading;
 use actscope::plot::bars::Bars;
-use numpy::IntoPyArray;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::sync::Arc;
@@ -113,7 +113,7 @@ pub fn grad<'py>(
         for site in sites {
             let Some(array) = capture.take(site) else { continue };
             addresses.set_item(site.name(), address(&array))?;
-            arrays.set_item(site.name(), array.into_pyarray(py))?;
+            arrays.set_item(site.name(), to_numpy(py, array, session.inner().host_memory())?)?;
         }
         Ok((arrays, addresses))
     };

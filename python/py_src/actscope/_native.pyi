@@ -112,6 +112,14 @@ def sweep(
     fast: bool,
     progress: _Progress,
 ) -> dict[str, Any]: ...
+def sweep_fast(
+    session: Session,
+    cases: list[_Case],
+    of: list[tuple[str, list[str]]],
+    metric: str,
+    from_source: bool,
+    progress: _Progress,
+) -> list[dict[str, Any]]: ...
 def attribute(
     session: Session,
     ids: list[int],
