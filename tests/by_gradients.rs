@@ -321,11 +321,17 @@ fn blocks_that_are_run_again() {
             (dot(Site::ResidPre(last), 8 * n_embd), Start::Tokens),
             (dot(Site::AttnOut(0), 8 * n_embd), Start::Tokens),
         ] {
-            let run = |checkpoint| {
-                let run = session.gradients_async(&batch, &hooks, &target, Way { start, checkpoint }, None);
-                pollster::block_on(run).unwrap()
+            let run = |checkpoint, gradients_only| {
+                let way = Way { start, checkpoint, gradients_only };
+                pollster::block_on(session.gradients_async(&batch, &hooks, &target, way, None)).unwrap()
             };
-            let (kept, again) = (run(false), run(true));
+            let (kept, again) = (run(false, false), run(true, false));
+            // Values may be left out.
+            for (checkpoint, whole) in [(false, &kept), (true, &again)] {
+                let only = run(checkpoint, true);
+                assert!(only.values.iter().next().is_none(), "{name} {choice:?}");
+                assert!(only.gradients == whole.gradients && only.target == whole.target, "{name} {choice:?}");
+            }
             for (what, one, other) in
                 [("values", &kept.values, &again.values), ("gradients", &kept.gradients, &again.gradients)]
             {

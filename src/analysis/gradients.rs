@@ -49,11 +49,14 @@ pub struct Way<'a> {
     /// Gradient checkpointing: the way back runs each block again, from the stream that entered it. It takes memory for one block
     /// at a time, and half as much time again. Values then come last block first.
     pub checkpoint: bool,
+    /// Leaves [`Gradients::values`] empty, which saves bringing them to the host. A run into sinks of the caller's has no use for it:
+    /// there `()` is the sink that wants no values.
+    pub gradients_only: bool,
 }
 
 impl<'a> From<Start<'a>> for Way<'a> {
     fn from(start: Start<'a>) -> Way<'a> {
-        Way { start, checkpoint: false }
+        Way { start, ..Way::default() }
     }
 }
 
@@ -62,7 +65,7 @@ pub(super) fn between<'a>(ends: impl Iterator<Item = (&'a f32, &'a f32)>, share:
     ends.map(move |(from, to)| (f64::from(*from) + share * (f64::from(*to) - f64::from(*from))) as f32)
 }
 
-/// What one run gave, and its gradients. Both captures have the same arrays.
+/// What one run gave, and its gradients. Both captures have the same arrays, unless values were left out ([`Way`]).
 #[derive(Clone, Debug)]
 pub struct Gradients {
     /// The values.
@@ -344,7 +347,10 @@ impl Session {
     ) -> Result<Gradients, Error> {
         let memory = || Arc::downgrade(self.host_memory());
         hooks.check_batch(batch)?;
-        let mut values = Capture::unchecked(hooks, batch, memory())?;
+        let mut values = match way.gradients_only {
+            true => Capture::of_edits(hooks),
+            false => Capture::unchecked(hooks, batch, memory())?,
+        };
         let mut gradients = Capture::unchecked(hooks, batch, memory())?;
         let target =
             self.gradients_into_async(batch, hooks, target, way, &mut values, &mut gradients, progress).await?;
@@ -392,7 +398,7 @@ impl Session {
     ) -> Result<Vec<f64>, Error> {
         let config = self.model().config();
         let layout = self.layout(batch, hooks)?;
-        let Way { start, checkpoint } = way;
+        let Way { start, checkpoint, .. } = way;
         start.check(batch, config)?;
         if checkpoint && hooks.edits().any(|(.., edit)| matches!(edit, Edit::With(..))) {
             return Err(GradientError::Checkpoint.into());

@@ -811,6 +811,7 @@ class Model:
         edits: Edits = None,
         source: Texts = None,
         mean_from: Texts = None,
+        values: bool = True,
         prepend_bos: bool = False,
     ) -> Gradients:
         """Runs texts, and differentiates a metric by every value that `hooks` name. Edits are differentiated through.
@@ -821,6 +822,7 @@ class Model:
                 `dot:SITE[@SELECT]=V`, the sum of a hook's values times numbers, SITE, SELECT and V being as in an edit.
             answer, wrong: Tokens, by text (with its leading space) or id: one for all texts, or one for each.
             at: The position whose logits are read; -1 is each text's last.
+            values: False leaves the values out, which takes less time and memory.
 
         Raises:
             Error: of kind `hook` for a request that does not fit.
@@ -844,12 +846,12 @@ class Model:
         edited = _edits.native(_edits.read(edits), self._session, lengths)
         sources = self._sources(source, mean_from, prepend_bos)
         with Progress("actscope", "block") as progress:
-            values, gradients, target, records = _native.grad(
-                self._session, ids, taps, (what, questions), edited, sources, progress
+            of_values, of_gradients, target, records = _native.grad(
+                self._session, ids, taps, (what, questions), edited, sources, values, progress
             )
         values_of, gradients_of = (
             Cache(self, arrays, addresses, ids=ids, lengths=lengths, texts=given, positions=positions, edits=records)
-            for arrays, addresses in (values, gradients)
+            for arrays, addresses in (of_values, of_gradients)
         )
         return Gradients(values_of, gradients_of, np.asarray(target))
 

@@ -138,6 +138,7 @@ def grad(
     target: tuple[str, list[tuple[int, int, int]] | None],
     edits: list[_Edit],
     sources: _Sources,
+    values: bool,
     progress: _Progress,
 ) -> tuple[_Arrays, _Arrays, list[float], list[tuple[str, str | None]]]: ...
 def edges(
