@@ -86,9 +86,22 @@ fn fast_sweeps_of_several() {
     let both = Sweep { sites: vec![site("z"), site("q")], axes, change: Change::Patch, metric: Metric::Logprob };
     let all = session.patch_fast(&both, &[one.clone(), two.clone()]).unwrap();
     assert_eq!(all.shape, [2, 3, 4]);
-    for (n, case) in [one.clone(), two].iter().enumerate() {
+    for (n, case) in [one.clone(), two.clone()].iter().enumerate() {
         assert_eq!(all.values[n], session.patch_fast(&both, std::slice::from_ref(case)).unwrap().values[0]);
     }
+    // Sweeps by axes of their own share one gradient.
+    let (none, cases) = (session.model().hooks(), [one.clone(), two.clone()]);
+    let of_mlp = Sweep { sites: vec![site("mlp_out")], axes: vec!["pos".parse().unwrap()], ..both.clone() };
+    let sweeps = [both.clone(), of_mlp.clone()];
+    let each = pollster::block_on(session.patch_fast_each_async(&sweeps, &cases, &none, &none, None)).unwrap();
+    for (found, sweep) in each.iter().zip(&sweeps) {
+        let apart = session.patch_fast(sweep, &cases).unwrap();
+        assert_eq!((&found.shape, &found.values), (&apart.shape, &apart.values));
+        assert_eq!((&found.unchanged, &found.source), (&apart.unchanged, &apart.source));
+    }
+    let sweeps = [both.clone(), Sweep { metric: Metric::Prob, ..of_mlp }];
+    let e = pollster::block_on(session.patch_fast_each_async(&sweeps, &cases, &none, &none, None)).unwrap_err();
+    assert!(e.to_string().contains("logprob and prob"), "{e}");
     let only = Sweep { sites: vec![site("q")], ..both.clone() };
     let apart = session.patch_fast(&only, std::slice::from_ref(&one)).unwrap();
     assert_eq!(all.values[0][12..], apart.values[0]);
@@ -304,11 +317,17 @@ fn blocks_that_are_run_again() {
             (dot(Site::ResidPre(last), 8 * n_embd), Start::Tokens),
             (dot(Site::AttnOut(0), 8 * n_embd), Start::Tokens),
         ] {
-            let run = |recompute| {
-                let run = session.gradients_async(&batch, &hooks, &target, Way { start, recompute }, None);
-                pollster::block_on(run).unwrap()
+            let run = |checkpoint, gradients_only| {
+                let way = Way { start, checkpoint, gradients_only };
+                pollster::block_on(session.gradients_async(&batch, &hooks, &target, way, None)).unwrap()
             };
-            let (kept, again) = (run(false), run(true));
+            let (kept, again) = (run(false, false), run(true, false));
+            // Values may be left out.
+            for (checkpoint, whole) in [(false, &kept), (true, &again)] {
+                let only = run(checkpoint, true);
+                assert!(only.values.iter().next().is_none(), "{name} {choice:?}");
+                assert!(only.gradients == whole.gradients && only.target == whole.target, "{name} {choice:?}");
+            }
             for (what, one, other) in
                 [("values", &kept.values, &again.values), ("gradients", &kept.gradients, &again.gradients)]
             {
@@ -333,12 +352,12 @@ fn the_memory_of_one_block() {
     let mut hooks = model.hooks();
     hooks.tap("resid_pre.*").unwrap();
     let target = Target::Metric(Metric::Logit, vec![Question { position: 63, answer: 1, wrong: 1 }]);
-    let bytes = |recompute| tape_bytes(config, &batch, &hooks, &target, recompute).unwrap();
+    let bytes = |checkpoint| tape_bytes(config, &batch, &hooks, &target, checkpoint).unwrap();
     // A logit is computed from the final LayerNorm's output, so no logits are on the tape.
     assert_eq!(bytes(true) * config.n_layer as u64, bytes(false));
     // A function would be called twice.
     hooks.edit_at(Site::ResidPre(1), Select::all(), Edit::with("twice", |x| x.to_owned())).unwrap();
-    let way = Way { recompute: true, ..Way::default() };
+    let way = Way { checkpoint: true, ..Way::default() };
     let e = pollster::block_on(session.gradients_async(&batch, &hooks, &target, way, None)).unwrap_err();
     assert!(e.to_string().contains("call it twice"), "{e}");
 }
@@ -383,8 +402,8 @@ fn progress_there_and_back() {
     let mut hooks = session.model().hooks();
     hooks.tap("resid_pre.0").unwrap();
     let target = Target::Metric(Metric::Loss, vec![Question { position: 2, answer: 0, wrong: 0 }]);
-    for recompute in [false, true] {
-        let way = Way { recompute, ..Way::default() };
+    for checkpoint in [false, true] {
+        let way = Way { checkpoint, ..Way::default() };
         let heard = std::cell::RefCell::new(Vec::new());
         let run = |stop: Option<usize>| {
             let told = |done: usize, of: usize| {
@@ -398,7 +417,7 @@ fn progress_there_and_back() {
             pollster::block_on(session.gradients_async(&batch, &hooks, &target, way, Some(&told)))
         };
         run(None).unwrap();
-        let (all, total) = (heard.take(), (2 + usize::from(recompute)) * session.model().config().n_layer);
+        let (all, total) = (heard.take(), (2 + usize::from(checkpoint)) * session.model().config().n_layer);
         assert!(all.is_sorted() && all.iter().all(|(done, of)| *of == total && *done <= total), "{all:?}");
         assert_eq!(all.last(), Some(&(total, total)), "{all:?}");
         let stopped = run(Some(total - 2));

@@ -103,6 +103,21 @@ fn estimates_beside_exact_values() {
     let sum = |of: &dyn Fn(f64, f64) -> f64| estimated.iter().zip(&values).map(|(x, y)| of(x - a, y - b)).sum::<f64>();
     let correlation = sum(&|x, y| x * y) / (sum(&|x, _| x * x) * sum(&|_, y| y * y)).sqrt();
     assert!((both["correlation"].as_f64().unwrap() - correlation).abs() < 1e-12);
+    assert!(both.get("correlation_by_site").is_none(), "there is one site");
+
+    // Of several sites each has its own, which is that of the site by itself; rounding differs with the cells that run together.
+    // Seen red: the cells of another site.
+    let of = |sites: &[&str]| {
+        let at: Vec<&str> = sites.iter().flat_map(|site| ["--at", site]).collect();
+        json_of(&[&PAIR[..], &["--fast", "--compare"], &at].concat())
+    };
+    let several = of(&["resid_mid", "mlp_out"]);
+    for site in ["resid_mid", "mlp_out"] {
+        let alone = of(&[site])["correlation"].as_f64().unwrap();
+        assert!((several["correlation_by_site"][site].as_f64().unwrap() - alone).abs() < 1e-4, "{site}");
+    }
+    assert_eq!(keys(&several["correlation_by_site"]), ["resid_mid", "mlp_out"]);
+    assert_ne!(several["correlation"], several["correlation_by_site"]["mlp_out"]);
 }
 
 #[test]
@@ -179,6 +194,12 @@ fn a_pair_that_shows_nothing_is_told() {
     };
     let (one, other) = ("1 2 3 4 5 6", "1 2 9 4 5 6");
     let less = "the answer is likelier in the corrupt run";
+    // JSON has it too.
+    let notes = &json_of(&PAIR)["notes"];
+    assert!(notes[0].as_str().unwrap().contains(less) && notes.as_array().unwrap().len() == 1, "{notes}");
+    let mut turned = PAIR;
+    turned.swap(4, 6);
+    assert_eq!(json_of(&turned).get("notes"), None);
     assert!(at(one, other).contains(less));
     assert!(!at(other, one).contains("note:"));
     assert!(at(one, one).contains("note:"));
@@ -198,14 +219,22 @@ fn pairs_and_their_statistics() {
     let each = |first: &str| {
         let (clean, corrupt) = (format!("{first} 2 3 4"), format!("{first} 2 9 4"));
         let pair = ["--clean-ids", &clean, "--corrupt-ids", &corrupt, "--answer", "id:7", "--wrong", "id:8"];
-        flat(&json_of(&[&["patch", "-m", CLASSIC][..], &pair].concat())["values"])
+        let found = json_of(&[&["patch", "-m", CLASSIC][..], &pair].concat());
+        assert_eq!(found["effect_standard_error"], Value::Null);
+        (flat(&found["values"]), found["corrupt"].as_f64().unwrap())
     };
     let each = ["1", "11", "21"].map(each);
+    let error_of_mean = |of: [f64; 3]| {
+        let mean = of.iter().sum::<f64>() / 3.0;
+        (of.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 2.0 / 3.0).sqrt()
+    };
     for (cell, mean) in flat(&all["values"]).iter().enumerate() {
-        let of = [each[0][cell], each[1][cell], each[2][cell]];
+        let of = [0, 1, 2].map(|pair| each[pair].0[cell]);
         assert!((of.iter().sum::<f64>() / 3.0 - mean).abs() < 1e-9);
-        let variance = of.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 2.0;
-        assert!((flat(&all["standard_error"])[cell] - (variance / 3.0).sqrt()).abs() < 1e-9);
+        assert!((flat(&all["standard_error"])[cell] - error_of_mean(of)).abs() < 1e-9);
+        // Seen red: the standard error of the values, which also has how far apart the pairs are before any change.
+        let effects = [0, 1, 2].map(|pair| of[pair] - each[pair].1);
+        assert!((flat(&all["effect_standard_error"])[cell] - error_of_mean(effects)).abs() < 1e-9);
         let ci = &flat(&all["ci"])[2 * cell..2 * cell + 2];
         assert!(ci[0] <= *mean && *mean <= ci[1]);
     }

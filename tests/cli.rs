@@ -586,6 +586,13 @@ fn dry_run_says_what_a_run_then_writes() {
     let out = folder.path().join("x.npz").display().to_string();
     run_well(extract(&["--ids", "1", "--dry-run", "-o", &out]));
     assert_eq!(names_in(folder.path()), [""; 0], "a dry run writes nothing");
+    for (hooks, said) in [("hook_embed", "1 hook, "), ("hook_*embed", "2 hooks, ")] {
+        let args = ["--ids", "1", "--device", "cpu", "-k", hooks];
+        let forecast = run_well(extract(&[&args[..], &["--dry-run"]].concat()));
+        assert!(forecast.lines().any(|line| line.starts_with(said)), "{forecast}");
+        let written = stderr(&run(extract(&[&args[..], &["-o", &out]].concat())));
+        assert!(written.contains(&format!("x.npz: {said}")), "{written}");
+    }
 }
 
 /// The predicted size is right to the byte for files whose size does not depend on the values. It includes the name of

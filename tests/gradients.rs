@@ -17,22 +17,14 @@ use actscope::hooks::site::{self, Axis as Axes};
 use actscope::model::forward::Start;
 use actscope::verify::hooks::{ROUNDING, TIMES_TORCH};
 use actscope::verify::measure;
-use actscope::{Hooks, Model, Select, Session, Site};
-use common::{DEVICES, fixtures};
+use actscope::{Hooks, Select, Session, Site};
+use common::{DEVICES, fixtures, ids, open};
 use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
 const FIXTURES: [&str; 6] = ["untied_erf", "odd_bf16_sharded", "inverse_f16", "unscaled_silu", "no_ln", "mixed_dtypes"];
-
-fn open(name: &str, choice: Choice) -> Session {
-    Model::open(&fixtures().join(name).to_string_lossy()).unwrap().on(choice).unwrap()
-}
-
-fn ids_of(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
-}
 
 /// The gradient of a logit difference by every hook, and what it must be.
 struct Golden {
@@ -59,7 +51,7 @@ impl Golden {
         };
         let texts = common::Golden::read(&fixtures().join(name)).ids;
         let batch = session.model().batch(&texts).unwrap();
-        let (answers, wrong) = (ids_of(&json("answer")), ids_of(&json("wrong")));
+        let (answers, wrong) = (ids(&json("answer")), ids(&json("wrong")));
         let question = |n: usize| Question { position: texts[n].len() - 1, answer: answers[n], wrong: wrong[n] };
         let target = Target::Metric(Metric::LogitDiff, (0..texts.len()).map(question).collect());
         let mut hooks = session.model().hooks();
@@ -197,8 +189,8 @@ fn padded(texts: &Value, shape: &[usize]) -> ArrayD<f64> {
 fn every_metric_and_edits_are_differentiated_through() {
     let text = std::fs::read_to_string(fixtures().join("gradients.json")).unwrap();
     let golden: Value = serde_json::from_str(&text).unwrap();
-    let rows: Vec<Vec<u32>> = golden["rows"].as_array().unwrap().iter().map(ids_of).collect();
-    let tokens: Vec<Vec<u32>> = golden["tokens"].as_array().unwrap().iter().map(ids_of).collect();
+    let rows: Vec<Vec<u32>> = golden["rows"].as_array().unwrap().iter().map(ids).collect();
+    let tokens: Vec<Vec<u32>> = golden["tokens"].as_array().unwrap().iter().map(ids).collect();
     let mut all_off = Vec::new();
     for choice in DEVICES {
         let session = open(golden["fixture"].as_str().unwrap(), choice);

@@ -672,8 +672,8 @@ fn a_sweep_as_a_page() {
     assert_eq!(place[0], 3);
     assert_shown(&browser.text("#cell-p"), &json["p"][3][place[1]][place[2]], "p");
     assert_shown(
-        &browser.text("#cell-standard_error"),
-        &json["standard_error"][3][place[1]][place[2]],
+        &browser.text("#cell-effect_standard_error"),
+        &json["effect_standard_error"][3][place[1]][place[2]],
         "standard error",
     );
     assert_eq!(browser.eval("document.querySelector(\"[data-command='cell']\").hidden"), true);

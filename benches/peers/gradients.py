@@ -1,8 +1,8 @@
 """gradients.py FOLDER: gradients on gpt2-small's shape at 16 and 64 tokens, ours (the Python module) beside torch and TransformerLens 4.3 in
 turn in one process. FOLDER is make_model.py's; the interpreter has actscope, torch, transformers and transformer-lens.
 
-First the gradient of a logit difference: ours by every hook but hook_result and the logits, values included, beside our own run with the
-same hooks; torch's by the token embeddings, no gradients of weights. Then node attribution patching: z by layer, position and head, and
+First the gradient of a logit difference: ours by every hook but hook_result and the logits, with and without values, beside our own run
+that records nothing and that with the same hooks; torch's by the token embeddings, no gradients of weights. Then node attribution patching: z by layer, position and head, and
 mlp_out by layer and position. Figures are medians of wall time; what both find is compared first."""
 import os
 import statistics
@@ -59,12 +59,15 @@ def gradients(model, hf, n):
         (last @ table[ANSWER] - last @ table[WRONG]).backward()
         return embed.grad[0].numpy()
 
-    ours = lambda: model.grad([ids], hooks, answer=ANSWER, wrong=WRONG)
-    same("gradients", ours().gradients["embed"][0], by_torch())
-    plain, values, grad, theirs = medians(
-        lambda: model.run([ids], ["ln_final.hook_out"]), lambda: model.run([ids], hooks), ours, by_torch)
-    print(f"T={n}: gradients {1e3 * grad:.1f} ms; a run {1e3 * plain:.1f} ms (x{grad / plain:.2f}), with these hooks {1e3 * values:.1f} ms "
-          f"(x{grad / values:.2f}); torch {1e3 * theirs:.1f} ms (x{grad / theirs:.2f})")
+    def ours(values):
+        return model.grad([ids], hooks, answer=ANSWER, wrong=WRONG, values=values)
+
+    same("gradients", ours(False).gradients["embed"][0], by_torch())
+    plain, values, only, grad, theirs = medians(
+        lambda: model.run([ids], ["ln_final.hook_out"]), lambda: model.run([ids], hooks), lambda: ours(False), lambda: ours(True), by_torch)
+    print(f"T={n}: a run {1e3 * plain:.1f} ms, with these hooks {1e3 * values:.1f} ms; gradients {1e3 * only:.1f} ms (x{only / plain:.2f} of a run), "
+          f"values included {1e3 * grad:.1f} ms (x{grad / plain:.2f} of a run, x{grad / values:.2f} of one with these hooks); "
+          f"torch {1e3 * theirs:.1f} ms (x{only / theirs:.2f}, x{grad / theirs:.2f})")
 
 
 def nodes(model, lens, n):
@@ -94,8 +97,8 @@ def nodes(model, lens, n):
         return metric.item() + heads.numpy()
 
     def ours():
-        model.patch([clean], [corrupt], ANSWER, WRONG, at="mlp_out", by="layer,pos", fast=True)
-        return model.patch([clean], [corrupt], ANSWER, WRONG, at="z", by="layer,pos,head", fast=True).values
+        by = {"z": "layer,pos,head", "mlp_out": "layer,pos"}
+        return model.patch_fast([clean], [corrupt], ANSWER, WRONG, by=by)["z"].values
 
     same("attribution patching", ours(), by_lens())
     mine, theirs = medians(ours, by_lens)

@@ -2,6 +2,7 @@
 
 use crate::error;
 use crate::picture::{Picture, TokenArg, token};
+use crate::recorded::to_numpy;
 use crate::session::{EditArg, RecordOut, SelectArg, Session, SourcesArg, address, read, records, records_out};
 use crate::sweep::{CaseArg, case};
 use actscope::analysis::attribute::By;
@@ -14,7 +15,6 @@ use actscope::hooks::capture::Capture;
 use actscope::hooks::site::Site;
 use actscope::plot::Heading;
 use actscope::plot::bars::Bars;
-use numpy::IntoPyArray;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::sync::Arc;
@@ -76,7 +76,7 @@ pub fn attribute(
     Ok((found.total, found.labels, found.values, found.remainder, records_out(edits)))
 }
 
-/// Runs texts, and differentiates a target by every value that is recorded.
+/// Runs texts, and differentiates a target by every value that is recorded. Without `values` there are gradients only.
 #[pyfunction]
 pub fn grad<'py>(
     py: Python<'py>,
@@ -86,6 +86,7 @@ pub fn grad<'py>(
     target: TargetArg,
     edits: Vec<EditArg<'py>>,
     sources: SourcesArg,
+    values: bool,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<GradOut<'py>> {
     let batch = session.batch(py, &ids)?;
@@ -104,7 +105,8 @@ pub fn grad<'py>(
     let (run, written) = session.without_gil(py, progress, &failed, |session, watch| {
         let hear = |done: usize, of: usize| watch.hear(done, of);
         let written = changes.add_to(session, &batch, &mut hooks, watch)?;
-        let run = session.gradients_async(&batch, &hooks, &target, Way::default(), Some(&hear));
+        let way = Way { gradients_only: !values, ..Way::default() };
+        let run = session.gradients_async(&batch, &hooks, &target, way, Some(&hear));
         Ok((pollster::block_on(run)?, written))
     })?;
     let out = |mut capture: Capture| -> PyResult<ArraysOut<'py>> {
@@ -113,7 +115,7 @@ pub fn grad<'py>(
         for site in sites {
             let Some(array) = capture.take(site) else { continue };
             addresses.set_item(site.name(), address(&array))?;
-            arrays.set_item(site.name(), array.into_pyarray(py))?;
+            arrays.set_item(site.name(), to_numpy(py, array, session.inner().host_memory())?)?;
         }
         Ok((arrays, addresses))
     };

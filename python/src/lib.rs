@@ -7,6 +7,7 @@ mod error;
 mod generate;
 mod interrupt;
 mod picture;
+mod recorded;
 mod session;
 mod sweep;
 
@@ -49,6 +50,7 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(picture::heatmap, m)?)?;
     m.add_function(wrap_pyfunction!(picture::attention, m)?)?;
     m.add_function(wrap_pyfunction!(sweep::sweep, m)?)?;
+    m.add_function(wrap_pyfunction!(sweep::sweep_fast, m)?)?;
     m.add_function(wrap_pyfunction!(sweep::sweep_picture, m)?)?;
     m.add_function(wrap_pyfunction!(attribute::attribute, m)?)?;
     m.add_function(wrap_pyfunction!(attribute::grad, m)?)?;

@@ -4,6 +4,7 @@
 use crate::error;
 use crate::interrupt::{Watch, apart};
 use crate::picture::Picture;
+use crate::recorded::to_numpy;
 use actscope::analysis::edits::{EditError, EditPlan, GrowingPlan, Sources};
 use actscope::analysis::grammar::{EditSpec, GrammarError, OpSpec};
 use actscope::batch::Batch;
@@ -566,7 +567,7 @@ impl Session {
         for site in sites {
             let Some(array) = capture.take(site) else { continue };
             addresses.set_item(site.name(), address(&array))?;
-            arrays.set_item(site.name(), array.into_pyarray(py))?;
+            arrays.set_item(site.name(), to_numpy(py, array, self.0.host_memory())?)?;
         }
         Ok((arrays, addresses, records_out(records(capture.edits().to_vec(), written))))
     }

@@ -26,7 +26,7 @@ pub fn case(((ids, position), source, answer, wrong): CaseArg, from_source: bool
 
 /// One metric of many runs that differ from an unchanged one in one place each. `change` is `patch`, `zero` or `mean`. Gives a dict:
 /// `shape`, `sites` and `axes`; `values` [case, cell]; `unchanged` and `source`, the metric of every case's own runs; and of
-/// several cases `standard_error`, `ci` and `p` by cell. With `path`, a path as it is written and whether other heads are frozen, it
+/// several cases `standard_error`, `effect_standard_error`, `ci` and `p` by cell. With `path`, a path as it is written and whether other heads are frozen, it
 /// is a sweep over the path's senders, and `at` and `change` are not looked at. With `fast` it is estimated from gradients.
 #[pyfunction]
 pub fn sweep<'py>(
@@ -83,6 +83,36 @@ pub fn sweep<'py>(
     found(py, swept, names, &sweep.axes)
 }
 
+/// Sweeps that are estimated from one gradient: each of a site, by axes of its own. Gives a dict as [`sweep`] does for each.
+#[pyfunction]
+pub fn sweep_fast<'py>(
+    py: Python<'py>,
+    session: &Session,
+    cases: Vec<CaseArg>,
+    of: Vec<(String, Vec<String>)>,
+    metric: &str,
+    from_source: bool,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    let wrong = |e: String| error::of_kind(py, "hook", e);
+    let config = session.inner().model().config();
+    let metric: Metric = metric.parse().map_err(wrong)?;
+    let cases: Vec<Case> = cases.into_iter().map(|of| case(of, from_source)).collect();
+    let sweep = |(name, axes): &(String, Vec<String>)| -> PyResult<Sweep> {
+        let site = SweepSite::find(name, config).map_err(|e| error::of(py, &actscope::Error::Hook(e)))?;
+        let axes = axes.iter().map(|axis| axis.parse()).collect::<Result<_, _>>().map_err(wrong)?;
+        Ok(Sweep { sites: vec![site], axes, change: Change::Patch, metric })
+    };
+    let sweeps = of.iter().map(sweep).collect::<PyResult<Vec<Sweep>>>()?;
+    let swept = session.without_gil(py, progress, &Default::default(), |session, watch| {
+        let hear = |done: usize, of: usize| watch.hear(done, of);
+        let none = session.model().hooks();
+        pollster::block_on(session.patch_fast_each_async(&sweeps, &cases, &none, &none, Some(&hear)))
+    })?;
+    let each = swept.into_iter().zip(of).zip(&sweeps);
+    each.map(|((swept, (name, _)), sweep)| found(py, swept, vec![name], &sweep.axes)).collect()
+}
+
 /// The numbers of a sweep.
 fn found<'py>(py: Python<'py>, swept: Swept, sites: Vec<String>, axes: &[SweepAxis]) -> PyResult<Bound<'py, PyDict>> {
     let n = swept.values.len();
@@ -97,8 +127,9 @@ fn found<'py>(py: Python<'py>, swept: Swept, sites: Vec<String>, axes: &[SweepAx
     if n > 1 {
         let values = by_cell(&|case, cell| swept.values[case][cell]);
         let effects = by_cell(&|case, cell| swept.values[case][cell] - swept.unchanged[case]);
-        let errors: Vec<f64> = values.iter().map(|values| statistics::standard_error(values)).collect();
-        dict.set_item("standard_error", errors)?;
+        for (name, lists) in [("standard_error", &values), ("effect_standard_error", &effects)] {
+            dict.set_item(name, lists.iter().map(|list| statistics::standard_error(list)).collect::<Vec<f64>>())?;
+        }
         dict.set_item("ci", statistics::intervals(&values, n).into_iter().map(Vec::from).collect::<Vec<_>>())?;
         dict.set_item("p", statistics::p_values(&effects, n))?;
     }

@@ -44,8 +44,28 @@ def test_several_pairs_and_sites(model: actscope.Model) -> None:
         np.testing.assert_allclose(alone.values, swept.each[i], atol=1e-4)
     np.testing.assert_allclose(swept.values, swept.each.mean(axis=0))
     np.testing.assert_allclose(swept.standard_error, swept.each.std(axis=0, ddof=1) / np.sqrt(2), rtol=1e-6)
+    corrupt = [model.patch(pairs[0][i], pairs[1][i], " cat", " dog", at="attn_out", by="layer").corrupt for i in range(2)]
+    effects = swept.each - np.array(corrupt)[:, None, None]
+    np.testing.assert_allclose(swept.effect_standard_error, effects.std(axis=0, ddof=1) / np.sqrt(2), rtol=1e-3, atol=2e-4)
     assert swept.ci.shape == (2, model.n_layer, 2) and (swept.ci[..., 0] <= swept.values).all()
     assert ((swept.p > 0) & (swept.p <= 1)).all()
+
+
+def test_sites_by_axes_of_their_own_from_one_gradient(model: actscope.Model) -> None:
+    by = {"z": "layer,pos,head", "mlp_out": ["layer", "pos"]}
+    each = model.patch_fast(CLEAN, CORRUPT, " cat", " dog", by=by)
+    assert list(each) == list(by)
+    for site, axes in by.items():
+        alone = model.patch(CLEAN, CORRUPT, " cat", " dog", at=site, by=axes, fast=True)
+        assert each[site].axes == alone.axes and each[site].corrupt == alone.corrupt
+        np.testing.assert_allclose(each[site].values, alone.values, rtol=1e-12)
+    for options, message in [
+        ({"by": {"mlp_out": "layer,head"}}, "no axis head"),
+        ({"by": {"z": "pos,pos"}}, "twice"),
+        ({"by": by, "metric": "kl", "noise": True}, "gradient 0"),
+    ]:
+        with pytest.raises(actscope.Error, match=message):
+            model.patch_fast(CLEAN, CORRUPT, " cat", " dog", **options)
 
 
 def test_ablation_is_a_run_for_each_place(model: actscope.Model) -> None:

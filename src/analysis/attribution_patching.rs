@@ -1,6 +1,7 @@
 //! Attribution patching: what a sweep would find, estimated from one gradient. The metric of a changed run is taken to be that
-//! of the unchanged run plus the change of the values times the gradient there. Owns `Session::patch_fast`. The sweep itself,
-//! which runs every cell, is in `sweep.rs`; the gradients are those of `gradients.rs`.
+//! of the unchanged run plus the change of the values times the gradient there. Owns `Session::patch_fast`, and the sum of the
+//! estimates by cell; several sweeps may read one gradient. The sweep itself, which runs every cell, is in `sweep.rs`; the gradients
+//! are those of `gradients.rs`.
 
 use crate::analysis::edits::Kept;
 use crate::analysis::gradients::{Target, Way};
@@ -49,15 +50,45 @@ impl Session {
         source_edits: &Hooks,
         progress: Option<Progress<'_>>,
     ) -> Result<Swept, Error> {
+        let one = std::slice::from_ref(sweep);
+        Ok(self.patch_fast_each_async(one, cases, edits, source_edits, progress).await?.remove(0))
+    }
+
+    /// [`Session::patch_fast_async`] for several sweeps of one metric, such as heads by layer and head and MLPs by layer, from the
+    /// same run there and back.
+    ///
+    /// # Errors
+    /// As [`Session::patch_fast_async`]; [`SweepError::Fast`] for sweeps of several metrics.
+    pub async fn patch_fast_each_async(
+        &self,
+        sweeps: &[Sweep],
+        cases: &[Case],
+        edits: &Hooks,
+        source_edits: &Hooks,
+        progress: Option<Progress<'_>>,
+    ) -> Result<Vec<Swept>, Error> {
         let config = self.model().config();
-        sweep.check_fast(config, cases)?;
+        sweeps.iter().try_for_each(|sweep| sweep.check_fast(config, cases))?;
+        if let Some(other) = sweeps.iter().find(|sweep| sweep.metric != sweeps[0].metric) {
+            let (a, b) = (sweeps[0].metric.name(), other.metric.name());
+            let what = format!("sweeps from the same gradient have one metric, and these have {a} and {b}");
+            return Err(SweepError::Fast { what }.into());
+        }
         let (runs, sources) = batches(cases, config)?;
-        let shape = sweep.shape(config, aligned(cases))?;
-        let texts = Texts { runs: &runs, sources: &sources, edits, source_edits, n: 0 };
-        self.each_case(cases, &texts, shape, progress, async |case, texts, swept, told| {
-            self.fast_case(sweep, case, texts, swept, told).await
-        })
-        .await
+        let empty = |sweep: &Sweep| -> Result<Swept, Error> {
+            let shape = sweep.shape(config, aligned(cases))?;
+            Ok(Swept { shape, values: Vec::new(), unchanged: Vec::new(), source: Vec::new() })
+        };
+        let mut swept = sweeps.iter().map(empty).collect::<Result<Vec<_>, _>>()?;
+        for (n, case) in cases.iter().enumerate() {
+            let texts = Texts { runs: &runs, sources: &sources, edits, source_edits, n };
+            let told = |done: usize, steps: usize| match progress {
+                Some(progress) => progress(n * steps + done, cases.len() * steps),
+                None => std::ops::ControlFlow::Continue(()),
+            };
+            self.fast_case(sweeps, case, &texts, &mut swept, Some(&told)).await?;
+        }
+        Ok(swept)
     }
 
     /// [`Session::patch_fast_async`] without edits, waiting.
@@ -72,24 +103,29 @@ impl Session {
 
     async fn fast_case(
         &self,
-        sweep: &Sweep,
+        sweeps: &[Sweep],
         case: &Case,
         texts: &Texts<'_>,
-        swept: &mut Swept,
-        told: Progress<'_>,
+        swept: &mut [Swept],
+        progress: Option<Progress<'_>>,
     ) -> Result<(), Error> {
+        let Some(metric) = sweeps.first().map(|sweep| sweep.metric) else { return Ok(()) };
         let config = self.model().config();
-        let sites: BTreeSet<Site> = sweep.sites.iter().flat_map(|site| site.of_layer.iter().copied()).collect();
+        let all = sweeps.iter().flat_map(|sweep| &sweep.sites).flat_map(|site| site.of_layer.iter().copied());
+        let sites: BTreeSet<Site> = all.collect();
         let (ids, question) = case.source.as_ref().expect("checked above");
-        let reading = Reading::new(sweep.metric, question, ids);
+        let source_edits = edits_of_text(texts.source_edits, texts.sources, texts.n, 1);
+        let touched = sites.iter().copied().chain(source_edits.iter().map(|(site, ..)| *site));
+        let directions = self.directions(metric, question, touched).await?;
+        let reading = Reading { directions: directions.as_ref(), ..Reading::new(metric, question, ids) };
         let mut source = Both { kept: Kept::new(sites.clone(), BTreeSet::new()), reading };
-        self.run_once(ids, &edits_of_text(texts.source_edits, texts.sources, texts.n, 1), &mut source).await?;
+        self.run_once(ids, &source_edits, &mut source).await?;
         let Both { kept: source, reading } = source;
-        swept.source.push(reading.values[0]);
+        let (source_value, log_probabilities) = (reading.values[0], reading.log_probabilities);
 
         let question = vec![case.question.clone()];
-        let target = match sweep.metric {
-            Metric::Kl => Target::Divergence(question, vec![reading.log_probabilities]),
+        let target = match metric {
+            Metric::Kl => Target::Divergence(question, vec![log_probabilities]),
             metric => Target::Metric(metric, question),
         };
         let batch = self.model().batch(&[&case.ids])?;
@@ -97,17 +133,23 @@ impl Session {
         for (site, select, edit) in edits_of_text(texts.edits, texts.runs, texts.n, 1) {
             hooks.edit_at(site, select, edit)?;
         }
-        let n_cells = swept.shape.iter().product();
         // A value comes before its gradient.
         let own = RefCell::new(Kept::new(sites, BTreeSet::new()));
         let mut values = Values(&own);
-        let mut estimates =
-            Estimates { sweep, case, source: &source, own: &own, shape: &swept.shape, changes: vec![0.0; n_cells] };
+        let of_sweep = |(sweep, swept): (_, &Swept)| {
+            let shape = swept.shape.clone();
+            Estimates { sweep, changes: vec![0.0; shape.iter().product()], shape }
+        };
+        let estimates = sweeps.iter().zip(swept.iter()).map(of_sweep).collect();
+        let mut changes = Changes { case, source: &source, own: &own, estimates };
         let unchanged = self
-            .gradients_into_async(&batch, &hooks, &target, Way::default(), &mut values, &mut estimates, Some(told))
+            .gradients_into_async(&batch, &hooks, &target, Way::default(), &mut values, &mut changes, progress)
             .await?[0];
-        swept.values.push(estimates.changes.iter().map(|change| unchanged + change).collect());
-        swept.unchanged.push(unchanged);
+        for (swept, Estimates { changes, .. }) in swept.iter_mut().zip(changes.estimates) {
+            swept.values.push(changes.into_iter().map(|change| unchanged + change).collect());
+            swept.unchanged.push(unchanged);
+            swept.source.push(source_value);
+        }
         Ok(())
     }
 }
@@ -121,13 +163,18 @@ impl Sink for Values<'_> {
     }
 }
 
-/// Adds up, cell by cell, gradients times changes of values.
-struct Estimates<'a> {
-    sweep: &'a Sweep,
+/// Receives the gradients of a case.
+struct Changes<'a> {
     case: &'a Case,
     source: &'a Kept,
     own: &'a RefCell<Kept>,
-    shape: &'a [usize],
+    estimates: Vec<Estimates<'a>>,
+}
+
+/// Adds up, cell by cell of one sweep, gradients times changes of values.
+struct Estimates<'a> {
+    sweep: &'a Sweep,
+    shape: Vec<usize>,
     changes: Vec<f64>,
 }
 
@@ -156,30 +203,54 @@ impl Estimates<'_> {
         }
         (first, strides)
     }
-}
 
-impl Sink for Estimates<'_> {
-    fn put(&mut self, site: Site, _: usize, gradient: ArrayViewD<'_, f32>) -> std::io::Result<()> {
-        let own = self.own.borrow();
-        // Texts line up from the end.
-        let end = |array: ArrayViewD<'_, f32>| {
-            let axis = Axis(site.pos_axis());
-            let n = array.len_of(axis);
-            array.slice_axis(axis, Slice::from(n - self.case.aligned..n)).to_owned()
-        };
-        let (own, source) = (end(own.of_text(site, 0)), end(self.source.of_text(site, 0)));
-        let gradient = end(gradient);
+    /// Adds what a site contributes. The arrays have one shape.
+    fn add(&mut self, site: Site, [gradient, own, source]: [&ArrayViewD<'_, f32>; 3]) {
         for (nth, of_sweep) in self.sweep.sites.iter().enumerate() {
             let Some(layer) = of_sweep.of_layer.iter().position(|other| *other == site) else { continue };
             let (first, strides) = self.strides(nth, layer, site);
-            for ((index, by), (own, source)) in gradient.indexed_iter().zip(own.iter().zip(&source)) {
+            let (last, outer) = strides.split_last().expect("a site has axes");
+            let lens = &gradient.shape()[..outer.len()];
+            // The place of a row along the axes before the last one.
+            let mut place = vec![0; lens.len()];
+            for ((by, own), source) in gradient.rows().into_iter().zip(own.rows()).zip(source.rows()) {
+                let cell = first + place.iter().zip(outer).map(|(index, stride)| index * stride).sum::<usize>();
                 // Where a query cannot see a key, scores are no numbers to subtract.
-                if *by != 0.0 {
-                    let cell = first + strides.iter().enumerate().map(|(axis, n)| index[axis] * n).sum::<usize>();
-                    self.changes[cell] += f64::from(*by) * (f64::from(*source) - f64::from(*own));
+                let change = |by: f32, own: f32, source: f32| match by != 0.0 {
+                    true => f64::from(by) * (f64::from(source) - f64::from(own)),
+                    false => 0.0,
+                };
+                let of_row = by.iter().zip(own).zip(source).map(|((by, own), source)| change(*by, *own, *source));
+                match last {
+                    0 => self.changes[cell] += of_row.sum::<f64>(),
+                    _ => of_row.enumerate().for_each(|(i, change)| self.changes[cell + i * last] += change),
+                }
+                for (index, len) in place.iter_mut().zip(lens).rev() {
+                    *index += 1;
+                    if *index < *len {
+                        break;
+                    }
+                    *index = 0;
                 }
             }
         }
+    }
+}
+
+impl Sink for Changes<'_> {
+    fn put(&mut self, site: Site, _: usize, gradient: ArrayViewD<'_, f32>) -> std::io::Result<()> {
+        let own = self.own.borrow();
+        // Texts line up from the end.
+        let axis = Axis(site.pos_axis());
+        let end = |array: ArrayViewD<'_, f32>| -> Slice {
+            let n = array.len_of(axis);
+            Slice::from(n - self.case.aligned..n)
+        };
+        let (mut own, mut source, mut gradient) = (own.of_text(site, 0), self.source.of_text(site, 0), gradient);
+        for array in [&mut own, &mut source, &mut gradient] {
+            array.slice_axis_inplace(axis, end(array.view()));
+        }
+        self.estimates.iter_mut().for_each(|estimates| estimates.add(site, [&gradient, &own, &source]));
         Ok(())
     }
 }

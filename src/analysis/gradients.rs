@@ -14,7 +14,7 @@ use crate::hooks::request::{Edit, Hooks, Select};
 use crate::hooks::site::Site;
 use crate::model::backward::{self, Objective};
 use crate::model::forward::{self, RunError, Start};
-use crate::model::recompute;
+use crate::model::gradient_checkpointing;
 use crate::session::{AnalysisError, Error, MAX_BYTES_AT_ONCE, MAX_TOKENS, Model, Progress, Session};
 use ndarray::ArrayViewD;
 use std::ops::{ControlFlow, Range};
@@ -48,12 +48,15 @@ pub struct Way<'a> {
     pub start: Start<'a>,
     /// Gradient checkpointing: the way back runs each block again, from the stream that entered it. It takes memory for one block
     /// at a time, and half as much time again. Values then come last block first.
-    pub recompute: bool,
+    pub checkpoint: bool,
+    /// Leaves [`Gradients::values`] empty, which saves bringing them to the host. A run into sinks of the caller's has no use for it:
+    /// there `()` is the sink that wants no values.
+    pub gradients_only: bool,
 }
 
 impl<'a> From<Start<'a>> for Way<'a> {
     fn from(start: Start<'a>) -> Way<'a> {
-        Way { start, recompute: false }
+        Way { start, ..Way::default() }
     }
 }
 
@@ -62,7 +65,7 @@ pub(super) fn between<'a>(ends: impl Iterator<Item = (&'a f32, &'a f32)>, share:
     ends.map(move |(from, to)| (f64::from(*from) + share * (f64::from(*to) - f64::from(*from))) as f32)
 }
 
-/// What one run gave, and its gradients. Both captures have the same arrays.
+/// What one run gave, and its gradients. Both captures have the same arrays, unless values were left out ([`Way`]).
 #[derive(Clone, Debug)]
 pub struct Gradients {
     /// The values.
@@ -122,9 +125,9 @@ pub enum GradientError {
     },
     /// A function that edits, in a run that would call it twice.
     #[error(
-        "an edit that is a function is called once, and blocks that are run again would call it twice; leave out recompute"
+        "an edit that is a function is called once, and gradient checkpointing runs blocks again and would call it twice; leave out checkpoint"
     )]
-    Recompute,
+    Checkpoint,
     /// The numbers of [`Target::Dot`] do not fit its values.
     #[error("{site}: {given} numbers are given for {expected} values")]
     Dot {
@@ -301,7 +304,7 @@ const MAX_TAPE_BYTES: usize = 1 << 30;
 fn groups(batch: &Batch, config: &Config, layout: &Layout<'_>, most: usize, way: Way<'_>) -> Vec<Range<usize>> {
     let cost = |text: usize| {
         let n = batch.texts()[text].len();
-        let tape = backward::tape_bytes(config, layout.hooks(), n, layout.n_logits_of(text), way.recompute);
+        let tape = backward::tape_bytes(config, layout.hooks(), n, layout.n_logits_of(text), way.checkpoint);
         let tokens = n.saturating_mul(MAX_TAPE_BYTES.div_ceil(most.min(MAX_TOKENS)));
         let recorded = layout.bytes_at_once(text).saturating_mul(MAX_TAPE_BYTES / MAX_BYTES_AT_ONCE);
         tape.max(tokens).max(recorded)
@@ -309,7 +312,7 @@ fn groups(batch: &Batch, config: &Config, layout: &Layout<'_>, most: usize, way:
     batch.groups(MAX_TAPE_BYTES, cost)
 }
 
-/// About how many bytes a run for gradients keeps on the device, beside the weights and what it records. `recompute` is as in [`Way`].
+/// About how many bytes a run for gradients keeps on the device, beside the weights and what it records. `checkpoint` is as in [`Way`].
 ///
 /// # Errors
 /// [`enum@Error`] for taps that do not fit the batch.
@@ -318,12 +321,12 @@ pub fn tape_bytes(
     batch: &Batch,
     hooks: &Hooks,
     target: &Target,
-    recompute: bool,
+    checkpoint: bool,
 ) -> Result<u64, Error> {
     let layout = target.layout(Layout::new(hooks, batch)?, hooks, batch);
     let of_text = |text: usize| {
         let (n_pos, n_logits) = (batch.texts()[text].len(), layout.n_logits_of(text));
-        backward::tape_bytes(config, hooks, n_pos, n_logits, recompute)
+        backward::tape_bytes(config, hooks, n_pos, n_logits, checkpoint)
     };
     let groups = batch.groups(MAX_TAPE_BYTES, of_text);
     Ok(groups.into_iter().map(|texts| texts.map(of_text).sum::<usize>()).max().unwrap_or(0) as u64)
@@ -345,7 +348,10 @@ impl Session {
     ) -> Result<Gradients, Error> {
         let memory = || Arc::downgrade(self.host_memory());
         hooks.check_batch(batch)?;
-        let mut values = Capture::unchecked(hooks, batch, memory())?;
+        let mut values = match way.gradients_only {
+            true => Capture::of_edits(hooks),
+            false => Capture::unchecked(hooks, batch, memory())?,
+        };
         let mut gradients = Capture::unchecked(hooks, batch, memory())?;
         let target =
             self.gradients_into_async(batch, hooks, target, way, &mut values, &mut gradients, progress).await?;
@@ -393,10 +399,10 @@ impl Session {
     ) -> Result<Vec<f64>, Error> {
         let config = self.model().config();
         let layout = self.layout(batch, hooks)?;
-        let Way { start, recompute } = way;
+        let Way { start, checkpoint, .. } = way;
         start.check(batch, config)?;
-        if recompute && hooks.edits().any(|(.., edit)| matches!(edit, Edit::With(..))) {
-            return Err(GradientError::Recompute.into());
+        if checkpoint && hooks.edits().any(|(.., edit)| matches!(edit, Edit::With(..))) {
+            return Err(GradientError::Checkpoint.into());
         }
         target.check(config, batch, hooks.edits().next().is_some())?;
         let mut reading = self.reading(batch, hooks, target, start).await?;
@@ -411,7 +417,7 @@ impl Session {
             let n_logits = texts.clone().map(|text| layout.n_logits_of(text)).max().unwrap_or(0);
             backward::check_size(limits, config, &part, n_logits)?;
         }
-        let per_group = (2 + usize::from(recompute)) * config.n_layer.saturating_sub(first);
+        let per_group = (2 + usize::from(checkpoint)) * config.n_layer.saturating_sub(first);
         let steps = all.len() * per_group;
         for (n, texts) in all.into_iter().enumerate() {
             let of_all = |done: usize| match progress {
@@ -421,10 +427,12 @@ impl Session {
             let rows = batch.texts()[texts.start].start..batch.texts()[texts.end - 1].end;
             let from = (texts, start.of_rows(rows, config));
             let (reading, told) = (&mut reading, Some(&of_all as _));
-            if recompute {
-                recompute::gradients(dev, params, &layout, from, reading, values, gradients, told).await?
-            } else {
-                backward::gradients(dev, params, &layout, from, reading, values, gradients, told).await?
+            match checkpoint {
+                true => {
+                    gradient_checkpointing::gradients(dev, params, &layout, from, reading, values, gradients, told)
+                        .await?
+                }
+                false => backward::gradients(dev, params, &layout, from, reading, values, gradients, told).await?,
             }
         }
         self.model().checkpoint().check_unchanged()?;

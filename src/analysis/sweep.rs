@@ -561,12 +561,7 @@ impl Session {
         let edits = edits_of_text(texts.edits, texts.runs, texts.n, 1);
         let source_edits = edits_of_text(texts.source_edits, texts.sources, texts.n, 1);
         let touched = touched.chain(edits.iter().chain(&source_edits).map(|(site, ..)| *site));
-        let directions = if from_final_norm(metric, touched) {
-            let row = async |id| self.params().direction(id).await.map_err(forward::RunError::from);
-            Some([row(case.question.answer).await?, row(case.question.wrong).await?])
-        } else {
-            None
-        };
+        let directions = self.directions(metric, &case.question, touched).await?;
         let reading =
             |ids, question| Reading { directions: directions.as_ref(), ..Reading::new(metric, question, ids) };
         let from_source = case.from_source && case.source.is_some();
@@ -591,6 +586,21 @@ impl Session {
             *value = divergence(&distribution, &of_other);
         }
         Ok(OwnRuns { here, source, unchanged, of_source: source_value, directions, distribution })
+    }
+
+    /// The directions of the answer and the wrong answer, where the metric can be read from the final LayerNorm's output in runs
+    /// that touch these sites.
+    pub(super) async fn directions(
+        &self,
+        metric: Metric,
+        question: &Question,
+        touched: impl Iterator<Item = Site>,
+    ) -> Result<Option<[Direction; 2]>, Error> {
+        if !from_final_norm(metric, touched) {
+            return Ok(None);
+        }
+        let row = async |id| self.params().direction(id).await.map_err(forward::RunError::from);
+        Ok(Some([row(question.answer).await?, row(question.wrong).await?]))
     }
 
     /// Runs one text with edits, for values and the metric.

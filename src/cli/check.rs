@@ -1,7 +1,7 @@
 //! `extract --check`: reports which of a run's values were compared with the reference, and fails on a mismatch. Read
 //! next: `../verify/sample.rs`.
 
-use super::{Failure, ModelArgs};
+use super::{Failure, ModelArgs, n_hooks};
 use crate::batch::Batch;
 use crate::hooks::request::Hooks;
 use crate::hooks::site::Site;
@@ -51,7 +51,7 @@ pub(super) fn hold(
         return Ok(());
     };
     let others: Vec<Site> = mismatches.map(|found| found.site).collect();
-    let others = if others.is_empty() { String::new() } else { format!(", and {} hooks after it", others.len()) };
+    let others = if others.is_empty() { String::new() } else { format!(", and {} after it", n_hooks(others.len())) };
     let device = session.device();
     Err(Failure::Run(format!(
         "these values are wrong, and nothing was written: on {device}, {site} is off by {:.1e} at text {}, token {} ({allowed:.1e} is allowed){others}; `actscope verify --model {} --device {}` finds the cause; try --device cpu",

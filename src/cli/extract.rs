@@ -4,7 +4,7 @@ use super::edits::EditArgs;
 use super::gradient::{Asked, Both, GradientArgs, Side, with_gradients};
 use super::run::{NanArgs, RunArgs, SiteArgs, TokenArgs, refuse_to_overwrite};
 use super::texts::{Length, TextArgs};
-use super::{Failure, ModelArgs, check, size};
+use super::{Failure, ModelArgs, check, n_hooks, size};
 use crate::analysis::gradients::{self, Way};
 use crate::batch::{self, Batch};
 use crate::config::Config;
@@ -186,7 +186,7 @@ impl Extract {
                     plan.through(&mut writing, run)?
                 }
                 let bytes = writing.finish()?;
-                self.model.say(format_args!("wrote {path}: {} hooks, {}", shapes.len(), size(bytes)));
+                self.model.say(format_args!("wrote {path}: {}, {}", n_hooks(shapes.len()), size(bytes)));
                 if self.model.json {
                     let named = |(array, shape): &(ArrayKey, Vec<usize>)| json!({"name": array.name(), "shape": shape});
                     let hooks: Vec<_> = forecast.shapes.iter().map(named).collect();
@@ -305,7 +305,7 @@ impl Extract {
         let mut gradients = Watched { sink: &mut gradients, first: None, goes_on, sample: None };
         let run = async |told: Progress<'_>| {
             let (batch, target) = (&plan.batch, &asked.target);
-            let way = Way { recompute: self.gradient.checkpoint, ..Way::default() };
+            let way = Way { checkpoint: self.gradient.checkpoint, ..Way::default() };
             session.gradients_into_async(batch, hooks, target, way, &mut values, &mut gradients, Some(told)).await
         };
         let result: Result<Vec<f64>, Error> = self.model.with_progress("blocks there and back", run);
@@ -367,8 +367,8 @@ impl ModelArgs {
             let bytes = size(output::bytes_of(shape));
             writeln!(out, "{:width$}  {:<22} {bytes:>12}", array.name(), format!("{shape:?}"))?;
         }
-        let n = shapes.len();
-        writeln!(out, "{n} hooks, {} ({total} bytes) of values; weights of {}", size(total), size(weight_bytes))?;
+        let (n, of_weights) = (n_hooks(shapes.len()), size(weight_bytes));
+        writeln!(out, "{n}, {} ({total} bytes) of values; weights of {of_weights}", size(total))?;
         if let Some(bytes) = cache_bytes {
             writeln!(out, "keys and values of all texts: {} ({bytes} bytes)", size(bytes))?;
         }

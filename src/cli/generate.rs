@@ -6,7 +6,7 @@ use super::extract::Forecast;
 use super::report::arguments as report_arguments;
 use super::run::{RunArgs, SiteArgs, TokenArgs};
 use super::texts::TextArgs;
-use super::{Failure, ModelArgs, interrupt, lens, size};
+use super::{Failure, ModelArgs, interrupt, lens, n_hooks, size};
 use crate::analysis::generate::{Generated, Generation, NewToken, Stop, TextSoFar, Told};
 use crate::analysis::lens::{Reading, sites};
 use crate::analysis::sampling::Sampling;
@@ -586,7 +586,7 @@ impl FileOf<'_> {
             reserved: Some(reserved),
         };
         let bytes = writing.with_record(&record)?.finish()?;
-        command.model.say(format_args!("wrote {path}: {} hooks, {}", shapes.len(), size(bytes)));
+        command.model.say(format_args!("wrote {path}: {}, {}", n_hooks(shapes.len()), size(bytes)));
         Ok(written)
     }
 }

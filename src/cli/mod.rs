@@ -34,6 +34,7 @@ mod report;
 mod run;
 mod score;
 mod sweep;
+mod swept;
 mod target;
 mod texts;
 mod tips;
@@ -336,6 +337,11 @@ impl ModelArgs {
             let _ = writeln!(std::io::stderr(), "{line}");
         }
     }
+}
+
+/// A number of hooks in words.
+fn n_hooks(n: usize) -> String {
+    if n == 1 { "1 hook".into() } else { format!("{n} hooks") }
 }
 
 /// Bytes in three digits and powers of ten, as the hub and disks count them.

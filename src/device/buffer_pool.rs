@@ -15,12 +15,21 @@ const LENT: usize = 768 << 20;
 /// The most elements altogether. Only on Linux can pages be lent to the system.
 const MOST: usize = KEPT + if cfg!(target_os = "linux") { LENT } else { 0 };
 
-/// Vectors with fewer elements are not kept, because the allocator is as fast as the pool.
-const WORTH_KEEPING: usize = 16 << 10;
+/// Vectors with fewer elements are not kept: 8 kB. The allocator is as fast as the pool for one of them, but it gives the memory of
+/// hundreds, which a short text with all hooks has, back to the system.
+const WORTH_KEEPING: usize = 2 << 10;
 
-/// The unused vectors, in the order in which they were given back.
+/// The unused vectors.
 #[derive(Debug, Default)]
-pub struct BufferPool(Mutex<Vec<Kept>>);
+pub struct BufferPool(Mutex<Free>);
+
+#[derive(Debug, Default)]
+struct Free {
+    /// In the order in which they were given back.
+    vectors: Vec<Kept>,
+    /// Elements of all of them.
+    elements: usize,
+}
 
 #[derive(Debug)]
 struct Kept {
@@ -53,8 +62,11 @@ impl BufferPool {
             return None;
         }
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let fitting = free.iter().rposition(|kept| (len..=len + len / 4).contains(&kept.vector.capacity()))?;
-        Some(free.remove(fitting).vector)
+        let fits = |kept: &Kept| (len..=len + len / 4).contains(&kept.vector.capacity());
+        let fitting = free.vectors.iter().rposition(fits)?;
+        let Kept { vector, .. } = free.vectors.remove(fitting);
+        free.elements -= vector.capacity();
+        Some(vector)
     }
 
     /// Puts a vector that is no longer used into the pool, or frees it if the pool does not keep vectors of its size.
@@ -63,11 +75,15 @@ impl BufferPool {
             return;
         }
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        free.push(Kept { vector, lent: false });
+        free.elements += vector.capacity();
+        free.vectors.push(Kept { vector, lent: false });
+        if free.elements <= KEPT {
+            return;
+        }
         // From the last vector to the first: beyond KEPT elements, vectors are lent to the system. Beyond MOST, or where
         // lending fails, they are freed.
-        let (mut all, mut stay) = (0, free.len());
-        for (i, kept) in free.iter_mut().enumerate().rev() {
+        let (mut all, mut stay) = (0, free.vectors.len());
+        for (i, kept) in free.vectors.iter_mut().enumerate().rev() {
             all += kept.vector.capacity();
             if all > MOST {
                 break;
@@ -80,7 +96,8 @@ impl BufferPool {
             }
             stay = i;
         }
-        let freed: Vec<_> = free.drain(..stay).collect();
+        let freed: Vec<_> = free.vectors.drain(..stay).collect();
+        free.elements -= freed.iter().map(|kept| kept.vector.capacity()).sum::<usize>();
         // Frees them after the lock, because the system takes a while to free large vectors.
         drop(free);
         drop(freed);
@@ -128,15 +145,18 @@ mod tests {
         let third = free.zeros(len - 5);
         assert_eq!((third.as_ptr(), third), (at, vec![0.0; len - 5]));
         free.give_back(vec![1.0; WORTH_KEEPING - 1]);
-        assert_eq!(free.0.lock().unwrap().len(), 0, "small ones are not kept");
+        assert_eq!(free.0.lock().unwrap().vectors.len(), 0, "small ones are not kept");
 
         // Beyond what is kept, memory is lent to the system where that can be, and beyond that it goes.
         let lent = (MOST - KEPT) / (KEPT / 4);
         (0..lent + 6).for_each(|_| free.give_back(Vec::with_capacity(KEPT / 4)));
-        let kept: Vec<bool> = free.0.lock().unwrap().iter().map(|kept| kept.lent).collect();
+        let kept: Vec<bool> = free.0.lock().unwrap().vectors.iter().map(|kept| kept.lent).collect();
         assert_eq!(kept, [vec![true; lent], vec![false; 4]].concat());
         free.give_back(Vec::with_capacity(MOST + 1));
-        assert_eq!(free.0.lock().unwrap().len(), lent + 4, "what is too large is not kept");
+        let free = free.0.lock().unwrap();
+        assert_eq!(free.vectors.len(), lent + 4, "what is too large is not kept");
+        // Seen red: a count that does not fall as vectors are taken and freed.
+        assert_eq!(free.elements, free.vectors.iter().map(|kept| kept.vector.capacity()).sum::<usize>());
     }
 
     #[test]

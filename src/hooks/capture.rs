@@ -46,6 +46,11 @@ pub trait Sink {
     /// Those of the sink; an error ends the run.
     fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()>;
 
+    /// False for a site whose values the sink has no use for; they are then not brought to the host.
+    fn wants(&self, _site: Site) -> bool {
+        true
+    }
+
     /// [`Sink::put`] by value, so that the sink may store the array instead of copying it. Returns the array if the
     /// sink did not store it.
     ///
@@ -91,7 +96,17 @@ pub trait StepSink: RowSink {
     -> std::io::Result<()>;
 }
 
-/// The sink of a request that records nothing.
+/// The sink that wants nothing.
+impl Sink for () {
+    fn put(&mut self, _: Site, _: usize, _: ArrayViewD<'_, f32>) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn wants(&self, _: Site) -> bool {
+        false
+    }
+}
+
 impl RowSink for () {
     fn put_rows(&mut self, _: Site, _: usize, _: usize, _: ArrayViewD<'_, f32>) -> std::io::Result<()> {
         Ok(())
@@ -238,6 +253,11 @@ impl Capture {
         Ok(Capture { slots, edits: hooks.edit_records() })
     }
 
+    /// A capture that records the edits of a request and no values.
+    pub(crate) fn of_edits(hooks: &Hooks) -> Capture {
+        Capture { slots: BTreeMap::new(), edits: hooks.edit_records() }
+    }
+
     /// The values of one site; `None` if it was not tapped.
     pub fn get(&self, site: Site) -> Option<ArrayViewD<'_, f32>> {
         self.slots.get(&site).map(|slot| slot.array().view())
@@ -286,6 +306,10 @@ impl Sink for Capture {
         }
         of_text.assign(&values);
         Ok(())
+    }
+
+    fn wants(&self, site: Site) -> bool {
+        self.slots.contains_key(&site)
     }
 
     fn give(&mut self, site: Site, text: usize, values: ArrayD<f32>) -> std::io::Result<Option<ArrayD<f32>>> {

@@ -283,7 +283,7 @@ impl<'a, D: Device> Recorder<'a, D> {
     /// Records what the request taps of a site. `text` is the text that `x` holds, if it holds a single one.
     pub(crate) fn record(&mut self, dev: &D, site: Site, text: Option<usize>, x: &D::Tensor) {
         let texts = text.map_or(self.texts.clone(), |i| i..i + 1);
-        let Some(select) = self.layout.hooks().tapped(site) else { return };
+        let Some(select) = self.layout.hooks().tapped(site).filter(|_| self.sink.wants(site)) else { return };
         for (text, window) in self.layout.windows(site, select, texts) {
             if !window.is_empty() {
                 self.staged_bytes += 4 * window.len();

@@ -67,7 +67,7 @@ struct Watching<'a, D: Device> {
 
 impl<'a, D: Device> Watch<Tape<'a, D>> for Watching<'_, D> {
     fn see(&self, tape: &Tape<'a, D>, site: Site, text: Option<usize>, mut x: Tensor<D::Tensor>) -> Tensor<D::Tensor> {
-        let wanted = self.layout.hooks().sites().any(|tapped| tapped == site);
+        let wanted = self.layout.hooks().tapped(site).is_some();
         if !wanted && site != self.site {
             return x;
         }
@@ -231,10 +231,10 @@ pub fn check_size(limits: TensorLimits, config: &Config, batch: &Batch, n_logits
     Ok(())
 }
 
-/// Roughly the bytes that the tape of one text of `n_pos` tokens takes: from the block of the earliest tapped site on, with the
-/// logits of `n_logits` tokens and the gradient with respect to them. With `recompute` the tape holds one block at a time.
-pub fn tape_bytes(config: &Config, hooks: &Hooks, n_pos: usize, n_logits: usize, recompute: bool) -> usize {
-    let most = if recompute { 1 } else { config.n_layer };
+/// About how many bytes the tape of one text of `n_pos` tokens takes, from the block of the earliest tapped site on, with the
+/// logits of `n_logits` of them and the gradient by these. With `checkpoint` it holds one block at a time.
+pub fn tape_bytes(config: &Config, hooks: &Hooks, n_pos: usize, n_logits: usize, checkpoint: bool) -> usize {
+    let most = if checkpoint { 1 } else { config.n_layer };
     let first = hooks.sites().next().and_then(Site::layer).unwrap_or(0);
     let (touched, embd, layers) =
         (hooks.touched(), config.n_embd, (config.n_layer - first.min(config.n_layer)).min(most));

@@ -7,13 +7,13 @@ pub mod backward;
 pub mod byte_source;
 pub mod checkpoint;
 pub mod forward;
+pub(crate) mod gradient_checkpointing;
 pub(crate) mod model_dir;
 #[cfg(not(feature = "tokenizer"))]
 mod no_tokenizer;
 #[doc(hidden)]
 pub mod params;
 pub mod process;
-pub(crate) mod recompute;
 pub mod token_select;
 pub mod tokenizer;
 #[cfg(feature = "tokenizer")]

@@ -176,6 +176,21 @@ pub(super) fn fit(text: &str, size: f32, room: f32) -> String {
     cut(text, (room / (COLUMN * size)) as usize)
 }
 
+/// Breaks a text at spaces into lines of at most `room` pixels. At most `most` lines; the last one is truncated, with `…` at its
+/// end, if something is missing.
+pub(super) fn wrap(text: &str, size: f32, room: f32, most: usize) -> Vec<String> {
+    let columns = (room / (COLUMN * size)) as usize;
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_inclusive(' ') {
+        let is_last = lines.len() == most;
+        match lines.last_mut() {
+            Some(line) if is_last || line.width() + word.trim_end().width() <= columns => line.push_str(word),
+            _ => lines.push(word.into()),
+        }
+    }
+    lines.into_iter().map(|line| cut(line.trim_end(), columns)).collect()
+}
+
 /// Truncates a text to some columns, with `…` at the end if something is missing.
 pub(super) fn cut(text: &str, columns: usize) -> String {
     if text.width() <= columns {
@@ -208,6 +223,17 @@ mod tests {
             (cut("a token", 7), cut("a token", 6), cut("ゼウスx", 4)),
             ("a token".into(), "a tok…".into(), "ゼ…".into())
         );
+    }
+
+    /// Seen red: a break one column late, and a text that goes on behind the last line.
+    #[test]
+    fn lines_break_at_spaces() {
+        let wrap = |text: &str, columns: usize, most: usize| wrap(text, 1.0, COLUMN * (columns as f32 + 0.5), most);
+        assert_eq!(wrap("one two three", 7, 9), ["one two", "three"]);
+        assert_eq!(wrap("one two three", 6, 9), ["one", "two", "three"]);
+        assert_eq!(wrap("one two three four", 7, 2), ["one two", "three …"]);
+        assert_eq!(wrap("a-word-too-long b", 7, 9), ["a-word…", "b"]);
+        assert_eq!(wrap("", 7, 9), Vec::<String>::new());
     }
 
     /// Every table matches its checksum, the sum of its words. Seen to fail with each table shifted by one byte.

@@ -83,6 +83,12 @@ impl Scene {
         self.put(&format!("x=\"{x:.1}\" y=\"{y:.1}\""), size, anchor, colour, text);
     }
 
+    /// A text in the middle of a cell. The pointer does not see it, so that the cell keeps its tooltip.
+    pub fn text_in_cell(&mut self, (x, y): (f32, f32), size: f32, colour: Rgb, text: &str) {
+        let y = y + 0.36 * size;
+        self.put(&format!("x=\"{x:.1}\" y=\"{y:.1}\" pointer-events=\"none\""), size, Anchor::Middle, colour, text);
+    }
+
     /// A text rotated to read upwards, with its baseline at `x`.
     pub fn text_upwards(&mut self, x: f32, y: f32, size: f32, anchor: Anchor, text: &str) {
         self.put(&format!("transform=\"translate({x:.1} {y:.1}) rotate(-90)\""), size, anchor, Rgb(0, 0, 0), text);

@@ -56,8 +56,8 @@ pub struct SweepPicture {
     values: Option<Vec<f64>>,
     errors: Option<Vec<f64>>,
     p: Option<Vec<f64>>,
-    /// A line below the panels.
-    note: Option<String>,
+    /// Lines below the panels.
+    notes: Vec<String>,
 }
 
 /// One heat map.
@@ -74,11 +74,18 @@ const CELL: (f32, f32) = (44.0, 22.0);
 const PANEL: (f32, f32) = (900.0, 900.0);
 const MOST_CELLS: (usize, usize) = (900, 900);
 const GAP: f32 = 30.0;
+/// The size of the heading, of numbers in cells, and the heights of lines of the heading and of other text.
+const HEAD: f32 = 15.0;
+const IN_CELL: f32 = 9.0;
+const LINE_OF_HEAD: f32 = 19.0;
+const LINE: f32 = 16.0;
+/// The most lines of the heading, and of what the picture shows.
+const MOST_LINES: usize = 4;
 const TITLE: f32 = 22.0;
 
 impl SweepPicture {
-    /// A picture of the values `shown` (row-major over `axes`), with the metric's values, where they are others, and the
-    /// statistics over several pairs. `text` has the tokens of the clean and the corrupt text if there is only one pair.
+    /// A picture of the values `shown` (row-major over `axes`), with the metric's values, where they are others, and of several
+    /// pairs the standard errors of what is shown, and the p values. `text` has the tokens of the clean and the corrupt text if there is only one pair.
     #[allow(clippy::too_many_arguments, reason = "a picture has as many parts")]
     pub fn new(
         what: String,
@@ -108,13 +115,13 @@ impl SweepPicture {
             values: values.map(<[f64]>::to_vec),
             errors: errors.map(<[f64]>::to_vec),
             p: p.map(<[f64]>::to_vec),
-            note: None,
+            notes: Vec::new(),
         }
     }
 
-    /// The same picture with a line of text below the panels.
-    pub fn with_note(self, note: String) -> SweepPicture {
-        SweepPicture { note: Some(note), ..self }
+    /// With lines below the panels.
+    pub fn with_notes(self, notes: Vec<String>) -> SweepPicture {
+        SweepPicture { notes, ..self }
     }
 
     /// Rows and columns of a panel.
@@ -174,11 +181,11 @@ impl SweepPicture {
         }
     }
 
-    /// The note below the panels: what the marks mean.
+    /// The lines below the panels, and what the marks mean.
     fn notes(&self) -> Vec<String> {
         let differ = self.text.as_ref().is_some_and(|(a, b)| a.iter().zip(b).any(|(a, b)| a.id != b.id));
         let marks = differ.then(|| "* clean / corrupt token where the texts differ".to_string());
-        self.note.iter().cloned().chain(marks).collect()
+        self.notes.iter().cloned().chain(marks).collect()
     }
 
     /// The description of a cell.
@@ -187,7 +194,7 @@ impl SweepPicture {
         let Some(values) = &self.values else { return shown };
         let error = self.errors.as_ref().map_or(String::new(), |errors| format!(" ± {}", number(errors[at] as f32)));
         let p = self.p.as_ref().map_or(String::new(), |p| format!(", p = {}", number(p[at] as f32)));
-        format!("{shown} (metric {}{error}{p})", number(values[at] as f32))
+        format!("{shown}{error} (metric {}{p})", number(values[at] as f32))
     }
 
     fn row_axis(&self) -> Option<&AxisLabels> {
@@ -195,7 +202,26 @@ impl SweepPicture {
     }
 }
 
-/// A cell's place, followed by its number. A path without axes has no place.
+/// A number as it stands in a cell. What rounds to zero has no sign.
+fn with_decimals(value: f32, decimals: usize) -> String {
+    let written = format!("{value:.decimals$}");
+    match written.strip_prefix('-') {
+        Some(rest) if rest.bytes().all(|b| matches!(b, b'0' | b'.')) => rest.into(),
+        _ => written,
+    }
+}
+
+/// The decimals of the numbers in a panel's cells of this size, which give the largest two digits or three; `None` where they do
+/// not fit.
+fn decimals_that_fit(table: &Array2<f32>, cell: (f32, f32)) -> Option<usize> {
+    let largest = table.iter().filter(|value| value.is_finite()).fold(0.0f32, |most, value| most.max(value.abs()));
+    let digits = if largest > 0.0 { largest.log10().floor() as i32 } else { 0 };
+    let decimals = usize::try_from(2 - digits).unwrap_or(0).min(4);
+    let fits = |value: &f32| font::width(&with_decimals(*value, decimals), IN_CELL) <= cell.0 - 4.0;
+    (cell.1 >= IN_CELL + 3.0 && digits >= -3 && table.iter().all(fits)).then_some(decimals)
+}
+
+/// A cell's number behind its place; a path without axes has none.
 fn placed(place: &str, cell: &str) -> String {
     if place.is_empty() { cell.into() } else { format!("{place}: {cell}") }
 }
@@ -224,20 +250,29 @@ impl Picture for SweepPicture {
         let down = panels.len().div_ceil(across);
         let inner = left + across as f32 * step_x;
         let total_width = (inner + BAR_ROOM * if of_errors.is_some() { 2.0 } else { 1.0 }).max(560.0);
-        let notes = self.notes();
+        let notes = self.notes().into_iter();
+        let notes: Vec<String> =
+            notes.flat_map(|note| font::wrap(&note, TEXT, total_width - 32.0, MOST_LINES)).collect();
         let bar = height.clamp(110.0, 300.0).floor();
         // Below the bar there is room for its notes.
         let inside = (down as f32 * step_y).max(TITLE + bar + 56.0);
-        let total_height = HEADING + inside + 16.0 * notes.len() as f32 + 10.0;
+        let head = font::wrap(&self.headline(shows), HEAD, total_width - 32.0, MOST_LINES);
+        let what = font::wrap(&self.what, TEXT, total_width - 32.0, MOST_LINES);
+        let first_of_what = 24.0 + LINE_OF_HEAD * head.len().saturating_sub(1) as f32 + 18.0;
+        let heading = first_of_what + LINE * what.len().saturating_sub(1) as f32 + HEADING - 42.0;
+        let total_height = heading + inside + LINE * notes.len() as f32 + 10.0;
         let cells = panels.len() * shown_rows * shown_cols;
         let mut scene =
             Scene::new(total_width, total_height, cells, &format!("{}: {}", self.what, self.headline(|_| true)));
-        let head = font::fit(&self.headline(shows), 15.0, total_width - 50.0);
-        scene.text(16.0, 24.0, 15.0, Anchor::Start, BLACK, &head);
-        scene.text(16.0, 42.0, TEXT, Anchor::Start, BLACK, &font::fit(&self.what, TEXT, total_width - 32.0));
+        for (i, line) in head.iter().enumerate() {
+            scene.text(16.0, 24.0 + LINE_OF_HEAD * i as f32, HEAD, Anchor::Start, BLACK, line);
+        }
+        for (i, line) in what.iter().enumerate() {
+            scene.text(16.0, first_of_what + LINE * i as f32, TEXT, Anchor::Start, BLACK, line);
+        }
         for (n, (panel, table)) in panels.iter().zip(&tables).enumerate() {
             let x = left + (n % across) as f32 * step_x;
-            let y = HEADING + (n / across) as f32 * step_y + TITLE;
+            let y = heading + (n / across) as f32 * step_y + TITLE;
             scene.text(x, y - 7.0, TEXT, Anchor::Start, BLACK, &panel.title);
             let colours: Array2<Rgb> = table.mapv(|value| panel.scale.colour(value));
             let whole = table.dim() == (rows, cols);
@@ -248,6 +283,12 @@ impl Picture for SweepPicture {
                 let place = [label(&row_labels, row), label(&col_labels, col)].join(" ");
                 placed(place.trim(), &self.cell(at))
             });
+            if let Some(decimals) = decimals_that_fit(table, cell) {
+                for ((row, col), value) in table.indexed_iter() {
+                    let at = (x + (col as f32 + 0.5) * cell.0, y + (row as f32 + 0.5) * cell.1);
+                    scene.text_in_cell(at, IN_CELL, colours[[row, col]].ink(), &with_decimals(*value, decimals));
+                }
+            }
             scene.frame(x, y, width, height, 0.8);
             let per_row = height / rows as f32;
             if n % across == 0 {
@@ -268,12 +309,12 @@ impl Picture for SweepPicture {
                 scene.text(x + width / 2.0, y + height + below - 12.0, TEXT, Anchor::Middle, BLACK, &axis.name);
             }
         }
-        scene.colour_bar((inner, HEADING + TITLE), bar, &scale, &self.name);
+        scene.colour_bar((inner, heading + TITLE), bar, &scale, &self.name);
         if let Some(scale) = &of_errors {
-            scene.colour_bar((inner + BAR_ROOM, HEADING + TITLE), bar, scale, "Standard error");
+            scene.colour_bar((inner + BAR_ROOM, heading + TITLE), bar, scale, "Standard error");
         }
         for (i, note) in notes.iter().enumerate() {
-            let at = total_height - 8.0 - 16.0 * (notes.len() - 1 - i) as f32;
+            let at = total_height - 8.0 - LINE * (notes.len() - 1 - i) as f32;
             scene.text(16.0, at, TEXT, Anchor::Start, BLACK, note);
         }
         scene
@@ -328,5 +369,29 @@ impl Picture for SweepPicture {
             writeln!(out, "{}", placed(&place.join(", "), &self.cell(at)))?;
         }
         self.notes().iter().try_for_each(|note| writeln!(out, "{note}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::array;
+
+    /// Seen red: a limit of one column more, and a sign before 0.00.
+    #[test]
+    fn numbers_stand_in_cells_where_they_fit() {
+        let written = |table: &Array2<f32>, cell: (f32, f32)| {
+            let decimals = decimals_that_fit(table, cell)?;
+            Some(table.iter().map(|value| with_decimals(*value, decimals)).collect::<Vec<_>>())
+        };
+        let table = array![[1.034, -0.251], [-0.001, f32::NAN]];
+        assert_eq!(written(&table, CELL).unwrap(), ["1.03", "-0.25", "0.00", "NaN"]);
+        assert_eq!(written(&array![[0.0123, -0.5]], CELL).unwrap(), ["0.012", "-0.500"]);
+        assert_eq!(written(&array![[12345.6, -3.0]], CELL).unwrap(), ["12346", "-3"]);
+        assert_eq!(written(&array![[0.0, 0.0]], CELL).unwrap(), ["0.00", "0.00"]);
+        // "-0.25" takes five columns of 5.4 pixels.
+        assert!(written(&table, (31.2, 12.0)).is_some() && written(&table, (31.0, 12.0)).is_none());
+        assert!(written(&table, (44.0, 11.0)).is_none());
+        assert!(written(&array![[1e-4, -2e-5]], CELL).is_none(), "too small for decimals");
     }
 }

@@ -34,8 +34,8 @@ pub struct SweepPage<'a> {
     pub n: usize,
     /// For a single pair or text: the tokens that line up, with names.
     pub texts: Option<Vec<(&'a str, &'a [Token])>>,
-    /// The arrays in row-major order: `values`, `effect`, and those that exist of `normalized`, `standard_error`, `p` and `ci`
-    /// (two numbers per cell).
+    /// `values` and `effect`, and what else there is of `normalized`, `effect_standard_error`, `p`, `exact` and `ci` (two numbers a cell), in
+    /// row-major order.
     pub arrays: Vec<(&'a str, Vec<f64>)>,
     /// The command that runs a single cell; `None` if one edit cannot do that.
     pub cell: Option<CellRun>,

@@ -81,7 +81,7 @@ class Gradients(NamedTuple):
     """Values and gradients of one run. Both are a `Cache` with the same hooks.
 
     Attributes:
-        values: The values.
+        values: The values; no hooks where they were left out.
         gradients: The derivative of the target by each value as it flows on, after edits.
         target: float64 [batch], what was differentiated, of each text.
     """

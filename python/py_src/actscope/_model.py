@@ -6,6 +6,7 @@ import os
 import secrets
 import shlex
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -606,6 +607,41 @@ class Model:
         how = "patched, estimated" if fast else "patched"
         return self._sweep(runs, sources, pairs, answer, wrong, at, by, metric, "patch", noise, how, fast=fast)
 
+    def patch_fast(
+        self,
+        clean: Texts,
+        corrupt: Texts,
+        answer: Any = None,
+        wrong: Any = None,
+        *,
+        by: Mapping[str, str | list[str]],
+        metric: str | None = None,
+        noise: bool = False,
+        prepend_bos: bool = False,
+    ) -> dict[str, Sweep]:
+        """`patch(fast=True)` of several sites by axes of their own, all estimated from one gradient.
+
+        Args:
+            by: Axes by site, such as `{"z": "layer,pos,head", "mlp_out": "layer,pos"}`.
+
+        The other arguments are those of `patch`. Gives a sweep for each site.
+
+        Raises:
+            Error: of kind `hook` for texts that do not line up, and for a request that does not fit.
+        """
+        pairs = self._pairs(clean, corrupt, prepend_bos)
+        runs, sources = (pairs[0], pairs[1]) if noise else (pairs[1], pairs[0])
+        metric = self._metric(metric, answer, wrong, loss=False)
+        asked = [(site, axes.split(",") if isinstance(axes, str) else list(axes)) for site, axes in by.items()]
+        for site, axes in asked:
+            if len(set(axes)) < len(axes):
+                raise error("hook", f"by names the same twice for {site}: {', '.join(axes)}")
+        cases = self._cases(runs, sources, answer, wrong)
+        with Progress("actscope", "block") as progress:
+            each = _native.sweep_fast(self._session, cases, asked, metric, not noise, progress)
+        found = zip(by, each, strict=True)
+        return {site: self._swept(of, [site], pairs, metric, noise, "patched, estimated") for site, of in found}
+
     def _pairs(self, clean: Texts, corrupt: Texts, prepend_bos: bool) -> list[list[list[int]]]:
         """Two lists of token ids that line up."""
         pairs = [self._read(texts, prepend_bos)[0] for texts in (clean, corrupt)]
@@ -669,9 +705,15 @@ class Model:
         with Progress("actscope", "run") as progress:
             kl = sources is not None and not noise
             found = _native.sweep(self._session, cases, sites, axes, metric, change, kl, path, fast, progress)
+        return self._swept(found, sites, pairs, metric, noise, how)
+
+    def _swept(
+        self, found: dict[str, Any], sites: list[str], pairs: list[list[list[int]]], metric: str, noise: bool, how: str
+    ) -> Sweep:
+        """What a sweep found, with its title and labels."""
         text = pos_labels = None
-        of = f", mean of {len(runs)}"
-        if len(runs) == 1:
+        of = f", mean of {len(pairs[0])}"
+        if len(pairs[0]) == 1:
             text, of = (self._tokens_of(pairs[0][0]), self._tokens_of(pairs[1][0])), ""
             pos_labels = self._session.written(pairs[0][0])
         title = f"{', '.join(sites)} of {self.name} {how}, {metric}{of}"
@@ -769,6 +811,7 @@ class Model:
         edits: Edits = None,
         source: Texts = None,
         mean_from: Texts = None,
+        values: bool = True,
         prepend_bos: bool = False,
     ) -> Gradients:
         """Runs texts, and differentiates a metric by every value that `hooks` name. Edits are differentiated through.
@@ -779,6 +822,7 @@ class Model:
                 `dot:SITE[@SELECT]=V`, the sum of a hook's values times numbers, SITE, SELECT and V being as in an edit.
             answer, wrong: Tokens, by text (with its leading space) or id: one for all texts, or one for each.
             at: The position whose logits are read; -1 is each text's last.
+            values: False leaves the values out, which takes less time and memory.
 
         Raises:
             Error: of kind `hook` for a request that does not fit.
@@ -802,12 +846,12 @@ class Model:
         edited = _edits.native(_edits.read(edits), self._session, lengths)
         sources = self._sources(source, mean_from, prepend_bos)
         with Progress("actscope", "block") as progress:
-            values, gradients, target, records = _native.grad(
-                self._session, ids, taps, (what, questions), edited, sources, progress
+            of_values, of_gradients, target, records = _native.grad(
+                self._session, ids, taps, (what, questions), edited, sources, values, progress
             )
         values_of, gradients_of = (
             Cache(self, arrays, addresses, ids=ids, lengths=lengths, texts=given, positions=positions, edits=records)
-            for arrays, addresses in (values, gradients)
+            for arrays, addresses in (of_values, of_gradients)
         )
         return Gradients(values_of, gradients_of, np.asarray(target))
 

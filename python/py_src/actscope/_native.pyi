@@ -112,6 +112,14 @@ def sweep(
     fast: bool,
     progress: _Progress,
 ) -> dict[str, Any]: ...
+def sweep_fast(
+    session: Session,
+    cases: list[_Case],
+    of: list[tuple[str, list[str]]],
+    metric: str,
+    from_source: bool,
+    progress: _Progress,
+) -> list[dict[str, Any]]: ...
 def attribute(
     session: Session,
     ids: list[int],
@@ -130,6 +138,7 @@ def grad(
     target: tuple[str, list[tuple[int, int, int]] | None],
     edits: list[_Edit],
     sources: _Sources,
+    values: bool,
     progress: _Progress,
 ) -> tuple[_Arrays, _Arrays, list[float], list[tuple[str, str | None]]]: ...
 def edges(

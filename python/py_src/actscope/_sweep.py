@@ -25,8 +25,9 @@ class Sweep(_Drawn):
         clean, corrupt: Of `patch`: the metric of the unchanged runs.
         base: Of `ablate`: the metric of the unchanged run.
         normalized: Of `patch`: (values - corrupt) / (clean - corrupt), with `noise` (values - clean) / (clean - corrupt).
-        standard_error, ci, p: Of several pairs or texts: the mean's standard error, its 95 % interval [..., 2], and how often
-            chance alone gives an effect at least as large.
+        standard_error, ci: Of several pairs or texts: the standard error of the mean of `values`, and its 95 % interval [..., 2].
+        effect_standard_error, p: Of several pairs or texts: the standard error of the mean effect, which is that of the differences
+            between each changed run and its own unchanged one, and how often chance alone gives an effect at least as large.
     """
 
     def __init__(
@@ -61,13 +62,19 @@ class Sweep(_Drawn):
             self.normalized = (self.values - unchanged) / (self.clean - self.corrupt)
         several = len(self.each) > 1
         self.standard_error: Numbers | None = np.asarray(found["standard_error"]).reshape(shape) if several else None
+        self.effect_standard_error: Numbers | None = (
+            np.asarray(found["effect_standard_error"]).reshape(shape) if several else None
+        )
         self.ci: Numbers | None = np.asarray(found["ci"]).reshape(*shape, 2) if several else None
         self.p: Numbers | None = np.asarray(found["p"]).reshape(shape) if several else None
         shown, name = self.values - unchanged, f"Change of {metric}"
         if self.normalized is not None:
             shown = self.normalized
             name = f"Normalized ({'0: unharmed, -1: as corrupt' if noise else '0: as corrupt, 1: as clean'})"
-        errors, p = self.standard_error, self.p
+        # Of what is shown.
+        errors, p = self.effect_standard_error, self.p
+        if errors is not None and self.normalized is not None:
+            errors = errors / abs(self.clean - self.corrupt)
         picture = _native.sweep_picture(
             title,
             name,

@@ -19,6 +19,9 @@ use std::ops::Range;
 /// With fewer multiply-adds than this, one thread finishes before a second one would have woken up.
 const WORTH_SHARING: usize = 1 << 17;
 
+/// The same limit for values that are only set.
+const WORTH_SHARING_A_FILL: usize = 1 << 15;
+
 /// Tasks per thread. With several, a delayed thread does not delay all the others.
 const TASKS: usize = 4;
 
@@ -248,6 +251,11 @@ impl<'a> Head<'a> {
             } else {
                 copy_left(left, pattern.rows, 0..queries.len(), keys.clone())
             }
+            if pattern.scale != 1.0 {
+                for row in left.chunks_mut(STRIDE).take(queries.len()) {
+                    row[..keys.len()].iter_mut().for_each(|p| *p *= pattern.scale);
+                }
+            }
             for (i, panel) in values.chunks_exact(width * n_values).enumerate() {
                 let dims = i * width..((i + 1) * width).min(self.head_dim);
                 let cols = self.head * self.head_dim + dims.start..self.head * self.head_dim + dims.end;
@@ -276,6 +284,8 @@ struct Pattern<'a> {
     rows: RowsView<'a>,
     n_keys: usize,
     transposed: bool,
+    /// What every weight is multiplied with.
+    scale: f32,
 }
 
 /// What a task computes for the queries of a head.
@@ -285,11 +295,11 @@ enum Goal<'a> {
     Z(Shared<'a>),
     /// The scores, into the matrix [Q, K] of this head, and this value where the key comes after the query.
     Scores(Shared<'a>, f32),
-    /// z [Q, D], from the pattern [Q, K] of this head.
-    Mix(RowsView<'a>, Shared<'a>),
-    /// [K, D], from the transpose of the pattern [Q, K] of this head. Keys take the place of queries, and the rows that are
-    /// summed belong to queries.
-    MixTransposed(RowsView<'a>, Shared<'a>),
+    /// z [Q, D], from the pattern [Q, K] of this head times a number.
+    Mix(RowsView<'a>, f32, Shared<'a>),
+    /// [K, D], from the transpose of the pattern [Q, K] of this head, times a number. Keys take the place of queries, and the
+    /// rows that are summed belong to queries.
+    MixTransposed(RowsView<'a>, f32, Shared<'a>),
 }
 
 /// The tensor that has the queries, and the cache that has the keys and values, if there is one.
@@ -353,7 +363,7 @@ impl WithSimd for Task<'_> {
                             simd.vectorize(row_wise::Softmax(&mut row[..seen]));
                         }
                         let rows = RowsView { data: pattern, n: tile.len(), stride };
-                        let pattern = Pattern { rows, n_keys, transposed: false };
+                        let pattern = Pattern { rows, n_keys, transposed: false, scale: 1.0 };
                         head.mix(simd, pattern, values, left, (z, head.text.rows.start), tile);
                     }
                 }
@@ -369,18 +379,18 @@ impl WithSimd for Task<'_> {
                         }
                     }
                 }
-                Goal::Mix(pattern, z) => {
+                Goal::Mix(pattern, scale, z) => {
                     let values = head.values(n_keys, width, &mut scratch.values);
                     for tile in tiles {
                         let rows = RowsView { data: pattern.row(tile.start), n: tile.len(), ..pattern };
-                        let pattern = Pattern { rows, n_keys, transposed: false };
+                        let pattern = Pattern { rows, n_keys, transposed: false, scale };
                         head.mix(simd, pattern, values, left, (z, 0), tile);
                     }
                 }
-                Goal::MixTransposed(rows, z) => {
+                Goal::MixTransposed(rows, scale, z) => {
                     let values = head.values(n_keys, width, &mut scratch.values);
                     for tile in tiles {
-                        let pattern = Pattern { rows, n_keys, transposed: true };
+                        let pattern = Pattern { rows, n_keys, transposed: true, scale };
                         head.mix(simd, pattern, values, left, (z, 0), tile);
                     }
                 }
@@ -452,7 +462,7 @@ pub(crate) fn mix(workers: &Workers, pattern: &Tensor, of: Attended<'_>, text: &
     share(workers, std::slice::from_ref(text), heads.n_head, n_embd, |text, head, queries| Task {
         head: Head::new(of, text, heads, head),
         queries,
-        goal: Goal::Mix(RowsView { data: pattern.row(head * n_queries), n: n_queries, ..pattern }, z),
+        goal: Goal::Mix(RowsView { data: pattern.row(head * n_queries), n: n_queries, ..pattern }, 1.0, z),
     });
 }
 
@@ -490,9 +500,9 @@ pub(crate) fn values_gradient(
     out: &mut [f32],
 ) {
     let n_embd = dz.cols;
-    out.fill(0.0);
+    zero_columns(workers, out, 3 * n_embd, 0..2 * n_embd);
     let dz = Rows { of: RowsView::of(dz), first: 0, col: 0 };
-    mix_part(workers, (pattern, true), dz, text, heads, n_embd, &mut out[2 * n_embd..]);
+    mix_part(workers, (pattern, true, 1.0), dz, text, heads, n_embd, &mut out[2 * n_embd..]);
 }
 
 /// `scale * dscores . k` and `scale * dscoresᵀ . q` of one text that is run whole, into the columns of the queries and of the
@@ -507,19 +517,25 @@ pub(crate) fn scores_gradient(
 ) {
     let n_embd = qkv.cols / 3;
     let [q, k] = [0, 1].map(|n| Rows { of: RowsView::of(qkv), first: text.rows.start, col: n * n_embd });
-    out.fill(0.0);
-    mix_part(workers, (dscores, false), k, text, heads, n_embd, out);
-    mix_part(workers, (dscores, true), q, text, heads, n_embd, &mut out[n_embd..]);
+    zero_columns(workers, out, 3 * n_embd, 2 * n_embd..3 * n_embd);
     let scale = heads.scale as f32;
-    for row in out.chunks_exact_mut(3 * n_embd) {
-        row[..2 * n_embd].iter_mut().for_each(|v| *v *= scale);
-    }
+    mix_part(workers, (dscores, false, scale), k, text, heads, n_embd, out);
+    mix_part(workers, (dscores, true, scale), q, text, heads, n_embd, &mut out[n_embd..]);
 }
 
-/// A pattern [H Q, Q], or its transpose, times rows of the text, into the first D of every 3D columns of `out`.
+/// Sets some columns of a matrix of `stride` columns to zero.
+fn zero_columns(workers: &Workers, out: &mut [f32], stride: usize, cols: Range<usize>) {
+    let rows = out.len() / stride;
+    let each = if rows * cols.len() < WORTH_SHARING_A_FILL { rows } else { rows.div_ceil(TASKS * workers.threads) };
+    workers.each_piece(out, each * stride, |_, out| {
+        out.chunks_exact_mut(stride).for_each(|row| row[cols.clone()].fill(0.0));
+    });
+}
+
+/// A pattern [H Q, Q], or its transpose, times a number and rows of the text, into the first D of every 3D columns of `out`.
 fn mix_part(
     workers: &Workers,
-    (pattern, transposed): (&Tensor, bool),
+    (pattern, transposed, scale): (&Tensor, bool, f32),
     values: Rows<'_>,
     text: &Queries,
     heads: Heads,
@@ -528,11 +544,11 @@ fn mix_part(
 ) {
     let n_pos = text.rows.len();
     let (pattern, z) = (RowsView::of(pattern), Shared::new(out, 3 * n_embd, n_pos, n_embd));
-    let (head_dim, scale) = (n_embd / heads.n_head, heads.scale as f32);
+    let head_dim = n_embd / heads.n_head;
     share(workers, std::slice::from_ref(text), heads.n_head, n_embd, |text, head, queries| {
         let of_head = RowsView { data: pattern.row(head * n_pos), n: n_pos, ..pattern };
-        let goal = if transposed { Goal::MixTransposed(of_head, z) } else { Goal::Mix(of_head, z) };
-        let head = Head { queries: values, keys: values, values, cache: None, text, head, head_dim, scale };
+        let goal = if transposed { Goal::MixTransposed(of_head, scale, z) } else { Goal::Mix(of_head, scale, z) };
+        let head = Head { queries: values, keys: values, values, cache: None, text, head, head_dim, scale: 1.0 };
         Task { head, queries, goal }
     });
 }

@@ -97,16 +97,17 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// The elements: the vector itself if this is the only reference, else a copy.
-    pub fn take(this: Arc<Memory>, pool: &BufferPool) -> Vec<f32> {
-        match Arc::try_unwrap(this) {
-            Ok(mut memory) => std::mem::take(&mut memory.values),
-            Err(shared) => {
-                let mut copy = pool.vector(shared.values.len());
-                copy.copy_from_slice(&shared.values);
-                copy
-            }
-        }
+    /// The vector of the elements, if this is the only reference.
+    ///
+    /// # Errors
+    /// The reference itself, if there are others.
+    pub fn take(this: Arc<Memory>) -> Result<Vec<f32>, Arc<Memory>> {
+        Arc::try_unwrap(this).map(|mut memory| std::mem::take(&mut memory.values))
+    }
+
+    /// The elements.
+    pub fn values(&self) -> &[f32] {
+        &self.values
     }
 }
 

@@ -484,7 +484,9 @@ impl Device for Cpu {
 
     async fn read(&self, staged: Staged) -> Result<Vec<f32>, DeviceError> {
         Ok(match staged {
-            Staged::All(memory) => Memory::take(memory, &self.workers.memory),
+            Staged::All(memory) => {
+                Memory::take(memory).unwrap_or_else(|shared| row_wise::copy(&self.workers, shared.values()))
+            }
             Staged::Part(values) => values,
         })
     }

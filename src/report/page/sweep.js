@@ -9,7 +9,7 @@ const SHOWN = {
   normalized: ["normalized", data.noise ? "0: unharmed, -1: as corrupt" : "0: as corrupt, 1: as clean"],
   effect: ["effect", `${metric} of the changed run minus that of the unchanged one`],
   values: [metric, `${metric} of the changed run`],
-  standard_error: ["standard error", `of the mean over ${data.n} ${isPatch ? "pairs" : "texts"}`],
+  effect_standard_error: ["standard error", `of the mean effect over ${data.n} ${isPatch ? "pairs" : "texts"}`],
   exact: ["exact", `${metric} where the changed run is run, and not estimated`],
   p: ["p", "how often chance alone gives an effect at least as large"],
 };
@@ -119,7 +119,7 @@ function largest(values) {
 
 function drawMap() {
   const canvas = byId("map"), values = numbers[state.show], panel = panelOf(state.cell);
-  const signed = state.show !== "p" && state.show !== "standard_error";
+  const signed = state.show !== "p" && state.show !== "effect_standard_error";
   const most = state.show === "p" ? 1 : largest(values), palette = signed ? colours().signed : colours().weight;
   const rowAxis = axes.length - 2, colAxis = axes.length - 1;
   const rowLabel = (row) => (rowAxis < 0 ? "" : label(rowAxis, row)), colLabel = (col) => (colAxis < 0 ? "" : label(colAxis, col));

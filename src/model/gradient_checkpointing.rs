@@ -122,6 +122,10 @@ struct Begun<'a, 'b> {
 }
 
 impl Sink for Begun<'_, '_> {
+    fn wants(&self, site: Site) -> bool {
+        self.to.wants(site) || (Some(site) == self.begins && self.kept.is_some())
+    }
+
     fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
         if Some(site) != self.begins {
             return self.to.put(site, text, values);
@@ -129,7 +133,7 @@ impl Sink for Begun<'_, '_> {
         if let Some(kept) = &mut self.kept {
             kept.insert(text, values.iter().copied().collect());
         }
-        let Some(select) = self.hooks.tapped(site) else { return Ok(()) };
+        let Some(select) = self.hooks.tapped(site).filter(|_| self.to.wants(site)) else { return Ok(()) };
         let part: ArrayD<f32> = cut(site, select, text, values);
         if part.is_empty() { Ok(()) } else { self.to.put(site, text, part.view()) }
     }
