@@ -238,6 +238,11 @@ impl Browser {
         self.settle();
     }
 
+    /// Ends the browser's GPU process, with which every device of a page is lost.
+    pub fn crash_gpu(&mut self) {
+        self.call("Browser.crashGpuProcess", json!({}));
+    }
+
     /// `light` or `dark`.
     pub fn scheme(&mut self, scheme: &str) {
         let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);

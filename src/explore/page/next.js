@@ -1,8 +1,8 @@
 // NEXT: the next token's distribution before and after the edits, and how far they are apart.
-import { byId, make, show } from "./draw.js";
-import { app, known, runs, whole } from "./app.js";
+import { announce, byId, make, show } from "./draw.js";
+import { app, go, known, runs, whole } from "./app.js";
 import { divergence, largest, softmax } from "./numbers.js";
-import { editsOf } from "./state.js";
+import { editsOf, generateCommand } from "./state.js";
 
 export function startNext() {
   byId("continue").addEventListener("click", carryOn);
@@ -20,6 +20,7 @@ function distributions(s) {
 
 export function drawNext() {
   const s = whole();
+  if (continuedOf !== JSON.stringify(runs())) byId("continued").hidden = true;
   if (!s) return;
   const { before, after, edited } = distributions(s), body = byId("next").tBodies[0];
   byId("next-note").textContent = `After “${app.tokens[s.pos].label}” (${s.pos})${s.pos < app.tokens.length - 1 ? `; really next is “${app.tokens[s.pos + 1].label}”` : ""}`;
@@ -63,23 +64,44 @@ function facts(s, before, after, edited) {
   return said.join("; ");
 }
 
-/** The likeliest continuation, without edits and with them. */
+/** The runs that what is written there is of. */
+let continuedOf = "";
+
+/** How much is written, and how tokens are chosen; null where a field has no such number. */
+function sampling() {
+  const fields = { n: byId("new-tokens"), temperature: byId("temperature"), seed: byId("seed") };
+  const values = {};
+  for (const [name, input] of Object.entries(fields)) {
+    const value = input.valueAsNumber, is = input.validity.valid && Number.isFinite(value) && (name === "temperature" || Number.isInteger(value));
+    input.setAttribute("aria-invalid", `${!is}`);
+    values[name] = is ? value : null;
+  }
+  return Object.values(values).includes(null) ? null : values;
+}
+
+/** A continuation without edits and one with them, each with the command that writes it, and to go on with. */
 async function carryOn() {
-  const s = whole(), out = byId("continued");
+  const s = whole(), out = byId("continued"), chosen = sampling();
   if (!s) return;
-  const { before, after } = runs();
+  if (!chosen) return announce("That is no number of tokens, temperature or seed");
+  const { before, after } = runs(), started = performance.now(), { a } = s;
+  continuedOf = JSON.stringify({ before, after });
   out.hidden = false;
-  out.textContent = "writing…";
+  out.replaceChildren(make("p", {}, "writing…"));
   const parts = [];
   for (const [name, run] of [["before", before], ["after", after]]) {
     if (!run) continue;
+    const heading = after ? [make("b", {}, `${name}: `)] : [];
     try {
-      const request = { do: "generate", run, n: 20, temperature: 0, seed: 0 };
-      const { json } = known(request) ?? (await app.engine.ask(request));
-      parts.push(after ? make("b", {}, `${name}: `) : "", make("span", { class: "token-text" }, json.new.map(({ label }) => label).join("")), "\n");
+      const request = { do: "generate", run, ...chosen };
+      const { json } = known(request) ?? (await app.engine.ask(request, (what, done, of) => app.tell(what, done, of, started)));
+      const take = json.text ? [make("p", {}, make("button", { type: "button", onclick: () => go({ a: `${a}${json.text}`, pos: null, key: null }) }, "Take it into the text"))] : [];
+      parts.push(make("p", {}, ...heading, make("span", { class: "token-text" }, json.new.map(({ label }) => label).join(""))), ...take,
+        make("p", { class: "note" }, make("code", {}, generateCommand(s, chosen, name === "after", app.served?.arguments))));
     } catch (error) {
-      parts.push(make("b", {}, `${name}: `), `${error.message}\n`);
+      parts.push(make("p", {}, ...heading, error.message));
     }
   }
   out.replaceChildren(...parts);
+  byId("running").hidden = true;
 }
