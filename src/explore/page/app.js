@@ -95,7 +95,7 @@ function resolved() {
   const hook = state.hook === null ? hookOf(`blocks.${about.model.n_layer - 1}.hook_resid_post`) : hookOf(state.hook);
   if (!hook) return null;
   const pos = state.pos ?? tokens.length - 1;
-  return { ...state, hook: hook.name, pos, head: hook.axes.includes("head") ? state.head ?? 0 : state.head, row: hook, kind: kindOf(hook) };
+  return { ...state, hook: hook.name, pos, ask: state.ask ?? pos, head: hook.axes.includes("head") ? state.head ?? 0 : state.head, row: hook, kind: kindOf(hook) };
 }
 
 /** What of the state does not exist in this model and text; null if all does. Nothing is run then, since half a state would show
@@ -105,7 +105,7 @@ export function impossible() {
   if (!about || !isRead()) return null;
   if (state.hook !== null && !hookOf(state.hook)) return `${about.model.name} has no hook ${JSON.stringify(state.hook)}`;
   const s = resolved(), sizes = Object.fromEntries(s.row.axes.map((axis, i) => [axis, axis === "pos" || axis === "key" ? tokens.length : s.row.sizes[i]]));
-  for (const [name, most] of [["pos", tokens.length], ["key", tokens.length], ["head", sizes.head ?? about.model.n_head], ["dim", sizes.dim ?? Infinity]]) {
+  for (const [name, most] of [["pos", tokens.length], ["key", tokens.length], ["ask", tokens.length], ["answer", about.model.vocab_size], ["head", sizes.head ?? about.model.n_head], ["dim", sizes.dim ?? Infinity]]) {
     if (state[name] !== null && state[name] >= most) return `${name}=${state[name]} does not exist: ${s.hook} has ${most} here`;
   }
   const check = checkRequest();
@@ -160,9 +160,10 @@ export function sweepRefusal(s) {
 
 const patches = (s) => s.where === "patch" || s.where === "fast";
 
-/** The token that sweeps and attributions are about: the unchanged run's likeliest. Undefined until that is known. */
+/** The token that sweeps and attributions are about: the chosen one, or the unchanged run's likeliest. Undefined until that is known. */
 export function answerOf(s) {
-  const next = known({ do: "next", run: runs().before, pos: s.pos });
+  if (s.answer !== null) return s.answer;
+  const next = known({ do: "next", run: runs().before, pos: s.ask });
   return next && largest(next.arrays.logits.values, 1)[0];
 }
 
@@ -173,7 +174,7 @@ export function sweepRequest(s) {
   if (answer === undefined) return null;
   const run = patches(s) ? { texts: [s.a], source: s.b } : { texts: [s.a] };
   const [site, axes] = patches(s) ? ["resid_pre", ["layer", "pos"]] : ["z", ["layer", "head"]];
-  return { do: "sweep", run, site, axes, metric: "logprob", pos: s.pos, answer, ...(s.where === "fast" ? { fast: true } : {}) };
+  return { do: "sweep", run, site, axes, metric: "logprob", pos: s.ask, answer, ...(s.where === "fast" ? { fast: true } : {}) };
 }
 
 /** As many points as the command line takes. */
@@ -183,7 +184,7 @@ const STEPS = 50;
 export function attributionRequests(s, run) {
   const answer = s.where === "parts" || s.where === "tokens" ? answerOf(s) : undefined;
   if (answer === undefined || !run) return {};
-  const ask = (by, method) => ({ do: "attribute", run, pos: s.pos, answer, by, method });
+  const ask = (by, method) => ({ do: "attribute", run, pos: s.ask, answer, by, method });
   return s.where === "parts" ? { direct: ask("head", "direct") } : { direct: ask("position", "direct"), integrated: ask("position", { integrated: STEPS }) };
 }
 
@@ -195,7 +196,7 @@ function wanted() {
   // First, and one at a time: nothing else is run before it is answered.
   const list = check ? [check] : [];
   if (s.key !== null) for (const run of both) list.push({ do: "pair", run, query: s.pos, key: s.key });
-  for (const run of both) list.push({ do: "next", run, pos: s.pos });
+  for (const run of both) list.push({ do: "next", run, pos: s.ask });
   for (const run of both) list.push(look(run, tapOf(s, "row")));
   for (const run of both) list.push({ do: "where", run, top: 5 });
   const view = viewOf(s);

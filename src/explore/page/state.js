@@ -2,10 +2,11 @@
 // command line. Owns both grammars. Uses only draw.js's quoting for shells.
 import { shell } from "./draw.js";
 
-/** What a state is when nothing is said. `null` is for what the model decides: the last block's output, the last token. */
+/** What a state is when nothing is said. `null` is for what the model decides: the last block's output, the last token. `ask` is the token
+ *  whose prediction is shown, where it is not the chosen one; `answer` is the id of the token that sweeps and attributions are about. */
 export const FIRST = Object.freeze({
   model: "demo", device: "", a: "The cat sat on the mat.", b: "",
-  hook: null, pos: null, head: null, key: null, dim: null,
+  hook: null, pos: null, head: null, key: null, dim: null, ask: null, answer: null,
   view: "", where: "norm", compare: "after", edits: [],
 });
 
@@ -13,7 +14,7 @@ const DEVICES = ["", "gpu", "cpu", "reference"];
 const VIEWS = ["", "layers", "map", "table", "heads"];
 const WHERES = ["norm", "next", "entropy", "rank", "zero", "patch", "fast", "parts", "tokens"];
 export const COMPARES = ["after", "before", "difference"];
-const PLACES = ["head", "pos", "key", "dim"];
+const PLACES = ["head", "pos", "key", "dim", "ask", "answer"];
 
 /** Percent-encoding that leaves what is readable and safe in a fragment as it stands. */
 const encode = (text) =>
@@ -61,7 +62,7 @@ export function fromLink(fragment, model = FIRST.model) {
     if (known || ["model", "a", "b", "hook"].includes(name)) state[name] = value;
     else if (name === "at") {
       for (const place of value.split(",")) {
-        const match = /^(head|pos|key|dim)=(\d{1,9})$/.exec(place);
+        const match = /^(head|pos|key|dim|ask|answer)=(\d{1,9})$/.exec(place);
         if (!match) throw new Error(`the link's at has ${JSON.stringify(place)}, and it is a list such as head=4,pos=5,key=1,dim=42`);
         if (state[match[1]] !== null) throw new Error(`the link's at has ${match[1]} twice`);
         state[match[1]] = Number(match[2]);
@@ -89,7 +90,7 @@ function modelArguments(state, given) {
 
 /** The command that prints the numbers of a sweep or of an attribution; null for what has none. */
 export function whereCommand(state, answer, given) {
-  const question = ["--answer", `id:${answer}`, "--metric-token", `${state.pos}`, "--json"];
+  const question = ["--answer", `id:${answer}`, "--metric-token", `${state.ask}`, "--json"];
   const edits = state.compare === "before" ? [] : editArguments(state), texts = ["--clean", state.b, "--corrupt", state.a];
   const words = {
     zero: ["ablate", "--at", "z", "--by", "layer,head", "--metric", "logprob", ...question, "--", state.a],

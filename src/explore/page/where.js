@@ -4,11 +4,13 @@ import { byId, show } from "./draw.js";
 import { answerOf, app, attributionRequests, go, known, runs, sweepRefusal, sweepRequest, whole } from "./app.js";
 import { Grid } from "./grid.js";
 import { editsOf, whereCommand } from "./state.js";
+import { grids } from "./what.js";
 
 let grid;
 
 export function startWhere() {
   grid = new Grid(byId("where-grid"), { name: "Where: layers down, tokens across", pick, say });
+  grids.where = grid;
   byId("where-kind").addEventListener("change", () => go({ where: byId("where-kind").value }));
 }
 
@@ -24,8 +26,9 @@ function pick(row, column) {
   if (shown.sweep === "parts") go(shown.parts[column].target(row));
   else if (shown.sweep === "tokens") go({ key: column });
   else if (shown.sweep === "zero") go({ hook: `blocks.${row}.attn.hook_z`, head: column, dim: null });
-  else if (shown.sweep === "patch") go({ hook: `blocks.${row}.hook_resid_pre`, pos: column, dim: null });
-  else go({ hook: stageHook(row), pos: column });
+  // What is patched is chosen, and the prediction that the sweep is about stays.
+  else if (shown.sweep === "patch") go({ hook: `blocks.${row}.hook_resid_pre`, pos: column, ask: whole().ask, dim: null });
+  else go({ hook: stageHook(row), pos: column, ask: null });
 }
 
 function say(row, column) {
@@ -68,7 +71,7 @@ export function drawWhere() {
       rows, columns, values, kind: "delta", chosen: ours ? [s.row.layer, s.where === "zero" ? s.head : s.pos] : null,
       rowNames: Array.from({ length: rows }, (_, i) => `${i}`), columnNames: s.where === "zero" ? Array.from({ length: columns }, (_, i) => `${i}`) : labels,
       words: (r, c) => show(values[r * columns + c], 2),
-      note: `Change of log p(“${named(request.answer)}”), the unedited text's likeliest next token, n = 1${s.where === "fast" ? ". Estimated from one gradient: each place's difference of values times the gradient there; no cell was run" : ""}`,
+      note: `Change of log p(“${named(request.answer)}”) after “${app.tokens[s.ask].label}” (${s.ask})${s.answer === null ? ", the unedited text's likeliest next token" : ""}, n = 1${s.where === "fast" ? ". Estimated from one gradient: each place's difference of values times the gradient there; no cell was run" : ""}`,
     });
     return;
   }
@@ -126,7 +129,7 @@ function drawAttribution(s, box) {
   ];
   shown = { values, columns, sweep: s.where, parts: columnsOf, compared: difference ? " more than before" : "" };
   const site = s.row.layer === null ? null : /attn\.hook_/.test(s.hook) ? s.head : /hook_attn_out$/.test(s.hook) ? heads : /hook_mlp_out$/.test(s.hook) ? heads + 1 : null;
-  const asked = `the logit of “${named(answerOf(s))}” after “${app.tokens[s.pos].label}” (${s.pos})`;
+  const asked = `the logit of “${named(answerOf(s))}” after “${app.tokens[s.ask].label}” (${s.ask})`;
   grid.name = parts ? `What each head and MLP adds to ${asked}: layers down` : `What each token adds to ${asked}`;
   grid.draw({
     rows, columns, values, kind: difference ? "delta" : "signed", tall: 26,
