@@ -290,6 +290,46 @@ fn a_run_that_nobody_waits_for_ends() {
     assert!(waited < whole / 3, "it waited {waited:?} for a run that takes {whole:?}");
 }
 
+/// The browser is opened at the printed address by the desktop's own program, which asks the variable BROWSER or the desktop; with
+/// `--no-open` it is not; and where there is none, a note says so and the explorer is served all the same. Seen red: with the address of
+/// another port given to it.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_browser_opens_by_itself() {
+    use std::os::unix::fs::PermissionsExt;
+    let desktop = tempfile::tempdir().unwrap();
+    let (opener, asked) = (desktop.path().join("xdg-open"), desktop.path().join("asked"));
+    std::fs::write(&opener, format!("#!/bin/sh\nprintf '%s\\n' \"$@\" >> '{}'\n", asked.display())).unwrap();
+    std::fs::set_permissions(&opener, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let nothing = tempfile::tempdir().unwrap();
+    for (path, no_open) in [(desktop.path(), false), (desktop.path(), true), (nothing.path(), false)] {
+        let mut command = Served::command();
+        command.args(["--device", "cpu"]).args(no_open.then_some("--no-open")).env("PATH", path);
+        let mut served = Served::run(command);
+        // It says that it serves once the browser was asked for.
+        let mut said = String::new();
+        let mut lines = BufReader::new(served.process.stderr.take().unwrap());
+        while !said.contains("until Ctrl-C") {
+            assert_ne!(lines.read_line(&mut said).unwrap(), 0, "{said}");
+        }
+        assert_eq!(said.contains("no browser could be opened"), path == nothing.path(), "{said}");
+        if path == desktop.path() && !no_open {
+            let start = Instant::now();
+            let opened = loop {
+                match std::fs::read_to_string(&asked) {
+                    Ok(written) if written.ends_with('\n') => break written,
+                    _ => assert!(start.elapsed() < Duration::from_secs(20), "no browser was opened"),
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            };
+            assert_eq!(opened.trim_end(), served.page);
+            std::fs::remove_file(&asked).unwrap();
+        }
+        assert_eq!(get(&served, "").status, 200);
+        assert!(!asked.exists(), "it is opened once, and not where it was told not to");
+    }
+}
+
 /// The address alone is on stdout, as JSON if asked; a port that is taken is exit code 1 with what to do; Ctrl-C ends it at once, within a
 /// run too. Seen red: without `follow`, after which it ends with 0.
 #[test]

@@ -23,11 +23,8 @@ target/debug/actscope devices
 
 command -v chromium >/dev/null || command -v google-chrome >/dev/null || [ -n "${ACTSCOPE_CHROMIUM:-}" ] || install chromium
 
-if ! target/venv/bin/python -c 'import numpy, huggingface_hub, safetensors' 2>/dev/null; then
-    rm -rf target/venv
-    python3 -m venv target/venv 2>/dev/null || { install python3-venv; rm -rf target/venv; python3 -m venv target/venv; }
-    target/venv/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
-fi
+source tools/test-venv.sh
+test_venv
 
 cargo fmt --check
 for features in "" "--no-default-features --features cli" "--all-features"; do

@@ -1,6 +1,8 @@
 //! The requests of the explorer, and what each is answered with.
 
 use super::{Answer, Array, Tell};
+use crate::analysis::attribute::By;
+use crate::analysis::attribute_gradient::Along;
 use crate::analysis::edits::{EditError, EditPlan, GrowingPlan, Sources};
 use crate::analysis::generate::{self, Generation};
 use crate::analysis::grammar::EditSpec;
@@ -86,6 +88,18 @@ pub struct Tap {
     pub key: Option<Vec<usize>>,
 }
 
+/// How the share of a part in a logit is found.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// What it adds, with the final LayerNorm's divisor as it was.
+    Direct,
+    /// Its value times the logit's gradient.
+    Gradient,
+    /// The mean of that on the line from zeros to the text's token embeddings, at this many points.
+    Integrated(usize),
+}
+
 /// A request, tagged by `do`.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(tag = "do", rename_all = "kebab-case")]
@@ -138,7 +152,7 @@ pub enum Request {
         key: usize,
     },
     /// The metric of one run for every cell, in f64: `values` in row-major order, their `shape`, `unchanged`. With a source in `run`, cells are patched
-    /// from it; without one they are zeroed.
+    /// from it; without one they are zeroed. With `fast` the cells of a patch are estimated from one gradient, and not run.
     Sweep {
         /// What is run: the first text is changed.
         run: Run,
@@ -156,8 +170,25 @@ pub enum Request {
         /// The wrong token's id.
         #[serde(default)]
         wrong: u32,
+        /// Whether cells are estimated.
+        #[serde(default)]
+        fast: bool,
     },
-    /// The likeliest continuation of the first text.
+    /// A logit of the first text as a sum of parts, in f64: `labels` and `values`, their `total`, and the `remainder` that they
+    /// lack.
+    Attribute {
+        /// What is run: one text.
+        run: Run,
+        /// The position whose logit is divided.
+        pos: usize,
+        /// The token of the logit.
+        answer: u32,
+        /// The parts: component, layer, head, neuron, position.
+        by: String,
+        /// How a part's share is found.
+        method: Method,
+    },
+    /// A continuation of the first text: its tokens, `new`, and its `text`.
     Generate {
         /// What is run. `mean`, `patch` and `freeze` are for the prompt only.
         run: Run,
@@ -224,6 +255,10 @@ pub(super) async fn answer(session: &Session, request: &Request, tell: Tell<'_>)
             Ok(Answer { json: json!({ "edits": edits }), arrays: vec![pair] })
         }
         Request::Sweep { .. } => sweep(session, request, tell).await,
+        Request::Attribute { run, pos, answer, by, method } => {
+            let question = Question { position: *pos, answer: *answer, wrong: *answer };
+            attributed(session, run, &question, (by, *method), tell).await
+        }
         Request::Generate { run, n, temperature, seed } => {
             continued(session, run, (*n, *temperature, *seed), tell).await
         }
@@ -434,7 +469,7 @@ async fn whereabouts(
 }
 
 async fn sweep(session: &Session, request: &Request, tell: Tell<'_>) -> Result<Answer, Error> {
-    let Request::Sweep { run, site, axes, metric, pos, answer, wrong } = request else {
+    let Request::Sweep { run, site, axes, metric, pos, answer, wrong, fast } = request else {
         unreachable!("called for sweeps only")
     };
     let model = session.model();
@@ -472,10 +507,43 @@ async fn sweep(session: &Session, request: &Request, tell: Tell<'_>) -> Result<A
         metric,
     };
     let none = model.hooks();
-    let swept = session.sweep_async(&sweep, &[case(ids)], &hooks, &none, Some(&told(tell, "cells"))).await?;
+    let cases = [case(ids)];
+    let swept = if *fast {
+        session.patch_fast_async(&sweep, &cases, &hooks, &none, Some(&told(tell, "blocks"))).await?
+    } else {
+        session.sweep_async(&sweep, &cases, &hooks, &none, Some(&told(tell, "cells"))).await?
+    };
     Ok(only(json!({
         "edits": edits, "metric": metric.name(), "shape": swept.shape, "values": swept.values.first(),
         "unchanged": swept.unchanged.first(), "source": swept.source.first(),
+    })))
+}
+
+async fn attributed(
+    session: &Session,
+    run: &Run,
+    question: &Question,
+    (by, method): (&str, Method),
+    tell: Tell<'_>,
+) -> Result<Answer, Error> {
+    if run.texts.len() != 1 {
+        return Err(refused(format!("a logit of one text is divided, and {} were given", run.texts.len())));
+    }
+    let (batch, hooks, edits) = prepared(session, run, tell).await?;
+    let by = by.parse::<By>().map_err(refused)?;
+    let told = told(tell, "blocks");
+    let found = match method {
+        Method::Direct => session.attribute_direct_async(&batch, question, false, by, &hooks, Some(&told)).await?,
+        Method::Gradient | Method::Integrated(_) => {
+            let along = match method {
+                Method::Integrated(steps) => Along::Line { steps, from: None },
+                _ => Along::Here,
+            };
+            session.attribute_gradient_async(&batch, question, false, by, &along, &hooks, Some(&told)).await?
+        }
+    };
+    Ok(only(json!({
+        "edits": edits, "total": found.total, "labels": found.labels, "values": found.values, "remainder": found.remainder,
     })))
 }
 
@@ -507,5 +575,8 @@ async fn continued(
         .new
         .iter()
         .map(|new| json!({ "id": new.id, "label": model.token(new.id).label(), "logprob": new.logprob }));
-    Ok(only(json!({ "edits": edits, "new": new.collect::<Value>(), "stop": text.stop, "ids": text.ids })))
+    let written = model.tokenizer().ok().and_then(|tokenizer| tokenizer.decode(text.new_ids()).ok());
+    Ok(only(json!({
+        "edits": edits, "new": new.collect::<Value>(), "text": written, "stop": text.stop, "ids": text.ids,
+    })))
 }

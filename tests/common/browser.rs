@@ -238,6 +238,17 @@ impl Browser {
         self.settle();
     }
 
+    /// Takes the network away from the page, the loopback too.
+    pub fn go_offline(&mut self) {
+        let none = json!({"offline": true, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0});
+        self.call("Network.emulateNetworkConditions", none);
+    }
+
+    /// Ends the browser's GPU process, with which every device of a page is lost.
+    pub fn crash_gpu(&mut self) {
+        self.call("Browser.crashGpuProcess", json!({}));
+    }
+
     /// `light` or `dark`.
     pub fn scheme(&mut self, scheme: &str) {
         let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
@@ -247,6 +258,11 @@ impl Browser {
     /// Two frames, so that what was asked for is drawn.
     fn settle(&mut self) {
         self.eval("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))).then(() => null)");
+    }
+
+    /// What was complained of so far was provoked.
+    pub fn forget_complaints(&mut self) {
+        self.events.clear();
     }
 
     /// Errors, warnings and policy violations since the page was opened, and every address that it requested besides

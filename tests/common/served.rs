@@ -15,17 +15,28 @@ pub struct Served {
 impl Served {
     /// Starts one that opens no browser, and waits until it serves.
     pub fn start(args: &[&str]) -> Served {
-        let mut process = Command::new(assert_cmd::cargo::cargo_bin("actscope"))
-            .args(["explore", "--no-open"])
-            .args(args)
+        let mut command = Served::command();
+        command.arg("--no-open").args(args);
+        Served::run(command)
+    }
+
+    /// `actscope explore`, which opens a browser unless it is told not to.
+    pub fn command() -> Command {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin("actscope"));
+        command
+            .arg("explore")
             .env("ACTSCOPE_TUNING", "off")
             .env("HF_HUB_CACHE", "/there/is/no/such/cache")
             .env("HF_HUB_OFFLINE", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs it, and waits until it serves.
+    pub fn run(mut command: Command) -> Served {
+        let mut process = command.spawn().unwrap();
         let mut stdout = BufReader::new(process.stdout.take().unwrap());
         let mut page = String::new();
         stdout.read_line(&mut page).unwrap();

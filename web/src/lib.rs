@@ -11,11 +11,13 @@ use actscope::model::byte_source::ByteSource;
 use actscope::{Choice, Model, Options, Session};
 use js_sys::{Array, Float32Array, Function, Promise, Uint8Array};
 use serde_json::json;
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::RefCell;
 use std::io;
 use std::ops::{ControlFlow, Range};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::{JsFuture, future_to_promise};
 
@@ -24,16 +26,67 @@ thread_local! {
     static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
+/// The system's allocator, which remembers what it could not give: a program whose memory is used up ends without a word.
+struct Allocator;
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
+
+/// The bytes that were asked for last of those that there were not; 0 if all were given.
+static MISSING: AtomicUsize = AtomicUsize::new(0);
+
+fn noted(given: *mut u8, bytes: usize) -> *mut u8 {
+    if given.is_null() {
+        MISSING.store(bytes, Ordering::Relaxed);
+    }
+    given
+}
+
+// SAFETY: every call is the system allocator's own, with the caller's arguments.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as the caller promises.
+        noted(unsafe { System.alloc(layout) }, layout.size())
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as the caller promises.
+        noted(unsafe { System.alloc_zeroed(layout) }, layout.size())
+    }
+
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: as the caller promises.
+        noted(unsafe { System.realloc(at, layout, size) }, size)
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
 /// Called once, before anything else.
 #[wasm_bindgen(start)]
 pub fn start() {
     std::panic::set_hook(Box::new(|info| PANIC.with_borrow_mut(|said| *said = info.to_string())));
 }
 
-/// What the last panic said; empty if there was none.
+/// Why this module cannot go on: what the last panic said, or that there was too little memory; empty if neither was.
 #[wasm_bindgen]
-pub fn panic_message() -> String {
-    PANIC.with_borrow(Clone::clone)
+pub fn why_it_ended() -> String {
+    let said = PANIC.with_borrow(Clone::clone);
+    match MISSING.load(Ordering::Relaxed) {
+        missing if said.is_empty() && missing > 0 => {
+            let held = core::arch::wasm32::memory_size(0) * 65_536;
+            format!(
+                "there is too little memory: {} MB more are needed, and of the 4 GB that a page can have it holds {} MB; a \
+                 shorter text or a smaller model needs less",
+                missing.div_ceil(1_000_000),
+                held / 1_000_000
+            )
+        }
+        _ => said,
+    }
 }
 
 /// The files of a checkpoint. Nothing is read before [`open`], and then only what is needed.

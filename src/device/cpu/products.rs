@@ -21,8 +21,9 @@ const WORTH_SHARING: usize = 1 << 17;
 /// Up to this many rows, a weight's first product is faster from the checkpoint's memory than with packing.
 pub(crate) const MOST_IN_PLACE: usize = 256;
 
-/// The most row tiles in one task. Every task reads its panels once, so smaller groups would read them more often.
-const GROUP: usize = 20;
+/// The most row tiles in one task. Every task reads its panels once, so smaller groups would read them more often. In
+/// WebAssembly tiles have few rows.
+const GROUP: usize = if cfg!(target_arch = "wasm32") { 128 } else { 20 };
 
 /// The most elements of the left side that are reused for every panel: 1 MiB, so that they stay in the second-level
 /// cache.

@@ -95,7 +95,7 @@ function resolved() {
   const hook = state.hook === null ? hookOf(`blocks.${about.model.n_layer - 1}.hook_resid_post`) : hookOf(state.hook);
   if (!hook) return null;
   const pos = state.pos ?? tokens.length - 1;
-  return { ...state, hook: hook.name, pos, head: hook.axes.includes("head") ? state.head ?? 0 : state.head, row: hook, kind: kindOf(hook) };
+  return { ...state, hook: hook.name, pos, ask: state.ask ?? pos, head: hook.axes.includes("head") ? state.head ?? 0 : state.head, row: hook, kind: kindOf(hook) };
 }
 
 /** What of the state does not exist in this model and text; null if all does. Nothing is run then, since half a state would show
@@ -105,7 +105,7 @@ export function impossible() {
   if (!about || !isRead()) return null;
   if (state.hook !== null && !hookOf(state.hook)) return `${about.model.name} has no hook ${JSON.stringify(state.hook)}`;
   const s = resolved(), sizes = Object.fromEntries(s.row.axes.map((axis, i) => [axis, axis === "pos" || axis === "key" ? tokens.length : s.row.sizes[i]]));
-  for (const [name, most] of [["pos", tokens.length], ["key", tokens.length], ["head", sizes.head ?? about.model.n_head], ["dim", sizes.dim ?? Infinity]]) {
+  for (const [name, most] of [["pos", tokens.length], ["key", tokens.length], ["ask", tokens.length], ["answer", about.model.vocab_size], ["head", sizes.head ?? about.model.n_head], ["dim", sizes.dim ?? Infinity]]) {
     if (state[name] !== null && state[name] >= most) return `${name}=${state[name]} does not exist: ${s.hook} has ${most} here`;
   }
   const check = checkRequest();
@@ -151,23 +151,41 @@ export function viewsOf(s) {
 
 /** Why WHERE cannot show the sweep that is chosen; null if it can, undefined while the second text is being read. */
 export function sweepRefusal(s) {
-  if (s.where !== "patch") return null;
+  if (!patches(s)) return null;
   if (!s.b) return "Give a second text first: its values are put in the place of the first text's.";
   if (app.read.b !== s.b) return undefined;
   const [n, m] = [app.tokens.length, app.tokensB.length];
   return n === m || !m ? null : `Tokens are patched one for one, and the first text has ${n} of them, the second ${m}: give a second text of ${n} tokens.`;
 }
 
-/** The sweep that WHERE shows, if it shows one. The answer is the likeliest token of the unchanged run. */
+const patches = (s) => s.where === "patch" || s.where === "fast";
+
+/** The token that sweeps and attributions are about: the chosen one, or the unchanged run's likeliest. Undefined until that is known. */
+export function answerOf(s) {
+  if (s.answer !== null) return s.answer;
+  const next = known({ do: "next", run: runs().before, pos: s.ask });
+  return next && largest(next.arrays.logits.values, 1)[0];
+}
+
+/** The sweep that WHERE shows, if it shows one. */
 export function sweepRequest(s) {
-  if (s.where !== "zero" && s.where !== "patch") return null;
-  if (sweepRefusal(s) !== null) return null;
-  const { before } = runs(), next = app.engine.known({ do: "next", run: before, pos: s.pos });
-  if (!next) return null;
-  const [answer] = largest(next.arrays.logits.values, 1);
-  const run = s.where === "patch" ? { texts: [s.a], source: s.b } : { texts: [s.a] };
-  const [site, axes] = s.where === "patch" ? ["resid_pre", ["layer", "pos"]] : ["z", ["layer", "head"]];
-  return { do: "sweep", run, site, axes, metric: "logprob", pos: s.pos, answer };
+  if ((s.where !== "zero" && !patches(s)) || sweepRefusal(s) !== null) return null;
+  const answer = answerOf(s);
+  if (answer === undefined) return null;
+  const run = patches(s) ? { texts: [s.a], source: s.b } : { texts: [s.a] };
+  const [site, axes] = patches(s) ? ["resid_pre", ["layer", "pos"]] : ["z", ["layer", "head"]];
+  return { do: "sweep", run, site, axes, metric: "logprob", pos: s.ask, answer, ...(s.where === "fast" ? { fast: true } : {}) };
+}
+
+/** As many points as the command line takes. */
+const STEPS = 50;
+
+/** The attributions of a run that WHERE shows, by name, if it shows some. */
+export function attributionRequests(s, run) {
+  const answer = s.where === "parts" || s.where === "tokens" ? answerOf(s) : undefined;
+  if (answer === undefined || !run) return {};
+  const ask = (by, method) => ({ do: "attribute", run, pos: s.ask, answer, by, method });
+  return s.where === "parts" ? { direct: ask("head", "direct") } : { direct: ask("position", "direct"), integrated: ask("position", { integrated: STEPS }) };
 }
 
 /** Every request that the page needs now, the most wanted first. */
@@ -178,13 +196,14 @@ function wanted() {
   // First, and one at a time: nothing else is run before it is answered.
   const list = check ? [check] : [];
   if (s.key !== null) for (const run of both) list.push({ do: "pair", run, query: s.pos, key: s.key });
-  for (const run of both) list.push({ do: "next", run, pos: s.pos });
+  for (const run of both) list.push({ do: "next", run, pos: s.ask });
   for (const run of both) list.push(look(run, tapOf(s, "row")));
   for (const run of both) list.push({ do: "where", run, top: 5 });
   const view = viewOf(s);
   if (["map", "layers", "heads"].includes(view)) for (const run of both) list.push(look(run, tapOf(s, view)));
   const sweep = sweepRequest(s);
   if (sweep) list.push(sweep);
+  for (const run of both) list.push(...Object.values(attributionRequests(s, run)));
   return list;
 }
 

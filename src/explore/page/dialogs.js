@@ -63,7 +63,7 @@ const note = (text) => (byId("hub-note").textContent = text);
 function use(model, close = true) {
   if (close) byId("model-dialog").close();
   if (model === app.state.model) return app.open();
-  go({ model, hook: null, pos: null, head: null, key: null, dim: null, edits: [], view: "" });
+  go({ model, hook: null, pos: null, head: null, key: null, dim: null, ask: null, answer: null, edits: [], view: "" });
 }
 
 /** Ends the download that runs, if one does; what came is kept. */

@@ -22,7 +22,7 @@ export class Engine {
     return this.#way.call(message, tell);
   }
 
-  /** WebAssembly cannot go on after a panic: what waits is told, and the next call starts another worker. */
+  /** WebAssembly cannot go on after a panic or without memory: what waits is told, and the next call starts another worker. */
   #end(why) {
     const way = this.#way;
     this.#way = null;

@@ -2,18 +2,19 @@
 // command line. Owns both grammars. Uses only draw.js's quoting for shells.
 import { shell } from "./draw.js";
 
-/** What a state is when nothing is said. `null` is for what the model decides: the last block's output, the last token. */
+/** What a state is when nothing is said. `null` is for what the model decides: the last block's output, the last token. `ask` is the token
+ *  whose prediction is shown, where it is not the chosen one; `answer` is the id of the token that sweeps and attributions are about. */
 export const FIRST = Object.freeze({
   model: "demo", device: "", a: "The cat sat on the mat.", b: "",
-  hook: null, pos: null, head: null, key: null, dim: null,
+  hook: null, pos: null, head: null, key: null, dim: null, ask: null, answer: null,
   view: "", where: "norm", compare: "after", edits: [],
 });
 
 const DEVICES = ["", "gpu", "cpu", "reference"];
 const VIEWS = ["", "layers", "map", "table", "heads"];
-const WHERES = ["norm", "next", "entropy", "rank", "zero", "patch"];
+const WHERES = ["norm", "next", "entropy", "rank", "zero", "patch", "fast", "parts", "tokens"];
 export const COMPARES = ["after", "before", "difference"];
-const PLACES = ["head", "pos", "key", "dim"];
+const PLACES = ["head", "pos", "key", "dim", "ask", "answer"];
 
 /** Percent-encoding that leaves what is readable and safe in a fragment as it stands. */
 const encode = (text) =>
@@ -61,7 +62,7 @@ export function fromLink(fragment, model = FIRST.model) {
     if (known || ["model", "a", "b", "hook"].includes(name)) state[name] = value;
     else if (name === "at") {
       for (const place of value.split(",")) {
-        const match = /^(head|pos|key|dim)=(\d{1,9})$/.exec(place);
+        const match = /^(head|pos|key|dim|ask|answer)=(\d{1,9})$/.exec(place);
         if (!match) throw new Error(`the link's at has ${JSON.stringify(place)}, and it is a list such as head=4,pos=5,key=1,dim=42`);
         if (state[match[1]] !== null) throw new Error(`the link's at has ${match[1]} twice`);
         state[match[1]] = Number(match[2]);
@@ -81,11 +82,36 @@ function editArguments(state) {
   return [...edits.flatMap((edit) => ["--edit", edit]), ...(edits.some(isPatch) ? ["--source", state.b] : [])];
 }
 
-/** The command that prints what is shown at a hook and a token, and where in its JSON the chosen number is. `axes` are the
- *  hook's; `given` are the arguments that name the model and the device, where a program serves the page. */
-export function toCommand(state, axes, given) {
+/** The arguments that name the model and the device; `given` are those of the program that serves the page, if one does. */
+function modelArguments(state, given) {
   const model = ["-m", state.model.startsWith("folder:") ? `./${state.model.slice(7)}` : state.model];
-  const words = ["extract", ...(given ?? [...model, ...(state.device ? ["--device", state.device] : [])])];
+  return given ?? [...model, ...(state.device ? ["--device", state.device] : [])];
+}
+
+/** The command that prints the numbers of a sweep or of an attribution; null for what has none. */
+export function whereCommand(state, answer, given) {
+  const question = ["--answer", `id:${answer}`, "--metric-token", `${state.ask}`, "--json"];
+  const edits = state.compare === "before" ? [] : editArguments(state), texts = ["--clean", state.b, "--corrupt", state.a];
+  const words = {
+    zero: ["ablate", "--at", "z", "--by", "layer,head", "--metric", "logprob", ...question, "--", state.a],
+    patch: ["patch", ...texts, "--at", "resid_pre", "--by", "layer,pos", "--metric", "logprob", ...question],
+    fast: ["patch", "--fast", ...texts, "--at", "resid_pre", "--by", "layer,pos", "--metric", "logprob", ...question],
+    parts: ["attribute", "--by", "head", ...edits, ...question, "--", state.a],
+    tokens: ["attribute", "--method", "integrated", ...edits, ...question, "--", state.a],
+  }[state.where];
+  return words ? `actscope ${[words[0], ...modelArguments(state, given), ...words.slice(1)].map(shell).join(" ")}` : null;
+}
+
+/** The command that writes a continuation. */
+export function generateCommand(state, { n, temperature, seed }, edited, given) {
+  const words = ["generate", ...modelArguments(state, given), "-n", `${n}`, "--temperature", `${temperature}`, ...(temperature > 0 ? ["--seed", `${seed}`] : [])];
+  return `actscope ${[...words, ...(edited ? editArguments(state) : []), "--", state.a].map(shell).join(" ")}`;
+}
+
+/** The command that prints what is shown at a hook and a token, and where in its JSON the chosen number is. `axes` are the
+ *  hook's. */
+export function toCommand(state, axes, given) {
+  const words = ["extract", ...modelArguments(state, given)];
   words.push("--hook", state.hook, "--token", `${state.pos}`, ...(state.compare === "before" ? [] : editArguments(state)), "--json", "--", state.a);
   const at = { pos: 0, head: state.head, key: state.key, dim: state.dim, one: 0 };
   const place = axes.map((axis) => at[axis]);

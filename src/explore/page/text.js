@@ -13,7 +13,7 @@ export function startText() {
       if (!typing.has(name)) return;
       clearTimeout(typing.get(name));
       typing.delete(name);
-      go(name === "a" ? { a: byId("a").value, pos: null, key: null } : { b: byId("b").value });
+      go(name === "a" ? { a: byId("a").value, pos: null, key: null, ask: null } : { b: byId("b").value });
     };
     byId(name).addEventListener("input", () => {
       clearTimeout(typing.get(name));
@@ -54,7 +54,7 @@ function choose(at, asKey) {
   if (app.read.a !== app.state.a) return;
   nextIsKey = false;
   byId("as-key").setAttribute("aria-pressed", false);
-  go(asKey ? { key: at } : { pos: at });
+  go(asKey ? { key: at } : { pos: at, ask: null });
   announce(`${asKey ? "key" : "token"} ${at}, ${app.tokens[at].label}`);
 }
 

@@ -1,5 +1,5 @@
 // The worker: it holds the WebAssembly, one open model, and answers one message after the other.
-import init, { Files, kernel_sources, open, panic_message } from "./actscope_web.js";
+import init, { Files, kernel_sources, open, why_it_ended } from "./actscope_web.js";
 
 const ready = init();
 let explorer = null;
@@ -48,9 +48,9 @@ onmessage = ({ data }) => {
   });
 };
 
-/** A panic leaves promises that never settle, so the page must hear of it here. */
+/** A panic, or memory that is used up, leaves promises that never settle, so the page must hear of it here. */
 function fatal(error) {
-  postMessage({ fatal: panic_message() || error.message });
+  postMessage({ fatal: why_it_ended() || error.message });
 }
 addEventListener("error", (event) => {
   event.preventDefault();
