@@ -24,6 +24,7 @@ import actscope
         (lambda m: actscope.load("no/such/folder"), "hub", "no/such/folder"),
         (lambda m: actscope.load("demo", device="tpu"), "device", "there is no device \"tpu\".*this machine has"),
         (lambda m: actscope.load("demo", weights="int4"), "weights", "none of"),
+        (lambda m: actscope.load("demo", process="fold"), "weights", 'process: "fold" is none of fold-ln, center-writing'),
         (lambda m: m.run(TEXT, "resid_prey.1"), "hook", "nearest"),
         (lambda m: m.run(TEXT, "resid_pre.99"), "hook", "resid_pre.99"),
         (lambda m: m.run([[10**6]], "ln_f"), "batch", "1000000"),
