@@ -11,7 +11,8 @@ ray.data.read_text("texts/").map_batches(
 ).write_parquet("shards/")
 ```
 
-This module imports no Ray: a callable class is all that `map_batches` asks for.
+Without GPUs give `num_cpus=0`, as examples/ray_shards.py does: workers that count for all CPUs leave none to read and write, and Ray then
+waits for ever. This module imports no Ray: a callable class is all that `map_batches` asks for.
 """
 
 from __future__ import annotations
