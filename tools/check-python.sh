@@ -21,6 +21,8 @@ fi
 
 cargo fmt -p actscope-python --check
 cargo clippy --quiet -p actscope-python --all-targets --no-deps -- -D warnings
+# Tests hold the module against the program.
+cargo build --locked --quiet
 # The environment names the venv and not the shell's own.
 env -u CONDA_PREFIX VIRTUAL_ENV="$venv" "$venv/bin/maturin" develop --quiet --profile dev --manifest-path python/Cargo.toml
 cd python

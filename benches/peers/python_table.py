@@ -1,7 +1,8 @@
 """python_table.py FOLDER: the table of python/README.md. Ten tasks with actscope, TransformerLens, nnsight and transformers: lines of code,
-seconds, memory. FOLDER is make_model.py's; the interpreter has all four. Each library runs in a process of its own, and what it gives
-for a task is compared with what actscope gives. A task's seconds are the median of at least three runs after one that warms up; its
-memory is the most that the process holds while the task runs, its libraries and its weights included. Linux."""
+seconds, memory. FOLDER is make_model.py's; the interpreter has all four. Each library is a process that stays; they are asked in turn, so
+that a machine that slows down slows all. What a library gives for a task is compared with what actscope gives. A task's seconds are the
+median of its runs after one that warms up; its memory is the most that the process holds while the task runs, libraries and weights
+included; its lines are those of the function in tasks/. Linux."""
 import ast
 import importlib
 import inspect
@@ -17,6 +18,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1", ACTSCOPE_TUNING="off")
+# Progress bars of TransformerLens are no part of its work.
+os.environ["TQDM_DISABLE"] = "1"
 
 LIBRARIES = ["actscope", "transformer_lens", "nnsight", "transformers"]
 DISTRIBUTIONS = {"transformer_lens": "transformer-lens"}
@@ -32,7 +35,8 @@ TASKS = {
     "generate": "32 new tokens with a block's output at each",
     "lens": "the logit lens",
 }
-SECONDS, LEAST = 2.0, 3
+# Rounds of a task, and of one that takes some library more than so many seconds.
+ROUNDS, LONG, ROUNDS_OF_LONG = 7, 2.0, 3
 ALLOWED = 1e-4
 
 
@@ -63,45 +67,70 @@ def resident_peak():
 
 
 def work(library, folder):
-    """Measures one library; prints a line of JSON for each task, and keeps what it gave in a file."""
+    """One library: for each line on stdin runs the task that it names and prints a line of JSON. A task's first run warms up, and what it
+    gives is kept in a file."""
     begin = time.perf_counter()
     module = importlib.import_module(f"tasks.by_{library}")
     model = module.load(folder)
     t = tasks_input()
     module.last_layer(model, t)
-    cold = time.perf_counter() - begin
-    about = {"task": "cold", "seconds": cold, "lines": lines(module.load), "memory": resident_peak()}
-    print(json.dumps(about), flush=True)
+    print_row("cold", time.perf_counter() - begin, module.load)
     import numpy as np
 
     results = {}
-    for name in TASKS:
+    for line in sys.stdin:
+        name = line.strip()
         task = getattr(module, name)
-        given = task(model, t)
-        parts = given if isinstance(given, list) else [given]
-        for i, part in enumerate(parts):
-            results[f"{name}.{i}"] = np.asarray(part, dtype=np.float64)
-        Path("/proc/self/clear_refs").write_text("5")
-        seconds = []
-        while len(seconds) < LEAST or sum(seconds) < SECONDS:
-            start = time.perf_counter()
-            task(model, t)
-            seconds.append(time.perf_counter() - start)
-        about = {"task": name, "seconds": statistics.median(seconds), "lines": lines(task), "memory": resident_peak()}
-        print(json.dumps(about), flush=True)
-    np.savez(folder / f"tasks-{library}.npz", **results)
+        if f"{name}.0" not in results:
+            given = task(model, t)
+            for i, part in enumerate(given if isinstance(given, list) else [given]):
+                results[f"{name}.{i}"] = np.asarray(part, dtype=np.float64)
+            np.savez(folder / f"tasks-{library}.npz", **results)
+            # From here on the kernel counts the peak anew.
+            Path("/proc/self/clear_refs").write_text("5")
+        start = time.perf_counter()
+        task(model, t)
+        print_row(name, time.perf_counter() - start, task)
+
+
+def print_row(name, seconds, function):
+    print(json.dumps({"task": name, "seconds": seconds, "lines": lines(function), "memory": resident_peak()}), flush=True)
+
+
+def answer(process):
+    """A worker's next line of JSON; libraries print lines of their own."""
+    for line in process.stdout:
+        if line.startswith('{"task"'):
+            return json.loads(line)
+    sys.exit(f"{' '.join(process.args)} ended")
 
 
 def main(folder):
     import numpy as np
 
-    found = {}
+    found, workers = {}, {}
     for library in LIBRARIES:
         command = [sys.executable, __file__, str(folder), library]
-        ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=Path(__file__).parent)
-        rows = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith('{"task"')]
-        found[library] = {row["task"]: row for row in rows}
-        print(library, *(f"{row['task']} {row['seconds']:.4f}" for row in rows), sep="\n  ", file=sys.stderr, flush=True)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+        workers[library] = subprocess.Popen(command, cwd=Path(__file__).parent, **pipes)
+        found[library] = {"cold": answer(workers[library])}
+    for name in TASKS:
+        rows = {library: [] for library in LIBRARIES}
+        while True:
+            for library, process in workers.items():
+                process.stdin.write(name + "\n")
+                rows[library].append(answer(process))
+            rounds = len(rows["actscope"])
+            slowest = max(row["seconds"] for each in rows.values() for row in each)
+            if rounds >= (ROUNDS_OF_LONG if slowest > LONG else ROUNDS):
+                break
+        for library, each in rows.items():
+            median = statistics.median(row["seconds"] for row in each)
+            found[library][name] = each[-1] | {"seconds": median}
+            print(f"{name}, {library}: {1e3 * median:.1f} ms", file=sys.stderr, flush=True)
+    for process in workers.values():
+        process.stdin.close()
+        process.wait()
     ours = np.load(folder / "tasks-actscope.npz")
     for library in LIBRARIES[1:]:
         theirs = np.load(folder / f"tasks-{library}.npz")

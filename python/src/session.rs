@@ -7,15 +7,18 @@ use crate::picture::Picture;
 use crate::recorded::to_numpy;
 use actscope::analysis::edits::{EditError, EditPlan, GrowingPlan, Sources};
 use actscope::analysis::grammar::{EditSpec, GrammarError, OpSpec};
+use actscope::analysis::weights::{self, NamedWeight};
 use actscope::batch::Batch;
 use actscope::cache::CacheFolder;
-use actscope::device::Dtype;
+use actscope::device::{Dtype, StoredWeight};
 use actscope::hooks::capture::Sink;
 use actscope::hooks::non_number::NonNumber;
 use actscope::hooks::request::{EditRecord, HookError};
 use actscope::hooks::site::{self, Axis, Site};
 use actscope::hub::{Event, Hub};
+use actscope::model::checkpoint::WeightsError;
 use actscope::model::forward::Start;
+use actscope::model::process::Process;
 use actscope::model::tokenizer::Token;
 use actscope::output::{Output, Provenance, Record, Rows, arrays};
 use actscope::plot::Heading;
@@ -24,7 +27,7 @@ use actscope::report::{self, About};
 use actscope::verify::{Stage, Verification};
 use actscope::{Choice, Edit, Hooks, Model, Options, Select};
 use ndarray::{ArrayD, Axis as ArrayAxis, IxDyn, Slice};
-use numpy::{IntoPyArray, PyArray2, PyReadonlyArray1, PyReadonlyArrayDyn};
+use numpy::{IntoPyArray, PyArray2, PyArrayDyn, PyReadonlyArray1, PyReadonlyArrayDyn};
 use pyo3::exceptions::{PyRuntimeWarning, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -210,7 +213,34 @@ fn precision(py: Python<'_>, weights: Option<&str>) -> PyResult<Option<Dtype>> {
     })
 }
 
+/// How weights are processed.
+fn steps(py: Python<'_>, process: Option<&str>) -> PyResult<Process> {
+    let Some(written) = process else { return Ok(Process::NONE) };
+    written.parse().map_err(|e| error::of_kind(py, "weights", format!("process: {e}")))
+}
+
+/// What a weight's name stands for: TransformerLens's name, or Hugging Face's for what the checkpoint has.
+enum WeightOf<'a> {
+    Named(NamedWeight),
+    Stored(&'a StoredWeight),
+}
+
 impl Session {
+    /// The weight of a name; `transformer.` may stand before Hugging Face's.
+    fn weight_of(&self, name: &str) -> Result<WeightOf<'_>, WeightsError> {
+        let checkpoint = self.0.model().checkpoint();
+        let named = weights::find(name, checkpoint.config());
+        // A glob is no name.
+        if let Some(one) = named.into_iter().find(|one| one.name == name) {
+            return Ok(WeightOf::Named(one));
+        }
+        let stored = match name.strip_prefix("transformer.").unwrap_or(name) {
+            "lm_head.weight" => checkpoint.unembedding(),
+            plain => checkpoint.tensor(plain),
+        };
+        stored.map(WeightOf::Stored)
+    }
+
     /// Lists of ids as a batch.
     pub fn batch(&self, py: Python<'_>, ids: &[Vec<u32>]) -> PyResult<Batch> {
         self.0.model().batch(ids).map_err(|e| error::of(py, &e))
@@ -369,9 +399,11 @@ impl Session {
         name: String,
         device: &str,
         weights: Option<&str>,
+        process: Option<&str>,
         autotune: bool,
         tell: Py<PyAny>,
     ) -> PyResult<Session> {
+        let steps = steps(py, process)?;
         let options = Options {
             device: choice(py, device)?,
             adapters: crate::allowed(),
@@ -404,7 +436,7 @@ impl Session {
                     }
                 });
             };
-            Model::open_from(&name, &Hub::new(std::env::vars_os()), &mut hear)?.on(options)
+            Model::open_from(&name, &Hub::new(std::env::vars_os()), &mut hear)?.processed(steps)?.on(options)
         });
         match opened? {
             Ok(session) => Ok(Session(Arc::new(session))),
@@ -445,6 +477,12 @@ impl Session {
     #[getter]
     fn device(&self) -> String {
         self.0.device().to_string()
+    }
+
+    /// The steps of the processing that the weights went through, with commas between them; empty for weights as stored.
+    #[getter]
+    fn process(&self) -> String {
+        self.0.model().checkpoint().process().to_string()
     }
 
     /// `gpu`, `cpu` or `reference`.
@@ -525,7 +563,7 @@ impl Session {
         Ok(self.site(py, hook)?.axes().iter().map(name).collect())
     }
 
-    /// Runs a batch. `start` is a kind (`embeds` or `stream`), a layer, and the values of every token, text by text.
+    /// Runs a batch; taps are hooks under TransformerLens's names. `start` is a kind (`embeds` or `stream`), a layer, and the values of every token, text by text.
     fn run<'py>(
         &self,
         py: Python<'py>,
@@ -537,10 +575,9 @@ impl Session {
         progress: Option<Py<PyAny>>,
     ) -> PyResult<RunOut<'py>> {
         let batch = self.batch(py, &ids)?;
-        let positions: Vec<(Site, Option<Vec<Vec<usize>>>)> = taps
-            .iter()
-            .map(|(name, (positions, ..))| Ok((self.site(py, name)?, positions.clone())))
-            .collect::<PyResult<_>>()?;
+        // By name: to find a site by its name takes microseconds, and a short text's run a few hundred.
+        let positions: Vec<(String, Option<Vec<Vec<usize>>>)> =
+            taps.iter().map(|(name, (positions, ..))| (name.clone(), positions.clone())).collect();
         let mut hooks = self.request(py, taps)?;
         let changes = self.changes(py, edits, sources, start.is_none())?;
         let values = start.as_ref().map(|(.., values)| values.as_slice()).transpose()?;
@@ -558,7 +595,8 @@ impl Session {
             Ok((capture, non_number, written))
         })?;
         if let Some(found) = non_number {
-            let of_site = positions.iter().find(|(site, _)| *site == found.site).and_then(|(_, list)| list.as_ref());
+            let hook = found.site.name();
+            let of_site = positions.iter().find(|(name, _)| *name == hook).and_then(|(_, list)| list.as_ref());
             let position = of_site.map_or(found.slot(), |per_text| per_text[found.text][found.slot()]);
             warn(py, &found, position)?;
         }
@@ -714,13 +752,28 @@ impl Session {
         py.detach(write).map_err(|e| error::of_output(py, &e))
     }
 
-    /// A weight [rows, cols] by Hugging Face's name, without `transformer.`, widened to float32.
-    fn weight<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        let checkpoint = self.0.model().checkpoint();
-        let weight = checkpoint.tensor(name).map_err(|e| error::of(py, &actscope::Error::Weights(e)))?;
-        let values = py.detach(|| weight.to_f32());
-        let matrix = ndarray::Array2::from_shape_vec((weight.rows, weight.cols), values);
-        Ok(matrix.expect("a weight has rows times columns numbers").into_pyarray(py))
+    /// TransformerLens's names of all weights, in the order of a run.
+    fn weight_names(&self) -> Vec<String> {
+        weights::all(self.0.model().config()).into_iter().map(|weight| weight.name).collect()
+    }
+
+    fn has_weight(&self, name: &str) -> bool {
+        self.weight_of(name).is_ok()
+    }
+
+    /// A weight by name, widened to float32: in TransformerLens's shape, or for Hugging Face's name as the checkpoint has it.
+    fn weight<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
+        let weight = self.weight_of(name).map_err(|e| error::of(py, &e.into()))?;
+        let values = py.detach(|| match weight {
+            WeightOf::Named(named) => named.values(self.0.model().checkpoint()),
+            WeightOf::Stored(stored) => {
+                // A vector is stored as a matrix of one row.
+                let is_matrix = stored.name.ends_with(".weight") && !stored.name.contains("ln_");
+                let shape: &[usize] = if is_matrix { &[stored.rows, stored.cols] } else { &[stored.cols] };
+                Ok(ArrayD::from_shape_vec(shape, stored.to_f32()).expect("a weight has rows times columns numbers"))
+            }
+        });
+        Ok(values.map_err(|e| error::of(py, &e.into()))?.into_pyarray(py))
     }
 
     /// The unembedding's rows of some tokens, [n, n_embd].
@@ -735,12 +788,6 @@ impl Session {
             weight.widen(*id as usize * weight.cols, row.as_slice_mut().expect("rows of a new array are contiguous"));
         }
         Ok(rows.into_pyarray(py))
-    }
-
-    /// True where the unembedding is another matrix than the token embedding.
-    #[getter]
-    fn is_untied(&self, py: Python<'_>) -> PyResult<bool> {
-        self.0.model().checkpoint().is_untied().map_err(|e| error::of(py, &actscope::Error::Weights(e)))
     }
 
     /// Compares the device with the reference. `tell(stage, done, of)` hears how far it is.

@@ -24,6 +24,7 @@ import actscope
         (lambda m: actscope.load("no/such/folder"), "hub", "no/such/folder"),
         (lambda m: actscope.load("demo", device="tpu"), "device", "there is no device \"tpu\".*this machine has"),
         (lambda m: actscope.load("demo", weights="int4"), "weights", "none of"),
+        (lambda m: actscope.load("demo", process="fold"), "weights", 'process: "fold" is none of fold-ln, center-writing'),
         (lambda m: m.run(TEXT, "resid_prey.1"), "hook", "nearest"),
         (lambda m: m.run(TEXT, "resid_pre.99"), "hook", "resid_pre.99"),
         (lambda m: m.run([[10**6]], "ln_f"), "batch", "1000000"),
@@ -174,3 +175,5 @@ def test_verify_says_that_the_numbers_are_right(model: actscope.Model) -> None:
 def test_numbers_that_are_none_are_warned_of(model: actscope.Model) -> None:
     with pytest.warns(RuntimeWarning, match="blocks.1.hook_resid_pre holds NaN in dimension 0 at text 0, position 0"):
         model.run(TEXT, "resid_pre.1", edits=[actscope.Edit("resid_pre.1", "set", float("nan"), pos=0, dim=0)])
+    with pytest.warns(RuntimeWarning, match="blocks.1.hook_resid_pre holds NaN in dimension 7 at text 0, position 3"):
+        model.run(TEXT, "resid_pre.1", pos=[2, 3], edits=[actscope.Edit("resid_pre.1", "set", float("nan"), pos=3, dim=7)])

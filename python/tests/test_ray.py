@@ -2,12 +2,15 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
+from pyarrow import parquet
 
 import actscope
 from actscope.ray import Activations
@@ -77,3 +80,32 @@ def test_two_workers_and_one_is_killed(model: actscope.Model, tmp_path: Path) ->
     want = model.run(TEXTS, "ln_f", pos=-1)["ln_f"]
     for row in read:
         np.testing.assert_array_equal(np.asarray(row["ln_final.hook_out"]), want[row["id"]])
+
+
+@pytest.mark.parametrize("written", ["parquet", "npy"])
+def test_the_example_reads_a_folder_and_writes_shards(model: actscope.Model, written: str, tmp_path: Path) -> None:
+    texts = {f"{i}.txt": [f"The cat sat on {i} mats {'again ' * j}." for j in range(5)] for i in range(4)}
+    (tmp_path / "texts").mkdir()
+    for name, lines in texts.items():
+        (tmp_path / "texts" / name).write_text("\n".join(lines) + "\n")
+    example = Path(__file__).parents[1] / "examples" / "ray_shards.py"
+    command = [sys.executable, example, tmp_path / "texts", tmp_path / "shards", "--format", written]
+    # It waited for ever on two CPUs when each worker took one and none was left to read.
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert ran.returncode == 0, ran.stderr
+    assert "20 rows" in ran.stdout
+    shards = sorted((tmp_path / "shards").glob(f"*.{written}"))
+    assert shards
+    if written == "npy":
+        got = np.concatenate([np.load(shard) for shard in shards])
+    else:
+        rows = [row for shard in shards for row in parquet.read_table(shard).to_pylist()]
+        got = np.asarray([row["ln_final.hook_out"] for row in rows], dtype=np.float32)
+        assert sorted(row["text"] for row in rows) == sorted(line for lines in texts.values() for line in lines)
+    want = model.run([line for lines in texts.values() for line in lines], "ln_f", pos=-1)["ln_f"]
+
+    def in_order(values: np.ndarray) -> np.ndarray:
+        flat = values.reshape(len(want), -1)
+        return flat[np.lexsort(flat.T)]
+
+    np.testing.assert_array_equal(in_order(got), in_order(want))

@@ -12,7 +12,7 @@ def contract() -> None:
     activations: NDArray[np.float32] = got["activations"]
     tokens: list[str] = got["tokens"]
     actscope.plot_activation_heatmap(activations, tokens, "title")
-    model: actscope.Model = actscope.load("demo", device="cpu", weights=None)
+    model: actscope.Model = actscope.load("demo", device="cpu", weights=None, process="tl")
     cache: actscope.Cache = model.run(["a", "b"], hooks=["resid_post.*", ("pattern", 3)], edits={"resid_pre.0": lambda x: x})
     for name, array in cache.items():
         in_order: str = name

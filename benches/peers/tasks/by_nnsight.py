@@ -1,4 +1,4 @@
-"""The ten tasks of python_table.py with nnsight. Each gives what the others give."""
+"""The ten tasks of python_table.py with nnsight. Each gives what the others give. A run is stopped where a task needs no more of it."""
 import torch
 from nnsight.modeling.transformers import TransformersModel
 from transformers import AutoTokenizer, GPT2LMHeadModel
@@ -13,37 +13,42 @@ def load(folder):
 
 
 def last_layer(m, t):
-    with m.trace(torch.tensor([t.ids])):
+    with m.trace(torch.tensor([t.ids])) as tracer:
         stream = m.transformer.h[11].output.save()
+        tracer.stop()
     return stream[0]
 
 
 def all_streams(m, t):
-    with m.trace(torch.tensor([t.ids])):
+    with m.trace(torch.tensor([t.ids])) as tracer:
         streams = [block.output for block in m.transformer.h].save()
+        tracer.stop()
     return streams
 
 
 def pattern(m, t):
-    with m.trace(torch.tensor([t.ids])):
+    with m.trace(torch.tensor([t.ids])) as tracer:
         weights = m.transformer.h[5].attn.output[1].save()
+        tracer.stop()
     return weights[0]
 
 
 def neurons_and_heads(m, t):
-    with m.trace(torch.tensor([t.ids])):
+    with m.trace(torch.tensor([t.ids])) as tracer:
         heads, neurons = list().save(), list().save()
         for block in m.transformer.h:
             heads.append(block.attn.c_proj.input)
             neurons.append(block.mlp.c_proj.input)
+        tracer.stop()
     return [neurons[11][0], heads[11][0].unflatten(-1, (12, 64))]
 
 
 def many_texts(m, t):
     longest = max(map(len, t.texts))
     padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in t.texts])
-    with m.trace(padded):
+    with m.trace(padded) as tracer:
         stream = m.transformer.h[11].output.save()
+        tracer.stop()
     return stream[range(len(t.texts)), [len(ids) - 1 for ids in t.texts]]
 
 

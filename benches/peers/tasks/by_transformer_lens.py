@@ -1,4 +1,5 @@
-"""The ten tasks of python_table.py with TransformerLens. Each gives what the others give."""
+"""The ten tasks of python_table.py with TransformerLens. Each gives what the others give. `stop_at_layer` ends a run before a block, so never before the
+unembedding alone."""
 import logging
 import warnings
 
@@ -30,7 +31,7 @@ def all_streams(m, t):
 
 def pattern(m, t):
     name = "blocks.5.attn.hook_pattern"
-    return m.run_with_cache(torch.tensor([t.ids]), names_filter=name)[1][name][0]
+    return m.run_with_cache(torch.tensor([t.ids]), names_filter=name, stop_at_layer=6)[1][name][0]
 
 
 def neurons_and_heads(m, t):

@@ -1,4 +1,5 @@
-"""The ten tasks of python_table.py with transformers and PyTorch's own hooks. Each gives what the others give."""
+"""The ten tasks of python_table.py with transformers and PyTorch's own hooks. Each gives what the others give. The unembedding is
+left out where a task does not need it."""
 import torch
 from transformers import GPT2LMHeadModel
 
@@ -12,7 +13,7 @@ def load(folder):
 def last_layer(m, t):
     found = []
     hook = m.transformer.h[11].register_forward_hook(lambda module, given, out: found.append(out))
-    m(torch.tensor([t.ids]))
+    m.transformer(torch.tensor([t.ids]))
     hook.remove()
     return found[0][0]
 
@@ -20,21 +21,21 @@ def last_layer(m, t):
 def all_streams(m, t):
     found = []
     hooks = [block.register_forward_hook(lambda module, given, out: found.append(out)) for block in m.transformer.h]
-    m(torch.tensor([t.ids]))
+    m.transformer(torch.tensor([t.ids]))
     for hook in hooks:
         hook.remove()
     return found
 
 
 def pattern(m, t):
-    return m(torch.tensor([t.ids]), output_attentions=True).attentions[5][0]
+    return m.transformer(torch.tensor([t.ids]), output_attentions=True).attentions[5][0]
 
 
 def neurons_and_heads(m, t):
     found = {}
     keep = lambda name: lambda module, given: found.__setitem__(name, given[0])
     hooks = [m.get_submodule(name).register_forward_pre_hook(keep(name)) for name, _ in m.named_modules() if name.endswith("c_proj")]
-    m(torch.tensor([t.ids]))
+    m.transformer(torch.tensor([t.ids]))
     for hook in hooks:
         hook.remove()
     return [found["transformer.h.11.mlp.c_proj"][0], found["transformer.h.11.attn.c_proj"][0].unflatten(-1, (12, 64))]
@@ -45,7 +46,7 @@ def many_texts(m, t):
     longest = max(map(len, t.texts))
     padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in t.texts])
     hook = m.transformer.h[11].register_forward_hook(lambda module, given, out: found.append(out))
-    m(padded)
+    m.transformer(padded)
     hook.remove()
     return found[0][range(len(t.texts)), [len(ids) - 1 for ids in t.texts]]
 
@@ -72,7 +73,7 @@ def patching(m, t):
     clean, found = [], torch.zeros(12, len(t.ids))
     keep = lambda module, given: clean.append(given[0])
     hooks = [block.register_forward_pre_hook(keep) for block in m.transformer.h]
-    m(torch.tensor([t.clean]))
+    m.transformer(torch.tensor([t.clean]))
     for hook in hooks:
         hook.remove()
     for layer, block in enumerate(m.transformer.h):

@@ -1,7 +1,7 @@
 """What a run recorded. Owns `Cache`: a mapping from hooks to arrays, and TransformerLens's algebra on them.
 
-Everything that a LayerNorm does to a part of the residual stream is done with the weights as the checkpoint has them, so gain and
-bias of the final LayerNorm are part of `logit_attrs`. (Tools that fold them into the unembedding leave them out there.)
+Everything that a LayerNorm does to a part of the residual stream is done with the model's own weights, so on raw ones gain and bias of
+the final LayerNorm are part of `logit_attrs`. Where the model was loaded with them folded into the unembedding they are 1 and 0.
 """
 
 from __future__ import annotations
@@ -409,8 +409,8 @@ class Cache(Mapping[str, Any]):
         """What each part of the stream adds to the logit of a token, or to the difference of two tokens' logits.
 
         `sum((part - mean) / scale * gain * u)` with the final LayerNorm's scale in this run and its gain, and u the tokens' columns
-        of the unembedding. With `incl_bias` one part more, the LayerNorm's bias: then the parts of a whole stream add up
-        to the logit, or to the difference.
+        of the unembedding. With `incl_bias` one part more, what the biases of the LayerNorm and (of processed weights) of the
+        unembedding add: then the parts of a whole stream add up to the logit, or to the difference.
 
         Args:
             residual_stack: [part, batch, pos, n_embd] as `decompose_resid` and the others give it, without `apply_ln`.
@@ -430,13 +430,15 @@ class Cache(Mapping[str, Any]):
             u = _at(u, pos_slice)
         normalized = self._normalized(residual_stack, None, False, pos_slice)
         gain = self._model.weights["ln_final.w"].astype(np.float64)
+        u, b = u[..., :-1], u[..., -1]
         attrs = (normalized * (gain * u)).sum(axis=-1)
         if incl_bias:
-            of_bias = (self._model.weights["ln_final.b"].astype(np.float64) * u).sum(axis=-1)
+            of_bias = (self._model.weights["ln_final.b"].astype(np.float64) * u).sum(axis=-1) + b
             attrs = np.concatenate([attrs, np.broadcast_to(of_bias, attrs.shape[1:])[np.newaxis]])
         return np.asarray(attrs, dtype=np.float32)
 
     def _directions(self, tokens: Any) -> NDArray[np.float64]:
+        """The unembedding's columns for tokens, and its bias behind them: [..., n_embd + 1]."""
         if isinstance(tokens, str):
             tokens = self._model.token_id(tokens)
         elif isinstance(tokens, Sequence) and any(isinstance(one, str) for one in tokens):
@@ -445,7 +447,8 @@ class Cache(Mapping[str, Any]):
         if ids.size and ids.min() < 0:
             raise error("batch", f"the token id {ids.min()} does not exist")
         rows = self._model._session.unembedding(ids.ravel().tolist())
-        return rows.astype(np.float64).reshape(*ids.shape, rows.shape[-1])
+        both = np.concatenate([rows, self._model.weights["unembed.b_U"][ids.ravel()][:, np.newaxis]], axis=1)
+        return both.astype(np.float64).reshape(*ids.shape, both.shape[-1])
 
     def _stack(self, parts: list[Array], pos_slice: Any) -> Stack:
         if self.positions is not None and pos_slice is not None:

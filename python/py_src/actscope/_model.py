@@ -24,7 +24,10 @@ from actscope._sweep import Sweep
 from actscope._texts import Texts
 from actscope._weights import Weights
 
-def load(model: str = "gpt2", device: object = "auto", weights: str | None = None) -> Model:
+
+def load(
+    model: str = "gpt2", device: object = "auto", weights: str | None = None, process: str | None = None
+) -> Model:
     """Opens a model and brings it to a device. What the Hugging Face cache lacks is downloaded.
 
     Args:
@@ -33,11 +36,13 @@ def load(model: str = "gpt2", device: object = "auto", weights: str | None = Non
         device: `auto` (the GPU where there is one, else the CPU), `gpu` (`cuda` and `mps` mean the same), `cpu`, or `reference`
             (plain loops in f64). A torch.device works too.
         weights: `f32`, `f16` or `bf16` converts matrices; None leaves them as they are stored.
+        process: Steps that change the weights as TransformerLens does before it runs a model, in f64, with commas between them: of
+            `fold-ln,center-writing,center-unembed,fold-value`, or `tl` for all four. The weights become f32. None leaves them raw.
 
     Raises:
         Error: of kind `hub`, `weights` or `device`.
     """
-    return Model(model, device=str(device), weights=weights)
+    return Model(model, device=str(device), weights=weights, process=process)
 
 
 def devices() -> list[str]:
@@ -64,20 +69,24 @@ class Model:
         name: As asked for.
         device: The device in words.
         config: Sizes and switches, under config.json's names.
-        weights: Weights by name.
+        weights: Weights by name, raw or as `process` made them.
+        process: The steps that the weights went through, with commas between them; None for raw ones.
         notes: What there is to know of how the files were read.
     """
 
-    def __init__(self, name: str, *, device: str = "auto", weights: str | None = None) -> None:
-        self._options = (name, device, weights)
+    def __init__(
+        self, name: str, *, device: str = "auto", weights: str | None = None, process: str | None = None
+    ) -> None:
+        self._options = (name, device, weights, process)
         if device not in ("cpu", "reference"):
             _calm_mesa()
         autotune = os.environ.get("ACTSCOPE_TUNING") != "off"
         with Progress(name) as progress:
-            self._session = _native.Session(str(name), device, weights, autotune, progress.download)
+            self._session = _native.Session(str(name), device, weights, process, autotune, progress.download)
         self.name = name
         self.device = self._session.device
         self.config = self._session.config
+        self.process = self._session.process or None
         self.notes = self._session.notes
         self.n_layer: int = self.config["n_layer"]
         self.n_head: int = self.config["n_head"]
@@ -89,7 +98,8 @@ class Model:
     def __repr__(self) -> str:
         c = self.config
         sizes = f"{c['n_layer']} blocks, {c['n_head']} heads, n_embd {c['n_embd']}, vocabulary {c['vocab_size']}"
-        return f"Model({self.name!r}, {self.device}, {sizes})"
+        processed = f", weights processed ({self.process})" if self.process else ""
+        return f"Model({self.name!r}, {self.device}, {sizes}{processed})"
 
     @property
     def hooks(self) -> list[str]:
@@ -540,9 +550,10 @@ class Model:
     ) -> Report:
         """One text's activations as a page to look around in: shown in a notebook, and written to `path` where one is given."""
         ids, given = self._one(text, prepend_bos, "a report")
-        words = ["--model", self.name, "--ids", " ".join(map(str, ids))]
-        if self._options[2] is not None:
-            words[2:2] = ["--weights", self._options[2]]
+        words = ["--model", self.name]
+        for option, value in (("--weights", self._options[2]), ("--process", self.process)):
+            words += [] if value is None else [option, value]
+        words += ["--ids", " ".join(map(str, ids))]
         # Only edits that are written can stand in the page's commands.
         listed = _edits.read(edits)
         sources = self._sources(source, None, prepend_bos)

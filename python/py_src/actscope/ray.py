@@ -11,7 +11,8 @@ ray.data.read_text("texts/").map_batches(
 ).write_parquet("shards/")
 ```
 
-This module imports no Ray: a callable class is all that `map_batches` asks for.
+Without GPUs give `num_cpus=0`, as examples/ray_shards.py does: workers that count for all CPUs leave none to read and write, and Ray then
+waits for ever. This module imports no Ray: a callable class is all that `map_batches` asks for.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Activations:
     ([1, n_embd]); else they differ, which Ray keeps as tensors of variable shape.
 
     Args:
-        model, device, weights: As `actscope.load` takes them. `auto` takes the GPU that Ray gives the worker.
+        model, device, weights, process: As `actscope.load` takes them. `auto` takes the GPU that Ray gives the worker.
         hooks: As `Model.run` takes them; the output after the final LayerNorm by default.
         column: The texts' column.
         pos, edits, prepend_bos: As `Model.run` takes them.
@@ -46,11 +47,12 @@ class Activations:
         column: str = "text",
         device: str = "auto",
         weights: str | None = None,
+        process: str | None = None,
         pos: Any = None,
         edits: Any = None,
         prepend_bos: bool = False,
     ) -> None:
-        self._model = load(model, device=device, weights=weights)
+        self._model = load(model, device=device, weights=weights, process=process)
         self._hooks = hooks
         self._column = column
         self._options = {"pos": pos, "edits": edits, "prepend_bos": prepend_bos}
