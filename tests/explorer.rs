@@ -671,7 +671,11 @@ fn which_head_looks_from_mat_to_cat_and_what_happens_without_it() {
 fn attribution_and_generation() {
     let server = server();
     let (mut browser, address) = page(&server, false);
-    open(&mut browser, &address, "device=cpu&a=The+cat+sat+on+the+mat.&b=The+dog+sat+on+the+mat.&at=pos=5&edit=blocks.2.attn.hook_z@head=4:zero");
+    open(
+        &mut browser,
+        &address,
+        "device=cpu&a=The+cat+sat+on+the+mat.&b=The+dog+sat+on+the+mat.&at=pos=5&edit=blocks.2.attn.hook_z@head=4:zero",
+    );
     let numbers = |value: &Value| -> Vec<f32> {
         let mut flat = Vec::new();
         let mut rest = vec![value.clone()];
@@ -689,11 +693,23 @@ fn attribution_and_generation() {
         words[1..].to_vec()
     };
     for (kind, request) in [
-        ("zero", "{ do: 'sweep', run: { texts: [s.a] }, site: 'z', axes: ['layer', 'head'], metric: 'logprob', pos: s.pos, answer }"),
-        ("patch", "{ do: 'sweep', run: { texts: [s.a], source: s.b }, site: 'resid_pre', axes: ['layer', 'pos'], metric: 'logprob', pos: s.pos, answer }"),
-        ("fast", "{ do: 'sweep', run: { texts: [s.a], source: s.b }, site: 'resid_pre', axes: ['layer', 'pos'], metric: 'logprob', pos: s.pos, answer, fast: true }"),
+        (
+            "zero",
+            "{ do: 'sweep', run: { texts: [s.a] }, site: 'z', axes: ['layer', 'head'], metric: 'logprob', pos: s.pos, answer }",
+        ),
+        (
+            "patch",
+            "{ do: 'sweep', run: { texts: [s.a], source: s.b }, site: 'resid_pre', axes: ['layer', 'pos'], metric: 'logprob', pos: s.pos, answer }",
+        ),
+        (
+            "fast",
+            "{ do: 'sweep', run: { texts: [s.a], source: s.b }, site: 'resid_pre', axes: ['layer', 'pos'], metric: 'logprob', pos: s.pos, answer, fast: true }",
+        ),
         ("parts", "{ do: 'attribute', run: explorer.runs().after, pos: s.pos, answer, by: 'head', method: 'direct' }"),
-        ("tokens", "{ do: 'attribute', run: explorer.runs().after, pos: s.pos, answer, by: 'position', method: { integrated: 50 } }"),
+        (
+            "tokens",
+            "{ do: 'attribute', run: explorer.runs().after, pos: s.pos, answer, by: 'position', method: { integrated: 50 } }",
+        ),
     ] {
         browser.eval(&format!(
             "const kind = document.querySelector('#where-kind'); kind.value = '{kind}'; kind.dispatchEvent(new Event('change')); null"
@@ -733,7 +749,11 @@ fn attribution_and_generation() {
     browser.write("dog");
     browser.press("Enter");
     browser.wait_until_drawn();
-    assert!(browser.text("#where-grid .legend").contains("log p(“ dog”) after"), "{}", browser.text("#where-grid .legend"));
+    assert!(
+        browser.text("#where-grid .legend").contains("log p(“ dog”) after"),
+        "{}",
+        browser.text("#where-grid .legend")
+    );
     assert!(browser.text("#where-command").contains(" --answer id:"));
     browser.write("no such token");
     browser.press("Enter");
@@ -755,13 +775,20 @@ fn attribution_and_generation() {
         let rest = note.split(name).nth(1).unwrap_or_else(|| panic!("{note} has no {name}"));
         rest.trim_start().split([',', ':']).next().unwrap().trim().parse().unwrap()
     };
-    let grid: f64 = serde_json::from_value::<Vec<f64>>(browser.eval("Array.from(explorer.grids.where.what.values)")).unwrap().iter().sum();
+    let grid: f64 = serde_json::from_value::<Vec<f64>>(browser.eval("Array.from(explorer.grids.where.what.values)"))
+        .unwrap()
+        .iter()
+        .sum();
     let sum = grid + after("hook_embed ") + after("hook_pos_embed ") + after("ln_final.b ");
     assert!((sum - after("(5), ")).abs() < 2e-3, "{sum}: {note}");
     for (column, hook) in [(2, "blocks.3.attn.hook_z"), (6, "blocks.3.hook_mlp_out")] {
         let size = browser.eval("(() => { const grid = document.querySelector('#where-grid canvas'); return [grid.clientWidth, grid.clientHeight]; })()");
         let place = cell(&mut browser, "where", 3, column);
-        let (x, y) = browser.place("#where-grid canvas", place.0 / size[0].as_f64().unwrap(), place.1 / size[1].as_f64().unwrap());
+        let (x, y) = browser.place(
+            "#where-grid canvas",
+            place.0 / size[0].as_f64().unwrap(),
+            place.1 / size[1].as_f64().unwrap(),
+        );
         browser.click_at(x, y);
         assert_eq!(browser.eval("explorer.app.state.hook"), hook);
         browser.wait_until_drawn();
@@ -772,13 +799,18 @@ fn attribution_and_generation() {
     browser.wait_until_drawn();
     for (temperature, n) in [(0.0, 12), (0.8, 9)] {
         let value = |id: &str, to: String| format!("document.querySelector('#{id}').value = '{to}'");
-        let fields = [value("new-tokens", n.to_string()), value("temperature", temperature.to_string()), value("seed", "5".into())];
+        let fields = [
+            value("new-tokens", n.to_string()),
+            value("temperature", temperature.to_string()),
+            value("seed", "5".into()),
+        ];
         browser.eval(&format!("{}; null", fields.join("; ")));
         browser.click("#continue");
         browser.wait_for("document.querySelector('#continued code')");
         let written = browser.text("#continued .token-text");
         let words = said(&mut browser, "#continued code");
-        let native: Value = serde_json::from_str(&run_well(words.iter().map(String::as_str).chain(["--json"]))).unwrap();
+        let native: Value =
+            serde_json::from_str(&run_well(words.iter().map(String::as_str).chain(["--json"]))).unwrap();
         assert_eq!(native["texts"][0]["text"].as_str().unwrap(), written, "{words:?}");
     }
     browser.click("#continued button");
@@ -1121,8 +1153,7 @@ fn more_than_a_page_can_hold() {
     std::fs::copy(root().join("models/demo/tokenizer.json"), &tokenizer).unwrap();
     // Larger than it is: a file with a hole.
     std::fs::File::create(&weights).unwrap().set_len(3_300_000_000).unwrap();
-    let siblings =
-        json!([{"rfilename": "config.json", "size": 700}, {"rfilename": "model.safetensors", "size": 6_400_000_000u64}]);
+    let siblings = json!([{"rfilename": "config.json", "size": 700}, {"rfilename": "model.safetensors", "size": 6_400_000_000u64}]);
     server.answer(
         "/hub/api/models/someone/large/revision/main?blobs=true",
         json!({"sha": "c0ffee", "siblings": siblings}).to_string().as_bytes(),
@@ -1134,11 +1165,13 @@ fn more_than_a_page_can_hold() {
     browser.write("someone/large");
     server.requests();
     browser.press("Enter");
-    browser.wait_for("document.querySelector('#hub-note').textContent.includes('6400 MB, and a page can hold 3200 MB')");
+    browser
+        .wait_for("document.querySelector('#hub-note').textContent.includes('6400 MB, and a page can hold 3200 MB')");
     assert_eq!(server.requests(), ["GET /hub/api/models/someone/large/revision/main?blobs=true"]);
     let files = [config_file, weights.clone(), tokenizer];
     browser.choose_files("#files", &files);
-    browser.wait_for("document.querySelector('#hub-note').textContent.includes('3300 MB, and a page can hold 3200 MB')");
+    browser
+        .wait_for("document.querySelector('#hub-note').textContent.includes('3300 MB, and a page can hold 3200 MB')");
     assert_eq!(browser.eval("explorer.app.state.model"), "demo");
 
     // A model that fits, and a run whose values do not: 48 layers with 134 MB of scores and patterns each.
@@ -1156,7 +1189,9 @@ fn more_than_a_page_can_hold() {
     let said = said.as_str().unwrap();
     assert!(said.starts_with("there is too little memory: ") && said.contains("a shorter text"), "{said}");
     browser.eval("explorer.go({ pos: 0 })");
-    browser.wait_for("document.querySelector('#message').textContent.includes('The engine stopped: there is too little memory')");
+    browser.wait_for(
+        "document.querySelector('#message').textContent.includes('The engine stopped: there is too little memory')",
+    );
     browser.click("#model");
     browser.click("#open-demo");
     browser.wait_for("explorer.app.about?.model.n_layer === 4 && document.querySelector('#message').hidden");

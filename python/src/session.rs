@@ -220,14 +220,14 @@ fn steps(py: Python<'_>, process: Option<&str>) -> PyResult<Process> {
 }
 
 /// What a weight's name stands for: TransformerLens's name, or Hugging Face's for what the checkpoint has.
-enum WeightOf<'a> {
+enum WeightOf {
     Named(NamedWeight),
-    Stored(&'a StoredWeight),
+    Stored(StoredWeight),
 }
 
 impl Session {
     /// The weight of a name; `transformer.` may stand before Hugging Face's.
-    fn weight_of(&self, name: &str) -> Result<WeightOf<'_>, WeightsError> {
+    fn weight_of(&self, name: &str) -> Result<WeightOf, WeightsError> {
         let checkpoint = self.0.model().checkpoint();
         let named = weights::find(name, checkpoint.config());
         // A glob is no name.

@@ -216,9 +216,8 @@ impl Estimates<'_> {
             for ((by, own), source) in gradient.rows().into_iter().zip(own.rows()).zip(source.rows()) {
                 let cell = first + place.iter().zip(outer).map(|(index, stride)| index * stride).sum::<usize>();
                 // Where a query cannot see a key, scores are no numbers to subtract.
-                let change = |by: f32, own: f32, source: f32| match by != 0.0 {
-                    true => f64::from(by) * (f64::from(source) - f64::from(own)),
-                    false => 0.0,
+                let change = |by: f32, own: f32, source: f32| {
+                    if by != 0.0 { f64::from(by) * (f64::from(source) - f64::from(own)) } else { 0.0 }
                 };
                 let of_row = by.iter().zip(own).zip(source).map(|((by, own), source)| change(*by, *own, *source));
                 match last {

@@ -348,10 +348,8 @@ impl Session {
     ) -> Result<Gradients, Error> {
         let memory = || Arc::downgrade(self.host_memory());
         hooks.check_batch(batch)?;
-        let mut values = match way.gradients_only {
-            true => Capture::of_edits(hooks),
-            false => Capture::unchecked(hooks, batch, memory())?,
-        };
+        let mut values =
+            if way.gradients_only { Capture::of_edits(hooks) } else { Capture::unchecked(hooks, batch, memory())? };
         let mut gradients = Capture::unchecked(hooks, batch, memory())?;
         let target =
             self.gradients_into_async(batch, hooks, target, way, &mut values, &mut gradients, progress).await?;
@@ -427,12 +425,10 @@ impl Session {
             let rows = batch.texts()[texts.start].start..batch.texts()[texts.end - 1].end;
             let from = (texts, start.of_rows(rows, config));
             let (reading, told) = (&mut reading, Some(&of_all as _));
-            match checkpoint {
-                true => {
-                    gradient_checkpointing::gradients(dev, params, &layout, from, reading, values, gradients, told)
-                        .await?
-                }
-                false => backward::gradients(dev, params, &layout, from, reading, values, gradients, told).await?,
+            if checkpoint {
+                gradient_checkpointing::gradients(dev, params, &layout, from, reading, values, gradients, told).await?
+            } else {
+                backward::gradients(dev, params, &layout, from, reading, values, gradients, told).await?
             }
         }
         self.model().checkpoint().check_unchanged()?;
