@@ -39,7 +39,7 @@ impl<T: Clone> Gradient<T> {
         }
         let missing = rows.iter().map(ExactSizeIterator::len).sum::<usize>() - self.n_rows();
         let cols = dev.shape(&self.values)[1];
-        let zeros = dev.upload([missing, cols], vec![0.0; missing * cols]);
+        let zeros = dev.upload([missing, cols], dev.host_memory().zeros(missing * cols));
         let (mut parts, mut own, mut zero): (Vec<RowsOf>, usize, usize) = (Vec::new(), 0, 0);
         for row in rows.iter().flat_map(Range::clone) {
             let is_own = self.rows.iter().any(|rows| rows.contains(&row));

@@ -139,7 +139,7 @@ impl<D: Device> Backward<'_, D> {
     pub(crate) fn whole(&self, gradient: Option<Gradient<D::Tensor>>, [rows, cols]: [usize; 2]) -> D::Tensor {
         match gradient {
             Some(gradient) => gradient.by(self.device, &[0..rows]).values,
-            None => self.device.upload([rows, cols], vec![0.0; rows * cols]),
+            None => self.device.upload([rows, cols], self.device.host_memory().zeros(rows * cols)),
         }
     }
 }

@@ -135,7 +135,7 @@ pub async fn gradients<D: Device>(
         let by_values = gradient_of(layout, objective, text.map_or(texts.clone(), |text| text..text + 1), &read);
         dev.host_memory().give_back(read);
         let n_rows = window.n_rows();
-        let mut rows = vec![0.0; n_rows * cols];
+        let mut rows = dev.host_memory().zeros(n_rows * cols);
         let slots = (0..n_rows).flat_map(|row| window.each_col().map(move |col| row * cols + col));
         slots.zip(by_values).for_each(|(slot, v)| rows[slot] = v);
         if let (true, Some(text)) = (site.is_square(), text) {

@@ -147,7 +147,7 @@ impl<const ROWS: usize> WithSimd for Tile<ROWS> {
 
 /// Prefetches the cache line at `p`. Does nothing on other processors than x86-64.
 #[inline(always)]
-fn prefetch(p: *const f32) {
+pub(crate) fn prefetch(p: *const f32) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch never faults, whatever the address.
     unsafe {

@@ -6,7 +6,7 @@
 //! Read next: `microkernel.rs`.
 
 use super::buffers::{Aligned, Shared, Tensor};
-use super::microkernel::{KC, LARGEST, Operands, STRIDE, Sum, columns, most_rows, tile};
+use super::microkernel::{KC, LARGEST, Operands, STRIDE, Sum, columns, most_rows, prefetch, tile};
 use super::row_wise;
 use super::workers::Workers;
 use crate::device::{Dtype, Epilogue, StoredWeight};
@@ -449,6 +449,14 @@ impl Packed<'_> {
                 next: self.w.data.as_ptr().wrapping_add(if alone { next } else { next + share * step }),
                 next_stride: if alone { step } else { step / 2 },
             };
+            if first {
+                // A result that is recorded goes to memory that no cache holds. It comes while the tile is computed.
+                for row in rows.clone() {
+                    let line = self.out.data.wrapping_add(row * self.out.stride + cols.start);
+                    prefetch(line);
+                    prefetch(line.wrapping_add(16));
+                }
+            }
             // SAFETY: `product` checked rows and columns against the matrix, and no other task writes these cells.
             // `left` holds the rows of the tile, and `block` the steps of k.
             unsafe {
