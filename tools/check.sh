@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change lands: formatting, lints, all tests on all devices, docs. On a Debian or Ubuntu
 # machine it installs what is missing: a C compiler, a software Vulkan driver where no GPU adapter answers, Chromium, which
-# opens the report, and, in a venv, the Python packages with which tests read back what we write. About half an hour from
-# nothing on two cores, most of it compiling.
+# opens the report and the explorer, what compiles WebAssembly, and, in a venv, the Python packages with which tests read back what we
+# write. About three quarters of an hour from nothing on two cores, most of it compiling.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -44,6 +44,9 @@ for features in "" gpu tokenizer download output plot report; do
 done
 cargo test --locked --quiet --lib --no-default-features
 cargo test --locked --quiet --features external-tests
+# The explorer, in WebAssembly and in a browser.
+web/build.sh
+web/test.sh
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --quiet --no-deps
 
 # What is published: not too large for crates.io, and its tests pass without the rest of the repository.
