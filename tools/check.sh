@@ -1,11 +1,19 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change lands: formatting, lints, all tests on all devices, docs. On a Debian or Ubuntu
 # machine it installs what is missing: a C compiler, a software Vulkan driver where no GPU adapter answers, Chromium, which
-# opens the report, and, in a venv, the Python packages with which tests read back what we write. The Python module's
-# checks, tools/check-python.sh, are among them. Half an hour to an hour from nothing on two cores, most of it compiling.
+# opens the report, and, in a venv, the Python packages with which tests read back what we write. About half an hour from
+# nothing on two cores, most of it compiling.
+#   check.sh        what needs Rust and a browser
+#   check.sh all    that, the Python module, and the explorer, which need as long again
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/install.sh
+
+parts=${1:-}
+case $parts in
+    "" | all) ;;
+    *) echo "check.sh: $parts is not \`all\`" >&2; exit 2 ;;
+esac
 
 # Without a session directory Mesa complains about Wayland whenever a test lists adapters; src/main.rs says more.
 [ -n "${XDG_RUNTIME_DIR:-}" ] || export NODEVICE_SELECT=1
@@ -36,7 +44,12 @@ for features in "" gpu tokenizer download output plot report; do
 done
 cargo test --locked --quiet --lib --no-default-features
 cargo test --locked --quiet --features external-tests
-tools/check-python.sh
+if [ "$parts" = all ]; then
+    tools/check-python.sh
+    # The explorer, in WebAssembly and in a browser.
+    web/build.sh
+    web/test.sh
+fi
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --quiet --no-deps
 
 # What is published: not too large for crates.io, and its tests pass without the rest of the repository.

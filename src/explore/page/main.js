@@ -6,7 +6,7 @@ import { drawDialogs, fromHub, given, startDialogs, stopDownload } from "./dialo
 import { SERVED } from "./engine.js";
 import { add, drawEdits, opOf, startEdits } from "./edits.js";
 import { drawHooks, shortName, startHooks } from "./hooks.js";
-import { demo } from "./models.js";
+import { demo, fits, runsOnGpu } from "./models.js";
 import { drawNext, startNext } from "./next.js";
 import { fromLink, toLink } from "./state.js";
 import { drawText, startText } from "./text.js";
@@ -38,6 +38,8 @@ app.open = async () => {
 
 /** Opens a model in this page; `isWanted` is false once another was chosen. */
 async function openHere({ model, device }, isWanted) {
+  const gpu = device === "gpu" || (device === "" && (await adapter()));
+  runsOnGpu(gpu);
   let files;
   if (model === "demo") files = await demo();
   else if (model.startsWith("folder:")) {
@@ -46,7 +48,8 @@ async function openHere({ model, device }, isWanted) {
   } else files = await fromHub(model);
   if (!isWanted()) return null;
   byId("model").textContent = `Opening ${model}`;
-  const gpu = device === "gpu" || (device === "" && (await adapter())), since = performance.now();
+  fits(files);
+  const since = performance.now();
   const open = (device) => app.engine.open(model, files, device, (what, done, of) => app.tell(what, done, of, since));
   try {
     return await open(gpu ? "gpu" : device || "cpu");

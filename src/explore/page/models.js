@@ -3,8 +3,12 @@
 
 const NEEDED = /^(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json$|^merges\.txt$|^vocab\.txt$|^model(-\d+-of-\d+)?\.safetensors$|^model\.safetensors\.index\.json$/;
 
-/** What WebAssembly can hold, less what a run needs. */
-const MOST_BYTES = 3.2e9;
+/** What WebAssembly can hold, less what a run needs. The CPU packs weights a second time, in the order in which it reads them. */
+const MOST_BYTES = { gpu: 3.2e9, cpu: 1.8e9 };
+let onGpu = true;
+
+/** Says whether models will run on a GPU. */
+export const runsOnGpu = (is) => (onGpu = is);
 
 async function fetched(url, options) {
   let response;
@@ -38,9 +42,11 @@ export function chosen(list) {
   return { name: depth.length > 1 ? depth.at(-2) : "files", files };
 }
 
-function fits(files) {
+/** Throws an Error if a page cannot hold these files. */
+export function fits(files) {
   const bytes = files.reduce((sum, { blob, size }) => sum + (blob?.size ?? size), 0);
-  if (bytes > MOST_BYTES) throw new Error(`the model has ${megabytes(bytes)}, and a page can hold ${megabytes(MOST_BYTES)}; the command line runs it`);
+  const most = onGpu ? MOST_BYTES.gpu : MOST_BYTES.cpu;
+  if (bytes > most) throw new Error(`the model has ${megabytes(bytes)}, and ${onGpu ? "" : "on the CPU "}a page can hold ${megabytes(most)}; the command line runs it`);
 }
 
 export const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
