@@ -51,7 +51,7 @@ impl Tile {
 
     /// The tiles that every adapter can run. They need 64 bytes of workgroup memory per row and per column of the tile,
     /// which is at most what WebGPU promises.
-    pub const PRESETS: [Tile; 7] = [
+    pub const PRESETS: [Tile; 11] = [
         Tile::DEFAULT,
         Tile::OF_16_ROWS,
         Tile::OF_32_ROWS,
@@ -59,6 +59,10 @@ impl Tile {
         Tile::new(8, 8, 8, 1),
         Tile::new(16, 16, 8, 1),
         Tile::new(16, 16, 8, 2),
+        Tile::new(8, 8, 8, 2),
+        Tile::new(16, 8, 8, 2),
+        Tile::new(8, 16, 8, 2),
+        Tile::new(8, 16, 4, 3),
     ];
 
     /// The kernels of this tile: for a product with a weight, and for the unembedding.

@@ -36,7 +36,7 @@ use super::{
 };
 use autotune::Tuning;
 use bind_groups::{BindGroups, Binding};
-use buffers::{Placed, Pool, Staging, WeightLayout};
+use buffers::{Placed, Pool, Readback, Staging, WeightLayout};
 use encoder::{Encoder, PipelineKey, Variant};
 use errors::Fault;
 use kernels::{Family, Kernel};
@@ -72,7 +72,7 @@ pub struct Gpu {
     max_buffer: u64,
     tensors: Arc<Pool>,
     staging: Arc<Pool>,
-    host_memory: Arc<BufferPool>,
+    readback: Readback,
     encoder: Encoder,
     bind_groups: BindGroups<PipelineKey>,
     /// The work of one submit at most, as [`Gpu::work`] counts it.
@@ -178,8 +178,8 @@ impl Gpu {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let staging_usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let bind_groups = BindGroups::default();
+        let info = adapter::describe(&adapter);
         Gpu {
-            info: adapter::describe(&adapter),
             family,
             matrices,
             tuning: Tuning::DEFAULT,
@@ -188,7 +188,7 @@ impl Gpu {
             // The pool rounds sizes up, to the next power of two at most.
             max_buffer: 1 << device.limits().max_buffer_size.max(1).ilog2(),
             tensors: Pool::new(&device, usage, "tensor", &bind_groups),
-            host_memory: Arc::default(),
+            readback: Readback::new(info.software),
             staging: Pool::new(&device, staging_usage, "staging", &bind_groups),
             encoder: Encoder::new(&device, &queue, bind_groups.clone()),
             most_work: SECONDS_OF_A_SUBMIT * autotune::SLOW,
@@ -196,6 +196,7 @@ impl Gpu {
             device,
             queue,
             fault,
+            info,
             rows_table: attention::RowsTable::default(),
         }
     }
@@ -583,7 +584,7 @@ impl Device for Gpu {
     }
 
     fn host_memory(&self) -> &Arc<BufferPool> {
-        &self.host_memory
+        &self.readback.memory
     }
 
     fn tensor_limits(&self) -> TensorLimits {
@@ -628,8 +629,7 @@ impl Device for Gpu {
 
     fn copy_out(&self, x: &Tensor, window: &Window) -> Staged {
         window.assert_within([x.rows, x.cols]);
-        let bytes = 4 * window.len() as u64;
-        let (staging, mut at) = self.encoder.staging(bytes, || Staging::new(&self.staging, bytes));
+        let (staging, mut at) = self.encoder.staging(window.len(), &self.staging);
         let staged = Staged { staging: staging.clone(), at, len: window.len() };
         for rows in &window.rows {
             if window.cols == [0..x.cols] {
@@ -684,6 +684,6 @@ impl Device for Gpu {
     }
 
     async fn read(&self, staged: Staged) -> Result<Vec<f32>, DeviceError> {
-        self.outcome(staged.staging.read(&self.device, &self.host_memory, staged.at, staged.len).await)
+        self.outcome(staged.staging.read(&self.device, &self.readback, staged.at, staged.len).await)
     }
 }
