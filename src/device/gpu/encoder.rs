@@ -389,8 +389,12 @@ impl Encoder {
     }
 
     pub(super) fn pipeline(&self, variant: Variant) -> Arc<Pipeline> {
-        let compile = || Arc::new(compile(&self.device, self.pipeline_cache.as_ref(), variant));
-        self.pipelines.lock().entry(variant.key()).or_insert_with(compile).clone()
+        if let Some(pipeline) = self.pipelines.lock().get(&variant.key()) {
+            return pipeline.clone();
+        }
+        // Not under the lock, so that several threads may compile.
+        let compiled = Arc::new(compile(&self.device, self.pipeline_cache.as_ref(), variant));
+        self.pipelines.lock().entry(variant.key()).or_insert(compiled).clone()
     }
 }
 

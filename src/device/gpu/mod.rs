@@ -419,9 +419,12 @@ impl Gpu {
         assert!(x.iter().all(|x| x.cols == cols), "rows of one length");
         let y = self.empty(parts.iter().map(|(_, rows)| rows.len()).sum(), cols);
         let mut at = 0;
-        for (of, rows) in parts {
-            self.copy_rows(x[*of], rows.clone(), &y, at);
-            at += rows.len();
+        // Rows that follow one another in the same tensor are one part.
+        for same in parts.chunk_by(|(of, rows), (next, more)| of == next && rows.end == more.start) {
+            let rows = same[0].1.start..same[same.len() - 1].1.end;
+            let n = rows.len();
+            self.copy_rows(x[same[0].0], rows, &y, at);
+            at += n;
         }
         y
     }

@@ -446,13 +446,13 @@ pub static OF_TILES: [Mutant; 2] = [
         "wrong with the default tile",
         "linear",
         "finished(total[(4u * g + r) * FOURS + f][c]",
-        "finished(total[(4u * g + r) * FOURS + f][c] * select(1.0, 1.001, SIDE_Y == 16u && ROWS == 4u)",
+        "finished(total[(4u * g + r) * FOURS + f][c] * select(1.0, 1.001, SIDE_X == 16u && SIDE_Y == 16u && ROWS == 4u)",
     ),
     mutant(
         "wrong with other tiles",
         "linear",
         "finished(total[(4u * g + r) * FOURS + f][c]",
-        "finished(total[(4u * g + r) * FOURS + f][c] * select(1.0, 1.001, SIDE_Y != 16u || ROWS != 4u)",
+        "finished(total[(4u * g + r) * FOURS + f][c] * select(1.0, 1.001, SIDE_X != 16u || SIDE_Y != 16u || ROWS != 4u)",
     ),
 ];
 
@@ -532,6 +532,11 @@ fn from_environment() -> Option<&'static Mutant> {
     let wanted = std::env::var("ACTSCOPE_MUTANT").ok()?;
     let is_it = |mutant: &&Mutant| wanted.split_once(": ") == Some((mutant.kernel, mutant.name));
     Some(ALL.iter().find(is_it).unwrap_or_else(|| panic!("no mutant {wanted:?}")))
+}
+
+/// True if this thread injects a fault into any kernel.
+pub(super) fn is_injecting() -> bool {
+    INJECTED.get().is_some()
 }
 
 /// True if this thread injects a fault into this kernel.
