@@ -58,8 +58,7 @@ impl Cache {
         let of_texts = Qkv::new(qkv, Some(self));
         let rows = of_texts.rows_of_all(texts);
         let Some(most) = rows.iter().map(|text| text.n_query as usize).max() else { return };
-        let params =
-            kernels::CacheAppend { first_col: n_embd as u32, x_stride: qkv.cols as u32, cols: cols as u32 };
+        let params = kernels::CacheAppend { first_col: n_embd as u32, x_stride: qkv.cols as u32, cols: cols as u32 };
         let [x, y, _] = elements(most * cols);
         let table = gpu.table(&rows);
         let bindings = [whole(&table), all(qkv), all(&self.rows)];

@@ -120,7 +120,7 @@ impl Choice {
 }
 
 /// Products are classed by their number of rows. This is the largest number of each class except the last.
-const CLASSES: [usize; 3] = [16, 32, 128];
+const CLASSES: [usize; 4] = [16, 32, 128, 512];
 
 /// The choice for each class of row counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +140,7 @@ impl Tuning {
     pub const DEFAULT: Tuning = Tuning([
         Choice { tile: Tile::OF_16_ROWS, least_groups: MANY_GROUPS },
         Choice { tile: Tile::OF_32_ROWS, least_groups: MANY_GROUPS },
+        Choice { tile: Tile::DEFAULT, least_groups: MANY_GROUPS },
         Choice { tile: Tile::DEFAULT, least_groups: MANY_GROUPS },
         Choice { tile: Tile::DEFAULT, least_groups: MANY_GROUPS },
     ]);
@@ -180,7 +181,7 @@ const LONG: Duration = Duration::from_millis(30);
 const SPEED: &str = "; GFLOP/s: ";
 
 /// The number of rows with which each class is measured.
-const TIMED_ROWS: [usize; CLASSES.len() + 1] = [16, 32, 64, 512];
+const TIMED_ROWS: [usize; CLASSES.len() + 1] = [16, 32, 64, 256, 1024];
 
 /// k and columns of the measured products, those of a block of gpt2-small.
 const TIMED_SHAPES: [[usize; 2]; 4] = [[768, 2304], [768, 768], [768, 3072], [3072, 768]];
@@ -289,8 +290,10 @@ impl Gpu {
         };
         let mut all = vec![default];
         for tile in self.tiles().into_iter().filter(fits) {
-            for least_groups in [MANY_GROUPS, MORE_GROUPS, 1] {
-                let choice = Choice { tile, least_groups };
+            // Products of many rows take long to measure, and have many tiles anyway.
+            let groups: &[u32] = if class < 3 { &[MANY_GROUPS, MORE_GROUPS, 1] } else { &[MORE_GROUPS, 1] };
+            for least_groups in groups {
+                let choice = Choice { tile, least_groups: *least_groups };
                 if choice != default {
                     all.push(choice);
                 }

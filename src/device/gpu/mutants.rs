@@ -36,10 +36,20 @@ pub static ALL: &[Mutant] = &[
     ),
     mutant("stale keys", "attention", "load_kv(text, first_key, k_col,", "load_kv(text, 0u, k_col,"),
     mutant("last chunk of a wide head left out", "attention", "chunk < CHUNKS; chunk", "chunk == 0u; chunk"),
-    mutant("a part of the keys begins a block late", "attention", "k0 = part * p.part_keys", "k0 = part * (p.part_keys + KEYS)"),
+    mutant(
+        "a part of the keys begins a block late",
+        "attention",
+        "k0 = part * p.part_keys",
+        "k0 = part * (p.part_keys + KEYS)",
+    ),
     mutant("sums of a part not scaled down", "attention_join", "sum += shrink * sums", "sum += sums"),
     mutant("total of a part not scaled down", "attention_join", "total += shrink * moment.y", "total += moment.y"),
-    mutant("last part left out", "attention_join", "part < p.parts; part += 1u) {\n            let", "part + 1u < p.parts; part += 1u) {\n            let"),
+    mutant(
+        "last part left out",
+        "attention_join",
+        "part < p.parts; part += 1u) {\n            let",
+        "part + 1u < p.parts; part += 1u) {\n            let",
+    ),
     mutant("mask lets the next key in", "attention_broadcast", "<= positions)", "<= positions + 1u)"),
     mutant(
         "running maximum not scaled down",
@@ -192,12 +202,7 @@ pub static ALL: &[Mutant] = &[
         "store_w(&w_next, index);",
     ),
     mutant("the block after next loaded", "linear", "min(block + 1u, blocks - 1u)", "min(block + 2u, blocks - 1u)"),
-    mutant(
-        "rows of x swapped",
-        "linear",
-        "g * SIDE_Y + at.y, ROW_FOURS",
-        "g * SIDE_Y + (at.y ^ 1u), ROW_FOURS",
-    ),
+    mutant("rows of x swapped", "linear", "g * SIDE_Y + at.y, ROW_FOURS", "g * SIDE_Y + (at.y ^ 1u), ROW_FOURS"),
     mutant("half a vector where rows are not aligned", "linear", "vec4<f32>(a.zw, b.xy)", "vec4<f32>(a.zw, a.xy)"),
     mutant(
         "parts begin a step late",
@@ -245,12 +250,7 @@ pub static ALL: &[Mutant] = &[
     ),
     mutant("one share of the sum left out", "linear_few", "share < SHARES / 4u; share", "share < 15u; share"),
     mutant("a quarter counted twice", "linear_few", "quarters[invocation + 48u]", "quarters[invocation + 32u]"),
-    mutant(
-        "added to the wrong row",
-        "linear_few",
-        "return added[at] + sum;",
-        "return added[at % p.y_stride] + sum;",
-    ),
+    mutant("added to the wrong row", "linear_few", "return added[at] + sum;", "return added[at % p.y_stride] + sum;"),
     mutant("last of four steps of k lost", "linear_few", "a.z * b2 + a.w * b3", "a.z * b2"),
     mutant("one row for all", "linear_few", "x4(min(r, p.rows - 1u)", "x4(min(0u, p.rows - 1u)"),
     mutant("mean not subtracted", "linear_few_norm", "return (a - means[r]) / scales[r]", "return a / scales[r]"),
@@ -509,12 +509,7 @@ pub static CONTRACTED: [Mutant; 8] = [
 pub static OUTSIDE: [Mutant; 3] = [
     mutant("a value too many", "add", "if i < p.n {", "if i < p.n + 1u {"),
     mutant("rows beyond the last", "linear", "+ j, p.rows - 1u)", "+ j, p.rows)"),
-    mutant(
-        "a slot too far",
-        "linear",
-        "w_tile[index + i * INVOCATIONS]",
-        "w_tile[index + i * INVOCATIONS + 1u]",
-    ),
+    mutant("a slot too far", "linear", "w_tile[index + i * INVOCATIONS]", "w_tile[index + i * INVOCATIONS + 1u]"),
 ];
 
 thread_local! {
