@@ -3,6 +3,8 @@
 // of wider heads are computed again for every 64 dimensions.
 // The softmax is computed online: when a block of keys raises the maximum, the sums so far are scaled down (Milakov &
 // Gimelshein 2018, Dao et al. 2022). Keys after the last query are not read.
+// Where few workgroups would each take many keys, the keys are split into parts. Neighbouring workgroups take the parts
+// of the same queries, and attention_join.wgsl puts their sums together.
 
 struct Params {
     q_stride: u32,
@@ -11,28 +13,34 @@ struct Params {
     k_col: u32,     // the first column of k in kv
     v_col: u32,
     z_stride: u32,
-    head_dim: u32,
+    n_head: u32,
     scale: f32,
+    parts: u32,     // parts of the keys
+    part_keys: u32, // keys of a part
+    n_row: u32,     // rows of z
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> texts: array<TextRows>;    // texts [n]
 @group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;   // q [.., q_stride]
 @group(0) @binding(3) var<storage, read> kv: array<vec4<f32>>;  // k and v [.., kv_stride]
-@group(0) @binding(4) var<storage, read_write> z: array<f32>;   // z [.., z_stride]
+@group(0) @binding(4) var<storage, read_write> z: array<f32>;   // z [.., z_stride], or sums [parts, n_row, z_stride]
+@group(0) @binding(5) var<storage, read_write> moments: array<vec2<f32>>; // maximum and total [parts, n_row, n_head], of parts
 
 const LOWEST: f32 = -3.4028234663852886e38;
 
 @compute @workgroup_size(64)
 fn attention(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let text = texts[wg.z];
-    let first_query = wg.x * QUERIES;
+    let first_query = wg.x / p.parts * QUERIES;
+    let part = wg.x % p.parts;
     let head_col = wg.y / CHUNKS * HEAD_DIM;
     let d0 = wg.y % CHUNKS * 64u;
     let x = invocation % 8u;
     let y = invocation / 8u;
     // A workgroup after the last query of its text has no keys.
-    let n_key = select(0u, min(text.n_key, text.position + first_query + QUERIES), first_query < text.n_query);
+    let last_key = min(min(text.n_key, text.position + first_query + QUERIES), (part + 1u) * p.part_keys);
+    let n_key = select(0u, last_key, first_query < text.n_query);
 
     if CHUNKS == 1u {
         load_q(text, first_query, p.q_col + head_col, 0u, invocation);
@@ -40,7 +48,7 @@ fn attention(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_ind
     var highest = array<f32, 4>(LOWEST, LOWEST, LOWEST, LOWEST);
     var totals = array<f32, 4>();
     var sums = array<vec4<f32>, 8>();
-    for (var k0 = 0u; k0 < n_key; k0 += KEYS) {
+    for (var k0 = part * p.part_keys; k0 < n_key; k0 += KEYS) {
         var s = array<vec2<f32>, 4>();
         block_scores(&s, text, first_query, k0, p.q_col + head_col, p.k_col + head_col, invocation);
         for (var r = 0u; r < 4u; r += 1u) { // unrolled
@@ -74,11 +82,16 @@ fn attention(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_ind
 
     for (var r = 0u; r < 4u; r += 1u) { // unrolled
         let query = first_query + 4u * y + r;
+        let row = part * p.n_row + text.q_row + query;
+        let divisor = select(1.0, totals[r], p.parts == 1u);
         for (var c = 0u; c < 8u; c += 1u) { // unrolled
             let d = d0 + 8u * x + c;
             if query < text.n_query && d < HEAD_DIM {
-                z[(text.q_row + query) * p.z_stride + head_col + d] = sums[2u * r + c / 4u][c % 4u] / totals[r];
+                z[row * p.z_stride + head_col + d] = sums[2u * r + c / 4u][c % 4u] / divisor;
             }
+        }
+        if p.parts > 1u && query < text.n_query && x == 0u && d0 == 0u {
+            moments[row * p.n_head + wg.y / CHUNKS] = vec2<f32>(highest[r], totals[r]);
         }
     }
 }

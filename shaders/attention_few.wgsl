@@ -10,7 +10,6 @@ struct Params {
     k_col: u32,     // the first column of k in kv
     v_col: u32,
     z_stride: u32,
-    head_dim: u32,
     scale: f32,
 }
 

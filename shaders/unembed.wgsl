@@ -17,15 +17,13 @@ struct Params {
 @group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [cols, w_stride], as lib/weight.wgsl packs it
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
 
-// The layout of w_tile is [token][k / 4 4]. The order within a token depends on the token, so that neighbouring
-// invocations use different memory banks.
-fn slot(token: u32, k4: u32) -> u32 {
-    return token * 4u + (k4 ^ ((token >> 1u) & 3u));
-}
+// A turn of an invocation loads four tokens with four steps of k each, as of x.
+const W_TURNS: u32 = (4u * TILE_FOURS + INVOCATIONS - 1u) / INVOCATIONS;
+const W_LOADS: u32 = W_TURNS * 4u;
 
-fn w_begin(place: u32, tile_col: u32, first: u32) -> u32 {
-    let token = min(tile_col + place / 4u, p.cols - 1u);
-    return (token * p.w_stride + first) / 4u + place % 4u;
+fn w_begin(i: u32, index: u32, tile_col: u32, first: u32) -> u32 {
+    let token = min(tile_col + 4u * ((index + i / 4u * INVOCATIONS) / 4u) + i % 4u, p.cols - 1u);
+    return (token * p.w_stride + first) / 4u + index % 4u;
 }
 
 fn w_step() -> u32 {
@@ -33,42 +31,42 @@ fn w_step() -> u32 {
 }
 
 // The rows of the table are padded with zeros to a multiple of 8 elements. The next row follows.
-fn w_inside(place: u32, k: u32, n: u32) -> bool {
-    return ALIGNED == 1u || k + 4u * (place % 4u) < n;
+fn w_inside(i: u32, index: u32, k: u32, n: u32) -> bool {
+    return has_turn(i / 4u, index, TILE_FOURS) && (ALIGNED == 1u || k + 4u * (index % 4u) < n);
 }
 
-fn w_slot(place: u32) -> u32 {
-    return slot(place / 4u, place % 4u);
+fn w_slot(k: u32, four: u32) -> u32 {
+    return swizzled(k, four, TILE_FOURS);
 }
 
-fn add_products(total: ptr<function, array<vec4<f32>, SUMS>>, k4: u32, local: vec2<u32>) {
-    for (var f = 0u; f < FOURS; f += 1u) { // unrolled
-        let token = 4u * f * SIDE_X + local.x;
-        let b0 = w_tile[slot(token, k4)];
-        let b1 = w_tile[slot(token + SIDE_X, k4)];
-        let b2 = w_tile[slot(token + 2u * SIDE_X, k4)];
-        let b3 = w_tile[slot(token + 3u * SIDE_X, k4)];
-        for (var r = 0u; r < ROWS; r += 1u) { // unrolled
-            let a = x_tile[(r * SIDE_Y + local.y) * 4u + k4];
-            (*total)[r * FOURS + f] += vec4<f32>(dot(a, b0), dot(a, b1), dot(a, b2), dot(a, b3));
+fn store_w(w_next: ptr<function, array<vec4<f32>, W_LOADS>>, index: u32) {
+    for (var i = 0u; i < W_TURNS; i += 1u) { // unrolled
+        let four = (index + i * INVOCATIONS) / 4u;
+        if has_turn(i, index, TILE_FOURS) {
+            for (var s = 0u; s < 4u; s += 1u) { // unrolled
+                w_tile[w_slot(4u * (index % 4u) + s, four)] = transposed((*w_next)[4u * i], (*w_next)[4u * i + 1u], (*w_next)[4u * i + 2u], (*w_next)[4u * i + 3u], s);
+            }
         }
     }
 }
 
-@compute @workgroup_size(SIDE_X, SIDE_Y)
-fn unembed(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+@compute @workgroup_size(INVOCATIONS)
+fn unembed(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let tile_row = wg.y * TILE_ROWS;
     let tile_col = wg.x * TILE_FOURS * 4u;
     var total = array<vec4<f32>, SUMS>();
-    sum_tile(&total, tile_row, tile_col, p.x_first, 0u, p.k, local.xy);
+    sum_tile(&total, tile_row, tile_col, p.x_first, 0u, p.k, index);
 
-    for (var r = 0u; r < ROWS; r += 1u) { // unrolled
-        let row = tile_row + r * SIDE_Y + local.y;
-        for (var f = 0u; f < FOURS; f += 1u) { // unrolled
-            for (var c = 0u; c < 4u; c += 1u) { // unrolled
-                let col = tile_col + (4u * f + c) * SIDE_X + local.x;
-                if row < p.rows && col < p.cols {
-                    y[p.y_first + row * p.y_stride + col] = total[r * FOURS + f][c];
+    let at = place_of(index);
+    for (var g = 0u; g < GROUPS; g += 1u) { // unrolled
+        for (var r = 0u; r < 4u; r += 1u) { // unrolled
+            let row = tile_row + 4u * (g * SIDE_Y + at.y) + r;
+            for (var f = 0u; f < FOURS; f += 1u) { // unrolled
+                for (var c = 0u; c < 4u; c += 1u) { // unrolled
+                    let col = tile_col + 4u * (f * SIDE_X + at.x) + c;
+                    if row < p.rows && col < p.cols {
+                        y[p.y_first + row * p.y_stride + col] = total[(4u * g + r) * FOURS + f][c];
+                    }
                 }
             }
         }

@@ -87,6 +87,10 @@ fn every_fault_in_a_kernel_is_caught_and_named() {
         let joined = |kernel: &str| match mutant.kernel {
             "linear" | "linear_matrices" => kernel == "linear_join",
             "linear_join" => kernel == "linear" || kernel == "linear_matrices",
+            // Keys and values go into the cache, where attention reads them, perhaps in parts.
+            "cache_append" => kernel.starts_with("attention"),
+            "attention_join" => kernel == "attention",
+            _ if mutant.kernel.starts_with("attention") => kernel == "cache_append" || kernel == "attention_join",
             _ => false,
         };
         // A case that runs several kernels names its operation, beside the cases that name the kernel.

@@ -49,7 +49,8 @@ run() {
     fi
     mkdir -p "$(dirname "$program")"
     cp "$bin/actscope" "$program"
-    export XDG_CACHE_HOME=$bin/cache RUST_BACKTRACE=0
+    # Tests find the program where cargo would have said that it is.
+    export XDG_CACHE_HOME=$bin/cache RUST_BACKTRACE=0 CARGO_BIN_EXE_actscope=$PWD/$program
     : >"$out/summary.txt"
     local begin=$SECONDS failed=()
     # one NAME COMMAND...: stdout goes to NAME.txt, stderr to NAME.err

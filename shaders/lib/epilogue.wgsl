@@ -5,15 +5,23 @@ override EPILOGUE: u32 = 0u; // 0: nothing, 1: adds `added`, 2 and above: activa
 
 // `col` is the column of the bias. `at` is the index in y and in `added`.
 fn epilogue(sum: f32, col: u32, at: u32) -> f32 {
-    var result = sum;
+    return finished(sum + bias_of(col), at);
+}
+
+fn bias_of(col: u32) -> f32 {
     if p.has_bias != 0u {
-        result += bias[col];
+        return bias[col];
     }
+    return 0.0;
+}
+
+// The rest of the epilogue, after the bias.
+fn finished(sum: f32, at: u32) -> f32 {
     if EPILOGUE == 1u {
-        return added[at] + result;
+        return added[at] + sum;
     }
     if EPILOGUE >= 2u {
-        return activate(EPILOGUE - 2u, result);
+        return activate(EPILOGUE - 2u, sum);
     }
-    return result;
+    return sum;
 }

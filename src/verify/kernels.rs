@@ -109,8 +109,10 @@ fn blamed(case: &Case, run: BTreeSet<&'static str>) -> Vec<String> {
     let reads_back = case.of == Tested::Readback;
     let own: Vec<String> =
         run.into_iter().filter(|kernel| (*kernel == COPY_OUT) == reads_back).map(String::from).collect();
-    // A product split along k runs two kernels, and either may be at fault.
-    if own.len() == 2 && own.iter().any(|kernel| kernel == "linear_join") {
+    // A product split along k runs two kernels, and so does attention whose keys are split, or over a cache that was filled
+    // before. Either may be at fault.
+    let beside = ["linear_join", "attention_join", "cache_append"];
+    if own.len() == 2 && own.iter().any(|kernel| beside.contains(&kernel.as_str())) {
         return own;
     }
     // If several kernels ran in sequence, the fault cannot be attributed; each of them has cases of its own.

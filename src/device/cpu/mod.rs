@@ -10,7 +10,7 @@ mod microkernel;
 mod probe;
 mod products;
 mod row_wise;
-mod workers;
+pub(crate) mod workers;
 
 pub use attention::Cache;
 pub use buffers::{Memory, Tensor};

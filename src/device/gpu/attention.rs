@@ -20,6 +20,15 @@ const KEYS: usize = 64;
 /// Texts of at most this many queries have a workgroup for each query.
 const FEW_QUERIES: usize = 4;
 
+/// A part of the keys has at least about this many. Shorter parts would cost more to put together than they save.
+const LEAST_KEYS: usize = 64;
+
+/// The most parts of the keys.
+const MOST_PARTS: usize = 4;
+
+/// With this many workgroups a large GPU is busy.
+const MANY_GROUPS: usize = 2048;
+
 /// Queries per workgroup of the broadcast kernel.
 const BROADCAST_QUERIES: usize = 8;
 
@@ -41,26 +50,19 @@ impl Cache {
         Cache { rows: gpu.empty(starts[capacities.len()], 2 * n_embd), starts }
     }
 
-    /// Writes the keys and values of each text's rows of qkv [T, 3D] at the positions of its queries.
+    /// Writes the keys and values of each text's rows of qkv [T, 3D] at the positions of its queries, in one dispatch.
     pub(super) fn append(&mut self, gpu: &Gpu, qkv: &Tensor, texts: &[Queries]) {
         let [n_embd, cols] = [self.rows.cols / 2, self.rows.cols];
-        for text in texts.iter().filter(|text| !text.rows.is_empty()) {
-            let room = self.starts[text.text + 1] - self.starts[text.text];
-            assert!(text.n_keys <= room, "a cache has room for every position");
-            let first = self.starts[text.text] + text.first_position();
-            let (source, before) = gpu.some_rows(qkv, &text.rows);
-            let (target, skipped) = gpu.some_rows(&self.rows, &(first..first + text.rows.len()));
-            let n = text.rows.len() * cols;
-            let params = kernels::CopyOut {
-                n: n as u32,
-                first_col: before + n_embd as u32,
-                cols: cols as u32,
-                x_stride: qkv.cols as u32,
-                y_first: skipped,
-                y_stride: cols as u32,
-            };
-            gpu.encoder.dispatch((&kernels::COPY_OUT).into(), &params, &[source, target], elements(n));
-        }
+        let fits = |text: &Queries| text.n_keys <= self.starts[text.text + 1] - self.starts[text.text];
+        assert!(texts.iter().all(fits), "a cache has room for every position");
+        let of_texts = Qkv::new(qkv, Some(self));
+        let rows = of_texts.rows_of_all(texts);
+        let Some(most) = rows.iter().map(|text| text.n_query as usize).max() else { return };
+        let params = kernels::CacheAppend { first_col: n_embd as u32, x_stride: qkv.cols as u32, cols: cols as u32 };
+        let [x, y, _] = elements(most * cols);
+        let table = gpu.table(&rows);
+        let bindings = [whole(&table), all(qkv), all(&self.rows)];
+        gpu.encoder.dispatch((&kernels::CACHE_APPEND).into(), &params, &bindings, [x, y, rows.len() as u32]);
     }
 }
 
@@ -81,6 +83,16 @@ impl<'a> Qkv<'a> {
             Some(cache) => Qkv { q: qkv, kv: &cache.rows, k_col: 0, v_col: n_embd, cache: Some(cache) },
             None => Qkv { q: qkv, kv: qkv, k_col: n_embd, v_col: 2 * n_embd, cache: None },
         }
+    }
+
+    /// Where each text is, without those that have no queries.
+    fn rows_of_all(&self, texts: &[Queries]) -> Vec<TextRows> {
+        texts.iter().map(|text| self.rows_of(text)).filter(|text| text.n_query > 0).collect()
+    }
+
+    /// The value of the override `ALIGNED`.
+    fn aligned(&self, heads: HeadShape) -> u32 {
+        aligned(heads, &[(self.q, 0), (self.kv, self.k_col), (self.kv, self.v_col)])
     }
 
     fn rows_of(&self, text: &Queries) -> TextRows {
@@ -156,8 +168,41 @@ impl Gpu {
     pub(super) fn attention(&self, qkv: &Tensor, cache: Option<&Cache>, texts: &[Queries], heads: Heads) -> Tensor {
         let z = self.empty(qkv.rows, qkv.cols / 3);
         let (heads, qkv) = (HeadShape::new(z.cols, heads), Qkv::new(qkv, cache));
-        let rows: Vec<TextRows> = texts.iter().map(|text| qkv.rows_of(text)).filter(|text| text.n_query > 0).collect();
+        let rows = qkv.rows_of_all(texts);
         let Some(most) = rows.iter().map(|text| text.n_query as usize).max() else { return z };
+        let is_few = most <= FEW_QUERIES;
+        if self.family == Family::Tiles && !is_few {
+            self.attention_in_parts(&qkv, &rows, heads, most, &z);
+            return z;
+        }
+        // One dimension of a dispatch has at most 65,535 workgroups. A batch has fewer tokens than that, and at most as
+        // many texts.
+        let table = self.table(&rows);
+        let [q_stride, kv_stride] = [qkv.q.cols as u32, qkv.kv.cols as u32];
+        let ([k_col, v_col], z_stride) = ([qkv.k_col as u32, qkv.v_col as u32], z.cols as u32);
+        let (head_dim, scale) = (heads.head_dim as u32, heads.scale);
+        if self.family == Family::Tiles {
+            let params = kernels::AttentionFew { q_stride, q_col: 0, kv_stride, k_col, v_col, z_stride, scale };
+            let variant = Variant::new(&kernels::ATTENTION_FEW, &[qkv.aligned(heads), head_dim]);
+            let bindings = [whole(&table), all4(qkv.q), all4(qkv.kv), all(&z)];
+            self.encoder.dispatch(variant, &params, &bindings, [most as u32, heads.n_head as u32, rows.len() as u32]);
+        } else {
+            let params =
+                kernels::AttentionBroadcast { q_stride, q_col: 0, kv_stride, k_col, v_col, z_stride, head_dim, scale };
+            let bindings = [whole(&table), all(qkv.q), all(qkv.kv), all(&z)];
+            let groups = [most.div_ceil(BROADCAST_QUERIES) as u32, heads.parts(), rows.len() as u32];
+            self.encoder.dispatch((&kernels::ATTENTION_BROADCAST).into(), &params, &bindings, groups);
+        }
+        z
+    }
+
+    /// [`Gpu::attention`] in tiles of [`QUERIES`] queries. The keys are split into parts where that keeps the adapter busy: a
+    /// workgroup takes its keys one block after the other, so the last query of one long text would have it waiting.
+    fn attention_in_parts(&self, qkv: &Qkv<'_>, rows: &[TextRows], heads: HeadShape, most: usize, z: &Tensor) {
+        let blocks = most.div_ceil(QUERIES);
+        let groups = blocks * heads.parts() as usize * rows.len();
+        let n_key = rows.iter().map(|text| text.n_key as usize).max().unwrap_or(0);
+        let parts = (n_key / LEAST_KEYS).min(MOST_PARTS).min(MANY_GROUPS / groups).max(1);
         let params = kernels::Attention {
             q_stride: qkv.q.cols as u32,
             q_col: 0,
@@ -165,30 +210,30 @@ impl Gpu {
             k_col: qkv.k_col as u32,
             v_col: qkv.v_col as u32,
             z_stride: z.cols as u32,
-            head_dim: heads.head_dim as u32,
+            n_head: heads.n_head as u32,
             scale: heads.scale,
+            parts: parts as u32,
+            part_keys: n_key.div_ceil(parts).next_multiple_of(16) as u32,
+            n_row: z.rows as u32,
         };
-        let table = self.table(&rows);
-        let (variant, bindings, queries) = match self.family {
-            Family::Tiles => {
-                let aligned = aligned(heads, &[(qkv.q, 0), (qkv.kv, qkv.k_col), (qkv.kv, qkv.v_col)]);
-                let is_few = most <= FEW_QUERIES;
-                let kernel = if is_few { &kernels::ATTENTION_FEW } else { &kernels::ATTENTION };
-                let variant = Variant::new(kernel, &[aligned, heads.head_dim as u32]);
-                let queries = if is_few { 1 } else { QUERIES };
-                (variant, [whole(&table), all4(qkv.q), all4(qkv.kv), all(&z)], queries)
-            }
-            Family::Broadcast => {
-                let variant = (&kernels::ATTENTION_BROADCAST).into();
-                (variant, [whole(&table), all(qkv.q), all(qkv.kv), all(&z)], BROADCAST_QUERIES)
-            }
-        };
-        // One dimension of a dispatch has at most 65,535 workgroups. A batch has fewer tokens than that, and at most as
-        // many texts.
-        let parts = if queries == 1 { heads.n_head as u32 } else { heads.parts() };
-        let groups = [most.div_ceil(queries) as u32, parts, rows.len() as u32];
+        let variant = Variant::new(&kernels::ATTENTION, &[qkv.aligned(heads), heads.head_dim as u32]);
+        let (table, groups) = (self.table(rows), [(blocks * parts) as u32, heads.parts(), rows.len() as u32]);
+        let moments = self.empty(parts * z.rows, 2 * heads.n_head);
+        if parts == 1 {
+            let bindings = [whole(&table), all4(qkv.q), all4(qkv.kv), all(z), all(&moments)];
+            return self.encoder.dispatch(variant, &params, &bindings, groups);
+        }
+        let sums = self.empty(parts * z.rows, z.cols);
+        let bindings = [whole(&table), all4(qkv.q), all4(qkv.kv), all(&sums), all(&moments)];
         self.encoder.dispatch(variant, &params, &bindings, groups);
-        z
+        let params = kernels::AttentionJoin {
+            n: z.len() as u32,
+            z_stride: z.cols as u32,
+            n_head: heads.n_head as u32,
+            parts: parts as u32,
+        };
+        let bindings = [all(&sums), all(&moments), all(z)];
+        self.encoder.dispatch((&kernels::ATTENTION_JOIN).into(), &params, &bindings, elements(z.len()));
     }
 
     /// The scores of one text, `[n_head * n_query, n_key]`.

@@ -11,6 +11,8 @@ use crate::device::clock::Instant;
 use crate::device::lockstep::Lockstep;
 use crate::device::{Blob, Device, DeviceCache, DeviceError, Dtype, Operations, Part, StoredWeight};
 use std::sync::Arc;
+#[cfg(not(target_arch = "wasm32"))]
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// A workgroup's tile of the result.
@@ -51,13 +53,14 @@ impl Tile {
 
     /// The tiles that every adapter can run. They need 64 bytes of workgroup memory per row and per column of the tile,
     /// which is at most what WebGPU promises.
-    pub const PRESETS: [Tile; 7] = [
+    pub const PRESETS: [Tile; 8] = [
         Tile::DEFAULT,
         Tile::OF_16_ROWS,
         Tile::OF_32_ROWS,
-        Tile::new(16, 8, 8, 1),
         Tile::new(8, 8, 8, 1),
-        Tile::new(16, 16, 8, 1),
+        Tile::new(8, 8, 8, 2),
+        Tile::new(8, 16, 4, 3),
+        Tile::new(16, 8, 8, 2),
         Tile::new(16, 16, 8, 2),
     ];
 
@@ -117,7 +120,7 @@ impl Choice {
 }
 
 /// Products are classed by their number of rows. This is the largest number of each class except the last.
-const CLASSES: [usize; 3] = [16, 32, 128];
+const CLASSES: [usize; 4] = [16, 32, 128, 512];
 
 /// The choice for each class of row counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,14 +129,18 @@ pub struct Tuning([Choice; CLASSES.len() + 1]);
 /// Floating-point operations per second of large products on an adapter that was not measured: a weak integrated GPU.
 pub(super) const SLOW: f64 = 1e11;
 
-/// Two workgroups for each core of a large GPU.
+/// A workgroup for each core of a large GPU.
 const MANY_GROUPS: u32 = 128;
+
+/// Three workgroups for each core of a large GPU, so that one computes while another waits for memory.
+const MORE_GROUPS: u32 = 384;
 
 impl Tuning {
     /// The choices without autotuning.
     pub const DEFAULT: Tuning = Tuning([
         Choice { tile: Tile::OF_16_ROWS, least_groups: MANY_GROUPS },
         Choice { tile: Tile::OF_32_ROWS, least_groups: MANY_GROUPS },
+        Choice { tile: Tile::DEFAULT, least_groups: MANY_GROUPS },
         Choice { tile: Tile::DEFAULT, least_groups: MANY_GROUPS },
         Choice { tile: Tile::DEFAULT, least_groups: MANY_GROUPS },
     ]);
@@ -161,7 +168,7 @@ impl Tuning {
 
 /// After this time, compiling included, no further configuration is measured. The measurement that is running then may
 /// take a little longer.
-const TIME_LIMIT: Duration = Duration::from_millis(1500);
+const TIME_LIMIT: Duration = Duration::from_millis(3000);
 
 /// A configuration replaces the default if it takes at most this part of the default's time. Smaller differences are
 /// noise.
@@ -174,10 +181,10 @@ const LONG: Duration = Duration::from_millis(30);
 const SPEED: &str = "; GFLOP/s: ";
 
 /// The number of rows with which each class is measured.
-const TIMED_ROWS: [usize; CLASSES.len() + 1] = [16, 32, 64, 512];
+const TIMED_ROWS: [usize; CLASSES.len() + 1] = [16, 32, 64, 256, 1024];
 
-/// k and columns of the measured products: gpt2's attention output and c_fc.
-const TIMED_SHAPES: [[usize; 2]; 2] = [[768, 768], [768, 3072]];
+/// k and columns of the measured products, those of a block of gpt2-small.
+const TIMED_SHAPES: [[usize; 2]; 4] = [[768, 2304], [768, 768], [768, 3072], [3072, 768]];
 
 /// Rows, k and columns of the product that is compared with the reference. In every configuration it has more than one
 /// tile and a tile that is not full, and k is split into several parts.
@@ -198,9 +205,10 @@ fn tensor<D: Device>(dev: &D, rows: usize, cols: usize) -> D::Tensor {
     dev.upload([rows, cols], values(rows * cols))
 }
 
-/// The inputs of the measured products: x, and each weight with its bias.
+/// The inputs of the measured products: each x, and each weight with its bias.
 struct TimedInputs {
-    x: super::Tensor,
+    /// For each of [`TIMED_SHAPES`].
+    x: Vec<super::Tensor>,
     weights: Vec<[super::Weight; 2]>,
 }
 
@@ -282,8 +290,8 @@ impl Gpu {
         };
         let mut all = vec![default];
         for tile in self.tiles().into_iter().filter(fits) {
-            // Products of many rows have enough tiles, so k need not be split.
-            let groups: &[u32] = if class < CLASSES.len() { &[MANY_GROUPS, 1] } else { &[MANY_GROUPS] };
+            // Products of many rows take long to measure, and have many tiles anyway.
+            let groups: &[u32] = if class < 3 { &[MANY_GROUPS, MORE_GROUPS, 1] } else { &[MORE_GROUPS, 1] };
             for least_groups in groups {
                 let choice = Choice { tile, least_groups: *least_groups };
                 if choice != default {
@@ -304,10 +312,12 @@ impl Gpu {
             weights.push([self.load(&weight(k, cols))?, self.load(&weight(1, cols))?]);
         }
         let begin = Instant::now();
+        self.compile_all();
         let mut tuning = Tuning::DEFAULT;
         let mut wrong: Vec<Tile> = Vec::new();
         for class in (0..TIMED_ROWS.len()).rev() {
-            let inputs = TimedInputs { x: tensor(self, TIMED_ROWS[class], TIMED_SHAPES[0][0]), weights };
+            let x = TIMED_SHAPES.map(|[k, _]| tensor(self, TIMED_ROWS[class], k)).to_vec();
+            let inputs = TimedInputs { x, weights };
             for (time, choice) in self.in_order_of_speed(class, &inputs, begin, time_limit).await {
                 if wrong.contains(&choice.tile) {
                     continue;
@@ -327,6 +337,31 @@ impl Gpu {
         }
         Ok((tuning, speed, begin.elapsed() <= time_limit))
     }
+
+    /// Compiles the kernels of all tiles on several threads. Some drivers take half a second for one.
+    #[cfg(not(target_arch = "wasm32"))]
+    fn compile_all(&self) {
+        // A fault is injected into the kernels that one thread compiles.
+        #[cfg(feature = "mutants")]
+        if super::mutants::is_injecting() {
+            return;
+        }
+        let (tiles, next) = (self.tiles(), AtomicUsize::new(0));
+        let compile = || {
+            while let Some(tile) = tiles.get(next.fetch_add(1, Ordering::Relaxed)) {
+                self.compile_product(*tile);
+            }
+        };
+        std::thread::scope(|scope| {
+            let threads = std::thread::available_parallelism().map_or(1, usize::from).min(tiles.len());
+            (1..threads).for_each(|_| drop(scope.spawn(compile)));
+            compile();
+        });
+    }
+
+    /// In a browser kernels are compiled when they first run.
+    #[cfg(target_arch = "wasm32")]
+    fn compile_all(&self) {}
 
     /// The choices of a class with their times, the fastest first. The default comes before one that is less than
     /// [`WIN_RATIO`] faster. All are compiled and warmed up before any is timed. They are then timed in turn, up to three
@@ -393,7 +428,8 @@ impl Gpu {
     /// Runs each product `n` times and waits for the device.
     async fn products(&self, inputs: &TimedInputs, n: u32) -> Result<(), DeviceError> {
         for _ in 0..n {
-            inputs.weights.iter().for_each(|[w, bias]| drop(Operations::linear(self, &inputs.x, w, bias)));
+            let products = inputs.x.iter().zip(&inputs.weights);
+            products.for_each(|(x, [w, bias])| drop(Operations::linear(self, x, w, bias)));
         }
         self.submit();
         self.settle(0).await

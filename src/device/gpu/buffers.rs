@@ -7,6 +7,7 @@
 
 use super::bind_groups::{BindGroups, LastUse, PipelineKey};
 use crate::device::buffer_pool::BufferPool;
+use crate::device::cpu::workers::Workers;
 use crate::device::{DeviceError, Dtype, StoredWeight};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -353,8 +354,19 @@ impl Upload<'_> {
 #[derive(Debug)]
 pub(super) struct Staging {
     memory: Pooled,
-    filled: Mutex<u64>,
+    parts: Mutex<Parts>,
     mapping: Mutex<Option<Mapping>>,
+}
+
+/// What a staging buffer holds.
+#[derive(Debug, Default)]
+struct Parts {
+    /// The bytes that are reserved.
+    filled: u64,
+    /// The first byte and the number of values of each part that was not read yet.
+    of: Vec<(u64, usize)>,
+    /// The values of these parts, once they have been copied out of the buffer.
+    values: Vec<Vec<f32>>,
 }
 
 #[derive(Debug)]
@@ -363,21 +375,65 @@ struct Mapping {
     done: futures_channel::oneshot::Receiver<Result<(), wgpu::BufferAsyncError>>,
 }
 
+/// The host's side of readbacks: the memory for values, and the threads that copy them out of staging buffers. One thread
+/// copies at a fraction of the speed of memory, and much slower where the system has to provide fresh pages.
+#[derive(Debug)]
+pub(super) struct Readback {
+    pub(super) memory: Arc<BufferPool>,
+    threads: Workers,
+}
+
+/// The most threads that copy. More are no faster.
+const COPYING_THREADS: usize = 8;
+
+/// Values that a thread copies at a time.
+const COPIED_AT_ONCE: usize = 64 << 10;
+
+impl Readback {
+    /// `alone`: only the caller's thread copies, as on a software adapter, which computes on the processor's threads.
+    pub(super) fn new(alone: bool) -> Readback {
+        let mut threads = Workers::new(pulp::Arch::new());
+        threads.threads = if alone { 1 } else { threads.threads.min(COPYING_THREADS) };
+        Readback { memory: Arc::default(), threads }
+    }
+
+    /// The values of each part.
+    fn copy(&self, from: &[f32], parts: &[(u64, usize)]) -> Vec<Vec<f32>> {
+        let mut values: Vec<_> = parts.iter().map(|(_, len)| self.memory.vector(*len)).collect();
+        // Each piece is locked once, by the one thread that copies it.
+        let pieces: Vec<_> = values
+            .iter_mut()
+            .zip(parts)
+            .flat_map(|(values, (at, len))| {
+                let first = *at as usize / 4;
+                values.chunks_mut(COPIED_AT_ONCE).zip(from[first..first + len].chunks(COPIED_AT_ONCE)).map(Mutex::new)
+            })
+            .collect();
+        self.threads.each(pieces.len(), |i| {
+            let (to, from) = &mut *pieces[i].lock();
+            to.copy_from_slice(from);
+        });
+        drop(pieces);
+        values
+    }
+}
+
 impl Staging {
     /// A staging buffer with room for at least `bytes`.
     pub(super) fn new(pool: &Arc<Pool>, bytes: u64) -> Arc<Staging> {
         const LEAST: u64 = 1 << 20;
-        Arc::new(Staging { memory: pool.take(bytes.max(LEAST)), filled: Mutex::new(0), mapping: Mutex::new(None) })
+        Arc::new(Staging { memory: pool.take(bytes.max(LEAST)), parts: Mutex::default(), mapping: Mutex::new(None) })
     }
 
-    /// Reserves `bytes` and returns their offset, or `None` if they do not fit.
-    pub(super) fn reserve(&self, bytes: u64) -> Option<u64> {
-        let mut filled = self.filled.lock();
-        let start = *filled;
+    /// Reserves room for `len` values and returns their first byte, or `None` if they do not fit.
+    pub(super) fn reserve(&self, len: usize) -> Option<u64> {
+        let mut parts = self.parts.lock();
+        let start = parts.filled;
         // Mapped ranges must begin at multiples of 8.
-        let end = (start + bytes).next_multiple_of(8);
+        let end = (start + 4 * len as u64).next_multiple_of(8);
         (end <= self.memory.own.buffer.size()).then(|| {
-            *filled = end;
+            parts.filled = end;
+            parts.of.push((start, len));
             start
         })
     }
@@ -389,18 +445,19 @@ impl Staging {
     /// Requests the mapping. Must be called right after the submit `index`, which fills this buffer.
     pub(super) fn map(&self, index: wgpu::SubmissionIndex) {
         let (tell, done) = futures_channel::oneshot::channel();
-        self.memory.own.buffer.map_async(wgpu::MapMode::Read, ..*self.filled.lock(), move |result| {
+        self.memory.own.buffer.map_async(wgpu::MapMode::Read, ..self.parts.lock().filled, move |result| {
             // There is no receiver if the run was dropped.
             let _ = tell.send(result);
         });
         *self.mapping.lock() = Some(Mapping { index, done });
     }
 
-    /// Returns `len` values, from byte `start` on.
+    /// Returns the `len` values that were reserved at byte `start`. The first call copies all parts of the buffer to the
+    /// host.
     pub(super) async fn read(
         &self,
         device: &wgpu::Device,
-        host_memory: &BufferPool,
+        readback: &Readback,
         start: u64,
         len: usize,
     ) -> Result<Vec<f32>, String> {
@@ -408,11 +465,15 @@ impl Staging {
         if let Some(Mapping { index, done }) = mapping {
             super::poll::wait(device, index)?;
             done.await.map_err(|_| "the readback was dropped".to_string())?.map_err(|e| e.to_string())?;
+            let mut parts = self.parts.lock();
+            let view = self.memory.own.buffer.get_mapped_range(..parts.filled).map_err(|e| e.to_string())?;
+            parts.values = readback.copy(bytemuck::cast_slice(&view), &parts.of);
         }
-        let view = self.memory.own.buffer.get_mapped_range(start..start + 4 * len as u64).map_err(|e| e.to_string())?;
-        let mut values = host_memory.vector(len);
-        values.copy_from_slice(bytemuck::cast_slice(&view));
-        Ok(values)
+        let mut parts = self.parts.lock();
+        let at = parts.of.iter().position(|part| *part == (start, len)).filter(|at| *at < parts.values.len());
+        let at = at.ok_or("the readback failed before")?;
+        parts.of.swap_remove(at);
+        Ok(parts.values.swap_remove(at))
     }
 }
 

@@ -10,7 +10,7 @@
 //! Read next: `kernels.rs` for the kernels, `bind_groups.rs` and `pipeline_cache.rs` for the caches.
 
 use super::bind_groups::{BindGroups, Binding, LastUse, MOST_SETTINGS, PipelineKey};
-use super::buffers::{Staging, Tensor};
+use super::buffers::{Pool, Staging, Tensor};
 use super::kernels::{Access, Kernel, Params};
 use super::pipeline_cache::PipelineCache;
 use super::timestamps::Timestamps;
@@ -30,6 +30,10 @@ const SLOTS: usize = 1024;
 /// Bytes of tensors that wait for their copy at the end of a submit. Beyond this they are copied at once, so that
 /// their memory can be used again.
 const MOST_WAITING: u64 = 128 << 20;
+
+/// Bytes of a staging buffer for several tensors. A buffer is mapped and copied to the host as a whole, so larger ones would
+/// keep the host waiting.
+const MOST_AT_ONCE: u64 = 32 << 20;
 
 /// A kernel with the constants it is compiled for.
 #[derive(Clone, Copy)]
@@ -261,15 +265,17 @@ impl Encoder {
         recorded.passes += 1;
     }
 
-    /// Reserves `bytes` in a staging buffer. Returns the buffer and the offset. `make` makes a new buffer if the last
-    /// one is full.
-    pub(super) fn staging(&self, bytes: u64, make: impl FnOnce() -> Arc<Staging>) -> (Arc<Staging>, u64) {
+    /// Reserves room for `len` values in a staging buffer. Returns the buffer and their first byte. If the last buffer is
+    /// full, it takes a new one from the pool, as large as all before it together, so that a submit with much to read has
+    /// few buffers to map.
+    pub(super) fn staging(&self, len: usize, pool: &Arc<Pool>) -> (Arc<Staging>, u64) {
         let open = &mut self.recorded.lock().staging;
-        if let Some((last, at)) = open.last().and_then(|last| Some((last.clone(), last.reserve(bytes)?))) {
+        if let Some((last, at)) = open.last().and_then(|last| Some((last.clone(), last.reserve(len)?))) {
             return (last, at);
         }
-        let new = make();
-        let at = new.reserve(bytes).expect("a new staging buffer has the room it was made for");
+        let so_far: u64 = open.iter().map(|staging| staging.buffer().size()).sum();
+        let new = Staging::new(pool, so_far.min(MOST_AT_ONCE).max(4 * len as u64));
+        let at = new.reserve(len).expect("a new staging buffer has the room it was made for");
         open.push(new.clone());
         (new, at)
     }
@@ -377,8 +383,12 @@ impl Encoder {
     }
 
     pub(super) fn pipeline(&self, variant: Variant) -> Arc<Pipeline> {
-        let compile = || Arc::new(compile(&self.device, self.pipeline_cache.as_ref(), variant));
-        self.pipelines.lock().entry(variant.key()).or_insert_with(compile).clone()
+        if let Some(pipeline) = self.pipelines.lock().get(&variant.key()) {
+            return pipeline.clone();
+        }
+        // Not under the lock, so that several threads may compile.
+        let compiled = Arc::new(compile(&self.device, self.pipeline_cache.as_ref(), variant));
+        self.pipelines.lock().entry(variant.key()).or_insert(compiled).clone()
     }
 }
 

@@ -37,7 +37,7 @@ use super::{
 };
 use autotune::Tuning;
 use bind_groups::{BindGroups, Binding, PipelineKey};
-use buffers::{Placed, Pool, Staging, WeightLayout};
+use buffers::{Placed, Pool, Readback, Staging, WeightLayout};
 use encoder::{Encoder, Variant};
 use errors::Fault;
 use kernels::{Family, Kernel};
@@ -73,7 +73,7 @@ pub struct Gpu {
     max_buffer: u64,
     tensors: Arc<Pool>,
     staging: Arc<Pool>,
-    host_memory: Arc<BufferPool>,
+    readback: Readback,
     encoder: Encoder,
     bind_groups: BindGroups<PipelineKey>,
     /// The work of one submit at most, as [`Gpu::work`] counts it.
@@ -179,8 +179,8 @@ impl Gpu {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let staging_usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let bind_groups = BindGroups::default();
+        let info = adapter::describe(&adapter);
         Gpu {
-            info: adapter::describe(&adapter),
             family,
             matrices,
             tuning: Tuning::DEFAULT,
@@ -189,7 +189,7 @@ impl Gpu {
             // The pool rounds sizes up, to the next power of two at most.
             max_buffer: 1 << device.limits().max_buffer_size.max(1).ilog2(),
             tensors: Pool::new(&device, usage, "tensor", &bind_groups),
-            host_memory: Arc::default(),
+            readback: Readback::new(info.software),
             staging: Pool::new(&device, staging_usage, "staging", &bind_groups),
             encoder: Encoder::new(&device, &queue, bind_groups.clone()),
             most_work: SECONDS_OF_A_SUBMIT * autotune::SLOW,
@@ -197,6 +197,7 @@ impl Gpu {
             device,
             queue,
             fault,
+            info,
             rows_table: attention::RowsTable::default(),
         }
     }
@@ -419,9 +420,12 @@ impl Gpu {
         assert!(x.iter().all(|x| x.cols == cols), "rows of one length");
         let y = self.empty(parts.iter().map(|(_, rows)| rows.len()).sum(), cols);
         let mut at = 0;
-        for (of, rows) in parts {
-            self.copy_rows(x[*of], rows.clone(), &y, at);
-            at += rows.len();
+        // Rows that follow one another in the same tensor are one part.
+        for same in parts.chunk_by(|(of, rows), (next, more)| of == next && rows.end == more.start) {
+            let rows = same[0].1.start..same[same.len() - 1].1.end;
+            let n = rows.len();
+            self.copy_rows(x[same[0].0], rows, &y, at);
+            at += n;
         }
         y
     }
@@ -584,7 +588,7 @@ impl Device for Gpu {
     }
 
     fn host_memory(&self) -> &Arc<BufferPool> {
-        &self.host_memory
+        &self.readback.memory
     }
 
     fn tensor_limits(&self) -> TensorLimits {
@@ -629,8 +633,7 @@ impl Device for Gpu {
 
     fn copy_out(&self, x: &Tensor, window: &Window) -> Staged {
         window.assert_within([x.rows, x.cols]);
-        let bytes = 4 * window.len() as u64;
-        let (staging, mut at) = self.encoder.staging(bytes, || Staging::new(&self.staging, bytes));
+        let (staging, mut at) = self.encoder.staging(window.len(), &self.staging);
         let staged = Staged { staging: staging.clone(), at, len: window.len() };
         for rows in &window.rows {
             if window.cols == [0..x.cols] {
@@ -685,6 +688,6 @@ impl Device for Gpu {
     }
 
     async fn read(&self, staged: Staged) -> Result<Vec<f32>, DeviceError> {
-        self.outcome(staged.staging.read(&self.device, &self.host_memory, staged.at, staged.len).await)
+        self.outcome(staged.staging.read(&self.device, &self.readback, staged.at, staged.len).await)
     }
 }

@@ -36,6 +36,20 @@ pub static ALL: &[Mutant] = &[
     ),
     mutant("stale keys", "attention", "load_kv(text, first_key, k_col,", "load_kv(text, 0u, k_col,"),
     mutant("last chunk of a wide head left out", "attention", "chunk < CHUNKS; chunk", "chunk == 0u; chunk"),
+    mutant(
+        "a part of the keys begins a block late",
+        "attention",
+        "k0 = part * p.part_keys",
+        "k0 = part * (p.part_keys + KEYS)",
+    ),
+    mutant("sums of a part not scaled down", "attention_join", "sum += shrink * sums", "sum += sums"),
+    mutant("total of a part not scaled down", "attention_join", "total += shrink * moment.y", "total += moment.y"),
+    mutant(
+        "last part left out",
+        "attention_join",
+        "part < p.parts; part += 1u) {\n            let",
+        "part + 1u < p.parts; part += 1u) {\n            let",
+    ),
     mutant("mask lets the next key in", "attention_broadcast", "<= positions)", "<= positions + 1u)"),
     mutant(
         "running maximum not scaled down",
@@ -178,22 +192,17 @@ pub static ALL: &[Mutant] = &[
     mutant(
         "wrong beyond row 512",
         "linear",
-        "epilogue(total[r * FOURS + f][c], col, at)",
-        "epilogue(total[r * FOURS + f][c] * select(1.0, 1.001, row >= 512u), col, at)",
+        "finished(total[(4u * g + r) * FOURS + f][c]",
+        "finished(total[(4u * g + r) * FOURS + f][c] * select(1.0, 1.001, first_row + r >= 512u)",
     ),
     mutant(
         "barrier missing before the tile is read",
         "linear",
-        "] = w_next[i];\n        }\n        workgroupBarrier();",
-        "] = w_next[i];\n        }",
+        "store_w(&w_next, index);\n        workgroupBarrier();",
+        "store_w(&w_next, index);",
     ),
     mutant("the block after next loaded", "linear", "min(block + 1u, blocks - 1u)", "min(block + 2u, blocks - 1u)"),
-    mutant(
-        "rows of x swapped",
-        "linear",
-        "(r * SIDE_Y + local.y) * 4u + k4",
-        "(r * SIDE_Y + (local.y ^ 1u)) * 4u + k4",
-    ),
+    mutant("rows of x swapped", "linear", "g * SIDE_Y + at.y, ROW_FOURS", "g * SIDE_Y + (at.y ^ 1u), ROW_FOURS"),
     mutant("half a vector where rows are not aligned", "linear", "vec4<f32>(a.zw, b.xy)", "vec4<f32>(a.zw, a.xy)"),
     mutant(
         "parts begin a step late",
@@ -201,7 +210,7 @@ pub static ALL: &[Mutant] = &[
         "let k_first = wg.z * p.k_part;",
         "let k_first = wg.z * (p.k_part + 1u);",
     ),
-    mutant("added twice", "linear", "return added[at] + result;", "return added[at] + added[at] + result;"),
+    mutant("added twice", "linear", "return added[at] + sum;", "return added[at] + added[at] + sum;"),
     mutant("erf for tanh", "linear", "case 0u: { return gelu_tanh(x); }", "case 0u: { return gelu_erf(x); }"),
     mutant("bias dropped", "linear_matrices", "p.has_bias != 0u", "p.has_bias == 2u"),
     mutant(
@@ -241,12 +250,7 @@ pub static ALL: &[Mutant] = &[
     ),
     mutant("one share of the sum left out", "linear_few", "share < SHARES / 4u; share", "share < 15u; share"),
     mutant("a quarter counted twice", "linear_few", "quarters[invocation + 48u]", "quarters[invocation + 32u]"),
-    mutant(
-        "added to the wrong row",
-        "linear_few",
-        "return added[at] + result;",
-        "return added[at % p.y_stride] + result;",
-    ),
+    mutant("added to the wrong row", "linear_few", "return added[at] + sum;", "return added[at % p.y_stride] + sum;"),
     mutant("last of four steps of k lost", "linear_few", "a.z * b2 + a.w * b3", "a.z * b2"),
     mutant("one row for all", "linear_few", "x4(min(r, p.rows - 1u)", "x4(min(0u, p.rows - 1u)"),
     mutant("mean not subtracted", "linear_few_norm", "return (a - means[r]) / scales[r]", "return a / scales[r]"),
@@ -306,7 +310,7 @@ pub static ALL: &[Mutant] = &[
     ),
     mutant("two invocations swapped", "linear_broadcast", "subgroupBroadcast(lo, 5u)", "subgroupBroadcast(lo, 6u)"),
     mutant("a row too many", "linear_broadcast", "(*sums)[7] += hi.w * four;", "(*sums)[7] += hi.z * four;"),
-    mutant("added forgotten", "linear_broadcast", "return added[at] + result;", "return result;"),
+    mutant("added forgotten", "linear_broadcast", "return added[at] + sum;", "return sum;"),
     mutant(
         "blocks after the first left out",
         "linear_broadcast",
@@ -336,12 +340,12 @@ pub static ALL: &[Mutant] = &[
     mutant("one last bit in a hundred thousand", "add", "a[i] + b[i]", "(a[i] + b[i]) * 1.00001"),
     mutant("second dimension of the grid forgotten", "add", "(wg.y * n_wg.x + wg.x)", "(wg.x)"),
     mutant("last of four steps of k lost", "unembed", ">= vec4<u32>(n)", ">= vec4<u32>(min(n, 3u))"),
-    mutant("first row of x forgotten", "unembed", "p.x_first, 0u, p.k, local.xy", "0u, 0u, p.k, local.xy"),
+    mutant("first row of x forgotten", "unembed", "p.x_first, 0u, p.k, index", "0u, 0u, p.k, index"),
     mutant(
         "two fours swapped",
         "unembed",
-        "k4 ^ ((token >> 1u) & 3u)",
-        "k4 ^ ((token >> 3u) & 1u) ^ select(0u, 1u, k4 == 2u && token == 5u)",
+        "w_tile[w_slot(s, f * SIDE_X + at.x)]",
+        "w_tile[w_slot(s, (f * SIDE_X + at.x) ^ select(0u, 1u, s == 2u))]",
     ),
     mutant(
         "a step of k twice",
@@ -431,6 +435,8 @@ pub static ALL: &[Mutant] = &[
     mutant("masked scores scaled", "edit", "x[at] == -3.4028234663852886e38", "false"),
     mutant("factor forgotten", "edit", "x[at] * p.factor", "x[at]"),
     mutant("first column forgotten", "copy_out", "p.first_col + i % p.cols", "i % p.cols"),
+    mutant("the first text's rows for all", "cache_append", "(text.q_row + row)", "(texts[0].q_row + row)"),
+    mutant("last position left out", "cache_append", "row < text.n_query", "row + 1u < text.n_query"),
 ];
 
 /// A fault with the default tile only, and one with all other tiles. Drivers may have such faults, and only autotuning
@@ -439,26 +445,20 @@ pub static OF_TILES: [Mutant; 2] = [
     mutant(
         "wrong with the default tile",
         "linear",
-        "epilogue(total[r * FOURS + f][c]",
-        "epilogue(total[r * FOURS + f][c] * select(1.0, 1.001, SIDE_Y == 16u && ROWS == 4u)",
+        "finished(total[(4u * g + r) * FOURS + f][c]",
+        "finished(total[(4u * g + r) * FOURS + f][c] * select(1.0, 1.001, SIDE_X == 16u && SIDE_Y == 16u && ROWS == 4u)",
     ),
     mutant(
         "wrong with other tiles",
         "linear",
-        "epilogue(total[r * FOURS + f][c]",
-        "epilogue(total[r * FOURS + f][c] * select(1.0, 1.001, SIDE_Y != 16u || ROWS != 4u)",
+        "finished(total[(4u * g + r) * FOURS + f][c]",
+        "finished(total[(4u * g + r) * FOURS + f][c] * select(1.0, 1.001, SIDE_X != 16u || SIDE_Y != 16u || ROWS != 4u)",
     ),
 ];
 
 /// The sums of products as one chain of fused multiply-adds each, which compilers may make of them. No faults: results
 /// stay within the tolerance of every case.
-pub static CONTRACTED: [Mutant; 10] = [
-    mutant(
-        "contracted",
-        "linear",
-        "(*total)[r * FOURS + f] += (a.x * b0 + a.y * b1) + (a.z * b2 + a.w * b3);",
-        "(*total)[r * FOURS + f] = fma(vec4<f32>(a.w), b3, fma(vec4<f32>(a.z), b2, fma(vec4<f32>(a.y), b1, fma(vec4<f32>(a.x), b0, (*total)[r * FOURS + f]))));",
-    ),
+pub static CONTRACTED: [Mutant; 8] = [
     mutant(
         "contracted",
         "linear_few",
@@ -476,12 +476,6 @@ pub static CONTRACTED: [Mutant; 10] = [
         "linear_broadcast",
         "    (*sums)[0] += lo.x * four;\n    (*sums)[1] += lo.y * four;\n    (*sums)[2] += lo.z * four;\n    (*sums)[3] += lo.w * four;\n    (*sums)[4] += hi.x * four;\n    (*sums)[5] += hi.y * four;\n    (*sums)[6] += hi.z * four;\n    (*sums)[7] += hi.w * four;",
         "    (*sums)[0] = fma(vec4<f32>(lo.x), four, (*sums)[0]);\n    (*sums)[1] = fma(vec4<f32>(lo.y), four, (*sums)[1]);\n    (*sums)[2] = fma(vec4<f32>(lo.z), four, (*sums)[2]);\n    (*sums)[3] = fma(vec4<f32>(lo.w), four, (*sums)[3]);\n    (*sums)[4] = fma(vec4<f32>(hi.x), four, (*sums)[4]);\n    (*sums)[5] = fma(vec4<f32>(hi.y), four, (*sums)[5]);\n    (*sums)[6] = fma(vec4<f32>(hi.z), four, (*sums)[6]);\n    (*sums)[7] = fma(vec4<f32>(hi.w), four, (*sums)[7]);",
-    ),
-    mutant(
-        "contracted",
-        "unembed",
-        "(*total)[r * FOURS + f] += vec4<f32>(dot(a, b0), dot(a, b1), dot(a, b2), dot(a, b3));",
-        "(*total)[r * FOURS + f] = vec4<f32>(fma(a.w, b0.w, fma(a.z, b0.z, fma(a.y, b0.y, fma(a.x, b0.x, (*total)[r * FOURS + f][0])))), fma(a.w, b1.w, fma(a.z, b1.z, fma(a.y, b1.y, fma(a.x, b1.x, (*total)[r * FOURS + f][1])))), fma(a.w, b2.w, fma(a.z, b2.z, fma(a.y, b2.y, fma(a.x, b2.x, (*total)[r * FOURS + f][2])))), fma(a.w, b3.w, fma(a.z, b3.z, fma(a.y, b3.y, fma(a.x, b3.x, (*total)[r * FOURS + f][3])))));",
     ),
     mutant(
         "contracted",
@@ -514,13 +508,8 @@ pub static CONTRACTED: [Mutant; 10] = [
 /// they touch.
 pub static OUTSIDE: [Mutant; 3] = [
     mutant("a value too many", "add", "if i < p.n {", "if i < p.n + 1u {"),
-    mutant("rows beyond the last", "linear", "min(tile_row + place / 4u, p.rows - 1u)", "(tile_row + place / 4u)"),
-    mutant(
-        "a slot too far",
-        "linear",
-        "w_tile[w_slot(index + i * INVOCATIONS)]",
-        "w_tile[w_slot(index + i * INVOCATIONS) + 1u]",
-    ),
+    mutant("rows beyond the last", "linear", "+ j, p.rows - 1u)", "+ j, p.rows)"),
+    mutant("a slot too far", "linear", "w_tile[index + i * INVOCATIONS]", "w_tile[index + i * INVOCATIONS + 1u]"),
 ];
 
 thread_local! {
@@ -538,6 +527,11 @@ fn from_environment() -> Option<&'static Mutant> {
     let wanted = std::env::var("ACTSCOPE_MUTANT").ok()?;
     let is_it = |mutant: &&Mutant| wanted.split_once(": ") == Some((mutant.kernel, mutant.name));
     Some(ALL.iter().find(is_it).unwrap_or_else(|| panic!("no mutant {wanted:?}")))
+}
+
+/// True if this thread injects a fault into any kernel.
+pub(super) fn is_injecting() -> bool {
+    INJECTED.get().is_some()
 }
 
 /// True if this thread injects a fault into this kernel.

@@ -3,6 +3,8 @@
 //! Read next: `autotune.rs` for the tiles, `shaders/linear.wgsl` for the kernel.
 
 use super::attention::all4;
+#[cfg(not(target_arch = "wasm32"))]
+use super::autotune::Tile;
 use super::autotune::Tuning;
 use super::bind_groups::Binding;
 use super::buffers::{PANEL, Placed, Tensor, Weight, WeightLayout};
@@ -316,6 +318,14 @@ impl Gpu {
             };
             self.encoder.dispatch(variant, &params, &[from, whole(&chunk.buffer), to], groups);
         }
+    }
+
+    /// Compiles the products with f32 weights of a tile, without an epilogue.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(super) fn compile_product(&self, tile: Tile) {
+        let tuning = Tuning::all(tile);
+        let plan = Plan::linear(&tuning, FEW_ROWS + 1, 16, 4);
+        self.encoder.pipeline(plan.variant(0, Some(0), true));
     }
 
     /// Compiles a kernel without running it, for `tools/gpu-isa`. `settings` are the values of its overrides, then of

@@ -3,9 +3,8 @@
 //! Read next: `probe.rs`, which measures with them.
 
 use super::Gpu;
-use super::buffers::{Pool, Staging};
+use super::buffers::{Pool, Readback, Staging};
 use crate::device::DeviceError;
-use crate::device::buffer_pool::BufferPool;
 use parking_lot::Mutex;
 use std::ops::Range;
 use std::sync::Arc;
@@ -48,7 +47,7 @@ impl Gpu {
     pub async fn stop_clock(&self) -> Result<Vec<Span>, DeviceError> {
         let Some(clock) = self.encoder.set_timestamps(None) else { return Ok(Vec::new()) };
         let submits = clock.used.lock().submits.clone();
-        let ticks = self.outcome(clock.read(&self.device, &self.queue, &self.staging).await)?;
+        let ticks = self.outcome(clock.read(&self.device, &self.queue, &self.staging, &self.readback).await)?;
         let of =
             |submit: &Range<u32>| Span { begin: ticks[submit.start as usize], end: ticks[submit.end as usize - 1] };
         Ok(submits.iter().map(of).collect())
@@ -61,7 +60,7 @@ impl Gpu {
     pub async fn stop_clock_of_kernels(&self) -> Result<Vec<(&'static str, f64)>, DeviceError> {
         let Some(clock) = self.encoder.set_timestamps(None) else { return Ok(Vec::new()) };
         let kernels = std::mem::take(&mut clock.used.lock().kernels);
-        let ticks = self.outcome(clock.read(&self.device, &self.queue, &self.staging).await)?;
+        let ticks = self.outcome(clock.read(&self.device, &self.queue, &self.staging, &self.readback).await)?;
         Ok(kernels.into_iter().zip(ticks.chunks(2).map(|pass| pass[1] - pass[0])).collect())
     }
 }
@@ -133,6 +132,7 @@ impl Timestamps {
         device: &wgpu::Device,
         queue: &wgpu::Queue,
         pool: &Arc<Pool>,
+        readback: &Readback,
     ) -> Result<Vec<f64>, String> {
         let Used { next: n, missed, .. } = self.used.into_inner();
         if missed {
@@ -151,13 +151,13 @@ impl Timestamps {
             mapped_at_creation: false,
         });
         let staging = Staging::new(pool, bytes);
-        let at = staging.reserve(bytes).expect("a new staging buffer has the room it was made for");
+        // Staging buffers hold f32 values. Two of them have the bits of one u64.
+        let at = staging.reserve(2 * n as usize).expect("a new staging buffer has the room it was made for");
         let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         encoder.resolve_query_set(&self.queries, 0..n, &resolved, 0);
         encoder.copy_buffer_to_buffer(&resolved, 0, staging.buffer(), at, bytes);
         staging.map(queue.submit([encoder.finish()]));
-        // Staging buffers return f32 values. Two of them have the bits of one u64.
-        let halves = staging.read(device, &BufferPool::default(), at, 2 * n as usize).await?;
+        let halves = staging.read(device, readback, at, 2 * n as usize).await?;
         let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&halves);
         let period = 1e-9 * f64::from(queue.get_timestamp_period());
         Ok(ticks.iter().map(|tick| tick.wrapping_sub(ticks[0]) as i64 as f64 * period).collect())

@@ -12,7 +12,7 @@ use std::iter::Peekable;
 ///
 /// # Panics
 /// When a marked loop does not have the form `for (var i = 0u; i < BOUND; i += 1u) { // unrolled`, or its bound has
-/// anything but numbers and constants of the text with `+`, `*`, `/` and brackets. That is an error in the kernel, on
+/// anything but numbers and constants of the text with `+`, `-`, `*`, `/` and brackets. That is an error in the kernel, on
 /// every device.
 pub fn unrolled(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
@@ -78,7 +78,7 @@ fn closing(lines: &[&str]) -> usize {
 struct Consts<'a>(&'a [&'a str]);
 
 impl Consts<'_> {
-    /// The value of an expression of numbers and constants with `+`, `*`, `/` and brackets.
+    /// The value of an expression of numbers and constants with `+`, `-`, `*`, `/` and brackets.
     fn value(&self, expression: &str) -> Option<u32> {
         let spaced = expression.replace('(', "( ").replace(')', " )");
         let mut words = spaced.split(' ').peekable();
@@ -88,8 +88,9 @@ impl Consts<'_> {
 
     fn sum<'w>(&self, words: &mut Peekable<impl Iterator<Item = &'w str>>) -> Option<u32> {
         let mut value = self.product(words)?;
-        while words.next_if_eq(&"+").is_some() {
-            value += self.product(words)?;
+        while let Some(operator) = words.next_if(|word| ["+", "-"].contains(word)) {
+            let next = self.product(words)?;
+            value = if operator == "+" { value + next } else { value.checked_sub(next)? };
         }
         Some(value)
     }
@@ -131,7 +132,7 @@ mod tests {
 
     #[test]
     fn loops_are_written_out_and_lines_stay() {
-        let text = "const N: u32 = (M + 2u) / 4u + 1u;
+        let text = "const N: u32 = (M + 3u - 1u) / 4u + 1u;
 fn f() {
     for (var i = 0u; i < N; i += 1u) { // unrolled
         a[i] += 1.0; // why
