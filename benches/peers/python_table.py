@@ -36,7 +36,7 @@ TASKS = {
     "lens": "the logit lens",
 }
 # Rounds of a task, and of one that takes some library more than so many seconds.
-ROUNDS, LONG, ROUNDS_OF_LONG = 7, 2.0, 3
+ROUNDS, LONG, ROUNDS_OF_LONG = 5, 2.0, 2
 ALLOWED = 1e-4
 
 
