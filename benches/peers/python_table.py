@@ -36,7 +36,7 @@ TASKS = {
     "lens": "the logit lens",
 }
 # Rounds of a task, and of one that takes some library more than so many seconds.
-ROUNDS, LONG, ROUNDS_OF_LONG = 7, 2.0, 3
+ROUNDS, LONG, ROUNDS_OF_LONG = 5, 2.0, 2
 ALLOWED = 1e-4
 
 
@@ -145,7 +145,7 @@ def main(folder):
     print("|---|", "|".join("---" for _ in LIBRARIES), "|")
     for name, what in {"cold": "import, open, one block's output", **TASKS}.items():
         rows = [found[library][name] for library in LIBRARIES]
-        cells = [f"{row['lines']}, {1e3 * row['seconds']:.4g} ms, {row['memory']:.0f} MB" for row in rows]
+        cells = [f"{row['lines']}, {1e3 * row['seconds']:{'.0f' if row['seconds'] >= 1 else '.3g'}} ms, {row['memory']:.0f} MB" for row in rows]
         print(f"| {what} |", " | ".join(cells), "|")
 
 
