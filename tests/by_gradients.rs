@@ -397,8 +397,14 @@ fn a_linear_function_of_logits() {
 /// where the last blocks that are run again were not counted.
 #[test]
 fn progress_there_and_back() {
-    // A GPU gets a short run as one submit, so it counts blocks in larger steps.
-    let session = Model::open("demo").unwrap().on(Choice::Cpu).unwrap();
+    // A GPU gets a short run as one submit, and counts its blocks at the end.
+    for choice in [Choice::Cpu, Choice::Gpu] {
+        progress_on(choice);
+    }
+}
+
+fn progress_on(choice: Choice) {
+    let session = open("classic", choice);
     let batch = session.model().batch(&[vec![1, 2, 3]]).unwrap();
     let mut hooks = session.model().hooks();
     hooks.tap("resid_pre.0").unwrap();
