@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# Ours and others' in turn on this machine: compare.sh [cpu] [gpu] [matmul] [scaling], all four by default. Linux, on a machine that
-# does nothing else; an hour where the GPU is a software adapter. Started again, it continues where it stopped (on the same day).
+# Ours and others' in turn on this machine: compare.sh [cpu] [gpu] [generate] [matmul] [scaling], all five by default. Linux, on a machine
+# that does nothing else; an hour where the GPU is a software adapter. Started again, it continues where it stopped (on the same day).
 #
-#   cpu      13 hidden states: ONNX Runtime, transformers; everything: TransformerLens; taps against none
+#   cpu      13 hidden states: ONNX Runtime, transformers; everything: TransformerLens; taps against none; beside the limits of the
+#            device. CPU_TOKENS="8 64 256 1024" for other lengths
+#   generate 16 tokens of a prompt and 64 new ones on cpu: transformers, CTranslate2, llama.cpp. On all threads and on one, or as
+#            GENERATE_THREADS="all 1" says
 #   gpu      13 hidden states: ONNX Runtime WebGPU; taps against none. GPU_TOKENS="8 64 256 1024" for other lengths
 #   matmul   one product of the model: burn's wgpu backend, which tries out kernels for a minute or two first
 #   scaling  time and memory from 1 to 1,024 tokens and from 1 to 32 texts, and a plot
@@ -18,11 +21,11 @@ export PEERS_PYTHON=${PEERS_PYTHON:-$PEERS_DIR/venv/bin/python}
 export PEERS_PYTHON_WEBGPU=${PEERS_PYTHON_WEBGPU:-$PEERS_DIR/venv-webgpu/bin/python}
 [ -n "${XDG_RUNTIME_DIR:-}" ] || export NODEVICE_SELECT=1
 
-parts=${*:-cpu gpu matmul scaling}
+parts=${*:-cpu gpu generate matmul scaling}
 for part in $parts; do
     case $part in
-        cpu | gpu | matmul | scaling) ;;
-        *) echo "compare.sh: $part is none of cpu, gpu, matmul, scaling" >&2; exit 2 ;;
+        cpu | gpu | generate | matmul | scaling) ;;
+        *) echo "compare.sh: $part is none of cpu, gpu, generate, matmul, scaling" >&2; exit 2 ;;
     esac
 done
 [ -r /proc/stat ] || { echo "compare.sh: it tells what else the machine does from /proc, which only Linux has" >&2; exit 1; }
@@ -36,6 +39,12 @@ venv() {
 }
 mkdir -p "$PEERS_DIR"
 venv "$PEERS_PYTHON" benches/peers/requirements.txt "torch, transformers, transformer_lens, onnx, onnxruntime, matplotlib"
+case " $parts " in *" generate "*)
+    venv "$PEERS_PYTHON" benches/peers/requirements-generate.txt "ctranslate2, gguf"
+    # It is compiled, for several minutes. Without it the other rows are measured all the same.
+    "$PEERS_PYTHON" -c "import llama_cpp" 2>/dev/null ||
+        "$PEERS_PYTHON" -m pip install --quiet --disable-pip-version-check llama-cpp-python || true ;;
+esac
 case " $parts " in *" gpu "* | *" scaling "*) venv "$PEERS_PYTHON_WEBGPU" benches/peers/requirements-webgpu.txt "onnxruntime, numpy" ;; esac
 "$PEERS_PYTHON" benches/peers/make_model.py "$PEERS_DIR"
 

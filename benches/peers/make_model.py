@@ -1,6 +1,9 @@
-"""make_model.py FOLDER: what every peer runs, in FOLDER: gpt2-random (gpt2-small's shape with random weights, in Hugging Face's layout) and
-gpt2-batch.onnx (the same model for ONNX Runtime: token ids in, 13 hidden states out, any batch and length), and a tokenizer for whoever insists on one. What is there stays."""
+"""make_model.py FOLDER: what every peer runs, in FOLDER: gpt2-random (gpt2-small's shape with random weights, in Hugging Face's layout),
+gpt2-batch.onnx (the same model for ONNX Runtime: token ids in, 13 hidden states out, any batch and length), gpt2-ctranslate2 and
+gpt2-random.gguf (the same for CTranslate2 and llama.cpp, where these are installed), and a tokenizer for whoever insists on one. What is
+there stays."""
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -69,3 +72,55 @@ if not graph.exists():
     )
     unfinished.rename(graph)
     print(f"exported; off from transformers by {off:.1e}")
+
+
+def for_ctranslate2():
+    from ctranslate2.converters import TransformersConverter
+
+    # The converter wants the tokenizer's files beside the weights.
+    with tempfile.TemporaryDirectory() as both:
+        for file in [*model.iterdir(), *(folder / "tokenizer").iterdir()]:
+            (Path(both) / file.name).symlink_to(file.resolve())
+        TransformersConverter(both).convert(str(folder / "gpt2-ctranslate2"))
+
+
+def for_llama_cpp():
+    """A GGUF file without a vocabulary. Matrices are [out, in] there, where GPT-2's checkpoints have [in, out]."""
+    import gguf
+    from safetensors.torch import load_file
+
+    config, unfinished = GPT2Config.from_pretrained(model), folder / "unfinished.gguf"
+    weights = {name.removeprefix("transformer."): w.float() for name, w in load_file(model / "model.safetensors").items()}
+    writer = gguf.GGUFWriter(unfinished, "gpt2")
+    writer.add_block_count(config.n_layer)
+    writer.add_context_length(config.n_positions)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_feed_forward_length(4 * config.n_embd)
+    writer.add_head_count(config.n_head)
+    writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("no_vocab")
+    names = {"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}
+    tensors = {"token_embd.weight": weights["wte.weight"], "position_embd.weight": weights["wpe.weight"]}
+    for part in ("weight", "bias"):
+        tensors[f"output_norm.{part}"] = weights[f"ln_f.{part}"]
+        for layer in range(config.n_layer):
+            for ours, theirs in names.items():
+                w = weights[f"h.{layer}.{ours}.{part}"]
+                tensors[f"blk.{layer}.{theirs}.{part}"] = w.T.contiguous() if w.dim() == 2 else w
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    unfinished.rename(folder / "gpt2-random.gguf")
+
+
+for made, make in (("gpt2-ctranslate2", for_ctranslate2), ("gpt2-random.gguf", for_llama_cpp)):
+    if not (folder / made).exists():
+        try:
+            make()
+        except ImportError as e:
+            print(f"without {made}: {e}", file=sys.stderr)

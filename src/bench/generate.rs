@@ -7,7 +7,7 @@ use super::time::{Budget, Timing};
 use super::{LeftOut, forward};
 use crate::batch::Batch;
 use crate::config::Config;
-use crate::device::{Counters, Device};
+use crate::device::{Counters, Device, Dtype};
 use crate::hooks::capture::Sink;
 use crate::hooks::layout::Layout;
 use crate::hooks::request::Hooks;
@@ -61,24 +61,25 @@ impl Sink for Nowhere {
     }
 }
 
-/// Bytes of the weights that every run reads: all except the position embeddings, of which a run reads few rows.
-fn bytes_of_weights(checkpoint: &Checkpoint) -> u64 {
+/// Bytes of the weights that every run reads, in this precision: all except the position embeddings, of which a run reads few rows.
+pub(super) fn bytes_of_weights(checkpoint: &Checkpoint, weights: Option<Dtype>) -> u64 {
     let Config { n_positions, n_embd, .. } = *checkpoint.config();
-    let share = (n_positions * n_embd) as f64 / checkpoint.parameters() as f64;
-    (checkpoint.file_bytes() as f64 * (1.0 - share)) as u64
+    let all = checkpoint.parameters();
+    let share = (n_positions * n_embd) as f64 / all as f64;
+    let bytes = weights.map_or(checkpoint.file_bytes(), |dtype| (all * dtype.size()) as u64);
+    (bytes as f64 * (1.0 - share)) as u64
 }
 
-/// Times all rows. Calls `step` before each.
+/// Times all rows, whose runs read `bytes` of weights. Calls `step` before each.
 pub(super) async fn measure<D: Device>(
     dev: &D,
     params: &Params<D>,
-    checkpoint: &Checkpoint,
+    bytes: u64,
     left_out: &mut Vec<LeftOut>,
     step: &mut dyn FnMut(),
 ) -> Result<Vec<GenerateRow>, RunError> {
     let config = params.config();
     let (mut budget, mut rows) = (Budget::new(BUDGET, LONGEST, left_out), Vec::new());
-    let bytes = bytes_of_weights(checkpoint);
     let (prompt, long) = (PROMPT.min(config.n_positions - 1), config.n_positions - 1);
     for (texts, runs) in
         [(TEXTS[0], &[(0, prompt), (prompt, 1), (long, 1)][..]), (TEXTS[1], &[(0, prompt), (prompt, 1)][..])]

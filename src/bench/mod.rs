@@ -11,8 +11,8 @@ pub mod operations;
 pub mod random;
 pub mod time;
 
-use crate::device::DeviceError;
 use crate::device::probe::{Measured, Work};
+use crate::device::{DeviceError, Dtype};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::forward::RunError;
 use crate::model::params::Params;
@@ -63,14 +63,15 @@ pub struct Report {
     pub left_out: Vec<LeftOut>,
 }
 
-/// Measures a device. `checkpoint` is the model of the whole runs and of generation. `progress` is called with the
-/// number of steps that are done and the number of all steps.
+/// Measures a device. `checkpoint` is the model of the whole runs and of generation, whose weights are converted to `weights` if that
+/// is given. `progress` is called with the number of steps that are done and the number of all steps.
 ///
 /// # Errors
 /// [`RunError`] if the device fails.
 pub async fn bench<D: Measured>(
     dev: &D,
     checkpoint: Arc<Checkpoint>,
+    weights: Option<Dtype>,
     progress: &dyn Fn(usize, usize),
 ) -> Result<Report, RunError> {
     let steps = 1 + operations::OPERATIONS.len() + forward::count(checkpoint.config()) + generate::count();
@@ -83,10 +84,11 @@ pub async fn bench<D: Measured>(
     let before = limits(dev).await?;
     step();
     let operations = operations::measure(dev, &mut left_out, &mut step).await?;
-    let params = Params::new(checkpoint.clone(), None);
+    let params = Params::new(checkpoint.clone(), weights);
     let forwards = forward::measure(dev, &params, &mut left_out, &mut step).await?;
     let kernels = forward::measure_kernels(dev, &params).await?;
-    let generation = generate::measure(dev, &params, &checkpoint, &mut left_out, &mut step).await?;
+    let bytes_read = generate::bytes_of_weights(&checkpoint, weights);
+    let generation = generate::measure(dev, &params, bytes_read, &mut left_out, &mut step).await?;
     // The limits are measured twice, because they change on a machine that runs other work too.
     let after = limits(dev).await?;
     let limits =

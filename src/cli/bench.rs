@@ -22,6 +22,9 @@ pub(crate) struct Bench {
     /// The device to measure
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
     device: DeviceArg,
+    /// Precision of the weights in the whole runs and in generation
+    #[arg(long, value_enum, default_value_t = WeightsArg::Stored)]
+    weights: WeightsArg,
 }
 
 fn model_or_random(arg: clap::Arg) -> clap::Arg {
@@ -37,6 +40,7 @@ struct Measurement {
     clock: &'static str,
     settings: String,
     model: String,
+    weights: &'static str,
 }
 
 impl Bench {
@@ -51,7 +55,7 @@ impl Bench {
             _ => self.model.open()?.checkpoint().clone(),
         };
         // Opened as a session opens it, so that the benchmark measures what users run.
-        let options = options(self.device, WeightsArg::Stored);
+        let options = options(self.device, self.weights);
         let opened = pollster::block_on(device::open_among(options.device, &options.adapters));
         let device = match opened.map_err(Error::from)? {
             AnyDevice::Gpu(dev) => AnyDevice::Gpu(pollster::block_on(crate::session::as_asked(dev, &options))?),
@@ -73,7 +77,7 @@ impl Bench {
             let step_done = |done: usize, of: usize| {
                 let _ = progress(done, of);
             };
-            bench::bench(dev, checkpoint, &step_done).await
+            bench::bench(dev, checkpoint, self.weights.dtype(), &step_done).await
         };
         let report = self.model.with_progress("figures", measure).map_err(Error::from)?;
         Ok(Measurement {
@@ -82,6 +86,12 @@ impl Bench {
             clock: dev.clock(),
             settings: dev.settings(),
             model: self.model.model.clone(),
+            weights: match self.weights {
+                WeightsArg::Stored => "stored",
+                WeightsArg::F32 => "f32",
+                WeightsArg::F16 => "f16",
+                WeightsArg::Bf16 => "bf16",
+            },
         })
     }
 }
@@ -154,7 +164,8 @@ impl Measurement {
              take turns, because in a run the weights come from memory. A row can exceed 100 %: its values may come from caches, or\n   \
              it may read faster than the plain loop that measures the limit."
         )?;
-        writeln!(out, "\n3. Whole runs of one text, model {}, by the host's clock", self.model)?;
+        let weights = if self.weights == "stored" { String::new() } else { format!(", weights {}", self.weights) };
+        writeln!(out, "\n3. Whole runs of one text, model {}{weights}, by the host's clock", self.model)?;
         writeln!(
             out,
             "   {:>6} {:14} {:>10} {:>9} {:>9} {:>10} {:>10}",
@@ -270,6 +281,7 @@ impl Measurement {
             "settings": self.settings,
             "operations": operations.collect::<Vec<_>>(),
             "model": self.model,
+            "weights": self.weights,
             "runs": forwards.collect::<Vec<_>>(),
             "kernels": kernels.collect::<Vec<_>>(),
             "generation": generation.collect::<Vec<_>>(),

@@ -41,7 +41,7 @@ struct Kept {
 impl BufferPool {
     /// A vector of `len` elements with arbitrary values.
     pub fn vector(&self, len: usize) -> Vec<f32> {
-        let mut vector = self.kept(len).unwrap_or_else(|| vec![0.0; len]);
+        let mut vector = self.kept(len).unwrap_or_else(|| fresh(len));
         vector.resize(len, 0.0);
         vector
     }
@@ -53,7 +53,7 @@ impl BufferPool {
             vector.resize(len, 0.0);
             vector
         };
-        self.kept(len).map_or_else(|| vec![0.0; len], again)
+        self.kept(len).map_or_else(|| fresh(len), again)
     }
 
     /// Takes an unused vector that is large enough, but not much larger: the one that was given back last.
@@ -104,10 +104,33 @@ impl BufferPool {
     }
 }
 
-/// Lends the pages of a vector to the system.
+/// Zeros whose memory nobody has used before.
+fn fresh(len: usize) -> Vec<f32> {
+    let mut values = vec![0.0; len];
+    pages::large(&mut values);
+    values
+}
+
+/// What the system is told about pages.
 #[cfg(target_os = "linux")]
-mod pages {
+pub(crate) mod pages {
     use rustix::mm::{Advice, madvise};
+
+    /// From this many bytes on, memory has large pages, of which a common size is 2 MB.
+    const WORTH_LARGE: usize = 4 << 20;
+
+    /// Asks for large pages under memory that was not yet written. The system zeroes one of them faster than the small ones in its
+    /// place, and the processor finds their addresses sooner. Where the system refuses, the pages stay small.
+    pub(crate) fn large<T>(values: &mut [T]) {
+        let bytes = size_of_val(values);
+        if bytes < WORTH_LARGE {
+            return;
+        }
+        let (page, begin) = (rustix::param::page_size(), values.as_mut_ptr().cast::<u8>());
+        let skip = begin.align_offset(page);
+        // SAFETY: the pages lie within the values, whose bits the advice does not change.
+        let _ = unsafe { madvise(begin.add(skip).cast(), (bytes - skip) / page * page, Advice::LinuxHugepage) };
+    }
 
     /// Allows the system to take the pages until they are written to. The vector then holds its old values or zeros.
     pub(crate) fn lend(vector: &mut Vec<f32>) -> bool {
@@ -121,7 +144,9 @@ mod pages {
 }
 
 #[cfg(not(target_os = "linux"))]
-mod pages {
+pub(crate) mod pages {
+    pub(crate) fn large<T>(_: &mut [T]) {}
+
     pub(super) fn lend(_: &mut Vec<f32>) -> bool {
         false
     }

@@ -11,7 +11,7 @@ use super::microkernel::{KC, Operands, STRIDE, Sum, columns, most_rows, tile};
 use super::products::{RowsView, copy_left, tile_rows, tile_shape};
 use super::row_wise;
 use super::workers::Workers;
-use crate::device::{Heads, MASKED, Queries};
+use crate::device::{Dtype, Heads, MASKED, Queries};
 use pulp::{Arch, Simd, WithSimd};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -213,6 +213,7 @@ impl<'a> Head<'a> {
                 let operands = Operands {
                     a: left.as_ptr(),
                     b: b.as_ptr(),
+                    dtype: Dtype::F32,
                     b_stride: width,
                     k: dims.len(),
                     sum: if d0 == 0 { Sum::First } else { Sum::Further },
@@ -263,6 +264,7 @@ impl<'a> Head<'a> {
                 let operands = Operands {
                     a: left.as_ptr(),
                     b: b.as_ptr(),
+                    dtype: Dtype::F32,
                     b_stride: width,
                     k: keys.len(),
                     sum: if k0 == 0 { Sum::First } else { Sum::Further },

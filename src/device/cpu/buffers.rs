@@ -3,7 +3,7 @@
 //! Computes nothing.
 //! Read next: `../buffer_pool.rs`, the pool.
 
-use crate::device::buffer_pool::BufferPool;
+use crate::device::buffer_pool::{BufferPool, pages};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, Weak};
@@ -22,7 +22,9 @@ struct Line([f32; 16]);
 impl Aligned {
     /// `len` zeros. Their pages are not touched before the first write.
     pub(crate) fn zeros(len: usize) -> Aligned {
-        Aligned { lines: bytemuck::zeroed_vec(len.div_ceil(16)), len }
+        let mut lines: Vec<Line> = bytemuck::zeroed_vec(len.div_ceil(16));
+        pages::large(&mut lines);
+        Aligned { lines, len }
     }
 
     /// The first `len` elements. Grows if it is shorter, and then loses its values.

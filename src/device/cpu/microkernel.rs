@@ -6,7 +6,24 @@
 //! on the number of rows, the order of the tiles or the number of threads. Read next: `products.rs` and `attention.rs`,
 //! which call [`tile`].
 
+use super::halves::{Bf16, Element, F16, F32};
+use crate::device::Dtype;
 use pulp::{Simd, WithSimd};
+use std::marker::PhantomData;
+
+/// `unroll!(i of 0 1 2 3 < N, { ... })`: the block for every listed i below N, written out. What is indexed with i stays in registers,
+/// whatever the optimizer unrolls.
+macro_rules! unroll {
+    ($i:ident of $($number:literal)* < $n:expr, $body:block) => {
+        $(
+            if $number < $n {
+                let $i: usize = $number;
+                $body
+            }
+        )*
+    };
+}
+pub(crate) use unroll;
 
 /// Steps of k in a block. Because each block has a sum of its own, the rounding error grows with KC + k / KC, not with
 /// k. A block of a panel fits the first-level cache.
@@ -20,7 +37,7 @@ pub(crate) const STRIDE: usize = KC + 16;
 pub(crate) const LARGEST: usize = 14 * 32;
 
 /// SIMD vectors in a row of a tile.
-const VECTORS: usize = if cfg!(target_arch = "wasm32") { 4 } else { 2 };
+pub(crate) const VECTORS: usize = if cfg!(target_arch = "wasm32") { 4 } else { 2 };
 
 /// The most rows of a tile. Each row takes a register per vector for its sums; four registers are for the rest. A module of
 /// WebAssembly does not know the processor: of the 16 registers of x86-64, a browser keeps one, and needs one for each product
@@ -56,12 +73,16 @@ pub(crate) enum Sum {
 pub(crate) struct Operands {
     pub a: *const f32,
     pub b: *const f32,
-    /// Elements from one step of k to the next in b.
+    /// The type of b's elements. In a step of half-precision elements, the words' lower elements are the left half of the columns, and
+    /// the upper ones the right half.
+    pub dtype: Dtype,
+    /// Words of 32 bits from one step of k to the next in b.
     pub b_stride: usize,
     /// The number of steps.
     pub k: usize,
     pub sum: Sum,
-    /// What to prefetch, from here on: two cache lines per step of k, or one for tiles of more than 8 rows.
+    /// What to prefetch, from here on: two cache lines per step of k where a step is that long, or one for tiles of more than 8
+    /// rows.
     pub next: *const f32,
     /// Elements by which `next` advances each step.
     pub next_stride: usize,
@@ -70,77 +91,94 @@ pub(crate) struct Operands {
 /// `c[r][j] = sum_k a[r][k] b[k][j]` for `rows` rows and [`columns`] columns.
 ///
 /// # Safety
-/// For every r < rows, i < k, j < columns: `a[r STRIDE + i]` and `b[i b_stride + j]` may be read, `c[r c_stride + j]`
-/// may be written, and read unless `sum` is [`Sum::First`]. `next` may point anywhere. `rows` is from 1 to
-/// [`most_rows`].
+/// For every r < rows, i < k, j < columns: `a[r STRIDE + i]` and word `i b_stride + j` of b (of half-precision elements only j <
+/// columns / 2) may be read, `c[r c_stride + j]` may be written, and read unless `sum` is [`Sum::First`]. `next` may point anywhere.
+/// `rows` is from 1 to [`most_rows`].
 #[inline(always)]
 pub(crate) unsafe fn tile<S: Simd>(simd: S, rows: usize, operands: Operands, c: *mut f32, c_stride: usize) {
     macro_rules! of_rows {
-        ($($rows:literal)*) => {
+        ($of:ident: $($rows:literal)*) => {
             match rows {
                 // `vectorize` makes this a call. Without it, every caller would have its own copy of the loop.
-                $($rows if $rows <= most_rows::<S>() => simd.vectorize(Tile::<$rows> { operands, c, c_stride }),)*
+                $($rows if $rows <= most_rows::<S>() => {
+                    simd.vectorize(Tile::<$rows, $of> { operands, c, c_stride, of: PhantomData });
+                })*
                 _ => unreachable!("a tile has 1 to {} rows, not {rows}", most_rows::<S>()),
             }
         };
     }
-    of_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+    match operands.dtype {
+        Dtype::F32 => of_rows!(F32: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        Dtype::F16 => of_rows!(F16: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        Dtype::Bf16 => of_rows!(Bf16: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+    }
 }
 
 /// One call of [`tile`]. The caller of [`tile`] has promised what its safety section requires.
-struct Tile<const ROWS: usize> {
+struct Tile<const ROWS: usize, E> {
     operands: Operands,
     c: *mut f32,
     c_stride: usize,
+    of: PhantomData<E>,
 }
 
-impl<const ROWS: usize> WithSimd for Tile<ROWS> {
+impl<const ROWS: usize, E: Element> WithSimd for Tile<ROWS, E> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Tile { operands: o, c, c_stride } = self;
+        let Tile { operands: o, c, c_stride, .. } = self;
         let lanes = S::F32_LANES;
         // SAFETY: all reads and writes are within the ranges that the caller of `tile` promised, and they are unaligned
         // ones.
         unsafe {
-            let at = |r: usize, v: usize| c.add(r * c_stride + v * lanes).cast::<S::f32s>();
             let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
             if o.sum == Sum::Within {
-                for (r, row) in sums.iter_mut().enumerate() {
-                    for (v, sum) in row.iter_mut().enumerate() {
-                        *sum = at(r, v).read_unaligned();
-                    }
-                }
+                unroll!(r of 0 1 2 3 4 5 6 7 8 9 10 11 12 13 < ROWS, {
+                    let at = c.add(r * c_stride).cast::<S::f32s>();
+                    unroll!(v of 0 1 2 3 < VECTORS, {
+                        sums[r][v] = at.add(v).read_unaligned();
+                    });
+                });
             }
             let (mut a, mut b, mut next) = (o.a, o.b, o.next);
+            let two_lines = ROWS <= 8 && o.next_stride > 16;
             for _ in 0..o.k {
                 prefetch(next);
-                if ROWS <= 8 {
+                if two_lines {
                     prefetch(next.wrapping_add(16));
                 }
                 next = next.wrapping_add(o.next_stride);
                 let mut right = [simd.splat_f32s(0.0); VECTORS];
-                for (v, right) in right.iter_mut().enumerate() {
-                    *right = b.add(v * lanes).cast::<S::f32s>().read_unaligned();
-                }
-                for (r, row) in sums.iter_mut().enumerate() {
-                    let x = simd.splat_f32s(*a.add(r * STRIDE));
-                    for (sum, right) in row.iter_mut().zip(right) {
-                        *sum = simd.mul_add_e_f32s(x, right, *sum);
-                    }
-                }
-                (a, b) = (a.add(1), b.wrapping_add(o.b_stride));
-            }
-            for (r, row) in sums.into_iter().enumerate() {
-                for (v, sum) in row.into_iter().enumerate() {
-                    let stored = at(r, v);
-                    stored.write_unaligned(match o.sum {
-                        Sum::Further => simd.add_f32s(stored.read_unaligned(), sum),
-                        Sum::First | Sum::Within => sum,
+                if E::PER_WORD == 1 {
+                    unroll!(v of 0 1 2 3 < VECTORS, {
+                        right[v] = b.add(v * lanes).cast::<S::f32s>().read_unaligned();
+                    });
+                } else {
+                    unroll!(v of 0 1 < VECTORS / 2, {
+                        let words = b.add(v * lanes).cast::<S::u32s>().read_unaligned();
+                        right[v] = E::lower(simd, words);
+                        right[VECTORS / 2 + v] = E::upper(simd, words);
                     });
                 }
+                unroll!(r of 0 1 2 3 4 5 6 7 8 9 10 11 12 13 < ROWS, {
+                    let x = simd.splat_f32s(*a.add(r * STRIDE));
+                    unroll!(v of 0 1 2 3 < VECTORS, {
+                        sums[r][v] = simd.mul_add_e_f32s(x, right[v], sums[r][v]);
+                    });
+                });
+                (a, b) = (a.add(1), b.wrapping_add(o.b_stride));
             }
+            unroll!(r of 0 1 2 3 4 5 6 7 8 9 10 11 12 13 < ROWS, {
+                let at = c.add(r * c_stride).cast::<S::f32s>();
+                unroll!(v of 0 1 2 3 < VECTORS, {
+                    let stored = at.add(v);
+                    stored.write_unaligned(match o.sum {
+                        Sum::Further => simd.add_f32s(stored.read_unaligned(), sums[r][v]),
+                        Sum::First | Sum::Within => sums[r][v],
+                    });
+                });
+            });
         }
     }
 }

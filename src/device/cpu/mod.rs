@@ -5,6 +5,8 @@
 
 mod attention;
 mod buffers;
+mod caches;
+mod halves;
 mod microkernel;
 #[cfg(not(target_arch = "wasm32"))]
 mod probe;
@@ -237,23 +239,9 @@ impl Cpu {
         })
     }
 
-    /// On one thread, because a step of generation has few rows.
     fn likeliest(&self, logits: &Tensor) -> Tensor {
         let chunks = logits.cols.div_ceil(LOGITS_CHUNK);
-        self.tensor(logits.rows, 3 * chunks, |y| {
-            for (row, out) in logits.chunks(logits.cols).zip(y.chunks_mut(3 * chunks)) {
-                for (n, (values, out)) in row.chunks(LOGITS_CHUNK).zip(out.chunks_mut(3)).enumerate() {
-                    let (mut largest, mut best) = (MASKED, 0);
-                    for (i, x) in values.iter().enumerate() {
-                        if *x > largest {
-                            (largest, best) = (*x, i);
-                        }
-                    }
-                    let sum: f64 = values.iter().map(|x| f64::from(x - largest).exp()).sum();
-                    out.copy_from_slice(&[largest, (n * LOGITS_CHUNK + best) as f32, sum as f32]);
-                }
-            }
-        })
+        self.tensor(logits.rows, 3 * chunks, |y| row_wise::likeliest(&self.workers, logits, logits.cols, y))
     }
 
     fn gather_rows(&self, x: &[&Tensor], parts: &[RowsOf]) -> Tensor {

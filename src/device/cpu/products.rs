@@ -6,14 +6,17 @@
 //! Read next: `microkernel.rs`.
 
 use super::buffers::{Aligned, Shared, Tensor};
-use super::microkernel::{KC, LARGEST, Operands, STRIDE, Sum, columns, most_rows, prefetch, tile};
+use super::caches;
+use super::halves::{Bf16, Element, F16, F32};
+use super::microkernel::{KC, LARGEST, Operands, STRIDE, Sum, VECTORS, columns, most_rows, prefetch, tile};
 use super::row_wise;
 use super::workers::Workers;
 use crate::device::{Dtype, Epilogue, StoredWeight};
-use half::slice::HalfFloatSliceExt;
 use pulp::{Arch, Simd, WithSimd};
 use std::cell::RefCell;
+use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// With fewer multiply-adds than this, one thread finishes before a second one would have woken up.
 const WORTH_SHARING: usize = 1 << 17;
@@ -21,20 +24,26 @@ const WORTH_SHARING: usize = 1 << 17;
 /// Up to this many rows, a weight's first product is faster from the checkpoint's memory than with packing.
 pub(crate) const MOST_IN_PLACE: usize = 256;
 
-/// The most row tiles in one task. Every task reads its panels once, so smaller groups would read them more often. In
-/// WebAssembly tiles have few rows.
+/// The most row tiles in a group, whose left side is packed once and reused for many panels. In WebAssembly tiles have few rows.
 const GROUP: usize = if cfg!(target_arch = "wasm32") { 128 } else { 20 };
 
-/// The most elements of the left side that are reused for every panel: 1 MiB, so that they stay in the second-level
-/// cache.
-const LEFT_AT_ONCE: usize = 256 << 10;
+/// The fewest row tiles in a group, if there are as many. Every group reads all panels, so smaller groups would read them more often.
+const LEAST_GROUP: usize = 4;
 
-/// Rows of the left side that one task copies. Up to four times as many are copied by one thread, which is faster than
-/// waking a second one.
-const PACKED_AT_ONCE: usize = 64;
+/// The fewest panels in a piece whose left side is packed part by part, and so again for every piece.
+const LEAST_PANELS: usize = 8;
 
-/// Tasks per thread. With several, a delayed thread does not delay all the others.
-const TASKS: usize = 2;
+/// Pieces per thread. With many, threads end at about the same time even if one of them was delayed.
+const PIECES: usize = 16;
+
+/// The least work of a piece, in multiply-adds.
+const LEAST_PIECE: usize = 1 << 20;
+
+/// Reading an element of a weight from memory takes as long as this many multiply-adds.
+const READING: usize = 8;
+
+/// Elements from what is read now to what is prefetched, where a weight is read in place: 32 KiB.
+const AHEAD: usize = 8 << 10;
 
 /// A view of the rows of a matrix.
 #[derive(Clone, Copy)]
@@ -100,15 +109,16 @@ impl WithSimd for FinishTile<'_> {
 }
 
 /// The right side [k, n] of products, packed into panels as wide as a tile: [n / columns][k][columns], padded with
-/// zeros. Half-precision weights stay in half precision, so that a product with few rows reads half the bytes. Each
-/// block is widened just before the tiles read it, and stays in the first-level cache meanwhile.
+/// zeros. Half-precision weights stay in half precision, so that a product with few rows reads half the bytes: a step of
+/// a panel is a vector of words, each with an element of the left half of the columns and one of the right half. A single
+/// tile widens them as it reads them; for several tiles each block is widened once, and stays in the first-level cache.
 #[derive(Debug)]
 pub(crate) struct Panels {
     k: usize,
     n: usize,
     columns: usize,
     dtype: Dtype,
-    /// One f32 per element, or one f32 for two half-precision elements.
+    /// Words of 32 bits: one f32, or two half-precision elements.
     data: Aligned,
 }
 
@@ -126,9 +136,14 @@ impl Panels {
                     }
                 }
                 Dtype::F16 | Dtype::Bf16 => {
-                    let bits: &mut [u16] = bytemuck::cast_slice_mut(out);
-                    for (k, out) in bits.chunks_exact_mut(width).enumerate() {
-                        w.half_bits(k * w.cols + cols.start, &mut out[..cols.len()]);
+                    let mut bits = vec![0; width];
+                    let words: &mut [u32] = bytemuck::cast_slice_mut(out);
+                    for (k, words) in words.chunks_exact_mut(width / 2).enumerate() {
+                        w.half_bits(k * w.cols + cols.start, &mut bits[..cols.len()]);
+                        let (lower, upper) = bits.split_at(width / 2);
+                        for (word, (lower, upper)) in words.iter_mut().zip(lower.iter().zip(upper)) {
+                            *word = u32::from(*lower) | u32::from(*upper) << 16;
+                        }
                     }
                 }
             }
@@ -138,13 +153,23 @@ impl Panels {
 
     /// Packs the transpose of `table` [n, k].
     pub(crate) fn transposed(workers: &Workers, table: &StoredWeight) -> Panels {
-        let mut panels = Panels::empty(workers.arch, table.cols, table.rows, Dtype::F32);
-        let (width, size) = (panels.columns, panels.size());
+        let mut panels = Panels::empty(workers.arch, table.cols, table.rows, table.dtype);
+        let (width, size, dtype) = (panels.columns, panels.size(), panels.dtype);
         workers.each_piece(&mut panels.data, size, |panel, out| {
-            let mut row = vec![0.0; table.cols];
+            let (mut row, mut bits) = (vec![0.0; table.cols], vec![0; table.cols]);
             for (j, token) in (panel * width..((panel + 1) * width).min(table.rows)).enumerate() {
-                table.widen(token * table.cols, &mut row);
-                out.chunks_exact_mut(width).zip(&row).for_each(|(out, x)| out[j] = *x);
+                if dtype == Dtype::F32 {
+                    table.widen(token * table.cols, &mut row);
+                    out.chunks_exact_mut(width).zip(&row).for_each(|(out, x)| out[j] = *x);
+                } else {
+                    table.half_bits(token * table.cols, &mut bits);
+                    let (word, shift) = (j % (width / 2), 16 * (j / (width / 2)));
+                    let words: &mut [u32] = bytemuck::cast_slice_mut(out);
+                    words
+                        .chunks_exact_mut(width / 2)
+                        .zip(&bits)
+                        .for_each(|(out, x)| out[word] |= u32::from(*x) << shift);
+                }
             }
         });
         panels
@@ -167,21 +192,32 @@ impl Panels {
         self.place(self.columns * self.k)
     }
 
-    /// Rows `ks` of a panel. Half-precision elements are widened into `scratch`.
-    #[inline(always)]
-    fn block<'a>(&'a self, panel: usize, ks: Range<usize>, scratch: &'a mut Aligned) -> &'a [f32] {
+    /// Rows `ks` of a panel, as they are stored.
+    fn block(&self, panel: usize, ks: Range<usize>) -> &[f32] {
         let from = panel * self.size() + self.place(ks.start * self.columns);
-        let stored = &self.data[from..][..self.place(ks.len() * self.columns)];
-        if self.dtype == Dtype::F32 {
-            return stored;
+        &self.data[from..][..self.place(ks.len() * self.columns)]
+    }
+}
+
+/// Widens a block of half-precision elements into f32 columns.
+struct WidenBlock<'a, E> {
+    words: &'a [f32],
+    out: &'a mut [f32],
+    of: PhantomData<E>,
+}
+
+impl<E: Element> WithSimd for WidenBlock<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let (words, out) = (S::as_simd_u32s(bytemuck::cast_slice(self.words)).0, S::as_mut_simd_f32s(self.out).0);
+        for (words, out) in words.chunks_exact(VECTORS / 2).zip(out.chunks_exact_mut(VECTORS)) {
+            let (lower, upper) = out.split_at_mut(VECTORS / 2);
+            for ((words, lower), upper) in words.iter().zip(lower).zip(upper) {
+                (*lower, *upper) = (E::lower(simd, *words), E::upper(simd, *words));
+            }
         }
-        let bits: &[u16] = bytemuck::cast_slice(stored);
-        let widened = scratch.at_least(bits.len());
-        match self.dtype {
-            Dtype::F16 => bytemuck::cast_slice::<u16, half::f16>(bits).convert_to_f32_slice(widened),
-            _ => widened.iter_mut().zip(bits).for_each(|(y, b)| *y = f32::from_bits(u32::from(*b) << 16)),
-        }
-        widened
     }
 }
 
@@ -198,33 +234,38 @@ pub(crate) fn product(
     assert!(parts.iter().all(|ks| ks.end <= w.k) && x.reach(w.k) <= x.data.len());
     assert!(parts.len() == 1 || finish.bias.is_none());
     let arch = workers.arch;
-    let lefts: Vec<_> = parts.iter().map(|ks| pack_left(workers, x, ks)).collect();
-    let lefts: Vec<&[f32]> = lefts.iter().map(|left| &**left).collect();
     let stride = parts.len() * w.n;
     let (n_rows, out) = (x.n, Shared::new(out, stride, x.n, stride));
-    let (n_tiles, n_panels) = (x.n.div_ceil(tile_shape(arch).0), w.n.div_ceil(w.columns));
-    let groups = n_tiles.div_ceil(GROUP);
+    let longest = parts.iter().map(|ks| ks.len().div_ceil(KC)).max().unwrap_or(0);
+    let (most_rows, n_panels) = (tile_shape(arch).0, w.n.div_ceil(w.columns));
+    let n_tiles = n_rows.div_ceil(most_rows);
+    // As many tiles as keep their whole left side in the second-level cache.
+    let in_cache = left_elements() / (longest * STRIDE * most_rows);
+    let group = in_cache.clamp(LEAST_GROUP, GROUP);
+    let groups = n_tiles.div_ceil(group);
+    let least = if in_cache < LEAST_GROUP.min(n_tiles) { LEAST_PANELS } else { 1 };
     let work = x.n * w.n * parts.iter().map(|ks| ks.len()).sum::<usize>();
-    share(workers, work, n_panels, groups * parts.len(), |panels, task| {
-        let (part, tiles) = (task / groups, tile_rows(task % groups, groups, n_tiles));
-        let (left, ks) = (lefts[part], parts[part].clone());
-        arch.dispatch(Packed { left, n_rows, n_tiles, w, ks, finish, out, to: part * w.n, panels, tiles });
+    // Numbers of products, so that a thread knows whose left side it has packed last.
+    static PRODUCTS: AtomicU64 = AtomicU64::new(1);
+    let number = PRODUCTS.fetch_add(1, Ordering::Relaxed);
+    let split = Split { work, weight: work / x.n, pieces: PIECES, least };
+    share(workers, split, n_panels, groups * parts.len(), |panels, task| {
+        let (part, rows) = (task / groups, tile_rows(task % groups, groups, n_rows));
+        let ks = parts[part].clone();
+        arch.dispatch(Packed { x, rows, of: (number, task), w, ks, finish, out, to: part * w.n, panels });
     });
 }
 
-/// Columns `ks` of x, packed as tiles read them: [ks / KC][rows][STRIDE].
-fn pack_left(workers: &Workers, x: RowsView<'_>, ks: &Range<usize>) -> Tensor {
-    let some = |i: usize, left: &mut [f32]| {
-        for (i, left) in (i * PACKED_AT_ONCE..).zip(left.chunks_exact_mut(STRIDE)) {
-            let first = ks.start + i / x.n * KC;
-            let values = &x.row(i % x.n)[first..(first + KC).min(ks.end)];
-            left[..values.len()].copy_from_slice(values);
-        }
-    };
-    let each = PACKED_AT_ONCE * STRIDE;
-    Tensor::filled(&workers.memory, ks.len().div_ceil(KC) * x.n, STRIDE, |left| {
-        if left.len() <= 4 * each { some(0, left) } else { workers.each_piece(left, each, some) }
-    })
+/// The most elements of the left side that are reused for every panel.
+fn left_elements() -> usize {
+    caches::second_level() / size_of::<f32>() / 8 * 7
+}
+
+/// Copies rows of columns `ks` of x into the layout that tiles read: [ks / KC][rows][STRIDE].
+fn pack_left(left: &mut [f32], x: RowsView<'_>, rows: Range<usize>, ks: Range<usize>) {
+    for (left, k0) in left.chunks_exact_mut(rows.len() * STRIDE).zip(ks.clone().step_by(KC)) {
+        copy_left(left, x, rows.clone(), k0..(k0 + KC).min(ks.end));
+    }
 }
 
 /// [`product`] with a weight where the checkpoint has it, row-major [k, n]. It takes the same sums in the same order.
@@ -241,7 +282,9 @@ pub(crate) fn product_in_place(
     assert!(x.reach(k) <= x.data.len());
     let arch = workers.arch;
     let (out, width) = (Shared::new(out, n, x.n, n), tile_shape(arch).1);
-    share(workers, x.n * k * n, n.div_ceil(width), 1, |tiles, _| {
+    // Few pieces, because each reads a part of every row of the weight.
+    let split = Split { work: x.n * k * n, weight: k * n, pieces: 2, least: 1 };
+    share(workers, split, n.div_ceil(width), 1, |tiles, _| {
         arch.dispatch(InPlace {
             x,
             w: RowsView { data: w, n: k, stride: n },
@@ -258,8 +301,11 @@ pub(crate) fn product_in_place(
 pub(crate) fn dots(workers: &Workers, x: RowsView<'_>, table: &StoredWeight, n_head: usize, out: &mut [f32]) {
     let (n, k) = (table.rows, table.cols);
     assert!(x.reach(n_head * k) <= x.data.len());
+    let mut own = Vec::new();
+    let x = if table.dtype == Dtype::F32 { x } else { row_wise::lower_and_upper(x, k, n_head * k, &mut own) };
     let (arch, out, per_head) = (workers.arch, Shared::new(out, n, x.n, n), n / n_head);
-    share(workers, x.n * n * k, n, 1, |tokens, _| arch.dispatch(Dots { x, table, out, tokens, per_head }));
+    let split = Split { work: x.n * n * k, weight: n * k, pieces: PIECES, least: 1 };
+    share(workers, split, n, 1, |tokens, _| arch.dispatch(Dots { x, table, out, tokens, per_head }));
 }
 
 /// One task of [`dots`]: some tokens.
@@ -272,43 +318,88 @@ struct Dots<'a> {
     per_head: usize,
 }
 
+/// Tokens whose rows of the table are read side by side.
+const SIDE_BY_SIDE: usize = 4;
+
 impl WithSimd for Dots<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let (k, n) = (self.table.cols, self.x.n);
-        let in_place = self.table.in_place();
-        let mut values = vec![0.0; if in_place.is_some() { 0 } else { k }];
-        for token in self.tokens.clone() {
-            let values = match in_place {
-                Some(all) => &all[token * k..(token + 1) * k],
-                None => {
-                    self.table.widen(token * k, &mut values);
-                    &values
-                }
-            };
-            let mut first = 0;
-            while first < n {
-                match n - first {
-                    1 => first += self.some::<S, 1>(simd, values, token, first),
-                    2 | 3 => first += self.some::<S, 2>(simd, values, token, first),
-                    _ => first += self.some::<S, 4>(simd, values, token, first),
-                }
-            }
+        match self.table.dtype {
+            Dtype::F32 => self.of::<S, F32>(simd),
+            Dtype::F16 => self.of::<S, F16>(simd),
+            Dtype::Bf16 => self.of::<S, Bf16>(simd),
         }
     }
 }
 
 impl Dots<'_> {
-    /// Multiplies the values of one token with `N` rows of x, from `first` on. Returns `N`.
     #[inline(always)]
-    fn some<S: Simd, const N: usize>(&self, simd: S, values: &[f32], token: usize, first: usize) -> usize {
-        let at = token / self.per_head * values.len();
-        let rows = std::array::from_fn(|i| &self.x.row(first + i)[at..at + values.len()]);
-        for (i, dot) in row_wise::dots::<S, N>(simd, values, rows).into_iter().enumerate() {
-            // SAFETY: every row has a column for each token, and no other task has these tokens.
-            unsafe { self.out.row(first + i, token..token + 1)[0] = dot };
+    fn of<S: Simd, E: Element>(&self, simd: S) {
+        let mut token = self.tokens.start;
+        while token < self.tokens.end {
+            let of_head = self.per_head - token % self.per_head;
+            // Where a sum takes several vectors, the sums of one token fill the registers.
+            let side_by_side =
+                S::F32_LANES == row_wise::LANES && (self.tokens.end - token).min(of_head) >= SIDE_BY_SIDE;
+            match row_wise::LANES / S::F32_LANES {
+                1 if side_by_side => self.tokens::<S, E, SIDE_BY_SIDE, 1>(simd, token),
+                1 => self.tokens::<S, E, 1, 1>(simd, token),
+                2 => self.tokens::<S, E, 1, 2>(simd, token),
+                4 => self.tokens::<S, E, 1, 4>(simd, token),
+                _ => self.tokens::<S, E, 1, { row_wise::LANES }>(simd, token),
+            }
+            token += if side_by_side { SIDE_BY_SIDE } else { 1 };
+        }
+    }
+
+    /// Multiplies `M` tokens with all rows of x. A sum takes `V` vectors.
+    #[inline(always)]
+    fn tokens<S: Simd, E: Element, const M: usize, const V: usize>(&self, simd: S, token: usize) {
+        let (k, n) = (self.table.cols, self.x.n);
+        let bytes = k * self.table.dtype.size();
+        let all = self.table.blob.bytes();
+        // Where the elements are not in the processor's byte order, this copies them.
+        let mut swapped: Vec<u8> = Vec::new();
+        let stored = &all[token * bytes..(token + M) * bytes];
+        let of_tokens = if cfg!(target_endian = "little") {
+            stored
+        } else {
+            swapped.extend(stored.chunks(self.table.dtype.size()).flat_map(|b| b.iter().rev()));
+            &swapped
+        };
+        let rows: [&[u8]; M] = std::array::from_fn(|i| &of_tokens[i * bytes..(i + 1) * bytes]);
+        let mut first = 0;
+        while first < n {
+            match n - first {
+                1 => first += self.some::<S, E, 1, M, V>(simd, rows, token, first),
+                2 | 3 => first += self.some::<S, E, 2, M, V>(simd, rows, token, first),
+                _ => first += self.some::<S, E, 4, M, V>(simd, rows, token, first),
+            }
+        }
+    }
+
+    /// Multiplies rows of the table with `N` rows of x, from `first` on. Returns `N`.
+    #[inline(always)]
+    fn some<S: Simd, E: Element, const N: usize, const M: usize, const V: usize>(
+        &self,
+        simd: S,
+        rows: [&[u8]; M],
+        token: usize,
+        first: usize,
+    ) -> usize {
+        let k = self.table.cols;
+        let at = token / self.per_head * k;
+        let x = std::array::from_fn(|i| &self.x.row(first + i)[at..at + k]);
+        // The first rows of x bring what the next tokens need.
+        let ahead = if first == 0 { AHEAD } else { 0 };
+        let dots = simd.vectorize(row_wise::Dots::<E, N, M, V> { rows, x, ahead, of: PhantomData });
+        for (j, dots) in dots.into_iter().enumerate() {
+            for (i, dot) in dots.into_iter().enumerate() {
+                // SAFETY: every row has a column for each token, and no other task has these tokens.
+                unsafe { self.out.row(first + i, token + j..token + j + 1)[0] = dot };
+            }
         }
         N
     }
@@ -327,15 +418,30 @@ pub(crate) fn tile_shape(arch: Arch) -> (usize, usize) {
     arch.dispatch(Ask)
 }
 
-/// Calls `task(pieces, part)` until it has covered all `n` pieces of every part. The pieces are split so that all
+/// How a product is split.
+struct Split {
+    /// Multiply-adds.
+    work: usize,
+    /// Elements of the weight.
+    weight: usize,
+    /// The most pieces per thread.
+    pieces: usize,
+    /// The fewest panels in a piece.
+    least: usize,
+}
+
+/// Calls `task(panels, part)` until it has covered all `n` panels of every part. The panels are split so that all
 /// threads have work. A small product runs on the calling thread alone.
-fn share(workers: &Workers, work: usize, n: usize, parts: usize, task: impl Fn(Range<usize>, usize) + Sync) {
-    if workers.threads == 1 || work < WORTH_SHARING {
+fn share(workers: &Workers, split: Split, n: usize, parts: usize, task: impl Fn(Range<usize>, usize) + Sync) {
+    if workers.threads == 1 || split.work < WORTH_SHARING {
         return (0..parts).for_each(|part| task(0..n, part));
     }
-    let chunk = n.div_ceil((TASKS * workers.threads).div_ceil(parts));
+    let worth = (split.work + READING * split.weight) / LEAST_PIECE;
+    let pieces = worth.clamp(2 * workers.threads, split.pieces.max(2) * workers.threads);
+    let chunk = n.div_ceil(pieces.div_ceil(parts)).max(split.least);
     let chunks = n.div_ceil(chunk);
-    workers.each(chunks * parts, |i| task(i / parts * chunk..((i / parts + 1) * chunk).min(n), i % parts));
+    // The pieces of a part follow one another, so that most of them run on one thread.
+    workers.each(chunks * parts, |i| task(i % chunks * chunk..((i % chunks + 1) * chunk).min(n), i / chunks));
 }
 
 impl Shared<'_> {
@@ -376,16 +482,27 @@ pub(crate) fn copy_left(left: &mut [f32], x: RowsView<'_>, rows: Range<usize>, c
     }
 }
 
-thread_local! {
-    /// For left sides or widened blocks, and for partial sums.
-    static SCRATCH: RefCell<[Aligned; 2]> = RefCell::default();
+/// Memory of a thread for products.
+#[derive(Default)]
+struct Scratch {
+    /// The left side of a group of tiles, or of one tile.
+    left: Aligned,
+    /// Whose left side this is: the number of a product, its task, and the first k.
+    left_of: (u64, usize, usize),
+    /// A block of half-precision elements that was widened, or partial sums.
+    other: Aligned,
 }
 
-/// One task of [`product`]: some panels and some row tiles.
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// One task of [`product`]: some panels and a group of rows.
 struct Packed<'a> {
-    left: &'a [f32],
-    n_rows: usize,
-    n_tiles: usize,
+    x: RowsView<'a>,
+    rows: Range<usize>,
+    /// The number of this product and the task within it.
+    of: (u64, usize),
     w: &'a Panels,
     ks: Range<usize>,
     finish: Finish<'a>,
@@ -393,26 +510,31 @@ struct Packed<'a> {
     /// The first column in `out`.
     to: usize,
     panels: Range<usize>,
-    tiles: Range<usize>,
 }
 
 impl WithSimd for Packed<'_> {
     type Output = ();
 
-    /// As many blocks of the left side as fit the second-level cache are multiplied with one panel after the other, so
-    /// that the sums of a tile are still cached when the next block is added to them. The first tile brings a block of
-    /// a panel into the cache and the other tiles reuse it; meanwhile they prefetch the next block.
+    /// Packs the left side, or as much of its columns as fits the second-level cache at once, and multiplies it with one
+    /// panel after the other, block by block. The first tile brings a block of a panel into the first-level cache and the other tiles
+    /// reuse it; meanwhile they prefetch the next block.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        SCRATCH.with_borrow_mut(|[scratch, _]| {
-            let at_once = KC * (LEFT_AT_ONCE / (self.tiles.len() * most_rows::<S>() * STRIDE)).max(1);
+        SCRATCH.with_borrow_mut(|Scratch { left, left_of, other }| {
+            let at_once = KC * (left_elements() / (self.rows.len() * STRIDE)).max(1);
             for k1 in self.ks.clone().step_by(at_once) {
                 let ks = k1..(k1 + at_once).min(self.ks.end);
+                let left = left.at_least(ks.len().div_ceil(KC) * self.rows.len() * STRIDE);
+                let of = (self.of.0, self.of.1, k1);
+                if *left_of != of {
+                    pack_left(left, self.x, self.rows.clone(), ks.clone());
+                    *left_of = of;
+                }
                 for panel in self.panels.clone() {
-                    for k0 in ks.clone().step_by(KC) {
+                    for (k0, left) in ks.clone().step_by(KC).zip(left.chunks_exact(self.rows.len() * STRIDE)) {
                         let block = k0..(k0 + KC).min(ks.end);
                         let next = if block.end < ks.end { (panel, block.end) } else { (panel + 1, ks.start) };
-                        self.block(simd, panel, block, next, scratch);
+                        self.block(simd, left, panel, block, next, other);
                     }
                 }
             }
@@ -424,31 +546,50 @@ impl Packed<'_> {
     /// Multiplies one block of one panel, and applies `finish` if it is the panel's last block. `next` is the panel and
     /// the k at which the block to prefetch begins.
     #[inline(always)]
-    fn block<S: Simd>(&self, simd: S, panel: usize, ks: Range<usize>, next: (usize, usize), scratch: &mut Aligned) {
+    fn block<S: Simd>(
+        &self,
+        simd: S,
+        left: &[f32],
+        panel: usize,
+        ks: Range<usize>,
+        next: (usize, usize),
+        scratch: &mut Aligned,
+    ) {
         let width = columns::<S>();
         let cols = self.to + panel * width..self.to + ((panel + 1) * width).min(self.w.n);
-        let block = self.w.block(panel, ks.clone(), scratch);
-        let (first, last) = (ks.start == self.ks.start, ks.end == self.ks.end);
-        let alone = self.tiles.len() == 1;
+        let n_tiles = self.rows.len().div_ceil(most_rows::<S>());
+        let alone = n_tiles == 1;
         let next = next.0 * self.w.size() + self.w.place(next.1 * width);
-        // The length in `data` of one step of k.
+        // Words from one step of k to the next.
         let step = self.w.place(width);
-        let left = &self.left[(ks.start - self.ks.start) / KC * self.n_rows * STRIDE..];
-        for (nth, i) in self.tiles.clone().enumerate() {
-            let rows = tile_rows(i, self.n_tiles, self.n_rows);
+        let stored = self.w.block(panel, ks.clone());
+        let (mut block, mut dtype, mut b_stride) = (stored, self.w.dtype, step);
+        if dtype != Dtype::F32 && !alone {
+            let widened = scratch.at_least(ks.len() * width);
+            match dtype {
+                Dtype::F16 => simd.vectorize(WidenBlock::<F16> { words: stored, out: widened, of: PhantomData }),
+                _ => simd.vectorize(WidenBlock::<Bf16> { words: stored, out: widened, of: PhantomData }),
+            }
+            (block, dtype, b_stride) = (&*widened, Dtype::F32, width);
+        }
+        let (first, last) = (ks.start == self.ks.start, ks.end == self.ks.end);
+        for i in 0..n_tiles {
+            let rows = tile_rows(i, n_tiles, self.rows.len());
             // Steps of the next block that the tiles before this one have prefetched.
-            let share = nth * ks.len().div_ceil(self.tiles.len());
+            let share = i * ks.len().div_ceil(n_tiles);
             let left = &left[rows.start * STRIDE..rows.end * STRIDE];
             let operands = Operands {
                 a: left.as_ptr(),
                 b: block.as_ptr(),
-                b_stride: width,
+                dtype,
+                b_stride,
                 k: ks.len(),
                 sum: if first { Sum::First } else { Sum::Further },
                 // A single tile prefetches the whole next block; several tiles share it.
                 next: self.w.data.as_ptr().wrapping_add(if alone { next } else { next + share * step }),
                 next_stride: if alone { step } else { step / 2 },
             };
+            let rows = self.rows.start + rows.start..self.rows.start + rows.end;
             if first {
                 // A result that is recorded goes to memory that no cache holds. It comes while the tile is computed.
                 for row in rows.clone() {
@@ -490,7 +631,8 @@ impl WithSimd for InPlace<'_> {
         let InPlace { x, w, finish, out, cols } = self;
         let width = columns::<S>();
         let padded = cols.len().next_multiple_of(width);
-        SCRATCH.with_borrow_mut(|[left, sums]| {
+        SCRATCH.with_borrow_mut(|Scratch { left, left_of, other: sums }| {
+            *left_of = Default::default();
             let left = left.at_least(most_rows::<S>() * STRIDE);
             let most = x.n.min(most_rows::<S>());
             let (sums, edge) = sums.at_least((most + STEPS) * padded.max(width)).split_at_mut(most * padded);
@@ -514,6 +656,7 @@ impl WithSimd for InPlace<'_> {
                         let operands = Operands {
                             a: left[k - k0..].as_ptr(),
                             b: b.0,
+                            dtype: Dtype::F32,
                             b_stride: b.1,
                             k: steps,
                             sum: if k == k0 { Sum::First } else { Sum::Within },

@@ -7,11 +7,15 @@
 //! one.
 //! Read next: `mod.rs`, which calls these functions, or `workers.rs` for the threads.
 
+use super::halves::Element;
+use super::microkernel::{prefetch, unroll};
+use super::products::RowsView;
 use super::workers::Workers;
 use crate::config::Activation;
-use crate::device::Window;
+use crate::device::{LOGITS_CHUNK, MASKED, Window};
 use pulp::{Simd, WithSimd};
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, LOG2_E};
+use std::marker::PhantomData;
 
 /// With fewer values than this, one thread finishes before a second one would have woken up.
 const WORTH_SHARING: usize = 1 << 15;
@@ -21,7 +25,7 @@ const WORTH_SHARING_A_COPY: usize = 1 << 15;
 
 /// Partial sums per sum, so that its rounding error grows with n / LANES. The number is the same on every processor, so
 /// that all processors compute the same sums.
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// Computes one row of a result from one row of a tensor.
 pub(crate) trait RowOp: Copy + Sync {
@@ -381,33 +385,134 @@ fn sum_of_products(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     fold(lanes, |a, b| a + b)
 }
 
-/// The dot products of a row with `N` others. They run side by side, because the additions of one sum alone would wait
-/// for one another.
-#[inline(always)]
-pub(crate) fn dots<S: Simd, const N: usize>(simd: S, a: &[f32], others: [&[f32]; N]) -> [f32; N] {
-    let each = LANES / S::F32_LANES;
-    let whole = a.len() / LANES * LANES;
-    let (a, a_rest) = a.split_at(whole);
-    let (a, mut dots) = (S::as_simd_f32s(a).0, [0.0; N]);
-    // A sum uses only the first `each` of its vectors, which hold LANES values.
-    let mut sums = [[simd.splat_f32s(0.0); LANES]; N];
-    for i in (0..a.len()).step_by(each) {
-        for (row, sums) in others.iter().zip(&mut sums) {
-            let b = S::as_simd_f32s(&row[..whole]).0;
-            for lane in 0..each {
-                sums[lane] = simd.mul_add_e_f32s(a[i + lane], b[i + lane], sums[lane]);
+/// The dot products of `M` rows of a table, as they are stored, with `N` rows of x, which are as long. They run side by side,
+/// because the additions of one sum alone would wait for one another. Of half-precision rows, the lower elements of [`LANES`] words
+/// are multiplied before their upper elements; [`lower_and_upper`] brings x into that order.
+/// A sum takes `V` vectors, which hold [`LANES`] values.
+pub(crate) struct Dots<'a, E, const N: usize, const M: usize, const V: usize> {
+    pub rows: [&'a [u8]; M],
+    pub x: [&'a [f32]; N],
+    /// Prefetches what lies this many words behind what it reads; nothing if it is 0.
+    pub ahead: usize,
+    pub of: PhantomData<E>,
+}
+
+impl<E: Element, const N: usize, const M: usize, const V: usize> WithSimd for Dots<'_, E, N, M, V> {
+    type Output = [[f32; N]; M];
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> [[f32; N]; M] {
+        let Dots { rows, x, ahead, .. } = self;
+        let k = x[0].len();
+        let whole = k / (LANES * E::PER_WORD);
+        assert!(
+            V * S::F32_LANES == LANES
+                && x.iter().all(|x| x.len() == k)
+                && rows.iter().all(|row| row.len() * E::PER_WORD == 4 * k)
+        );
+        let mut sums = [[[simd.splat_f32s(0.0); V]; N]; M];
+        for i in 0..whole {
+            let word = i * LANES;
+            if ahead > 0 {
+                unroll!(m of 0 1 2 3 < M, {
+                    prefetch(rows[m].as_ptr().cast::<f32>().wrapping_add(word + ahead));
+                });
+            }
+            for (lane, at) in (0..V).map(|lane| (lane, lane * S::F32_LANES)) {
+                // SAFETY: `whole` counts what all rows have, as the assertion checks, and the reads are unaligned ones.
+                unsafe {
+                    let (mut lower, mut upper) = ([simd.splat_f32s(0.0); N], [simd.splat_f32s(0.0); N]);
+                    unroll!(n of 0 1 2 3 < N, {
+                        let x = x[n].as_ptr().add(i * E::PER_WORD * LANES + at);
+                        lower[n] = x.cast::<S::f32s>().read_unaligned();
+                        if E::PER_WORD == 2 {
+                            upper[n] = x.add(LANES).cast::<S::f32s>().read_unaligned();
+                        }
+                    });
+                    unroll!(m of 0 1 2 3 < M, {
+                        let words = rows[m].as_ptr().add(4 * (word + at)).cast::<S::u32s>().read_unaligned();
+                        let of_row = E::lower(simd, words);
+                        unroll!(n of 0 1 2 3 < N, {
+                            sums[m][n][lane] = simd.mul_add_e_f32s(of_row, lower[n], sums[m][n][lane]);
+                        });
+                        if E::PER_WORD == 2 {
+                            let of_row = E::upper(simd, words);
+                            unroll!(n of 0 1 2 3 < N, {
+                                sums[m][n][lane] = simd.mul_add_e_f32s(of_row, upper[n], sums[m][n][lane]);
+                            });
+                        }
+                    });
+                }
             }
         }
+        let mut dots = [[0.0; N]; M];
+        for ((dots, sums), row) in dots.iter_mut().zip(&sums).zip(rows) {
+            for ((dot, sums), x) in dots.iter_mut().zip(sums).zip(x) {
+                let mut lanes = [0.0; LANES];
+                lanes.copy_from_slice(bytemuck::cast_slice(sums));
+                *dot = fold(lanes, |a, b| a + b);
+                for (i, x) in x.iter().enumerate().skip(whole * LANES * E::PER_WORD) {
+                    *dot += E::at(row, i) * x;
+                }
+            }
+        }
+        dots
     }
-    for ((dot, row), sums) in dots.iter_mut().zip(others).zip(&sums) {
-        let mut lanes = [0.0; LANES];
-        lanes.copy_from_slice(bytemuck::cast_slice(&sums[..each]));
-        *dot = fold(lanes, |a, b| a + b);
-        for (a, b) in a_rest.iter().zip(&row[whole..]) {
-            *dot += a * b;
+}
+
+/// The first `cols` columns of x with every range of `k` columns in the order in which [`Dots`] needs it for half-precision tables.
+pub(crate) fn lower_and_upper<'a>(x: RowsView<'_>, k: usize, cols: usize, to: &'a mut Vec<f32>) -> RowsView<'a> {
+    to.reserve(x.n * cols);
+    for row in 0..x.n {
+        for values in x.row(row)[..cols].chunks_exact(k) {
+            let (pairs, rest) = values.as_chunks::<{ 2 * LANES }>();
+            for pairs in pairs {
+                to.extend(pairs.iter().step_by(2).chain(pairs[1..].iter().step_by(2)));
+            }
+            to.extend(rest);
         }
     }
-    dots
+    RowsView { data: to, n: x.n, stride: cols }
+}
+
+/// [`crate::device::Op::Likeliest`] of logits [rows, cols].
+pub(crate) fn likeliest(workers: &Workers, logits: &[f32], cols: usize, y: &mut [f32]) {
+    let (arch, chunks) = (workers.arch, cols.div_ceil(LOGITS_CHUNK));
+    let all = y.len() / 3;
+    let each = if logits.len() < WORTH_SHARING { all } else { all.div_ceil(4 * workers.threads) };
+    workers.each_piece(y, 3 * each, |i, y| {
+        for (chunk, out) in (i * each..).zip(y.chunks_exact_mut(3)) {
+            let (row, first) = (chunk / chunks, chunk % chunks * LOGITS_CHUNK);
+            let values = &logits[row * cols + first..row * cols + cols.min(first + LOGITS_CHUNK)];
+            let (largest, place, sum) = arch.dispatch(LargestAndSum(values));
+            out.copy_from_slice(&[largest, (first + place) as f32, sum]);
+        }
+    });
+}
+
+/// The largest of at most [`LOGITS_CHUNK`] values and [`MASKED`], its first place, and the sum of `e^(value - largest)`.
+struct LargestAndSum<'a>(&'a [f32]);
+
+impl WithSimd for LargestAndSum<'_> {
+    type Output = (f32, usize, f32);
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> (f32, usize, f32) {
+        // NaN is never larger.
+        let larger = |a: f32, b: f32| if b > a { b } else { a };
+        let mut lanes = [MASKED; LANES];
+        let (whole, rest) = self.0.as_chunks::<LANES>();
+        for chunk in whole {
+            lanes.iter_mut().zip(chunk).for_each(|(most, x)| *most = larger(*most, *x));
+        }
+        lanes.iter_mut().zip(rest).for_each(|(most, x)| *most = larger(*most, *x));
+        let largest = fold(lanes, larger);
+        let mut powers = [0.0; LOGITS_CHUNK];
+        let powers = &mut powers[..self.0.len()];
+        powers.copy_from_slice(self.0);
+        exp_of_each(simd, powers, largest);
+        (largest, self.0.iter().position(|x| *x == largest).unwrap_or(0), sum(powers, |x| x))
+    }
 }
 
 /// Mean and `sqrt(var + eps)` of a row. The variance takes a second pass, which is more exact than a difference of
@@ -423,15 +528,8 @@ fn mean_and_scale(row: &[f32], eps: f64) -> (f32, f32) {
 /// Softmax in place. Masked entries become 0 and change no bit of the others.
 #[inline(always)]
 fn softmax<S: Simd>(simd: S, row: &mut [f32]) {
-    let highest = simd.splat_f32s(max(row));
-    let (whole, rest) = S::as_mut_simd_f32s(row);
-    for s in whole {
-        *s = exp(simd, simd.sub_f32s(*s, highest));
-    }
-    if !rest.is_empty() {
-        let s = simd.sub_f32s(simd.partial_load_f32s(rest), highest);
-        simd.partial_store_f32s(rest, exp(simd, s));
-    }
+    let highest = max(row);
+    exp_of_each(simd, row, highest);
     let total = sum(row, |x| x);
     row.iter_mut().for_each(|s| *s /= total);
 }
@@ -447,6 +545,20 @@ fn max(values: &[f32]) -> f32 {
     }
     lanes.iter_mut().zip(rest).for_each(|(most, x)| *most = larger(*most, *x));
     fold(lanes, larger)
+}
+
+/// `e^(x - less)` of each value, in place.
+#[inline(always)]
+fn exp_of_each<S: Simd>(simd: S, values: &mut [f32], less: f32) {
+    let less = simd.splat_f32s(less);
+    let (whole, rest) = S::as_mut_simd_f32s(values);
+    for x in whole {
+        *x = exp(simd, simd.sub_f32s(*x, less));
+    }
+    if !rest.is_empty() {
+        let x = simd.sub_f32s(simd.partial_load_f32s(rest), less);
+        simd.partial_store_f32s(rest, exp(simd, x));
+    }
 }
 
 /// e^x, exact to one unit in the last place. 0 where it would be below the smallest normal number; NaN stays NaN.
@@ -574,7 +686,6 @@ fn slope<S: Simd>(simd: S, f: Activation, x: S::f32s) -> S::f32s {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::MASKED;
     use crate::device::cpu::Cpu;
 
     /// [`exp`] of many values.

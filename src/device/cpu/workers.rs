@@ -1,7 +1,8 @@
 //! The worker threads of the `cpu` device. Owns the threads, and the protocol that hands them work: an operation is a job of
-//! several pieces, which the caller and the workers take one by one. The caller returns when the last piece is done. A worker
-//! without work spins for a moment before it sleeps, because an operation of a short text takes less time than waking a
-//! thread.
+//! many pieces. Each thread has a range of them, which it takes one by one from the front, so that it reads memory in order. A
+//! thread whose range is empty takes pieces from the back of the others' ranges, so that cores of different speed end at the same
+//! time. The caller returns when the last piece is done. A worker without work spins for a moment before it sleeps, because an
+//! operation of a short text takes less time than waking a thread.
 //!
 //! loom tests the protocol; CONTRIBUTING.md has the command. Its cfg is `loom_workers` and not `loom`, because with `loom` some
 //! of our dependencies would not compile.
@@ -9,22 +10,23 @@
 use crate::device::buffer_pool::BufferPool;
 use pulp::Arch;
 use std::any::Any;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{OnceLock, PoisonError};
 use std::thread::available_parallelism;
-use sync::{Arc, AtomicUsize, Builder, Condvar, JoinHandle, Mutex, MutexGuard, Ordering, yield_now};
+use sync::{Arc, AtomicU64, AtomicUsize, Builder, Condvar, JoinHandle, Mutex, MutexGuard, Ordering, yield_now};
 
 /// The primitives of the protocol: the standard library's, or loom's when loom tests the protocol.
 mod sync {
     #[cfg(all(test, loom_workers))]
     pub(super) use loom::{
-        sync::atomic::{AtomicUsize, Ordering},
+        sync::atomic::{AtomicU64, AtomicUsize, Ordering},
         sync::{Arc, Condvar, Mutex, MutexGuard},
         thread::{Builder, JoinHandle, yield_now},
     };
     #[cfg(not(all(test, loom_workers)))]
     pub(super) use std::{
-        sync::atomic::{AtomicUsize, Ordering},
+        sync::atomic::{AtomicU64, AtomicUsize, Ordering},
         sync::{Arc, Condvar, Mutex, MutexGuard},
         thread::{Builder, JoinHandle, yield_now},
     };
@@ -57,8 +59,8 @@ impl Workers {
         }
     }
 
-    /// Calls `task` once with every number below `n`, on all threads, and returns when all calls have returned. Low numbers
-    /// start first.
+    /// Calls `task` once with every number below `n`, on all threads, and returns when all calls have returned. A thread mostly
+    /// gets numbers that follow one another.
     pub(crate) fn each(&self, n: usize, task: impl Fn(usize) + Sync) {
         match n.min(self.threads) {
             0 | 1 => (0..n).for_each(task),
@@ -93,8 +95,8 @@ struct Shared {
     wake: Condvar,
     /// The number of jobs posted so far, and one more once the pool is closed.
     posted: Padded,
-    /// The first piece of the current job that no thread has taken.
-    next: Padded,
+    /// The pieces of the current job that no thread has taken: the range of the caller, and that of each worker.
+    ranges: Vec<PieceRange>,
     /// The number of workers that are working on the current job.
     active: Padded,
 }
@@ -102,6 +104,33 @@ struct Shared {
 #[derive(Debug)]
 #[repr(align(128))]
 struct Padded(AtomicUsize);
+
+/// A range of pieces. The lower half of the number is its begin, the upper half its end.
+#[derive(Debug)]
+#[repr(align(128))]
+struct PieceRange(AtomicU64);
+
+impl PieceRange {
+    fn set(&self, range: Range<u32>) {
+        self.0.store(u64::from(range.end) << 32 | u64::from(range.start), Ordering::Relaxed);
+    }
+
+    /// Takes the first piece, or the last one.
+    fn take(&self, from_back: bool) -> Option<u32> {
+        let mut seen = self.0.load(Ordering::Relaxed);
+        loop {
+            let (begin, end) = (seen as u32, (seen >> 32) as u32);
+            if begin == end {
+                return None;
+            }
+            let left = if from_back { seen - (1 << 32) } else { seen + 1 };
+            match self.0.compare_exchange_weak(seen, left, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(if from_back { end - 1 } else { begin }),
+                Err(now) => seen = now,
+            }
+        }
+    }
+}
 
 struct JobSlot {
     job: Option<Job>,
@@ -125,16 +154,15 @@ impl std::fmt::Debug for JobSlot {
 struct Job {
     /// Valid while the job is in the slot or a worker is active.
     task: &'static (dyn Fn(usize) + Sync),
-    n: usize,
 }
 
 impl WorkerPool {
     /// Starts `n` workers, or fewer if the system refuses more threads.
     fn new(n: usize) -> WorkerPool {
-        let shared = Arc::new(Shared::new());
+        let shared = Arc::new(Shared::new(1 + n));
         let spawn = |i: usize| {
             let shared = shared.clone();
-            Builder::new().name(format!("cpu {i}")).spawn(move || shared.run_worker()).ok()
+            Builder::new().name(format!("cpu {i}")).spawn(move || shared.run_worker(i)).ok()
         };
         WorkerPool { threads: (1..=n).map_while(spawn).collect(), shared }
     }
@@ -145,8 +173,12 @@ impl WorkerPool {
         // SAFETY: only the lifetime changes. Workers reach the task through the slot alone. Before this function returns, even
         // when a piece panics, the job is out of the slot and no worker is active.
         let task = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task) };
-        let job = Job { task, n };
-        shared.next.0.store(0, Ordering::Relaxed);
+        let job = Job { task };
+        let threads = shared.ranges.len();
+        let until = |i: usize| u32::try_from(n * i / threads).expect("a job has less than 2^32 pieces");
+        for (i, range) in shared.ranges.iter().enumerate() {
+            range.set(until(i)..until(i + 1));
+        }
         let mut slot = shared.lock();
         slot.job = Some(job);
         let sleeping = slot.sleeping;
@@ -156,7 +188,7 @@ impl WorkerPool {
             shared.wake.notify_all();
         }
 
-        let own = catch_unwind(AssertUnwindSafe(|| shared.take_pieces(job)));
+        let own = catch_unwind(AssertUnwindSafe(|| shared.take_pieces(0, job)));
         shared.lock().job = None;
         while !spin_until(|| shared.active.0.load(Ordering::Acquire) == 0) {
             yield_now();
@@ -180,13 +212,14 @@ impl Drop for WorkerPool {
 }
 
 impl Shared {
-    fn new() -> Shared {
+    /// For `threads` threads, the caller included.
+    fn new(threads: usize) -> Shared {
         let counter = || Padded(AtomicUsize::new(0));
         Shared {
             slot: Mutex::new(JobSlot { job: None, sleeping: 0, closed: false, panic: None }),
             wake: Condvar::new(),
             posted: counter(),
-            next: counter(),
+            ranges: (0..threads).map(|_| PieceRange(AtomicU64::new(0))).collect(),
             active: counter(),
         }
     }
@@ -195,19 +228,18 @@ impl Shared {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes pieces until none are left.
-    fn take_pieces(&self, job: Job) {
-        loop {
-            let i = self.next.0.fetch_add(1, Ordering::Relaxed);
-            if i >= job.n {
-                return;
+    /// Takes pieces until none are left: those of the thread's own range, then those of the ranges after it.
+    fn take_pieces(&self, thread: usize, job: Job) {
+        let (before, from_own) = self.ranges.split_at(thread);
+        for (i, range) in from_own.iter().chain(before).enumerate() {
+            while let Some(piece) = range.take(i > 0) {
+                (job.task)(piece as usize);
             }
-            (job.task)(i);
         }
     }
 
-    /// The loop of a worker thread: waits for a job, works on it, until the pool is closed.
-    fn run_worker(&self) {
+    /// The loop of worker `thread`: waits for a job, works on it, until the pool is closed.
+    fn run_worker(&self, thread: usize) {
         let mut seen = 0;
         loop {
             let posted = || self.posted.0.load(Ordering::Acquire);
@@ -226,7 +258,7 @@ impl Shared {
             let Some(job) = slot.job else { continue };
             self.active.0.fetch_add(1, Ordering::Relaxed);
             drop(slot);
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.take_pieces(job))) {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.take_pieces(thread, job))) {
                 self.lock().panic = Some(panic);
             }
             self.active.0.fetch_sub(1, Ordering::Release);
