@@ -112,7 +112,7 @@ fn ranges(path: &Path) -> (BTreeMap<String, Range<u64>>, u64) {
 }
 
 fn run(session: &Session, patterns: &[&str]) -> Result<Capture, Error> {
-    let batch = session.model().batch(&[[1u32, 2, 3], [4, 5, 0]]).unwrap();
+    let batch = session.model().batch(&[[0u32, 1, 2], [2, 1, 0]]).unwrap();
     let mut hooks = session.model().hooks();
     patterns.iter().for_each(|pattern| {
         hooks.tap(pattern).unwrap();
