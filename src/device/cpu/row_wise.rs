@@ -443,8 +443,8 @@ impl<E: Element, const N: usize, const M: usize, const V: usize> WithSimd for Do
                 let mut lanes = [0.0; LANES];
                 lanes.copy_from_slice(bytemuck::cast_slice(sums));
                 *dot = fold(lanes, |a, b| a + b);
-                for i in whole * LANES * E::PER_WORD..k {
-                    *dot += E::at(row, i) * x[i];
+                for (i, x) in x.iter().enumerate().skip(whole * LANES * E::PER_WORD) {
+                    *dot += E::at(row, i) * x;
                 }
             }
         }
