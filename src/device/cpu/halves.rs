@@ -144,8 +144,7 @@ mod tests {
         }
     }
 
-    /// Every number of 16 bits, as the lower and as the upper element. Seen red: with 13 in place of 3 as the shift of the upper
-    /// elements of f16.
+    /// Every number of 16 bits, as the lower and as the upper element.
     #[test]
     fn every_half_is_widened_exactly() {
         let words: Vec<u32> = (0..=u16::MAX).map(|bits| u32::from(bits) | u32::from(!bits) << 16).collect();

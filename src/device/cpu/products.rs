@@ -37,7 +37,7 @@ const LEAST_PANELS: usize = 8;
 const PIECES: usize = 16;
 
 /// The least work of a piece, in multiply-adds.
-const LEAST_PIECE: usize = 1 << 20;
+const LEAST_PIECE: usize = 1 << 18;
 
 /// Reading an element of a weight from memory takes as long as this many multiply-adds.
 const READING: usize = 8;
