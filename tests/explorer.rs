@@ -385,7 +385,7 @@ sys.stdout.buffer.write(arrays[name].tobytes())
 }
 
 /// A file has what is shown, as other readers read it, and the name that it had when it was asked for. Seen red: with the values after the
-/// edits for a difference, with the name taken when the values are there, and with a length in the zip one byte off.
+/// edits for a difference, and with the name taken when the values are there.
 #[test]
 fn files_of_what_is_shown() {
     let (server, session) = (server(), native());
@@ -664,8 +664,7 @@ fn which_head_looks_from_mat_to_cat_and_what_happens_without_it() {
 }
 
 /// What each head, each MLP and each token adds to a logit, what zeroing and patching change, run and estimated, and text that is written:
-/// the command that is shown gives the page's numbers. Seen red: with the attribution of the run before the edits, and without `--fast`
-/// in the command.
+/// the command that is shown gives the page's numbers.
 #[test]
 fn attribution_and_generation() {
     let server = server();
@@ -1120,7 +1119,7 @@ fn a_device_that_is_lost() {
 }
 
 /// A GPU that really ends: what is shown is kept, the page says so, and opening the model again goes on, on the CPU where the browser
-/// gives no GPU any more. Seen red: with the message of another error for that of a lost device.
+/// gives no GPU any more.
 #[test]
 fn a_gpu_that_is_lost() {
     let server = server();
@@ -1140,7 +1139,7 @@ fn a_gpu_that_is_lost() {
 }
 
 /// What does not fit is refused with its size before a byte of it is read, and memory that is used up by a run ends that run in words; the
-/// page goes on. Seen red: without the check of the size, and without the allocator's note ("unreachable" for what happened).
+/// page goes on.
 #[test]
 fn more_than_a_page_can_hold() {
     let server = server();

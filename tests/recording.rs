@@ -133,7 +133,7 @@ fn step(n_texts: usize) -> Counters {
 }
 
 /// One token more: one submit, one pass, and nothing is read back but what a choice of the likeliest token needs. Several
-/// texts take as many dispatches as one. Seen red when the cache was filled text by text.
+/// texts take as many dispatches as one. Filled text by text, 8 texts take 170 dispatches.
 #[test]
 fn a_token_of_generation_is_one_submit() {
     let counters = step(1);

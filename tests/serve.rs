@@ -291,8 +291,7 @@ fn a_run_that_nobody_waits_for_ends() {
 }
 
 /// The browser is opened at the printed address by the desktop's own program, which asks the variable BROWSER or the desktop; with
-/// `--no-open` it is not; and where there is none, a note says so and the explorer is served all the same. Seen red: with the address of
-/// another port given to it.
+/// `--no-open` it is not; and where there is none, a note says so and the explorer is served all the same.
 #[cfg(target_os = "linux")]
 #[test]
 fn the_browser_opens_by_itself() {
