@@ -106,7 +106,6 @@ fn estimates_beside_exact_values() {
     assert!(both.get("correlation_by_site").is_none(), "there is one site");
 
     // Of several sites each has its own, which is that of the site by itself; rounding differs with the cells that run together.
-    // Seen red: the cells of another site.
     let of = |sites: &[&str]| {
         let at: Vec<&str> = sites.iter().flat_map(|site| ["--at", site]).collect();
         json_of(&[&PAIR[..], &["--fast", "--compare"], &at].concat())
@@ -232,7 +231,6 @@ fn pairs_and_their_statistics() {
         let of = [0, 1, 2].map(|pair| each[pair].0[cell]);
         assert!((of.iter().sum::<f64>() / 3.0 - mean).abs() < 1e-9);
         assert!((flat(&all["standard_error"])[cell] - error_of_mean(of)).abs() < 1e-9);
-        // Seen red: the standard error of the values, which also has how far apart the pairs are before any change.
         let effects = [0, 1, 2].map(|pair| of[pair] - each[pair].1);
         assert!((flat(&all["effect_standard_error"])[cell] - error_of_mean(effects)).abs() < 1e-9);
         let ci = &flat(&all["ci"])[2 * cell..2 * cell + 2];

@@ -180,7 +180,6 @@ mod tests {
         free.give_back(Vec::with_capacity(MOST + 1));
         let free = free.0.lock().unwrap();
         assert_eq!(free.vectors.len(), lent + 4, "what is too large is not kept");
-        // Seen red: a count that does not fall as vectors are taken and freed.
         assert_eq!(free.elements, free.vectors.iter().map(|kept| kept.vector.capacity()).sum::<usize>());
     }
 

@@ -225,7 +225,6 @@ mod tests {
         );
     }
 
-    /// Seen red: a break one column late, and a text that goes on behind the last line.
     #[test]
     fn lines_break_at_spaces() {
         let wrap = |text: &str, columns: usize, most: usize| wrap(text, 1.0, COLUMN * (columns as f32 + 0.5), most);

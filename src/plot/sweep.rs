@@ -377,7 +377,6 @@ mod tests {
     use super::*;
     use ndarray::array;
 
-    /// Seen red: a limit of one column more, and a sign before 0.00.
     #[test]
     fn numbers_stand_in_cells_where_they_fit() {
         let written = |table: &Array2<f32>, cell: (f32, f32)| {
