@@ -120,7 +120,7 @@ fn run(session: &Session, patterns: &[&str]) -> Result<Capture, Error> {
     session.run(&batch, &hooks)
 }
 
-/// Seen red: the header read with all that follows it; a block loaded with the one after it; a tensor read twice.
+/// Seen red: the header read with all that follows it; ranges that begin one element late; a tensor read twice.
 #[test]
 fn only_headers_and_needed_tensors_are_read() {
     let folder = fixtures().join("classic");
