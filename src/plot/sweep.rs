@@ -183,8 +183,9 @@ impl SweepPicture {
 
     /// The lines below the panels, and what the marks mean.
     fn notes(&self) -> Vec<String> {
-        let differ = self.text.as_ref().is_some_and(|(a, b)| a.iter().zip(b).any(|(a, b)| a.id != b.id));
-        let marks = differ.then(|| "* clean / corrupt token where the texts differ".to_string());
+        let is_mark = |label: &Label| matches!(label, Label::Token(_, clean, corrupt) if clean.id != corrupt.id);
+        let marked = self.axes.iter().flat_map(|axis| &axis.labels).any(is_mark);
+        let marks = marked.then(|| "* clean / corrupt token where the texts differ".to_string());
         self.notes.iter().cloned().chain(marks).collect()
     }
 

@@ -203,7 +203,12 @@ pub static ALL: &[Mutant] = &[
     ),
     mutant("the block after next loaded", "linear", "min(block + 1u, blocks - 1u)", "min(block + 2u, blocks - 1u)"),
     mutant("rows of x swapped", "linear", "g * SIDE_Y + at.y, ROW_FOURS", "g * SIDE_Y + (at.y ^ 1u), ROW_FOURS"),
-    mutant("half a vector where rows are not aligned", "linear", "vec4<f32>(a.zw, b.xy)", "vec4<f32>(a.zw, a.xy)"),
+    mutant(
+        "half a vector where rows are not aligned",
+        "linear",
+        "vec4<f32>(first.zw, second)",
+        "vec4<f32>(first.zw, first.xy)",
+    ),
     mutant(
         "parts begin a step late",
         "linear",
