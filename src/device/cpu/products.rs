@@ -244,11 +244,11 @@ pub(crate) fn product(
     let group = in_cache.clamp(LEAST_GROUP, GROUP);
     let groups = n_tiles.div_ceil(group);
     let least = if in_cache < LEAST_GROUP.min(n_tiles) { LEAST_PANELS } else { 1 };
-    let work = x.n * w.n * parts.iter().map(|ks| ks.len()).sum::<usize>();
+    let weight = w.n * parts.iter().map(|ks| ks.len()).sum::<usize>();
     // Numbers of products, so that a thread knows whose left side it has packed last.
     static PRODUCTS: AtomicU64 = AtomicU64::new(1);
     let number = PRODUCTS.fetch_add(1, Ordering::Relaxed);
-    let split = Split { work, weight: work / x.n, pieces: PIECES, least };
+    let split = Split { work: x.n * weight, weight, pieces: PIECES, least };
     share(workers, split, n_panels, groups * parts.len(), |panels, task| {
         let (part, rows) = (task / groups, tile_rows(task % groups, groups, n_rows));
         let ks = parts[part].clone();
