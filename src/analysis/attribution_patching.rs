@@ -75,20 +75,13 @@ impl Session {
             return Err(SweepError::Fast { what }.into());
         }
         let (runs, sources) = batches(cases, config)?;
-        let empty = |sweep: &Sweep| -> Result<Swept, Error> {
-            let shape = sweep.shape(config, aligned(cases))?;
-            Ok(Swept { shape, values: Vec::new(), unchanged: Vec::new(), source: Vec::new() })
-        };
-        let mut swept = sweeps.iter().map(empty).collect::<Result<Vec<_>, _>>()?;
-        for (n, case) in cases.iter().enumerate() {
-            let texts = Texts { runs: &runs, sources: &sources, edits, source_edits, n };
-            let told = |done: usize, steps: usize| match progress {
-                Some(progress) => progress(n * steps + done, cases.len() * steps),
-                None => std::ops::ControlFlow::Continue(()),
-            };
-            self.fast_case(sweeps, case, &texts, &mut swept, Some(&told)).await?;
-        }
-        Ok(swept)
+        let of_sweep = |sweep: &Sweep| sweep.shape(config, aligned(cases)).map(Swept::empty);
+        let swept = sweeps.iter().map(of_sweep).collect::<Result<Vec<_>, _>>()?;
+        let texts = Texts { runs: &runs, sources: &sources, edits, source_edits, n: 0 };
+        self.each_case(cases, &texts, swept, progress, async |case, texts, swept, told| {
+            self.fast_case(sweeps, case, texts, swept, told).await
+        })
+        .await
     }
 
     /// [`Session::patch_fast_async`] without edits, waiting.
@@ -107,7 +100,7 @@ impl Session {
         case: &Case,
         texts: &Texts<'_>,
         swept: &mut [Swept],
-        progress: Option<Progress<'_>>,
+        told: Progress<'_>,
     ) -> Result<(), Error> {
         let Some(metric) = sweeps.first().map(|sweep| sweep.metric) else { return Ok(()) };
         let config = self.model().config();
@@ -143,7 +136,7 @@ impl Session {
         let estimates = sweeps.iter().zip(swept.iter()).map(of_sweep).collect();
         let mut changes = Changes { case, source: &source, own: &own, estimates };
         let unchanged = self
-            .gradients_into_async(&batch, &hooks, &target, Way::default(), &mut values, &mut changes, progress)
+            .gradients_into_async(&batch, &hooks, &target, Way::default(), &mut values, &mut changes, Some(told))
             .await?[0];
         for (swept, Estimates { changes, .. }) in swept.iter_mut().zip(changes.estimates) {
             swept.values.push(changes.into_iter().map(|change| unchanged + change).collect());

@@ -350,7 +350,7 @@ impl Session {
         let (runs, sources) = batches(cases, config)?;
         let shape = sweep.shape(config, aligned(cases));
         let texts = Texts { runs: &runs, sources: &sources, edits, source_edits, n: 0 };
-        self.each_case(cases, &texts, shape, progress, async |case, texts, swept, told| {
+        self.each_case(cases, &texts, Swept::empty(shape), progress, async |case, texts, swept, told| {
             self.path_case(sweep, case, texts, swept, told).await
         })
         .await

@@ -255,6 +255,13 @@ pub struct Swept {
     pub source: Vec<f64>,
 }
 
+impl Swept {
+    /// Of a sweep of this shape, before its first case.
+    pub(super) fn empty(shape: Vec<usize>) -> Swept {
+        Swept { shape, values: Vec::new(), unchanged: Vec::new(), source: Vec::new() }
+    }
+}
+
 /// The most tokens of copies that run together: enough for products to be fast.
 pub(super) const TOKENS_AT_ONCE: usize = 2048;
 
@@ -406,22 +413,22 @@ impl Session {
         };
         let shape = sweep.shape(config, aligned(cases))?;
         let texts = Texts { runs: &runs, sources: &sources, edits, source_edits, n: 0 };
-        self.each_case(cases, &texts, shape, progress, async |case, texts, swept, told| {
+        self.each_case(cases, &texts, Swept::empty(shape), progress, async |case, texts, swept, told| {
             self.sweep_case(sweep, case, texts, &means, swept, told).await
         })
         .await
     }
 
-    /// Calls `of_case` for every case with its texts, the place for its values, and a progress callback for its own steps.
-    pub(super) async fn each_case(
+    /// Calls `of_case` for every case with its texts, the place for its values, and a progress callback for its own steps. `swept`
+    /// is that place: a [`Swept`], or several.
+    pub(super) async fn each_case<T>(
         &self,
         cases: &[Case],
         texts: &Texts<'_>,
-        shape: Vec<usize>,
+        mut swept: T,
         progress: Option<Progress<'_>>,
-        mut of_case: impl AsyncFnMut(&Case, &Texts<'_>, &mut Swept, Progress<'_>) -> Result<(), Error>,
-    ) -> Result<Swept, Error> {
-        let mut swept = Swept { shape, values: Vec::new(), unchanged: Vec::new(), source: Vec::new() };
+        mut of_case: impl AsyncFnMut(&Case, &Texts<'_>, &mut T, Progress<'_>) -> Result<(), Error>,
+    ) -> Result<T, Error> {
         for (n, case) in cases.iter().enumerate() {
             let told = |done: usize, steps: usize| match progress {
                 Some(progress) => progress(n * steps + done, cases.len() * steps),

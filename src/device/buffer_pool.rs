@@ -104,7 +104,7 @@ impl BufferPool {
     }
 }
 
-/// Zeros whose memory nobody has used before.
+/// Zeros in memory that is fresh from the allocator, with large pages where the vector is large.
 fn fresh(len: usize) -> Vec<f32> {
     let mut values = vec![0.0; len];
     pages::large(&mut values);

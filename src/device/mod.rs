@@ -25,6 +25,7 @@ pub mod reference;
 #[doc(hidden)]
 pub mod rounded;
 pub(crate) mod tape;
+mod workers;
 
 pub use crate::config::Activation;
 pub use any::{AnyDevice, OneOf};

@@ -10,7 +10,7 @@ use super::buffers::{Aligned, Shared, Tensor};
 use super::microkernel::{KC, Operands, STRIDE, Sum, columns, most_rows, tile};
 use super::products::{RowsView, copy_left, tile_rows, tile_shape};
 use super::row_wise;
-use super::workers::Workers;
+use crate::device::workers::Workers;
 use crate::device::{Dtype, Heads, MASKED, Queries};
 use pulp::{Arch, Simd, WithSimd};
 use std::cell::RefCell;

@@ -12,7 +12,6 @@ mod microkernel;
 mod probe;
 mod products;
 mod row_wise;
-pub(crate) mod workers;
 
 pub use attention::Cache;
 pub use buffers::{Memory, Tensor};
@@ -22,12 +21,12 @@ use super::{
     Activation, Change, Device, DeviceError, DeviceInfo, DeviceKind, Epilogue, Heads, LOGITS_CHUNK, MASKED, Op,
     Operands, Queries, RowsOf, StoredWeight, TensorLimits, Window,
 };
+use crate::device::workers::Workers;
 use attention::Attended;
 use products::{Finish, Panels, RowsView};
 use pulp::Arch;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use workers::Workers;
 
 /// A weight [rows, cols]: as the checkpoint stores it, and in the forms that operations have needed so far.
 #[derive(Clone, Debug)]

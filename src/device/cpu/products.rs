@@ -10,7 +10,7 @@ use super::caches;
 use super::halves::{Bf16, Element, F16, F32};
 use super::microkernel::{KC, LARGEST, Operands, STRIDE, Sum, VECTORS, columns, most_rows, prefetch, tile};
 use super::row_wise;
-use super::workers::Workers;
+use crate::device::workers::Workers;
 use crate::device::{Dtype, Epilogue, StoredWeight};
 use pulp::{Arch, Simd, WithSimd};
 use std::cell::RefCell;

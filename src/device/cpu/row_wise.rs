@@ -10,8 +10,8 @@
 use super::halves::Element;
 use super::microkernel::{prefetch, unroll};
 use super::products::RowsView;
-use super::workers::Workers;
 use crate::config::Activation;
+use crate::device::workers::Workers;
 use crate::device::{LOGITS_CHUNK, MASKED, Window};
 use pulp::{Simd, WithSimd};
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, LOG2_E};

@@ -7,7 +7,7 @@
 
 use super::bind_groups::{BindGroups, LastUse, PipelineKey};
 use crate::device::buffer_pool::BufferPool;
-use crate::device::cpu::workers::Workers;
+use crate::device::workers::Workers;
 use crate::device::{DeviceError, Dtype, StoredWeight};
 use parking_lot::Mutex;
 use std::collections::VecDeque;

@@ -1,8 +1,8 @@
-//! The worker threads of the `cpu` device. Owns the threads, and the protocol that hands them work: an operation is a job of
-//! many pieces. Each thread has a range of them, which it takes one by one from the front, so that it reads memory in order. A
-//! thread whose range is empty takes pieces from the back of the others' ranges, so that cores of different speed end at the same
-//! time. The caller returns when the last piece is done. A worker without work spins for a moment before it sleeps, because an
-//! operation of a short text takes less time than waking a thread.
+//! Worker threads: those of the `cpu` device, and those with which `gpu` copies readbacks. Owns the threads, and the protocol that
+//! hands them work: an operation is a job of many pieces. Each thread has a range of them, which it takes one by one from the front,
+//! so that it reads memory in order. A thread whose range is empty takes pieces from the back of the others' ranges, so that cores
+//! of different speed end at the same time. The caller returns when the last piece is done. A worker without work spins for a moment
+//! before it sleeps, because an operation of a short text takes less time than waking a thread.
 //!
 //! loom tests the protocol; CONTRIBUTING.md has the command. Its cfg is `loom_workers` and not `loom`, because with `loom` some
 //! of our dependencies would not compile.
