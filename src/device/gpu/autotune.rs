@@ -1,6 +1,6 @@
 //! Autotuning: which tile configuration the products of many rows use. Owns the list of configurations, and finds the
-//! fastest one on an adapter for each range of row counts. No configuration is the best on all GPUs, and a poor one can
-//! halve the speed. It compares results with the reference device, and chooses no configuration whose results are wrong.
+//! fastest one on an adapter for each range of row counts and each shape of weight. No configuration is the best on all
+//! GPUs or for all shapes, and a poor one can halve the speed. It compares results with the reference device, and chooses no configuration whose results are wrong.
 //! If none is right, the default stays. It also measures the speed of large products, which limits the work of one
 //! submit.
 //! Read next: `products.rs`, which applies the choice.
@@ -98,7 +98,7 @@ impl Tile {
     }
 }
 
-/// How products of one class of row counts are computed.
+/// How products of one class of row counts and one shape of weight are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choice {
     /// The tile.
@@ -114,7 +114,7 @@ impl Choice {
             Tile::Invocations { side_x, side_y, rows, fours } => {
                 format!("{side_x}x{side_y}x{rows}x{fours}/{}", self.least_groups)
             }
-            Tile::Matrices { subgroup_size } => format!("matrices of {subgroup_size}/{}", self.least_groups),
+            Tile::Matrices { subgroup_size } => format!("matrices-of-{subgroup_size}/{}", self.least_groups),
         }
     }
 }
@@ -122,9 +122,23 @@ impl Choice {
 /// Products are classed by their number of rows. This is the largest number of each class except the last.
 const CLASSES: [usize; 4] = [16, 32, 128, 512];
 
-/// The choice for each class of row counts.
+/// k and columns of the products that are measured, those of a block of gpt2-small. A product of another shape uses the
+/// choices of the nearest of these.
+const SHAPES: [[usize; 2]; 4] = [[768, 2304], [768, 768], [768, 3072], [3072, 768]];
+
+/// The index of the nearest of [`SHAPES`]: the one whose k and columns are the smallest ratio away.
+fn nearest_shape(k: usize, cols: usize) -> usize {
+    let ratio = |a: usize, b: usize| a.max(b) as f64 / a.min(b) as f64;
+    let distances = SHAPES.map(|[other_k, other_cols]| ratio(k, other_k) * ratio(cols, other_cols));
+    (0..SHAPES.len()).min_by(|a, b| distances[*a].total_cmp(&distances[*b])).unwrap_or(0)
+}
+
+/// The choices for one class of row counts: one for each of [`SHAPES`].
+type ByShape = [Choice; SHAPES.len()];
+
+/// The choices for each class of row counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tuning([Choice; CLASSES.len() + 1]);
+pub struct Tuning([ByShape; CLASSES.len() + 1]);
 
 /// Floating-point operations per second of large products on an adapter that was not measured: a weak integrated GPU.
 pub(super) const SLOW: f64 = 1e11;
@@ -138,31 +152,56 @@ const MORE_GROUPS: u32 = 384;
 impl Tuning {
     /// The choices without autotuning.
     pub const DEFAULT: Tuning = Tuning([
-        Choice { tile: Tile::OF_16_ROWS, least_groups: MANY_GROUPS },
-        Choice { tile: Tile::OF_32_ROWS, least_groups: MANY_GROUPS },
-        Choice { tile: Tile::DEFAULT, least_groups: MANY_GROUPS },
-        Choice { tile: Tile::DEFAULT, least_groups: MANY_GROUPS },
-        Choice { tile: Tile::DEFAULT, least_groups: MANY_GROUPS },
+        Tuning::every_shape(Tile::OF_16_ROWS),
+        Tuning::every_shape(Tile::OF_32_ROWS),
+        Tuning::every_shape(Tile::DEFAULT),
+        Tuning::every_shape(Tile::DEFAULT),
+        Tuning::every_shape(Tile::DEFAULT),
     ]);
 
-    /// The same tile for all row counts.
-    pub fn all(tile: Tile) -> Tuning {
-        Tuning([Choice { tile, least_groups: MANY_GROUPS }; CLASSES.len() + 1])
+    const fn every_shape(tile: Tile) -> ByShape {
+        [Choice { tile, least_groups: MANY_GROUPS }; SHAPES.len()]
     }
 
-    /// The choice for a number of rows.
-    pub fn of(&self, rows: usize) -> Choice {
-        self.0[CLASSES.iter().position(|most| rows <= *most).unwrap_or(CLASSES.len())]
+    /// The same tile for all products.
+    pub fn all(tile: Tile) -> Tuning {
+        Tuning([Tuning::every_shape(tile); CLASSES.len() + 1])
+    }
+
+    /// The choice for the product `[rows, k] . [k, cols]`.
+    pub fn of(&self, rows: usize, k: usize, cols: usize) -> Choice {
+        let class = CLASSES.iter().position(|most| rows <= *most).unwrap_or(CLASSES.len());
+        self.0[class][nearest_shape(k, cols)]
     }
 
     /// True if products may use `kernel`.
     pub(super) fn has(&self, kernel: &Kernel) -> bool {
-        self.0.iter().any(|choice| choice.tile.has(kernel))
+        self.0.iter().flatten().any(|choice| choice.tile.has(kernel))
     }
 
-    /// The text form that the cache stores.
+    /// The text form that the cache stores: for each class one choice for all shapes, or one for each shape.
     fn name(&self) -> String {
-        self.0.map(Choice::name).join(" ")
+        let of_class = |choices: ByShape| match choices {
+            [first, rest @ ..] if rest.iter().all(|choice| *choice == first) => first.name(),
+            _ => choices.map(Choice::name).join(","),
+        };
+        self.0.map(of_class).join(" ")
+    }
+
+    /// Parses [`Tuning::name`]. `None` unless every choice is one of the `choices` of its class.
+    fn parse(name: &str, choices: impl Fn(usize) -> Vec<Choice>) -> Option<Tuning> {
+        let mut tuning = Tuning::DEFAULT;
+        let mut classes = name.split(' ');
+        for (class, of_shapes) in tuning.0.iter_mut().enumerate() {
+            let choices = choices(class);
+            let choice = |name: &str| choices.iter().find(|choice| choice.name() == name).copied();
+            let named = classes.next()?.split(',').map(choice).collect::<Option<Vec<_>>>()?;
+            *of_shapes = match named[..] {
+                [all] => [all; SHAPES.len()],
+                _ => named.try_into().ok()?,
+            };
+        }
+        classes.next().is_none().then_some(tuning)
     }
 }
 
@@ -177,14 +216,17 @@ const WIN_RATIO: f64 = 0.97;
 /// A product that takes longer than this is not measured again, because the clock is exact enough for it.
 const LONG: Duration = Duration::from_millis(30);
 
+/// A short product is run for about this long in each measurement, but at most [`MOST_REPEATS`] times, so that the
+/// time that a submit takes does not hide the product's own.
+const MEASURED: Duration = Duration::from_millis(1);
+
+const MOST_REPEATS: u32 = 64;
+
 /// What stands between the choices and the speed of large products in 10^9 operations per second, as the cache stores it.
 const SPEED: &str = "; GFLOP/s: ";
 
 /// The number of rows with which each class is measured.
 const TIMED_ROWS: [usize; CLASSES.len() + 1] = [16, 32, 64, 256, 1024];
-
-/// k and columns of the measured products, those of a block of gpt2-small.
-const TIMED_SHAPES: [[usize; 2]; 4] = [[768, 2304], [768, 768], [768, 3072], [3072, 768]];
 
 /// Rows, k and columns of the product that is compared with the reference. In every configuration it has more than one
 /// tile and a tile that is not full, and k is split into several parts.
@@ -205,11 +247,10 @@ fn tensor<D: Device>(dev: &D, rows: usize, cols: usize) -> D::Tensor {
     dev.upload([rows, cols], values(rows * cols))
 }
 
-/// The inputs of the measured products: each x, and each weight with its bias.
-struct TimedInputs {
-    /// For each of [`TIMED_SHAPES`].
-    x: Vec<super::Tensor>,
-    weights: Vec<[super::Weight; 2]>,
+/// The inputs of a measured product: x, and a weight with its bias.
+struct TimedInputs<'a> {
+    x: super::Tensor,
+    weight: &'a [super::Weight; 2],
 }
 
 impl Gpu {
@@ -251,21 +292,13 @@ impl Gpu {
     /// Parses what the cache has stored: the choices, and the speed of large products. `None` unless every choice is
     /// still one of its class.
     fn stored_tuning(&self, stored: &[u8]) -> Option<(Tuning, f64)> {
-        let mut tuning = Tuning::DEFAULT;
-        let (mut rest, speed) = std::str::from_utf8(stored).ok()?.split_once(SPEED)?;
+        let (names, speed) = std::str::from_utf8(stored).ok()?.split_once(SPEED)?;
         let speed = 1e9 * speed.parse::<f64>().ok().filter(|speed| speed.is_finite())?;
-        for class in 0..tuning.0.len() {
-            let choice = self.choices(class).into_iter().find(|choice| {
-                let after = rest.strip_prefix(&choice.name());
-                after.is_some_and(|after| after.is_empty() || after.starts_with(' '))
-            })?;
-            rest = rest[choice.name().len()..].trim_start_matches(' ');
-            tuning.0[class] = choice;
-        }
-        rest.is_empty().then_some((tuning, speed))
+        Some((Tuning::parse(names, |class| self.choices(class))?, speed))
     }
 
-    /// The tile, and the least number of workgroups, for each range of row counts, in the form that the cache stores.
+    /// The tile, and the least number of workgroups, for each range of row counts and each shape, in the form that the
+    /// cache stores.
     pub fn tiles_by_rows(&self) -> String {
         self.tuning.name()
     }
@@ -306,35 +339,42 @@ impl Gpu {
     /// floating-point operations per second of the largest products (0 if none was measured), and true if the time limit
     /// was not reached.
     async fn measure(&mut self, time_limit: Duration) -> Result<(Tuning, f64, bool), DeviceError> {
-        let mut speed = 0.0;
         let mut weights = Vec::new();
-        for [k, cols] in TIMED_SHAPES {
+        for [k, cols] in SHAPES {
             weights.push([self.load(&weight(k, cols))?, self.load(&weight(1, cols))?]);
         }
         let begin = Instant::now();
         self.compile_all();
         let mut tuning = Tuning::DEFAULT;
-        let mut wrong: Vec<Tile> = Vec::new();
+        let mut right: Vec<(Tile, bool)> = Vec::new();
+        let (mut flops, mut seconds) = (0.0, 0.0);
         for class in (0..TIMED_ROWS.len()).rev() {
-            let x = TIMED_SHAPES.map(|[k, _]| tensor(self, TIMED_ROWS[class], k)).to_vec();
-            let inputs = TimedInputs { x, weights };
-            for (time, choice) in self.in_order_of_speed(class, &inputs, begin, time_limit).await {
-                if wrong.contains(&choice.tile) {
-                    continue;
-                }
-                self.tuning = Tuning::all(choice.tile);
-                if self.is_right().await {
-                    tuning.0[class] = choice;
-                    if class == TIMED_ROWS.len() - 1 {
-                        let steps: usize = TIMED_SHAPES.iter().map(|[k, cols]| k * cols).sum();
-                        speed = 2.0 * (TIMED_ROWS[class] * steps) as f64 / time.as_secs_f64();
+            for (shape, [k, cols]) in SHAPES.into_iter().enumerate() {
+                let inputs = TimedInputs { x: tensor(self, TIMED_ROWS[class], k), weight: &weights[shape] };
+                for (time, choice) in self.in_order_of_speed([class, shape], &inputs, begin, time_limit).await {
+                    let known = right.iter().find(|(tile, _)| *tile == choice.tile);
+                    let is_right = match known {
+                        Some((_, is_right)) => *is_right,
+                        None => {
+                            self.tuning = Tuning::all(choice.tile);
+                            self.is_right().await
+                        }
+                    };
+                    if known.is_none() {
+                        right.push((choice.tile, is_right));
                     }
-                    break;
+                    if is_right {
+                        tuning.0[class][shape] = choice;
+                        if class == TIMED_ROWS.len() - 1 {
+                            flops += 2.0 * (TIMED_ROWS[class] * k * cols) as f64;
+                            seconds += time.as_secs_f64();
+                        }
+                        break;
+                    }
                 }
-                wrong.push(choice.tile);
             }
-            weights = inputs.weights;
         }
+        let speed = if seconds > 0.0 { flops / seconds } else { 0.0 };
         Ok((tuning, speed, begin.elapsed() <= time_limit))
     }
 
@@ -363,35 +403,40 @@ impl Gpu {
     #[cfg(target_arch = "wasm32")]
     fn compile_all(&self) {}
 
-    /// The choices of a class with their times, the fastest first. The default comes before one that is less than
-    /// [`WIN_RATIO`] faster. All are compiled and warmed up before any is timed. They are then timed in turn, up to three
-    /// times, and the shortest time of each counts. A choice that fails, because the driver refuses it, is left out.
+    /// The choices of a class with their times for one shape, the fastest first. The default comes before one that is
+    /// less than [`WIN_RATIO`] faster. All are compiled and warmed up before any is timed. They are then timed in turn,
+    /// up to three times, and the shortest time of each counts. A choice that fails, because the driver refuses it, is
+    /// left out.
     async fn in_order_of_speed(
         &mut self,
-        class: usize,
-        inputs: &TimedInputs,
+        [class, shape]: [usize; 2],
+        inputs: &TimedInputs<'_>,
         begin: Instant,
         time_limit: Duration,
     ) -> Vec<(Duration, Choice)> {
         let choices = self.choices(class);
         let mut shortest = vec![None; choices.len()];
-        for repeats in [0, 1, 4, 4] {
+        for round in 0..4 {
             for (choice, shortest) in choices.iter().zip(&mut shortest) {
-                let warm = repeats > 0;
-                let long = repeats > 1 && shortest.is_some_and(|time| time > LONG);
-                if begin.elapsed() > time_limit || warm && shortest.is_none() || long {
+                let repeats = match (round, *shortest) {
+                    (0, _) | (1, Some(_)) => 1,
+                    (_, Some(time)) if time <= LONG => {
+                        (MEASURED.div_duration_f64(time).ceil() as u32).clamp(1, MOST_REPEATS)
+                    }
+                    _ => continue,
+                };
+                if begin.elapsed() > time_limit {
                     continue;
                 }
-                self.tuning.0[class] = *choice;
-                let turn = Instant::now();
-                let done = self.products(inputs, repeats.max(1)).await;
-                *shortest = match (done, repeats) {
-                    (Err(_), _) => {
+                self.tuning.0[class][shape] = *choice;
+                let start = Instant::now();
+                *shortest = match self.products(inputs, repeats).await {
+                    Err(_) => {
                         self.fault.forget();
                         None
                     }
-                    (Ok(()), 0) => Some(Duration::MAX),
-                    (Ok(()), n) => Some((turn.elapsed() / n).min(shortest.unwrap_or(Duration::MAX))),
+                    Ok(()) if round == 0 => Some(Duration::MAX),
+                    Ok(()) => Some((start.elapsed() / repeats).min(shortest.unwrap_or(Duration::MAX))),
                 };
             }
         }
@@ -425,13 +470,50 @@ impl Gpu {
         steps.is_ok_and(|steps| steps.iter().all(|step| step.share <= 1.0))
     }
 
-    /// Runs each product `n` times and waits for the device.
-    async fn products(&self, inputs: &TimedInputs, n: u32) -> Result<(), DeviceError> {
+    /// Runs a product `n` times and waits for the device.
+    async fn products(&self, inputs: &TimedInputs<'_>, n: u32) -> Result<(), DeviceError> {
+        let TimedInputs { x, weight: [w, bias] } = inputs;
         for _ in 0..n {
-            let products = inputs.x.iter().zip(&inputs.weights);
-            products.for_each(|(x, [w, bias])| drop(Operations::linear(self, x, w, bias)));
+            drop(Operations::linear(self, x, w, bias));
         }
         self.submit();
         self.settle(0).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_product_uses_the_choice_of_the_nearest_shape() {
+        let mut tuning = Tuning::DEFAULT;
+        tuning.0[4][3].tile = Tile::OF_16_ROWS;
+        for (k, cols) in SHAPES.map(|[k, cols]| (k, cols)) {
+            let expected = if k == 3072 { Tile::OF_16_ROWS } else { Tile::DEFAULT };
+            assert_eq!(tuning.of(513, k, cols).tile, expected, "{k} x {cols}");
+            assert_eq!(tuning.of(512, k, cols).tile, Tile::DEFAULT, "{k} x {cols}");
+        }
+        // The MLP's output of gpt2-xl, and its c_fc.
+        assert_eq!(tuning.of(1024, 6400, 1600).tile, Tile::OF_16_ROWS);
+        assert_eq!(tuning.of(1024, 1600, 6400).tile, Tile::DEFAULT);
+    }
+
+    #[test]
+    fn what_is_stored_is_parsed() {
+        let choices = |class: usize| {
+            let tiles =
+                if class < 2 { [Tile::OF_16_ROWS, Tile::OF_32_ROWS] } else { [Tile::DEFAULT, Tile::PRESETS[6]] };
+            tiles.map(|tile| Choice { tile, least_groups: MANY_GROUPS }).to_vec()
+        };
+        let mut tuning = Tuning::DEFAULT;
+        tuning.0[3][2].tile = Tile::PRESETS[6];
+        let name = tuning.name();
+        assert_eq!(Tuning::parse(&name, choices), Some(tuning), "{name}");
+        for wrong in ["", &name[1..], &format!("{name} {name}"), &name.replace(',', " "), &name.replacen(',', "/", 1)] {
+            assert_eq!(Tuning::parse(wrong, choices), None, "{wrong}");
+        }
+        let of_another_class = Tuning([Tuning::every_shape(Tile::DEFAULT); CLASSES.len() + 1]).name();
+        assert_eq!(Tuning::parse(&of_another_class, choices), None);
     }
 }

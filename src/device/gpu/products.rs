@@ -48,7 +48,7 @@ impl Plan {
             return plan; // the workgroup of this kernel splits k itself
         }
         let [x, y, _] = plan.groups;
-        let wanted = (tuning.of(rows).least_groups as usize).div_ceil(x as usize * y as usize);
+        let wanted = (tuning.of(rows, k, cols).least_groups as usize).div_ceil(x as usize * y as usize);
         let parts = wanted.clamp(1, (k / LEAST_STEPS).max(1));
         Plan::in_parts(tuning, rows, k, if parts == 1 { k } else { k / parts / 16 * 16 }, cols)
     }
@@ -61,7 +61,7 @@ impl Plan {
             let consts = vec![few(rows)];
             return Plan { kernel: &kernels::LINEAR_FEW, consts, groups: [x, y, parts], k_part };
         }
-        let tile = tuning.of(rows).tile;
+        let tile = tuning.of(rows, k, cols).tile;
         let [x, y, _] = tile.groups(rows, cols);
         Plan { kernel: tile.kernels()[0], consts: tile.settings(), groups: [x, y, parts], k_part }
     }
@@ -72,7 +72,7 @@ impl Plan {
             let consts = vec![few(rows)];
             return Plan { kernel: &kernels::UNEMBED_FEW, consts, groups: grid(cols.div_ceil(16)), k_part: k };
         }
-        let tile = tuning.of(rows).tile;
+        let tile = tuning.of(rows, k, cols).tile;
         Plan { kernel: tile.kernels()[1], consts: tile.settings(), groups: tile.groups(rows, cols), k_part: k }
     }
 
