@@ -10,9 +10,10 @@ use actscope::config::Config;
 use actscope::device::reference::Reference;
 use actscope::hooks::layout::Layout;
 use actscope::hooks::site;
-use actscope::model::checkpoint::{self, Checkpoint};
+use actscope::model::checkpoint::Checkpoint;
 use actscope::model::forward::{self, Run};
 use actscope::model::params::Params;
+use actscope::model::shard_index;
 use actscope::model::token_select::{self, Selection};
 use actscope::model::tokenizer::{self, Token, Tokenizer};
 use actscope::{Capture, Hooks};
@@ -84,7 +85,7 @@ pub fn safetensors(data: &[u8]) {
 /// `model.safetensors.index.json`.
 pub fn shard_index(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    match checkpoint::shards(Path::new("index.json"), text) {
+    match shard_index::shards(Path::new("index.json"), text) {
         Ok(names) => {
             assert!(!names.is_empty() && names.is_sorted());
             // Every shard lies beside its index.

@@ -14,7 +14,6 @@ use crate::hooks::layout::Layout;
 use crate::hooks::request::Hooks;
 use crate::hooks::site::Site;
 use crate::hooks::step::{Piece, Pieces, mask_later_keys};
-use crate::model::checkpoint;
 use crate::model::forward::{self, KvCache, Run, RunError};
 use crate::model::model_dir::file;
 use crate::model::params::Params;
@@ -270,7 +269,7 @@ impl Model {
     /// tokenizer's `<|endoftext|>`. Ids outside the vocabulary end nothing and are left out.
     pub fn end_of_text(&self) -> Vec<u32> {
         let of_folder = || {
-            let text = checkpoint::read(&self.dir()?, file::GENERATION_CONFIG).ok()?;
+            let text = self.dir()?.read_text(file::GENERATION_CONFIG).ok()?;
             let fields: serde_json::Value = serde_json::from_str(&text).ok()?;
             config::ids(fields.get("eos_token_id"))
         };

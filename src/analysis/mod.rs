@@ -6,6 +6,7 @@ pub mod attribution_patching;
 #[cfg(feature = "linear-algebra")]
 pub mod circuits;
 pub mod edges;
+mod edit_error;
 pub mod edits;
 pub mod generate;
 pub mod gradients;
@@ -14,6 +15,7 @@ pub mod heads;
 pub mod lens;
 pub mod metric;
 pub mod path;
+pub mod places;
 pub mod sampling;
 pub mod score;
 pub mod statistics;

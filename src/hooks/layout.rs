@@ -304,17 +304,31 @@ fn check_lists(
     Ok(())
 }
 
-/// Shape of the array of `site`: [batch, ...], as long as the longest text needs.
-pub(super) fn shape(hooks: &Hooks, site: Site, batch: &Batch) -> Vec<usize> {
-    let shapes = (0..batch.texts().len()).map(|text| shape_of_text(hooks, site, batch, text));
-    let longest = shapes.reduce(|a, b| a.into_iter().zip(b).map(|(a, b)| a.max(b)).collect());
-    std::iter::once(batch.texts().len()).chain(longest.into_iter().flatten()).collect()
-}
+impl Hooks {
+    /// Shape of the array of `site`: [batch, ...], as long as the longest text needs.
+    pub fn shape(&self, site: Site, batch: &Batch) -> Vec<usize> {
+        let shapes = (0..batch.texts().len()).map(|text| self.shape_of_text(site, batch, text));
+        let longest = shapes.reduce(|a, b| a.into_iter().zip(b).map(|(a, b)| a.max(b)).collect());
+        std::iter::once(batch.texts().len()).chain(longest.into_iter().flatten()).collect()
+    }
 
-/// Shape of one text's values at `site`, without a batch axis and without padding.
-pub(super) fn shape_of_text(hooks: &Hooks, site: Site, batch: &Batch, text: usize) -> Vec<usize> {
-    let all = Select::all();
-    shape_of(&hooks.config, site, hooks.tapped(site).unwrap_or(&all), batch, text)
+    /// Every tapped site with its [`Hooks::shape`], in run order.
+    pub fn shapes(&self, batch: &Batch) -> Vec<(Site, Vec<usize>)> {
+        self.sites().map(|site| (site, self.shape(site, batch))).collect()
+    }
+
+    /// Shape of one text's values at `site`, without a batch axis and without padding.
+    pub fn shape_of_text(&self, site: Site, batch: &Batch, text: usize) -> Vec<usize> {
+        shape_of(&self.config, site, self.tapped(site).unwrap_or(&Select::all()), batch, text)
+    }
+
+    /// The checks that need the batch: that every position exists and every edit's values fit.
+    ///
+    /// # Errors
+    /// [`HookError::Texts`], [`HookError::Window`], [`HookError::Nothing`] or [`HookError::Values`].
+    pub fn check_batch(&self, batch: &Batch) -> Result<(), HookError> {
+        Layout::new(self, batch).map(drop)
+    }
 }
 
 /// Shape of what a selection of a site holds of one text.

@@ -5,7 +5,6 @@
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::device::Shareable;
-use crate::hooks::layout;
 use crate::hooks::site::{self, Axis, Site, SiteError};
 use crate::text::hex;
 use ndarray::{ArrayD, ArrayViewD};
@@ -430,21 +429,6 @@ impl Hooks {
         self.edits.iter().map(|(site, select, edit)| EditRecord::new(*site, select, edit)).collect()
     }
 
-    /// Shape of the array of `site`: [batch, ...], as long as the longest text needs.
-    pub fn shape(&self, site: Site, batch: &Batch) -> Vec<usize> {
-        layout::shape(self, site, batch)
-    }
-
-    /// Every tapped site with its [`Hooks::shape`], in run order.
-    pub fn shapes(&self, batch: &Batch) -> Vec<(Site, Vec<usize>)> {
-        self.sites().map(|site| (site, self.shape(site, batch))).collect()
-    }
-
-    /// Shape of one text's values at `site`, without a batch axis and without padding.
-    pub fn shape_of_text(&self, site: Site, batch: &Batch, text: usize) -> Vec<usize> {
-        layout::shape_of_text(self, site, batch, text)
-    }
-
     /// Every site with a tap or an edit.
     pub fn touched(&self) -> BTreeSet<Site> {
         self.sites().chain(self.edits.iter().map(|(site, ..)| *site)).collect()
@@ -499,14 +483,6 @@ impl Hooks {
     /// [`HookError::OtherModel`] when this request was not made for a model of this shape.
     pub fn check_model(&self, config: &Config) -> Result<(), HookError> {
         if self.config == *config { Ok(()) } else { Err(HookError::OtherModel) }
-    }
-
-    /// The checks that need the batch: that every position exists and every edit's values fit.
-    ///
-    /// # Errors
-    /// [`HookError::Texts`], [`HookError::Window`], [`HookError::Nothing`] or [`HookError::Values`].
-    pub fn check_batch(&self, batch: &Batch) -> Result<(), HookError> {
-        layout::Layout::new(self, batch).map(drop)
     }
 }
 

@@ -10,8 +10,8 @@ use super::check::Check;
 use super::http::{Client, Meta, Refusal, TRIES, host, pause};
 use super::{Event, Hub, HubError, Name, known};
 use crate::config::Config;
-use crate::model::checkpoint;
 use crate::model::model_dir::{self, COMPANIONS, Instead, file as name_of};
+use crate::model::shard_index::shards;
 use serde_json::Value;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -77,7 +77,7 @@ impl Job<'_> {
             let meta = self.head(INDEX)?;
             self.fetch(INDEX, &meta)?;
             let index = folder.join(INDEX);
-            let shards = checkpoint::shards(&index, &self.read(&index)?);
+            let shards = shards(&index, &self.read(&index)?);
             wanted.extend(shards.map_err(|e| self.protocol(e.to_string()))?);
         }
 

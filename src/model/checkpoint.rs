@@ -5,12 +5,13 @@
 //!
 //! Names are Hugging Face's without the optional prefix `transformer.`. Conv1D weights are [in, out] and stay so.
 
-use crate::config::{Config, ConfigError};
+use crate::config::Config;
 use crate::device::{Blob, Bytes, Dtype, Part, StoredWeight};
 use crate::file_kind::Kind;
 use crate::model::byte_source::{ByteSource, at_once};
 use crate::model::model_dir::{ModelDir, file};
-use crate::model::process::{self, Process};
+use crate::model::process::{self, Process, RawWeights};
+pub use crate::model::weights_error::WeightsError;
 use crate::text::hex;
 use safetensors::tensor::Metadata;
 use safetensors::{SafeTensorError, SafeTensors};
@@ -19,121 +20,6 @@ use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use thiserror::Error;
-
-/// Why a checkpoint cannot be used.
-#[derive(Debug, Error)]
-pub enum WeightsError {
-    /// A file cannot be read.
-    #[error("cannot read {path}: {source}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The operating system's error.
-        source: std::io::Error,
-    },
-    /// config.json is invalid.
-    #[error("{folder}: {source}")]
-    Config {
-        /// The checkpoint's folder.
-        folder: PathBuf,
-        /// What is wrong.
-        source: ConfigError,
-    },
-    /// The folder has no weights in a supported format.
-    #[error("{folder} has no model.safetensors and no model.safetensors.index.json; {hint}")]
-    NoWeights {
-        /// The checkpoint's folder.
-        folder: PathBuf,
-        /// What to do.
-        hint: String,
-    },
-    /// The folder has no config.json.
-    #[error("{folder} has no config.json; {hint}")]
-    NoConfig {
-        /// The folder.
-        folder: PathBuf,
-        /// What the folder seems to be, and what to do.
-        hint: String,
-    },
-    /// A file whose content is of another kind than its name says.
-    #[error("{file} is not what its name says: it is {kind}")]
-    Kind {
-        /// The file.
-        file: String,
-        /// What it is, and what to do.
-        kind: String,
-    },
-    /// Not a safetensors file, or a damaged one.
-    #[error("{file} is not a whole safetensors file: {detail}; fetch it again")]
-    Format {
-        /// The file.
-        file: String,
-        /// What is wrong.
-        detail: String,
-    },
-    /// The index of a sharded checkpoint is invalid.
-    #[error("{file}: {detail}; fetch the checkpoint again")]
-    Index {
-        /// The index file.
-        file: String,
-        /// What is wrong.
-        detail: String,
-    },
-    /// A required tensor is missing.
-    #[error("the checkpoint lacks the tensor {name:?}, which config.json calls for")]
-    Missing {
-        /// The tensor's name.
-        name: String,
-    },
-    /// A tensor that this GPT-2 does not have.
-    #[error(
-        "the tensor {name:?} in {file} is not part of the GPT-2 that config.json describes; is it the config.json of another checkpoint?"
-    )]
-    Unexpected {
-        /// The tensor's name.
-        name: String,
-        /// The file it is in.
-        file: String,
-    },
-    /// An adapter's tensor beside those of its model.
-    #[error(
-        "the tensor {name:?} in {file} belongs to a LoRA adapter that was not merged into its model; merge it with peft's \
-         merge_and_unload(), and save what that returns"
-    )]
-    Adapter {
-        /// The tensor's name.
-        name: String,
-        /// The file it is in.
-        file: String,
-    },
-    /// A tensor's shape differs from the one that follows from config.json.
-    #[error("the tensor {name:?} has shape {found:?} and config.json calls for {expected:?}")]
-    Shape {
-        /// The tensor's name.
-        name: String,
-        /// Shape in the file.
-        found: Vec<usize>,
-        /// Shape that follows from config.json.
-        expected: Vec<usize>,
-    },
-    /// A tensor is stored in an unsupported data type.
-    #[error("the tensor {name:?} is stored as {found}; actscope reads F64, F32, F16 and BF16")]
-    Dtype {
-        /// The tensor's name.
-        name: String,
-        /// The file's name of the data type.
-        found: String,
-    },
-    /// The file was changed after it was opened.
-    #[error(
-        "{file} was changed while it was read, so what was computed from it means nothing; run again, and replace a checkpoint in use by renaming a new one over it"
-    )]
-    Changed {
-        /// The file.
-        file: String,
-    },
-}
 
 /// A file with weights.
 #[derive(Clone)]
@@ -241,7 +127,7 @@ impl Checkpoint {
         if !dir.has(file::CONFIG) {
             return Err(WeightsError::NoConfig { folder: folder.into(), hint: dir.hint() });
         }
-        let config_json = read(dir, file::CONFIG)?;
+        let config_json = dir.read_text(file::CONFIG)?;
         // Read config.json first: for another architecture, that error is more helpful than one about missing weights.
         let config = parse(folder, &config_json)?;
         let names = dir.weights()?;
@@ -388,7 +274,7 @@ impl Checkpoint {
             Place::Processed(values) => {
                 let whole = match (values.get(), &self.processed) {
                     (None, Some((steps, raw))) => {
-                        let computed = Box::pin(process::weight(raw, *steps, name)).await?;
+                        let computed = Box::pin(process::weight(&**raw, *steps, name)).await?;
                         values.get_or_init(|| computed)
                     }
                     (Some(whole), _) => whole,
@@ -520,6 +406,20 @@ impl Checkpoint {
     }
 }
 
+impl RawWeights for Checkpoint {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    async fn weight(&self, name: &str) -> Result<StoredWeight, WeightsError> {
+        self.tensor_async(name).await
+    }
+
+    async fn unembedding(&self) -> Result<StoredWeight, WeightsError> {
+        self.unembedding_async().await
+    }
+}
+
 impl File {
     /// Hashes its name and size.
     fn hash(&self, hash: &mut Sha256) {
@@ -553,43 +453,6 @@ struct Found {
 
 fn parse(folder: &Path, config_json: &str) -> Result<Config, WeightsError> {
     Config::from_json(config_json).map_err(|source| WeightsError::Config { folder: folder.into(), source })
-}
-
-/// Reads a JSON file of a checkpoint.
-pub(crate) fn read(dir: &ModelDir, name: &str) -> Result<String, WeightsError> {
-    let bytes = dir.read(name).map_err(|source| WeightsError::Io { path: dir.path(name), source })?;
-    // Lossy, so that an invalid byte becomes a JSON error with a line and column.
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// The shard files that an index names, without duplicates, all in the index's folder. `index` is the index's path, for
-/// messages.
-///
-/// # Errors
-/// [`WeightsError::Index`] when the index is invalid or names a file outside its folder.
-pub fn shards(index: &Path, text: &str) -> Result<Vec<String>, WeightsError> {
-    let fail = |detail: String| WeightsError::Index { file: index.display().to_string(), detail };
-    let value: serde_json::Value = serde_json::from_str(text).map_err(|e| match Kind::of(text.as_bytes()) {
-        Some(kind) => WeightsError::Kind { file: index.display().to_string(), kind: kind.to_string() },
-        None => fail(format!("not JSON: {e}")),
-    })?;
-    let map = value.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| fail("it has no weight_map".into()))?;
-    let mut names = BTreeSet::new();
-    for (tensor, file) in map {
-        let file = file.as_str().ok_or_else(|| fail(format!("the entry of {tensor:?} is not a file name")))?;
-        // A shard must be in the index's folder. Otherwise a checkpoint could make us read any file.
-        let plain = Path::new(file).file_name().is_some_and(|name| name == file) && !file.contains(['/', '\\']);
-        if !plain {
-            return Err(fail(format!(
-                "the tensor {tensor:?} is said to be in {file:?}, which is not a file of this folder"
-            )));
-        }
-        names.insert(file.to_string());
-    }
-    if names.is_empty() {
-        return Err(fail("its weight_map is empty".into()));
-    }
-    Ok(names.into_iter().collect())
 }
 
 /// Adds a file's tensors to `tensors` under their names in the file, and to `shared` the names of tensors that share

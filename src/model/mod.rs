@@ -14,8 +14,13 @@ mod no_tokenizer;
 #[doc(hidden)]
 pub mod params;
 pub mod process;
+#[doc(hidden)]
+pub mod shard_index;
+pub(crate) mod token;
 pub mod token_select;
 pub mod tokenizer;
+mod tokenizer_error;
 #[cfg(feature = "tokenizer")]
 mod tokenizer_files;
+mod weights_error;
 pub mod windows;

@@ -5,7 +5,8 @@
 use crate::device::Bytes;
 use crate::file_kind::Kind;
 use crate::model::byte_source::{ByteSource, Mapped, be_a_file, read_file};
-use crate::model::checkpoint::{self, WeightsError};
+use crate::model::shard_index::shards;
+use crate::model::weights_error::WeightsError;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read};
@@ -137,6 +138,15 @@ impl ModelDir {
         }
     }
 
+    /// Reads a JSON file. Invalid UTF-8 is replaced, so that it becomes a JSON error with a line and column.
+    ///
+    /// # Errors
+    /// [`WeightsError::Io`].
+    pub(crate) fn read_text(&self, name: &str) -> Result<String, WeightsError> {
+        let bytes = self.read(name).map_err(|source| WeightsError::Io { path: self.path(name), source })?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
@@ -173,7 +183,7 @@ impl ModelDir {
             return Ok(vec![file::WEIGHTS.into()]);
         }
         if self.has(file::INDEX) {
-            return checkpoint::shards(&self.path(file::INDEX), &checkpoint::read(self, file::INDEX)?);
+            return shards(&self.path(file::INDEX), &self.read_text(file::INDEX)?);
         }
         Err(WeightsError::NoWeights { folder: self.folder.clone(), hint: self.hint() })
     }
@@ -217,7 +227,7 @@ impl ModelDir {
 
     /// Advice for an adapter's folder.
     fn adapter(&self) -> String {
-        let text = checkpoint::read(self, file::ADAPTER_CONFIG).unwrap_or_default();
+        let text = self.read_text(file::ADAPTER_CONFIG).unwrap_or_default();
         let fields: Value = serde_json::from_str(&text).unwrap_or_default();
         let field = |name: &str| fields.get(name).and_then(Value::as_str);
         let folder = self.folder.display();

@@ -1,7 +1,8 @@
 //! Replaces the tokenizer in a build without the feature `tokenizer`: a type without values, so models run on token ids
 //! only. It has the functions of `tokenizer.rs` that the rest of the library calls; read that file for what they do.
 
-use super::tokenizer::{Token, TokenizerError};
+use super::token::Token;
+use super::tokenizer_error::TokenizerError;
 use crate::model::model_dir::ModelDir;
 use std::convert::Infallible;
 use std::path::Path;

@@ -4,11 +4,11 @@
 //! differ, as docs/attribution.md lists.
 //!
 //! Steps are always in TransformerLens's order (`ProcessWeights`), in f64, and each weight is rounded to f32 once, at the
-//! end. `checkpoint.rs` asks for a processed weight when it is first read, and has the weights as they are stored. Read it next.
+//! end. Read next: `checkpoint.rs`, which has the weights as they are stored, and asks for a processed one when it is first read.
 
 use crate::config::Config;
-use crate::device::Blob;
-use crate::model::checkpoint::{Checkpoint, WeightsError};
+use crate::device::{Blob, StoredWeight};
+use crate::model::weights_error::WeightsError;
 use std::fmt;
 use std::str::FromStr;
 
@@ -132,22 +132,34 @@ pub(super) fn changed(config: &Config, steps: Process) -> Vec<String> {
     names
 }
 
+/// The weights as they are stored, from which the steps compute.
+pub(super) trait RawWeights {
+    /// The model's shape.
+    fn config(&self) -> &Config;
+
+    /// The weight of this name.
+    async fn weight(&self, name: &str) -> Result<StoredWeight, WeightsError>;
+
+    /// The unembedding [V, D], which may be the token embedding.
+    async fn unembedding(&self) -> Result<StoredWeight, WeightsError>;
+}
+
 /// Computes a weight after these steps, from those of `raw`: little-endian f32 elements.
 ///
 /// # Errors
-/// As [`Checkpoint::tensor_async`].
-pub(super) async fn weight(raw: &Checkpoint, steps: Process, name: &str) -> Result<Blob, WeightsError> {
+/// Those of `raw`.
+pub(super) async fn weight<R: RawWeights>(raw: &R, steps: Process, name: &str) -> Result<Blob, WeightsError> {
     let values = Values { raw, steps }.of(name).await?;
     Ok(values.into_iter().flat_map(|v| (v as f32).to_le_bytes()).collect::<Vec<u8>>().into())
 }
 
 /// Computes weights after the steps, in f64.
-struct Values<'a> {
-    raw: &'a Checkpoint,
+struct Values<'a, R> {
+    raw: &'a R,
     steps: Process,
 }
 
-impl Values<'_> {
+impl<R: RawWeights> Values<'_, R> {
     async fn of(&self, name: &str) -> Result<Vec<f64>, WeightsError> {
         let Process { fold_ln, center_writing, center_unembed, .. } = self.steps;
         let width = self.raw.config().n_embd;
@@ -176,7 +188,7 @@ impl Values<'_> {
 
     /// A weight as the checkpoint has it.
     async fn stored(&self, name: &str) -> Result<Vec<f64>, WeightsError> {
-        Ok(self.raw.tensor_async(name).await?.to_f64())
+        Ok(self.raw.weight(name).await?.to_f64())
     }
 
     /// A weight of a block as the checkpoint has it.
@@ -250,7 +262,7 @@ impl Values<'_> {
 
     /// The unembedding [V, D] as stored.
     async fn head(&self) -> Result<Vec<f64>, WeightsError> {
-        Ok(self.raw.unembedding_async().await?.to_f64())
+        Ok(self.raw.unembedding().await?.to_f64())
     }
 
     async fn folded_head(&self) -> Result<Vec<f64>, WeightsError> {

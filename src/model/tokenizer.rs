@@ -1,166 +1,29 @@
-//! Text and tokens: the checkpoint's own tokenizer (the `tokenizers` crate), and readable forms of tokens. Uses no
-//! model and no device. Read next: `tokenizer_files.rs` for the files, `token_select.rs` for finding tokens in a text.
+//! The checkpoint's own tokenizer (the `tokenizers` crate). Uses no model and no device. Read next: `token.rs` for the
+//! readable forms of tokens, `tokenizer_files.rs` for the files, `token_select.rs` for finding tokens in a text.
 
 #[cfg(feature = "tokenizer")]
 use crate::model::model_dir::ModelDir;
 #[cfg(feature = "tokenizer")]
 use crate::model::tokenizer_files;
-use std::cell::Cell;
 #[cfg(feature = "tokenizer")]
 use std::collections::HashMap;
-#[cfg(feature = "tokenizer")]
-use std::panic::{AssertUnwindSafe, catch_unwind};
 #[cfg(feature = "tokenizer")]
 use std::path::Path;
 #[cfg(feature = "tokenizer")]
 use std::sync::OnceLock;
-use thiserror::Error;
 
 #[cfg(not(feature = "tokenizer"))]
 pub use super::no_tokenizer::Tokenizer;
+pub use super::token::Token;
+#[cfg(feature = "tokenizer")]
+use super::tokenizer_error::guarded;
+pub use super::tokenizer_error::{TokenizerError, panics_are_guarded};
 #[cfg(feature = "tokenizer")]
 use tokenizers::AddedToken;
 #[cfg(feature = "tokenizer")]
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 #[cfg(feature = "tokenizer")]
 use tokenizers::processors::PostProcessorWrapper;
-
-/// Why a text cannot be encoded, or tokens cannot be decoded.
-#[derive(Clone, Debug, Error)]
-pub enum TokenizerError {
-    /// The tokenizer's files are invalid.
-    #[error("cannot use the tokenizer {file}: {detail}")]
-    Tokenizer {
-        /// The file.
-        file: String,
-        /// What is wrong.
-        detail: String,
-    },
-    /// The tokenizer is of an unsupported kind.
-    #[error("cannot use the tokenizer {file}: {what}; {remedy}")]
-    Unsupported {
-        /// The file.
-        file: String,
-        /// What is not supported.
-        what: String,
-        /// What to do.
-        remedy: String,
-    },
-    /// The model has no tokenizer.
-    #[error(
-        "the model {model} has no tokenizer (tokenizer.json, or vocab.json with merges.txt, or vocab.txt), so it cannot read \
-         text"
-    )]
-    Missing {
-        /// The model's name.
-        model: String,
-    },
-    /// This build has no tokenizer.
-    #[error(
-        "this build of actscope reads no text (it lacks the cargo feature `tokenizer`), only token ids; the model is {model}"
-    )]
-    NotBuilt {
-        /// The model's name.
-        model: String,
-    },
-    /// The tokenizer refused the text.
-    #[error("the tokenizer could not encode the text: {0}")]
-    Encode(String),
-    /// The text is so long that it cannot fit.
-    #[error(
-        "text {text} has {bytes} bytes, and the {n_positions} tokens that this model has positions for hold {most} at most"
-    )]
-    TooLong {
-        /// Index of the text.
-        text: usize,
-        /// The text's length in bytes.
-        bytes: usize,
-        /// The model's number of positions.
-        n_positions: usize,
-        /// The most bytes that this many tokens can hold.
-        most: usize,
-    },
-}
-
-/// One token: its id and the bytes that it stands for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Token {
-    /// Row of the embedding.
-    pub id: u32,
-    /// Its bytes; `None` without a tokenizer.
-    pub bytes: Option<Vec<u8>>,
-}
-
-impl Token {
-    /// The token's text. Bytes that are not a complete UTF-8 character are written as `\xE2`, a token without bytes as
-    /// `#464`.
-    pub fn text(&self) -> String {
-        let Some(bytes) = &self.bytes else { return format!("#{}", self.id) };
-        let part = |chunk: std::str::Utf8Chunk<'_>| {
-            let broken: String = chunk.invalid().iter().map(|byte| format!("\\x{byte:02X}")).collect();
-            chunk.valid().to_string() + &broken
-        };
-        bytes.utf8_chunks().map(part).collect()
-    }
-
-    /// The token on one line, for use between quotes. Invisible and ambiguous characters are escaped as in Rust (`\n`,
-    /// `\u{a0}`, `\\`), and bytes that are not a complete character are written as `\xE2`. Different tokens of a
-    /// vocabulary have different labels.
-    pub fn label(&self) -> String {
-        self.shown(&|c| Some(c).filter(|c| seen_as_it_is(*c)))
-    }
-
-    /// Several tokens as one text, in the form of [`Token::label`]. Characters for which `has` returns false are
-    /// escaped too.
-    pub fn label_of(tokens: &[Token], has: impl Fn(char) -> bool) -> String {
-        let Some(bytes) = tokens.iter().map(|token| token.bytes.as_deref()).collect::<Option<Vec<_>>>() else {
-            return tokens.iter().map(Token::text).collect::<Vec<_>>().join(" ");
-        };
-        // Join the bytes first, so that characters split across tokens are complete.
-        let whole = Token { id: 0, bytes: Some(bytes.concat()) };
-        whole.shown(&|c| Some(c).filter(|c| *c == ' ' || has(*c) && seen_as_it_is(*c)))
-    }
-
-    /// [`Token::label`] for use without quotes, such as in pictures: a space is `␣`. Characters for which `has` returns
-    /// false (a font lacks them, for example) are escaped too.
-    pub fn mark(&self, has: impl Fn(char) -> bool) -> String {
-        self.shown(&|c| match c {
-            ' ' => Some('␣'),
-            '␣' => None,
-            _ => Some(c).filter(|c| has(*c) && seen_as_it_is(*c)),
-        })
-    }
-
-    /// The token with each character mapped by `plain`, or escaped when `plain` returns `None`.
-    fn shown(&self, plain: &dyn Fn(char) -> Option<char>) -> String {
-        let Some(bytes) = &self.bytes else { return format!("#{}", self.id) };
-        let mut shown = String::new();
-        for chunk in bytes.utf8_chunks() {
-            for c in chunk.valid().chars() {
-                match plain(c) {
-                    Some(c) => shown.push(c),
-                    None if c.is_ascii() || c.escape_debug().len() > 1 => shown.extend(c.escape_debug()),
-                    None => shown.extend(c.escape_unicode()),
-                }
-            }
-            chunk.invalid().iter().for_each(|byte| shown.push_str(&format!("\\x{byte:02X}")));
-        }
-        shown
-    }
-}
-
-/// True for control characters, line ends, and the controls of bidirectional text (Unicode UAX #9), which change the
-/// display order of letters.
-#[cfg_attr(not(feature = "plot"), allow(dead_code, reason = "only pictures use it"))]
-pub(crate) fn is_control(c: char) -> bool {
-    const BIDI: [char; 3] = ['\u{61c}', '\u{200e}', '\u{200f}'];
-    c.is_control() || BIDI.contains(&c) || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-/// False for combining and invisible characters, all spaces except U+0020, and the backslash, which begins escapes.
-fn seen_as_it_is(c: char) -> bool {
-    matches!(c, '\'' | '"') || c.escape_debug().len() == 1
-}
 
 /// A checkpoint's tokenizer.
 #[cfg(feature = "tokenizer")]
@@ -381,27 +244,6 @@ fn encode(tokenizer: &tokenizers::Tokenizer, text: &str, with_added: bool) -> Re
     Ok(encoding.get_ids().to_vec())
 }
 
-thread_local! {
-    static GUARDED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// True while a panic on this thread will be caught here and turned into an error, so that a panic hook can ignore it.
-pub fn panics_are_guarded() -> bool {
-    GUARDED.get()
-}
-
-/// Calls the `tokenizers` crate, which panics on some contents of `tokenizer.json`, and turns a panic into an error.
-#[cfg(feature = "tokenizer")]
-pub(super) fn guarded<T>(call: impl FnOnce() -> Result<T, tokenizers::Error>) -> Result<T, String> {
-    GUARDED.set(true);
-    let result = catch_unwind(AssertUnwindSafe(call));
-    GUARDED.set(false);
-    match result {
-        Ok(result) => result.map_err(|e| e.to_string()),
-        Err(_) => Err("it says something that the tokenizers library cannot do".into()),
-    }
-}
-
 /// The bytes that a byte-level token stands for. GPT-2 writes each byte as one printable character: printable Latin-1
 /// as itself, the other 68 bytes as U+0100 and up, in order (Radford et al. 2019, `bytes_to_unicode`).
 pub(super) fn bytes_of(written: &str) -> Vec<u8> {
@@ -432,38 +274,5 @@ mod tests {
         assert_eq!(Token { id: 1, bytes: Some(vec![0xf0, 0x9f]) }.text(), "\\xF0\\x9F");
         assert_eq!(Token { id: 1, bytes: Some(b"a\n\x07".to_vec()) }.label(), "a\\n\\u{7}");
         assert_eq!(Token { id: 464, bytes: None }.text(), "#464");
-    }
-
-    #[test]
-    fn no_two_tokens_look_alike() {
-        let alike: [&[u8]; 16] = [
-            b" ",
-            b"  ",
-            "\u{a0}".as_bytes(),
-            "␣".as_bytes(),
-            b"\t",
-            b"\n",
-            b"\\n",
-            b"\xe2",
-            b"\\xE2",
-            "\u{200b}".as_bytes(),
-            "\u{202e}".as_bytes(),
-            b"",
-            "e\u{301}".as_bytes(),
-            "é".as_bytes(),
-            "❤".as_bytes(),
-            "❤\u{fe0f}".as_bytes(),
-        ];
-        let tokens = alike.map(|bytes| Token { id: 1, bytes: Some(bytes.to_vec()) });
-        let labels: Vec<String> = tokens.iter().map(Token::label).collect();
-        let marks: Vec<String> = tokens.iter().map(|token| token.mark(|_| true)).collect();
-        for shown in [&labels, &marks] {
-            let different: std::collections::BTreeSet<&String> = shown.iter().collect();
-            assert_eq!(different.len(), tokens.len(), "{shown:?}");
-        }
-        let of = |text: &str| Token { id: 1, bytes: Some(text.into()) };
-        assert_eq!((of(" it's\n").label(), of(" it's\n").mark(|_| true)), (" it's\\n".into(), "␣it's\\n".into()));
-        assert_eq!(of(" 你é").mark(|c| c.is_ascii()), "␣\\u{4f60}\\u{e9}");
-        assert_eq!(of("שלום").label(), "שלום");
     }
 }

@@ -13,7 +13,7 @@
 //! in the order of their ids; then the named ones (`pad_token` and so on) and the extra ones, if they are new.
 
 use crate::model::model_dir::{ModelDir, file};
-use crate::model::tokenizer::{TokenizerError, guarded};
+use crate::model::tokenizer_error::{TokenizerError, guarded};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;

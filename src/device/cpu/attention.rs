@@ -6,9 +6,9 @@
 //! same order. So capturing scores or patterns changes no bit, and neither does running a text in pieces.
 //! Read next: `microkernel.rs` for the tile, `products.rs` for the matrix products.
 
-use super::buffers::{Aligned, Shared, Tensor};
+use super::buffers::{Aligned, RowsView, Shared, Tensor};
 use super::microkernel::{KC, Operands, STRIDE, Sum, columns, most_rows, tile};
-use super::products::{RowsView, copy_left, tile_rows, tile_shape};
+use super::products::{copy_left, tile_rows, tile_shape};
 use super::row_wise;
 use crate::device::workers::Workers;
 use crate::device::{Dtype, Heads, MASKED, Queries};

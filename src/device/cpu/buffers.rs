@@ -1,5 +1,6 @@
 //! Memory of the `cpu` device. Owns [`Tensor`], whose memory comes from a pool, so that a run touches no fresh pages
-//! after its first block; [`Aligned`] memory for packed operands; and [`Shared`], a matrix that several threads write.
+//! after its first block; [`Aligned`] memory for packed operands; [`RowsView`], rows to read; and [`Shared`],
+//! a matrix that several threads write.
 //! Computes nothing.
 //! Read next: `../buffer_pool.rs`, the pool.
 
@@ -88,6 +89,31 @@ impl Deref for Tensor {
 
     fn deref(&self) -> &[f32] {
         &self.data.values
+    }
+}
+
+/// A view of the rows of a matrix.
+#[derive(Clone, Copy)]
+pub(crate) struct RowsView<'a> {
+    pub data: &'a [f32],
+    pub n: usize,
+    /// Elements from the start of one row to the start of the next.
+    pub stride: usize,
+}
+
+impl<'a> RowsView<'a> {
+    pub(crate) fn row(&self, row: usize) -> &'a [f32] {
+        &self.data[row * self.stride..]
+    }
+
+    /// All rows of a tensor.
+    pub(crate) fn of(x: &'a Tensor) -> RowsView<'a> {
+        RowsView { data: x, n: x.rows, stride: x.cols }
+    }
+
+    /// The number of elements of `data` that rows of `cols` columns need.
+    pub(super) fn reach(&self, cols: usize) -> usize {
+        (self.n - 1) * self.stride + cols
     }
 }
 

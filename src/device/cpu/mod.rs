@@ -14,6 +14,7 @@ mod products;
 mod row_wise;
 
 pub use attention::Cache;
+use buffers::RowsView;
 pub use buffers::{Memory, Tensor};
 
 use super::buffer_pool::BufferPool;
@@ -23,7 +24,7 @@ use super::{
 };
 use crate::device::workers::Workers;
 use attention::Attended;
-use products::{Finish, Panels, RowsView};
+use products::{Finish, Panels};
 use pulp::Arch;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};

@@ -5,7 +5,7 @@
 //! with few rows reads the weight where the checkpoint has it, so a program that runs once does not pay for packing.
 //! Read next: `microkernel.rs`.
 
-use super::buffers::{Aligned, Shared, Tensor};
+use super::buffers::{Aligned, RowsView, Shared, Tensor};
 use super::caches;
 use super::halves::{Bf16, Element, F16, F32};
 use super::microkernel::{KC, LARGEST, Operands, STRIDE, Sum, VECTORS, columns, most_rows, prefetch, tile};
@@ -44,31 +44,6 @@ const READING: usize = 8;
 
 /// Elements from what is read now to what is prefetched, where a weight is read in place: 32 KiB.
 const AHEAD: usize = 8 << 10;
-
-/// A view of the rows of a matrix.
-#[derive(Clone, Copy)]
-pub(crate) struct RowsView<'a> {
-    pub data: &'a [f32],
-    pub n: usize,
-    /// Elements from the start of one row to the start of the next.
-    pub stride: usize,
-}
-
-impl<'a> RowsView<'a> {
-    pub(crate) fn row(&self, row: usize) -> &'a [f32] {
-        &self.data[row * self.stride..]
-    }
-
-    /// All rows of a tensor.
-    pub(crate) fn of(x: &'a Tensor) -> RowsView<'a> {
-        RowsView { data: x, n: x.rows, stride: x.cols }
-    }
-
-    /// The number of elements of `data` that rows of `cols` columns need.
-    fn reach(&self, cols: usize) -> usize {
-        (self.n - 1) * self.stride + cols
-    }
-}
 
 /// What happens to a value `x . w` before it is stored.
 #[derive(Clone, Copy)]

@@ -9,7 +9,6 @@
 
 use super::halves::Element;
 use super::microkernel::{prefetch, unroll};
-use super::products::RowsView;
 use crate::config::Activation;
 use crate::device::workers::Workers;
 use crate::device::{LOGITS_CHUNK, MASKED, Window};
