@@ -3,17 +3,17 @@
 //! to a request. `grammar.rs` owns the text form of edits, `places.rs` what it means in a model. Read next: `sweep.rs`.
 
 pub use crate::analysis::edit_error::EditError;
-use crate::analysis::grammar::{EditSpec, GrammarError, OpSpec, ValueSpec};
+use crate::analysis::grammar::{EditSpec, OpSpec, ValueSpec};
 use crate::analysis::places::Where;
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::hooks::capture::Sink;
 use crate::hooks::layout::{cut, shape_of};
-use crate::hooks::request::{Edit, EditRecord, HookError, Hooks, Select, hash};
+use crate::hooks::request::{Edit, EditRecord, Hooks, Select, hash};
 use crate::hooks::site::Site;
 use crate::model::tokenizer::Token;
 use crate::model::windows::{Piece, Windows};
-use crate::session::{AnalysisError, Error, Model, Progress, Session};
+use crate::session::{Error, Model, Progress, Session};
 use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn, Slice};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;

@@ -503,7 +503,7 @@ impl<'a> Stream<'a> {
 
 /// A text with control characters escaped, except line breaks and tabs, so that it is safe on a terminal.
 fn shown(text: &str) -> String {
-    let safe = |c: char| c == '\n' || c == '\t' || !crate::model::tokenizer::is_control(c);
+    let safe = |c: char| c == '\n' || c == '\t' || !crate::model::token::is_control(c);
     text.chars().map(|c| if safe(c) { c.to_string() } else { c.escape_default().to_string() }).collect()
 }
 

@@ -44,6 +44,7 @@ mod weights;
 
 use crate::device::{Choice, Dtype};
 use crate::hooks::request::HookError;
+use crate::model::token;
 use crate::model::token_select::SelectError;
 use crate::model::tokenizer::{self, TokenizerError};
 use crate::output::OutputError;
@@ -307,10 +308,8 @@ fn end(result: Result<(), Failure>) -> ExitCode {
 /// A message on one line, with control characters escaped: names in it may come from a hostile file.
 fn printable(message: &str) -> String {
     const MOST: usize = 1000;
-    let shown: String = message
-        .chars()
-        .map(|c| if tokenizer::is_control(c) { c.escape_default().to_string() } else { c.into() })
-        .collect();
+    let shown: String =
+        message.chars().map(|c| if token::is_control(c) { c.escape_default().to_string() } else { c.into() }).collect();
     let n = shown.chars().count();
     if n <= MOST {
         return shown;

@@ -143,7 +143,7 @@ impl<'a> Layout<'a> {
     pub fn bytes_at_once(&self, text: usize) -> usize {
         let mut of_stage: BTreeMap<Option<usize>, usize> = BTreeMap::new();
         for site in self.hooks.sites() {
-            let elements: usize = shape_of_text(self.hooks, site, self.batch, text).iter().product();
+            let elements: usize = self.hooks.shape_of_text(site, self.batch, text).iter().product();
             *of_stage.entry(site.layer()).or_default() += size_of::<f32>() * elements;
         }
         of_stage.into_values().max().unwrap_or(0)

@@ -2,7 +2,6 @@
 //! and the checks that need the model's shape. `layout.rs` maps a request to rows and columns of tensors.
 //! Read next: `layout.rs`, then `recorder.rs`, which carries a request out while the forward pass runs.
 
-use crate::batch::Batch;
 use crate::config::Config;
 use crate::device::Shareable;
 use crate::hooks::site::{self, Axis, Site, SiteError};

@@ -16,9 +16,9 @@ use crate::text::hex;
 use safetensors::tensor::Metadata;
 use safetensors::{SafeTensorError, SafeTensors};
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 /// A file with weights.

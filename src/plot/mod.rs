@@ -16,7 +16,7 @@ pub mod scene;
 pub mod sweep;
 pub mod terminal;
 
-use crate::model::tokenizer::{self, Token};
+use crate::model::token::{self, Token};
 use crate::output::{OutputError, Place, extension};
 use colour::Rgb;
 use font::Shows;
@@ -56,8 +56,7 @@ impl Heading {
     /// [`Heading::what`] with control characters escaped, and those for which `has` returns false: a model's folder may
     /// have any name.
     fn what(&self, has: impl Fn(char) -> bool) -> String {
-        let shown =
-            |c: char| if tokenizer::is_control(c) || !has(c) { c.escape_default().to_string() } else { c.into() };
+        let shown = |c: char| if token::is_control(c) || !has(c) { c.escape_default().to_string() } else { c.into() };
         self.what.chars().map(shown).collect()
     }
 }

@@ -7,6 +7,7 @@
 //! one.
 //! Read next: `mod.rs`, which calls these functions, or `workers.rs` for the threads.
 
+use super::buffers::RowsView;
 use super::halves::Element;
 use super::microkernel::{prefetch, unroll};
 use crate::config::Activation;

@@ -312,7 +312,7 @@ impl Gpu {
     /// The choices of a class, its default first. Every class has [`Tile::DEFAULT`], so that there is another choice
     /// where a driver computes wrong results with small tiles.
     fn choices(&self, class: usize) -> Vec<Choice> {
-        let default = Tuning::DEFAULT.0[class];
+        let [default, ..] = Tuning::DEFAULT.0[class];
         let fits = |tile: &Tile| match tile {
             Tile::Invocations { side_y, rows, .. } => match class {
                 0 | 1 => side_y * rows <= 32 || *tile == Tile::DEFAULT,
