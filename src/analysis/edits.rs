@@ -71,12 +71,6 @@ impl AnalysisError for EditError {
     }
 }
 
-impl From<EditError> for Error {
-    fn from(e: EditError) -> Error {
-        Error::Analysis(Box::new(e))
-    }
-}
-
 /// The texts of other runs from which edits take values.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
@@ -412,7 +406,7 @@ fn check_number(number: f32, set: bool, site: Site, select: &Select, batch: &Bat
         return Ok(());
     }
     if !(set && number == f32::NEG_INFINITY && matches!(site, Site::AttnScores(_))) {
-        return Err(format!("{number} is no finite number"));
+        return Err(format!("{number} is not a finite number"));
     }
     for text in 0..batch.texts().len() {
         for query in selected(select, batch, text) {
