@@ -1,9 +1,9 @@
-//! Generates the Rust side of every kernel's interface from its WGSL file: a struct for its `Params`, and the access
-//! mode of each storage binding. Owns a reader of the one form in which our shaders declare them; it refuses any other
-//! form. `tests/shaders.rs` compares its results with those of naga.
+//! Generates the Rust side of every kernel's interface from WGSL: a struct for its `Params`, and the access mode of each
+//! storage binding. They stand in the kernel's file, or in the file of `shaders/interfaces` that it names. Owns a reader of
+//! the one form in which our shaders declare them; it refuses any other form. `tests/shaders.rs` compares its results with
+//! those of naga.
 //! Read next: `src/device/gpu/kernels.rs`, which includes the generated code.
 
-use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
@@ -12,34 +12,37 @@ type Field = (String, String, String);
 
 struct Shader {
     stem: String,
+    /// The file of `shaders/interfaces` that has its `Params`, if a line `// Interface: ` names one.
+    interface: Option<String>,
     params: Vec<Field>,
     /// One entry per storage binding, from binding 1 on. True if the kernel writes it.
     writes: Vec<bool>,
 }
 
+/// A kernel's file names its interface in a line of this form.
+const INTERFACE: &str = "// Interface: ";
+
 fn main() {
     println!("cargo::rerun-if-changed=shaders");
     let shaders = Path::new("shaders");
     let mut out = String::new();
-    let mut seen: Vec<Shader> = Vec::new();
+    let mut bindings = String::new();
     for path in files(shaders) {
-        let shader = read(&path);
+        let shader = read(&path, &mut bindings);
         write_file(&mut out, &shader);
-        // `linear_few.wgsl` has the same parameters as `linear.wgsl`, comments included, so both share one type.
-        let same = seen.iter().find(|s| s.params == shader.params && shader.stem.starts_with(&format!("{}_", s.stem)));
-        match same {
-            Some(first) => alias(&mut out, &shader.stem, &first.stem),
-            None => {
-                write_struct(&mut out, &camel(&shader.stem), &format!("shaders/{}.wgsl", shader.stem), &shader.params)
-            }
+        if shader.interface.is_none() {
+            write_struct(&mut out, &camel(&shader.stem), &path, &shader.params);
         }
-        seen.push(shader);
+    }
+    for path in files(&shaders.join("interfaces")) {
+        write_struct(&mut out, &camel(&stem(&path)), &path, &fields(&text_of(&path), "Params", &path));
     }
     for path in files(&shaders.join("lib")) {
-        let text = fs::read_to_string(&path).expect("a shader is readable");
-        for name in text.lines().filter_map(|line| line.strip_prefix("struct ")?.strip_suffix(" {")) {
-            let file = format!("shaders/lib/{}.wgsl", stem(&path));
-            write_struct(&mut out, name, &file, &fields(&text, name, &file));
+        let text = text_of(&path);
+        let names = text.lines().filter_map(|line| line.strip_prefix("struct ")?.strip_suffix(" {"));
+        // The host writes those that are elements of a binding.
+        for name in names.filter(|name| bindings.contains(&format!("array<{name}>"))) {
+            write_struct(&mut out, name, &path, &fields(&text, name, &path));
         }
     }
     let folder = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
@@ -59,27 +62,39 @@ fn stem(path: &Path) -> String {
     path.file_stem().expect("a file has a name").to_string_lossy().into_owned()
 }
 
-fn read(path: &Path) -> Shader {
-    let file = path.display().to_string();
-    let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{file}: {e}"));
+fn text_of(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Reads a kernel's file and that of its interface. Appends the lines of its bindings to `bindings`.
+fn read(path: &Path, bindings: &mut String) -> Shader {
+    let file = path.display();
+    let mut text = text_of(path);
+    let interface = text.lines().find_map(|line| line.strip_prefix(INTERFACE)).map(String::from);
+    if let Some(interface) = &interface {
+        text += &text_of(&Path::new("shaders").join(interface));
+    }
+    let mut lines: Vec<&str> = text.lines().filter(|line| line.starts_with("@group(0)")).collect();
+    lines.sort();
     let mut writes = Vec::new();
-    for line in text.lines().filter(|line| line.starts_with("@group(0)")) {
-        let expected = match writes.len() {
-            0 if line.contains("var<uniform>") => continue,
-            n => format!("@group(0) @binding({}) var<storage, ", n + 1),
-        };
+    for (i, line) in lines.into_iter().enumerate() {
+        let kind = if i == 0 { "uniform" } else { "storage, " };
+        let expected = format!("@group(0) @binding({i}) var<{kind}");
         let rest = line.strip_prefix(&expected).unwrap_or_else(|| panic!("{file}: {line:?} is not {expected:?}"));
-        writes.push(match rest.split('>').next() {
-            Some("read") => false,
-            Some("read_write") => true,
+        writes.extend(match rest.split('>').next() {
+            _ if i == 0 => None,
+            Some("read") => Some(false),
+            Some("read_write") => Some(true),
             access => panic!("{file}: a binding's access is read or read_write, not {access:?}"),
         });
+        *bindings += rest;
     }
-    Shader { stem: stem(path), params: fields(&text, "Params", &file), writes }
+    Shader { stem: stem(path), interface, params: fields(&text, "Params", path), writes }
 }
 
 /// The fields of a struct. Each field must have a line of its own: `name: u32, // comment`.
-fn fields(text: &str, name: &str, file: &str) -> Vec<Field> {
+fn fields(text: &str, name: &str, path: &Path) -> Vec<Field> {
+    let file = path.display();
     let begin = format!("struct {name} {{");
     let lines = text.lines().skip_while(|line| *line != begin).skip(1).take_while(|line| *line != "}");
     let field = |line: &str| {
@@ -94,23 +109,14 @@ fn fields(text: &str, name: &str, file: &str) -> Vec<Field> {
     fields
 }
 
-/// Turns `linear_few` into `LinearFew`.
+/// Turns `linear_join` into `LinearJoin`.
 fn camel(stem: &str) -> String {
     let word = |word: &str| word[..1].to_uppercase() + &word[1..];
     stem.split('_').map(word).collect()
 }
 
-fn alias(out: &mut String, stem: &str, first: &str) {
-    let (name, first) = (camel(stem), camel(first));
-    writeln!(out, "/// Parameters of `shaders/{stem}.wgsl`.\npub type {name} = {first};\n")
-        .expect("a String takes all");
-}
-
-fn write_struct(out: &mut String, name: &str, file: &str, fields: &[Field]) {
-    let mut text = format!("/// `{name}` of `{file}`.\n");
-    if !file.starts_with("shaders/lib/") {
-        text = format!("/// Parameters of `{file}`.\n");
-    }
+fn write_struct(out: &mut String, name: &str, path: &Path, fields: &[Field]) {
+    let mut text = format!("/// The struct of `{}` with these fields.\n", path.display());
     text += "#[repr(C)]\n#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]\n";
     text += &format!("pub struct {name} {{\n");
     for (field, kind, comment) in fields {
@@ -124,13 +130,15 @@ fn write_struct(out: &mut String, name: &str, file: &str, fields: &[Field]) {
 
 /// Writes the constant `FILE_...`, which the table of kernels uses.
 fn write_file(out: &mut String, shader: &Shader) {
-    let Shader { stem, params, writes } = shader;
+    let Shader { stem, interface, params, writes } = shader;
     let access: String = writes.iter().map(|w| if *w { "Access::Write, " } else { "Access::Read, " }).collect();
     let fields: String = params.iter().map(|(field, kind, _)| format!("({field:?}, {}), ", kind == "f32")).collect();
-    let path = env::var("CARGO_MANIFEST_DIR").expect("cargo sets it") + &format!("/shaders/{stem}.wgsl");
+    let folder = env::var("CARGO_MANIFEST_DIR").expect("cargo sets it") + "/shaders";
+    let include = |file: &str| format!("include_str!({:?})", format!("{folder}/{file}"));
+    let (own, shared) = (include(&format!("{stem}.wgsl")), interface.as_deref().map_or("\"\"".into(), include));
     let konst = stem.to_uppercase();
     let text = format!(
-        "const FILE_{konst}: File = File {{\n    stem: {stem:?},\n    text: include_str!({path:?}),\n    bindings: &[{access}],\n    params: &[{fields}],\n}};\n\n"
+        "const FILE_{konst}: File = File {{\n    stem: {stem:?},\n    text: {own},\n    interface: {shared},\n    bindings: &[{access}],\n    params: &[{fields}],\n}};\n\n"
     );
     out.push_str(&text);
 }

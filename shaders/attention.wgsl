@@ -5,29 +5,11 @@
 // Gimelshein 2018, Dao et al. 2022). Keys after the last query are not read.
 // Where few workgroups would each take many keys, the keys are split into parts. Neighbouring workgroups take the parts
 // of the same queries, and attention_join.wgsl puts their sums together.
+// Interface: interfaces/attention.wgsl
 
-struct Params {
-    q_stride: u32,
-    q_col: u32,     // the first column of q: head 0 begins there
-    kv_stride: u32,
-    k_col: u32,     // the first column of k in kv
-    v_col: u32,
-    z_stride: u32,
-    n_head: u32,
-    scale: f32,
-    parts: u32,     // parts of the keys
-    part_keys: u32, // keys of a part
-    n_row: u32,     // rows of z
-}
-
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> texts: array<TextRows>;    // texts [n]
 @group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;   // q [.., q_stride]
 @group(0) @binding(3) var<storage, read> kv: array<vec4<f32>>;  // k and v [.., kv_stride]
-@group(0) @binding(4) var<storage, read_write> z: array<f32>;   // z [.., z_stride], or sums [parts, n_row, z_stride]
 @group(0) @binding(5) var<storage, read_write> moments: array<vec2<f32>>; // maximum and total [parts, n_row, n_head], of parts
-
-const LOWEST: f32 = -3.4028234663852886e38;
 
 @compute @workgroup_size(64)
 fn attention(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {

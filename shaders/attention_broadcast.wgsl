@@ -4,25 +4,10 @@
 // 8 keys at a time. First each invocation scores one key with all queries. Then it adds the values of all 8 keys to its
 // own dimensions, which are four of the first 32 and four of the last 32. The scores of heads wider than 64 are
 // computed again for every 64 dimensions.
+// Interface: interfaces/attention.wgsl
 
-struct Params {
-    q_stride: u32,
-    q_col: u32,     // the first column of q: head 0 begins there
-    kv_stride: u32,
-    k_col: u32,     // the first column of k in kv
-    v_col: u32,
-    z_stride: u32,
-    head_dim: u32,
-    scale: f32,
-}
-
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> texts: array<TextRows>;   // texts [n]
 @group(0) @binding(2) var<storage, read> q: array<f32>;        // q [.., q_stride]
 @group(0) @binding(3) var<storage, read> kv: array<f32>;       // k and v [.., kv_stride]
-@group(0) @binding(4) var<storage, read_write> z: array<f32>;  // z [.., z_stride]
-
-const LOWEST: f32 = -3.4028234663852886e38;
 
 // Dimension d of four queries.
 fn queries(at: vec4<u32>, d: u32) -> vec4<f32> {
@@ -46,14 +31,10 @@ fn exp4(four: vec4<f32>) -> vec4<f32> {
 }
 
 fn shrink(sums: ptr<function, array<vec4<f32>, 8>>, lo: vec4<f32>, hi: vec4<f32>) {
-    (*sums)[0] *= lo.x;
-    (*sums)[1] *= lo.y;
-    (*sums)[2] *= lo.z;
-    (*sums)[3] *= lo.w;
-    (*sums)[4] *= hi.x;
-    (*sums)[5] *= hi.y;
-    (*sums)[6] *= hi.z;
-    (*sums)[7] *= hi.w;
+    for (var r = 0u; r < 4u; r += 1u) { // unrolled
+        (*sums)[r] *= lo[r];
+        (*sums)[4u + r] *= hi[r];
+    }
 }
 
 // The dimensions of one invocation, and whether there are any after the workgroup's first 32.
@@ -123,31 +104,11 @@ fn attention_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invo
             let inside = d0 + invocation < p.head_dim;
             let lo = select(vec4<f32>(), queries(q_lo, d), inside);
             let hi = select(vec4<f32>(), queries(q_hi, d), inside);
-            var k: f32;
-            k = kv[k_at + min(d0 + 0u, last_dim)];
-            s_lo += subgroupBroadcast(lo, 0u) * k;
-            s_hi += subgroupBroadcast(hi, 0u) * k;
-            k = kv[k_at + min(d0 + 1u, last_dim)];
-            s_lo += subgroupBroadcast(lo, 1u) * k;
-            s_hi += subgroupBroadcast(hi, 1u) * k;
-            k = kv[k_at + min(d0 + 2u, last_dim)];
-            s_lo += subgroupBroadcast(lo, 2u) * k;
-            s_hi += subgroupBroadcast(hi, 2u) * k;
-            k = kv[k_at + min(d0 + 3u, last_dim)];
-            s_lo += subgroupBroadcast(lo, 3u) * k;
-            s_hi += subgroupBroadcast(hi, 3u) * k;
-            k = kv[k_at + min(d0 + 4u, last_dim)];
-            s_lo += subgroupBroadcast(lo, 4u) * k;
-            s_hi += subgroupBroadcast(hi, 4u) * k;
-            k = kv[k_at + min(d0 + 5u, last_dim)];
-            s_lo += subgroupBroadcast(lo, 5u) * k;
-            s_hi += subgroupBroadcast(hi, 5u) * k;
-            k = kv[k_at + min(d0 + 6u, last_dim)];
-            s_lo += subgroupBroadcast(lo, 6u) * k;
-            s_hi += subgroupBroadcast(hi, 6u) * k;
-            k = kv[k_at + min(d0 + 7u, last_dim)];
-            s_lo += subgroupBroadcast(lo, 7u) * k;
-            s_hi += subgroupBroadcast(hi, 7u) * k;
+            for (var i = 0u; i < 8u; i += 1u) { // unrolled
+                let k = kv[k_at + min(d0 + i, last_dim)];
+                s_lo += subgroupBroadcast(lo, i) * k;
+                s_hi += subgroupBroadcast(hi, i) * k;
+            }
         }
         s_lo = masked(s_lo, key + invocation, text.position + query);
         s_hi = masked(s_hi, key + invocation, text.position + query + 4u);
@@ -165,30 +126,16 @@ fn attention_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invo
         shrink(&z_left, shrink_lo, shrink_hi);
         shrink(&z_right, shrink_lo, shrink_hi);
 
-        gather(mine, subgroupBroadcast(p_lo, 0u), subgroupBroadcast(p_hi, 0u), v_head + min(key + 0u, last_key) * p.kv_stride, &z_left, &z_right);
-        gather(mine, subgroupBroadcast(p_lo, 1u), subgroupBroadcast(p_hi, 1u), v_head + min(key + 1u, last_key) * p.kv_stride, &z_left, &z_right);
-        gather(mine, subgroupBroadcast(p_lo, 2u), subgroupBroadcast(p_hi, 2u), v_head + min(key + 2u, last_key) * p.kv_stride, &z_left, &z_right);
-        gather(mine, subgroupBroadcast(p_lo, 3u), subgroupBroadcast(p_hi, 3u), v_head + min(key + 3u, last_key) * p.kv_stride, &z_left, &z_right);
-        gather(mine, subgroupBroadcast(p_lo, 4u), subgroupBroadcast(p_hi, 4u), v_head + min(key + 4u, last_key) * p.kv_stride, &z_left, &z_right);
-        gather(mine, subgroupBroadcast(p_lo, 5u), subgroupBroadcast(p_hi, 5u), v_head + min(key + 5u, last_key) * p.kv_stride, &z_left, &z_right);
-        gather(mine, subgroupBroadcast(p_lo, 6u), subgroupBroadcast(p_hi, 6u), v_head + min(key + 6u, last_key) * p.kv_stride, &z_left, &z_right);
-        gather(mine, subgroupBroadcast(p_lo, 7u), subgroupBroadcast(p_hi, 7u), v_head + min(key + 7u, last_key) * p.kv_stride, &z_left, &z_right);
+        for (var i = 0u; i < 8u; i += 1u) { // unrolled
+            let v_at = v_head + min(key + i, last_key) * p.kv_stride;
+            gather(mine, subgroupBroadcast(p_lo, i), subgroupBroadcast(p_hi, i), v_at, &z_left, &z_right);
+        }
     }
 
-    store(text, query + 0u, head, dims, z_left[0] / total_lo.x);
-    store(text, query + 0u, head, dims + 32u, z_right[0] / total_lo.x);
-    store(text, query + 1u, head, dims, z_left[1] / total_lo.y);
-    store(text, query + 1u, head, dims + 32u, z_right[1] / total_lo.y);
-    store(text, query + 2u, head, dims, z_left[2] / total_lo.z);
-    store(text, query + 2u, head, dims + 32u, z_right[2] / total_lo.z);
-    store(text, query + 3u, head, dims, z_left[3] / total_lo.w);
-    store(text, query + 3u, head, dims + 32u, z_right[3] / total_lo.w);
-    store(text, query + 4u, head, dims, z_left[4] / total_hi.x);
-    store(text, query + 4u, head, dims + 32u, z_right[4] / total_hi.x);
-    store(text, query + 5u, head, dims, z_left[5] / total_hi.y);
-    store(text, query + 5u, head, dims + 32u, z_right[5] / total_hi.y);
-    store(text, query + 6u, head, dims, z_left[6] / total_hi.z);
-    store(text, query + 6u, head, dims + 32u, z_right[6] / total_hi.z);
-    store(text, query + 7u, head, dims, z_left[7] / total_hi.w);
-    store(text, query + 7u, head, dims + 32u, z_right[7] / total_hi.w);
+    for (var r = 0u; r < 4u; r += 1u) { // unrolled
+        store(text, query + r, head, dims, z_left[r] / total_lo[r]);
+        store(text, query + r, head, dims + 32u, z_right[r] / total_lo[r]);
+        store(text, query + 4u + r, head, dims, z_left[4u + r] / total_hi[r]);
+        store(text, query + 4u + r, head, dims + 32u, z_right[4u + r] / total_hi[r]);
+    }
 }

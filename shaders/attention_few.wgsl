@@ -2,24 +2,10 @@
 // from a cache as a rule. Reading keys and values takes most of the time, so many loads are in flight.
 // One workgroup per query and head. It takes 128 keys at a time: 16 invocations share a key or value, four dimensions
 // each, and every 16 of them have 8 keys. The softmax is computed online, as in attention.wgsl.
+// Interface: interfaces/attention.wgsl
 
-struct Params {
-    q_stride: u32,
-    q_col: u32,     // the first column of q: head 0 begins there
-    kv_stride: u32,
-    k_col: u32,     // the first column of k in kv
-    v_col: u32,
-    z_stride: u32,
-    scale: f32,
-}
-
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> texts: array<TextRows>;    // texts [n]
 @group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;   // q [.., q_stride]
 @group(0) @binding(3) var<storage, read> kv: array<vec4<f32>>;  // k and v [.., kv_stride]
-@group(0) @binding(4) var<storage, read_write> z: array<f32>;   // z [.., z_stride]
-
-const LOWEST: f32 = -3.4028234663852886e38;
 
 const TURNS: u32 = 8u;            // keys of an invocation in a block
 const BLOCK: u32 = 16u * TURNS;   // keys of a block

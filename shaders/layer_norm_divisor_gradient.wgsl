@@ -1,12 +1,7 @@
 // The gradient of layer_norm_normalize.wgsl by its scale: -sum(y dy) / scale per row, where y is its result.
 // One workgroup per row. Its invocations stride over the columns.
+// Interface: interfaces/rows.wgsl
 
-struct Params {
-    rows: u32,
-    cols: u32,
-}
-
-@group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> y: array<f32>;             // y [T, C]
 @group(0) @binding(2) var<storage, read> scale: array<f32>;         // scale [T, 1]
 @group(0) @binding(3) var<storage, read> dy: array<f32>;            // dy [T, C]
@@ -14,17 +9,13 @@ struct Params {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn layer_norm_divisor_gradient(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
-    let row = wg.y * n_wg.x + wg.x;
-    // A workgroup after the last row has no columns. It takes part in every barrier and stores nothing.
-    let cols = select(0u, p.cols, row < p.rows);
-    let start = row * p.cols;
-
+    let row = row_of(wg, n_wg);
     var total = 0.0;
-    for (var c = invocation; c < cols; c += WORKGROUP_SIZE) {
-        total += y[start + c] * dy[start + c];
+    for (var c = invocation; c < row.cols; c += WORKGROUP_SIZE) {
+        total += y[row.start + c] * dy[row.start + c];
     }
     total = workgroup_sum(invocation, total);
-    if invocation == 0u && row < p.rows {
-        dscale[row] = -total / scale[row];
+    if invocation == 0u && row.index < p.rows {
+        dscale[row.index] = -total / scale[row.index];
     }
 }

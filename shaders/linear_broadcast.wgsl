@@ -58,14 +58,9 @@ fn linear_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroup
             let k = k0 + invocation;
             let lo = vec4<f32>(x[x_lo.x + k], x[x_lo.y + k], x[x_lo.z + k], x[x_lo.w + k]);
             let hi = vec4<f32>(x[x_hi.x + k], x[x_hi.y + k], x[x_hi.z + k], x[x_hi.w + k]);
-            multiply_add(&part, subgroupBroadcast(lo, 0u), subgroupBroadcast(hi, 0u), weight4(w_at));
-            multiply_add(&part, subgroupBroadcast(lo, 1u), subgroupBroadcast(hi, 1u), weight4(w_at + 8u));
-            multiply_add(&part, subgroupBroadcast(lo, 2u), subgroupBroadcast(hi, 2u), weight4(w_at + 16u));
-            multiply_add(&part, subgroupBroadcast(lo, 3u), subgroupBroadcast(hi, 3u), weight4(w_at + 24u));
-            multiply_add(&part, subgroupBroadcast(lo, 4u), subgroupBroadcast(hi, 4u), weight4(w_at + 32u));
-            multiply_add(&part, subgroupBroadcast(lo, 5u), subgroupBroadcast(hi, 5u), weight4(w_at + 40u));
-            multiply_add(&part, subgroupBroadcast(lo, 6u), subgroupBroadcast(hi, 6u), weight4(w_at + 48u));
-            multiply_add(&part, subgroupBroadcast(lo, 7u), subgroupBroadcast(hi, 7u), weight4(w_at + 56u));
+            for (var i = 0u; i < 8u; i += 1u) { // unrolled
+                multiply_add(&part, subgroupBroadcast(lo, i), subgroupBroadcast(hi, i), weight4(w_at + 8u * i));
+            }
             w_at += 64u;
         }
         join(&total, part);
@@ -81,12 +76,7 @@ fn linear_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroup
     // Nor has it anything to store.
     let col = select(p.cols, panel * 32u + invocation * 4u, part_index < p.parts);
     let y_first = part_index * p.cols;
-    store(row + 0u, y_first, col, total[0]);
-    store(row + 1u, y_first, col, total[1]);
-    store(row + 2u, y_first, col, total[2]);
-    store(row + 3u, y_first, col, total[3]);
-    store(row + 4u, y_first, col, total[4]);
-    store(row + 5u, y_first, col, total[5]);
-    store(row + 6u, y_first, col, total[6]);
-    store(row + 7u, y_first, col, total[7]);
+    for (var r = 0u; r < 8u; r += 1u) { // unrolled
+        store(row + r, y_first, col, total[r]);
+    }
 }

@@ -19,18 +19,11 @@ fn probe_arithmetic(@builtin(global_invocation_id) id: vec3<u32>) {
     var b = a + 1.0;
     var c = a + 2.0;
     for (var i = 0u; i < p.rounds; i += 1u) {
-        a = fma(a, factor, addend);
-        b = fma(b, factor, addend);
-        c = fma(c, factor, addend);
-        a = fma(a, factor, addend);
-        b = fma(b, factor, addend);
-        c = fma(c, factor, addend);
-        a = fma(a, factor, addend);
-        b = fma(b, factor, addend);
-        c = fma(c, factor, addend);
-        a = fma(a, factor, addend);
-        b = fma(b, factor, addend);
-        c = fma(c, factor, addend);
+        for (var step = 0u; step < 4u; step += 1u) { // unrolled
+            a = fma(a, factor, addend);
+            b = fma(b, factor, addend);
+            c = fma(c, factor, addend);
+        }
     }
     y[id.x] = dot(a + b + c, vec4<f32>(1.0));
 }

@@ -1,21 +1,8 @@
 // y = x . wᵀ for many rows. Both x and w are row-major along k. One workgroup per tile of y, laid out as in
 // lib/tile.wgsl.
+// Interface: interfaces/unembed.wgsl
 
-struct Params {
-    rows: u32,
-    k: u32,
-    cols: u32,     // tokens in this part of the vocabulary
-    x_stride: u32, // columns of x
-    x_first: u32,  // index in x of the first row
-    w_stride: u32, // elements from the start of one row of w to the next
-    y_stride: u32, // columns of y
-    y_first: u32,  // index in y of the result
-}
-
-@group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;  // x [T, k]
-@group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [cols, w_stride], as lib/weight.wgsl packs it
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
 
 // A turn of an invocation loads four tokens with four steps of k each, as of x.
 const W_TURNS: u32 = (4u * TILE_FOURS + INVOCATIONS - 1u) / INVOCATIONS;

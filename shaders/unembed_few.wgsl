@@ -2,22 +2,9 @@
 // One workgroup per 16 tokens. For each token, 16 invocations split k, with four loads in flight, each of four elements,
 // or of eight in half precision. Their sums are added up in workgroup memory, row by row.
 // ROWS and FOURS are generated constants: the rows (1, 2, 4 or 8), and the fours of elements of a load (1 or 2).
+// Interface: interfaces/unembed.wgsl
 
-struct Params {
-    rows: u32,
-    k: u32,
-    cols: u32,     // tokens in this part of the vocabulary
-    x_stride: u32, // columns of x
-    x_first: u32,  // index in x of the first row
-    w_stride: u32, // elements from the start of one row of w to the next
-    y_stride: u32, // columns of y
-    y_first: u32,  // index in y of the result
-}
-
-@group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;  // x [T, k], T <= ROWS
-@group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [cols, w_stride], as lib/weight.wgsl packs it
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
 
 const STEP: u32 = 64u * FOURS; // elements of k that 16 invocations load at once
 

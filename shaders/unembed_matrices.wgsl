@@ -1,22 +1,9 @@
 // y = x . wᵀ for many rows, on adapters that multiply 8 x 8 matrices in f32, as lib/matrices.wgsl has it. Both x and w
 // are row-major along k.
+// Interface: interfaces/unembed.wgsl
 enable wgpu_cooperative_matrix;
 
-struct Params {
-    rows: u32,
-    k: u32,
-    cols: u32,     // tokens in this part of the vocabulary
-    x_stride: u32, // columns of x
-    x_first: u32,  // index in x of the first row
-    w_stride: u32, // elements from the start of one row of w to the next
-    y_stride: u32, // columns of y
-    y_first: u32,  // index in y of the result
-}
-
-@group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;  // x [T, k]
-@group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;  // w [cols, w_stride], as lib/weight.wgsl packs it
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;  // y [T, y_stride]
 
 // The tile has w transposed, as linear_matrices.wgsl has it. The rows of the table are padded with zeros.
 fn load_w(tile_col: u32, k_first: u32, k0: u32, n: u32, index: u32) {

@@ -62,7 +62,15 @@ pub enum Error {
 /// An error of an analysis. Analyses extend a session from above, so the session knows their errors by this trait only.
 pub trait AnalysisError: std::error::Error + Send + Sync + 'static {
     /// True where the request is wrong, false where the run failed.
-    fn is_request(&self) -> bool;
+    fn is_request(&self) -> bool {
+        true
+    }
+}
+
+impl<E: AnalysisError> From<E> for Error {
+    fn from(e: E) -> Error {
+        Error::Analysis(Box::new(e))
+    }
 }
 
 impl From<RunError> for Error {
@@ -290,8 +298,8 @@ impl Model {
         Ok(Batch::new(ids, self.config())?)
     }
 
-    /// The model with its weights processed as TransformerLens does. They become f32, whatever the checkpoint has, and take
-    /// memory of their own.
+    /// The model with its weights processed as TransformerLens does. The processed weights are f32, whatever the checkpoint has,
+    /// and take memory beside the checkpoint's.
     ///
     /// ```
     /// use actscope::{Choice, Model};
@@ -587,7 +595,7 @@ mod tests {
     use super::*;
     use crate::device::Choice;
 
-    /// Verified to fail when the error reported a missing tokenizer instead.
+    /// Seen red when the error reported a missing tokenizer instead.
     #[test]
     fn without_a_tokenizer_texts_are_refused_and_ids_run() {
         let classic = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/classic");

@@ -1011,7 +1011,7 @@ fn input_that_is_not_what_it_seems() {
                 put(f, "step-9.safetensors", b"x");
             },
             "FOLDER/step-9.safetensors",
-            &["the weights of its folder are others", "give FOLDER for those"],
+            &["its folder has other weights", "give FOLDER for those"],
         ),
         (
             "a folder that is not there",

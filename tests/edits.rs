@@ -9,9 +9,10 @@ mod common;
 use actscope::analysis::edits::{EditPlan, Sources};
 use actscope::analysis::grammar::EditSpec;
 use actscope::analysis::metric::{Metric, Question};
+use actscope::analysis::path::PathSweep;
 use actscope::analysis::sweep::{Case, Change, Sweep, SweepAxis, SweepSite, Swept};
 use actscope::device::Choice;
-use actscope::{Edit, Error, Select, Session, Site};
+use actscope::{Edit, Error, Hooks, Select, Session, Site};
 use common::{DEVICES, floats, goldens, ids, open};
 use ndarray::{ArrayD, Axis, IxDyn};
 use serde_json::Value;
@@ -254,6 +255,66 @@ fn cells_together_are_cells_alone() {
     }
 }
 
+/// An edit with other values for each text. They depend on the text's ids alone.
+fn edits_by_text(session: &Session, texts: &[&Vec<u32>]) -> Hooks {
+    let width = session.model().config().n_embd as u32;
+    let value = |id: u32, dim: u32| ((id * 31 + dim * 17) % 23) as f32 / 23.0 - 0.5;
+    let rows = texts.iter().flat_map(|ids| ids.iter());
+    let values = rows.flat_map(|id| (0..width).map(move |dim| value(*id, dim))).collect();
+    let mut hooks = session.model().hooks();
+    hooks.edit_at(Site::ResidPre(1), Select::all(), Edit::Add(values)).unwrap();
+    hooks
+}
+
+/// Several cases swept together have the values of each case swept alone: no case has the edits or texts of another.
+#[test]
+fn cases_together_are_cases_alone() {
+    let session = open("classic", Choice::Cpu);
+    let config = session.model().config();
+    let question = |ids: &[u32]| Question { position: ids.len() - 1, answer: 1, wrong: 2 };
+    let case = |ids: &[u32], source: &[u32]| Case {
+        ids: ids.to_vec(),
+        question: question(ids),
+        source: Some((source.to_vec(), question(source))),
+        aligned: ids.len().min(source.len()),
+        from_source: true,
+    };
+    let cases =
+        [case(&[3, 1, 4, 1, 5], &[9, 2, 6, 5]), case(&[5, 8, 9], &[7, 9, 3, 2]), case(&[2, 7, 1, 8], &[2, 8, 1, 8])];
+    let sweep = |change| Sweep {
+        sites: vec![SweepSite::find("z", config).unwrap()],
+        axes: vec![SweepAxis::Layer, SweepAxis::Head],
+        change,
+        metric: Metric::LogitDiff,
+    };
+    let path_axes = [SweepAxis::Layer, SweepAxis::Head];
+    let path = PathSweep::new("head...logits", &path_axes, false, Metric::LogitDiff, config).unwrap();
+    for kind in ["zero", "patch", "fast", "path"] {
+        let run = |cases: &[Case]| {
+            let edits = edits_by_text(&session, &cases.iter().map(|case| &case.ids).collect::<Vec<_>>());
+            let sources: Vec<&Vec<u32>> = cases.iter().map(|case| &case.source.as_ref().unwrap().0).collect();
+            let source_edits = edits_by_text(&session, &sources);
+            pollster::block_on(async {
+                match kind {
+                    "zero" => session.sweep_async(&sweep(Change::Zero), cases, &edits, &source_edits, None).await,
+                    "patch" => session.sweep_async(&sweep(Change::Patch), cases, &edits, &source_edits, None).await,
+                    "fast" => session.patch_fast_async(&sweep(Change::Patch), cases, &edits, &source_edits, None).await,
+                    _ => session.path_sweep_async(&path, cases, &edits, &source_edits, None).await,
+                }
+            })
+            .unwrap()
+        };
+        let together = run(&cases);
+        for n in 0..cases.len() {
+            let alone = run(&cases[n..=n]);
+            let values =
+                |swept: &Swept, n: usize| [&swept.values[n][..], &[swept.unchanged[n], swept.source[n]]].concat();
+            let off = off(values(&together, n).into_iter(), &values(&alone, 0));
+            assert!(off <= 4e-6, "{kind}, case {n}: off by {off:.1e}");
+        }
+    }
+}
+
 /// Wrong requests are refused before anything runs, with the reason.
 #[test]
 fn edits_that_cannot_be_made() {
@@ -261,7 +322,7 @@ fn edits_that_cannot_be_made() {
     for (written, what) in [
         ("resid_pre.0@pos=9:zero", "matches nothing"),
         ("z.0:set=direction", "takes one number, one row [4, 8]"),
-        ("resid_pre.0:add=nan", "no finite number"),
+        ("resid_pre.0:add=nan", "not a finite number"),
         ("resid_pre.0:patch", "do not line up"),
         ("resid_pre.0@pos=5,text=0:patch", "no position 5"),
         ("scores.0@key=0:set=-inf", "no key to look at"),

@@ -161,7 +161,7 @@ fn paths_that_do_not_exist() {
         ("head.0.0".into(), &[], "FROM...TO"),
         ("neuron.0...logits".into(), &[], "sends nothing"),
         ("mlp.0.1...logits".into(), &[], "more numbers"),
-        ("head.x...logits".into(), &[], "no number"),
+        ("head.x...logits".into(), &[], "not the number"),
         (format!("head.{}...logits", last + 1), &[], "does not exist"),
         (format!("head.0.{heads}...logits"), &[], "does not exist"),
         ("head.0...out".into(), &[], "receives nothing"),
@@ -173,8 +173,8 @@ fn paths_that_do_not_exist() {
         ("mlp...mlp.0".into(), &[], "no layer comes before"),
         ("head.1...q.1.0".into(), &[], "layer 1 does not come before"),
         ("head...logits".into(), &[SweepAxis::Layer], "leaves head open"),
-        ("head.0...logits".into(), &[SweepAxis::Layer, SweepAxis::Head], "layer is no axis"),
-        ("mlp...logits".into(), &[SweepAxis::Layer, SweepAxis::Dim], "dim is no axis"),
+        ("head.0...logits".into(), &[SweepAxis::Layer, SweepAxis::Head], "layer is not an axis"),
+        ("mlp...logits".into(), &[SweepAxis::Layer, SweepAxis::Dim], "dim is not an axis"),
     ];
     for (path, axes, message) in cases {
         let error = PathSweep::new(&path, axes, false, "logit".parse().unwrap(), config).unwrap_err();

@@ -82,7 +82,7 @@ const CASES: &[Case] = &[
     (&["extract", "a", "--grad", "loss"], "", 2, &["text 0: it has one token"]),
     (&["extract", "a cat", "--grad", "loss", "--words"], "", 2, &["leave out --window, --words, --mean and --check"]),
     (&["extract", "a cat", "--grad", "loss", "--mean"], "", 2, &["leave out --window, --words, --mean and --check"]),
-    (&["extract", "a cat", "--grad", "dot:resid_pre.1"], "", 2, &["is no linear function of a hook"]),
+    (&["extract", "a cat", "--grad", "dot:resid_pre.1"], "", 2, &["is not a linear function of a hook"]),
     (&["extract", "a cat", "--grad", "dot:resid_pre.*=1"], "", 2, &["names several hooks"]),
     (&["extract", "a cat", "--grad", "dot:resid_pre.1=FOLDER/none.npy"], "", 1, &["cannot read FOLDER/none.npy"]),
     (&["extract", "a cat", "--grad", "dot:z.1=1", "--answer", " cat"], "", 2, &["are about logits"]),
@@ -123,7 +123,7 @@ const CASES: &[Case] = &[
     (&["extract", "a", "-k", "hidden_states[-1]"], "", 0, &["note: hidden_states[-1] is after the final LayerNorm"]),
     (&["extract", "a", "-k", "transformer.h[0].attn.c_attn"], "", 0, &["here it is the three hooks q, k and v"]),
     (&["extract", "a", "-k", "hidden_states.5"], "", 2, &["no hook matches \"hidden_states.5\""]),
-    (&["extract", "a", "-k", "embed.hook_in"], "", 2, &["is no activation: it holds token ids"]),
+    (&["extract", "a", "-k", "embed.hook_in"], "", 2, &["is not an activation: it holds token ids"]),
     (&["hooks", "hidden_states.2"], "", 0, &["note: hidden_states.2 is what leaves block 1"]),
     // Attribution, heads, circuits, processed weights.
     (&["attribute", "a b"], "", 2, &["attribute asks where a token's logit comes from", "--answer"]),
@@ -161,7 +161,7 @@ const CASES: &[Case] = &[
     (&["heads", "a b", "--exclude-bos", "--exclude-current"], "", 1, &["the exclusions leave none of a text"]),
     (&["heads", "a b", "--edit", "z.9:zero"], "", 2, &["z.9"]),
     (&["circuits"], "", 2, &["L.H"]),
-    (&["circuits", "3"], "", 2, &["\"3\" is no head; write layer and head, such as 3.4"]),
+    (&["circuits", "3"], "", 2, &["\"3\" is not a head; write layer and head, such as 3.4"]),
     (&["circuits", "4.0"], "", 2, &["layer 4 does not exist: this model has layers 0 to 3"]),
     (&["circuits", "0.5"], "", 2, &["head 5 does not exist: this model has heads 0 to 4"]),
     (&["circuits", "0.0", "--kind", "mlp"], "", 2, &["neither ov nor qk"]),
@@ -169,7 +169,7 @@ const CASES: &[Case] = &[
     (&["circuits", "-1.-1", "-m", "CLASSIC"], "", 0, &[]),
     // By gradients.
     (&["attribute", "a b", "--answer", " c", "--method", "shapley"], "", 2, &["none of direct, gradient, integrated"]),
-    (&["attribute", "a b", "--answer", " c", "--method", "integrated=0"], "", 2, &["\"0\" is no number of steps"]),
+    (&["attribute", "a b", "--answer", " c", "--method", "integrated=0"], "", 2, &["\"0\" is not a number of steps"]),
     (&["attribute", "a b", "--answer", " c", "--baseline", "c"], "", 2, &["--baseline", "--method integrated"]),
     (
         &["attribute", "a b", "--answer", " c", "--method", "integrated", "--baseline", "a b c d"],
@@ -238,7 +238,7 @@ const CASES: &[Case] = &[
         1,
         &["cannot write FOLDER/none/x.npz: the folder FOLDER/none does not exist"],
     ),
-    (&["extract", "a", "-o", "FOLDER/gaps.txt/x.npz"], "", 1, &["the folder FOLDER/gaps.txt is no folder"]),
+    (&["extract", "a", "-o", "FOLDER/gaps.txt/x.npz"], "", 1, &["the folder FOLDER/gaps.txt is not a folder"]),
     (
         &["extract", "a", "-l", "0,1", "-o", "FOLDER/x.npy"],
         "",
@@ -285,7 +285,7 @@ const CASES: &[Case] = &[
     ),
     // Files of steps.
     (&["run", "FOLDER/none.toml"], "", 1, &["cannot read FOLDER/none.toml"]),
-    (&["run", "FOLDER/gaps.txt"], "", 1, &["FOLDER/gaps.txt is no file of steps"]),
+    (&["run", "FOLDER/gaps.txt"], "", 1, &["FOLDER/gaps.txt is not a file of steps"]),
     (&["run", "FOLDER/loop.toml"], "", 1, &["step \"again\"", "is not a command that a step can have"]),
 ];
 

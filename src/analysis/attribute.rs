@@ -12,8 +12,8 @@ use crate::hooks::site::Site;
 use crate::model::forward::RunError;
 use crate::model::params::Direction;
 use crate::session::{AnalysisError, Error, Progress, Session};
+use crate::text::named;
 use ndarray::{ArrayViewD, Axis};
-use std::str::FromStr;
 use thiserror::Error;
 
 /// Why an attribution cannot be computed.
@@ -33,17 +33,7 @@ pub enum AttributionError {
     },
 }
 
-impl AnalysisError for AttributionError {
-    fn is_request(&self) -> bool {
-        true
-    }
-}
-
-impl From<AttributionError> for Error {
-    fn from(e: AttributionError) -> Error {
-        Error::Analysis(Box::new(e))
-    }
-}
+impl AnalysisError for AttributionError {}
 
 /// The parts that a logit is divided into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,30 +50,7 @@ pub enum By {
     Position,
 }
 
-impl By {
-    /// All ways to divide, by name.
-    pub const ALL: [(&'static str, By); 5] = [
-        ("component", By::Component),
-        ("layer", By::Layer),
-        ("head", By::Head),
-        ("neuron", By::Neuron),
-        ("position", By::Position),
-    ];
-
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        By::ALL.iter().find(|(_, by)| *by == self).map_or("", |(name, _)| name)
-    }
-}
-
-impl FromStr for By {
-    type Err = String;
-
-    fn from_str(written: &str) -> Result<By, String> {
-        let found = By::ALL.iter().find(|(name, _)| *name == written).map(|(_, by)| *by);
-        found.ok_or_else(|| format!("{written:?} is none of component, layer, head, neuron, position"))
-    }
-}
+named!(By: "component" Component, "layer" Layer, "head" Head, "neuron" Neuron, "position" Position);
 
 /// A number as a sum of parts.
 #[derive(Clone, Debug, PartialEq)]

@@ -60,8 +60,9 @@ impl Session {
     /// gradients. A part's value is summed over all positions, since all of them reach the logit. `batch` is one text, and
     /// `edits` a request for it, whose edits are differentiated through.
     ///
-    /// With [`Along::Here`] the total is the logit, and the parts do not add up to it: what a block writes is counted there and
-    /// where it comes from. [`By::Position`] is then what all heads bring from each position, with their patterns as they are.
+    /// With [`Along::Here`] the total is the logit, and the parts do not add up to it: a block's output is counted at the block and
+    /// again at the parts that it was computed from. [`By::Position`] is then what all heads move from each position, with their
+    /// patterns held fixed.
     ///
     /// With [`Along::Line`] the total is the logit less that at the line's start. [`By::Position`] is what each token's embedding
     /// adds, and these parts add up to the total but for the error of finitely many points. Biases, which are the same at both

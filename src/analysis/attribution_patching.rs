@@ -1,15 +1,14 @@
-//! Attribution patching: what a sweep would find, estimated from one gradient. The metric of a changed run is taken to be that
-//! of the unchanged run plus the change of the values times the gradient there. Owns `Session::patch_fast`, and the sum of the
+//! Attribution patching: what a sweep would find, estimated from one gradient. The estimate of a changed run's metric is that
+//! of the unchanged run plus the change of the values times the gradient. Owns `Session::patch_fast`, and the sum of the
 //! estimates by cell; several sweeps may read one gradient. The sweep itself, which runs every cell, is in `sweep.rs`; the gradients
 //! are those of `gradients.rs`.
 
 use crate::analysis::edits::Kept;
 use crate::analysis::gradients::{Target, Way};
 use crate::analysis::metric::{Metric, Reading};
-use crate::analysis::sweep::{Both, Case, Change, Sweep, SweepAxis, SweepError, Swept, Texts, aligned, batches};
+use crate::analysis::sweep::{Both, Case, Change, OneCase, Sweep, SweepAxis, SweepError, Swept, aligned};
 use crate::config::Config;
 use crate::hooks::capture::Sink;
-use crate::hooks::layout::edits_of_text;
 use crate::hooks::request::Hooks;
 use crate::hooks::site::{Axis as SiteAxis, Site};
 use crate::session::{Error, Progress, Session};
@@ -74,17 +73,15 @@ impl Session {
             let what = format!("sweeps from the same gradient have one metric, and these have {a} and {b}");
             return Err(SweepError::Fast { what }.into());
         }
-        let (runs, sources) = batches(cases, config)?;
         let of_sweep = |sweep: &Sweep| sweep.shape(config, aligned(cases)).map(Swept::empty);
         let swept = sweeps.iter().map(of_sweep).collect::<Result<Vec<_>, _>>()?;
-        let texts = Texts { runs: &runs, sources: &sources, edits, source_edits, n: 0 };
-        self.each_case(cases, &texts, swept, progress, async |case, texts, swept, told| {
-            self.fast_case(sweeps, case, texts, swept, told).await
+        self.each_case(cases, [edits, source_edits], swept, progress, async |one, swept| {
+            self.fast_case(sweeps, one, swept).await
         })
         .await
     }
 
-    /// [`Session::patch_fast_async`] without edits, waiting.
+    /// Blocking form of [`Session::patch_fast_async`], without edits.
     ///
     /// # Errors
     /// As [`Session::patch_fast_async`].
@@ -94,20 +91,14 @@ impl Session {
         pollster::block_on(self.patch_fast_async(sweep, cases, &none, &none, None))
     }
 
-    async fn fast_case(
-        &self,
-        sweeps: &[Sweep],
-        case: &Case,
-        texts: &Texts<'_>,
-        swept: &mut [Swept],
-        told: Progress<'_>,
-    ) -> Result<(), Error> {
+    async fn fast_case(&self, sweeps: &[Sweep], one: &OneCase<'_>, swept: &mut [Swept]) -> Result<(), Error> {
+        let case = one.case;
         let Some(metric) = sweeps.first().map(|sweep| sweep.metric) else { return Ok(()) };
         let config = self.model().config();
         let all = sweeps.iter().flat_map(|sweep| &sweep.sites).flat_map(|site| site.of_layer.iter().copied());
         let sites: BTreeSet<Site> = all.collect();
         let (ids, question) = case.source.as_ref().expect("checked above");
-        let source_edits = edits_of_text(texts.source_edits, texts.sources, texts.n, 1);
+        let source_edits = one.source_edits();
         let touched = sites.iter().copied().chain(source_edits.iter().map(|(site, ..)| *site));
         let directions = self.directions(metric, question, touched).await?;
         let reading = Reading { directions: directions.as_ref(), ..Reading::new(metric, question, ids) };
@@ -123,7 +114,7 @@ impl Session {
         };
         let batch = self.model().batch(&[&case.ids])?;
         let mut hooks = Hooks::whole(config, &sites.iter().copied().collect::<Vec<_>>());
-        for (site, select, edit) in edits_of_text(texts.edits, texts.runs, texts.n, 1) {
+        for (site, select, edit) in one.own_edits(1) {
             hooks.edit_at(site, select, edit)?;
         }
         // A value comes before its gradient.
@@ -136,7 +127,7 @@ impl Session {
         let estimates = sweeps.iter().zip(swept.iter()).map(of_sweep).collect();
         let mut changes = Changes { case, source: &source, own: &own, estimates };
         let unchanged = self
-            .gradients_into_async(&batch, &hooks, &target, Way::default(), &mut values, &mut changes, Some(told))
+            .gradients_into_async(&batch, &hooks, &target, Way::default(), &mut values, &mut changes, Some(one.told))
             .await?[0];
         for (swept, Estimates { changes, .. }) in swept.iter_mut().zip(changes.estimates) {
             swept.values.push(changes.into_iter().map(|change| unchanged + change).collect());
@@ -172,8 +163,8 @@ struct Estimates<'a> {
 }
 
 impl Estimates<'_> {
-    /// The first cell of a site, and how many cells further the next entry of each of its axes is. An axis that is no axis of
-    /// the sweep adds to the same cell.
+    /// The first cell of a site, and how many cells further the next entry of each of its axes is. An axis that the sweep does
+    /// not have adds to the same cell.
     fn strides(&self, nth: usize, layer: usize, site: Site) -> (usize, Vec<usize>) {
         let several = usize::from(self.sweep.sites.len() > 1);
         let stride = |axis: usize| self.shape[axis + 1..].iter().product::<usize>();
@@ -208,7 +199,7 @@ impl Estimates<'_> {
             let mut place = vec![0; lens.len()];
             for ((by, own), source) in gradient.rows().into_iter().zip(own.rows()).zip(source.rows()) {
                 let cell = first + place.iter().zip(outer).map(|(index, stride)| index * stride).sum::<usize>();
-                // Where a query cannot see a key, scores are no numbers to subtract.
+                // Masked scores cannot be subtracted.
                 let change = |by: f32, own: f32, source: f32| {
                     if by != 0.0 { f64::from(by) * (f64::from(source) - f64::from(own)) } else { 0.0 }
                 };

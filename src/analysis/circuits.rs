@@ -11,9 +11,9 @@ use crate::analysis::lens::{TokenLogits, ends};
 use crate::analysis::weights;
 use crate::model::checkpoint::{Checkpoint, WeightsError};
 use crate::session::{AnalysisError, Error};
+use crate::text::named;
 use ndarray::{Array2, ArrayView2, Axis, Ix3};
 use rayon::prelude::*;
-use std::str::FromStr;
 use thiserror::Error as ThisError;
 
 /// A circuit that cannot be computed.
@@ -53,12 +53,6 @@ impl AnalysisError for CircuitError {
     }
 }
 
-impl From<CircuitError> for Error {
-    fn from(e: CircuitError) -> Error {
-        Error::Analysis(Box::new(e))
-    }
-}
-
 /// Which circuit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CircuitKind {
@@ -69,27 +63,7 @@ pub enum CircuitKind {
     Qk,
 }
 
-impl CircuitKind {
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            CircuitKind::Ov => "ov",
-            CircuitKind::Qk => "qk",
-        }
-    }
-}
-
-impl FromStr for CircuitKind {
-    type Err = String;
-
-    fn from_str(written: &str) -> Result<CircuitKind, String> {
-        match written {
-            "ov" => Ok(CircuitKind::Ov),
-            "qk" => Ok(CircuitKind::Qk),
-            _ => Err(format!("{written:?} is neither ov nor qk")),
-        }
-    }
-}
+named!(CircuitKind: "ov" Ov, "qk" Qk);
 
 /// An entry of a circuit between tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -117,8 +91,8 @@ pub struct SingularDirection {
     pub right_tokens: (TokenLogits, TokenLogits),
 }
 
-/// The composition of two heads: how much the later reads of what the earlier writes, as the norm of the product of both circuits
-/// divided by the product of their norms.
+/// The composition of two heads: how strongly the later one reads the output of the earlier one, as the norm of the product of both
+/// circuits divided by the product of their norms.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Composition {
     /// The other head.

@@ -1,7 +1,7 @@
-//! Edges: how much what one part writes matters to one later part that reads it. A score is the change of what the writer
-//! writes, from the corrupt run to the clean one, times the gradient of the metric by what the reader reads, before the reader's
-//! LayerNorm (edge attribution patching). Owns the parts ([`Writer`], [`Receiver`]), `Session::edges`, and
-//! `Session::edge_circuit`, which runs the model with some edges only. Sums are f64. Read next: `gradients.rs`, `path.rs`.
+//! Edges: the effect on the metric of one part's output through one later part that reads it. A score is the change of the
+//! writer's output, from the corrupt run to the clean one, times the gradient of the metric with respect to the reader's input,
+//! before its LayerNorm (edge attribution patching). Owns the writers and readers ([`Writer`], [`Receiver`]), `Session::edges`,
+//! and `Session::edge_circuit`, which runs the model with some edges only. Sums are f64. Read next: `gradients.rs`, `path.rs`.
 
 use crate::analysis::edits::Kept;
 use crate::analysis::gradients::{Target, between};
@@ -43,7 +43,7 @@ pub enum Writer {
     },
 }
 
-/// As a path has it: `head.2.3`, `mlp.0`; and `embed`.
+/// The name as in a path, `head.2.3` or `mlp.0`, or `embed`.
 impl fmt::Display for Writer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -55,7 +55,7 @@ impl fmt::Display for Writer {
 }
 
 impl Writer {
-    /// All of a model, in run order.
+    /// All writers of a model, in run order.
     pub fn all(config: &Config) -> Vec<Writer> {
         let n_head = config.n_head;
         let heads = move |layer| (0..n_head).map(move |head| Writer::Head { layer, head });
@@ -63,7 +63,7 @@ impl Writer {
         [Writer::Embed].into_iter().chain((0..config.n_layer).flat_map(of_block)).collect()
     }
 
-    /// True where what it writes is in the stream that a part reads.
+    /// True if the stream that the reader reads contains this writer's output.
     pub fn reaches(self, reader: Receiver, config: &Config) -> bool {
         let written = match self {
             Writer::Embed => return true,
@@ -73,7 +73,7 @@ impl Writer {
         written < reader.stream(config)
     }
 
-    /// Where its values are recorded, and which head's of them.
+    /// The site where its output is recorded, and the number of its head.
     fn site(self) -> (Site, Option<usize>) {
         match self {
             Writer::Embed => (Site::Embed, None),
@@ -83,10 +83,10 @@ impl Writer {
     }
 }
 
-/// A reader of the head in a layer.
+/// Makes the reader of a head from its layer and number.
 type OfHead = fn(usize, usize) -> Receiver;
 
-/// All parts that read, in run order.
+/// All readers of a model, in run order.
 pub fn readers(config: &Config) -> Vec<Receiver> {
     let of_block = |layer| {
         let letters = [
@@ -103,16 +103,17 @@ pub fn readers(config: &Config) -> Vec<Receiver> {
 /// One edge.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Edge {
-    /// What writes.
+    /// The writer.
     pub from: Writer,
-    /// What reads.
+    /// The reader.
     pub to: Receiver,
-    /// (clean - corrupt value of `from`) times the gradient by what `to` reads, summed over positions; the mean over pairs.
+    /// (clean - corrupt output of `from`) times the gradient with respect to the input of `to`, summed over positions; the mean
+    /// over pairs.
     /// Above 0 where the edge carries what makes the clean run's metric larger.
     pub score: f64,
 }
 
-/// What edges carry.
+/// The scores of all edges.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Edges {
     /// Every edge, by writer, then by reader.
@@ -133,7 +134,8 @@ impl Edges {
     }
 }
 
-/// The bytes that what is written and what is read may take; positions are taken in parts where they take more.
+/// The most bytes for the outputs of all writers and the gradients of all readers. If they need more, positions are processed in
+/// parts.
 const MAX_BYTES: usize = 512 << 20;
 
 /// Checks pairs of texts: each `case` is the corrupt text, and its source the clean one of as many tokens.
@@ -205,7 +207,7 @@ impl Session {
         Ok(edges)
     }
 
-    /// [`Session::edges_async`], waiting.
+    /// Blocking form of [`Session::edges_async`].
     ///
     /// # Errors
     /// As [`Session::edges_async`].
@@ -235,7 +237,7 @@ impl Asked<'_> {
         Ok(hooks)
     }
 
-    /// Runs one text for what every writer writes, the metric, and the log-probabilities that a divergence is from.
+    /// Runs one text. Returns the output of every writer, the metric, and the log-probabilities for a divergence.
     async fn run(
         &self,
         ids: &[u32],
@@ -269,7 +271,7 @@ impl Asked<'_> {
         let (clean, clean_value, unchanged) = self.run(clean_ids, clean_question, None).await?;
         let (corrupt, corrupt_value, _) = self.run(&self.case.ids, &self.case.question, Some(&unchanged)).await?;
 
-        // What every writer writes more in the clean run, a row for each: [writers, positions n_embd].
+        // The clean run's output of every writer minus the corrupt run's, one row each: [writers, positions n_embd].
         let n = self.positions.len() * config.n_embd;
         let mut written = Array2::zeros((writers.len(), n));
         for (writer, mut row) in writers.iter().zip(written.rows_mut()) {
@@ -311,7 +313,7 @@ impl Asked<'_> {
         let hooks = self.hooks((0..config.n_layer).flat_map(of_block).chain([Site::ResidPost(last)]), steps)?;
         let norms = RefCell::new(BTreeMap::new());
         let read = Array2::zeros((readers.len(), n));
-        // A sink cannot wait for weights, so they are there before the run.
+        // A sink cannot await weights, so they are read before the run.
         let mut stored = Vec::with_capacity(session.model().config().n_layer);
         for layer in 0..session.model().config().n_layer {
             let of_layer = async |name: &str| {
@@ -328,7 +330,7 @@ impl Asked<'_> {
     }
 }
 
-/// The LayerNorms' divisors and results of every text, which the way back needs.
+/// The LayerNorms' divisors and results of every text, which the backward pass needs.
 struct Norms<'a>(&'a RefCell<BTreeMap<(Site, usize), ArrayD<f32>>>);
 
 impl Sink for Norms<'_> {
@@ -342,14 +344,14 @@ impl Sink for Norms<'_> {
     }
 }
 
-/// Adds up, over the points of the line, the gradient by what each reader reads.
+/// Adds up, over the points of the line, the gradient with respect to each reader's input.
 struct ByStreams<'a> {
     session: &'a Session,
     readers: &'a [Receiver],
     norms: &'a RefCell<BTreeMap<(Site, usize), ArrayD<f32>>>,
-    /// Of each block the first LayerNorm's gain, and the weights to queries, keys and values.
+    /// The gain of each block's first LayerNorm, and its weight to queries, keys and values.
     stored: Vec<[StoredWeight; 2]>,
-    /// Their values, [n_embd] and [n_embd, 3 n_embd], of the block at hand.
+    /// Their values, [n_embd] and [n_embd, 3 n_embd], of the current block.
     weights: BTreeMap<usize, (Array1<f64>, Array2<f64>)>,
     /// A row for each reader: [readers, positions n_embd].
     read: Array2<f64>,
@@ -379,7 +381,8 @@ impl ByStreams<'_> {
     }
 }
 
-/// The gradient by a stream [pos, n_embd] from that by the normalized stream. `scale` [pos, 1] is LayerNorm's divisor.
+/// The gradient with respect to a stream [pos, n_embd], from the gradient with respect to the normalized stream. `scale` [pos, 1]
+/// is LayerNorm's divisor.
 fn through_norm(by_normalized: Array2<f64>, normalized: &ArrayD<f32>, scale: &ArrayD<f32>) -> Array2<f64> {
     let width = by_normalized.ncols() as f64;
     let mut by_stream = by_normalized;
@@ -435,10 +438,10 @@ impl Sink for ByStreams<'_> {
 }
 
 impl Session {
-    /// The metric of a run of the corrupt text in which only `edges` carry the clean text's values: what a part reads is the
-    /// corrupt run's stream, and from each edge's writer the difference between what it writes in this run and in the corrupt one.
-    /// A part that no edge reaches is as in the corrupt run; the token embedding is the clean text's. With all edges this is the
-    /// clean run, with none the corrupt one.
+    /// The metric of a run of the corrupt text in which only `edges` carry the clean text's values. A reader's input is the corrupt
+    /// run's stream plus, for each of its edges, the writer's output in this run minus that in the corrupt run. A part without an
+    /// edge to it has the corrupt run's values; the token embedding is the clean text's. With all edges the result is the clean
+    /// run's metric, with none the corrupt run's.
     ///
     /// # Errors
     /// As [`Session::run_async`]; [`SweepError`] for texts that do not fit.
@@ -488,7 +491,7 @@ impl Session {
         Ok(reading.values[0])
     }
 
-    /// [`Session::edge_circuit_async`], waiting.
+    /// Blocking form of [`Session::edge_circuit_async`].
     ///
     /// # Errors
     /// As [`Session::edge_circuit_async`].
@@ -498,18 +501,18 @@ impl Session {
     }
 }
 
-/// A run in which some edges only carry changes, block by block.
+/// A run in which only some edges carry changes, block by block.
 struct Circuit<'a> {
     session: &'a Session,
     ids: &'a [u32],
     corrupt: Kept,
     into: BTreeMap<Receiver, Vec<Writer>>,
-    /// What each writer that changes writes more than in the corrupt run, [pos, n_embd].
+    /// The output of each changed writer minus that in the corrupt run, [pos, n_embd].
     changes: BTreeMap<Writer, Vec<f32>>,
 }
 
 impl Circuit<'_> {
-    /// What a part reads, [pos, n_embd]; `None` where it is what the corrupt run has.
+    /// A reader's input, [pos, n_embd]; `None` if it is that of the corrupt run.
     fn input(&self, reader: Receiver) -> Option<Vec<f32>> {
         let stream = reader.stream(self.session.model().config());
         let mut input: Option<Vec<f32>> = None;
@@ -538,7 +541,7 @@ impl Circuit<'_> {
         self.session.run_layout(&layout, Start::Stream { layer, values: &values }, sink, None).await
     }
 
-    /// The heads of a block: queries, keys and values from what each reads, and what the heads write with them.
+    /// The heads of a block: queries, keys and values from the input of each, and the heads' outputs.
     async fn heads(&mut self, layer: usize) -> Result<(), Error> {
         let config = self.session.model().config();
         let letters: [(Site, OfHead); 3] = [
@@ -567,7 +570,7 @@ impl Circuit<'_> {
             let values = read.of_text(*site, copy).index_axis(Axis(1), *head).iter().copied().collect();
             hooks.edit_at(*site, Select::all().heads([*head]), Edit::Replace(values))?;
         }
-        // Those that are not changed are what the corrupt run's stream gives.
+        // Heads without a changed input compute the corrupt run's values.
         self.run(&hooks, 1, (layer, self.stream(layer, 1)), &mut results).await?;
         let difference =
             results.of_text(Site::Result(layer), 0).to_owned() - self.corrupt.of_text(Site::Result(layer), 0);

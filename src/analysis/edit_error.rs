@@ -2,7 +2,7 @@
 
 use crate::analysis::grammar::GrammarError;
 use crate::hooks::request::HookError;
-use crate::session::{AnalysisError, Error};
+use crate::session::AnalysisError;
 use thiserror::Error;
 
 /// An edit that cannot be made in this model and this batch.
@@ -56,11 +56,5 @@ impl AnalysisError for EditError {
     /// A file that cannot be read is wrong input, as it is where a text or a checkpoint is read.
     fn is_request(&self) -> bool {
         !matches!(self, EditError::File { .. })
-    }
-}
-
-impl From<EditError> for Error {
-    fn from(e: EditError) -> Error {
-        Error::Analysis(Box::new(e))
     }
 }

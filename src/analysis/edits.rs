@@ -353,7 +353,7 @@ fn check_number(number: f32, set: bool, site: Site, select: &Select, batch: &Bat
         return Ok(());
     }
     if !(set && number == f32::NEG_INFINITY && matches!(site, Site::AttnScores(_))) {
-        return Err(format!("{number} is no finite number"));
+        return Err(format!("{number} is not a finite number"));
     }
     for text in 0..batch.texts().len() {
         for query in selected(select, batch, text) {

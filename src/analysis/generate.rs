@@ -212,12 +212,6 @@ impl AnalysisError for GenerateError {
     }
 }
 
-impl From<GenerateError> for Error {
-    fn from(e: GenerateError) -> Error {
-        Error::Analysis(Box::new(e))
-    }
-}
-
 impl Generation {
     /// Checks every setting. Generation calls this first.
     ///

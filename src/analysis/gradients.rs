@@ -12,7 +12,7 @@ use crate::hooks::capture::{Capture, Sink};
 use crate::hooks::layout::Layout;
 use crate::hooks::request::{Edit, Hooks, Select};
 use crate::hooks::site::Site;
-use crate::model::backward::{self, Objective};
+use crate::model::backward::{self, GradientRun, Objective};
 use crate::model::forward::{self, RunError, Start};
 use crate::model::gradient_checkpointing;
 use crate::session::{AnalysisError, Error, MAX_BYTES_AT_ONCE, MAX_TOKENS, Model, Progress, Session};
@@ -111,7 +111,7 @@ pub enum GradientError {
     },
     /// A linear function that is not written as one.
     #[error(
-        "{written:?} is no linear function of a hook; write SITE@SELECT=FILE, such as resid_post.3@pos=-1=direction.npy"
+        "{written:?} is not a linear function of a hook; write SITE@SELECT=FILE, such as resid_post.3@pos=-1=direction.npy"
     )]
     Written {
         /// What was given.
@@ -140,17 +140,7 @@ pub enum GradientError {
     },
 }
 
-impl AnalysisError for GradientError {
-    fn is_request(&self) -> bool {
-        true
-    }
-}
-
-impl From<GradientError> for Error {
-    fn from(e: GradientError) -> Error {
-        Error::Analysis(Box::new(e))
-    }
-}
+impl AnalysisError for GradientError {}
 
 impl Target {
     /// The linear function that is written `SITE[@SELECT]=V`, as an edit's SITE, SELECT and V are written: one number for all
@@ -189,7 +179,7 @@ impl Target {
         if let Target::Dot { site, select, .. } = self {
             return (*site, select.clone());
         }
-        let (metric, questions) = self.metric().expect("what is no linear function is a metric");
+        let (metric, questions) = self.metric().expect("a target that is not linear is a metric");
         let of_text = |(text, question): (usize, &Question)| positions(metric, question, batch.texts()[text].len());
         let select = Select::all().positions(questions.iter().enumerate().map(of_text).collect());
         let from_norm = from_final_norm(metric, hooks.touched().into_iter());
@@ -223,7 +213,7 @@ impl Target {
                 Err(GradientError::Dot { site: site.name(), given: by.len(), expected }.into())
             };
         }
-        let (metric, questions) = self.metric().expect("what is no linear function is a metric");
+        let (metric, questions) = self.metric().expect("a target that is not linear is a metric");
         if matches!(self, Target::Metric(Metric::Kl, _)) && !edited {
             return Err(GradientError::Unedited.into());
         }
@@ -282,7 +272,7 @@ impl Objective for Reading<'_> {
                 (dot(direction) + bias, direction.clone())
             }
             (target, None) => {
-                let (metric, questions) = target.metric().expect("what is no linear function is a metric");
+                let (metric, questions) = target.metric().expect("a target that is not linear is a metric");
                 let of_text = match target {
                     Target::Divergence(_, from) => from.get(text),
                     _ => self.unchanged.get(text),
@@ -423,12 +413,19 @@ impl Session {
                 None => ControlFlow::Continue(()),
             };
             let rows = batch.texts()[texts.start].start..batch.texts()[texts.end - 1].end;
-            let from = (texts, start.of_rows(rows, config));
-            let (reading, told) = (&mut reading, Some(&of_all as _));
+            let run = GradientRun {
+                layout: &layout,
+                texts,
+                start: start.of_rows(rows, config),
+                objective: &mut reading,
+                values: &mut *values,
+                gradients: &mut *gradients,
+                progress: Some(&of_all),
+            };
             if checkpoint {
-                gradient_checkpointing::gradients(dev, params, &layout, from, reading, values, gradients, told).await?
+                gradient_checkpointing::gradients(dev, params, run).await?
             } else {
-                backward::gradients(dev, params, &layout, from, reading, values, gradients, told).await?
+                backward::gradients(dev, params, run).await?
             }
         }
         self.model().checkpoint().check_unchanged()?;

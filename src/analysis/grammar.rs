@@ -242,7 +242,8 @@ fn pos_item(written: &str) -> Result<PosItem, String> {
         "new" => Ok(PosItem::New),
         quoted if quoted.starts_with('"') => {
             let text = quoted.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).filter(|text| !text.is_empty());
-            text.map(|text| PosItem::Text(text.into())).ok_or_else(|| format!("{quoted} is no text in double quotes"))
+            text.map(|text| PosItem::Text(text.into()))
+                .ok_or_else(|| format!("{quoted} is not a text in double quotes"))
         }
         other => item(other).map(PosItem::At).map_err(|e| format!("{e}, nor a token's text in double quotes")),
     }
@@ -262,7 +263,7 @@ fn op_spec(written: &str) -> Result<OpSpec, String> {
         "scale" => {
             let factor = needs("0.5")?;
             let number = factor.trim().parse::<f32>().ok().filter(|f| f.is_finite());
-            OpSpec::Scale(number.ok_or_else(|| format!("scale={factor} is no finite number"))?)
+            OpSpec::Scale(number.ok_or_else(|| format!("scale={factor} is not a finite number"))?)
         }
         "add" => OpSpec::Add(needs("2*direction.npy")?.parse()?),
         "set" => OpSpec::Set(needs("1.5")?.parse()?),

@@ -9,8 +9,8 @@ use crate::hooks::capture::Sink;
 use crate::hooks::request::Hooks;
 use crate::hooks::site::Site;
 use crate::session::{Error, Progress, Session};
+use crate::text::named;
 use ndarray::{ArrayView2, ArrayViewD, Axis, Ix3};
-use std::str::FromStr;
 
 /// A kind of head, by where its queries look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,27 +49,7 @@ pub enum Measure {
     Abs,
 }
 
-impl Measure {
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Measure::Mul => "mul",
-            Measure::Abs => "abs",
-        }
-    }
-}
-
-impl FromStr for Measure {
-    type Err = String;
-
-    fn from_str(written: &str) -> Result<Measure, String> {
-        match written {
-            "mul" => Ok(Measure::Mul),
-            "abs" => Ok(Measure::Abs),
-            _ => Err(format!("{written:?} is neither mul nor abs")),
-        }
-    }
-}
+named!(Measure: "mul" Mul, "abs" Abs);
 
 /// How heads are scored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use crate::hooks::capture::Sink;
 use crate::hooks::request::{HookError, Hooks, Select};
 use crate::hooks::site::Site;
 use crate::model::params::Direction;
+use crate::text::named;
 use ndarray::{ArrayViewD, Axis};
-use std::str::FromStr;
 
 /// Which number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,22 +29,9 @@ pub enum Metric {
     Kl,
 }
 
+named!(Metric: "logit-diff" LogitDiff, "logit" Logit, "logprob" Logprob, "prob" Prob, "loss" Loss, "kl" Kl);
+
 impl Metric {
-    /// Every metric, by name.
-    pub const ALL: [(&'static str, Metric); 6] = [
-        ("logit-diff", Metric::LogitDiff),
-        ("logit", Metric::Logit),
-        ("logprob", Metric::Logprob),
-        ("prob", Metric::Prob),
-        ("loss", Metric::Loss),
-        ("kl", Metric::Kl),
-    ];
-
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        Metric::ALL.iter().find(|(_, metric)| *metric == self).map_or("", |(name, _)| name)
-    }
-
     /// True if the metric needs an answer token.
     pub fn needs_answer(self) -> bool {
         !matches!(self, Metric::Loss | Metric::Kl)
@@ -53,18 +40,6 @@ impl Metric {
     /// True if the logits of one or two tokens are enough.
     fn few(self) -> bool {
         matches!(self, Metric::LogitDiff | Metric::Logit)
-    }
-}
-
-impl FromStr for Metric {
-    type Err = String;
-
-    fn from_str(written: &str) -> Result<Metric, String> {
-        let found = Metric::ALL.iter().find(|(name, _)| *name == written).map(|(_, metric)| *metric);
-        found.ok_or_else(|| {
-            let names: Vec<&str> = Metric::ALL.iter().map(|(name, _)| *name).collect();
-            format!("{written:?} is none of {}", names.join(", "))
-        })
     }
 }
 

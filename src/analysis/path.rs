@@ -4,11 +4,11 @@
 
 use crate::analysis::edits::Kept;
 use crate::analysis::metric::Metric;
-use crate::analysis::sweep::{Case, OwnRuns, SweepAxis, Swept, TOKENS_AT_ONCE, Texts, aligned, batches};
+use crate::analysis::sweep::{Case, OneCase, OwnRuns, SweepAxis, Swept, TOKENS_AT_ONCE, aligned, batches};
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::hooks::capture::Sink;
-use crate::hooks::layout::{Layout, edits_of_text};
+use crate::hooks::layout::Layout;
 use crate::hooks::request::{Edit, Hooks, Select};
 use crate::hooks::site::Site;
 use crate::model::forward::{self, Run, Start};
@@ -37,17 +37,7 @@ pub enum PathError {
     },
 }
 
-impl AnalysisError for PathError {
-    fn is_request(&self) -> bool {
-        true
-    }
-}
-
-impl From<PathError> for Error {
-    fn from(e: PathError) -> Error {
-        Error::Analysis(Box::new(e))
-    }
-}
+impl AnalysisError for PathError {}
 
 /// The part whose value comes from the source run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,7 +158,7 @@ impl PathSweep {
         })?;
         let numbers = |words: &str| -> Result<Vec<usize>, PathError> {
             let number =
-                |word: &str| word.parse().map_err(|_| fail(format!("{word:?} is no number of a layer or head")));
+                |word: &str| word.parse().map_err(|_| fail(format!("{word:?} is not the number of a layer or head")));
             words.split('.').skip(1).map(number).collect()
         };
         let within = |layer: Option<usize>, head: Option<usize>| -> Result<(), PathError> {
@@ -208,7 +198,7 @@ impl PathSweep {
             };
             within(given.first().copied(), given.get(1).copied())?;
             if !receivers.insert(receiver) {
-                return Err(fail(format!("{one:?} is there twice")));
+                return Err(fail(format!("{one:?} is given twice")));
             }
         }
         if receivers.contains(&Receiver::Logits) && receivers.len() > 1 {
@@ -232,7 +222,7 @@ impl PathSweep {
         if let Some(axis) = axes.iter().find(|axis| **axis != SweepAxis::Pos && !open.contains(axis)) {
             let left = if open.is_empty() { "nothing".into() } else { names(&open) };
             let what = format!(
-                "{} is no axis of the path {written:?}: it leaves {left} open, and pos can be added",
+                "{} is not an axis of the path {written:?}: it leaves {left} open, and pos can be added",
                 axis.name()
             );
             return Err(PathError::Axes { what });
@@ -347,11 +337,9 @@ impl Session {
     ) -> Result<Swept, Error> {
         let config = self.model().config();
         sweep.check(config, cases)?;
-        let (runs, sources) = batches(cases, config)?;
         let shape = sweep.shape(config, aligned(cases));
-        let texts = Texts { runs: &runs, sources: &sources, edits, source_edits, n: 0 };
-        self.each_case(cases, &texts, Swept::empty(shape), progress, async |case, texts, swept, told| {
-            self.path_case(sweep, case, texts, swept, told).await
+        self.each_case(cases, [edits, source_edits], Swept::empty(shape), progress, async |one, swept| {
+            self.path_case(sweep, one, swept).await
         })
         .await
     }
@@ -366,14 +354,7 @@ impl Session {
         pollster::block_on(self.path_sweep_async(sweep, cases, &none, &none, None))
     }
 
-    async fn path_case(
-        &self,
-        sweep: &PathSweep,
-        case: &Case,
-        texts: &Texts<'_>,
-        swept: &mut Swept,
-        told: Progress<'_>,
-    ) -> Result<(), Error> {
+    async fn path_case(&self, sweep: &PathSweep, one: &OneCase<'_>, swept: &mut Swept) -> Result<(), Error> {
         let config = self.model().config();
         let shape = swept.shape.clone();
         let n_cells: usize = shape.iter().product();
@@ -399,16 +380,16 @@ impl Session {
             here.extend(all(Site::Z));
         }
         let touched = sweep.receivers.iter().map(|receiver| receiver.site(config));
-        let own = self.own_runs(sweep.metric, case, texts, (here, there), touched).await?;
+        let own = self.own_runs(sweep.metric, one, (here, there), touched).await?;
         swept.unchanged.push(own.unchanged);
         swept.source.extend(own.of_source);
 
-        let n_pos = case.ids.len();
+        let n_pos = one.case.ids.len();
         // Streams and heads are the largest values that a block records.
         let wanted = [Site::ResidPre(0), Site::Q(0), Site::K(0), Site::V(0), Site::MlpOut(0)];
         let most = forward::max_tokens(self.any_device(), config, &Hooks::whole(config, &wanted));
         let at_once = (TOKENS_AT_ONCE.min(most) / n_pos).max(1);
-        let job = Job { session: self, sweep, case, texts, own: &own };
+        let job = Job { session: self, sweep, one, own: &own };
         let mut found = vec![f64::NAN; n_cells];
         let mut done = 0;
         for (layer, numbers) in by_layer {
@@ -420,7 +401,7 @@ impl Session {
                     found[*number] = value;
                 }
                 done += numbers.len();
-                if told(done, n_cells).is_break() {
+                if (one.told)(done, n_cells).is_break() {
                     return Err(Error::Cancelled);
                 }
             }
@@ -443,8 +424,7 @@ enum Sent {
 struct Job<'a> {
     session: &'a Session,
     sweep: &'a PathSweep,
-    case: &'a Case,
-    texts: &'a Texts<'a>,
+    one: &'a OneCase<'a>,
     own: &'a OwnRuns,
 }
 
@@ -461,7 +441,7 @@ impl Job<'_> {
     /// The last `aligned` positions.
     fn lined_up(&self, values: ndarray::ArrayViewD<'_, f32>) -> ArrayD<f32> {
         let n = values.len_of(Axis(0));
-        values.slice_axis(Axis(0), (n - self.case.aligned..n).into()).to_owned()
+        values.slice_axis(Axis(0), (n - self.one.case.aligned..n).into()).to_owned()
     }
 
     async fn sent(&self, layer: usize) -> Result<Sent, Error> {
@@ -478,10 +458,9 @@ impl Job<'_> {
             return Ok(Sent::Differences(vec![two_axes(difference)]));
         }
         let stream = Site::ResidPre(layer);
-        let Texts { runs, sources, edits, source_edits, n } = *self.texts;
-        let source_ids = self.case.source.as_ref().map_or(&self.case.ids, |(ids, _)| ids);
-        let there = (source_ids, edits_of_text(source_edits, sources, n, 1), source.of_text(stream, 0));
-        let here = (&self.case.ids, edits_of_text(edits, runs, n, 1), own.here.of_text(stream, 0));
+        let source_ids = self.one.case.source.as_ref().map_or(&self.one.case.ids, |(ids, _)| ids);
+        let there = (source_ids, self.one.source_edits(), source.of_text(stream, 0));
+        let here = (&self.one.case.ids, self.one.own_edits(1), own.here.of_text(stream, 0));
         let mut results = Vec::new();
         for (ids, edits, stream_values) in [there, here] {
             let mut kept = Kept::new(BTreeSet::from([Site::Result(layer)]), BTreeSet::new());
@@ -525,7 +504,7 @@ impl Job<'_> {
     /// A request with those of the caller's edits that come after a block's input stream.
     fn hooks(&self, layer: usize, copies: usize) -> Result<Hooks, Error> {
         let mut hooks = Hooks::new(self.config());
-        for (site, select, edit) in edits_of_text(self.texts.edits, self.texts.runs, self.texts.n, copies) {
+        for (site, select, edit) in self.one.own_edits(copies) {
             if site > Site::ResidPre(layer) {
                 hooks.edit_at(site, select, edit)?;
             }
@@ -535,8 +514,8 @@ impl Job<'_> {
 
     /// The change of the stream by each cell's sender, [copy, position, n_embd]; 0 where texts do not line up.
     fn difference(&self, cells: &[Cell], of_sender: &[Array2<f32>]) -> Vec<f32> {
-        let (n_pos, width) = (self.case.ids.len(), self.config().n_embd);
-        let offset = n_pos - self.case.aligned;
+        let (n_pos, width) = (self.one.case.ids.len(), self.config().n_embd);
+        let offset = n_pos - self.one.case.aligned;
         let mut all = vec![0.0; cells.len() * n_pos * width];
         for (cell, copy) in cells.iter().zip(all.chunks_mut(n_pos * width)) {
             let difference = &of_sender[if of_sender.len() == 1 { 0 } else { cell.head }];
@@ -574,7 +553,7 @@ impl Job<'_> {
                         hooks.tap_at(site, Select::all())?;
                     }
                     hooks.edit_at(stream, Select::all(), Edit::Add(difference.clone()))?;
-                    self.run(&self.case.ids, copies, &hooks, self.stream(from, copies), &mut values).await?;
+                    self.run(&self.one.case.ids, copies, &hooks, self.stream(from, copies), &mut values).await?;
                     kept.push((at, values));
                 }
             }
@@ -586,7 +565,7 @@ impl Job<'_> {
                 for site in taken.hooks(config).sites() {
                     hooks.tap_at(site, Select::all())?;
                 }
-                self.run(&self.case.ids, copies, &hooks, self.stream(layer, copies), &mut taken).await?;
+                self.run(&self.one.case.ids, copies, &hooks, self.stream(layer, copies), &mut taken).await?;
                 kept.push((receivers.clone(), taken));
             }
         }
@@ -631,10 +610,10 @@ impl Job<'_> {
 
     /// Reads the metric of every copy.
     async fn measure(&self, mut hooks: Hooks, copies: usize, from: usize) -> Result<Vec<f64>, Error> {
-        let batch = Batch::new(&vec![self.case.ids.as_slice(); copies], self.config())?;
-        let mut reading = self.own.reading(self.sweep.metric, self.case);
+        let batch = Batch::new(&vec![self.one.case.ids.as_slice(); copies], self.config())?;
+        let mut reading = self.own.reading(self.sweep.metric, self.one.case);
         reading.ask(&mut hooks, &batch)?;
-        self.run(&self.case.ids, copies, &hooks, self.stream(from, copies), &mut reading).await?;
+        self.run(&self.one.case.ids, copies, &hooks, self.stream(from, copies), &mut reading).await?;
         Ok(std::mem::take(&mut reading.values))
     }
 
@@ -647,7 +626,7 @@ impl Job<'_> {
             let all = here.as_slice().expect("a text's values are dense").repeat(copies);
             hooks.edit_at(still, Select::all(), Edit::Replace(all))?;
         }
-        let offset = self.case.ids.len() - self.case.aligned;
+        let offset = self.one.case.ids.len() - self.one.case.aligned;
         let site = if self.sweep.sender == Sender::Mlp { Site::MlpOut(layer) } else { Site::Z(layer) };
         let mut by_head: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (copy, cell) in cells.iter().enumerate() {
@@ -657,7 +636,7 @@ impl Job<'_> {
             let mut put = Vec::new();
             let mut positions = vec![Vec::new(); copies];
             for copy in of_head {
-                let chosen = cells[copy].pos.map_or(0..self.case.aligned, |only| only..only + 1);
+                let chosen = cells[copy].pos.map_or(0..self.one.case.aligned, |only| only..only + 1);
                 let rows = values.slice_axis(Axis(0), chosen.clone().into());
                 match self.sweep.sender {
                     Sender::Head => put.extend(rows.index_axis(Axis(1), head).iter().copied()),

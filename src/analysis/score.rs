@@ -63,7 +63,7 @@ impl Session {
         Ok(scores)
     }
 
-    /// [`Session::score_async`], waiting.
+    /// Blocking form of [`Session::score_async`].
     ///
     /// # Errors
     /// As [`Session::score_async`].

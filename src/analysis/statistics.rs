@@ -63,8 +63,8 @@ pub fn intervals(lists: &[Vec<f64>], n: usize) -> Vec<[f64; 2]> {
     lists.par_iter().map(of_list).collect()
 }
 
-/// For every list of `n` effects: how often a mean at least as far from zero comes about by chance, where every sign is as
-/// likely as the other. All patterns of signs up to 12 effects, else 1,000 random ones.
+/// For every list of `n` effects the p value of its mean: the share of all patterns of signs whose mean is at least as far from
+/// zero. All patterns of signs up to 12 effects, else 1,000 random ones.
 pub fn p_values(lists: &[Vec<f64>], n: usize) -> Vec<f64> {
     let mut random = Random(0);
     let exact = n <= ALL_SIGNS;

@@ -13,10 +13,10 @@ use crate::hooks::site::{self, Axis as SiteAxis, Site, SiteError};
 use crate::model::forward::{self, Run, Start};
 use crate::model::params::Direction;
 use crate::session::{AnalysisError, Error, Progress, Session};
+use crate::text::named;
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{ControlFlow, Range};
-use std::str::FromStr;
 use thiserror::Error as ThisError;
 
 /// Why a sweep cannot be run.
@@ -60,17 +60,7 @@ pub enum SweepError {
     },
 }
 
-impl AnalysisError for SweepError {
-    fn is_request(&self) -> bool {
-        true
-    }
-}
-
-impl From<SweepError> for Error {
-    fn from(e: SweepError) -> Error {
-        Error::Analysis(Box::new(e))
-    }
-}
+impl AnalysisError for SweepError {}
 
 /// One axis of a sweep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,28 +77,7 @@ pub enum SweepAxis {
     Key,
 }
 
-impl SweepAxis {
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            SweepAxis::Layer => "layer",
-            SweepAxis::Pos => "pos",
-            SweepAxis::Head => "head",
-            SweepAxis::Dim => "dim",
-            SweepAxis::Key => "key",
-        }
-    }
-}
-
-impl FromStr for SweepAxis {
-    type Err = String;
-
-    fn from_str(written: &str) -> Result<SweepAxis, String> {
-        let all = [SweepAxis::Layer, SweepAxis::Pos, SweepAxis::Head, SweepAxis::Dim, SweepAxis::Key];
-        let found = all.into_iter().find(|axis| axis.name() == written);
-        found.ok_or_else(|| format!("{written:?} is none of layer, pos, head, dim, key"))
-    }
-}
+named!(SweepAxis: "layer" Layer, "pos" Pos, "head" Head, "dim" Dim, "key" Key);
 
 /// A site without its layer: the same place in every block, or one place before or after the blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -397,7 +366,6 @@ impl Session {
     ) -> Result<Swept, Error> {
         let config = self.model().config();
         sweep.check(config, cases)?;
-        let (runs, sources) = batches(cases, config)?;
         let sites: BTreeSet<Site> = sweep.sites.iter().flat_map(|site| site.of_layer.iter().copied()).collect();
         let means = match sweep.change {
             Change::Mean => {
@@ -406,35 +374,37 @@ impl Session {
                 for (site, select, edit) in edits.edits() {
                     hooks.edit_at(*site, select.clone(), edit.clone())?;
                 }
-                self.run_into_async(&runs, &hooks, &mut kept, None).await?;
+                self.run_into_async(&batches(cases, config)?.0, &hooks, &mut kept, None).await?;
                 sites.iter().map(|site| (*site, kept.mean(*site))).collect()
             }
             _ => BTreeMap::new(),
         };
         let shape = sweep.shape(config, aligned(cases))?;
-        let texts = Texts { runs: &runs, sources: &sources, edits, source_edits, n: 0 };
-        self.each_case(cases, &texts, Swept::empty(shape), progress, async |case, texts, swept, told| {
-            self.sweep_case(sweep, case, texts, &means, swept, told).await
+        let edits = [edits, source_edits];
+        self.each_case(cases, edits, Swept::empty(shape), progress, async |one, swept| {
+            self.sweep_case(sweep, one, &means, swept).await
         })
         .await
     }
 
-    /// Calls `of_case` for every case with its texts, the place for its values, and a progress callback for its own steps. `swept`
-    /// is that place: a [`Swept`], or several.
+    /// Calls `of_case` for every case with the place for its values. `swept` is that place: a [`Swept`], or several. The edits are
+    /// those of the cases' own texts and of their sources.
     pub(super) async fn each_case<T>(
         &self,
         cases: &[Case],
-        texts: &Texts<'_>,
+        [edits, source_edits]: [&Hooks; 2],
         mut swept: T,
         progress: Option<Progress<'_>>,
-        mut of_case: impl AsyncFnMut(&Case, &Texts<'_>, &mut T, Progress<'_>) -> Result<(), Error>,
+        mut of_case: impl AsyncFnMut(&OneCase<'_>, &mut T) -> Result<(), Error>,
     ) -> Result<T, Error> {
+        let (runs, sources) = batches(cases, self.model().config())?;
         for (n, case) in cases.iter().enumerate() {
             let told = |done: usize, steps: usize| match progress {
                 Some(progress) => progress(n * steps + done, cases.len() * steps),
                 None => ControlFlow::Continue(()),
             };
-            of_case(case, &Texts { n, ..*texts }, &mut swept, &told).await?;
+            let one = OneCase { case, n, runs: &runs, sources: &sources, edits, source_edits, told: &told };
+            of_case(&one, &mut swept).await?;
         }
         Ok(self.model().checkpoint().check_unchanged().map(|()| swept)?)
     }
@@ -452,12 +422,11 @@ impl Session {
     async fn sweep_case(
         &self,
         sweep: &Sweep,
-        case: &Case,
-        texts: &Texts<'_>,
+        one: &OneCase<'_>,
         means: &BTreeMap<Site, ArrayD<f32>>,
         swept: &mut Swept,
-        told: Progress<'_>,
     ) -> Result<(), Error> {
+        let case = one.case;
         let config = self.model().config();
         let sites: BTreeSet<Site> = sweep.sites.iter().flat_map(|site| site.of_layer.iter().copied()).collect();
         let first = |site: Site| match site.layer() {
@@ -469,7 +438,7 @@ impl Session {
         let streams: BTreeSet<Site> =
             sites.iter().filter(|site| **site >= Site::ResidPre(0)).map(|site| Site::ResidPre(first(*site))).collect();
         let wanted = if matches!(sweep.change, Change::Patch) { sites.clone() } else { BTreeSet::new() };
-        let own = self.own_runs(sweep.metric, case, texts, (streams, wanted), sites.iter().copied()).await?;
+        let own = self.own_runs(sweep.metric, one, (streams, wanted), sites.iter().copied()).await?;
         swept.unchanged.push(own.unchanged);
         swept.source.extend(own.of_source);
         let values = match &sweep.change {
@@ -480,7 +449,7 @@ impl Session {
             Change::Zero => Values::Zero,
             Change::Mean => Values::Mean,
             Change::Values(given) => {
-                let batch = texts.runs.part(texts.n..texts.n + 1);
+                let batch = one.runs.part(one.n..one.n + 1);
                 let of = |site: &Site| Ok((*site, values_of(given, *site, config, &batch)?));
                 Values::Whole(sites.iter().map(of).collect::<Result<_, EditError>>()?)
             }
@@ -508,7 +477,7 @@ impl Session {
             let start = changed.iter().min().copied().filter(|site| *site >= Site::ResidPre(0));
             let start = start.map(|site| Site::ResidPre(first(site)));
             let mut hooks = Hooks::new(config);
-            for (site, select, edit) in edits_of_text(texts.edits, texts.runs, texts.n, copies) {
+            for (site, select, edit) in one.own_edits(copies) {
                 if start.is_none_or(|start| site > start) {
                     hooks.edit_at(site, select, edit)?;
                 }
@@ -535,7 +504,7 @@ impl Session {
                 found[*number] = *value;
             }
             done += copies;
-            if told(done, n_cells).is_break() { Err(Error::Cancelled) } else { Ok(()) }
+            if (one.told)(done, n_cells).is_break() { Err(Error::Cancelled) } else { Ok(()) }
         };
         for number in 0..n_cells {
             let (site, cell) = sweep.cell(&shape, number);
@@ -560,13 +529,11 @@ impl Session {
     pub(super) async fn own_runs(
         &self,
         metric: Metric,
-        case: &Case,
-        texts: &Texts<'_>,
+        one: &OneCase<'_>,
         (here, of_source): (BTreeSet<Site>, BTreeSet<Site>),
         touched: impl Iterator<Item = Site>,
     ) -> Result<OwnRuns, Error> {
-        let edits = edits_of_text(texts.edits, texts.runs, texts.n, 1);
-        let source_edits = edits_of_text(texts.source_edits, texts.sources, texts.n, 1);
+        let (case, edits, source_edits) = (one.case, one.own_edits(1), one.source_edits());
         let touched = touched.chain(edits.iter().chain(&source_edits).map(|(site, ..)| *site));
         let directions = self.directions(metric, &case.question, touched).await?;
         let reading =
@@ -643,13 +610,29 @@ pub(super) fn aligned(cases: &[Case]) -> usize {
     cases.iter().map(|case| case.aligned).min().unwrap_or(0)
 }
 
-/// The texts of all cases, and the number of one of them.
-pub(super) struct Texts<'a> {
-    pub runs: &'a Batch,
-    pub sources: &'a Batch,
-    pub edits: &'a Hooks,
-    pub source_edits: &'a Hooks,
-    pub n: usize,
+/// One case of a sweep, among the texts and edits of all.
+pub(super) struct OneCase<'a> {
+    pub case: &'a Case,
+    /// Its number.
+    n: usize,
+    runs: &'a Batch,
+    sources: &'a Batch,
+    edits: &'a Hooks,
+    source_edits: &'a Hooks,
+    /// Receives the steps of this case.
+    pub told: Progress<'a>,
+}
+
+impl OneCase<'_> {
+    /// The edits of the case's own text, for a batch of copies of it.
+    pub(super) fn own_edits(&self, copies: usize) -> Vec<(Site, Select, Edit)> {
+        edits_of_text(self.edits, self.runs, self.n, copies)
+    }
+
+    /// The edits of the source's text.
+    pub(super) fn source_edits(&self) -> Vec<(Site, Select, Edit)> {
+        edits_of_text(self.source_edits, self.sources, self.n, 1)
+    }
 }
 
 /// The results of a case's unchanged runs.

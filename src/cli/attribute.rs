@@ -1,9 +1,9 @@
 //! `actscope attribute`: where a logit, or the difference of two, comes from. Read next: `../analysis/attribute.rs` and
 //! `../analysis/attribute_gradient.rs`, which compute it.
 
-use super::edits::{EditArgs, mark};
+use super::edits::mark;
 use super::question::QuestionArgs;
-use super::run::RunArgs;
+use super::run::EditedRunArgs;
 use super::target::{Findings, Target, check_finite, deliver, number, provenance};
 use super::texts::{TextArgs, parse_ids};
 use super::{Failure, ModelArgs};
@@ -54,9 +54,7 @@ pub(super) struct AttributeCommand {
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
-    edits: EditArgs,
-    #[command(flatten)]
-    run: RunArgs,
+    edited: EditedRunArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -79,7 +77,7 @@ impl FromStr for Method {
             ("integrated", _) => Ok(Method::Integrated { steps: STEPS }),
             (_, Some(steps)) => match steps.parse() {
                 Ok(steps @ 1..) => Ok(Method::Integrated { steps }),
-                _ => Err(format!("{steps:?} is no number of steps, 1 or more")),
+                _ => Err(format!("{steps:?} is not a number of steps (1 or more)")),
             },
             _ => Err(format!("{written:?} is none of direct, gradient, integrated or integrated=STEPS")),
         }
@@ -105,7 +103,7 @@ impl AttributeCommand {
         let target = self.out.as_deref().map(Target::create).transpose()?;
         let files = self.model.open()?;
         if let Some(target) = &target {
-            self.texts.refuse_to_overwrite(target.path(), &files, &self.edits)?;
+            self.texts.refuse_to_overwrite(target.path(), &files, &self.edited.edits)?;
         }
         let batch = self.texts.batch(&input, &files, &self.model)?;
         let several = batch.texts().len();
@@ -123,11 +121,11 @@ impl AttributeCommand {
         let wrong = self.question.wrong(&files, &self.model)?;
         let question =
             Question { position: self.question.position(&tokens, 0)?, answer, wrong: wrong.unwrap_or(answer) };
-        let plan = self.edits.plan(&self.texts, &files, &batch, &self.model)?;
+        let plan = self.edited.edits.plan(&self.texts, &files, &batch, &self.model)?;
         let along = self.along(&files)?;
         along.iter().try_for_each(|along| along.check(&batch))?;
 
-        let session = self.run.session(files, &self.model)?;
+        let session = self.edited.run.session(files, &self.model)?;
         let mut hooks = session.model().hooks();
         let edits = self.model.edit(&plan, &session, &batch, &mut hooks)?;
         let (by, difference) = (self.by(), wrong.is_some());

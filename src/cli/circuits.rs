@@ -50,7 +50,7 @@ impl FromStr for Place {
         let place = written
             .split_once('.')
             .and_then(|(layer, head)| Some(Place { layer: layer.parse().ok()?, head: head.parse().ok()? }));
-        place.ok_or_else(|| format!("{written:?} is no head; write layer and head, such as 3.4"))
+        place.ok_or_else(|| format!("{written:?} is not a head; write layer and head, such as 3.4"))
     }
 }
 

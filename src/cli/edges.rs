@@ -73,7 +73,7 @@ impl FromStr for Method {
             ("eap-ig", _) => Ok(Method::EapIg { steps: STEPS }),
             (_, Some(steps)) => match steps.parse() {
                 Ok(steps @ 1..) => Ok(Method::EapIg { steps }),
-                _ => Err(format!("{steps:?} is no number of steps, 1 or more")),
+                _ => Err(format!("{steps:?} is not a number of steps (1 or more)")),
             },
             _ => Err(format!("{written:?} is none of eap, eap-ig or eap-ig=STEPS")),
         }

@@ -91,8 +91,9 @@ impl RunCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         let named = self.file.display();
         let text = super::texts::content(&self.file)?;
-        let experiment: Experiment = toml::from_str(&text)
-            .map_err(|e| Failure::Run(format!("{named} is no file of steps: {}", e.to_string().replace('\n', " "))))?;
+        let experiment: Experiment = toml::from_str(&text).map_err(|e| {
+            Failure::Run(format!("{named} is not a file of steps: {}", e.to_string().replace('\n', " ")))
+        })?;
         if let Some(step) = experiment.step.iter().find(|step| step.args.first().is_none_or(|command| command == "run"))
         {
             return Err(Failure::Run(format!("step {:?} of {named} is not a command that a step can have", step.name)));

@@ -544,7 +544,7 @@ impl Watched<'_> {
         if let Some(found) = is_earlier.then(|| NonNumber::find(site, text, values)).flatten() {
             self.first = Some(found);
             if !self.goes_on {
-                return Err(std::io::Error::other("a value is no number"));
+                return Err(std::io::Error::other("a value is not a number"));
             }
         }
         if let Some(sample) = &mut self.sample {

@@ -1,10 +1,9 @@
 //! `actscope generate`: the model continues texts, and its activations go to a file. Owns the stream of text on stdout.
 //! Read next: `../analysis/generate.rs`, which generates.
 
-use super::edits::EditArgs;
 use super::extract::Forecast;
 use super::report::arguments as report_arguments;
-use super::run::{RunArgs, SiteArgs, TokenArgs};
+use super::run::{EditedRunArgs, SiteArgs, TokenArgs};
 use super::texts::TextArgs;
 use super::{Failure, ModelArgs, interrupt, lens, n_hooks, size};
 use crate::analysis::generate::{Generated, Generation, NewToken, Stop, TextSoFar, Told};
@@ -77,9 +76,7 @@ pub(crate) struct Generate {
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
-    edits: EditArgs,
-    #[command(flatten)]
-    run: RunArgs,
+    edited: EditedRunArgs,
     /// Print what would be recorded and its size, and run nothing
     #[arg(long)]
     dry_run: bool,
@@ -136,7 +133,7 @@ impl Generate {
         };
         let files = self.model.open()?;
         if let Some(path) = output.as_ref().map(Output::path).or(page.as_ref().map(Place::path)) {
-            self.texts.refuse_to_overwrite(path, &files, &self.edits)?;
+            self.texts.refuse_to_overwrite(path, &files, &self.edited.edits)?;
         }
         let prompts = self.texts.batch(&input, &files, &self.model)?;
         let generation = self.generation(&files)?;
@@ -165,7 +162,7 @@ impl Generate {
 
         let rows: Vec<&[u32]> = (0..n_texts).map(|text| prompts.ids_of(text / generation.samples)).collect();
         let rows = files.batch(&rows)?;
-        let plan = self.edits.plan_of_growing(&self.texts, &files, (&whole, &rows), &self.model)?;
+        let plan = self.edited.edits.plan_of_growing(&self.texts, &files, (&whole, &rows), &self.model)?;
 
         if self.dry_run {
             let cache_bytes = Some(generation.cache_bytes(&whole, files.config()));
@@ -174,7 +171,7 @@ impl Generate {
             return self.model.forecast(&forecast, None);
         }
 
-        let session = self.run.session(files, &self.model)?;
+        let session = self.edited.run.session(files, &self.model)?;
         let edits = self.model.edit_growing(&plan, &session, (&whole, &rows), &mut hooks)?;
         interrupt::listen();
         let mut stream = Stream::new(&self, &session, &prompts, n_texts);
@@ -307,7 +304,8 @@ impl Generate {
         let tokens: Vec<Token> = text.ids.iter().map(|id| model.token(*id)).collect();
         // There is no `report` command for an edited text: in its --edit, positions count from the end of the whole text, and
         // here from the end of the prompt.
-        let arguments = (!self.edits.any()).then(|| report_arguments(&self.model, &self.run, &[], &text.ids));
+        let arguments =
+            (!self.edited.edits.any()).then(|| report_arguments(&self.model, &self.edited.run, &[], &text.ids));
         let about = About {
             files: model,
             tokens: &tokens,

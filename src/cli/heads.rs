@@ -1,8 +1,8 @@
 //! `actscope heads`: which heads look at the token before, at the same token, or at what followed it. Read next:
 //! `../analysis/heads.rs`, which judges them.
 
-use super::edits::{EditArgs, mark};
-use super::run::RunArgs;
+use super::edits::mark;
+use super::run::EditedRunArgs;
 use super::target::{Findings, Target, deliver, nested, number, provenance};
 use super::texts::TextArgs;
 use super::{Failure, ModelArgs};
@@ -48,9 +48,7 @@ pub(super) struct HeadsCommand {
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
-    edits: EditArgs,
-    #[command(flatten)]
-    run: RunArgs,
+    edited: EditedRunArgs,
 }
 
 fn texts_or_repeats(arg: clap::Arg) -> clap::Arg {
@@ -69,7 +67,7 @@ impl HeadsCommand {
         let target = self.out.as_deref().map(Target::create).transpose()?;
         let files = self.model.open()?;
         if let Some(target) = &target {
-            self.texts.refuse_to_overwrite(target.path(), &files, &self.edits)?;
+            self.texts.refuse_to_overwrite(target.path(), &files, &self.edited.edits)?;
         }
         let batch = match input {
             Some(input) => self.texts.batch(&input, &files, &self.model)?,
@@ -90,8 +88,8 @@ impl HeadsCommand {
                 "text {text} has one token, which can look at nothing but itself; give texts of two tokens or more"
             )));
         }
-        let plan = self.edits.plan(&self.texts, &files, &batch, &self.model)?;
-        let session = self.run.session(files, &self.model)?;
+        let plan = self.edited.edits.plan(&self.texts, &files, &batch, &self.model)?;
+        let session = self.edited.run.session(files, &self.model)?;
         let mut hooks = session.model().hooks();
         let edits = self.model.edit(&plan, &session, &batch, &mut hooks)?;
         let (measure, exclude_bos, exclude_current) = (self.measure, self.exclude_bos, self.exclude_current);

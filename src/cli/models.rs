@@ -24,7 +24,7 @@ impl Models {
     pub(super) fn run(self) -> Result<(), Failure> {
         if let Some(folder) = self.folders.iter().find(|folder| !folder.is_dir()) {
             return Err(Failure::Run(format!(
-                "{} is no folder; give the folder of a checkpoint, or none to see the Hugging Face cache",
+                "{} is not a folder; give the folder of a checkpoint, or no folder to see the Hugging Face cache",
                 folder.display()
             )));
         }

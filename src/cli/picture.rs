@@ -1,8 +1,8 @@
 //! What the commands that draw share: their arguments, the single text, and the output: a file, the terminal, or JSON
 //! on stdout. Read next: `heatmap.rs`.
 
-use super::edits::{self, EditArgs};
-use super::run::{NanArgs, RunArgs};
+use super::edits;
+use super::run::{EditedRunArgs, NanArgs};
 use super::texts::TextArgs;
 use super::{Failure, ModelArgs, size};
 use crate::analysis::edits::EditPlan;
@@ -31,9 +31,7 @@ pub(super) struct PictureArgs {
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
-    pub edits: EditArgs,
-    #[command(flatten)]
-    run: RunArgs,
+    pub edited: EditedRunArgs,
     #[command(flatten)]
     pub nan: NanArgs,
 }
@@ -74,7 +72,7 @@ impl PictureArgs {
         let file = self.out.as_deref().map(File::create).transpose()?;
         let files = self.model.open()?;
         if let Some(file) = &file {
-            self.texts.refuse_to_overwrite(file.path(), &files, &self.edits)?;
+            self.texts.refuse_to_overwrite(file.path(), &files, &self.edited.edits)?;
         }
         let batch = self.texts.batch(&input, &files, &self.model)?;
         let several = batch.texts().len();
@@ -84,7 +82,7 @@ impl PictureArgs {
             )));
         }
         let tokens = files.tokens(&batch).remove(0);
-        let plan = self.edits.plan(&self.texts, &files, &batch, &self.model)?;
+        let plan = self.edited.edits.plan(&self.texts, &files, &batch, &self.model)?;
         Ok((files, Canvas { batch, tokens, plan, edits: Vec::new(), file }))
     }
 
@@ -96,12 +94,12 @@ impl PictureArgs {
 
     /// The model with its weights processed, for pictures that need no device.
     pub(super) fn processed(&self, files: Model) -> Result<Model, Failure> {
-        self.run.process.apply(files)
+        self.edited.run.process.apply(files)
     }
 
     /// Loads the model onto the device.
     pub(crate) fn session(&self, files: Model) -> Result<Session, Failure> {
-        self.run.session(files, &self.model)
+        self.edited.run.session(files, &self.model)
     }
 
     /// Writes the picture to its output, or its values as JSON with --json.

@@ -1,7 +1,6 @@
 //! `actscope report`: one text's activations as an interactive HTML file. Read next: `../report/mod.rs`.
 
-use super::edits::EditArgs;
-use super::run::{NanArgs, RunArgs};
+use super::run::{EditedRunArgs, NanArgs, RunArgs};
 use super::texts::TextArgs;
 use super::{Failure, ModelArgs, size};
 use crate::hooks::non_number::NonNumber;
@@ -24,9 +23,7 @@ pub(crate) struct Report {
     #[arg(short, long, value_name = "FILE")]
     out: PathBuf,
     #[command(flatten)]
-    edits: EditArgs,
-    #[command(flatten)]
-    run: RunArgs,
+    edited: EditedRunArgs,
     #[command(flatten)]
     nan: NanArgs,
 }
@@ -45,13 +42,13 @@ impl Report {
         }
         let place = Place::create(&self.out)?;
         let files = self.model.open()?;
-        self.texts.refuse_to_overwrite(place.path(), &files, &self.edits)?;
+        self.texts.refuse_to_overwrite(place.path(), &files, &self.edited.edits)?;
         let batch = self.texts.batch(&input, &files, &self.model)?;
         let tokens = files.tokens(&batch).swap_remove(0);
         let arguments = self.arguments(input.texts().first(), batch.ids());
 
-        let plan = self.edits.plan(&self.texts, &files, &batch, &self.model)?;
-        let session = self.run.session(files, &self.model)?;
+        let plan = self.edited.edits.plan(&self.texts, &files, &batch, &self.model)?;
+        let session = self.edited.run.session(files, &self.model)?;
         let mut hooks = session.model().hooks();
         let edits = self.model.edit(&plan, &session, &batch, &mut hooks)?;
         let page = self.model.with_progress("steps", async |told| {
@@ -82,11 +79,11 @@ impl Report {
     fn arguments(&self, text: Option<&String>, ids: &[u32]) -> String {
         const LONGEST: usize = 50_000;
         let seen = |c: char| c == '\n' || c == '\'' || c == '"' || c == '\\' || c.escape_debug().len() == 1;
-        let edits: Vec<[String; 2]> = self.edits.arguments().collect();
+        let edits: Vec<[String; 2]> = self.edited.edits.arguments().collect();
         let Some(text) = text.filter(|text| text.len() <= LONGEST && text.chars().all(seen)) else {
-            return arguments(&self.model, &self.run, &edits, ids);
+            return arguments(&self.model, &self.edited.run, &edits, ids);
         };
-        let mut words = vec![named(&self.model, &self.run, &edits)];
+        let mut words = vec![named(&self.model, &self.edited.run, &edits)];
         let flags = [(self.texts.prepend_bos, "--prepend-bos"), (self.texts.truncate, "--truncate")];
         words.extend(flags.iter().filter(|(is, _)| *is).map(|(_, flag)| flag.to_string()));
         // A text may look like an option.

@@ -39,6 +39,15 @@ pub(super) struct RunArgs {
     pub process: ProcessArgs,
 }
 
+/// Changes of the run, and where to compute.
+#[derive(Args)]
+pub(super) struct EditedRunArgs {
+    #[command(flatten)]
+    pub edits: EditArgs,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
 /// What is done to the weights.
 #[derive(Args)]
 pub(super) struct ProcessArgs {

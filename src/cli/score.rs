@@ -50,7 +50,7 @@ impl ScoreCommand {
         let broken = |score: &Score| score.logprobs.iter().position(|p| !p.is_finite());
         if let Some((text, place)) = scores.iter().enumerate().find_map(|(n, score)| Some((n, broken(score)?))) {
             return Err(Failure::Run(format!(
-                "the log-probability of token {} of text {text} is no number, so the text has no score; `actscope extract` \
+                "the log-probability of token {} of text {text} is not a number, so the text has no score; `actscope extract` \
                  finds the first hook that holds none",
                 place + 1
             )));

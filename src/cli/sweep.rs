@@ -1,11 +1,10 @@
 //! `actscope patch` and `actscope ablate`: which places matter for what the model says, one changed run for each.
 //! Read next: `swept.rs`, which writes what they found.
 
-use super::edits::EditArgs;
 use super::pairs::{self, PairArgs, hide_texts};
 use super::question::{QuestionArgs, metric};
 use super::report::arguments;
-use super::run::{RunArgs, refuse_to_overwrite};
+use super::run::{EditedRunArgs, refuse_to_overwrite};
 use super::swept::{Found, Over, Whole};
 use super::target::{Target, deliver};
 use super::texts::TextArgs;
@@ -46,9 +45,7 @@ struct SweepArgs {
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
-    edits: EditArgs,
-    #[command(flatten)]
-    run: RunArgs,
+    edited: EditedRunArgs,
 }
 
 /// How two texts of different length line up.
@@ -153,7 +150,7 @@ impl Patch {
         let target = self.sweep.out.as_deref().map(Target::create_or_page).transpose()?;
         let files = self.model.open()?;
         if let Some(target) = &target {
-            refuse_to_overwrite(target.path(), &files, self.sweep.edits.files().chain(self.pairs.file()))?;
+            refuse_to_overwrite(target.path(), &files, self.sweep.edited.edits.files().chain(self.pairs.file()))?;
         }
         let pairs = self.pairs.read(&self.sweep.question, &self.texts, &files, &self.model)?;
         let metric = pairs::metric(&pairs, self.sweep.metric.as_deref())?;
@@ -190,7 +187,8 @@ impl Patch {
         let batch = |of: &dyn Fn(&Case) -> Vec<u32>| files.batch(&cases.iter().map(of).collect::<Vec<_>>());
         let runs = batch(&|case| case.ids.clone())?;
         let sources = batch(&|case| case.source.as_ref().map(|(ids, _)| ids.clone()).unwrap_or_default())?;
-        let plans = [&runs, &sources].map(|batch| self.sweep.edits.plan(&self.texts, &files, batch, &self.model));
+        let plans =
+            [&runs, &sources].map(|batch| self.sweep.edited.edits.plan(&self.texts, &files, batch, &self.model));
         let [plan, source_plan] = plans;
         let single = (cases.len() == 1).then(|| pairs[0].tokens(&files)).map(|[clean, corrupt]| (clean, corrupt));
         let compare = self.compare;
@@ -219,7 +217,7 @@ impl Ablate {
             refuse_to_overwrite(
                 target.path(),
                 &files,
-                self.texts.files().chain(self.sweep.edits.files()).chain(value),
+                self.texts.files().chain(self.sweep.edited.edits.files()).chain(value),
             )?;
         }
         let batch = self.texts.batch(&input, &files, &self.model)?;
@@ -241,7 +239,7 @@ impl Ablate {
             cases.push(Case { aligned: ids.len(), ids, question, source: None, from_source: false });
         }
         sweep.check(files.config(), &cases)?;
-        let plan = self.sweep.edits.plan(&self.texts, &files, &batch, &self.model)?;
+        let plan = self.sweep.edited.edits.plan(&self.texts, &files, &batch, &self.model)?;
         let single = (cases.len() == 1).then(|| (tokens[0].clone(), tokens[0].clone()));
         let over = Over::Places(&sweep);
         let begun =
@@ -256,7 +254,7 @@ impl Ablate {
             ValueSpec::Number(number) if number.is_finite() => {
                 Err(Failure::Usage(format!("--with takes zero, mean or a file, not the number {number}")))
             }
-            ValueSpec::Number(number) => Err(Failure::Usage(format!("--with: {number} is no finite number"))),
+            ValueSpec::Number(number) => Err(Failure::Usage(format!("--with: {number} is not a finite number"))),
             ValueSpec::File { factor, path, array } => {
                 let values = arrays::read(Path::new(path), array.as_deref(), Some(site));
                 let values = values.map_err(|e| Failure::Run(format!("--with: {e}")))?;
@@ -289,7 +287,7 @@ impl Begun<'_> {
         with: Option<String>,
     ) -> Result<(), Failure> {
         let Begun { command, args, model, over, compare, cases } = self;
-        let session = args.run.session(files, model)?;
+        let session = args.edited.run.session(files, model)?;
         let mut hooks = session.model().hooks();
         let edits = model.edit(&plan, &session, runs, &mut hooks)?;
         let mut source_hooks: Hooks = session.model().hooks();
@@ -319,13 +317,13 @@ impl Begun<'_> {
 fn cell_run(found: &Found<'_>, args: &SweepArgs, model: &ModelArgs, cases: &[Case]) -> Option<CellRun> {
     let (Over::Places(sweep), [case]) = (found.over, cases) else { return None };
     let aligned = case.source.as_ref().is_none_or(|(ids, _)| ids.len() == case.ids.len());
-    if args.edits.any() || !aligned {
+    if args.edited.edits.any() || !aligned {
         return None;
     }
     let ids = |ids: &[u32]| ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
     let source: Vec<[String; 2]> =
         case.source.iter().map(|(source, _)| ["--source-ids".to_string(), ids(source)]).collect();
-    let of_run = arguments(model, &args.run, &source, &case.ids);
+    let of_run = arguments(model, &args.edited.run, &source, &case.ids);
     // The loss is of all tokens.
     let token = match sweep.metric {
         Metric::Loss => String::new(),

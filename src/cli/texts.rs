@@ -231,7 +231,7 @@ impl TextArgs {
         let most = files.config().n_positions;
         let mut ids = match input {
             Input::Ids(ids) => self.begun(ids.clone(), files)?,
-            Input::Texts(texts) => self.begun_texts(self.tokens_of(texts, files, length, model)?, files, model)?,
+            Input::Texts(texts) => self.encoded_up_to(texts, files, length, model)?,
         };
         for (i, list) in ids.iter_mut().enumerate().filter(|(_, list)| self.truncate && list.len() > most) {
             model.say(format_args!("text {i} is cut from {} to {most} tokens", list.len()));
@@ -253,26 +253,17 @@ impl TextArgs {
         length: Length,
         model: &ModelArgs,
     ) -> Result<Vec<Vec<u32>>, Failure> {
-        self.begun_texts(self.tokens_of(texts, files, length, model)?, files, model)
-    }
-
-    fn tokens_of(
-        &self,
-        texts: &[String],
-        files: &Model,
-        length: Length,
-        model: &ModelArgs,
-    ) -> Result<Vec<Vec<u32>>, Failure> {
         let (tokenizer, most) = (files.tokenizer()?, files.config().n_positions);
         if length == Length::Context && !self.truncate {
             texts.iter().enumerate().try_for_each(|(i, text)| tokenizer.check_length(i, text, most))?;
         }
         if self.no_special {
-            return Ok(texts.iter().map(|text| tokenizer.encode_plain(text)).collect::<Result<Vec<_>, _>>()?);
+            let ids = texts.iter().map(|text| tokenizer.encode_plain(text)).collect::<Result<Vec<_>, _>>()?;
+            return self.begun_texts(ids, files, model);
         }
         let ids = texts.iter().map(|text| tokenizer.encode_in_pieces(text)).collect::<Result<Vec<_>, _>>()?;
         say_specials(&ids, files, model);
-        Ok(ids)
+        self.begun_texts(ids, files, model)
     }
 
     /// [`TextArgs::begun`] for encoded texts: a tokenizer may have put the token in front already.

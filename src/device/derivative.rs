@@ -98,6 +98,23 @@ fn union(ranges: impl Iterator<Item = Range<usize>>) -> Vec<Range<usize>> {
     joined
 }
 
+/// The pattern of the operations that only gradients use. They have no derivative.
+macro_rules! of_gradients {
+    () => {
+        Op::LayerNormGradient { .. }
+            | Op::LayerNormScaleGradient {}
+            | Op::LayerNormDivisorGradient {}
+            | Op::Gain {}
+            | Op::LinearByHeadGradient { .. }
+            | Op::RepeatHeads { .. }
+            | Op::ActivationGradient { .. }
+            | Op::AttentionPatternGradient {}
+            | Op::AttentionMixGradient { .. }
+            | Op::AttentionValuesGradient { .. }
+            | Op::AttentionScoresGradient { .. }
+    };
+}
+
 /// What the derivative of an operation reads, in addition to the weights and the gradient by the result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reads {
@@ -142,19 +159,8 @@ impl Op {
             | Op::GatherRows { .. }
             | Op::Edit { .. } => (&[], false),
             // These are never on a tape: it records fused products in steps, and only forward passes.
-            Op::LinearActivation { .. }
-            | Op::LinearOfNorm { .. }
-            | Op::LayerNormGradient { .. }
-            | Op::LayerNormScaleGradient {}
-            | Op::LayerNormDivisorGradient {}
-            | Op::Gain {}
-            | Op::LinearByHeadGradient { .. }
-            | Op::RepeatHeads { .. }
-            | Op::ActivationGradient { .. }
-            | Op::AttentionPatternGradient {}
-            | Op::AttentionMixGradient { .. }
-            | Op::AttentionValuesGradient { .. }
-            | Op::AttentionScoresGradient { .. } => (&[], false),
+            Op::LinearActivation { .. } | Op::LinearOfNorm { .. } => (&[], false),
+            of_gradients!() => (&[], false),
         };
         Reads { tensors, result }
     }
@@ -257,17 +263,7 @@ impl<D: Device> Done<'_, D> {
             }],
             Op::LinearActivation { .. } | Op::LinearOfNorm { .. } => unreachable!("a tape records its steps"),
             // A tape records forward passes only. Gradients are computed on the device that it wraps.
-            Op::LayerNormGradient { .. }
-            | Op::LayerNormScaleGradient {}
-            | Op::LayerNormDivisorGradient {}
-            | Op::Gain {}
-            | Op::LinearByHeadGradient { .. }
-            | Op::RepeatHeads { .. }
-            | Op::ActivationGradient { .. }
-            | Op::AttentionPatternGradient {}
-            | Op::AttentionMixGradient { .. }
-            | Op::AttentionValuesGradient { .. }
-            | Op::AttentionScoresGradient { .. } => unreachable!("{} is no step of a forward pass", op.kind().name()),
+            of_gradients!() => unreachable!("{} is no step of a forward pass", op.kind().name()),
         }
     }
 }

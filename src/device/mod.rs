@@ -319,6 +319,16 @@ impl Window {
         self.cols.iter().flat_map(Range::clone)
     }
 
+    /// Its ranges of columns, each with the number of the window's columns before it.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn col_ranges(&self) -> impl Iterator<Item = (Range<usize>, usize)> {
+        self.cols.iter().scan(0, |next, cols| {
+            let before = *next;
+            *next += cols.len();
+            Some((cols.clone(), before))
+        })
+    }
+
     /// True if it has all values of a tensor of this shape, in their order.
     pub(crate) fn is_all(&self, shape: [usize; 2]) -> bool {
         covers(&self.rows, shape[0]) && covers(&self.cols, shape[1])

@@ -243,7 +243,7 @@ impl Reference {
         let mut z = vec![0.0; qkv.rows * n_embd];
         for text in texts {
             let pattern = self.attention_pattern(&self.attention_scores(qkv, cache, text, heads));
-            let of_text = self.attention_mix(&pattern, qkv, cache, text, heads);
+            let of_text = self.attention_mix(&pattern, KeysAndValues { qkv, cache, text }, heads);
             z[text.rows.start * n_embd..][..of_text.data.len()].copy_from_slice(&of_text.data);
         }
         Tensor::new(qkv.rows, n_embd, z)
@@ -274,18 +274,10 @@ impl Reference {
         Tensor::new(scores.rows, scores.cols, pattern)
     }
 
-    fn attention_mix(
-        &self,
-        pattern: &Tensor,
-        qkv: &Tensor,
-        cache: Option<&Cache>,
-        text: &Queries,
-        heads: Heads,
-    ) -> Tensor {
-        let (n_queries, n_embd) = (text.rows.len(), qkv.cols / 3);
+    fn attention_mix(&self, pattern: &Tensor, values: KeysAndValues<'_>, heads: Heads) -> Tensor {
+        let (text, n_embd) = (values.text, values.qkv.cols / 3);
+        let (n_queries, head_dim) = (text.rows.len(), n_embd / heads.n_head);
         assert_eq!([pattern.rows, pattern.cols], [heads.n_head * n_queries, text.n_keys]);
-        let head_dim = n_embd / heads.n_head;
-        let values = KeysAndValues { qkv, cache, text };
         Tensor::from_fn(n_queries, n_embd, |query, c| {
             let row = (c / head_dim) * n_queries + query;
             (0..text.n_keys).map(|key| pattern.at(row, key) * values.row(key)[n_embd + c]).sum()
@@ -484,7 +476,9 @@ impl Device for Reference {
             Op::Attention { texts, heads } => self.attention(x[0], cache, texts, *heads),
             Op::AttentionScores { text, heads } => self.attention_scores(x[0], cache, text, *heads),
             Op::AttentionPattern {} => self.attention_pattern(x[0]),
-            Op::AttentionMix { text, heads } => self.attention_mix(x[0], x[1], cache, text, *heads),
+            Op::AttentionMix { text, heads } => {
+                self.attention_mix(x[0], KeysAndValues { qkv: x[1], cache, text }, *heads)
+            }
             Op::Activation { f } => self.activation(x[0], *f),
             Op::Add {} => self.add(x[0], x[1]),
             Op::Unembed {} => self.unembed(x[0], w[0]),

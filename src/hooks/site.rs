@@ -353,7 +353,7 @@ pub enum SiteError {
         near: Vec<String>,
     },
     /// The name means something that is not an activation.
-    #[error("{pattern} is no activation: it holds {what}")]
+    #[error("{pattern} is not an activation: it holds {what}")]
     NoActivation {
         /// The pattern as given.
         pattern: String,

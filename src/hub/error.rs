@@ -46,7 +46,7 @@ pub enum HubError {
          it, or fetch the model on a machine with a network and open its folder{near}"
     )]
     Offline {
-        /// Which model "is not in", or "is not whole in", and which other revisions of it are there.
+        /// Which model "is not in", or "is incomplete in", and which other revisions of it are there.
         lack: String,
         /// The cache's folder.
         cache: PathBuf,
@@ -61,7 +61,7 @@ pub enum HubError {
          cargo feature `download`); fetch the model by other means and give its folder"
     )]
     NotBuilt {
-        /// Which model "is not in", or "is not whole in", and which other revisions of it are there.
+        /// Which model "is not in", or "is incomplete in", and which other revisions of it are there.
         lack: String,
         /// The cache's folder.
         cache: PathBuf,
@@ -112,7 +112,7 @@ pub enum HubError {
     },
     /// 403 for another reason.
     #[error(
-        "{host} refuses to hand out {repo} (403){refused}; a company's proxy or a blocked account does that: try another \
+        "{host} refuses access to {repo} (403){refused}; the cause may be a company's proxy or a blocked account: try another \
          network, or set HF_ENDPOINT to a mirror"
     )]
     Forbidden {
@@ -184,11 +184,11 @@ pub enum HubError {
     },
     /// The host failed repeatedly (5xx).
     #[error(
-        "{host} has a fault of its own (HTTP {status}) and had it {tries} times in a row; run the same command again later, \
-         and it goes on where it was"
+        "{host} answered with an error of the server (HTTP {status}) {tries} times in a row; run the same command again later: \
+         it resumes the download"
     )]
     Server {
-        /// Who has it.
+        /// The host.
         host: String,
         /// The status.
         status: u16,
@@ -208,8 +208,8 @@ pub enum HubError {
     },
     /// The download was interrupted repeatedly.
     #[error(
-        "the download of {file} from {host} broke off at {done} of {size} bytes and would not go on ({detail}); what is here \
-         is kept: run the same command again to go on"
+        "the download of {file} from {host} was interrupted at {done} of {size} bytes and could not be resumed ({detail}); these \
+         bytes are kept: run the same command again to go on"
     )]
     Broken {
         /// The file.
@@ -225,7 +225,8 @@ pub enum HubError {
     },
     /// The content does not match the hub's hash.
     #[error(
-        "{file} came twice with other content than {endpoint} promises ({detail}); a proxy or a mirror alters it: try another \
+        "{file} was downloaded twice, and its content is not what {endpoint} announces ({detail}); a proxy or a mirror may change \
+         it: try another \
          network, or unset HF_ENDPOINT"
     )]
     Corrupt {

@@ -53,7 +53,7 @@ fn of_file(path: &Path) -> Result<PathBuf, HubError> {
         let folder = folder.display();
         return refuse(if dir.has(file::WEIGHTS) || dir.has(file::INDEX) {
             format!(
-                "the weights of its folder are others; give {folder} for those, or move this file to a folder of its own as {}, \
+                "its folder has other weights; give {folder} for those, or move this file to a folder of its own as {}, \
                  with a config.json",
                 file::WEIGHTS
             )
@@ -142,7 +142,7 @@ fn path_hint(given: &str) -> Option<String> {
         let rest = given.get(2..).unwrap_or_default().replace('\\', "/");
         let mounted = drive.then(|| format!("; under WSL it is /mnt/{}{rest}", given[..1].to_lowercase()));
         return Some(format!(
-            ", which is a path of Windows, and this is another system{}",
+            ", which is a path of Windows, and this system is not Windows{}",
             mounted.unwrap_or_default()
         ));
     }
@@ -159,7 +159,7 @@ fn path_hint(given: &str) -> Option<String> {
     let there = path.ancestors().skip(1).find(|above| above.file_name().is_some() && above.exists());
     Some(match there {
         Some(there) => format!("; {} is there", there.display()),
-        _ if path.is_relative() => "; a path begins at the folder that the command runs in".into(),
+        _ if path.is_relative() => "; a relative path begins at the folder in which the command runs".into(),
         _ => String::new(),
     })
 }

@@ -72,7 +72,7 @@ impl<'a> Client<'a> {
         let mut token = Token::find(hub);
         if let Some(bad) = token.take_if(|token| token.header().is_none()) {
             tell(Event::Note(&format!(
-                "note: the token from {} is not a token (it has a space or another character that none has) and is not \
+                "note: the token from {} is not a token (it has a space or another character that no token has) and is not \
                  used; {}",
                 bad.origin,
                 bad.origin.remedy()
@@ -289,7 +289,7 @@ fn proxy(hub: &Hub, url: &str) -> Option<Proxy> {
 fn plainly(e: &ureq::Error, proxied: bool) -> String {
     let by = if proxied { " (through a proxy)" } else { "" };
     let what = match e {
-        ureq::Error::HostNotFound => "its name is not known to the network".into(),
+        ureq::Error::HostNotFound => "its name cannot be resolved".into(),
         ureq::Error::Timeout(_) => "no answer in time".into(),
         ureq::Error::ConnectProxyFailed(reason) => return format!("the proxy did not connect: {reason}"),
         // rustls reports handshake errors as invalid data.

@@ -68,7 +68,7 @@ fn entry(name: String, folder: PathBuf, unfinished: u64) -> Entry {
     let dir = ModelDir::new(&folder);
     let tokenizer = dir.has_tokenizer();
     let state = match (unfinished > 0, dir.has_weights()) {
-        (true, false) => Err(format!("its download was broken off; opening {name} goes on with it")),
+        (true, false) => Err(format!("its download was interrupted; opening {name} resumes it")),
         _ => Checkpoint::open(&folder).map(|checkpoint| checkpoint.config().clone()).map_err(|e| e.to_string()),
     };
     Entry { bytes: bytes(&folder), name, folder, unfinished, tokenizer, state }

@@ -32,7 +32,7 @@ const MEDIUM: [u64; 3] = [24, 1024, 16];
 const LARGE: [u64; 3] = [36, 1280, 20];
 const XL: [u64; 3] = [48, 1600, 25];
 
-const PICKLE: &str = "only a pickle: to be converted first";
+const PICKLE: &str = "only a pickle, which must be converted first";
 
 const fn known(
     id: &'static str,

@@ -160,7 +160,7 @@ impl Name {
         let repo = Repo::new(cache, &self.repo);
         let (model, revisions) = (format!("{} ({})", self.repo, self.revision), repo.revisions());
         if repo.unfinished() > 0 || repo.snapshot(&self.revision).is_some() {
-            format!("{model} is not whole in")
+            format!("{model} is incomplete in")
         } else if revisions.is_empty() {
             format!("{model} is not in")
         } else {

@@ -16,6 +16,7 @@ use crate::model::forward::{self, Run, RunError, Start};
 use crate::model::params::Params;
 use ndarray::{ArrayViewD, IxDyn};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -101,23 +102,39 @@ impl<'a, D: Device> Watch<Tape<'a, D>> for Watching<'_, D> {
     }
 }
 
-/// Runs some texts of a batch, and differentiates the objective with respect to every value that the request taps. Values go to `values`,
-/// gradients to `gradients`; both sinks must be made for the same request and batch. `progress` receives the number of
-/// finished blocks, those of the backward pass included.
+/// A run there and back: what is run, what is differentiated, and where the results go.
+pub struct GradientRun<'a> {
+    /// The request and the batch.
+    pub layout: &'a Layout<'a>,
+    /// The texts of the batch that are run.
+    pub texts: Range<usize>,
+    /// Where they start.
+    pub start: Start<'a>,
+    /// The number that is differentiated with respect to every value that the request taps.
+    pub objective: &'a mut dyn Objective,
+    /// Receives the values. It must be made for the same request and batch.
+    pub values: &'a mut dyn Sink,
+    /// Receives the gradients. It must be made for the same request and batch.
+    pub gradients: &'a mut dyn Sink,
+    /// Receives the number of finished blocks, those of the backward pass included.
+    pub progress: Option<Progress<'a>>,
+}
+
+impl fmt::Debug for GradientRun<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GradientRun")
+            .field("texts", &self.texts)
+            .field("site", &self.objective.site())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Runs some texts of a batch, and differentiates the objective.
 ///
 /// # Errors
 /// As [`forward::forward`].
-#[allow(clippy::too_many_arguments, reason = "a run, what is asked of it, and where it goes")]
-pub async fn gradients<D: Device>(
-    dev: &D,
-    params: &Params<D>,
-    layout: &Layout<'_>,
-    (texts, start): (Range<usize>, Start<'_>),
-    objective: &mut dyn Objective,
-    values: &mut dyn Sink,
-    gradients: &mut dyn Sink,
-    progress: Option<Progress<'_>>,
-) -> Result<(), RunError> {
+pub async fn gradients<D: Device>(dev: &D, params: &Params<D>, run: GradientRun<'_>) -> Result<(), RunError> {
+    let GradientRun { layout, texts, start, objective, values, gradients, progress } = run;
     let (tape, select) = (Tape::new(dev), objective.select().clone());
     if objective.site() < start.first_site() {
         return Err(HookError::BeforeStart { site: objective.site().name() }.into());

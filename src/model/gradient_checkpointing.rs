@@ -6,32 +6,22 @@
 use crate::device::Device;
 use crate::hooks::capture::Sink;
 use crate::hooks::layout::{Layout, cut};
-use crate::hooks::recorder::Progress;
 use crate::hooks::request::{Hooks, Select};
 use crate::hooks::site::Site;
-use crate::model::backward::{self, Objective};
+use crate::model::backward::{self, GradientRun, Objective};
 use crate::model::forward::{self, Run, RunError, Start};
 use crate::model::params::Params;
 use ndarray::{ArrayD, ArrayViewD};
 use std::collections::BTreeMap;
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 
-/// [`backward::gradients`], block by block. Values come last block first. `progress` receives the number of finished blocks: of
-/// the first run, of the blocks that are run again, and of the backward pass.
+/// [`backward::gradients`], block by block. Values come last block first. The progress callback receives the number of finished
+/// blocks: of the first run, of the blocks that are run again, and of the backward pass.
 ///
 /// # Errors
 /// As [`backward::gradients`].
-#[allow(clippy::too_many_arguments, reason = "a run, what is asked of it, and where it goes")]
-pub(crate) async fn gradients<D: Device>(
-    dev: &D,
-    params: &Params<D>,
-    layout: &Layout<'_>,
-    (texts, start): (Range<usize>, Start<'_>),
-    objective: &mut dyn Objective,
-    values: &mut dyn Sink,
-    gradients: &mut dyn Sink,
-    progress: Option<Progress<'_>>,
-) -> Result<(), RunError> {
+pub(crate) async fn gradients<D: Device>(dev: &D, params: &Params<D>, run: GradientRun<'_>) -> Result<(), RunError> {
+    let GradientRun { layout, texts, start, objective, values, gradients, progress } = run;
     let config = params.config();
     let (hooks, batch) = (layout.hooks(), layout.batch());
     let first = start.first_layer();
@@ -82,9 +72,16 @@ pub(crate) async fn gradients<D: Device>(
         let mut values = Begun { to: values, hooks, begins, kept: None };
         let mut gradients = Begun { to: gradients, hooks, begins, kept: Some(&mut found) };
         let mut seeded = Seeded { site: end.unwrap_or(begin), select: Select::all(), seeds: &seeds };
-        let objective = if end.is_some() { &mut seeded as &mut dyn Objective } else { &mut *objective };
-        let of = (texts.clone(), start);
-        backward::gradients(dev, params, &own, of, objective, &mut values, &mut gradients, Some(&told)).await?;
+        let run = GradientRun {
+            layout: &own,
+            texts: texts.clone(),
+            start,
+            objective: if end.is_some() { &mut seeded } else { &mut *objective },
+            values: &mut values,
+            gradients: &mut gradients,
+            progress: Some(&told),
+        };
+        backward::gradients(dev, params, run).await?;
         seeds = found;
         if told(2).is_break() {
             return Err(RunError::Cancelled);

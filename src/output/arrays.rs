@@ -28,7 +28,7 @@ pub fn read(path: &Path, name: Option<&str>, site: Option<Site>) -> Result<Array
         }
         "npz" => {
             let bytes = std::fs::read(path).map_err(|e| fail(&e))?;
-            let entries = zip_entries(&bytes).ok_or_else(|| fail(&"it is no archive as numpy writes them"))?;
+            let entries = zip_entries(&bytes).ok_or_else(|| fail(&"it is not a zip archive as numpy writes it"))?;
             let names: Vec<String> = entries.iter().map(|entry| entry.name.clone()).collect();
             // With a name, unpack only that array; without one, read every header.
             let kind = |entry: &Entry| entry.unpack(&bytes).ok().and_then(|npy| Some(header(&npy)?.0));
@@ -60,7 +60,7 @@ pub fn read(path: &Path, name: Option<&str>, site: Option<Site>) -> Result<Array
             };
             ArrayD::from_shape_vec(IxDyn(tensor.shape()), values).map_err(|e| fail(&e))
         }
-        _ => Err(format!("{} is no file with values: its name must end in .npy, .npz or .safetensors", path.display())),
+        _ => Err(format!("{} cannot be read: its name must end in .npy, .npz or .safetensors", path.display())),
     }
 }
 
@@ -73,7 +73,7 @@ pub fn read_all(path: &Path) -> Result<Vec<(String, ArrayD<f32>)>, String> {
     let mut names: Vec<String> = match super::extension(path).as_str() {
         "npz" => {
             let bytes = std::fs::read(path).map_err(|e| fail(&e))?;
-            let entries = zip_entries(&bytes).ok_or_else(|| fail(&"it is no archive as numpy writes them"))?;
+            let entries = zip_entries(&bytes).ok_or_else(|| fail(&"it is not a zip archive as numpy writes it"))?;
             let is_float = |entry: &&Entry| {
                 let kind = entry.unpack(&bytes).ok().and_then(|npy| Some(header(&npy)?.0));
                 kind.is_some_and(|kind| kind.contains('f'))
@@ -118,7 +118,7 @@ fn pick(
         (None, several) => {
             let of = site.map_or(String::new(), |site| format!(" for {site}"));
             let all = listed(several);
-            Err(format!("{} does not say which of its arrays is meant{of}; name one behind #: {all}", path.display()))
+            Err(format!("{} has several arrays and none is chosen{of}; name one after #: {all}", path.display()))
         }
     }
 }
@@ -142,7 +142,7 @@ fn header(bytes: &[u8]) -> Option<(String, bool, Vec<usize>, usize)> {
 }
 
 fn npy(bytes: &[u8]) -> Result<ArrayD<f32>, String> {
-    let (kind, fortran, shape, start) = header(bytes).ok_or("it is no .npy file")?;
+    let (kind, fortran, shape, start) = header(bytes).ok_or("it is not a .npy file")?;
     let data = &bytes[start..];
     let n = shape.iter().try_fold(1usize, |n, axis| n.checked_mul(*axis));
     let (pairs, fours, eights) = (data.as_chunks::<2>().0, data.as_chunks::<4>().0, data.as_chunks::<8>().0);
@@ -150,7 +150,7 @@ fn npy(bytes: &[u8]) -> Result<ArrayD<f32>, String> {
         "<f8" => eights.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
         "<f4" => fours.iter().map(|b| f32::from_le_bytes(*b)).collect(),
         "<f2" => pairs.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
-        _ => return Err(format!("its numbers are {kind:?}, and \"<f8\", \"<f4\" and \"<f2\" are read")),
+        _ => return Err(format!("the type of its numbers is {kind:?}; only \"<f8\", \"<f4\" and \"<f2\" can be read")),
     };
     match n {
         Some(n) if n <= values.len() => values.truncate(n),
@@ -235,7 +235,10 @@ impl Entry {
                 inflated.read_to_end(&mut bytes).map_err(|e| e.to_string())?;
                 Ok(bytes)
             }
-            other => Err(format!("{} is packed by method {other}, and only numpy's two are read", self.name)),
+            other => Err(format!(
+                "{} is compressed by zip's method {other}; only methods 0 and 8, which numpy writes, can be read",
+                self.name
+            )),
         }
     }
 }

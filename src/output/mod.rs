@@ -362,7 +362,7 @@ impl Place {
             Err(_) => path.to_path_buf(),
         };
         if path.exists() && !path.is_file() {
-            return Err(fail("it is there and is no file".into()));
+            return Err(fail("it exists and is not a file".into()));
         }
         if path.exists() {
             // A read-only file is not replaced.
@@ -370,12 +370,12 @@ impl Place {
         }
         let beside = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         if !beside.is_dir() {
-            let what = if beside.exists() { "is no folder" } else { "does not exist" };
+            let what = if beside.exists() { "is not a folder" } else { "does not exist" };
             return Err(fail(format!("the folder {} {what}; make it, or name another", beside.display())));
         }
         // The error's own text would name the temporary folder, which means nothing to the user.
         let folder = Unfinished::create(beside)
-            .map_err(|e| fail(format!("its folder {} takes no new file: {}", beside.display(), e.kind())))?;
+            .map_err(|e| fail(format!("no file can be made in its folder {}: {}", beside.display(), e.kind())))?;
         Ok(Place { path, folder })
     }
 

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::io::Write;
 
-/// What both pages have around their own element `main`.
+/// What both pages share: all around the contents of their element `main`, whose last section says what the page holds.
 const FRAME: &str = include_str!("page/frame.html");
 const HTML: &str = include_str!("page/page.html");
 const CSS: &str = include_str!("page/page.css");
@@ -111,7 +111,7 @@ impl Page {
     }
 }
 
-/// Writes a page: its element `main`, and the script that draws it.
+/// Writes a page: the beginning of its element `main`, and the script that draws it.
 fn fill(
     (main, js): (&str, &str),
     title: &str,

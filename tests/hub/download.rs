@@ -116,7 +116,7 @@ fn a_connection_that_hangs_is_given_up_and_gone_on_with() {
 fn a_connection_that_only_ever_breaks_is_an_error_that_keeps_what_came() {
     let world = World::new();
     world.hub.set().cuts = [1000; 20].into();
-    world.tokens("gpt2", &[]).failed(&["broke off at 1000 of", "run the same command again"]);
+    world.tokens("gpt2", &[]).failed(&["was interrupted at 1000 of", "run the same command again"]);
     world.check_blobs(false);
     world.hub.set().cuts.clear();
     world.hub.log();

@@ -141,8 +141,8 @@ fn offline_says_how_much_is_here() {
         .tokens("gpt2", &offline)
         .failed(&["openai-community/gpt2 (main) is not in the Hugging Face cache", "unset it"]);
     world.hub.set().cuts = [1000; 20].into();
-    world.tokens("gpt2", &[]).failed(&["broke off"]);
-    world.tokens("gpt2", &offline).failed(&["openai-community/gpt2 (main) is not whole in the Hugging Face cache"]);
+    world.tokens("gpt2", &[]).failed(&["was interrupted"]);
+    world.tokens("gpt2", &offline).failed(&["openai-community/gpt2 (main) is incomplete in the Hugging Face cache"]);
     world.hub.set().cuts.clear();
     world.tokens("gpt2", &[]).ok();
     world
@@ -184,7 +184,7 @@ fn answers_that_no_hub_gives() {
     world.hub.set().statuses = [(200, None)].into();
     world.tokens("gpt2", &[]).failed(&["not JSON", "HF_ENDPOINT", "log-in page"]);
     world.hub.set().statuses = [(403, None)].into();
-    world.tokens("gpt2", &[]).failed(&["refuses to hand out", "403"]);
+    world.tokens("gpt2", &[]).failed(&["refuses access to", "403"]);
     world
         .tokens("gpt2", &[("HF_ENDPOINT", "huggingface.co")])
         .failed(&["HF_ENDPOINT is \"huggingface.co\"", "https://"]);

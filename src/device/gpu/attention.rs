@@ -68,7 +68,7 @@ impl Cache {
 
 /// The tensors and columns of queries, keys and values. Keys and values lie in one tensor.
 #[derive(Clone, Copy)]
-struct Qkv<'a> {
+pub(super) struct Qkv<'a> {
     q: &'a Tensor,
     kv: &'a Tensor,
     k_col: usize,
@@ -77,7 +77,7 @@ struct Qkv<'a> {
 }
 
 impl<'a> Qkv<'a> {
-    fn new(qkv: &'a Tensor, cache: Option<&'a Cache>) -> Qkv<'a> {
+    pub(super) fn new(qkv: &'a Tensor, cache: Option<&'a Cache>) -> Qkv<'a> {
         let n_embd = qkv.cols / 3;
         match cache {
             Some(cache) => Qkv { q: qkv, kv: &cache.rows, k_col: 0, v_col: n_embd, cache: Some(cache) },
@@ -93,6 +93,22 @@ impl<'a> Qkv<'a> {
     /// The value of the override `ALIGNED`.
     fn aligned(&self, heads: HeadShape) -> u32 {
         aligned(heads, &[(self.q, 0), (self.kv, self.k_col), (self.kv, self.v_col)])
+    }
+
+    /// The parameters of the kernels that compute z, without those that only [`Gpu::attention_in_parts`] sets.
+    fn params(&self, heads: HeadShape, z: &Tensor) -> kernels::Attention {
+        kernels::Attention {
+            q_stride: self.q.cols as u32,
+            q_col: 0,
+            kv_stride: self.kv.cols as u32,
+            k_col: self.k_col as u32,
+            v_col: self.v_col as u32,
+            z_stride: z.cols as u32,
+            n_head: heads.n_head as u32,
+            head_dim: heads.head_dim as u32,
+            scale: heads.scale,
+            ..Default::default()
+        }
     }
 
     fn rows_of(&self, text: &Queries) -> TextRows {
@@ -165,9 +181,9 @@ impl Gpu {
     }
 
     /// z [T, D]. Rows that belong to no text have arbitrary values.
-    pub(super) fn attention(&self, qkv: &Tensor, cache: Option<&Cache>, texts: &[Queries], heads: Heads) -> Tensor {
-        let z = self.empty(qkv.rows, qkv.cols / 3);
-        let (heads, qkv) = (HeadShape::new(z.cols, heads), Qkv::new(qkv, cache));
+    pub(super) fn attention(&self, qkv: Qkv<'_>, texts: &[Queries], heads: Heads) -> Tensor {
+        let z = self.empty(qkv.q.rows, qkv.q.cols / 3);
+        let heads = HeadShape::new(z.cols, heads);
         let rows = qkv.rows_of_all(texts);
         let Some(most) = rows.iter().map(|text| text.n_query as usize).max() else { return z };
         let is_few = most <= FEW_QUERIES;
@@ -177,18 +193,12 @@ impl Gpu {
         }
         // One dimension of a dispatch has at most 65,535 workgroups. A batch has fewer tokens than that, and at most as
         // many texts.
-        let table = self.table(&rows);
-        let [q_stride, kv_stride] = [qkv.q.cols as u32, qkv.kv.cols as u32];
-        let ([k_col, v_col], z_stride) = ([qkv.k_col as u32, qkv.v_col as u32], z.cols as u32);
-        let (head_dim, scale) = (heads.head_dim as u32, heads.scale);
+        let (table, params) = (self.table(&rows), qkv.params(heads, &z));
         if self.family == Family::Tiles {
-            let params = kernels::AttentionFew { q_stride, q_col: 0, kv_stride, k_col, v_col, z_stride, scale };
-            let variant = Variant::new(&kernels::ATTENTION_FEW, &[qkv.aligned(heads), head_dim]);
+            let variant = Variant::new(&kernels::ATTENTION_FEW, &[qkv.aligned(heads), params.head_dim]);
             let bindings = [whole(&table), all4(qkv.q), all4(qkv.kv), all(&z)];
-            self.encoder.dispatch(variant, &params, &bindings, [most as u32, heads.n_head as u32, rows.len() as u32]);
+            self.encoder.dispatch(variant, &params, &bindings, [most as u32, params.n_head, rows.len() as u32]);
         } else {
-            let params =
-                kernels::AttentionBroadcast { q_stride, q_col: 0, kv_stride, k_col, v_col, z_stride, head_dim, scale };
             let bindings = [whole(&table), all(qkv.q), all(qkv.kv), all(&z)];
             let groups = [most.div_ceil(BROADCAST_QUERIES) as u32, heads.parts(), rows.len() as u32];
             self.encoder.dispatch((&kernels::ATTENTION_BROADCAST).into(), &params, &bindings, groups);
@@ -204,19 +214,12 @@ impl Gpu {
         let n_key = rows.iter().map(|text| text.n_key as usize).max().unwrap_or(0);
         let parts = (n_key / LEAST_KEYS).min(MOST_PARTS).min(MANY_GROUPS / groups).max(1);
         let params = kernels::Attention {
-            q_stride: qkv.q.cols as u32,
-            q_col: 0,
-            kv_stride: qkv.kv.cols as u32,
-            k_col: qkv.k_col as u32,
-            v_col: qkv.v_col as u32,
-            z_stride: z.cols as u32,
-            n_head: heads.n_head as u32,
-            scale: heads.scale,
             parts: parts as u32,
             part_keys: n_key.div_ceil(parts).next_multiple_of(16) as u32,
             n_row: z.rows as u32,
+            ..qkv.params(heads, z)
         };
-        let variant = Variant::new(&kernels::ATTENTION, &[qkv.aligned(heads), heads.head_dim as u32]);
+        let variant = Variant::new(&kernels::ATTENTION, &[qkv.aligned(heads), params.head_dim]);
         let (table, groups) = (self.table(rows), [(blocks * parts) as u32, heads.parts(), rows.len() as u32]);
         let moments = self.empty(parts * z.rows, 2 * heads.n_head);
         if parts == 1 {
@@ -237,39 +240,45 @@ impl Gpu {
     }
 
     /// The scores of one text, `[n_head * n_query, n_key]`.
-    pub(super) fn attention_scores(&self, qkv: &Tensor, cache: Option<&Cache>, text: &Queries, heads: Heads) -> Tensor {
-        let (heads, qkv) = (HeadShape::new(qkv.cols / 3, heads), Qkv::new(qkv, cache));
+    pub(super) fn attention_scores(&self, qkv: Qkv<'_>, text: &Queries, heads: Heads) -> Tensor {
+        let heads = HeadShape::new(qkv.q.cols / 3, heads);
         let scores = self.empty(heads.n_head * text.rows.len(), text.n_keys);
-        let params = kernels::AttentionScores {
-            q_stride: qkv.q.cols as u32,
-            q_col: 0,
-            kv_stride: qkv.kv.cols as u32,
-            k_col: qkv.k_col as u32,
-            scale: heads.scale,
-            unseen: MASKED,
-        };
-        let aligned = aligned(heads, &[(qkv.q, 0), (qkv.kv, qkv.k_col)]);
-        let variant = Variant::new(&kernels::ATTENTION_SCORES, &[aligned, heads.head_dim as u32]);
-        let [keys, queries] = [text.n_keys.div_ceil(KEYS), text.rows.len().div_ceil(QUERIES)];
-        let table = self.table(&[qkv.rows_of(text)]);
-        let bindings = [whole(&table), all4(qkv.q), all4(qkv.kv), all(&scores)];
-        let groups = [keys as u32, queries as u32, heads.n_head as u32];
-        self.encoder.dispatch(variant, &params, &bindings, groups);
+        self.scores(heads, (qkv.q, qkv.rows_of(text)), (qkv.kv, qkv.k_col), (heads.scale, MASKED), &scores);
         scores
     }
 
-    /// z [Q, D] of one text: its pattern `[n_head * n_query, n_key]` times its values.
-    pub(super) fn attention_mix(
+    /// Writes `scale * queries . keys` of one text, head by head, and `unseen` where a key comes after the query. The keys
+    /// begin at column `k_col`.
+    fn scores(
         &self,
-        pattern: &Tensor,
-        qkv: &Tensor,
-        cache: Option<&Cache>,
-        text: &Queries,
-        heads: Heads,
-    ) -> Tensor {
+        heads: HeadShape,
+        (queries, rows): (&Tensor, TextRows),
+        (keys, k_col): (&Tensor, usize),
+        (scale, unseen): (f32, f32),
+        scores: &Tensor,
+    ) {
+        let params = kernels::AttentionScores {
+            q_stride: queries.cols as u32,
+            q_col: 0,
+            kv_stride: keys.cols as u32,
+            k_col: k_col as u32,
+            scale,
+            unseen,
+        };
+        let aligned = aligned(heads, &[(queries, 0), (keys, k_col)]);
+        let variant = Variant::new(&kernels::ATTENTION_SCORES, &[aligned, heads.head_dim as u32]);
+        let groups_of = |n: u32, each: usize| (n as usize).div_ceil(each) as u32;
+        let groups = [groups_of(rows.n_key, KEYS), groups_of(rows.n_query, QUERIES), heads.n_head as u32];
+        let table = self.table(&[rows]);
+        let bindings = [whole(&table), all4(queries), all4(keys), all(scores)];
+        self.encoder.dispatch(variant, &params, &bindings, groups);
+    }
+
+    /// z [Q, D] of one text: its pattern `[n_head * n_query, n_key]` times its values.
+    pub(super) fn attention_mix(&self, pattern: &Tensor, qkv: Qkv<'_>, text: &Queries, heads: Heads) -> Tensor {
         assert_eq!([pattern.rows, pattern.cols], [heads.n_head * text.rows.len(), text.n_keys]);
-        let z = self.empty(text.rows.len(), qkv.cols / 3);
-        let (heads, qkv) = (HeadShape::new(z.cols, heads), Qkv::new(qkv, cache));
+        let z = self.empty(text.rows.len(), qkv.q.cols / 3);
+        let heads = HeadShape::new(z.cols, heads);
         // The pattern and z have only the rows of this text, so its first query is row 0.
         let rows = TextRows { q_row: 0, ..qkv.rows_of(text) };
         self.mix(heads, (pattern, false), (qkv.kv, qkv.v_col), rows, 1.0, (&z, 0));
@@ -310,20 +319,8 @@ impl Gpu {
         assert!(text.n_keys == n_pos && dz.rows == n_pos && qkv.cols == 3 * dz.cols);
         let (heads, v_col) = (HeadShape::new(dz.cols, heads), 2 * dz.cols);
         let dpattern = self.empty(heads.n_head * n_pos, n_pos);
-        let params = kernels::AttentionScores {
-            q_stride: dz.cols as u32,
-            q_col: 0,
-            kv_stride: qkv.cols as u32,
-            k_col: v_col as u32,
-            scale: 1.0,
-            unseen: 0.0,
-        };
-        let aligned = aligned(heads, &[(dz, 0), (qkv, v_col)]);
-        let variant = Variant::new(&kernels::ATTENTION_SCORES, &[aligned, heads.head_dim as u32]);
-        let table = self.table(&[TextRows { q_row: 0, ..Qkv::new(qkv, None).rows_of(text) }]);
-        let bindings = [whole(&table), all4(dz), all4(qkv), all(&dpattern)];
-        let groups = [n_pos.div_ceil(KEYS) as u32, n_pos.div_ceil(QUERIES) as u32, heads.n_head as u32];
-        self.encoder.dispatch(variant, &params, &bindings, groups);
+        let rows = TextRows { q_row: 0, ..Qkv::new(qkv, None).rows_of(text) };
+        self.scores(heads, (dz, rows), (qkv, v_col), (1.0, 0.0), &dpattern);
         dpattern
     }
 

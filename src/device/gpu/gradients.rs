@@ -11,7 +11,7 @@ impl Gpu {
     pub(super) fn layer_norm_gradient(&self, x: &Tensor, dy: &Tensor, gain: &Weight, eps: f64) -> Tensor {
         assert_eq!([gain.cols, dy.rows, dy.cols], [x.cols, x.rows, x.cols]);
         let y = self.empty(x.rows, x.cols);
-        let params = kernels::LayerNormGradient { rows: x.rows as u32, cols: x.cols as u32, eps: eps as f32 };
+        let params = kernels::LayerNorm { rows: x.rows as u32, cols: x.cols as u32, eps: eps as f32 };
         let bindings = [all(x), all(dy), self.vector(gain), all(&y)];
         let variant = self.either(&kernels::LAYER_NORM_GRADIENT, &kernels::LAYER_NORM_GRADIENT_BROADCAST);
         self.encoder.dispatch(variant, &params, &bindings, grid(x.rows));
@@ -21,7 +21,7 @@ impl Gpu {
     pub(super) fn layer_norm_scale_gradient(&self, x: &Tensor, scale: &Tensor, dscale: &Tensor) -> Tensor {
         assert_eq!([scale.rows, scale.cols, dscale.rows, dscale.cols], [x.rows, 1, x.rows, 1]);
         let y = self.empty(x.rows, x.cols);
-        let params = kernels::LayerNormScaleGradient { rows: x.rows as u32, cols: x.cols as u32 };
+        let params = kernels::Rows { rows: x.rows as u32, cols: x.cols as u32 };
         let bindings = [all(x), all(scale), all(dscale), all(&y)];
         let variant = self.either(&kernels::LAYER_NORM_SCALE_GRADIENT, &kernels::LAYER_NORM_SCALE_GRADIENT_BROADCAST);
         self.encoder.dispatch(variant, &params, &bindings, grid(x.rows));
@@ -31,7 +31,7 @@ impl Gpu {
     pub(super) fn layer_norm_divisor_gradient(&self, y: &Tensor, scale: &Tensor, dy: &Tensor) -> Tensor {
         assert_eq!([scale.rows, scale.cols, dy.rows, dy.cols], [y.rows, 1, y.rows, y.cols]);
         let dscale = self.empty(y.rows, 1);
-        let params = kernels::LayerNormDivisorGradient { rows: y.rows as u32, cols: y.cols as u32 };
+        let params = kernels::Rows { rows: y.rows as u32, cols: y.cols as u32 };
         let bindings = [all(y), all(scale), all(dy), all(&dscale)];
         let variant =
             self.either(&kernels::LAYER_NORM_DIVISOR_GRADIENT, &kernels::LAYER_NORM_DIVISOR_GRADIENT_BROADCAST);
@@ -84,7 +84,7 @@ impl Gpu {
     pub(super) fn attention_pattern_gradient(&self, pattern: &Tensor, dy: &Tensor) -> Tensor {
         assert_eq!([dy.rows, dy.cols], [pattern.rows, pattern.cols]);
         let y = self.empty(pattern.rows, pattern.cols);
-        let params = kernels::AttentionPatternGradient { rows: pattern.rows as u32, cols: pattern.cols as u32 };
+        let params = kernels::Rows { rows: pattern.rows as u32, cols: pattern.cols as u32 };
         let bindings = [all(pattern), all(dy), all(&y)];
         let variant = self.either(&kernels::ATTENTION_PATTERN_GRADIENT, &kernels::ATTENTION_PATTERN_GRADIENT_BROADCAST);
         self.encoder.dispatch(variant, &params, &bindings, grid(pattern.rows));
@@ -107,9 +107,7 @@ impl Gpu {
                     y_first: (rows.start * columns.cols) as u32,
                     y_stride: columns.cols as u32,
                 };
-                let bindings = [source, all(&columns)];
-                let groups = elements(rows.len() * columns.cols);
-                self.encoder.dispatch((&kernels::COPY_OUT).into(), &params, &bindings, groups);
+                self.copy(source, &params, all(&columns));
             }
             self.product_with_part(&columns, whole(&chunk.buffer), placed, w.cols)
         });

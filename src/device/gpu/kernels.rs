@@ -1,6 +1,6 @@
 //! The table of kernels: the file of each, its library files and its constants. A faster variant of a kernel is one
-//! more entry. `build.rs` generates the bindings of a kernel and the Rust struct for its `Params` from its file. Owns
-//! no GPU object; `encoder.rs` makes those.
+//! more entry. `build.rs` generates the bindings of a kernel and the Rust struct for its `Params` from its file, or from the
+//! file of `shaders/interfaces` that its file names. Owns no GPU object; `encoder.rs` makes those.
 //! Read next: a file of `shaders/`, such as `add.wgsl`, or `tests/shaders.rs`, which checks every entry.
 
 use crate::device::{self, Dtype, Epilogue};
@@ -18,6 +18,8 @@ pub trait Params: bytemuck::Pod {
 struct File {
     stem: &'static str,
     text: &'static str,
+    /// The text of the interface that it names, or nothing.
+    interface: &'static str,
     bindings: &'static [Access],
     params: &'static [Field],
 }
@@ -56,7 +58,7 @@ pub struct Kernel {
     pub matrices: bool,
     /// The file's text.
     pub source: &'static str,
-    /// The texts of its library files.
+    /// The texts of its interface and its library files.
     pub libs: &'static [&'static str],
     /// Access of bindings 1, 2, ...
     pub bindings: &'static [Access],
@@ -70,6 +72,7 @@ pub struct Kernel {
 
 const WEIGHT: &str = include_str!("../../../shaders/lib/weight.wgsl");
 const REDUCE: &str = include_str!("../../../shaders/lib/reduce.wgsl");
+const ROW: &str = include_str!("../../../shaders/lib/row.wgsl");
 const MOMENTS: &str = include_str!("../../../shaders/lib/moments.wgsl");
 const TEXT_ROWS: &str = include_str!("../../../shaders/lib/text_rows.wgsl");
 const FOURS: &str = include_str!("../../../shaders/lib/fours.wgsl");
@@ -111,7 +114,7 @@ macro_rules! kernels {
                 family: $family,
                 matrices: false $(|| $matrices)?,
                 source: $file.text,
-                libs: &[$($lib),*],
+                libs: &[$file.interface, $($lib),*],
                 bindings: $file.bindings,
                 params: $file.params,
                 overrides: kernels!(@or_none $($overrides)?),
@@ -149,12 +152,12 @@ kernels! {
     /// All kernels of operations.
     ALL;
     EMBED FILE_EMBED "embed" ANY [WEIGHT] overrides &[WEIGHT_OVERRIDE];
-    LAYER_NORM FILE_LAYER_NORM "layer_norm" TILES [REDUCE, MOMENTS];
-    LAYER_NORM_BROADCAST FILE_LAYER_NORM "layer_norm_broadcast" BROADCAST [REDUCE_BROADCAST, MOMENTS];
-    LAYER_NORM_SCALE FILE_LAYER_NORM_SCALE "layer_norm_scale" TILES [REDUCE, MOMENTS];
-    LAYER_NORM_SCALE_BROADCAST FILE_LAYER_NORM_SCALE "layer_norm_scale_broadcast" BROADCAST [REDUCE_BROADCAST, MOMENTS];
-    LAYER_NORM_NORMALIZE FILE_LAYER_NORM_NORMALIZE "layer_norm_normalize" TILES [REDUCE, MOMENTS];
-    LAYER_NORM_NORMALIZE_BROADCAST FILE_LAYER_NORM_NORMALIZE "layer_norm_normalize_broadcast" BROADCAST [REDUCE_BROADCAST, MOMENTS];
+    LAYER_NORM FILE_LAYER_NORM "layer_norm" TILES [ROW, REDUCE, MOMENTS];
+    LAYER_NORM_BROADCAST FILE_LAYER_NORM "layer_norm_broadcast" BROADCAST [ROW, REDUCE_BROADCAST, MOMENTS];
+    LAYER_NORM_SCALE FILE_LAYER_NORM_SCALE "layer_norm_scale" TILES [ROW, REDUCE, MOMENTS];
+    LAYER_NORM_SCALE_BROADCAST FILE_LAYER_NORM_SCALE "layer_norm_scale_broadcast" BROADCAST [ROW, REDUCE_BROADCAST, MOMENTS];
+    LAYER_NORM_NORMALIZE FILE_LAYER_NORM_NORMALIZE "layer_norm_normalize" TILES [ROW, REDUCE, MOMENTS];
+    LAYER_NORM_NORMALIZE_BROADCAST FILE_LAYER_NORM_NORMALIZE "layer_norm_normalize_broadcast" BROADCAST [ROW, REDUCE_BROADCAST, MOMENTS];
     GAIN_BIAS FILE_GAIN_BIAS "gain_bias" ANY [];
     LINEAR FILE_LINEAR "linear" TILES [TILE_LIB, X4, FOURS, WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts TILE;
     LINEAR_MATRICES FILE_LINEAR_MATRICES "linear_matrices" TILES matrices YES [MATRICES, X4, FOURS, WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts SUBGROUP_SIZE;
@@ -168,8 +171,8 @@ kernels! {
     ATTENTION_FEW FILE_ATTENTION_FEW "attention_few" TILES [TEXT_ROWS, Q4, KV4, FOURS, EXP] overrides &[ALIGNED_OVERRIDE], consts HEAD_DIM;
     ATTENTION_BROADCAST FILE_ATTENTION_BROADCAST "attention_broadcast" BROADCAST [TEXT_ROWS, STEP, EXP];
     ATTENTION_SCORES FILE_ATTENTION_SCORES "attention_scores" ANY [TEXT_ROWS, ATTENTION_TILE, SCORES, Q4, KV4, FOURS] overrides &[ALIGNED_OVERRIDE], consts HEAD_DIM;
-    ATTENTION_PATTERN FILE_ATTENTION_PATTERN "attention_pattern" TILES [REDUCE, EXP];
-    ATTENTION_PATTERN_BROADCAST FILE_ATTENTION_PATTERN "attention_pattern_broadcast" BROADCAST [REDUCE_BROADCAST, EXP];
+    ATTENTION_PATTERN FILE_ATTENTION_PATTERN "attention_pattern" TILES [ROW, REDUCE, EXP];
+    ATTENTION_PATTERN_BROADCAST FILE_ATTENTION_PATTERN "attention_pattern_broadcast" BROADCAST [ROW, REDUCE_BROADCAST, EXP];
     ATTENTION_MIX FILE_ATTENTION_MIX "attention_mix" ANY [TEXT_ROWS, ATTENTION_TILE, KV4, FOURS] overrides &[ALIGNED_OVERRIDE], consts HEAD_DIM;
     ACTIVATION FILE_ACTIVATION "activation" ANY [ACTIVATION_LIB, EXP, GELU] overrides &[("FUNCTION", 4)];
     ADD FILE_ADD "add" ANY [];
@@ -179,18 +182,18 @@ kernels! {
     UNEMBED_BROADCAST FILE_UNEMBED_BROADCAST "unembed_broadcast" BROADCAST [WEIGHT, STEP] overrides &[WEIGHT_OVERRIDE];
     LIKELIEST FILE_LIKELIEST "likeliest" TILES [REDUCE, EXP];
     LIKELIEST_BROADCAST FILE_LIKELIEST "likeliest_broadcast" BROADCAST [REDUCE_BROADCAST, EXP];
-    LAYER_NORM_GRADIENT FILE_LAYER_NORM_GRADIENT "layer_norm_gradient" TILES [REDUCE, MOMENTS];
-    LAYER_NORM_GRADIENT_BROADCAST FILE_LAYER_NORM_GRADIENT "layer_norm_gradient_broadcast" BROADCAST [REDUCE_BROADCAST, MOMENTS];
-    LAYER_NORM_SCALE_GRADIENT FILE_LAYER_NORM_SCALE_GRADIENT "layer_norm_scale_gradient" TILES [REDUCE, MOMENTS];
-    LAYER_NORM_SCALE_GRADIENT_BROADCAST FILE_LAYER_NORM_SCALE_GRADIENT "layer_norm_scale_gradient_broadcast" BROADCAST [REDUCE_BROADCAST, MOMENTS];
-    LAYER_NORM_DIVISOR_GRADIENT FILE_LAYER_NORM_DIVISOR_GRADIENT "layer_norm_divisor_gradient" TILES [REDUCE];
-    LAYER_NORM_DIVISOR_GRADIENT_BROADCAST FILE_LAYER_NORM_DIVISOR_GRADIENT "layer_norm_divisor_gradient_broadcast" BROADCAST [REDUCE_BROADCAST];
+    LAYER_NORM_GRADIENT FILE_LAYER_NORM_GRADIENT "layer_norm_gradient" TILES [ROW, REDUCE, MOMENTS];
+    LAYER_NORM_GRADIENT_BROADCAST FILE_LAYER_NORM_GRADIENT "layer_norm_gradient_broadcast" BROADCAST [ROW, REDUCE_BROADCAST, MOMENTS];
+    LAYER_NORM_SCALE_GRADIENT FILE_LAYER_NORM_SCALE_GRADIENT "layer_norm_scale_gradient" TILES [ROW, REDUCE, MOMENTS];
+    LAYER_NORM_SCALE_GRADIENT_BROADCAST FILE_LAYER_NORM_SCALE_GRADIENT "layer_norm_scale_gradient_broadcast" BROADCAST [ROW, REDUCE_BROADCAST, MOMENTS];
+    LAYER_NORM_DIVISOR_GRADIENT FILE_LAYER_NORM_DIVISOR_GRADIENT "layer_norm_divisor_gradient" TILES [ROW, REDUCE];
+    LAYER_NORM_DIVISOR_GRADIENT_BROADCAST FILE_LAYER_NORM_DIVISOR_GRADIENT "layer_norm_divisor_gradient_broadcast" BROADCAST [ROW, REDUCE_BROADCAST];
     GAIN FILE_GAIN "gain" ANY [];
     LINEAR_BY_HEAD_GRADIENT FILE_LINEAR_BY_HEAD_GRADIENT "linear_by_head_gradient" ANY [WEIGHT] overrides &[WEIGHT_OVERRIDE];
     REPEAT_HEADS FILE_REPEAT_HEADS "repeat_heads" ANY [];
     ACTIVATION_GRADIENT FILE_ACTIVATION_GRADIENT "activation_gradient" ANY [SLOPE, EXP, GELU] overrides &[("FUNCTION", 4)];
-    ATTENTION_PATTERN_GRADIENT FILE_ATTENTION_PATTERN_GRADIENT "attention_pattern_gradient" TILES [REDUCE];
-    ATTENTION_PATTERN_GRADIENT_BROADCAST FILE_ATTENTION_PATTERN_GRADIENT "attention_pattern_gradient_broadcast" BROADCAST [REDUCE_BROADCAST];
+    ATTENTION_PATTERN_GRADIENT FILE_ATTENTION_PATTERN_GRADIENT "attention_pattern_gradient" TILES [ROW, REDUCE];
+    ATTENTION_PATTERN_GRADIENT_BROADCAST FILE_ATTENTION_PATTERN_GRADIENT "attention_pattern_gradient_broadcast" BROADCAST [ROW, REDUCE_BROADCAST];
     EDIT FILE_EDIT "edit" ANY [];
     COPY_OUT FILE_COPY_OUT "copy_out" ANY [];
     CACHE_APPEND FILE_CACHE_APPEND "cache_append" ANY [TEXT_ROWS];
@@ -212,8 +215,8 @@ impl Family {
 }
 
 impl Kernel {
-    /// The text of the module: the file, its library files, and the generated constants. The file comes first, so that
-    /// the line numbers in messages are those of the file.
+    /// The text of the module: the file, its interface, its library files, and the generated constants. The file comes
+    /// first, so that the line numbers in messages are those of the file. WGSL lets a module use what is declared later.
     pub fn module(&self, consts: &[(&'static str, u32)]) -> String {
         let mut text = self.source.to_string();
         self.libs.iter().for_each(|lib| text.push_str(lib));

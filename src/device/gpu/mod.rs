@@ -27,6 +27,7 @@ pub mod unroll;
 
 pub use adapter::{AdapterInfo, list as adapters};
 pub use attention::Cache;
+use attention::Qkv;
 pub use buffers::{Tensor, Weight};
 pub use timestamps::Span;
 
@@ -356,7 +357,7 @@ impl Gpu {
     fn layer_norm_normalize(&self, x: &Tensor, scale: &Tensor) -> Tensor {
         assert_eq!([scale.rows, scale.cols], [x.rows, 1]);
         let y = self.empty(x.rows, x.cols);
-        let params = kernels::LayerNormNormalize { rows: x.rows as u32, cols: x.cols as u32 };
+        let params = kernels::Rows { rows: x.rows as u32, cols: x.cols as u32 };
         let bindings = [all(x), all(scale), all(&y)];
         let variant = self.either(&kernels::LAYER_NORM_NORMALIZE, &kernels::LAYER_NORM_NORMALIZE_BROADCAST);
         self.encoder.dispatch(variant, &params, &bindings, grid(x.rows));
@@ -383,7 +384,7 @@ impl Gpu {
 
     fn attention_pattern(&self, scores: &Tensor) -> Tensor {
         let pattern = self.empty(scores.rows, scores.cols);
-        let params = kernels::AttentionPattern { rows: scores.rows as u32, cols: scores.cols as u32 };
+        let params = kernels::Rows { rows: scores.rows as u32, cols: scores.cols as u32 };
         let bindings = [all(scores), all(&pattern)];
         let variant = self.either(&kernels::ATTENTION_PATTERN, &kernels::ATTENTION_PATTERN_BROADCAST);
         self.encoder.dispatch(variant, &params, &bindings, grid(scores.rows));
@@ -436,11 +437,14 @@ impl Gpu {
             let first = at + part.start - rows.start;
             let (source, first_col) = self.some_rows(x, &part);
             let (target, y_first) = self.some_rows(y, &(first..first + part.len()));
-            let (n, stride) = (part.len() * x.cols, x.cols as u32);
-            let params =
-                kernels::CopyOut { n: n as u32, first_col, cols: stride, x_stride: stride, y_first, y_stride: stride };
-            self.encoder.dispatch((&kernels::COPY_OUT).into(), &params, &[source, target], elements(n));
+            let (n, stride) = ((part.len() * x.cols) as u32, x.cols as u32);
+            let params = kernels::CopyOut { n, first_col, cols: stride, x_stride: stride, y_first, y_stride: stride };
+            self.copy(source, &params, target);
         }
+    }
+
+    fn copy(&self, source: Binding<'_>, params: &kernels::CopyOut, target: Binding<'_>) {
+        self.encoder.dispatch((&kernels::COPY_OUT).into(), params, &[source, target], elements(params.n as usize));
     }
 
     /// Three numbers for each chunk of the columns.
@@ -480,8 +484,7 @@ impl Gpu {
         let mut rows_before = 0;
         for rows in window.rows.iter().flat_map(|rows| self.bindable(rows.clone(), x.cols)) {
             let (target, before) = self.some_rows(&y, &rows);
-            let mut cols_before = 0;
-            for cols in &window.cols {
+            for (cols, cols_before) in window.col_ranges() {
                 let n = rows.len() * cols.len();
                 let params = kernels::Edit {
                     n: n as u32,
@@ -496,7 +499,6 @@ impl Gpu {
                 };
                 let bindings = [once(&values_buffer), target];
                 self.encoder.dispatch((&kernels::EDIT).into(), &params, &bindings, elements(n));
-                cols_before += cols.len();
             }
             rows_before += rows.len();
         }
@@ -519,10 +521,10 @@ impl Gpu {
             Op::LinearOfNorm { eps, f } => self.product_of_norm(x[0], [w[0], w[1]], [w[2], w[3]], *eps, *f),
             Op::LinearByHead { n_head } => self.product_by_head(x[0], w[0], *n_head),
             Op::SumHeads { n_head } => self.sum_heads(x[0], w[0], *n_head),
-            Op::Attention { texts, heads } => self.attention(x[0], cache, texts, *heads),
-            Op::AttentionScores { text, heads } => self.attention_scores(x[0], cache, text, *heads),
+            Op::Attention { texts, heads } => self.attention(Qkv::new(x[0], cache), texts, *heads),
+            Op::AttentionScores { text, heads } => self.attention_scores(Qkv::new(x[0], cache), text, *heads),
             Op::AttentionPattern {} => self.attention_pattern(x[0]),
-            Op::AttentionMix { text, heads } => self.attention_mix(x[0], x[1], cache, text, *heads),
+            Op::AttentionMix { text, heads } => self.attention_mix(x[0], Qkv::new(x[1], cache), text, *heads),
             Op::Activation { f } => self.activation(x[0], *f),
             Op::Add {} => self.add(x[0], x[1]),
             Op::Unembed {} => self.unembed(x[0], w[0]),
@@ -646,20 +648,16 @@ impl Device for Gpu {
             for rows in self.bindable(rows.clone(), x.cols) {
                 let (source, before) = self.some_rows(x, &rows);
                 let gathered = self.empty(rows.len(), window.n_cols());
-                let mut cols_before = 0;
-                for cols in &window.cols {
-                    let n = rows.len() * cols.len();
+                for (cols, cols_before) in window.col_ranges() {
                     let params = kernels::CopyOut {
-                        n: n as u32,
+                        n: (rows.len() * cols.len()) as u32,
                         first_col: before + cols.start as u32,
                         cols: cols.len() as u32,
                         x_stride: x.cols as u32,
                         y_first: cols_before as u32,
                         y_stride: gathered.cols as u32,
                     };
-                    let bindings = [source, all(&gathered)];
-                    self.encoder.dispatch((&kernels::COPY_OUT).into(), &params, &bindings, elements(n));
-                    cols_before += cols.len();
+                    self.copy(source, &params, all(&gathered));
                 }
                 let part = 4 * gathered.len() as u64;
                 self.encoder.copy_out(&gathered, 0, part, staging.buffer(), at);

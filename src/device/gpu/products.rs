@@ -164,7 +164,7 @@ impl Gpu {
         let y = self.empty(x.rows, w.cols);
         let plan = Plan::linear(&self.tuning, x.rows, x.cols, w.cols);
         let (weight, placed) = (self.uncut(w, WeightLayout::Rows), self.place(w, WeightLayout::Rows));
-        let params = kernels::LinearFewNorm {
+        let params = kernels::Linear {
             rows: x.rows as u32,
             k: x.cols as u32,
             k_part: x.cols as u32,
@@ -177,7 +177,7 @@ impl Gpu {
             eps: eps as f32,
         };
         let [gain, shift] = norm.map(|vector| self.vector(vector));
-        let bindings = [all4(x), gain, shift, weight, self.vector(bias), weight, all(&y)];
+        let bindings = [all4(x), weight, self.vector(bias), weight, all(&y), gain, shift];
         let aligned = aligned(x.cols, x.cols, x.cols);
         let plan = Plan { kernel: &kernels::LINEAR_FEW_NORM, ..plan };
         let variant = plan.variant(weight_override(placed.dtype), Some(epilogue_override(&epilogue)), aligned);
@@ -256,6 +256,7 @@ impl Gpu {
             y_stride: y.cols as u32,
             y_part: y_part as u32,
             has_bias: bias.is_some() as u32,
+            eps: 0.0,
         };
         // Every binding needs a buffer. The kernel does not read the one of an absent bias or tensor.
         let bias = bias.map_or(weight, |b| self.vector(b));
