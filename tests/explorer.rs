@@ -1165,13 +1165,13 @@ fn more_than_a_page_can_hold() {
     server.requests();
     browser.press("Enter");
     browser.wait_for(
-        "document.querySelector('#hub-note').textContent.includes('6400 MB, and on the CPU a page can hold 1800 MB')",
+        "document.querySelector('#hub-note').textContent.includes('6400 MB, and a page can hold 1800 MB on the CPU')",
     );
     assert_eq!(server.requests(), ["GET /hub/api/models/someone/large/revision/main?blobs=true"]);
     let files = [config_file, weights.clone(), tokenizer];
     browser.choose_files("#files", &files);
     browser.wait_for(
-        "document.querySelector('#hub-note').textContent.includes('3300 MB, and on the CPU a page can hold 1800 MB')",
+        "document.querySelector('#hub-note').textContent.includes('3300 MB, and a page can hold 1800 MB on the CPU')",
     );
     assert_eq!(browser.eval("explorer.app.state.model"), "demo");
 
@@ -1205,6 +1205,35 @@ fn more_than_a_page_can_hold() {
     browser.wait_for("explorer.app.about?.model.n_layer === 4 && document.querySelector('#message').hidden");
     browser.wait_until_drawn();
     no_complaints(&mut browser);
+}
+
+/// What the limits of `models.js` stand on: the CPU has each weight twice, and on a GPU no more stays in WebAssembly than a few blocks'
+/// weights need on their way.
+#[test]
+fn what_a_model_takes_of_webassemblys_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = checkpoint::config(512, 8, 16, &[("vocab_size", json!(1000))]);
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let weights = checkpoint::random(&config, |_| "F32", 3);
+    let size = weights.len() as f64;
+    std::fs::write(folder.path().join("model.safetensors"), weights).unwrap();
+    let server = Loopback::start(&[("/page/", &root().join("web/dist")), ("/large/", folder.path())]);
+    for (webgpu, device) in [(false, "cpu"), (true, "gpu")] {
+        let (mut browser, address) = page(&server, webgpu);
+        open(&mut browser, &address, "device=cpu");
+        open_engine(&mut browser, "/large", &["config.json", "model.safetensors"], device);
+        let share = browser.eval(
+            "(async () => {
+                const request = { do: 'next', run: { texts: [[1, 2, 3]] }, pos: 2 };
+                for (let i = 0; i < 2; i++) await engine.ask(request, undefined, { again: true });
+                return engine.memory();
+            })()",
+        );
+        let share = share.as_f64().unwrap() / size;
+        let expected = if webgpu { 0.0..0.4 } else { 1.8..2.4 };
+        assert!(expected.contains(&share), "{device}: {share} of the weights' size");
+        no_complaints(&mut browser);
+    }
 }
 
 /// How fast WebAssembly is at gpt2-small's shape, 64 tokens, all streams as the answer. To compare with one thread of this machine:

@@ -78,7 +78,8 @@ export function drawText() {
     token.style.setProperty("--shade", shades[at] || 0);
   });
   list.setAttribute("aria-activedescendant", `token-${s.pos}`);
-  byId("token-note").textContent = `Token ${s.pos} of ${tokens.length}${s.key === null ? "" : `, attending to ${s.key}`}. ${note}`;
+  byId("key-note").hidden = s.key !== null || tokens.length < 2;
+  byId("token-note").textContent = `Token ${s.pos}, counted from 0${s.key === null ? "" : `, attending to ${s.key}`}. ${note}`;
   const { b } = state, n = app.tokensB.length;
   byId("b-note").textContent = !b ? "Patching takes values from this text's run." : n === tokens.length ? `${n} tokens, as many as the first text.` : `${n} tokens; the first text has ${tokens.length}, so choose single positions to patch.`;
 }
