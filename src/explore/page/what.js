@@ -22,6 +22,7 @@ export function startWhat() {
   gridBox = make("div");
   grids.pairGrid = pairGrid;
   grid = new Grid(gridBox, { name: "Values", pick: (...cell) => shown?.pick(...cell), say: (...cell) => shown?.say(...cell) ?? "" });
+  grids.view = grid;
   for (const name of ["head", "dim"]) {
     byId(name).addEventListener("change", () => {
       const value = byId(name).valueAsNumber, most = Number(byId(name).max);
