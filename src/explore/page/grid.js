@@ -22,7 +22,7 @@ export class Grid {
     this.say = say;
     this.name = name;
     this.canvas = make("canvas", { class: "grid", tabindex: 0, role: "application", "aria-roledescription": "grid of values", "aria-label": name });
-    this.read = make("p", { class: "read" }, " ");
+    this.read = make("p", { class: "read" });
     this.legend = make("p", { class: "note legend" });
     box.append(this.canvas, this.read, this.legend);
     this.canvas.addEventListener("pointermove", (event) => this.#hover(this.#cell(event)));
@@ -32,6 +32,7 @@ export class Grid {
       if (cell) this.pick(...cell, event);
     });
     this.canvas.addEventListener("keydown", (event) => this.#key(event));
+    this.clear("Loading the values");
   }
 
   /** Draws `rows` x `columns` values in row-major order. `kind` as in `palette`; `scale` fixes the end of the colours;

@@ -6,6 +6,8 @@ const NEEDED = /^(config|generation_config|tokenizer|tokenizer_config|special_to
 /** The most bytes of weights on the CPU. WebAssembly has 4 GB, the CPU keeps each weight as the file stores it and packed, and the rest is
  *  for runs. On a GPU a weight leaves WebAssembly once it is uploaded, so the GPU's memory is the limit, of which a page is not told. */
 const MOST_ON_CPU = 1.8e9;
+/** WebAssembly has no place in a file that is further from its begin. */
+const MOST_IN_FILE = 2 ** 32 - 1;
 let onGpu = true;
 
 /** Says whether models will run on a GPU. */
@@ -45,9 +47,10 @@ export function chosen(list) {
 
 /** Throws an Error if a page cannot hold these files. */
 export function fits(files) {
-  const bytes = files.reduce((sum, { blob, size }) => sum + (blob?.size ?? size), 0);
-  if (onGpu || bytes <= MOST_ON_CPU) return;
-  throw new Error(`the model has ${megabytes(bytes)}, and a page can hold ${megabytes(MOST_ON_CPU)} on the CPU, which needs twice the weights' size of the 4 GB that WebAssembly has; the device WebGPU holds them in the GPU's memory, and the command line has no such limit`);
+  const sizes = files.map(({ blob, size }) => blob?.size ?? size), bytes = sizes.reduce((sum, size) => sum + size, 0);
+  if (!onGpu && bytes > MOST_ON_CPU) throw new Error(`the model has ${megabytes(bytes)}, and a page can hold ${megabytes(MOST_ON_CPU)} on the CPU, which needs twice the weights' size of the 4 GB that WebAssembly has; the device WebGPU holds them in the GPU's memory, and the command line has no such limit`);
+  const largest = Math.max(...sizes);
+  if (largest > MOST_IN_FILE) throw new Error(`a file of the model has ${megabytes(largest)}, and a page reads files of ${megabytes(MOST_IN_FILE)} at most; save it in several files, or use the command line, which has no such limit`);
 }
 
 /** What a model of this many bytes needs, in words. */
