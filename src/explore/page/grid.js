@@ -32,7 +32,7 @@ export class Grid {
       if (cell) this.pick(...cell, event);
     });
     this.canvas.addEventListener("keydown", (event) => this.#key(event));
-    this.clear("Loading the values");
+    this.clear("No values yet");
   }
 
   /** Draws `rows` x `columns` values in row-major order. `kind` as in `palette`; `scale` fixes the end of the colours;

@@ -38,6 +38,7 @@ app.open = async () => {
 
 /** Opens a model in this page; `isWanted` is false once another was chosen. */
 async function openHere({ model, device }, isWanted) {
+  if (device === "gpu" && !(await navigator.gpu?.requestAdapter().catch(() => null))) throw new Error("This browser gives this page no GPU by WebGPU: choose the device CPU, which computes the same.");
   const gpu = device === "gpu" || (device === "" && (await adapter()));
   runsOnGpu(gpu);
   let files;
