@@ -4,6 +4,8 @@ import { app, go, known, look, runs, tapOf, whole } from "./app.js";
 
 let drawn = "";
 let nextIsKey = false;
+/** The token that was brought into view last. */
+let scrolledTo = null;
 /** What waits for the end of typing, by field. */
 const typing = new Map();
 
@@ -78,6 +80,12 @@ export function drawText() {
     token.style.setProperty("--shade", shades[at] || 0);
   });
   list.setAttribute("aria-activedescendant", `token-${s.pos}`);
+  const chosen = byId(`token-${s.pos}`), at = chosen.offsetTop - list.offsetTop;
+  if (chosen !== scrolledTo && list.clientHeight) {
+    scrolledTo = chosen;
+    // Only the list scrolls, never the page.
+    if (at < list.scrollTop || at + chosen.offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = at - list.clientHeight / 2;
+  }
   byId("key-note").hidden = s.key !== null || tokens.length < 2;
   byId("token-note").textContent = `Token ${s.pos}, counted from 0${s.key === null ? "" : `, attending to ${s.key}`}. ${note}`;
   const { b } = state, n = app.tokensB.length;
