@@ -22,7 +22,7 @@ use binary::run_well;
 use browser::Browser;
 use common::{Golden, checkpoint, fixtures};
 use loopback::Loopback;
-use ndarray::{ArrayD, IxDyn};
+use ndarray::{ArrayD, Axis, IxDyn};
 use serde_json::{Value, json};
 use served::Served;
 use std::collections::BTreeMap;
@@ -458,6 +458,123 @@ fn files_of_what_is_shown() {
         let picture = resvg::tiny_skia::Pixmap::decode_png(&bytes).unwrap();
         let (width, height) = (picture.width(), picture.height());
         assert!(width > 400 && height > 100, "{format}: {width} x {height}");
+    }
+    no_complaints(&mut browser);
+}
+
+/// Every view has the values of its hook, its token, its head and its run: before the edits, after them, or the difference.
+#[test]
+fn views_have_the_values_of_their_run() {
+    let (server, session) = (server(), native());
+    let (mut browser, address) = page(&server, false);
+    let edit = "blocks.1.hook_resid_post@pos=2:scale=0.5";
+    open(&mut browser, &address, &format!("device=cpu&a=The+cat+sat+on+the+mat.&edit={edit}"));
+    let (layers, heads, n) = (4, 5, 7);
+    // A hook [axis, ...] of the run that is shown.
+    let look = |hook: &str, compare: &str| -> ArrayD<f32> {
+        let run = |edits: &[&str]| {
+            let run = json!({"texts": [CAT], "edits": edits});
+            let answer = natively(&session, &json!({"do": "look", "run": run, "taps": [{"hook": hook}]}));
+            let array = &answer.arrays[0];
+            ArrayD::from_shape_vec(IxDyn(&array.shape[1..]), array.values.clone()).unwrap()
+        };
+        match compare {
+            "before" => run(&[]),
+            "after" => run(&[edit]),
+            _ => run(&[edit]) - run(&[]),
+        }
+    };
+    // The values of a grid; what has no number is null, and 0 here.
+    let shown = |browser: &mut Browser, grid: &str| -> Vec<f32> {
+        let values = browser.eval(&format!("Array.from(explorer.grids.{grid}.what.values)"));
+        values.as_array().unwrap().iter().map(|value| value.as_f64().unwrap_or(0.0) as f32).collect()
+    };
+    let pos = 5;
+    for compare in ["after", "before", "difference"] {
+        let close = |what: &str, got: &[f32], want: Vec<f32>| {
+            common::assert_close(&format!("{what}, {compare}"), got, &want, 1e-4, 1e-5);
+        };
+        let row = |array: &ArrayD<f32>| array.index_axis(Axis(0), pos).iter().copied().collect::<Vec<f32>>();
+        for (name, hook) in [("hook_resid_post", "blocks.2.hook_resid_post"), ("attn.hook_z", "blocks.2.attn.hook_z")] {
+            let at = format!("hook: '{hook}', pos: {pos}, head: 3, dim: 7, key: null, compare: '{compare}'");
+            browser.eval(&format!("explorer.go({{ {at}, view: 'layers' }})"));
+            browser.wait_until_drawn();
+            let want = (0..layers).flat_map(|layer| row(&look(&format!("blocks.{layer}.{name}"), compare))).collect();
+            close(&format!("all layers of {hook}"), &shown(&mut browser, "view"), want);
+            browser.eval("explorer.go({ view: 'map' })");
+            browser.wait_until_drawn();
+            let values = look(hook, compare);
+            close(&format!("the map of {hook}"), &shown(&mut browser, "view"), values.iter().copied().collect());
+            browser.eval("explorer.go({ view: 'table' })");
+            browser.wait_until_drawn();
+            // The table has the largest of the head, or of the row.
+            let mut want = row(&values);
+            if values.ndim() == 3 {
+                want = want.chunks(want.len() / heads).nth(3).unwrap().to_vec();
+            }
+            let chosen = want[7];
+            let mut order: Vec<usize> = (0..want.len()).collect();
+            order.sort_by(|a, b| want[*b].abs().total_cmp(&want[*a].abs()));
+            let places: Vec<usize> =
+                browser.texts("#view td:first-child").iter().map(|place| place.parse().unwrap()).collect();
+            assert_eq!(places.len(), 20, "{hook}, {compare}");
+            let got: Vec<f32> = browser.texts("#view td.value").iter().map(|value| value.parse().unwrap()).collect();
+            // Values of a difference that is nothing at all are of any order.
+            let listed: Vec<f32> = places.iter().map(|place| want[*place]).collect();
+            close(&format!("the table of {hook}"), &got, listed);
+            close(&format!("the largest of {hook}"), &got, order[..20].iter().map(|i| want[*i]).collect());
+            let number: f32 = browser.text("#number").parse().unwrap();
+            close(&format!("the number of {hook}"), &[number], vec![chosen]);
+        }
+
+        let pattern = look("blocks.2.attn.hook_pattern", compare);
+        let at = format!("hook: 'blocks.2.attn.hook_pattern', pos: {pos}, key: 1, dim: null, compare: '{compare}'");
+        browser.eval(&format!("explorer.go({{ {at}, head: 3, view: 'map' }})"));
+        browser.wait_until_drawn();
+        close(
+            "the map of head 3",
+            &shown(&mut browser, "view"),
+            pattern.index_axis(Axis(0), 3).iter().copied().collect(),
+        );
+        let pair = (0..layers).flat_map(|layer| {
+            let pattern = look(&format!("blocks.{layer}.attn.hook_pattern"), compare);
+            (0..heads).map(move |head| pattern[[head, pos, 1]])
+        });
+        close("the heads that look there", &shown(&mut browser, "pairGrid"), pair.collect());
+        // Each small map has a pixel a weight: those of two heads are as dark as their weights are large.
+        browser.eval("explorer.go({ view: 'heads' })");
+        browser.wait_until_drawn();
+        let pixels = browser.eval(&format!(
+            "[...document.querySelectorAll('#view .heads canvas')].map((canvas) => canvas.getContext('2d').getImageData(1, {pos}, 1, 1).data[0])"
+        ));
+        let red: Vec<f32> = serde_json::from_value(pixels).unwrap();
+        assert_eq!(red.len(), heads);
+        if compare != "difference" {
+            for (a, b) in (0..heads).flat_map(|a| (0..heads).map(move |b| (a, b))) {
+                if pattern[[a, pos, 1]] > pattern[[b, pos, 1]] + 0.02 {
+                    assert!(red[a] < red[b], "heads {a} and {b}: {red:?}");
+                }
+            }
+        }
+
+        // WHERE: the norm of every stage at every token.
+        browser.eval("explorer.go({ where: 'norm' })");
+        browser.wait_until_drawn();
+        let norms = |compare: &str| -> Vec<f32> {
+            let streams = (0..=layers).map(|stage| match stage {
+                0 => look("blocks.0.hook_resid_pre", compare),
+                _ => look(&format!("blocks.{}.hook_resid_post", stage - 1), compare),
+            });
+            let norm = |row: ndarray::ArrayViewD<'_, f32>| row.iter().map(|x| x * x).sum::<f32>().sqrt();
+            streams
+                .flat_map(|stream| (0..n).map(|at| norm(stream.index_axis(Axis(0), at))).collect::<Vec<_>>())
+                .collect()
+        };
+        let want = match compare {
+            "difference" => norms("after").iter().zip(norms("before")).map(|(after, before)| after - before).collect(),
+            compare => norms(compare),
+        };
+        close("the norms", &shown(&mut browser, "where"), want);
     }
     no_complaints(&mut browser);
 }
@@ -1165,13 +1282,13 @@ fn more_than_a_page_can_hold() {
     server.requests();
     browser.press("Enter");
     browser.wait_for(
-        "document.querySelector('#hub-note').textContent.includes('6400 MB, and on the CPU a page can hold 1800 MB')",
+        "document.querySelector('#hub-note').textContent.includes('6400 MB, and a page can hold 1800 MB on the CPU')",
     );
     assert_eq!(server.requests(), ["GET /hub/api/models/someone/large/revision/main?blobs=true"]);
     let files = [config_file, weights.clone(), tokenizer];
     browser.choose_files("#files", &files);
     browser.wait_for(
-        "document.querySelector('#hub-note').textContent.includes('3300 MB, and on the CPU a page can hold 1800 MB')",
+        "document.querySelector('#hub-note').textContent.includes('3300 MB, and a page can hold 1800 MB on the CPU')",
     );
     assert_eq!(browser.eval("explorer.app.state.model"), "demo");
 
@@ -1205,6 +1322,35 @@ fn more_than_a_page_can_hold() {
     browser.wait_for("explorer.app.about?.model.n_layer === 4 && document.querySelector('#message').hidden");
     browser.wait_until_drawn();
     no_complaints(&mut browser);
+}
+
+/// What the limits of `models.js` stand on: the CPU has each weight twice, and on a GPU no more stays in WebAssembly than a few blocks'
+/// weights need on their way.
+#[test]
+fn what_a_model_takes_of_webassemblys_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = checkpoint::config(512, 8, 16, &[("vocab_size", json!(1000))]);
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let weights = checkpoint::random(&config, |_| "F32", 3);
+    let size = weights.len() as f64;
+    std::fs::write(folder.path().join("model.safetensors"), weights).unwrap();
+    let server = Loopback::start(&[("/page/", &root().join("web/dist")), ("/large/", folder.path())]);
+    for (webgpu, device) in [(false, "cpu"), (true, "gpu")] {
+        let (mut browser, address) = page(&server, webgpu);
+        open(&mut browser, &address, "device=cpu");
+        open_engine(&mut browser, "/large", &["config.json", "model.safetensors"], device);
+        let share = browser.eval(
+            "(async () => {
+                const request = { do: 'next', run: { texts: [[1, 2, 3]] }, pos: 2 };
+                for (let i = 0; i < 2; i++) await engine.ask(request, undefined, { again: true });
+                return engine.memory();
+            })()",
+        );
+        let share = share.as_f64().unwrap() / size;
+        let expected = if webgpu { 0.0..0.4 } else { 1.8..2.4 };
+        assert!(expected.contains(&share), "{device}: {share} of the weights' size");
+        no_complaints(&mut browser);
+    }
 }
 
 /// How fast WebAssembly is at gpt2-small's shape, 64 tokens, all streams as the answer. To compare with one thread of this machine:

@@ -5,12 +5,12 @@
 # PyPI, since wine's cannot compile them. Needs root on a Debian or Ubuntu machine, and 1.5 GB in target/dx12.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source tools/install.sh
 source tools/rust-target.sh
 target=x86_64-pc-windows-gnu
 [ "$(id -u)" -eq 0 ] || { echo "this needs root, for a chroot" >&2; exit 1; }
 if ! command -v x86_64-w64-mingw32-gcc >/dev/null || ! command -v debootstrap >/dev/null || ! python3 -c 'import venv, ensurepip' 2>/dev/null; then
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends gcc-mingw-w64-x86-64 debootstrap python3-venv unzip >/dev/null
+    install gcc-mingw-w64-x86-64 debootstrap python3-venv
 fi
 rust_target "$target"
 

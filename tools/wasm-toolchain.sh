@@ -5,17 +5,9 @@
 # With WASM_DEBIAN=1 it takes Debian's Rust in any case.
 
 wasm_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$wasm_root/tools/install.sh"
 WASM_TARGET_DIR=${WASM_TARGET_DIR:-$wasm_root/target/web}
 wasm_flags="-C target-feature=+simd128"
-
-wasm_install() {
-    command -v apt-get >/dev/null || { echo "please install $* by hand, then run this again" >&2; exit 1; }
-    echo "installing $*"
-    local root=()
-    [ "$(id -u)" -eq 0 ] || root=(sudo)
-    "${root[@]}" apt-get -o DPkg::Lock::Timeout=600 update -qq
-    DEBIAN_FRONTEND=noninteractive "${root[@]}" apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends "$@" >/dev/null
-}
 
 wasm_sysroot=$(rustc --print sysroot 2>/dev/null || true)
 wasm_has_target() { [ -n "$wasm_sysroot" ] && [ -d "$wasm_sysroot/lib/rustlib/wasm32-unknown-unknown" ]; }
@@ -26,7 +18,7 @@ if [ -z "${WASM_DEBIAN:-}" ] && wasm_has_target; then
     }
 else
     [ -d /usr/lib/rustlib/src/rust/library ] && [ -x /usr/bin/cargo ] && [ -n "$(command -v wasm-ld-19)" ] \
-        || wasm_install rustc-web cargo-web rust-web-src lld-19 gcc libc6-dev
+        || install rustc-web cargo-web rust-web-src lld-19 gcc libc6-dev
     # Building the standard library is an unstable feature of cargo. Debian's compiler does not choose a linker for the target.
     wasm_cargo() {
         CARGO_TARGET_DIR=$WASM_TARGET_DIR RUSTC=/usr/bin/rustc RUSTDOC=/usr/bin/rustdoc RUSTC_BOOTSTRAP=1 \

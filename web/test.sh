@@ -4,15 +4,7 @@
 # target/explorer/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-
-install() {
-    local root=()
-    [ "$(id -u)" -eq 0 ] || root=(sudo)
-    echo "installing $*"
-    command -v apt-get >/dev/null || { echo "please install $* by hand, then run this again" >&2; exit 1; }
-    "${root[@]}" apt-get -o DPkg::Lock::Timeout=600 update -qq
-    DEBIAN_FRONTEND=noninteractive "${root[@]}" apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends "$@" >/dev/null
-}
+source tools/install.sh
 command -v chromium >/dev/null || command -v google-chrome >/dev/null || [ -n "${ACTSCOPE_CHROMIUM:-}" ] || install chromium
 source tools/test-venv.sh
 test_venv

@@ -1,5 +1,6 @@
 // The page's one state, what it needs from the engine, and what happened to it. Owns `app`; views read it and call `go`. Views
 // never call each other. Read next: main.js, which draws.
+import { announce, byId } from "./draw.js";
 import { Engine } from "./engine.js";
 import { largest } from "./numbers.js";
 import { FIRST, editsOf, fromLink, isPatch, toLink } from "./state.js";
@@ -66,6 +67,16 @@ export function fromAddress() {
   if (reopen) app.open();
   else refresh();
   return true;
+}
+
+let fading = 0;
+/** Says what an action came to, to all: `announce` tells screen readers alone. */
+export function notify(text) {
+  announce(text);
+  byId("notice").textContent = text;
+  byId("notice").hidden = false;
+  clearTimeout(fading);
+  fading = setTimeout(() => (byId("notice").hidden = true), 5000);
 }
 
 /** The hook of the state in the dictionary, by any tool's name. */

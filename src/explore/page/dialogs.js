@@ -1,7 +1,7 @@
 // The dialogs: which model, whether the device is right, and the keys.
-import { announce, byId, make, show } from "./draw.js";
-import { app, go, verifyKey } from "./app.js";
-import { chosen, downloaded, forgetAll, listed, megabytes } from "./models.js";
+import { byId, make, show } from "./draw.js";
+import { app, go, notify, verifyKey } from "./app.js";
+import { chosen, downloaded, forgetAll, listed, megabytes, needs } from "./models.js";
 
 /** Files that were chosen by hand, by the model's name in links. They are asked for again after the page was reloaded. */
 export const given = new Map();
@@ -31,7 +31,7 @@ export function startDialogs() {
     try {
       hub = await listed(byId("hub").value);
       const { config, bytes, name, files } = hub, [layers, heads, width] = [config.n_layer, config.n_head, config.n_embd];
-      note(`${name}: ${config.model_type ?? "?"}, ${layers} layers, ${heads} heads, ${width} dimensions; ${files.length} files, ${megabytes(bytes)}. It takes about ${megabytes(2.2 * bytes)} of memory here.`);
+      note(`${name}: ${config.model_type ?? "?"}, ${layers} layers, ${heads} heads, ${width} dimensions; ${files.length} files, ${megabytes(bytes)}. It needs about ${needs(bytes)}.`);
       byId("hub-go").textContent = `Download ${megabytes(bytes)}`;
       byId("hub-go").hidden = false;
       byId("hub-go").focus();
@@ -116,7 +116,7 @@ async function verify() {
     }, { again: true });
     const share = Math.max(...json.kernels.map((row) => Number(row.share_of_allowed)), ...json.hooks.map((row) => Number(row.error) / row.allowed));
     app.verified.set(key, { ok: json.ok, share: Number.isNaN(share) ? Infinity : share, json });
-    announce(json.ok ? "verified" : "verification failed");
+    notify(json.ok ? "verified" : "verification failed");
   } catch (error) {
     app.verified.set(key, { ok: false, share: Infinity, json: null, why: error.message });
   }
@@ -131,7 +131,7 @@ const speeds = new Map();
 /** Runs the text again and again for two seconds, at least 5 times, after a run that warms up. */
 async function measure() {
   const { about, state, tokens } = app, button = byId("speed-go");
-  if (!about || !tokens.length) return announce("There is nothing to measure yet");
+  if (!about || !tokens.length) return notify("There is nothing to measure yet");
   const request = { do: "look", run: { texts: [state.a] }, taps: [{ hook: "blocks.*.hook_resid_post" }] };
   const times = [];
   button.disabled = true;
@@ -145,7 +145,7 @@ async function measure() {
     times.sort((a, b) => a - b);
     speeds.set(`${verifyKey(about)} ${tokens.length}`, { device: about.device.text, model: state.model, tokens: tokens.length, times });
   } catch (error) {
-    announce(error.message);
+    notify(error.message);
   }
   button.disabled = false;
   byId("speeds").hidden = !speeds.size;

@@ -1,7 +1,7 @@
 // EDITS: the edits in order, each with its text, a slider where it has a number, and whether it is made; and the keys that make one of
 // the selection.
 import { announce, byId, make } from "./draw.js";
-import { app, go, runs, whole } from "./app.js";
+import { app, go, notify, runs, whole } from "./app.js";
 import { segments } from "./what.js";
 
 const OPS = [["0", "Zero", "zero"], ["s", "Scale", "scale=0.5"], ["=", "Set", "set=0"], ["+", "Add", "add=1"], ["p", "Patch from B", "patch"], ["f", "Freeze", "freeze"]];
@@ -44,7 +44,7 @@ export function add(op) {
   if (op === "patch" && !s.b) {
     byId("source").open = true;
     byId("b").focus();
-    announce("Patching takes values from a second text: type one");
+    notify("Patching takes values from a second text: type one");
     return;
   }
   const text = `${target(s, op)}:${op}`;

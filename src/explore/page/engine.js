@@ -82,6 +82,11 @@ export class Engine {
     return this.#call({ kind: "kernels" });
   }
 
+  /** The bytes that WebAssembly has taken from the browser, which are never given back. For the tests. */
+  memory() {
+    return this.#call({ kind: "memory" });
+  }
+
   /** Ends the worker as a lost device would. For the tests. */
   fail(why) {
     this.#call({ kind: "kernels" }).catch(() => {});

@@ -1,6 +1,6 @@
 // Files of what is shown, made here: values as .npz or .safetensors, the picture as .png or .svg. Names say when values are edited.
-import { announce, byId, make } from "./draw.js";
-import { app, runs, viewOf, whole } from "./app.js";
+import { byId, make } from "./draw.js";
+import { app, notify, runs, viewOf, whole } from "./app.js";
 import { editsOf } from "./state.js";
 
 const bytes = (...parts) => new Blob(parts);
@@ -85,7 +85,7 @@ function save(blob, name) {
   const link = make("a", { href: URL.createObjectURL(blob), download: name });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  announce(`saved ${name}`);
+  notify(`saved ${name}`);
 }
 
 /** The picture that is shown: the grid, or the heads side by side. */
@@ -108,14 +108,14 @@ export function drawExports(s) {
   if (key === drawn) return;
   drawn = key;
   const formats = ["npz", "safetensors", "png", "svg"].filter((format) => viewOf(s) !== "table" || !["png", "svg"].includes(format));
-  byId("exports").replaceChildren(...formats.map((format) =>
-    make("button", { type: "button", "data-format": format, onclick: () => write(format).catch((error) => announce(error.message)) }, `.${format}`)));
+  byId("exports").replaceChildren(make("span", { class: "note" }, "Save as"), ...formats.map((format) =>
+    make("button", { type: "button", "data-format": format, onclick: () => write(format).catch((error) => notify(error.message)) }, `.${format}`)));
 }
 
 /** Saves what is shown in a format. All that says what it is, is taken before values are waited for: the state may change meanwhile. */
 async function write(format) {
   const s = whole();
-  if (!s) return announce("there is nothing to save yet");
+  if (!s) return notify("there is nothing to save yet");
   const edits = runs().after && s.compare !== "before" ? editsOf(s) : [];
   const name = `${s.hook}${edits.length ? (s.compare === "difference" ? ".difference" : ".edited") : ""}.${format}`;
   const { model, device, version } = app.about;

@@ -22,7 +22,7 @@ export class Grid {
     this.say = say;
     this.name = name;
     this.canvas = make("canvas", { class: "grid", tabindex: 0, role: "application", "aria-roledescription": "grid of values", "aria-label": name });
-    this.read = make("p", { class: "read" }, " ");
+    this.read = make("p", { class: "read" });
     this.legend = make("p", { class: "note legend" });
     box.append(this.canvas, this.read, this.legend);
     this.canvas.addEventListener("pointermove", (event) => this.#hover(this.#cell(event)));
@@ -32,24 +32,31 @@ export class Grid {
       if (cell) this.pick(...cell, event);
     });
     this.canvas.addEventListener("keydown", (event) => this.#key(event));
+    this.clear("No values yet");
   }
 
   /** Draws `rows` x `columns` values in row-major order. `kind` as in `palette`; `scale` fixes the end of the colours;
    *  `chosen` [row, column], either may be null; `edited` is a set of rows with a mark; `bands` draws a line before every n-th
-   *  column. */
+   *  column; `rowWord` and `columnWord` stand before their
+   *  numbers. */
   draw(what) {
     this.what = what;
-    const { rows, columns, values, kind, rowNames, columnNames } = what;
+    const { rows, columns, values, kind } = what;
     const width = Math.max(120, this.canvas.parentElement.clientWidth);
     const measure = this.canvas.getContext("2d");
     const font = '11px system-ui, "DejaVu Sans", sans-serif';
     measure.font = font;
+    // What rows and columns are is said where there is room: before the number of each.
+    const named = (names, word) => names?.map((name) => (word && /^\d+$/.test(name) ? `${word} ${name}` : name));
+    const rowNames = width >= 480 ? named(what.rowNames, what.rowWord) : what.rowNames;
     const longest = (names, most) => (names ? Math.min(most, 10 + Math.max(0, ...names.slice(0, 80).map((t) => measure.measureText(t).width))) : 0);
     const left = longest(rowNames, 100);
     let cellWidth = (width - left) / columns;
     if (what.square) cellWidth = Math.min(cellWidth, what.most ?? 56);
     else cellWidth = Math.min(cellWidth, what.wide ?? 96);
     const cellHeight = what.square ? cellWidth : Math.max(1, Math.min(what.tall ?? 22, (what.height ?? 320) / rows));
+    const spelled = named(what.columnNames, what.columnWord);
+    const columnNames = what.columnWord && spelled.some((name) => measure.measureText(name).width > cellWidth - 4) ? what.columnNames : spelled;
     const top = columnNames && cellWidth >= 13 ? (cellWidth >= 44 ? 18 : longest(columnNames, 80)) : 0;
     const right = cellWidth * columns, bottom = cellHeight * rows;
     const context = sized(this.canvas, width, top + bottom + 3);

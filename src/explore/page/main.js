@@ -1,7 +1,7 @@
 // The page: it opens the model and the device, draws every view when something changed, and gives keys to the view that has the
 // focus. Read next: app.js (the state and what it needs), state.js (link and command), grid.js, what.js.
-import { announce, byId, copy, make } from "./draw.js";
-import { app, failures, fromAddress, go, refresh, reopened, runs, settled, whole } from "./app.js";
+import { byId, copy, make } from "./draw.js";
+import { app, failures, fromAddress, go, notify, refresh, reopened, runs, settled, whole } from "./app.js";
 import { drawDialogs, fromHub, given, startDialogs, stopDownload } from "./dialogs.js";
 import { SERVED } from "./engine.js";
 import { add, drawEdits, opOf, startEdits } from "./edits.js";
@@ -38,6 +38,7 @@ app.open = async () => {
 
 /** Opens a model in this page; `isWanted` is false once another was chosen. */
 async function openHere({ model, device }, isWanted) {
+  if (device === "gpu" && !(await navigator.gpu?.requestAdapter().catch(() => null))) throw new Error("This browser gives this page no GPU by WebGPU: choose the device CPU, which computes the same.");
   const gpu = device === "gpu" || (device === "" && (await adapter()));
   runsOnGpu(gpu);
   let files;
@@ -56,7 +57,9 @@ async function openHere({ model, device }, isWanted) {
   } catch (error) {
     // Nothing was asked of a GPU by name: the CPU computes the same.
     if (device !== "" || !gpu || !isWanted()) throw error;
-    announce(`WebGPU did not open (${error.message}); the CPU computes the same`);
+    runsOnGpu(false);
+    fits(files);
+    notify(`WebGPU did not open (${error.message}); the CPU computes the same`);
     return open("cpu");
   }
 }
@@ -100,7 +103,7 @@ function draw() {
   byId("message").textContent = messages.join(" ");
   for (const part of [drawText, drawHooks, drawWhere, drawWhat, drawNext, drawEdits, drawDialogs]) part();
   if (s) {
-    const parts = [s.row.layer === null ? "" : `block ${s.row.layer}`, shortName(s.hook), s.row.axes.includes("head") ? `head ${s.head}` : ""].filter(Boolean);
+    const parts = [s.row.layer === null ? "" : `layer ${s.row.layer}`, shortName(s.hook), s.row.axes.includes("head") ? `head ${s.head}` : ""].filter(Boolean);
     const token = (at) => make("span", { class: "token-text" }, app.tokens[at].label);
     byId("crumbs").replaceChildren(parts.join(" › "), " › ", token(s.pos), ...(s.key === null ? [] : [" › ", token(s.key)]));
     const now = commandNow();
@@ -119,30 +122,37 @@ app.tell = (what, done, of, since) => {
   byId("running").textContent = `${what}: ${of >= 1e6 ? `${Math.round(done / 1e6)} of ${Math.round(of / 1e6)} MB` : `${done} of ${of}`}${left >= 1 ? `, about ${Math.ceil(left)} s left` : ""}`;
 };
 
-const PANES = ["Text", "Where", "What", "Touch"];
+const PANES = [["Text", "Text"], ["Where", "Where"], ["What", "What"], ["Touch", "Next, edits"]];
 function startPanes() {
-  byId("tabs").replaceChildren(...PANES.map((pane) => make("button", { type: "button", role: "tab", "data-tab": pane, onclick: () => showPane(pane) }, pane)));
+  byId("tabs").replaceChildren(...PANES.map(([pane, name]) => make("button", { type: "button", role: "tab", "data-tab": pane, onclick: () => showPane(pane) }, name)));
   showPane("Text");
 }
 function showPane(pane) {
   document.body.dataset.pane = pane;
-  for (const tab of byId("tabs").children) tab.setAttribute("aria-selected", tab.dataset.tab === pane), tab.setAttribute("aria-pressed", tab.dataset.tab === pane);
+  for (const tab of byId("tabs").children) tab.setAttribute("aria-selected", tab.dataset.tab === pane);
   // A canvas that was hidden has no width yet.
   app.draw();
 }
 
 async function copied(what, text) {
-  announce((await copy(text)) ? `${what} copied` : "This browser does not let pages copy");
+  notify((await copy(text)) ? `${what} copied` : "This browser does not let pages copy");
 }
 const copyLink = () => copied("Link", location.href.replace(/#.*/, "") + `#${toLink(app.state)}`);
 const copyCommand = () => copied("Command", commandNow()?.command ?? "");
 function undo() {
   if (app.depth > 0) history.back();
-  else announce("There is nothing to undo");
+  else notify("There is nothing to undo");
 }
 
 /** The levels, by which Enter goes down and Esc up. */
-const LEVELS = ["#tokens", "#where-grid canvas", "#view canvas, #view button", "#ops button"];
+const LEVELS = ["#tokens", "#where-grid canvas", "#pair-grid canvas", "#view canvas.grid, #view button[aria-pressed='true']", "#ops button"];
+/** Gives the focus to the nearest level on this way (1 is down, -1 up) that is on the page. */
+function toLevel(from, way) {
+  for (let level = from + way; level >= 0 && level < LEVELS.length; level += way) {
+    const found = [...document.querySelectorAll(LEVELS[level])].find((element) => element.getClientRects().length);
+    if (found) return found.focus();
+  }
+}
 
 function keys(event) {
   const { target, key } = event;
@@ -160,10 +170,10 @@ function keys(event) {
     "/": () => byId("search").focus(), g: () => byId("dim").focus(), c: copyCommand, l: copyLink, "?": () => byId("help-dialog").showModal(),
     b: () => ((byId("source").open = true), byId("b").focus()),
     "[": () => go({ head: Math.max(0, (s.head ?? 0) - 1) }), "]": () => go({ head: Math.min(heads - 1, (s.head ?? 0) + 1) }),
-    Enter: () => level >= 0 && !target.matches("button") && document.querySelector(LEVELS[Math.min(level + 1, LEVELS.length - 1)])?.focus(),
-    Escape: () => (s.key !== null && level <= 0 ? go({ key: null }) : document.querySelector(LEVELS[Math.max(level - 1, 0)])?.focus()),
+    Enter: () => level >= 0 && toLevel(level, 1),
+    Escape: () => (s.key !== null && level === 0 ? go({ key: null }) : toLevel(Math.max(level, 1), -1)),
   }[key] ?? (opOf(key) && (() => add(opOf(key))));
-  if (!act || (!inView && key !== "?")) return;
+  if (!act || (!inView && key !== "?" && key !== "Escape")) return;
   if (key === "Enter" && target.matches("button, summary")) return;
   event.preventDefault();
   act();

@@ -3,8 +3,11 @@
 
 const NEEDED = /^(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json$|^merges\.txt$|^vocab\.txt$|^model(-\d+-of-\d+)?\.safetensors$|^model\.safetensors\.index\.json$/;
 
-/** What WebAssembly can hold, less what a run needs. The CPU packs weights a second time, in the order in which it reads them. */
-const MOST_BYTES = { gpu: 3.2e9, cpu: 1.8e9 };
+/** The most bytes of weights on the CPU. WebAssembly has 4 GB, the CPU keeps each weight as the file stores it and packed, and the rest is
+ *  for runs. On a GPU a weight leaves WebAssembly once it is uploaded, so the GPU's memory is the limit, of which a page is not told. */
+const MOST_ON_CPU = 1.8e9;
+/** WebAssembly has no place in a file that is further from its begin. */
+const MOST_IN_FILE = 2 ** 32 - 1;
 let onGpu = true;
 
 /** Says whether models will run on a GPU. */
@@ -44,10 +47,14 @@ export function chosen(list) {
 
 /** Throws an Error if a page cannot hold these files. */
 export function fits(files) {
-  const bytes = files.reduce((sum, { blob, size }) => sum + (blob?.size ?? size), 0);
-  const most = onGpu ? MOST_BYTES.gpu : MOST_BYTES.cpu;
-  if (bytes > most) throw new Error(`the model has ${megabytes(bytes)}, and ${onGpu ? "" : "on the CPU "}a page can hold ${megabytes(most)}; the command line runs it`);
+  const sizes = files.map(({ blob, size }) => blob?.size ?? size), bytes = sizes.reduce((sum, size) => sum + size, 0);
+  if (!onGpu && bytes > MOST_ON_CPU) throw new Error(`the model has ${megabytes(bytes)}, and a page can hold ${megabytes(MOST_ON_CPU)} on the CPU, which needs twice the weights' size of the 4 GB that WebAssembly has; the device WebGPU holds them in the GPU's memory, and the command line has no such limit`);
+  const largest = Math.max(...sizes);
+  if (largest > MOST_IN_FILE) throw new Error(`a file of the model has ${megabytes(largest)}, and a page reads files of ${megabytes(MOST_IN_FILE)} at most; save it in several files, or use the command line, which has no such limit`);
 }
+
+/** What a model of this many bytes needs, in words. */
+export const needs = (bytes) => (onGpu ? `${megabytes(bytes)} of the GPU's memory` : `${megabytes(2.2 * bytes)} of memory`);
 
 export const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
 

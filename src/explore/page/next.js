@@ -1,6 +1,6 @@
 // NEXT: the next token's distribution before and after the edits, and how far they are apart.
-import { announce, byId, make, show } from "./draw.js";
-import { answerOf, app, go, known, runs, whole } from "./app.js";
+import { byId, make, show } from "./draw.js";
+import { answerOf, app, go, known, notify, runs, whole } from "./app.js";
 import { divergence, largest, softmax } from "./numbers.js";
 import { editsOf, generateCommand } from "./state.js";
 
@@ -10,7 +10,7 @@ export function startNext() {
   byId("answer").addEventListener("change", () => {
     const written = byId("answer").value, id = idOf(written);
     byId("answer").setAttribute("aria-invalid", `${id === undefined}`);
-    if (id === undefined) announce(`${written} is no token of this vocabulary`);
+    if (id === undefined) notify(`${written} is no token of this vocabulary`);
     else go({ answer: id });
   });
 }
@@ -106,7 +106,7 @@ function sampling() {
 async function carryOn() {
   const s = whole(), out = byId("continued"), chosen = sampling();
   if (!s) return;
-  if (!chosen) return announce("That is no number of tokens, temperature or seed");
+  if (!chosen) return notify("That is no number of tokens, temperature or seed");
   const { before, after } = runs(), started = performance.now(), { a } = s;
   continuedOf = JSON.stringify({ before, after });
   out.hidden = false;

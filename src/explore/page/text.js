@@ -4,6 +4,8 @@ import { app, go, known, look, runs, tapOf, whole } from "./app.js";
 
 let drawn = "";
 let nextIsKey = false;
+/** The token that was brought into view last. */
+let scrolledTo = null;
 /** What waits for the end of typing, by field. */
 const typing = new Map();
 
@@ -78,7 +80,14 @@ export function drawText() {
     token.style.setProperty("--shade", shades[at] || 0);
   });
   list.setAttribute("aria-activedescendant", `token-${s.pos}`);
-  byId("token-note").textContent = `Token ${s.pos} of ${tokens.length}${s.key === null ? "" : `, attending to ${s.key}`}. ${note}`;
+  const chosen = byId(`token-${s.pos}`), at = chosen.offsetTop - list.offsetTop;
+  if (chosen !== scrolledTo && list.clientHeight) {
+    scrolledTo = chosen;
+    // Only the list scrolls, never the page.
+    if (at < list.scrollTop || at + chosen.offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = at - list.clientHeight / 2;
+  }
+  byId("key-note").hidden = s.key !== null || tokens.length < 2;
+  byId("token-note").textContent = `Token ${s.pos}, counted from 0${s.key === null ? "" : `, attending to ${s.key}`}. ${note}`;
   const { b } = state, n = app.tokensB.length;
   byId("b-note").textContent = !b ? "Patching takes values from this text's run." : n === tokens.length ? `${n} tokens, as many as the first text.` : `${n} tokens; the first text has ${tokens.length}, so choose single positions to patch.`;
 }

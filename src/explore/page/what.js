@@ -1,14 +1,14 @@
 // WHAT: the values of the chosen hook: the exact number, all layers at a token, all tokens, heads, tables; and which heads look from
 // the chosen token to the key.
-import { announce, bar, byId, image, make, show } from "./draw.js";
-import { app, go, known, look, runs, tapOf, viewOf, viewsOf, whole } from "./app.js";
+import { bar, byId, image, make, show } from "./draw.js";
+import { app, go, known, look, notify, runs, tapOf, viewOf, viewsOf, whole } from "./app.js";
 import { Grid, palette } from "./grid.js";
 import { exact, largest, softmax } from "./numbers.js";
 import { COMPARES, toCommand } from "./state.js";
 import { drawExports } from "./export.js";
 
 let pairGrid, grid, gridBox, built = "";
-let pair = null, shown = null;
+let pair = null, shown = null, refocus = false;
 
 /** For the tests. */
 export const grids = {};
@@ -22,13 +22,14 @@ export function startWhat() {
   gridBox = make("div");
   grids.pairGrid = pairGrid;
   grid = new Grid(gridBox, { name: "Values", pick: (...cell) => shown?.pick(...cell), say: (...cell) => shown?.say(...cell) ?? "" });
+  grids.view = grid;
   for (const name of ["head", "dim"]) {
     byId(name).addEventListener("change", () => {
       const value = byId(name).valueAsNumber, most = Number(byId(name).max);
       const is = Number.isInteger(value) && value >= 0 && value <= most;
       byId(name).setAttribute("aria-invalid", `${!is}`);
       if (is) go({ [name]: value });
-      else announce(`${name} runs from 0 to ${most}`);
+      else notify(`${name} runs from 0 to ${most}`);
     });
   }
 }
@@ -72,6 +73,9 @@ export function chosenNumber(s) {
   return { s: { ...s, ...place }, at, before: value(old), after: after ? value(now) : undefined, ready: Boolean(now) };
 }
 
+/** A hook's axes by name and size. */
+const sizesOf = (s) => s.row.axes.map((axis, i) => (axis === "one" ? "1" : `${axis === "pos" || axis === "key" ? app.tokens.length : s.row.sizes[i]} ${{ pos: "positions", key: "keys", head: "heads", dim: s.kind === "vocab" ? "tokens of the vocabulary" : "dimensions" }[axis]}`)).join(" x ");
+
 const NAMES = { layers: "Layers", map: "Map", table: "Table", heads: "Heads" };
 
 export function drawWhat() {
@@ -80,12 +84,13 @@ export function drawWhat() {
   const { after } = runs(), box = byId("what");
   box.classList.toggle("edited", Boolean(after));
   byId("what-title").textContent = s.hook;
-  byId("formula").textContent = `${s.row.shape.join(" x ")}: ${s.row.formula}`;
+  byId("formula").textContent = `${sizesOf(s)}: ${s.row.formula}`;
   segments(byId("compare"), after ? COMPARES.map((name) => [name, name]) : [], s.compare, (compare) => go({ compare }));
   segments(byId("views"), viewsOf(s).map((view) => [view, NAMES[view]]), viewOf(s), (view) => go({ view }));
   const hasHead = s.row.axes.includes("head"), hasDim = s.row.axes.includes("dim");
   byId("head-field").hidden = !hasHead;
   byId("dim-field").hidden = !hasDim;
+  byId("dim-name").textContent = s.kind === "vocab" ? "Token id" : "Dimension";
   const number = chosenNumber(s);
   fill("head", s.head, app.about.model.n_head - 1);
   if (hasDim) fill("dim", number?.s.dim ?? s.dim, s.row.sizes.at(-1) - 1);
@@ -127,7 +132,7 @@ function drawNumber(number, after) {
   out.textContent = value === undefined ? "…" : exact(value);
   out.classList.toggle("waiting", value === undefined);
   const was = after && s.compare === "after" && before !== undefined ? `, before ${exact(before)}` : "";
-  const label = s.kind === "vocab" ? ` “${app.labels[s.dim]}”` : "";
+  const label = s.kind === "vocab" ? ` for “${app.labels[s.dim]}”` : "";
   const key = s.kind === "square" ? ` to “${app.tokens[s.key]?.label}”` : "";
   byId("number-name").textContent = `${s.hook}[${at}] at “${app.tokens[s.pos].label}”${key}${label}${was}`;
 }
@@ -150,15 +155,17 @@ function drawPair(s) {
   pairGrid.draw({
     rows, columns, values, kind: difference ? "delta" : "weight", exponent: 0.5, scale: difference ? undefined : 1, tall: 24, height: 300, wide: 84,
     chosen: here && s.head !== null ? [Number(here[1]), s.head] : null,
-    rowNames: Array.from({ length: rows }, (_, i) => `${i}`), columnNames: Array.from({ length: columns }, (_, i) => `${i}`),
+    rowNames: Array.from({ length: rows }, (_, i) => `${i}`), rowWord: "layer", columnNames: Array.from({ length: columns }, (_, i) => `${i}`), columnWord: "head",
     words: (r, c) => show(values[r * columns + c], 3),
-    note: s.key > s.pos ? "No token attends to a later one" : difference ? "" : `Strongest in each layer: ${best.map((h, l) => `${l}.${h}`).slice(0, 48).join(" ")}`,
+    note: s.key > s.pos ? "No token attends to a later one" : difference ? "" : `Strongest head of each layer, as layer.head: ${best.map((h, l) => `${l}.${h}`).slice(0, 48).join(" ")}`,
   });
 }
 
 function drawView(s) {
   const view = viewOf(s), box = byId("view");
+  // Another view takes the focus along, since the element that had it is gone.
   if (built !== view) {
+    refocus ||= box.contains(document.activeElement);
     built = view;
     box.replaceChildren(...(view === "map" || view === "layers" ? [gridBox] : []));
   }
@@ -169,6 +176,8 @@ function drawView(s) {
   else if (view === "heads") drawHeads(box, s, found);
   else if (view === "layers") drawLayers(s, found);
   else drawMap(s, found);
+  if (refocus) box.querySelector('canvas.grid, button[aria-pressed="true"]')?.focus();
+  refocus = false;
 }
 
 /** Every layer's row at the chosen token. */
@@ -183,7 +192,7 @@ function drawLayers(s, { values, names, difference }) {
   grid.draw({
     rows, columns, values, kind: difference ? "delta" : "signed", bands: s.kind === "heads" ? per : 0, height: 260,
     chosen: [layer, s.kind === "scalar" ? 0 : dim === undefined ? null : (s.kind === "heads" ? s.head * per : 0) + dim],
-    rowNames: names.map((name) => /\d+/.exec(name)[0]),
+    rowNames: names.map((name) => /\d+/.exec(name)[0]), rowWord: "layer",
   });
 }
 
@@ -269,8 +278,8 @@ function drawTable(box, s, { values, before, difference }) {
   const focused = box.contains(document.activeElement) ? document.activeElement.textContent : null;
   box.replaceChildren(
     make("div", { class: "row" }, ...["strongest", "in order"].map((name) => make("button", { type: "button", "aria-pressed": `${order === name}`, onclick: () => ((order = name), drawWhat()) }, name))),
-    make("table", { class: "values" }, make("caption", {}, `${per} at “${app.tokens[s.pos].label}”${s.kind === "heads" || s.kind === "square" ? `, head ${s.head}` : ""}`),
-      make("thead", {}, make("tr", {}, ...heading.map((name, i) => make("th", { scope: "col", class: i && name !== "token" ? "number" : null }, name)))), make("tbody", {}, ...rows)),
+    make("table", { class: "values" }, make("caption", {}, `${per} values at “${app.tokens[s.pos].label}”${s.kind === "heads" || s.kind === "square" ? `, head ${s.head}` : ""}`),
+      make("thead", {}, make("tr", {}, ...heading.map((name, i) => make("th", { scope: "col", class: name === "token" ? null : "number" }, name)))), make("tbody", {}, ...rows)),
     histogram(part), make("p", { class: "note" }, `Norm ${show(Math.sqrt(sum.squares))}, mean ${show(sum.total / sum.n)}, from ${show(sum.low)} to ${show(sum.high)}; the histogram has ${sum.n} values in 60 bins.`));
   if (focused) [...box.querySelectorAll("button")].find((button) => button.textContent === focused)?.focus();
 }

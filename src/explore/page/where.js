@@ -35,12 +35,15 @@ function say(row, column) {
   if (!shown) return "";
   const { values, columns, sweep, compared } = shown, value = values[row * columns + column], s = whole();
   if (sweep === "zero") return `head ${row}.${column}: log p changes by ${show(value)} when it is zeroed`;
-  if (sweep === "patch") return `block ${row}, “${app.tokens[column].label}” (${column}): log p changes by ${show(value)} when patched from B${s.where === "fast" ? ", by the gradient" : ""}`;
+  if (sweep === "patch") return `layer ${row}, “${app.tokens[column].label}” (${column}): log p changes by ${show(value)} when patched from B${s.where === "fast" ? ", by the gradient" : ""}`;
   if (sweep === "parts") return `layer ${row}, ${shown.parts[column].name}: adds ${show(value)}${compared}`;
   if (sweep === "tokens") return `“${app.tokens[column].label}” (${column}), ${TOKEN_ROWS[row][1]}: ${show(value)}${compared}`;
   const what = { norm: "norm", next: "p(token that follows)", entropy: "entropy", rank: "rank of the token that follows" }[s.where];
-  return `${row === 0 ? "input" : `layer ${row - 1}`}, “${app.tokens[column].label}” (${column}): ${what} ${Number.isNaN(value) ? "does not exist, nothing follows" : show(value)}${compared}`;
+  return `${row === 0 ? "input" : `layer ${row - 1}`}, “${app.tokens[column].label}” (${column}): ${what} ${Number.isNaN(value) ? "does not exist, nothing follows" : written(value)}${compared}`;
 }
+
+/** A value of WHERE as text: ranks are whole numbers. */
+const written = (value, digits) => (whole().where === "rank" ? `${value}` : show(value, digits));
 
 export function drawWhere() {
   const s = whole(), box = byId("where");
@@ -69,7 +72,7 @@ export function drawWhere() {
     grid.name = s.where === "zero" ? "Effect of zeroing each head: layers down, heads across" : "Effect of patching from B: layers down, tokens across";
     grid.draw({
       rows, columns, values, kind: "delta", chosen: ours ? [s.row.layer, s.where === "zero" ? s.head : s.pos] : null,
-      rowNames: Array.from({ length: rows }, (_, i) => `${i}`), columnNames: s.where === "zero" ? Array.from({ length: columns }, (_, i) => `${i}`) : labels,
+      rowNames: Array.from({ length: rows }, (_, i) => `${i}`), rowWord: "layer", columnNames: s.where === "zero" ? Array.from({ length: columns }, (_, i) => `${i}`) : labels, columnWord: s.where === "zero" ? "head" : "",
       words: (r, c) => show(values[r * columns + c], 2),
       note: `Change of log p(“${named(request.answer)}”) after “${app.tokens[s.ask].label}” (${s.ask})${s.answer === null ? ", the unedited text's likeliest next token" : ""}, n = 1${s.where === "fast" ? ". Estimated from one gradient: each place's difference of values times the gradient there; no cell was run" : ""}`,
     });
@@ -95,8 +98,8 @@ export function drawWhere() {
     rows, columns, values, kind: difference ? "delta" : "weight", exponent: s.where === "next" ? 0.5 : s.where === "rank" ? 0.35 : 0.7,
     scale: difference ? undefined : s.where === "next" ? 1 : s.where === "entropy" ? Math.log(app.about.model.vocab_size) : undefined,
     chosen: [first, s.pos], blank: true, tall: 26, height: Math.max(220, Math.min(420, rows * 16)), edited: edited.map((layer) => layer + 1),
-    rowNames: Array.from({ length: rows }, (_, i) => (i === 0 ? "in" : `${i - 1}`)), columnNames: labels,
-    words: (r, c) => (Number.isNaN(values[r * columns + c]) ? "" : show(values[r * columns + c], 3)),
+    rowNames: Array.from({ length: rows }, (_, i) => (i > 0 ? `${i - 1}` : byId("where-grid").clientWidth < 480 ? "in" : "input")), rowWord: "layer", columnNames: labels,
+    words: (r, c) => (Number.isNaN(values[r * columns + c]) ? "" : written(values[r * columns + c], 3)),
     note: layers > 0 && s.where === "next" ? "By the logit lens: the stream through ln_f and the unembedding" : "",
   });
 }
@@ -134,8 +137,8 @@ function drawAttribution(s, box) {
   grid.draw({
     rows, columns, values, kind: difference ? "delta" : "signed", tall: 26,
     chosen: parts ? (site === null ? null : [s.row.layer, site]) : [null, s.key],
-    rowNames: parts ? Array.from({ length: rows }, (_, i) => `${i}`) : names,
-    columnNames: parts ? [...Array.from({ length: heads }, (_, i) => `${i}`), "b_O", "MLP"] : app.tokens.map(({ label }) => label),
+    rowNames: parts ? Array.from({ length: rows }, (_, i) => `${i}`) : names, rowWord: parts ? "layer" : "",
+    columnNames: parts ? [...Array.from({ length: heads }, (_, i) => `${i}`), "b_O", "MLP"] : app.tokens.map(({ label }) => label), columnWord: parts ? "head" : "",
     words: (r, c) => show(values[r * columns + c], 2),
     note: parts ? partsNote(now.direct, asked) : tokensNote(now, asked),
   });

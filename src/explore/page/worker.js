@@ -28,6 +28,9 @@ const handle = {
   async kernels({ id }) {
     reply(id, JSON.parse(kernel_sources()));
   },
+  async memory({ id }) {
+    reply(id, (await ready).memory.buffer.byteLength);
+  },
 };
 
 async function asked(explorer, request, tell) {
