@@ -27,7 +27,7 @@ impl Drop for Recorded {
 }
 
 /// The array for Python. `memory` is the pool of the session that recorded it.
-fn to_numpy<'py>(
+pub fn to_numpy<'py>(
     py: Python<'py>,
     array: ArrayD<f32>,
     memory: &Arc<BufferPool>,

@@ -4,7 +4,7 @@
 use crate::error;
 use crate::interrupt::{Watch, apart};
 use crate::picture::Picture;
-use crate::recorded::arrays_out;
+use crate::recorded::{arrays_out, to_numpy};
 use actscope::analysis::edits::{EditError, EditPlan, GrowingPlan, Sources};
 use actscope::analysis::grammar::{EditSpec, GrammarError, OpSpec};
 use actscope::analysis::weights::{self, NamedWeight};
@@ -27,7 +27,7 @@ use actscope::report::{self, About};
 use actscope::session::Progress;
 use actscope::verify::{Stage, Verification};
 use actscope::{Choice, Edit, Hooks, Model, Options, Select};
-use ndarray::{ArrayD, Axis as ArrayAxis, IxDyn, Slice};
+use ndarray::{Array1, Array2, ArrayD, Axis as ArrayAxis, IxDyn, Slice};
 use numpy::{IntoPyArray, PyArray2, PyArrayDyn, PyReadonlyArray1, PyReadonlyArrayDyn};
 use pyo3::exceptions::{PyRuntimeWarning, PyTypeError};
 use pyo3::prelude::*;
@@ -53,6 +53,10 @@ pub type RecordOut = (String, Option<String>);
 
 /// One position's reading: likeliest tokens with probabilities, entropy, and the next token with its probability and rank.
 pub type ReadingOut = (Vec<(u32, f32)>, f32, Option<(u32, f32, usize)>);
+
+/// Values, tokens, ids and attention mask of one text.
+type ActivationsOut<'py> =
+    (Bound<'py, PyArrayDyn<f32>>, Vec<String>, Bound<'py, PyArray2<i64>>, Bound<'py, PyArray2<i64>>);
 
 /// The logit lens: for every row its hook, and for every text and position a reading; and a picture for every text.
 type LensOut = (Vec<(String, Vec<Vec<ReadingOut>>)>, Vec<Picture>);
@@ -560,6 +564,31 @@ impl Session {
         Ok(self.site(py, hook)?.axes().iter().map(name).collect())
     }
 
+    /// One text's values of a layer, [1, pos, n]; its tokens as the vocabulary writes them; its ids, [1, pos]; and a mask of ones.
+    /// It is what `run` does, without names of hooks and lists of ids, which would take a twentieth of a short text's time.
+    fn activations<'py>(&self, py: Python<'py>, text: &str, layer: i64) -> PyResult<ActivationsOut<'py>> {
+        let model = self.0.model();
+        let site = Site::from_layer(layer, model.config().n_layer).map_err(|e| hook_error(py, e))?;
+        let mut hooks = model.hooks();
+        hooks.tap_at(site, Select::all()).map_err(|e| hook_error(py, e))?;
+        let (mut capture, non_number, ids) = self.without_gil(py, None, &Failed::default(), |session, hear| {
+            let ids = session.model().tokenizer()?.encode(text)?;
+            let batch = session.model().batch(&[&ids])?;
+            let capture = pollster::block_on(session.run_async(&batch, &hooks, Some(hear)))?;
+            let non_number = NonNumber::find_in(&capture);
+            Ok((capture, non_number, ids))
+        })?;
+        if let Some(found) = non_number {
+            warn(py, &found, found.slot())?;
+        }
+        let array = capture.take(site).expect("it was tapped");
+        let values = to_numpy(py, array, self.0.host_memory())?;
+        let numbers: Array2<i64> =
+            ids.iter().map(|id| i64::from(*id)).collect::<Array1<i64>>().insert_axis(ArrayAxis(0));
+        let mask = Array2::ones(numbers.dim());
+        Ok((values, self.written(ids), numbers.into_pyarray(py), mask.into_pyarray(py)))
+    }
+
     /// Runs a batch; taps are hooks under TransformerLens's names. `start` is a kind (`embeds` or `stream`), a layer, and the values of every token, text by text.
     fn run<'py>(
         &self,
@@ -781,7 +810,7 @@ impl Session {
         let weight = checkpoint.unembedding().map_err(failed)?;
         // Holds the ids against the vocabulary; each by itself, since a text may not be longer than the context.
         self.batch(py, &ids.iter().map(|id| vec![*id]).collect::<Vec<_>>())?;
-        let mut rows = ndarray::Array2::zeros((ids.len(), weight.cols));
+        let mut rows = Array2::zeros((ids.len(), weight.cols));
         for (id, mut row) in ids.iter().zip(rows.rows_mut()) {
             weight.widen(*id as usize * weight.cols, row.as_slice_mut().expect("rows of a new array are contiguous"));
         }
