@@ -1,18 +1,20 @@
 """python_table.py FOLDER: the table of python/README.md. Ten tasks with actscope, TransformerLens, nnsight and transformers: lines of code,
-seconds, memory. FOLDER is make_model.py's; the interpreter has all four. Each library is a process that stays; they are asked in turn, so
-that a machine that slows down slows all. What a library gives for a task is compared with what actscope gives. A task's seconds are the
-median of its runs after one that warms up; its memory is the most that the process holds while the task runs, libraries and weights
-included; its lines are those of the function in tasks/. Linux."""
+seconds, memory. FOLDER is make_model.py's; the interpreter has requirements-table.txt and the module. Each library is a process that
+stays; they are asked in turn, so that a machine that slows down slows all. What a library gives for a task is compared with what actscope
+gives. A task's seconds are the median of its runs after one that warms up; its memory is the most that the process holds while the task
+runs, libraries and weights included; its lines are those of the function in tasks/. Linux."""
 import ast
 import importlib
 import inspect
 import json
 import os
+import platform
 import re
 import statistics
 import subprocess
 import sys
 import time
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,6 +142,8 @@ def main(folder):
             if not off < ALLOWED:
                 sys.exit(f"{library} gives something else for {name}: {a.shape} and {b.shape}, off by {off:.1e}")
     names = ["torch", *LIBRARIES]
+    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    print(f"{processor}, {os.cpu_count()} threads, Linux, Python {platform.python_version()}, {date.today()}")
     print(", ".join(f"{name} {version(DISTRIBUTIONS.get(name, name))}" for name in names))
     print("| |", " | ".join(LIBRARIES), "|")
     print("|---|", "|".join("---" for _ in LIBRARIES), "|")

@@ -2,8 +2,8 @@
 
 use crate::error;
 use crate::picture::{Picture, TokenArg, token};
-use crate::recorded::to_numpy;
-use crate::session::{EditArg, RecordOut, SelectArg, Session, SourcesArg, address, read, records, records_out};
+use crate::recorded::{ArraysOut, arrays_out};
+use crate::session::{EditArg, Failed, RecordOut, SelectArg, Session, SourcesArg, read, records, records_out};
 use crate::sweep::{CaseArg, case};
 use actscope::analysis::attribute::By;
 use actscope::analysis::attribute_gradient::Along;
@@ -12,7 +12,6 @@ use actscope::analysis::gradients::{Target, Way};
 use actscope::analysis::metric::{Metric, Question};
 use actscope::analysis::sweep::Case;
 use actscope::hooks::capture::Capture;
-use actscope::hooks::site::Site;
 use actscope::plot::Heading;
 use actscope::plot::bars::Bars;
 use pyo3::prelude::*;
@@ -25,9 +24,6 @@ type TargetArg = (String, Option<Vec<(usize, u32, u32)>>);
 
 /// The total, the labels, the values, the remainder, and the edits with their hashes.
 type AttributionOut = (f64, Vec<String>, Vec<f64>, f64, Vec<RecordOut>);
-
-/// Arrays by hook, and where each lay.
-type ArraysOut<'py> = (Bound<'py, PyDict>, Bound<'py, PyDict>);
 
 /// Values, gradients, the target of each text, and the edits with their hashes.
 type GradOut<'py> = (ArraysOut<'py>, ArraysOut<'py>, Vec<f64>, Vec<RecordOut>);
@@ -50,19 +46,18 @@ pub fn attribute(
     let (position, answer, wrong) = asked;
     let by: By = by.parse().map_err(|e: String| error::of_kind(py, "hook", e))?;
     let batch = session.batch(py, &[ids])?;
-    let changes = session.changes(py, edits, sources, true)?;
+    let failed = Failed::default();
+    let changes = session.changes(py, edits, sources, true, &failed)?;
     let question = Question { position, answer, wrong: wrong.unwrap_or(answer) };
     let along = match steps {
         None => None,
         Some(0) => Some(Along::Here),
         Some(steps) => Some(Along::Line { steps, from: baseline }),
     };
-    let failed = changes.failed.clone();
-    let (found, edits) = session.without_gil(py, progress, &failed, |session, watch| {
-        let hear = |done: usize, of: usize| watch.hear(done, of);
+    let (found, edits) = session.without_gil(py, progress, &failed, |session, hear| {
         let mut hooks = session.model().hooks();
-        let written = changes.add_to(session, &batch, &mut hooks, watch)?;
-        let (difference, told) = (wrong.is_some(), Some(&hear as _));
+        let written = changes.add_to(session, &batch, &mut hooks, hear)?;
+        let (difference, told) = (wrong.is_some(), Some(hear));
         let found = pollster::block_on(async {
             match &along {
                 None => session.attribute_direct_async(&batch, &question, difference, by, &hooks, told).await,
@@ -76,7 +71,8 @@ pub fn attribute(
     Ok((found.total, found.labels, found.values, found.remainder, records_out(edits)))
 }
 
-/// Runs texts, and differentiates a target by every value that is recorded. Without `values` there are gradients only.
+/// Runs texts, and differentiates a target by every value that is recorded. Without `values` there are gradients only; with
+/// `checkpoint` each block is run again on the way back, which takes less memory.
 #[pyfunction]
 pub fn grad<'py>(
     py: Python<'py>,
@@ -87,11 +83,13 @@ pub fn grad<'py>(
     edits: Vec<EditArg<'py>>,
     sources: SourcesArg,
     values: bool,
+    checkpoint: bool,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<GradOut<'py>> {
     let batch = session.batch(py, &ids)?;
     let mut hooks = session.request(py, taps)?;
-    let changes = session.changes(py, edits, sources, true)?;
+    let failed = Failed::default();
+    let changes = session.changes(py, edits, sources, true, &failed)?;
     let (metric, questions) = target;
     let target = match questions {
         None => Target::dot(&metric, session.inner().model(), &batch, &mut read).map_err(|e| error::of(py, &e))?,
@@ -101,24 +99,13 @@ pub fn grad<'py>(
             Target::Metric(metric, questions.into_iter().map(question).collect())
         }
     };
-    let failed = changes.failed.clone();
-    let (run, written) = session.without_gil(py, progress, &failed, |session, watch| {
-        let hear = |done: usize, of: usize| watch.hear(done, of);
-        let written = changes.add_to(session, &batch, &mut hooks, watch)?;
-        let way = Way { gradients_only: !values, ..Way::default() };
-        let run = session.gradients_async(&batch, &hooks, &target, way, Some(&hear));
+    let (run, written) = session.without_gil(py, progress, &failed, |session, hear| {
+        let written = changes.add_to(session, &batch, &mut hooks, hear)?;
+        let way = Way { gradients_only: !values, checkpoint, ..Way::default() };
+        let run = session.gradients_async(&batch, &hooks, &target, way, Some(hear));
         Ok((pollster::block_on(run)?, written))
     })?;
-    let out = |mut capture: Capture| -> PyResult<ArraysOut<'py>> {
-        let (arrays, addresses) = (PyDict::new(py), PyDict::new(py));
-        let sites: Vec<Site> = capture.iter().map(|(site, _)| site).collect();
-        for site in sites {
-            let Some(array) = capture.take(site) else { continue };
-            addresses.set_item(site.name(), address(&array))?;
-            arrays.set_item(site.name(), to_numpy(py, array, session.inner().host_memory())?)?;
-        }
-        Ok((arrays, addresses))
-    };
+    let out = |capture: Capture| arrays_out(py, capture, session.inner().host_memory(), |_, array| array);
     let edits = records_out(records(run.values.edits().to_vec(), written));
     Ok((out(run.values)?, out(run.gradients)?, run.target, edits))
 }
@@ -136,9 +123,8 @@ pub fn edges<'py>(
 ) -> PyResult<Bound<'py, PyDict>> {
     let metric: Metric = metric.parse().map_err(|e: String| error::of_kind(py, "hook", e))?;
     let cases: Vec<Case> = cases.into_iter().map(|of| case(of, true)).collect();
-    let Edges { edges, clean, corrupt } = session.without_gil(py, progress, &Arc::default(), |session, watch| {
-        let hear = |done: usize, of: usize| watch.hear(done, of);
-        pollster::block_on(session.edges_async(&cases, metric, steps, Some(&hear)))
+    let Edges { edges, clean, corrupt } = session.without_gil(py, progress, &Arc::default(), |session, hear| {
+        pollster::block_on(session.edges_async(&cases, metric, steps, Some(hear)))
     })?;
     let config = session.inner().model().config();
     let (writers, readers) = (Writer::all(config), readers(config));
@@ -172,11 +158,11 @@ pub fn edge_circuit(
     let (writers, readers) = (Writer::all(config), readers(config));
     let kept: Vec<Edge> =
         kept.into_iter().map(|(from, to)| Edge { from: writers[from], to: readers[to], score: 0.0 }).collect();
-    session.without_gil(py, progress, &Arc::default(), |session, watch| {
+    session.without_gil(py, progress, &Arc::default(), |session, hear| {
         let mut values = Vec::new();
         for (n, case) in cases.iter().enumerate() {
             values.push(pollster::block_on(session.edge_circuit_async(case, metric, &kept))?);
-            if watch.hear(n + 1, cases.len()).is_break() {
+            if hear(n + 1, cases.len()).is_break() {
                 return Err(actscope::Error::Cancelled);
             }
         }

@@ -2,8 +2,9 @@
 //! given back.
 
 use crate::error;
+use crate::recorded::arrays_out;
 use crate::session::{
-    EditArg, ReadingOut, RecordOut, SelectArg, Session, SourcesArg, address, reading_out, records_out,
+    EditArg, Failed, ReadingOut, RecordOut, SelectArg, Session, SourcesArg, reading_out, records_out,
 };
 use actscope::analysis::generate::{Generated, Generation, Stop, TextSoFar, Told};
 use actscope::analysis::lens;
@@ -88,18 +89,18 @@ pub fn generate<'py>(
     // All taps have the same positions.
     let positions = taps.first().and_then(|(_, (positions, ..))| positions.clone());
     let mut hooks = session.request(py, taps)?;
-    let changes = session.changes(py, edits, sources, true)?;
-    let failed = changes.failed.clone();
+    let failed = Failed::default();
+    let changes = session.changes(py, edits, sources, true, &failed)?;
     let of_tell = Arc::new(Mutex::new(None::<PyErr>));
     let of_work = of_tell.clone();
     let n_texts = whole.texts().len();
     let total: usize = whole.texts().iter().zip(rows.texts()).map(|(text, prompt)| text.len() - prompt.len()).sum();
-    let found = session.without_gil(py, progress, &failed, |session_inner, watch| {
-        let written = changes.add_to_growing(session_inner, (&whole, &rows), &mut hooks, watch)?;
+    let found = session.without_gil(py, progress, &failed, |session_inner, hear| {
+        let written = changes.add_to_growing(session_inner, (&whole, &rows), &mut hooks, hear)?;
         let mut capture = Capture::empty(&hooks, &whole)?;
         let texts = RefCell::new(vec![TextSoFar::default(); n_texts]);
         let done = Cell::new(0);
-        let hear = |_: usize, _: usize| watch.hear(done.get(), total);
+        let inside = |_: usize, _: usize| hear(done.get(), total);
         let interrupted = Cell::new(false);
         let mut told = |told: Told<'_>| {
             done.set(done.get() + 1);
@@ -116,11 +117,11 @@ pub fn generate<'py>(
                     }
                 }
             }
-            let heard = watch.hear(done.get(), total);
+            let heard = hear(done.get(), total);
             interrupted.set(heard.is_break());
             heard
         };
-        let run = session_inner.generate_async(&prompts, &generation, &hooks, &mut capture, &mut told, Some(&hear));
+        let run = session_inner.generate_async(&prompts, &generation, &hooks, &mut capture, &mut told, Some(&inside));
         let generated = pollster::block_on(run)?;
         if interrupted.get() {
             return Err(actscope::Error::Cancelled);
@@ -132,7 +133,9 @@ pub fn generate<'py>(
     }
     let (generated, capture, written) = found?;
     let edits = crate::session::records(capture.edits().to_vec(), written);
-    let (arrays, addresses) = arrays_of(py, capture, &generated, positions.as_deref())?;
+    let (rows, keys) = reached(&generated, positions.as_deref());
+    let memory = session.inner().host_memory();
+    let (arrays, addresses) = arrays_out(py, capture, memory, |site, array| shortened(site, array, rows, keys))?;
     let texts = PyList::empty(py);
     for text in &generated {
         texts.append(dict_of(py, session.inner(), text)?)?;
@@ -161,27 +164,14 @@ fn tell_python(tell: &Py<PyAny>, told: &Told<'_>, piece: String) -> PyResult<boo
     })
 }
 
-/// The arrays, as long as the longest text became.
-fn arrays_of<'py>(
-    py: Python<'py>,
-    mut capture: Capture,
-    generated: &[Generated],
-    positions: Option<&[Vec<usize>]>,
-) -> PyResult<(Bound<'py, PyDict>, Bound<'py, PyDict>)> {
-    let (arrays, addresses) = (PyDict::new(py), PyDict::new(py));
+/// The rows and keys of arrays that are as long as the longest text became.
+fn reached(generated: &[Generated], positions: Option<&[Vec<usize>]>) -> (usize, usize) {
     let longest = generated.iter().map(|text| text.run).max().unwrap_or(0);
     let rows = positions.map_or(longest, |lists| {
         let reached = |(list, text): (&Vec<usize>, &Generated)| list.partition_point(|position| *position < text.run);
         lists.iter().zip(generated).map(reached).max().unwrap_or(0)
     });
-    let sites: Vec<Site> = capture.iter().map(|(site, _)| site).collect();
-    for site in sites {
-        let Some(array) = capture.take(site) else { continue };
-        let array = shortened(site, array, rows, longest);
-        addresses.set_item(site.name(), address(&array))?;
-        arrays.set_item(site.name(), array.into_pyarray(py))?;
-    }
-    Ok((arrays, addresses))
+    (rows, longest)
 }
 
 /// An array without the rows and keys that no text reached.
@@ -241,9 +231,8 @@ pub fn score<'py>(
         return Err(error::of_kind(py, "batch", message));
     }
     let windows = Windows { size, stride };
-    let scores = session.without_gil(py, progress, &Default::default(), |session, watch| {
-        let hear = |done: usize, of: usize| watch.hear(done, of);
-        pollster::block_on(session.score_async(&ids, windows, Some(&hear)))
+    let scores = session.without_gil(py, progress, &Default::default(), |session, hear| {
+        pollster::block_on(session.score_async(&ids, windows, Some(hear)))
     })?;
     for (text, score) in scores.iter().enumerate() {
         if let Some(place) = score.logprobs.iter().position(|p| !p.is_finite()) {

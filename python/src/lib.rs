@@ -5,6 +5,7 @@
 mod attribute;
 mod error;
 mod generate;
+mod heads;
 mod interrupt;
 mod picture;
 mod recorded;
@@ -57,6 +58,9 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(attribute::edges, m)?)?;
     m.add_function(wrap_pyfunction!(attribute::edge_circuit, m)?)?;
     m.add_function(wrap_pyfunction!(attribute::bars, m)?)?;
+    m.add_function(wrap_pyfunction!(heads::random_repeats, m)?)?;
+    m.add_function(wrap_pyfunction!(heads::head_kinds, m)?)?;
+    m.add_function(wrap_pyfunction!(heads::circuit, m)?)?;
     m.add_function(wrap_pyfunction!(generate::longest, m)?)?;
     m.add_function(wrap_pyfunction!(generate::generate, m)?)?;
     m.add_function(wrap_pyfunction!(generate::lens_hooks, m)?)?;

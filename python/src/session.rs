@@ -4,7 +4,7 @@
 use crate::error;
 use crate::interrupt::{Watch, apart};
 use crate::picture::Picture;
-use crate::recorded::to_numpy;
+use crate::recorded::{arrays_out, to_numpy};
 use actscope::analysis::edits::{EditError, EditPlan, GrowingPlan, Sources};
 use actscope::analysis::grammar::{EditSpec, GrammarError, OpSpec};
 use actscope::analysis::weights::{self, NamedWeight};
@@ -24,9 +24,10 @@ use actscope::output::{Output, Provenance, Record, Rows, arrays};
 use actscope::plot::Heading;
 use actscope::plot::lens::{Cell as LensCell, LensTable};
 use actscope::report::{self, About};
+use actscope::session::Progress;
 use actscope::verify::{Stage, Verification};
 use actscope::{Choice, Edit, Hooks, Model, Options, Select};
-use ndarray::{ArrayD, Axis as ArrayAxis, IxDyn, Slice};
+use ndarray::{Array1, Array2, ArrayD, Axis as ArrayAxis, IxDyn, Slice};
 use numpy::{IntoPyArray, PyArray2, PyArrayDyn, PyReadonlyArray1, PyReadonlyArrayDyn};
 use pyo3::exceptions::{PyRuntimeWarning, PyTypeError};
 use pyo3::prelude::*;
@@ -53,6 +54,10 @@ pub type RecordOut = (String, Option<String>);
 /// One position's reading: likeliest tokens with probabilities, entropy, and the next token with its probability and rank.
 pub type ReadingOut = (Vec<(u32, f32)>, f32, Option<(u32, f32, usize)>);
 
+/// Values, tokens, ids and attention mask of one text.
+type ActivationsOut<'py> =
+    (Bound<'py, PyArrayDyn<f32>>, Vec<String>, Bound<'py, PyArray2<i64>>, Bound<'py, PyArray2<i64>>);
+
 /// The logit lens: for every row its hook, and for every text and position a reading; and a picture for every text.
 type LensOut = (Vec<(String, Vec<Vec<ReadingOut>>)>, Vec<Picture>);
 
@@ -62,13 +67,17 @@ enum Step {
     Written(Vec<EditSpec>),
 }
 
+/// For each edit of a run its record, where it is written.
+pub type Written = Vec<Option<EditRecord>>;
+
 /// What is changed in a run.
 pub struct Changes {
     steps: Vec<Step>,
     sources: Sources,
-    /// Where functions put their exceptions.
-    pub failed: Arc<Mutex<Option<PyErr>>>,
 }
+
+/// Where functions put their exceptions.
+pub type Failed = Arc<Mutex<Option<PyErr>>>;
 
 impl Changes {
     /// Adds them to a request, in order; runs what they need. Gives back the records of those that are written.
@@ -77,24 +86,12 @@ impl Changes {
         session: &actscope::Session,
         batch: &Batch,
         hooks: &mut Hooks,
-        watch: &Watch,
-    ) -> Result<Vec<Option<EditRecord>>, actscope::Error> {
-        let hear = |done: usize, of: usize| watch.hear(done, of);
-        let mut records = Vec::new();
-        for step in self.steps {
-            match step {
-                Step::Edit(site, select, edit) => {
-                    hooks.edit_at(site, select, edit)?;
-                    records.push(None);
-                }
-                Step::Written(specs) => {
-                    let plan = EditPlan::new(&specs, session.model(), batch, self.sources.clone(), &mut read)?;
-                    let of_plan = pollster::block_on(session.edit_async(&plan, batch, hooks, Some(&hear)))?;
-                    records.extend(of_plan.into_iter().map(Some));
-                }
-            }
-        }
-        Ok(records)
+        progress: Progress<'_>,
+    ) -> Result<Written, actscope::Error> {
+        self.add_with(hooks, |specs, sources, hooks| {
+            let plan = EditPlan::new(specs, session.model(), batch, sources.clone(), &mut read)?;
+            pollster::block_on(session.edit_async(&plan, batch, hooks, Some(progress)))
+        })
     }
 
     /// [`Changes::add_to`] for texts that are generated: as long as they can become, and as they begin.
@@ -103,9 +100,20 @@ impl Changes {
         session: &actscope::Session,
         both: (&Batch, &Batch),
         hooks: &mut Hooks,
-        watch: &Watch,
-    ) -> Result<Vec<Option<EditRecord>>, actscope::Error> {
-        let hear = |done: usize, of: usize| watch.hear(done, of);
+        progress: Progress<'_>,
+    ) -> Result<Written, actscope::Error> {
+        self.add_with(hooks, |specs, sources, hooks| {
+            let plan = GrowingPlan::new(specs, session.model(), both, sources, &mut read)?;
+            pollster::block_on(session.edit_growing_async(&plan, both, hooks, Some(progress)))
+        })
+    }
+
+    /// Adds the edits, those that are written by `add`.
+    fn add_with(
+        self,
+        hooks: &mut Hooks,
+        mut add: impl FnMut(&[EditSpec], &Sources, &mut Hooks) -> Result<Vec<EditRecord>, actscope::Error>,
+    ) -> Result<Written, actscope::Error> {
         let mut records = Vec::new();
         for step in self.steps {
             match step {
@@ -113,11 +121,7 @@ impl Changes {
                     hooks.edit_at(site, select, edit)?;
                     records.push(None);
                 }
-                Step::Written(specs) => {
-                    let plan = GrowingPlan::new(&specs, session.model(), both, &self.sources, &mut read)?;
-                    let of_plan = pollster::block_on(session.edit_growing_async(&plan, both, hooks, Some(&hear)))?;
-                    records.extend(of_plan.into_iter().map(Some));
-                }
+                Step::Written(specs) => records.extend(add(&specs, &self.sources, hooks)?.into_iter().map(Some)),
             }
         }
         Ok(records)
@@ -130,7 +134,7 @@ pub fn read(path: &str, array: Option<&str>, site: Site) -> Result<ArrayD<f32>, 
 }
 
 /// The edits of a run: those that are written as they were written, the others as the run has them.
-pub fn records(of_run: Vec<EditRecord>, written: Vec<Option<EditRecord>>) -> Vec<EditRecord> {
+pub fn records(of_run: Vec<EditRecord>, written: Written) -> Vec<EditRecord> {
     of_run.into_iter().zip(written).map(|(of_run, written)| written.unwrap_or(of_run)).collect()
 }
 
@@ -273,8 +277,8 @@ impl Session {
         edits: Vec<EditArg<'_>>,
         (patch, mean): SourcesArg,
         from_tokens: bool,
+        failed: &Failed,
     ) -> PyResult<Changes> {
-        let failed = Arc::new(Mutex::new(None));
         let mut steps: Vec<Step> = Vec::new();
         for (name, selected, op, value, label) in edits {
             let edit = match op.as_str() {
@@ -301,12 +305,12 @@ impl Session {
             steps.push(Step::Edit(self.site(py, &name)?, select(selected), edit));
         }
         let batch = |ids: Option<Vec<Vec<u32>>>| ids.map(|ids| self.batch(py, &ids)).transpose();
-        Ok(Changes { steps, sources: Sources { patch: batch(patch)?, mean: batch(mean)? }, failed })
+        Ok(Changes { steps, sources: Sources { patch: batch(patch)?, mean: batch(mean)? } })
     }
 
     /// An edit by a Python function, which takes and gives a float32 array [1, ...]. An exception ends the run: what is
     /// returned then has a shape that no site has.
-    fn edit_with(&self, name: &str, f: Py<PyAny>, failed: Arc<Mutex<Option<PyErr>>>) -> Edit {
+    fn edit_with(&self, name: &str, f: Py<PyAny>, failed: Failed) -> Edit {
         let session = self.number();
         Edit::with(name, move |values| {
             let before = RUNNING.replace(session);
@@ -354,19 +358,19 @@ impl Session {
         &self.0
     }
 
-    /// Calls an async function of the library without the GIL.
+    /// Calls the library without the GIL; `work` gets the function that its async functions tell their progress.
     pub fn without_gil<T: Send>(
         &self,
         py: Python<'_>,
         progress: Option<Py<PyAny>>,
-        failed: &Arc<Mutex<Option<PyErr>>>,
-        work: impl FnOnce(&actscope::Session, &Watch) -> Result<T, actscope::Error> + Send,
+        failed: &Failed,
+        work: impl FnOnce(&actscope::Session, Progress<'_>) -> Result<T, actscope::Error> + Send,
     ) -> PyResult<T> {
         self.not_inside_itself(py)?;
         let session = &*self.0;
         let (result, stopped) = py.detach(move || {
             let watch = Watch::new(progress);
-            let result = work(session, &watch);
+            let result = work(session, &|done, of| watch.hear(done, of));
             (result, watch.error())
         });
         let of_function = failed.lock().ok().and_then(|mut failed| failed.take());
@@ -382,11 +386,6 @@ pub fn reading_out(reading: &actscope::analysis::lens::Reading) -> ReadingOut {
 
 fn hook_error(py: Python<'_>, e: impl Into<HookError>) -> PyErr {
     error::of(py, &actscope::Error::Hook(e.into()))
-}
-
-/// Where an array's first number lies.
-pub fn address(array: &ArrayD<f32>) -> usize {
-    array.as_ptr() as usize
 }
 
 #[pymethods]
@@ -503,12 +502,14 @@ impl Session {
         self.0.model().checkpoint().fingerprint()
     }
 
-    /// Texts as token ids, each whole however long it is.
-    fn encode(&self, py: Python<'_>, texts: Vec<String>) -> PyResult<Vec<Vec<u32>>> {
+    /// Texts as token ids, each whole however long it is. Without `special` the names of special tokens are plain characters.
+    #[pyo3(signature = (texts, special = true))]
+    fn encode(&self, py: Python<'_>, texts: Vec<String>, special: bool) -> PyResult<Vec<Vec<u32>>> {
         let model = self.0.model();
         let encode = || {
             let tokenizer = model.tokenizer()?;
-            texts.iter().map(|text| tokenizer.encode(text)).collect::<Result<_, _>>()
+            let encode = |text: &String| if special { tokenizer.encode(text) } else { tokenizer.encode_plain(text) };
+            texts.iter().map(encode).collect::<Result<_, _>>()
         };
         py.detach(encode).map_err(|e| error::of(py, &actscope::Error::Tokenizer(e)))
     }
@@ -563,6 +564,31 @@ impl Session {
         Ok(self.site(py, hook)?.axes().iter().map(name).collect())
     }
 
+    /// One text's values of a layer, [1, pos, n]; its tokens as the vocabulary writes them; its ids, [1, pos]; and a mask of ones.
+    /// It is what `run` does, without names of hooks and lists of ids, which would take a twentieth of a short text's time.
+    fn activations<'py>(&self, py: Python<'py>, text: &str, layer: i64) -> PyResult<ActivationsOut<'py>> {
+        let model = self.0.model();
+        let site = Site::from_layer(layer, model.config().n_layer).map_err(|e| hook_error(py, e))?;
+        let mut hooks = model.hooks();
+        hooks.tap_at(site, Select::all()).map_err(|e| hook_error(py, e))?;
+        let (mut capture, non_number, ids) = self.without_gil(py, None, &Failed::default(), |session, hear| {
+            let ids = session.model().tokenizer()?.encode(text)?;
+            let batch = session.model().batch(&[&ids])?;
+            let capture = pollster::block_on(session.run_async(&batch, &hooks, Some(hear)))?;
+            let non_number = NonNumber::find_in(&capture);
+            Ok((capture, non_number, ids))
+        })?;
+        if let Some(found) = non_number {
+            warn(py, &found, found.slot())?;
+        }
+        let array = capture.take(site).expect("it was tapped");
+        let values = to_numpy(py, array, self.0.host_memory())?;
+        let numbers: Array2<i64> =
+            ids.iter().map(|id| i64::from(*id)).collect::<Array1<i64>>().insert_axis(ArrayAxis(0));
+        let mask = Array2::ones(numbers.dim());
+        Ok((values, self.written(ids), numbers.into_pyarray(py), mask.into_pyarray(py)))
+    }
+
     /// Runs a batch; taps are hooks under TransformerLens's names. `start` is a kind (`embeds` or `stream`), a layer, and the values of every token, text by text.
     fn run<'py>(
         &self,
@@ -579,18 +605,17 @@ impl Session {
         let positions: Vec<(String, Option<Vec<Vec<usize>>>)> =
             taps.iter().map(|(name, (positions, ..))| (name.clone(), positions.clone())).collect();
         let mut hooks = self.request(py, taps)?;
-        let changes = self.changes(py, edits, sources, start.is_none())?;
+        let failed = Failed::default();
+        let changes = self.changes(py, edits, sources, start.is_none(), &failed)?;
         let values = start.as_ref().map(|(.., values)| values.as_slice()).transpose()?;
         let start = match (&start, values) {
             (Some((kind, layer, _)), Some(values)) if kind == "stream" => Start::Stream { layer: *layer, values },
             (Some(_), Some(values)) => Start::Embeddings(values),
             _ => Start::Tokens,
         };
-        let failed = changes.failed.clone();
-        let (mut capture, non_number, written) = self.without_gil(py, progress, &failed, |session, watch| {
-            let hear = |done: usize, of: usize| watch.hear(done, of);
-            let written = changes.add_to(session, &batch, &mut hooks, watch)?;
-            let capture = pollster::block_on(session.run_from_async(&batch, &hooks, start, Some(&hear)))?;
+        let (capture, non_number, written) = self.without_gil(py, progress, &failed, |session, hear| {
+            let written = changes.add_to(session, &batch, &mut hooks, hear)?;
+            let capture = pollster::block_on(session.run_from_async(&batch, &hooks, start, Some(hear)))?;
             let non_number = NonNumber::find_in(&capture);
             Ok((capture, non_number, written))
         })?;
@@ -600,34 +625,32 @@ impl Session {
             let position = of_site.map_or(found.slot(), |per_text| per_text[found.text][found.slot()]);
             warn(py, &found, position)?;
         }
-        let (arrays, addresses) = (PyDict::new(py), PyDict::new(py));
-        let sites: Vec<Site> = capture.iter().map(|(site, _)| site).collect();
-        for site in sites {
-            let Some(array) = capture.take(site) else { continue };
-            addresses.set_item(site.name(), address(&array))?;
-            arrays.set_item(site.name(), to_numpy(py, array, self.0.host_memory())?)?;
-        }
-        Ok((arrays, addresses, records_out(records(capture.edits().to_vec(), written))))
+        let edits = records_out(records(capture.edits().to_vec(), written));
+        let (arrays, addresses) = arrays_out(py, capture, self.0.host_memory(), |_, array| array)?;
+        Ok((arrays, addresses, edits))
     }
 
-    /// The logit lens.
+    /// The logit lens of the streams, or `of_components` of what each component adds.
     fn lens(
         &self,
         py: Python<'_>,
         ids: Vec<Vec<u32>>,
         top: usize,
+        of_components: bool,
         edits: Vec<EditArg<'_>>,
         sources: SourcesArg,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<LensOut> {
         let batch = self.batch(py, &ids)?;
-        let changes = self.changes(py, edits, sources, true)?;
-        let failed = changes.failed.clone();
-        let (rows, edits) = self.without_gil(py, progress, &failed, |session, watch| {
-            let hear = |done: usize, of: usize| watch.hear(done, of);
+        let failed = Failed::default();
+        let changes = self.changes(py, edits, sources, true, &failed)?;
+        let (rows, edits) = self.without_gil(py, progress, &failed, |session, hear| {
             let mut hooks = session.model().hooks();
-            let written = changes.add_to(session, &batch, &mut hooks, watch)?;
-            let (rows, capture) = pollster::block_on(session.lens_async(&batch, &hooks, top, Some(&hear)))?;
+            let written = changes.add_to(session, &batch, &mut hooks, hear)?;
+            let (rows, capture) = match of_components {
+                true => pollster::block_on(session.lens_of_components_async(&batch, &hooks, top, Some(hear))),
+                false => pollster::block_on(session.lens_async(&batch, &hooks, top, Some(hear))),
+            }?;
             Ok((rows, records(capture.edits().to_vec(), written)))
         })?;
         let model = self.0.model();
@@ -635,14 +658,19 @@ impl Session {
         let name = |site: Site| match site {
             Site::ResidPost(layer) if layer + 1 == n_layer => format!("layer {layer}: output"),
             Site::ResidPost(layer) => format!("layer {layer}"),
+            Site::AttnOut(layer) => format!("attn {layer}"),
+            Site::MlpOut(layer) => format!("mlp {layer}"),
+            Site::Embed => "embed".into(),
+            Site::PosEmbed => "pos_embed".into(),
             _ => "input".into(),
         };
+        let of = if of_components { " of each component" } else { "" };
         let picture = |(text, tokens): (usize, Vec<Token>)| {
             let cell = |reading: &actscope::analysis::lens::Reading| {
                 let (id, probability) = reading.top[0];
                 LensCell { token: model.token(id), probability, hit: reading.next.is_some_and(|next| next.id == id) }
             };
-            let heading = Heading { text: tokens, what: format!("logit lens of {}{}", model.name(), mark(&edits)) };
+            let heading = Heading { text: tokens, what: format!("logit lens{of} of {}{}", model.name(), mark(&edits)) };
             let rows = rows.iter().map(|row| (name(row.site), row.texts[text].iter().map(cell).collect())).collect();
             Picture::of_lens(LensTable { heading, rows })
         };
@@ -665,13 +693,12 @@ impl Session {
         progress: Option<Py<PyAny>>,
     ) -> PyResult<(String, Vec<String>)> {
         let batch = self.batch(py, &[ids])?;
-        let changes = self.changes(py, edits, sources, true)?;
-        let failed = changes.failed.clone();
-        let (page, edits) = self.without_gil(py, progress, &failed, |session, watch| {
-            let hear = |done: usize, of: usize| watch.hear(done, of);
+        let failed = Failed::default();
+        let changes = self.changes(py, edits, sources, true, &failed)?;
+        let (page, edits) = self.without_gil(py, progress, &failed, |session, hear| {
             let mut hooks = session.model().hooks();
-            let written = changes.add_to(session, &batch, &mut hooks, watch)?;
-            let page = pollster::block_on(report::gather(session, &batch, &hooks, report::LARGEST, Some(&hear)))?;
+            let written = changes.add_to(session, &batch, &mut hooks, hear)?;
+            let page = pollster::block_on(report::gather(session, &batch, &hooks, report::LARGEST, Some(hear)))?;
             Ok((page, records(hooks.edit_records(), written)))
         })?;
         if let Some(found) = &page.non_number {
@@ -783,7 +810,7 @@ impl Session {
         let weight = checkpoint.unembedding().map_err(failed)?;
         // Holds the ids against the vocabulary; each by itself, since a text may not be longer than the context.
         self.batch(py, &ids.iter().map(|id| vec![*id]).collect::<Vec<_>>())?;
-        let mut rows = ndarray::Array2::zeros((ids.len(), weight.cols));
+        let mut rows = Array2::zeros((ids.len(), weight.cols));
         for (id, mut row) in ids.iter().zip(rows.rows_mut()) {
             weight.widen(*id as usize * weight.cols, row.as_slice_mut().expect("rows of a new array are contiguous"));
         }

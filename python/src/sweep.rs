@@ -2,16 +2,22 @@
 
 use crate::error;
 use crate::picture::{Picture, TokenArg, token};
-use crate::session::Session;
+use crate::session::{Changes, EditArg, Failed, RecordOut, Session, SourcesArg, read, records, records_out};
+use actscope::Hooks;
+use actscope::analysis::grammar::ValueSpec;
 use actscope::analysis::metric::{Metric, Question};
 use actscope::analysis::path::PathSweep;
 use actscope::analysis::statistics;
 use actscope::analysis::sweep::{Case, Change, Sweep, SweepAxis, SweepSite, Swept};
 use actscope::hooks::request::HookError;
+use actscope::hooks::site::Site;
 use actscope::plot::sweep::SweepPicture;
+use actscope::session::Progress;
+use ndarray::ArrayD;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// A text's ids with the position that is read; the same of its source run; the answer and the wrong answer.
 pub type CaseArg = ((Vec<u32>, usize), Option<(Vec<u32>, usize)>, u32, u32);
@@ -24,15 +30,68 @@ pub fn case(((ids, position), source, answer, wrong): CaseArg, from_source: bool
     Case { ids, question: question(position), source, aligned, from_source }
 }
 
-/// One metric of many runs that differ from an unchanged one in one place each. `change` is `patch`, `zero` or `mean`. Gives a dict:
-/// `shape`, `sites` and `axes`; `values` [case, cell]; `unchanged` and `source`, the metric of every case's own runs; and of
-/// several cases `standard_error`, `effect_standard_error`, `ci` and `p` by cell. With `path`, a path as it is written and whether other heads are frozen, it
-/// is a sweep over the path's senders, and `at` and `change` are not looked at. With `fast` it is estimated from gradients.
+/// Cases; the edits of all runs of their texts, and those of their source runs; and what these edits take values from.
+type AskedArg<'py> = (Vec<CaseArg>, Vec<EditArg<'py>>, Vec<EditArg<'py>>, SourcesArg);
+
+/// What a sweep is over.
+struct Asked {
+    cases: Vec<Case>,
+    edits: Changes,
+    source_edits: Changes,
+    failed: Failed,
+}
+
+impl Asked {
+    fn new(
+        py: Python<'_>,
+        session: &Session,
+        (cases, edits, source_edits, sources): AskedArg<'_>,
+        from_source: bool,
+    ) -> PyResult<Asked> {
+        let failed = Failed::default();
+        Ok(Asked {
+            cases: cases.into_iter().map(|of| case(of, from_source)).collect(),
+            edits: session.changes(py, edits, sources.clone(), true, &failed)?,
+            source_edits: session.changes(py, source_edits, sources, true, &failed)?,
+            failed,
+        })
+    }
+
+    /// Calls `run` with the cases and with the edits of their texts and of their sources. Gives its result, and the records of the
+    /// first edits.
+    fn run<T: Send>(
+        self,
+        py: Python<'_>,
+        session: &Session,
+        progress: Option<Py<PyAny>>,
+        run: impl FnOnce(&actscope::Session, &[Case], [&Hooks; 2], Progress<'_>) -> Result<T, actscope::Error> + Send,
+    ) -> PyResult<(T, Vec<RecordOut>)> {
+        let Asked { cases, edits, source_edits, failed } = self;
+        session.without_gil(py, progress, &failed, |session, hear| {
+            let model = session.model();
+            let (mut of_runs, mut of_sources) = (model.hooks(), model.hooks());
+            let runs = model.batch(&cases.iter().map(|case| &case.ids).collect::<Vec<_>>())?;
+            let written = edits.add_to(session, &runs, &mut of_runs, hear)?;
+            let sources: Option<Vec<&Vec<u32>>> = cases.iter().map(|case| Some(&case.source.as_ref()?.0)).collect();
+            if let Some(sources) = sources {
+                source_edits.add_to(session, &model.batch(&sources)?, &mut of_sources, hear)?;
+            }
+            let given = run(session, &cases, [&of_runs, &of_sources], hear)?;
+            Ok((given, records_out(records(of_runs.edit_records(), written))))
+        })
+    }
+}
+
+/// One metric of many runs that differ from an unchanged one in one place each. `change` is `patch`, `zero`, `mean`, or a file of
+/// values, `[F*]FILE[#ARRAY]`. Gives a dict: `shape`, `sites` and `axes`; `values` [case, cell]; `unchanged` and `source`, the metric of
+/// every case's own runs; `edits`; and of several cases `standard_error`, `effect_standard_error`, `ci` and `p` by cell. With `path`, a path as it is written and whether other heads are frozen, it is a sweep over the path's senders, and
+/// `at` and `change` are not looked at. With `fast` it is estimated from gradients; with `align_end` texts line up by their last
+/// tokens.
 #[pyfunction]
 pub fn sweep<'py>(
     py: Python<'py>,
     session: &Session,
-    cases: Vec<CaseArg>,
+    asked: AskedArg<'py>,
     at: Vec<String>,
     by: Vec<String>,
     metric: &str,
@@ -40,6 +99,7 @@ pub fn sweep<'py>(
     from_source: bool,
     path: Option<(String, bool)>,
     fast: bool,
+    align_end: bool,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let wrong = |e: String| error::of_kind(py, "hook", e);
@@ -47,13 +107,15 @@ pub fn sweep<'py>(
     let config = session.inner().model().config();
     let mut axes: Vec<SweepAxis> = by.iter().map(|axis| axis.parse()).collect::<Result<_, _>>().map_err(wrong)?;
     let metric: Metric = metric.parse().map_err(wrong)?;
-    let cases: Vec<Case> = cases.into_iter().map(|of| case(of, from_source)).collect();
+    let mut asked = Asked::new(py, session, asked, from_source)?;
+    if align_end {
+        let least = asked.cases.iter().map(|case| case.aligned).min().unwrap_or(0);
+        asked.cases.iter_mut().for_each(|case| case.aligned = least);
+    }
     if let Some((written, frozen)) = path {
         let sweep = PathSweep::new(&written, &axes, frozen, metric, config).map_err(|e| error::of(py, &e.into()))?;
-        let swept = session.without_gil(py, progress, &Default::default(), |session, watch| {
-            let hear = |done: usize, of: usize| watch.hear(done, of);
-            let none = session.model().hooks();
-            pollster::block_on(session.path_sweep_async(&sweep, &cases, &none, &none, Some(&hear)))
+        let swept = asked.run(py, session, progress, |session, cases, [edits, of_sources], hear| {
+            pollster::block_on(session.path_sweep_async(&sweep, cases, edits, of_sources, Some(hear)))
         })?;
         return found(py, swept, vec![written], sweep.axes());
     }
@@ -68,19 +130,26 @@ pub fn sweep<'py>(
         "patch" => Change::Patch,
         "zero" => Change::Zero,
         "mean" => Change::Mean,
-        other => return Err(wrong(format!("{other:?} is none of: zero, mean"))),
+        file => Change::Values(values(file, &sites).map_err(wrong)?),
     };
     let sweep = Sweep { sites, axes, change, metric };
-    let swept = session.without_gil(py, progress, &Default::default(), |session, watch| {
-        let hear = |done: usize, of: usize| watch.hear(done, of);
-        let none = session.model().hooks();
-        match fast {
-            true => pollster::block_on(session.patch_fast_async(&sweep, &cases, &none, &none, Some(&hear))),
-            false => pollster::block_on(session.sweep_async(&sweep, &cases, &none, &none, Some(&hear))),
-        }
+    let swept = asked.run(py, session, progress, |session, cases, [edits, of_sources], hear| match fast {
+        true => pollster::block_on(session.patch_fast_async(&sweep, cases, edits, of_sources, Some(hear))),
+        false => pollster::block_on(session.sweep_async(&sweep, cases, edits, of_sources, Some(hear))),
     })?;
     let names = sweep.sites.iter().map(|site| site.name.clone()).collect();
     found(py, swept, names, &sweep.axes)
+}
+
+/// The values that `[F*]FILE[#ARRAY]` has for each site.
+fn values(written: &str, sites: &[SweepSite]) -> Result<BTreeMap<Site, ArrayD<f32>>, String> {
+    let ValueSpec::File { factor, path, array } = written.parse()? else {
+        return Err(format!("{written:?} is none of: zero, mean, or a file of values"));
+    };
+    let of_site = |site: Site| -> Result<_, String> {
+        Ok((site, read(&path, array.as_deref(), site)?.mapv(|value| factor * value)))
+    };
+    sites.iter().flat_map(|site| site.of_layer.iter().copied()).map(of_site).collect()
 }
 
 /// Sweeps that are estimated from one gradient: each of a site, by axes of its own. Gives a dict as [`sweep`] does for each.
@@ -88,7 +157,7 @@ pub fn sweep<'py>(
 pub fn sweep_fast<'py>(
     py: Python<'py>,
     session: &Session,
-    cases: Vec<CaseArg>,
+    asked: AskedArg<'py>,
     of: Vec<(String, Vec<String>)>,
     metric: &str,
     from_source: bool,
@@ -97,24 +166,27 @@ pub fn sweep_fast<'py>(
     let wrong = |e: String| error::of_kind(py, "hook", e);
     let config = session.inner().model().config();
     let metric: Metric = metric.parse().map_err(wrong)?;
-    let cases: Vec<Case> = cases.into_iter().map(|of| case(of, from_source)).collect();
+    let asked = Asked::new(py, session, asked, from_source)?;
     let sweep = |(name, axes): &(String, Vec<String>)| -> PyResult<Sweep> {
         let site = SweepSite::find(name, config).map_err(|e| error::of(py, &actscope::Error::Hook(e)))?;
         let axes = axes.iter().map(|axis| axis.parse()).collect::<Result<_, _>>().map_err(wrong)?;
         Ok(Sweep { sites: vec![site], axes, change: Change::Patch, metric })
     };
     let sweeps = of.iter().map(sweep).collect::<PyResult<Vec<Sweep>>>()?;
-    let swept = session.without_gil(py, progress, &Default::default(), |session, watch| {
-        let hear = |done: usize, of: usize| watch.hear(done, of);
-        let none = session.model().hooks();
-        pollster::block_on(session.patch_fast_each_async(&sweeps, &cases, &none, &none, Some(&hear)))
+    let (swept, edits) = asked.run(py, session, progress, |session, cases, [edits, of_sources], hear| {
+        pollster::block_on(session.patch_fast_each_async(&sweeps, cases, edits, of_sources, Some(hear)))
     })?;
     let each = swept.into_iter().zip(of).zip(&sweeps);
-    each.map(|((swept, (name, _)), sweep)| found(py, swept, vec![name], &sweep.axes)).collect()
+    each.map(|((swept, (name, _)), sweep)| found(py, (swept, edits.clone()), vec![name], &sweep.axes)).collect()
 }
 
-/// The numbers of a sweep.
-fn found<'py>(py: Python<'py>, swept: Swept, sites: Vec<String>, axes: &[SweepAxis]) -> PyResult<Bound<'py, PyDict>> {
+/// The numbers of a sweep, and its edits.
+fn found<'py>(
+    py: Python<'py>,
+    (swept, edits): (Swept, Vec<RecordOut>),
+    sites: Vec<String>,
+    axes: &[SweepAxis],
+) -> PyResult<Bound<'py, PyDict>> {
     let n = swept.values.len();
     let n_cells: usize = swept.shape.iter().product();
     let by_cell = |of: &dyn Fn(usize, usize) -> f64| -> Vec<Vec<f64>> {
@@ -136,6 +208,7 @@ fn found<'py>(py: Python<'py>, swept: Swept, sites: Vec<String>, axes: &[SweepAx
     dict.set_item("values", swept.values)?;
     dict.set_item("unchanged", swept.unchanged)?;
     dict.set_item("source", swept.source)?;
+    dict.set_item("edits", edits)?;
     Ok(dict)
 }
 

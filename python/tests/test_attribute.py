@@ -47,6 +47,9 @@ def test_a_gradient_is_a_slope(model: actscope.Model) -> None:
     texts = [TEXT, CLEAN]
     run = model.grad(texts, "resid_pre.2", metric="loss")
     assert run.values["resid_pre", 2].shape == run.gradients["resid_pre", 2].shape and run.target.shape == (2,)
+    again = model.grad(texts, "resid_pre.2", metric="loss", checkpoint=True)
+    np.testing.assert_allclose(again.gradients["resid_pre", 2], run.gradients["resid_pre", 2], rtol=1e-4, atol=1e-7)
+    np.testing.assert_array_equal(again.values["resid_pre", 2], run.values["resid_pre", 2])
     # Padded places have gradient 0, and a step along the gradient changes the loss by its slope.
     assert not run.gradients["resid_pre", 2][1, len(model.encode(CLEAN)[0]) :].any()
     by = run.gradients["resid_pre", 2][0]
@@ -75,5 +78,8 @@ def test_fast_patching_and_edges(model: actscope.Model) -> None:
     assert edges.faithfulness(len(edges)) == pytest.approx(1, abs=1e-3) and edges.faithfulness(0) == pytest.approx(0, abs=1e-3)
     strongest = edges.strongest(2)
     assert abs(strongest[0].score) >= abs(strongest[1].score) and "..." in strongest[0].path
+    assert edges._repr_html_().count("<tr>") == 21 and strongest[0].writer in edges._repr_html_()
+    earlier = model.edges(CLEAN, CORRUPT, " on", metric="logprob", metric_pos=2)
+    assert earlier.clean == pytest.approx(float(model.score(CLEAN)[0].logprobs[2]), abs=1e-4)
     averaged = model.edges(CLEAN, CORRUPT, " cat", " dog", steps=5)
     assert averaged.scores.shape == edges.scores.shape and not np.allclose(averaged.scores, edges.scores, equal_nan=True)

@@ -1,5 +1,7 @@
 """Sweeps against one run for each cell by hand."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -82,6 +84,63 @@ def test_ablation_is_a_run_for_each_place(model: actscope.Model) -> None:
     assert swept.values[2, 4] == pytest.approx(loss(edits=[Edit("z.2", "zero", head=4)]), abs=1e-5)
     mean = model.ablate(CLEAN, at="z", by="layer,head", to="mean")
     assert mean.values[2, 4] == pytest.approx(loss(edits="z.2@head=4:mean"), abs=1e-5)
+
+
+def test_a_sweep_of_an_edited_model(model: actscope.Model, tmp_path: Path) -> None:
+    edits = ["z.0@head=1:zero", Edit("resid_pre.1", "scale", 0.9, pos=[0, -1])]
+    swept = model.patch(CLEAN, CORRUPT, " cat", " dog", edits=edits)
+    assert swept.clean == pytest.approx(metric(model, CLEAN, edits=edits), abs=1e-4)
+    assert swept.corrupt == pytest.approx(metric(model, CORRUPT, edits=edits), abs=1e-4)
+    # The source run is edited too, and the cell's own change comes after the edits.
+    of_clean = model.run(CLEAN, "resid_pre.2", edits=edits)["resid_pre", 2][0, 1]
+    by_hand = metric(model, CORRUPT, edits=[*edits, Edit("resid_pre.2", "set", of_clean, pos=1)])
+    assert swept.values[2, 1] == pytest.approx(by_hand, abs=1e-4)
+    assert [one["edit"] for one in swept.edits][0] == edits[0] and len(swept.edits) == 2
+    assert "edited" in swept._repr_svg_() and "edited" not in model.patch(CLEAN, CORRUPT, " cat", " dog")._repr_svg_()
+    fast = model.patch_fast(CLEAN, CORRUPT, " cat", " dog", by={"resid_pre": "layer,pos"}, edits=edits)["resid_pre"]
+    assert fast.corrupt == pytest.approx(swept.corrupt, abs=1e-4) and fast.edits == swept.edits
+    ablated = model.ablate(CLEAN, at="z", by="layer,head", answer=" cat", wrong=" dog", edits=edits)
+    assert ablated.base == pytest.approx(swept.clean, abs=1e-4)
+    by_hand = metric(model, CLEAN, edits=[*edits, Edit("z.2", "zero", head=3)])
+    assert ablated.values[2, 3] == pytest.approx(by_hand, abs=1e-4)
+    # Values of another text, from a file.
+    other = model.run("A king spoke to the men", "z.*", pos=-1)
+    other.save(tmp_path / "other.npz")
+    put = model.ablate(CLEAN, to=f"{tmp_path}/other.npz", at="z", by="layer,head", answer=" cat", wrong=" dog")
+    by_hand = metric(model, CLEAN, edits=[Edit("z.2", "set", other["z", 2][0, 0, 3], head=3)])
+    assert put.values[2, 3] == pytest.approx(by_hand, abs=1e-4)
+    with pytest.raises(actscope.Error, match="nowhere.npz"):
+        model.ablate(CLEAN, to="nowhere.npz")
+
+    def fails(values: np.ndarray) -> np.ndarray:
+        raise ZeroDivisionError("here")
+
+    with pytest.raises(ZeroDivisionError, match="here"):
+        model.patch(CLEAN, CORRUPT, " cat", " dog", edits={"resid_pre.0": fails})
+
+
+def test_the_metric_is_read_where_it_is_asked_for(model: actscope.Model) -> None:
+    # Position 2 is " sat", and " on" comes after it.
+    for pos in (2, 2 - len(model.encode(CLEAN)[0])):
+        swept = model.patch(CLEAN, CORRUPT, " on", metric="logprob", metric_pos=pos)
+        assert swept.clean == pytest.approx(float(model.score(CLEAN)[0].logprobs[2]), abs=1e-4)
+        assert swept.corrupt == pytest.approx(float(model.score(CORRUPT)[0].logprobs[2]), abs=1e-4)
+        assert model.ablate(CLEAN, answer=" on", metric="logprob", metric_pos=pos).base == pytest.approx(swept.clean, abs=1e-6)
+    with pytest.raises(actscope.Error, match="metric_pos"):
+        model.patch(CLEAN, CORRUPT, " on", metric_pos=77)
+
+
+def test_texts_of_different_length_line_up_by_their_ends(model: actscope.Model) -> None:
+    longer = "And then " + CLEAN
+    n = len(model.encode(CORRUPT)[0])
+    first = len(model.encode(longer)[0]) - n
+    swept = model.patch(longer, CORRUPT, " cat", " dog", align="end")
+    assert swept.values.shape == (model.n_layer, n) and swept.labels[1] == list(model.tokens(longer))[first:]
+    value = model.run(longer, "resid_pre.1")["resid_pre", 1][0, first + 1]
+    by_hand = metric(model, CORRUPT, edits=[Edit("resid_pre.1", "set", value, pos=1)])
+    assert swept.values[1, 1] == pytest.approx(by_hand, abs=1e-4)
+    with pytest.raises(actscope.Error, match="align"):
+        model.patch(longer, CORRUPT, " cat", " dog", align="middle")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from actscope._attribute import Attribution, Edge, Edges, Gradients
 from actscope._cache import Cache
 from actscope._edits import Edit
 from actscope._generate import Generated, Generation, NewToken, Score, Scores, Stream
+from actscope._heads import Circuit, Heads
 from actscope._model import Model, devices, load
 from actscope._native import Error, __version__
 from actscope._notebook import Activations, ActivationExtractor, plot_activation_heatmap
@@ -24,6 +25,7 @@ __all__ = [
     "Attention",
     "Attribution",
     "Cache",
+    "Circuit",
     "Edge",
     "Edges",
     "Edit",
@@ -31,6 +33,7 @@ __all__ = [
     "Generated",
     "Generation",
     "Gradients",
+    "Heads",
     "Heatmap",
     "Lens",
     "Model",

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actscope import _native
-from actscope._show import _Drawn
+from actscope._edits import recorded
+from actscope._show import _Drawn, _table
 
 if TYPE_CHECKING:
     from actscope._cache import Cache
@@ -46,7 +47,7 @@ class Attribution(_Drawn):
         self.labels = labels
         self.values: Numbers = np.asarray(values)
         self.remainder: float = remainder
-        self.edits = [{"edit": edit, "sha256": sha} if sha else {"edit": edit} for edit, sha in edits]
+        self.edits = recorded(edits)
         if top is not None:
             kept = np.argsort(-np.abs(self.values), kind="stable")[:top]
             self.labels = [labels[i] for i in kept]
@@ -104,7 +105,7 @@ class Edge(NamedTuple):
 
 
 class Edges:
-    """The scores of all edges between the parts of a model.
+    """The scores of all edges between the parts of a model; a notebook shows the strongest.
 
     Attributes:
         writers: `embed`, `head.0.0`, ..., `mlp.0`, ...
@@ -143,3 +144,7 @@ class Edges:
 
     def __repr__(self) -> str:
         return f"Edges({len(self)} edges, clean {self.clean:.4f}, corrupt {self.corrupt:.4f})"
+
+    def _repr_html_(self) -> str:
+        rows = [(edge.writer, edge.reader, f"{edge.score:+.4f}") for edge in self.strongest()]
+        return f"<div>{self!r}</div>{_table(('writer', 'reader', 'score'), rows, [False] * len(rows))}"

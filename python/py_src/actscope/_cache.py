@@ -8,21 +8,45 @@ from __future__ import annotations
 
 from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from actscope._edits import recorded
 from actscope._errors import error
 from actscope._native import Error
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from actscope._model import Model
 
 Array = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Stack = Array
 """Parts of the residual stream, [part, batch, pos, n_embd]."""
+
+
+# For type checkers: the options of the methods whose result depends on `return_labels`.
+class _OfStack(TypedDict, total=False):
+    apply_ln: bool
+    pos_slice: Any
+
+
+class _OfDecompose(_OfStack, total=False):
+    mode: Literal["all", "attn", "mlp"]
+    mlp_input: bool
+    incl_embeds: bool
+
+
+class _OfAccumulated(_OfStack, total=False):
+    incl_mid: bool
+    mlp_input: bool
+
+
+class _OfHeads(_OfStack, total=False):
+    incl_remainder: bool
 
 
 class Cache(Mapping[str, Any]):
@@ -62,7 +86,7 @@ class Cache(Mapping[str, Any]):
         # How the texts came to be, as files have it.
         self._generation = generation
         self.positions = positions
-        self.edits = [{"edit": edit, "sha256": sha} if sha else {"edit": edit} for edit, sha in edits]
+        self.edits = recorded(edits)
         self.attention_mask: Ints = np.zeros((len(lengths), max(lengths)), dtype=np.int64)
         for i, n in enumerate(lengths):
             self.attention_mask[i, :n] = 1
@@ -164,27 +188,11 @@ class Cache(Mapping[str, Any]):
 
     @overload
     def decompose_resid(
-        self,
-        layer: int | None = None,
-        *,
-        mode: Literal["all", "attn", "mlp"] = "all",
-        mlp_input: bool = False,
-        apply_ln: bool = False,
-        pos_slice: Any = None,
-        incl_embeds: bool = True,
-        return_labels: Literal[False] = False,
+        self, layer: int | None = None, *, return_labels: Literal[False] = False, **options: Unpack[_OfDecompose]
     ) -> Stack: ...
     @overload
     def decompose_resid(
-        self,
-        layer: int | None = None,
-        *,
-        mode: Literal["all", "attn", "mlp"] = "all",
-        mlp_input: bool = False,
-        apply_ln: bool = False,
-        pos_slice: Any = None,
-        incl_embeds: bool = True,
-        return_labels: Literal[True],
+        self, layer: int | None = None, *, return_labels: Literal[True], **options: Unpack[_OfDecompose]
     ) -> tuple[Stack, list[str]]: ...
     def decompose_resid(
         self,
@@ -227,25 +235,11 @@ class Cache(Mapping[str, Any]):
 
     @overload
     def accumulated_resid(
-        self,
-        layer: int | None = None,
-        *,
-        incl_mid: bool = False,
-        mlp_input: bool = False,
-        apply_ln: bool = False,
-        pos_slice: Any = None,
-        return_labels: Literal[False] = False,
+        self, layer: int | None = None, *, return_labels: Literal[False] = False, **options: Unpack[_OfAccumulated]
     ) -> Stack: ...
     @overload
     def accumulated_resid(
-        self,
-        layer: int | None = None,
-        *,
-        incl_mid: bool = False,
-        mlp_input: bool = False,
-        apply_ln: bool = False,
-        pos_slice: Any = None,
-        return_labels: Literal[True],
+        self, layer: int | None = None, *, return_labels: Literal[True], **options: Unpack[_OfAccumulated]
     ) -> tuple[Stack, list[str]]: ...
     def accumulated_resid(
         self,
@@ -282,23 +276,11 @@ class Cache(Mapping[str, Any]):
 
     @overload
     def stack_head_results(
-        self,
-        layer: int | None = None,
-        *,
-        incl_remainder: bool = False,
-        apply_ln: bool = False,
-        pos_slice: Any = None,
-        return_labels: Literal[False] = False,
+        self, layer: int | None = None, *, return_labels: Literal[False] = False, **options: Unpack[_OfHeads]
     ) -> Stack: ...
     @overload
     def stack_head_results(
-        self,
-        layer: int | None = None,
-        *,
-        incl_remainder: bool = False,
-        apply_ln: bool = False,
-        pos_slice: Any = None,
-        return_labels: Literal[True],
+        self, layer: int | None = None, *, return_labels: Literal[True], **options: Unpack[_OfHeads]
     ) -> tuple[Stack, list[str]]: ...
     def stack_head_results(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,8 @@ to values that are put there, or to an OP such as `"mean"`."""
 _OPS = ("zero", "scale", "add", "set")
 
 
+# Values may be arrays, of which `==` gives an array.
+@dataclass(slots=True, eq=False, repr=False)
 class Edit:
     """A change of one hook's values, before they are recorded and before anything reads them.
 
@@ -38,33 +41,22 @@ class Edit:
         `Edit("blocks.2.attn.hook_z", "zero", head=4)`, `Edit("resid_pre.1", lambda x: x / 2, pos=-1)`
     """
 
-    __slots__ = ("dim", "head", "key", "op", "pos", "site", "text", "value")
+    site: str
+    op: str | EditFunction
+    value: Any = None
+    _: KW_ONLY
+    pos: Any = None
+    head: Any = None
+    dim: Any = None
+    key: Any = None
+    text: Any = None
 
-    def __init__(
-        self,
-        site: str,
-        op: str | EditFunction,
-        value: Any = None,
-        *,
-        pos: Any = None,
-        head: Any = None,
-        dim: Any = None,
-        key: Any = None,
-        text: Any = None,
-    ) -> None:
-        if not callable(op) and op not in _OPS:
-            raise error("hook", f"there is no edit {op!r}; there are {', '.join(_OPS)}, and functions")
-        if (value is None) == (op in _OPS[1:]):
-            needs = "needs a value" if value is None else "takes no value"
-            raise error("hook", f"{site}: the edit {_label(op)!r} {needs}")
-        self.site = site
-        self.op = op
-        self.value = value
-        self.pos = pos
-        self.head = head
-        self.dim = dim
-        self.key = key
-        self.text = text
+    def __post_init__(self) -> None:
+        if not callable(self.op) and self.op not in _OPS:
+            raise error("hook", f"there is no edit {self.op!r}; there are {', '.join(_OPS)}, and functions")
+        if (self.value is None) == (self.op in _OPS[1:]):
+            needs = "needs a value" if self.value is None else "takes no value"
+            raise error("hook", f"{self.site}: the edit {_label(self.op)!r} {needs}")
 
     def __repr__(self) -> str:
         parts = [(name, getattr(self, name)) for name in ("pos", "head", "dim", "key", "text")]
@@ -113,6 +105,11 @@ def native(
         for site in session.resolve(edit.site):
             made.append((site, _select(edit, site, session, lengths, prompts or lengths), *_operation(edit, site)))
     return made
+
+
+def recorded(records: list[tuple[str, str | None]]) -> list[dict[str, str]]:
+    """A run's edits as files have them: each with a sha256 of its values, where these are known."""
+    return [{"edit": edit, "sha256": sha} if sha else {"edit": edit} for edit, sha in records]
 
 
 def _select(edit: Edit, site: str, session: _native.Session, lengths: list[int], prompts: list[int]) -> Any:

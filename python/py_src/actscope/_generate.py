@@ -6,14 +6,14 @@ import html
 import math
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from actscope._show import Reading, _table
+from actscope._show import Reading, _Listed, _table
 
 if TYPE_CHECKING:
     from actscope._cache import Cache
@@ -83,7 +83,7 @@ class Generated:
         return self.text if self.text is not None else " ".join(self.tokens)
 
 
-class Generation(Sequence[Generated]):
+class Generation(_Listed[Generated]):
     """The texts that were written: prompt by prompt, and sample by sample within a prompt.
 
     Attributes:
@@ -93,22 +93,16 @@ class Generation(Sequence[Generated]):
     """
 
     def __init__(self, texts: list[Generated], cache: Cache | None, seed: int, lens_hooks: list[str]) -> None:
-        self._texts = texts
+        super().__init__(texts)
         self.cache = cache
         self.seed = seed
         self.lens_hooks = lens_hooks
 
-    def __getitem__(self, index: Any) -> Any:
-        return self._texts[index]
-
-    def __len__(self) -> int:
-        return len(self._texts)
-
     def __repr__(self) -> str:
-        return f"Generation({self._texts!r})"
+        return f"Generation({self._listed!r})"
 
     def _repr_html_(self) -> str:
-        rows = [(one.prompt, one.sample, str(one), len(one.tokens), one.stop) for one in self._texts]
+        rows = [(one.prompt, one.sample, str(one), len(one.tokens), one.stop) for one in self]
         return _table(("prompt", "sample", "text", "tokens", "stop"), rows, [False] * len(rows))
 
 
@@ -208,7 +202,7 @@ class Score:
         return f"Score({len(self.ids)} tokens, total {self.total:.4f} nats, perplexity {self.perplexity})"
 
 
-class Scores(Sequence[Score]):
+class Scores(_Listed[Score]):
     """The score of each text.
 
     Attributes:
@@ -217,22 +211,16 @@ class Scores(Sequence[Score]):
     """
 
     def __init__(self, scores: list[Score]) -> None:
-        self._scores = scores
+        super().__init__(scores)
         self.total = sum(score.total for score in scores)
         self.perplexity = _perplexity(self.total, sum(len(score.logprobs) for score in scores))
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._scores[index]
-
-    def __len__(self) -> int:
-        return len(self._scores)
 
     def __repr__(self) -> str:
         return f"Scores({len(self)} texts, total {self.total:.4f} nats, perplexity {self.perplexity})"
 
     def _repr_html_(self) -> str:
         shown = []
-        for score in self._scores:
+        for score in self:
             marks = []
             for token, logprob in zip(score.tokens, [None, *score.logprobs], strict=True):
                 # Half a token's probability is a light mark, one in ten thousand the strongest.

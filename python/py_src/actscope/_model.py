@@ -18,11 +18,18 @@ from actscope._cache import Cache
 from actscope._edits import Edits
 from actscope._errors import error
 from actscope._generate import Generated, Generation, NewToken, OnToken, Score, Scores, Stream, named, reading
+from actscope._heads import Circuit, Heads
 from actscope._progress import Progress
 from actscope._show import Attention, Heatmap, Lens, Panel, Report, Tokens, Verification
 from actscope._sweep import Sweep
 from actscope._texts import Texts
 from actscope._weights import Weights
+
+
+_Changed = tuple[Edits, Texts, Texts, bool]
+"""`edits`, `source`, `mean_from` and `prepend_bos` as they were given."""
+_Question = tuple[Any, Any, int]
+"""`answer`, `wrong` and `metric_pos` as they were given."""
 
 
 def load(
@@ -108,12 +115,13 @@ class Model:
 
     # Texts and tokens
 
-    def encode(self, texts: Texts, *, prepend_bos: bool = False) -> list[list[int]]:
-        """Token ids, one list a text. `prepend_bos` puts the id that begins texts in front, unless the tokenizer does."""
-        return self._read(texts, prepend_bos)[0]
+    def encode(self, texts: Texts, *, prepend_bos: bool = False, special: bool = True) -> list[list[int]]:
+        """Token ids, one list a text. `prepend_bos` puts the id that begins texts in front, unless the tokenizer does. Without
+        `special` the names of special tokens in a text, such as `<|endoftext|>`, are read as plain characters."""
+        return self._read(texts, prepend_bos, special)[0]
 
-    def _read(self, texts: Texts, prepend_bos: bool) -> tuple[list[list[int]], list[str]]:
-        ids, given = _texts.read(texts, self._session.encode)
+    def _read(self, texts: Texts, prepend_bos: bool, special: bool = True) -> tuple[list[list[int]], list[str]]:
+        ids, given = _texts.read(texts, lambda texts: self._session.encode(texts, special))
         if prepend_bos and not (given and self._session.adds_bos):
             bos = self.config["bos_token_id"]
             if bos is None:
@@ -198,12 +206,9 @@ class Model:
         else:
             lengths = [len(row) for row in ids]
         names = self._tapped(hooks, start, stop_layer)
-        positions = None
-        if pos is not None:
-            positions = [_texts.indices(pos, n, f"text {i}: position") for i, n in enumerate(lengths)]
+        positions = _texts.positions(pos, lengths)
         select = (positions, None, None, None)
-        edited = _edits.native(_edits.read(edits), self._session, lengths)
-        sources = self._sources(source, mean_from, prepend_bos)
+        edited, sources = self._changes(edits, source, mean_from, prepend_bos, lengths)
         batch = ids if ids is not None else [[0] * n for n in lengths]
         with Progress("actscope", "block") as progress:
             arrays, addresses, records = self._session.run(
@@ -220,13 +225,21 @@ class Model:
             edits=records,
         )
 
-    def _sources(
-        self, source: Texts, mean_from: Texts, prepend_bos: bool
-    ) -> tuple[list[list[int]] | None, list[list[int]] | None]:
+    def _changes(
+        self,
+        edits: Edits,
+        source: Texts,
+        mean_from: Texts,
+        prepend_bos: bool,
+        lengths: list[int],
+        prompts: list[int] | None = None,
+    ) -> tuple[list[Any], tuple[list[list[int]] | None, list[list[int]] | None]]:
+        """Edits as the native side takes them, and the ids of the texts that `patch` and `mean` take values from."""
+
         def read(texts: Texts) -> list[list[int]] | None:
             return None if texts is None else self._read(texts, prepend_bos)[0]
 
-        return read(source), read(mean_from)
+        return _edits.native(_edits.read(edits), self._session, lengths, prompts), (read(source), read(mean_from))
 
     def _layer(self, layer: int | None) -> int:
         assert layer is not None
@@ -361,13 +374,9 @@ class Model:
         longest = _native.longest(self._session, ids, settings)
         prompts = [len(ids[i // samples]) for i in range(len(longest))]
         names = [] if hooks is None else self._tapped(hooks, None, None)
-        positions = None
-        if pos is not None:
-            lengths = zip(longest, prompts, strict=True)
-            positions = [_texts.growing(pos, n, of, f"text {i}: position") for i, (n, of) in enumerate(lengths)]
+        positions = _texts.positions(pos, longest, prompts)
         select = (positions, None, None, None)
-        edited = _edits.native(_edits.read(edits), self._session, longest, prompts)
-        sources = self._sources(source, mean_from, prepend_bos)
+        edited, sources = self._changes(edits, source, mean_from, prepend_bos, longest, prompts)
         written = self._session.written
 
         def tell(text: int, id: int, piece: str, logprob: float, likeliest: Any, stop: str | None) -> bool:
@@ -458,6 +467,7 @@ class Model:
         scale: str = "linear",
         edits: Edits = None,
         source: Texts = None,
+        mean_from: Texts = None,
         prepend_bos: bool = False,
     ) -> Heatmap:
         """Tokens by dimensions.
@@ -467,6 +477,7 @@ class Model:
             hooks: Hooks of [pos, n] instead, as `run` takes them; each is a panel.
             dims: So many evenly spaced; or `all`, a list such as `5,6,7`, `a..b`, or `top:N` for the strongest.
             scale: `linear` (clipped where a few values are far larger than the rest), `symlog`, or `per-layer`.
+            edits, source, mean_from: As in `run`.
         """
         ids, _ = self._one(text, prepend_bos, "a heatmap")
         names = self._tapped([self._session.layer_hook(layer)] if hooks is None else hooks, None, None)
@@ -477,14 +488,14 @@ class Model:
                 raise error("hook", f"{name} is [{', '.join(axes)}], and a heatmap shows hooks of [pos, n]")
             kinds = {"d_mlp": "neuron", "d_vocab": "token of the vocabulary"}
             panels.append((name, kinds.get(axes[1], "hidden dimension")))
-        cache = self.run([ids], names, edits=edits, source=source)
+        cache = self.run(text, names, edits=edits, source=source, mean_from=mean_from, prepend_bos=prepend_bos)
         tokens = self._tokens_of(ids)
         shown = names[0] if len(names) == 1 else f"{len(names)} hooks"
         picture, numbers = _native.heatmap(
             [(name, of, np.ascontiguousarray(cache[name][0])) for name, of in panels],
             list(enumerate(tokens)),
             tokens,
-            f"{shown} of {self.name}{_mark(cache)}",
+            f"{shown} of {self.name}{_mark(cache.edits)}",
             str(dims),
             scale,
         )
@@ -500,6 +511,7 @@ class Model:
         kind: str = "pattern",
         edits: Edits = None,
         source: Texts = None,
+        mean_from: Texts = None,
         prepend_bos: bool = False,
     ) -> Attention:
         """Which token looks at which.
@@ -507,6 +519,7 @@ class Model:
         Args:
             layer, head: An index, a slice or a list; None for all.
             kind: `pattern` (the softmax over keys) or `scores` (what goes into it).
+            edits, source, mean_from: As in `run`.
         """
         if kind not in ("pattern", "scores"):
             raise error("hook", f"kind {kind!r} is none of: pattern, scores")
@@ -515,26 +528,43 @@ class Model:
         heads = _texts.indices(slice(None) if head is None else head, self.n_head, "head")
         if not layers or not heads:
             raise error("hook", "there is no head to show: the slice of layers or heads is empty")
-        cache = self.run([ids], [f"{kind}.{one}" for one in layers], edits=edits, source=source)
+        names = [f"{kind}.{one}" for one in layers]
+        cache = self.run(text, names, edits=edits, source=source, mean_from=mean_from, prepend_bos=prepend_bos)
         values = np.stack([cache[kind, one][0][heads] for one in layers])
         squares = [(l, h, values[i, j]) for i, l in enumerate(layers) for j, h in enumerate(heads)]
         noun = "attention pattern" if kind == "pattern" else "attention scores"
         which = f"layer {layers[0]}, head {heads[0]}" if len(squares) == 1 else f"{len(squares)} heads"
-        what = f"{noun} of {which} of {self.name}{_mark(cache)}"
+        what = f"{noun} of {which} of {self.name}{_mark(cache.edits)}"
         picture = _native.attention(squares, self._tokens_of(ids), what, kind == "scores")
         return Attention(picture, values, layers, heads, self._session.written(ids))
 
     def lens(
-        self, texts: Texts, *, top: int = 5, edits: Edits = None, source: Texts = None, prepend_bos: bool = False
+        self,
+        texts: Texts,
+        *,
+        top: int = 5,
+        of: str = "accumulated",
+        edits: Edits = None,
+        source: Texts = None,
+        mean_from: Texts = None,
+        prepend_bos: bool = False,
     ) -> Lens:
-        """The logit lens: each residual stream through the final LayerNorm and the unembedding. `top` tokens are kept."""
+        """The logit lens: each residual stream through the final LayerNorm and the unembedding.
+
+        Args:
+            top: How many of the likeliest tokens are kept.
+            of: `accumulated`, the stream after each block; or `component`, what the embeddings and each block's attention and MLP
+                add to it, each by itself and without biases.
+            edits, source, mean_from: As in `run`.
+        """
         if top < 1:
             raise error("hook", "top must be at least 1")
+        if of not in ("accumulated", "component"):
+            raise error("hook", f"of {of!r} is none of: accumulated, component")
         ids, _ = self._read(texts, prepend_bos)
-        edited = _edits.native(_edits.read(edits), self._session, [len(row) for row in ids])
+        edited, sources = self._changes(edits, source, mean_from, prepend_bos, [len(row) for row in ids])
         with Progress("actscope", "layer") as progress:
-            sources = self._sources(source, None, prepend_bos)
-            rows, pictures = self._session.lens(ids, top, edited, sources, progress)
+            rows, pictures = self._session.lens(ids, top, of == "component", edited, sources, progress)
         written = self._session.written
         read = [[[reading(one, written) for one in text] for text in of_row] for _, of_row in rows]
         return Lens([hook for hook, _ in rows], read, pictures)
@@ -556,11 +586,10 @@ class Model:
         words += ["--ids", " ".join(map(str, ids))]
         # Only edits that are written can stand in the page's commands.
         listed = _edits.read(edits)
-        sources = self._sources(source, None, prepend_bos)
+        edited, sources = self._changes(listed, source, None, prepend_bos, [len(ids)])
         words += [word for edit in listed if isinstance(edit, str) for word in ("--edit", edit)]
         for of_patch in sources[0] or []:
             words += ["--source-ids", " ".join(map(str, of_patch))]
-        edited = _edits.native(listed, self._session, [len(ids)])
         with Progress("actscope") as progress:
             page, notes = self._session.report(ids, shlex.join(words), edited, sources, progress)
         report = Report(page, notes, given[0] if given else " ".join(self._session.written(ids)))
@@ -580,10 +609,15 @@ class Model:
         at: str | list[str] = "resid_pre",
         by: str | list[str] | None = None,
         metric: str | None = None,
+        metric_pos: int = -1,
         noise: bool = False,
         path: str | None = None,
         frozen: bool = False,
         fast: bool = False,
+        align: str = "start",
+        edits: Edits = None,
+        source: Texts = None,
+        mean_from: Texts = None,
         prepend_bos: bool = False,
     ) -> Sweep:
         """Activation patching: values of the clean run put into the corrupt one, one place at a time. Which place brings the
@@ -596,27 +630,38 @@ class Model:
                 v and pattern where heads are an axis.
             by: Axes of `layer`, `pos`, `head`, `dim`, `key`: one run for each combination. By default layer and head for sites
                 with heads, layer and pos for the rest.
-            metric: `logit-diff` (the default with `wrong`), `logit`, `logprob`, `prob`, `loss`, `kl`; at each text's last token.
+            metric: `logit-diff` (the default with `wrong`), `logit`, `logprob`, `prob`, `loss`, `kl`.
+            metric_pos: The position whose logits are read; -1 is each text's last.
             noise: The other way round: values of the corrupt run put into the clean one.
             path: One path in place of `at`, `FROM...TO`, such as `head...q.3.4` or `mlp.0...logits`: what FROM writes is that of the
                 clean run, and only what TO makes of it reaches the rest. Numbers that FROM leaves out are axes.
             frozen: Along the path every other head keeps the value that it had; MLPs follow.
             fast: Estimate every cell from one gradient, instead of running it (attribution patching).
+            align: `start`, or `end`, which lines up texts of different length by their last tokens.
+            edits, source, mean_from: As in `run`: applied in every run, the clean and the corrupt one too.
 
         Raises:
             Error: of kind `hook` for texts that do not line up, and for a request that does not fit.
         """
-        pairs = self._pairs(clean, corrupt, prepend_bos)
+        if align not in ("start", "end"):
+            raise error("hook", f"align {align!r} is none of: start, end")
+        pairs = self._pairs(clean, corrupt, prepend_bos, align == "end")
         if fast and path is not None:
             raise error("hook", "a path is run, and not estimated: leave out fast or path")
         if frozen and path is None:
             raise error("hook", "frozen holds heads still along a path: give path")
-        runs, sources = (pairs[0], pairs[1]) if noise else (pairs[1], pairs[0])
-        if path is not None:
-            how, of_path = ("sent along the path, heads frozen" if frozen else "sent along the path"), (path, frozen)
-            return self._sweep(runs, sources, pairs, answer, wrong, path, by, metric, "patch", noise, how, of_path)
         how = "patched, estimated" if fast else "patched"
-        return self._sweep(runs, sources, pairs, answer, wrong, at, by, metric, "patch", noise, how, fast=fast)
+        if path is not None:
+            how = "sent along the path, heads frozen" if frozen else "sent along the path"
+        metric = self._metric(metric, answer, wrong, loss=False)
+        asked = self._patching(pairs, noise, (answer, wrong, metric_pos), (edits, source, mean_from, prepend_bos))
+        sites, axes = self._places(at if path is None else path, by)
+        of_path = None if path is None else (path, frozen)
+        with Progress("actscope", "run") as progress:
+            found = _native.sweep(
+                self._session, asked, sites, axes, metric, "patch", not noise, of_path, fast, align == "end", progress
+            )
+        return self._swept(found, pairs, metric, noise, how)
 
     def patch_fast(
         self,
@@ -627,7 +672,11 @@ class Model:
         *,
         by: Mapping[str, str | list[str]],
         metric: str | None = None,
+        metric_pos: int = -1,
         noise: bool = False,
+        edits: Edits = None,
+        source: Texts = None,
+        mean_from: Texts = None,
         prepend_bos: bool = False,
     ) -> dict[str, Sweep]:
         """`patch(fast=True)` of several sites by axes of their own, all estimated from one gradient.
@@ -641,25 +690,23 @@ class Model:
             Error: of kind `hook` for texts that do not line up, and for a request that does not fit.
         """
         pairs = self._pairs(clean, corrupt, prepend_bos)
-        runs, sources = (pairs[0], pairs[1]) if noise else (pairs[1], pairs[0])
         metric = self._metric(metric, answer, wrong, loss=False)
-        asked = [(site, axes.split(",") if isinstance(axes, str) else list(axes)) for site, axes in by.items()]
-        for site, axes in asked:
-            if len(set(axes)) < len(axes):
-                raise error("hook", f"by names the same twice for {site}: {', '.join(axes)}")
-        cases = self._cases(runs, sources, answer, wrong)
+        asked = self._patching(pairs, noise, (answer, wrong, metric_pos), (edits, source, mean_from, prepend_bos))
+        places = [(site, self._places(site, axes)[1]) for site, axes in by.items()]
         with Progress("actscope", "block") as progress:
-            each = _native.sweep_fast(self._session, cases, asked, metric, not noise, progress)
+            each = _native.sweep_fast(self._session, asked, places, metric, not noise, progress)
         found = zip(by, each, strict=True)
-        return {site: self._swept(of, [site], pairs, metric, noise, "patched, estimated") for site, of in found}
+        return {site: self._swept(of, pairs, metric, noise, "patched, estimated") for site, of in found}
 
-    def _pairs(self, clean: Texts, corrupt: Texts, prepend_bos: bool) -> list[list[list[int]]]:
+    def _pairs(
+        self, clean: Texts, corrupt: Texts, prepend_bos: bool, of_any_length: bool = False
+    ) -> list[list[list[int]]]:
         """Two lists of token ids that line up."""
         pairs = [self._read(texts, prepend_bos)[0] for texts in (clean, corrupt)]
         if len(pairs[0]) != len(pairs[1]):
             raise error("batch", f"there are {len(pairs[0])} clean texts and {len(pairs[1])} corrupt ones")
         for i, (one, other) in enumerate(zip(*pairs, strict=True)):
-            if len(one) != len(other):
+            if len(one) != len(other) and not of_any_length:
                 written = " / ".join(" ".join(self._session.written(ids)) for ids in (one, other))
                 raise error(
                     "hook",
@@ -676,50 +723,54 @@ class Model:
         at: str | list[str] = "resid_pre",
         by: str | list[str] | None = None,
         metric: str | None = None,
+        metric_pos: int = -1,
         answer: Any = None,
         wrong: Any = None,
+        edits: Edits = None,
+        source: Texts = None,
+        mean_from: Texts = None,
         prepend_bos: bool = False,
     ) -> Sweep:
-        """Ablation: one place at a time is set to zero, or to its mean over all positions of all texts (`to="mean"`).
+        """Ablation: one place at a time is changed to other values.
+
+        Args:
+            to: `zero`; `mean`, over all positions of all texts; or a file of values as an edit takes it, `[F*]FILE[#ARRAY]`.
 
         The metric is the loss by default (the mean over the text, in nats); the rest is as in `patch`.
         """
         ids, _ = self._read(texts, prepend_bos)
-        if to not in ("zero", "mean"):
-            raise error("hook", f"{to!r} is none of: zero, mean")
-        return self._sweep(ids, None, [ids, ids], answer, wrong, at, by, metric, to, False, f"ablated with {to}")
+        metric = self._metric(metric, answer, wrong, loss=True)
+        asked = self._asked(ids, None, (answer, wrong, metric_pos), (edits, source, mean_from, prepend_bos))
+        sites, axes = self._places(at, by)
+        with Progress("actscope", "run") as progress:
+            found = _native.sweep(self._session, asked, sites, axes, metric, to, False, None, False, False, progress)
+        return self._swept(found, [ids, ids], metric, False, f"ablated with {to}")
 
-    def _sweep(
-        self,
-        runs: list[list[int]],
-        sources: list[list[int]] | None,
-        pairs: list[list[list[int]]],
-        answer: Any,
-        wrong: Any,
-        at: str | list[str],
-        by: str | list[str] | None,
-        metric: str | None,
-        change: str,
-        noise: bool,
-        how: str,
-        path: tuple[str, bool] | None = None,
-        fast: bool = False,
-    ) -> Sweep:
-        metric = self._metric(metric, answer, wrong, loss=sources is None)
+    def _places(self, at: str | list[str], by: str | list[str] | None) -> tuple[list[str], list[str]]:
+        """Sites and axes."""
         axes = by.split(",") if isinstance(by, str) else list(by or [])
         every = ["z", "q", "k", "v", "pattern"] if "head" in axes else ["resid_pre", "attn_out", "mlp_out"]
         sites = [name for one in ([at] if isinstance(at, str) else at) for name in (every if one == "every" else [one])]
         for what, names in (("by", axes), ("at", sites)):
             if len(set(names)) < len(names):
                 raise error("hook", f"{what} names the same twice: {', '.join(names)}")
-        cases = self._cases(runs, sources, answer, wrong)
-        with Progress("actscope", "run") as progress:
-            kl = sources is not None and not noise
-            found = _native.sweep(self._session, cases, sites, axes, metric, change, kl, path, fast, progress)
-        return self._swept(found, sites, pairs, metric, noise, how)
+        return sites, axes
+
+    def _patching(self, pairs: list[list[list[int]]], noise: bool, question: _Question, changed: _Changed) -> Any:
+        """`_asked` of values of the clean texts in runs of the corrupt ones; with `noise` the other way round."""
+        runs, sources = (pairs[0], pairs[1]) if noise else (pairs[1], pairs[0])
+        return self._asked(runs, sources, question, changed)
+
+    def _asked(
+        self, runs: list[list[int]], sources: list[list[int]] | None, question: _Question, changed: _Changed
+    ) -> Any:
+        """Cases, and the edits of their runs and of their source runs."""
+        edited, texts = self._changes(*changed, [len(ids) for ids in runs])
+        of_sources = [] if sources is None else self._changes(*changed, [len(ids) for ids in sources])[0]
+        return self._cases(runs, sources, question), edited, of_sources, texts
 
     def _swept(
-        self, found: dict[str, Any], sites: list[str], pairs: list[list[list[int]]], metric: str, noise: bool, how: str
+        self, found: dict[str, Any], pairs: list[list[list[int]]], metric: str, noise: bool, how: str
     ) -> Sweep:
         """What a sweep found, with its title and labels."""
         text = pos_labels = None
@@ -727,8 +778,9 @@ class Model:
         if len(pairs[0]) == 1:
             text, of = (self._tokens_of(pairs[0][0]), self._tokens_of(pairs[1][0])), ""
             pos_labels = self._session.written(pairs[0][0])
-        title = f"{', '.join(sites)} of {self.name} {how}, {metric}{of}"
-        return Sweep(found, title=title, metric=metric, noise=noise, text=text, pos_labels=pos_labels)
+        edits = _edits.recorded(found["edits"])
+        title = f"{', '.join(found['sites'])} of {self.name} {how}, {metric}{of}{_mark(edits)}"
+        return Sweep(found, edits, title=title, metric=metric, noise=noise, text=text, pos_labels=pos_labels)
 
     def _metric(self, metric: str | None, answer: Any, wrong: Any, *, loss: bool) -> str:
         """The metric, or what fits the tokens; `loss` where that is the default."""
@@ -741,13 +793,16 @@ class Model:
             raise error("hook", "the metric logit-diff needs a wrong token to compare with: give wrong")
         return metric
 
-    def _cases(self, runs: list[list[int]], sources: list[list[int]] | None, answer: Any, wrong: Any) -> list[Any]:
+    def _cases(self, runs: list[list[int]], sources: list[list[int]] | None, question: _Question) -> list[Any]:
+        answer, wrong, at = question
         answers, wrongs = (self._token_ids(one, len(runs)) for one in (answer, wrong))
-        cases: list[Any] = []
-        for i, ids in enumerate(runs):
-            source = None if sources is None else (sources[i], len(sources[i]) - 1)
-            cases.append(((ids, len(ids) - 1), source, answers[i], wrongs[i]))
-        return cases
+
+        def read(i: int, ids: list[int]) -> tuple[list[int], int]:
+            return ids, _texts.indices(at, len(ids), f"text {i}: metric_pos: position")[0]
+
+        of_sources = [None] * len(runs) if sources is None else [read(i, ids) for i, ids in enumerate(sources)]
+        of_runs = [read(i, ids) for i, ids in enumerate(runs)]
+        return list(zip(of_runs, of_sources, answers, wrongs, strict=True))
 
     # Where it comes from
 
@@ -798,8 +853,7 @@ class Model:
         right, other = (None if one is None else self._token_ids(one, 1)[0] for one in (answer, wrong))
         if right is None:
             raise error("hook", "a token's logit is divided: give answer")
-        edited = _edits.native(_edits.read(edits), self._session, [len(ids)])
-        sources = self._sources(source, mean_from, prepend_bos)
+        edited, sources = self._changes(edits, source, mean_from, prepend_bos, [len(ids)])
         with Progress("actscope", "block") as progress:
             asked = (position, right, other)
             found = _native.attribute(self._session, ids, asked, by, known[method], start, edited, sources, progress)
@@ -823,6 +877,7 @@ class Model:
         source: Texts = None,
         mean_from: Texts = None,
         values: bool = True,
+        checkpoint: bool = False,
         prepend_bos: bool = False,
     ) -> Gradients:
         """Runs texts, and differentiates a metric by every value that `hooks` name. Edits are differentiated through.
@@ -834,6 +889,7 @@ class Model:
             answer, wrong: Tokens, by text (with its leading space) or id: one for all texts, or one for each.
             at: The position whose logits are read; -1 is each text's last.
             values: False leaves the values out, which takes less time and memory.
+            checkpoint: Run each block again on the way back: memory for one block at a time, and half as much time again.
 
         Raises:
             Error: of kind `hook` for a request that does not fit.
@@ -850,15 +906,12 @@ class Model:
             answers, wrongs = (self._token_ids(one, len(ids)) for one in (answer, wrong))
             places = [_texts.indices(at, n, f"text {i}: at: position")[0] for i, n in enumerate(lengths)]
             questions = list(zip(places, answers, wrongs, strict=True))
-        positions = None
-        if pos is not None:
-            positions = [_texts.indices(pos, n, f"text {i}: position") for i, n in enumerate(lengths)]
+        positions = _texts.positions(pos, lengths)
         taps: list[Any] = [(name, (positions, None, None, None)) for name in self._tapped(hooks, None, None)]
-        edited = _edits.native(_edits.read(edits), self._session, lengths)
-        sources = self._sources(source, mean_from, prepend_bos)
+        edited, sources = self._changes(edits, source, mean_from, prepend_bos, lengths)
         with Progress("actscope", "block") as progress:
             of_values, of_gradients, target, records = _native.grad(
-                self._session, ids, taps, (what, questions), edited, sources, values, progress
+                self._session, ids, taps, (what, questions), edited, sources, values, checkpoint, progress
             )
         values_of, gradients_of = (
             Cache(self, arrays, addresses, ids=ids, lengths=lengths, texts=given, positions=positions, edits=records)
@@ -874,6 +927,7 @@ class Model:
         wrong: Any = None,
         *,
         metric: str | None = None,
+        metric_pos: int = -1,
         steps: int = 1,
         prepend_bos: bool = False,
     ) -> Edges:
@@ -881,7 +935,7 @@ class Model:
         writes, from the corrupt run to the clean one, times the gradient of the metric by what the reader reads.
 
         Args:
-            clean, corrupt, answer, wrong, metric: As in `patch`.
+            clean, corrupt, answer, wrong, metric, metric_pos: As in `patch`.
             steps: 1 takes the gradient at the corrupt run (EAP); more take the mean over so many points from the corrupt text's
                 embeddings to the clean one's (EAP-IG).
 
@@ -892,7 +946,7 @@ class Model:
         of = self._metric(metric, answer, wrong, loss=False)
         if steps < 1:
             raise error("hook", f"at least one step is needed, and {steps} were given")
-        cases = self._cases(pairs[1], pairs[0], answer, wrong)
+        cases = self._cases(pairs[1], pairs[0], (answer, wrong, metric_pos))
 
         def circuit(kept: list[tuple[int, int]]) -> list[float]:
             with Progress("actscope", "pair") as progress:
@@ -900,6 +954,74 @@ class Model:
 
         with Progress("actscope", "block") as progress:
             return Edges(_native.edges(self._session, cases, of, steps, progress), circuit)
+
+    def heads(
+        self,
+        texts: Texts = None,
+        *,
+        repeats: int = 8,
+        length: int = 50,
+        seed: int = 0,
+        measure: str = "mul",
+        exclude_bos: bool = False,
+        exclude_current: bool = False,
+        edits: Edits = None,
+        source: Texts = None,
+        mean_from: Texts = None,
+        prepend_bos: bool = False,
+    ) -> Heads:
+        """Which heads look at the token before, at earlier tokens that are the same, or at those behind them.
+
+        Args:
+            texts: Of two tokens or more. None: `repeats` texts of `length` random tokens, each text's tokens twice, by `seed`.
+            measure: `mul`, the share of a head's attention that falls where such a head looks; `abs`, 1 less the mean absolute
+                difference from 1 there and 0 elsewhere.
+            exclude_bos: Leaves out the attention that the first position gets, to which idle heads attend.
+            exclude_current: Leaves out the attention that tokens pay to themselves.
+            edits, source, mean_from: As in `run`.
+
+        Raises:
+            Error: of kind `hook` for a request that does not fit, `run` for heads that have no score.
+        """
+        if texts is None:
+            room = (self.config["n_positions"] - (self.config["bos_token_id"] is not None)) // 2
+            if repeats < 1 or not 1 <= length <= room:
+                raise error("hook", f"{repeats} texts of {length} tokens twice: at least 1 text, and 1 to {room} tokens")
+            ids = _native.random_repeats(self._session, repeats, length, seed)
+            what = f"{repeats} texts of {length} random tokens twice, seed {seed}"
+        else:
+            ids, _ = self._read(texts, prepend_bos)
+            what = "1 text" if len(ids) == 1 else f"{len(ids)} texts"
+        for i, row in enumerate(ids):
+            if len(row) < 2:
+                raise error("batch", f"text {i} has {len(row)} tokens, and a head looks from one token at another: two are needed")
+        edited, sources = self._changes(edits, source, mean_from, prepend_bos, [len(row) for row in ids])
+        excluded = (exclude_bos, exclude_current)
+        with Progress("actscope", "block") as progress:
+            scores, records = _native.head_kinds(self._session, ids, measure, excluded, edited, sources, progress)
+        recorded = _edits.recorded(records)
+        left_out = [", first position left out"] * exclude_bos + [", the token itself left out"] * exclude_current
+        title = f"kinds of head of {self.name}, {what}, measure {measure}{''.join(left_out)}{_mark(recorded)}"
+        return Heads(scores, recorded, title=title, text=self._tokens_of(ids[0]) if len(ids) == 1 else None)
+
+    def circuit(self, layer: int, head: int, kind: str = "ov", *, top: int = 10) -> Circuit:
+        """What a head's weights do, whatever the text is. Of the weights as they are: `process="tl"` has LayerNorm's gain in them.
+
+        Args:
+            layer, head: The head; negative ones count from the end.
+            kind: `ov`, from the token that is looked at to those that it makes likelier; `qk`, from a query's token to the tokens
+                that are looked at.
+            top: How many pairs of tokens, and of directions that are read as tokens.
+
+        Raises:
+            Error: of kind `hook` for a head that does not exist, `run` for weights that are no numbers.
+        """
+        if top < 1:
+            raise error("hook", "top must be at least 1")
+        (at,) = _texts.indices(head, self.n_head, "head")
+        layer = self._layer(layer)
+        found = _native.circuit(self._session, (layer, at), kind, top)
+        return Circuit(found, kind, (layer, at), self._session.written)
 
     def _token_ids(self, tokens: Any, n: int) -> list[int]:
         """A token for each of `n` texts; 0 where none is asked about."""
@@ -934,8 +1056,7 @@ class Model:
             return Verification(self._session.verify(tell))
 
 
-def _mark(cache: Cache) -> str:
+def _mark(edits: list[dict[str, str]]) -> str:
     """What stands in a title behind what is shown."""
-    edits = [one["edit"] for one in cache.edits]
     more = f" and {len(edits) - 1} more" if len(edits) > 1 else ""
-    return f", edited: {edits[0]}{more}" if edits else ""
+    return f", edited: {edits[0]['edit']}{more}" if edits else ""

@@ -27,6 +27,8 @@ _Token = tuple[int, bytes | None]
 _Progress = Callable[[int, int], object] | None
 _Reading = tuple[list[tuple[int, float]], float, tuple[int, float, int] | None]
 _Case = tuple[tuple[list[int], int], tuple[list[int], int] | None, int, int]
+_Asked = tuple[list[_Case], list[_Edit], list[_Edit], _Sources]
+_Records = list[tuple[str, str | None]]
 _Settings = tuple[
     tuple[int, int, int, int], tuple[float, int | None, float | None, float | None, float], int, list[str]
 ]
@@ -61,7 +63,7 @@ class Session:
     def process(self) -> str: ...
     @property
     def adds_bos(self) -> bool: ...
-    def encode(self, texts: list[str]) -> _Lists: ...
+    def encode(self, texts: list[str], special: bool = True) -> _Lists: ...
     def token_bytes(self, ids: list[int]) -> list[bytes | None]: ...
     def token_labels(self, ids: list[int]) -> list[str]: ...
     def written(self, ids: list[int]) -> list[str]: ...
@@ -69,6 +71,9 @@ class Session:
     def resolve(self, pattern: str) -> list[str]: ...
     def layer_hook(self, layer: int) -> str: ...
     def axes(self, hook: str) -> list[str]: ...
+    def activations(
+        self, text: str, layer: int
+    ) -> tuple[_Array, list[str], NDArray[np.int64], NDArray[np.int64]]: ...
     def run(
         self,
         ids: _Lists,
@@ -77,9 +82,15 @@ class Session:
         sources: _Sources,
         start: tuple[str, int, _Array] | None,
         progress: _Progress,
-    ) -> tuple[dict[str, _Array], dict[str, int], list[tuple[str, str | None]]]: ...
+    ) -> tuple[dict[str, _Array], dict[str, int], _Records]: ...
     def lens(
-        self, ids: _Lists, top: int, edits: list[_Edit], sources: _Sources, progress: _Progress
+        self,
+        ids: _Lists,
+        top: int,
+        of_components: bool,
+        edits: list[_Edit],
+        sources: _Sources,
+        progress: _Progress,
     ) -> tuple[list[tuple[str, list[list[_Reading]]]], list[Picture]]: ...
     def report(
         self, ids: list[int], arguments: str, edits: list[_Edit], sources: _Sources, progress: _Progress
@@ -91,7 +102,7 @@ class Session:
         texts: list[str],
         positions: _Lists | None,
         arrays: list[tuple[str, _Array]],
-        edits: list[tuple[str, str | None]],
+        edits: _Records,
         generation: str | None,
     ) -> int: ...
     def weight_names(self) -> list[str]: ...
@@ -111,7 +122,7 @@ def heatmap(
 def attention(heads: list[tuple[int, int, _Array]], text: list[_Token], what: str, scores: bool) -> Picture: ...
 def sweep(
     session: Session,
-    cases: list[_Case],
+    asked: _Asked,
     at: list[str],
     by: list[str],
     metric: str,
@@ -119,11 +130,12 @@ def sweep(
     from_source: bool,
     path: tuple[str, bool] | None,
     fast: bool,
+    align_end: bool,
     progress: _Progress,
 ) -> dict[str, Any]: ...
 def sweep_fast(
     session: Session,
-    cases: list[_Case],
+    asked: _Asked,
     of: list[tuple[str, list[str]]],
     metric: str,
     from_source: bool,
@@ -139,7 +151,7 @@ def attribute(
     edits: list[_Edit],
     sources: _Sources,
     progress: _Progress,
-) -> tuple[float, list[str], list[float], float, list[tuple[str, str | None]]]: ...
+) -> tuple[float, list[str], list[float], float, _Records]: ...
 def grad(
     session: Session,
     ids: _Lists,
@@ -148,8 +160,9 @@ def grad(
     edits: list[_Edit],
     sources: _Sources,
     values: bool,
+    checkpoint: bool,
     progress: _Progress,
-) -> tuple[_Arrays, _Arrays, list[float], list[tuple[str, str | None]]]: ...
+) -> tuple[_Arrays, _Arrays, list[float], _Records]: ...
 def edges(
     session: Session,
     cases: list[_Case],
@@ -176,6 +189,17 @@ def sweep_picture(
     errors: list[float] | None,
     p: list[float] | None,
 ) -> Picture: ...
+def random_repeats(session: Session, texts: int, length: int, seed: int) -> _Lists: ...
+def head_kinds(
+    session: Session,
+    ids: _Lists,
+    measure: str,
+    excluded: tuple[bool, bool],
+    edits: list[_Edit],
+    sources: _Sources,
+    progress: _Progress,
+) -> tuple[list[list[list[float]]], _Records]: ...
+def circuit(session: Session, head: tuple[int, int], kind: str, top: int) -> dict[str, Any]: ...
 def longest(session: Session, prompts: _Lists, settings: _Settings) -> list[int]: ...
 def generate(
     session: Session,
@@ -187,7 +211,7 @@ def generate(
     tell: Callable[[int, int, str, float, list[tuple[int, float]], str | None], bool] | None,
     progress: _Progress,
 ) -> tuple[
-    list[dict[str, Any]], dict[str, _Array], dict[str, int], list[int], list[tuple[str, str | None]], str
+    list[dict[str, Any]], dict[str, _Array], dict[str, int], list[int], _Records, str
 ]: ...
 def lens_hooks(session: Session) -> list[str]: ...
 def score(

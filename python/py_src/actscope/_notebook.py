@@ -49,15 +49,12 @@ class ActivationExtractor:
         Raises:
             Error: of kind `hook` for a layer that does not exist, `batch` for an empty or too long text.
         """
-        session = self.model._session
-        hook = session.layer_hook(layer_idx)
-        ids = session.encode([text])
-        arrays, _, _ = session.run(ids, [(hook, (None, None, None, None))], [], (None, None), None, None)
+        values, tokens, ids, mask = self.model._session.activations(text, layer_idx)
         return {
-            "activations": arrays[hook],
-            "tokens": session.written(ids[0]),
-            "input_ids": np.asarray(ids, dtype=np.int64),
-            "attention_mask": np.ones((1, len(ids[0])), dtype=np.int64),
+            "activations": values,
+            "tokens": tokens,
+            "input_ids": ids,
+            "attention_mask": mask,
             "layer_idx": layer_idx,
         }
 

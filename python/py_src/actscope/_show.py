@@ -4,10 +4,10 @@ them; the pictures are the library's."""
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,27 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]], marked: Sequen
     return f"<table><tr>{top}</tr>{''.join(body)}</table>"
 
 
-class Tokens(Sequence[str]):
+T = TypeVar("T")
+
+
+class _Listed(Sequence[T]):
+    """A sequence of what is in a list."""
+
+    def __init__(self, listed: list[T]) -> None:
+        self._listed = listed
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        return self._listed[index]
+
+    def __len__(self) -> int:
+        return len(self._listed)
+
+
+class Tokens(_Listed[str]):
     """A text's tokens: a sequence of them as the vocabulary writes them (`Ġcat`).
 
     Attributes:
@@ -39,23 +59,17 @@ class Tokens(Sequence[str]):
     """
 
     def __init__(self, ids: list[int], written: list[str], labels: list[str]) -> None:
+        super().__init__(written)
         self.ids: NDArray[np.int64] = np.asarray(ids, dtype=np.int64)
         self.labels = labels
-        self._written = written
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._written[index]
-
-    def __len__(self) -> int:
-        return len(self._written)
 
     def __eq__(self, other: object) -> bool:
-        return self._written == (other._written if isinstance(other, Tokens) else other)
+        return self._listed == (other._listed if isinstance(other, Tokens) else other)
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"Tokens({self._written!r})"
+        return f"Tokens({self._listed!r})"
 
     def _repr_html_(self) -> str:
         colours = ("#dcebff", "#e6f5dc")
@@ -144,7 +158,7 @@ class Reading(NamedTuple):
     next: tuple[str, float, int] | None
 
 
-class Lens:
+class Lens(_Listed[list[list[Reading]]]):
     """The logit lens: what the model would say if it stopped after each block.
 
     `lens[row][text][position]` is a `Reading`; rows are those of `hooks`, the last of them the model's own output.
@@ -154,18 +168,9 @@ class Lens:
     """
 
     def __init__(self, hooks: list[str], rows: list[list[list[Reading]]], pictures: list[_native.Picture]) -> None:
+        super().__init__(rows)
         self.hooks = hooks
-        self._rows = rows
         self._pictures = pictures
-
-    def __getitem__(self, row: int) -> list[list[Reading]]:
-        return self._rows[row]
-
-    def __iter__(self) -> Iterator[list[list[Reading]]]:
-        return iter(self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
 
     def __repr__(self) -> str:
         return f"Lens({len(self.hooks)} streams, {len(self._pictures)} texts)"

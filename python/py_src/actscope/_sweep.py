@@ -20,6 +20,7 @@ class Sweep(_Drawn):
         axes: What the axes are: `layer`, `pos`, `head`, `dim`, `key`, with `site` in front where there are several.
         labels: For each axis a label for each place along it.
         metric: Which number it is.
+        edits: The edits of all runs with a sha256 of their values.
         values: float64, the metric of the changed run (not its effect), the mean over pairs or texts.
         each: The same of every pair or text, [n, ...].
         clean, corrupt: Of `patch`: the metric of the unchanged runs.
@@ -33,6 +34,7 @@ class Sweep(_Drawn):
     def __init__(
         self,
         found: dict[str, Any],
+        edits: list[dict[str, str]],
         *,
         title: str,
         metric: str,
@@ -42,13 +44,15 @@ class Sweep(_Drawn):
     ) -> None:
         shape = tuple(found["shape"])
         self.metric = metric
+        self.edits = edits
         self.axes: list[str] = (["site"] if len(found["sites"]) > 1 else []) + found["axes"]
         self.labels: list[list[str]] = []
         for axis, n in zip(self.axes, shape, strict=True):
             if axis == "site":
                 self.labels.append(found["sites"])
             elif axis in ("pos", "key") and pos_labels is not None:
-                self.labels.append(pos_labels)
+                # Texts that line up by their ends.
+                self.labels.append(pos_labels[len(pos_labels) - n :])
             else:
                 self.labels.append([str(i) for i in range(n)])
         self.each: Numbers = np.asarray(found["values"], dtype=np.float64).reshape(-1, *shape)
@@ -57,9 +61,8 @@ class Sweep(_Drawn):
         source = float(np.mean(found["source"])) if found["source"] else None
         self.base = unchanged if source is None else None
         self.clean, self.corrupt = (unchanged, source) if noise else (source, unchanged if source is not None else None)
-        self.normalized: Numbers | None = None
-        if self.clean is not None and self.corrupt is not None and self.clean != self.corrupt:
-            self.normalized = (self.values - unchanged) / (self.clean - self.corrupt)
+        span = 0.0 if self.clean is None or self.corrupt is None else self.clean - self.corrupt
+        self.normalized: Numbers | None = (self.values - unchanged) / span if span else None
         several = len(self.each) > 1
         self.standard_error: Numbers | None = np.asarray(found["standard_error"]).reshape(shape) if several else None
         self.effect_standard_error: Numbers | None = (
@@ -74,7 +77,7 @@ class Sweep(_Drawn):
         # Of what is shown.
         errors, p = self.effect_standard_error, self.p
         if errors is not None and self.normalized is not None:
-            errors = errors / abs(self.clean - self.corrupt)
+            errors = errors / abs(span)
         picture = _native.sweep_picture(
             title,
             name,

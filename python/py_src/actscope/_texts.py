@@ -94,3 +94,13 @@ def growing(spec: Any, n: int, prompt: int, what: str) -> list[int]:
         if _is_id(index) and index < -prompt:
             raise error("hook", f"{what} {index} does not exist; negative ones count from the end of the prompt's {prompt} tokens")
     return indices([index + prompt if _is_id(index) and index < 0 else index for index in wanted], n, what)
+
+
+def positions(pos: Any, lengths: list[int], prompts: list[int] | None = None) -> list[list[int]] | None:
+    """The positions of each text, None for all; with `prompts`, of texts that can grow to these lengths."""
+    if pos is None:
+        return None
+    what = [f"text {i}: position" for i in range(len(lengths))]
+    if prompts is None:
+        return [indices(pos, n, of) for n, of in zip(lengths, what, strict=True)]
+    return [growing(pos, n, prompt, of) for n, prompt, of in zip(lengths, prompts, what, strict=True)]
