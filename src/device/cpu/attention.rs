@@ -8,16 +8,20 @@
 
 use super::buffers::{Aligned, RowsView, Shared, Tensor};
 use super::microkernel::{KC, Operands, STRIDE, Sum, columns, most_rows, tile};
-use super::products::{copy_left, tile_rows, tile_shape};
+use super::products::{READING, copy_left, tile_rows, tile_shape};
 use super::row_wise;
 use crate::device::workers::Workers;
 use crate::device::{Dtype, Heads, MASKED, Queries};
 use pulp::{Arch, Simd, WithSimd};
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// With fewer multiply-adds than this, one thread finishes before a second one would have woken up.
 const WORTH_SHARING: usize = 1 << 17;
+
+/// The same limit for keys that are appended to a cache: each element goes to a cache line of its own.
+const WORTH_SHARING_AN_APPEND: usize = 1 << 11;
 
 /// The same limit for values that are only set.
 const WORTH_SHARING_A_FILL: usize = 1 << 15;
@@ -58,28 +62,41 @@ impl Cache {
         Cache { n_head, head_dim, width, texts: capacities.iter().map(text).collect() }
     }
 
-    /// Appends the keys and values of the rows `queries.rows` of qkv [T, 3D], at the positions of the queries.
-    pub fn append(&mut self, qkv: &Tensor, queries: &Queries) {
-        let Cache { n_head, head_dim, width, ref mut texts } = *self;
-        let text = &mut texts[queries.text];
-        assert!(queries.n_keys <= text.capacity, "a cache has room for every position");
-        assert!(queries.first_position() <= text.len, "positions are appended in order");
-        text.len = queries.n_keys;
+    /// Appends the keys and values of the rows `queries.rows` of qkv [T, 3D], at the positions of the queries, for each of `texts`.
+    pub(crate) fn append(&mut self, workers: &Workers, qkv: &Tensor, texts: &[Queries]) {
+        let Cache { n_head, head_dim, width, texts: ref mut cached } = *self;
         let n_embd = n_head * head_dim;
-        for (position, row) in (queries.first_position()..).zip(queries.rows.clone()) {
-            let row = &qkv.row(row)[n_embd..3 * n_embd];
-            let (keys, values) = row.split_at(n_embd);
-            for (head, (key, value)) in keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim)).enumerate() {
-                let panel = text.keys_of(head, head_dim, width);
-                let panel = &mut text.keys[panel][position / width * width * head_dim..][..width * head_dim];
+        let mut of_text: Vec<_> = cached.iter_mut().map(Some).collect();
+        let mut of_heads = Vec::with_capacity(n_head * texts.len());
+        for queries in texts {
+            let text = of_text[queries.text].take().expect("a text is listed once");
+            assert!(queries.n_keys <= text.capacity, "a cache has room for every position");
+            assert!(queries.first_position() <= text.len, "positions are appended in order");
+            text.len = queries.n_keys;
+            let (keys, values, capacity) =
+                (text.keys_of(0, head_dim, width).len(), text.values_of(0, head_dim, width).len(), text.capacity);
+            let heads = text.keys.chunks_exact_mut(keys).zip(text.values.chunks_exact_mut(values)).take(n_head);
+            of_heads.extend(heads.enumerate().map(|(head, parts)| (queries, head, capacity, Mutex::new(parts))));
+        }
+        // Each is locked once, by the one call that has its number.
+        let append = |i: usize| {
+            let (queries, head, capacity, parts) = &of_heads[i];
+            let (keys, values) = &mut *parts.lock().unwrap_or_else(PoisonError::into_inner);
+            for (position, row) in (queries.first_position()..).zip(queries.rows.clone()) {
+                let row = &qkv.row(row)[n_embd + head * head_dim..];
+                let (key, value) = (&row[..head_dim], &row[n_embd..][..head_dim]);
+                let panel = &mut keys[position / width * width * head_dim..][..width * head_dim];
                 panel.chunks_exact_mut(width).zip(key).for_each(|(out, x)| out[position % width] = *x);
-                let panels = text.values_of(head, head_dim, width);
-                let capacity = text.capacity;
-                let panels = text.values[panels].chunks_exact_mut(width * capacity);
-                for (panel, part) in panels.zip(value.chunks(width)) {
+                for (panel, part) in values.chunks_exact_mut(width * capacity).zip(value.chunks(width)) {
                     panel[position * width..][..part.len()].copy_from_slice(part);
                 }
             }
+        };
+        let rows: usize = texts.iter().map(|queries| queries.rows.len()).sum();
+        if rows * n_embd < WORTH_SHARING_AN_APPEND {
+            (0..of_heads.len()).for_each(append);
+        } else {
+            workers.each(of_heads.len(), append);
         }
     }
 }
@@ -411,7 +428,8 @@ fn share<'a>(
     task: impl Fn(&'a Queries, usize, Range<usize>) -> Task<'a> + Sync,
 ) {
     let (arch, threads) = (workers.arch, workers.threads);
-    let work: usize = texts.iter().map(|text| text.rows.len() * text.n_keys * n_embd).sum();
+    // Keys and values that no query has brought into the processor's caches come from memory.
+    let work: usize = texts.iter().map(|text| (text.rows.len() + READING) * text.n_keys * n_embd).sum();
     let alone = threads == 1 || work < WORTH_SHARING;
     let n_parts = |text: &Queries| {
         if alone { 1 } else { (TASKS * threads).div_ceil(n_head * texts.len()).min(text.rows.len()) }

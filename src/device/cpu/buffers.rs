@@ -12,20 +12,23 @@ use std::sync::{Arc, Weak};
 /// f32 values that begin on a cache line, so that no load of an aligned vector crosses one.
 #[derive(Debug, Default)]
 pub(crate) struct Aligned {
-    lines: Vec<Line>,
+    /// The values lie within it, somewhere near its begin. Its elements have no larger alignment than f32, because the allocator fills
+    /// such memory with zeros by writing them, and then it is too late for large pages.
+    values: Vec<f32>,
+    first: usize,
     len: usize,
 }
 
-#[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
+/// Elements of a cache line.
+const LINE: usize = 16;
 
 impl Aligned {
     /// `len` zeros. Their pages are not touched before the first write.
     pub(crate) fn zeros(len: usize) -> Aligned {
-        let mut lines: Vec<Line> = bytemuck::zeroed_vec(len.div_ceil(16));
-        pages::large(&mut lines);
-        Aligned { lines, len }
+        let mut values = vec![0.0; len + LINE - 1];
+        pages::large(&mut values);
+        let first = values.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE - 1);
+        Aligned { values, first, len }
     }
 
     /// The first `len` elements. Grows if it is shorter, and then loses its values.
@@ -41,13 +44,13 @@ impl Deref for Aligned {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &bytemuck::cast_slice(&self.lines)[..self.len]
+        &self.values[self.first..][..self.len]
     }
 }
 
 impl DerefMut for Aligned {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+        &mut self.values[self.first..][..self.len]
     }
 }
 

@@ -1,20 +1,23 @@
 //! Elements as weights store them, as vectors of f32: f32 itself, and the two half-precision types. Owns their widening, which is
-//! exact and uses integer operations that every processor has. Two half-precision elements make a word of 32 bits, and a vector of
+//! exact. It uses integer operations that every processor has, except for f16 with AVX-512. Two half-precision elements make a word of 32 bits, and a vector of
 //! words gives two vectors: one of the lower elements and one of the upper ones.
 //! Read next: `microkernel.rs`, which reads panels of such words.
 
 use pulp::Simd;
+#[cfg(target_arch = "x86_64")]
+use pulp::x86::V4;
+#[cfg(target_arch = "x86_64")]
+use std::any::TypeId;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{__m256i, __m512, __m512i};
 
 /// A type of stored elements.
 pub(crate) trait Element: Copy + Send + Sync + 'static {
     /// Elements in a word of 32 bits.
     const PER_WORD: usize;
 
-    /// The lower element of every word; of f32 the only one.
-    fn lower<S: Simd>(simd: S, words: S::u32s) -> S::f32s;
-
-    /// The upper element of every word. Not for f32.
-    fn upper<S: Simd>(simd: S, words: S::u32s) -> S::f32s;
+    /// The lower element of every word, and the upper one. An f32 is the lower element of its word, and the upper one is 0.
+    fn widen<S: Simd>(simd: S, words: S::u32s) -> [S::f32s; 2];
 
     /// Element `i` of stored ones, which have the processor's byte order.
     fn at(stored: &[u8], i: usize) -> f32;
@@ -33,13 +36,8 @@ impl Element for F32 {
     const PER_WORD: usize = 1;
 
     #[inline(always)]
-    fn lower<S: Simd>(simd: S, words: S::u32s) -> S::f32s {
-        simd.transmute_f32s_u32s(words)
-    }
-
-    #[inline(always)]
-    fn upper<S: Simd>(_: S, _: S::u32s) -> S::f32s {
-        unreachable!("a word holds one f32")
+    fn widen<S: Simd>(simd: S, words: S::u32s) -> [S::f32s; 2] {
+        [simd.transmute_f32s_u32s(words), simd.splat_f32s(0.0)]
     }
 
     #[inline(always)]
@@ -55,13 +53,10 @@ impl Element for Bf16 {
     const PER_WORD: usize = 2;
 
     #[inline(always)]
-    fn lower<S: Simd>(simd: S, words: S::u32s) -> S::f32s {
-        simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(words, simd.splat_u32s(16)))
-    }
-
-    #[inline(always)]
-    fn upper<S: Simd>(simd: S, words: S::u32s) -> S::f32s {
-        simd.transmute_f32s_u32s(simd.and_u32s(words, simd.splat_u32s(0xffff_0000)))
+    fn widen<S: Simd>(simd: S, words: S::u32s) -> [S::f32s; 2] {
+        let lower = simd.wrapping_dyn_shl_u32s(words, simd.splat_u32s(16));
+        let upper = simd.and_u32s(words, simd.splat_u32s(0xffff_0000));
+        [simd.transmute_f32s_u32s(lower), simd.transmute_f32s_u32s(upper)]
     }
 
     #[inline(always)]
@@ -90,23 +85,48 @@ impl F16 {
         let sign = simd.and_u32s(sign, simd.splat_u32s(1 << 31));
         simd.transmute_f32s_u32s(simd.or_u32s(simd.transmute_u32s_f32s(magnitude), sign))
     }
+
+    /// With the processor's own conversion this takes a third of the instructions. It takes 16 elements that lie side by side.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn widen_by_avx512(simd: V4, words: __m512i) -> [__m512; 2] {
+        const LOWER_THEN_UPPER: [u16; 32] = {
+            let mut order = [0; 32];
+            let mut i = 0;
+            while i < 32 {
+                order[i] = (2 * i % 32 + i / 16) as u16;
+                i += 1;
+            }
+            order
+        };
+        let elements = simd.avx512bw._mm512_permutexvar_epi16(pulp::cast(LOWER_THEN_UPPER), words);
+        let [lower, upper]: [__m256i; 2] = pulp::cast(elements);
+        [simd.avx512f._mm512_cvtph_ps(lower), simd.avx512f._mm512_cvtph_ps(upper)]
+    }
+}
+
+/// AVX-512, if it is what S stands for.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn avx512<S: Simd>() -> Option<V4> {
+    // SAFETY: there is a value of S only where the processor has the instructions.
+    (TypeId::of::<S>() == TypeId::of::<V4>()).then(|| unsafe { V4::new_unchecked() })
 }
 
 impl Element for F16 {
     const PER_WORD: usize = 2;
 
     #[inline(always)]
-    fn lower<S: Simd>(simd: S, words: S::u32s) -> S::f32s {
-        let magnitude =
-            simd.and_u32s(simd.wrapping_dyn_shl_u32s(words, simd.splat_u32s(13)), simd.splat_u32s(F16_MAGNITUDE));
-        F16::value(simd, magnitude, simd.wrapping_dyn_shl_u32s(words, simd.splat_u32s(16)))
-    }
-
-    #[inline(always)]
-    fn upper<S: Simd>(simd: S, words: S::u32s) -> S::f32s {
-        let magnitude =
-            simd.and_u32s(simd.wrapping_dyn_shr_u32s(words, simd.splat_u32s(3)), simd.splat_u32s(F16_MAGNITUDE));
-        F16::value(simd, magnitude, words)
+    fn widen<S: Simd>(simd: S, words: S::u32s) -> [S::f32s; 2] {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(avx512) = avx512::<S>() {
+            return F16::widen_by_avx512(avx512, bytemuck::cast(words)).map(|elements| bytemuck::cast(elements));
+        }
+        let mask = simd.splat_u32s(F16_MAGNITUDE);
+        let lower = simd.and_u32s(simd.wrapping_dyn_shl_u32s(words, simd.splat_u32s(13)), mask);
+        let upper = simd.and_u32s(simd.wrapping_dyn_shr_u32s(words, simd.splat_u32s(3)), mask);
+        let sign_of_lower = simd.wrapping_dyn_shl_u32s(words, simd.splat_u32s(16));
+        [F16::value(simd, lower, sign_of_lower), F16::value(simd, upper, words)]
     }
 
     #[inline(always)]
@@ -139,7 +159,7 @@ mod tests {
             assert!(rest.is_empty());
             let (lower, upper) = (S::as_mut_simd_f32s(self.lower).0, S::as_mut_simd_f32s(self.upper).0);
             for ((words, lower), upper) in words.iter().zip(lower).zip(upper) {
-                (*lower, *upper) = (E::lower(simd, *words), E::upper(simd, *words));
+                [*lower, *upper] = E::widen(simd, *words);
             }
         }
     }

@@ -81,8 +81,7 @@ pub(crate) struct Operands {
     /// The number of steps.
     pub k: usize,
     pub sum: Sum,
-    /// What to prefetch, from here on: two cache lines per step of k where a step is that long, or one for tiles of more than 8
-    /// rows.
+    /// What to prefetch, from here on: one cache line per step of k, or two where a step is that long.
     pub next: *const f32,
     /// Elements by which `next` advances each step.
     pub next_stride: usize,
@@ -142,7 +141,7 @@ impl<const ROWS: usize, E: Element> WithSimd for Tile<ROWS, E> {
                 });
             }
             let (mut a, mut b, mut next) = (o.a, o.b, o.next);
-            let two_lines = ROWS <= 8 && o.next_stride > 16;
+            let two_lines = o.next_stride > 16;
             for _ in 0..o.k {
                 prefetch(next);
                 if two_lines {
@@ -157,8 +156,7 @@ impl<const ROWS: usize, E: Element> WithSimd for Tile<ROWS, E> {
                 } else {
                     unroll!(v of 0 1 < VECTORS / 2, {
                         let words = b.add(v * lanes).cast::<S::u32s>().read_unaligned();
-                        right[v] = E::lower(simd, words);
-                        right[VECTORS / 2 + v] = E::upper(simd, words);
+                        [right[v], right[VECTORS / 2 + v]] = E::widen(simd, words);
                     });
                 }
                 unroll!(r of 0 1 2 3 4 5 6 7 8 9 10 11 12 13 < ROWS, {

@@ -452,7 +452,7 @@ impl Device for Cpu {
     }
 
     fn append(&self, cache: &mut Cache, qkv: &Tensor, texts: &[Queries]) {
-        texts.iter().for_each(|text| cache.append(qkv, text));
+        cache.append(&self.workers, qkv, texts);
     }
 
     fn copy_out(&self, x: &Tensor, window: &Window) -> Staged {

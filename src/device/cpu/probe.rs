@@ -2,6 +2,7 @@
 //! on all threads. Owns the two loops. Read next: `../probe.rs`, the trait, and `src/bench/mod.rs`, which uses it.
 
 use super::Cpu;
+use super::microkernel::unroll;
 use crate::device::DeviceError;
 use crate::device::probe::{Measured, Probes};
 use pulp::{Simd, WithSimd};
@@ -33,9 +34,9 @@ impl WithSimd for MultiplyAdd {
         let (factor, addend) = (simd.splat_f32s(black_box(0.999)), simd.splat_f32s(black_box(0.001)));
         let mut sums = [simd.splat_f32s(black_box(1.0)); CHAINS];
         for _ in 0..STEPS {
-            for sum in &mut sums {
-                *sum = simd.mul_add_e_f32s(*sum, factor, addend);
-            }
+            unroll!(i of 0 1 2 3 4 5 6 7 8 9 10 11 < CHAINS, {
+                sums[i] = simd.mul_add_e_f32s(sums[i], factor, addend);
+            });
         }
         black_box(sums.into_iter().map(|sum| simd.reduce_sum_f32s(sum)).sum::<f32>());
         2 * CHAINS * STEPS * S::F32_LANES
@@ -53,9 +54,9 @@ impl WithSimd for Read<'_> {
         let (vectors, _) = S::as_simd_f32s(self.0);
         let n = vectors.len() / STREAMS;
         for i in 0..n {
-            for (stream, sum) in sums.iter_mut().enumerate() {
-                *sum = simd.add_f32s(*sum, vectors[stream * n + i]);
-            }
+            unroll!(stream of 0 1 2 3 < STREAMS, {
+                sums[stream] = simd.add_f32s(sums[stream], vectors[stream * n + i]);
+            });
         }
         black_box(sums.into_iter().map(|sum| simd.reduce_sum_f32s(sum)).sum::<f32>());
     }

@@ -40,7 +40,7 @@ const PIECES: usize = 16;
 const LEAST_PIECE: usize = 1 << 18;
 
 /// Reading an element of a weight from memory takes as long as this many multiply-adds.
-const READING: usize = 8;
+pub(crate) const READING: usize = 8;
 
 /// Elements from what is read now to what is prefetched, where a weight is read in place: 32 KiB.
 const AHEAD: usize = 8 << 10;
@@ -54,30 +54,40 @@ pub(crate) struct Finish<'a> {
     pub epilogue: Epilogue<'a, Tensor>,
 }
 
-/// Adds the bias and applies the epilogue to a tile, in place.
-struct FinishTile<'a> {
+/// Adds the bias to rows of sums, applies the epilogue, and stores the results.
+struct FinishRows<'a> {
     finish: Finish<'a>,
+    /// The sums of the first row, those of the second row after `stride` elements, and so on.
+    sums: &'a [f32],
+    stride: usize,
     out: Shared<'a>,
     rows: Range<usize>,
     cols: Range<usize>,
 }
 
-impl WithSimd for FinishTile<'_> {
+impl WithSimd for FinishRows<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let FinishTile { finish, out, rows, cols } = self;
-        for row in rows {
-            // SAFETY: this task has just written these cells, and no other task uses them.
-            let values = unsafe { out.row(row, cols.clone()) };
-            if let Some(bias) = finish.bias {
-                row_wise::add(simd, values, &bias[cols.clone()]);
-            }
-            match finish.epilogue {
-                Epilogue::None => {}
-                Epilogue::Activation(f) => row_wise::activation(simd, f, values),
-                Epilogue::Add(other) => row_wise::add(simd, values, &other[row * out.stride + cols.start..]),
+        let FinishRows { finish, sums, stride, out, rows, cols } = self;
+        for (row, sums) in rows.zip(sums.chunks(stride)) {
+            // SAFETY: no other task uses these cells.
+            let to = unsafe { out.row(row, cols.clone()) };
+            for (i, (sums, to)) in sums.chunks(S::F32_LANES).zip(to.chunks_mut(S::F32_LANES)).enumerate() {
+                let first = cols.start + i * S::F32_LANES;
+                let mut y = row_wise::load(simd, sums);
+                if let Some(bias) = finish.bias {
+                    y = simd.add_f32s(y, row_wise::load(simd, &bias[first..]));
+                }
+                match finish.epilogue {
+                    Epilogue::None => {}
+                    Epilogue::Activation(f) => y = row_wise::activate(simd, f, y),
+                    Epilogue::Add(other) => {
+                        y = simd.add_f32s(y, row_wise::load(simd, &other[row * out.stride + first..]));
+                    }
+                }
+                row_wise::store(simd, to, y);
             }
         }
     }
@@ -190,7 +200,7 @@ impl<E: Element> WithSimd for WidenBlock<'_, E> {
         for (words, out) in words.chunks_exact(VECTORS / 2).zip(out.chunks_exact_mut(VECTORS)) {
             let (lower, upper) = out.split_at_mut(VECTORS / 2);
             for ((words, lower), upper) in words.iter().zip(lower).zip(upper) {
-                (*lower, *upper) = (E::lower(simd, *words), E::upper(simd, *words));
+                [*lower, *upper] = E::widen(simd, *words);
             }
         }
     }
@@ -293,8 +303,9 @@ struct Dots<'a> {
     per_head: usize,
 }
 
-/// Tokens whose rows of the table are read side by side.
-const SIDE_BY_SIDE: usize = 4;
+/// Rows of x from which on [`Dots`] takes 8 of them with 2 tokens at a time, so that it widens the table once for all of them. It
+/// takes fewer rows with 4 tokens at a time.
+const MANY_ROWS: usize = 8;
 
 impl WithSimd for Dots<'_> {
     type Output = ();
@@ -314,24 +325,22 @@ impl Dots<'_> {
     fn of<S: Simd, E: Element>(&self, simd: S) {
         let mut token = self.tokens.start;
         while token < self.tokens.end {
-            let of_head = self.per_head - token % self.per_head;
+            let left = (self.tokens.end - token).min(self.per_head - token % self.per_head);
             // Where a sum takes several vectors, the sums of one token fill the registers.
-            let side_by_side =
-                S::F32_LANES == row_wise::LANES && (self.tokens.end - token).min(of_head) >= SIDE_BY_SIDE;
-            match row_wise::LANES / S::F32_LANES {
-                1 if side_by_side => self.tokens::<S, E, SIDE_BY_SIDE, 1>(simd, token),
-                1 => self.tokens::<S, E, 1, 1>(simd, token),
-                2 => self.tokens::<S, E, 1, 2>(simd, token),
-                4 => self.tokens::<S, E, 1, 4>(simd, token),
+            token += match (row_wise::LANES / S::F32_LANES, left) {
+                (1, 2..) if self.x.n >= MANY_ROWS => self.tokens::<S, E, 2, 1>(simd, token),
+                (1, 4..) => self.tokens::<S, E, 4, 1>(simd, token),
+                (1, _) => self.tokens::<S, E, 1, 1>(simd, token),
+                (2, _) => self.tokens::<S, E, 1, 2>(simd, token),
+                (4, _) => self.tokens::<S, E, 1, 4>(simd, token),
                 _ => self.tokens::<S, E, 1, { row_wise::LANES }>(simd, token),
-            }
-            token += if side_by_side { SIDE_BY_SIDE } else { 1 };
+            };
         }
     }
 
-    /// Multiplies `M` tokens with all rows of x. A sum takes `V` vectors.
+    /// Multiplies `M` tokens with all rows of x. A sum takes `V` vectors. Returns `M`.
     #[inline(always)]
-    fn tokens<S: Simd, E: Element, const M: usize, const V: usize>(&self, simd: S, token: usize) {
+    fn tokens<S: Simd, E: Element, const M: usize, const V: usize>(&self, simd: S, token: usize) -> usize {
         let (k, n) = (self.table.cols, self.x.n);
         let bytes = k * self.table.dtype.size();
         let all = self.table.blob.bytes();
@@ -350,9 +359,11 @@ impl Dots<'_> {
             match n - first {
                 1 => first += self.some::<S, E, 1, M, V>(simd, rows, token, first),
                 2 | 3 => first += self.some::<S, E, 2, M, V>(simd, rows, token, first),
+                MANY_ROWS.. if M == 2 => first += self.some::<S, E, MANY_ROWS, M, V>(simd, rows, token, first),
                 _ => first += self.some::<S, E, 4, M, V>(simd, rows, token, first),
             }
         }
+        M
     }
 
     /// Multiplies rows of the table with `N` rows of x, from `first` on. Returns `N`.
@@ -464,8 +475,10 @@ struct Scratch {
     left: Aligned,
     /// Whose left side this is: the number of a product, its task, and the first k.
     left_of: (u64, usize, usize),
-    /// A block of half-precision elements that was widened, or partial sums.
+    /// A block of half-precision elements that was widened.
     other: Aligned,
+    /// Sums of blocks.
+    sums: Aligned,
 }
 
 thread_local! {
@@ -495,8 +508,12 @@ impl WithSimd for Packed<'_> {
     /// reuse it; meanwhile they prefetch the next block.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        SCRATCH.with_borrow_mut(|Scratch { left, left_of, other }| {
+        SCRATCH.with_borrow_mut(|Scratch { left, left_of, other, sums }| {
             let at_once = KC * (left_elements() / (self.rows.len() * STRIDE)).max(1);
+            // The sums of a panel are not stored in the result before they are complete: it is in no cache, and its rows are far apart.
+            let size = self.rows.len() * columns::<S>();
+            let kept = if at_once < self.ks.len() { self.panels.len() } else { 1 };
+            let sums_of = sums.at_least(kept * size);
             for k1 in self.ks.clone().step_by(at_once) {
                 let ks = k1..(k1 + at_once).min(self.ks.end);
                 let left = left.at_least(ks.len().div_ceil(KC) * self.rows.len() * STRIDE);
@@ -505,11 +522,12 @@ impl WithSimd for Packed<'_> {
                     pack_left(left, self.x, self.rows.clone(), ks.clone());
                     *left_of = of;
                 }
-                for panel in self.panels.clone() {
+                for (panel, sums) in self.panels.clone().zip((0..kept).cycle()) {
+                    let sums = &mut sums_of[sums * size..][..size];
                     for (k0, left) in ks.clone().step_by(KC).zip(left.chunks_exact(self.rows.len() * STRIDE)) {
                         let block = k0..(k0 + KC).min(ks.end);
                         let next = if block.end < ks.end { (panel, block.end) } else { (panel + 1, ks.start) };
-                        self.block(simd, left, panel, block, next, other);
+                        self.block(simd, left, panel, block, next, sums, other);
                     }
                 }
             }
@@ -519,8 +537,9 @@ impl WithSimd for Packed<'_> {
 
 impl Packed<'_> {
     /// Multiplies one block of one panel, and applies `finish` if it is the panel's last block. `next` is the panel and
-    /// the k at which the block to prefetch begins.
+    /// the k at which the block to prefetch begins. `sums` are those of the panel's blocks so far.
     #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "a block, and the memory for it")]
     fn block<S: Simd>(
         &self,
         simd: S,
@@ -528,6 +547,7 @@ impl Packed<'_> {
         panel: usize,
         ks: Range<usize>,
         next: (usize, usize),
+        sums: &mut [f32],
         scratch: &mut Aligned,
     ) {
         let width = columns::<S>();
@@ -550,8 +570,9 @@ impl Packed<'_> {
         let (first, last) = (ks.start == self.ks.start, ks.end == self.ks.end);
         for i in 0..n_tiles {
             let rows = tile_rows(i, n_tiles, self.rows.len());
-            // Steps of the next block that the tiles before this one have prefetched.
-            let share = i * ks.len().div_ceil(n_tiles);
+            // The tiles share the prefetch, so that it takes as long as the multiplication. Faster, it would fill the core's few buffers
+            // for lines that are on their way, and what the tiles read would wait.
+            let share = step.div_ceil(n_tiles);
             let left = &left[rows.start * STRIDE..rows.end * STRIDE];
             let operands = Operands {
                 a: left.as_ptr(),
@@ -560,26 +581,25 @@ impl Packed<'_> {
                 b_stride,
                 k: ks.len(),
                 sum: if first { Sum::First } else { Sum::Further },
-                // A single tile prefetches the whole next block; several tiles share it.
-                next: self.w.data.as_ptr().wrapping_add(if alone { next } else { next + share * step }),
-                next_stride: if alone { step } else { step / 2 },
+                next: self.w.data.as_ptr().wrapping_add(next + i * ks.len() * share),
+                next_stride: share,
             };
+            let sums = &mut sums[rows.start * width..rows.end * width];
             let rows = self.rows.start + rows.start..self.rows.start + rows.end;
-            if first {
-                // A result that is recorded goes to memory that no cache holds. It comes while the tile is computed.
+            if last {
+                // The result goes to memory that no cache may hold. It comes while the tile is computed.
                 for row in rows.clone() {
                     let line = self.out.data.wrapping_add(row * self.out.stride + cols.start);
                     prefetch(line);
                     prefetch(line.wrapping_add(16));
                 }
             }
-            // SAFETY: `product` checked rows and columns against the matrix, and no other task writes these cells.
-            // `left` holds the rows of the tile, and `block` the steps of k.
-            unsafe {
-                self.out.tile(simd, rows.clone(), cols.clone(), operands);
-            }
+            // SAFETY: `left` holds the rows of the tile, `block` the steps of k, and `sums` a whole tile.
+            unsafe { tile(simd, rows.len(), operands, sums.as_mut_ptr(), width) };
             if last {
-                simd.vectorize(FinishTile { finish: self.finish, out: self.out, rows, cols: cols.clone() });
+                // `product` checked rows and columns against the matrix, and no other task writes these cells.
+                let (finish, cols) = (self.finish, cols.clone());
+                simd.vectorize(FinishRows { finish, sums, stride: width, out: self.out, rows, cols });
             }
         }
     }
@@ -606,7 +626,7 @@ impl WithSimd for InPlace<'_> {
         let InPlace { x, w, finish, out, cols } = self;
         let width = columns::<S>();
         let padded = cols.len().next_multiple_of(width);
-        SCRATCH.with_borrow_mut(|Scratch { left, left_of, other: sums }| {
+        SCRATCH.with_borrow_mut(|Scratch { left, left_of, sums, .. }| {
             *left_of = Default::default();
             let left = left.at_least(most_rows::<S>() * STRIDE);
             let most = x.n.min(most_rows::<S>());
@@ -643,16 +663,20 @@ impl WithSimd for InPlace<'_> {
                         unsafe { tile(simd, rows.len(), operands, sums[col - cols.start..].as_mut_ptr(), padded) };
                     }
                 }
-                for (row, sums) in rows.zip(sums.chunks_exact(padded)) {
+                for (row, sums) in rows.clone().zip(sums.chunks_exact_mut(padded)) {
                     // SAFETY: `product_in_place` checked rows and columns, and no other task writes these columns.
                     let stored = unsafe { out.row(row, cols.clone()) };
-                    match k0 {
-                        0 => stored.copy_from_slice(&sums[..cols.len()]),
-                        _ => stored.iter_mut().zip(sums).for_each(|(y, sum)| *y += *sum),
+                    if k0 > 0 {
+                        row_wise::add(simd, &mut sums[..cols.len()], stored);
+                    }
+                    if ks.end < w.n {
+                        stored.copy_from_slice(&sums[..cols.len()]);
                     }
                 }
+                if ks.end == w.n {
+                    simd.vectorize(FinishRows { finish, sums, stride: padded, out, rows, cols: cols.clone() });
+                }
             }
-            simd.vectorize(FinishTile { finish, out, rows: 0..x.n, cols });
         });
     }
 }

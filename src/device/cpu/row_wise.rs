@@ -1,10 +1,9 @@
 //! What the `cpu` device computes row by row: LayerNorm, softmax, activation functions, and the dot products of a few
 //! rows. Owns no memory; `buffers.rs` has the tensors.
 //!
-//! Most loops are plain ones that the compiler can vectorize: sums in [`LANES`] lanes, no calls, no early exits. e^x
-//! and the functions that need it use SIMD vectors explicitly. `pulp` compiles these functions once for each kind of
-//! processor, but only if they are inlined. A closure would not be, so no function that takes `simd` is called from
-//! one.
+//! The loops use SIMD vectors explicitly, so that their speed does not depend on what the compiler vectorizes. What a loop computes
+//! at one place is a [`Term`]; [`map`], [`update`] and [`sum`] are the loops. `pulp` compiles these functions once for each kind of
+//! processor, but only if they are inlined. A closure would not be, so no function that takes `simd` is called from one.
 //! Read next: `mod.rs`, which calls these functions, or `workers.rs` for the threads.
 
 use super::buffers::RowsView;
@@ -46,12 +45,25 @@ pub(crate) fn map_rows(workers: &Workers, x: &[f32], x_cols: usize, y: &mut [f32
 
 /// `y = a + b`.
 pub(crate) fn sum_of(workers: &Workers, a: &[f32], b: &[f32], y: &mut [f32]) {
-    let n = y.len();
+    let (n, arch) = (y.len(), workers.arch);
     let each = if n < WORTH_SHARING_A_COPY { n } else { n.div_ceil(4 * workers.threads) };
-    workers.each_piece(y, each, |i, y| {
-        let (a, b) = (&a[i * each..], &b[i * each..]);
-        y.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (a, b))| *y = a + b);
-    });
+    workers.each_piece(y, each, |i, y| arch.dispatch(SumOf { a: &a[i * each..], b: &b[i * each..], y }));
+}
+
+/// One task of [`sum_of`].
+struct SumOf<'a> {
+    a: &'a [f32],
+    b: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl WithSimd for SumOf<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        map(simd, Plus {}, [self.a, self.b], self.y);
+    }
 }
 
 /// A copy of values.
@@ -118,11 +130,9 @@ pub(crate) struct LayerNorm<'a> {
 
 impl RowOp for LayerNorm<'_> {
     #[inline(always)]
-    fn row<S: Simd>(self, _: S, _: usize, x: &[f32], y: &mut [f32]) {
-        let (mean, scale) = mean_and_scale(x, self.eps);
-        for (((y, x), g), b) in y.iter_mut().zip(x).zip(self.gain).zip(self.bias) {
-            *y = (x - mean) / scale * g + b;
-        }
+    fn row<S: Simd>(self, simd: S, _: usize, x: &[f32], y: &mut [f32]) {
+        let (mean, scale) = mean_and_scale(simd, x, self.eps);
+        map(simd, Normed { mean, scale }, [x, self.gain, self.bias], y);
     }
 }
 
@@ -134,8 +144,8 @@ pub(crate) struct LayerNormScale {
 
 impl RowOp for LayerNormScale {
     #[inline(always)]
-    fn row<S: Simd>(self, _: S, _: usize, x: &[f32], y: &mut [f32]) {
-        y[0] = mean_and_scale(x, self.eps).1;
+    fn row<S: Simd>(self, simd: S, _: usize, x: &[f32], y: &mut [f32]) {
+        y[0] = mean_and_scale(simd, x, self.eps).1;
     }
 }
 
@@ -147,9 +157,9 @@ pub(crate) struct LayerNormNormalize<'a> {
 
 impl RowOp for LayerNormNormalize<'_> {
     #[inline(always)]
-    fn row<S: Simd>(self, _: S, i: usize, x: &[f32], y: &mut [f32]) {
-        let (mean, scale) = (mean_and_scale(x, 0.0).0, self.scales[i]);
-        y.iter_mut().zip(x).for_each(|(y, x)| *y = (x - mean) / scale);
+    fn row<S: Simd>(self, simd: S, i: usize, x: &[f32], y: &mut [f32]) {
+        let (mean, scale) = (mean_and_scale(simd, x, 0.0).0, self.scales[i]);
+        map(simd, Scaled { mean, scale }, [x], y);
     }
 }
 
@@ -162,10 +172,8 @@ pub(crate) struct GainBias<'a> {
 
 impl RowOp for GainBias<'_> {
     #[inline(always)]
-    fn row<S: Simd>(self, _: S, _: usize, x: &[f32], y: &mut [f32]) {
-        for (((y, x), g), b) in y.iter_mut().zip(x).zip(self.gain).zip(self.bias) {
-            *y = x * g + b;
-        }
+    fn row<S: Simd>(self, simd: S, _: usize, x: &[f32], y: &mut [f32]) {
+        map(simd, TimesPlus {}, [x, self.gain, self.bias], y);
     }
 }
 
@@ -177,12 +185,12 @@ pub(crate) struct SumParts<'a> {
 
 impl RowOp for SumParts<'_> {
     #[inline(always)]
-    fn row<S: Simd>(self, _: S, _: usize, x: &[f32], y: &mut [f32]) {
+    fn row<S: Simd>(self, simd: S, _: usize, x: &[f32], y: &mut [f32]) {
         y.fill(0.0);
         for part in x.chunks_exact(self.bias.len()) {
-            y.iter_mut().zip(part).for_each(|(y, p)| *y += p);
+            add(simd, y, part);
         }
-        y.iter_mut().zip(self.bias).for_each(|(y, b)| *y += b);
+        add(simd, y, self.bias);
     }
 }
 
@@ -216,16 +224,15 @@ pub(crate) struct LayerNormGradient<'a> {
 
 impl RowOp for LayerNormGradient<'_> {
     #[inline(always)]
-    fn row<S: Simd>(self, _: S, i: usize, x: &[f32], y: &mut [f32]) {
+    fn row<S: Simd>(self, simd: S, i: usize, x: &[f32], y: &mut [f32]) {
         let n = x.len();
-        let (mean, scale) = mean_and_scale(x, self.eps);
-        let dy = &self.dy[i * n..(i + 1) * n];
-        y.iter_mut().zip(dy).zip(self.gain).for_each(|((y, dy), gain)| *y = dy * gain);
-        let mean_dy = sum(y, |dy| dy) / n as f32;
+        let (mean, scale) = mean_and_scale(simd, x, self.eps);
+        map(simd, Times {}, [&self.dy[i * n..(i + 1) * n], self.gain], y);
+        let mean_dy = sum(simd, Itself {}, [y]) / n as f32;
         // The mean of dy times the normalized value, whose own mean is 0. A division takes several times as long as a product.
         let by_scale = 1.0 / scale;
-        let along = sum_of_products(x, y, |x, dy| (x - mean) * by_scale * (dy - mean_dy)) / n as f32;
-        y.iter_mut().zip(x).for_each(|(y, x)| *y = (*y - mean_dy - (x - mean) * by_scale * along) * by_scale);
+        let along = sum(simd, Along { mean, by_scale, mean_dy }, [x, y]) / n as f32;
+        update(simd, Across { mean, by_scale, mean_dy, along }, y, x);
     }
 }
 
@@ -238,10 +245,10 @@ pub(crate) struct LayerNormScaleGradient<'a> {
 
 impl RowOp for LayerNormScaleGradient<'_> {
     #[inline(always)]
-    fn row<S: Simd>(self, _: S, i: usize, x: &[f32], y: &mut [f32]) {
-        let mean = mean_and_scale(x, 0.0).0;
+    fn row<S: Simd>(self, simd: S, i: usize, x: &[f32], y: &mut [f32]) {
+        let mean = mean_and_scale(simd, x, 0.0).0;
         let factor = self.dscales[i] / (x.len() as f32 * self.scales[i]);
-        y.iter_mut().zip(x).for_each(|(y, x)| *y = (x - mean) * factor);
+        map(simd, OffTimes { mean, factor }, [x], y);
     }
 }
 
@@ -254,9 +261,9 @@ pub(crate) struct LayerNormDivisorGradient<'a> {
 
 impl RowOp for LayerNormDivisorGradient<'_> {
     #[inline(always)]
-    fn row<S: Simd>(self, _: S, i: usize, x: &[f32], y: &mut [f32]) {
+    fn row<S: Simd>(self, simd: S, i: usize, x: &[f32], y: &mut [f32]) {
         let dy = &self.dy[i * x.len()..(i + 1) * x.len()];
-        y[0] = -sum_of_products(x, dy, |x, dy| x * dy) / self.scales[i];
+        y[0] = -sum(simd, Times {}, [x, dy]) / self.scales[i];
     }
 }
 
@@ -268,8 +275,8 @@ pub(crate) struct Gain<'a> {
 
 impl RowOp for Gain<'_> {
     #[inline(always)]
-    fn row<S: Simd>(self, _: S, _: usize, x: &[f32], y: &mut [f32]) {
-        y.iter_mut().zip(x).zip(self.gain).for_each(|((y, x), g)| *y = x * g);
+    fn row<S: Simd>(self, simd: S, _: usize, x: &[f32], y: &mut [f32]) {
+        map(simd, Times {}, [x, self.gain], y);
     }
 }
 
@@ -317,10 +324,10 @@ pub(crate) struct SoftmaxGradient<'a> {
 
 impl RowOp for SoftmaxGradient<'_> {
     #[inline(always)]
-    fn row<S: Simd>(self, _: S, i: usize, x: &[f32], y: &mut [f32]) {
+    fn row<S: Simd>(self, simd: S, i: usize, x: &[f32], y: &mut [f32]) {
         let dy = &self.dy[i * x.len()..(i + 1) * x.len()];
-        let mean = sum_of_products(x, dy, |p, dp| p * dp);
-        y.iter_mut().zip(x).zip(dy).for_each(|((y, p), dp)| *y = p * (dp - mean));
+        let mean = sum(simd, Times {}, [x, dy]);
+        map(simd, TimesOff { mean }, [x, dy], y);
     }
 }
 
@@ -333,6 +340,25 @@ impl WithSimd for Softmax<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         softmax(simd, self.0);
+    }
+}
+
+/// The first values, as many as a vector has; 0 for those that are missing.
+#[inline(always)]
+pub(crate) fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {
+    match S::as_simd_f32s(values).0 {
+        [first, ..] => *first,
+        [] => simd.partial_load_f32s(values),
+    }
+}
+
+/// Stores a vector, or as much of it as there is room for.
+#[inline(always)]
+pub(crate) fn store<S: Simd>(simd: S, to: &mut [f32], values: S::f32s) {
+    if to.len() == S::F32_LANES {
+        S::as_mut_simd_f32s(to).0[0] = values;
+    } else {
+        simd.partial_store_f32s(to, values);
     }
 }
 
@@ -349,40 +375,158 @@ pub(crate) fn add<S: Simd>(simd: S, y: &mut [f32], x: &[f32]) {
     }
 }
 
-/// Reduces all lanes to one value. Each step combines the two halves of the lanes that are left.
+/// What a loop computes at one place, from the values of `N` rows there.
+trait Term<const N: usize>: Copy {
+    fn of<S: Simd>(self, simd: S, x: [S::f32s; N]) -> S::f32s;
+}
+
+/// `Name { numbers } [values] = result;` is a [`Term`]. In the result, numbers are vectors as the values are.
+macro_rules! terms {
+    ($simd:ident: $($(#[$doc:meta])* $name:ident { $($number:ident),* } [$($x:ident),+] = $result:expr;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy)]
+        struct $name {
+            $($number: f32,)*
+        }
+
+        impl Term<{ [$(stringify!($x)),+].len() }> for $name {
+            #[inline(always)]
+            fn of<S: Simd>(self, $simd: S, [$($x),+]: [S::f32s; { [$(stringify!($x)),+].len() }]) -> S::f32s {
+                $(let $number = $simd.splat_f32s(self.$number);)*
+                $result
+            }
+        }
+    )*};
+}
+
+terms! { simd:
+    /// `x`.
+    Itself {} [x] = x;
+    /// `(x - mean)^2`.
+    SquareOff { mean } [x] = {
+        let off = simd.sub_f32s(x, mean);
+        simd.mul_f32s(off, off)
+    };
+    /// `(x - mean) / scale`.
+    Scaled { mean, scale } [x] = simd.div_f32s(simd.sub_f32s(x, mean), scale);
+    /// `(x - mean) / scale * gain + bias`.
+    Normed { mean, scale } [x, gain, bias] = {
+        let scaled = simd.div_f32s(simd.sub_f32s(x, mean), scale);
+        simd.add_f32s(simd.mul_f32s(scaled, gain), bias)
+    };
+    /// `(x - mean) * factor`.
+    OffTimes { mean, factor } [x] = simd.mul_f32s(simd.sub_f32s(x, mean), factor);
+    /// `a + b`.
+    Plus {} [a, b] = simd.add_f32s(a, b);
+    /// `a * b`.
+    Times {} [a, b] = simd.mul_f32s(a, b);
+    /// `a * b + c`.
+    TimesPlus {} [a, b, c] = simd.add_f32s(simd.mul_f32s(a, b), c);
+    /// `a * (b - mean)`.
+    TimesOff { mean } [a, b] = simd.mul_f32s(a, simd.sub_f32s(b, mean));
+    /// The normalized value of x times `dy - mean_dy`.
+    Along { mean, by_scale, mean_dy } [x, dy] = {
+        simd.mul_f32s(simd.mul_f32s(simd.sub_f32s(x, mean), by_scale), simd.sub_f32s(dy, mean_dy))
+    };
+    /// `(dy - mean_dy - normalized * along) * by_scale`.
+    Across { mean, by_scale, mean_dy, along } [dy, x] = {
+        let normalized = simd.mul_f32s(simd.sub_f32s(x, mean), by_scale);
+        let rest = simd.sub_f32s(simd.sub_f32s(dy, mean_dy), simd.mul_f32s(normalized, along));
+        simd.mul_f32s(rest, by_scale)
+    };
+}
+
+/// Stores a term at every place of y. All rows are as long as y, or longer.
 #[inline(always)]
-fn fold(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut n = LANES;
-    while n > 1 {
-        n /= 2;
-        for i in 0..n {
-            lanes[i] = f(lanes[i], lanes[i + n]);
+fn map<S: Simd, T: Term<N>, const N: usize>(simd: S, term: T, x: [&[f32]; N], y: &mut [f32]) {
+    assert!(x.iter().all(|x| x.len() >= y.len()));
+    // SAFETY: the assertion checks the lengths.
+    unsafe { store_each(simd, term, x.map(<[f32]>::as_ptr), y.as_mut_ptr(), y.len()) }
+}
+
+/// Stores a term of y and x in y. x is as long as y, or longer.
+#[inline(always)]
+fn update<S: Simd, T: Term<2>>(simd: S, term: T, y: &mut [f32], x: &[f32]) {
+    assert!(x.len() >= y.len());
+    let to = y.as_mut_ptr();
+    // SAFETY: the assertion checks the lengths.
+    unsafe { store_each(simd, term, [to.cast_const(), x.as_ptr()], to, y.len()) }
+}
+
+/// # Safety
+/// `n` values can be read at each of x and written at y. y may be one of x, and overlaps no other.
+#[inline(always)]
+unsafe fn store_each<S: Simd, T: Term<N>, const N: usize>(simd: S, term: T, x: [*const f32; N], y: *mut f32, n: usize) {
+    let whole = n / S::F32_LANES * S::F32_LANES;
+    let mut of_x = [simd.splat_f32s(0.0); N];
+    // SAFETY: all places are below n, and the reads and writes are unaligned ones.
+    unsafe {
+        for i in (0..whole).step_by(S::F32_LANES) {
+            unroll!(j of 0 1 2 < N, { of_x[j] = x[j].add(i).cast::<S::f32s>().read_unaligned(); });
+            y.add(i).cast::<S::f32s>().write_unaligned(term.of(simd, of_x));
+        }
+        if whole < n {
+            unroll!(j of 0 1 2 < N, {
+                of_x[j] = simd.partial_load_f32s(std::slice::from_raw_parts(x[j].add(whole), n - whole));
+            });
+            let rest = std::slice::from_raw_parts_mut(y.add(whole), n - whole);
+            simd.partial_store_f32s(rest, term.of(simd, of_x));
         }
     }
-    lanes[0]
 }
 
+/// The sum of a term over rows of one length, in [`LANES`] lanes.
 #[inline(always)]
-fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0.0; LANES];
-    let (whole, rest) = values.as_chunks::<LANES>();
-    for chunk in whole {
-        lanes.iter_mut().zip(chunk).for_each(|(sum, x)| *sum += f(*x));
+fn sum<S: Simd, T: Term<N>, const N: usize>(simd: S, term: T, x: [&[f32]; N]) -> f32 {
+    match LANES / S::F32_LANES {
+        1 => sum_of_vectors::<S, T, N, 1>(simd, term, x),
+        2 => sum_of_vectors::<S, T, N, 2>(simd, term, x),
+        4 => sum_of_vectors::<S, T, N, 4>(simd, term, x),
+        _ => sum_of_vectors::<S, T, N, LANES>(simd, term, x),
     }
-    lanes.iter_mut().zip(rest).for_each(|(sum, x)| *sum += f(*x));
-    fold(lanes, |a, b| a + b)
 }
 
-/// The sum of `f(a, b)` over two rows of one length.
+/// [`sum`], where `V` vectors have [`LANES`] lanes.
 #[inline(always)]
-fn sum_of_products(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut lanes = [0.0; LANES];
-    let ((whole_a, rest_a), (whole_b, rest_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    for (a, b) in whole_a.iter().zip(whole_b) {
-        lanes.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += f(*a, *b));
+fn sum_of_vectors<S: Simd, T: Term<N>, const N: usize, const V: usize>(simd: S, term: T, x: [&[f32]; N]) -> f32 {
+    let n = x[0].len();
+    assert!(V * S::F32_LANES == LANES && x.iter().all(|x| x.len() == n));
+    let whole = n / LANES * LANES;
+    let (mut sums, mut of_x) = ([simd.splat_f32s(0.0); V], [simd.splat_f32s(0.0); N]);
+    for i in (0..whole).step_by(LANES) {
+        unroll!(v of 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 < V, {
+            // SAFETY: `whole` is at most the length of each row, as the assertion checks, and the reads are unaligned ones.
+            unroll!(j of 0 1 2 < N, {
+                of_x[j] = unsafe { x[j].as_ptr().add(i + v * S::F32_LANES).cast::<S::f32s>().read_unaligned() };
+            });
+            sums[v] = simd.add_f32s(sums[v], term.of(simd, of_x));
+        });
     }
-    lanes.iter_mut().zip(rest_a.iter().zip(rest_b)).for_each(|(sum, (a, b))| *sum += f(*a, *b));
-    fold(lanes, |a, b| a + b)
+    if whole == n {
+        return add_up(simd, sums);
+    }
+    let mut rests = [[0.0; LANES]; N];
+    rests.iter_mut().zip(x).for_each(|(rest, x)| rest[..n - whole].copy_from_slice(&x[whole..]));
+    let mut terms = [0.0; LANES];
+    map(simd, term, rests.each_ref().map(|rest| &rest[..n - whole]), &mut terms[..n - whole]);
+    unroll!(v of 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 < V, {
+        sums[v] = simd.add_f32s(sums[v], load(simd, &terms[v * S::F32_LANES..]));
+    });
+    add_up(simd, sums)
+}
+
+/// Adds up all lanes. Each step adds the second half of the lanes that are left to the first.
+#[inline(always)]
+fn add_up<S: Simd, const V: usize>(simd: S, mut sums: [S::f32s; V]) -> f32 {
+    unroll!(step of 1 2 3 4 < 5, {
+        let half = LANES >> step;
+        unroll!(v of 0 1 2 3 4 5 6 7 < if half < V { half } else { 0 }, {
+            if half + v < V {
+                sums[v] = simd.add_f32s(sums[v], sums[v + half]);
+            }
+        });
+    });
+    simd.reduce_sum_f32s(sums[0])
 }
 
 /// The dot products of `M` rows of a table, as they are stored, with `N` rows of x, which are as long. They run side by side,
@@ -418,44 +562,40 @@ impl<E: Element, const N: usize, const M: usize, const V: usize> WithSimd for Do
                     prefetch(rows[m].as_ptr().cast::<f32>().wrapping_add(word + ahead));
                 });
             }
-            for (lane, at) in (0..V).map(|lane| (lane, lane * S::F32_LANES)) {
+            unroll!(lane of 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 < V, {
+                let at = lane * S::F32_LANES;
                 // SAFETY: `whole` counts what all rows have, as the assertion checks, and the reads are unaligned ones.
                 unsafe {
-                    let (mut lower, mut upper) = ([simd.splat_f32s(0.0); N], [simd.splat_f32s(0.0); N]);
-                    unroll!(n of 0 1 2 3 < N, {
-                        let x = x[n].as_ptr().add(i * E::PER_WORD * LANES + at);
-                        lower[n] = x.cast::<S::f32s>().read_unaligned();
-                        if E::PER_WORD == 2 {
-                            upper[n] = x.add(LANES).cast::<S::f32s>().read_unaligned();
-                        }
-                    });
+                    let mut of_rows = [[simd.splat_f32s(0.0); 2]; M];
                     unroll!(m of 0 1 2 3 < M, {
                         let words = rows[m].as_ptr().add(4 * (word + at)).cast::<S::u32s>().read_unaligned();
-                        let of_row = E::lower(simd, words);
-                        unroll!(n of 0 1 2 3 < N, {
-                            sums[m][n][lane] = simd.mul_add_e_f32s(of_row, lower[n], sums[m][n][lane]);
+                        of_rows[m] = E::widen(simd, words);
+                    });
+                    unroll!(n of 0 1 2 3 4 5 6 7 < N, {
+                        let x = x[n].as_ptr().add(E::PER_WORD * word + at);
+                        let lower = x.cast::<S::f32s>().read_unaligned();
+                        unroll!(m of 0 1 2 3 < M, {
+                            sums[m][n][lane] = simd.mul_add_e_f32s(of_rows[m][0], lower, sums[m][n][lane]);
                         });
                         if E::PER_WORD == 2 {
-                            let of_row = E::upper(simd, words);
-                            unroll!(n of 0 1 2 3 < N, {
-                                sums[m][n][lane] = simd.mul_add_e_f32s(of_row, upper[n], sums[m][n][lane]);
+                            let upper = x.add(LANES).cast::<S::f32s>().read_unaligned();
+                            unroll!(m of 0 1 2 3 < M, {
+                                sums[m][n][lane] = simd.mul_add_e_f32s(of_rows[m][1], upper, sums[m][n][lane]);
                             });
                         }
                     });
                 }
-            }
+            });
         }
         let mut dots = [[0.0; N]; M];
-        for ((dots, sums), row) in dots.iter_mut().zip(&sums).zip(rows) {
-            for ((dot, sums), x) in dots.iter_mut().zip(sums).zip(x) {
-                let mut lanes = [0.0; LANES];
-                lanes.copy_from_slice(bytemuck::cast_slice(sums));
-                *dot = fold(lanes, |a, b| a + b);
-                for (i, x) in x.iter().enumerate().skip(whole * LANES * E::PER_WORD) {
-                    *dot += E::at(row, i) * x;
+        unroll!(m of 0 1 2 3 < M, {
+            unroll!(n of 0 1 2 3 4 5 6 7 < N, {
+                dots[m][n] = add_up(simd, sums[m][n]);
+                for (i, x) in x[n].iter().enumerate().skip(whole * LANES * E::PER_WORD) {
+                    dots[m][n] += E::at(rows[m], i) * x;
                 }
-            }
-        }
+            });
+        });
         dots
     }
 }
@@ -498,53 +638,57 @@ impl WithSimd for LargestAndSum<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> (f32, usize, f32) {
-        // NaN is never larger.
-        let larger = |a: f32, b: f32| if b > a { b } else { a };
-        let mut lanes = [MASKED; LANES];
-        let (whole, rest) = self.0.as_chunks::<LANES>();
-        for chunk in whole {
-            lanes.iter_mut().zip(chunk).for_each(|(most, x)| *most = larger(*most, *x));
-        }
-        lanes.iter_mut().zip(rest).for_each(|(most, x)| *most = larger(*most, *x));
-        let largest = fold(lanes, larger);
+        let largest = max(simd, self.0, MASKED, false);
         let mut powers = [0.0; LOGITS_CHUNK];
         let powers = &mut powers[..self.0.len()];
         powers.copy_from_slice(self.0);
         exp_of_each(simd, powers, largest);
-        (largest, self.0.iter().position(|x| *x == largest).unwrap_or(0), sum(powers, |x| x))
+        (largest, self.0.iter().position(|x| *x == largest).unwrap_or(0), sum(simd, Itself {}, [powers]))
     }
 }
 
 /// Mean and `sqrt(var + eps)` of a row. The variance takes a second pass, which is more exact than a difference of
 /// squares.
 #[inline(always)]
-fn mean_and_scale(row: &[f32], eps: f64) -> (f32, f32) {
+fn mean_and_scale<S: Simd>(simd: S, row: &[f32], eps: f64) -> (f32, f32) {
     let n = row.len() as f32;
-    let mean = sum(row, |x| x) / n;
-    let variance = sum(row, |x| (x - mean) * (x - mean)) / n;
+    let mean = sum(simd, Itself {}, [row]) / n;
+    let variance = sum(simd, SquareOff { mean }, [row]) / n;
     (mean, (variance + eps as f32).sqrt())
 }
 
 /// Softmax in place. Masked entries become 0 and change no bit of the others.
 #[inline(always)]
 fn softmax<S: Simd>(simd: S, row: &mut [f32]) {
-    let highest = max(row);
+    let highest = max(simd, row, f32::NEG_INFINITY, true);
     exp_of_each(simd, row, highest);
-    let total = sum(row, |x| x);
-    row.iter_mut().for_each(|s| *s /= total);
+    // A division takes several times as long as a product.
+    let share = simd.splat_f32s(1.0 / sum(simd, Itself {}, [row]));
+    let (whole, rest) = S::as_mut_simd_f32s(row);
+    for values in whole {
+        *values = simd.mul_f32s(*values, share);
+    }
+    if !rest.is_empty() {
+        let values = simd.mul_f32s(simd.partial_load_f32s(rest), share);
+        simd.partial_store_f32s(rest, values);
+    }
 }
 
-/// The largest value, or NaN if there is one.
+/// The largest of `least` and the values. NaN is the largest if `nan`, and otherwise counts for nothing.
 #[inline(always)]
-fn max(values: &[f32]) -> f32 {
-    let larger = |a: f32, b: f32| if a > b || a.is_nan() { a } else { b };
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (whole, rest) = values.as_chunks::<LANES>();
-    for chunk in whole {
-        lanes.iter_mut().zip(chunk).for_each(|(most, x)| *most = larger(*most, *x));
+fn max<S: Simd>(simd: S, values: &[f32], least: f32, nan: bool) -> f32 {
+    let mut most = simd.splat_f32s(least);
+    let (whole, rest) = S::as_simd_f32s(values);
+    for x in whole {
+        most = if nan {
+            let larger = simd.select_f32s(simd.greater_than_f32s(most, *x), most, *x);
+            simd.select_f32s(simd.equal_f32s(most, most), larger, most)
+        } else {
+            simd.select_f32s(simd.less_than_f32s(most, *x), *x, most)
+        };
     }
-    lanes.iter_mut().zip(rest).for_each(|(most, x)| *most = larger(*most, *x));
-    fold(lanes, larger)
+    let lanes: &[f32] = bytemuck::cast_slice(std::slice::from_ref(&most));
+    lanes.iter().chain(rest).fold(least, |most, x| if *x > most || nan && x.is_nan() { *x } else { most })
 }
 
 /// `e^(x - less)` of each value, in place.
@@ -610,7 +754,7 @@ pub(crate) fn activation<S: Simd>(simd: S, f: Activation, values: &mut [f32]) {
 /// `x sigmoid(2u)` equals `0.5 x (1 + tanh u)` but has no cancellation where tanh u is near -1. `erfc` avoids the same
 /// cancellation of `1 + erf`.
 #[inline(always)]
-fn activate<S: Simd>(simd: S, f: Activation, x: S::f32s) -> S::f32s {
+pub(crate) fn activate<S: Simd>(simd: S, f: Activation, x: S::f32s) -> S::f32s {
     match f {
         Activation::GeluTanh => {
             const MINUS_2U: f32 = -2.0 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2;
