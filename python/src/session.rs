@@ -565,7 +565,7 @@ impl Session {
     }
 
     /// One text's values of a layer, [1, pos, n]; its tokens as the vocabulary writes them; its ids, [1, pos]; and a mask of ones.
-    /// It is what `run` does, without names of hooks and lists of ids, which would take a twentieth of a short text's time.
+    /// It is what `run` does, without names of hooks and lists of ids, with which a short text takes a fifth longer.
     fn activations<'py>(&self, py: Python<'py>, text: &str, layer: i64) -> PyResult<ActivationsOut<'py>> {
         let model = self.0.model();
         let site = Site::from_layer(layer, model.config().n_layer).map_err(|e| hook_error(py, e))?;

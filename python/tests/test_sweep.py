@@ -95,7 +95,7 @@ def test_a_sweep_of_an_edited_model(model: actscope.Model, tmp_path: Path) -> No
     of_clean = model.run(CLEAN, "resid_pre.2", edits=edits)["resid_pre", 2][0, 1]
     by_hand = metric(model, CORRUPT, edits=[*edits, Edit("resid_pre.2", "set", of_clean, pos=1)])
     assert swept.values[2, 1] == pytest.approx(by_hand, abs=1e-4)
-    assert [one["edit"] for one in swept.edits][0] == edits[0] and len(swept.edits) == 2
+    assert swept.edits[0] == {"edit": "blocks.0.attn.hook_z@head=1:zero"} and len(swept.edits) == 2
     assert "edited" in swept._repr_svg_() and "edited" not in model.patch(CLEAN, CORRUPT, " cat", " dog")._repr_svg_()
     fast = model.patch_fast(CLEAN, CORRUPT, " cat", " dog", by={"resid_pre": "layer,pos"}, edits=edits)["resid_pre"]
     assert fast.corrupt == pytest.approx(swept.corrupt, abs=1e-4) and fast.edits == swept.edits
@@ -139,6 +139,11 @@ def test_texts_of_different_length_line_up_by_their_ends(model: actscope.Model) 
     value = model.run(longer, "resid_pre.1")["resid_pre", 1][0, first + 1]
     by_hand = metric(model, CORRUPT, edits=[Edit("resid_pre.1", "set", value, pos=1)])
     assert swept.values[1, 1] == pytest.approx(by_hand, abs=1e-4)
+    # Several pairs have the places that the shortest text has.
+    short = "A dog sat."
+    both = model.patch([longer, "The little cat sat."], [CORRUPT, short], " cat", " dog", align="end")
+    assert both.values.shape == (model.n_layer, len(model.encode(short)[0]))
+    np.testing.assert_allclose(both.each[0], swept.values[:, -both.values.shape[1] :], atol=1e-6)
     with pytest.raises(actscope.Error, match="align"):
         model.patch(longer, CORRUPT, " cat", " dog", align="middle")
 

@@ -98,6 +98,8 @@ class Model:
         self.n_layer: int = self.config["n_layer"]
         self.n_head: int = self.config["n_head"]
         self.weights = Weights(self._session)
+        # Each hook's place in the order of a run.
+        self._order = {name: i for i, name in enumerate(self._session.resolve("*"))}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return load, self._options
@@ -111,7 +113,7 @@ class Model:
     @property
     def hooks(self) -> list[str]:
         """All hooks in the order of a run, under TransformerLens's names."""
-        return self._session.resolve("*")
+        return list(self._order)
 
     # Texts and tokens
 
@@ -264,7 +266,7 @@ class Model:
 
     def _tapped(self, hooks: Any, start: Any, stop_layer: int | None) -> list[str]:
         """The hooks to record, in the order of a run."""
-        order = {name: i for i, name in enumerate(self.hooks)}
+        order = self._order
         first = order[f"blocks.{start[1]}.hook_resid_pre"] if start and start[0] == "stream" else 0
         last = len(order)
         if stop_layer is not None:
