@@ -390,6 +390,7 @@ macro_rules! terms {
         }
 
         impl Term<{ [$(stringify!($x)),+].len() }> for $name {
+            #[allow(unused_variables, reason = "a value as it is needs no instruction")]
             #[inline(always)]
             fn of<S: Simd>(self, $simd: S, [$($x),+]: [S::f32s; { [$(stringify!($x)),+].len() }]) -> S::f32s {
                 $(let $number = $simd.splat_f32s(self.$number);)*
