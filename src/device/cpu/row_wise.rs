@@ -496,8 +496,8 @@ fn sum_of_vectors<S: Simd, T: Term<N>, const N: usize, const V: usize>(simd: S, 
     let (mut sums, mut of_x) = ([simd.splat_f32s(0.0); V], [simd.splat_f32s(0.0); N]);
     for i in (0..whole).step_by(LANES) {
         unroll!(v of 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 < V, {
-            // SAFETY: `whole` is at most the length of each row, as the assertion checks, and the reads are unaligned ones.
             unroll!(j of 0 1 2 < N, {
+                // SAFETY: `whole` is at most the length of each row, as the assertion checks, and the reads are unaligned ones.
                 of_x[j] = unsafe { x[j].as_ptr().add(i + v * S::F32_LANES).cast::<S::f32s>().read_unaligned() };
             });
             sums[v] = simd.add_f32s(sums[v], term.of(simd, of_x));
