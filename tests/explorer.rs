@@ -385,7 +385,7 @@ sys.stdout.buffer.write(arrays[name].tobytes())
 }
 
 /// A file has what is shown, as other readers read it, and the name that it had when it was asked for. Seen red: with the values after the
-/// edits for a difference, and with the name taken when the values are there.
+/// edits for a difference, with the name taken when the values are there, and without the batch in the shape of an .npz.
 #[test]
 fn files_of_what_is_shown() {
     let (server, session) = (server(), native());
@@ -462,7 +462,9 @@ fn files_of_what_is_shown() {
     no_complaints(&mut browser);
 }
 
-/// Every view has the values of its hook, its token, its head and its run: before the edits, after them, or the difference.
+/// Every view has the values of its hook, its token, its head and its run: before the edits, after them, or the difference. Seen red: with
+/// the small maps in reverse order, with a difference the other way round and one without the subtraction, with all layers at token 0,
+/// and with head 0's number for every head.
 #[test]
 fn views_have_the_values_of_their_run() {
     let (server, session) = (server(), native());
@@ -580,7 +582,7 @@ fn views_have_the_values_of_their_run() {
 }
 
 /// The row of an edit is one of its operation: after another one was typed, the slider changes that one. Seen red: without the operation in
-/// the row's key, after which the slider wrote scale= again.
+/// the row's key, after which the slider wrote scale= again, and with a slider that changes nothing.
 #[test]
 fn a_slider_is_of_its_operation() {
     let server = server();
@@ -688,7 +690,8 @@ fn shown_number(browser: &mut Browser) -> f32 {
 }
 
 /// The question of the first minute, by mouse and keyboard, in a tab that has no network once it is loaded: which head looks from " mat" to " cat" in layer 2, and what happens
-/// without it? The numbers are those that the command line prints. Seen red: without the edit in the page's request (0.159 for 0.210).
+/// without it? The numbers are those that the command line prints. Seen red: without the edit in the page's request (0.159 for 0.210), with layer
+/// and head swapped by a click, with the probability before for the one after, and with the token after the one that is attended to.
 #[test]
 fn which_head_looks_from_mat_to_cat_and_what_happens_without_it() {
     let (server, session) = (server(), native());
@@ -781,7 +784,7 @@ fn which_head_looks_from_mat_to_cat_and_what_happens_without_it() {
 }
 
 /// What each head, each MLP and each token adds to a logit, what zeroing and patching change, run and estimated, and text that is written:
-/// the command that is shown gives the page's numbers.
+/// the command that is shown gives the page's numbers. Seen red: with a patch at the position before the chosen one.
 #[test]
 fn attribution_and_generation() {
     let server = server();
@@ -924,8 +927,9 @@ fn attribution_and_generation() {
         browser.wait_for("document.querySelector('#continued code')");
         let written = browser.text("#continued .token-text");
         let words = said(&mut browser, "#continued code");
-        let native: Value =
-            serde_json::from_str(&run_well(words.iter().map(String::as_str).chain(["--json"]))).unwrap();
+        // The command ends with `--` and the text, so an option comes before.
+        let words = [&words[..1], &["--json".to_string()], &words[1..]].concat();
+        let native: Value = serde_json::from_str(&run_well(words.iter().map(String::as_str).chain([]))).unwrap();
         assert_eq!(native["texts"][0]["text"].as_str().unwrap(), written, "{words:?}");
     }
     browser.click("#continued button");
@@ -947,7 +951,8 @@ fn cell(browser: &mut Browser, grid: &str, row: usize, column: usize) -> (f64, f
     (place[0].as_f64().unwrap(), place[1].as_f64().unwrap())
 }
 
-/// A link is a state is a link; what cannot be read is refused whole. Seen red: with `+` left as it is in the encoding.
+/// A link is a state is a link; what cannot be read is refused whole. Seen red: with `+` left as it is in the encoding, and
+/// without the edits.
 #[test]
 fn links_are_states() {
     let server = server();
@@ -1263,7 +1268,7 @@ fn more_than_a_page_can_hold() {
     let folder = tempfile::tempdir().unwrap();
     let [config_file, weights, tokenizer] =
         ["config.json", "model.safetensors", "tokenizer.json"].map(|name| folder.path().join(name));
-    let large = [("n_positions", json!(1024)), ("vocab_size", json!(4096)), ("n_inner", json!(60_000))];
+    let large = [("n_positions", json!(1024)), ("vocab_size", json!(4096)), ("n_inner", json!(65_000))];
     let config = checkpoint::config(64, 4, 1, &large);
     std::fs::write(&config_file, config.to_string()).unwrap();
     std::fs::copy(root().join("models/demo/tokenizer.json"), &tokenizer).unwrap();
@@ -1292,7 +1297,8 @@ fn more_than_a_page_can_hold() {
     );
     assert_eq!(browser.eval("explorer.app.state.model"), "demo");
 
-    // A model that fits. 8 texts of 1,024 tokens have 2 GB after the first product of its MLP.
+    // A model that fits. 8 texts of 1,024 tokens have 2.13 GB after the first product of its MLP, and twice that is just more than 4 GB with
+    // the weights.
     std::fs::write(&weights, checkpoint::random(&config, |_| "F32", 3)).unwrap();
     browser.choose_files("#files", &files);
     browser.wait_for("explorer.app.about?.model.n_layer === 1");
