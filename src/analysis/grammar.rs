@@ -363,10 +363,10 @@ mod tests {
             ("z.2@head=1,head=2:zero", "twice"),
             ("z.2@head=1+:zero", "neither an index"),
             ("z.2@pos=cat:zero", "double quotes"),
-            ("z.2@pos=\"\":zero", "no text"),
+            ("z.2@pos=\"\":zero", "not a text"),
             ("z.2:zeros", "none of zero"),
             ("z.2:scale", "needs a value"),
-            ("z.2:scale=nan", "no finite number"),
+            ("z.2:scale=nan", "not a finite number"),
             ("z.2:zero=1", "takes no value"),
             ("z.2:add=", "neither a number nor"),
         ] {

@@ -346,7 +346,7 @@ mod tests {
             let of_site = read(&path, None, Some(Site::ResidPre(0))).unwrap();
             assert!(of_site[[0, 0]] == 0.25 && of_site[[0, 1]].is_nan(), "{name}");
             let message = read(&path, None, Some(Site::ResidPre(1))).unwrap_err();
-            assert!(message.contains("behind #") && message.contains("values"), "{message}");
+            assert!(message.contains("after #") && message.contains("values"), "{message}");
             let message = read(&path, Some("value"), None).unwrap_err();
             assert!(message.contains("no array \"value\""), "{message}");
         }

@@ -213,7 +213,7 @@ fn wrong_bytes_are_fetched_again_once_and_never_kept() {
 
     let world = World::new();
     world.hub.set().corrupt = 5;
-    world.tokens("gpt2", &[]).failed(&[WEIGHTS, "other content than", "promised"]);
+    world.tokens("gpt2", &[]).failed(&[WEIGHTS, "its content is not what", "announces"]);
     world.check_blobs(false);
     let sha256 = server::etag(WEIGHTS, &weights(&world));
     assert!(!world.repo().join("blobs").join(sha256).exists());

@@ -218,7 +218,7 @@ fn models_lists_what_is_here_and_what_is_wrong_with_it() {
     world.tokens("gpt2", &[]).failed(&[]);
     let list = |args: &[&str]| world.run(args, &[("HF_HUB_OFFLINE", "1")]).ok().stdout;
     let text = list(&["models"]);
-    assert!(text.contains("broken off; opening openai-community/gpt2 goes on"), "{text}");
+    assert!(text.contains("interrupted; opening openai-community/gpt2 resumes it"), "{text}");
     world.hub.set().cuts.clear();
     world.tokens("gpt2", &[]).ok();
 
