@@ -214,7 +214,7 @@ const TIME_LIMIT: Duration = Duration::from_millis(3000);
 const WIN_RATIO: f64 = 0.97;
 
 /// A product that takes longer than this is not measured again, because the clock is exact enough for it.
-const LONG: Duration = Duration::from_millis(30);
+const LONG: Duration = Duration::from_millis(8);
 
 /// A short product is run for about this long in each measurement, but at most [`MOST_REPEATS`] times, so that the
 /// time that a submit takes does not hide the product's own.
