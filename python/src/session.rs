@@ -647,10 +647,11 @@ impl Session {
         let (rows, edits) = self.without_gil(py, progress, &failed, |session, hear| {
             let mut hooks = session.model().hooks();
             let written = changes.add_to(session, &batch, &mut hooks, hear)?;
-            let (rows, capture) = match of_components {
-                true => pollster::block_on(session.lens_of_components_async(&batch, &hooks, top, Some(hear))),
-                false => pollster::block_on(session.lens_async(&batch, &hooks, top, Some(hear))),
-            }?;
+            let (rows, capture) = if of_components {
+                pollster::block_on(session.lens_of_components_async(&batch, &hooks, top, Some(hear)))?
+            } else {
+                pollster::block_on(session.lens_async(&batch, &hooks, top, Some(hear)))?
+            };
             Ok((rows, records(capture.edits().to_vec(), written)))
         })?;
         let model = self.0.model();

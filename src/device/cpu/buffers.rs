@@ -12,8 +12,8 @@ use std::sync::{Arc, Weak};
 /// f32 values that begin on a cache line, so that no load of an aligned vector crosses one.
 #[derive(Debug, Default)]
 pub(crate) struct Aligned {
-    /// The values lie within it, somewhere near its begin. Its elements have no larger alignment than f32, because the allocator fills
-    /// such memory with zeros by writing them, and then it is too late for large pages.
+    /// Memory that holds the values, from `first` on. Its type has the alignment of f32: memory with a larger one is zeroed by
+    /// writing, which brings in its pages before large ones can be asked for.
     values: Vec<f32>,
     first: usize,
     len: usize,

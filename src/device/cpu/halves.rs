@@ -1,6 +1,7 @@
 //! Elements as weights store them, as vectors of f32: f32 itself, and the two half-precision types. Owns their widening, which is
-//! exact. It uses integer operations that every processor has, except for f16 with AVX-512. Two half-precision elements make a word of 32 bits, and a vector of
-//! words gives two vectors: one of the lower elements and one of the upper ones.
+//! exact. It uses integer operations that every processor has, and for f16 with AVX-512 the processor's conversion. Two
+//! half-precision elements make a word of 32 bits, and a vector of words gives two vectors: one of the lower elements and one of
+//! the upper ones.
 //! Read next: `microkernel.rs`, which reads panels of such words.
 
 use pulp::Simd;

@@ -1,12 +1,13 @@
 //! The device `cpu`: f32 on all cores, with the widest vectors that the processor has. Owns the choice of the loop for each
 //! operation, and the forms of a weight. A weight is read where the checkpoint is mapped into memory, until it is used often
 //! enough to pay for packing it.
-//! Read next: `microkernel.rs`, the innermost loop; `products.rs` around it; `attention.rs`; `row_wise.rs`.
+//! Read next: `microkernel.rs`, the innermost loop; `products.rs` around it; `attention.rs`; `row_wise.rs` with its `loops.rs`.
 
 mod attention;
 mod buffers;
 mod caches;
 mod halves;
+mod loops;
 mod microkernel;
 #[cfg(not(target_arch = "wasm32"))]
 mod probe;
@@ -24,7 +25,7 @@ use super::{
 };
 use crate::device::workers::Workers;
 use attention::Attended;
-use products::{Finish, Panels};
+use products::{BiasAndEpilogue, Panels};
 use pulp::Arch;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -163,17 +164,17 @@ impl Cpu {
         if let Epilogue::Add(a) = epilogue {
             assert_eq!([a.rows, a.cols], [x.rows, n]);
         }
-        let finish = Finish { bias: Some(bias.vector()), epilogue };
+        let after = BiasAndEpilogue { bias: Some(bias.vector()), epilogue };
         // Packing all weights writes as much new memory as the model has. That does not pay for a single short run, so the
         // first product of few rows reads the weight in place.
         let few = x.rows <= products::MOST_IN_PLACE;
         self.tensor(x.rows, n, |y| match w.stored.in_place() {
             Some(values) if few && w.panels.get().is_none() && !w.used.swap(true, Ordering::Relaxed) => {
-                products::product_in_place(&self.workers, RowsView::of(x), values, n, finish, y);
+                products::product_in_place(&self.workers, RowsView::of(x), values, n, after, y);
             }
             _ => {
                 let panels = w.panels(&self.workers);
-                products::product(&self.workers, RowsView::of(x), panels, &[0..k], finish, y);
+                products::product(&self.workers, RowsView::of(x), panels, &[0..k], after, y);
             }
         })
     }
@@ -183,9 +184,9 @@ impl Cpu {
         let head_dim = z.cols / n_head;
         let heads: Vec<_> = (0..n_head).map(|head| head * head_dim..(head + 1) * head_dim).collect();
         let panels = w.panels(&self.workers);
-        let finish = Finish { bias: None, epilogue: Epilogue::None };
+        let after = BiasAndEpilogue { bias: None, epilogue: Epilogue::None };
         self.tensor(z.rows, n_head * w.stored.cols, |y| {
-            products::product(&self.workers, RowsView::of(z), panels, &heads, finish, y);
+            products::product(&self.workers, RowsView::of(z), panels, &heads, after, y);
         })
     }
 
@@ -233,8 +234,8 @@ impl Cpu {
                 products::dots(&self.workers, RowsView::of(x), &table.stored, 1, y);
             } else {
                 let panels = table.transposed(&self.workers);
-                let finish = Finish { bias: None, epilogue: Epilogue::None };
-                products::product(&self.workers, RowsView::of(x), panels, &[0..x.cols], finish, y);
+                let after = BiasAndEpilogue { bias: None, epilogue: Epilogue::None };
+                products::product(&self.workers, RowsView::of(x), panels, &[0..x.cols], after, y);
             }
         })
     }
@@ -376,7 +377,10 @@ impl Device for Cpu {
         };
         DeviceInfo {
             kind: DeviceKind::Cpu,
-            name: format!("{}, {} threads", std::env::consts::ARCH, self.workers.threads),
+            name: match self.workers.threads {
+                1 => format!("{}, 1 thread", std::env::consts::ARCH),
+                n => format!("{}, {n} threads", std::env::consts::ARCH),
+            },
             detail: format!("f32, {vectors}"),
             software: false,
         }

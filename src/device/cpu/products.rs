@@ -9,7 +9,7 @@ use super::buffers::{Aligned, RowsView, Shared, Tensor};
 use super::caches;
 use super::halves::{Bf16, Element, F16, F32};
 use super::microkernel::{KC, LARGEST, Operands, STRIDE, Sum, VECTORS, columns, most_rows, prefetch, tile};
-use super::row_wise;
+use super::{loops, row_wise};
 use crate::device::workers::Workers;
 use crate::device::{Dtype, Epilogue, StoredWeight};
 use pulp::{Arch, Simd, WithSimd};
@@ -39,7 +39,7 @@ const PIECES: usize = 16;
 /// The least work of a piece, in multiply-adds.
 const LEAST_PIECE: usize = 1 << 18;
 
-/// Reading an element of a weight from memory takes as long as this many multiply-adds.
+/// Reading an element from memory takes as long as this many multiply-adds.
 pub(crate) const READING: usize = 8;
 
 /// Elements from what is read now to what is prefetched, where a weight is read in place: 32 KiB.
@@ -47,7 +47,7 @@ const AHEAD: usize = 8 << 10;
 
 /// What happens to a value `x . w` before it is stored.
 #[derive(Clone, Copy)]
-pub(crate) struct Finish<'a> {
+pub(crate) struct BiasAndEpilogue<'a> {
     /// Added per column.
     pub bias: Option<&'a [f32]>,
     /// Applied after the bias.
@@ -55,8 +55,8 @@ pub(crate) struct Finish<'a> {
 }
 
 /// Adds the bias to rows of sums, applies the epilogue, and stores the results.
-struct FinishRows<'a> {
-    finish: Finish<'a>,
+struct StoreRows<'a> {
+    after: BiasAndEpilogue<'a>,
     /// The sums of the first row, those of the second row after `stride` elements, and so on.
     sums: &'a [f32],
     stride: usize,
@@ -65,29 +65,29 @@ struct FinishRows<'a> {
     cols: Range<usize>,
 }
 
-impl WithSimd for FinishRows<'_> {
+impl WithSimd for StoreRows<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let FinishRows { finish, sums, stride, out, rows, cols } = self;
+        let StoreRows { after, sums, stride, out, rows, cols } = self;
         for (row, sums) in rows.zip(sums.chunks(stride)) {
             // SAFETY: no other task uses these cells.
             let to = unsafe { out.row(row, cols.clone()) };
             for (i, (sums, to)) in sums.chunks(S::F32_LANES).zip(to.chunks_mut(S::F32_LANES)).enumerate() {
                 let first = cols.start + i * S::F32_LANES;
-                let mut y = row_wise::load(simd, sums);
-                if let Some(bias) = finish.bias {
-                    y = simd.add_f32s(y, row_wise::load(simd, &bias[first..]));
+                let mut y = loops::load(simd, sums);
+                if let Some(bias) = after.bias {
+                    y = simd.add_f32s(y, loops::load(simd, &bias[first..]));
                 }
-                match finish.epilogue {
+                match after.epilogue {
                     Epilogue::None => {}
                     Epilogue::Activation(f) => y = row_wise::activate(simd, f, y),
                     Epilogue::Add(other) => {
-                        y = simd.add_f32s(y, row_wise::load(simd, &other[row * out.stride + first..]));
+                        y = simd.add_f32s(y, loops::load(simd, &other[row * out.stride + first..]));
                     }
                 }
-                row_wise::store(simd, to, y);
+                loops::store(simd, to, y);
             }
         }
     }
@@ -206,18 +206,18 @@ impl<E: Element> WithSimd for WidenBlock<'_, E> {
     }
 }
 
-/// `out[t][i][..n] = finish(x[t][ks_i] . w[ks_i])` for every range ks_i of `parts`. One range of all k makes a plain
+/// `out[t][i][..n] = after(x[t][ks_i] . w[ks_i])` for every range ks_i of `parts`. One range of all k makes a plain
 /// product; one range per head makes the product of each head, which has no bias.
 pub(crate) fn product(
     workers: &Workers,
     x: RowsView<'_>,
     w: &Panels,
     parts: &[Range<usize>],
-    finish: Finish<'_>,
+    after: BiasAndEpilogue<'_>,
     out: &mut [f32],
 ) {
     assert!(parts.iter().all(|ks| ks.end <= w.k) && x.reach(w.k) <= x.data.len());
-    assert!(parts.len() == 1 || finish.bias.is_none());
+    assert!(parts.len() == 1 || after.bias.is_none());
     let arch = workers.arch;
     let stride = parts.len() * w.n;
     let (n_rows, out) = (x.n, Shared::new(out, stride, x.n, stride));
@@ -237,7 +237,7 @@ pub(crate) fn product(
     share(workers, split, n_panels, groups * parts.len(), |panels, task| {
         let (part, rows) = (task / groups, tile_rows(task % groups, groups, n_rows));
         let ks = parts[part].clone();
-        arch.dispatch(Packed { x, rows, of: (number, task), w, ks, finish, out, to: part * w.n, panels });
+        arch.dispatch(Packed { x, rows, of: (number, task), w, ks, after, out, to: part * w.n, panels });
     });
 }
 
@@ -260,7 +260,7 @@ pub(crate) fn product_in_place(
     x: RowsView<'_>,
     w: &[f32],
     n: usize,
-    finish: Finish<'_>,
+    after: BiasAndEpilogue<'_>,
     out: &mut [f32],
 ) {
     let k = w.len() / n;
@@ -273,7 +273,7 @@ pub(crate) fn product_in_place(
         arch.dispatch(InPlace {
             x,
             w: RowsView { data: w, n: k, stride: n },
-            finish,
+            after,
             out,
             cols: tiles.start * width..(tiles.end * width).min(n),
         });
@@ -327,13 +327,13 @@ impl Dots<'_> {
         while token < self.tokens.end {
             let left = (self.tokens.end - token).min(self.per_head - token % self.per_head);
             // Where a sum takes several vectors, the sums of one token fill the registers.
-            token += match (row_wise::LANES / S::F32_LANES, left) {
+            token += match (loops::LANES / S::F32_LANES, left) {
                 (1, 2..) if self.x.n >= MANY_ROWS => self.tokens::<S, E, 2, 1>(simd, token),
                 (1, 4..) => self.tokens::<S, E, 4, 1>(simd, token),
                 (1, _) => self.tokens::<S, E, 1, 1>(simd, token),
                 (2, _) => self.tokens::<S, E, 1, 2>(simd, token),
                 (4, _) => self.tokens::<S, E, 1, 4>(simd, token),
-                _ => self.tokens::<S, E, 1, { row_wise::LANES }>(simd, token),
+                _ => self.tokens::<S, E, 1, { loops::LANES }>(simd, token),
             };
         }
     }
@@ -493,7 +493,7 @@ struct Packed<'a> {
     of: (u64, usize),
     w: &'a Panels,
     ks: Range<usize>,
-    finish: Finish<'a>,
+    after: BiasAndEpilogue<'a>,
     out: Shared<'a>,
     /// The first column in `out`.
     to: usize,
@@ -522,8 +522,8 @@ impl WithSimd for Packed<'_> {
                     pack_left(left, self.x, self.rows.clone(), ks.clone());
                     *left_of = of;
                 }
-                for (panel, sums) in self.panels.clone().zip((0..kept).cycle()) {
-                    let sums = &mut sums_of[sums * size..][..size];
+                for (panel, place) in self.panels.clone().zip((0..kept).cycle()) {
+                    let sums = &mut sums_of[place * size..][..size];
                     for (k0, left) in ks.clone().step_by(KC).zip(left.chunks_exact(self.rows.len() * STRIDE)) {
                         let block = k0..(k0 + KC).min(ks.end);
                         let next = if block.end < ks.end { (panel, block.end) } else { (panel + 1, ks.start) };
@@ -536,7 +536,7 @@ impl WithSimd for Packed<'_> {
 }
 
 impl Packed<'_> {
-    /// Multiplies one block of one panel, and applies `finish` if it is the panel's last block. `next` is the panel and
+    /// Multiplies one block of one panel, and applies `after` if it is the panel's last block. `next` is the panel and
     /// the k at which the block to prefetch begins. `sums` are those of the panel's blocks so far.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "a block, and the memory for it")]
@@ -598,8 +598,8 @@ impl Packed<'_> {
             unsafe { tile(simd, rows.len(), operands, sums.as_mut_ptr(), width) };
             if last {
                 // `product` checked rows and columns against the matrix, and no other task writes these cells.
-                let (finish, cols) = (self.finish, cols.clone());
-                simd.vectorize(FinishRows { finish, sums, stride: width, out: self.out, rows, cols });
+                let (after, cols) = (self.after, cols.clone());
+                simd.vectorize(StoreRows { after, sums, stride: width, out: self.out, rows, cols });
             }
         }
     }
@@ -609,7 +609,7 @@ impl Packed<'_> {
 struct InPlace<'a> {
     x: RowsView<'a>,
     w: RowsView<'a>,
-    finish: Finish<'a>,
+    after: BiasAndEpilogue<'a>,
     out: Shared<'a>,
     cols: Range<usize>,
 }
@@ -623,7 +623,7 @@ impl WithSimd for InPlace<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         const STEPS: usize = 8;
-        let InPlace { x, w, finish, out, cols } = self;
+        let InPlace { x, w, after, out, cols } = self;
         let width = columns::<S>();
         let padded = cols.len().next_multiple_of(width);
         SCRATCH.with_borrow_mut(|Scratch { left, left_of, sums, .. }| {
@@ -667,14 +667,14 @@ impl WithSimd for InPlace<'_> {
                     // SAFETY: `product_in_place` checked rows and columns, and no other task writes these columns.
                     let stored = unsafe { out.row(row, cols.clone()) };
                     if k0 > 0 {
-                        row_wise::add(simd, &mut sums[..cols.len()], stored);
+                        loops::add(simd, &mut sums[..cols.len()], stored);
                     }
                     if ks.end < w.n {
                         stored.copy_from_slice(&sums[..cols.len()]);
                     }
                 }
                 if ks.end == w.n {
-                    simd.vectorize(FinishRows { finish, sums, stride: padded, out, rows, cols: cols.clone() });
+                    simd.vectorize(StoreRows { after, sums, stride: padded, out, rows, cols: cols.clone() });
                 }
             }
         });

@@ -1,13 +1,14 @@
 //! What the `cpu` device computes row by row: LayerNorm, softmax, activation functions, and the dot products of a few
 //! rows. Owns no memory; `buffers.rs` has the tensors.
 //!
-//! The loops use SIMD vectors explicitly, so that their speed does not depend on what the compiler vectorizes. What a loop computes
-//! at one place is a [`Term`]; [`map`], [`update`] and [`sum`] are the loops. `pulp` compiles these functions once for each kind of
-//! processor, but only if they are inlined. A closure would not be, so no function that takes `simd` is called from one.
-//! Read next: `mod.rs`, which calls these functions, or `workers.rs` for the threads.
+//! SIMD vectors are used explicitly, so that the speed does not depend on what the compiler vectorizes; `loops.rs` has the loops.
+//! `pulp` compiles these functions once for each kind of processor, but only if they are inlined. A closure would not be, so no
+//! function that takes `simd` is called from one.
+//! Read next: `loops.rs`, then `mod.rs`, which calls these functions.
 
 use super::buffers::RowsView;
 use super::halves::Element;
+use super::loops::{Itself, LANES, Plus, Term, add, add_up, map, max, sum, terms, update};
 use super::microkernel::{prefetch, unroll};
 use crate::config::Activation;
 use crate::device::workers::Workers;
@@ -21,10 +22,6 @@ const WORTH_SHARING: usize = 1 << 15;
 
 /// The same limit for values that are only copied or added, where the threads are at work anyway.
 const WORTH_SHARING_A_COPY: usize = 1 << 15;
-
-/// Partial sums per sum, so that its rounding error grows with n / LANES. The number is the same on every processor, so
-/// that all processors compute the same sums.
-pub(crate) const LANES: usize = 16;
 
 /// Computes one row of a result from one row of a tensor.
 pub(crate) trait RowOp: Copy + Sync {
@@ -343,66 +340,7 @@ impl WithSimd for Softmax<'_> {
     }
 }
 
-/// The first values, as many as a vector has; 0 for those that are missing.
-#[inline(always)]
-pub(crate) fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {
-    match S::as_simd_f32s(values).0 {
-        [first, ..] => *first,
-        [] => simd.partial_load_f32s(values),
-    }
-}
-
-/// Stores a vector, or as much of it as there is room for.
-#[inline(always)]
-pub(crate) fn store<S: Simd>(simd: S, to: &mut [f32], values: S::f32s) {
-    if to.len() == S::F32_LANES {
-        S::as_mut_simd_f32s(to).0[0] = values;
-    } else {
-        simd.partial_store_f32s(to, values);
-    }
-}
-
-/// `y += x`; x is at least as long as y.
-#[inline(always)]
-pub(crate) fn add<S: Simd>(simd: S, y: &mut [f32], x: &[f32]) {
-    let (x, x_rest) = S::as_simd_f32s(&x[..y.len()]);
-    let (y, y_rest) = S::as_mut_simd_f32s(y);
-    for (y, x) in y.iter_mut().zip(x) {
-        *y = simd.add_f32s(*y, *x);
-    }
-    for (y, x) in y_rest.iter_mut().zip(x_rest) {
-        *y += x;
-    }
-}
-
-/// What a loop computes at one place, from the values of `N` rows there.
-trait Term<const N: usize>: Copy {
-    fn of<S: Simd>(self, simd: S, x: [S::f32s; N]) -> S::f32s;
-}
-
-/// `Name { numbers } [values] = result;` is a [`Term`]. In the result, numbers are vectors as the values are.
-macro_rules! terms {
-    ($simd:ident: $($(#[$doc:meta])* $name:ident { $($number:ident),* } [$($x:ident),+] = $result:expr;)*) => {$(
-        $(#[$doc])*
-        #[derive(Clone, Copy)]
-        struct $name {
-            $($number: f32,)*
-        }
-
-        impl Term<{ [$(stringify!($x)),+].len() }> for $name {
-            #[allow(unused_variables, reason = "a value as it is needs no instruction")]
-            #[inline(always)]
-            fn of<S: Simd>(self, $simd: S, [$($x),+]: [S::f32s; { [$(stringify!($x)),+].len() }]) -> S::f32s {
-                $(let $number = $simd.splat_f32s(self.$number);)*
-                $result
-            }
-        }
-    )*};
-}
-
 terms! { simd:
-    /// `x`.
-    Itself {} [x] = x;
     /// `(x - mean)^2`.
     SquareOff { mean } [x] = {
         let off = simd.sub_f32s(x, mean);
@@ -417,8 +355,6 @@ terms! { simd:
     };
     /// `(x - mean) * factor`.
     OffTimes { mean, factor } [x] = simd.mul_f32s(simd.sub_f32s(x, mean), factor);
-    /// `a + b`.
-    Plus {} [a, b] = simd.add_f32s(a, b);
     /// `a * b`.
     Times {} [a, b] = simd.mul_f32s(a, b);
     /// `a * b + c`.
@@ -435,99 +371,6 @@ terms! { simd:
         let rest = simd.sub_f32s(simd.sub_f32s(dy, mean_dy), simd.mul_f32s(normalized, along));
         simd.mul_f32s(rest, by_scale)
     };
-}
-
-/// Stores a term at every place of y. All rows are as long as y, or longer.
-#[inline(always)]
-fn map<S: Simd, T: Term<N>, const N: usize>(simd: S, term: T, x: [&[f32]; N], y: &mut [f32]) {
-    assert!(x.iter().all(|x| x.len() >= y.len()));
-    // SAFETY: the assertion checks the lengths.
-    unsafe { store_each(simd, term, x.map(<[f32]>::as_ptr), y.as_mut_ptr(), y.len()) }
-}
-
-/// Stores a term of y and x in y. x is as long as y, or longer.
-#[inline(always)]
-fn update<S: Simd, T: Term<2>>(simd: S, term: T, y: &mut [f32], x: &[f32]) {
-    assert!(x.len() >= y.len());
-    let to = y.as_mut_ptr();
-    // SAFETY: the assertion checks the lengths.
-    unsafe { store_each(simd, term, [to.cast_const(), x.as_ptr()], to, y.len()) }
-}
-
-/// # Safety
-/// `n` values can be read at each of x and written at y. y may be one of x, and overlaps no other.
-#[inline(always)]
-unsafe fn store_each<S: Simd, T: Term<N>, const N: usize>(simd: S, term: T, x: [*const f32; N], y: *mut f32, n: usize) {
-    let whole = n / S::F32_LANES * S::F32_LANES;
-    let mut of_x = [simd.splat_f32s(0.0); N];
-    // SAFETY: all places are below n, and the reads and writes are unaligned ones.
-    unsafe {
-        for i in (0..whole).step_by(S::F32_LANES) {
-            unroll!(j of 0 1 2 < N, { of_x[j] = x[j].add(i).cast::<S::f32s>().read_unaligned(); });
-            y.add(i).cast::<S::f32s>().write_unaligned(term.of(simd, of_x));
-        }
-        if whole < n {
-            unroll!(j of 0 1 2 < N, {
-                of_x[j] = simd.partial_load_f32s(std::slice::from_raw_parts(x[j].add(whole), n - whole));
-            });
-            let rest = std::slice::from_raw_parts_mut(y.add(whole), n - whole);
-            simd.partial_store_f32s(rest, term.of(simd, of_x));
-        }
-    }
-}
-
-/// The sum of a term over rows of one length, in [`LANES`] lanes.
-#[inline(always)]
-fn sum<S: Simd, T: Term<N>, const N: usize>(simd: S, term: T, x: [&[f32]; N]) -> f32 {
-    match LANES / S::F32_LANES {
-        1 => sum_of_vectors::<S, T, N, 1>(simd, term, x),
-        2 => sum_of_vectors::<S, T, N, 2>(simd, term, x),
-        4 => sum_of_vectors::<S, T, N, 4>(simd, term, x),
-        _ => sum_of_vectors::<S, T, N, LANES>(simd, term, x),
-    }
-}
-
-/// [`sum`], where `V` vectors have [`LANES`] lanes.
-#[inline(always)]
-fn sum_of_vectors<S: Simd, T: Term<N>, const N: usize, const V: usize>(simd: S, term: T, x: [&[f32]; N]) -> f32 {
-    let n = x[0].len();
-    assert!(V * S::F32_LANES == LANES && x.iter().all(|x| x.len() == n));
-    let whole = n / LANES * LANES;
-    let (mut sums, mut of_x) = ([simd.splat_f32s(0.0); V], [simd.splat_f32s(0.0); N]);
-    for i in (0..whole).step_by(LANES) {
-        unroll!(v of 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 < V, {
-            unroll!(j of 0 1 2 < N, {
-                // SAFETY: `whole` is at most the length of each row, as the assertion checks, and the reads are unaligned ones.
-                of_x[j] = unsafe { x[j].as_ptr().add(i + v * S::F32_LANES).cast::<S::f32s>().read_unaligned() };
-            });
-            sums[v] = simd.add_f32s(sums[v], term.of(simd, of_x));
-        });
-    }
-    if whole == n {
-        return add_up(simd, sums);
-    }
-    let mut rests = [[0.0; LANES]; N];
-    rests.iter_mut().zip(x).for_each(|(rest, x)| rest[..n - whole].copy_from_slice(&x[whole..]));
-    let mut terms = [0.0; LANES];
-    map(simd, term, rests.each_ref().map(|rest| &rest[..n - whole]), &mut terms[..n - whole]);
-    unroll!(v of 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 < V, {
-        sums[v] = simd.add_f32s(sums[v], load(simd, &terms[v * S::F32_LANES..]));
-    });
-    add_up(simd, sums)
-}
-
-/// Adds up all lanes. Each step adds the second half of the lanes that are left to the first.
-#[inline(always)]
-fn add_up<S: Simd, const V: usize>(simd: S, mut sums: [S::f32s; V]) -> f32 {
-    unroll!(step of 1 2 3 4 < 5, {
-        let half = LANES >> step;
-        unroll!(v of 0 1 2 3 4 5 6 7 < if half < V { half } else { 0 }, {
-            if half + v < V {
-                sums[v] = simd.add_f32s(sums[v], sums[v + half]);
-            }
-        });
-    });
-    simd.reduce_sum_f32s(sums[0])
 }
 
 /// The dot products of `M` rows of a table, as they are stored, with `N` rows of x, which are as long. They run side by side,
@@ -673,23 +516,6 @@ fn softmax<S: Simd>(simd: S, row: &mut [f32]) {
         let values = simd.mul_f32s(simd.partial_load_f32s(rest), share);
         simd.partial_store_f32s(rest, values);
     }
-}
-
-/// The largest of `least` and the values. NaN is the largest if `nan`, and otherwise counts for nothing.
-#[inline(always)]
-fn max<S: Simd>(simd: S, values: &[f32], least: f32, nan: bool) -> f32 {
-    let mut most = simd.splat_f32s(least);
-    let (whole, rest) = S::as_simd_f32s(values);
-    for x in whole {
-        most = if nan {
-            let larger = simd.select_f32s(simd.greater_than_f32s(most, *x), most, *x);
-            simd.select_f32s(simd.equal_f32s(most, most), larger, most)
-        } else {
-            simd.select_f32s(simd.less_than_f32s(most, *x), *x, most)
-        };
-    }
-    let lanes: &[f32] = bytemuck::cast_slice(std::slice::from_ref(&most));
-    lanes.iter().chain(rest).fold(least, |most, x| if *x > most || nan && x.is_nan() { *x } else { most })
 }
 
 /// `e^(x - less)` of each value, in place.

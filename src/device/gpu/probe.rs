@@ -43,7 +43,8 @@ impl Measured for Gpu {
     fn settings(&self) -> String {
         match self.family {
             Family::Tiles => format!(
-                "tiles for up to 16, 32, 128, 512 and more rows (one, or one each for c_attn, attn.c_proj, c_fc and mlp.c_proj): {}; at most {:.0} GFLOP in a submit",
+                "tiles for up to 16, 32, 128, 512 and more rows, one for all weights or one each for c_attn, attn.c_proj, c_fc and \
+                 mlp.c_proj: {}; at most {:.0} GFLOP in a submit",
                 self.tiles_by_rows(),
                 1e-9 * self.most_work
             ),
