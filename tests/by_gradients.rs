@@ -11,11 +11,13 @@ use actscope::analysis::gradients::{Target, Way, tape_bytes};
 use actscope::analysis::metric::{Metric, Question};
 use actscope::analysis::sweep::{Case, Change, Sweep, SweepSite};
 use actscope::device::Choice;
+use actscope::hooks::capture::Capture;
 use actscope::model::forward::Start;
 use actscope::verify::hooks::ROUNDING;
 use actscope::{Edit, Select, Session, Site};
 use common::{DEVICES, floats, goldens, ids, open};
-use serde_json::Value;
+use ndarray::Axis;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 const NAMES: [&str; 4] = ["classic", "untied_erf", "inverse_f16", "no_ln"];
@@ -74,7 +76,8 @@ fn fast_sweeps() {
     }
 }
 
-/// Several pairs are those one by one, several sites those apart, and edits are in force in both runs.
+/// Several pairs are those one by one, several sites those apart, and edits are in force in both runs. Seen red without the edits in
+/// one or the other, and with all sites in the cells of the first.
 #[test]
 fn fast_sweeps_of_several() {
     let (session, golden) = (open("classic", Choice::Cpu), &goldens("attributions.json")["classic"]);
@@ -111,6 +114,43 @@ fn fast_sweeps_of_several() {
     let edited = pollster::block_on(session.patch_fast_async(&both, &[one], &edits, &edits, None)).unwrap();
     assert_eq!(edited.values[0][4 + 2], edited.unchanged[0]);
     assert_ne!(edited.values[0][4 + 1], edited.unchanged[0]);
+}
+
+/// Texts of different lengths line up at their ends: an estimate is the gradient times the source's value less the own one there. Seen
+/// red with texts that line up at their starts.
+#[test]
+fn fast_sweeps_of_texts_of_different_lengths() {
+    let session = open("classic", Choice::Cpu);
+    let (here, source) = (vec![3, 1, 4, 1, 5], vec![9, 2, 6, 5]);
+    let (n, offset) = (source.len(), here.len() - source.len());
+    let question = |ids: &[u32]| Question { position: ids.len() - 1, answer: 1, wrong: 2 };
+    let case = Case {
+        question: question(&here),
+        aligned: n,
+        source: Some((source.clone(), question(&source))),
+        ids: here.clone(),
+        from_source: true,
+    };
+    let sweep = sweep(&session, "resid_pre", &json!(["layer", "pos"]), &json!("logit-diff"));
+    let found = session.patch_fast(&sweep, &[case]).unwrap();
+    let (batch, other) = (session.model().batch(&[&here]).unwrap(), session.model().batch(&[&source]).unwrap());
+    let mut hooks = session.model().hooks();
+    hooks.tap("resid_pre.*").unwrap();
+    let own = session.gradients(&batch, &hooks, &Target::Metric(Metric::LogitDiff, vec![question(&here)])).unwrap();
+    let values = session.run(&other, &hooks).unwrap();
+    let n_layer = session.model().config().n_layer;
+    let of_cell = |(layer, pos): (usize, usize)| {
+        let site = Site::ResidPre(layer);
+        let row = |capture: &Capture, pos: usize| {
+            let array = capture.get(site).unwrap().index_axis(Axis(0), 0).index_axis(Axis(0), pos).to_owned();
+            array.into_iter().map(f64::from).collect::<Vec<f64>>()
+        };
+        let (by, from) = (row(&own.gradients, offset + pos), row(&own.values, offset + pos));
+        let change = by.iter().zip(from).zip(row(&values, pos)).map(|((by, from), to)| by * (to - from)).sum::<f64>();
+        own.target[0] + change
+    };
+    let want: Vec<f64> = (0..n_layer).flat_map(|layer| (0..n).map(move |pos| (layer, pos))).map(of_cell).collect();
+    check("estimates", &found.values[0], &want, &[]);
 }
 
 /// The divergence from the run itself has no slope, and an ablation no other text.
@@ -182,7 +222,8 @@ fn logits_by_gradients() {
     }
 }
 
-/// With more points the parts add up to the total. An edit of a head's result is differentiated through.
+/// With more points the parts add up to the total. An edit of a head's result is differentiated through. Seen red: the weight of one
+/// point more, a total without the line's start, and a head's share at z where its result is edited.
 #[test]
 fn lines_and_edits() {
     let session = Session::open("demo").unwrap();
@@ -202,6 +243,23 @@ fn lines_and_edits() {
     let at = |label: &str| found.values[found.labels.iter().position(|other| other == label).unwrap()];
     assert_eq!(at("blocks.2.attn.hook_result[1]"), 0.0);
     assert_ne!(at("blocks.2.attn.hook_result[2]"), 0.0);
+
+    // What an edit adds after z has its share: values and gradients are those of the edited site. One number for all dimensions would
+    // have none, since LayerNorm takes it off.
+    let row = (0..session.model().config().n_embd).map(|dim| (dim % 7) as f32 / 7.0).collect();
+    hooks.edit_at(Site::Result(2), Select::all().heads([2]), Edit::Add(row)).unwrap();
+    let found = run(By::Head, &Along::Here, &hooks).unwrap();
+    let mut tapped = hooks.clone();
+    tapped.tap_at(Site::Result(2), Select::all()).unwrap();
+    let target = Target::Metric(Metric::LogitDiff, vec![question.clone()]);
+    let there = session.gradients(&batch, &tapped, &target).unwrap();
+    let of_head = |capture: &Capture| {
+        let of_text = capture.get(Site::Result(2)).unwrap().index_axis(Axis(0), 0).index_axis(Axis(1), 2).to_owned();
+        of_text.into_iter().map(f64::from).collect::<Vec<f64>>()
+    };
+    let want: f64 = of_head(&there.values).iter().zip(of_head(&there.gradients)).map(|(v, by)| v * by).sum();
+    let at = found.labels.iter().position(|label| label == "blocks.2.attn.hook_result[2]").unwrap();
+    check("the share of an edited head", &[found.values[at]], &[want], &[found.total]);
 
     hooks.edit_at(Site::Embed, Select::all(), Edit::Scale(0.5)).unwrap();
     for (along, says) in [

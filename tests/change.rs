@@ -151,6 +151,7 @@ fn the_json_and_files_of_edges() {
     assert!(lines.next().unwrap().starts_with(&row), "{row}");
 }
 
+/// Seen red: a step too many, no baseline, and a remainder of 0.
 #[test]
 fn the_json_of_gradients_times_values() {
     let args = ["attribute", "-m", CLASSIC, "--ids", "1 2 3", "--answer", "id:7", "--method"];

@@ -267,7 +267,7 @@ fn edits_by_text(session: &Session, texts: &[&Vec<u32>]) -> Hooks {
 }
 
 /// Several cases swept together have the values of each case swept alone, bit for bit, since each has runs of its own: no case has
-/// the edits or texts of another.
+/// the edits or texts of another. Seen red with the edits of the first case for all.
 #[test]
 fn cases_together_are_cases_alone() {
     let session = open("classic", Choice::Cpu);

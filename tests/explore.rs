@@ -66,7 +66,8 @@ fn close(what: &str, got: &[f64], want: &[f64]) {
     assert_close(what, &f32s(got), &f32s(want), 1e-4, 1e-5);
 }
 
-/// What the page reads of an unedited run is what the goldens of transformers and TransformerLens have.
+/// What the page reads of an unedited run is what the goldens of transformers and TransformerLens have. Seen red: heads in reverse
+/// order, the position before, ranks off by one, and a loss over all positions.
 #[test]
 fn what_is_read_is_what_the_goldens_have() {
     let (session, golden) = (session(), Golden::read(&fixtures().join("demo")));
@@ -124,7 +125,7 @@ fn what_is_read_is_what_the_goldens_have() {
     close("loss", &[answer.json["loss"].as_f64().unwrap()], &[loss]);
 }
 
-/// Taps cut what they say out of the whole.
+/// Taps cut what they say out of the whole. Seen red: with all keys, and with another head.
 #[test]
 fn taps_are_parts_of_the_whole() {
     let (session, golden) = (session(), Golden::read(&fixtures().join("demo")));
@@ -154,7 +155,8 @@ fn taps_are_parts_of_the_whole() {
     }
 }
 
-/// Edits of the page are those of the library, at the positions and heads that they name; a patch takes the second text's values there.
+/// Edits of the page are those of the library, at the positions and heads that they name; a patch takes the second text's values
+/// there. Seen red without the edits.
 #[test]
 fn edits_are_the_librarys() {
     let session = session();
@@ -182,7 +184,8 @@ fn edits_are_the_librarys() {
     }
 }
 
-/// Each cell of a sweep is a run of its own, with that head at zero or with the second text's values at that place.
+/// Each cell of a sweep is a run of its own, with that head at zero or with the second text's values at that place. Seen red with the
+/// second text's tokens shifted by one.
 #[test]
 fn sweeps_are_runs_of_their_own() {
     let session = session();
@@ -220,7 +223,8 @@ fn sweeps_are_runs_of_their_own() {
     }
 }
 
-/// What attribution adds up to is the logit, and its heads are in their places: one at zero adds nothing.
+/// What attribution adds up to is the logit, and its heads are in their places: one at zero adds nothing. Seen red: the position
+/// before, and without the edits.
 #[test]
 fn attributions_add_up() {
     let session = session();
@@ -246,7 +250,7 @@ fn attributions_add_up() {
     }
 }
 
-/// What is written is the likeliest token after what is there, again and again.
+/// What is written is the likeliest token after what is there, again and again. Seen red with a temperature.
 #[test]
 fn texts_are_continued_by_their_likeliest_tokens() {
     let session = session();

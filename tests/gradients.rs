@@ -236,6 +236,22 @@ fn every_metric_and_edits_are_differentiated_through() {
     assert!(all_off.is_empty(), "{} gradients are off:\n{}", all_off.len(), all_off.join("\n"));
 }
 
+/// In a linear function of scores the masked ones count for nothing. Seen red where they counted.
+#[test]
+fn a_linear_function_of_scores() {
+    let session = open("classic", Choice::Cpu);
+    let (batch, mut hooks) = (session.model().batch(&[[1, 2, 3]]).unwrap(), session.model().hooks());
+    hooks.tap("attn_scores.1").unwrap();
+    let (site, select) = (Site::AttnScores(1), Select::all().heads([2]));
+    let run = session.gradients(&batch, &hooks, &Target::Dot { site, select, by: vec![1.0; 9] }).unwrap();
+    let scores = run.values.get(site).unwrap().index_axis(Axis(0), 0).index_axis(Axis(0), 2).to_owned();
+    let seen: f64 = (0..3)
+        .flat_map(|query| (0..=query).map(move |key| (query, key)))
+        .map(|at| f64::from(scores[[at.0, at.1]]))
+        .sum();
+    assert!(is_target(run.target[0], seen), "{}, expected {seen}", run.target[0]);
+}
+
 /// A run from embeddings has the gradient by these embeddings.
 #[test]
 fn a_run_from_embeddings_is_differentiated() {

@@ -1,6 +1,7 @@
 //! Compares path patching with f64 values from transformers (tools/goldens/paths.py), on four checkpoints and three devices, and
 //! checks properties that hold for all values. The bound is that of tests/edits.rs. Seen red: the wrong paths of
-//! `another_path_would_be_seen`.
+//! `another_path_would_be_seen`; texts that line up at their starts; a change at all positions for one; other heads not frozen; head 0's
+//! output, or a receiver's values of head 0, for every head.
 
 mod common;
 
@@ -8,8 +9,9 @@ use actscope::analysis::metric::Question;
 use actscope::analysis::path::PathSweep;
 use actscope::analysis::sweep::{Case, SweepAxis, Swept};
 use actscope::device::Choice;
-use actscope::{Edit, Error, Select, Session, Site};
+use actscope::{Edit, Error, Hooks, Select, Session, Site};
 use common::{DEVICES, floats, goldens, ids, open};
+use ndarray::Axis;
 use serde_json::Value;
 
 const NAMES: [&str; 4] = ["classic", "untied_erf", "inverse_f16", "no_ln"];
@@ -122,7 +124,7 @@ fn a_source_that_is_the_same_text_changes_nothing() {
     }
 }
 
-/// Cells that run together are cells alone, edits of the caller's included.
+/// Cells that run together are cells alone, edits of the caller's included. Seen red with the first cell's values for all receivers.
 #[test]
 fn cells_together_are_cells_alone() {
     let goldens = goldens("paths.json");
@@ -148,6 +150,60 @@ fn cells_together_are_cells_alone() {
                 let off = (alone.values[0][0] - value).abs() / value.abs().max(1e-3);
                 assert!(off <= 4e-6, "frozen {frozen}, to {to}, cell {cell}: {off:.1e}");
             }
+        }
+    }
+}
+
+/// The caller's edits are in force where a sender's output is computed, and in the run that gets the difference. A path to the logits is
+/// such a run: the output in the source's run less that in the text's own is added to the last stream, where the texts line up. Seen red
+/// without the edits in one or the other.
+#[test]
+fn edits_are_in_force_in_every_run_of_a_path() {
+    let session = open("classic", Choice::Cpu);
+    let config = session.model().config();
+    let (last, heads, width) = (config.n_layer - 1, config.n_head, config.n_embd);
+    let (here, source) = (vec![3, 1, 4, 1, 5], vec![9, 2, 6, 5]);
+    let offset = here.len() - source.len();
+    let question = |ids: &[u32]| Question { position: ids.len() - 1, answer: 1, wrong: 2 };
+    let case = Case {
+        question: question(&here),
+        aligned: source.len(),
+        source: Some((source.clone(), question(&source))),
+        ids: here.clone(),
+        from_source: true,
+    };
+    let edited = |factor: f32| {
+        let mut hooks = session.model().hooks();
+        for site in [Site::V(1), Site::MlpOut(last)] {
+            hooks.edit_at(site, Select::all(), Edit::Scale(factor)).unwrap();
+        }
+        hooks
+    };
+    let (edits, source_edits) = (edited(0.5), edited(2.0));
+    let run = |ids: &[u32], mut hooks: Hooks, site: Site| {
+        hooks.tap_at(site, Select::all()).unwrap();
+        let mut capture = session.run(&session.model().batch(&[ids]).unwrap(), &hooks).unwrap();
+        capture.take(site).unwrap().index_axis_move(Axis(0), 0)
+    };
+    for from in ["head", "mlp"] {
+        let sweep =
+            PathSweep::new(&format!("{from}...logits"), &[], false, "logit-diff".parse().unwrap(), config).unwrap();
+        let swept = session.path_sweep_async(&sweep, std::slice::from_ref(&case), &edits, &source_edits, None);
+        let swept = pollster::block_on(swept).unwrap();
+        assert_eq!(swept.values[0].len(), if from == "head" { (last + 1) * heads } else { last + 1 });
+        for (cell, got) in swept.values[0].iter().enumerate() {
+            let output = |ids: &[u32], hooks: &Hooks| match from {
+                "head" => run(ids, hooks.clone(), Site::Result(cell / heads)).index_axis_move(Axis(1), cell % heads),
+                _ => run(ids, hooks.clone(), Site::MlpOut(cell)),
+            };
+            let (own, other) = (output(&here, &edits), output(&source, &source_edits));
+            let difference = other - own.slice_axis(Axis(0), (offset..).into());
+            let added = vec![0.0; offset * width].into_iter().chain(difference).collect();
+            let mut hooks = edits.clone();
+            hooks.edit_at(Site::ResidPost(last), Select::all(), Edit::Add(added)).unwrap();
+            let logits = run(&here, hooks, Site::Unembed);
+            let want = f64::from(logits[[here.len() - 1, 1]]) - f64::from(logits[[here.len() - 1, 2]]);
+            assert!((got - want).abs() <= BOUND * want.abs().max(1.0), "{from}, cell {cell}: {got}, expected {want}");
         }
     }
 }
@@ -180,4 +236,9 @@ fn paths_that_do_not_exist() {
         let error = PathSweep::new(&path, axes, false, "logit".parse().unwrap(), config).unwrap_err();
         assert!(error.to_string().contains(message), "{path}: {error}");
     }
+    let sweep = PathSweep::new("head...logits", &[], false, "logit".parse().unwrap(), config).unwrap();
+    let question = Question { position: 1, answer: 1, wrong: 2 };
+    let alone = Case { ids: vec![1, 2], question, source: None, aligned: 2, from_source: true };
+    let error = session.path_sweep(&sweep, &[alone]).unwrap_err().to_string();
+    assert!(error.contains("case 0 has no source run"), "{error}");
 }
