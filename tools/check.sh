@@ -4,7 +4,7 @@
 # opens the report, and, in a venv, the Python packages with which tests read back what we write. About half an hour from
 # nothing on two cores, most of it compiling.
 #   check.sh        what needs Rust and a browser
-#   check.sh all    that, the Python module, and the explorer, which need as long again
+#   check.sh all    that, the tests of the packed crate, the Python module, and the explorer, which need as long again
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/install.sh
@@ -19,7 +19,7 @@ esac
 [ -n "${XDG_RUNTIME_DIR:-}" ] || export NODEVICE_SELECT=1
 
 command -v cc >/dev/null || install gcc libc6-dev
-cargo build --locked --quiet
+cargo test --locked --quiet --features external-tests --no-run
 if ! target/debug/actscope devices --json | grep -q '"device":"gpu"'; then
     [ "$(uname)" = Linux ] && install mesa-vulkan-drivers libvulkan1
     target/debug/actscope devices --json | grep -q '"device":"gpu"' || {
@@ -42,9 +42,10 @@ done
 for features in "" gpu tokenizer download output plot report; do
     cargo clippy --locked --quiet --lib --no-default-features --features "$features" -- -D warnings
 done
-cargo test --locked --quiet --lib --no-default-features
+cargo test --locked --quiet --lib --no-default-features --config profile.dev.opt-level=0
 cargo test --locked --quiet --features external-tests
 if [ "$parts" = all ]; then
+    tools/check-package.sh tests
     tools/check-python.sh
     # The explorer, in WebAssembly and in a browser.
     web/build.sh
@@ -52,15 +53,7 @@ if [ "$parts" = all ]; then
 fi
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --quiet --no-deps
 
-# What is published: not too large for crates.io, and its tests pass without the rest of the repository.
-cargo package --locked --quiet --no-verify --allow-dirty
-version=$(cargo pkgid | sed 's/.*[#@]//')
-size=$(wc -c < "target/package/actscope-$version.crate")
-[ "$size" -le 10485760 ] || { echo "the packed crate has $size bytes, and crates.io takes 10 MiB" >&2; exit 1; }
-packed=$(mktemp -d)
-trap 'rm -rf "$packed"' EXIT
-tar xzf "target/package/actscope-$version.crate" -C "$packed"
-CARGO_TARGET_DIR=$PWD/target cargo test --locked --quiet --manifest-path "$packed/actscope-$version/Cargo.toml"
+tools/check-package.sh
 
 if command -v cargo-deny >/dev/null; then
     cargo deny --locked check licenses bans sources

@@ -71,16 +71,34 @@ impl Suite {
     /// # Errors
     /// [`DeviceError`] when the device fails.
     pub async fn check<D: Device>(&self, variants: &[&D], tell: Tell<'_>) -> Result<Vec<KernelRow>, DeviceError> {
+        self.check_some(variants, &|_, _| true, &mut |_, _, _| {}, tell).await
+    }
+
+    /// [`Suite::check`] of the cases that `wanted` accepts, by operation and number within it. `ran` receives the kernels that
+    /// each of them ran, whichever of them the result is counted for.
+    ///
+    /// # Errors
+    /// As [`Suite::check`].
+    pub async fn check_some<D: Device>(
+        &self,
+        variants: &[&D],
+        wanted: &dyn Fn(OpKind, usize) -> bool,
+        ran: &mut dyn FnMut(OpKind, usize, &BTreeSet<&'static str>),
+        tell: Tell<'_>,
+    ) -> Result<Vec<KernelRow>, DeviceError> {
         let mut rows: Vec<KernelRow> = Vec::new();
-        variants.iter().for_each(|dev| drop(dev.kernels_run()));
+        variants.iter().for_each(|dev| drop(dev.take_kernels_run()));
         for (n, operation) in self.operations.iter().enumerate() {
             tell(Stage::Kernels, n, self.operations.len());
             let cases = (operation.cases)();
             let expected = operation.expected.get_or_init(|| cases.iter().map(Case::expected).collect());
-            for (case, expected) in cases.iter().zip(expected) {
+            let all = cases.iter().zip(expected).enumerate();
+            for (number, (case, expected)) in all.filter(|(number, _)| wanted(operation.kind, *number)) {
                 for dev in variants {
                     let off = case.judge(&case.on(*dev).await?, expected);
-                    for kernel in blamed(case, dev.kernels_run()) {
+                    let kernels = dev.take_kernels_run();
+                    ran(operation.kind, number, &kernels);
+                    for kernel in blamed(case, kernels) {
                         row_of(&mut rows, &kernel).add(case, off);
                     }
                 }
@@ -108,7 +126,7 @@ fn row_of<'a>(rows: &'a mut Vec<KernelRow>, kernel: &str) -> &'a mut KernelRow {
 fn blamed(case: &Case, run: BTreeSet<&'static str>) -> Vec<String> {
     let reads_back = case.of == Tested::Readback;
     let own: Vec<String> =
-        run.into_iter().filter(|kernel| (*kernel == COPY_OUT) == reads_back).map(String::from).collect();
+        run.into_iter().filter(|kernel| (*kernel == COPY_WINDOW) == reads_back).map(String::from).collect();
     // A product split along k runs two kernels, and so does attention whose keys are split, or over a cache that was filled
     // before. Either may be at fault.
     let beside = ["linear_join", "attention_join", "cache_append"];
@@ -120,7 +138,7 @@ fn blamed(case: &Case, run: BTreeSet<&'static str>) -> Vec<String> {
 }
 
 /// The kernel that gathers a part of a tensor for reading back.
-const COPY_OUT: &str = "copy_out";
+const COPY_WINDOW: &str = "copy_window";
 
 impl Default for Suite {
     fn default() -> Suite {
