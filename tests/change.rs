@@ -1,5 +1,5 @@
-//! `--edit`, `patch`, `ablate`, `edges`, `attribute --method`, `extract --mean`, `weights` and `lens --vector` as scripts call them: the content of
-//! their JSON and files, and the errors of wrong requests.
+//! `--edit`, `patch`, `ablate`, `edges`, `attribute --method`, `extract --mean`, `weights`, `lens --vector`, `run` and
+//! `--record` as scripts call them: the content of their JSON and files, and the errors of wrong requests.
 
 #[path = "common/binary.rs"]
 mod binary;
@@ -358,7 +358,7 @@ fn an_edited_run_is_checked() {
     ];
     let output = run([&text[..], &edits, &["--device", "cpu"]].concat());
     let said = stderr(&output);
-    assert!(output.status.success() && said.contains("all as it should be"), "{said}");
+    assert!(output.status.success() && said.contains("all values are within bounds"), "{said}");
     // A position of which nothing is recorded in the prefix, and windows.
     let windows = run([&text[..], &["--edit", "z.1@pos=3:zero", "--window", "3:2", "--device", "cpu"]].concat());
     assert!(windows.status.success(), "{}", stderr(&windows));
@@ -396,7 +396,7 @@ fn wrong_requests_say_what_is_wrong() {
         (patch(&["--metric", "logits"]), 2, "none of logit-diff"),
         (patch(&["-o", "a.txt"]), 2, ".json, .csv"),
         (vec!["patch".into(), "--pairs".into(), typo], 1, "is \"clean\" meant?"),
-        (pairs(&unasked), 1, "has no \"answer\", which the metric is about; add it"),
+        (pairs(&unasked), 1, "has no \"answer\", which the metric needs; add it"),
         (pairs(&mixed), 1, "has no \"wrong\", and other pairs have one"),
         (
             [pairs(&unasked), vec!["--metric".into(), "kl".into(), "--at".into(), "z.1".into()]].concat(),
@@ -441,6 +441,52 @@ fn weights_and_directions() {
     // A file that cannot be read is wrong input, not a wrong argument.
     let output = run(["lens", "-m", CLASSIC, "--vector", &vector]);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let both = run(["lens", "-m", CLASSIC, "--vector", &vector, "a text"]);
+    assert_eq!(both.status.code(), Some(2), "a text is not ignored: {}", stderr(&both));
+}
+
+/// What is recorded runs again. `--check` overwrites nothing, however a step names its output file. Seen red with `-oFILE` taken for
+/// no output file, and with a step appended to a last line without its end.
+#[test]
+fn steps_are_recorded_repeated_and_compared() {
+    let folder = tempfile::tempdir().unwrap();
+    let (steps, out) = (path(folder.path(), "steps.toml"), path(folder.path(), "out.json"));
+    let lock = path(folder.path(), "steps.lock.json");
+    std::fs::write(&steps, "# of a paper").unwrap();
+    let extract = ["extract", "-m", CLASSIC, "--ids", "1 2 3", "-k", "ln_f", "-q", "--device", "cpu"];
+    run_well([&extract[..], &[&format!("-o{out}"), "--record", &steps]].concat());
+    run_well(["devices", "--json", "--record", &steps]);
+    let text = std::fs::read_to_string(&steps).unwrap();
+    assert!(text.starts_with("# of a paper\n\n[[step]]\nname = \"1 extract\"\n"), "{text}");
+    assert!(text.contains("\n\n[[step]]\nname = \"2 devices\"\n"), "{text}");
+
+    run_well(["run", &steps, "-q"]);
+    let locked: Value = serde_json::from_slice(&std::fs::read(&lock).unwrap()).unwrap();
+    assert_eq!(locked["steps"][0]["outputs"][0]["file"], json!(out));
+    assert_eq!(locked["steps"][1]["model"], Value::Null);
+    let written = || std::fs::metadata(&out).unwrap().modified().unwrap();
+    let before = written();
+    run_well(["run", &steps, "--check", "-q"]);
+    assert_eq!(written(), before, "--check wrote the output again");
+
+    // Flags and the output file in one argument are understood by clap only.
+    let args = json!(["extract", "-m", CLASSIC, "--ids", "1 2", format!("-qo{out}")]);
+    std::fs::write(&steps, format!("[[step]]\nname = \"a\"\nargs = {args}\n")).unwrap();
+    let refused = run(["run", &steps]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("write its output file as two arguments"), "{}", stderr(&refused));
+    assert_eq!(written(), before, "a step that is refused ran");
+    // What is no file of steps is left as it is.
+    std::fs::write(&steps, "text = \"other").unwrap();
+    let refused = run(["devices", "--record", &steps]);
+    assert!(
+        stderr(&refused).contains("is not a file of steps, so nothing can be appended to it"),
+        "{}",
+        stderr(&refused)
+    );
+    assert_eq!(std::fs::read_to_string(&steps).unwrap(), "text = \"other");
+    let refused = run(["run", &steps, "--record", &steps]);
+    assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
 }
 
 fn json_of_weights(args: &[&str]) -> Value {

@@ -75,7 +75,7 @@ const CASES: &[Case] = &[
     (&["tokens", "--ids", "99999"], "", 1, &["99999", "vocabulary ends at 4095"]),
     // Gradients.
     (&["extract", "a cat", "--grad", "logit-dif"], "", 2, &["--grad: \"logit-dif\" is none of logit-diff", "dot:SITE"]),
-    (&["extract", "a cat", "--grad", "logit"], "", 2, &["--grad logit is about a token: give --answer"]),
+    (&["extract", "a cat", "--grad", "logit"], "", 2, &["--grad logit needs an answer token: give --answer"]),
     (&["extract", "a cat", "--grad", "logit-diff", "--answer", " cat"], "", 2, &["give --wrong"]),
     (&["extract", "a cat", "--answer", " cat"], "", 2, &["give --grad METRIC"]),
     (&["extract", "a cat", "--grad", "kl"], "", 2, &["is 0 without --edit"]),
@@ -126,9 +126,9 @@ const CASES: &[Case] = &[
     (&["extract", "a", "-k", "embed.hook_in"], "", 2, &["is not an activation: it holds token ids"]),
     (&["hooks", "hidden_states.2"], "", 0, &["note: hidden_states.2 is what leaves block 1"]),
     // Attribution, heads, circuits, processed weights.
-    (&["attribute", "a b"], "", 2, &["attribute asks where a token's logit comes from", "--answer"]),
+    (&["attribute", "a b"], "", 2, &["attribute needs the token whose logit", "--answer"]),
     (&["attribute", "a b", "--wrong", " c"], "", 2, &["--answer"]),
-    (&["attribute", "a", "b", "--answer", " c"], "", 2, &["a logit of one text is attributed and 2 were given"]),
+    (&["attribute", "a", "b", "--answer", " c"], "", 2, &["attribute takes one text and 2 were given"]),
     (
         &["attribute", "a b", "--answer", "id:4096"],
         "",
@@ -206,7 +206,7 @@ const CASES: &[Case] = &[
         2,
         &["do not line up", "reword one of them"],
     ),
-    (&["edges", "--clean", "a b", "--corrupt", "a c"], "", 2, &["--metric logit is about a token: give --answer"]),
+    (&["edges", "--clean", "a b", "--corrupt", "a c"], "", 2, &["--metric logit needs an answer token: give --answer"]),
     (
         &["edges", "--clean", "a b", "--corrupt", "a c", "--answer", " c", "--method", "ig"],
         "",
@@ -225,11 +225,11 @@ const CASES: &[Case] = &[
         &["tokens", "a", "--hook", "x"],
         "",
         2,
-        &["tokens has no option --hook, which is one of extract, heatmap and generate"],
+        &["tokens has no option --hook, which is an option of extract, heatmap and generate"],
     ),
-    (&["lens", "a", "-k", "x"], "", 2, &["lens has no option -k, which is one of extract, heatmap and generate"]),
+    (&["lens", "a", "-k", "x"], "", 2, &["lens has no option -k, which is an option of extract, heatmap and generate"]),
     (&["extract", "a", "--hok", "x"], "", 2, &["extract has no option --hok; nearest: --hook"]),
-    (&["extract", "a", "--zzzzzz"], "", 2, &["stands behind `--`"]),
+    (&["extract", "a", "--zzzzzz"], "", 2, &["put a text that begins with `-` after `--`"]),
     (&["hooks", "a", "b"], "", 2, &["takes no more arguments", "\"b\""]),
     // Files.
     (
@@ -286,7 +286,7 @@ const CASES: &[Case] = &[
     // Files of steps.
     (&["run", "FOLDER/none.toml"], "", 1, &["cannot read FOLDER/none.toml"]),
     (&["run", "FOLDER/gaps.txt"], "", 1, &["FOLDER/gaps.txt is not a file of steps"]),
-    (&["run", "FOLDER/loop.toml"], "", 1, &["step \"again\"", "is not a command that a step can have"]),
+    (&["run", "FOLDER/loop.toml"], "", 1, &["step \"again\"", "has no command in args, or has `run`"]),
 ];
 
 #[test]

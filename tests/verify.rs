@@ -7,7 +7,7 @@ mod common;
 
 use actscope::batch::Batch;
 use actscope::device::reference::Reference;
-use actscope::device::rounded::Rounded;
+use actscope::device::rounded_reference::RoundedReference;
 use actscope::device::{Choice, Device};
 use actscope::hooks::capture::Capture;
 use actscope::hooks::layout::Layout;
@@ -50,7 +50,7 @@ fn a_right_device_is_called_right() {
             "attention_pattern",
             "blocks.*.hook_resid_post",
             "PyTorch ",
-            "none parts",
+            "no operation differs",
             "all right",
             "4. The same texts",
         ] {
@@ -128,7 +128,7 @@ fn a_checked_file_is_written_where_all_is_right() {
             "{}",
             stderr(&output)
         );
-        assert!(stderr(&output).contains("text 1") && stderr(&output).contains("all as it should be"));
+        assert!(stderr(&output).contains("text 1") && stderr(&output).contains("all values are within bounds"));
         assert_eq!(names_in(folder.path()), ["a.npz"]);
     }
 }
@@ -245,7 +245,7 @@ fn pytorch_would_pass_the_bound_for_unmeasured_models() {
         let batch = Batch::new(&golden.ids, checkpoint.config()).unwrap();
         let mut hooks = Hooks::new(checkpoint.config());
         hooks.tap("*").unwrap();
-        let floor = everything(&Rounded::default(), &checkpoint, &batch, &hooks);
+        let floor = everything(&RoundedReference::default(), &checkpoint, &batch, &hooks);
         let expected = everything(&Reference::default(), &checkpoint, &batch, &hooks);
         for (site, want) in expected.iter() {
             let rounded = measure::tokens(site, floor.get(site).unwrap(), want.view()).error;

@@ -20,14 +20,13 @@ use serde::ser::{Serialize, SerializeSeq, Serializer};
 pub(crate) struct AttentionCommand {
     #[command(flatten)]
     picture: PictureArgs,
-    /// Layers, counted from 0, or from the end: -1 is the last; also 1,3 or 1..3 (without 3). Without it, all.
-    /// Repeatable
+    /// Layers: 0 is the first and -1 the last; also lists (1,3) and ranges (1..3, without 3). Repeatable [default: all]
     #[arg(short, long, value_name = "N", allow_hyphen_values = true)]
     layer: Vec<String>,
-    /// Heads, as layers are counted. Without it, all. Repeatable
+    /// Heads, written like layers. Repeatable [default: all]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     head: Vec<String>,
-    /// What to show of a head
+    /// Which values of a head to show
     #[arg(long, value_enum, default_value_t = Kind::Pattern)]
     kind: Kind,
     /// Show every head before and after the edits, side by side
@@ -39,7 +38,7 @@ pub(crate) struct AttentionCommand {
 enum Kind {
     /// The softmax over keys: each row adds up to 1
     Pattern,
-    /// The input of the softmax: query times key, scaled and masked
+    /// The input of that softmax: query times key, scaled and masked
     Scores,
 }
 
@@ -55,7 +54,7 @@ struct HeadNumbers<'a> {
     head: usize,
     /// The hook of the values.
     hook: String,
-    /// True for a head of the edited run that is shown beside the unedited one.
+    /// True for a head of the edited run, if the unedited head is shown beside it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     edited: bool,
     /// [query, key]; null for keys after the query.
@@ -93,7 +92,7 @@ impl AttentionCommand {
         let (files, mut canvas) = self.picture.open()?;
         let layers = lists::chosen("layer", &self.layer, files.config().n_layer)?;
         let heads = lists::chosen("head", &self.head, files.config().n_head)?;
-        // Heads between the first and the last come along: a tap takes a range.
+        // A tap takes a range of heads, so it also records those between the chosen ones.
         let range = heads[0]..heads[heads.len() - 1] + 1;
         let mut hooks = files.hooks();
         for layer in &layers {
@@ -165,7 +164,7 @@ impl AttentionCommand {
     }
 }
 
-/// A head's values, with -inf for masked entries.
+/// A head's values [query, key], with -inf for masked entries.
 fn masked(values: ArrayView2<'_, f32>) -> ndarray::Array2<f32> {
     let mut values = values.to_owned();
     for ((query, key), value) in values.indexed_iter_mut() {

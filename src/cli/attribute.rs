@@ -1,5 +1,5 @@
-//! `actscope attribute`: where a logit, or the difference of two, comes from. Read next: `../analysis/attribute.rs` and
-//! `../analysis/attribute_gradient.rs`, which compute it.
+//! `actscope attribute`: the share of each part of the model in a logit, or in the difference of two logits.
+//! Read next: `../analysis/attribute.rs` and `../analysis/attribute_gradient.rs`, which compute it.
 
 use super::edits::mark;
 use super::question::QuestionArgs;
@@ -33,24 +33,24 @@ pub(super) struct AttributeCommand {
     model: ModelArgs,
     #[command(flatten)]
     question: QuestionArgs,
-    /// The parts: component, layer, head, neuron or position [default: component; with --method integrated position]
+    /// The parts: component, layer, head, neuron or position [default: component; position with --method integrated]
     #[arg(long, value_name = "PARTS")]
     by: Option<By>,
-    /// How a part's share is found: direct, what it adds to the logit with the final LayerNorm's divisor as it was, an exact sum;
-    /// gradient, its value times the logit's gradient; or integrated[=STEPS], the mean of that along the line from the baseline's
-    /// token embeddings to the text's [STEPS: 50]
+    /// How a part's share is computed. direct: what the part adds to the logit while the final LayerNorm's divisor is
+    /// held fixed, an exact sum. gradient: the part's value times the logit's gradient. integrated[=STEPS]: integrated
+    /// gradients, with STEPS points from the baseline's token embeddings to the text's [STEPS: 50]
     #[arg(long, value_name = "METHOD", default_value = "direct")]
     method: Method,
-    /// The text that the line of integrated gradients starts from [default: zeros]
+    /// The baseline of integrated gradients: a text of the same number of tokens [default: zeros]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     baseline: Option<String>,
-    /// The baseline as token ids
+    /// The baseline text as token ids
     #[arg(long, value_name = "IDS", conflicts_with = "baseline")]
     baseline_ids: Option<String>,
-    /// Only the N largest parts; the others go into the remainder [default: all, of neurons 20]
+    /// Show only the N largest parts; the remainder holds the others [default: all; 20 for neurons]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     top: Option<u32>,
-    /// Where to write: .json, .csv, .npz, .safetensors, or a picture as .png or .svg. Without it, on the terminal
+    /// Output file: .json, .csv, .npz, .safetensors, or a picture as .png or .svg [default: the terminal]
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -64,7 +64,7 @@ enum Method {
     Integrated { steps: usize },
 }
 
-/// The number of points on the line if STEPS is not given.
+/// The number of points if STEPS is not given.
 const STEPS: usize = 50;
 
 impl FromStr for Method {
@@ -109,13 +109,13 @@ impl AttributeCommand {
         let several = batch.texts().len();
         if several > 1 {
             return Err(Failure::Usage(format!(
-                "a logit of one text is attributed and {several} were given; give one (in quotes, if it is several words)"
+                "attribute takes one text and {several} were given; give one (in quotes, if it is several words)"
             )));
         }
         let tokens = files.tokens(&batch).remove(0);
         let Some(answer) = self.question.answer(&files, &self.model)? else {
             return Err(Failure::Usage(
-                "attribute asks where a token's logit comes from: name the token with --answer".into(),
+                "attribute needs the token whose logit is attributed; name the token with --answer".into(),
             ));
         };
         let wrong = self.question.wrong(&files, &self.model)?;
@@ -202,7 +202,7 @@ impl AttributeCommand {
         self.by.unwrap_or(usual)
     }
 
-    /// Where gradients are taken, for the methods that use gradients.
+    /// Where gradients are taken; `None` for the direct method.
     fn along(&self, files: &Model) -> Result<Option<Along>, Failure> {
         let ids = match (&self.baseline, &self.baseline_ids) {
             (Some(text), _) => Some(self.texts.encoded(std::slice::from_ref(text), files, &self.model)?),
@@ -215,7 +215,7 @@ impl AttributeCommand {
         match self.method {
             Method::Integrated { steps } => Ok(Some(Along::Line { steps, from: ids.map(|ids| ids.concat()) })),
             _ if ids.is_some() => Err(Failure::Usage(
-                "--baseline is where the line of --method integrated starts; give that method".into(),
+                "--baseline belongs to --method integrated; give that method, or leave the baseline out".into(),
             )),
             Method::Gradient => Ok(Some(Along::Here)),
             Method::Direct => Ok(None),
@@ -223,19 +223,19 @@ impl AttributeCommand {
     }
 }
 
-/// The results.
+/// The results, for every form of output.
 struct Whole<'a> {
     found: &'a Attribution,
     session: &'a Session,
     by: By,
-    /// Where gradients were taken; `None` for the direct method.
+    /// As [`AttributeCommand::along`].
     along: Option<&'a Along>,
     heading: Heading,
     json: Map<String, Value>,
 }
 
 impl Whole<'_> {
-    /// The values of all heads in row-major order; `None` if some were left out.
+    /// The values of all heads [layer, head] in row-major order; `None` if --top left some out.
     fn heads(&self) -> Option<Vec<f64>> {
         let config = self.session.model().config();
         let value = |(layer, head): (usize, usize)| {
@@ -248,7 +248,7 @@ impl Whole<'_> {
     }
 
     fn remainder(&self) -> String {
-        let of = if matches!(self.along, Some(Along::Line { .. })) { " (less that where the line starts)" } else { "" };
+        let of = if matches!(self.along, Some(Along::Line { .. })) { " (minus the baseline's)" } else { "" };
         format!("total {:.6}{of}, remainder {:.2e}", self.found.total, self.found.remainder)
     }
 }
@@ -269,7 +269,7 @@ impl Findings for Whole<'_> {
         [Named::f64("values", &[values.len()], values)].into_iter().chain(heads).collect()
     }
 
-    /// Prints a table whose column of values adds up to the total.
+    /// Writes a table whose column of values adds up to the total.
     fn table(&self, table: &mut csv::Writer<&mut dyn Write>) -> std::io::Result<()> {
         table.write_record(["label", "value"])?;
         let rows = self.found.labels.iter().map(String::as_str).zip(self.found.values.iter().copied());
@@ -284,7 +284,7 @@ impl Findings for Whole<'_> {
             let config = self.session.model().config();
             let others: f64 = self.found.values.iter().sum::<f64>() - heads.iter().sum::<f64>();
             let what =
-                format!("{}; by no head {others:+.4}, remainder {:.1e}", self.heading.what, self.found.remainder);
+                format!("{}; not by heads {others:+.4}, remainder {:.1e}", self.heading.what, self.found.remainder);
             let labels: Vec<Vec<Value>> =
                 [config.n_layer, config.n_head].map(|n| (0..n).map(|i| json!(i)).collect()).to_vec();
             let text = Some((self.heading.text.clone(), self.heading.text.clone()));

@@ -33,7 +33,7 @@ fn model_or_random(arg: clap::Arg) -> clap::Arg {
     )
 }
 
-/// A report, and what it was measured on.
+/// A report, with the device, the model and the settings that it was measured with.
 struct Measurement {
     report: Report,
     device: DeviceInfo,
@@ -54,7 +54,7 @@ impl Bench {
             random::NAME => Arc::new(random::gpt2_small().map_err(Error::from)?),
             _ => self.model.open()?.checkpoint().clone(),
         };
-        // Opened as a session opens it, so that the benchmark measures what users run.
+        // The device is opened as a session opens it, so that the benchmark measures what users run.
         let options = options(self.device, self.weights);
         let opened = pollster::block_on(device::open_among(options.device, &options.adapters));
         let device = match opened.map_err(Error::from)? {
@@ -96,7 +96,7 @@ impl Bench {
     }
 }
 
-/// A rate in units of 10^9 per second, with three digits.
+/// A rate per second in units of 10^9, with three digits.
 fn giga(rate: f64) -> String {
     digits(1e-9 * rate)
 }
@@ -110,12 +110,21 @@ fn digits(x: f64) -> String {
 fn counted(counters: &Counters) -> String {
     let Counters { submits, command_buffers, passes, dispatches, barriers, copies } = counters;
     format!(
-        "{dispatches} dispatches ({barriers} wait), {passes} passes, {copies} copies, {submits} submits, {command_buffers} command buffers"
+        "{dispatches} dispatches ({barriers} waiting), {passes} passes, {copies} copies, {submits} submits, {command_buffers} command buffers"
     )
 }
 
 fn percent(share: f64) -> String {
     format!("{:.0} %", 100.0 * share)
+}
+
+/// Writes a row of a table. A cell with a negative width is aligned left, another one right.
+fn row<const N: usize>(out: &mut impl Write, widths: [isize; N], cells: [impl AsRef<str>; N]) -> std::io::Result<()> {
+    let padded = widths.iter().zip(&cells).map(|(width, cell)| {
+        let (n, cell) = (width.unsigned_abs(), cell.as_ref());
+        if *width < 0 { format!("{cell:<n$}") } else { format!("{cell:>n$}") }
+    });
+    writeln!(out, "   {}", padded.collect::<Vec<String>>().join(" "))
 }
 
 impl Measurement {
@@ -140,23 +149,19 @@ impl Measurement {
             writeln!(out, "   {}", self.settings)?;
         }
         writeln!(out, "\n2. Single operations, at gpt2-small's shapes, random f32, by {}", self.clock)?;
-        writeln!(
-            out,
-            "   {:24} {:>6} {:>10} {:>9} {:>8} {:>8} {:>8}",
-            "operation", "tokens", "ms", "GFLOP/s", "of limit", "GB/s", "of limit"
-        )?;
-        for row in operations {
-            writeln!(
-                out,
-                "   {:24} {:>6} {:>10.4} {:>9} {:>8} {:>8} {:>8}",
-                row.name,
-                row.tokens,
-                1e3 * row.timing.seconds,
-                giga(row.arithmetic),
-                percent(row.arithmetic / limits.arithmetic),
-                giga(row.moving),
-                percent(row.moving / limits.reading),
-            )?;
+        let widths = [-24, 6, 10, 9, 8, 8, 8];
+        row(out, widths, ["operation", "tokens", "ms", "GFLOP/s", "of limit", "GB/s", "of limit"])?;
+        for of in operations {
+            let cells = [
+                of.name.to_string(),
+                of.tokens.to_string(),
+                format!("{:.4}", 1e3 * of.timing.seconds),
+                giga(of.arithmetic),
+                percent(of.arithmetic / limits.arithmetic),
+                giga(of.moving),
+                percent(of.moving / limits.reading),
+            ];
+            row(out, widths, cells)?;
         }
         writeln!(
             out,
@@ -166,23 +171,19 @@ impl Measurement {
         )?;
         let weights = if self.weights == "stored" { String::new() } else { format!(", weights {}", self.weights) };
         writeln!(out, "\n3. Whole runs of one text, model {}{weights}, by the host's clock", self.model)?;
-        writeln!(
-            out,
-            "   {:>6} {:14} {:>10} {:>9} {:>9} {:>10} {:>10}",
-            "tokens", "tapped", "ms", "tokens/s", "of none", "to host", "peak memory"
-        )?;
-        for row in forwards {
-            writeln!(
-                out,
-                "   {:>6} {:14} {:>10.2} {:>9} {:>9} {:>10} {:>10}",
-                row.tokens,
-                row.taps.name(),
-                1e3 * row.timing.seconds,
-                digits(row.tokens as f64 / row.timing.seconds),
-                format!("{:.2} x", row.times_untapped),
-                size(row.bytes as u64),
-                row.peak.map_or("-".into(), size),
-            )?;
+        let widths = [6, -14, 10, 9, 9, 10, 10];
+        row(out, widths, ["tokens", "tapped", "ms", "tokens/s", "of none", "to host", "peak memory"])?;
+        for run in forwards {
+            let cells = [
+                run.tokens.to_string(),
+                run.taps.name().to_string(),
+                format!("{:.2}", 1e3 * run.timing.seconds),
+                digits(run.tokens as f64 / run.timing.seconds),
+                format!("{:.2} x", run.times_untapped),
+                size(run.bytes as u64),
+                run.peak.map_or("-".into(), size),
+            ];
+            row(out, widths, cells)?;
         }
         writeln!(
             out,
@@ -190,51 +191,57 @@ impl Measurement {
              peak memory: main memory of this process, weights included; the memory of a GPU is not reported"
         )?;
         let recorded = forwards.iter().filter(|row| row.counters != Counters::default());
-        for (n, row) in recorded.enumerate() {
+        for (n, run) in recorded.enumerate() {
             if n == 0 {
                 writeln!(
                     out,
-                    "   What one run records: dispatches (of which wait for another), passes, copies, submits, command buffers"
+                    "   What one run records: dispatches (those that wait for another), passes, copies, submits, command buffers"
                 )?;
             }
-            writeln!(out, "   {:>6} {:14} {}", row.tokens, row.taps.name(), counted(&row.counters))?;
+            row(out, [6, -14, 0], [run.tokens.to_string(), run.taps.name().to_string(), counted(&run.counters)])?;
         }
-        for (n, row) in kernels.iter().enumerate() {
+        let widths = [6, -24, 10, 10, 8];
+        for (n, of) in kernels.iter().enumerate() {
             if n == 0 {
                 writeln!(out, "   Kernels of a run with the last token's logits, each dispatch in a pass of its own")?;
-                writeln!(out, "   {:>6} {:24} {:>10} {:>10} {:>8}", "tokens", "kernel", "dispatches", "ms", "of run")?;
+                row(out, widths, ["tokens", "kernel", "dispatches", "ms", "of run"])?;
             }
-            let all: f64 = kernels.iter().filter(|other| other.tokens == row.tokens).map(|other| other.seconds).sum();
-            let share = percent(row.seconds / all);
-            let ms = 1e3 * row.seconds;
-            writeln!(out, "   {:>6} {:24} {:>10} {ms:>10.4} {share:>8}", row.tokens, row.kernel, row.dispatches)?;
+            let all: f64 = kernels.iter().filter(|other| other.tokens == of.tokens).map(|other| other.seconds).sum();
+            let cells = [
+                of.tokens.to_string(),
+                of.kernel.to_string(),
+                of.dispatches.to_string(),
+                format!("{:.4}", 1e3 * of.seconds),
+                percent(of.seconds / all),
+            ];
+            row(out, widths, cells)?;
         }
         writeln!(
             out,
             "\n4. Generation: the prompt in one run, then one token per run, with a cache of keys and values"
         )?;
-        writeln!(
-            out,
-            "   {:>6} {:>6} {:>6} {:>10} {:>9} {:>8} {:>8}",
-            "texts", "before", "tokens", "ms", "tokens/s", "GB/s", "of limit"
-        )?;
-        for row in generation {
-            let reading = row.bytes as f64 / row.timing.seconds;
-            writeln!(
-                out,
-                "   {:>6} {:>6} {:>6} {:>10.2} {:>9} {:>8} {:>8}",
-                row.texts,
-                row.before,
-                row.tokens,
-                1e3 * row.timing.seconds,
-                digits((row.texts * row.tokens) as f64 / row.timing.seconds),
+        let widths = [6, 6, 6, 10, 9, 8, 8];
+        row(out, widths, ["texts", "before", "tokens", "ms", "tokens/s", "GB/s", "of limit"])?;
+        for step in generation {
+            let reading = step.bytes as f64 / step.timing.seconds;
+            let cells = [
+                step.texts.to_string(),
+                step.before.to_string(),
+                step.tokens.to_string(),
+                format!("{:.2}", 1e3 * step.timing.seconds),
+                digits((step.texts * step.tokens) as f64 / step.timing.seconds),
                 giga(reading),
                 percent(reading / limits.reading),
-            )?;
+            ];
+            row(out, widths, cells)?;
         }
-        for row in generation.iter().filter(|row| row.counters != Counters::default()) {
-            let recorded = counted(&row.counters);
-            writeln!(out, "   {:>6} {:>6} {:>6} records {recorded}", row.texts, row.before, row.tokens)?;
+        for step in generation.iter().filter(|step| step.counters != Counters::default()) {
+            let recorded = format!("records {}", counted(&step.counters));
+            row(
+                out,
+                [6, 6, 6, 0],
+                [step.texts.to_string(), step.before.to_string(), step.tokens.to_string(), recorded],
+            )?;
         }
         writeln!(
             out,

@@ -1,4 +1,4 @@
-//! `extract --check`: reports which of a run's values were compared with the reference, and fails on a mismatch. Read
+//! `extract --check`: reports which values of a run were compared with the reference, and fails on a mismatch. Read
 //! next: `../verify/sample.rs`.
 
 use super::{Failure, ModelArgs, n_hooks};
@@ -8,10 +8,11 @@ use crate::hooks::site::Site;
 use crate::session::{Progress, Session};
 use crate::verify::sample::{Found, Probe, Sample};
 
-/// Compares a sample of a run of `hooks` on `batch` with the reference. `what_is_run` is the texts' name in messages.
+/// Compares a sample of a run of `hooks` on `batch` with the reference. `what_is_run` names a text of the batch in
+/// messages: "text" or "window".
 ///
 /// # Errors
-/// [`Failure::Run`] on a mismatch, before anything is written.
+/// [`Failure::Run`] on a mismatch.
 pub(super) fn hold(
     sample: Sample,
     session: &Session,
@@ -33,7 +34,7 @@ pub(super) fn hold(
             [first, .., last] => format!("{} hooks from {first} to {last}", sites.len()),
             [] => String::new(),
         };
-        let (all, how) = (batch.texts()[*text].len(), if *apart { ", run once more by themselves" } else { "" });
+        let (all, how) = (batch.texts()[*text].len(), if *apart { ", run separately" } else { "" });
         model.say(format_args!(
             "checked against f64: {what_is_run} {text}, {positions} of the first {tokens} of its {all} tokens{how}: {what}"
         ));
@@ -44,7 +45,7 @@ pub(super) fn hold(
         if let Some(nearest) = checked.found.iter().max_by(|a, b| share(a).total_cmp(&share(b))) {
             let Found { site, worst, allowed } = nearest;
             model.say(format_args!(
-                "all as it should be; {site} comes nearest to a fault, {:.1e} off where {allowed:.1e} is allowed",
+                "all values are within bounds; {site} comes nearest to its bound: {:.1e} of {allowed:.1e} allowed",
                 worst.error
             ));
         }

@@ -1,4 +1,5 @@
-//! `actscope circuits`: what a head's weights do, independent of any text. Read next: `../analysis/circuits.rs`, which computes it.
+//! `actscope circuits`: what a head's weights do, independent of any text. Read next: `../analysis/circuits.rs`, which
+//! computes it.
 
 use super::run::{ProcessArgs, refuse_to_overwrite};
 use super::target::{Findings, Target, deliver, model_provenance, number};
@@ -21,13 +22,13 @@ pub(super) struct CircuitsCommand {
     /// The head: layer and head with a dot between them; negative numbers count from the end, such as -1.0
     #[arg(value_name = "L.H", allow_hyphen_values = true)]
     head: Place,
-    /// ov: from the attended token to the tokens it makes likelier; qk: from the query token to the key token
+    /// ov: from the attended token to the tokens that it makes likelier; qk: from the query token to the key token
     #[arg(long, value_name = "KIND", default_value = "ov")]
     kind: CircuitKind,
-    /// How many pairs of tokens, singular directions and composing heads are shown
+    /// Show the N largest pairs of tokens, singular directions and compositions
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     top: u32,
-    /// Where to write: .json, .csv (pairs), .npz or .safetensors. Without it, on the terminal
+    /// Output file: .json, .csv (pairs of tokens), .npz or .safetensors [default: the terminal]
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -36,7 +37,7 @@ pub(super) struct CircuitsCommand {
     model: ModelArgs,
 }
 
-/// A head as written.
+/// A head as the user wrote it; negative numbers count from the end.
 #[derive(Clone, Copy)]
 struct Place {
     layer: i64,
@@ -54,7 +55,7 @@ impl FromStr for Place {
     }
 }
 
-/// How many tokens are shown for each end of a direction.
+/// Tokens shown at each end of a direction.
 const TOKENS: usize = 5;
 
 impl CircuitsCommand {
@@ -86,7 +87,7 @@ impl CircuitsCommand {
     }
 }
 
-/// The results.
+/// The results, for every form of output.
 struct Whole<'a> {
     files: &'a Model,
     found: &'a Circuit,
@@ -195,7 +196,7 @@ impl Findings for Whole<'_> {
         for Pair { from, to, value } in &found.pairs {
             writeln!(out, "{value:>+12.4}  {} -> {}", label(*from), label(*to))?;
         }
-        writeln!(out, "\nsingular directions, the tokens at both of their ends")?;
+        writeln!(out, "\nsingular directions, with the tokens at both ends")?;
         for (n, direction) in found.directions.iter().take(*top).enumerate() {
             let list = |tokens: &TokenLogits| tokens.iter().map(|(id, _)| label(*id)).collect::<Vec<_>>().join(" ");
             writeln!(out, "{n:>3} {:>10.4}", direction.value)?;
@@ -204,7 +205,7 @@ impl Findings for Whole<'_> {
                 writeln!(out, "    {side:>8}: {} | {}", list(high), list(low))?;
             }
         }
-        let lists = [("reads of earlier heads", &found.reads), ("is read by later heads", &found.writes)];
+        let lists = [("reads earlier heads", &found.reads), ("is read by later heads", &found.writes)];
         for (name, list) in lists {
             if list.is_empty() {
                 continue;

@@ -1,4 +1,5 @@
-//! `actscope completions`: the script with which a shell completes commands and options. clap_complete writes it.
+//! `actscope completions`: prints the script with which a shell completes commands and options. The crate clap_complete
+//! generates it.
 
 use super::{Cli, Failure};
 use clap::{Args, CommandFactory};
@@ -19,7 +20,7 @@ pub(crate) struct Completions {
 
 impl Completions {
     pub(super) fn run(self) -> Result<(), Failure> {
-        // The script is made in memory first, because the crate panics if stdout is closed.
+        // The script is generated in memory first, because clap_complete panics if stdout is closed.
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "actscope", &mut script);
         Ok(std::io::stdout().lock().write_all(&script)?)

@@ -1,4 +1,5 @@
-//! `actscope devices`: lists adapters and limits, and which device `auto` selects. Read next: `../device/mod.rs`.
+//! `actscope devices`: lists devices and their limits, and marks the one that `auto` selects. Read next:
+//! `../device/mod.rs`.
 
 use super::{Failure, environment, size};
 use crate::device::gpu::{self, AdapterInfo};
@@ -17,7 +18,7 @@ pub(crate) struct Devices {
 impl Devices {
     pub(super) fn run(self) -> Result<(), Failure> {
         let adapters = pollster::block_on(gpu::adapters(&environment::read().adapters));
-        // `auto` selects the first hardware adapter; the list is in order of preference.
+        // The list is in order of preference, and `auto` selects its first hardware adapter.
         let auto = adapters.iter().position(|adapter| !adapter.info.software);
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let mut out = std::io::stdout().lock();
@@ -48,8 +49,8 @@ impl Devices {
             writeln!(out, "  gpu        none: no Vulkan, Metal or DirectX 12 driver answered")?;
         }
         writeln!(out, "{} cpu        {} threads, f32", if auto.is_none() { "*" } else { " " }, threads)?;
-        writeln!(out, "  reference  one thread, f64: slow and right")?;
-        writeln!(out, "* is what --device auto takes")?;
+        writeln!(out, "  reference  one thread, f64: slow and accurate")?;
+        writeln!(out, "* is the device that --device auto selects")?;
         Ok(())
     }
 }

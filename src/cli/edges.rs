@@ -1,5 +1,5 @@
-//! `actscope edges`: how much each connection from one part of the model to a later one matters. Read next:
-//! `../analysis/edges.rs`, which computes it.
+//! `actscope edges`: how much the metric depends on each connection from one part of the model to a later one. Read
+//! next: `../analysis/edges.rs`, which computes it.
 
 use super::pairs::{self, PairArgs, hide_texts};
 use super::question::QuestionArgs;
@@ -28,23 +28,24 @@ use std::str::FromStr;
 pub(super) struct EdgesCommand {
     #[command(flatten)]
     pairs: PairArgs,
-    /// Where the gradient is taken: eap, at the corrupt run; or eap-ig[=STEPS], at STEPS points from the corrupt text's
-    /// embeddings to the clean one's [STEPS: 30]
+    /// Where the gradient is taken. eap: at the corrupt run. eap-ig[=STEPS]: at STEPS points from the corrupt text's
+    /// embeddings to the clean text's [STEPS: 30]
     #[arg(long, value_name = "METHOD", default_value = "eap")]
     method: Method,
-    /// logit-diff (the default with --wrong), logit, logprob, prob, loss or kl
+    /// The metric: logit-diff, logit, logprob, prob, loss or kl [default: logit; logit-diff with --wrong]
     #[arg(long, value_name = "METRIC")]
     metric: Option<String>,
     #[command(flatten)]
     question: QuestionArgs,
-    /// The N strongest edges are shown
+    /// Show the N strongest edges
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     top: u32,
-    /// Also run the model with these edges only, while all others carry the corrupt run's values: how much of the metric these carry
+    /// Also run the model with only these edges clean and all others corrupt, and print the share of the metric that
+    /// they restore
     #[arg(long)]
     faithfulness: bool,
-    /// Where to write: .json, .csv or .npz, .safetensors with all edges, or a graph of the strongest as .png or .svg. Without it, on
-    /// the terminal
+    /// Output file: .json with the strongest edges; .csv, .npz or .safetensors with all edges; or a graph of the
+    /// strongest as .png or .svg [default: the terminal]
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -61,7 +62,7 @@ enum Method {
     EapIg { steps: usize },
 }
 
-/// The number of points on the line if STEPS is not given, as in Hanna et al. 2024.
+/// The number of points if STEPS is not given, as in Hanna et al. 2024.
 const STEPS: usize = 30;
 
 impl FromStr for Method {
@@ -133,7 +134,7 @@ impl EdgesCommand {
         deliver(&whole, target, &self.model)
     }
 
-    /// The mean metric of runs with the strongest edges only.
+    /// The mean metric over all pairs of runs whose edges in `top` carry clean values, and all others corrupt ones.
     fn circuit(&self, session: &Session, cases: &[Case], metric: Metric, top: &[Edge]) -> Result<f64, Failure> {
         let run = async |told: Progress<'_>| {
             let mut values = Vec::new();
@@ -149,7 +150,7 @@ impl EdgesCommand {
     }
 }
 
-/// The results.
+/// The results, for every form of output.
 struct Whole {
     found: Edges,
     top: Vec<Edge>,
@@ -193,10 +194,18 @@ impl Whole {
             found.edges.len()
         )];
         if let Some(circuit) = circuit {
-            let faithfulness = (circuit - corrupt) / (clean - corrupt);
             put("circuit", number(circuit));
-            put("faithfulness", number(faithfulness));
-            notes.push(format!("with these edges only: {circuit:.4}, faithfulness {faithfulness:.4}"));
+            if clean == corrupt {
+                put("faithfulness", Value::Null);
+                notes.push(format!(
+                    "with these edges only: {circuit:.4}; clean and corrupt have the same {}, so faithfulness is undefined",
+                    metric.name()
+                ));
+            } else {
+                let faithfulness = (circuit - corrupt) / (clean - corrupt);
+                put("faithfulness", number(faithfulness));
+                notes.push(format!("with these edges only: {circuit:.4}, faithfulness {faithfulness:.4}"));
+            }
         }
         provenance(session, &[]).into_iter().for_each(|(key, value)| drop(put(&key, value)));
         let (mut text, mut of) = (Vec::new(), format!("mean of {} pairs", found.clean.len()));
@@ -224,7 +233,7 @@ impl Findings for Whole {
         &["edges"]
     }
 
-    /// The scores [writers, readers]; NaN if there is no edge from the writer to the reader.
+    /// The scores [writers, readers]; NaN where a writer and a reader have no edge.
     fn arrays(&self) -> Vec<Named> {
         let shape = [self.writers.len(), self.readers.len()];
         let mut scores = vec![f64::NAN; shape[0] * shape[1]];

@@ -15,21 +15,21 @@ use clap::Args;
 use ndarray::ArrayD;
 use std::path::{Path, PathBuf};
 
-/// Which activations are changed during the run.
+/// The edits of a run, and the texts and files that they take values from.
 #[derive(Args)]
 pub(super) struct EditArgs {
-    /// Change activations: SITE[@SELECT]:OP, such as 'z.2@head=3:zero' or 'resid_pre.1@pos=-1:add=2*dir.npy'. SELECT is a
-    /// comma-separated list of pos= head= dim= key= text= ; OP is zero, scale=F, add=V, set=V, mean, patch or freeze; V is a number
-    /// or [F*]FILE[#ARRAY]. Repeatable; applied in order
+    /// Change activations: SITE[@SELECT]:OP, such as 'z.2@head=3:zero' or 'resid_pre.1@pos=-1:add=2*dir.npy'. SELECT is
+    /// a comma-separated list of pos=, head=, dim=, key= and text=. OP is zero, scale=F, add=V, set=V, mean, patch or
+    /// freeze. V is a number or [F*]FILE[#ARRAY]. Repeatable; edits are applied in order
     #[arg(long, value_name = "EDIT", allow_hyphen_values = true)]
     edit: Vec<String>,
-    /// The text that `patch` takes values from: one for all texts, or one for each. Repeatable
+    /// The text that the edit `patch` takes values from: one for all texts, or one for each text. Repeatable
     #[arg(long, value_name = "TEXT", requires = "edit", conflicts_with = "source_ids", allow_hyphen_values = true)]
     source: Vec<String>,
     /// The source texts as token ids. Repeatable
     #[arg(long, value_name = "IDS", requires = "edit")]
     source_ids: Vec<String>,
-    /// A file of texts, one a line, over which the edit `mean` takes its mean, instead of the run's own texts
+    /// A file with one text per line. The edit `mean` takes the mean over these texts instead of the run's own
     #[arg(long, value_name = "FILE", requires = "edit")]
     mean_from: Option<PathBuf>,
 }
@@ -40,7 +40,7 @@ impl EditArgs {
         !self.edit.is_empty()
     }
 
-    /// Reads the edits, without a model.
+    /// Parses the edits, and checks that they fit the other options. Needs no model.
     fn specs(&self) -> Result<Vec<EditSpec>, Failure> {
         let specs: Vec<EditSpec> = self
             .edit
@@ -51,19 +51,19 @@ impl EditArgs {
         let sources = !self.source.is_empty() || !self.source_ids.is_empty();
         match (uses(&OpSpec::Patch), sources, uses(&OpSpec::Mean), &self.mean_from) {
             (true, false, ..) => {
-                Err(Failure::Usage("`patch` needs a source run: give --source or --source-ids".into()))
+                Err(Failure::Usage("the edit `patch` needs a source text: give --source or --source-ids".into()))
             }
-            (false, true, ..) => {
-                Err(Failure::Usage("--source is what `patch` takes values from, and no edit is a patch".into()))
-            }
-            (.., false, Some(_)) => {
-                Err(Failure::Usage("--mean-from is what `mean` is taken over, and no edit is a mean".into()))
-            }
+            (false, true, ..) => Err(Failure::Usage(
+                "--source is for the edit `patch`, and no edit is a patch; add one, or leave --source out".into(),
+            )),
+            (.., false, Some(_)) => Err(Failure::Usage(
+                "--mean-from is for the edit `mean`, and no edit is a mean; add one, or leave --mean-from out".into(),
+            )),
             _ => Ok(specs),
         }
     }
 
-    /// The same edits as options, for a printed command.
+    /// The edits as options with their values, for a command that is printed.
     pub(crate) fn arguments(&self) -> impl Iterator<Item = [String; 2]> {
         let all = |name: &str, values: &[String]| {
             let name = name.to_string();
@@ -79,7 +79,7 @@ impl EditArgs {
         lists.into_iter().flatten()
     }
 
-    /// Files that are read, which no output may replace.
+    /// The files that the edits read. No output may replace them.
     pub(crate) fn files(&self) -> impl Iterator<Item = PathBuf> {
         let specs = self.edit.iter().filter_map(|edit| edit.parse::<EditSpec>().ok());
         let values = specs.filter_map(|spec| match spec.op() {
@@ -89,7 +89,7 @@ impl EditArgs {
         values.chain(self.mean_from.clone())
     }
 
-    /// Checks the edits completely, before any weight is loaded.
+    /// Checks the edits completely. Loads no weights.
     pub(crate) fn plan(
         &self,
         texts: &TextArgs,
@@ -105,7 +105,8 @@ impl EditArgs {
         Ok(EditPlan::new(&specs, files, batch, sources, &mut read)?)
     }
 
-    /// [`EditArgs::plan`] for texts that are generated. `both` has the texts at their greatest possible length, and the prompts.
+    /// [`EditArgs::plan`] for texts that are generated. `both` is the texts at their greatest possible length, and the
+    /// prompts.
     pub(crate) fn plan_of_growing(
         &self,
         texts: &TextArgs,
@@ -121,7 +122,8 @@ impl EditArgs {
         Ok(GrowingPlan::new(&specs, files, both, &sources, &mut read)?)
     }
 
-    /// [`EditArgs::plan`] for texts that are run in windows: their tokens, the windows, and the windows as a batch.
+    /// [`EditArgs::plan`] for texts that are run in windows. `run` is the tokens of the texts, the windows, and the
+    /// windows as a batch.
     pub(crate) fn plan_of_windows(
         &self,
         texts: &TextArgs,
@@ -178,13 +180,13 @@ impl EditArgs {
     }
 }
 
-/// Reads the values of an edit from a file.
+/// Reads the values of an edit from a file. `array` names one of the file's arrays.
 pub(super) fn read(path: &str, array: Option<&str>, site: Site) -> Result<ArrayD<f32>, String> {
     arrays::read(Path::new(path), array, Some(site))
 }
 
 impl ModelArgs {
-    /// Runs what the edits need, and adds them to a request.
+    /// Runs the texts that the edits take values from, and adds the edits to `hooks`.
     pub(super) fn edit(
         &self,
         plan: &EditPlan,

@@ -1,5 +1,5 @@
-//! `actscope run` and `--record`: a file of steps that can be run again, and beside it a lock file with the hashes of their
-//! outputs. A step is a command of actscope.
+//! `actscope run` and `--record`: files of steps, which can be run again. Owns their format, the lock file beside each
+//! with the hashes of the outputs, and the comparison of two outputs. A step is a command of actscope.
 //!
 //! ```toml
 //! [[step]]
@@ -8,12 +8,13 @@
 //! ```
 
 use super::{Failure, environment};
+use crate::bench::random;
 use crate::output::{self, Place, arrays};
 use crate::session::Model;
 use crate::text::hex;
-use clap::Args;
+use clap::{Args, CommandFactory};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -22,9 +23,9 @@ use std::process::{Command, Stdio};
 /// Arguments of `actscope run`.
 #[derive(Args)]
 pub(crate) struct RunCommand {
-    /// The file with the steps (.toml); paths in it are taken from its folder
+    /// The file with the steps (.toml); paths in it are relative to its folder
     file: PathBuf,
-    /// Repeat the steps and compare every output with FILE.lock.json; overwrite nothing
+    /// Repeat the steps, compare every output with the lock file (.lock.json in place of .toml), and overwrite nothing
     #[arg(long)]
     check: bool,
     /// Print nothing on stderr except errors
@@ -35,6 +36,7 @@ pub(crate) struct RunCommand {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Experiment {
+    #[serde(default)]
     step: Vec<Step>,
 }
 
@@ -45,13 +47,15 @@ struct Step {
     args: Vec<String>,
 }
 
-/// A step in the lock file: what it was, and what it wrote.
+/// A step in the lock file: its command, its model and device, and its outputs.
 #[derive(Serialize, Deserialize)]
 struct Locked {
     name: String,
     args: Vec<String>,
-    model: String,
-    model_fingerprint: String,
+    /// `None` for a command without a model.
+    model: Option<String>,
+    /// `None` without a model, and for one that is made in memory.
+    model_fingerprint: Option<String>,
     device: Option<String>,
     outputs: Vec<Output>,
 }
@@ -69,8 +73,8 @@ struct Lock {
     steps: Vec<Locked>,
 }
 
-/// How much numbers of two runs may differ, as a share of the largest number of their array. It allows for the rounding of
-/// another device, which sums in another order.
+/// How much the numbers of two runs may differ, as a share of the largest number of their array. Devices sum in
+/// different orders, so they round differently.
 const POLICY: f64 = 2e-5;
 
 const STDOUT: &str = "stdout";
@@ -79,12 +83,43 @@ fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// Finds an option in arguments: the index of the argument that holds its value, and the value.
-fn option<'a>(args: &'a [String], short: &str, long: &str) -> Option<(usize, &'a str)> {
-    args.iter().enumerate().find_map(|(i, arg)| match arg.as_str() {
-        name if name == short || name == long => args.get(i + 1).map(|value| (i + 1, value.as_str())),
-        name => name.strip_prefix(long).and_then(|rest| rest.strip_prefix('=')).map(|value| (i, value)),
-    })
+/// Where the value of an option stands: the index of an argument, and the byte at which the value begins in it.
+#[derive(Clone, Copy)]
+struct Value {
+    arg: usize,
+    begin: usize,
+}
+
+impl Value {
+    /// Finds an option before `--`: `--out VALUE`, `--out=VALUE`, `-o VALUE`, `-oVALUE` or `-o=VALUE`.
+    fn of(args: &[String], short: Option<&str>, long: &str) -> Option<Value> {
+        for (arg, written) in args.iter().enumerate().take_while(|(_, written)| *written != "--") {
+            if written == long || Some(written.as_str()) == short {
+                return (arg + 1 < args.len()).then_some(Value { arg: arg + 1, begin: 0 });
+            }
+            if written.strip_prefix(long).is_some_and(|rest| rest.starts_with('=')) {
+                return Some(Value { arg, begin: long.len() + 1 });
+            }
+            if let Some((short, rest)) = short.and_then(|short| Some((short, written.strip_prefix(short)?))) {
+                return Some(Value { arg, begin: short.len() + usize::from(rest.starts_with('=')) });
+            }
+        }
+        None
+    }
+
+    fn read(self, args: &[String]) -> &str {
+        &args[self.arg][self.begin..]
+    }
+}
+
+/// The value of an option as clap reads it, defaults included. `None` if the command has no such option, or if the arguments
+/// are wrong: then running them says so.
+fn parsed(args: &[String], option: &str) -> Option<String> {
+    let program = std::iter::once("actscope").chain(args.iter().map(String::as_str));
+    let found = super::Cli::command().try_get_matches_from(program).ok()?;
+    let (_, of_command) = found.subcommand()?;
+    let value = of_command.try_get_raw(option).ok()??.next_back()?;
+    value.to_str().map(String::from)
 }
 
 impl RunCommand {
@@ -94,9 +129,17 @@ impl RunCommand {
         let experiment: Experiment = toml::from_str(&text).map_err(|e| {
             Failure::Run(format!("{named} is not a file of steps: {}", e.to_string().replace('\n', " ")))
         })?;
+        if experiment.step.is_empty() {
+            return Err(Failure::Run(format!(
+                "{named} has no [[step]]; add one by hand, or with --record {named} on a command"
+            )));
+        }
         if let Some(step) = experiment.step.iter().find(|step| step.args.first().is_none_or(|command| command == "run"))
         {
-            return Err(Failure::Run(format!("step {:?} of {named} is not a command that a step can have", step.name)));
+            return Err(Failure::Run(format!(
+                "step {:?} of {named} has no command in args, or has `run`; give another command, such as extract",
+                step.name
+            )));
         }
         let file = self.file.canonicalize().map_err(|e| Failure::Run(format!("cannot read {named}: {e}")))?;
         let lock_file = file.with_extension("lock.json");
@@ -137,17 +180,27 @@ impl RunCommand {
         }
     }
 
-    /// Runs a step. With `elsewhere`, its output goes into that folder. Returns the entry for the lock file, and stdout.
+    /// Runs a step in a process of its own. With `elsewhere`, its output file goes into that folder. Returns the entry
+    /// for the lock file, and the bytes of stdout.
+    ///
+    /// # Errors
+    /// [`Failure::Run`] if the step fails, with the last line of its stderr.
     fn step(&self, step: &Step, elsewhere: Option<&Path>) -> Result<(Locked, Vec<u8>), Failure> {
         self.say(&format!("step {}: actscope {}", step.name, step.args.join(" ")));
-        let out = option(&step.args, "-o", "--out").map(|(at, file)| (at, file.to_string()));
+        let at = Value::of(&step.args, Some("-o"), "--out");
+        let out = at.map(|at| at.read(&step.args).to_string());
+        // Otherwise the file would be neither hashed nor, with --check, written elsewhere.
+        if let Some(file) = parsed(&step.args, "out").filter(|file| out.as_ref() != Some(file)) {
+            let name = &step.name;
+            return Err(Failure::Run(format!(
+                "step {name}: write its output file as two arguments, \"-o\" and {file:?}"
+            )));
+        }
         let mut args = step.args.clone();
-        let mut written = out.as_ref().map(|(_, file)| PathBuf::from(file));
-        if let (Some(folder), Some((at, file))) = (elsewhere, &out) {
-            let name = Path::new(file).file_name().map(PathBuf::from).unwrap_or_default();
-            let place = folder.join(name);
-            let prefix = if args[*at].starts_with("--out=") { "--out=" } else { "" };
-            args[*at] = format!("{prefix}{}", place.display());
+        let mut written = out.as_ref().map(PathBuf::from);
+        if let (Some(folder), Some(at), Some(file)) = (elsewhere, at, &out) {
+            let place = folder.join(Path::new(file).file_name().unwrap_or_default());
+            args[at.arg].replace_range(at.begin.., &place.display().to_string());
             written = Some(place);
         }
         let failed = |e: std::io::Error| Failure::Run(format!("step {}: {e}", step.name));
@@ -165,22 +218,24 @@ impl RunCommand {
             stdout.map(|mut stdout| stdout.read_to_end(&mut bytes)).transpose().map(|_| bytes)
         });
         let (mut device, mut last) = (None, String::new());
-        for line in stderr.into_iter().flat_map(|stderr| BufReader::new(stderr).lines()) {
+        for line in stderr.into_iter().flat_map(|stderr| BufReader::new(stderr).split(b'\n')) {
             let line = line.map_err(failed)?;
+            let line = String::from_utf8_lossy(&line).trim_end_matches('\r').to_string();
             device = line.strip_prefix("device: ").map(String::from).or(device);
             self.say(&format!("  {line}"));
             last = line;
         }
         let status = child.wait().map_err(failed)?;
-        let printed = printed.join().map_err(|_| Failure::Run(format!("step {}: its stdout was lost", step.name)))?;
+        let printed =
+            printed.join().map_err(|_| Failure::Run(format!("step {}: cannot read its stdout", step.name)))?;
         let printed = printed.map_err(failed)?;
         if !status.success() {
             return Err(Failure::Run(format!("step {} failed: {last}", step.name)));
         }
         let mut outputs = Vec::new();
-        if let (Some(written), Some((_, file))) = (&written, &out) {
+        if let (Some(written), Some(file)) = (&written, out) {
             let bytes = std::fs::read(written).map_err(failed)?;
-            outputs.push(Output { file: file.clone(), sha256: sha256(&bytes) });
+            outputs.push(Output { file, sha256: sha256(&bytes) });
         }
         if !printed.is_empty() {
             outputs.push(Output { file: STDOUT.into(), sha256: sha256(&printed) });
@@ -188,14 +243,22 @@ impl RunCommand {
                 std::io::stdout().write_all(&printed)?;
             }
         }
-        let model = option(&step.args, "-m", "--model").map_or("demo", |(_, model)| model).to_string();
-        let model_fingerprint =
-            Model::open_from(&model, &environment::read().hub, &mut |_| {})?.checkpoint().fingerprint();
+        let model = parsed(&step.args, "model");
+        let model_fingerprint = match &model {
+            Some(model) if model != random::NAME => {
+                let files = Model::open_from(model, &environment::read().hub, &mut |_| {})?;
+                Some(files.checkpoint().fingerprint())
+            }
+            _ => None,
+        };
         let (name, args) = (step.name.clone(), step.args.clone());
         Ok((Locked { name, args, model, model_fingerprint, device, outputs }, printed))
     }
 
     /// Runs every step again, and compares its outputs with those of the lock file.
+    ///
+    /// # Errors
+    /// [`Failure::Run`] with every mismatch.
     fn check_against(&self, experiment: &Experiment, lock: &Lock) -> Result<(), Failure> {
         let steps = &experiment.step;
         let same = |(step, locked): (&Step, &Locked)| step.name == locked.name && step.args == locked.args;
@@ -210,10 +273,11 @@ impl RunCommand {
         let mut mismatches = Vec::new();
         for (step, locked) in steps.iter().zip(&lock.steps) {
             let folder =
-                tempfile::tempdir().map_err(|e| Failure::Run(format!("no folder for temporary files: {e}")))?;
+                tempfile::tempdir().map_err(|e| Failure::Run(format!("cannot create a temporary folder: {e}")))?;
             let (found, printed) = self.step(step, Some(folder.path()))?;
             if found.model_fingerprint != locked.model_fingerprint {
-                mismatches.push(format!("{}: the model {} has other weights now", step.name, locked.model));
+                let model = locked.model.as_deref().unwrap_or_default();
+                mismatches.push(format!("{}: the model {model} has other weights now", step.name));
             }
             for Output { file, sha256: before } in &locked.outputs {
                 let now = found.outputs.iter().find(|output| output.file == *file);
@@ -237,7 +301,7 @@ impl RunCommand {
     }
 }
 
-/// Checks that an output file is still the one that the lock file describes; only then its numbers can be compared.
+/// Checks that an output file is unchanged since the lock file was written. Only then its numbers can be compared.
 fn check_kept(file: &Path, sha: &str) -> Result<(), String> {
     let bytes = std::fs::read(file)
         .map_err(|e| format!("it differs from the lock file, and the earlier output cannot be read: {e}"))?;
@@ -248,7 +312,7 @@ fn check_kept(file: &Path, sha: &str) -> Result<(), String> {
     }
 }
 
-/// Compares two output files by their numbers.
+/// Compares two output files by their numbers. Returns how near they are, or how they differ.
 fn compare(before: &Path, now: &Path) -> Result<String, String> {
     match output::extension(before).as_str() {
         "npz" | "safetensors" | "npy" => {
@@ -257,7 +321,7 @@ fn compare(before: &Path, now: &Path) -> Result<String, String> {
                 .map(|(name, array)| (name, array.shape()))
                 .ne(b.iter().map(|(name, array)| (name, array.shape())))
             {
-                return Err("it has other arrays".into());
+                return Err("its arrays have other names or shapes".into());
             }
             let numbers = |array: &ndarray::ArrayD<f32>| array.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
             let worst =
@@ -268,13 +332,13 @@ fn compare(before: &Path, now: &Path) -> Result<String, String> {
             let read = |file: &Path| std::fs::read(file).map_err(|e| e.to_string());
             compare_text(Some(&read(before)?), &read(now)?)
         }
-        _ => Err("it is another picture or page; the same device and version draw the same bytes".into()),
+        _ => Err("its bytes differ; the same device and version write the same picture or page".into()),
     }
 }
 
 /// Compares two texts by the numbers in them.
 fn compare_text(before: Option<&[u8]>, now: &[u8]) -> Result<String, String> {
-    let Some(before) = before else { return Err("it is another text, and the earlier one is not stored".into()) };
+    let Some(before) = before else { return Err("its text differs, and the earlier text is not stored".into()) };
     let split = |bytes: &[u8]| -> (Vec<f64>, Vec<String>) {
         let text = String::from_utf8_lossy(bytes).into_owned();
         let words = text.split([',', '[', ']', '{', '}', ':', '\n', ' ']).filter(|word| !word.is_empty());
@@ -289,7 +353,7 @@ fn compare_text(before: Option<&[u8]>, now: &[u8]) -> Result<String, String> {
     };
     let ((a, words), (b, others)) = (split(before), split(now));
     if words != others || a.len() != b.len() {
-        return Err("it has other words or another number of numbers".into());
+        return Err("its words differ, or it has more or fewer numbers".into());
     }
     judge(largest_difference(&a, &b))
 }
@@ -298,7 +362,8 @@ fn worse(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
 }
 
-/// The largest difference as a share of the largest number. Two NaN, or two equal infinities, do not differ.
+/// The largest difference, as a share of the largest finite number of `a`. Two NaN, or two equal infinities, do not
+/// differ.
 fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
     let largest = a.iter().filter(|v| v.is_finite()).fold(0.0f64, |most, v| most.max(v.abs())).max(f64::MIN_POSITIVE);
     let pairs = a.iter().zip(b).filter(|(a, b)| a != b && !(a.is_nan() && b.is_nan()));
@@ -313,38 +378,59 @@ fn judge(worst: f64) -> Result<String, String> {
     }
 }
 
-/// Takes `--record FILE` out of a program's arguments.
-pub(super) fn recording(args: &mut Vec<String>) -> Option<PathBuf> {
-    let end = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
-    let (at, file) = option(&args[..end], "--record", "--record")?;
-    let file = PathBuf::from(file);
-    let first = if args[at].starts_with("--record=") { at } else { at - 1 };
-    args.drain(first..=at);
-    Some(file)
+/// A command that will be appended to a file of steps once it has succeeded.
+pub(super) struct Recording {
+    file: PathBuf,
+    args: Vec<String>,
+    /// The file without this step.
+    before: String,
+    /// The number of steps in it.
+    steps: usize,
 }
 
-/// Appends the step that was just done.
-pub(super) fn record(file: &Path, args: &[String]) -> Result<(), Failure> {
-    let failed = |e: std::io::Error| Failure::Run(format!("cannot write {}: {e}", file.display()));
-    let before = std::fs::read_to_string(file).or_else(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => Ok(String::new()),
-        _ => Err(failed(e)),
-    })?;
-    let steps = if before.trim().is_empty() {
-        0
-    } else {
-        toml::from_str::<Experiment>(&before).map_or(0, |experiment| experiment.step.len())
-    };
-    let name = format!("{} {}", steps + 1, args.first().map_or("", String::as_str));
-    // A list of strings is written alike in JSON and in TOML.
-    let text = format!(
-        "{before}{}[[step]]\nname = {}\nargs = {}\n",
-        if steps > 0 { "\n" } else { "" },
-        json!(name),
-        Value::from(args.to_vec())
-    );
-    Place::create(file)?.fill(|part| std::fs::write(part, text))?;
-    Ok(())
+impl Recording {
+    /// Removes `--record FILE` from a program's arguments. `None` if they have none.
+    ///
+    /// # Errors
+    /// [`Failure`] if this command cannot be a step, or if there is a file that is not a file of steps.
+    pub(super) fn of(args: &mut Vec<String>) -> Option<Result<Recording, Failure>> {
+        let at = Value::of(args, None, "--record")?;
+        let file = PathBuf::from(at.read(args));
+        let first = if at.begin == 0 { at.arg - 1 } else { at.arg };
+        args.drain(first..=at.arg);
+        Some(Recording::begin(file, args.clone()))
+    }
+
+    fn begin(file: PathBuf, args: Vec<String>) -> Result<Recording, Failure> {
+        let named = file.display();
+        if args.first().is_some_and(|command| command == "run") {
+            return Err(Failure::Usage(
+                "--record records a command, and `run` runs recorded commands; leave --record out".into(),
+            ));
+        }
+        let before = std::fs::read_to_string(&file).or_else(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Ok(String::new()),
+            _ => Err(Failure::Run(format!("cannot read {named}: {e}"))),
+        })?;
+        let Experiment { step } = toml::from_str(&before).map_err(|e| {
+            let e = e.to_string().replace('\n', " ");
+            Failure::Run(format!("{named} is not a file of steps, so nothing can be appended to it: {e}"))
+        })?;
+        Ok(Recording { steps: step.len(), file, args, before })
+    }
+
+    /// Appends the command.
+    pub(super) fn append(self) -> Result<(), Failure> {
+        let Recording { file, args, mut before, steps } = self;
+        if !before.is_empty() {
+            before.push_str(if before.ends_with('\n') { "\n" } else { "\n\n" });
+        }
+        let name = format!("{} {}", steps + 1, args.first().map_or("", String::as_str));
+        // JSON and TOML write strings and lists of them in the same way, but for one control character.
+        let step = format!("[[step]]\nname = {}\nargs = {}\n", json!(name), json!(args)).replace('\u{7f}', "\\u007f");
+        Place::create(&file)?.fill(|part| std::fs::write(part, before + &step))?;
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -366,10 +452,29 @@ mod tests {
     fn record_is_taken_out_of_the_arguments() {
         let of = |args: &[&str]| {
             let mut args: Vec<String> = args.iter().map(|arg| arg.to_string()).collect();
-            (recording(&mut args), args.join(" "))
+            let file = Recording::of(&mut args).map(|recording| recording.unwrap_or_else(|_| panic!("{args:?}")).file);
+            (file, args.join(" "))
         };
         assert_eq!(of(&["lens", "a", "--record", "b.toml", "-q"]), (Some("b.toml".into()), "lens a -q".into()));
         assert_eq!(of(&["lens", "--record=b.toml", "a"]), (Some("b.toml".into()), "lens a".into()));
         assert_eq!(of(&["lens", "--", "--record", "b"]), (None, "lens -- --record b".into()));
+    }
+
+    #[test]
+    fn an_output_file_is_found_however_it_is_written() {
+        let of = |args: &[&str]| {
+            let args: Vec<String> = args.iter().map(|arg| arg.to_string()).collect();
+            let found = Value::of(&args, Some("-o"), "--out").map(|at| at.read(&args).to_string());
+            (found, parsed(&args, "out"))
+        };
+        let file = || Some("a.json".to_string());
+        for written in [&["-o", "a.json"][..], &["-oa.json"], &["-o=a.json"], &["--out", "a.json"], &["--out=a.json"]] {
+            assert_eq!(of(&[&["lens", "x"], written].concat()), (file(), file()), "{written:?}");
+        }
+        assert_eq!(of(&["lens", "--", "-o", "a.json"]), (None, None));
+        // Flags in one argument are clap's alone, and such a step is refused.
+        assert_eq!(of(&["lens", "x", "-qoa.json"]), (None, file()));
+        assert_eq!(parsed(&["bench".into()], "model").as_deref(), Some(random::NAME));
+        assert_eq!(parsed(&["devices".into()], "model"), None);
     }
 }

@@ -1,6 +1,6 @@
-//! `actscope explore`: serves the explorer to this machine only; this program computes. Owns the page's files, the addresses, and
-//! the form of answers. Read next: `../explore/mod.rs`, which answers; `loopback.rs`, which speaks HTTP;
-//! `../explore/page/engine.js`, which asks.
+//! `actscope explore`: serves the explorer to browsers on this machine, and runs the page's requests. Owns the list of
+//! the page's files, the addresses, and the format of answers. Read next: `../explore/mod.rs`, which computes answers;
+//! `loopback.rs`, which reads and writes HTTP; `../explore/page/engine.js`, which sends requests.
 
 use super::loopback::{Chunks, Connection, End, Request, TEXT};
 use super::run::RunArgs;
@@ -25,7 +25,7 @@ pub(crate) struct Explore {
     model: ModelArgs,
     #[command(flatten)]
     run: RunArgs,
-    /// The port on 127.0.0.1 [default: any free one]
+    /// The port on 127.0.0.1 [default: any free port]
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     port: u16,
     /// Print the address, and do not open a browser
@@ -33,7 +33,7 @@ pub(crate) struct Explore {
     no_open: bool,
 }
 
-/// The page's files except `index.html`. `worker.js` is not among them, because this program takes its place.
+/// The page's files except `index.html`. `worker.js` is not among them, because this program runs what it would run.
 const FILES: &[(&str, &str)] = &[
     ("app.js", include_str!("../explore/page/app.js")),
     ("dialogs.js", include_str!("../explore/page/dialogs.js")),
@@ -54,28 +54,28 @@ const FILES: &[(&str, &str)] = &[
     ("where.js", include_str!("../explore/page/where.js")),
 ];
 const INDEX: &str = include_str!("../explore/page/index.html");
-/// What tells the page that this program computes.
+/// The tag in `index.html` that says what runs the page's requests: as stored, and as served.
 const ENGINE: [&str; 2] = [r#"<meta name="engine" content="worker">"#, r#"<meta name="engine" content="server">"#];
 
-/// The most connections at a time; browsers open fewer.
+/// The most connections at a time. Browsers open fewer.
 const CONNECTIONS: usize = 64;
 /// How often a run reports its progress to the page, and checks whether the page still waits.
 const PULSE: Duration = Duration::from_millis(50);
 
-/// What every connection shares.
+/// The state that all connections share.
 struct Server {
     session: Session,
-    /// The secret first part of every path. Other users and pages do not know it.
+    /// The first part of every path. It is secret, so that other users and pages cannot send requests.
     secret: String,
     /// The description of model and device for the page.
     served: Value,
-    /// True when the program is about to end.
+    /// True once the program ends. Runs stop at their next step.
     ends: AtomicBool,
 }
 
 impl Explore {
     pub(super) fn run(self) -> Result<(), Failure> {
-        // First, since opening a model may take minutes.
+        // The port is opened first, so that an error is reported before a model is loaded, which may take minutes.
         let (listener, address) = self.listener()?;
         let secret = secret()?;
         let session = self.run.session(self.model.open()?, &self.model)?;
@@ -103,7 +103,7 @@ impl Explore {
         if !self.no_open
             && let Err(e) = open::that_detached(&page)
         {
-            self.model.say(format_args!("note: no browser could be opened ({e}); open the address above in one"));
+            self.model.say(format_args!("note: no browser could be opened ({e}); open the address above in a browser"));
         }
         self.model.say(format_args!("the explorer is served to this machine until Ctrl-C"));
         while !interrupt::happened() {
@@ -120,16 +120,18 @@ impl Explore {
         let opened = listening.and_then(|listener| listener.local_addr().map(|address| (listener, address)));
         opened.map_err(|e| {
             let next = if self.port == 0 {
-                "this machine does not let programs listen on 127.0.0.1"
+                "allow this program to listen on 127.0.0.1"
             } else {
-                "choose another with --port, or leave it out for any free one"
+                "choose another port with --port, or leave --port out"
             };
-            Failure::Run(format!("port {} of 127.0.0.1 cannot be served: {e}; {next}", self.port))
+            let port = if self.port == 0 { "a free port".into() } else { format!("port {}", self.port) };
+            Failure::Run(format!("{port} of 127.0.0.1 cannot be served: {e}; {next}"))
         })
     }
 }
 
-/// Waits until the current runs end, so that the device is dropped, which writes its cache.
+/// Waits until the current runs end and the device is dropped, because the drop writes the device's cache. Gives up
+/// after five seconds.
 fn finish(mut server: Arc<Server>) {
     const TIMEOUT: Duration = Duration::from_secs(5);
     let start = Instant::now();
@@ -142,20 +144,26 @@ fn finish(mut server: Arc<Server>) {
     }
 }
 
-/// 128 random bits.
+/// 128 random bits in hexadecimal.
 fn secret() -> Result<String, Failure> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|e| {
         Failure::Run(format!(
-            "this system gives no random numbers ({e}), so no address can be kept from other programs"
+            "this system gives no random numbers ({e}), and without them the explorer's address is not secret"
         ))
     })?;
     Ok(hex(&bytes))
 }
 
+/// Serves each connection in a thread of its own.
 fn accept(listener: &TcpListener, address: SocketAddr, server: &Weak<Server>) {
     let open = Arc::new(AtomicUsize::new(0));
-    for stream in listener.incoming().flatten() {
+    for stream in listener.incoming() {
+        let Ok(stream) = stream else {
+            // Such as too many open files, which takes a while to pass.
+            std::thread::sleep(PULSE);
+            continue;
+        };
         let (server, open) = (server.clone(), open.clone());
         if open.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS {
             open.fetch_sub(1, Ordering::Relaxed);
@@ -205,7 +213,7 @@ impl Server {
                 Err(e) => send(400, TEXT, format!("not a request: {e}").as_bytes()),
             },
             "ask" => send(405, TEXT, b"requests are sent by POST"),
-            _ if !is_get => send(405, TEXT, b"files are asked for by GET"),
+            _ if !is_get => send(405, TEXT, b"files are requested by GET"),
             "" => send(200, HTML, INDEX.replace(ENGINE[0], ENGINE[1]).as_bytes()),
             "served.json" => send(200, JSON, self.served.to_string().as_bytes()),
             _ => match FILES.iter().find(|(file, _)| *file == name) {
@@ -216,18 +224,21 @@ impl Server {
         }
     }
 
-    /// Answers a request for a path below the secret.
+    /// The part of a path below the secret; `None` if the secret is wrong.
     fn name<'a>(&self, path: &'a str) -> Option<&'a str> {
         let (secret, name) = path.strip_prefix('/')?.split_once('/')?;
-        // The same time whatever is right of it.
+        // The comparison takes the same time wherever the secrets differ, so its time does not reveal a correct prefix.
         let differs = |(a, b): (u8, u8)| a ^ b;
         let same = secret.len() == self.secret.len()
             && secret.bytes().zip(self.secret.bytes()).map(differs).fold(0, |all, one| all | one) == 0;
         same.then_some(name)
     }
 
-    /// Runs a request. The answer begins with lines of JSON: reports of progress, then the result. The values of the result's arrays
-    /// follow as little-endian f32.
+    /// Runs a request. The answer is lines of JSON, reports of progress and then the result, followed by the values of
+    /// the result's arrays as little-endian f32.
+    ///
+    /// # Errors
+    /// The connection is closed. An error of the request itself is part of the answer.
     fn ask(&self, chunks: Chunks<'_>, request: &explore::Request) -> std::io::Result<()> {
         let (chunks, last) = (RefCell::new(chunks), Cell::new(Instant::now()));
         let tell = |what: &str, done: usize, of: usize| {

@@ -1,4 +1,5 @@
-//! `actscope extract`: writes activations of one or more texts to a file, or prints a summary. Read next: `run.rs`.
+//! `actscope extract`: writes activations of one or more texts to a file, or prints a summary. Owns the forecast of
+//! `--dry-run`. Read next: `run.rs`.
 
 use super::edits::EditArgs;
 use super::gradient::{Asked, Both, GradientArgs, Side, with_gradients};
@@ -41,17 +42,18 @@ pub(crate) struct Extract {
     /// One row per word instead of one per token; with --token, the words that contain a chosen token
     #[arg(long)]
     words: bool,
-    /// How the tokens of a word become one row
+    /// The row of a word with several tokens
     #[arg(long, value_enum, default_value_t = PoolArg::Mean, requires = "words")]
     pool: PoolArg,
     /// One row per hook: the mean over all chosen tokens of all texts
     #[arg(long, conflicts_with = "words")]
     mean: bool,
-    /// Run longer texts in windows of N tokens, each STRIDE after the one before (half of N without it), and take
+    /// Run longer texts in windows of N tokens that begin STRIDE tokens apart (N / 2 if STRIDE is not given), and take
     /// every token from the window where it has most context
     #[arg(long, value_name = "N[:STRIDE]", conflicts_with = "truncate")]
     window: Option<Windows>,
-    /// Where to write: .safetensors, .npz, .npy (one hook), .json, .jsonl, .csv or .parquet
+    /// Output file: .safetensors, .npz, .npy (one hook), .json, .jsonl, .csv or .parquet [default: a summary on the
+    /// terminal]
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -62,22 +64,22 @@ pub(crate) struct Extract {
     run: RunArgs,
     #[command(flatten)]
     nan: NanArgs,
-    /// Hash every byte of the weights for the fingerprint, not only their headers
+    /// Compute the model's fingerprint from every byte of the weights, not only from their headers
     #[arg(long)]
     hash: bool,
-    /// Compare a sample of the values with the reference, and write nothing if they differ
+    /// Compare a sample of the values with the reference, and write nothing if they differ by more than rounding
     #[arg(long)]
     check: bool,
-    /// Print what would be computed and its size, and run nothing
+    /// Print the hooks, their shapes and sizes, and the memory that the run needs; run nothing
     #[arg(long)]
     dry_run: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum PoolArg {
-    /// Their mean
+    /// The mean of its tokens' rows
     Mean,
-    /// The last one
+    /// The row of its last token
     Last,
 }
 
@@ -85,21 +87,21 @@ enum PoolArg {
 struct Plan {
     /// The tokens of every text, of any length.
     tokens: Vec<Vec<Token>>,
-    /// The positions that are recorded of every text; `None` for all.
+    /// The recorded positions of every text; `None` for all.
     kept: Option<Vec<Vec<usize>>>,
     words: Option<Vec<Vec<Word>>>,
     pool: Pool,
-    /// Whether all rows are averaged to one.
+    /// True if each array has one row, the mean over all recorded tokens.
     one_row: bool,
     windows: Option<Windows>,
-    /// With windows, the texts of the batch.
+    /// The windows, which are then the texts of the batch; empty without --window.
     pieces: Vec<Piece>,
     lengths: Vec<usize>,
     batch: Batch,
 }
 
 impl Extract {
-    /// Checks the whole request before any weight is loaded.
+    /// Runs the command. Checks the whole request before any weight is loaded.
     pub(super) fn run(self) -> Result<(), Failure> {
         let input = self.texts.read(&self.model)?;
         let output = self.out.as_deref().map(Output::create).transpose()?;
@@ -227,7 +229,7 @@ impl Extract {
                 config.n_positions, config.n_positions
             )));
         }
-        // With windows, the batch's error would name the window instead of the text.
+        // The ids are checked here, because an error of a batch of windows would name the window instead of the text.
         let whole = match self.window {
             Some(_) => batch::check_ids(&ids, config).map(|()| None).map_err(Error::from)?,
             None => Some(files.batch(&ids)?),
@@ -258,8 +260,10 @@ impl Extract {
         Ok(Plan { tokens, kept, words, pool, one_row: self.mean, windows: self.window, pieces, lengths, batch })
     }
 
-    /// Runs with a progress bar. Fails if a value is NaN or infinite, unless that is allowed, and with --check if the
-    /// values differ from the reference.
+    /// Runs with a progress bar.
+    ///
+    /// # Errors
+    /// A value is NaN or infinite and --allow-nan is not given, or --check finds a difference from the reference.
     fn run_with_progress(
         &self,
         session: &Session,
@@ -287,8 +291,10 @@ impl Extract {
 }
 
 impl Extract {
-    /// Runs, and passes values and gradients side by side to a sink. Fails if one of them is NaN or infinite, unless that is
-    /// allowed.
+    /// Runs with a progress bar, and passes values and gradients to one sink.
+    ///
+    /// # Errors
+    /// A value or a gradient is NaN or infinite and --allow-nan is not given.
     fn differentiate(
         &self,
         session: &Session,
@@ -308,7 +314,7 @@ impl Extract {
             let way = Way { checkpoint: self.gradient.checkpoint, ..Way::default() };
             session.gradients_into_async(batch, hooks, target, way, &mut values, &mut gradients, Some(told)).await
         };
-        let result: Result<Vec<f64>, Error> = self.model.with_progress("blocks there and back", run);
+        let result: Result<Vec<f64>, Error> = self.model.with_progress("blocks, forward and backward", run);
         for (found, what) in [(values.first, ""), (gradients.first, "the gradient by ")] {
             let found = found.map(|found| plan.in_document(found));
             let position = |_: &NonNumber| found.as_ref().map_or(0, |(_, position)| *position);
@@ -321,13 +327,13 @@ impl Extract {
     }
 }
 
-/// What a run would record, and the memory that it would need.
+/// The arrays that a run would record, and the memory that it would need.
 pub(super) struct Forecast {
     pub shapes: Vec<(ArrayKey, Vec<usize>)>,
     pub weight_bytes: u64,
     /// Bytes of the keys and values of all texts.
     pub cache_bytes: Option<u64>,
-    /// Bytes of the values that gradients are computed from.
+    /// Bytes of the values that are stored for the backward pass.
     pub tape_bytes: Option<u64>,
 }
 
@@ -340,7 +346,7 @@ impl Forecast {
 }
 
 impl ModelArgs {
-    /// Prints shapes, bytes on disk, and memory, without computing anything.
+    /// Prints a forecast: shapes, bytes of the values, memory, and the size of the output file if it is known.
     pub(super) fn forecast(&self, forecast: &Forecast, file: Option<(&Path, Option<u64>)>) -> Result<(), Failure> {
         let Forecast { ref shapes, weight_bytes, cache_bytes, tape_bytes } = *forecast;
         let total: u64 = shapes.iter().map(|(_, shape)| output::bytes_of(shape)).sum();
@@ -373,7 +379,7 @@ impl ModelArgs {
             writeln!(out, "keys and values of all texts: {} ({bytes} bytes)", size(bytes))?;
         }
         if let Some(bytes) = tape_bytes {
-            writeln!(out, "kept for the gradients during the run: about {} ({bytes} bytes)", size(bytes))?;
+            writeln!(out, "values stored for the backward pass: about {} ({bytes} bytes)", size(bytes))?;
         }
         match file {
             Some((path, Some(bytes))) => writeln!(out, "{}: {} ({bytes} bytes)", path.display(), size(bytes))?,
@@ -387,7 +393,7 @@ impl ModelArgs {
     }
 }
 
-/// The words of every text; with `kept`, those that contain one of its positions.
+/// The words of every text; with `kept`, those that contain a position of `kept`.
 fn words(files: &Model, tokens: &[Vec<Token>], kept: Option<&[Vec<usize>]>) -> Result<Vec<Vec<Word>>, Failure> {
     files.tokenizer()?;
     let of_text = |(text, tokens): (usize, &Vec<Token>)| {
@@ -404,26 +410,29 @@ fn words(files: &Model, tokens: &[Vec<Token>], kept: Option<&[Vec<usize>]>) -> R
 }
 
 impl Plan {
-    /// True if the batch's rows are the output's rows.
+    /// True if the rows of the batch are the rows of the output.
     fn is_plain(&self) -> bool {
         self.windows.is_none() && self.mean().is_none() && !self.one_row
     }
 
-    /// The words whose tokens are averaged.
+    /// The words whose tokens are averaged; `None` if no word's tokens are.
     fn mean(&self) -> Option<&[Vec<Word>]> {
         self.words.as_deref().filter(|_| self.pool == Pool::Mean)
     }
 
-    /// Restricts a request to the positions that are recorded.
+    /// Restricts a request to the recorded positions.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] for a hook of pairs of tokens, if rows are words or a mean.
     fn narrow(&self, hooks: &mut Hooks) -> Result<(), Failure> {
         if let (Some(site), Some(_)) = (hooks.sites().find(|site| site.is_square()), &self.words) {
             return Err(Failure::Usage(format!(
-                "{site} is about pairs of tokens, and --words makes rows of words; leave one of the two out"
+                "{site} is about pairs of tokens, and --words gives rows of words; leave one of the two out"
             )));
         }
         if let (Some(site), true) = (hooks.sites().find(|site| site.is_square()), self.one_row) {
             return Err(Failure::Usage(format!(
-                "{site} is about pairs of tokens, and --mean is over tokens; leave one of the two out"
+                "{site} is about pairs of tokens, and --mean averages over tokens; leave one of the two out"
             )));
         }
         if self.windows.is_some() {
@@ -477,7 +486,7 @@ impl Plan {
         }
     }
 
-    /// Runs into a sink that assembles the rows of the output for `target`.
+    /// Calls `run` with a sink that assembles the rows of the output and passes them to `target`.
     fn through(
         &self,
         target: &mut dyn RowSink,
@@ -502,7 +511,7 @@ impl Plan {
         }
     }
 
-    /// Converts a text and position of the batch to those of the output.
+    /// Converts the text of a value found in the batch to a text of the output, and returns its position there too.
     fn in_document(&self, mut found: NonNumber) -> (NonNumber, usize) {
         let slot = found.slot();
         if self.windows.is_some() {
@@ -519,7 +528,7 @@ impl Plan {
 struct Watched<'a> {
     sink: &'a mut dyn Sink,
     first: Option<NonNumber>,
-    /// Whether the run continues after a NaN or an infinity.
+    /// True if the run continues after a NaN or an infinity.
     goes_on: bool,
     sample: Option<Sample>,
 }
@@ -538,7 +547,8 @@ impl Sink for Watched<'_> {
 
 impl Watched<'_> {
     /// # Errors
-    /// Any error ends the run. The message for the user is made from `first`.
+    /// A value is NaN or infinite and the run must not continue. The user's message is built from `first`, not from
+    /// this error.
     fn watch(&mut self, site: Site, text: usize, values: &ArrayViewD<'_, f32>) -> std::io::Result<()> {
         let is_earlier = self.first.as_ref().is_none_or(|first| site < first.site);
         if let Some(found) = is_earlier.then(|| NonNumber::find(site, text, values)).flatten() {

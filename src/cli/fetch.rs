@@ -1,5 +1,5 @@
-//! A download's progress on stderr: a bar with speed and time left on a terminal, one line elsewhere. With --quiet,
-//! only important messages. Read next: `../hub/mod.rs`, which reports the events.
+//! A download's progress on stderr: on a terminal a bar with speed and remaining time, elsewhere one line, and with
+//! --quiet nothing. Read next: `../hub/mod.rs`, which reports the events.
 
 use super::size;
 use crate::hub::Event;
@@ -17,8 +17,7 @@ struct Bar {
     bar: ProgressBar,
     start: Instant,
     done: u64,
-    /// Bytes received in this run. The speed is computed from them: bytes from an earlier run take no time and would
-    /// give a speed of gigabytes per second.
+    /// Bytes received in this run. The speed is computed from these: bytes that an earlier run received take no time.
     came: u64,
 }
 
@@ -78,10 +77,10 @@ impl Bar {
         self.done = done;
         let speed = self.came as f64 / self.start.elapsed().as_secs_f64();
         let left = self.bar.length().unwrap_or(done).saturating_sub(done) as f64 / speed;
-        // The speed is not known yet.
+        // The first half second gives no reliable speed.
         if self.came > 0 && self.start.elapsed() > Duration::from_millis(500) && left < 1e6 {
             let left = HumanDuration(Duration::from_secs_f64(left));
-            self.bar.set_message(format!(", {}/s, {left} to go", size(speed as u64)));
+            self.bar.set_message(format!(", {}/s, {left} left", size(speed as u64)));
         }
         self.bar.set_position(done);
     }

@@ -1,4 +1,4 @@
-//! `actscope generate`: the model continues texts, and its activations go to a file. Owns the stream of text on stdout.
+//! `actscope generate`: the model continues texts, and its activations are written to a file. Owns the text on stdout.
 //! Read next: `../analysis/generate.rs`, which generates.
 
 use super::extract::Forecast;
@@ -34,7 +34,7 @@ pub(crate) struct Generate {
     texts: TextArgs,
     #[command(flatten)]
     model: ModelArgs,
-    /// The most new tokens of each text
+    /// The largest number of new tokens of each text
     #[arg(short, long = "new-tokens", value_name = "N", default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..))]
     n: u32,
     /// 0 takes the likeliest token each time; 1 draws from the model's own distribution; above 1 is more random
@@ -46,13 +46,13 @@ pub(crate) struct Generate {
     /// Draw from the smallest set of likeliest tokens whose probabilities reach P
     #[arg(long, value_name = "P")]
     top_p: Option<f64>,
-    /// Draw from tokens that are at least P times as likely as the likeliest
+    /// Draw from tokens that are at least P times as likely as the likeliest token
     #[arg(long, value_name = "P")]
     min_p: Option<f64>,
     /// Make tokens that already occur in the text less likely; 1 changes nothing
     #[arg(long, value_name = "F", default_value_t = 1.0)]
     repetition_penalty: f64,
-    /// The same seed gives the same text on the same device; without it, one is chosen and printed
+    /// The same seed gives the same text on the same device [default: a random seed, which is printed]
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
     /// Texts for each prompt
@@ -64,20 +64,20 @@ pub(crate) struct Generate {
     /// Print the N likeliest tokens at each step, with their probabilities
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     alternatives: usize,
-    /// Print what each layer would have said at each step: the logit lens
+    /// Print the logit lens of each step: the token that each layer would predict
     #[arg(long)]
     lens: bool,
     #[command(flatten)]
     sites: SiteArgs,
     #[command(flatten)]
     token: TokenArgs,
-    /// Where activations go, of prompt and new tokens: .safetensors, .npz, .npy (one hook), .json, .jsonl or .csv; or a page of the one text,
-    /// as `report` makes it: .html
+    /// Output file for the activations of prompt and new tokens: .safetensors, .npz, .npy (one hook), .json, .jsonl or
+    /// .csv; or .html for a page of a single text, as `report` writes it
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
     edited: EditedRunArgs,
-    /// Print what would be recorded and its size, and run nothing
+    /// Print the hooks, their shapes and sizes, and the memory that the run needs; run nothing
     #[arg(long)]
     dry_run: bool,
 }
@@ -111,11 +111,11 @@ struct Alternative {
 }
 
 impl Generate {
-    /// Checks the whole request before any weight is loaded.
+    /// Runs the command. Checks the whole request before any weight is loaded.
     pub(super) fn run(self) -> Result<(), Failure> {
         if self.out.is_none() && (!self.sites.is_empty() || !self.token.is_empty()) {
             return Err(Failure::Usage(
-                "--hook, --layer and --token say what goes to a file; name it with --out, such as -o run.safetensors"
+                "--hook, --layer and --token choose what a file holds; name it with --out, such as -o run.safetensors"
                     .into(),
             ));
         }
@@ -175,7 +175,7 @@ impl Generate {
         let edits = self.model.edit_growing(&plan, &session, (&whole, &rows), &mut hooks)?;
         interrupt::listen();
         let mut stream = Stream::new(&self, &session, &prompts, n_texts);
-        // The page is written after the run, and names the edits too.
+        // The page is written after the run, and needs the edits too.
         let of_page = page.map(|place| (place, edits.clone()));
         let written = match output {
             None => self.generate(&session, &prompts, &generation, &hooks, &mut (), &mut stream)?,
@@ -186,10 +186,11 @@ impl Generate {
                 })?
             }
         };
-        stream.finish(&written)?;
+        // First, since stdout may be closed.
         if let (Some((place, edits)), [text]) = (of_page, written.as_slice()) {
             self.page(place, &session, text, (&whole, &hooks), edits)?;
         }
+        stream.finish(&written)?;
         if self.model.json {
             let texts = written.iter().map(|text| self.entry(&session, text)).collect();
             let mut stdout = std::io::stdout().lock();
@@ -212,7 +213,7 @@ impl Generate {
         let filters = self.top_k.is_some() || self.top_p.is_some() || self.min_p.is_some();
         if !draws && (filters || self.samples > 1) {
             self.model.say(format_args!(
-                "note: temperature 0 takes the likeliest token each time, whatever filters say, and all samples are alike; \
+                "note: temperature 0 takes the likeliest token each time, so filters and samples make no difference; \
                  --temperature 1 draws"
             ));
         }
@@ -239,7 +240,7 @@ impl Generate {
         Ok(generation)
     }
 
-    /// Prints a note for each text that the model's context cuts short.
+    /// Prints a note for each text that reaches the end of the model's context before it has all new tokens.
     fn say_limits(&self, prompts: &Batch, whole: &Batch, files: &Model) {
         for (text, prompt) in prompts.texts().iter().enumerate() {
             let room = whole.texts()[text * self.samples as usize].len() - prompt.len();
@@ -302,8 +303,8 @@ impl Generate {
         }
         let provenance = Provenance::new(session, edits);
         let tokens: Vec<Token> = text.ids.iter().map(|id| model.token(*id)).collect();
-        // There is no `report` command for an edited text: in its --edit, positions count from the end of the whole text, and
-        // here from the end of the prompt.
+        // No `report` command makes the page of an edited text: its --edit counts negative positions from the end of
+        // the whole text, and here they count from the end of the prompt.
         let arguments =
             (!self.edited.edits.any()).then(|| report_arguments(&self.model, &self.edited.run, &[], &text.ids));
         let about = About {
@@ -343,7 +344,7 @@ impl Generate {
         }
     }
 
-    /// Prints the tables of --alternatives and --lens.
+    /// Prints the tables that --alternatives and --lens ask for.
     fn tables(&self, session: &Session, written: &[Generated]) -> Result<(), Failure> {
         let (terminal, mut out) = (Terminal::of_stdout(), std::io::BufWriter::new(std::io::stdout().lock()));
         let label = |id: u32| session.model().token(id).label();
@@ -395,13 +396,13 @@ fn readings(text: &Generated, row: usize) -> Vec<Reading> {
     text.new.iter().map(|token| token.lens[row].clone()).collect()
 }
 
-/// The text of some ids; `None` without a tokenizer.
+/// The text of token ids; `None` without a tokenizer.
 fn decoded(session: &Session, ids: &[u32]) -> Option<String> {
     session.model().tokenizer().ok()?.decode(ids).ok()
 }
 
-/// Prints generated text on stdout. A single text is printed token by token. Of several, each is printed when it and those
-/// before it have ended.
+/// Prints generated text on stdout. A single text is printed token by token. Several texts are printed in order, each
+/// once it has ended.
 struct Stream<'a> {
     session: &'a Session,
     prints: bool,
@@ -411,7 +412,7 @@ struct Stream<'a> {
     /// How many texts have been printed.
     printed: usize,
     samples: usize,
-    /// Why nothing more can be printed.
+    /// The error that ended printing.
     failed: Option<std::io::Error>,
 }
 
@@ -434,7 +435,7 @@ impl<'a> Stream<'a> {
             samples: command.samples as usize,
             failed: None,
         };
-        // On a terminal the prompt is printed first. Scripts get the new text only.
+        // On a terminal the prompt is printed first. A script gets the new text only.
         if stream.prints && stream.single && is_terminal {
             let prompt = stream.text(prompts.ids_of(0));
             stream.print(&prompt);
@@ -468,7 +469,7 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Prints the new part of the single text. Bytes of an incomplete character wait, unless `is_all`.
+    /// Prints the new part of the single text. Bytes of an incomplete character are printed only if `is_all`.
     fn print_new(&mut self, is_all: bool) {
         let mut text = std::mem::take(&mut self.texts[0].text);
         let new = text.take(is_all, |ids| self.text(ids));
@@ -486,7 +487,10 @@ impl<'a> Stream<'a> {
         self.print(&which);
     }
 
-    /// Prints everything that was not printed yet.
+    /// Prints the rest of all texts.
+    ///
+    /// # Errors
+    /// The first error of printing.
     fn finish(mut self, written: &[Generated]) -> Result<(), Failure> {
         if self.prints && self.single {
             self.print_new(true);
@@ -505,7 +509,7 @@ fn shown(text: &str) -> String {
     text.chars().map(|c| if safe(c) { c.to_string() } else { c.escape_default().to_string() }).collect()
 }
 
-/// What the file of activations needs.
+/// What is needed to write the file of activations.
 struct FileOf<'a> {
     session: &'a Session,
     generation: &'a Generation,
@@ -516,8 +520,8 @@ struct FileOf<'a> {
 }
 
 impl FileOf<'_> {
-    /// Lets `run` fill the file. Its metadata is first written at the greatest length that it can have, because the layout of the
-    /// file is fixed before the run.
+    /// Writes the file while `run` generates. The metadata is first written at its greatest possible length, because
+    /// the layout of the file is fixed before the run.
     fn write(
         &self,
         command: &Generate,
@@ -531,7 +535,7 @@ impl FileOf<'_> {
         let n_texts = self.whole.texts().len();
         let longest_token =
             (0..model.config().vocab_size as u32).filter_map(|id| model.token(id).bytes.map(|bytes| bytes.len())).max();
-        // In JSON, a control character takes the most bytes.
+        // The longest token in JSON: a control character takes more bytes than any other character.
         let longest = Token { id: u32::MAX, bytes: longest_token.map(|bytes| vec![1; bytes]) };
         let lengths: Vec<usize> = self.whole.texts().iter().map(|text| text.len()).collect();
         let reserved = Reserved {

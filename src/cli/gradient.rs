@@ -1,4 +1,5 @@
-//! `--grad`: the number that is differentiated, and the sinks that store values and gradients side by side.
+//! `--grad`: the metric that is differentiated, and the sinks that pair values with their gradients. Read next:
+//! `../analysis/gradients.rs`, which computes them.
 
 use super::question::{QuestionArgs, needs};
 use super::{Failure, ModelArgs};
@@ -15,22 +16,23 @@ use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::path::PathBuf;
 
-/// Which gradients.
+/// The gradients to compute.
 #[derive(Args)]
 pub(super) struct GradientArgs {
-    /// Beside each hook NAME also write NAME_grad, the derivative of a metric with respect to it: logit-diff, logit, logprob, prob,
-    /// loss, kl, or dot:SITE[@SELECT]=V, the sum of a hook's values times the numbers V; SITE, SELECT and V are as in --edit
+    /// With each hook NAME also write NAME_grad, the derivative of a metric with respect to the hook. The metric is
+    /// logit-diff, logit, logprob, prob, loss, kl, or dot:SITE[@SELECT]=V, the sum of a hook's values times the numbers
+    /// V; SITE, SELECT and V are as in --edit
     #[arg(long, value_name = "METRIC")]
     grad: Option<String>,
-    /// Gradient checkpointing: in the backward pass, run each block again from the stream that entered it. Needs memory for one
-    /// block, and half as much time again
+    /// Gradient checkpointing: run each block again in the backward pass, from the residual stream that entered it. The
+    /// run then stores the values of one block, and takes half as much time again
     #[arg(long, requires = "grad")]
     pub checkpoint: bool,
     #[command(flatten)]
     question: QuestionArgs,
 }
 
-/// A requested gradient: the number that is differentiated, and its record for outputs.
+/// A requested gradient: the metric that is differentiated, and its record for outputs.
 pub(super) struct Asked {
     pub target: Target,
     pub record: Value,
@@ -42,7 +44,7 @@ impl GradientArgs {
         self.grad.is_some()
     }
 
-    /// The file with the numbers of a linear function.
+    /// The file with the numbers V of `dot:`, which no output may replace.
     pub(crate) fn files(&self) -> impl Iterator<Item = PathBuf> {
         let dot = self.grad.iter().filter_map(|grad| grad.strip_prefix("dot:")?.rsplit_once('='));
         dot.filter_map(|(_, values)| match values.parse() {
@@ -51,7 +53,8 @@ impl GradientArgs {
         })
     }
 
-    /// Checks the request completely, before any weight is loaded. `edited` is true if the run has edits.
+    /// Checks the request completely, before any weight is loaded. `edited` is true if the run has edits. Returns
+    /// `None` if no gradient is requested.
     pub(crate) fn asked(
         &self,
         files: &Model,
@@ -61,7 +64,7 @@ impl GradientArgs {
     ) -> Result<Option<Asked>, Failure> {
         let Some(grad) = &self.grad else {
             return if self.question.any() {
-                Err(Failure::Usage("--answer and --metric-token say what --grad is about; give --grad METRIC".into()))
+                Err(Failure::Usage("--answer and --metric-token belong to --grad; give --grad METRIC too".into()))
             } else {
                 Ok(None)
             };
@@ -105,7 +108,7 @@ impl GradientArgs {
     }
 }
 
-/// The arrays of a request with gradients: each followed by its gradient.
+/// The arrays of a request with gradients, each followed by its gradient of the same shape.
 pub(super) fn with_gradients(shapes: &[(Site, Vec<usize>)]) -> Vec<(ArrayKey, Vec<usize>)> {
     let both = |(site, shape): &(Site, Vec<usize>)| {
         [false, true].map(|is_gradient| (ArrayKey { site: *site, is_gradient }, shape.clone()))
@@ -113,7 +116,7 @@ pub(super) fn with_gradients(shapes: &[(Site, Vec<usize>)]) -> Vec<(ArrayKey, Ve
     shapes.iter().flat_map(both).collect()
 }
 
-/// Passes a run's values, or its gradients, to a sink that stores both.
+/// Passes a run's values, or its gradients, to a sink that takes both.
 pub(super) struct Side<'a, 'b> {
     pub to: &'a RefCell<&'b mut dyn ArraySink>,
     pub is_gradient: bool,

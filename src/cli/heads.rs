@@ -1,5 +1,5 @@
-//! `actscope heads`: which heads look at the token before, at the same token, or at what followed it. Read next:
-//! `../analysis/heads.rs`, which judges them.
+//! `actscope heads`: which heads attend to the previous token, to an earlier copy of the token, or to the token after
+//! that copy. Read next: `../analysis/heads.rs`, which computes their scores.
 
 use super::edits::mark;
 use super::run::EditedRunArgs;
@@ -25,26 +25,27 @@ pub(super) struct HeadsCommand {
     texts: TextArgs,
     #[command(flatten)]
     model: ModelArgs,
-    /// mul: the share of a head's attention that falls where such a head looks; abs: 1 less the mean absolute difference from
-    /// 1 there and 0 elsewhere, which may be below 0
+    /// mul: the share of a head's attention that goes to the positions of its kind. abs: 1 minus the absolute
+    /// difference between the attention and 1 at these positions and 0 elsewhere, summed over keys and averaged over
+    /// queries; may be negative
     #[arg(long, value_name = "MEASURE", default_value = "mul")]
     measure: Measure,
-    /// Leave out the attention that the first position gets, to which idle heads attend
+    /// Leave out attention to the first position, which inactive heads attend to
     #[arg(long)]
     exclude_bos: bool,
-    /// Leave out the attention that tokens pay to themselves
+    /// Leave out attention from tokens to themselves
     #[arg(long)]
     exclude_current: bool,
     /// Number of random texts, if no text is given
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
     repeats: u32,
-    /// Without a text: how many random tokens are repeated in each
+    /// Number of random tokens that each random text repeats
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     length: u32,
     /// Seed of the random texts
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
-    /// Where to write: .json, .csv, .npz, .safetensors, or a picture as .png or .svg. Without it, on the terminal
+    /// Output file: .json, .csv, .npz, .safetensors, or a picture as .png or .svg [default: the terminal]
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -53,9 +54,7 @@ pub(super) struct HeadsCommand {
 
 fn texts_or_repeats(arg: clap::Arg) -> clap::Arg {
     match arg.get_id().as_str() {
-        "texts" => {
-            arg.help("The texts. Without any, random tokens that are repeated once, after the beginning-of-text token")
-        }
+        "texts" => arg.help("The texts [default: random tokens, repeated once, after the beginning-of-text token]"),
         _ => arg,
     }
 }
@@ -85,7 +84,7 @@ impl HeadsCommand {
         };
         if let Some(text) = batch.texts().iter().position(|text| text.len() < 2) {
             return Err(Failure::Usage(format!(
-                "text {text} has one token, which can look at nothing but itself; give texts of two tokens or more"
+                "text {text} has one token, which can only attend to itself; give texts of two tokens or more"
             )));
         }
         let plan = self.edited.edits.plan(&self.texts, &files, &batch, &self.model)?;
@@ -142,7 +141,7 @@ impl HeadsCommand {
     }
 }
 
-/// The results.
+/// The results, for every form of output.
 struct Whole<'a> {
     found: &'a HeadScores,
     shape: [usize; 2],

@@ -23,7 +23,7 @@ pub(crate) struct HeatmapCommand {
     sites: SiteArgs,
     #[command(flatten)]
     token: TokenArgs,
-    /// Dimensions to show: all, a number of them evenly spaced, a list such as 5,6,7, a..b, or top:N for the N
+    /// Dimensions to show: all, a number of evenly spaced ones, a list such as 5,6,7, a range a..b, or top:N for the N
     /// strongest
     #[arg(long, value_name = "DIMS", default_value = "100")]
     dims: Dims,
@@ -38,7 +38,7 @@ enum ScaleArg {
     Linear,
     /// Linear near zero, logarithmic beyond, nothing clipped
     Symlog,
-    /// Linear, with a scale of its own for every layer or hook
+    /// Linear, with a separate scale for every layer or hook
     PerLayer,
 }
 
@@ -54,7 +54,7 @@ struct Table<'a> {
     dims: &'a [usize],
     /// [positions, dims]
     values: Nested<'a>,
-    /// The magnitude at which the colours end.
+    /// The magnitude at which the colour scale ends.
     #[serde(serialize_with = "number")]
     limit: f32,
 }
@@ -79,7 +79,7 @@ impl HeatmapCommand {
         if let Some(positions) = &positions {
             hooks.at_positions(positions);
         }
-        // Check before anything is computed that the requested dimensions exist.
+        // Dimensions that do not exist are an error before anything is computed.
         for site in hooks.sites() {
             let n = hooks.shape(site, &canvas.batch)[2];
             if let Dims::Span(..) | Dims::List(_) = self.dims {

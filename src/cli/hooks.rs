@@ -1,5 +1,5 @@
-//! `actscope hooks`: lists the hooks. Without a pattern, one row per kind of hook; with one, every hook of the model
-//! that it matches. Read next: `../hooks/site.rs`.
+//! `actscope hooks`: lists the hooks. Without a pattern, it prints one row per kind of hook; with a pattern, every hook
+//! of the model that the pattern matches. Read next: `../hooks/site.rs`.
 
 use super::{Failure, ModelArgs};
 use crate::config::Config;
@@ -19,12 +19,12 @@ pub(crate) struct HooksCommand {
     model: ModelArgs,
 }
 
-/// A line of the listing.
+/// A row of the list.
 struct Line {
     name: String,
     row: &'static Row,
     aliases: Vec<String>,
-    /// The names by tool; only if a pattern was given.
+    /// The hook's names in other tools; empty if no pattern was given.
     dialects: BTreeMap<Dialect, Vec<String>>,
 }
 

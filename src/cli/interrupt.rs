@@ -1,6 +1,6 @@
 //! Signals and Ctrl-C. Owns what happens when the user or the system ends the process: unfinished files are deleted first.
-//! A command that ends by itself and keeps what it has can listen: then the first Ctrl-C is only noted, and a second one
-//! ends the process at once. Read next: `../output/unfinished.rs`.
+//! A command that can stop early and keep its results calls `listen`. Then the first Ctrl-C only sets a flag, which the
+//! command polls with `happened`, and the second one ends the process. Read next: `../output/unfinished.rs`.
 
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,12 +13,12 @@ pub(super) fn listen() {
     LISTENS.store(true, Ordering::Relaxed);
 }
 
-/// True once the user has asked for an end.
+/// True once an interrupt came after [`listen`].
 pub(super) fn happened() -> bool {
     HAPPENED.load(Ordering::Relaxed)
 }
 
-/// Notes an interrupt, if the command listens and this is the first one.
+/// Records an interrupt, if the command listens and this is the first one. Returns true if it did.
 fn noted() -> bool {
     LISTENS.load(Ordering::Relaxed) && !HAPPENED.swap(true, Ordering::Relaxed)
 }
@@ -32,7 +32,8 @@ fn tidy_up() {
     }
 }
 
-/// Ends the process as the interrupt would have, once everything is done.
+/// Ends the process as a recorded interrupt would have ended it, so that the parent process sees it. Returns if there
+/// was none.
 pub(super) fn follow() {
     #[cfg(unix)]
     if happened() {
@@ -44,11 +45,11 @@ pub(super) fn follow() {
     }
 }
 
-/// From now on a signal to end deletes unfinished files first. Then the signal's default action ends the process, so
-/// that the parent process sees the signal (a shell shows 130 and 143).
+/// From now on a signal that ends the process first deletes unfinished files. Then the signal's default action ends the
+/// process, so that the parent process sees the signal (a shell shows 130 and 143).
 ///
-/// SIGBUS comes when a mapped file is shortened while it is read (`checkpoint.rs` says when). Then the exit code is 1, after
-/// a message.
+/// SIGBUS means that a mapped file was shortened while it was read (`checkpoint.rs` says when). Then the process prints
+/// a message and ends with exit code 1.
 #[cfg(unix)]
 pub(super) fn end_tidily() {
     use signal_hook::consts::{SIGBUS, SIGHUP, SIGINT, SIGTERM};
@@ -63,15 +64,15 @@ pub(super) fn end_tidily() {
                 let _ = writeln!(
                     std::io::stderr(),
                     "actscope: a file became shorter while it was being read, so the run cannot go on; fetch or copy the \
-                     checkpoint again, and leave it alone while it is in use"
+                     checkpoint again, and do not change it during a run"
                 );
                 signal_hook::low_level::exit(1);
             }
             let _ = signal_hook::low_level::emulate_default_handler(signal);
         }
     });
-    // The thread that read beyond the end would only read there again. It waits here until the other thread has ended
-    // the process.
+    // The thread that read beyond the file's end would repeat the read if this handler returned. It waits here until
+    // the thread above has ended the process.
     let wait = || {
         std::thread::sleep(std::time::Duration::from_secs(5));
         signal_hook::low_level::exit(1);
@@ -80,8 +81,8 @@ pub(super) fn end_tidily() {
     let _ = unsafe { signal_hook::low_level::register(SIGBUS, wait) };
 }
 
-/// From now on Ctrl-C, Ctrl-Break and a closed console window delete unfinished files first. Then the default handler ends
-/// the process with `STATUS_CONTROL_C_EXIT`.
+/// From now on Ctrl-C, Ctrl-Break and a closed console window first delete unfinished files. Then the default handler
+/// ends the process with `STATUS_CONTROL_C_EXIT`.
 #[cfg(windows)]
 pub(super) fn end_tidily() {
     use windows_sys::Win32::System::Console::{CTRL_C_EVENT, SetConsoleCtrlHandler};
@@ -96,7 +97,7 @@ pub(super) fn end_tidily() {
         0
     }
     // SAFETY: Windows calls the handler on a thread of its own, where locks and files may be used. The handler lives as
-    // long as the process. If the call fails, Ctrl-C ends the process untidily.
+    // long as the process. If the call fails, Ctrl-C ends the process and leaves unfinished files.
     let _ = unsafe { SetConsoleCtrlHandler(Some(on_event), 1) };
 }
 

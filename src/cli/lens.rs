@@ -29,24 +29,24 @@ pub(crate) struct LensCommand {
     /// Show every row before and after the edits
     #[arg(long, requires = "edit")]
     compare: bool,
-    /// Read a direction instead of a text: [F*]FILE[#ARRAY] with [n_embd] or [n, n_embd] numbers, through the
+    /// Decode directions instead of a text: [F*]FILE[#ARRAY] with [n_embd] or [n, n_embd] numbers, through the
     /// unembedding
-    #[arg(long, value_name = "FILE#ARRAY")]
+    #[arg(long, value_name = "FILE#ARRAY", conflicts_with_all = ["texts", "file", "document", "ids", "out", "edit", "of"])]
     vector: Option<String>,
-    /// Send the direction through the final LayerNorm first
+    /// Apply the final LayerNorm to each direction first
     #[arg(long, requires = "vector")]
     ln: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Of {
-    /// The residual stream after each block: the sum of everything that was added so far
+    /// The residual stream after each block: the sum of all that the embeddings and blocks have added so far
     Accumulated,
-    /// What the embeddings and each block's attention and MLP add, each by itself
+    /// What the embeddings and each block's attention and MLP add, each separately
     Component,
 }
 
-/// How many of the most likely tokens the output of --json has.
+/// The number of most likely tokens in the output of --json.
 pub(super) const TOP: usize = 5;
 
 /// The values of the picture, for --json.
@@ -54,7 +54,7 @@ pub(super) const TOP: usize = 5;
 struct Numbers {
     /// In run order; the last is the model's output.
     lens: Vec<Row>,
-    /// The same for the run without edits, with --compare.
+    /// The rows of the run without edits; only with --compare.
     #[serde(skip_serializing_if = "Option::is_none")]
     unedited: Option<Vec<Row>>,
 }
@@ -88,7 +88,7 @@ struct Guess {
 struct Next {
     #[serde(flatten)]
     guess: Guess,
-    /// 1 if no token is more likely.
+    /// The rank of the token; 1 if no token is more likely.
     rank: usize,
 }
 
@@ -115,14 +115,16 @@ impl LensCommand {
         let n_layer = session.model().config().n_layer;
         let unedited = if self.compare {
             let plain = session.model().hooks();
-            Some(self.read(&session, &canvas.batch, &plain)?.0)
+            let (rows, capture) = self.read(&session, &canvas.batch, &plain)?;
+            self.picture.nan.judge_capture(&capture, None)?;
+            Some(rows)
         } else {
             None
         };
         let mut shown = Vec::new();
         for (n, row) in rows.iter().enumerate() {
             let after = if self.compare { ", edited" } else { "" };
-            // The picture has the first row at the bottom, so this puts the unedited row above the edited one.
+            // The picture has its first row at the bottom, so the unedited row is above the edited one.
             shown.push((name(row.site, n_layer) + after, cells(&session, &row.texts[0])));
             shown.extend(unedited.as_ref().map(|rows| (name(row.site, n_layer), cells(&session, &rows[n].texts[0]))));
         }
@@ -148,7 +150,7 @@ impl LensCommand {
         }
     }
 
-    /// Runs the lens.
+    /// Runs the lens that --of names.
     fn read(&self, session: &Session, batch: &Batch, hooks: &Hooks) -> Result<(Vec<LensRow>, Capture), Failure> {
         let run = async |told: Progress<'_>| match self.of {
             Of::Accumulated => session.lens_async(batch, hooks, TOP, Some(told)).await,
@@ -157,7 +159,11 @@ impl LensCommand {
         Ok(self.picture.model.with_progress("layers", run)?)
     }
 
-    /// Prints a direction of the residual stream: the tokens whose logits it raises and lowers most.
+    /// Prints, for each direction of a file, the tokens whose logits it raises and lowers most.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] for values that are not directions of this model, [`Failure::Run`] for a file that cannot be
+    /// read.
     fn read_vectors(&self, written: &str) -> Result<(), Failure> {
         let usage = |e: String| Failure::Usage(format!("--vector: {e}"));
         let ValueSpec::File { factor, path, array } = written.parse().map_err(usage)? else {
@@ -204,7 +210,7 @@ impl LensCommand {
     }
 }
 
-/// The first prediction whose logits are NaN or infinite.
+/// The first row and position whose logits are NaN or infinite.
 fn broken(rows: &[LensRow]) -> Option<(&LensRow, usize)> {
     rows.iter().find_map(|row| Some((row, row.texts[0].iter().position(|reading| !reading.entropy.is_finite())?)))
 }

@@ -1,5 +1,5 @@
-//! Parses lists of layers and heads: `3`, `-1`, `1,3`, `1..3`, `all`. Negative numbers count from the end in every
-//! command. Read next: `run.rs`.
+//! Parses lists of layers and heads: `3`, `-1`, `1,3`, `1..3`, `all`. Owns how indices are written in all commands:
+//! negative numbers count from the end. Read next: `run.rs`.
 
 use super::Failure;
 use std::ops::Range;
@@ -7,15 +7,18 @@ use std::ops::Range;
 /// One part of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Part {
-    /// Every one.
+    /// `all`.
     All,
-    /// One; negative ones count from the end.
+    /// One index; a negative one counts from the end.
     One(i64),
-    /// `a..b` without `b`; either end may be left out or negative.
+    /// `a..b`, which does not contain `b`. Either end may be absent or negative.
     Span(Option<i64>, Option<i64>),
 }
 
-/// The parts of an option's value.
+/// The parts of an option's values. `option` is its name without dashes.
+///
+/// # Errors
+/// [`Failure::Usage`] for a part that is neither a number, a range nor `all`.
 pub(super) fn parts(option: &str, written: &[String]) -> Result<Vec<Part>, Failure> {
     let part = |part: &str| {
         let wrong =
@@ -36,13 +39,16 @@ pub(super) fn parts(option: &str, written: &[String]) -> Result<Vec<Part>, Failu
 }
 
 /// The indices of a span within `0..n`.
+///
+/// # Errors
+/// [`Failure::Usage`] if the span is empty or not within `0..n`.
 pub(super) fn span(option: &str, from: Option<i64>, to: Option<i64>, n: usize) -> Result<Range<usize>, Failure> {
     let of_end = |end: i64| if end < 0 { end.saturating_add(n as i64) } else { end };
     let (start, end) = (of_end(from.unwrap_or(0)), of_end(to.unwrap_or(n as i64)));
     if start < 0 || start >= end || end > n as i64 {
         let shown = |end: Option<i64>| end.map_or(String::new(), |end| end.to_string());
         return Err(Failure::Usage(format!(
-            "--{option}: the range {}..{} holds no {option} of this model, or some that it lacks: it has 0 to {}",
+            "--{option}: the range {}..{} is empty or exceeds this model's {option}s, 0 to {}; a..b ends before b",
             shown(from),
             shown(to),
             n - 1
@@ -51,8 +57,11 @@ pub(super) fn span(option: &str, from: Option<i64>, to: Option<i64>, n: usize) -
     Ok(start as usize..end as usize)
 }
 
-/// The chosen indices within `0..n`, ascending, without duplicates; all of them if nothing was given. `option` is the
-/// option's name, for messages.
+/// The chosen indices within `0..n`, ascending, without duplicates; all indices if `written` is empty. `option` is the
+/// option's name without dashes, for messages.
+///
+/// # Errors
+/// [`Failure::Usage`] as [`parts`] and [`span`], and for an index that does not exist.
 pub(super) fn chosen(option: &str, written: &[String], n: usize) -> Result<Vec<usize>, Failure> {
     let mut chosen = Vec::new();
     for part in parts(option, written)? {

@@ -1,25 +1,26 @@
-//! HTTP/1.1 for a browser on this machine: reads requests with small bodies from a connection, and writes answers whole or as a
-//! stream. Owns the limits, and the check that a request was meant for this server. `explore.rs` decides what is served.
+//! HTTP/1.1 for a browser on this machine: reads requests with small bodies from a connection, and writes answers whole
+//! or as a stream. Owns the limits of requests, and the check that a request is meant for this server and comes from
+//! its page. Read next: `explore.rs`, which decides what is served.
 
 use std::io::{Error, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-/// The longest head and body of a request. The page's requests are texts and edits.
+/// The limits of a request: bytes of its head, bytes of its body, and headers. The page's requests are texts and edits.
 const HEAD: usize = 16 << 10;
 const BODY: usize = 8 << 20;
 const HEADERS: usize = 64;
 pub(super) const TEXT: &str = "text/plain; charset=utf-8";
-/// For how long the rest of a refused request is read.
+/// How long the rest of a refused request is read.
 const LINGER: Duration = Duration::from_secs(2);
 /// How long a connection may be silent.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A request whose head was checked.
+/// A request whose head has passed the checks.
 #[derive(Debug)]
 pub(super) struct Request {
     pub method: String,
-    /// Without its query.
+    /// The path without its query.
     pub path: String,
     pub body: Vec<u8>,
 }
@@ -27,9 +28,10 @@ pub(super) struct Request {
 /// A connection from a browser.
 pub(super) struct Connection {
     stream: TcpStream,
-    /// Bytes that were read beyond the last request.
+    /// Bytes that were read after the end of the last request.
     read: Vec<u8>,
-    /// The required header `Host`. A page of another site whose name resolves to this machine (DNS rebinding) sends another one.
+    /// The accepted values of the header `Host`. A page of another site whose name resolves to this machine (DNS
+    /// rebinding) sends another value.
     hosts: [String; 2],
 }
 
@@ -37,7 +39,7 @@ pub(super) struct Connection {
 pub(super) enum End {
     /// The browser closed it, or sent nothing for too long.
     Closed,
-    /// The request is refused: the status, and the reason.
+    /// The request is refused: the HTTP status, and the reason.
     Refused(u16, &'static str),
 }
 
@@ -58,7 +60,10 @@ impl Connection {
         Ok(Connection { stream, read: Vec::new(), hosts })
     }
 
-    /// The next request.
+    /// Reads the next request.
+    ///
+    /// # Errors
+    /// [`End`], after which the connection is of no use.
     pub(super) fn next(&mut self) -> Result<Request, End> {
         let (mut request, head, length) = loop {
             if let Some(found) = self.head()? {
@@ -91,9 +96,10 @@ impl Connection {
         }
     }
 
-    /// The request without its body, the length of its head, and that of its body; `None` if more is to come.
+    /// The request without its body, the length of its head, and the length of its body, in bytes; `None` until the
+    /// head is complete.
     fn head(&self) -> Result<Option<(Request, usize, usize)>, End> {
-        const BAD: End = End::Refused(400, "this is no HTTP request that a browser sends");
+        const BAD: End = End::Refused(400, "this is not an HTTP request that a browser sends");
         let mut headers = [httparse::EMPTY_HEADER; HEADERS];
         let mut parsed = httparse::Request::new(&mut headers);
         let Ok(status) = parsed.parse(&self.read) else { return Err(BAD) };
@@ -106,13 +112,13 @@ impl Connection {
         if !self.hosts.iter().any(|own| host.eq_ignore_ascii_case(own.as_bytes())) {
             return Err(End::Refused(403, "the header Host names another server"));
         }
-        // Browsers name the page that a request comes from; this page's own is this server.
+        // A browser names the origin of the page that sends a request. The explorer's page comes from this server.
         let own = |origin: &&[u8]| origin.strip_prefix(b"http://").is_some_and(|from| from.eq_ignore_ascii_case(host));
         if !all("origin").iter().all(own) {
             return Err(End::Refused(403, "the request comes from another page"));
         }
         if !all("transfer-encoding").is_empty() {
-            return Err(End::Refused(411, "a request must name its length"));
+            return Err(End::Refused(411, "a request must have a Content-Length"));
         }
         let length = match all("content-length")[..] {
             [] => 0,
@@ -125,7 +131,7 @@ impl Connection {
         Ok(Some((request, head, length)))
     }
 
-    /// Sends an answer. `with_body` is false for HEAD, whose answer has the length but not the bytes.
+    /// Sends an answer of type `kind`. `with_body` is false for HEAD, whose answer has the length but not the bytes.
     pub(super) fn send(&mut self, status: u16, kind: &str, body: &[u8], with_body: bool) -> std::io::Result<()> {
         let head = format!("{}Content-Length: {}\r\n\r\n", head(status, kind), body.len());
         let mut all = head.into_bytes();
@@ -135,8 +141,8 @@ impl Connection {
         self.stream.write_all(&all)
     }
 
-    /// Sends the reason why a request is refused, and closes the connection. The rest of the request is read first: if the
-    /// connection were closed before, the browser would discard the answer.
+    /// Sends the reason why a request is refused, and closes the connection. Reads the rest of the request before it
+    /// closes, because a browser whose request was not read discards the answer.
     pub(super) fn refuse(mut self, status: u16, why: &str) -> std::io::Result<()> {
         self.send(status, TEXT, why.as_bytes(), true)?;
         self.stream.shutdown(Shutdown::Write)?;
@@ -167,7 +173,7 @@ fn head(status: u16, kind: &str) -> String {
         431 => "Request Header Fields Too Large",
         _ => "Error",
     };
-    // The page asks for nothing but its own files and answers, and no other page may have them or frame it.
+    // The page may load only its own files and answers. No other page may load them, or show this page in a frame.
     format!(
         "HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n\
          Referrer-Policy: no-referrer\r\nCross-Origin-Resource-Policy: same-origin\r\n\
@@ -177,12 +183,12 @@ fn head(status: u16, kind: &str) -> String {
     )
 }
 
-/// An answer in pieces.
+/// An answer in chunks.
 pub(super) struct Chunks<'a>(&'a mut TcpStream);
 
 impl Chunks<'_> {
     pub(super) fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        // An empty piece would be the end.
+        // An empty chunk would end the answer.
         if bytes.is_empty() {
             return Ok(());
         }
@@ -192,7 +198,7 @@ impl Chunks<'_> {
         self.0.write_all(&piece)
     }
 
-    /// Ends the answer. If this is not called, the browser detects that the answer is incomplete.
+    /// Ends the answer. Without this call, the browser sees that the answer is incomplete.
     pub(super) fn end(self) -> std::io::Result<()> {
         self.0.write_all(b"0\r\n\r\n")
     }

@@ -1,4 +1,4 @@
-//! `actscope man`: one manual page for all commands. clap_mangen formats it.
+//! `actscope man`: prints one manual page for all commands. The crate clap_mangen formats it.
 
 use super::{Cli, Failure};
 use clap::{Args, Command, CommandFactory};
@@ -34,7 +34,7 @@ fn page(cli: &Command) -> std::io::Result<Vec<u8>> {
         for render in [Page::render_description_section, Page::render_synopsis_section, Page::render_options_section] {
             let mut section = Vec::new();
             render(&of_command, &mut section)?;
-            // Sections of a command's own page become subsections here.
+            // clap_mangen makes a page per command. Its sections become subsections of the command's section.
             roff.extend(String::from_utf8_lossy(&section).replace("\n.SH ", "\n.SS ").into_bytes());
         }
     }

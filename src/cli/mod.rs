@@ -1,5 +1,5 @@
-//! The command line. Owns what the commands share: the arguments that name a model, a device and the texts, what is said on
-//! stderr, and exit codes (0 done, 1 the run failed, 2 wrong usage). Each command is one file here.
+//! The command line. Owns what all commands share: the arguments that name a model, messages on stderr, and exit codes
+//! (0 done, 1 the run failed, 2 wrong usage). Each command has its own file in this folder.
 
 mod attention;
 mod attribute;
@@ -68,13 +68,13 @@ enum Command {
     Extract(extract::Extract),
     /// Picture: tokens by hidden dimensions, for one layer or several
     Heatmap(heatmap::HeatmapCommand),
-    /// Picture: which token looks at which, head by head
+    /// Picture: which token attends to which, head by head
     Attention(attention::AttentionCommand),
     /// Picture: the logit lens, the token that the model would predict after each layer
     Lens(lens::LensCommand),
-    /// Activation patching: values of one text's run put into another's, one place at a time
+    /// Activation patching: copies activations of one text's run into another's, one place at a time
     Patch(Box<sweep::Patch>),
-    /// Ablation: the metric with each place taken out in turn
+    /// Ablation: replaces the activations at one place at a time, and measures the metric
     Ablate(Box<sweep::Ablate>),
     /// Where a logit comes from: components, layers, heads, neurons or positions, as an exact sum or by gradients
     Attribute(Box<attribute::AttributeCommand>),
@@ -94,7 +94,7 @@ enum Command {
     Explore(explore::Explore),
     /// The tokens of a text
     Tokens(tokens::Tokens),
-    /// The dictionary of hooks: name, shape, formula, bytes
+    /// All hooks: name, shape, formula, bytes
     Hooks(hooks::HooksCommand),
     /// Weights under TransformerLens's names and in its shapes
     Weights(weights::Weights),
@@ -102,11 +102,11 @@ enum Command {
     Run(experiment::RunCommand),
     /// GPU adapters, their limits, and which one `auto` picks
     Devices(devices::Devices),
-    /// Models that are here and models that can be fetched: sizes, shapes, and what is wrong with one
+    /// Local models and models to download: sizes, shapes, and why a model cannot be used
     Models(models::Models),
-    /// Are the values right on this machine? Compares every kernel, hook and operation with plain loops in f64
+    /// Checks this machine's values: compares every kernel, hook and operation with plain loops in f64
     Verify(verify::Verify),
-    /// How fast is this machine? Times operations and whole runs, beside the device's limits; under a minute
+    /// Measures the speed of this machine: operations and whole runs, beside the device's limits; takes under a minute
     Bench(bench::Bench),
     /// A script that completes commands and options in a shell
     Completions(completions::Completions),
@@ -114,7 +114,7 @@ enum Command {
     Man(man::Man),
 }
 
-/// Which model.
+/// The model, and what is printed.
 #[derive(Args)]
 struct ModelArgs {
     /// `demo`, a folder with a checkpoint, or a hub name such as gpt2 or owner/name[@revision], downloaded once
@@ -136,7 +136,7 @@ enum DeviceArg {
     Gpu,
     /// All cores, f32
     Cpu,
-    /// Plain loops in f64: slow and right
+    /// Plain loops in f64: slow and accurate
     Reference,
 }
 
@@ -153,7 +153,7 @@ impl From<DeviceArg> for Choice {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum WeightsArg {
-    /// As the checkpoint has them
+    /// As the checkpoint stores them
     Stored,
     F32,
     F16,
@@ -171,13 +171,13 @@ impl WeightsArg {
     }
 }
 
-/// How a command ends when it does not succeed.
+/// Why a command ends early.
 enum Failure {
     /// The request is wrong: exit code 2.
     Usage(String),
     /// The run failed: exit code 1.
     Run(String),
-    /// The reader of the output has closed it, which is no error.
+    /// The reader closed stdout. The exit code is 0.
     ClosedPipe,
 }
 
@@ -230,9 +230,9 @@ impl From<TokenizerError> for Failure {
     }
 }
 
-/// Runs the command that the arguments of this process name.
+/// Runs the command that the process's arguments name, and returns its exit code.
 pub fn main() -> ExitCode {
-    // A panic that is caught and turned into an error is not reported.
+    // A panic that the tokenizer catches becomes an error, so it is not reported here.
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         if !tokenizer::panics_are_guarded() {
@@ -241,15 +241,18 @@ pub fn main() -> ExitCode {
     }));
     interrupt::end_tidily();
     let mut args: Vec<std::ffi::OsString> = std::env::args_os().collect();
-    // A file of steps is Unicode, so arguments that are not Unicode cannot be recorded.
+    // A file of steps is Unicode text, so arguments that are not Unicode cannot be recorded.
     let as_text = args[1..].iter().map(|arg| arg.clone().into_string().ok()).collect::<Option<Vec<String>>>();
-    let mut recorded = None;
+    let mut recording = None;
     if let Some(mut as_text) = as_text
-        && let Some(file) = experiment::recording(&mut as_text)
+        && let Some(begun) = experiment::Recording::of(&mut as_text)
     {
+        match begun {
+            Ok(begun) => recording = Some(begun),
+            Err(failure) => return end(Err(failure)),
+        }
         args.truncate(1);
         args.extend(as_text.iter().map(std::ffi::OsString::from));
-        recorded = Some((file, as_text));
     }
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
@@ -287,10 +290,7 @@ pub fn main() -> ExitCode {
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
     };
-    end(done.and_then(|()| match &recorded {
-        Some((file, args)) => experiment::record(file, args),
-        None => Ok(()),
-    }))
+    end(done.and_then(|()| recording.map_or(Ok(()), experiment::Recording::append)))
 }
 
 /// Prints the error, if there is one, and returns the exit code.
@@ -305,7 +305,7 @@ fn end(result: Result<(), Failure>) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// A message on one line, with control characters escaped: names in it may come from a hostile file.
+/// A message on one line, with control characters escaped, because names in it may come from a hostile file.
 fn printable(message: &str) -> String {
     const MOST: usize = 1000;
     let shown: String =
@@ -314,14 +314,14 @@ fn printable(message: &str) -> String {
     if n <= MOST {
         return shown;
     }
-    // The middle is cut out: the cause is at the beginning, and the next step at the end.
+    // The middle is left out, because the cause is at the beginning and the next step at the end.
     let (head, tail): (String, String) =
         (shown.chars().take(MOST / 2).collect(), shown.chars().skip(n - MOST / 2).collect());
     format!("{head} … {tail}")
 }
 
 impl ModelArgs {
-    /// Opens the model's files and says where they were found.
+    /// Opens the model's files, and prints on stderr where they were found.
     fn open(&self) -> Result<Model, Failure> {
         let mut talk = fetch::Talk::new(self.quiet);
         let files = Model::open_from(&self.model, &environment::read().hub, &mut |event| talk.hear(event))?;
@@ -330,7 +330,7 @@ impl ModelArgs {
         Ok(files)
     }
 
-    /// Prints a line on stderr, unless --quiet is set.
+    /// Prints a line on stderr, unless --quiet is given.
     fn say(&self, line: std::fmt::Arguments<'_>) {
         if !self.quiet {
             let _ = writeln!(std::io::stderr(), "{line}");
@@ -338,12 +338,12 @@ impl ModelArgs {
     }
 }
 
-/// A number of hooks in words.
+/// A count of hooks with its noun.
 fn n_hooks(n: usize) -> String {
     if n == 1 { "1 hook".into() } else { format!("{n} hooks") }
 }
 
-/// Bytes in three digits and powers of ten, as the hub and disks count them.
+/// Bytes with three digits, in decimal units, as the hub and disk vendors count them.
 fn size(bytes: u64) -> String {
     let (mut value, mut units) = (bytes as f64, ["B", "kB", "MB", "GB", "TB"].iter());
     let mut unit = units.next().unwrap_or(&"B");

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 /// Arguments of `actscope models`.
 #[derive(Args)]
 pub(crate) struct Models {
-    /// Folders to look at beside the Hugging Face cache: a checkpoint each, or a folder of checkpoints
+    /// Folders to list besides the Hugging Face cache: each is a checkpoint, or a folder of checkpoints
     #[arg(value_name = "FOLDER")]
     folders: Vec<PathBuf>,
     /// Print the result as JSON
@@ -38,7 +38,7 @@ impl Models {
             return Ok(());
         }
 
-        writeln!(out, "here (Hugging Face cache: {})", cache.display())?;
+        writeln!(out, "local (Hugging Face cache: {})", cache.display())?;
         let usable = entries.iter().filter_map(|e| Some((e, e.state.as_ref().ok()?)));
         let mut rows: Vec<[String; 3]> = Vec::new();
         if let Some((config, bytes)) = demo_parts() {
@@ -95,7 +95,7 @@ fn sizes(c: &Config) -> Value {
     })
 }
 
-/// The demo model's sizes and bytes, if this binary has it.
+/// The demo model's sizes and bytes; `None` if this binary does not contain it.
 fn demo_parts() -> Option<(Config, u64)> {
     #[cfg(feature = "demo")]
     {

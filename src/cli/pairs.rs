@@ -1,5 +1,5 @@
-//! Pairs of a clean and a corrupt text, given by options or as a file, for `patch` and `edges`. Owns the format of the file, and
-//! the messages about texts of different length.
+//! Pairs of a clean and a corrupt text for `patch` and `edges`, from options or from a file. Owns the format of the
+//! file, and the messages about texts of different length.
 
 use super::question::{self, QuestionArgs, token};
 use super::texts::{TextArgs, lines, parse_ids};
@@ -12,29 +12,29 @@ use clap::Args;
 use serde_json::Value;
 use std::path::PathBuf;
 
-/// Which pairs.
+/// The pairs, by options or as a file.
 #[derive(Args)]
 pub(super) struct PairArgs {
-    /// The clean text: the one that shows the behaviour
+    /// The clean text, in which the model shows the behaviour
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     clean: Option<String>,
     /// The clean text as token ids
     #[arg(long, value_name = "IDS", conflicts_with = "clean")]
     clean_ids: Option<String>,
-    /// The corrupt text: the one that does not
+    /// The corrupt text, in which the model does not show it
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     corrupt: Option<String>,
     /// The corrupt text as token ids
     #[arg(long, value_name = "IDS", conflicts_with = "corrupt")]
     corrupt_ids: Option<String>,
-    /// A file of pairs: a JSON object per line with clean and corrupt (a text or a list of ids) and answer and wrong (a token's text
-    /// or id)
+    /// A file of pairs: a JSON object per line with clean and corrupt (a text or a list of ids), and answer and wrong
+    /// (a token's text or id)
     #[arg(long, value_name = "FILE", conflicts_with_all = ["clean", "clean_ids", "corrupt", "corrupt_ids", "answer", "wrong"])]
     pairs: Option<PathBuf>,
 }
 
-/// Hides those of [`TextArgs`] that name texts, because these commands name their texts by other options. The arguments that say
-/// how texts are read stay.
+/// Hides the arguments of [`TextArgs`] that name texts, because `patch` and `edges` have other options for their texts.
+/// The arguments that say how texts are encoded stay.
 pub(super) fn hide_texts(arg: clap::Arg) -> clap::Arg {
     match arg.get_id().as_str() {
         "texts" | "file" | "field" | "document" | "ids" => arg.hide(true),
@@ -48,16 +48,19 @@ pub(super) struct Pair {
     corrupt: Vec<u32>,
     answer: Option<u32>,
     wrong: Option<u32>,
-    /// Its origin, for messages: a line of a file, or the options.
+    /// Where the pair comes from, for messages: a line of a file, or the options.
     place: String,
     in_file: bool,
 }
 
-/// The metric that `--metric` names. Without it, the one that fits the tokens that all pairs have.
+/// The metric that `--metric` names. Without it, the logit difference if all pairs have a wrong token, else the logit.
+///
+/// # Errors
+/// A pair lacks a token that the metric needs, or only some pairs have a wrong token and no metric is named.
 pub(super) fn metric(pairs: &[Pair], name: Option<&str>) -> Result<Metric, Failure> {
     let lacks = |token: fn(&Pair) -> Option<u32>| pairs.iter().find(|pair| token(pair).is_none());
     let (no_answer, no_wrong) = (lacks(|pair| pair.answer), lacks(|pair| pair.wrong));
-    // In a file each line has its own tokens, for which no option can be a substitute.
+    // The options --answer and --wrong cannot supply a missing token, because they conflict with --pairs.
     if let (Some(lacking), None, true) = (no_wrong, name, pairs.iter().any(|pair| pair.wrong.is_some())) {
         return Err(Failure::Run(format!(
             "{} has no \"wrong\", and other pairs have one; give it to all or to none, or name a --metric",
@@ -69,19 +72,19 @@ pub(super) fn metric(pairs: &[Pair], name: Option<&str>) -> Result<Metric, Failu
         (Err(Failure::Usage(_)), Some(lacking)) if lacking.in_file => {
             let what = if lacking.answer.is_none() { "\"answer\"" } else { "\"wrong\"" };
             let next = "add it, or choose another metric with --metric, such as kl or loss";
-            Err(Failure::Run(format!("{} has no {what}, which the metric is about; {next}", lacking.place)))
+            Err(Failure::Run(format!("{} has no {what}, which the metric needs; {next}", lacking.place)))
         }
         (metric, _) => metric,
     }
 }
 
 impl PairArgs {
-    /// The file of pairs, which no output may replace.
+    /// The file of pairs. No output may replace it.
     pub(super) fn file(&self) -> Option<PathBuf> {
         self.pairs.clone()
     }
 
-    /// The pairs, with the tokens of their questions.
+    /// Reads the pairs, and the answer and wrong tokens of each.
     pub(super) fn read(
         &self,
         question: &QuestionArgs,
@@ -110,7 +113,7 @@ impl PairArgs {
         let lines: Vec<(usize, String)> =
             lines(file)?.into_iter().filter(|(_, line)| !line.trim().is_empty()).collect();
         if lines.is_empty() {
-            return Err(Failure::Run(format!("{} holds no pair", file.display())));
+            return Err(Failure::Run(format!("{} holds no pair; write one JSON object per line", file.display())));
         }
         lines
             .iter()
@@ -125,7 +128,10 @@ impl Pair {
         [&self.clean, &self.corrupt].map(|ids| ids.iter().map(|id| files.token(*id)).collect())
     }
 
-    /// Refuses texts of different length. `help` is the next step in the message.
+    /// Checks that both texts have the same number of tokens. `help` is the next step in the message.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`], with the tokens side by side.
     pub(super) fn check_lengths(&self, files: &Model, help: &str) -> Result<(), Failure> {
         let [clean, corrupt] = self.tokens(files);
         if clean.len() == corrupt.len() {
@@ -161,7 +167,7 @@ fn pair(line: &str, place: String, (texts, files, model): (&TextArgs, &Model, &M
     const FIELDS: [&str; 4] = ["clean", "corrupt", "answer", "wrong"];
     let fail = |what: String| Failure::Run(format!("{place} {what}"));
     let value: Value = serde_json::from_str(line).map_err(|e| fail(format!("is not JSON: {e}")))?;
-    let object = value.as_object().ok_or_else(|| fail("is JSON, but no object with fields".into()))?;
+    let object = value.as_object().ok_or_else(|| fail("is JSON, but not an object with fields".into()))?;
     if let Some(other) = object.keys().find(|key| !FIELDS.contains(&key.as_str())) {
         let near = nearest(other, FIELDS).into_iter().next().map(|(_, name)| name);
         let near = near.filter(|near| !object.contains_key(*near)).map(|near| format!("; is {near:?} meant?"));
@@ -189,7 +195,7 @@ fn pair(line: &str, place: String, (texts, files, model): (&TextArgs, &Model, &M
         Some(Value::String(text)) => {
             let quiet = ModelArgs { model: model.model.clone(), quiet: true, json: false };
             token(text, name, files, &quiet).map(Some).map_err(|e| match e {
-                Failure::Usage(what) | Failure::Run(what) => fail(format!("has another answer than one token: {what}")),
+                Failure::Usage(what) | Failure::Run(what) => fail(format!("has an unusable token: {what}")),
                 other => other,
             })
         }
@@ -210,7 +216,7 @@ fn pair(line: &str, place: String, (texts, files, model): (&TextArgs, &Model, &M
     })
 }
 
-/// Two texts token by token, for a message on one line.
+/// Two texts token by token from the first difference on, for a message on one line.
 fn columns(clean: &[Token], corrupt: &[Token]) -> String {
     const MOST: usize = 24;
     let n = clean.len().max(corrupt.len());

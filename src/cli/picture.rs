@@ -1,5 +1,5 @@
-//! What the commands that draw share: their arguments, the single text, and the output: a file, the terminal, or JSON
-//! on stdout. Read next: `heatmap.rs`.
+//! What `heatmap`, `attention` and `lens` share: their arguments, the check for a single text, and the output to a
+//! file, to the terminal, or as JSON to stdout. Read next: `heatmap.rs`.
 
 use super::edits;
 use super::run::{EditedRunArgs, NanArgs};
@@ -27,7 +27,7 @@ pub(super) struct PictureArgs {
     texts: TextArgs,
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Where to draw: .png, .svg or .pdf. Without it, on the terminal
+    /// Output file: .png, .svg or .pdf [default: the terminal]
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -36,17 +36,17 @@ pub(super) struct PictureArgs {
     pub nan: NanArgs,
 }
 
-/// A picture's text and its output.
+/// A picture's text, its edits and its output file.
 pub(super) struct Canvas {
     pub batch: Batch,
     pub tokens: Vec<Token>,
     plan: EditPlan,
-    /// The edits that were made.
+    /// The edits of the run, once [`PictureArgs::edit`] has made them.
     pub edits: Vec<EditRecord>,
     file: Option<File>,
 }
 
-/// The common fields of every picture's JSON, under the names that `extract` uses.
+/// The fields that the JSON of every picture has, under the names that `extract` uses.
 #[derive(Serialize)]
 struct Document<'a, T> {
     model: &'a str,
@@ -66,7 +66,11 @@ struct Document<'a, T> {
 }
 
 impl PictureArgs {
-    /// Opens the model's files, the text and the output, so that errors occur before weights are loaded.
+    /// Opens the model's files, the text and the output, and plans the edits, so that errors are reported before
+    /// weights are loaded.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] if there are several texts.
     pub(crate) fn open(&self) -> Result<(Model, Canvas), Failure> {
         let input = self.texts.read(&self.model)?;
         let file = self.out.as_deref().map(File::create).transpose()?;
@@ -140,7 +144,7 @@ impl PictureArgs {
 }
 
 impl Canvas {
-    /// The heading of the picture.
+    /// The heading of the picture; it names the edits too.
     pub(crate) fn heading(&self, what: String) -> Heading {
         Heading { text: self.tokens.clone(), what: what + &edits::mark(&self.edits) }
     }

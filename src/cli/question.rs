@@ -1,4 +1,5 @@
-//! The question about a model's prediction: `--answer`, `--wrong` and `--metric-token`. Owns the ways to name a token.
+//! The question about a model's prediction: `--answer`, `--wrong` and `--metric-token`. Owns the ways to name a token,
+//! and the default metric.
 
 use super::{Failure, ModelArgs};
 use crate::analysis::metric::Metric;
@@ -7,37 +8,37 @@ use crate::model::tokenizer::Token;
 use crate::session::Model;
 use clap::Args;
 
-/// Which tokens' logits are read, and at which position.
+/// The tokens whose logits are read, and the position where they are read.
 #[derive(Args)]
 pub(super) struct QuestionArgs {
-    /// The token that is right: its text, or id:123
+    /// The right token: its text, or id:123
     #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
     answer: Option<String>,
-    /// The token that the answer is compared with
+    /// The wrong token, with which the answer is compared: its text, or id:123
     #[arg(long, value_name = "TOKEN", requires = "answer", allow_hyphen_values = true)]
     wrong: Option<String>,
-    /// The token whose logits are read: an index or its text [default: the last]
+    /// The token of the text at which logits are read: its index or its text [default: the last token]
     #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
     metric_token: Option<String>,
 }
 
 impl QuestionArgs {
-    /// True if any of them is given.
+    /// True if any of these options is given.
     pub(crate) fn any(&self) -> bool {
         self.answer.is_some() || self.metric_token.is_some()
     }
 
-    /// The id of the right token.
+    /// The id of the right token; `None` without --answer.
     pub(super) fn answer(&self, files: &Model, model: &ModelArgs) -> Result<Option<u32>, Failure> {
         self.answer.as_ref().map(|written| token(written, "--answer", files, model)).transpose()
     }
 
-    /// The id of the wrong token.
+    /// The id of the wrong token; `None` without --wrong.
     pub(super) fn wrong(&self, files: &Model, model: &ModelArgs) -> Result<Option<u32>, Failure> {
         self.wrong.as_ref().map(|written| token(written, "--wrong", files, model)).transpose()
     }
 
-    /// The position of one text whose logits are read.
+    /// The position in a text at which logits are read. `text` is the text's number, for messages.
     pub(super) fn position(&self, tokens: &[Token], text: usize) -> Result<usize, Failure> {
         let Some(written) = &self.metric_token else { return Ok(tokens.len() - 1) };
         let found = token_select::select(std::slice::from_ref(written), tokens, text);
@@ -50,7 +51,8 @@ impl QuestionArgs {
     }
 }
 
-/// The metric that `--metric` names. Without it, the one that fits the given tokens; `loss` is true if the loss is the default.
+/// The metric that `--metric` names. Without it, the logit difference if a wrong token is given, else the loss if
+/// `loss` is true and no answer is given, else the logit. `answer` and `wrong` say which tokens are given.
 pub(super) fn metric(name: Option<&str>, loss: bool, answer: bool, wrong: bool) -> Result<Metric, Failure> {
     let metric = match name {
         Some(name) => name.parse().map_err(|e| Failure::Usage(format!("--metric: {e}")))?,
@@ -61,20 +63,26 @@ pub(super) fn metric(name: Option<&str>, loss: bool, answer: bool, wrong: bool) 
     needs(metric, "--metric", answer, wrong)
 }
 
-/// Checks that the tokens that a metric needs are given. `option` is the option that names the metric.
+/// Checks that a metric has the tokens that it needs, and returns it. `option` is the option that names the metric.
+///
+/// # Errors
+/// [`Failure::Usage`] if a token is missing.
 pub(super) fn needs(metric: Metric, option: &str, answer: bool, wrong: bool) -> Result<Metric, Failure> {
     match metric {
         Metric::LogitDiff if !wrong => {
             Err(Failure::Usage(format!("{option} logit-diff needs a wrong token to compare with: give --wrong")))
         }
         _ if metric.needs_answer() && !answer => {
-            Err(Failure::Usage(format!("{option} {} is about a token: give --answer", metric.name())))
+            Err(Failure::Usage(format!("{option} {} needs an answer token: give --answer", metric.name())))
         }
         _ => Ok(metric),
     }
 }
 
-/// The id of a token, given by its text or as `id:123`. `name` is the option or field, for messages.
+/// The id of a token that is written as its text or as `id:123`. `name` is the option or field, for messages.
+///
+/// # Errors
+/// [`Failure::Usage`] for a text of several tokens and for an id beyond the vocabulary.
 pub(super) fn token(written: &str, name: &str, files: &Model, model: &ModelArgs) -> Result<u32, Failure> {
     let n_vocab = files.config().vocab_size;
     if let Some(id) = written.strip_prefix("id:").and_then(|id| id.parse::<u32>().ok()) {

@@ -1,4 +1,5 @@
-//! `actscope report`: one text's activations as an interactive HTML file. Read next: `../report/mod.rs`.
+//! `actscope report`: one text's activations as an interactive HTML file. Owns the command lines that the page shows.
+//! Read next: `../report/mod.rs`.
 
 use super::run::{EditedRunArgs, NanArgs, RunArgs};
 use super::texts::TextArgs;
@@ -19,7 +20,7 @@ pub(crate) struct Report {
     texts: TextArgs,
     #[command(flatten)]
     model: ModelArgs,
-    /// Where to write the page: one .html file that needs no other and no network
+    /// Output file: an .html page that needs no other file and no network
     #[arg(short, long, value_name = "FILE")]
     out: PathBuf,
     #[command(flatten)]
@@ -74,19 +75,19 @@ impl Report {
         Ok(())
     }
 
-    /// The arguments that name this model and this text in any command. Text with control or invisible characters,
-    /// which a terminal could interpret, and text that is too long for a command line are given as token ids.
+    /// The arguments that name this model and this text in any command. A text is given as token ids if it has control
+    /// or invisible characters, which a terminal could interpret, or is too long for a command line.
     fn arguments(&self, text: Option<&String>, ids: &[u32]) -> String {
         const LONGEST: usize = 50_000;
-        let seen = |c: char| c == '\n' || c == '\'' || c == '"' || c == '\\' || c.escape_debug().len() == 1;
+        let visible = |c: char| c == '\n' || c == '\'' || c == '"' || c == '\\' || c.escape_debug().len() == 1;
         let edits: Vec<[String; 2]> = self.edited.edits.arguments().collect();
-        let Some(text) = text.filter(|text| text.len() <= LONGEST && text.chars().all(seen)) else {
+        let Some(text) = text.filter(|text| text.len() <= LONGEST && text.chars().all(visible)) else {
             return arguments(&self.model, &self.edited.run, &edits, ids);
         };
         let mut words = vec![named(&self.model, &self.edited.run, &edits)];
         let flags = [(self.texts.prepend_bos, "--prepend-bos"), (self.texts.truncate, "--truncate")];
         words.extend(flags.iter().filter(|(is, _)| *is).map(|(_, flag)| flag.to_string()));
-        // A text may look like an option.
+        // A text that begins with `-` looks like an option.
         words.extend(text.starts_with('-').then(|| "--".to_string()));
         words.push(quote(text));
         words.join(" ")
@@ -99,7 +100,7 @@ pub(super) fn arguments(model: &ModelArgs, run: &RunArgs, edits: &[[String; 2]],
     format!("{} --ids {}", named(model, run, edits), quote(&ids.join(" ")))
 }
 
-/// The arguments that name a model and edits.
+/// The arguments that name a model, its weights and edits.
 fn named(model: &ModelArgs, run: &RunArgs, edits: &[[String; 2]]) -> String {
     let mut words = vec!["--model".to_string(), quote(&model.model)];
     words.extend(run.of_weights());

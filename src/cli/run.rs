@@ -1,5 +1,5 @@
-//! What the commands that run a model share: device, hooks and tokens, progress, and the check that a run does not
-//! replace its input files. Read next: `extract.rs`, which uses all of it.
+//! What the commands that run a model share: the arguments for device, weights, hooks, tokens and NaN, the progress
+//! bar, and the check that no output replaces an input file. Read next: `extract.rs`, which uses all of them.
 
 use super::edits::EditArgs;
 use super::environment::{self, Environment};
@@ -26,10 +26,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Where to compute.
+/// The device and the weights of a run.
 #[derive(Args)]
 pub(super) struct RunArgs {
-    /// Where to compute
+    /// The device to compute on
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
     device: DeviceArg,
     /// Precision of the weights during the run
@@ -39,7 +39,7 @@ pub(super) struct RunArgs {
     pub process: ProcessArgs,
 }
 
-/// Changes of the run, and where to compute.
+/// The edits of a run, its device and its weights.
 #[derive(Args)]
 pub(super) struct EditedRunArgs {
     #[command(flatten)]
@@ -48,24 +48,24 @@ pub(super) struct EditedRunArgs {
     pub run: RunArgs,
 }
 
-/// What is done to the weights.
+/// How the weights are processed before the run.
 #[derive(Args)]
 pub(super) struct ProcessArgs {
-    /// Process the weights as TransformerLens does, in f64: of fold-ln,center-writing,center-unembed,fold-value, or tl for all
-    /// four. Weights become f32
+    /// Process the weights as TransformerLens does, in f64: a list of fold-ln,center-writing,center-unembed,fold-value,
+    /// or tl for all four. The processed weights are f32
     #[arg(long, value_name = "STEPS")]
     process: Option<Process>,
 }
 
 impl ProcessArgs {
-    /// The model with its weights processed.
+    /// The model with its weights processed; the same model without --process.
     pub(super) fn apply(&self, files: Model) -> Result<Model, Failure> {
         Ok(files.processed(self.process.unwrap_or_default())?)
     }
 }
 
 impl RunArgs {
-    /// Loads the model onto the device and reports which device it is.
+    /// Loads the model onto the device, and prints the device's name on stderr.
     pub(crate) fn session(&self, files: Model, model: &ModelArgs) -> Result<Session, Failure> {
         let session = self.process.apply(files)?.on(options(self.device, self.weights))?;
         let device = session.device();
@@ -78,13 +78,13 @@ impl RunArgs {
         Ok(session)
     }
 
-    /// The option that names the device, for a printed command; none for `auto`.
+    /// The option that names the device, for a command that is printed; empty for `auto`.
     pub(crate) fn of_device(&self) -> Vec<String> {
         let named = self.device.to_possible_value().filter(|_| !matches!(self.device, DeviceArg::Auto));
         named.map_or_else(Vec::new, |value| vec!["--device".into(), value.get_name().into()])
     }
 
-    /// The options that change the weights, for a printed command; none if the weights stay as stored.
+    /// The options that change the weights, for a command that is printed; empty if the weights are as stored.
     pub(crate) fn of_weights(&self) -> Vec<String> {
         let said = Some(self.weights).filter(|weights| *weights != WeightsArg::Stored);
         let precision = said.and_then(|weights| Some(weights.to_possible_value()?.get_name().to_string()));
@@ -94,7 +94,7 @@ impl RunArgs {
     }
 }
 
-/// The options with which the command line loads a model onto a device. Results specific to this machine are cached in
+/// The options with which all commands load a model onto a device. What a device learns about this machine is cached in
 /// the user's cache folder.
 pub(super) fn options(device: DeviceArg, weights: WeightsArg) -> Options {
     let Environment { adapters, tuning, .. } = environment::read();
@@ -102,14 +102,14 @@ pub(super) fn options(device: DeviceArg, weights: WeightsArg) -> Options {
     Options { device: device.into(), adapters, weights: weights.dtype(), autotune: tuning, cache }
 }
 
-/// Which hooks.
+/// The hooks to record.
 #[derive(Args)]
 pub(super) struct SiteArgs {
-    /// Hooks by name; `*` matches anything, so '*' alone is all of them. Repeatable
+    /// Hooks by name; `*` matches any characters, so '*' alone is every hook. Repeatable
     #[arg(short = 'k', long, value_name = "PATTERN")]
     hook: Vec<String>,
-    /// Layers: N >= 0 is block N's output; -1 is the last, after the final LayerNorm, -2 the last block but one; also
-    /// 1,3 or 1..3 (without 3), or `all`. Repeatable
+    /// Layers: N >= 0 is the output of block N, -1 the output of the final LayerNorm, -2 the output of the last block
+    /// but one; also lists (1,3), ranges (1..3, without 3), and `all`. Repeatable
     #[arg(short, long, value_name = "N", allow_hyphen_values = true)]
     layer: Vec<String>,
 }
@@ -120,7 +120,7 @@ impl SiteArgs {
         self.hook.is_empty() && self.layer.is_empty()
     }
 
-    /// The request: hooks and layers together, or the output of the final LayerNorm if neither is given.
+    /// The request for all given hooks and layers, or for the output of the final LayerNorm if none is given.
     pub(crate) fn hooks(&self, files: &Model, model: &ModelArgs) -> Result<Hooks, Failure> {
         let n_layer = files.config().n_layer;
         let mut hooks = files.hooks();
@@ -135,7 +135,7 @@ impl SiteArgs {
             match part {
                 Part::All => layers.extend((0..n_layer as i64).chain([-1])),
                 Part::One(layer) => layers.push(layer),
-                // As in Python's list of hidden states, whose last entry is after the final LayerNorm.
+                // -1 is the output of the final LayerNorm here too, as in transformers' tuple of hidden states.
                 Part::Span(Some(from), None) if from < 0 => {
                     lists::span("layer", Some(from), None, n_layer)?;
                     layers.extend(from..0);
@@ -155,11 +155,12 @@ impl SiteArgs {
     }
 }
 
-/// Which tokens.
+/// The tokens to record.
 #[derive(Args)]
 pub(super) struct TokenArgs {
-    /// Tokens to keep: an index, a negative index, a..b, or a word or phrase such as "cathedral", all of
-    /// whose tokens are kept (`first:cathedral`, `last:cathedral` for one); digits as text in quotes: '"5"'. Repeatable
+    /// Tokens to keep: an index, a negative index, a range a..b, or a word or phrase such as "cathedral", which keeps
+    /// all of its tokens (`first:cathedral` or `last:cathedral` keeps one). Write digits that are text in quotes:
+    /// '"5"'. Repeatable
     #[arg(short, long, value_name = "TOKEN", allow_hyphen_values = true)]
     token: Vec<String>,
 }
@@ -170,8 +171,9 @@ impl TokenArgs {
         self.token.is_empty()
     }
 
-    /// The positions that --token selects in texts that continue after their prompts; text i has at most `longest[i]`
-    /// tokens. Non-negative numbers may mean new tokens; texts and negative numbers refer to the prompt.
+    /// The positions that --token selects in texts that grow from their prompts; text i has at most `longest[i]`
+    /// tokens. Non-negative indices may select new tokens; words and negative indices refer to the prompt. `None`
+    /// without --token.
     pub(crate) fn positions_of_growing(
         &self,
         prompts: &[Vec<Token>],
@@ -226,13 +228,16 @@ impl TokenArgs {
 }
 
 impl TextArgs {
-    /// Checks that a run does not replace the model's files.
+    /// Checks that the output does not replace a file that the run reads: the model's, the texts' or the edits'.
     pub(super) fn refuse_to_overwrite(&self, path: &Path, files: &Model, edits: &EditArgs) -> Result<(), Failure> {
         refuse_to_overwrite(path, files, self.files().chain(edits.files()))
     }
 }
 
-/// Checks that a run does not replace its input: the model's files, or `others`.
+/// Checks that the output at `path` does not replace an input: the model's files, or `others`.
+///
+/// # Errors
+/// [`Failure::Usage`] if it would.
 pub(super) fn refuse_to_overwrite(
     path: &Path,
     files: &Model,
@@ -248,16 +253,17 @@ pub(super) fn refuse_to_overwrite(
     }
 }
 
-/// What to do about NaN and infinities.
+/// What happens on NaN and infinities.
 #[derive(Args)]
 pub(super) struct NanArgs {
-    /// Go on where a value is NaN or an infinity, which otherwise ends the run in exit code 1 and leaves no file
+    /// Continue if a value is NaN or infinite. Otherwise such a value ends the run with exit code 1, and no file is
+    /// written
     #[arg(long)]
     pub allow_nan: bool,
 }
 
 impl NanArgs {
-    /// Reports where the first NaN or infinity is, even with -q. `position` is its token's position in the text.
+    /// Reports the place of the first NaN or infinity, even with -q. `position` gives its token's position in the text.
     ///
     /// # Errors
     /// [`Failure::Run`] unless such values are allowed.
@@ -291,7 +297,7 @@ impl NanArgs {
         Ok(())
     }
 
-    /// [`NanArgs::judge`] for a capture of whole texts, or of the first text's `positions`.
+    /// [`NanArgs::judge`] for a capture of whole texts, or of the given positions of one text.
     pub(crate) fn judge_capture(&self, capture: &Capture, positions: Option<&[usize]>) -> Result<(), Failure> {
         let position = |found: &NonNumber| positions.map_or(found.slot(), |positions| positions[found.slot()]);
         self.judge(NonNumber::find_in(capture).as_ref(), position)
@@ -299,11 +305,12 @@ impl NanArgs {
 }
 
 impl ModelArgs {
-    /// Runs with a progress bar on stderr, which appears after a second. `run` reports the number of finished steps.
+    /// Calls `run` with a progress bar on stderr, which appears after a second. `run` reports the number of finished
+    /// steps; `steps` names them.
     pub(super) fn with_progress<T>(&self, steps: &str, run: impl AsyncFnOnce(Progress<'_>) -> T) -> T {
         const SHOWN_AFTER: Duration = Duration::from_secs(1);
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
-        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}, {elapsed} gone, {eta} to go");
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}, {elapsed} elapsed, {eta} left");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_message(steps.to_string());
         let start = Instant::now();

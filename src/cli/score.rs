@@ -1,4 +1,5 @@
-//! `actscope score`: the log-probability of every token of texts, and perplexity.
+//! `actscope score`: the log-probability of every token of texts, and perplexity. Read next: `../analysis/score.rs`,
+//! which computes them.
 
 use super::run::RunArgs;
 use super::texts::{Length, TextArgs};
@@ -18,8 +19,8 @@ pub(crate) struct ScoreCommand {
     texts: TextArgs,
     #[command(flatten)]
     model: ModelArgs,
-    /// Run longer texts in windows of N tokens, each STRIDE after the one before (half of N without it), and score every token
-    /// in the window where it has most context. Without this, in windows as long as the context
+    /// Run longer texts in windows of N tokens that begin STRIDE tokens apart (N / 2 if STRIDE is not given), and score
+    /// every token in the window where it has most context [default N: the model's context]
     #[arg(long, value_name = "N[:STRIDE]", conflicts_with = "truncate")]
     window: Option<Windows>,
     #[command(flatten)]
@@ -42,7 +43,8 @@ impl ScoreCommand {
         batch::check_ids(&ids, files.config()).map_err(Error::from)?;
         let long = ids.iter().filter(|ids| ids.len() > windows.size).count();
         if long > 0 {
-            self.model.say(format_args!("{long} long texts are run in windows of {windows} tokens"));
+            let (texts, are) = if long == 1 { ("text", "is") } else { ("texts", "are") };
+            self.model.say(format_args!("{long} long {texts} {are} run in windows of {windows} tokens"));
         }
         let session = self.run.session(files, &self.model)?;
         let run = async |told: Progress<'_>| session.score_async(&ids, windows, Some(told)).await;
@@ -50,8 +52,8 @@ impl ScoreCommand {
         let broken = |score: &Score| score.logprobs.iter().position(|p| !p.is_finite());
         if let Some((text, place)) = scores.iter().enumerate().find_map(|(n, score)| Some((n, broken(score)?))) {
             return Err(Failure::Run(format!(
-                "the log-probability of token {} of text {text} is not a number, so the text has no score; `actscope extract` \
-                 finds the first hook that holds none",
+                "the log-probability of token {} of text {text} is not a number, so the text has no score; \
+                 `actscope extract -k '*'` names the first hook that holds a NaN or an infinity",
                 place + 1
             )));
         }
@@ -85,7 +87,7 @@ impl ScoreCommand {
     }
 }
 
-/// The summary over all texts.
+/// The score of all texts together.
 fn all(scores: &[Score]) -> Score {
     Score { logprobs: scores.iter().flat_map(|score| score.logprobs.iter().copied()).collect() }
 }
@@ -95,7 +97,7 @@ fn print(session: &Session, ids: &[Vec<u32>], scores: &[Score], out: &mut impl W
         Some(perplexity) => {
             format!("total {:.4} nats over {} tokens, perplexity {perplexity:.4}", score.total(), score.logprobs.len())
         }
-        None => "one token, and nothing comes before it".into(),
+        None => "one token, which has no log-probability because no token precedes it".into(),
     };
     for (text, (ids, score)) in ids.iter().zip(scores).enumerate() {
         if scores.len() > 1 {

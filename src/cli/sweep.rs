@@ -1,5 +1,5 @@
-//! `actscope patch` and `actscope ablate`: which places matter for what the model says, one changed run for each.
-//! Read next: `swept.rs`, which writes what they found.
+//! `actscope patch` and `actscope ablate`: how much the metric depends on each place, with one changed run per place.
+//! Read next: `swept.rs`, which writes the results.
 
 use super::pairs::{self, PairArgs, hide_texts};
 use super::question::{QuestionArgs, metric};
@@ -13,7 +13,7 @@ use crate::analysis::edits::EditPlan;
 use crate::analysis::grammar::ValueSpec;
 use crate::analysis::metric::{Metric, Question};
 use crate::analysis::path::PathSweep;
-use crate::analysis::sweep::{Case, Change, Sweep, SweepAxis, SweepSite};
+use crate::analysis::sweep::{Case, Cases, Change, Sweep, SweepAxis, SweepSite};
 use crate::batch::Batch;
 use crate::hooks::request::Hooks;
 use crate::hooks::site::Site;
@@ -25,33 +25,35 @@ use clap::{Args, ValueEnum};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// What both sweeps share.
+/// The arguments that `patch` and `ablate` share.
 #[derive(Args)]
 struct SweepArgs {
-    /// Where: a site without its layer, such as resid_pre, z, pattern, mlp_post; `every` for resid_pre, attn_out and mlp_out, or,
-    /// with head in --by, for z, q, k, v and pattern. Repeatable [default: resid_pre]
+    /// The site to change, without its layer: resid_pre, z, pattern, mlp_post and others. `every` is resid_pre,
+    /// attn_out and mlp_out; with head in --by, it is z, q, k, v and pattern. Repeatable [default: resid_pre]
     #[arg(long, value_name = "SITE")]
     at: Vec<String>,
-    /// Axes of the sweep, one changed run for each combination; any of layer,pos,head,dim,key [default: layer,head for sites
-    /// with heads, layer,pos for the rest]
+    /// Axes of the sweep, with one changed run for each combination: any of layer,pos,head,dim,key [default: layer,head
+    /// for sites with heads, layer,pos for other sites]
     #[arg(long, value_name = "AXES", value_delimiter = ',')]
     by: Vec<String>,
-    /// logit-diff (the default with --wrong), logit, logprob, prob, loss or kl
+    /// The metric: logit-diff, logit, logprob, prob, loss or kl [default: logit-diff with --wrong, logit with --answer
+    /// only, and for ablate loss without both]
     #[arg(long, value_name = "METRIC")]
     metric: Option<String>,
     #[command(flatten)]
     question: QuestionArgs,
-    /// Where to write: .json, .csv, .npz, .safetensors, a picture as .png or .svg, or a page as .html. Without it, on the terminal
+    /// Output file: .json, .csv, .npz, .safetensors, a picture as .png or .svg, or a page as .html [default: the
+    /// terminal]
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
     edited: EditedRunArgs,
 }
 
-/// How two texts of different length line up.
+/// How two texts of different length are aligned.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Align {
-    /// By position: texts of different length are refused
+    /// By position; texts of different length are an error
     Start,
     /// By their last tokens
     End,
@@ -63,24 +65,24 @@ enum Align {
 pub(crate) struct Patch {
     #[command(flatten)]
     pairs: PairArgs,
-    /// The other way round: values of the corrupt run are put into the clean one
+    /// Patch in the other direction: copy values of the corrupt run into the clean run
     #[arg(long)]
     noise: bool,
-    /// How texts of different length line up
+    /// How texts of different length are aligned
     #[arg(long, value_enum, default_value_t = Align::Start)]
     align: Align,
-    /// Attribution patching: estimate every cell from one gradient of the metric, instead of running it
+    /// Attribution patching: estimate every cell from one gradient of the metric, without a changed run per cell
     #[arg(long, conflicts_with = "path")]
     fast: bool,
-    /// Also run every cell, and show the exact values beside the estimates, and their correlation
+    /// Also run every cell, and show the exact values beside the estimates, with their correlation
     #[arg(long, requires = "fast")]
     compare: bool,
     /// Patch one path only, FROM...TO, such as head.0.2...q.3.4: only TO reads the clean run's value of FROM. FROM is
-    /// head.LAYER.HEAD or mlp.LAYER, and numbers that are left out become axes; TO is q.LAYER.HEAD, k.LAYER.HEAD, v.LAYER.HEAD or
-    /// mlp.LAYER, several joined by +, or logits
+    /// head.LAYER.HEAD or mlp.LAYER; numbers that are left out become axes. TO is q.LAYER.HEAD, k.LAYER.HEAD,
+    /// v.LAYER.HEAD or mlp.LAYER, several joined by +, or logits
     #[arg(long, value_name = "FROM...TO", conflicts_with = "at")]
     path: Option<String>,
-    /// On the way from FROM to TO every other head keeps the value that it had, as in Wang et al. 2022; MLPs follow
+    /// Hold every head except FROM at its value in the unpatched run, as in Wang et al. 2022; MLPs are recomputed
     #[arg(long, requires = "path")]
     frozen: bool,
     #[command(flatten)]
@@ -96,8 +98,7 @@ pub(crate) struct Patch {
 pub(crate) struct Ablate {
     #[command(flatten)]
     texts: TextArgs,
-    /// What each place is changed to: zero, mean (over all positions of all texts), or [F*]FILE[#ARRAY] with values of other
-    /// texts
+    /// The replacement: zero, mean (over all positions of all texts), or [F*]FILE[#ARRAY] with values of other texts
     #[arg(long, value_name = "WITH", default_value = "zero")]
     with: String,
     #[command(flatten)]
@@ -107,7 +108,7 @@ pub(crate) struct Ablate {
 }
 
 impl SweepArgs {
-    /// The axes that --by names.
+    /// The axes that --by names; empty without --by.
     fn axes(&self) -> Result<Vec<SweepAxis>, Failure> {
         let axes = self.by.iter().map(|axis| axis.trim().parse::<SweepAxis>()).collect::<Result<Vec<_>, _>>();
         let axes = axes.map_err(|e| Failure::Usage(format!("--by: {e}")))?;
@@ -169,10 +170,7 @@ impl Patch {
         let mut cases = Vec::new();
         for (n, pair) in pairs.iter().enumerate() {
             if self.align == Align::Start {
-                pair.check_lengths(
-                    &files,
-                    "reword one of them, or use --align end where their last tokens are meant to meet",
-                )?;
+                pair.check_lengths(&files, "reword one of them, or align their last tokens with --align end")?;
             }
             let [of_clean, of_corrupt] = pair.sides(n, &self.sweep.question, &files)?;
             let (source, (ids, question)) = if self.noise { (of_corrupt, of_clean) } else { (of_clean, of_corrupt) };
@@ -265,13 +263,13 @@ impl Ablate {
     }
 }
 
-/// A sweep that was checked.
+/// A sweep that has passed all checks.
 struct Begun<'a> {
     command: &'static str,
     args: &'a SweepArgs,
     model: &'a ModelArgs,
     over: Over<'a>,
-    /// Whether what is estimated is also run.
+    /// True if estimated cells are also run.
     compare: bool,
     cases: &'a [Case],
 }
@@ -292,8 +290,8 @@ impl Begun<'_> {
         let edits = model.edit(&plan, &session, runs, &mut hooks)?;
         let mut source_hooks: Hooks = session.model().hooks();
         model.edit(&source_plan, &session, sources, &mut source_hooks)?;
-        let hooks = (&hooks, &source_hooks);
-        let run = async |over: Over<'_>, told: Progress<'_>| over.run(&session, cases, hooks, told).await;
+        let all = Cases { cases, edits: &hooks, source_edits: &source_hooks };
+        let run = async |over: Over<'_>, told: Progress<'_>| over.run(&session, all, told).await;
         let steps = if matches!(over, Over::Fast(_)) { "blocks" } else { "changed runs" };
         let swept = model.with_progress(steps, async |told| run(over, told).await)?;
         let exact = match over {
@@ -313,7 +311,8 @@ impl Begun<'_> {
     }
 }
 
-/// How one cell is run alone: of a single text, whose source is as long as it is, without edits of the user's.
+/// The command that runs one cell alone. `None` unless there is one case, its source has as many tokens as its text,
+/// and the user gave no edits.
 fn cell_run(found: &Found<'_>, args: &SweepArgs, model: &ModelArgs, cases: &[Case]) -> Option<CellRun> {
     let (Over::Places(sweep), [case]) = (found.over, cases) else { return None };
     let aligned = case.source.as_ref().is_none_or(|(ids, _)| ids.len() == case.ids.len());
@@ -324,7 +323,7 @@ fn cell_run(found: &Found<'_>, args: &SweepArgs, model: &ModelArgs, cases: &[Cas
     let source: Vec<[String; 2]> =
         case.source.iter().map(|(source, _)| ["--source-ids".to_string(), ids(source)]).collect();
     let of_run = arguments(model, &args.edited.run, &source, &case.ids);
-    // The loss is of all tokens.
+    // The loss is over all tokens, so it needs no position.
     let token = match sweep.metric {
         Metric::Loss => String::new(),
         _ => format!("--token {} ", case.question.position),

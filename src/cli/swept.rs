@@ -1,14 +1,14 @@
-//! What `patch` and `ablate` swept over, what they found, and how it is written: JSON, arrays, a table, a picture, a page.
-//! Read next: `sweep.rs`, which runs them; `target.rs`, which writes files.
+//! The results of `patch` and `ablate`, in every form of output: JSON, arrays, a table, a picture, a page. Owns their
+//! statistics and notes. Read next: `sweep.rs`, which runs the sweeps; `target.rs`, which writes files.
 
 use super::edits::mark;
 use super::target::{self, Findings, nested, number};
 use crate::analysis::metric::Metric;
 use crate::analysis::path::PathSweep;
 use crate::analysis::statistics;
-use crate::analysis::sweep::{Case, Sweep, SweepAxis, Swept};
+use crate::analysis::sweep::{Case, Cases, Sweep, SweepAxis, Swept};
 use crate::config::Config;
-use crate::hooks::request::{EditRecord, Hooks};
+use crate::hooks::request::EditRecord;
 use crate::model::tokenizer::Token;
 use crate::output::Provenance;
 use crate::output::arrays::Named;
@@ -59,79 +59,77 @@ impl Over<'_> {
         }
     }
 
-    pub(super) async fn run(
-        self,
-        session: &Session,
-        cases: &[Case],
-        (edits, source_edits): (&Hooks, &Hooks),
-        told: Progress<'_>,
-    ) -> Result<Swept, Error> {
+    pub(super) async fn run(self, session: &Session, all: Cases<'_>, told: Progress<'_>) -> Result<Swept, Error> {
         match self {
-            Over::Places(sweep) => session.sweep_async(sweep, cases, edits, source_edits, Some(told)).await,
-            Over::Fast(sweep) => session.patch_fast_async(sweep, cases, edits, source_edits, Some(told)).await,
-            Over::Paths(sweep) => session.path_sweep_async(sweep, cases, edits, source_edits, Some(told)).await,
+            Over::Places(sweep) => session.sweep_async(sweep, all, Some(told)).await,
+            Over::Fast(sweep) => session.patch_fast_async(sweep, all, Some(told)).await,
+            Over::Paths(sweep) => session.path_sweep_async(sweep, all, Some(told)).await,
         }
     }
 }
 
-/// What was swept, and all that is said of it.
+/// A finished sweep, and what its outputs need besides.
 pub(super) struct Found<'a> {
     pub(super) command: &'static str,
     pub(super) over: Over<'a>,
     pub(super) swept: Swept,
-    /// The same by running every cell, beside estimates.
+    /// The exact values of an estimated sweep, from a run of every cell; `None` unless requested.
     pub(super) exact: Option<Swept>,
     pub(super) noise: bool,
-    /// The tokens of every position, where there is one case.
+    /// The tokens of the clean and of the corrupt text, if there is one case; for an ablation, twice those of its text.
     pub(super) tokens: Option<(Vec<Token>, Vec<Token>)>,
+    /// How many tokens, counted from the end of each text, are swept.
     pub(super) aligned: usize,
     pub(super) edits: Vec<EditRecord>,
+    /// The replacement of an ablation; `None` for a patch.
     pub(super) with: Option<String>,
 }
 
-/// The numbers of a sweep, cell by cell, and as JSON.
+/// The numbers of a sweep, one per cell in row-major order, and their JSON.
 pub(super) struct Document {
     values: Vec<f64>,
     /// The metric of the clean and the corrupt run of a patch, and of the unchanged run of an ablation.
     own: [Option<f64>; 3],
-    /// What is shown of a value: (value - zero) / span.
+    /// Pictures show (value - zero) / span.
     zero: f64,
     span: f64,
     normalized: Option<Vec<f64>>,
     effects: Vec<f64>,
     statistics: Option<Statistics>,
-    /// The exact values beside estimates.
+    /// The exact values of an estimated sweep.
     exact: Option<Exact>,
     labels: Vec<Vec<Value>>,
     axes: Vec<&'static str>,
-    /// What is to be said of the runs that nothing changes.
+    /// Notes about the clean and the corrupt run.
     pub(super) notes: Vec<String>,
     json: Map<String, Value>,
 }
 
-/// What several pairs or texts say of each cell.
+/// Statistics of each cell over several pairs or texts.
 struct Statistics {
-    /// Of the mean of the values.
+    /// The standard error of the mean value.
     standard_error: Vec<f64>,
-    /// Of the mean effect: of the differences between each pair's value and the metric of its own unchanged run.
+    /// The standard error of the mean effect. A pair's effect is its value minus the metric of its own unchanged run.
     effect_standard_error: Vec<f64>,
+    /// The 95 % interval of the mean value.
     ci: Vec<[f64; 2]>,
+    /// The two-sided p value of the mean effect.
     p: Vec<f64>,
 }
 
-/// The exact values beside estimates, and their correlation: over all cells, and of each site where there are several.
+/// The exact values of an estimated sweep, and their correlation with the estimates: over all cells, and per site.
 struct Exact {
     values: Vec<f64>,
     correlation: f64,
     of_sites: Vec<f64>,
 }
 
-/// All of it.
+/// The results, for every form of output.
 pub(super) struct Whole<'a> {
     pub(super) found: &'a Found<'a>,
     pub(super) document: &'a Document,
     pub(super) session: &'a Session,
-    /// How one cell is run alone, for the page.
+    /// The command that runs one cell alone, for the page.
     pub(super) cell: &'a dyn Fn() -> Option<CellRun>,
 }
 
@@ -165,7 +163,7 @@ impl Findings for Whole<'_> {
 }
 
 impl Document {
-    /// The arrays that a cell has one number in each of, beside the values, as far as there are any.
+    /// The arrays besides the values that have one number per cell. Absent arrays are left out.
     fn more(&self) -> Vec<(&'static str, &[f64])> {
         let of_all = |of: fn(&Statistics) -> &Vec<f64>| self.statistics.as_ref().map(of);
         let all = [
@@ -204,7 +202,7 @@ impl Found<'_> {
             (true, false) => [Some(statistics::mean(source)), Some(before), None],
             (true, true) => [Some(before), Some(statistics::mean(source)), None],
         };
-        // 0 is the run that values are put into: the corrupt one, with --noise the clean one.
+        // 0 is the run that values are copied into: the corrupt run, or with --noise the clean run.
         let zero = before;
         let difference = own[0].zip(own[1]).map(|(clean, corrupt)| clean - corrupt).filter(|span| *span != 0.0);
         let normalized = difference.map(|span| values.iter().map(|value| (value - zero) / span).collect::<Vec<f64>>());
@@ -248,15 +246,16 @@ impl Found<'_> {
         document
     }
 
-    /// What is to be said of a clean and a corrupt run between which there is nothing to bring back, or the wrong way round.
+    /// Notes for a patch whose clean and corrupt run have the same metric, or whose corrupt run makes the answer
+    /// likelier.
     fn notes(&self, own: [Option<f64>; 3]) -> Vec<String> {
         let [Some(clean), Some(corrupt), _] = own else { return Vec::new() };
         let larger_is_likelier =
             matches!(self.over.metric(), Metric::LogitDiff | Metric::Logit | Metric::Logprob | Metric::Prob);
         let what = if clean == corrupt {
-            "the texts do not differ in it, so nothing can be brought back"
+            "both are the same, so there is nothing to restore; give texts that differ in the metric"
         } else if clean < corrupt && larger_is_likelier {
-            "the answer is likelier in the corrupt run, so 1 stands for the less likely answer"
+            "the answer is likelier in the corrupt run, so 1 stands for the less likely answer; swap the texts to avoid it"
         } else {
             return Vec::new();
         };
@@ -305,17 +304,17 @@ impl Found<'_> {
         map
     }
 
-    /// The page.
+    /// The page of the sweep. `cell` is the command that runs one cell alone.
     fn page<'a>(&'a self, document: &'a Document, cell: Option<CellRun>, provenance: &'a Provenance) -> SweepPage<'a> {
         let mut arrays = vec![("values", document.values.clone()), ("effect", document.effects.clone())];
-        // The page shows effects, and so their standard error.
+        // The page shows effects, so it needs the standard error of effects only.
         let more = document.more().into_iter().filter(|(name, _)| *name != "standard_error");
         arrays.extend(more.map(|(name, values)| (name, values.to_vec())));
         arrays.extend(document.ci().map(|ci| ("ci", ci.concat())));
-        let lined_up = |tokens: &'a [Token]| &tokens[tokens.len() - self.aligned..];
+        let aligned = |tokens: &'a [Token]| &tokens[tokens.len() - self.aligned..];
         let texts = self.tokens.as_ref().map(|(clean, corrupt)| match self.with {
-            Some(_) => vec![("text", lined_up(clean))],
-            None => vec![("clean", lined_up(clean)), ("corrupt", lined_up(corrupt))],
+            Some(_) => vec![("text", aligned(clean))],
+            None => vec![("clean", aligned(clean)), ("corrupt", aligned(corrupt))],
         });
         SweepPage {
             command: self.command,
@@ -334,7 +333,7 @@ impl Found<'_> {
         }
     }
 
-    /// What JSON says of where the numbers come from.
+    /// The part of the JSON that says how the numbers were computed.
     fn origin(&self, session: &Session) -> Map<String, Value> {
         let mut map = target::provenance(session, &self.edits);
         let mut put = |key: &str, value: Value| map.insert(key.into(), value);
@@ -359,7 +358,7 @@ impl Found<'_> {
         map
     }
 
-    /// The axes with a label for each place along them.
+    /// The axes, and the labels of the places along each.
     fn labels(&self) -> (Vec<&'static str>, Vec<Vec<Value>>) {
         let (mut axes, mut labels) = (Vec::new(), Vec::new());
         let mut shape = self.swept.shape.iter();
@@ -388,14 +387,14 @@ impl Found<'_> {
         all.extend(document.more().into_iter().map(|(name, values)| Named::f64(name, shape, values.to_vec())));
         all.extend(document.ci().map(|ci| Named::f64("ci", &[&shape[..], &[2]].concat(), ci.concat())));
         if self.swept.values.len() > 1 {
-            // Case by case, for a test of one's own.
+            // The values of each case let users compute statistics of their own.
             let all_cases = [&[self.swept.values.len()][..], shape].concat();
             all.push(Named::f64("values_each", &all_cases, self.swept.values.concat()));
         }
         all
     }
 
-    /// A row for every cell: its place along every axis by number and label, then the numbers.
+    /// Writes a row for every cell: its index and label along every axis, then its numbers.
     fn table(&self, document: &Document, table: &mut csv::Writer<&mut dyn Write>) -> std::io::Result<()> {
         let shape = &self.swept.shape;
         let mut head: Vec<String> =
@@ -430,21 +429,21 @@ impl Found<'_> {
         Ok(())
     }
 
-    /// What was done at each place, in words.
+    /// The change at each place, in words.
     fn how(&self) -> String {
         let text = if self.noise { "corrupt" } else { "clean" };
         match (&self.with, self.over) {
             (Some(with), _) => format!("ablated with {with}"),
-            (None, Over::Places(_)) => format!("values of the {text} run put in"),
-            (None, Over::Fast(_)) => format!("values of the {text} run put in, estimated from one gradient"),
+            (None, Over::Places(_)) => format!("patched with values of the {text} run"),
+            (None, Over::Fast(_)) => format!("patched with values of the {text} run, estimated from one gradient"),
             (None, Over::Paths(sweep)) if sweep.frozen() => {
-                format!("values of the {text} run sent along this path, other heads frozen")
+                format!("patched along this path with values of the {text} run, other heads frozen")
             }
-            (None, Over::Paths(_)) => format!("values of the {text} run sent along this path"),
+            (None, Over::Paths(_)) => format!("patched along this path with values of the {text} run"),
         }
     }
 
-    /// The metric of the runs that nothing changes, in words.
+    /// The metric of the unchanged runs, in words.
     fn unchanged(&self, own: [Option<f64>; 3]) -> String {
         let metric = self.over.metric().name();
         match own {
@@ -464,7 +463,7 @@ impl Found<'_> {
             (None, Some(normalized)) => ("Normalized".into(), normalized),
             _ => (format!("Change of {}", self.over.metric().name()), &document.effects),
         };
-        // The exact values as panels of their own, on the same scale.
+        // The exact values are panels of their own, on the same scale.
         let (mut shown, mut values) = (shown.clone(), document.values.clone());
         let (mut axes, mut labels) = (document.axes.clone(), document.labels.clone());
         let statistics = document.statistics.as_ref();
@@ -483,7 +482,7 @@ impl Found<'_> {
             (errors, p) = (None, None);
         }
         let how = match (&self.with, &document.normalized) {
-            (None, Some(_)) if self.noise => format!("{} (0: unharmed, -1: as corrupt)", self.how()),
+            (None, Some(_)) if self.noise => format!("{} (0: as clean, -1: as corrupt)", self.how()),
             (None, Some(_)) => format!("{} (0: as corrupt, 1: as clean)", self.how()),
             _ => self.how(),
         };

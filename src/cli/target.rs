@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::path::Path;
 
-/// An output file. It is created before anything is computed, so that a wrong name is an error at once.
+/// An output file, by its kind. It is created before anything is computed, so that a wrong name is an error at once.
 pub(super) enum Target {
     Picture(File),
     Numbers(Place),
@@ -20,7 +20,10 @@ pub(super) enum Target {
 }
 
 impl Target {
-    /// A file of numbers or a picture, by its extension.
+    /// Creates a file of numbers or a picture, by its extension.
+    ///
+    /// # Errors
+    /// The extension is unknown, or the file cannot be created.
     pub(super) fn create(path: &Path) -> Result<Target, Failure> {
         Ok(match output::extension(path).as_str() {
             "png" | "svg" => Target::Picture(File::create(path)?),
@@ -66,16 +69,17 @@ pub(super) trait Findings {
     /// Everything, as JSON.
     fn json(&self) -> &Map<String, Value>;
 
-    /// The keys of the JSON whose values are arrays of [`Findings::arrays`], and not metadata.
+    /// The keys of the JSON that files of arrays leave out of their metadata, because [`Findings::arrays`] has the
+    /// values.
     fn array_keys(&self) -> &[&str];
 
     /// The numbers as arrays.
     fn arrays(&self) -> Vec<Named>;
 
-    /// The numbers as a table.
+    /// Writes the numbers as a table with a header.
     fn table(&self, table: &mut csv::Writer<&mut dyn Write>) -> std::io::Result<()>;
 
-    /// The picture; `None` if there is none for these results.
+    /// The picture; `None` if these results have no picture.
     fn picture(&self) -> Option<Box<dyn Picture>>;
 
     /// The page as HTML.
@@ -86,13 +90,14 @@ pub(super) trait Findings {
         Err(std::io::Error::from(std::io::ErrorKind::Unsupported))
     }
 
-    /// Prints them on the terminal.
+    /// Prints the results on the terminal: the picture, unless a command has another form.
     fn print(&self, terminal: &Terminal, out: &mut dyn Write) -> std::io::Result<()> {
         self.picture().map_or(Ok(()), |picture| picture.print(terminal, out))
     }
 }
 
-/// Writes findings to their file or the terminal, and as JSON to stdout with --json.
+/// Writes findings to `target`, or without one to the terminal. With --json, writes JSON to stdout instead of the
+/// terminal, and beside the file.
 pub(super) fn deliver(found: &dyn Findings, target: Option<Target>, model: &ModelArgs) -> Result<(), Failure> {
     let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
     let path = target.as_ref().map(|target| target.path().display().to_string());
@@ -145,7 +150,7 @@ fn write(found: &dyn Findings, extension: &str, out: &mut impl Write) -> std::io
     }
 }
 
-/// The model's part of the provenance.
+/// The part of the provenance that describes the model.
 pub(super) fn model_provenance(model: &Model) -> Map<String, Value> {
     let mut map = Map::new();
     map.insert("model".into(), json!(model.name()));
@@ -168,13 +173,16 @@ pub(super) fn provenance(session: &Session, edits: &[EditRecord]) -> Map<String,
     map
 }
 
-/// Checks results of gradients: one NaN or infinity makes the others wrong too.
+/// Checks results of gradients. One NaN or infinity makes the other values wrong too.
+///
+/// # Errors
+/// [`Failure::Run`] if a value is not finite. `what` names the values.
 pub(super) fn check_finite<'a>(what: &str, values: impl IntoIterator<Item = &'a f64>) -> Result<(), Failure> {
     if values.into_iter().all(|value| value.is_finite()) {
         Ok(())
     } else {
         Err(Failure::Run(format!(
-            "{what} holds a NaN or an infinity, so it means nothing; `actscope extract -k '*'` names the first hook that holds one"
+            "{what} holds a NaN or an infinity, so it is unreliable; `actscope extract -k '*'` names the first hook that holds one"
         )))
     }
 }
@@ -189,7 +197,7 @@ pub(super) fn number(value: f64) -> Value {
     }
 }
 
-/// A list of values as nested lists of this shape.
+/// Values in row-major order as nested lists of this shape.
 pub(super) fn nested(values: &[Value], shape: &[usize]) -> Value {
     match shape {
         [] => values.first().cloned().unwrap_or(Value::Null),

@@ -1,5 +1,5 @@
-//! The texts of a command: from arguments, files, documents, lists of ids and stdin. Also encodes them as token ids.
-//! Read next: `../model/tokenizer.rs`.
+//! The texts of a command: from arguments, files, documents, lists of ids and stdin. Owns how they are read, decoded
+//! and encoded as token ids, with the notes about them. Read next: `../model/tokenizer.rs`.
 
 use super::{Failure, ModelArgs};
 use crate::batch::Batch;
@@ -10,32 +10,32 @@ use std::collections::BTreeSet;
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
-/// Which texts.
+/// The texts of a command, and how they are encoded.
 #[derive(Args)]
 pub(super) struct TextArgs {
-    /// Texts; several are run as one batch. Without any, one text a line of stdin, if something is piped in
+    /// Texts, which are run as one batch [default: one text per line of stdin, if stdin is not a terminal]
     #[arg(value_name = "TEXT")]
     texts: Vec<String>,
-    /// A file with one text a line; `-` is stdin. Repeatable
+    /// A file with one text per line; `-` is stdin. Repeatable
     #[arg(long, value_name = "FILE", conflicts_with_all = ["texts", "ids", "document"])]
     file: Vec<PathBuf>,
-    /// The field that holds the text, where every line is a JSON object (.jsonl)
+    /// The field that holds the text, if every line is a JSON object (.jsonl)
     #[arg(long, value_name = "NAME", conflicts_with_all = ["texts", "ids", "document"])]
     field: Option<String>,
-    /// A file that is one text as a whole, line breaks included; `-` is stdin. Repeatable
+    /// A file that is one text, with its line breaks; `-` is stdin. Repeatable
     #[arg(long, value_name = "FILE", conflicts_with_all = ["texts", "ids"])]
     document: Vec<PathBuf>,
-    /// Token ids instead of text: "464 3797", "[464, 3797]", "tensor([[464, 3797]])", or @FILE with a list a line.
+    /// Token ids instead of text: "464 3797", "[464, 3797]", "tensor([[464, 3797]])", or @FILE with a list per line.
     /// Repeatable
     #[arg(long, value_name = "IDS", conflicts_with = "texts", allow_hyphen_values = true)]
     ids: Vec<String>,
     /// Put the beginning-of-text token before every text
     #[arg(long)]
     pub prepend_bos: bool,
-    /// Read special tokens in a text, such as <|endoftext|>, as the characters that they are written with
+    /// Encode the names of special tokens in a text, such as <|endoftext|>, as ordinary characters
     #[arg(long)]
     no_special: bool,
-    /// Truncate texts that exceed the model's context, instead of refusing them
+    /// Truncate texts that exceed the model's context, which are an error otherwise
     #[arg(long)]
     pub truncate: bool,
 }
@@ -58,7 +58,7 @@ pub(super) enum Length {
 }
 
 impl Input {
-    /// The texts; `None` if ids were given.
+    /// The texts; empty if ids were given.
     pub(crate) fn texts(&self) -> &[String] {
         match self {
             Input::Texts(texts) => texts,
@@ -66,7 +66,7 @@ impl Input {
         }
     }
 
-    /// How many there are.
+    /// The number of texts.
     pub(crate) fn len(&self) -> usize {
         match self {
             Input::Texts(texts) => texts.len(),
@@ -95,7 +95,10 @@ fn open(file: &Path) -> Result<Box<dyn Read>, Failure> {
     Ok(Box::new(opened))
 }
 
-/// The whole text of a file.
+/// The whole text of a file or of stdin.
+///
+/// # Errors
+/// [`Failure::Run`] if it cannot be read, or is neither UTF-8 nor marked UTF-16.
 pub(super) fn content(file: &Path) -> Result<String, Failure> {
     let fail = |what: String| Failure::Run(format!("cannot read {}: {what}", name_of(file)));
     let mut bytes = Vec::new();
@@ -103,8 +106,8 @@ pub(super) fn content(file: &Path) -> Result<String, Failure> {
     decoded(bytes).map_err(fail)
 }
 
-/// Bytes as text, without the byte order mark that some editors write: UTF-8, or UTF-16 if it begins with a byte order
-/// mark. PowerShell writes UTF-16 where output is redirected.
+/// Decodes bytes as UTF-8, or as UTF-16 if they begin with its byte order mark, and removes a byte order mark. Some
+/// editors write one, and PowerShell writes UTF-16 if output is redirected.
 fn decoded(bytes: Vec<u8>) -> Result<String, String> {
     const ADVICE: &str = "save it as UTF-8";
     let unit: Option<fn([u8; 2]) -> u16> = match bytes[..] {
@@ -120,7 +123,7 @@ fn decoded(bytes: Vec<u8>) -> Result<String, String> {
             _ => Err(format!("its byte order mark says UTF-16, but what follows is not UTF-16; {ADVICE}")),
         };
     }
-    // English text in UTF-16 is also valid UTF-8, with a zero character beside every letter.
+    // English text in UTF-16 is valid UTF-8 too, with a zero character beside every letter.
     let (pairs, rest) = bytes.as_chunks::<2>();
     if !pairs.is_empty() && rest.is_empty() && pairs.iter().take(64).all(|pair| (pair[0] == 0) != (pair[1] == 0)) {
         return Err(format!("it looks like UTF-16 without a byte order mark; {ADVICE}"));
@@ -133,25 +136,25 @@ fn decoded(bytes: Vec<u8>) -> Result<String, String> {
     Ok(text.strip_prefix('\u{feff}').map(String::from).unwrap_or(text))
 }
 
-/// The lines of a file with their numbers.
+/// The lines of a file with their numbers, from 1 on.
 pub(super) fn lines(file: &Path) -> Result<Vec<(usize, String)>, Failure> {
     Ok((1..).zip(content(file)?.lines().map(String::from)).collect())
 }
 
 impl TextArgs {
-    /// The input files, which no output may replace.
+    /// The input files. No output may replace them.
     pub(crate) fn files(&self) -> impl Iterator<Item = PathBuf> {
         let of_ids = self.ids.iter().filter_map(|list| list.strip_prefix('@')).map(PathBuf::from);
         self.file.iter().chain(&self.document).cloned().chain(of_ids)
     }
 
-    /// True where any text was given.
+    /// True if an option or argument names texts.
     pub(crate) fn given(&self) -> bool {
         let lists = [self.texts.is_empty(), self.file.is_empty(), self.document.is_empty(), self.ids.is_empty()];
         lists.contains(&false) || self.field.is_some()
     }
 
-    /// Reads the given texts or ids, without a model.
+    /// Reads the given texts or ids. Needs no model.
     pub(crate) fn read(&self, model: &ModelArgs) -> Result<Input, Failure> {
         if !self.ids.is_empty() {
             let lists = self.ids.iter().map(|list| self.ids_of(list)).collect::<Result<Vec<_>, _>>()?;
@@ -173,16 +176,21 @@ impl TextArgs {
         if std::io::stdin().is_terminal() {
             return Err(nothing());
         }
-        match self.lines_of(Path::new("-"), model) {
-            Err(Failure::Run(message)) if message.starts_with(STDIN) => Err(nothing()),
-            texts => Ok(Input::Texts(texts?)),
+        let all = lines(Path::new("-"))?;
+        if all.iter().all(|(_, line)| line.trim().is_empty()) {
+            return Err(nothing());
         }
+        Ok(Input::Texts(self.texts_of(Path::new("-"), all, model)?))
     }
 
     /// The texts of a file with one text per line. Blank lines are skipped, with a note.
     pub(crate) fn lines_of(&self, file: &Path, model: &ModelArgs) -> Result<Vec<String>, Failure> {
+        self.texts_of(file, lines(file)?, model)
+    }
+
+    /// The texts of a file's numbered lines.
+    fn texts_of(&self, file: &Path, all: Vec<(usize, String)>, model: &ModelArgs) -> Result<Vec<String>, Failure> {
         let name = name_of(file);
-        let all = lines(file)?;
         let n = all.len();
         let lines: Vec<(usize, String)> = all.into_iter().filter(|(_, line)| !line.trim().is_empty()).collect();
         if lines.is_empty() {
@@ -204,7 +212,7 @@ impl TextArgs {
         lines.iter().map(|(i, line)| text_of_field(line, field, &format!("line {i} of {name}"))).collect()
     }
 
-    /// The lists of one `--ids` argument.
+    /// The lists of one value of `--ids`.
     fn ids_of(&self, list: &str) -> Result<Vec<Vec<u32>>, Failure> {
         let Some(file) = list.strip_prefix('@') else {
             return parse_ids(list).map_err(|e| Failure::Usage(format!("--ids: {e}")));
@@ -220,7 +228,10 @@ impl TextArgs {
         Ok(all)
     }
 
-    /// The token ids of every text, with the beginning-of-text token if requested.
+    /// The token ids of every text, with the beginning-of-text token and truncated if requested.
+    ///
+    /// # Errors
+    /// The model has no tokenizer for texts, or a text has more tokens than `length` allows.
     pub(crate) fn ids(
         &self,
         input: &Input,
@@ -245,7 +256,7 @@ impl TextArgs {
         self.encoded_up_to(texts, files, Length::Context, model)
     }
 
-    /// [`TextArgs::encoded`], up to a length.
+    /// [`TextArgs::encoded`] for texts of at most `length`.
     pub(crate) fn encoded_up_to(
         &self,
         texts: &[String],
@@ -266,7 +277,8 @@ impl TextArgs {
         self.begun_texts(ids, files, model)
     }
 
-    /// [`TextArgs::begun`] for encoded texts: a tokenizer may have put the token in front already.
+    /// [`TextArgs::begun`] for texts that the tokenizer encoded. Some tokenizers add the beginning-of-text token
+    /// themselves.
     fn begun_texts(&self, ids: Vec<Vec<u32>>, files: &Model, model: &ModelArgs) -> Result<Vec<Vec<u32>>, Failure> {
         if self.prepend_bos && files.adds_bos() {
             let token = files.bos().map(|bos| files.token(bos).label()).unwrap_or_default();
@@ -295,11 +307,11 @@ impl TextArgs {
     }
 }
 
-/// Prints a note if a text contains the written form of a special token, which was encoded as that token.
+/// Prints a note if a text contains the name of a special token, which was encoded as that token.
 fn say_specials(ids: &[Vec<u32>], files: &Model, model: &ModelArgs) {
     let Ok(tokenizer) = files.tokenizer() else { return };
     let special = tokenizer.special_tokens();
-    // The tokens that the tokenizer itself adds do not stand in the text.
+    // The tokens that the tokenizer itself adds are not part of the text.
     let (front, behind) = tokenizer.added_around().map_or((0, 0), |(front, behind)| (front.len(), behind));
     let of_texts: Vec<&[u32]> =
         ids.iter().map(|list| list.get(front..list.len().saturating_sub(behind)).unwrap_or_default()).collect();
@@ -307,7 +319,7 @@ fn say_specials(ids: &[Vec<u32>], files: &Model, model: &ModelArgs) {
     for id in found {
         let text = of_texts.iter().position(|list| list.contains(&id)).unwrap_or_default();
         model.say(format_args!(
-            "note: text {text} holds {}, which was taken as one token, {id}; --no-special reads characters",
+            "note: text {text} holds {}, which was taken as one token, {id}; --no-special encodes its characters",
             special[&id]
         ));
     }
@@ -326,7 +338,7 @@ fn document(file: &Path) -> Result<String, Failure> {
 fn text_of_field(line: &str, field: &str, place: &str) -> Result<String, Failure> {
     let fail = |what: String| Failure::Run(format!("{place} {what}"));
     let value: Value = serde_json::from_str(line).map_err(|e| fail(format!("is not JSON: {e}")))?;
-    let Some(object) = value.as_object() else { return Err(fail("is JSON, but no object with fields".into())) };
+    let Some(object) = value.as_object() else { return Err(fail("is JSON, but not an object with fields".into())) };
     match object.get(field) {
         Some(Value::String(text)) => Ok(text.clone()),
         Some(_) => Err(fail(format!("has no text in its field {field:?}"))),
@@ -345,7 +357,7 @@ pub(super) fn parse_ids(written: &str) -> Result<Vec<Vec<u32>>, String> {
         if let Some(inner) = rest.strip_prefix(wrapper).and_then(|rest| rest.trim_start().strip_prefix('(')) {
             let (inner, end) = inner.rsplit_once(')').ok_or("a bracket is not closed")?;
             if !end.trim().is_empty() {
-                return Err(format!("{:?} stands behind the list", end.trim()));
+                return Err(format!("{:?} follows the list", end.trim()));
             }
             // `device='cuda:0'`, `dtype=torch.int64` and the like.
             rest = inner.rfind(']').map_or(inner, |at| &inner[..=at]);
@@ -360,7 +372,7 @@ pub(super) fn parse_ids(written: &str) -> Result<Vec<Vec<u32>>, String> {
     if !rest.contains(['[', ']']) {
         return Ok(vec![numbers(rest)?]);
     }
-    // Take the innermost lists; outside them are only commas and brackets.
+    // Only the innermost lists hold numbers. Outside them are commas and brackets.
     let (mut lists, mut open, mut depth) = (Vec::new(), None, 0usize);
     for (at, c) in rest.char_indices() {
         match c {
@@ -385,12 +397,12 @@ pub(super) fn parse_ids(written: &str) -> Result<Vec<Vec<u32>>, String> {
     if depth > 0 { Err("a bracket is not closed".into()) } else { Ok(lists) }
 }
 
-/// The arguments of [`TextArgs`] with help texts for a command that takes one text.
+/// Changes the help texts of [`TextArgs`] for a command that takes one text.
 pub(super) fn one_text(arg: clap::Arg) -> clap::Arg {
     match arg.get_id().as_str() {
-        "texts" => arg.help("The text, one (in quotes, if it is several words). Without it, a line of stdin"),
+        "texts" => arg.help("The text, in quotes if it has several words [default: one line of stdin]"),
         "file" => arg.help("A file with the text on one line; `-` is stdin"),
-        "document" => arg.help("A file that is the text as a whole, line breaks included; `-` is stdin"),
+        "document" => arg.help("A file that is the text, with its line breaks; `-` is stdin"),
         "ids" => arg.help("Token ids instead of text, such as \"464 3797\" or \"[464, 3797]\", or @FILE"),
         _ => arg,
     }
@@ -471,7 +483,7 @@ mod tests {
         assert_eq!(of(r#"{"id": 1, "text": "a\nb"}"#), "a\nb");
         assert!(of(r#"{"id": 1, "body": "a"}"#).contains("it has id, body"));
         assert!(of(r#"{"text": 5}"#).contains("has no text in its field"));
-        assert!(of("[1]").contains("no object"));
+        assert!(of("[1]").contains("not an object"));
         assert!(of("text").contains("not JSON"));
     }
 }

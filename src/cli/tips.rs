@@ -1,11 +1,11 @@
-//! Messages about an option that a command does not have: which command has it, or which option was probably meant.
-//! Clap's own tip, to pass it as a value after `--`, rarely helps. Read next: `hints.rs`.
+//! Messages about an option that a command does not have. They name the commands that have it, or the option with the
+//! nearest name. Clap's own tip, to pass it as a value after `--`, rarely helps. Read next: `hints.rs`.
 
 use crate::text::nearest;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-/// The message for an unknown option of the command in `args`; `None` for every other error, for which clap's own
-/// message is good.
+/// The message for an unknown option or argument of the command in `args`; `None` for other errors, whose message by
+/// clap is good.
 pub(super) fn unknown_option(error: &clap::Error, cli: &clap::Command, args: &[String]) -> Option<String> {
     if error.kind() != ErrorKind::UnknownArgument {
         return None;
@@ -13,10 +13,10 @@ pub(super) fn unknown_option(error: &clap::Error, cli: &clap::Command, args: &[S
     let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg) else { return None };
     let command = args.iter().find_map(|arg| cli.find_subcommand(arg))?;
     let here = command.get_name();
-    let see = format!("`actscope {here} --help` lists what it has");
+    let see = format!("`actscope {here} --help` lists its options");
     if !option.starts_with('-') {
         return Some(format!(
-            "{here} takes no more arguments, and \"{option}\" is one more (a text of several words stands in quotes); {see}"
+            "{here} takes no more arguments, and \"{option}\" is one more (a text of several words needs quotes); {see}"
         ));
     }
     let has = |command: &clap::Command| {
@@ -27,14 +27,14 @@ pub(super) fn unknown_option(error: &clap::Error, cli: &clap::Command, args: &[S
         })
     };
     let others: Vec<&str> = cli.get_subcommands().filter(|other| has(other)).map(clap::Command::get_name).collect();
-    let behind = "a text that begins with `-` stands behind `--`";
+    let after = "put a text that begins with `-` after `--`";
     if !others.is_empty() {
-        return Some(format!("{here} has no option {option}, which is one of {}; {see}", listed(&others)));
+        return Some(format!("{here} has no option {option}, which is an option of {}; {see}", listed(&others)));
     }
     let longs = command.get_arguments().filter_map(|arg| arg.get_long()).map(|long| format!("--{long}"));
     match nearest(option, longs).into_iter().next().filter(|(score, _)| *score >= 0.6) {
         Some((_, near)) => Some(format!("{here} has no option {option}; nearest: {near}; {see}")),
-        None => Some(format!("{here} has no option {option}; {see}, and {behind}")),
+        None => Some(format!("{here} has no option {option}; {see}, and {after}")),
     }
 }
 

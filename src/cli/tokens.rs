@@ -1,4 +1,4 @@
-//! `actscope tokens`: a text's tokens, where each lies in the text, and where the context ends. Read next:
+//! `actscope tokens`: the tokens of a text, their offsets in the text, and the end of the model's context. Read next:
 //! `../model/token_select.rs`, which computes the offsets.
 
 use super::texts::{Input, Length, TextArgs};
@@ -66,8 +66,8 @@ fn as_table(ids: &[Vec<u32>], files: &Model, out: &mut impl Write) -> Result<(),
     Ok(())
 }
 
-/// One list per text. A token has `bytes` and `chars`, its range in the text (null if the tokenizer changes the text,
-/// absent if ids were given), and `beyond_context` if it is beyond the end of the context.
+/// Writes one list per text. A token has `bytes` and `chars`, its ranges in the text (null if the tokenizer changes the
+/// text, absent if ids were given), and `beyond_context` if it is after the end of the context.
 fn as_json(input: &Input, ids: &[Vec<u32>], files: &Model, out: &mut impl Write) -> Result<(), Failure> {
     write!(out, "[")?;
     for (text, ids) in ids.iter().enumerate() {

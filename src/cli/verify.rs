@@ -1,5 +1,5 @@
-//! `actscope verify`: checks that this machine computes correct values. Owns the table. Read next: `../verify/mod.rs`,
-//! which does the checks.
+//! `actscope verify`: checks that this machine computes correct values. Owns the printed table. Read next:
+//! `../verify/mod.rs`, which does the checks.
 
 use super::run::options;
 use super::{DeviceArg, Failure, ModelArgs, WeightsArg};
@@ -33,7 +33,7 @@ impl Verify {
         let session = self.model.open()?.on(options(self.device, WeightsArg::Stored))?;
         self.model.say(format_args!("device: {}", session.device()));
         let verify = async |told: Progress<'_>| {
-            // Roughly the fraction of the time that has passed when a stage begins, and the fraction that it takes.
+            // The approximate percentage of the time that has passed when a stage begins, and that the stage takes.
             let share = |stage: Stage| match stage {
                 Stage::Kernels => (0, 60),
                 Stage::Hooks => (60, 20),
@@ -79,7 +79,7 @@ fn mark(ok: bool) -> &'static str {
     if ok { "ok" } else { "OFF" }
 }
 
-/// A magnitude in eight characters; an exact zero is marked as such.
+/// A magnitude in at most eight characters. An exact zero is `0`.
 fn figure(x: f64) -> String {
     if x == 0.0 { "0".into() } else { format!("{x:.1e}") }
 }
@@ -88,7 +88,7 @@ fn kernels(report: &Verification, out: &mut impl Write) -> std::io::Result<()> {
     let cases: usize = report.kernels.iter().map(|row| row.cases).sum();
     writeln!(
         out,
-        "1. Every kernel by itself: {} kernels and operations, {cases} cases of awkward shapes and hostile values, against plain loops in f64",
+        "1. Every kernel by itself: {} kernels and operations, {cases} cases with odd shapes and extreme values, against plain loops in f64",
         report.kernels.len()
     )?;
     writeln!(out, "   {:22} {:>5}  {:>7}       worst case", "kernel", "cases", "error")?;
@@ -97,10 +97,10 @@ fn kernels(report: &Verification, out: &mut impl Write) -> std::io::Result<()> {
         let worst = if row.ok() && row.off.share == 0.0 { "none, all are exact" } else { &row.worst };
         writeln!(out, "   {:22} {:>5}  {share:>7}  {:3}  {worst}", row.kernel, row.cases, mark(row.ok()))?;
     }
-    writeln!(out, "   error: of the worst element, as a share of what rounding explains; 1 and less is right")
+    writeln!(out, "   error: of the worst element, as a share of what rounding explains; up to 1 is right")
 }
 
-/// Hooks of one kind in all layers.
+/// The hooks of one kind in all layers.
 struct Group<'a> {
     row: &'static Row,
     hooks: Vec<&'a HookRow>,
@@ -112,7 +112,7 @@ impl<'a> Group<'a> {
         Site::rows().map(|row| Group { row, hooks: of(row) }).collect()
     }
 
-    /// The hook with the largest error relative to its bound.
+    /// The hook whose error is the largest share of its bound.
     fn worst(&self) -> &'a HookRow {
         let share = |hook: &HookRow| hook.worst.error / hook.allowed;
         self.hooks
@@ -156,18 +156,18 @@ fn hooks(report: &Verification, out: &mut impl Write) -> std::io::Result<()> {
     }
     writeln!(
         out,
-        "   each row is the block that comes nearest to what is allowed, at its worst token; error: |device - f64| / |f64| there"
+        "   each row is the block nearest to its bound, at its worst token; error: |device - f64| / |f64| there"
     )?;
     writeln!(
         out,
-        "   f32 alone: exact operations whose results are kept as f32. PyTorch: its own f32 run on a CPU, against f64"
+        "   f32 alone: exact operations with results rounded to f32. PyTorch: its own f32 run on a CPU, against f64"
     )?;
     if report.torch_is_of_this_model {
         writeln!(out, "   allowed: {TIMES_TORCH} times PyTorch's error on the hook, or {ROUNDING:e}")
     } else {
         writeln!(
             out,
-            "   * of the demo model, for orientation: not measured on this model\n   allowed: {TIMES_ROUNDED} times what f32 alone costs, or {ROUNDING:e}"
+            "   * measured on the demo model, not on this model\n   allowed: {TIMES_ROUNDED} times the error of f32 alone, or {ROUNDING:e}"
         )
     }
 }
@@ -194,7 +194,7 @@ fn steps(report: &Verification, out: &mut impl Write) -> std::io::Result<()> {
     if let (Some(worst), true) = (&steps.worst, steps.mismatches.is_empty()) {
         writeln!(
             out,
-            "   ok   none parts; {} {} comes nearest, with {:.2} of what is allowed",
+            "   ok   no operation differs; {} {} comes nearest, with {:.2} of what is allowed",
             worst.kind.name(),
             worst.part,
             worst.share
@@ -202,7 +202,7 @@ fn steps(report: &Verification, out: &mut impl Write) -> std::io::Result<()> {
     }
     writeln!(
         out,
-        "   allowed, in the norm of a row: {LAST_BITS} times what a last bit in every input changes, and {ROUNDING:e} of the row beside it"
+        "   allowed, in the norm of a row: {LAST_BITS} times the effect of a last bit in every input, plus {ROUNDING:e} of the row"
     )
 }
 
@@ -216,7 +216,7 @@ fn pieces(report: &Verification, out: &mut impl Write) -> std::io::Result<()> {
     for row in pieces.rows.iter().filter(|row| !row.ok()) {
         writeln!(
             out,
-            "   OFF  {}: apart by {} at text {}, token {}; allowed {}",
+            "   OFF  {}: differs by {} at text {}, token {}; allowed {}",
             row.site,
             figure(row.worst.error),
             report.text_of_piece(row),
@@ -230,7 +230,7 @@ fn pieces(report: &Verification, out: &mut impl Write) -> std::io::Result<()> {
         }
         Some(row) if pieces.ok() => writeln!(
             out,
-            "   ok   {} comes nearest, apart by {} of {} allowed: twice what it may be off",
+            "   ok   {} comes nearest: it differs by {}, and {} is allowed, twice its bound above",
             row.site,
             figure(row.worst.error),
             figure(row.allowed)

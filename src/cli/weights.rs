@@ -1,4 +1,5 @@
-//! `actscope weights`: weights under TransformerLens's names and in its shapes, as a file.
+//! `actscope weights`: lists weights under TransformerLens's names and in its shapes, or writes them to a file. Read
+//! next: `../analysis/weights.rs`, which computes them.
 
 use super::run::{ProcessArgs, refuse_to_overwrite};
 use super::target::model_provenance;
@@ -15,10 +16,10 @@ use std::path::PathBuf;
 /// Arguments of `actscope weights`.
 #[derive(Args)]
 pub(crate) struct Weights {
-    /// Names such as blocks.3.attn.W_Q or W_U, or globs. Without any, all weights are listed
+    /// Names such as blocks.3.attn.W_Q or W_U, or globs [default: all weights, listed]
     #[arg(value_name = "NAME")]
     names: Vec<String>,
-    /// Where to write: .npz or .safetensors
+    /// Output file: .npz or .safetensors [default: a list of the weights]
     #[arg(short, long, value_name = "FILE", requires = "names")]
     out: Option<PathBuf>,
     #[command(flatten)]
