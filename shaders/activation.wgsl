@@ -1,13 +1,9 @@
 // y = f(x). The override FUNCTION chooses f.
 // One invocation per element.
+// Interface: interfaces/elements.wgsl
 
 override FUNCTION: u32 = 0u; // a number of lib/activation.wgsl
 
-struct Params {
-    n: u32,
-}
-
-@group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;        // x [n]
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;  // y [n]
 

@@ -1,13 +1,9 @@
 // y = f'(x) dy. The override FUNCTION chooses f.
 // One invocation per element.
+// Interface: interfaces/elements.wgsl
 
 override FUNCTION: u32 = 0u; // a number of lib/activation.wgsl
 
-struct Params {
-    n: u32,
-}
-
-@group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;        // x [n]
 @group(0) @binding(2) var<storage, read> dy: array<f32>;       // dy [n]
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;  // y [n]
@@ -16,6 +12,6 @@ struct Params {
 fn activation_gradient(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let i = (wg.y * n_wg.x + wg.x) * 64u + invocation;
     if i < p.n {
-        y[i] = slope(FUNCTION, x[i]) * dy[i];
+        y[i] = activation_derivative(FUNCTION, x[i]) * dy[i];
     }
 }

@@ -1,11 +1,7 @@
 // y = a + b.
 // One invocation per element.
+// Interface: interfaces/elements.wgsl
 
-struct Params {
-    n: u32,
-}
-
-@group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> a: array<f32>;        // a [n]
 @group(0) @binding(2) var<storage, read> b: array<f32>;        // b [n]
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;  // y [n]

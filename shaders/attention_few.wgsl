@@ -28,7 +28,7 @@ fn attention_few(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation
     var query = array<vec4<f32>, CHUNKS>();
     for (var chunk = 0u; chunk < CHUNKS; chunk += 1u) { // unrolled
         let d = 64u * chunk + 4u * lane;
-        query[chunk] = q4(q_at + d, left(HEAD_DIM, d));
+        query[chunk] = q_vec4(q_at + d, left(HEAD_DIM, d));
     }
     var highest = LOWEST;
     var total = 0.0;
@@ -41,8 +41,8 @@ fn attention_few(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation
             var product = 0.0;
             for (var chunk = 0u; chunk < CHUNKS; chunk += 1u) { // unrolled
                 let d = 64u * chunk + 4u * lane;
-                product += dot(query[chunk], kv4(row + p.k_col + d, left(HEAD_DIM, d)));
-                value[turn * CHUNKS + chunk] = kv4(row + p.v_col + d, left(HEAD_DIM, d));
+                product += dot(query[chunk], kv_vec4(row + p.k_col + d, left(HEAD_DIM, d)));
+                value[turn * CHUNKS + chunk] = kv_vec4(row + p.v_col + d, left(HEAD_DIM, d));
             }
             products[(16u * turn + slot) * 16u + lane] = product;
         }

@@ -1,5 +1,5 @@
-// z = what attention.wgsl computes in parts of the keys, put together: the sums of each part, scaled down from the
-// maximum of the part to the maximum of all parts.
+// z: combines the results of attention.wgsl for the parts of the keys. The sums of each part are rescaled from the
+// maximum of that part to the maximum of all parts.
 // One invocation per element of z.
 
 struct Params {

@@ -1,4 +1,4 @@
-// The gradient of attention_pattern.wgsl by the scores, from the pattern: pattern (dy - sum(pattern dy)) per row.
+// The gradient of attention_pattern.wgsl with respect to the scores, from the pattern: pattern (dy - sum(pattern dy)) per row.
 // One workgroup per row. Its invocations stride over the keys.
 // Interface: interfaces/rows.wgsl
 

@@ -1,5 +1,5 @@
 // scores = scale q . k of one text, or `unseen` where the key comes after the query. For scores that is the lowest f32, because
-// WGSL has no literal for -inf. The gradient by a pattern has the same form: q is dz, k is v, and `unseen` is 0.
+// WGSL has no literal for -inf. The gradient with respect to a pattern has the same form: q is dz, k is v, and `unseen` is 0.
 // One workgroup per 32 queries x 64 keys of one head, with 16 keys at a time, laid out as in lib/attention_tile.wgsl.
 
 struct Params {

@@ -1,4 +1,4 @@
-// The gradient of layer_norm_scale.wgsl by x: (x - mean) / (C scale) * dscale per row.
+// The gradient of layer_norm_scale.wgsl with respect to x: (x - mean) / (C scale) * dscale per row.
 // One workgroup per row. Its invocations stride over the columns.
 // Interface: interfaces/rows.wgsl
 

@@ -73,7 +73,7 @@ fn linear_broadcast(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroup
         w_at += 8u;
     }
 
-    // Nor has it anything to store.
+    // A workgroup after the last part stores nothing.
     let col = select(p.cols, panel * 32u + invocation * 4u, part_index < p.parts);
     let y_first = part_index * p.cols;
     for (var r = 0u; r < 8u; r += 1u) { // unrolled

@@ -1,9 +1,9 @@
-// y = x . w + bias, then the epilogue, for at most ROWS rows, as lib/few.wgsl has it.
+// y = x . w + bias, then the epilogue, for at most ROWS rows, as lib/linear_few.wgsl has it.
 // Interface: interfaces/linear.wgsl
 
 // Elements k .. k + 4 of row r of x; from the n-th on they are 0.
 fn row4(r: u32, k: u32, n: u32) -> vec4<f32> {
-    return x4(min(r, p.rows - 1u) * p.x_stride + k, n);
+    return x_vec4(min(r, p.rows - 1u) * p.x_stride + k, n);
 }
 
 @compute @workgroup_size(256)

@@ -1,4 +1,4 @@
-// y = layer_norm(x) . w + bias, then the epilogue, for at most ROWS rows, as lib/few.wgsl has it. Every workgroup
+// y = layer_norm(x) . w + bias, then the epilogue, for at most ROWS rows, as lib/linear_few.wgsl has it. Every workgroup
 // computes mean and divisor of each row by itself: that is less work than a dispatch of its own.
 // 256 / ROWS invocations share a row.
 // Interface: interfaces/linear.wgsl
@@ -15,7 +15,7 @@ var<private> scales: array<f32, ROWS>;
 
 // Elements k .. k + 4 of row r of x after LayerNorm. From the n-th on they are anything finite.
 fn row4(r: u32, k: u32, n: u32) -> vec4<f32> {
-    let a = x4(min(r, p.rows - 1u) * p.x_stride + k, n);
+    let a = x_vec4(min(r, p.rows - 1u) * p.x_stride + k, n);
     return (a - means[r]) / scales[r] * gain[k / 4u] + shift[k / 4u];
 }
 
@@ -48,7 +48,7 @@ fn find_moments(invocation: u32) {
     let row = min(invocation / SHARERS, p.rows - 1u) * p.x_stride;
     var part = 0.0;
     for (var k = 4u * lane; k < p.k; k += 4u * SHARERS) {
-        let a = x4(row + k, p.k - k);
+        let a = x_vec4(row + k, p.k - k);
         part += (a.x + a.y) + (a.z + a.w);
     }
     add_up(invocation, part);
@@ -59,7 +59,7 @@ fn find_moments(invocation: u32) {
     part = 0.0;
     for (var k = 4u * lane; k < p.k; k += 4u * SHARERS) {
         let n = vec4<u32>(p.k - k);
-        let d = select(vec4<f32>(), x4(row + k, p.k - k) - mean, vec4<u32>(0u, 1u, 2u, 3u) < n);
+        let d = select(vec4<f32>(), x_vec4(row + k, p.k - k) - mean, vec4<u32>(0u, 1u, 2u, 3u) < n);
         part += (d.x * d.x + d.y * d.y) + (d.z * d.z + d.w * d.w);
     }
     add_up(invocation, part);

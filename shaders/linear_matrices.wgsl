@@ -1,5 +1,5 @@
 // y = x . w + bias, then the epilogue, for many rows, on adapters that multiply 8 x 8 matrices in f32, as
-// lib/matrices.wgsl has it. The parts of k are those of linear.wgsl.
+// lib/coop_matrices.wgsl has it. The parts of k are those of linear.wgsl.
 // Interface: interfaces/linear.wgsl
 enable wgpu_cooperative_matrix;
 

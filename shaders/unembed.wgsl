@@ -4,7 +4,7 @@
 
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;  // x [T, k]
 
-// A turn of an invocation loads four tokens with four steps of k each, as of x.
+// One load of an invocation takes four tokens with four steps of k each, as of x.
 const W_TURNS: u32 = (4u * TILE_FOURS + INVOCATIONS - 1u) / INVOCATIONS;
 const W_LOADS: u32 = W_TURNS * 4u;
 
@@ -19,7 +19,7 @@ fn w_step() -> u32 {
 
 // The rows of the table are padded with zeros to a multiple of 8 elements. The next row follows.
 fn w_inside(i: u32, index: u32, k: u32, n: u32) -> bool {
-    return has_turn(i / 4u, index, TILE_FOURS) && (ALIGNED == 1u || k + 4u * (index % 4u) < n);
+    return has_load(i / 4u, index, TILE_FOURS) && (ALIGNED == 1u || k + 4u * (index % 4u) < n);
 }
 
 fn w_slot(k: u32, four: u32) -> u32 {
@@ -29,7 +29,7 @@ fn w_slot(k: u32, four: u32) -> u32 {
 fn store_w(w_next: ptr<function, array<vec4<f32>, W_LOADS>>, index: u32) {
     for (var i = 0u; i < W_TURNS; i += 1u) { // unrolled
         let four = (index + i * INVOCATIONS) / 4u;
-        if has_turn(i, index, TILE_FOURS) {
+        if has_load(i, index, TILE_FOURS) {
             for (var s = 0u; s < 4u; s += 1u) { // unrolled
                 w_tile[w_slot(4u * (index % 4u) + s, four)] = transposed((*w_next)[4u * i], (*w_next)[4u * i + 1u], (*w_next)[4u * i + 2u], (*w_next)[4u * i + 3u], s);
             }

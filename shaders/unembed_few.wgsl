@@ -27,10 +27,10 @@ fn unembed_few(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_
             // Rows after the last one read the last row again. Their sums are not stored.
             for (var f = 0u; f < FOURS; f += 1u) { // unrolled
                 let x_at = p.x_first + min(r, p.rows - 1u) * p.x_stride + k + 4u * f;
-                let a0 = x4(x_at, 4u) * four_in(w0, f);
-                let a1 = x4(x_at + STEP, 4u) * four_in(w1, f);
-                let a2 = x4(x_at + 2u * STEP, 4u) * four_in(w2, f);
-                let a3 = x4(x_at + 3u * STEP, 4u) * four_in(w3, f);
+                let a0 = x_vec4(x_at, 4u) * four_in(w0, f);
+                let a1 = x_vec4(x_at + STEP, 4u) * four_in(w1, f);
+                let a2 = x_vec4(x_at + 2u * STEP, 4u) * four_in(w2, f);
+                let a3 = x_vec4(x_at + 3u * STEP, 4u) * four_in(w3, f);
                 total[r] += (a0 + a1) + (a2 + a3);
             }
         }
@@ -41,7 +41,7 @@ fn unembed_few(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_
             for (var f = 0u; f < FOURS; f += 1u) { // unrolled
                 // The rows of the table are padded with zeros. The rows of x are not: the next row follows at once.
                 let x_at = p.x_first + min(r, p.rows - 1u) * p.x_stride + k + 4u * f;
-                total[r] += x4(x_at, left(n, k + 4u * f)) * four_in(words, f);
+                total[r] += x_vec4(x_at, left(n, k + 4u * f)) * four_in(words, f);
             }
         }
     }

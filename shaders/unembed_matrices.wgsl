@@ -1,4 +1,4 @@
-// y = x . wᵀ for many rows, on adapters that multiply 8 x 8 matrices in f32, as lib/matrices.wgsl has it. Both x and w
+// y = x . wᵀ for many rows, on adapters that multiply 8 x 8 matrices in f32, as lib/coop_matrices.wgsl has it. Both x and w
 // are row-major along k.
 // Interface: interfaces/unembed.wgsl
 enable wgpu_cooperative_matrix;

@@ -1,7 +1,7 @@
 //! The options with which a model is loaded onto a device. Owns [`Options`]. The library reads no environment variable
 //! and writes no folder by itself: all such choices are made here. Read next: `device/mod.rs`.
 
-use crate::device::{Adapters, Choice, DeviceCache, Dtype};
+use crate::device::{AdapterFilter, Choice, DeviceCache, Dtype};
 use std::fmt;
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ pub struct Options {
     /// The device.
     pub device: Choice,
     /// Which GPU adapters count.
-    pub adapters: Adapters,
+    pub adapters: AdapterFilter,
     /// The precision to which matrices are converted; `None` leaves them as stored in the checkpoint.
     pub weights: Option<Dtype>,
     /// Whether a GPU's tile configuration is chosen by timing. This takes up to a second, unless the cache has the
@@ -32,7 +32,7 @@ pub struct Options {
 impl Default for Options {
     /// [`Choice::Auto`] among all adapters, weights as stored, autotuning on, no cache.
     fn default() -> Options {
-        Options { device: Choice::Auto, adapters: Adapters::default(), weights: None, autotune: true, cache: None }
+        Options { device: Choice::Auto, adapters: AdapterFilter::default(), weights: None, autotune: true, cache: None }
     }
 }
 

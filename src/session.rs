@@ -4,9 +4,9 @@
 
 use crate::batch::{Batch, BatchError};
 use crate::config::Config;
-use crate::device::buffer_pool::BufferPool;
 #[cfg(feature = "gpu")]
 use crate::device::gpu::Gpu;
+use crate::device::host_pool::HostPool;
 use crate::device::{AnyDevice, Bytes, Device, DeviceError, DeviceInfo};
 use crate::hooks::capture::{Capture, Sink};
 use crate::hooks::layout::Layout;
@@ -428,7 +428,7 @@ impl Session {
 
     /// The pool of host memory for values. Public so that tests can read it.
     #[doc(hidden)]
-    pub fn host_memory(&self) -> &Arc<BufferPool> {
+    pub fn host_memory(&self) -> &Arc<HostPool> {
         self.device.host_memory()
     }
 

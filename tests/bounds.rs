@@ -6,14 +6,14 @@ use actscope::verify::list;
 
 /// Runs the cases of some operations and returns the out-of-bounds indices.
 fn left(gpu: &Gpu, operations: &[&str]) -> Vec<(&'static str, Vec<String>)> {
-    gpu.audit();
+    gpu.start_bounds_check();
     for (_, cases) in list::OPERATIONS.iter().filter(|(op, _)| operations.is_empty() || operations.contains(&op.name()))
     {
         for case in cases() {
             pollster::block_on(case.on(gpu)).unwrap();
         }
     }
-    pollster::block_on(gpu.audited()).unwrap()
+    pollster::block_on(gpu.finish_bounds_check()).unwrap()
 }
 
 #[test]

@@ -9,7 +9,7 @@ use actscope::analysis::attribute_gradient::Along;
 use actscope::analysis::edges::{Edge, Writer, readers};
 use actscope::analysis::gradients::{Target, Way, tape_bytes};
 use actscope::analysis::metric::{Metric, Question};
-use actscope::analysis::sweep::{Case, Change, Sweep, SweepSite};
+use actscope::analysis::sweep::{Case, Cases, Change, Sweep, SweepSite};
 use actscope::device::Choice;
 use actscope::hooks::capture::Capture;
 use actscope::model::forward::Start;
@@ -94,16 +94,17 @@ fn fast_sweeps_of_several() {
     }
     // Sweeps by axes of their own share one gradient.
     let (none, cases) = (session.model().hooks(), [one.clone(), two.clone()]);
+    let both_cases = Cases { cases: &cases, edits: &none, source_edits: &none };
     let of_mlp = Sweep { sites: vec![site("mlp_out")], axes: vec!["pos".parse().unwrap()], ..both.clone() };
     let sweeps = [both.clone(), of_mlp.clone()];
-    let each = pollster::block_on(session.patch_fast_each_async(&sweeps, &cases, &none, &none, None)).unwrap();
+    let each = pollster::block_on(session.patch_fast_each_async(&sweeps, both_cases, None)).unwrap();
     for (found, sweep) in each.iter().zip(&sweeps) {
         let apart = session.patch_fast(sweep, &cases).unwrap();
         assert_eq!((&found.shape, &found.values), (&apart.shape, &apart.values));
         assert_eq!((&found.unchanged, &found.source), (&apart.unchanged, &apart.source));
     }
     let sweeps = [both.clone(), Sweep { metric: Metric::Prob, ..of_mlp }];
-    let e = pollster::block_on(session.patch_fast_each_async(&sweeps, &cases, &none, &none, None)).unwrap_err();
+    let e = pollster::block_on(session.patch_fast_each_async(&sweeps, both_cases, None)).unwrap_err();
     assert!(e.to_string().contains("logprob and prob"), "{e}");
     let only = Sweep { sites: vec![site("q")], ..both.clone() };
     let apart = session.patch_fast(&only, std::slice::from_ref(&one)).unwrap();
@@ -111,7 +112,8 @@ fn fast_sweeps_of_several() {
     // A head that is zeroed in both runs has no difference to put in.
     let mut edits = session.model().hooks();
     edits.edit_at(Site::Z(1), Select::all().heads([2]), Edit::Zero).unwrap();
-    let edited = pollster::block_on(session.patch_fast_async(&both, &[one], &edits, &edits, None)).unwrap();
+    let all = Cases { cases: &[one], edits: &edits, source_edits: &edits };
+    let edited = pollster::block_on(session.patch_fast_async(&both, all, None)).unwrap();
     assert_eq!(edited.values[0][4 + 2], edited.unchanged[0]);
     assert_ne!(edited.values[0][4 + 1], edited.unchanged[0]);
 }

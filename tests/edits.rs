@@ -10,7 +10,7 @@ use actscope::analysis::edits::{EditPlan, Sources};
 use actscope::analysis::grammar::EditSpec;
 use actscope::analysis::metric::{Metric, Question};
 use actscope::analysis::path::PathSweep;
-use actscope::analysis::sweep::{Case, Change, Sweep, SweepAxis, SweepSite, Swept};
+use actscope::analysis::sweep::{Case, Cases, Change, Sweep, SweepAxis, SweepSite, Swept};
 use actscope::device::Choice;
 use actscope::{Edit, Error, Hooks, Select, Session, Site};
 use common::{DEVICES, floats, goldens, ids, open};
@@ -295,12 +295,13 @@ fn cases_together_are_cases_alone() {
             let edits = edits_by_text(&session, &cases.iter().map(|case| &case.ids).collect::<Vec<_>>());
             let sources: Vec<&Vec<u32>> = cases.iter().map(|case| &case.source.as_ref().unwrap().0).collect();
             let source_edits = edits_by_text(&session, &sources);
+            let all = Cases { cases, edits: &edits, source_edits: &source_edits };
             pollster::block_on(async {
                 match kind {
-                    "zero" => session.sweep_async(&sweep(Change::Zero), cases, &edits, &source_edits, None).await,
-                    "patch" => session.sweep_async(&sweep(Change::Patch), cases, &edits, &source_edits, None).await,
-                    "fast" => session.patch_fast_async(&sweep(Change::Patch), cases, &edits, &source_edits, None).await,
-                    _ => session.path_sweep_async(&path, cases, &edits, &source_edits, None).await,
+                    "zero" => session.sweep_async(&sweep(Change::Zero), all, None).await,
+                    "patch" => session.sweep_async(&sweep(Change::Patch), all, None).await,
+                    "fast" => session.patch_fast_async(&sweep(Change::Patch), all, None).await,
+                    _ => session.path_sweep_async(&path, all, None).await,
                 }
             })
             .unwrap()

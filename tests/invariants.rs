@@ -508,19 +508,19 @@ fn nothing_is_computed_that_was_not_asked_for() {
     let linears = |log: &[&str]| products.map(|op| count(log, op)).iter().sum::<usize>();
     let ops = |patterns: &[&str]| counted(patterns, &[0..4], None).0;
 
-    assert!(ops(&[]).iter().all(|op| *op != "copy_out" && *op != "linear"), "nothing asked, nothing done");
+    assert!(ops(&[]).iter().all(|op| *op != "copy_window" && *op != "linear"), "nothing asked, nothing done");
     let embed = ops(&["hook_embed"]);
-    assert_eq!(embed, ["load", "embed", "copy_out"], "the embedding alone");
+    assert_eq!(embed, ["load", "embed", "copy_window"], "the embedding alone");
 
     let first = ops(&["resid_post.0"]);
-    assert_eq!((linears(&first), count(&first, "copy_out"), count(&first, "unembed")), (4, 1, 0));
+    assert_eq!((linears(&first), count(&first, "copy_window"), count(&first, "unembed")), (4, 1, 0));
     assert_eq!(count(&first, "load"), 2 + 12, "embeddings and one block");
-    assert_eq!(*first.last().unwrap(), "copy_out", "the run stops at the last request");
+    assert_eq!(*first.last().unwrap(), "copy_window", "the run stops at the last request");
 
     let pattern = ops(&["pattern.1"]);
     // Scores, patterns and their copies text by text, in this layer only.
     assert_eq!(
-        (count(&pattern, "attention"), count(&pattern, "attention_pattern"), count(&pattern, "copy_out")),
+        (count(&pattern, "attention"), count(&pattern, "attention_pattern"), count(&pattern, "copy_window")),
         (1, 4, 4)
     );
     assert_eq!(linears(&pattern), 4 + 1);

@@ -7,7 +7,7 @@ mod common;
 
 use actscope::analysis::metric::Question;
 use actscope::analysis::path::PathSweep;
-use actscope::analysis::sweep::{Case, SweepAxis, Swept};
+use actscope::analysis::sweep::{Case, Cases, SweepAxis, Swept};
 use actscope::device::Choice;
 use actscope::{Edit, Error, Hooks, Select, Session, Site};
 use common::{DEVICES, floats, goldens, ids, open};
@@ -140,8 +140,8 @@ fn cells_together_are_cells_alone() {
             let run = |from: &str| {
                 let metric = "logit-diff".parse().unwrap();
                 let sweep = PathSweep::new(&format!("{from}...{to}"), &[], frozen, metric, config).unwrap();
-                let run = session.path_sweep_async(&sweep, std::slice::from_ref(&case), &edits, &edits, None);
-                pollster::block_on(run).unwrap()
+                let all = Cases { cases: std::slice::from_ref(&case), edits: &edits, source_edits: &edits };
+                pollster::block_on(session.path_sweep_async(&sweep, all, None)).unwrap()
             };
             let all = run("head");
             for (cell, value) in all.values[0].iter().enumerate() {
@@ -188,8 +188,8 @@ fn edits_are_in_force_in_every_run_of_a_path() {
     for from in ["head", "mlp"] {
         let sweep =
             PathSweep::new(&format!("{from}...logits"), &[], false, "logit-diff".parse().unwrap(), config).unwrap();
-        let swept = session.path_sweep_async(&sweep, std::slice::from_ref(&case), &edits, &source_edits, None);
-        let swept = pollster::block_on(swept).unwrap();
+        let all = Cases { cases: std::slice::from_ref(&case), edits: &edits, source_edits: &source_edits };
+        let swept = pollster::block_on(session.path_sweep_async(&sweep, all, None)).unwrap();
         assert_eq!(swept.values[0].len(), if from == "head" { (last + 1) * heads } else { last + 1 });
         for (cell, got) in swept.values[0].iter().enumerate() {
             let output = |ids: &[u32], hooks: &Hooks| match from {

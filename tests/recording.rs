@@ -37,11 +37,11 @@ fn counted(lengths: &[usize], hooks: impl Fn(&Checkpoint, &Batch) -> Hooks) -> C
     let hooks = hooks(&checkpoint, &batch);
     let layout = Layout::new(&hooks, &batch).unwrap();
     for _ in 0..2 {
-        gpu.counters();
+        gpu.take_counters();
         let mut capture = Capture::empty(&hooks, &batch).unwrap();
         pollster::block_on(forward(&gpu, &params, Run::new(&layout, 0..lengths.len()), &mut capture, None)).unwrap();
     }
-    gpu.counters()
+    gpu.take_counters()
 }
 
 fn of_taps(lengths: &[usize], taps: Taps) -> Counters {
@@ -100,14 +100,14 @@ fn copies_of_many_row_ranges_end_no_pass() {
     let gpu = gpu();
     let x = gpu.upload([1024, 1024], vec![0.5; 1 << 20]);
     gpu.submit();
-    gpu.counters();
+    gpu.take_counters();
     let y = gpu.add(&x, &x);
     let every_other = Window { rows: (0..64).map(|i| 2 * i..2 * i + 1).collect(), cols: vec![0..1024] };
     let staged = gpu.copy_out(&y, &every_other);
     let _z = gpu.add(&y, &y);
     gpu.submit();
     assert_eq!(pollster::block_on(gpu.read(staged)).unwrap(), vec![1.0; 64 * 1024]);
-    let counters = gpu.counters();
+    let counters = gpu.take_counters();
     assert_eq!((counters.passes, counters.copies, counters.barriers), (1, 64, 1), "{counters:?}");
 }
 
@@ -125,9 +125,9 @@ fn step(n_texts: usize) -> Counters {
         let layout = Layout::new(&hooks, &batch).unwrap();
         let mut capture = Capture::empty(&hooks, &batch).unwrap();
         let run = Run { cache: Some(&mut cache), ..Run::new(&layout, 0..n_texts) };
-        gpu.counters();
+        gpu.take_counters();
         pollster::block_on(forward(&gpu, &params, run, &mut capture, None)).unwrap();
-        counters = gpu.counters();
+        counters = gpu.take_counters();
     }
     counters
 }
@@ -145,7 +145,7 @@ fn a_token_of_generation_is_one_submit() {
     let staged = gpu.copy_out(&found, &Window::all([1, 6]));
     gpu.submit();
     assert_eq!(pollster::block_on(gpu.read(staged)).unwrap().len(), 6);
-    let of_logits = gpu.counters().dispatches;
+    let of_logits = gpu.take_counters().dispatches;
     assert_eq!((counters.submits, counters.passes, counters.command_buffers), (1, 1, 5), "{counters:?}");
     assert_eq!((counters.dispatches, of_logits), (3 + 12 * DISPATCHES_OF_A_BLOCK_OF_A_STEP + 1, 2));
     assert_eq!(step(8).dispatches, counters.dispatches);

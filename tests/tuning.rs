@@ -98,7 +98,7 @@ fn tiles_whose_products_are_wrong_are_not_chosen() {
 #[test]
 fn software_adapters_are_not_autotuned() {
     let gpu = pollster::block_on(open().autotuned(Some(&Counting::default()))).unwrap();
-    assert_eq!(gpu.kernels_run().is_empty(), gpu.info().software);
+    assert_eq!(gpu.take_kernels_run().is_empty(), gpu.info().software);
 }
 
 /// wgpu returns compiled pipelines on Vulkan with every driver, and on no other backend.

@@ -237,8 +237,8 @@ pub fn score<'py>(
     for (text, score) in scores.iter().enumerate() {
         if let Some(place) = score.logprobs.iter().position(|p| !p.is_finite()) {
             let message = format!(
-                "the log-probability of token {} of text {text} is no number, so the text has no score; `run` warns of the first hook \
-                 that holds none",
+                "the log-probability of token {} of text {text} is not a number, so the text has no score; `run` warns of the first hook \
+                 that holds a NaN or an infinity",
                 place + 1
             );
             return Err(error::of_kind(py, "run", message));

@@ -12,13 +12,13 @@ mod recorded;
 mod session;
 mod sweep;
 
-use actscope::device::{Adapters, gpu};
+use actscope::device::{AdapterFilter, gpu};
 use pyo3::prelude::*;
 
 /// The adapters that the environment allows, by wgpu's variables.
-fn allowed() -> Adapters {
+fn allowed() -> AdapterFilter {
     let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    Adapters { name: set("WGPU_ADAPTER_NAME"), backends: set("WGPU_BACKEND") }
+    AdapterFilter { name: set("WGPU_ADAPTER_NAME"), backends: set("WGPU_BACKEND") }
 }
 
 /// GPU adapters in order of preference: name, driver, kind, and whether it is a program on the CPU.

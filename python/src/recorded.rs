@@ -2,7 +2,7 @@
 //! Python drops the array. Without that every run would write to fresh pages, which the system zeroes first: with all hooks of a
 //! short text that takes as long as the run.
 
-use actscope::device::buffer_pool::BufferPool;
+use actscope::device::host_pool::HostPool;
 use actscope::hooks::capture::Capture;
 use actscope::hooks::site::Site;
 use ndarray::ArrayD;
@@ -15,7 +15,7 @@ use std::sync::{Arc, Weak};
 #[pyclass(frozen)]
 struct Recorded {
     array: ArrayD<f32>,
-    memory: Weak<BufferPool>,
+    memory: Weak<HostPool>,
 }
 
 impl Drop for Recorded {
@@ -30,7 +30,7 @@ impl Drop for Recorded {
 pub fn to_numpy<'py>(
     py: Python<'py>,
     array: ArrayD<f32>,
-    memory: &Arc<BufferPool>,
+    memory: &Arc<HostPool>,
 ) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
     let owner = Bound::new(py, Recorded { array, memory: Arc::downgrade(memory) })?;
     let array = &owner.get().array;
@@ -46,7 +46,7 @@ pub type ArraysOut<'py> = (Bound<'py, PyDict>, Bound<'py, PyDict>);
 pub fn arrays_out<'py>(
     py: Python<'py>,
     mut capture: Capture,
-    memory: &Arc<BufferPool>,
+    memory: &Arc<HostPool>,
     shown: impl Fn(Site, ArrayD<f32>) -> ArrayD<f32>,
 ) -> PyResult<ArraysOut<'py>> {
     let (arrays, addresses) = (PyDict::new(py), PyDict::new(py));

@@ -8,7 +8,7 @@ use actscope::analysis::grammar::ValueSpec;
 use actscope::analysis::metric::{Metric, Question};
 use actscope::analysis::path::PathSweep;
 use actscope::analysis::statistics;
-use actscope::analysis::sweep::{Case, Change, Sweep, SweepAxis, SweepSite, Swept};
+use actscope::analysis::sweep::{Case, Cases, Change, Sweep, SweepAxis, SweepSite, Swept};
 use actscope::hooks::request::HookError;
 use actscope::hooks::site::Site;
 use actscope::plot::sweep::SweepPicture;
@@ -64,7 +64,7 @@ impl Asked {
         py: Python<'_>,
         session: &Session,
         progress: Option<Py<PyAny>>,
-        run: impl FnOnce(&actscope::Session, &[Case], [&Hooks; 2], Progress<'_>) -> Result<T, actscope::Error> + Send,
+        run: impl FnOnce(&actscope::Session, Cases<'_>, Progress<'_>) -> Result<T, actscope::Error> + Send,
     ) -> PyResult<(T, Vec<RecordOut>)> {
         let Asked { cases, edits, source_edits, failed } = self;
         session.without_gil(py, progress, &failed, |session, hear| {
@@ -76,7 +76,7 @@ impl Asked {
             if let Some(sources) = sources {
                 source_edits.add_to(session, &model.batch(&sources)?, &mut of_sources, hear)?;
             }
-            let given = run(session, &cases, [&of_runs, &of_sources], hear)?;
+            let given = run(session, Cases { cases: &cases, edits: &of_runs, source_edits: &of_sources }, hear)?;
             Ok((given, records_out(records(of_runs.edit_records(), written))))
         })
     }
@@ -114,8 +114,8 @@ pub fn sweep<'py>(
     }
     if let Some((written, frozen)) = path {
         let sweep = PathSweep::new(&written, &axes, frozen, metric, config).map_err(|e| error::of(py, &e.into()))?;
-        let swept = asked.run(py, session, progress, |session, cases, [edits, of_sources], hear| {
-            pollster::block_on(session.path_sweep_async(&sweep, cases, edits, of_sources, Some(hear)))
+        let swept = asked.run(py, session, progress, |session, all, hear| {
+            pollster::block_on(session.path_sweep_async(&sweep, all, Some(hear)))
         })?;
         return found(py, swept, vec![written], sweep.axes());
     }
@@ -133,9 +133,12 @@ pub fn sweep<'py>(
         file => Change::Values(values(file, &sites).map_err(wrong)?),
     };
     let sweep = Sweep { sites, axes, change, metric };
-    let swept = asked.run(py, session, progress, |session, cases, [edits, of_sources], hear| match fast {
-        true => pollster::block_on(session.patch_fast_async(&sweep, cases, edits, of_sources, Some(hear))),
-        false => pollster::block_on(session.sweep_async(&sweep, cases, edits, of_sources, Some(hear))),
+    let swept = asked.run(py, session, progress, |session, all, hear| {
+        if fast {
+            pollster::block_on(session.patch_fast_async(&sweep, all, Some(hear)))
+        } else {
+            pollster::block_on(session.sweep_async(&sweep, all, Some(hear)))
+        }
     })?;
     let names = sweep.sites.iter().map(|site| site.name.clone()).collect();
     found(py, swept, names, &sweep.axes)
@@ -173,8 +176,8 @@ pub fn sweep_fast<'py>(
         Ok(Sweep { sites: vec![site], axes, change: Change::Patch, metric })
     };
     let sweeps = of.iter().map(sweep).collect::<PyResult<Vec<Sweep>>>()?;
-    let (swept, edits) = asked.run(py, session, progress, |session, cases, [edits, of_sources], hear| {
-        pollster::block_on(session.patch_fast_each_async(&sweeps, cases, edits, of_sources, Some(hear)))
+    let (swept, edits) = asked.run(py, session, progress, |session, all, hear| {
+        pollster::block_on(session.patch_fast_each_async(&sweeps, all, Some(hear)))
     })?;
     let each = swept.into_iter().zip(of).zip(&sweeps);
     each.map(|((swept, (name, _)), sweep)| found(py, (swept, edits.clone()), vec![name], &sweep.axes)).collect()

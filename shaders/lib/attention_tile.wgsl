@@ -1,7 +1,7 @@
 // Attention of 32 queries of one head with 16 keys at a time: scores, and sums of values.
 // A workgroup has 8 x 8 invocations. Invocation (x, y) has queries 4 y .. 4 y + 4, keys x and x + 8, and dimensions 8 x
 // .. 8 x + 8 of 64. Wider heads are processed in chunks of 64 dimensions, and narrower ones are padded with zeros.
-// A kernel declares `p` with kv_stride, and includes lib/text_rows.wgsl and lib/kv4.wgsl. One that computes scores also
+// A kernel declares `p` with kv_stride, and includes lib/text_rows.wgsl and lib/kv_vec4.wgsl. One that computes scores also
 // includes lib/scores.wgsl. All invocations call these functions in uniform control flow.
 
 const QUERIES: u32 = 32u;
@@ -18,7 +18,7 @@ fn load_kv(text: TextRows, first_key: u32, col: u32, d0: u32, invocation: u32) {
         let place = invocation + 64u * i;
         let key = min(first_key + place / 16u, text.n_key - 1u);
         let d = d0 + 4u * (place % 16u);
-        kv_tile[place / 16u * APART + place % 16u] = kv4((text.k_row + key) * p.kv_stride + col + d, left(HEAD_DIM, d));
+        kv_tile[place / 16u * APART + place % 16u] = kv_vec4((text.k_row + key) * p.kv_stride + col + d, left(HEAD_DIM, d));
     }
 }
 

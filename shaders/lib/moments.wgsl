@@ -1,5 +1,5 @@
 // Mean and divisor of a row of x, for the LayerNorm kernels. The kernel declares `x`, and includes lib/row.wgsl, and
-// lib/reduce.wgsl or lib/reduce_broadcast.wgsl. Every invocation of its workgroups calls these functions in uniform
+// lib/reduce.wgsl or lib/reduce_subgroup.wgsl. Every invocation of its workgroups calls these functions in uniform
 // control flow.
 
 fn row_mean(invocation: u32, row: Row) -> f32 {

@@ -1,5 +1,5 @@
 // q . k of the 32 queries and 16 keys of lib/attention_tile.wgsl. The kernel declares `p` with q_stride, and includes
-// lib/q4.wgsl.
+// lib/q_vec4.wgsl.
 
 var<workgroup> q_tile: array<vec4<f32>, 544>; // [query 32][dimension / 4 16]
 
@@ -10,7 +10,7 @@ fn load_q(text: TextRows, first_query: u32, col: u32, d0: u32, invocation: u32) 
         let place = invocation + 64u * i;
         let query = min(first_query + place / 16u, text.n_query - 1u);
         let d = d0 + 4u * (place % 16u);
-        q_tile[place / 16u * APART + place % 16u] = q4((text.q_row + query) * p.q_stride + col + d, left(HEAD_DIM, d));
+        q_tile[place / 16u * APART + place % 16u] = q_vec4((text.q_row + query) * p.q_stride + col + d, left(HEAD_DIM, d));
     }
 }
 

@@ -5,7 +5,7 @@
 // time, and one load of four numbers serves 4 ROWS or 16 FOURS multiply-adds.
 // SIDE_X, SIDE_Y, ROWS (a multiple of 4) and FOURS are generated constants. The fastest ones depend on the adapter
 // (src/device/gpu/autotune.rs). SIDE_X is a multiple of 8, and SIDE_Y of 4.
-// The kernel includes lib/x4.wgsl and lib/weight.wgsl. It declares how w is read: `W_LOADS`, `w_begin`, `w_step`,
+// The kernel includes lib/x_vec4.wgsl and lib/weight.wgsl. It declares how w is read: `W_LOADS`, `w_begin`, `w_step`,
 // `w_inside`, `store_w` and `w_slot`.
 
 const TILE_ROWS: u32 = SIDE_Y * ROWS;
@@ -38,21 +38,21 @@ fn transposed(a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32>, step: u32)
     return vec4<f32>(a[step], b[step], c[step], d[step]);
 }
 
-// True if turn i of an invocation is among those that load n vectors of each step.
-fn has_turn(i: u32, index: u32, n: u32) -> bool {
+// True if load i of an invocation is among those that load n vectors of each step.
+fn has_load(i: u32, index: u32, n: u32) -> bool {
     return 4u * n % INVOCATIONS == 0u || (index + i * INVOCATIONS) / 4u < n;
 }
 
-// Four elements of x, if the invocation has this turn.
+// Four elements of x, if the invocation has this load.
 fn x_inside(i: u32, index: u32, at: u32, n: u32) -> vec4<f32> {
-    if has_turn(i, index, ROW_FOURS) {
-        return x4(at, n);
+    if has_load(i, index, ROW_FOURS) {
+        return x_vec4(at, n);
     }
     return vec4<f32>();
 }
 
 // Sums `k` steps. The first row of x begins at index x_first. After the last row it repeats that row. `w_begin` says
-// where the tile of w begins. A turn of an invocation loads four rows of x with four steps each.
+// where the tile of w begins. One load of an invocation takes four rows of x with four steps each.
 fn sum_tile(total: ptr<function, array<vec4<f32>, SUMS>>, tile_row: u32, tile_col: u32, x_first: u32, w_first: u32, k: u32, index: u32) {
     let at = place_of(index);
     var x_at = array<u32, X_LOADS>();
@@ -75,7 +75,7 @@ fn sum_tile(total: ptr<function, array<vec4<f32>, SUMS>>, tile_row: u32, tile_co
     for (var block = 0u; block < blocks; block += 1u) {
         for (var i = 0u; i < X_TURNS; i += 1u) { // unrolled
             let four = (index + i * INVOCATIONS) / 4u;
-            if has_turn(i, index, ROW_FOURS) {
+            if has_load(i, index, ROW_FOURS) {
                 for (var s = 0u; s < 4u; s += 1u) { // unrolled
                     x_tile[swizzled(step + s, four, ROW_FOURS)] = transposed(x_next[4u * i], x_next[4u * i + 1u], x_next[4u * i + 2u], x_next[4u * i + 3u], s);
                 }
@@ -83,7 +83,7 @@ fn sum_tile(total: ptr<function, array<vec4<f32>, SUMS>>, tile_row: u32, tile_co
         }
         store_w(&w_next, index);
         workgroupBarrier();
-        // In the last turn this loads the last block again, and nothing uses it.
+        // In the last step this loads the last block again, and nothing uses it.
         let next = min(block + 1u, blocks - 1u);
         for (var i = 0u; i < X_LOADS; i += 1u) { // unrolled
             x_next[i] = x_inside(i / 4u, index, x_at[i] + 16u * next, left(k, 16u * next + step));

@@ -126,8 +126,8 @@ impl Asked<'_> {
         matches!(self.along, Along::Line { .. })
     }
 
-    /// Where each head's share is found. What a head writes times the gradient there is z times the gradient by z, unless an
-    /// edit stands between the two.
+    /// Where each head's share is found. What a head writes times the gradient there is z times the gradient with respect to z,
+    /// unless an edit stands between the two.
     fn head(&self, layer: usize) -> Site {
         if self.edited.contains(&Site::Result(layer)) { Site::Result(layer) } else { Site::Z(layer) }
     }

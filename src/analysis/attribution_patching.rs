@@ -6,7 +6,7 @@
 use crate::analysis::edits::Kept;
 use crate::analysis::gradients::{Target, Way};
 use crate::analysis::metric::{Metric, Reading};
-use crate::analysis::sweep::{Both, Case, Change, OneCase, Sweep, SweepAxis, SweepError, Swept, aligned};
+use crate::analysis::sweep::{Both, Case, Cases, Change, OneCase, Sweep, SweepAxis, SweepError, Swept, aligned};
 use crate::config::Config;
 use crate::hooks::capture::Sink;
 use crate::hooks::request::Hooks;
@@ -44,13 +44,10 @@ impl Session {
     pub async fn patch_fast_async(
         &self,
         sweep: &Sweep,
-        cases: &[Case],
-        edits: &Hooks,
-        source_edits: &Hooks,
+        all: Cases<'_>,
         progress: Option<Progress<'_>>,
     ) -> Result<Swept, Error> {
-        let one = std::slice::from_ref(sweep);
-        Ok(self.patch_fast_each_async(one, cases, edits, source_edits, progress).await?.remove(0))
+        Ok(self.patch_fast_each_async(std::slice::from_ref(sweep), all, progress).await?.remove(0))
     }
 
     /// [`Session::patch_fast_async`] for several sweeps of one metric, such as heads by layer and head and MLPs by layer, from the
@@ -61,24 +58,19 @@ impl Session {
     pub async fn patch_fast_each_async(
         &self,
         sweeps: &[Sweep],
-        cases: &[Case],
-        edits: &Hooks,
-        source_edits: &Hooks,
+        all: Cases<'_>,
         progress: Option<Progress<'_>>,
     ) -> Result<Vec<Swept>, Error> {
         let config = self.model().config();
-        sweeps.iter().try_for_each(|sweep| sweep.check_fast(config, cases))?;
+        sweeps.iter().try_for_each(|sweep| sweep.check_fast(config, all.cases))?;
         if let Some(other) = sweeps.iter().find(|sweep| sweep.metric != sweeps[0].metric) {
             let (a, b) = (sweeps[0].metric.name(), other.metric.name());
             let what = format!("sweeps from the same gradient have one metric, and these have {a} and {b}");
             return Err(SweepError::Fast { what }.into());
         }
-        let of_sweep = |sweep: &Sweep| sweep.shape(config, aligned(cases)).map(Swept::empty);
+        let of_sweep = |sweep: &Sweep| sweep.shape(config, aligned(all.cases)).map(Swept::empty);
         let swept = sweeps.iter().map(of_sweep).collect::<Result<Vec<_>, _>>()?;
-        self.each_case(cases, [edits, source_edits], swept, progress, async |one, swept| {
-            self.fast_case(sweeps, one, swept).await
-        })
-        .await
+        self.each_case(all, swept, progress, async |one, swept| self.fast_case(sweeps, one, swept).await).await
     }
 
     /// Blocking form of [`Session::patch_fast_async`], without edits.
@@ -88,7 +80,7 @@ impl Session {
     #[cfg(not(target_arch = "wasm32"))]
     pub fn patch_fast(&self, sweep: &Sweep, cases: &[Case]) -> Result<Swept, Error> {
         let none = self.model().hooks();
-        pollster::block_on(self.patch_fast_async(sweep, cases, &none, &none, None))
+        pollster::block_on(self.patch_fast_async(sweep, Cases { cases, edits: &none, source_edits: &none }, None))
     }
 
     async fn fast_case(&self, sweeps: &[Sweep], one: &OneCase<'_>, swept: &mut [Swept]) -> Result<(), Error> {

@@ -1,6 +1,6 @@
-//! The gradient of a metric, or of a linear function of a tap, by every activation that a request taps. Owns
-//! `Session::gradients`, what can be differentiated, and its gradient by the values that it is computed from, in f64 on the
-//! host. Read next: `../model/backward.rs`, the way back.
+//! The gradient of a metric, or of a linear function of a tap, by every activation that a request taps. Owns `Session::gradients`,
+//! what can be differentiated, and its gradient with respect to the values that it is computed from, in f64 on the host. Read next:
+//! `../model/backward.rs`, the way back.
 
 use crate::analysis::edits::{EditError, EditPlan, ReadValues, Sources};
 use crate::analysis::grammar::EditSpec;
@@ -44,7 +44,8 @@ pub enum Target {
 /// How a run that is differentiated begins, and what it keeps.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Way<'a> {
-    /// Where it begins; with [`Start::Embeddings`], the gradient by `hook_embed` is the one by these embeddings.
+    /// Where it begins; with [`Start::Embeddings`], the gradient with respect to `hook_embed` is the one with respect to these
+    /// embeddings.
     pub start: Start<'a>,
     /// Gradient checkpointing: the way back runs each block again, from the stream that entered it. It takes memory for one block
     /// at a time, and half as much time again. Values then come last block first.
@@ -323,8 +324,9 @@ pub fn tape_bytes(
 }
 
 impl Session {
-    /// Runs a batch, and differentiates `target` by every value that `hooks` taps. Edits are differentiated through: `add`
-    /// passes the gradient on, `scale` multiplies it, and the others stop it where they put values in place. Texts may have different lengths; every text's gradients are those of a run of it alone.
+    /// Runs a batch, and differentiates `target` by every value that `hooks` taps. Edits are differentiated through: `add` passes
+    /// the gradient on, `scale` multiplies it, and the others stop it where they put values in place. Texts may have different
+    /// lengths; every text's gradients are those of a run of it alone.
     ///
     /// # Errors
     /// As [`Session::run_from_async`]; [`GradientError`] for a target that does not fit.

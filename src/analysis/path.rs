@@ -4,7 +4,7 @@
 
 use crate::analysis::edits::Kept;
 use crate::analysis::metric::Metric;
-use crate::analysis::sweep::{Case, OneCase, OwnRuns, SweepAxis, Swept, TOKENS_AT_ONCE, aligned, batches};
+use crate::analysis::sweep::{Case, Cases, OneCase, OwnRuns, SweepAxis, Swept, TOKENS_AT_ONCE, aligned, batches};
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::hooks::capture::Sink;
@@ -139,9 +139,9 @@ pub struct PathSweep {
 
 impl PathSweep {
     /// Reads `FROM...TO`. FROM is `head.LAYER.HEAD` or `mlp.LAYER`; omitted numbers become axes. TO is `q.LAYER.HEAD`,
-    /// `k.LAYER.HEAD`, `v.LAYER.HEAD` or `mlp.LAYER`, several joined by `+`, or `logits`. `axes` are in the order of the result: those that
-    /// FROM leaves open (the default), and optionally `pos`, the sender's positions; without `pos` all of them are changed together.
-    /// `frozen` keeps every other head at its unchanged value, as in Wang et al. 2022.
+    /// `k.LAYER.HEAD`, `v.LAYER.HEAD` or `mlp.LAYER`, several joined by `+`, or `logits`. `axes` are in the order of the result:
+    /// those that FROM leaves open (the default), and optionally `pos`, the sender's positions; without `pos` all of them are
+    /// changed together. `frozen` keeps every other head at its unchanged value, as in Wang et al. 2022.
     ///
     /// # Errors
     /// [`PathError`].
@@ -323,25 +323,20 @@ struct Cell {
 }
 
 impl Session {
-    /// Runs a path sweep over every case. `edits` and `source_edits` are as in [`Session::sweep_async`].
+    /// Runs a path sweep over every case. `progress` is as in [`Session::sweep_async`].
     ///
     /// # Errors
     /// As [`PathSweep::check`] and [`Session::run_async`].
     pub async fn path_sweep_async(
         &self,
         sweep: &PathSweep,
-        cases: &[Case],
-        edits: &Hooks,
-        source_edits: &Hooks,
+        all: Cases<'_>,
         progress: Option<Progress<'_>>,
     ) -> Result<Swept, Error> {
         let config = self.model().config();
-        sweep.check(config, cases)?;
-        let shape = sweep.shape(config, aligned(cases));
-        self.each_case(cases, [edits, source_edits], Swept::empty(shape), progress, async |one, swept| {
-            self.path_case(sweep, one, swept).await
-        })
-        .await
+        sweep.check(config, all.cases)?;
+        let swept = Swept::empty(sweep.shape(config, aligned(all.cases)));
+        self.each_case(all, swept, progress, async |one, swept| self.path_case(sweep, one, swept).await).await
     }
 
     /// Blocking form of [`Session::path_sweep_async`], without edits.
@@ -351,7 +346,7 @@ impl Session {
     #[cfg(not(target_arch = "wasm32"))]
     pub fn path_sweep(&self, sweep: &PathSweep, cases: &[Case]) -> Result<Swept, Error> {
         let none = self.model().hooks();
-        pollster::block_on(self.path_sweep_async(sweep, cases, &none, &none, None))
+        pollster::block_on(self.path_sweep_async(sweep, Cases { cases, edits: &none, source_edits: &none }, None))
     }
 
     async fn path_case(&self, sweep: &PathSweep, one: &OneCase<'_>, swept: &mut Swept) -> Result<(), Error> {

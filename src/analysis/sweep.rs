@@ -211,6 +211,17 @@ impl Case {
     }
 }
 
+/// The cases of a sweep, and the edits in force. Both requests are for a batch of those texts, in order.
+#[derive(Clone, Copy, Debug)]
+pub struct Cases<'a> {
+    /// The cases.
+    pub cases: &'a [Case],
+    /// The edits in every run of the cases' texts.
+    pub edits: &'a Hooks,
+    /// The edits in their source runs.
+    pub source_edits: &'a Hooks,
+}
+
 /// The results of a sweep.
 #[derive(Clone, Debug)]
 pub struct Swept {
@@ -351,48 +362,39 @@ enum Values {
 }
 
 impl Session {
-    /// Runs a sweep over every case. `edits` are applied in every run of the cases' texts, and `source_edits` in their source runs;
-    /// both are requests for a batch of those texts, in order. `progress` receives the number of finished cells of all cases.
+    /// Runs a sweep over every case. `progress` receives the number of finished cells of all cases.
     ///
     /// # Errors
     /// As [`Sweep::check`] and [`Session::run_async`].
     pub async fn sweep_async(
         &self,
         sweep: &Sweep,
-        cases: &[Case],
-        edits: &Hooks,
-        source_edits: &Hooks,
+        all: Cases<'_>,
         progress: Option<Progress<'_>>,
     ) -> Result<Swept, Error> {
         let config = self.model().config();
-        sweep.check(config, cases)?;
+        sweep.check(config, all.cases)?;
         let sites: BTreeSet<Site> = sweep.sites.iter().flat_map(|site| site.of_layer.iter().copied()).collect();
         let means = match sweep.change {
             Change::Mean => {
                 let mut kept = Kept::new(BTreeSet::new(), sites.clone());
                 let mut hooks = kept.hooks(config);
-                for (site, select, edit) in edits.edits() {
+                for (site, select, edit) in all.edits.edits() {
                     hooks.edit_at(*site, select.clone(), edit.clone())?;
                 }
-                self.run_into_async(&batches(cases, config)?.0, &hooks, &mut kept, None).await?;
+                self.run_into_async(&batches(all.cases, config)?.0, &hooks, &mut kept, None).await?;
                 sites.iter().map(|site| (*site, kept.mean(*site))).collect()
             }
             _ => BTreeMap::new(),
         };
-        let shape = sweep.shape(config, aligned(cases))?;
-        let edits = [edits, source_edits];
-        self.each_case(cases, edits, Swept::empty(shape), progress, async |one, swept| {
-            self.sweep_case(sweep, one, &means, swept).await
-        })
-        .await
+        let swept = Swept::empty(sweep.shape(config, aligned(all.cases))?);
+        self.each_case(all, swept, progress, async |one, swept| self.sweep_case(sweep, one, &means, swept).await).await
     }
 
-    /// Calls `of_case` for every case with the place for its values. `swept` is that place: a [`Swept`], or several. The edits are
-    /// those of the cases' own texts and of their sources.
+    /// Calls `of_case` for every case with the place for its values. `swept` is that place: a [`Swept`], or several.
     pub(super) async fn each_case<T>(
         &self,
-        cases: &[Case],
-        [edits, source_edits]: [&Hooks; 2],
+        all @ Cases { cases, .. }: Cases<'_>,
         mut swept: T,
         progress: Option<Progress<'_>>,
         mut of_case: impl AsyncFnMut(&OneCase<'_>, &mut T) -> Result<(), Error>,
@@ -403,7 +405,7 @@ impl Session {
                 Some(progress) => progress(n * steps + done, cases.len() * steps),
                 None => ControlFlow::Continue(()),
             };
-            let one = OneCase { case, n, runs: &runs, sources: &sources, edits, source_edits, told: &told };
+            let one = OneCase { case, n, runs: &runs, sources: &sources, all, told: &told };
             of_case(&one, &mut swept).await?;
         }
         Ok(self.model().checkpoint().check_unchanged().map(|()| swept)?)
@@ -416,7 +418,7 @@ impl Session {
     #[cfg(not(target_arch = "wasm32"))]
     pub fn sweep(&self, sweep: &Sweep, cases: &[Case]) -> Result<Swept, Error> {
         let none = self.model().hooks();
-        pollster::block_on(self.sweep_async(sweep, cases, &none, &none, None))
+        pollster::block_on(self.sweep_async(sweep, Cases { cases, edits: &none, source_edits: &none }, None))
     }
 
     async fn sweep_case(
@@ -617,8 +619,7 @@ pub(super) struct OneCase<'a> {
     n: usize,
     runs: &'a Batch,
     sources: &'a Batch,
-    edits: &'a Hooks,
-    source_edits: &'a Hooks,
+    all: Cases<'a>,
     /// Receives the steps of this case.
     pub told: Progress<'a>,
 }
@@ -626,12 +627,12 @@ pub(super) struct OneCase<'a> {
 impl OneCase<'_> {
     /// The edits of the case's own text, for a batch of copies of it.
     pub(super) fn own_edits(&self, copies: usize) -> Vec<(Site, Select, Edit)> {
-        edits_of_text(self.edits, self.runs, self.n, copies)
+        edits_of_text(self.all.edits, self.runs, self.n, copies)
     }
 
     /// The edits of the source's text.
     pub(super) fn source_edits(&self) -> Vec<(Site, Select, Edit)> {
-        edits_of_text(self.source_edits, self.sources, self.n, 1)
+        edits_of_text(self.all.source_edits, self.sources, self.n, 1)
     }
 }
 

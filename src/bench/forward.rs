@@ -159,9 +159,9 @@ pub(super) async fn measure<D: Measured>(
             let timed = budget.time(&row, expected, both).await?;
             costs[i] = timed.map_or_else(|once| once, |timing| timing.seconds) / tokens as f64;
             if let Ok(timing) = timed {
-                dev.counters();
+                dev.take_counters();
                 run(&hooks, 1).await?;
-                let counters = dev.counters();
+                let counters = dev.take_counters();
                 // The first batch was the warm-up.
                 let times_untapped = median(&mut times_untapped[1..]);
                 let peak = memory::peak();

@@ -122,9 +122,9 @@ pub(super) async fn measure<D: Device>(
             let seconds = timed.map_or_else(|once| once, |timing| timing.seconds);
             seconds_of_token = seconds_of_token.min(seconds / tokens as f64);
             if let Ok(timing) = timed {
-                dev.counters();
+                dev.take_counters();
                 run(1).await?;
-                rows.push(GenerateRow { texts, before: first, tokens, timing, counters: dev.counters(), bytes });
+                rows.push(GenerateRow { texts, before: first, tokens, timing, counters: dev.take_counters(), bytes });
             }
         }
     }

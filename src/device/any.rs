@@ -1,12 +1,12 @@
 //! The three backends behind one type: what a session runs on. All that is above the devices is compiled once for it, and not once for
-//! each backend. Owns the dispatch of every method, and the values that belong to one backend or another. A value belongs to the
+//! each backend. Owns the dispatch of every method to the backend, and the enums that hold a backend's values. A value belongs to the
 //! device that made it; handing it to another is a fault of the caller, which panics.
 //! Read next: `mod.rs`, the trait.
 
-use super::buffer_pool::BufferPool;
 use super::cpu::{self, Cpu};
 #[cfg(feature = "gpu")]
 use super::gpu::{self, Gpu};
+use super::host_pool::HostPool;
 use super::reference::{self, Reference};
 use super::{
     Counters, Device, DeviceError, DeviceInfo, Heads, Op, Operands, Queries, StoredWeight, TensorLimits, Window,
@@ -120,7 +120,7 @@ fn foreign() -> ! {
     unreachable!("a value belongs to the device that made it")
 }
 
-/// Runs `$body` with the backend that it is.
+/// Runs `$body` with the backend inside the enum.
 macro_rules! on {
     ($any:expr, $dev:ident => $body:expr) => {
         match $any {
@@ -181,11 +181,11 @@ impl Device for AnyDevice {
         on!(self, dev => dev.tensor_limits())
     }
 
-    fn few_rows(&self) -> usize {
-        on!(self, dev => dev.few_rows())
+    fn logit_rows_per_pass(&self) -> usize {
+        on!(self, dev => dev.logit_rows_per_pass())
     }
 
-    fn host_memory(&self) -> &Arc<BufferPool> {
+    fn host_memory(&self) -> &Arc<HostPool> {
         on!(self, dev => dev.host_memory())
     }
 
@@ -221,8 +221,8 @@ impl Device for AnyDevice {
         on!(self, dev => dev.submit())
     }
 
-    fn submit_if_much(&self) -> bool {
-        on!(self, dev => dev.submit_if_much())
+    fn submit_if_enough(&self) -> bool {
+        on!(self, dev => dev.submit_if_enough())
     }
 
     async fn settle(&self, running: usize) -> Result<(), DeviceError> {
@@ -237,12 +237,12 @@ impl Device for AnyDevice {
         on!(self, dev => dev.kernels())
     }
 
-    fn kernels_run(&self) -> BTreeSet<&'static str> {
-        on!(self, dev => dev.kernels_run())
+    fn take_kernels_run(&self) -> BTreeSet<&'static str> {
+        on!(self, dev => dev.take_kernels_run())
     }
 
-    fn counters(&self) -> Counters {
-        on!(self, dev => dev.counters())
+    fn take_counters(&self) -> Counters {
+        on!(self, dev => dev.take_counters())
     }
 }
 
@@ -251,7 +251,7 @@ mod measured {
     use super::super::probe::{Measured, Probes};
     use super::*;
 
-    /// Runs `$body` with the backend that it is; the reference is for accuracy, and its speed is never measured.
+    /// Runs `$body` with the backend inside the enum. Panics for the reference, whose speed is never measured.
     macro_rules! fast {
         ($any:expr, $dev:ident => $body:expr) => {
             match $any {

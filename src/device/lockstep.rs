@@ -12,7 +12,7 @@
 //! moved by one unit in its last place. The change of the result is an error that every f32 device may have.
 //! Read next: `../verify/lockstep.rs`, which drives it.
 
-use super::buffer_pool::BufferPool;
+use super::host_pool::HostPool;
 use super::reference::{self, Reference};
 use super::{
     Device, DeviceError, DeviceInfo, Heads, MASKED, Op, OpKind, Operands, Part, Queries, StoredWeight, TensorLimits,
@@ -35,7 +35,7 @@ pub enum StepKind {
     /// An operation.
     Operation(OpKind),
     /// [`Device::copy_out`].
-    CopyOut,
+    CopyWindow,
 }
 
 impl StepKind {
@@ -43,7 +43,7 @@ impl StepKind {
     pub fn name(self) -> &'static str {
         match self {
             StepKind::Operation(op) => op.name(),
-            StepKind::CopyOut => "copy_out",
+            StepKind::CopyWindow => "copy_window",
         }
     }
 }
@@ -55,10 +55,10 @@ pub struct Step {
     pub kind: StepKind,
     /// The shapes of the operands and of the result.
     pub shape: String,
-    /// The part of the model that the operation belongs to. Operations without a weight belong to the part of the last weight
-    /// that an operation took before, except the steps of a LayerNorm, which belong to the part of the next weight.
+    /// The part of the model that the operation belongs to. An operation without a weight belongs to the part of the previous
+    /// weight. The steps of a LayerNorm belong to the part of the next weight.
     pub part: Part,
-    /// The name of that weight. `None` before the first.
+    /// The name of the weight that `part` is from. `None` before the first weight.
     pub weight: Option<String>,
     /// The row with the largest mismatch.
     pub row: usize,
@@ -141,7 +141,7 @@ impl<'a, D: Device> Lockstep<'a, D> {
         let mut after = (Part::Head, None);
         for step in steps.iter_mut().rev() {
             match step.kind {
-                StepKind::CopyOut => {}
+                StepKind::CopyWindow => {}
                 StepKind::Operation(OpKind::LayerNormScale | OpKind::LayerNormNormalize) => {
                     (step.part, step.weight) = after.clone();
                 }
@@ -149,7 +149,7 @@ impl<'a, D: Device> Lockstep<'a, D> {
             }
         }
         for i in 1..steps.len() {
-            if steps[i].kind == StepKind::CopyOut {
+            if steps[i].kind == StepKind::CopyWindow {
                 (steps[i].part, steps[i].weight) = (steps[i - 1].part, steps[i - 1].weight.clone());
             }
         }
@@ -225,7 +225,7 @@ impl<D: Device> Device for Lockstep<'_, D> {
         self.device.tensor_limits()
     }
 
-    fn host_memory(&self) -> &Arc<BufferPool> {
+    fn host_memory(&self) -> &Arc<HostPool> {
         self.device.host_memory()
     }
 
@@ -307,7 +307,7 @@ impl<D: Device> Device for Lockstep<'_, D> {
         let shape = format!("rows {:?} columns {:?} of {of:?}", window.rows, window.cols);
         let mut steps = self.steps();
         let (part, weight) = (steps.part, steps.weight.clone());
-        let step = Step { kind: StepKind::CopyOut, shape, part, weight, row: 0, error: 0.0, share: 0.0 };
+        let step = Step { kind: StepKind::CopyWindow, shape, part, weight, row: 0, error: 0.0, share: 0.0 };
         steps.pending.push(Pending {
             step,
             staged: self.device.copy_out(&x.device, window),

@@ -7,14 +7,14 @@
 //! Read next: `op.rs` for the operations, then `reference.rs`, where each is a plain loop.
 
 mod any;
-#[doc(hidden)]
-pub mod buffer_pool;
-#[cfg(feature = "gpu")]
-mod clock;
 pub mod cpu;
 mod derivative;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+#[doc(hidden)]
+pub mod host_pool;
+#[cfg(feature = "gpu")]
+mod instant;
 #[doc(hidden)]
 pub mod lockstep;
 mod op;
@@ -23,14 +23,14 @@ mod op;
 pub mod probe;
 pub mod reference;
 #[doc(hidden)]
-pub mod rounded;
+pub mod rounded_reference;
 pub(crate) mod tape;
 mod workers;
 
 pub use crate::config::Activation;
 pub use any::{AnyDevice, OneOf};
-use buffer_pool::BufferPool;
 use half::slice::HalfFloatSliceExt;
+use host_pool::HostPool;
 pub(crate) use op::Epilogue;
 pub use op::{LOGITS_CHUNK, Op, OpKind, Operands, Operations, Queries, RowsOf};
 use std::collections::BTreeSet;
@@ -225,7 +225,7 @@ impl StoredWeight {
 
     /// The elements in the memory of the checkpoint, or `None` unless they are aligned f32 values in the processor's
     /// byte order.
-    pub fn in_place(&self) -> Option<&[f32]> {
+    pub fn as_mapped_f32(&self) -> Option<&[f32]> {
         match self.dtype {
             Dtype::F32 if cfg!(target_endian = "little") => bytemuck::try_cast_slice(self.blob.bytes()).ok(),
             _ => None,
@@ -485,13 +485,13 @@ pub trait Device: Shareable {
     /// The largest sizes of tensors.
     fn tensor_limits(&self) -> TensorLimits;
 
-    /// The most rows of logits that the device computes with one pass over the table, each row as if it were alone.
-    fn few_rows(&self) -> usize {
+    /// The most rows of logits for which one pass over the table gives each row bit for bit what a run of that row alone gives.
+    fn logit_rows_per_pass(&self) -> usize {
         1
     }
 
     /// The pool of host memory that the results of [`Device::read`] come from. They may be returned to it.
-    fn host_memory(&self) -> &Arc<BufferPool>;
+    fn host_memory(&self) -> &Arc<HostPool>;
 
     /// Makes a weight of a checkpoint usable on the device. The device may upload it later.
     ///
@@ -524,7 +524,7 @@ pub trait Device: Shareable {
 
     /// [`Device::submit`], unless so little is recorded that the device would rather wait for more. Returns true if it
     /// submitted.
-    fn submit_if_much(&self) -> bool {
+    fn submit_if_enough(&self) -> bool {
         self.submit();
         true
     }
@@ -548,12 +548,12 @@ pub trait Device: Shareable {
     }
 
     /// The kernels that were recorded since the last call.
-    fn kernels_run(&self) -> BTreeSet<&'static str> {
+    fn take_kernels_run(&self) -> BTreeSet<&'static str> {
         BTreeSet::new()
     }
 
     /// What was recorded and submitted since the last call.
-    fn counters(&self) -> Counters {
+    fn take_counters(&self) -> Counters {
         Counters::default()
     }
 }
@@ -563,8 +563,8 @@ pub trait Device: Shareable {
 pub struct Counters {
     /// Submits.
     pub submits: usize,
-    /// Command buffers that the graphics API gets. Each compute pass is two (one for the barriers before it), and so is
-    /// each submit. Copies that follow one another are one.
+    /// Command buffers that are sent to the graphics API. A compute pass counts as two, since the barriers before it have one of
+    /// their own. A submit adds two more. Consecutive copies count as one.
     pub command_buffers: usize,
     /// Compute passes.
     pub passes: usize,
@@ -614,7 +614,7 @@ pub enum Choice {
 
 /// Which GPU adapters count. The default is all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Adapters {
+pub struct AdapterFilter {
     /// Those whose name contains this, in upper or lower case.
     pub name: Option<String>,
     /// Those of these backends: a list such as `vulkan,dx12`, in wgpu's words.
@@ -626,7 +626,7 @@ pub struct Adapters {
 /// # Errors
 /// [`DeviceError`] if the device cannot be opened, which is only possible with [`Choice::Gpu`].
 pub async fn open(choice: Choice) -> Result<AnyDevice, DeviceError> {
-    open_among(choice, &Adapters::default()).await
+    open_among(choice, &AdapterFilter::default()).await
 }
 
 /// [`open()`] on the best of some adapters.
@@ -634,7 +634,7 @@ pub async fn open(choice: Choice) -> Result<AnyDevice, DeviceError> {
 /// # Errors
 /// As [`open()`].
 #[cfg_attr(not(feature = "gpu"), allow(unused_variables, reason = "without a GPU there is no adapter"))]
-pub async fn open_among(choice: Choice, adapters: &Adapters) -> Result<AnyDevice, DeviceError> {
+pub async fn open_among(choice: Choice, adapters: &AdapterFilter) -> Result<AnyDevice, DeviceError> {
     match choice {
         Choice::Reference => Ok(AnyDevice::Reference(reference::Reference::default())),
         Choice::Cpu => Ok(AnyDevice::Cpu(cpu::Cpu::new())),

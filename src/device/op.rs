@@ -253,46 +253,46 @@ operations! {
     /// A copy of x in which the values of a window are changed.
     Edit edit [x] [] {window: Window, change: Change} => x;
 
-    // The operations of gradients. `dy` is the gradient by the result of the operation whose name the row's name begins
+    // The operations of gradients. `dy` is the gradient with respect to the result of the operation whose name the row's name begins
     // with. `derivative.rs` composes the derivative of each operation from these operations and those above.
 
-    /// The gradient of `layer_norm` by x: dy [T, D] -> [T, D].
+    /// The gradient of `layer_norm` with respect to x: dy [T, D] -> [T, D].
     LayerNormGradient layer_norm_gradient [x, dy] [gain] {eps: f64} => x;
 
-    /// The gradient of `layer_norm_scale` by x: `(x - mean) / (D scale) * dscale`, dscale [T, 1] -> [T, D].
+    /// The gradient of `layer_norm_scale` with respect to x: `(x - mean) / (D scale) * dscale`, dscale [T, 1] -> [T, D].
     LayerNormScaleGradient layer_norm_scale_gradient [x, scale, dscale] [] {} => x;
 
-    /// The gradient of `layer_norm_normalize` by its scale: `-sum(y dy) / scale` per row, where y is its result -> [T, 1].
-    /// Its gradient by x needs no operation of its own: it is `layer_norm_normalize` of dy.
-    LayerNormDivisorGradient layer_norm_divisor_gradient [y, scale, dy] [] {} => scale;
+    /// The gradient of `layer_norm_normalize` with respect to its scale: `-sum(y dy) / scale` per row, where y is its result -> [T, 1].
+    /// Its gradient with respect to x needs no operation of its own: it is `layer_norm_normalize` of dy.
+    LayerNormNormalizeScaleGradient layer_norm_normalize_scale_gradient [y, scale, dy] [] {} => scale;
 
-    /// `x * gain` per column: the gradient of `gain_bias` by x.
-    Gain gain [x] [gain] {} => x;
+    /// `dy * gain` per column: the gradient of `gain_bias` with respect to x.
+    GainBiasGradient gain_bias_gradient [dy] [gain] {} => dy;
 
-    /// The gradient of `linear_by_head` by z: each head's columns of dy times its rows of w, transposed: dy [T, H N],
+    /// The gradient of `linear_by_head` with respect to z: each head's columns of dy times its rows of w, transposed: dy [T, H N],
     /// w [H d, N] -> [T, H d].
     LinearByHeadGradient linear_by_head_gradient [dy] [w] {n_head: usize} => [dy[0], w[0]];
 
     /// Each row repeated `n_head` times, side by side, which is the gradient of `sum_heads`: [T, N] -> [T, H N].
-    RepeatHeads repeat_heads [x] [] {n_head: usize} => [x[0], n_head * x[1]];
+    SumHeadsGradient sum_heads_gradient [dy] [] {n_head: usize} => [dy[0], n_head * dy[1]];
 
     /// `f'(x) * dy`, element by element.
     ActivationGradient activation_gradient [x, dy] [] {f: Activation} => x;
 
-    /// The gradient of `attention_pattern` by the scores, from the pattern: `p (dp - sum(p dp))` per row.
+    /// The gradient of `attention_pattern` with respect to the scores, from the pattern: `p (dp - sum(p dp))` per row.
     AttentionPatternGradient attention_pattern_gradient [pattern, dy] [] {} => pattern;
 
-    /// The gradient of `attention_mix` by the pattern: `dz . v` of one text that runs whole, head by head, and 0 where the key
-    /// comes after the query: dz [Q, D], qkv [T, 3D] -> [H Q, Q].
+    /// The gradient of `attention_mix` with respect to the pattern: `dz . v` of one text that runs whole, head by head, and 0 where
+    /// the key comes after the query: dz [Q, D], qkv [T, 3D] -> [H Q, Q].
     AttentionMixGradient attention_mix_gradient [dz, qkv] [] {text: Queries, heads: Heads}
         => [heads.n_head * text.rows.len(), text.n_keys];
 
-    /// The gradient of `attention_mix` by the rows of qkv of the text: `patternᵀ . dz` in the columns of the values, 0 in
+    /// The gradient of `attention_mix` with respect to the rows of qkv of the text: `patternᵀ . dz` in the columns of the values, 0 in
     /// the others: pattern [H Q, Q], dz [Q, D] -> [Q, 3D].
-    AttentionValuesGradient attention_values_gradient [pattern, dz] [] {text: Queries, heads: Heads} => [dz[0], 3 * dz[1]];
+    AttentionMixValuesGradient attention_mix_values_gradient [pattern, dz] [] {text: Queries, heads: Heads} => [dz[0], 3 * dz[1]];
 
-    /// The gradient of `attention_scores` by the rows of qkv of the text: `scale * dscores . k` in the columns of the queries,
-    /// `scale * dscoresᵀ . q` in those of the keys, 0 in the others: dscores [H Q, Q], qkv [T, 3D] -> [Q, 3D].
+    /// The gradient of `attention_scores` with respect to the rows of qkv of the text: `scale * dscores . k` in the columns of the
+    /// queries, `scale * dscoresᵀ . q` in those of the keys, 0 in the others: dscores [H Q, Q], qkv [T, 3D] -> [Q, 3D].
     AttentionScoresGradient attention_scores_gradient [dscores, qkv] [] {text: Queries, heads: Heads}
         => [text.rows.len(), qkv[1]];
 }

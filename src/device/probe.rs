@@ -1,5 +1,5 @@
-//! [`Measured`]: what a benchmark needs from a device beside the operations, which is timing and work that shows the
-//! limits of the device. Owns the trait; `cpu/probe.rs` and `gpu/probe.rs` implement it, and `any.rs` for either. Ordinary runs do not use it.
+//! [`Measured`]: what a benchmark needs from a device beside the operations, which is timing and work that shows the limits of the
+//! device. Owns the trait; `cpu/probe.rs` and `gpu/probe.rs` implement it, and `any.rs` for either. Ordinary runs do not use it.
 //! Read next: `src/bench/mod.rs`.
 
 use super::{Device, DeviceError};

@@ -2,7 +2,7 @@
 //! are compared with it, so it is kept simple and never optimised. Owns what each operation means.
 //! Sources: Radford et al. 2019 (GPT-2), Ba et al. 2016 (LayerNorm), Hendrycks & Gimpel 2016 (GELU).
 
-use super::buffer_pool::BufferPool;
+use super::host_pool::HostPool;
 use super::{
     Activation, Change, Device, DeviceError, DeviceInfo, DeviceKind, Heads, LOGITS_CHUNK, MASKED, Op, Operands,
     Queries, RowsOf, StoredWeight, TensorLimits, Window,
@@ -72,7 +72,7 @@ impl Matrix {
 /// The device `reference`.
 #[derive(Debug, Default)]
 pub struct Reference {
-    host_memory: Arc<BufferPool>,
+    host_memory: Arc<HostPool>,
 }
 
 /// Keys and values of every text: for each position one row `[k | v]`, with D elements each.
@@ -307,8 +307,8 @@ impl Reference {
     fn layer_norm_gradient(&self, x: &Tensor, dy: &Tensor, gain: &Tensor, eps: f64) -> Tensor {
         let scale = self.layer_norm_scale(x, eps);
         let normalized = self.layer_norm_normalize(x, &scale);
-        let by_normalized = self.gain(dy, gain);
-        let by_scale = self.layer_norm_divisor_gradient(&normalized, &scale, &by_normalized);
+        let by_normalized = self.gain_bias_gradient(dy, gain);
+        let by_scale = self.layer_norm_normalize_scale_gradient(&normalized, &scale, &by_normalized);
         let directly = self.layer_norm_normalize(&by_normalized, &scale);
         self.add(&directly, &self.layer_norm_scale_gradient(x, &scale, &by_scale))
     }
@@ -321,14 +321,14 @@ impl Reference {
         })
     }
 
-    fn layer_norm_divisor_gradient(&self, y: &Tensor, scale: &Tensor, dy: &Tensor) -> Tensor {
+    fn layer_norm_normalize_scale_gradient(&self, y: &Tensor, scale: &Tensor, dy: &Tensor) -> Tensor {
         assert_eq!([scale.rows, scale.cols, dy.rows, dy.cols], [y.rows, 1, y.rows, y.cols]);
         Tensor::from_fn(y.rows, 1, |t, _| {
             -y.row(t).iter().zip(dy.row(t)).map(|(y, dy)| y * dy).sum::<f64>() / scale.at(t, 0)
         })
     }
 
-    fn gain(&self, x: &Tensor, gain: &Tensor) -> Tensor {
+    fn gain_bias_gradient(&self, x: &Tensor, gain: &Tensor) -> Tensor {
         assert_eq!(gain.cols, x.cols);
         Tensor::from_fn(x.rows, x.cols, |t, c| x.at(t, c) * gain.at(0, c))
     }
@@ -342,7 +342,7 @@ impl Reference {
         })
     }
 
-    fn repeat_heads(&self, x: &Tensor, n_head: usize) -> Tensor {
+    fn sum_heads_gradient(&self, x: &Tensor, n_head: usize) -> Tensor {
         Tensor::from_fn(x.rows, n_head * x.cols, |t, c| x.at(t, c % x.cols))
     }
 
@@ -370,7 +370,7 @@ impl Reference {
         })
     }
 
-    fn attention_values_gradient(&self, pattern: &Tensor, dz: &Tensor, text: &Queries, heads: Heads) -> Tensor {
+    fn attention_mix_values_gradient(&self, pattern: &Tensor, dz: &Tensor, text: &Queries, heads: Heads) -> Tensor {
         let (n_pos, n_embd) = (text.rows.len(), dz.cols);
         assert_eq!([pattern.rows, pattern.cols, dz.rows], [heads.n_head * n_pos, n_pos, n_pos]);
         let head_dim = n_embd / heads.n_head;
@@ -441,7 +441,7 @@ impl Device for Reference {
         TensorLimits::NONE
     }
 
-    fn host_memory(&self) -> &Arc<BufferPool> {
+    fn host_memory(&self) -> &Arc<HostPool> {
         &self.host_memory
     }
 
@@ -487,14 +487,16 @@ impl Device for Reference {
             Op::Edit { window, change } => self.edit(x[0], window, change),
             Op::LayerNormGradient { eps } => self.layer_norm_gradient(x[0], x[1], w[0], *eps),
             Op::LayerNormScaleGradient {} => self.layer_norm_scale_gradient(x[0], x[1], x[2]),
-            Op::LayerNormDivisorGradient {} => self.layer_norm_divisor_gradient(x[0], x[1], x[2]),
-            Op::Gain {} => self.gain(x[0], w[0]),
+            Op::LayerNormNormalizeScaleGradient {} => self.layer_norm_normalize_scale_gradient(x[0], x[1], x[2]),
+            Op::GainBiasGradient {} => self.gain_bias_gradient(x[0], w[0]),
             Op::LinearByHeadGradient { n_head } => self.linear_by_head_gradient(x[0], w[0], *n_head),
-            Op::RepeatHeads { n_head } => self.repeat_heads(x[0], *n_head),
+            Op::SumHeadsGradient { n_head } => self.sum_heads_gradient(x[0], *n_head),
             Op::ActivationGradient { f } => self.activation_gradient(x[0], x[1], *f),
             Op::AttentionPatternGradient {} => self.attention_pattern_gradient(x[0], x[1]),
             Op::AttentionMixGradient { text, heads } => self.attention_mix_gradient(x[0], x[1], text, *heads),
-            Op::AttentionValuesGradient { text, heads } => self.attention_values_gradient(x[0], x[1], text, *heads),
+            Op::AttentionMixValuesGradient { text, heads } => {
+                self.attention_mix_values_gradient(x[0], x[1], text, *heads)
+            }
             Op::AttentionScoresGradient { text, heads } => self.attention_scores_gradient(x[0], x[1], text, *heads),
         }
     }

@@ -4,8 +4,8 @@
 //! each operation after its gradients. The wrapped device computes all values and gradients.
 //! Read next: `derivative.rs`, then `../model/backward.rs`, which drives it.
 
-use super::buffer_pool::BufferPool;
 use super::derivative::{Done, Gradient, Reads};
+use super::host_pool::HostPool;
 use super::{
     Device, DeviceError, DeviceInfo, Heads, Op, Operands, Operations, Queries, StoredWeight, TensorLimits, Window,
 };
@@ -93,21 +93,21 @@ pub(crate) struct Backward<'a, D: Device> {
 }
 
 impl<D: Device> Backward<'_, D> {
-    /// Adds to the gradient by the value of a node: one row of `values` for each of these rows of the value.
+    /// Adds to the gradient with respect to the value of a node: one row of `values` for each of these rows of the value.
     pub(crate) fn seed(&mut self, node: usize, rows: Vec<Range<usize>>, values: D::Tensor) {
         self.gradients[node].push(Gradient { rows, values });
     }
 
-    /// Takes the last node off the tape, and adds what follows from its gradient to the gradients by its operands. `None` when
-    /// the tape is empty.
-    pub(crate) fn step(&mut self) -> Option<Step<D::Tensor>> {
+    /// Takes the last node off the tape, and adds what follows from its gradient to the gradients with respect to its operands.
+    /// `None` when the tape is empty.
+    pub(crate) fn step(&mut self) -> Option<BackwardStep<D::Tensor>> {
         let (dev, Node { shape, made }) = (self.device, self.nodes.pop()?);
         let (node, n_rows) = (self.nodes.len(), shape[0]);
         let gradient = Gradient::sum(dev, self.gradients.pop().unwrap_or_default());
         if let (Some(gradient), Some(made)) = (&gradient, &made) {
             self.differentiate(made, gradient, n_rows);
         }
-        Some(Step { node, shape, gradient })
+        Some(BackwardStep { node, shape, gradient })
     }
 
     fn differentiate(&mut self, made: &Made<D>, gradient: &Gradient<D::Tensor>, n_rows: usize) {
@@ -135,7 +135,7 @@ impl<D: Device> Backward<'_, D> {
         }
     }
 
-    /// A gradient by all rows of a value of this shape, with zeros in the rows that it has none for.
+    /// A gradient with respect to all rows of a value of this shape, with zeros in the rows that it has none for.
     pub(crate) fn whole(&self, gradient: Option<Gradient<D::Tensor>>, [rows, cols]: [usize; 2]) -> D::Tensor {
         match gradient {
             Some(gradient) => gradient.by(self.device, &[0..rows]).values,
@@ -145,12 +145,12 @@ impl<D: Device> Backward<'_, D> {
 }
 
 /// One step of the backward pass.
-pub(crate) struct Step<T> {
+pub(crate) struct BackwardStep<T> {
     /// The index of the node.
     pub(crate) node: usize,
     /// Its shape.
     pub(crate) shape: [usize; 2],
-    /// The gradient by it, if there is one.
+    /// The gradient with respect to it, if there is one.
     pub(crate) gradient: Option<Gradient<T>>,
 }
 
@@ -168,11 +168,11 @@ impl<D: Device> Device for Tape<'_, D> {
         self.device.tensor_limits()
     }
 
-    fn few_rows(&self) -> usize {
-        self.device.few_rows()
+    fn logit_rows_per_pass(&self) -> usize {
+        self.device.logit_rows_per_pass()
     }
 
-    fn host_memory(&self) -> &Arc<BufferPool> {
+    fn host_memory(&self) -> &Arc<HostPool> {
         self.device.host_memory()
     }
 
@@ -237,8 +237,8 @@ impl<D: Device> Device for Tape<'_, D> {
         self.device.submit();
     }
 
-    fn submit_if_much(&self) -> bool {
-        self.device.submit_if_much()
+    fn submit_if_enough(&self) -> bool {
+        self.device.submit_if_enough()
     }
 
     async fn settle(&self, running: usize) -> Result<(), DeviceError> {

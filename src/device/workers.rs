@@ -7,7 +7,7 @@
 //! loom tests the protocol; CONTRIBUTING.md has the command. Its cfg is `loom_workers` and not `loom`, because with `loom` some
 //! of our dependencies would not compile.
 
-use crate::device::buffer_pool::BufferPool;
+use crate::device::host_pool::HostPool;
 use pulp::Arch;
 use std::any::Any;
 use std::ops::Range;
@@ -38,7 +38,7 @@ mod sync {
 pub(crate) struct Workers {
     pub arch: Arch,
     /// The memory of tensors.
-    pub memory: std::sync::Arc<BufferPool>,
+    pub memory: std::sync::Arc<HostPool>,
     /// The number of threads that compute, including the caller.
     pub threads: usize,
     /// Started by the first job of more than one piece.
@@ -298,8 +298,8 @@ mod model {
     use super::*;
 
     /// In every interleaving of a caller and a worker (with at most three preemptions), each piece of two jobs is done once and
-    /// before `each` returns, and the worker ends when the pool is dropped. Seen red: a worker that counts itself as active only
-    /// after it has released the slot.
+    /// before `each` returns, and the worker ends when the pool is dropped. This test was seen to fail
+    /// with a worker that counts itself as active only after it has released the slot.
     #[test]
     fn every_piece_is_done_once_and_before_the_end() {
         let mut builder = loom::model::Builder::new();

@@ -9,7 +9,7 @@ use crate::analysis::grammar::EditSpec;
 use crate::analysis::lens;
 use crate::analysis::metric::{Metric, Question};
 use crate::analysis::sampling::log_sum_exp;
-use crate::analysis::sweep::{Case, Change, Sweep, SweepAxis, SweepSite};
+use crate::analysis::sweep::{Case, Cases, Change, Sweep, SweepAxis, SweepSite};
 use crate::batch::Batch;
 use crate::hooks::capture::Capture;
 use crate::hooks::request::{EditRecord, HookError, Hooks, Select};
@@ -507,11 +507,11 @@ async fn sweep(session: &Session, request: &Request, tell: Tell<'_>) -> Result<A
         metric,
     };
     let none = model.hooks();
-    let cases = [case(ids)];
+    let all = Cases { cases: &[case(ids)], edits: &hooks, source_edits: &none };
     let swept = if *fast {
-        session.patch_fast_async(&sweep, &cases, &hooks, &none, Some(&told(tell, "blocks"))).await?
+        session.patch_fast_async(&sweep, all, Some(&told(tell, "blocks"))).await?
     } else {
-        session.sweep_async(&sweep, &cases, &hooks, &none, Some(&told(tell, "cells"))).await?
+        session.sweep_async(&sweep, all, Some(&told(tell, "cells"))).await?
     };
     Ok(only(json!({
         "edits": edits, "metric": metric.name(), "shape": swept.shape, "values": swept.values.first(),

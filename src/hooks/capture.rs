@@ -3,7 +3,7 @@
 //! the pool of host memory. Read next: `recorder.rs`, which fills a sink.
 
 use crate::batch::Batch;
-use crate::device::buffer_pool::BufferPool;
+use crate::device::host_pool::HostPool;
 use crate::hooks::request::{EditRecord, HookError, Hooks};
 use crate::hooks::site::Site;
 use ndarray::{ArrayD, ArrayViewD, Axis, CowArray, IxDyn, Slice};
@@ -187,7 +187,7 @@ struct Slot {
     shape: Vec<usize>,
     values: OnceLock<ArrayD<f32>>,
     /// The pool that receives the memory when the array is dropped.
-    memory: Weak<BufferPool>,
+    memory: Weak<HostPool>,
 }
 
 impl PartialEq for Capture {
@@ -237,7 +237,7 @@ impl Capture {
     }
 
     /// [`Capture::empty`] for a request that was checked already, with memory from a pool.
-    pub(crate) fn unchecked(hooks: &Hooks, batch: &Batch, memory: Weak<BufferPool>) -> Result<Capture, HookError> {
+    pub(crate) fn unchecked(hooks: &Hooks, batch: &Batch, memory: Weak<HostPool>) -> Result<Capture, HookError> {
         let shapes = hooks.shapes(batch);
         let elements = |shape: &[usize]| shape.iter().map(|&n| n as u128).product::<u128>();
         let bytes = shapes.iter().map(|(_, shape)| size_of::<f32>() as u128 * elements(shape)).sum();

@@ -207,7 +207,7 @@ impl<'a, D: Device> Recorder<'a, D> {
             dev.submit();
             true
         } else {
-            dev.submit_if_much()
+            dev.submit_if_enough()
         };
         if is_full {
             self.staged_bytes = 0;

@@ -5,7 +5,7 @@
 
 use crate::batch::Batch;
 use crate::config::Config;
-use crate::device::tape::{Step, Tape, Tensor};
+use crate::device::tape::{BackwardStep, Tape, Tensor};
 use crate::device::{Device, TensorLimits, Window};
 use crate::hooks::capture::Sink;
 use crate::hooks::layout::Layout;
@@ -179,7 +179,7 @@ pub async fn gradients<D: Device>(dev: &D, params: &Params<D>, run: GradientRun<
     // For sites that are computed text by text, the backward pass reaches the last text first. Gradients are recorded in the order
     // of the texts.
     let mut held: Vec<(Site, usize, D::Tensor)> = Vec::new();
-    while let Some(Step { node, shape, gradient }) = back.step() {
+    while let Some(BackwardStep { node, shape, gradient }) = back.step() {
         if let Some(sites) = at.remove(&node) {
             let whole = back.whole(gradient, shape);
             for (site, text) in sites {
@@ -249,7 +249,7 @@ pub fn check_size(limits: TensorLimits, config: &Config, batch: &Batch, n_logits
 }
 
 /// About how many bytes the tape of one text of `n_pos` tokens takes, from the block of the earliest tapped site on, with the
-/// logits of `n_logits` of them and the gradient by these. With `checkpoint` it holds one block at a time.
+/// logits of `n_logits` of them and the gradient with respect to these. With `checkpoint` it holds one block at a time.
 pub fn tape_bytes(config: &Config, hooks: &Hooks, n_pos: usize, n_logits: usize, checkpoint: bool) -> usize {
     let most = if checkpoint { 1 } else { config.n_layer };
     let first = hooks.sites().next().and_then(Site::layer).unwrap_or(0);

@@ -336,7 +336,7 @@ impl<D: Device, P: Device<Weight = D::Weight>> Pass<'_, D, P> {
             n_rows += n;
             match together.last_mut() {
                 _ if n == 0 => {}
-                Some(last) if n_rows <= self.dev.few_rows() => last.push((i, rows)),
+                Some(last) if n_rows <= self.dev.logit_rows_per_pass() => last.push((i, rows)),
                 _ => {
                     together.push(vec![(i, rows)]);
                     n_rows = n;

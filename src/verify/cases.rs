@@ -170,14 +170,14 @@ impl Case {
             Op::AttentionScores { text, heads }
             | Op::AttentionMix { text, heads }
             | Op::AttentionMixGradient { text, heads }
-            | Op::AttentionValuesGradient { text, heads }
+            | Op::AttentionMixValuesGradient { text, heads }
             | Op::AttentionScoresGradient { text, heads } => {
                 words.push(format!("{} heads, {}", heads.n_head, of_text(text)));
             }
             Op::LinearByHead { n_head }
             | Op::SumHeads { n_head }
             | Op::LinearByHeadGradient { n_head }
-            | Op::RepeatHeads { n_head } => words.push(format!("{n_head} heads")),
+            | Op::SumHeadsGradient { n_head } => words.push(format!("{n_head} heads")),
             Op::Embed { ids } => words.push(format!("{} ids", ids.len())),
             Op::LayerNorm { eps } | Op::LayerNormScale { eps } | Op::LayerNormGradient { eps } => {
                 words.push(format!("eps {eps:e}"));

@@ -10,7 +10,7 @@ use crate::batch::Batch;
 use crate::config::Config;
 use crate::device::Device;
 use crate::device::reference::Reference;
-use crate::device::rounded::Rounded;
+use crate::device::rounded_reference::RoundedReference;
 use crate::hooks::capture::Capture;
 use crate::hooks::layout::Layout;
 use crate::hooks::request::Hooks;
@@ -125,7 +125,7 @@ pub async fn check<D: Device>(
     let asked: Vec<_> = batches.iter().map(|batch| (batch.clone(), all.clone())).collect();
     let said = |done: usize| tell(Stage::Hooks, done, 4 * batches.len());
     let expected = runs(&Reference::default(), params, &asked, &said).await?;
-    let floor = runs(&Rounded::default(), params, &asked, &|done| said(batches.len() + done)).await?;
+    let floor = runs(&RoundedReference::default(), params, &asked, &|done| said(batches.len() + done)).await?;
     let mut rows: Vec<HookRow> = Vec::new();
     for (n, batch) in batches.iter().enumerate() {
         said(2 * (batches.len() + n));

@@ -49,14 +49,14 @@ pub static OPERATIONS: &[(OpKind, MakeCases)] = &[
     (OpKind::Likeliest, likeliest),
     (OpKind::LayerNormGradient, layer_norm_gradient),
     (OpKind::LayerNormScaleGradient, layer_norm_scale_gradient),
-    (OpKind::LayerNormDivisorGradient, layer_norm_divisor_gradient),
-    (OpKind::Gain, gain),
+    (OpKind::LayerNormNormalizeScaleGradient, layer_norm_normalize_scale_gradient),
+    (OpKind::GainBiasGradient, gain_bias_gradient),
     (OpKind::LinearByHeadGradient, linear_by_head_gradient),
-    (OpKind::RepeatHeads, repeat_heads),
+    (OpKind::SumHeadsGradient, sum_heads_gradient),
     (OpKind::ActivationGradient, activation_gradient),
     (OpKind::AttentionPatternGradient, attention_pattern_gradient),
     (OpKind::AttentionMixGradient, attention_mix_gradient),
-    (OpKind::AttentionValuesGradient, attention_values_gradient),
+    (OpKind::AttentionMixValuesGradient, attention_mix_values_gradient),
     (OpKind::AttentionScoresGradient, attention_scores_gradient),
 ];
 
@@ -557,19 +557,20 @@ fn layer_norm_scale_gradient() -> Vec<Case> {
     NORMS.into_iter().map(one).collect()
 }
 
-fn layer_norm_divisor_gradient() -> Vec<Case> {
+fn layer_norm_normalize_scale_gradient() -> Vec<Case> {
     let one = |(rows, cols): (usize, usize)| {
         // Sums of `cols` products, scaled to be of order 1.
         let dy = random(rows, cols, 1.0 / (cols as f32).sqrt(), 45);
         let tensors = vec![random(rows, cols, 1.0, 46), divisors(rows), dy];
-        Case::new(Op::LayerNormDivisorGradient {}, tensors, vec![]).within(1e-5, 4e-6)
+        Case::new(Op::LayerNormNormalizeScaleGradient {}, tensors, vec![]).within(1e-5, 4e-6)
     };
     NORMS.into_iter().map(one).collect()
 }
 
-fn gain() -> Vec<Case> {
+fn gain_bias_gradient() -> Vec<Case> {
     let one = |(rows, cols)| {
-        let case = Case::new(Op::Gain {}, vec![random(rows, cols, 2.0, 47)], vec![f32(random(1, cols, 1.0, 48))]);
+        let case =
+            Case::new(Op::GainBiasGradient {}, vec![random(rows, cols, 2.0, 47)], vec![f32(random(1, cols, 1.0, 48))]);
         sampled(case.within(1e-7, 1e-7))
     };
     [(1, 1), (2, 33), (65, 768), (MANY, 1024)].into_iter().map(one).collect()
@@ -586,10 +587,10 @@ fn linear_by_head_gradient() -> Vec<Case> {
     BY_HEAD.into_iter().flat_map(one).collect()
 }
 
-fn repeat_heads() -> Vec<Case> {
+fn sum_heads_gradient() -> Vec<Case> {
     // Exact: nothing is computed.
     let one =
-        |(rows, n_head, _, cols)| Case::new(Op::RepeatHeads { n_head }, vec![random(rows, cols, 1.0, 51)], vec![]);
+        |(rows, n_head, _, cols)| Case::new(Op::SumHeadsGradient { n_head }, vec![random(rows, cols, 1.0, 51)], vec![]);
     BY_HEAD.into_iter().chain([(MANY, 2, 1, 512)]).map(one).collect()
 }
 
@@ -650,10 +651,10 @@ fn attention_mix_gradient() -> Vec<Case> {
     })
 }
 
-fn attention_values_gradient() -> Vec<Case> {
+fn attention_mix_values_gradient() -> Vec<Case> {
     attention_gradients(|text, heads, _, dz, n_pos| {
         let pattern = patterns(heads.n_head, n_pos, 57);
-        Case::new(Op::AttentionValuesGradient { text, heads }, vec![pattern, dz], vec![]).within(1e-5, 4e-6)
+        Case::new(Op::AttentionMixValuesGradient { text, heads }, vec![pattern, dz], vec![]).within(1e-5, 4e-6)
     })
 }
 

@@ -14,7 +14,7 @@ use crate::batch::Batch;
 use crate::config::Config;
 use crate::device::Device;
 use crate::device::reference::Reference;
-use crate::device::rounded::Rounded;
+use crate::device::rounded_reference::RoundedReference;
 use crate::hooks::layout::Layout;
 use crate::hooks::request::Hooks;
 use crate::hooks::site::{Axis, Site};
@@ -121,7 +121,7 @@ impl Sample {
         }
         let n = asked.len();
         let expected = runs(&Reference::default(), params, &asked, &|done| progress(done, 2 * n)).await?;
-        let floor = runs(&Rounded::default(), params, &asked, &|done| progress(n + done, 2 * n)).await?;
+        let floor = runs(&RoundedReference::default(), params, &asked, &|done| progress(n + done, 2 * n)).await?;
         for ((probe, (alone, request)), (expected, floor)) in
             checked.probes.iter_mut().zip(&asked).zip(expected.iter().zip(&floor))
         {

@@ -1,7 +1,7 @@
 //! A device that wraps another: it records the operations, and may change their results.
 #![allow(unreachable_pub, reason = "a module of tests has no public surface")]
 
-use actscope::device::buffer_pool::BufferPool;
+use actscope::device::host_pool::HostPool;
 use actscope::device::{
     Device, DeviceError, DeviceInfo, Heads, Op, Operands, Queries, StoredWeight, TensorLimits, Window,
 };
@@ -54,7 +54,7 @@ impl<D: Device, F: Fn(&D, &Op, Operands<'_, D>) -> D::Tensor + Send + Sync> Devi
         self.inner.tensor_limits()
     }
 
-    fn host_memory(&self) -> &Arc<BufferPool> {
+    fn host_memory(&self) -> &Arc<HostPool> {
         self.inner.host_memory()
     }
 
@@ -85,7 +85,7 @@ impl<D: Device, F: Fn(&D, &Op, Operands<'_, D>) -> D::Tensor + Send + Sync> Devi
     }
 
     fn copy_out(&self, x: &D::Tensor, window: &Window) -> D::Staged {
-        self.note("copy_out");
+        self.note("copy_window");
         self.inner.copy_out(x, window)
     }
 

@@ -440,7 +440,7 @@ class Model:
                 `stride` (half a window) after the one before; a token is scored in the window where it has most context.
 
         Raises:
-            Error: of kind `batch` for texts that cannot be run, `run` for a text whose score is no number.
+            Error: of kind `batch` for texts that cannot be run, `run` for a text whose score is not a number.
         """
         ids, _ = self._read(texts, prepend_bos)
         if window is None and stride is not None:

@@ -73,7 +73,7 @@ class Sweep(_Drawn):
         shown, name = self.values - unchanged, f"Change of {metric}"
         if self.normalized is not None:
             shown = self.normalized
-            name = f"Normalized ({'0: unharmed, -1: as corrupt' if noise else '0: as corrupt, 1: as clean'})"
+            name = f"Normalized ({'0: as clean, -1: as corrupt' if noise else '0: as corrupt, 1: as clean'})"
         # Of what is shown.
         errors, p = self.effect_standard_error, self.p
         if errors is not None and self.normalized is not None:

@@ -7,7 +7,7 @@
 //! Read next: `microkernel.rs` for the tile, `products.rs` for the matrix products.
 
 use super::buffers::{Aligned, RowsView, Shared, Tensor};
-use super::microkernel::{KC, Operands, STRIDE, Sum, columns, most_rows, tile};
+use super::microkernel::{KC, STRIDE, Sum, TileOperands, columns, most_rows, tile};
 use super::products::{READING, copy_left, tile_rows, tile_shape};
 use super::row_wise;
 use crate::device::workers::Workers;
@@ -123,8 +123,8 @@ struct Rows<'a> {
     col: usize,
 }
 
-/// One head of one text, and the rows of its queries, keys and values. Gradients run the same loops with other rows in their
-/// place.
+/// One head of one text, and the rows of its queries, keys and values. Gradients use the same loops with other rows as queries,
+/// keys and values.
 #[derive(Clone)]
 struct Head<'a> {
     queries: Rows<'a>,
@@ -138,8 +138,8 @@ struct Head<'a> {
 }
 
 impl<'a> Head<'a> {
-    fn new(of: Attended<'a>, text: &'a Queries, heads: Heads, head: usize) -> Head<'a> {
-        let Attended { qkv, cache } = of;
+    fn new(of: Qkv<'a>, text: &'a Queries, heads: Heads, head: usize) -> Head<'a> {
+        let Qkv { qkv, cache } = of;
         let n_embd = qkv.stride / 3;
         assert!(text.rows.end <= qkv.n && n_embd.is_multiple_of(heads.n_head));
         match cache {
@@ -227,7 +227,7 @@ impl<'a> Head<'a> {
                 let b = &panel[dims.start * width..dims.end * width];
                 let c = &mut out[i * width..];
                 assert!(c.len() >= (queries.len() - 1) * stride + width);
-                let operands = Operands {
+                let operands = TileOperands {
                     a: left.as_ptr(),
                     b: b.as_ptr(),
                     dtype: Dtype::F32,
@@ -278,7 +278,7 @@ impl<'a> Head<'a> {
                 let dims = i * width..((i + 1) * width).min(self.head_dim);
                 let cols = self.head * self.head_dim + dims.start..self.head * self.head_dim + dims.end;
                 let b = &panel[keys.start * width..keys.end * width];
-                let operands = Operands {
+                let operands = TileOperands {
                     a: left.as_ptr(),
                     b: b.as_ptr(),
                     dtype: Dtype::F32,
@@ -323,14 +323,14 @@ enum Goal<'a> {
 
 /// The tensor that has the queries, and the cache that has the keys and values, if there is one.
 #[derive(Clone, Copy)]
-pub(crate) struct Attended<'a> {
+pub(crate) struct Qkv<'a> {
     qkv: RowsView<'a>,
     cache: Option<&'a Cache>,
 }
 
-impl<'a> Attended<'a> {
-    pub(crate) fn new(qkv: &'a Tensor, cache: Option<&'a Cache>) -> Attended<'a> {
-        Attended { qkv: RowsView::of(qkv), cache }
+impl<'a> Qkv<'a> {
+    pub(crate) fn new(qkv: &'a Tensor, cache: Option<&'a Cache>) -> Qkv<'a> {
+        Qkv { qkv: RowsView::of(qkv), cache }
     }
 }
 
@@ -428,7 +428,7 @@ fn share<'a>(
     task: impl Fn(&'a Queries, usize, Range<usize>) -> Task<'a> + Sync,
 ) {
     let (arch, threads) = (workers.arch, workers.threads);
-    // Keys and values that no query has brought into the processor's caches come from memory.
+    // Loading keys and values from memory costs as much as READING more queries.
     let work: usize = texts.iter().map(|text| (text.rows.len() + READING) * text.n_keys * n_embd).sum();
     let alone = threads == 1 || work < WORTH_SHARING;
     let n_parts = |text: &Queries| {
@@ -451,7 +451,7 @@ fn share<'a>(
 }
 
 /// Fused causal attention of every text, into z [T, D]. Stores only one tile of the pattern at a time.
-pub(crate) fn attention(workers: &Workers, of: Attended<'_>, texts: &[Queries], heads: Heads, z: &mut [f32]) {
+pub(crate) fn attention(workers: &Workers, of: Qkv<'_>, texts: &[Queries], heads: Heads, z: &mut [f32]) {
     let n_embd = of.qkv.stride / 3;
     let z = Shared::new(z, n_embd, of.qkv.n, n_embd);
     share(workers, texts, heads.n_head, n_embd, |text, head, queries| Task {
@@ -462,7 +462,7 @@ pub(crate) fn attention(workers: &Workers, of: Attended<'_>, texts: &[Queries], 
 }
 
 /// All scores of one text, into `out` [H Q, K]. A score is [`MASKED`] where the key comes after the query.
-pub(crate) fn scores(workers: &Workers, of: Attended<'_>, text: &Queries, heads: Heads, out: &mut [f32]) {
+pub(crate) fn scores(workers: &Workers, of: Qkv<'_>, text: &Queries, heads: Heads, out: &mut [f32]) {
     let (n_queries, n_keys) = (text.rows.len(), text.n_keys);
     assert_eq!(out.len(), heads.n_head * n_queries * n_keys);
     let of_heads: Vec<_> =
@@ -475,7 +475,7 @@ pub(crate) fn scores(workers: &Workers, of: Attended<'_>, text: &Queries, heads:
 }
 
 /// z [Q, D] of one text, from a pattern [H Q, K]. It sums over all keys: an edited pattern need not be causal.
-pub(crate) fn mix(workers: &Workers, pattern: &Tensor, of: Attended<'_>, text: &Queries, heads: Heads, z: &mut [f32]) {
+pub(crate) fn mix(workers: &Workers, pattern: &Tensor, of: Qkv<'_>, text: &Queries, heads: Heads, z: &mut [f32]) {
     let (n_queries, n_embd) = (text.rows.len(), of.qkv.stride / 3);
     let z = Shared::new(z, n_embd, n_queries, n_embd);
     let pattern = RowsView::of(pattern);
@@ -498,7 +498,7 @@ pub(crate) fn mix_gradient(
     let n_pos = text.rows.len();
     let of_heads: Vec<_> =
         out.chunks_exact_mut(n_pos * n_pos).map(|head| Shared::new(head, n_pos, n_pos, n_pos)).collect();
-    let of = Attended::new(qkv, None);
+    let of = Qkv::new(qkv, None);
     share(workers, std::slice::from_ref(text), heads.n_head, dz.cols, |text, head, queries| {
         let of_text = Head::new(of, text, heads, head);
         let dz = Rows { of: RowsView::of(dz), first: 0, col: 0 };
@@ -552,7 +552,8 @@ fn zero_columns(workers: &Workers, out: &mut [f32], stride: usize, cols: Range<u
     });
 }
 
-/// A pattern [H Q, Q], or its transpose, times a number and rows of the text, into the first D of every 3D columns of `out`.
+/// Multiplies a pattern [H Q, Q], or its transpose, by rows of the text and by a factor, and writes the result to the first D of
+/// every 3D columns of `out`.
 fn mix_part(
     workers: &Workers,
     (pattern, transposed, scale): (&Tensor, bool, f32),

@@ -2,9 +2,9 @@
 //! after its first block; [`Aligned`] memory for packed operands; [`RowsView`], rows to read; and [`Shared`],
 //! a matrix that several threads write.
 //! Computes nothing.
-//! Read next: `../buffer_pool.rs`, the pool.
+//! Read next: `../host_pool.rs`, the pool.
 
-use crate::device::buffer_pool::{BufferPool, pages};
+use crate::device::host_pool::{HostPool, pages};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, Weak};
@@ -12,8 +12,8 @@ use std::sync::{Arc, Weak};
 /// f32 values that begin on a cache line, so that no load of an aligned vector crosses one.
 #[derive(Debug, Default)]
 pub(crate) struct Aligned {
-    /// Memory that holds the values, from `first` on. Its type has the alignment of f32: memory with a larger one is zeroed by
-    /// writing, which brings in its pages before large ones can be asked for.
+    /// Memory that holds the values, from `first` on. It has the alignment of f32 on purpose: the allocator zeroes memory of a
+    /// larger alignment by writing to it, so its pages would exist before large pages can be requested.
     values: Vec<f32>,
     first: usize,
     len: usize,
@@ -64,14 +64,14 @@ pub struct Tensor {
 
 impl Tensor {
     /// A tensor that `fill` fills. `fill` must write every element: they have arbitrary values before.
-    pub fn filled(pool: &Arc<BufferPool>, rows: usize, cols: usize, fill: impl FnOnce(&mut [f32])) -> Tensor {
+    pub fn filled(pool: &Arc<HostPool>, rows: usize, cols: usize, fill: impl FnOnce(&mut [f32])) -> Tensor {
         let mut values = pool.vector(rows * cols);
         fill(&mut values);
         Tensor::of(pool, rows, cols, values)
     }
 
     /// A tensor with these values.
-    pub fn of(pool: &Arc<BufferPool>, rows: usize, cols: usize, values: Vec<f32>) -> Tensor {
+    pub fn of(pool: &Arc<HostPool>, rows: usize, cols: usize, values: Vec<f32>) -> Tensor {
         assert_eq!(values.len(), rows * cols);
         Tensor { rows, cols, data: Arc::new(Memory { values, pool: Arc::downgrade(pool) }) }
     }
@@ -124,7 +124,7 @@ impl<'a> RowsView<'a> {
 #[derive(Debug)]
 pub struct Memory {
     values: Vec<f32>,
-    pool: Weak<BufferPool>,
+    pool: Weak<HostPool>,
 }
 
 impl Memory {

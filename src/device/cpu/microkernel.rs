@@ -6,7 +6,7 @@
 //! on the number of rows, the order of the tiles or the number of threads. Read next: `products.rs` and `attention.rs`,
 //! which call [`tile`].
 
-use super::halves::{Bf16, Element, F16, F32};
+use super::widen::{Bf16, Element, F16, F32};
 use crate::device::Dtype;
 use pulp::{Simd, WithSimd};
 use std::marker::PhantomData;
@@ -39,9 +39,9 @@ pub(crate) const LARGEST: usize = 14 * 32;
 /// SIMD vectors in a row of a tile.
 pub(crate) const VECTORS: usize = if cfg!(target_arch = "wasm32") { 4 } else { 2 };
 
-/// The most rows of a tile. Each row takes a register per vector for its sums; four registers are for the rest. A module of
-/// WebAssembly does not know the processor: of the 16 registers of x86-64, a browser keeps one, and needs one for each product
-/// before it is added. On a Zen 5 this tile reaches 31.6 billion multiply-adds a second, 4 rows x 2 vectors 24.8, 6 x 2 16.3.
+/// The most rows of a tile. Each row needs one register per vector for its sums, and the loop needs four more registers. A
+/// WebAssembly module does not know the processor. Of the 16 registers of x86-64, a browser reserves one, and it needs one more for
+/// a product before it is added. On a Zen 5 this tile reaches 31.6 billion multiply-adds a second, 4 rows x 2 vectors 24.8, 6 x 2 16.3.
 pub(crate) const fn most_rows<S: Simd>() -> usize {
     if cfg!(target_arch = "wasm32") {
         2
@@ -70,7 +70,7 @@ pub(crate) enum Sum {
 
 /// The input of one tile. [`tile`] states what the pointers must point to.
 #[derive(Clone, Copy)]
-pub(crate) struct Operands {
+pub(crate) struct TileOperands {
     pub a: *const f32,
     pub b: *const f32,
     /// The type of b's elements. In a step of half-precision elements, the words' lower elements are the left half of the columns, and
@@ -81,7 +81,7 @@ pub(crate) struct Operands {
     /// The number of steps.
     pub k: usize,
     pub sum: Sum,
-    /// What to prefetch, from here on: one cache line per step of k, or two where a step is that long.
+    /// Where the prefetches begin. Each step of k prefetches one cache line, or two if a step is that long.
     pub next: *const f32,
     /// Elements by which `next` advances each step.
     pub next_stride: usize,
@@ -94,7 +94,7 @@ pub(crate) struct Operands {
 /// columns / 2) may be read, `c[r c_stride + j]` may be written, and read unless `sum` is [`Sum::First`]. `next` may point anywhere.
 /// `rows` is from 1 to [`most_rows`].
 #[inline(always)]
-pub(crate) unsafe fn tile<S: Simd>(simd: S, rows: usize, operands: Operands, c: *mut f32, c_stride: usize) {
+pub(crate) unsafe fn tile<S: Simd>(simd: S, rows: usize, operands: TileOperands, c: *mut f32, c_stride: usize) {
     macro_rules! of_rows {
         ($of:ident: $($rows:literal)*) => {
             match rows {
@@ -115,7 +115,7 @@ pub(crate) unsafe fn tile<S: Simd>(simd: S, rows: usize, operands: Operands, c: 
 
 /// One call of [`tile`]. The caller of [`tile`] has promised what its safety section requires.
 struct Tile<const ROWS: usize, E> {
-    operands: Operands,
+    operands: TileOperands,
     c: *mut f32,
     c_stride: usize,
     of: PhantomData<E>,

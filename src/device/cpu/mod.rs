@@ -1,30 +1,30 @@
 //! The device `cpu`: f32 on all cores, with the widest vectors that the processor has. Owns the choice of the loop for each
 //! operation, and the forms of a weight. A weight is read where the checkpoint is mapped into memory, until it is used often
 //! enough to pay for packing it.
-//! Read next: `microkernel.rs`, the innermost loop; `products.rs` around it; `attention.rs`; `row_wise.rs` with its `loops.rs`.
+//! Read next: `microkernel.rs`, the innermost loop; `products.rs` around it; `attention.rs`; `row_wise.rs` with its `simd_loops.rs`.
 
 mod attention;
 mod buffers;
-mod caches;
-mod halves;
-mod loops;
+mod cache_size;
 mod microkernel;
 #[cfg(not(target_arch = "wasm32"))]
 mod probe;
 mod products;
 mod row_wise;
+mod simd_loops;
+mod widen;
 
 pub use attention::Cache;
 use buffers::RowsView;
 pub use buffers::{Memory, Tensor};
 
-use super::buffer_pool::BufferPool;
+use super::host_pool::HostPool;
 use super::{
     Activation, Change, Device, DeviceError, DeviceInfo, DeviceKind, Epilogue, Heads, LOGITS_CHUNK, MASKED, Op,
     Operands, Queries, RowsOf, StoredWeight, TensorLimits, Window,
 };
 use crate::device::workers::Workers;
-use attention::Attended;
+use attention::Qkv;
 use products::{BiasAndEpilogue, Panels};
 use pulp::Arch;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -167,10 +167,10 @@ impl Cpu {
         let after = BiasAndEpilogue { bias: Some(bias.vector()), epilogue };
         // Packing all weights writes as much new memory as the model has. That does not pay for a single short run, so the
         // first product of few rows reads the weight in place.
-        let few = x.rows <= products::MOST_IN_PLACE;
-        self.tensor(x.rows, n, |y| match w.stored.in_place() {
+        let few = x.rows <= products::MOST_FROM_CHECKPOINT;
+        self.tensor(x.rows, n, |y| match w.stored.as_mapped_f32() {
             Some(values) if few && w.panels.get().is_none() && !w.used.swap(true, Ordering::Relaxed) => {
-                products::product_in_place(&self.workers, RowsView::of(x), values, n, after, y);
+                products::product_from_checkpoint(&self.workers, RowsView::of(x), values, n, after, y);
             }
             _ => {
                 let panels = w.panels(&self.workers);
@@ -198,13 +198,13 @@ impl Cpu {
 
     fn attention(&self, qkv: &Tensor, cache: Option<&Cache>, texts: &[Queries], heads: Heads) -> Tensor {
         self.tensor(qkv.rows, qkv.cols / 3, |z| {
-            attention::attention(&self.workers, Attended::new(qkv, cache), texts, heads, z);
+            attention::attention(&self.workers, Qkv::new(qkv, cache), texts, heads, z);
         })
     }
 
     fn attention_scores(&self, qkv: &Tensor, cache: Option<&Cache>, text: &Queries, heads: Heads) -> Tensor {
         self.tensor(heads.n_head * text.rows.len(), text.n_keys, |scores| {
-            attention::scores(&self.workers, Attended::new(qkv, cache), text, heads, scores);
+            attention::scores(&self.workers, Qkv::new(qkv, cache), text, heads, scores);
         })
     }
 
@@ -218,7 +218,7 @@ impl Cpu {
     ) -> Tensor {
         assert_eq!([pattern.rows, pattern.cols], [heads.n_head * text.rows.len(), text.n_keys]);
         self.tensor(text.rows.len(), qkv.cols / 3, |z| {
-            attention::mix(&self.workers, pattern, Attended::new(qkv, cache), text, heads, z);
+            attention::mix(&self.workers, pattern, Qkv::new(qkv, cache), text, heads, z);
         })
     }
 
@@ -296,15 +296,15 @@ impl Cpu {
         self.map_rows(x, x.cols, row_wise::LayerNormScaleGradient { scales: scale, dscales: dscale })
     }
 
-    fn layer_norm_divisor_gradient(&self, y: &Tensor, scale: &Tensor, dy: &Tensor) -> Tensor {
+    fn layer_norm_normalize_scale_gradient(&self, y: &Tensor, scale: &Tensor, dy: &Tensor) -> Tensor {
         assert_eq!([scale.rows, scale.cols, dy.rows, dy.cols], [y.rows, 1, y.rows, y.cols]);
-        self.map_rows(y, 1, row_wise::LayerNormDivisorGradient { dy, scales: scale })
+        self.map_rows(y, 1, row_wise::LayerNormNormalizeScaleGradient { dy, scales: scale })
     }
 
-    fn gain(&self, x: &Tensor, gain: &Weight) -> Tensor {
+    fn gain_bias_gradient(&self, x: &Tensor, gain: &Weight) -> Tensor {
         let gain = gain.vector();
         assert_eq!(gain.len(), x.cols);
-        self.map_rows(x, x.cols, row_wise::Gain { gain })
+        self.map_rows(x, x.cols, row_wise::GainBiasGradient { gain })
     }
 
     fn linear_by_head_gradient(&self, dy: &Tensor, w: &Weight, n_head: usize) -> Tensor {
@@ -334,7 +334,7 @@ impl Cpu {
         })
     }
 
-    fn attention_values_gradient(&self, pattern: &Tensor, dz: &Tensor, text: &Queries, heads: Heads) -> Tensor {
+    fn attention_mix_values_gradient(&self, pattern: &Tensor, dz: &Tensor, text: &Queries, heads: Heads) -> Tensor {
         let n_pos = text.rows.len();
         assert_eq!([pattern.rows, pattern.cols, dz.rows], [heads.n_head * n_pos, n_pos, n_pos]);
         self.tensor(n_pos, 3 * dz.cols, |y| {
@@ -390,11 +390,11 @@ impl Device for Cpu {
         TensorLimits::NONE
     }
 
-    fn few_rows(&self) -> usize {
+    fn logit_rows_per_pass(&self) -> usize {
         products::tile_shape(self.workers.arch).0
     }
 
-    fn host_memory(&self) -> &Arc<BufferPool> {
+    fn host_memory(&self) -> &Arc<HostPool> {
         &self.workers.memory
     }
 
@@ -439,14 +439,16 @@ impl Device for Cpu {
             Op::Edit { window, change } => self.edit(x[0], window, change),
             Op::LayerNormGradient { eps } => self.layer_norm_gradient(x[0], x[1], w[0], *eps),
             Op::LayerNormScaleGradient {} => self.layer_norm_scale_gradient(x[0], x[1], x[2]),
-            Op::LayerNormDivisorGradient {} => self.layer_norm_divisor_gradient(x[0], x[1], x[2]),
-            Op::Gain {} => self.gain(x[0], w[0]),
+            Op::LayerNormNormalizeScaleGradient {} => self.layer_norm_normalize_scale_gradient(x[0], x[1], x[2]),
+            Op::GainBiasGradient {} => self.gain_bias_gradient(x[0], w[0]),
             Op::LinearByHeadGradient { n_head } => self.linear_by_head_gradient(x[0], w[0], *n_head),
-            Op::RepeatHeads { n_head } => self.map_rows(x[0], n_head * x[0].cols, row_wise::Repeat),
+            Op::SumHeadsGradient { n_head } => self.map_rows(x[0], n_head * x[0].cols, row_wise::Repeat),
             Op::ActivationGradient { f } => self.activation_gradient(x[0], x[1], *f),
             Op::AttentionPatternGradient {} => self.attention_pattern_gradient(x[0], x[1]),
             Op::AttentionMixGradient { text, heads } => self.attention_mix_gradient(x[0], x[1], text, *heads),
-            Op::AttentionValuesGradient { text, heads } => self.attention_values_gradient(x[0], x[1], text, *heads),
+            Op::AttentionMixValuesGradient { text, heads } => {
+                self.attention_mix_values_gradient(x[0], x[1], text, *heads)
+            }
             Op::AttentionScoresGradient { text, heads } => self.attention_scores_gradient(x[0], x[1], text, *heads),
         }
     }

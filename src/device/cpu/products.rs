@@ -6,10 +6,10 @@
 //! Read next: `microkernel.rs`.
 
 use super::buffers::{Aligned, RowsView, Shared, Tensor};
-use super::caches;
-use super::halves::{Bf16, Element, F16, F32};
-use super::microkernel::{KC, LARGEST, Operands, STRIDE, Sum, VECTORS, columns, most_rows, prefetch, tile};
-use super::{loops, row_wise};
+use super::cache_size;
+use super::microkernel::{KC, LARGEST, STRIDE, Sum, TileOperands, VECTORS, columns, most_rows, prefetch, tile};
+use super::widen::{Bf16, Element, F16, F32};
+use super::{row_wise, simd_loops};
 use crate::device::workers::Workers;
 use crate::device::{Dtype, Epilogue, StoredWeight};
 use pulp::{Arch, Simd, WithSimd};
@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const WORTH_SHARING: usize = 1 << 17;
 
 /// Up to this many rows, a weight's first product is faster from the checkpoint's memory than with packing.
-pub(crate) const MOST_IN_PLACE: usize = 256;
+pub(crate) const MOST_FROM_CHECKPOINT: usize = 256;
 
 /// The most row tiles in a group, whose left side is packed once and reused for many panels. In WebAssembly tiles have few rows.
 const GROUP: usize = if cfg!(target_arch = "wasm32") { 128 } else { 20 };
@@ -76,18 +76,18 @@ impl WithSimd for StoreRows<'_> {
             let to = unsafe { out.row(row, cols.clone()) };
             for (i, (sums, to)) in sums.chunks(S::F32_LANES).zip(to.chunks_mut(S::F32_LANES)).enumerate() {
                 let first = cols.start + i * S::F32_LANES;
-                let mut y = loops::load(simd, sums);
+                let mut y = simd_loops::load(simd, sums);
                 if let Some(bias) = after.bias {
-                    y = simd.add_f32s(y, loops::load(simd, &bias[first..]));
+                    y = simd.add_f32s(y, simd_loops::load(simd, &bias[first..]));
                 }
                 match after.epilogue {
                     Epilogue::None => {}
                     Epilogue::Activation(f) => y = row_wise::activate(simd, f, y),
                     Epilogue::Add(other) => {
-                        y = simd.add_f32s(y, loops::load(simd, &other[row * out.stride + first..]));
+                        y = simd.add_f32s(y, simd_loops::load(simd, &other[row * out.stride + first..]));
                     }
                 }
-                loops::store(simd, to, y);
+                simd_loops::store(simd, to, y);
             }
         }
     }
@@ -243,7 +243,7 @@ pub(crate) fn product(
 
 /// The most elements of the left side that are reused for every panel.
 fn left_elements() -> usize {
-    caches::second_level() / size_of::<f32>() / 8 * 7
+    cache_size::second_level() / size_of::<f32>() / 8 * 7
 }
 
 /// Copies rows of columns `ks` of x into the layout that tiles read: [ks / KC][rows][STRIDE].
@@ -255,7 +255,7 @@ fn pack_left(left: &mut [f32], x: RowsView<'_>, rows: Range<usize>, ks: Range<us
 
 /// [`product`] with a weight where the checkpoint has it, row-major [k, n]. It takes the same sums in the same order.
 /// For many rows it is half as fast, but it needs no memory for panels.
-pub(crate) fn product_in_place(
+pub(crate) fn product_from_checkpoint(
     workers: &Workers,
     x: RowsView<'_>,
     w: &[f32],
@@ -270,7 +270,7 @@ pub(crate) fn product_in_place(
     // Few pieces, because each reads a part of every row of the weight.
     let split = Split { work: x.n * k * n, weight: k * n, pieces: 2, least: 1 };
     share(workers, split, n.div_ceil(width), 1, |tiles, _| {
-        arch.dispatch(InPlace {
+        arch.dispatch(FromCheckpoint {
             x,
             w: RowsView { data: w, n: k, stride: n },
             after,
@@ -290,11 +290,11 @@ pub(crate) fn dots(workers: &Workers, x: RowsView<'_>, table: &StoredWeight, n_h
     let x = if table.dtype == Dtype::F32 { x } else { row_wise::lower_and_upper(x, k, n_head * k, &mut own) };
     let (arch, out, per_head) = (workers.arch, Shared::new(out, n, x.n, n), n / n_head);
     let split = Split { work: x.n * n * k, weight: n * k, pieces: PIECES, least: 1 };
-    share(workers, split, n, 1, |tokens, _| arch.dispatch(Dots { x, table, out, tokens, per_head }));
+    share(workers, split, n, 1, |tokens, _| arch.dispatch(DotsTask { x, table, out, tokens, per_head }));
 }
 
 /// One task of [`dots`]: some tokens.
-struct Dots<'a> {
+struct DotsTask<'a> {
     x: RowsView<'a>,
     table: &'a StoredWeight,
     out: Shared<'a>,
@@ -303,11 +303,11 @@ struct Dots<'a> {
     per_head: usize,
 }
 
-/// Rows of x from which on [`Dots`] takes 8 of them with 2 tokens at a time, so that it widens the table once for all of them. It
+/// Rows of x from which on [`DotsTask`] takes 8 of them with 2 tokens at a time, so that it widens the table once for all of them. It
 /// takes fewer rows with 4 tokens at a time.
 const MANY_ROWS: usize = 8;
 
-impl WithSimd for Dots<'_> {
+impl WithSimd for DotsTask<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -320,20 +320,20 @@ impl WithSimd for Dots<'_> {
     }
 }
 
-impl Dots<'_> {
+impl DotsTask<'_> {
     #[inline(always)]
     fn of<S: Simd, E: Element>(&self, simd: S) {
         let mut token = self.tokens.start;
         while token < self.tokens.end {
             let left = (self.tokens.end - token).min(self.per_head - token % self.per_head);
-            // Where a sum takes several vectors, the sums of one token fill the registers.
-            token += match (loops::LANES / S::F32_LANES, left) {
+            // If one sum needs several vectors, the sums of one token fill the registers, so tokens are processed one at a time.
+            token += match (simd_loops::LANES / S::F32_LANES, left) {
                 (1, 2..) if self.x.n >= MANY_ROWS => self.tokens::<S, E, 2, 1>(simd, token),
                 (1, 4..) => self.tokens::<S, E, 4, 1>(simd, token),
                 (1, _) => self.tokens::<S, E, 1, 1>(simd, token),
                 (2, _) => self.tokens::<S, E, 1, 2>(simd, token),
                 (4, _) => self.tokens::<S, E, 1, 4>(simd, token),
-                _ => self.tokens::<S, E, 1, { loops::LANES }>(simd, token),
+                _ => self.tokens::<S, E, 1, { simd_loops::LANES }>(simd, token),
             };
         }
     }
@@ -378,7 +378,7 @@ impl Dots<'_> {
         let k = self.table.cols;
         let at = token / self.per_head * k;
         let x = std::array::from_fn(|i| &self.x.row(first + i)[at..at + k]);
-        // The first rows of x bring what the next tokens need.
+        // Only the pass over the first rows of x prefetches the table's rows of the next tokens.
         let ahead = if first == 0 { AHEAD } else { 0 };
         let dots = simd.vectorize(row_wise::Dots::<E, N, M, V> { rows, x, ahead, of: PhantomData });
         for (j, dots) in dots.into_iter().enumerate() {
@@ -436,7 +436,7 @@ impl Shared<'_> {
     /// # Safety
     /// What [`Shared::row`] requires holds for every row, and what [`tile`] requires holds for `operands`.
     #[inline(always)]
-    pub(crate) unsafe fn tile<S: Simd>(&self, simd: S, rows: Range<usize>, cols: Range<usize>, operands: Operands) {
+    pub(crate) unsafe fn tile<S: Simd>(&self, simd: S, rows: Range<usize>, cols: Range<usize>, operands: TileOperands) {
         let width = columns::<S>();
         // SAFETY: the caller promises it for the matrix and the operands, and `whole` holds the largest tile.
         unsafe {
@@ -570,11 +570,11 @@ impl Packed<'_> {
         let (first, last) = (ks.start == self.ks.start, ks.end == self.ks.end);
         for i in 0..n_tiles {
             let rows = tile_rows(i, n_tiles, self.rows.len());
-            // The tiles share the prefetch, so that it takes as long as the multiplication. Faster, it would fill the core's few buffers
-            // for lines that are on their way, and what the tiles read would wait.
+            // Each tile issues a share of the prefetches, so that they are spread over the whole multiplication. Issued faster, they
+            // would occupy the core's few line-fill buffers, and the loads of the tiles would wait.
             let share = step.div_ceil(n_tiles);
             let left = &left[rows.start * STRIDE..rows.end * STRIDE];
-            let operands = Operands {
+            let operands = TileOperands {
                 a: left.as_ptr(),
                 b: block.as_ptr(),
                 dtype,
@@ -587,7 +587,7 @@ impl Packed<'_> {
             let sums = &mut sums[rows.start * width..rows.end * width];
             let rows = self.rows.start + rows.start..self.rows.start + rows.end;
             if last {
-                // The result goes to memory that no cache may hold. It comes while the tile is computed.
+                // The rows of the result may be in no cache. They are prefetched while the tile is computed.
                 for row in rows.clone() {
                     let line = self.out.data.wrapping_add(row * self.out.stride + cols.start);
                     prefetch(line);
@@ -605,8 +605,8 @@ impl Packed<'_> {
     }
 }
 
-/// One task of [`product_in_place`]: some columns.
-struct InPlace<'a> {
+/// One task of [`product_from_checkpoint`]: some columns.
+struct FromCheckpoint<'a> {
     x: RowsView<'a>,
     w: RowsView<'a>,
     after: BiasAndEpilogue<'a>,
@@ -614,7 +614,7 @@ struct InPlace<'a> {
     cols: Range<usize>,
 }
 
-impl WithSimd for InPlace<'_> {
+impl WithSimd for FromCheckpoint<'_> {
     type Output = ();
 
     /// Takes eight rows of the weight at a time, from the first column to the last, in the order of memory. The partial
@@ -623,7 +623,7 @@ impl WithSimd for InPlace<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         const STEPS: usize = 8;
-        let InPlace { x, w, after, out, cols } = self;
+        let FromCheckpoint { x, w, after, out, cols } = self;
         let width = columns::<S>();
         let padded = cols.len().next_multiple_of(width);
         SCRATCH.with_borrow_mut(|Scratch { left, left_of, sums, .. }| {
@@ -648,7 +648,7 @@ impl WithSimd for InPlace<'_> {
                             }
                             b = (edge.as_ptr(), width);
                         }
-                        let operands = Operands {
+                        let operands = TileOperands {
                             a: left[k - k0..].as_ptr(),
                             b: b.0,
                             dtype: Dtype::F32,
@@ -664,10 +664,10 @@ impl WithSimd for InPlace<'_> {
                     }
                 }
                 for (row, sums) in rows.clone().zip(sums.chunks_exact_mut(padded)) {
-                    // SAFETY: `product_in_place` checked rows and columns, and no other task writes these columns.
+                    // SAFETY: `product_from_checkpoint` checked rows and columns, and no other task writes these columns.
                     let stored = unsafe { out.row(row, cols.clone()) };
                     if k0 > 0 {
-                        loops::add(simd, &mut sums[..cols.len()], stored);
+                        simd_loops::add(simd, &mut sums[..cols.len()], stored);
                     }
                     if ks.end < w.n {
                         stored.copy_from_slice(&sums[..cols.len()]);

@@ -1,15 +1,15 @@
 //! What the `cpu` device computes row by row: LayerNorm, softmax, activation functions, and the dot products of a few
 //! rows. Owns no memory; `buffers.rs` has the tensors.
 //!
-//! SIMD vectors are used explicitly, so that the speed does not depend on what the compiler vectorizes; `loops.rs` has the loops.
+//! SIMD vectors are used explicitly, so that the speed does not depend on what the compiler vectorizes; `simd_loops.rs` has the loops.
 //! `pulp` compiles these functions once for each kind of processor, but only if they are inlined. A closure would not be, so no
 //! function that takes `simd` is called from one.
-//! Read next: `loops.rs`, then `mod.rs`, which calls these functions.
+//! Read next: `simd_loops.rs`, then `mod.rs`, which calls these functions.
 
 use super::buffers::RowsView;
-use super::halves::Element;
-use super::loops::{Itself, LANES, Plus, Term, add, add_up, map, max, sum, terms, update};
 use super::microkernel::{prefetch, unroll};
+use super::simd_loops::{Itself, LANES, Plus, Term, add, add_up, map, max, sum, terms, update};
+use super::widen::Element;
 use crate::config::Activation;
 use crate::device::workers::Workers;
 use crate::device::{LOGITS_CHUNK, MASKED, Window};
@@ -251,12 +251,12 @@ impl RowOp for LayerNormScaleGradient<'_> {
 
 /// `-sum(y dy) / scale`, with one scale per row.
 #[derive(Clone, Copy)]
-pub(crate) struct LayerNormDivisorGradient<'a> {
+pub(crate) struct LayerNormNormalizeScaleGradient<'a> {
     pub dy: &'a [f32],
     pub scales: &'a [f32],
 }
 
-impl RowOp for LayerNormDivisorGradient<'_> {
+impl RowOp for LayerNormNormalizeScaleGradient<'_> {
     #[inline(always)]
     fn row<S: Simd>(self, simd: S, i: usize, x: &[f32], y: &mut [f32]) {
         let dy = &self.dy[i * x.len()..(i + 1) * x.len()];
@@ -266,11 +266,11 @@ impl RowOp for LayerNormDivisorGradient<'_> {
 
 /// `x * gain`.
 #[derive(Clone, Copy)]
-pub(crate) struct Gain<'a> {
+pub(crate) struct GainBiasGradient<'a> {
     pub gain: &'a [f32],
 }
 
-impl RowOp for Gain<'_> {
+impl RowOp for GainBiasGradient<'_> {
     #[inline(always)]
     fn row<S: Simd>(self, simd: S, _: usize, x: &[f32], y: &mut [f32]) {
         map(simd, Times {}, [x, self.gain], y);
@@ -373,10 +373,9 @@ terms! { simd:
     };
 }
 
-/// The dot products of `M` rows of a table, as they are stored, with `N` rows of x, which are as long. They run side by side,
-/// because the additions of one sum alone would wait for one another. Of half-precision rows, the lower elements of [`LANES`] words
-/// are multiplied before their upper elements; [`lower_and_upper`] brings x into that order.
-/// A sum takes `V` vectors, which hold [`LANES`] values.
+/// The dot products of `M` stored rows of a table with `N` rows of x of the same length. All of them are computed together, because
+/// the additions within one sum wait for one another. Of half-precision rows, the lower elements of [`LANES`] words are multiplied
+/// first, then the upper ones; [`lower_and_upper`] reorders x to match. Each sum takes `V` vectors, which hold [`LANES`] values.
 pub(crate) struct Dots<'a, E, const N: usize, const M: usize, const V: usize> {
     pub rows: [&'a [u8]; M],
     pub x: [&'a [f32]; N],

@@ -2,7 +2,7 @@
 //! says which family of kernels suits an adapter. Read next: `mod.rs`, which uses the device.
 
 use super::kernels::Family;
-use crate::device::{Adapters, DeviceError, DeviceInfo, DeviceKind};
+use crate::device::{AdapterFilter, DeviceError, DeviceInfo, DeviceKind};
 
 /// An adapter as `actscope devices` shows it.
 #[derive(Clone, Debug)]
@@ -20,7 +20,7 @@ pub struct AdapterInfo {
 }
 
 /// The adapters that count, the best one first.
-async fn adapters(among: &Adapters) -> Vec<wgpu::Adapter> {
+async fn adapters(among: &AdapterFilter) -> Vec<wgpu::Adapter> {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     if let Some(backends) = &among.backends {
         descriptor.backends = wgpu::Backends::from_comma_list(backends);
@@ -51,7 +51,7 @@ pub(super) fn describe(adapter: &wgpu::Adapter) -> DeviceInfo {
 }
 
 /// The adapters that count. The first one is the best, which [`Gpu::open`](super::Gpu::open) takes.
-pub async fn list(among: &Adapters) -> Vec<AdapterInfo> {
+pub async fn list(among: &AdapterFilter) -> Vec<AdapterInfo> {
     let describe_one = |adapter: &wgpu::Adapter| AdapterInfo {
         info: describe(adapter),
         backend: format!("{:?}", adapter.get_info().backend),
@@ -111,7 +111,11 @@ pub(super) struct Opened {
 
 /// Opens a device on the best of some adapters, for the `wanted` family of kernels or the one that suits the adapter. With
 /// `hardware_only`, skips software adapters.
-pub(super) async fn open(among: &Adapters, hardware_only: bool, wanted: Option<Family>) -> Result<Opened, DeviceError> {
+pub(super) async fn open(
+    among: &AdapterFilter,
+    hardware_only: bool,
+    wanted: Option<Family>,
+) -> Result<Opened, DeviceError> {
     let found = adapters(among).await;
     let adapter = found
         .into_iter()

@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 
 /// Queries per workgroup of the tiled kernels, and keys per workgroup of `attention_scores`.
 const QUERIES: usize = 32;
-const KEYS: usize = 64;
+const SCORE_KEYS: usize = 64;
 
 /// Texts of at most this many queries have a workgroup for each query.
 const FEW_QUERIES: usize = 4;
@@ -27,7 +27,7 @@ const LEAST_KEYS: usize = 64;
 const MOST_PARTS: usize = 4;
 
 /// With this many workgroups a large GPU is busy.
-const MANY_GROUPS: usize = 2048;
+const BUSY_GROUPS: usize = 2048;
 
 /// Queries per workgroup of the broadcast kernel.
 const BROADCAST_QUERIES: usize = 8;
@@ -146,8 +146,8 @@ fn rows_of_positions(n_pos: usize, k_row: usize) -> TextRows {
     TextRows { q_row: 0, n_query: n_pos as u32, position: 0, k_row: k_row as u32, n_key: n_pos as u32 }
 }
 
-/// The tables of rows that were uploaded last. All layers of a run use the same ones: one for all texts, and where attention runs
-/// in steps, up to three for each text.
+/// The tables of rows that were uploaded last. The layers of a run share them: one table for all texts, and up to three more for
+/// each text if attention runs in steps.
 #[derive(Debug, Default)]
 pub(super) struct RowsTable(Mutex<VecDeque<(Vec<TextRows>, wgpu::Buffer)>>);
 
@@ -206,13 +206,13 @@ impl Gpu {
         z
     }
 
-    /// [`Gpu::attention`] in tiles of [`QUERIES`] queries. The keys are split into parts where that keeps the adapter busy: a
-    /// workgroup takes its keys one block after the other, so the last query of one long text would have it waiting.
+    /// [`Gpu::attention`] in tiles of [`QUERIES`] queries. If there are too few tiles to keep the adapter busy, the keys are split
+    /// into parts: otherwise one workgroup would go through all keys of a long text while most of the GPU has no work.
     fn attention_in_parts(&self, qkv: &Qkv<'_>, rows: &[TextRows], heads: HeadShape, most: usize, z: &Tensor) {
         let blocks = most.div_ceil(QUERIES);
         let groups = blocks * heads.parts() as usize * rows.len();
         let n_key = rows.iter().map(|text| text.n_key as usize).max().unwrap_or(0);
-        let parts = (n_key / LEAST_KEYS).min(MOST_PARTS).min(MANY_GROUPS / groups).max(1);
+        let parts = (n_key / LEAST_KEYS).min(MOST_PARTS).min(BUSY_GROUPS / groups).max(1);
         let params = kernels::Attention {
             parts: parts as u32,
             part_keys: n_key.div_ceil(parts).next_multiple_of(16) as u32,
@@ -268,7 +268,7 @@ impl Gpu {
         let aligned = aligned(heads, &[(queries, 0), (keys, k_col)]);
         let variant = Variant::new(&kernels::ATTENTION_SCORES, &[aligned, heads.head_dim as u32]);
         let groups_of = |n: u32, each: usize| (n as usize).div_ceil(each) as u32;
-        let groups = [groups_of(rows.n_key, KEYS), groups_of(rows.n_query, QUERIES), heads.n_head as u32];
+        let groups = [groups_of(rows.n_key, SCORE_KEYS), groups_of(rows.n_query, QUERIES), heads.n_head as u32];
         let table = self.table(&[rows]);
         let bindings = [whole(&table), all4(queries), all4(keys), all(scores)];
         self.encoder.dispatch(variant, &params, &bindings, groups);
@@ -325,7 +325,7 @@ impl Gpu {
     }
 
     /// `patternᵀ . dz` of one text, in the last third of the columns.
-    pub(super) fn attention_values_gradient(
+    pub(super) fn attention_mix_values_gradient(
         &self,
         pattern: &Tensor,
         dz: &Tensor,

@@ -1,13 +1,13 @@
-//! Autotuning: which tile configuration the products of many rows use. Owns the list of configurations, and finds the
-//! fastest one on an adapter for each range of row counts and each shape of weight. No configuration is the best on all
-//! GPUs or for all shapes, and a poor one can halve the speed. It compares results with the reference device, and chooses no configuration whose results are wrong.
-//! If none is right, the default stays. It also measures the speed of large products, which limits the work of one
+//! Autotuning: which tile configuration the products of many rows use. Owns the list of configurations, and finds the fastest one
+//! on an adapter for each range of row counts and each shape of weight. No configuration is the best on all GPUs or for all shapes,
+//! and a poor one can halve the speed. It compares results with the reference device, and chooses no configuration whose results
+//! are wrong. If none is right, the default stays. It also measures the speed of large products, which limits the work of one
 //! submit.
 //! Read next: `products.rs`, which applies the choice.
 
 use super::Gpu;
 use super::kernels::{self, Kernel};
-use crate::device::clock::Instant;
+use crate::device::instant::Instant;
 use crate::device::lockstep::Lockstep;
 use crate::device::{Blob, Device, DeviceCache, DeviceError, Dtype, Operations, Part, StoredWeight};
 use std::sync::Arc;
@@ -100,14 +100,14 @@ impl Tile {
 
 /// How products of one class of row counts and one shape of weight are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Choice {
+pub struct TileConfig {
     /// The tile.
     pub tile: Tile,
     /// If the result has fewer tiles than this, k is split among workgroups until there are about this many.
     pub least_groups: u32,
 }
 
-impl Choice {
+impl TileConfig {
     /// The text form that the cache stores.
     fn name(self) -> String {
         match self.tile {
@@ -134,7 +134,7 @@ fn nearest_shape(k: usize, cols: usize) -> usize {
 }
 
 /// The choices for one class of row counts: one for each of [`SHAPES`].
-type ByShape = [Choice; SHAPES.len()];
+type ByShape = [TileConfig; SHAPES.len()];
 
 /// The choices for each class of row counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,7 +160,7 @@ impl Tuning {
     ]);
 
     const fn every_shape(tile: Tile) -> ByShape {
-        [Choice { tile, least_groups: MANY_GROUPS }; SHAPES.len()]
+        [TileConfig { tile, least_groups: MANY_GROUPS }; SHAPES.len()]
     }
 
     /// The same tile for all products.
@@ -169,7 +169,7 @@ impl Tuning {
     }
 
     /// The choice for the product `[rows, k] . [k, cols]`.
-    pub fn of(&self, rows: usize, k: usize, cols: usize) -> Choice {
+    pub fn of(&self, rows: usize, k: usize, cols: usize) -> TileConfig {
         let class = CLASSES.iter().position(|most| rows <= *most).unwrap_or(CLASSES.len());
         self.0[class][nearest_shape(k, cols)]
     }
@@ -183,13 +183,13 @@ impl Tuning {
     fn name(&self) -> String {
         let of_class = |choices: ByShape| match choices {
             [first, rest @ ..] if rest.iter().all(|choice| *choice == first) => first.name(),
-            _ => choices.map(Choice::name).join(","),
+            _ => choices.map(TileConfig::name).join(","),
         };
         self.0.map(of_class).join(" ")
     }
 
     /// Parses [`Tuning::name`]. `None` unless every choice is one of the `choices` of its class.
-    fn parse(name: &str, choices: impl Fn(usize) -> Vec<Choice>) -> Option<Tuning> {
+    fn parse(name: &str, choices: impl Fn(usize) -> Vec<TileConfig>) -> Option<Tuning> {
         let mut tuning = Tuning::DEFAULT;
         let mut classes = name.split(' ');
         for (class, of_shapes) in tuning.0.iter_mut().enumerate() {
@@ -311,7 +311,7 @@ impl Gpu {
 
     /// The choices of a class, its default first. Every class has [`Tile::DEFAULT`], so that there is another choice
     /// where a driver computes wrong results with small tiles.
-    fn choices(&self, class: usize) -> Vec<Choice> {
+    fn choices(&self, class: usize) -> Vec<TileConfig> {
         let [default, ..] = Tuning::DEFAULT.0[class];
         let fits = |tile: &Tile| match tile {
             Tile::Invocations { side_y, rows, .. } => match class {
@@ -326,7 +326,7 @@ impl Gpu {
             // Products of many rows take long to measure, and have many tiles anyway.
             let groups: &[u32] = if class < 3 { &[MANY_GROUPS, MORE_GROUPS, 1] } else { &[MORE_GROUPS, 1] };
             for least_groups in groups {
-                let choice = Choice { tile, least_groups: *least_groups };
+                let choice = TileConfig { tile, least_groups: *least_groups };
                 if choice != default {
                     all.push(choice);
                 }
@@ -413,7 +413,7 @@ impl Gpu {
         inputs: &TimedInputs<'_>,
         begin: Instant,
         time_limit: Duration,
-    ) -> Vec<(Duration, Choice)> {
+    ) -> Vec<(Duration, TileConfig)> {
         let choices = self.choices(class);
         let mut shortest = vec![None; choices.len()];
         for round in 0..4 {
@@ -441,7 +441,7 @@ impl Gpu {
             }
         }
         let default = choices[0];
-        let mut timed: Vec<(Duration, Choice)> = shortest
+        let mut timed: Vec<(Duration, TileConfig)> = shortest
             .into_iter()
             .zip(choices)
             .filter_map(|(shortest, choice)| Some((shortest.filter(|time| *time < Duration::MAX)?, choice)))
@@ -504,7 +504,7 @@ mod tests {
         let choices = |class: usize| {
             let tiles =
                 if class < 2 { [Tile::OF_16_ROWS, Tile::OF_32_ROWS] } else { [Tile::DEFAULT, Tile::PRESETS[6]] };
-            tiles.map(|tile| Choice { tile, least_groups: MANY_GROUPS }).to_vec()
+            tiles.map(|tile| TileConfig { tile, least_groups: MANY_GROUPS }).to_vec()
         };
         let mut tuning = Tuning::DEFAULT;
         tuning.0[3][2].tile = Tile::PRESETS[6];

@@ -8,14 +8,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The last compute pass that bound a buffer, and whether the last dispatch to bind it writes it. From this the encoder
-/// counts barriers: it costs one atomic number for each binding of a dispatch.
+/// The last compute pass that bound a buffer, and whether the last dispatch to bind it writes it. The encoder counts
+/// barriers from this, at the cost of one atomic swap for each binding of a dispatch.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LastUse(Arc<AtomicU64>);
 
 impl LastUse {
-    /// Notes that a dispatch of the pass with this number (1 or more) binds the buffer. Returns true if the dispatch must
-    /// wait for an earlier one of the pass: for one that writes the buffer, or for one that reads what this one writes.
+    /// Records that a dispatch of pass number `pass` (1 or more) binds the buffer. Returns true if the dispatch must wait for an
+    /// earlier one of that pass: if the last one writes the buffer, or if this one does.
     pub(super) fn bind(&self, pass: u64, writes: bool) -> bool {
         let last = self.0.swap(2 * pass + u64::from(writes), Ordering::Relaxed);
         last / 2 == pass && (last % 2 == 1 || writes)

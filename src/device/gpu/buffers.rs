@@ -6,7 +6,7 @@
 //! Read next: `encoder.rs`, which records the work.
 
 use super::bind_groups::{BindGroups, LastUse, PipelineKey};
-use crate::device::buffer_pool::BufferPool;
+use crate::device::host_pool::HostPool;
 use crate::device::workers::Workers;
 use crate::device::{DeviceError, Dtype, StoredWeight};
 use parking_lot::Mutex;
@@ -160,7 +160,7 @@ pub struct Layouts {
     dtype: Dtype,
     /// The weight on the host, as long as it may have to be uploaded.
     source: Mutex<Option<StoredWeight>>,
-    /// One for each [`WeightLayout`]. Only where invocations broadcast do a product and its gradient read different ones.
+    /// One for each [`WeightLayout`]. A product and its gradient read different layouts only in the broadcast family.
     placed: [OnceLock<Placed>; 3],
     bind_groups: BindGroups<PipelineKey>,
 }
@@ -220,7 +220,7 @@ impl Weight {
         })))
     }
 
-    /// The weight on the device. With `only`, its operations read no other layout, so that the host's copy is dropped.
+    /// The weight on the device, uploaded in this layout. With `only`, no other layout will be needed, so the host's copy is dropped.
     ///
     /// # Panics
     /// When it was placed in another layout with `only`.
@@ -379,7 +379,7 @@ struct Mapping {
 /// copies at a fraction of the speed of memory, and much slower where the system has to provide fresh pages.
 #[derive(Debug)]
 pub(super) struct Readback {
-    pub(super) memory: Arc<BufferPool>,
+    pub(super) memory: Arc<HostPool>,
     threads: Workers,
 }
 

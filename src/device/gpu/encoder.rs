@@ -69,7 +69,7 @@ pub(super) struct Pipeline {
     name: &'static str,
     layout: wgpu::BindGroupLayout,
     pipeline: wgpu::ComputePipeline,
-    /// True if it was recorded since the last call of [`Encoder::kernels_run`].
+    /// True if it was recorded since the last call of [`Encoder::take_kernels_run`].
     run: AtomicBool,
 }
 
@@ -117,7 +117,7 @@ struct Recorded {
 }
 
 impl Recorded {
-    /// Ends the current pass with the copies that wait for it.
+    /// Ends the current pass, and records the waiting copies after it.
     fn copy_now(&mut self) {
         self.waiting = 0;
         if !self.copies_out.is_empty() {
@@ -198,7 +198,7 @@ impl Encoder {
             let resources = std::iter::once(&of_params).chain(bindings);
             let entries: Vec<_> = (0..).zip(resources).map(|(binding, part)| entry(binding, part)).collect();
             #[cfg(feature = "mutants")]
-            let notes = super::audit::notes();
+            let notes = super::bounds_check::notes();
             #[cfg(feature = "mutants")]
             let entries = {
                 let number = entries.len() as u32;
@@ -237,7 +237,7 @@ impl Encoder {
         }
     }
 
-    /// Adds to the work that is recorded. Once that is at least `most`, the device gets it. (The staging buffers stay
+    /// Adds to the recorded work, and submits once the total is at least `most`. (The staging buffers stay
     /// open, because further copies of this run may still fill them.)
     pub(super) fn add_work(&self, work: f64, most: f64) {
         let mut recorded = self.recorded.lock();
@@ -254,7 +254,7 @@ impl Encoder {
     }
 
     /// What was recorded and submitted since the last call.
-    pub(super) fn counters(&self) -> Counters {
+    pub(super) fn take_counters(&self) -> Counters {
         std::mem::take(&mut self.counters.lock())
     }
 
@@ -373,7 +373,7 @@ impl Encoder {
     }
 
     /// The kernels that were recorded since the last call.
-    pub(super) fn kernels_run(&self) -> BTreeSet<&'static str> {
+    pub(super) fn take_kernels_run(&self) -> BTreeSet<&'static str> {
         let pipelines = self.pipelines.lock();
         pipelines
             .iter()
@@ -398,11 +398,11 @@ fn entry<'a>(binding: u32, part: &Binding<'a>) -> wgpu::BindGroupEntry<'a> {
     wgpu::BindGroupEntry { binding, resource }
 }
 
-/// True if the kernel is compiled with wgpu's checks of indices and loops. Only mutants, which may use any index, and
-/// audited kernels are. The checks cost up to a third of a kernel's speed. In a browser they are always on.
+/// True if the kernel is compiled with wgpu's checks of indices and loops: only for mutants, which may use any index, and for
+/// kernels under a bounds check. The checks cost up to a third of a kernel's speed. In a browser they are always on.
 fn checked(kernel: &Kernel) -> bool {
     #[cfg(feature = "mutants")]
-    return super::mutants::is_injected(kernel.name) || super::audit::notes().is_some();
+    return super::mutants::is_injected(kernel.name) || super::bounds_check::notes().is_some();
     #[cfg(not(feature = "mutants"))]
     {
         let _ = kernel;
@@ -419,7 +419,7 @@ fn compile(device: &wgpu::Device, cache: Option<&PipelineCache>, variant: Varian
         min_binding_size: params_size,
     };
     #[cfg(feature = "mutants")]
-    let notes = super::audit::notes().map(|_| &Access::Write);
+    let notes = super::bounds_check::notes().map(|_| &Access::Write);
     #[cfg(not(feature = "mutants"))]
     let notes = None;
     let storage = kernel.bindings.iter().chain(notes).map(|access| wgpu::BindingType::Buffer {
@@ -451,7 +451,8 @@ fn compile(device: &wgpu::Device, cache: Option<&PipelineCache>, variant: Varian
     #[cfg(feature = "mutants")]
     let text = super::mutants::applied(kernel.name, text);
     #[cfg(feature = "mutants")]
-    let text = if super::audit::notes().is_some() { super::audit::instrumented(kernel, &text) } else { text };
+    let text =
+        if super::bounds_check::notes().is_some() { super::bounds_check::instrumented(kernel, &text) } else { text };
     let source = wgpu::ShaderSource::Wgsl(super::unroll::unrolled(&text).into());
     let checks =
         if checked(kernel) { wgpu::ShaderRuntimeChecks::checked() } else { wgpu::ShaderRuntimeChecks::unchecked() };

@@ -1,12 +1,12 @@
 //! Records errors of the device until they are read. wgpu reports them from callbacks, on any thread, and operations
-//! return no `Result`. Owns [`Fault`], and which of several errors is reported.
+//! return no `Result`. Owns [`ErrorSlot`], and which of several errors is reported.
 //! Read next: `Gpu::outcome` in `mod.rs`, which returns the recorded error.
 
 use crate::device::DeviceError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct Fault(Arc<Mutex<Recorded>>);
+pub(super) struct ErrorSlot(Arc<Mutex<Recorded>>);
 
 #[derive(Debug, Default)]
 struct Recorded {
@@ -16,7 +16,7 @@ struct Recorded {
     lost: Option<String>,
 }
 
-impl Fault {
+impl ErrorSlot {
     /// Records an error, unless there is an earlier one.
     pub(super) fn record(&self, detail: &str) {
         self.recorded().first.get_or_insert_with(|| one_line(detail));

@@ -28,23 +28,25 @@ impl Gpu {
         y
     }
 
-    pub(super) fn layer_norm_divisor_gradient(&self, y: &Tensor, scale: &Tensor, dy: &Tensor) -> Tensor {
+    pub(super) fn layer_norm_normalize_scale_gradient(&self, y: &Tensor, scale: &Tensor, dy: &Tensor) -> Tensor {
         assert_eq!([scale.rows, scale.cols, dy.rows, dy.cols], [y.rows, 1, y.rows, y.cols]);
         let dscale = self.empty(y.rows, 1);
         let params = kernels::Rows { rows: y.rows as u32, cols: y.cols as u32 };
         let bindings = [all(y), all(scale), all(dy), all(&dscale)];
-        let variant =
-            self.either(&kernels::LAYER_NORM_DIVISOR_GRADIENT, &kernels::LAYER_NORM_DIVISOR_GRADIENT_BROADCAST);
+        let variant = self.either(
+            &kernels::LAYER_NORM_NORMALIZE_SCALE_GRADIENT,
+            &kernels::LAYER_NORM_NORMALIZE_SCALE_GRADIENT_BROADCAST,
+        );
         self.encoder.dispatch(variant, &params, &bindings, grid(y.rows));
         dscale
     }
 
-    pub(super) fn gain(&self, x: &Tensor, gain: &Weight) -> Tensor {
+    pub(super) fn gain_bias_gradient(&self, x: &Tensor, gain: &Weight) -> Tensor {
         assert_eq!(gain.cols, x.cols);
         let y = self.empty(x.rows, x.cols);
-        let params = kernels::Gain { n: x.len() as u32, cols: x.cols as u32 };
+        let params = kernels::GainBiasGradient { n: x.len() as u32, cols: x.cols as u32 };
         let bindings = [all(x), self.vector(gain), all(&y)];
-        self.encoder.dispatch((&kernels::GAIN).into(), &params, &bindings, elements(x.len()));
+        self.encoder.dispatch((&kernels::GAIN_BIAS_GRADIENT).into(), &params, &bindings, elements(x.len()));
         y
     }
 
@@ -65,10 +67,10 @@ impl Gpu {
         y
     }
 
-    pub(super) fn repeat_heads(&self, x: &Tensor, n_head: usize) -> Tensor {
+    pub(super) fn sum_heads_gradient(&self, x: &Tensor, n_head: usize) -> Tensor {
         let y = self.empty(x.rows, n_head * x.cols);
-        let params = kernels::RepeatHeads { n: y.len() as u32, cols: x.cols as u32, n_head: n_head as u32 };
-        self.encoder.dispatch((&kernels::REPEAT_HEADS).into(), &params, &[all(x), all(&y)], elements(y.len()));
+        let params = kernels::SumHeadsGradient { n: y.len() as u32, cols: x.cols as u32, n_head: n_head as u32 };
+        self.encoder.dispatch((&kernels::SUM_HEADS_GRADIENT).into(), &params, &[all(x), all(&y)], elements(y.len()));
         y
     }
 
@@ -76,7 +78,7 @@ impl Gpu {
         assert_eq!([dy.rows, dy.cols], [x.rows, x.cols]);
         let y = self.empty(x.rows, x.cols);
         let variant = Variant::new(&kernels::ACTIVATION_GRADIENT, &[function_override(f)]);
-        let params = kernels::ActivationGradient { n: x.len() as u32 };
+        let params = kernels::Elements { n: x.len() as u32 };
         self.encoder.dispatch(variant, &params, &[all(x), all(dy), all(&y)], elements(x.len()));
         y
     }
@@ -99,7 +101,7 @@ impl Gpu {
             let columns = self.empty(x.rows, chunk.rows.len());
             for rows in self.bindable(0..x.rows, x.cols) {
                 let (source, before) = self.some_rows(x, &rows);
-                let params = kernels::CopyOut {
+                let params = kernels::CopyWindow {
                     n: (rows.len() * columns.cols) as u32,
                     first_col: before + chunk.rows.start as u32,
                     cols: columns.cols as u32,

@@ -75,22 +75,22 @@ const REDUCE: &str = include_str!("../../../shaders/lib/reduce.wgsl");
 const ROW: &str = include_str!("../../../shaders/lib/row.wgsl");
 const MOMENTS: &str = include_str!("../../../shaders/lib/moments.wgsl");
 const TEXT_ROWS: &str = include_str!("../../../shaders/lib/text_rows.wgsl");
-const FOURS: &str = include_str!("../../../shaders/lib/fours.wgsl");
+const UNALIGNED_VEC4: &str = include_str!("../../../shaders/lib/unaligned_vec4.wgsl");
 const ATTENTION_TILE: &str = include_str!("../../../shaders/lib/attention_tile.wgsl");
-const KV4: &str = include_str!("../../../shaders/lib/kv4.wgsl");
-const Q4: &str = include_str!("../../../shaders/lib/q4.wgsl");
+const KV_VEC4: &str = include_str!("../../../shaders/lib/kv_vec4.wgsl");
+const Q_VEC4: &str = include_str!("../../../shaders/lib/q_vec4.wgsl");
 const SCORES: &str = include_str!("../../../shaders/lib/scores.wgsl");
 const EXP: &str = include_str!("../../../shaders/lib/exp.wgsl");
 const GELU: &str = include_str!("../../../shaders/lib/gelu.wgsl");
 const ACTIVATION_LIB: &str = include_str!("../../../shaders/lib/activation.wgsl");
-const SLOPE: &str = include_str!("../../../shaders/lib/slope.wgsl");
+const ACTIVATION_DERIVATIVE: &str = include_str!("../../../shaders/lib/activation_derivative.wgsl");
 const EPILOGUE: &str = include_str!("../../../shaders/lib/epilogue.wgsl");
-const X4: &str = include_str!("../../../shaders/lib/x4.wgsl");
+const X_VEC4: &str = include_str!("../../../shaders/lib/x_vec4.wgsl");
 const TILE_LIB: &str = include_str!("../../../shaders/lib/tile.wgsl");
-const MATRICES: &str = include_str!("../../../shaders/lib/matrices.wgsl");
-const FEW_LIB: &str = include_str!("../../../shaders/lib/few.wgsl");
-const STEP: &str = include_str!("../../../shaders/lib/step.wgsl");
-const REDUCE_BROADCAST: &str = include_str!("../../../shaders/lib/reduce_broadcast.wgsl");
+const COOP_MATRICES: &str = include_str!("../../../shaders/lib/coop_matrices.wgsl");
+const LINEAR_FEW_LIB: &str = include_str!("../../../shaders/lib/linear_few.wgsl");
+const BROADCAST_STEP: &str = include_str!("../../../shaders/lib/broadcast_step.wgsl");
+const REDUCE_SUBGROUP: &str = include_str!("../../../shaders/lib/reduce_subgroup.wgsl");
 
 /// The override of `lib/weight.wgsl`.
 const WEIGHT_OVERRIDE: (&str, u32) = ("WEIGHT", 2);
@@ -140,7 +140,7 @@ const EPILOGUE_OVERRIDE: (&str, u32) = ("EPILOGUE", 6);
 /// Dimensions of a head.
 const HEAD_DIM: &[(&str, u32)] = &[("HEAD_DIM", 257)];
 
-/// The override of `lib/fours.wgsl`.
+/// The override of `lib/unaligned_vec4.wgsl`.
 const ALIGNED_OVERRIDE: (&str, u32) = ("ALIGNED", 1);
 
 /// The overrides of a product: the type of its weight, its epilogue, and whether its shape is aligned.
@@ -153,49 +153,49 @@ kernels! {
     ALL;
     EMBED FILE_EMBED "embed" ANY [WEIGHT] overrides &[WEIGHT_OVERRIDE];
     LAYER_NORM FILE_LAYER_NORM "layer_norm" TILES [ROW, REDUCE, MOMENTS];
-    LAYER_NORM_BROADCAST FILE_LAYER_NORM "layer_norm_broadcast" BROADCAST [ROW, REDUCE_BROADCAST, MOMENTS];
+    LAYER_NORM_BROADCAST FILE_LAYER_NORM "layer_norm_broadcast" BROADCAST [ROW, REDUCE_SUBGROUP, MOMENTS];
     LAYER_NORM_SCALE FILE_LAYER_NORM_SCALE "layer_norm_scale" TILES [ROW, REDUCE, MOMENTS];
-    LAYER_NORM_SCALE_BROADCAST FILE_LAYER_NORM_SCALE "layer_norm_scale_broadcast" BROADCAST [ROW, REDUCE_BROADCAST, MOMENTS];
+    LAYER_NORM_SCALE_BROADCAST FILE_LAYER_NORM_SCALE "layer_norm_scale_broadcast" BROADCAST [ROW, REDUCE_SUBGROUP, MOMENTS];
     LAYER_NORM_NORMALIZE FILE_LAYER_NORM_NORMALIZE "layer_norm_normalize" TILES [ROW, REDUCE, MOMENTS];
-    LAYER_NORM_NORMALIZE_BROADCAST FILE_LAYER_NORM_NORMALIZE "layer_norm_normalize_broadcast" BROADCAST [ROW, REDUCE_BROADCAST, MOMENTS];
+    LAYER_NORM_NORMALIZE_BROADCAST FILE_LAYER_NORM_NORMALIZE "layer_norm_normalize_broadcast" BROADCAST [ROW, REDUCE_SUBGROUP, MOMENTS];
     GAIN_BIAS FILE_GAIN_BIAS "gain_bias" ANY [];
-    LINEAR FILE_LINEAR "linear" TILES [TILE_LIB, X4, FOURS, WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts TILE;
-    LINEAR_MATRICES FILE_LINEAR_MATRICES "linear_matrices" TILES matrices YES [MATRICES, X4, FOURS, WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts SUBGROUP_SIZE;
-    LINEAR_FEW FILE_LINEAR_FEW "linear_few" TILES [FEW_LIB, X4, FOURS, WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts FEW;
-    LINEAR_FEW_NORM FILE_LINEAR_FEW_NORM "linear_few_norm" TILES [FEW_LIB, X4, FOURS, WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts FEW;
+    LINEAR FILE_LINEAR "linear" TILES [TILE_LIB, X_VEC4, UNALIGNED_VEC4, WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts TILE;
+    LINEAR_MATRICES FILE_LINEAR_MATRICES "linear_matrices" TILES matrices YES [COOP_MATRICES, X_VEC4, UNALIGNED_VEC4, WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts SUBGROUP_SIZE;
+    LINEAR_FEW FILE_LINEAR_FEW "linear_few" TILES [LINEAR_FEW_LIB, X_VEC4, UNALIGNED_VEC4, WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts FEW;
+    LINEAR_FEW_NORM FILE_LINEAR_FEW_NORM "linear_few_norm" TILES [LINEAR_FEW_LIB, X_VEC4, UNALIGNED_VEC4, WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides PRODUCT, consts FEW;
     LINEAR_JOIN FILE_LINEAR_JOIN "linear_join" TILES [EPILOGUE, ACTIVATION_LIB, EXP, GELU] overrides &[EPILOGUE_OVERRIDE];
-    LINEAR_BROADCAST FILE_LINEAR_BROADCAST "linear_broadcast" BROADCAST [WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU, STEP] overrides &[WEIGHT_OVERRIDE, EPILOGUE_OVERRIDE];
+    LINEAR_BROADCAST FILE_LINEAR_BROADCAST "linear_broadcast" BROADCAST [WEIGHT, EPILOGUE, ACTIVATION_LIB, EXP, GELU, BROADCAST_STEP] overrides &[WEIGHT_OVERRIDE, EPILOGUE_OVERRIDE];
     SUM_HEADS FILE_SUM_HEADS "sum_heads" ANY [];
-    ATTENTION FILE_ATTENTION "attention" TILES [TEXT_ROWS, ATTENTION_TILE, SCORES, Q4, KV4, FOURS, EXP] overrides &[ALIGNED_OVERRIDE], consts HEAD_DIM;
+    ATTENTION FILE_ATTENTION "attention" TILES [TEXT_ROWS, ATTENTION_TILE, SCORES, Q_VEC4, KV_VEC4, UNALIGNED_VEC4, EXP] overrides &[ALIGNED_OVERRIDE], consts HEAD_DIM;
     ATTENTION_JOIN FILE_ATTENTION_JOIN "attention_join" TILES [EXP];
-    ATTENTION_FEW FILE_ATTENTION_FEW "attention_few" TILES [TEXT_ROWS, Q4, KV4, FOURS, EXP] overrides &[ALIGNED_OVERRIDE], consts HEAD_DIM;
-    ATTENTION_BROADCAST FILE_ATTENTION_BROADCAST "attention_broadcast" BROADCAST [TEXT_ROWS, STEP, EXP];
-    ATTENTION_SCORES FILE_ATTENTION_SCORES "attention_scores" ANY [TEXT_ROWS, ATTENTION_TILE, SCORES, Q4, KV4, FOURS] overrides &[ALIGNED_OVERRIDE], consts HEAD_DIM;
+    ATTENTION_FEW FILE_ATTENTION_FEW "attention_few" TILES [TEXT_ROWS, Q_VEC4, KV_VEC4, UNALIGNED_VEC4, EXP] overrides &[ALIGNED_OVERRIDE], consts HEAD_DIM;
+    ATTENTION_BROADCAST FILE_ATTENTION_BROADCAST "attention_broadcast" BROADCAST [TEXT_ROWS, BROADCAST_STEP, EXP];
+    ATTENTION_SCORES FILE_ATTENTION_SCORES "attention_scores" ANY [TEXT_ROWS, ATTENTION_TILE, SCORES, Q_VEC4, KV_VEC4, UNALIGNED_VEC4] overrides &[ALIGNED_OVERRIDE], consts HEAD_DIM;
     ATTENTION_PATTERN FILE_ATTENTION_PATTERN "attention_pattern" TILES [ROW, REDUCE, EXP];
-    ATTENTION_PATTERN_BROADCAST FILE_ATTENTION_PATTERN "attention_pattern_broadcast" BROADCAST [ROW, REDUCE_BROADCAST, EXP];
-    ATTENTION_MIX FILE_ATTENTION_MIX "attention_mix" ANY [TEXT_ROWS, ATTENTION_TILE, KV4, FOURS] overrides &[ALIGNED_OVERRIDE], consts HEAD_DIM;
+    ATTENTION_PATTERN_BROADCAST FILE_ATTENTION_PATTERN "attention_pattern_broadcast" BROADCAST [ROW, REDUCE_SUBGROUP, EXP];
+    ATTENTION_MIX FILE_ATTENTION_MIX "attention_mix" ANY [TEXT_ROWS, ATTENTION_TILE, KV_VEC4, UNALIGNED_VEC4] overrides &[ALIGNED_OVERRIDE], consts HEAD_DIM;
     ACTIVATION FILE_ACTIVATION "activation" ANY [ACTIVATION_LIB, EXP, GELU] overrides &[("FUNCTION", 4)];
     ADD FILE_ADD "add" ANY [];
-    UNEMBED FILE_UNEMBED "unembed" TILES [TILE_LIB, X4, FOURS, WEIGHT] overrides &[WEIGHT_OVERRIDE, ALIGNED_OVERRIDE], consts TILE;
-    UNEMBED_MATRICES FILE_UNEMBED_MATRICES "unembed_matrices" TILES matrices YES [MATRICES, X4, FOURS, WEIGHT] overrides &[WEIGHT_OVERRIDE, ALIGNED_OVERRIDE], consts SUBGROUP_SIZE;
-    UNEMBED_FEW FILE_UNEMBED_FEW "unembed_few" TILES [X4, FOURS, WEIGHT] overrides &[WEIGHT_OVERRIDE, ALIGNED_OVERRIDE], consts FEW;
-    UNEMBED_BROADCAST FILE_UNEMBED_BROADCAST "unembed_broadcast" BROADCAST [WEIGHT, STEP] overrides &[WEIGHT_OVERRIDE];
+    UNEMBED FILE_UNEMBED "unembed" TILES [TILE_LIB, X_VEC4, UNALIGNED_VEC4, WEIGHT] overrides &[WEIGHT_OVERRIDE, ALIGNED_OVERRIDE], consts TILE;
+    UNEMBED_MATRICES FILE_UNEMBED_MATRICES "unembed_matrices" TILES matrices YES [COOP_MATRICES, X_VEC4, UNALIGNED_VEC4, WEIGHT] overrides &[WEIGHT_OVERRIDE, ALIGNED_OVERRIDE], consts SUBGROUP_SIZE;
+    UNEMBED_FEW FILE_UNEMBED_FEW "unembed_few" TILES [X_VEC4, UNALIGNED_VEC4, WEIGHT] overrides &[WEIGHT_OVERRIDE, ALIGNED_OVERRIDE], consts FEW;
+    UNEMBED_BROADCAST FILE_UNEMBED_BROADCAST "unembed_broadcast" BROADCAST [WEIGHT, BROADCAST_STEP] overrides &[WEIGHT_OVERRIDE];
     LIKELIEST FILE_LIKELIEST "likeliest" TILES [REDUCE, EXP];
-    LIKELIEST_BROADCAST FILE_LIKELIEST "likeliest_broadcast" BROADCAST [REDUCE_BROADCAST, EXP];
+    LIKELIEST_BROADCAST FILE_LIKELIEST "likeliest_broadcast" BROADCAST [REDUCE_SUBGROUP, EXP];
     LAYER_NORM_GRADIENT FILE_LAYER_NORM_GRADIENT "layer_norm_gradient" TILES [ROW, REDUCE, MOMENTS];
-    LAYER_NORM_GRADIENT_BROADCAST FILE_LAYER_NORM_GRADIENT "layer_norm_gradient_broadcast" BROADCAST [ROW, REDUCE_BROADCAST, MOMENTS];
+    LAYER_NORM_GRADIENT_BROADCAST FILE_LAYER_NORM_GRADIENT "layer_norm_gradient_broadcast" BROADCAST [ROW, REDUCE_SUBGROUP, MOMENTS];
     LAYER_NORM_SCALE_GRADIENT FILE_LAYER_NORM_SCALE_GRADIENT "layer_norm_scale_gradient" TILES [ROW, REDUCE, MOMENTS];
-    LAYER_NORM_SCALE_GRADIENT_BROADCAST FILE_LAYER_NORM_SCALE_GRADIENT "layer_norm_scale_gradient_broadcast" BROADCAST [ROW, REDUCE_BROADCAST, MOMENTS];
-    LAYER_NORM_DIVISOR_GRADIENT FILE_LAYER_NORM_DIVISOR_GRADIENT "layer_norm_divisor_gradient" TILES [ROW, REDUCE];
-    LAYER_NORM_DIVISOR_GRADIENT_BROADCAST FILE_LAYER_NORM_DIVISOR_GRADIENT "layer_norm_divisor_gradient_broadcast" BROADCAST [ROW, REDUCE_BROADCAST];
-    GAIN FILE_GAIN "gain" ANY [];
+    LAYER_NORM_SCALE_GRADIENT_BROADCAST FILE_LAYER_NORM_SCALE_GRADIENT "layer_norm_scale_gradient_broadcast" BROADCAST [ROW, REDUCE_SUBGROUP, MOMENTS];
+    LAYER_NORM_NORMALIZE_SCALE_GRADIENT FILE_LAYER_NORM_NORMALIZE_SCALE_GRADIENT "layer_norm_normalize_scale_gradient" TILES [ROW, REDUCE];
+    LAYER_NORM_NORMALIZE_SCALE_GRADIENT_BROADCAST FILE_LAYER_NORM_NORMALIZE_SCALE_GRADIENT "layer_norm_normalize_scale_gradient_broadcast" BROADCAST [ROW, REDUCE_SUBGROUP];
+    GAIN_BIAS_GRADIENT FILE_GAIN_BIAS_GRADIENT "gain_bias_gradient" ANY [];
     LINEAR_BY_HEAD_GRADIENT FILE_LINEAR_BY_HEAD_GRADIENT "linear_by_head_gradient" ANY [WEIGHT] overrides &[WEIGHT_OVERRIDE];
-    REPEAT_HEADS FILE_REPEAT_HEADS "repeat_heads" ANY [];
-    ACTIVATION_GRADIENT FILE_ACTIVATION_GRADIENT "activation_gradient" ANY [SLOPE, EXP, GELU] overrides &[("FUNCTION", 4)];
+    SUM_HEADS_GRADIENT FILE_SUM_HEADS_GRADIENT "sum_heads_gradient" ANY [];
+    ACTIVATION_GRADIENT FILE_ACTIVATION_GRADIENT "activation_gradient" ANY [ACTIVATION_DERIVATIVE, EXP, GELU] overrides &[("FUNCTION", 4)];
     ATTENTION_PATTERN_GRADIENT FILE_ATTENTION_PATTERN_GRADIENT "attention_pattern_gradient" TILES [ROW, REDUCE];
-    ATTENTION_PATTERN_GRADIENT_BROADCAST FILE_ATTENTION_PATTERN_GRADIENT "attention_pattern_gradient_broadcast" BROADCAST [ROW, REDUCE_BROADCAST];
+    ATTENTION_PATTERN_GRADIENT_BROADCAST FILE_ATTENTION_PATTERN_GRADIENT "attention_pattern_gradient_broadcast" BROADCAST [ROW, REDUCE_SUBGROUP];
     EDIT FILE_EDIT "edit" ANY [];
-    COPY_OUT FILE_COPY_OUT "copy_out" ANY [];
+    COPY_WINDOW FILE_COPY_WINDOW "copy_window" ANY [];
     CACHE_APPEND FILE_CACHE_APPEND "cache_append" ANY [TEXT_ROWS];
 }
 

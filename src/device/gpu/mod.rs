@@ -1,15 +1,15 @@
 //! The device `gpu`: wgpu on Metal, Vulkan and DirectX 12, with the kernels of `shaders/`. Owns the choice of kernel
 //! for each operation, and the parameters of its dispatch. Operations only record work. Only `read`, `settle`, timing,
-//! autotuning and audits wait for the device.
+//! autotuning and bounds checks wait for the device.
 //! Read next: `kernels.rs` for the table of kernels, `encoder.rs` for recording and submitting, `buffers.rs` for
 //! memory.
 
 mod adapter;
 mod attention;
-#[cfg(feature = "mutants")]
-mod audit;
 pub mod autotune;
 mod bind_groups;
+#[cfg(feature = "mutants")]
+mod bounds_check;
 mod buffers;
 mod encoder;
 mod errors;
@@ -31,16 +31,16 @@ use attention::Qkv;
 pub use buffers::{Tensor, Weight};
 pub use timestamps::Span;
 
-use super::buffer_pool::BufferPool;
+use super::host_pool::HostPool;
 use super::{
-    Activation, Adapters, Change, Counters, Device, DeviceCache, DeviceError, DeviceInfo, Epilogue, Heads,
+    Activation, AdapterFilter, Change, Counters, Device, DeviceCache, DeviceError, DeviceInfo, Epilogue, Heads,
     LOGITS_CHUNK, Op, Operands, Queries, RowsOf, StoredWeight, TensorLimits, Window,
 };
 use autotune::Tuning;
 use bind_groups::{BindGroups, Binding, PipelineKey};
 use buffers::{Placed, Pool, Readback, Staging, WeightLayout};
 use encoder::{Encoder, Variant};
-use errors::Fault;
+use errors::ErrorSlot;
 use kernels::{Family, Kernel};
 use pipeline_cache::PipelineCache;
 use std::collections::BTreeSet;
@@ -51,10 +51,10 @@ use std::time::Duration;
 /// The most workgroups that one dimension of a dispatch may have.
 const MAX_GROUPS: usize = 65_535;
 
-/// The time that one submit may take, as far as autotuning can tell. Windows resets a GPU that works for two seconds.
+/// The target time of one submit, by the speed that autotuning measured. Windows resets a GPU that works for two seconds.
 const SECONDS_OF_A_SUBMIT: f64 = 0.2;
 
-/// How long an error waits for its cause.
+/// After an error, how long to wait for a report of its cause, such as a lost device.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Storage bindings must begin at multiples of this many bytes.
@@ -79,7 +79,7 @@ pub struct Gpu {
     bind_groups: BindGroups<PipelineKey>,
     /// The work of one submit at most, as [`Gpu::work`] counts it.
     most_work: f64,
-    fault: Fault,
+    fault: ErrorSlot,
     rows_table: attention::RowsTable,
 }
 
@@ -97,14 +97,14 @@ impl Gpu {
     /// # Errors
     /// [`DeviceError::NoAdapter`] or [`DeviceError::Request`].
     pub async fn open(hardware_only: bool) -> Result<Gpu, DeviceError> {
-        Gpu::open_among(&Adapters::default(), hardware_only).await
+        Gpu::open_among(&AdapterFilter::default(), hardware_only).await
     }
 
     /// [`Gpu::open`] on the best of some adapters.
     ///
     /// # Errors
     /// As [`Gpu::open`].
-    pub async fn open_among(adapters: &Adapters, hardware_only: bool) -> Result<Gpu, DeviceError> {
+    pub async fn open_among(adapters: &AdapterFilter, hardware_only: bool) -> Result<Gpu, DeviceError> {
         Ok(Gpu::new(adapter::open(adapters, hardware_only, None).await?))
     }
 
@@ -113,7 +113,7 @@ impl Gpu {
     /// # Errors
     /// As [`Gpu::open`], and [`DeviceError::NoAdapter`] where the adapter cannot run these kernels.
     pub async fn open_as(family: Family) -> Result<Gpu, DeviceError> {
-        Ok(Gpu::new(adapter::open(&Adapters::default(), false, Some(family)).await?))
+        Ok(Gpu::new(adapter::open(&AdapterFilter::default(), false, Some(family)).await?))
     }
 
     /// Opens the best adapter so that the device may choose `kernel`.
@@ -168,7 +168,7 @@ impl Gpu {
 
     fn new(opened: adapter::Opened) -> Gpu {
         let adapter::Opened { adapter, device, queue, family, matrices } = opened;
-        let fault = Fault::default();
+        let fault = ErrorSlot::default();
         let on_error = fault.clone();
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| match e {
             wgpu::Error::OutOfMemory { .. } => on_error.record("it is out of memory"),
@@ -394,7 +394,7 @@ impl Gpu {
     fn activation(&self, x: &Tensor, f: Activation) -> Tensor {
         let y = self.empty(x.rows, x.cols);
         let variant = Variant::new(&kernels::ACTIVATION, &[kernels::function_override(f)]);
-        let params = kernels::Activation { n: x.len() as u32 };
+        let params = kernels::Elements { n: x.len() as u32 };
         self.encoder.dispatch(variant, &params, &[all(x), all(&y)], elements(x.len()));
         y
     }
@@ -402,7 +402,7 @@ impl Gpu {
     fn add(&self, a: &Tensor, b: &Tensor) -> Tensor {
         assert_eq!([a.rows, a.cols], [b.rows, b.cols]);
         let y = self.empty(a.rows, a.cols);
-        let params = kernels::Add { n: a.len() as u32 };
+        let params = kernels::Elements { n: a.len() as u32 };
         self.encoder.dispatch((&kernels::ADD).into(), &params, &[all(a), all(b), all(&y)], elements(a.len()));
         y
     }
@@ -438,13 +438,14 @@ impl Gpu {
             let (source, first_col) = self.some_rows(x, &part);
             let (target, y_first) = self.some_rows(y, &(first..first + part.len()));
             let (n, stride) = ((part.len() * x.cols) as u32, x.cols as u32);
-            let params = kernels::CopyOut { n, first_col, cols: stride, x_stride: stride, y_first, y_stride: stride };
+            let params =
+                kernels::CopyWindow { n, first_col, cols: stride, x_stride: stride, y_first, y_stride: stride };
             self.copy(source, &params, target);
         }
     }
 
-    fn copy(&self, source: Binding<'_>, params: &kernels::CopyOut, target: Binding<'_>) {
-        self.encoder.dispatch((&kernels::COPY_OUT).into(), params, &[source, target], elements(params.n as usize));
+    fn copy(&self, source: Binding<'_>, params: &kernels::CopyWindow, target: Binding<'_>) {
+        self.encoder.dispatch((&kernels::COPY_WINDOW).into(), params, &[source, target], elements(params.n as usize));
     }
 
     /// Three numbers for each chunk of the columns.
@@ -533,14 +534,16 @@ impl Gpu {
             Op::Edit { window, change } => self.edit(x[0], window, change),
             Op::LayerNormGradient { eps } => self.layer_norm_gradient(x[0], x[1], w[0], *eps),
             Op::LayerNormScaleGradient {} => self.layer_norm_scale_gradient(x[0], x[1], x[2]),
-            Op::LayerNormDivisorGradient {} => self.layer_norm_divisor_gradient(x[0], x[1], x[2]),
-            Op::Gain {} => self.gain(x[0], w[0]),
+            Op::LayerNormNormalizeScaleGradient {} => self.layer_norm_normalize_scale_gradient(x[0], x[1], x[2]),
+            Op::GainBiasGradient {} => self.gain_bias_gradient(x[0], w[0]),
             Op::LinearByHeadGradient { n_head } => self.linear_by_head_gradient(x[0], w[0], *n_head),
-            Op::RepeatHeads { n_head } => self.repeat_heads(x[0], *n_head),
+            Op::SumHeadsGradient { n_head } => self.sum_heads_gradient(x[0], *n_head),
             Op::ActivationGradient { f } => self.activation_gradient(x[0], x[1], *f),
             Op::AttentionPatternGradient {} => self.attention_pattern_gradient(x[0], x[1]),
             Op::AttentionMixGradient { text, heads } => self.attention_mix_gradient(x[0], x[1], text, *heads),
-            Op::AttentionValuesGradient { text, heads } => self.attention_values_gradient(x[0], x[1], text, *heads),
+            Op::AttentionMixValuesGradient { text, heads } => {
+                self.attention_mix_values_gradient(x[0], x[1], text, *heads)
+            }
             Op::AttentionScoresGradient { text, heads } => self.attention_scores_gradient(x[0], x[1], text, *heads),
         }
     }
@@ -559,7 +562,7 @@ fn work(op: &Op, Operands { tensors: x, weights: w, .. }: Operands<'_, Gpu>, y: 
         Op::AttentionScores { heads, .. } => 2 * x[0].cols / (3 * heads.n_head),
         Op::AttentionMixGradient { heads, .. } => 2 * x[0].cols / heads.n_head,
         Op::AttentionMix { text, .. }
-        | Op::AttentionValuesGradient { text, .. }
+        | Op::AttentionMixValuesGradient { text, .. }
         | Op::AttentionScoresGradient { text, .. } => 2 * text.n_keys,
         _ => 0,
     };
@@ -581,15 +584,15 @@ impl Device for Gpu {
         mine.map(|kernel| kernel.name.to_string()).collect()
     }
 
-    fn kernels_run(&self) -> BTreeSet<&'static str> {
-        self.encoder.kernels_run()
+    fn take_kernels_run(&self) -> BTreeSet<&'static str> {
+        self.encoder.take_kernels_run()
     }
 
-    fn counters(&self) -> Counters {
-        self.encoder.counters()
+    fn take_counters(&self) -> Counters {
+        self.encoder.take_counters()
     }
 
-    fn host_memory(&self) -> &Arc<BufferPool> {
+    fn host_memory(&self) -> &Arc<HostPool> {
         &self.readback.memory
     }
 
@@ -598,7 +601,7 @@ impl Device for Gpu {
         TensorLimits { whole, in_parts: self.max_buffer as usize / 4 }
     }
 
-    fn few_rows(&self) -> usize {
+    fn logit_rows_per_pass(&self) -> usize {
         products::FEW_ROWS
     }
 
@@ -649,7 +652,7 @@ impl Device for Gpu {
                 let (source, before) = self.some_rows(x, &rows);
                 let gathered = self.empty(rows.len(), window.n_cols());
                 for (cols, cols_before) in window.col_ranges() {
-                    let params = kernels::CopyOut {
+                    let params = kernels::CopyWindow {
                         n: (rows.len() * cols.len()) as u32,
                         first_col: before + cols.start as u32,
                         cols: cols.len() as u32,
@@ -671,14 +674,14 @@ impl Device for Gpu {
         self.encoder.submit();
     }
 
-    /// A submit costs some time, and in the browser a round trip. Half of `Gpu::most_work` is much, so that blocks
-    /// end submits and not the middle of blocks.
-    fn submit_if_much(&self) -> bool {
-        let is_much = self.encoder.work() >= 0.5 * self.most_work;
-        if is_much {
+    /// A submit has a fixed cost, and in a browser a round trip. So this submits only if half of `Gpu::most_work` is recorded.
+    /// Submits then tend to end where blocks end.
+    fn submit_if_enough(&self) -> bool {
+        let is_enough = self.encoder.work() >= 0.5 * self.most_work;
+        if is_enough {
             self.submit();
         }
-        is_much
+        is_enough
     }
 
     async fn settle(&self, running: usize) -> Result<(), DeviceError> {

@@ -1,6 +1,5 @@
 //! Stores the driver's compiled pipelines between processes, on backends that support it (Vulkan). Owns the stored
-//! format, its validation, and the decision to store again. The [`DeviceCache`] that the caller passes owns the place
-//! of storage.
+//! format, its validation, and the decision to store again. The [`DeviceCache`] that the caller passes decides where.
 //! Read next: `src/cache.rs`, the cache in a folder.
 
 use super::kernels;

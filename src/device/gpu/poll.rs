@@ -1,4 +1,4 @@
-//! Waiting for the device. Owns the one difference between a browser and elsewhere: who runs wgpu's callbacks.
+//! Waits for the device. Natively, polling runs wgpu's callbacks; in a browser the event loop runs them.
 //! Read next: `buffers.rs` and `encoder.rs`, which wait.
 
 /// Waits for the device, so that its callbacks run. In a browser, where the event loop runs them, this does nothing.

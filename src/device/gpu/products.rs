@@ -88,8 +88,8 @@ impl Plan {
     /// The kernel with its constants, for a weight of type `dtype`. The unembedding has no epilogue.
     fn variant(&self, dtype: u32, epilogue: Option<u32>, aligned: bool) -> Variant {
         let overrides = [Some(dtype), epilogue, Some(u32::from(aligned))].into_iter().flatten();
-        // The kernels for few rows have a last constant, FOURS, that is not in the plan: how many times four elements of
-        // the weight are the 16 bytes that they load at once.
+        // The kernels for few rows have one more constant, FOURS: the groups of four elements of the weight in a load of 16 bytes,
+        // 1 for f32 and 2 for half precision.
         let lacks_fours = self.consts.len() < self.kernel.consts.len();
         let fours = lacks_fours.then_some(if dtype == 0 { 1 } else { 2 });
         Variant::new(self.kernel, &overrides.chain(self.consts.iter().copied()).chain(fours).collect::<Vec<_>>())
@@ -120,7 +120,7 @@ fn added<'a>(epilogue: &Epilogue<'a, Tensor>) -> Option<&'a Tensor> {
     if let Epilogue::Add(a) = epilogue { Some(a) } else { None }
 }
 
-/// True if kernels may read x four elements at a time, as `lib/x4.wgsl` explains.
+/// True if kernels may read x four elements at a time, as `lib/x_vec4.wgsl` explains.
 fn aligned(x_stride: usize, k: usize, k_part: usize) -> bool {
     x_stride.is_multiple_of(4) && k.is_multiple_of(16) && k_part.is_multiple_of(16)
 }

@@ -1,6 +1,6 @@
 // A grid of values on a canvas: layers x positions, positions x dimensions, queries x keys, layers x heads. Owns drawing,
 // pointing, and the keys that move the chosen cell. Numbers are never read from pixels. Read next: what.js.
-import { announce, colours, cssColour, dark, image, make, ramp, sized } from "./draw.js";
+import { announce, colours, cssColour, dark, drawUpwards, image, make, ramp, sized } from "./draw.js";
 import { clip } from "./numbers.js";
 
 // Differences are purple to orange, so that none looks like a value.
@@ -109,12 +109,7 @@ export class Grid {
           context.textAlign = "center";
           context.fillText(name, middle, top / 2);
         } else {
-          context.save();
-          context.translate(middle, top - 5);
-          context.rotate(-Math.PI / 2);
-          context.textAlign = "left";
-          context.fillText(name, 0, 0);
-          context.restore();
+          drawUpwards(context, name, middle, top - 5);
         }
       }
     }

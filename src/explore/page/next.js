@@ -106,7 +106,7 @@ function sampling() {
 async function carryOn() {
   const s = whole(), out = byId("continued"), chosen = sampling();
   if (!s) return;
-  if (!chosen) return notify("That is no number of tokens, temperature or seed");
+  if (!chosen) return notify("That is not a number of tokens, a temperature or a seed");
   const { before, after } = runs(), started = performance.now(), { a } = s;
   continuedOf = JSON.stringify({ before, after });
   out.hidden = false;

@@ -96,12 +96,7 @@ function drawMap() {
       const middle = margin + (i + 0.5) * map.cell, label = short(context, tokens[i].label, margin - 8);
       context.textAlign = "right";
       context.fillText(label, margin - 6, middle);
-      context.save();
-      context.translate(middle, margin - 6);
-      context.rotate(-Math.PI / 2);
-      context.textAlign = "left";
-      context.fillText(label, 0, 0);
-      context.restore();
+      drawUpwards(context, label, middle, margin - 6);
     }
   }
   if (map.cell >= 46) {

@@ -93,6 +93,16 @@ function image(width, height, indices, palette) {
   return canvas;
 }
 
+/** Draws text that runs upwards from (x, y). */
+function drawUpwards(context, text, x, y) {
+  context.save();
+  context.translate(x, y);
+  context.rotate(-Math.PI / 2);
+  context.textAlign = "left";
+  context.fillText(text, 0, 0);
+  context.restore();
+}
+
 /** For a POSIX shell; plain words stay as they are. */
 const shell = (word) => (/^[\w.,/:=@%+-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
 

@@ -6,7 +6,7 @@ const nCells = shape.reduce((product, n) => product * n, 1);
 const nCols = shape.at(-1) ?? 1, nRows = shape.at(-2) ?? 1, nPanels = nCells / (nRows * nCols) || 0;
 const isPatch = data.command === "patch";
 const SHOWN = {
-  normalized: ["normalized", data.noise ? "0: unharmed, -1: as corrupt" : "0: as corrupt, 1: as clean"],
+  normalized: ["normalized", data.noise ? "0: as clean, -1: as corrupt" : "0: as corrupt, 1: as clean"],
   effect: ["effect", `${metric} of the changed run minus that of the unchanged one`],
   values: [metric, `${metric} of the changed run`],
   effect_standard_error: ["standard error", `of the mean effect over ${data.n} ${isPatch ? "pairs" : "texts"}`],

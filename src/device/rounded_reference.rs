@@ -2,16 +2,16 @@
 //! that error for models whose error in PyTorch is not known. Owns no arithmetic.
 //! Read next: `reference.rs`, which computes.
 
-use super::buffer_pool::BufferPool;
+use super::host_pool::HostPool;
 use super::reference::{Cache, Reference, Tensor};
 use super::{Device, DeviceError, DeviceInfo, Heads, Op, Operands, Queries, StoredWeight, TensorLimits, Window};
 use std::sync::Arc;
 
 /// The device.
 #[derive(Debug, Default)]
-pub struct Rounded(Reference);
+pub struct RoundedReference(Reference);
 
-impl Device for Rounded {
+impl Device for RoundedReference {
     type Tensor = Tensor;
     type Weight = Tensor;
     type Cache = Cache;
@@ -25,7 +25,7 @@ impl Device for Rounded {
         self.0.tensor_limits()
     }
 
-    fn host_memory(&self) -> &Arc<BufferPool> {
+    fn host_memory(&self) -> &Arc<HostPool> {
         self.0.host_memory()
     }
 
@@ -41,7 +41,7 @@ impl Device for Rounded {
         self.0.shape(x)
     }
 
-    fn run(&self, op: &Op, Operands { tensors, weights, cache }: Operands<'_, Rounded>) -> Tensor {
+    fn run(&self, op: &Op, Operands { tensors, weights, cache }: Operands<'_, RoundedReference>) -> Tensor {
         let exact = self.0.run(op, Operands { tensors, weights, cache });
         let shape = self.0.shape(&exact);
         self.0.upload(shape, self.0.copy_out(&exact, &Window::all(shape)))

@@ -1,7 +1,7 @@
 // The derivatives of the activation functions of lib/activation.wgsl, by number. A kernel includes lib/gelu.wgsl and
 // lib/exp.wgsl.
 
-fn slope(function: u32, x: f32) -> f32 {
+fn activation_derivative(function: u32, x: f32) -> f32 {
     switch function {
         case 0u: {
             let bounded = clamp(x, -15.0, 15.0); // the slope is 0 or 1 well within, and x^3 stays finite

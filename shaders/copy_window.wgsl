@@ -15,7 +15,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;  // y [.., y_stride]
 
 @compute @workgroup_size(64)
-fn copy_out(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
+fn copy_window(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let i = (wg.y * n_wg.x + wg.x) * 64u + invocation;
     if i < p.n {
         y[i / p.cols * p.y_stride + p.y_first + i % p.cols] = x[i / p.cols * p.x_stride + p.first_col + i % p.cols];

@@ -1,8 +1,8 @@
-//! The sizes of the processor's caches, as it tells them. Owns the question. Read next: `products.rs`, which cuts products to them.
+//! Reads the size of the second-level cache from the processor. Read next: `products.rs`, whose pieces fit that cache.
 
 use std::sync::OnceLock;
 
-/// Bytes of second-level cache per thread, where the processor does not tell: a common size.
+/// Bytes of second-level cache per thread, if the processor does not report it: a common size.
 const USUAL: usize = 1 << 20;
 
 /// Bytes of the second-level cache that one thread has for itself.

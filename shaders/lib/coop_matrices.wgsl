@@ -3,7 +3,7 @@
 // pass through workgroup memory 16 steps of k at a time, padded with zeros.
 // SUBGROUP_SIZE, the number of invocations of a subgroup, is a generated constant. The sums are separate variables,
 // because an array of them would be in memory and not in registers.
-// The kernel includes lib/x4.wgsl and lib/weight.wgsl, and declares `load_w`, which fills the tile of w, and
+// The kernel includes lib/x_vec4.wgsl and lib/weight.wgsl, and declares `load_w`, which fills the tile of w, and
 // `put_result`, which stores one result. Its file enables cooperative matrices.
 
 alias Left = coop_mat8x8<f32, A>;
@@ -24,8 +24,8 @@ fn put_four(at: u32, four: vec4<f32>) {
     tile[at + 3u] = four.w;
 }
 
-// A function of its own, so that the arguments are already computed: naga 30 does not emit the expressions inside a
-// store.
+// A separate function, so that the arguments are computed before the call: naga 30 does not emit expressions inside
+// coopStoreT.
 fn put_sum(at: u32, c: Sum) {
     coopStoreT(c, &tile[at], W_STRIDE);
 }
@@ -75,7 +75,7 @@ fn multiply_tile(tile_row: u32, tile_col: u32, x_first: u32, k_first: u32, n: u3
             let k = k0 + 4u * (i % 4u);
             var four = vec4<f32>();
             if row < p.rows && k < n {
-                four = x4(x_first + row * p.x_stride + k, n - k);
+                four = x_vec4(x_first + row * p.x_stride + k, n - k);
             }
             put_four(i / 4u * X_STRIDE + 4u * (i % 4u), four);
         }

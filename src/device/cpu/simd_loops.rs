@@ -33,7 +33,7 @@ pub(crate) trait Term<const N: usize>: Copy {
     fn of<S: Simd>(self, simd: S, x: [S::f32s; N]) -> S::f32s;
 }
 
-/// `Name { numbers } [values] = result;` is a [`Term`]. In the result, numbers are vectors as the values are.
+/// `Name { numbers } [values] = result;` is a [`Term`]. In `result`, each number is already a vector of equal values.
 macro_rules! terms {
     ($simd:ident: $($(#[$doc:meta])* $name:ident { $($number:ident),* } [$($x:ident),+] = $result:expr;)*) => {$(
         $(#[$doc])*

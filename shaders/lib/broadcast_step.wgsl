@@ -1,4 +1,4 @@
-// One step of a product whose left side is spread over the invocations: one element of each of 8 rows, times four
+// One step of k of a product whose left side is spread over the subgroup: one element of each of 8 rows, times four
 // columns per invocation. The loops are unrolled, because only constant indices keep the sums in registers.
 
 fn multiply_add(sums: ptr<function, array<vec4<f32>, 8>>, lo: vec4<f32>, hi: vec4<f32>, four: vec4<f32>) {

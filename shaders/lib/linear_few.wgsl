@@ -4,7 +4,7 @@
 // groups split k, so that narrow weights also keep a GPU busy. In half precision an invocation loads eight columns at
 // once, and 128 groups of two split k. The sums are added up in workgroup memory, row by row.
 // ROWS and FOURS are generated constants: the rows (1, 2, 4 or 8), and the fours of columns of an invocation (1 or 2).
-// The kernel declares `p`, `w`, `y` and the function `row4`, and includes lib/weight.wgsl, lib/fours.wgsl and
+// The kernel declares `p`, `w`, `y` and the function `row4`, and includes lib/weight.wgsl, lib/unaligned_vec4.wgsl and
 // lib/epilogue.wgsl. Every invocation calls these functions in uniform control flow.
 
 const LANES: u32 = 4u / FOURS;

@@ -14,15 +14,15 @@ thread_local! {
     static NOTES: RefCell<Option<wgpu::Buffer>> = const { RefCell::new(None) };
 }
 
-/// The buffer of records, while this thread audits a device.
+/// The buffer of records, while this thread checks the kernels of a device.
 pub(super) fn notes() -> Option<wgpu::Buffer> {
     NOTES.with_borrow(Clone::clone)
 }
 
 impl Gpu {
-    /// Starts to audit the kernels that this thread compiles from now on. It must compile for this device only. Ends
-    /// the audit of another device.
-    pub fn audit(&self) {
+    /// From now on the kernels that this thread compiles record indices that are too large. The thread must compile for this
+    /// device only. Ends the check of another device.
+    pub fn start_bounds_check(&self) {
         let notes = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("notes"),
             size: 4 * kernels::ALL.len() as u64,
@@ -32,12 +32,12 @@ impl Gpu {
         NOTES.set(Some(notes));
     }
 
-    /// Ends the audit. Returns every kernel that indexed outside, with the names of the bindings and arrays.
+    /// Ends the check. Returns every kernel whose index was too large, with the names of the bindings and arrays.
     ///
     /// # Errors
     /// [`DeviceError::Fault`] if the device failed.
-    pub async fn audited(&self) -> Result<Vec<(&'static str, Vec<String>)>, DeviceError> {
-        let notes = NOTES.take().expect("an audit has begun");
+    pub async fn finish_bounds_check(&self) -> Result<Vec<(&'static str, Vec<String>)>, DeviceError> {
+        let notes = NOTES.take().expect("`start_bounds_check` was called");
         self.submit();
         let read = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("notes to read"),

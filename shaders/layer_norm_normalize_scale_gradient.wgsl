@@ -1,4 +1,4 @@
-// The gradient of layer_norm_normalize.wgsl by its scale: -sum(y dy) / scale per row, where y is its result.
+// The gradient of layer_norm_normalize.wgsl with respect to its scale: -sum(y dy) / scale per row, where y is its result.
 // One workgroup per row. Its invocations stride over the columns.
 // Interface: interfaces/rows.wgsl
 
@@ -8,7 +8,7 @@
 @group(0) @binding(4) var<storage, read_write> dscale: array<f32>;  // dscale [T, 1]
 
 @compute @workgroup_size(WORKGROUP_SIZE)
-fn layer_norm_divisor_gradient(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
+fn layer_norm_normalize_scale_gradient(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let row = row_of(wg, n_wg);
     var total = 0.0;
     for (var c = invocation; c < row.cols; c += WORKGROUP_SIZE) {

@@ -15,13 +15,13 @@ const LENT: usize = 768 << 20;
 /// The most elements altogether. Only on Linux can pages be lent to the system.
 const MOST: usize = KEPT + if cfg!(target_os = "linux") { LENT } else { 0 };
 
-/// Vectors with fewer elements are not kept: 8 kB. The allocator is as fast as the pool for one of them, but it gives the memory of
-/// hundreds, which a short text with all hooks has, back to the system.
+/// Vectors with fewer elements (8 kB) are not kept, because the allocator is as fast as the pool for one of them. The limit is not
+/// higher, because a short text with all hooks has hundreds of vectors, whose memory the allocator would return to the system.
 const WORTH_KEEPING: usize = 2 << 10;
 
 /// The unused vectors.
 #[derive(Debug, Default)]
-pub struct BufferPool(Mutex<Free>);
+pub struct HostPool(Mutex<Free>);
 
 #[derive(Debug, Default)]
 struct Free {
@@ -38,7 +38,7 @@ struct Kept {
     lent: bool,
 }
 
-impl BufferPool {
+impl HostPool {
     /// A vector of `len` elements with arbitrary values.
     pub fn vector(&self, len: usize) -> Vec<f32> {
         let mut vector = self.kept(len).unwrap_or_else(|| fresh(len));
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn memory_is_used_again_and_bounded() {
-        let free = BufferPool::default();
+        let free = HostPool::default();
         let len = 3 * WORTH_KEEPING + 7;
         let mut first = free.vector(len);
         first.fill(5.0);
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn what_was_lent_can_be_used() {
-        let free = BufferPool::default();
+        let free = HostPool::default();
         free.give_back(vec![1.0; KEPT / 2]);
         free.give_back(vec![2.0; KEPT]);
         let mut again = free.vector(KEPT / 2);
