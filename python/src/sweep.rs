@@ -3,7 +3,6 @@
 use crate::error;
 use crate::picture::{Picture, TokenArg, token};
 use crate::session::{Changes, EditArg, Failed, RecordOut, Session, SourcesArg, read, records, records_out};
-use actscope::Hooks;
 use actscope::analysis::grammar::ValueSpec;
 use actscope::analysis::metric::{Metric, Question};
 use actscope::analysis::path::PathSweep;

@@ -25,6 +25,13 @@ macro_rules! unroll {
 }
 pub(crate) use unroll;
 
+/// Zeros, for arrays of vectors. `[[zero; 2]; 14]` is a loop, and where the optimizer leaves it, as it does when it optimizes for size, the
+/// array stays in memory.
+#[inline(always)]
+pub(crate) fn zeros<T: bytemuck::Zeroable>() -> T {
+    T::zeroed()
+}
+
 /// Steps of k in a block. Because each block has a sum of its own, the rounding error grows with KC + k / KC, not with
 /// k. A block of a panel fits the first-level cache.
 pub(crate) const KC: usize = 256;
@@ -131,7 +138,7 @@ impl<const ROWS: usize, E: Element> WithSimd for Tile<ROWS, E> {
         // SAFETY: all reads and writes are within the ranges that the caller of `tile` promised, and they are unaligned
         // ones.
         unsafe {
-            let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
+            let mut sums: [[S::f32s; VECTORS]; ROWS] = zeros();
             if o.sum == Sum::Within {
                 unroll!(r of 0 1 2 3 4 5 6 7 8 9 10 11 12 13 < ROWS, {
                     let at = c.add(r * c_stride).cast::<S::f32s>();
@@ -148,7 +155,7 @@ impl<const ROWS: usize, E: Element> WithSimd for Tile<ROWS, E> {
                     prefetch(next.wrapping_add(16));
                 }
                 next = next.wrapping_add(o.next_stride);
-                let mut right = [simd.splat_f32s(0.0); VECTORS];
+                let mut right: [S::f32s; VECTORS] = zeros();
                 if E::PER_WORD == 1 {
                     unroll!(v of 0 1 2 3 < VECTORS, {
                         right[v] = b.add(v * lanes).cast::<S::f32s>().read_unaligned();

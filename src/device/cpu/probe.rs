@@ -2,7 +2,7 @@
 //! on all threads. Owns the two loops. Read next: `../probe.rs`, the trait, and `src/bench/mod.rs`, which uses it.
 
 use super::Cpu;
-use super::microkernel::unroll;
+use super::microkernel::{unroll, zeros};
 use crate::device::DeviceError;
 use crate::device::probe::{Measured, Probes};
 use pulp::{Simd, WithSimd};
@@ -32,13 +32,16 @@ impl WithSimd for MultiplyAdd {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> usize {
         let (factor, addend) = (simd.splat_f32s(black_box(0.999)), simd.splat_f32s(black_box(0.001)));
-        let mut sums = [simd.splat_f32s(black_box(1.0)); CHAINS];
+        let (one, mut sums): (_, [S::f32s; CHAINS]) = (simd.splat_f32s(black_box(1.0)), zeros());
+        unroll!(i of 0 1 2 3 4 5 6 7 8 9 10 11 < CHAINS, { sums[i] = one; });
         for _ in 0..STEPS {
             unroll!(i of 0 1 2 3 4 5 6 7 8 9 10 11 < CHAINS, {
                 sums[i] = simd.mul_add_e_f32s(sums[i], factor, addend);
             });
         }
-        black_box(sums.into_iter().map(|sum| simd.reduce_sum_f32s(sum)).sum::<f32>());
+        let mut total = zeros();
+        unroll!(i of 0 1 2 3 4 5 6 7 8 9 10 11 < CHAINS, { total = simd.add_f32s(total, sums[i]); });
+        black_box(simd.reduce_sum_f32s(total));
         2 * CHAINS * STEPS * S::F32_LANES
     }
 }
@@ -50,7 +53,7 @@ impl WithSimd for Read<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let mut sums = [simd.splat_f32s(0.0); STREAMS];
+        let mut sums: [S::f32s; STREAMS] = zeros();
         let (vectors, _) = S::as_simd_f32s(self.0);
         let n = vectors.len() / STREAMS;
         for i in 0..n {
@@ -58,7 +61,9 @@ impl WithSimd for Read<'_> {
                 sums[stream] = simd.add_f32s(sums[stream], vectors[stream * n + i]);
             });
         }
-        black_box(sums.into_iter().map(|sum| simd.reduce_sum_f32s(sum)).sum::<f32>());
+        let mut total = zeros();
+        unroll!(stream of 0 1 2 3 < STREAMS, { total = simd.add_f32s(total, sums[stream]); });
+        black_box(simd.reduce_sum_f32s(total));
     }
 }
 

@@ -8,6 +8,8 @@
 use super::buffers::{Aligned, RowsView, Shared, Tensor};
 use super::cache_size;
 use super::microkernel::{KC, LARGEST, STRIDE, Sum, TileOperands, VECTORS, columns, most_rows, prefetch, tile};
+use super::row_wise::Activated;
+use super::simd_loops::Plus;
 use super::widen::{Bf16, Element, F16, F32};
 use super::{row_wise, simd_loops};
 use crate::device::workers::Workers;
@@ -74,20 +76,14 @@ impl WithSimd for StoreRows<'_> {
         for (row, sums) in rows.zip(sums.chunks(stride)) {
             // SAFETY: no other task uses these cells.
             let to = unsafe { out.row(row, cols.clone()) };
-            for (i, (sums, to)) in sums.chunks(S::F32_LANES).zip(to.chunks_mut(S::F32_LANES)).enumerate() {
-                let first = cols.start + i * S::F32_LANES;
-                let mut y = simd_loops::load(simd, sums);
-                if let Some(bias) = after.bias {
-                    y = simd.add_f32s(y, simd_loops::load(simd, &bias[first..]));
-                }
-                match after.epilogue {
-                    Epilogue::None => {}
-                    Epilogue::Activation(f) => y = row_wise::activate(simd, f, y),
-                    Epilogue::Add(other) => {
-                        y = simd.add_f32s(y, simd_loops::load(simd, &other[row * out.stride + first..]));
-                    }
-                }
-                simd_loops::store(simd, to, y);
+            match after.bias {
+                Some(bias) => simd_loops::map(simd, Plus {}, [sums, &bias[cols.clone()]], to),
+                None => to.copy_from_slice(&sums[..to.len()]),
+            }
+            match after.epilogue {
+                Epilogue::None => {}
+                Epilogue::Activation(f) => simd_loops::in_place(simd, Activated(f), to),
+                Epilogue::Add(other) => simd_loops::add(simd, to, &other[row * out.stride..][cols.clone()]),
             }
         }
     }

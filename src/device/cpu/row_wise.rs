@@ -7,8 +7,8 @@
 //! Read next: `simd_loops.rs`, then `mod.rs`, which calls these functions.
 
 use super::buffers::RowsView;
-use super::microkernel::{prefetch, unroll};
-use super::simd_loops::{Itself, LANES, Plus, Term, add, add_up, map, max, sum, terms, update};
+use super::microkernel::{prefetch, unroll, zeros};
+use super::simd_loops::{Itself, LANES, Plus, Term, add, add_up, in_place, map, max, sum, terms, update};
 use super::widen::Element;
 use crate::config::Activation;
 use crate::device::workers::Workers;
@@ -206,8 +206,7 @@ impl RowOp for SoftmaxOf {
 impl RowOp for Activation {
     #[inline(always)]
     fn row<S: Simd>(self, simd: S, _: usize, x: &[f32], y: &mut [f32]) {
-        y.copy_from_slice(x);
-        activation(simd, self, y);
+        map(simd, Activated(self), [x], y);
     }
 }
 
@@ -299,17 +298,7 @@ impl RowOp for ActivationGradient<'_> {
     #[inline(always)]
     fn row<S: Simd>(self, simd: S, i: usize, x: &[f32], y: &mut [f32]) {
         let dy = &self.dy[i * x.len()..(i + 1) * x.len()];
-        y.copy_from_slice(x);
-        let (whole, rest) = S::as_mut_simd_f32s(y);
-        let (whole_dy, rest_dy) = S::as_simd_f32s(dy);
-        for (y, dy) in whole.iter_mut().zip(whole_dy) {
-            *y = simd.mul_f32s(slope(simd, self.f, *y), *dy);
-        }
-        if !rest.is_empty() {
-            let dy = simd.partial_load_f32s(rest_dy);
-            let y = simd.mul_f32s(slope(simd, self.f, simd.partial_load_f32s(rest)), dy);
-            simd.partial_store_f32s(rest, y);
-        }
+        map(simd, DerivativeTimes(self.f), [x, dy], y);
     }
 }
 
@@ -346,6 +335,10 @@ terms! { simd:
         let off = simd.sub_f32s(x, mean);
         simd.mul_f32s(off, off)
     };
+    /// `e^(x - less)`.
+    PowerAbove { less } [x] = exp(simd, simd.sub_f32s(x, less));
+    /// `x * factor`.
+    TimesFactor { factor } [x] = simd.mul_f32s(x, factor);
     /// `(x - mean) / scale`.
     Scaled { mean, scale } [x] = simd.div_f32s(simd.sub_f32s(x, mean), scale);
     /// `(x - mean) / scale * gain + bias`.
@@ -397,7 +390,7 @@ impl<E: Element, const N: usize, const M: usize, const V: usize> WithSimd for Do
                 && x.iter().all(|x| x.len() == k)
                 && rows.iter().all(|row| row.len() * E::PER_WORD == 4 * k)
         );
-        let mut sums = [[[simd.splat_f32s(0.0); V]; N]; M];
+        let mut sums: [[[S::f32s; V]; N]; M] = zeros();
         for i in 0..whole {
             let word = i * LANES;
             if ahead > 0 {
@@ -409,7 +402,7 @@ impl<E: Element, const N: usize, const M: usize, const V: usize> WithSimd for Do
                 let at = lane * S::F32_LANES;
                 // SAFETY: `whole` counts what all rows have, as the assertion checks, and the reads are unaligned ones.
                 unsafe {
-                    let mut of_rows = [[simd.splat_f32s(0.0); 2]; M];
+                    let mut of_rows: [[S::f32s; 2]; M] = zeros();
                     unroll!(m of 0 1 2 3 < M, {
                         let words = rows[m].as_ptr().add(4 * (word + at)).cast::<S::u32s>().read_unaligned();
                         of_rows[m] = E::widen(simd, words);
@@ -430,7 +423,7 @@ impl<E: Element, const N: usize, const M: usize, const V: usize> WithSimd for Do
                 }
             });
         }
-        let mut dots = [[0.0; N]; M];
+        let mut dots: [[f32; N]; M] = zeros();
         unroll!(m of 0 1 2 3 < M, {
             unroll!(n of 0 1 2 3 4 5 6 7 < N, {
                 dots[m][n] = add_up(simd, sums[m][n]);
@@ -485,7 +478,7 @@ impl WithSimd for LargestAndSum<'_> {
         let mut powers = [0.0; LOGITS_CHUNK];
         let powers = &mut powers[..self.0.len()];
         powers.copy_from_slice(self.0);
-        exp_of_each(simd, powers, largest);
+        in_place(simd, PowerAbove { less: largest }, powers);
         (largest, self.0.iter().position(|x| *x == largest).unwrap_or(0), sum(simd, Itself {}, [powers]))
     }
 }
@@ -504,31 +497,10 @@ fn mean_and_scale<S: Simd>(simd: S, row: &[f32], eps: f64) -> (f32, f32) {
 #[inline(always)]
 fn softmax<S: Simd>(simd: S, row: &mut [f32]) {
     let highest = max(simd, row, f32::NEG_INFINITY, true);
-    exp_of_each(simd, row, highest);
+    in_place(simd, PowerAbove { less: highest }, row);
     // A division takes several times as long as a product.
-    let share = simd.splat_f32s(1.0 / sum(simd, Itself {}, [row]));
-    let (whole, rest) = S::as_mut_simd_f32s(row);
-    for values in whole {
-        *values = simd.mul_f32s(*values, share);
-    }
-    if !rest.is_empty() {
-        let values = simd.mul_f32s(simd.partial_load_f32s(rest), share);
-        simd.partial_store_f32s(rest, values);
-    }
-}
-
-/// `e^(x - less)` of each value, in place.
-#[inline(always)]
-fn exp_of_each<S: Simd>(simd: S, values: &mut [f32], less: f32) {
-    let less = simd.splat_f32s(less);
-    let (whole, rest) = S::as_mut_simd_f32s(values);
-    for x in whole {
-        *x = exp(simd, simd.sub_f32s(*x, less));
-    }
-    if !rest.is_empty() {
-        let x = simd.sub_f32s(simd.partial_load_f32s(rest), less);
-        simd.partial_store_f32s(rest, exp(simd, x));
-    }
+    let factor = 1.0 / sum(simd, Itself {}, [row]);
+    in_place(simd, TimesFactor { factor }, row);
 }
 
 /// e^x, exact to one unit in the last place. 0 where it would be below the smallest normal number; NaN stays NaN.
@@ -564,23 +536,32 @@ fn times_sigmoid<S: Simd>(simd: S, x: S::f32s, minus_y: S::f32s) -> S::f32s {
     simd.div_f32s(x, simd.add_f32s(simd.splat_f32s(1.0), exp(simd, minus_y)))
 }
 
-/// The activation function, in place.
-#[inline(always)]
-pub(crate) fn activation<S: Simd>(simd: S, f: Activation, values: &mut [f32]) {
-    let (whole, rest) = S::as_mut_simd_f32s(values);
-    for x in whole {
-        *x = activate(simd, f, *x);
+/// The activation function.
+#[derive(Clone, Copy)]
+pub(crate) struct Activated(pub Activation);
+
+impl Term<1> for Activated {
+    #[inline(always)]
+    fn of<S: Simd>(self, simd: S, [x]: [S::f32s; 1]) -> S::f32s {
+        activate(simd, self.0, x)
     }
-    if !rest.is_empty() {
-        let x = simd.partial_load_f32s(rest);
-        simd.partial_store_f32s(rest, activate(simd, f, x));
+}
+
+/// The derivative of the activation function at x, times dy.
+#[derive(Clone, Copy)]
+struct DerivativeTimes(Activation);
+
+impl Term<2> for DerivativeTimes {
+    #[inline(always)]
+    fn of<S: Simd>(self, simd: S, [x, dy]: [S::f32s; 2]) -> S::f32s {
+        simd.mul_f32s(slope(simd, self.0, x), dy)
     }
 }
 
 /// `x sigmoid(2u)` equals `0.5 x (1 + tanh u)` but has no cancellation where tanh u is near -1. `erfc` avoids the same
 /// cancellation of `1 + erf`.
 #[inline(always)]
-pub(crate) fn activate<S: Simd>(simd: S, f: Activation, x: S::f32s) -> S::f32s {
+fn activate<S: Simd>(simd: S, f: Activation, x: S::f32s) -> S::f32s {
     match f {
         Activation::GeluTanh => {
             const MINUS_2U: f32 = -2.0 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2;

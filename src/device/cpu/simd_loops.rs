@@ -1,8 +1,9 @@
 //! The loops over rows of the `cpu` device, in SIMD vectors. Owns what a loop computes at one place, a [`Term`], and the loops:
-//! [`map`], [`update`], [`sum`], [`max`]. Every function that takes `simd` must be inlined, as `row_wise.rs` says.
+//! [`map`], [`update`], [`in_place`], [`sum`], [`max`]. They are written out by hand, so that their speed does not depend on what the
+//! compiler unrolls: the release is optimized for size. Every function that takes `simd` must be inlined, as `row_wise.rs` says.
 //! Read next: `row_wise.rs`, which has the operations.
 
-use super::microkernel::unroll;
+use super::microkernel::{unroll, zeros};
 use pulp::Simd;
 
 /// Partial sums per sum, so that its rounding error grows with n / LANES. The number is the same on every processor, so
@@ -11,20 +12,10 @@ pub(crate) const LANES: usize = 16;
 
 /// The first values, as many as a vector has; 0 for those that are missing.
 #[inline(always)]
-pub(crate) fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {
+fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {
     match S::as_simd_f32s(values).0 {
         [first, ..] => *first,
         [] => simd.partial_load_f32s(values),
-    }
-}
-
-/// Stores a vector, or as much of it as there is room for.
-#[inline(always)]
-pub(crate) fn store<S: Simd>(simd: S, to: &mut [f32], values: S::f32s) {
-    if to.len() == S::F32_LANES {
-        S::as_mut_simd_f32s(to).0[0] = values;
-    } else {
-        simd.partial_store_f32s(to, values);
     }
 }
 
@@ -79,15 +70,32 @@ pub(crate) fn update<S: Simd, T: Term<2>>(simd: S, term: T, y: &mut [f32], x: &[
     unsafe { store_each(simd, term, [to.cast_const(), x.as_ptr()], to, y.len()) }
 }
 
+/// Stores a term of y in y.
+#[inline(always)]
+pub(crate) fn in_place<S: Simd, T: Term<1>>(simd: S, term: T, y: &mut [f32]) {
+    let to = y.as_mut_ptr();
+    // SAFETY: all is within y.
+    unsafe { store_each(simd, term, [to.cast_const()], to, y.len()) }
+}
+
 /// # Safety
 /// `n` values can be read at each of x and written at y. y may be one of x, and overlaps no other.
 #[inline(always)]
 unsafe fn store_each<S: Simd, T: Term<N>, const N: usize>(simd: S, term: T, x: [*const f32; N], y: *mut f32, n: usize) {
     let whole = n / S::F32_LANES * S::F32_LANES;
-    let mut of_x = [simd.splat_f32s(0.0); N];
+    let by_four = n / (4 * S::F32_LANES);
+    let mut of_x: [S::f32s; N] = zeros();
     // SAFETY: all places are below n, and the reads and writes are unaligned ones.
     unsafe {
-        for i in (0..whole).step_by(S::F32_LANES) {
+        for four in 0..by_four {
+            unroll!(v of 0 1 2 3 < 4, {
+                let i = (4 * four + v) * S::F32_LANES;
+                unroll!(j of 0 1 2 < N, { of_x[j] = x[j].add(i).cast::<S::f32s>().read_unaligned(); });
+                y.add(i).cast::<S::f32s>().write_unaligned(term.of(simd, of_x));
+            });
+        }
+        for vector in 4 * by_four..n / S::F32_LANES {
+            let i = vector * S::F32_LANES;
             unroll!(j of 0 1 2 < N, { of_x[j] = x[j].add(i).cast::<S::f32s>().read_unaligned(); });
             y.add(i).cast::<S::f32s>().write_unaligned(term.of(simd, of_x));
         }
@@ -118,8 +126,9 @@ fn sum_of_vectors<S: Simd, T: Term<N>, const N: usize, const V: usize>(simd: S, 
     let n = x[0].len();
     assert!(V * S::F32_LANES == LANES && x.iter().all(|x| x.len() == n));
     let whole = n / LANES * LANES;
-    let (mut sums, mut of_x) = ([simd.splat_f32s(0.0); V], [simd.splat_f32s(0.0); N]);
-    for i in (0..whole).step_by(LANES) {
+    let (mut sums, mut of_x): ([S::f32s; V], [S::f32s; N]) = (zeros(), zeros());
+    for step in 0..n / LANES {
+        let i = step * LANES;
         unroll!(v of 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 < V, {
             unroll!(j of 0 1 2 < N, {
                 // SAFETY: `whole` is at most the length of each row, as the assertion checks, and the reads are unaligned ones.
@@ -164,16 +173,28 @@ pub(crate) fn add<S: Simd>(simd: S, y: &mut [f32], x: &[f32]) {
 /// The largest of `least` and the values. NaN is the largest if `nan`, and otherwise counts for nothing.
 #[inline(always)]
 pub(crate) fn max<S: Simd>(simd: S, values: &[f32], least: f32, nan: bool) -> f32 {
-    let mut most = simd.splat_f32s(least);
+    let mut most: [S::f32s; 4] = zeros();
+    unroll!(v of 0 1 2 3 < 4, { most[v] = simd.splat_f32s(least); });
     let (whole, rest) = S::as_simd_f32s(values);
-    for x in whole {
-        most = if nan {
-            let larger = simd.select_f32s(simd.greater_than_f32s(most, *x), most, *x);
-            simd.select_f32s(simd.equal_f32s(most, most), larger, most)
-        } else {
-            simd.select_f32s(simd.less_than_f32s(most, *x), *x, most)
-        };
+    let fours = whole.chunks_exact(4);
+    for x in fours.remainder() {
+        most[0] = larger(simd, most[0], *x, nan);
     }
-    let lanes: &[f32] = bytemuck::cast_slice(std::slice::from_ref(&most));
+    for x in fours {
+        unroll!(v of 0 1 2 3 < 4, { most[v] = larger(simd, most[v], x[v], nan); });
+    }
+    unroll!(v of 1 2 3 < 4, { most[0] = larger(simd, most[0], most[v], nan); });
+    let lanes: &[f32] = bytemuck::cast_slice(&most[..1]);
     lanes.iter().chain(rest).fold(least, |most, x| if *x > most || nan && x.is_nan() { *x } else { most })
+}
+
+/// The larger value of each lane. NaN is the largest if `nan`, and otherwise a NaN of x counts for nothing.
+#[inline(always)]
+fn larger<S: Simd>(simd: S, most: S::f32s, x: S::f32s, nan: bool) -> S::f32s {
+    if nan {
+        let larger = simd.select_f32s(simd.greater_than_f32s(most, x), most, x);
+        simd.select_f32s(simd.equal_f32s(most, most), larger, most)
+    } else {
+        simd.select_f32s(simd.less_than_f32s(most, x), x, most)
+    }
 }
