@@ -95,8 +95,10 @@ fn named(mutant: &'static mutants::Mutant, cases: &Cases) -> Option<(BTreeSet<St
 #[test]
 fn every_fault_in_a_kernel_is_caught_and_named() {
     let cases = cases_of_kernels();
-    let with_mutant: BTreeSet<&str> = mutants::ALL.iter().map(|mutant| mutant.kernel).collect();
-    assert_eq!(with_mutant, kernels::ALL.iter().map(|kernel| kernel.name).collect(), "every kernel has a mutant");
+    let has_mutant = |kernel: &str| mutants::ALL.iter().any(|mutant| mutant.kernel == kernel);
+    let without: Vec<&str> =
+        kernels::ALL.iter().map(|kernel| kernel.name).filter(|kernel| !has_mutant(kernel)).collect();
+    assert!(without.is_empty(), "kernels without a mutant: {without:?}");
 
     // A fault is injected into the kernels of one thread. Most of the time goes into compiling for llvmpipe, on one thread each.
     let (uncaught, next) = (Mutex::new(Vec::new()), AtomicUsize::new(0));

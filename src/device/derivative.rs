@@ -181,9 +181,18 @@ impl Op {
             | Op::Activation { .. }
             | Op::Add {}
             | Op::Unembed {} => true,
-            // Attention and gathering combine different rows, and the window of an edit counts all rows. The other
-            // operations have no derivative.
-            _ => false,
+            // Attention and gathering combine different rows, and the window of an edit counts all rows.
+            Op::Attention { .. }
+            | Op::AttentionScores { .. }
+            | Op::AttentionMix { .. }
+            | Op::GatherRows { .. }
+            | Op::Edit { .. } => false,
+            // These have no gradient, or a tape records their steps.
+            Op::Embed { .. }
+            | Op::LinearActivation { .. }
+            | Op::LinearOfNorm { .. }
+            | Op::Likeliest {}
+            | of_gradients!() => false,
         }
     }
 }
