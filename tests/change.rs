@@ -445,8 +445,8 @@ fn weights_and_directions() {
     assert_eq!(both.status.code(), Some(2), "a text is not ignored: {}", stderr(&both));
 }
 
-/// What is recorded runs again. `--check` overwrites nothing, however a step names its output file. Seen red with `-oFILE` taken for
-/// no output file, and with a step appended to a last line without its end.
+/// What is recorded runs again, after a last line without its end too. `--check` overwrites nothing, however a step names its
+/// output file.
 #[test]
 fn steps_are_recorded_repeated_and_compared() {
     let folder = tempfile::tempdir().unwrap();
