@@ -930,7 +930,9 @@ fn attribution_and_generation() {
         // The command ends with `--` and the text, so an option comes before.
         let words = [&words[..1], &["--json".to_string()], &words[1..]].concat();
         let native: Value = serde_json::from_str(&run_well(words.iter().map(String::as_str).chain([]))).unwrap();
-        assert_eq!(native["texts"][0]["text"].as_str().unwrap(), written, "{words:?}");
+        // The page shows the labels of tokens, in which a line's end is `\n`.
+        let expected = native["texts"][0]["text"].as_str().unwrap().replace('\n', "\\n");
+        assert_eq!(expected, written, "{words:?}");
     }
     browser.click("#continued button");
     browser.wait_until_drawn();

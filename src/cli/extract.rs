@@ -52,8 +52,8 @@ pub(crate) struct Extract {
     /// every token from the window where it has most context
     #[arg(long, value_name = "N[:STRIDE]", conflicts_with = "truncate")]
     window: Option<Windows>,
-    /// Output file: .safetensors, .npz, .npy (one hook), .json, .jsonl, .csv or .parquet [default: a summary on the
-    /// terminal]
+    /// Output file: .safetensors, .npz, .npy (one hook), .json, .jsonl, .csv, or .parquet in a build with that feature
+    /// [default: a summary on the terminal]
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]

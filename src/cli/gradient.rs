@@ -25,7 +25,7 @@ pub(super) struct GradientArgs {
     #[arg(long, value_name = "METRIC")]
     grad: Option<String>,
     /// Gradient checkpointing: run each block again in the backward pass, from the residual stream that entered it. The
-    /// run then stores the values of one block, and takes half as much time again
+    /// run then stores the values of one block, and takes about 1.5 times as long
     #[arg(long, requires = "grad")]
     pub checkpoint: bool,
     #[command(flatten)]

@@ -54,9 +54,14 @@ use hints::with_hint;
 use std::io::Write;
 use std::process::ExitCode;
 
-/// See inside GPT-2: every activation by name, by token, on your own GPU.
+/// See inside GPT-2: every activation by name, by token, on your own GPU or CPU.
 #[derive(Parser)]
-#[command(name = "actscope", version, max_term_width = 110)]
+#[command(
+    name = "actscope",
+    version,
+    max_term_width = 110,
+    after_help = "Exit codes: 0 done, 1 the run failed (a file, a model, a device, a text), 2 wrong usage."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
