@@ -203,10 +203,27 @@ impl RowOp for SoftmaxOf {
     }
 }
 
+/// `of_function!(f, N => loop)`: the loop with the number of the function as a constant, so that the loop does not choose for each vector.
+macro_rules! of_function {
+    ($f:expr, $n:ident => $body:expr) => {
+        match $f {
+            Activation::GeluTanh => of_function!(@ 0 $n $body),
+            Activation::GeluErf => of_function!(@ 1 $n $body),
+            Activation::Relu => of_function!(@ 2 $n $body),
+            Activation::Silu => of_function!(@ 3 $n $body),
+            Activation::QuickGelu => of_function!(@ 4 $n $body),
+        }
+    };
+    (@ $number:literal $n:ident $body:expr) => {{
+        const $n: usize = $number;
+        $body
+    }};
+}
+
 impl RowOp for Activation {
     #[inline(always)]
     fn row<S: Simd>(self, simd: S, _: usize, x: &[f32], y: &mut [f32]) {
-        map(simd, Activated(self), [x], y);
+        of_function!(self, N => map(simd, Activated::<N>, [x], y));
     }
 }
 
@@ -298,7 +315,7 @@ impl RowOp for ActivationGradient<'_> {
     #[inline(always)]
     fn row<S: Simd>(self, simd: S, i: usize, x: &[f32], y: &mut [f32]) {
         let dy = &self.dy[i * x.len()..(i + 1) * x.len()];
-        map(simd, DerivativeTimes(self.f), [x, dy], y);
+        of_function!(self.f, N => map(simd, DerivativeTimes::<N>, [x, dy], y));
     }
 }
 
@@ -391,11 +408,12 @@ impl<E: Element, const N: usize, const M: usize, const V: usize> WithSimd for Do
                 && rows.iter().all(|row| row.len() * E::PER_WORD == 4 * k)
         );
         let mut sums: [[[S::f32s; V]; N]; M] = zeros();
+        let (stored, values) = (rows.map(<[u8]>::as_ptr), x.map(<[f32]>::as_ptr));
         for i in 0..whole {
             let word = i * LANES;
             if ahead > 0 {
                 unroll!(m of 0 1 2 3 < M, {
-                    prefetch(rows[m].as_ptr().cast::<f32>().wrapping_add(word + ahead));
+                    prefetch(stored[m].cast::<f32>().wrapping_add(word + ahead));
                 });
             }
             unroll!(lane of 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 < V, {
@@ -404,11 +422,11 @@ impl<E: Element, const N: usize, const M: usize, const V: usize> WithSimd for Do
                 unsafe {
                     let mut of_rows: [[S::f32s; 2]; M] = zeros();
                     unroll!(m of 0 1 2 3 < M, {
-                        let words = rows[m].as_ptr().add(4 * (word + at)).cast::<S::u32s>().read_unaligned();
+                        let words = stored[m].add(4 * (word + at)).cast::<S::u32s>().read_unaligned();
                         of_rows[m] = E::widen(simd, words);
                     });
                     unroll!(n of 0 1 2 3 4 5 6 7 < N, {
-                        let x = x[n].as_ptr().add(E::PER_WORD * word + at);
+                        let x = values[n].add(E::PER_WORD * word + at);
                         let lower = x.cast::<S::f32s>().read_unaligned();
                         unroll!(m of 0 1 2 3 < M, {
                             sums[m][n][lane] = simd.mul_add_e_f32s(of_rows[m][0], lower, sums[m][n][lane]);
@@ -512,13 +530,11 @@ fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let shifted = simd.mul_add_e_f32s(x, simd.splat_f32s(LOG2_E), round);
     let n = simd.sub_f32s(shifted, round);
     let mut r = x;
-    for part_of_ln_2 in [0.693_359_4, -2.121_944_4e-4] {
-        r = simd.mul_add_e_f32s(n, simd.splat_f32s(-part_of_ln_2), r);
-    }
+    const PARTS_OF_LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+    unroll!(i of 0 1 < 2, { r = simd.mul_add_e_f32s(n, simd.splat_f32s(-PARTS_OF_LN_2[i]), r); });
+    const COEFFICIENTS: [f32; 5] = [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5];
     let mut p = simd.splat_f32s(1.987_569_1e-4);
-    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
-        p = simd.mul_add_e_f32s(p, r, simd.splat_f32s(c));
-    }
+    unroll!(i of 0 1 2 3 4 < 5, { p = simd.mul_add_e_f32s(p, r, simd.splat_f32s(COEFFICIENTS[i])); });
     let y = simd.add_f32s(simd.mul_add_e_f32s(p, simd.mul_f32s(r, r), r), simd.splat_f32s(1.0));
     // The shift drops the bits of `round` itself.
     let n = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
@@ -536,26 +552,36 @@ fn times_sigmoid<S: Simd>(simd: S, x: S::f32s, minus_y: S::f32s) -> S::f32s {
     simd.div_f32s(x, simd.add_f32s(simd.splat_f32s(1.0), exp(simd, minus_y)))
 }
 
-/// The activation function.
-#[derive(Clone, Copy)]
-pub(crate) struct Activated(pub Activation);
+/// The activation functions, by the number that their terms have.
+const FUNCTIONS: [Activation; 5] =
+    [Activation::GeluTanh, Activation::GeluErf, Activation::Relu, Activation::Silu, Activation::QuickGelu];
 
-impl Term<1> for Activated {
+/// An activation function.
+#[derive(Clone, Copy)]
+struct Activated<const FUNCTION: usize>;
+
+impl<const FUNCTION: usize> Term<1> for Activated<FUNCTION> {
     #[inline(always)]
     fn of<S: Simd>(self, simd: S, [x]: [S::f32s; 1]) -> S::f32s {
-        activate(simd, self.0, x)
+        activate(simd, FUNCTIONS[FUNCTION], x)
     }
 }
 
-/// The derivative of the activation function at x, times dy.
+/// The derivative of an activation function at x, times dy.
 #[derive(Clone, Copy)]
-struct DerivativeTimes(Activation);
+struct DerivativeTimes<const FUNCTION: usize>;
 
-impl Term<2> for DerivativeTimes {
+impl<const FUNCTION: usize> Term<2> for DerivativeTimes<FUNCTION> {
     #[inline(always)]
     fn of<S: Simd>(self, simd: S, [x, dy]: [S::f32s; 2]) -> S::f32s {
-        simd.mul_f32s(slope(simd, self.0, x), dy)
+        simd.mul_f32s(slope(simd, FUNCTIONS[FUNCTION], x), dy)
     }
+}
+
+/// The activation function of each value, in place.
+#[inline(always)]
+pub(crate) fn activation<S: Simd>(simd: S, f: Activation, values: &mut [f32]) {
+    of_function!(f, N => in_place(simd, Activated::<N>, values));
 }
 
 /// `x sigmoid(2u)` equals `0.5 x (1 + tanh u)` but has no cancellation where tanh u is near -1. `erfc` avoids the same
