@@ -1,6 +1,6 @@
 //! The loops over rows of the `cpu` device, in SIMD vectors. Owns what a loop computes at one place, a [`Term`], and the loops:
-//! [`map`], [`update`], [`in_place`], [`sum`], [`max`]. They are written out by hand, so that their speed does not depend on what the
-//! compiler unrolls: the release is optimized for size. Every function that takes `simd` must be inlined, as `row_wise.rs` says.
+//! [`map`], [`update`], [`in_place`], [`sum`], [`max`]. They are written out by hand, so that their speed hardly depends on
+//! what the compiler unrolls. Every function that takes `simd` must be inlined, as `row_wise.rs` says.
 //! Read next: `row_wise.rs`, which has the operations.
 
 use super::microkernel::{unroll, zeros};
