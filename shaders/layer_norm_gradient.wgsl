@@ -1,5 +1,5 @@
-// The gradient of layer_norm.wgsl with respect to x: (d - mean(d) - normalized * mean(normalized * d)) / scale per row, where d = dy * gain
-// and normalized = (x - mean(x)) / scale.
+// The gradient of layer_norm.wgsl with respect to x: (d - mean(d) - normalized * mean(normalized * d)) / scale per row,
+// where d = dy * gain and normalized = (x - mean(x)) / scale.
 // One workgroup per row. Its invocations stride over the columns.
 // Interface: interfaces/layer_norm.wgsl
 

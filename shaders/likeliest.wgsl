@@ -1,5 +1,6 @@
-// A first step towards the likeliest token. Per row and chunk of the columns of x: the largest value, its column (of equals the first), and the sum of
-// e^(value - largest). Values below the lowest f32 (minus infinity, NaN) count as that one, but a NaN makes the sum NaN.
+// A first step towards the likeliest token. Per row and chunk of the columns of x: the largest value, its column (of
+// equals the first), and the sum of e^(value - largest). Values below the lowest f32 (minus infinity, NaN) count as that
+// one, but a NaN makes the sum NaN.
 // One workgroup per row and chunk. The largest column number is exact in f32.
 
 struct Params {

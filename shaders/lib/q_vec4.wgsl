@@ -1,5 +1,5 @@
-// Reads four dimensions of a query. The kernel declares the binding `q: array<vec4<f32>>`, and includes lib/unaligned_vec4.wgsl.
-// HEAD_DIM is a generated constant.
+// Reads four dimensions of a query. The kernel declares the binding `q: array<vec4<f32>>`, and includes
+// lib/unaligned_vec4.wgsl. HEAD_DIM is a generated constant.
 
 // Elements at .. at + 4 of q. From the n-th on they are 0.
 fn q_vec4(at: u32, n: u32) -> vec4<f32> {

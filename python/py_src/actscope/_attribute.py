@@ -135,7 +135,9 @@ class Edges:
 
     def faithfulness(self, n: int) -> float:
         """How much of the metric the `n` strongest edges carry: the model is run with these only, every other edge being the
-        corrupt run's. 0 is the corrupt run, 1 the clean one."""
+        corrupt run's. 0 is the corrupt run, 1 the clean one. NaN if both have the same metric."""
+        if self.clean == self.corrupt:
+            return float("nan")
         value = float(np.mean(self._circuit([self._places[i] for i in self._order(n)])))
         return (value - self.corrupt) / (self.clean - self.corrupt)
 

@@ -8,6 +8,7 @@
 use super::buffers::{Aligned, RowsView, Shared, Tensor};
 use super::cache_size;
 use super::microkernel::{KC, LARGEST, STRIDE, Sum, TileOperands, VECTORS, columns, most_rows, prefetch, tile};
+use super::row_wise::Activated;
 use super::simd_loops::Plus;
 use super::widen::{Bf16, Element, F16, F32};
 use super::{row_wise, simd_loops};
@@ -81,7 +82,7 @@ impl WithSimd for StoreRows<'_> {
             }
             match after.epilogue {
                 Epilogue::None => {}
-                Epilogue::Activation(f) => row_wise::activation(simd, f, to),
+                Epilogue::Activation(f) => simd_loops::in_place(simd, Activated(f), to),
                 Epilogue::Add(other) => simd_loops::add(simd, to, &other[row * out.stride..][cols.clone()]),
             }
         }

@@ -203,27 +203,10 @@ impl RowOp for SoftmaxOf {
     }
 }
 
-/// `of_function!(f, N => loop)`: the loop with the number of the function as a constant, so that the loop does not choose for each vector.
-macro_rules! of_function {
-    ($f:expr, $n:ident => $body:expr) => {
-        match $f {
-            Activation::GeluTanh => of_function!(@ 0 $n $body),
-            Activation::GeluErf => of_function!(@ 1 $n $body),
-            Activation::Relu => of_function!(@ 2 $n $body),
-            Activation::Silu => of_function!(@ 3 $n $body),
-            Activation::QuickGelu => of_function!(@ 4 $n $body),
-        }
-    };
-    (@ $number:literal $n:ident $body:expr) => {{
-        const $n: usize = $number;
-        $body
-    }};
-}
-
 impl RowOp for Activation {
     #[inline(always)]
     fn row<S: Simd>(self, simd: S, _: usize, x: &[f32], y: &mut [f32]) {
-        of_function!(self, N => map(simd, Activated::<N>, [x], y));
+        map(simd, Activated(self), [x], y);
     }
 }
 
@@ -315,7 +298,7 @@ impl RowOp for ActivationGradient<'_> {
     #[inline(always)]
     fn row<S: Simd>(self, simd: S, i: usize, x: &[f32], y: &mut [f32]) {
         let dy = &self.dy[i * x.len()..(i + 1) * x.len()];
-        of_function!(self.f, N => map(simd, DerivativeTimes::<N>, [x, dy], y));
+        map(simd, DerivativeTimes(self.f), [x, dy], y);
     }
 }
 
@@ -530,11 +513,13 @@ fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let shifted = simd.mul_add_e_f32s(x, simd.splat_f32s(LOG2_E), round);
     let n = simd.sub_f32s(shifted, round);
     let mut r = x;
-    const PARTS_OF_LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
-    unroll!(i of 0 1 < 2, { r = simd.mul_add_e_f32s(n, simd.splat_f32s(-PARTS_OF_LN_2[i]), r); });
-    const COEFFICIENTS: [f32; 5] = [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5];
+    for part_of_ln_2 in [0.693_359_4, -2.121_944_4e-4] {
+        r = simd.mul_add_e_f32s(n, simd.splat_f32s(-part_of_ln_2), r);
+    }
     let mut p = simd.splat_f32s(1.987_569_1e-4);
-    unroll!(i of 0 1 2 3 4 < 5, { p = simd.mul_add_e_f32s(p, r, simd.splat_f32s(COEFFICIENTS[i])); });
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
+        p = simd.mul_add_e_f32s(p, r, simd.splat_f32s(c));
+    }
     let y = simd.add_f32s(simd.mul_add_e_f32s(p, simd.mul_f32s(r, r), r), simd.splat_f32s(1.0));
     // The shift drops the bits of `round` itself.
     let n = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
@@ -552,36 +537,26 @@ fn times_sigmoid<S: Simd>(simd: S, x: S::f32s, minus_y: S::f32s) -> S::f32s {
     simd.div_f32s(x, simd.add_f32s(simd.splat_f32s(1.0), exp(simd, minus_y)))
 }
 
-/// The activation functions, by the number that their terms have.
-const FUNCTIONS: [Activation; 5] =
-    [Activation::GeluTanh, Activation::GeluErf, Activation::Relu, Activation::Silu, Activation::QuickGelu];
-
-/// An activation function.
+/// The activation function of x.
 #[derive(Clone, Copy)]
-struct Activated<const FUNCTION: usize>;
+pub(crate) struct Activated(pub Activation);
 
-impl<const FUNCTION: usize> Term<1> for Activated<FUNCTION> {
+impl Term<1> for Activated {
     #[inline(always)]
     fn of<S: Simd>(self, simd: S, [x]: [S::f32s; 1]) -> S::f32s {
-        activate(simd, FUNCTIONS[FUNCTION], x)
+        activate(simd, self.0, x)
     }
 }
 
-/// The derivative of an activation function at x, times dy.
+/// The derivative of the activation function at x, times dy.
 #[derive(Clone, Copy)]
-struct DerivativeTimes<const FUNCTION: usize>;
+struct DerivativeTimes(Activation);
 
-impl<const FUNCTION: usize> Term<2> for DerivativeTimes<FUNCTION> {
+impl Term<2> for DerivativeTimes {
     #[inline(always)]
     fn of<S: Simd>(self, simd: S, [x, dy]: [S::f32s; 2]) -> S::f32s {
-        simd.mul_f32s(slope(simd, FUNCTIONS[FUNCTION], x), dy)
+        simd.mul_f32s(slope(simd, self.0, x), dy)
     }
-}
-
-/// The activation function of each value, in place.
-#[inline(always)]
-pub(crate) fn activation<S: Simd>(simd: S, f: Activation, values: &mut [f32]) {
-    of_function!(f, N => in_place(simd, Activated::<N>, values));
 }
 
 /// `x sigmoid(2u)` equals `0.5 x (1 + tanh u)` but has no cancellation where tanh u is near -1. `erfc` avoids the same

@@ -1,6 +1,5 @@
 //! The loops over rows of the `cpu` device, in SIMD vectors. Owns what a loop computes at one place, a [`Term`], and the loops:
-//! [`map`], [`update`], [`in_place`], [`sum`], [`max`]. They are written out by hand, so that their speed hardly depends on
-//! what the compiler unrolls. Every function that takes `simd` must be inlined, as `row_wise.rs` says.
+//! [`map`], [`update`], [`in_place`], [`sum`], [`max`]. Every function that takes `simd` must be inlined, as `row_wise.rs` says.
 //! Read next: `row_wise.rs`, which has the operations.
 
 use super::microkernel::{unroll, zeros};
@@ -83,18 +82,10 @@ pub(crate) fn in_place<S: Simd, T: Term<1>>(simd: S, term: T, y: &mut [f32]) {
 #[inline(always)]
 unsafe fn store_each<S: Simd, T: Term<N>, const N: usize>(simd: S, term: T, x: [*const f32; N], y: *mut f32, n: usize) {
     let whole = n / S::F32_LANES * S::F32_LANES;
-    let by_four = n / (4 * S::F32_LANES);
     let mut of_x: [S::f32s; N] = zeros();
     // SAFETY: all places are below n, and the reads and writes are unaligned ones.
     unsafe {
-        for four in 0..by_four {
-            unroll!(v of 0 1 2 3 < 4, {
-                let i = (4 * four + v) * S::F32_LANES;
-                unroll!(j of 0 1 2 < N, { of_x[j] = x[j].add(i).cast::<S::f32s>().read_unaligned(); });
-                y.add(i).cast::<S::f32s>().write_unaligned(term.of(simd, of_x));
-            });
-        }
-        for vector in 4 * by_four..n / S::F32_LANES {
+        for vector in 0..n / S::F32_LANES {
             let i = vector * S::F32_LANES;
             unroll!(j of 0 1 2 < N, { of_x[j] = x[j].add(i).cast::<S::f32s>().read_unaligned(); });
             y.add(i).cast::<S::f32s>().write_unaligned(term.of(simd, of_x));
