@@ -69,7 +69,7 @@ macro_rules! operations {
 operations! {
     embed layer_norm layer_norm_scale layer_norm_normalize gain_bias linear linear_by_head sum_heads attention attention_scores
     attention_pattern attention_mix activation add unembed edit linear_activation linear_add
-    gather_rows linear_of_norm likeliest layer_norm_gradient layer_norm_scale_gradient layer_norm_normalize_scale_gradient gain_bias_gradient
+    gather_rows linear_of_norm argmax layer_norm_gradient layer_norm_scale_gradient layer_norm_normalize_scale_gradient gain_bias_gradient
     linear_by_head_gradient sum_heads_gradient activation_gradient attention_pattern_gradient attention_mix_gradient
     attention_mix_values_gradient attention_scores_gradient
 }

@@ -141,7 +141,7 @@ fn a_token_of_generation_is_one_submit() {
     let (gpu, checkpoint) = (gpu(), checkpoint());
     let x = gpu.upload([1, 48], vec![0.5; 48]);
     let table = gpu.load(&checkpoint.tensor("wte.weight").unwrap()).unwrap();
-    let found = gpu.likeliest(&gpu.unembed(&x, &table));
+    let found = gpu.argmax(&gpu.unembed(&x, &table));
     let staged = gpu.copy_out(&found, &Window::all([1, 6]));
     gpu.submit();
     assert_eq!(pollster::block_on(gpu.read(staged)).unwrap().len(), 6);

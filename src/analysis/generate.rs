@@ -4,7 +4,7 @@
 //! requests to the positions of one step.
 
 use crate::analysis::lens::{self, Reading};
-use crate::analysis::sampling::{Sampling, likeliest_of, log_sum_exp};
+use crate::analysis::sampling::{Sampling, log_sum_exp, token_of_argmax};
 use crate::analysis::top::largest;
 use crate::batch::Batch;
 use crate::config::{self, Config};
@@ -398,7 +398,7 @@ struct Found {
     /// The values at the sites that are read, by site and by piece.
     last: BTreeMap<(Site, usize), Vec<f32>>,
     /// What a choice of the likeliest token needs, by piece.
-    likeliest: BTreeMap<usize, Vec<f32>>,
+    argmax: BTreeMap<usize, Vec<f32>>,
 }
 
 /// Runs the texts of one group together.
@@ -422,7 +422,7 @@ impl Job<'_> {
     ) -> Result<ControlFlow<()>, Error> {
         let (config, hooks) = (params.config(), self.layout.hooks());
         let read: Vec<Site> = match self.generation.lens {
-            _ if self.is_likeliest_enough() => Vec::new(),
+            _ if self.needs_only_argmax() => Vec::new(),
             0 => vec![Site::Unembed],
             _ => lens::sites(config.n_layer).take(config.n_layer).chain([Site::Unembed]).collect(),
         };
@@ -468,7 +468,7 @@ impl Job<'_> {
     }
 
     /// True if only the likeliest token is needed of the logits. Then the device finds it, and no logits are read back.
-    fn is_likeliest_enough(&self) -> bool {
+    fn needs_only_argmax(&self) -> bool {
         let Generation { sampling, alternatives, lens, .. } = self.generation;
         let is_greedy = sampling.temperature == 0.0 && sampling.repetition_penalty == 1.0;
         is_greedy && *alternatives == 0 && *lens == 0 && !self.layout.hooks().touched().contains(&Site::Unembed)
@@ -490,11 +490,11 @@ impl Job<'_> {
         let first: Vec<usize> = pieces.iter().map(|piece| piece.positions.start).collect();
         let batch = Batch::continued(&ids, &first, config)?;
         let mut hooks = self.layout.of_pieces(pieces, read);
-        hooks.likeliest = self.is_likeliest_enough();
+        hooks.argmax = self.needs_only_argmax();
         let layout = Layout::new(&hooks, &batch)?;
         let in_cache: Vec<usize> = pieces.iter().map(|piece| piece.text - self.group.start).collect();
-        let (last, likeliest) = Default::default();
-        let mut to = Pieces { hooks: self.layout.hooks(), pieces, read, last, likeliest, to: sink };
+        let (last, argmax) = Default::default();
+        let mut to = Pieces { hooks: self.layout.hooks(), pieces, read, last, argmax, to: sink };
         let hear = |block: usize| match self.progress {
             Some(progress) => progress(block, config.n_layer),
             None => ControlFlow::Continue(()),
@@ -503,7 +503,7 @@ impl Job<'_> {
             let run = Run { cache: Some(cache), texts_in_cache: Some(&in_cache), ..Run::new(&layout, texts) };
             forward::forward(dev, params, run, &mut to, Some(&hear)).await?;
         }
-        Ok(Found { last: to.last, likeliest: to.likeliest })
+        Ok(Found { last: to.last, argmax: to.argmax })
     }
 
     /// Chooses the next token of a text from the values at its last position.
@@ -514,13 +514,13 @@ impl Job<'_> {
         text: &Text,
         i: usize,
         piece: usize,
-        Found { last, likeliest }: &Found,
+        Found { last, argmax }: &Found,
     ) -> Result<NewToken, Error> {
         let (generation, ids) = (self.generation, &text.written.ids);
         let not_a_number =
             |value: f32| Error::from(GenerateError::NotANumber { text: i, position: ids.len() - 1, value });
-        if let Some(of_chunks) = likeliest.get(&piece) {
-            let (id, logprob) = likeliest_of(of_chunks).map_err(not_a_number)?;
+        if let Some(of_chunks) = argmax.get(&piece) {
+            let (id, logprob) = token_of_argmax(of_chunks).map_err(not_a_number)?;
             return Ok(NewToken { id, logprob, alternatives: Vec::new(), lens: Vec::new() });
         }
         let logits = &last[&(Site::Unembed, piece)];

@@ -109,12 +109,12 @@ pub fn log_sum_exp<'a>(logits: impl IntoIterator<Item = &'a f32, IntoIter: Clone
     max + logits.map(|x| (f64::from(*x) - max).exp()).sum::<f64>().ln()
 }
 
-/// The likeliest token and its log-probability, from what [`crate::device::Operations::likeliest`] finds in a row of
+/// The likeliest token and its log-probability, from what [`crate::device::Operations::argmax`] finds in a row of
 /// logits.
 ///
 /// # Errors
 /// Finds a logit that is NaN or positive infinity.
-pub fn likeliest_of(of_chunks: &[f32]) -> Result<(u32, f64), f32> {
+pub fn token_of_argmax(of_chunks: &[f32]) -> Result<(u32, f64), f32> {
     let chunks: Vec<[f32; 3]> = of_chunks.as_chunks().0.to_vec();
     let larger = |best: [f32; 3], chunk: &[f32; 3]| if chunk[0] > best[0] { *chunk } else { best };
     let [largest, id, _] = chunks.iter().fold(chunks[0], larger);
@@ -193,9 +193,9 @@ mod tests {
         use crate::device::{Device, LOGITS_CHUNK, Operations, Window};
         let found = |logits: &[f32]| {
             let dev = Reference::default();
-            let found = dev.likeliest(&dev.upload([1, logits.len()], logits.to_vec()));
+            let found = dev.argmax(&dev.upload([1, logits.len()], logits.to_vec()));
             let shape = dev.shape(&found);
-            likeliest_of(&dev.copy_out(&found, &Window::all(shape)))
+            token_of_argmax(&dev.copy_out(&found, &Window::all(shape)))
         };
         let mut logits: Vec<f32> = (0..2 * LOGITS_CHUNK + 9).map(|i| (i * 7919 % 1013) as f32 * 0.01).collect();
         for (place, value) in [(0, 20.0), (LOGITS_CHUNK, 21.0), (2 * LOGITS_CHUNK + 8, 22.0)] {

@@ -92,7 +92,7 @@ pub(super) async fn measure<D: Device>(
             let batch = Batch::continued(&vec![&ids; texts], &vec![first; texts], config);
             let batch = batch.expect("ids of this vocabulary");
             let mut hooks = Hooks::new(config);
-            hooks.likeliest = true;
+            hooks.argmax = true;
             let layout = Layout::new(&hooks, &batch)?;
             let row = format!("generation, {texts} texts, {tokens} tokens of each after {first}");
             if first > filled {

@@ -39,6 +39,9 @@ fn hint(e: &Error) -> Option<&'static str> {
         Error::Tokenizer(TokenizerError::Unsupported { .. }) => "or give token ids with --ids",
         Error::Hub(HubError::Pickle { .. }) => "give the converted folder, or that name, to --model",
         Error::Hub(HubError::Offline { .. }) => "give that folder to --model",
+        Error::Hook(HookError::Site(SiteError::Unknown { pattern, .. })) if pattern.contains('@') => {
+            "give the hook's name alone; only an edit or a linear function selects with `@`"
+        }
         Error::Hook(HookError::Site(SiteError::Unknown { .. })) => "`actscope hooks` lists all hooks",
         Error::Run(RunError::TooLarge { .. }) => "use shorter texts, or --device cpu",
         Error::Run(RunError::Load(LoadError::Overflow { .. })) => "use --weights stored, bf16 or f32",

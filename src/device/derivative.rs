@@ -155,7 +155,7 @@ impl Op {
             | Op::SumHeads { .. }
             | Op::Add {}
             | Op::Unembed {}
-            | Op::Likeliest {}
+            | Op::Argmax {}
             | Op::GatherRows { .. }
             | Op::Edit { .. } => (&[], false),
             // These are never on a tape: it records fused products in steps, and only forward passes.
@@ -191,7 +191,7 @@ impl Op {
             Op::Embed { .. }
             | Op::LinearActivation { .. }
             | Op::LinearOfNorm { .. }
-            | Op::Likeliest {}
+            | Op::Argmax {}
             | of_gradients!() => false,
         }
     }
@@ -206,7 +206,7 @@ impl<D: Device> Done<'_, D> {
         let of = |operand, values| (operand, Gradient::all(n_rows, values));
         match op {
             // Token ids are no tensor, and the choice of a token has no gradient.
-            Op::Embed { .. } | Op::Likeliest {} => Vec::new(),
+            Op::Embed { .. } | Op::Argmax {} => Vec::new(),
             Op::LayerNorm { eps } => vec![of(0, dev.layer_norm_gradient(&x[0], dy, &w[0], *eps))],
             Op::LayerNormScale { .. } => {
                 vec![of(0, dev.layer_norm_scale_gradient(&x[0], result.expect("it reads the result"), dy))]
@@ -427,7 +427,7 @@ mod tests {
         let all = OpKind::ALL.iter().take_while(|kind| **kind != OpKind::LayerNormGradient);
         assert_eq!(
             kinds,
-            all.filter(|kind| ![OpKind::Embed, OpKind::Likeliest].contains(kind)).copied().collect(),
+            all.filter(|kind| ![OpKind::Embed, OpKind::Argmax].contains(kind)).copied().collect(),
             "every operation with tensors"
         );
     }

@@ -82,7 +82,7 @@ impl Queries {
     }
 }
 
-/// The number of columns of logits that [`Op::Likeliest`] summarises together.
+/// The number of columns of logits that [`Op::Argmax`] summarises together.
 pub const LOGITS_CHUNK: usize = 1024;
 
 /// Rows to gather: the number of the tensor, and its rows.
@@ -244,7 +244,7 @@ operations! {
     /// Summarises logits [T, V] for the choice of the likeliest token. Every [`LOGITS_CHUNK`] columns become three: the
     /// largest value, its column (the first of equal ones), and the sum of `e^(value - largest)`. A value below
     /// [`super::MASKED`] counts as [`super::MASKED`]. The sum is NaN if a value is NaN or positive infinity.
-    Likeliest likeliest [logits] [] {} => [logits[0], 3 * logits[1].div_ceil(LOGITS_CHUNK)];
+    Argmax argmax [logits] [] {} => [logits[0], 3 * logits[1].div_ceil(LOGITS_CHUNK)];
 
     /// The listed rows of the tensors, in the order of the list. A row may be listed more than once. All tensors have the same
     /// number of columns.

@@ -204,7 +204,7 @@ impl Reference {
         Tensor::new(x.rows, w.cols, y)
     }
 
-    fn likeliest(&self, logits: &Tensor) -> Tensor {
+    fn argmax(&self, logits: &Tensor) -> Tensor {
         let chunks = logits.cols.div_ceil(LOGITS_CHUNK);
         let of_chunk = |t: usize, chunk: usize| {
             let first = chunk * LOGITS_CHUNK;
@@ -482,7 +482,7 @@ impl Device for Reference {
             Op::Activation { f } => self.activation(x[0], *f),
             Op::Add {} => self.add(x[0], x[1]),
             Op::Unembed {} => self.unembed(x[0], w[0]),
-            Op::Likeliest {} => self.likeliest(x[0]),
+            Op::Argmax {} => self.argmax(x[0]),
             Op::GatherRows { parts } => self.gather_rows(x, parts),
             Op::Edit { window, change } => self.edit(x[0], window, change),
             Op::LayerNormGradient { eps } => self.layer_norm_gradient(x[0], x[1], w[0], *eps),

@@ -61,8 +61,8 @@ pub trait Sink {
         Ok(Some(values))
     }
 
-    /// Receives the result of [`crate::device::Operations::likeliest`] for the last logits of a text.
-    fn likeliest(&mut self, _text: usize, _of_chunks: &[f32]) {}
+    /// Receives the result of [`crate::device::Operations::argmax`] for the last logits of a text.
+    fn argmax(&mut self, _text: usize, _of_chunks: &[f32]) {}
 
     /// Receives the sha256 of the values that the function of edit `n` returned for a text.
     fn edited(&mut self, _n: usize, _text: usize, _sha256: &str) {}

@@ -109,7 +109,7 @@ impl<'a> Layout<'a> {
     /// The positions of a text whose logits are computed, or `None` for all. Nothing reads the logits later in the run,
     /// so those that are not recorded are not computed.
     pub(super) fn logits_of(&self, text: usize) -> Option<Vec<Range<usize>>> {
-        if self.hooks.likeliest {
+        if self.hooks.argmax {
             let n = self.batch.texts()[text].len();
             return Some(vec![n - 1..n]);
         }

@@ -66,8 +66,8 @@ const SUBMITS_IN_FLIGHT: usize = 2;
 struct Pending<D: Device> {
     site: Site,
     text: Option<usize>,
-    /// The number of texts of whose logits these are the result of [`Operations::likeliest`], or 0 for values of a site.
-    likeliest_of: usize,
+    /// The number of texts of whose logits these are the result of [`Operations::argmax`], or 0 for values of a site.
+    argmax_of: usize,
     staged: D::Staged,
 }
 
@@ -287,19 +287,19 @@ impl<'a, D: Device> Recorder<'a, D> {
         for (text, window) in self.layout.windows(site, select, texts) {
             if !window.is_empty() {
                 self.staged_bytes += 4 * window.len();
-                self.staged.push(Pending { site, text, likeliest_of: 0, staged: dev.copy_out(x, &window) });
+                self.staged.push(Pending { site, text, argmax_of: 0, staged: dev.copy_out(x, &window) });
             }
         }
     }
 
     /// Records what a choice of the likeliest token needs of logits with one row for each of `n` texts from `first` on,
     /// if the request wants it.
-    pub fn likeliest(&mut self, dev: &D, first: usize, n: usize, logits: &D::Tensor) {
-        if self.layout.hooks().likeliest {
-            let found = dev.likeliest(logits);
+    pub fn argmax(&mut self, dev: &D, first: usize, n: usize, logits: &D::Tensor) {
+        if self.layout.hooks().argmax {
+            let found = dev.argmax(logits);
             let staged = dev.copy_out(&found, &Window::all(dev.shape(&found)));
             let text = Some(self.texts.start + first);
-            self.staged.push(Pending { site: Site::Unembed, text, likeliest_of: n, staged });
+            self.staged.push(Pending { site: Site::Unembed, text, argmax_of: n, staged });
         }
     }
 
@@ -358,11 +358,11 @@ impl<'a, D: Device> Recorder<'a, D> {
     }
 
     async fn collect(&mut self, dev: &D, pending: Vec<Pending<D>>) -> Result<(), Stop> {
-        for Pending { site, text, likeliest_of, staged } in pending {
+        for Pending { site, text, argmax_of, staged } in pending {
             let values = dev.read(staged).await?;
-            if let (1.., Some(first)) = (likeliest_of, text) {
-                let rows = values.chunks(values.len() / likeliest_of);
-                rows.zip(first..).for_each(|(row, text)| self.sink.likeliest(text, row));
+            if let (1.., Some(first)) = (argmax_of, text) {
+                let rows = values.chunks(values.len() / argmax_of);
+                rows.zip(first..).for_each(|(row, text)| self.sink.argmax(text, row));
                 dev.host_memory().give_back(values);
                 continue;
             }

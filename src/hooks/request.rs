@@ -300,16 +300,16 @@ pub struct Hooks {
     /// When more bytes than this are staged, a block boundary reads them back: see
     /// [`crate::hooks::recorder::Recorder::boundary`].
     pub staging_budget: usize,
-    /// True if the caller needs the likeliest token after each text, which [`crate::hooks::capture::Sink::likeliest`]
+    /// True if the caller needs the likeliest token after each text, which [`crate::hooks::capture::Sink::argmax`]
     /// receives. Only for requests that neither record nor edit logits.
-    pub(crate) likeliest: bool,
+    pub(crate) argmax: bool,
 }
 
 impl Hooks {
     /// An empty request to a model of this shape.
     pub fn new(config: &Config) -> Hooks {
         let (config, staging_budget) = (config.clone(), 1 << 20);
-        Hooks { config, taps: BTreeMap::new(), edits: Vec::new(), staging_budget, likeliest: false }
+        Hooks { config, taps: BTreeMap::new(), edits: Vec::new(), staging_budget, argmax: false }
     }
 
     /// Records every site that `pattern` names ([`site::resolve`]).
@@ -444,7 +444,7 @@ impl Hooks {
     /// The last site with a tap or an edit.
     pub(crate) fn last(&self) -> Option<Site> {
         let asked = self.taps.keys().next_back().copied().max(self.edits.iter().map(|(site, ..)| *site).max());
-        asked.max(self.likeliest.then_some(Site::Unembed))
+        asked.max(self.argmax.then_some(Site::Unembed))
     }
 
     /// The checks that need no batch.

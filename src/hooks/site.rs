@@ -352,6 +352,14 @@ pub enum SiteError {
         /// The names nearest to it.
         near: Vec<String>,
     },
+    /// The name is a hook's but for the number of its block.
+    #[error("no hook matches {pattern:?}: this model has {n_layer} blocks, the last of which is {}", n_layer - 1)]
+    Block {
+        /// The pattern as given.
+        pattern: String,
+        /// Blocks of the model, at least one.
+        n_layer: usize,
+    },
     /// The name means something that is not an activation.
     #[error("{pattern} is not an activation: it holds {what}")]
     NoActivation {
@@ -436,7 +444,7 @@ fn normalized(pattern: &str, n_layer: usize) -> String {
 /// win over aliases.
 ///
 /// # Errors
-/// [`SiteError::Unknown`] with the nearest names when nothing matches.
+/// [`SiteError::Block`] when only the block is missing, [`SiteError::Unknown`] with the nearest names when nothing else matches.
 pub fn resolve(pattern: &str, n_layer: usize) -> Result<Vec<Site>, SiteError> {
     for every in ["[*]", "[:]"] {
         if pattern.contains(every) {
@@ -476,7 +484,18 @@ pub fn resolve(pattern: &str, n_layer: usize) -> Result<Vec<Site>, SiteError> {
     if !found.is_empty() {
         return Ok(found);
     }
+    if of_first_block(&written, n_layer).is_some_and(|of_first| resolve(&of_first, n_layer).is_ok()) {
+        return Err(SiteError::Block { pattern: pattern.into(), n_layer });
+    }
     Err(SiteError::Unknown { pattern: pattern.to_string(), near: nearest(pattern, n_layer) })
+}
+
+/// `name` with block 0 in place of the first block that a model of `n_layer` blocks lacks.
+fn of_first_block(name: &str, n_layer: usize) -> Option<String> {
+    let mut parts: Vec<&str> = name.split('.').collect();
+    let missing = parts.iter_mut().find(|part| part.parse().is_ok_and(|block: usize| block >= n_layer))?;
+    *missing = "0";
+    (n_layer > 0).then(|| parts.join("."))
 }
 
 /// A remark for users of another tool's name, when that tool's value differs from the hook's in a surprising way.
@@ -646,5 +665,14 @@ mod tests {
         let Err(SiteError::Unknown { near, .. }) = resolve("blocks.7.attn.hook_patern", 2) else { panic!() };
         assert!(near[0].ends_with("attn.hook_pattern"), "{near:?}");
         assert!(resolve("", 2).is_err());
+    }
+
+    #[test]
+    fn a_block_that_is_missing_is_what_is_wrong() {
+        let message = "no hook matches \"blocks.99.hook_resid_post\": this model has 2 blocks, the last of which is 1";
+        assert_eq!(resolve("blocks.99.hook_resid_post", 2).unwrap_err().to_string(), message);
+        for pattern in ["blocks.2.attn.*", "transformer.h[2].output", "resid_post.7"] {
+            assert_eq!(resolve(pattern, 2), Err(SiteError::Block { pattern: pattern.into(), n_layer: 2 }));
+        }
     }
 }

@@ -179,7 +179,7 @@ pub(crate) struct Pieces<'a> {
     /// The values of `read` at the last position of the pieces with `is_read`, by site and by piece.
     pub last: BTreeMap<(Site, usize), Vec<f32>>,
     /// What a choice of the likeliest token needs, by piece.
-    pub likeliest: BTreeMap<usize, Vec<f32>>,
+    pub argmax: BTreeMap<usize, Vec<f32>>,
     /// The sink for the recorded values.
     pub to: &'a mut dyn StepSink,
 }
@@ -216,8 +216,8 @@ impl Sink for Pieces<'_> {
         Ok(Some(values))
     }
 
-    fn likeliest(&mut self, text: usize, of_chunks: &[f32]) {
-        self.likeliest.insert(text, of_chunks.to_vec());
+    fn argmax(&mut self, text: usize, of_chunks: &[f32]) {
+        self.argmax.insert(text, of_chunks.to_vec());
     }
 }
 

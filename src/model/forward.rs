@@ -311,7 +311,7 @@ impl<D: Device, P: Device<Weight = D::Weight>> Pass<'_, D, P> {
         for texts in self.logits_together(hooks) {
             let rows = texts.iter().flat_map(|(_, rows)| rows.iter().map(|rows| (0, rows.clone()))).collect();
             let logits = params.logits(dev, &self.gathered(&x, rows)).await?;
-            hooks.likeliest(dev, texts[0].0, texts.len(), &logits);
+            hooks.argmax(dev, texts[0].0, texts.len(), &logits);
             let (mut first, is_alone, is_wanted) = (0, texts.len() == 1, hooks.wants(Site::Unembed));
             for (text, rows) in texts.into_iter().filter(|_| is_wanted) {
                 let end = first + rows.iter().map(ExactSizeIterator::len).sum::<usize>();

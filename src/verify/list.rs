@@ -46,7 +46,7 @@ pub static OPERATIONS: &[(OpKind, MakeCases)] = &[
     (OpKind::LinearAdd, linear_add),
     (OpKind::GatherRows, gather_rows),
     (OpKind::LinearOfNorm, linear_of_norm),
-    (OpKind::Likeliest, likeliest),
+    (OpKind::Argmax, argmax),
     (OpKind::LayerNormGradient, layer_norm_gradient),
     (OpKind::LayerNormScaleGradient, layer_norm_scale_gradient),
     (OpKind::LayerNormNormalizeScaleGradient, layer_norm_normalize_scale_gradient),
@@ -297,17 +297,17 @@ fn linear_of_norm() -> Vec<Case> {
     list
 }
 
-fn likeliest() -> Vec<Case> {
+fn argmax() -> Vec<Case> {
     let mut list = Vec::new();
     // Columns around the length of a chunk, and gpt2's vocabulary. The tolerance is less than one column of the place.
     for (rows, cols) in [(1, 1), (3, 11), (2, 1024), (9, 1025), (2, 2050), (1, 50_257), (MANY_ROWS, 3)] {
-        list.push(Case::new(Op::Likeliest {}, vec![random(rows, cols, 3.0, 47)], vec![]).within(0.0, 4e-6));
+        list.push(Case::new(Op::Argmax {}, vec![random(rows, cols, 3.0, 47)], vec![]).within(0.0, 4e-6));
     }
     let place = |values: Vec<f32>| Host { rows: 1, cols: values.len(), values };
     let mut equal = vec![-1.0; 700];
     (equal[65], equal[193], equal[66]) = (2.5, 2.5, 2.5);
     let one =
-        |values: Vec<f32>, note| Case::new(Op::Likeliest {}, vec![place(values)], vec![]).within(0.0, 4e-6).noted(note);
+        |values: Vec<f32>, note| Case::new(Op::Argmax {}, vec![place(values)], vec![]).within(0.0, 4e-6).noted(note);
     list.push(one(equal, "equal values"));
     list.push(one(vec![f32::NEG_INFINITY, 88.0, -1e30, f32::NEG_INFINITY, 87.0], "huge and minus infinity"));
     list.push(one(vec![f32::NEG_INFINITY; 5], "minus infinity"));

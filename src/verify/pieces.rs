@@ -136,7 +136,7 @@ async fn run_in_pieces<D: Device>(
             pieces: &pieces,
             read: &[],
             last: BTreeMap::new(),
-            likeliest: BTreeMap::new(),
+            argmax: BTreeMap::new(),
             to: &mut capture,
         };
         let all = 0..pieces.len();

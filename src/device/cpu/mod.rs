@@ -240,9 +240,9 @@ impl Cpu {
         })
     }
 
-    fn likeliest(&self, logits: &Tensor) -> Tensor {
+    fn argmax(&self, logits: &Tensor) -> Tensor {
         let chunks = logits.cols.div_ceil(LOGITS_CHUNK);
-        self.tensor(logits.rows, 3 * chunks, |y| row_wise::likeliest(&self.workers, logits, logits.cols, y))
+        self.tensor(logits.rows, 3 * chunks, |y| row_wise::argmax(&self.workers, logits, logits.cols, y))
     }
 
     fn gather_rows(&self, x: &[&Tensor], parts: &[RowsOf]) -> Tensor {
@@ -434,7 +434,7 @@ impl Device for Cpu {
             Op::Activation { f } => self.map_rows(x[0], x[0].cols, *f),
             Op::Add {} => self.add(x[0], x[1]),
             Op::Unembed {} => self.unembed(x[0], w[0]),
-            Op::Likeliest {} => self.likeliest(x[0]),
+            Op::Argmax {} => self.argmax(x[0]),
             Op::GatherRows { parts } => self.gather_rows(x, parts),
             Op::Edit { window, change } => self.edit(x[0], window, change),
             Op::LayerNormGradient { eps } => self.layer_norm_gradient(x[0], x[1], w[0], *eps),

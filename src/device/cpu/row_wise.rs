@@ -452,8 +452,8 @@ pub(crate) fn lower_and_upper<'a>(x: RowsView<'_>, k: usize, cols: usize, to: &'
     RowsView { data: to, n: x.n, stride: cols }
 }
 
-/// [`crate::device::Op::Likeliest`] of logits [rows, cols].
-pub(crate) fn likeliest(workers: &Workers, logits: &[f32], cols: usize, y: &mut [f32]) {
+/// [`crate::device::Op::Argmax`] of logits [rows, cols].
+pub(crate) fn argmax(workers: &Workers, logits: &[f32], cols: usize, y: &mut [f32]) {
     let (arch, chunks) = (workers.arch, cols.div_ceil(LOGITS_CHUNK));
     let all = y.len() / 3;
     let each = if logits.len() < WORTH_SHARING { all } else { all.div_ceil(4 * workers.threads) };

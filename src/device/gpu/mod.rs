@@ -449,14 +449,14 @@ impl Gpu {
     }
 
     /// Three numbers for each chunk of the columns.
-    fn likeliest(&self, logits: &Tensor) -> Tensor {
+    fn argmax(&self, logits: &Tensor) -> Tensor {
         let chunks = logits.cols.div_ceil(LOGITS_CHUNK);
         let y = self.empty(logits.rows, 3 * chunks);
         for rows in self.bindable(0..logits.rows, logits.cols) {
             let (source, x_first) = self.some_rows(logits, &rows);
             let (target, y_first) = self.some_rows(&y, &rows);
             let n = rows.len() * chunks;
-            let params = kernels::Likeliest {
+            let params = kernels::Argmax {
                 n: n as u32,
                 cols: logits.cols as u32,
                 chunks: chunks as u32,
@@ -464,7 +464,7 @@ impl Gpu {
                 x_first,
                 y_first,
             };
-            let variant = self.either(&kernels::LIKELIEST, &kernels::LIKELIEST_BROADCAST);
+            let variant = self.either(&kernels::ARGMAX, &kernels::ARGMAX_BROADCAST);
             self.encoder.dispatch(variant, &params, &[source, target], grid(n));
         }
         y
@@ -529,7 +529,7 @@ impl Gpu {
             Op::Activation { f } => self.activation(x[0], *f),
             Op::Add {} => self.add(x[0], x[1]),
             Op::Unembed {} => self.unembed(x[0], w[0]),
-            Op::Likeliest {} => self.likeliest(x[0]),
+            Op::Argmax {} => self.argmax(x[0]),
             Op::GatherRows { parts } => self.gather_rows(x, parts),
             Op::Edit { window, change } => self.edit(x[0], window, change),
             Op::LayerNormGradient { eps } => self.layer_norm_gradient(x[0], x[1], w[0], *eps),

@@ -1,6 +1,6 @@
-// A first step towards the likeliest token. Per row and chunk of the columns of x: the largest value, its column (of
-// equals the first), and the sum of e^(value - largest). Values below the lowest f32 (minus infinity, NaN) count as that
-// one, but a NaN makes the sum NaN.
+// The largest of each chunk of a row's logits, from which the likeliest token is chosen. Per row and chunk of the columns of x:
+// the largest value, its column (of equals the first), and the sum of e^(value - largest). Values below the lowest f32 (minus
+// infinity, NaN) count as that one, but a NaN makes the sum NaN.
 // One workgroup per row and chunk. The largest column number is exact in f32.
 
 struct Params {
@@ -23,7 +23,7 @@ fn counted(value: f32) -> f32 {
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
-fn likeliest(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
+fn argmax(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n_wg: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let i = wg.y * n_wg.x + wg.x;
     let first = i % p.chunks * p.chunk;
     let start = p.x_first + i / p.chunks * p.cols;
