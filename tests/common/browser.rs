@@ -154,6 +154,19 @@ impl Browser {
         }
     }
 
+    /// Waits until an expression is true, however long that takes, as long as the value of `progress` changes.
+    pub fn wait_through(&mut self, expression: &str, progress: &str) {
+        let (mut last, mut changed) = (self.eval(progress), Instant::now());
+        while self.eval(&format!("Boolean({expression})")) != true {
+            let now = self.eval(progress);
+            if now != last {
+                (last, changed) = (now, Instant::now());
+            }
+            assert!(changed.elapsed() < self.patience(), "{expression} is not true, and {progress} stays {last}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Runs on WebGPU in software take a while.
     fn patience(&self) -> Duration {
         if self.allowed.is_some() { 10 * PATIENCE } else { PATIENCE }
