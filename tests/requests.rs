@@ -122,7 +122,9 @@ const CASES: &[Case] = &[
     // Names of other tools.
     (&["extract", "a", "-k", "hidden_states[-1]"], "", 0, &["note: hidden_states[-1] is after the final LayerNorm"]),
     (&["extract", "a", "-k", "transformer.h[0].attn.c_attn"], "", 0, &["here it is the three hooks q, k and v"]),
-    (&["extract", "a", "-k", "hidden_states.5"], "", 2, &["no hook matches \"hidden_states.5\""]),
+    (&["extract", "a", "-k", "hidden_states.5"], "", 2, &["no hook matches \"hidden_states.5\"; nearest: "]),
+    (&["extract", "a", "-k", "blocks.9.attn.hook_z"], "", 2, &["this model has 4 blocks, the last of which is 3"]),
+    (&["extract", "a", "-k", "z.0@head=1"], "", 2, &["give the hook's name alone"]),
     (&["extract", "a", "-k", "embed.hook_in"], "", 2, &["is not an activation: it holds token ids"]),
     (&["hooks", "hidden_states.2"], "", 0, &["note: hidden_states.2 is what leaves block 1"]),
     // Attribution, heads, circuits, processed weights.

@@ -83,3 +83,5 @@ def test_fast_patching_and_edges(model: actscope.Model) -> None:
     assert earlier.clean == pytest.approx(float(model.score(CLEAN)[0].logprobs[2]), abs=1e-4)
     averaged = model.edges(CLEAN, CORRUPT, " cat", " dog", steps=5)
     assert averaged.scores.shape == edges.scores.shape and not np.allclose(averaged.scores, edges.scores, equal_nan=True)
+    # Texts that are equal have no change to divide by.
+    assert np.isnan(model.edges(CLEAN, CLEAN, " cat", " dog").faithfulness(3))

@@ -444,7 +444,8 @@ fn normalized(pattern: &str, n_layer: usize) -> String {
 /// win over aliases.
 ///
 /// # Errors
-/// [`SiteError::Block`] when only the block is missing, [`SiteError::Unknown`] with the nearest names when nothing else matches.
+/// [`SiteError::Block`] when only the block does not exist, [`SiteError::NoActivation`] for a name of something else, and
+/// [`SiteError::Unknown`] with the nearest names otherwise.
 pub fn resolve(pattern: &str, n_layer: usize) -> Result<Vec<Site>, SiteError> {
     for every in ["[*]", "[:]"] {
         if pattern.contains(every) {
@@ -490,12 +491,16 @@ pub fn resolve(pattern: &str, n_layer: usize) -> Result<Vec<Site>, SiteError> {
     Err(SiteError::Unknown { pattern: pattern.to_string(), near: nearest(pattern, n_layer) })
 }
 
-/// `name` with block 0 in place of the first block that a model of `n_layer` blocks lacks.
+/// `name` with block 0 in place of the first block that a model of `n_layer` blocks lacks. `None` where it names no such block;
+/// the numbers of `hidden_states` are no blocks.
 fn of_first_block(name: &str, n_layer: usize) -> Option<String> {
+    if n_layer == 0 || name.starts_with("hidden_states.") {
+        return None;
+    }
     let mut parts: Vec<&str> = name.split('.').collect();
     let missing = parts.iter_mut().find(|part| part.parse().is_ok_and(|block: usize| block >= n_layer))?;
     *missing = "0";
-    (n_layer > 0).then(|| parts.join("."))
+    Some(parts.join("."))
 }
 
 /// A remark for users of another tool's name, when that tool's value differs from the hook's in a surprising way.
@@ -673,6 +678,9 @@ mod tests {
         assert_eq!(resolve("blocks.99.hook_resid_post", 2).unwrap_err().to_string(), message);
         for pattern in ["blocks.2.attn.*", "transformer.h[2].output", "resid_post.7"] {
             assert_eq!(resolve(pattern, 2), Err(SiteError::Block { pattern: pattern.into(), n_layer: 2 }));
+        }
+        for pattern in ["hidden_states.3", "blocks.7.nothing"] {
+            assert!(matches!(resolve(pattern, 2), Err(SiteError::Unknown { .. })), "{pattern}");
         }
     }
 }
