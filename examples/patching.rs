@@ -6,7 +6,7 @@
 
 use actscope::Session;
 use actscope::analysis::metric::{Metric, Question};
-use actscope::analysis::sweep::{Case, Change, Sweep, SweepAxis, SweepSite};
+use actscope::analysis::sweep::{Case, Replacement, Sweep, SweepAxis, SweepSite};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let session = Session::open("demo")?;
@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let sweep = Sweep {
         sites: vec![SweepSite::find("z", model.config())?],
         axes: vec![SweepAxis::Layer, SweepAxis::Head],
-        change: Change::Patch,
+        replacement: Replacement::Patch,
         metric: Metric::Logprob,
     };
     let swept = session.sweep(&sweep, &[case])?;

@@ -1,7 +1,7 @@
 // The largest of each chunk of a row's logits, from which the likeliest token is chosen. Per row and chunk of the columns of x:
 // the largest value, its column (of equals the first), and the sum of e^(value - largest). Values below the lowest f32 (minus
 // infinity, NaN) count as that one, but a NaN makes the sum NaN.
-// One workgroup per row and chunk. The largest column number is exact in f32.
+// One workgroup per row and chunk. Column numbers are exact up to 2^24.
 
 struct Params {
     n: u32,        // rows times chunks

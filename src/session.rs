@@ -7,7 +7,7 @@ use crate::config::Config;
 #[cfg(feature = "gpu")]
 use crate::device::gpu::Gpu;
 use crate::device::host_pool::HostPool;
-use crate::device::{AnyDevice, Bytes, Device, DeviceError, DeviceInfo};
+use crate::device::{AnyDevice, Device, DeviceError, DeviceInfo};
 use crate::hooks::capture::{Capture, Sink};
 use crate::hooks::layout::Layout;
 use crate::hooks::request::{HookError, Hooks, Select};
@@ -132,18 +132,9 @@ impl Model {
         }
     }
 
-    /// Opens a checkpoint whose files are in memory: for targets without folders, such as a browser. `files` has the
-    /// files that a checkpoint's folder would have, with their names; others are ignored.
-    ///
-    /// # Errors
-    /// As [`Model::open`].
-    pub fn from_files(name: &str, files: Vec<(String, Arc<dyn Bytes>)>) -> Result<Model, Error> {
-        let files = files.into_iter().map(|(name, bytes)| (name, Held::Bytes(bytes))).collect();
-        at_once(Model::of_files(name, files))
-    }
-
     /// Opens a checkpoint whose files are read range by range: of files with weights only the headers, and each tensor when a
-    /// run first needs it. `files` is as for [`Model::from_files`].
+    /// run first needs it. For targets without folders, such as a browser. `files` has the files that a checkpoint's folder would
+    /// have, with their names; others are ignored.
     ///
     /// # Errors
     /// As [`Model::open`].
@@ -208,7 +199,7 @@ impl Model {
         }
     }
 
-    /// Every file that belongs to the model, including those that were not read.
+    /// The path of every file that belongs to the model, including those that were not read and those that do not exist.
     pub fn paths(&self) -> Vec<PathBuf> {
         match &self.source {
             #[cfg(feature = "demo")]
@@ -481,10 +472,14 @@ impl Session {
     ) -> Result<Capture, Error> {
         let layout = self.layout(batch, hooks)?;
         start.check(batch, self.model.config())?;
-        let memory = Arc::downgrade(self.device.host_memory());
-        let mut capture = Capture::unchecked(hooks, batch, memory)?;
+        let mut capture = self.capture(hooks, batch)?;
         self.run_layout(&layout, start, &mut capture, progress).await?;
         Ok(capture)
+    }
+
+    /// A capture for a request, with memory from the device's pool.
+    pub(crate) fn capture(&self, hooks: &Hooks, batch: &Batch) -> Result<Capture, HookError> {
+        Capture::unchecked(hooks, batch, Arc::downgrade(self.device.host_memory()))
     }
 
     /// Runs a batch and passes what `hooks` asked for to `sink` as it is computed, so memory does not grow with the

@@ -411,14 +411,14 @@ fn processed_models_have_a_bias_of_the_unembedding() {
     }
     assert!(of_processed.remainder.abs() < 1e-5);
     use actscope::analysis::metric::Metric;
-    use actscope::analysis::sweep::{Case, Change, Sweep, SweepAxis, SweepSite};
+    use actscope::analysis::sweep::{Case, Replacement, Sweep, SweepAxis, SweepSite};
     let sweep = |session: &Session| {
         let config = session.model().config();
         let sites = vec![SweepSite::find("z", config).unwrap()];
         let sweep = Sweep {
             sites,
             axes: vec![SweepAxis::Layer, SweepAxis::Head],
-            change: Change::Zero,
+            replacement: Replacement::Zero,
             metric: Metric::LogitDiff,
         };
         let case = Case {

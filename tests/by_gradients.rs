@@ -7,9 +7,9 @@ mod common;
 use actscope::analysis::attribute::{Attribution, By};
 use actscope::analysis::attribute_gradient::Along;
 use actscope::analysis::edges::{Edge, Writer, readers};
-use actscope::analysis::gradients::{Target, Way, tape_bytes};
+use actscope::analysis::gradients::{GradientOptions, Target, tape_bytes};
 use actscope::analysis::metric::{Metric, Question};
-use actscope::analysis::sweep::{Case, Cases, Change, Sweep, SweepSite};
+use actscope::analysis::sweep::{Case, Cases, Replacement, Sweep, SweepSite};
 use actscope::device::Choice;
 use actscope::hooks::capture::Capture;
 use actscope::model::forward::Start;
@@ -53,7 +53,7 @@ fn sweep(session: &Session, at: &str, by: &Value, metric: &Value) -> Sweep {
     Sweep {
         sites: vec![SweepSite::find(at, session.model().config()).unwrap()],
         axes: by.as_array().unwrap().iter().map(|axis| axis.as_str().unwrap().parse().unwrap()).collect(),
-        change: Change::Patch,
+        replacement: Replacement::Patch,
         metric: metric.as_str().unwrap().parse().unwrap(),
     }
 }
@@ -86,7 +86,8 @@ fn fast_sweeps_of_several() {
     let two = Case { from_source: true, ..two };
     let site = |name: &str| SweepSite::find(name, config).unwrap();
     let axes = vec!["layer".parse().unwrap(), "head".parse().unwrap()];
-    let both = Sweep { sites: vec![site("z"), site("q")], axes, change: Change::Patch, metric: Metric::Logprob };
+    let both =
+        Sweep { sites: vec![site("z"), site("q")], axes, replacement: Replacement::Patch, metric: Metric::Logprob };
     let all = session.patch_fast(&both, &[one.clone(), two.clone()]).unwrap();
     assert_eq!(all.shape, [2, 3, 4]);
     for (n, case) in [one.clone(), two.clone()].iter().enumerate() {
@@ -159,15 +160,15 @@ fn fast_sweeps_of_texts_of_different_lengths() {
 #[test]
 fn what_cannot_be_estimated() {
     let (session, golden) = (open("classic", Choice::Cpu), &goldens("attributions.json")["classic"]);
-    let z = |change, metric| Sweep {
+    let z = |replacement, metric| Sweep {
         sites: vec![SweepSite::find("z", session.model().config()).unwrap()],
         axes: vec!["layer".parse().unwrap()],
-        change,
+        replacement,
         metric,
     };
     let noise = case(golden, true);
     for (sweep, says) in
-        [(z(Change::Patch, Metric::Kl), "gradient 0"), (z(Change::Zero, Metric::Loss), "no other text")]
+        [(z(Replacement::Patch, Metric::Kl), "gradient 0"), (z(Replacement::Zero, Metric::Loss), "no other text")]
     {
         let e = session.patch_fast(&sweep, std::slice::from_ref(&noise)).unwrap_err().to_string();
         assert!(e.contains(says), "{e}");
@@ -328,7 +329,7 @@ fn the_edges_of_a_writer_are_its_estimate() {
     for (at, axes) in [("result", &["layer", "head"][..]), ("mlp_out", &["layer"]), ("embed", &[])] {
         let sites = vec![SweepSite::find(at, session.model().config()).unwrap()];
         let axes: Vec<_> = axes.iter().map(|axis| axis.parse().unwrap()).collect();
-        let sweep = Sweep { sites, axes, change: Change::Patch, metric: Metric::LogitDiff };
+        let sweep = Sweep { sites, axes, replacement: Replacement::Patch, metric: Metric::LogitDiff };
         let fast = session.patch_fast(&sweep, &cases).unwrap();
         let effects: Vec<f64> = fast.values[0].iter().map(|value| value - fast.unchanged[0]).collect();
         let n_head = session.model().config().n_head;
@@ -377,14 +378,14 @@ fn blocks_that_are_run_again() {
             (dot(Site::ResidPre(last), 8 * n_embd), Start::Tokens),
             (dot(Site::AttnOut(0), 8 * n_embd), Start::Tokens),
         ] {
-            let run = |checkpoint, gradients_only| {
-                let way = Way { start, checkpoint, gradients_only };
-                pollster::block_on(session.gradients_async(&batch, &hooks, &target, way, None)).unwrap()
+            let run = |recompute, gradients_only| {
+                let options = GradientOptions { start, recompute, gradients_only };
+                pollster::block_on(session.gradients_async(&batch, &hooks, &target, options, None)).unwrap()
             };
             let (kept, again) = (run(false, false), run(true, false));
             // Values may be left out.
-            for (checkpoint, whole) in [(false, &kept), (true, &again)] {
-                let only = run(checkpoint, true);
+            for (recompute, whole) in [(false, &kept), (true, &again)] {
+                let only = run(recompute, true);
                 assert!(only.values.iter().next().is_none(), "{name} {choice:?}");
                 assert!(only.gradients == whole.gradients && only.target == whole.target, "{name} {choice:?}");
             }
@@ -412,13 +413,13 @@ fn the_memory_of_one_block() {
     let mut hooks = model.hooks();
     hooks.tap("resid_pre.*").unwrap();
     let target = Target::Metric(Metric::Logit, vec![Question { position: 63, answer: 1, wrong: 1 }]);
-    let bytes = |checkpoint| tape_bytes(config, &batch, &hooks, &target, checkpoint).unwrap();
+    let bytes = |recompute| tape_bytes(config, &batch, &hooks, &target, recompute).unwrap();
     // A logit is computed from the final LayerNorm's output, so no logits are on the tape.
     assert_eq!(bytes(true) * config.n_layer as u64, bytes(false));
     // A function would be called twice.
     hooks.edit_at(Site::ResidPre(1), Select::all(), Edit::with("twice", |x| x.to_owned())).unwrap();
-    let way = Way { checkpoint: true, ..Way::default() };
-    let e = pollster::block_on(session.gradients_async(&batch, &hooks, &target, way, None)).unwrap_err();
+    let options = GradientOptions { recompute: true, ..GradientOptions::default() };
+    let e = pollster::block_on(session.gradients_async(&batch, &hooks, &target, options, None)).unwrap_err();
     assert!(e.to_string().contains("call it twice"), "{e}");
 }
 
@@ -469,8 +470,8 @@ fn progress_on(choice: Choice) {
     let mut hooks = session.model().hooks();
     hooks.tap("resid_pre.0").unwrap();
     let target = Target::Metric(Metric::Loss, vec![Question { position: 2, answer: 0, wrong: 0 }]);
-    for checkpoint in [false, true] {
-        let way = Way { checkpoint, ..Way::default() };
+    for recompute in [false, true] {
+        let options = GradientOptions { recompute, ..GradientOptions::default() };
         let heard = std::cell::RefCell::new(Vec::new());
         let run = |stop: Option<usize>| {
             let told = |done: usize, of: usize| {
@@ -481,10 +482,10 @@ fn progress_on(choice: Choice) {
                     std::ops::ControlFlow::Continue(())
                 }
             };
-            pollster::block_on(session.gradients_async(&batch, &hooks, &target, way, Some(&told)))
+            pollster::block_on(session.gradients_async(&batch, &hooks, &target, options, Some(&told)))
         };
         run(None).unwrap();
-        let (all, total) = (heard.take(), (2 + usize::from(checkpoint)) * session.model().config().n_layer);
+        let (all, total) = (heard.take(), (2 + usize::from(recompute)) * session.model().config().n_layer);
         assert!(all.is_sorted() && all.iter().all(|(done, of)| *of == total && *done <= total), "{all:?}");
         assert_eq!(all.last(), Some(&(total, total)), "{all:?}");
         let stopped = run(Some(total - 2));

@@ -6,6 +6,7 @@ mod binary;
 
 use binary::*;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use std::path::Path;
 
 fn json_of(args: &[&str]) -> Value {
@@ -393,6 +394,8 @@ fn wrong_requests_say_what_is_wrong() {
         (extract(&["-k", "pattern.0", "--mean"]), 2, "pairs of tokens"),
         (patch(&["--at", "resid_prev"]), 2, "resid_pre"),
         (patch(&["--by", "layer,head"]), 2, "no axis head"),
+        (patch(&["--by", "layer,layer"]), 2, "layer is named twice"),
+        (patch(&["--at", "every", "--at", "resid_pre"]), 2, "resid_pre is named twice"),
         (patch(&["--metric", "logits"]), 2, "none of logit-diff"),
         (patch(&["-o", "a.txt"]), 2, ".json, .csv"),
         (vec!["patch".into(), "--pairs".into(), typo], 1, "is \"clean\" meant?"),
@@ -468,6 +471,26 @@ fn steps_are_recorded_repeated_and_compared() {
     let before = written();
     run_well(["run", &steps, "--check", "-q"]);
     assert_eq!(written(), before, "--check wrote the output again");
+
+    // An output of other numbers is named. The lock file has its hash, as if it had been written so.
+    let read = |file: &str| std::fs::read_to_string(file).unwrap();
+    let text = read(&out);
+    let (before, values) = text.split_at(text.find("\"hooks\"").unwrap());
+    let changed = format!("{before}{}", values.replacen("0.", "1.", 1));
+    std::fs::write(&out, &changed).unwrap();
+    let sha256: String = Sha256::digest(&changed).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = locked["steps"][0]["outputs"][0]["sha256"].as_str().unwrap();
+    std::fs::write(&lock, read(&lock).replace(hash, &sha256)).unwrap();
+    let refused = run(["run", &steps, "--check", "-q"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("out.json: the numbers of hooks"), "{}", stderr(&refused));
+    let before = written();
+
+    // A step that is repeated has no stdin.
+    let refused = actscope(["tokens", "--record", &steps]).write_stdin("The cat").output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(stderr(&refused).contains("a recorded step cannot read stdin"), "{}", stderr(&refused));
+    assert!(!read(&steps).contains("tokens"));
 
     // Flags and the output file in one argument are understood by clap only.
     let args = json!(["extract", "-m", CLASSIC, "--ids", "1 2", format!("-qo{out}")]);

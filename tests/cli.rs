@@ -482,6 +482,14 @@ fn truncate() {
     let want: Vec<u32> = (1..=16).collect();
     assert_eq!(record["input_ids"][1], json!(want));
     assert_eq!(hook(&record, "ln_final.hook_out").shape(), [2, 16, 32]);
+    // So are the texts that edits take values from.
+    let other: Vec<String> = (1..=19).map(|id| (20 - id).to_string()).collect();
+    let source = ["--edit", "resid_pre.0:patch", "--source-ids", &other.join(" "), "--json", "-q"];
+    let patched = run_well(extract(&[&["--ids", long, "--truncate"], &source[..]].concat()));
+    let patched: Value = serde_json::from_str(&patched).unwrap();
+    let alone = run_well(extract(&["--ids", &other[..16].join(" "), "--json", "-q"]));
+    let alone: Value = serde_json::from_str(&alone).unwrap();
+    assert_eq!(hook(&patched, "ln_final.hook_out"), hook(&alone, "ln_final.hook_out"));
     // With the token in front there is room for one token less.
     let bos = run_well(extract(&["--ids", long, "--truncate", "--prepend-bos", "--json", "-q"]));
     let bos: Value = serde_json::from_str(&bos).unwrap();
@@ -812,6 +820,13 @@ fn devices_command() {
     let text = run_well(["devices"]);
     assert_eq!(text.lines().filter(|line| line.starts_with("* ") && !line.contains("auto")).count(), 1, "{text}");
     assert!(text.contains("reference"), "{text}");
+    // Adapters that the environment leaves out are not missing drivers.
+    let filtered = |args: &[&str]| actscope(args).env("WGPU_ADAPTER_NAME", "no such GPU").output().unwrap();
+    let said = "no GPU adapter has the name \"no such GPU\"; change or unset WGPU_ADAPTER_NAME";
+    assert!(stdout(&filtered(&["devices"])).contains(said));
+    let refused = filtered(&["extract", "The cat", "--device", "gpu"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains(said), "{}", stderr(&refused));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use actscope::analysis::edits::{EditPlan, Sources};
 use actscope::analysis::grammar::EditSpec;
 use actscope::analysis::metric::{Metric, Question};
 use actscope::analysis::path::PathSweep;
-use actscope::analysis::sweep::{Case, Cases, Change, Sweep, SweepAxis, SweepSite, Swept};
+use actscope::analysis::sweep::{Case, Cases, Replacement, Sweep, SweepAxis, SweepSite, Swept};
 use actscope::device::Choice;
 use actscope::{Edit, Error, Hooks, Select, Session, Site};
 use common::{DEVICES, floats, goldens, ids, open};
@@ -93,13 +93,13 @@ fn sweep_of(session: &Session, golden: &Value, wanted: &Value) -> (Sweep, Vec<Ca
     let text = |name: &str| wanted[name].as_str().unwrap();
     let axes = wanted["by"].as_array().unwrap().iter().map(|a| a.as_str().unwrap().parse::<SweepAxis>().unwrap());
     let is_patch = text("command") == "patch";
-    let change = match wanted["with"].as_str() {
-        None => Change::Patch,
-        Some("mean") => Change::Mean,
-        Some(_) => Change::Zero,
+    let replacement = match wanted["with"].as_str() {
+        None => Replacement::Patch,
+        Some("mean") => Replacement::Mean,
+        Some(_) => Replacement::Zero,
     };
     let sites = vec![SweepSite::find(text("at"), config).unwrap()];
-    let sweep = Sweep { sites, axes: axes.collect(), change, metric: text("metric").parse().unwrap() };
+    let sweep = Sweep { sites, axes: axes.collect(), replacement, metric: text("metric").parse().unwrap() };
     let token = |name: &str| golden[name].as_u64().unwrap() as u32;
     let question = |ids: &[u32]| Question { position: ids.len() - 1, answer: token("answer"), wrong: token("wrong") };
     let [clean, corrupt, other] = ["clean", "corrupt", "other"].map(|name| ids(&golden[name]));
@@ -159,7 +159,7 @@ fn every_sweep_gives_what_transformers_gives() {
 
 fn pair(session: &Session, golden: &Value, at: &str, axes: &[SweepAxis], source: &str) -> (Sweep, Vec<Case>) {
     let sites = vec![SweepSite::find(at, session.model().config()).unwrap()];
-    let sweep = Sweep { sites, axes: axes.to_vec(), change: Change::Patch, metric: Metric::LogitDiff };
+    let sweep = Sweep { sites, axes: axes.to_vec(), replacement: Replacement::Patch, metric: Metric::LogitDiff };
     let question = Question { position: 5, answer: 1, wrong: 2 };
     let source = Some((ids(&golden[source]), question.clone()));
     let run = ids(&golden["corrupt"]);
@@ -282,10 +282,10 @@ fn cases_together_are_cases_alone() {
     };
     let cases =
         [case(&[3, 1, 4, 1, 5], &[9, 2, 6, 5]), case(&[5, 8, 9], &[7, 9, 3, 2]), case(&[2, 7, 1, 8], &[2, 8, 1, 8])];
-    let sweep = |change| Sweep {
+    let sweep = |replacement| Sweep {
         sites: vec![SweepSite::find("z", config).unwrap()],
         axes: vec![SweepAxis::Layer, SweepAxis::Head],
-        change,
+        replacement,
         metric: Metric::LogitDiff,
     };
     let path_axes = [SweepAxis::Layer, SweepAxis::Head];
@@ -298,9 +298,9 @@ fn cases_together_are_cases_alone() {
             let all = Cases { cases, edits: &edits, source_edits: &source_edits };
             pollster::block_on(async {
                 match kind {
-                    "zero" => session.sweep_async(&sweep(Change::Zero), all, None).await,
-                    "patch" => session.sweep_async(&sweep(Change::Patch), all, None).await,
-                    "fast" => session.patch_fast_async(&sweep(Change::Patch), all, None).await,
+                    "zero" => session.sweep_async(&sweep(Replacement::Zero), all, None).await,
+                    "patch" => session.sweep_async(&sweep(Replacement::Patch), all, None).await,
+                    "fast" => session.patch_fast_async(&sweep(Replacement::Patch), all, None).await,
                     _ => session.path_sweep_async(&path, all, None).await,
                 }
             })

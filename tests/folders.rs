@@ -104,6 +104,9 @@ fn weights_are_read_as_they_are_saved() {
     ];
     let rows = expected["rows"].as_object().unwrap();
     assert_eq!(rows.len(), notes.len());
+    let parameters =
+        |name: &str| Model::open(inputs("weights").join(name).to_str().unwrap()).unwrap().checkpoint().parameters();
+    assert_eq!(parameters("save_model_tied"), parameters("body"), "a tensor under two names counts once");
     for (name, words) in notes {
         let model = Model::open(inputs("weights").join(name).to_str().unwrap()).unwrap();
         let said = model.notes().collect::<Vec<_>>().join("\n");

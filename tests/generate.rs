@@ -5,7 +5,7 @@
 mod binary;
 mod common;
 
-use actscope::analysis::generate::{Generated, Generation, Stop, Told};
+use actscope::analysis::generate::{Generated, Generation, StopReason, Told};
 use actscope::analysis::sampling::Sampling;
 use actscope::device::Choice;
 use actscope::hooks::capture::Capture;
@@ -141,7 +141,7 @@ fn activations_are_those_of_one_run() {
                 assert!(off <= allowed, "{device:?} {site}: off by {off}");
             }
             for text in &texts {
-                assert_eq!((text.new.len(), text.stop, text.run), (5, Stop::Length, text.ids.len()));
+                assert_eq!((text.new.len(), text.stop, text.run), (5, StopReason::Length, text.ids.len()));
             }
         }
     }
@@ -191,8 +191,8 @@ fn texts_end_at_different_places() {
         let whole = &long[place(text)];
         let n = whole.ids[text.prompt_tokens..].iter().position(|id| *id == end).map_or(6, |i| i + 1);
         assert_eq!(text.ids, whole.ids[..text.prompt_tokens + n]);
-        assert_eq!(text.stop, if text.ids.last() == Some(&end) { Stop::EndOfText } else { Stop::Length });
-        assert_eq!(text.new_ids().len(), n - usize::from(text.stop == Stop::EndOfText));
+        assert_eq!(text.stop, if text.ids.last() == Some(&end) { StopReason::EndOfText } else { StopReason::Length });
+        assert_eq!(text.new_ids().len(), n - usize::from(text.stop == StopReason::EndOfText));
         let scores = capture.get(Site::AttnScores(1)).unwrap();
         let scores = scores.index_axis(Axis(0), text.prompt);
         let last = text.ids.len();
@@ -203,7 +203,8 @@ fn texts_end_at_different_places() {
         assert!(stream.slice(s![text.prompt, last - 1, ..]).iter().any(|v| *v != 0.0), "the last token was run");
     }
     assert!(
-        texts.iter().any(|text| text.stop == Stop::EndOfText) && texts.iter().any(|text| text.stop == Stop::Length)
+        texts.iter().any(|text| text.stop == StopReason::EndOfText)
+            && texts.iter().any(|text| text.stop == StopReason::Length)
     );
 }
 
@@ -216,7 +217,7 @@ fn the_context_ends_texts() {
     let generation = Generation { new_tokens: 3, ..Generation::default() };
     let texts = session.generate(&prompts, &generation).unwrap();
     let got: Vec<_> = texts.iter().map(|text| (text.new.len(), text.stop)).collect();
-    assert_eq!(got, [(2, Stop::Context), (0, Stop::Context), (3, Stop::Length)]);
+    assert_eq!(got, [(2, StopReason::Context), (0, StopReason::Context), (3, StopReason::Length)]);
 }
 
 /// The same seed gives the same text, whichever texts share the batch. Other seeds and samples give other texts.
@@ -254,7 +255,7 @@ fn a_run_that_is_ended() {
     let texts =
         pollster::block_on(session.generate_async(&prompts, &generation, &hooks, &mut capture, tell, None)).unwrap();
     for text in &texts {
-        assert_eq!((text.stop, text.run, text.new.len()), (Stop::Interrupted, text.ids.len(), 2));
+        assert_eq!((text.stop, text.run, text.new.len()), (StopReason::Interrupted, text.ids.len(), 2));
         let last = capture.get(Site::ResidPost(0)).unwrap();
         assert!(last.slice(s![text.prompt, text.run - 1, ..]).iter().any(|v| *v != 0.0));
         assert!(last.slice(s![text.prompt, text.run.., ..]).iter().all(|v| *v == 0.0));

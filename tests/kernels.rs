@@ -74,6 +74,30 @@ operations! {
     attention_mix_values_gradient attention_scores_gradient
 }
 
+/// An edit whose values are larger than one binding of WebGPU's default limits, 128 MiB. Seen red with all values in one binding.
+#[test]
+fn edits_with_many_values() {
+    let [rows, cols] = [33, 1 << 20];
+    let values: Vec<f32> = (0..rows * cols).map(|i| (i % 8191) as f32).collect();
+    for gpu in gpus() {
+        let x = gpu.upload([rows, cols], vec![1.0; rows * cols]);
+        // Its first column stays.
+        let window = Window { rows: vec![0..rows], cols: vec![1..cols] };
+        let of_row = |row: usize| row * (cols - 1)..(row + 1) * (cols - 1);
+        let of_window = values[..of_row(rows - 1).end].to_vec();
+        let y = gpu.edit(&x, window, Change::Add(of_window.clone()));
+        let read = gpu.copy_out(&y, &Window::all([rows, cols]));
+        gpu.submit();
+        let read = pollster::block_on(gpu.read(read)).unwrap();
+        for row in 0..rows {
+            let [first, others @ ..] = &read[row * cols..(row + 1) * cols] else { unreachable!() };
+            assert_eq!(*first, 1.0, "{}, row {row}", gpu.info());
+            let is_added = |(y, value): (&f32, &f32)| *y == 1.0 + value;
+            assert!(others.iter().zip(&of_window[of_row(row)]).all(is_added), "{}, row {row}", gpu.info());
+        }
+    }
+}
+
 /// Every tile configuration is right, since any of them may be the fastest on some GPU. The one with matrices is
 /// included where the adapter has f32 matrices.
 #[test]

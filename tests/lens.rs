@@ -2,7 +2,7 @@
 
 mod common;
 
-use actscope::analysis::lens::{self, LensRow, Reading};
+use actscope::analysis::lens::{self, LensRow, Prediction};
 use actscope::device::Choice;
 use actscope::{Edit, Hooks, Model, Select, Session, Site};
 use common::{DEVICES, Golden, fixtures};
@@ -20,7 +20,7 @@ fn lens(session: &Session, hooks: &Hooks) -> Vec<LensRow> {
     pollster::block_on(session.lens_async(&batch, hooks, 4, None)).unwrap().0
 }
 
-fn close(a: &Reading, b: &Reading, within: f64) -> bool {
+fn close(a: &Prediction, b: &Prediction, within: f64) -> bool {
     let near = |a: f32, b: f32| f64::from((a - b).abs()) <= within * f64::from(b.abs()).max(1e-3);
     let next = match (a.next, b.next) {
         (Some(a), Some(b)) => a.id == b.id && a.rank == b.rank && near(a.probability, b.probability),
@@ -73,7 +73,7 @@ fn the_last_row_is_the_models_output() {
                 let row = logits.slice(ndarray::s![text, p, ..]);
                 let mut order: Vec<usize> = (0..row.len()).collect();
                 order.sort_by(|a, b| row[*b].total_cmp(&row[*a]));
-                let Reading { top, next, .. } = &rows.last().unwrap().texts[text][p];
+                let Prediction { top, next, .. } = &rows.last().unwrap().texts[text][p];
                 assert!(top.iter().map(|(id, _)| *id as usize).eq(order[..4].iter().copied()), "{device:?} {text} {p}");
                 let z: f64 = row.iter().map(|x| f64::from(x - row[order[0]]).exp()).sum();
                 assert!((f64::from(top[0].1) - 1.0 / z).abs() < 1e-6, "{device:?} {text} {p}: {}", top[0].1);

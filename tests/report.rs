@@ -424,7 +424,7 @@ fn run_in_shell(command: &str, folder: &Path) -> String {
 #[test]
 fn every_command_runs() {
     let folder = tempfile::tempdir().unwrap();
-    let page = report(folder.path(), &["--prepend-bos", "It's a mat"]);
+    let page = report(folder.path(), &["--prepend-bos", "--no-special", "It's a mat<|endoftext|>"]);
     let mut browser = Browser::start();
     browser.open(&page);
     for stage in [0, 2, 5] {

@@ -56,7 +56,7 @@ const CASES: &[Case] = &[
         &["tokens", "--file", "FOLDER/lines.jsonl", "--field", "body"],
         "",
         1,
-        &["line 1", "no field \"body\"; it has id, text"],
+        &["line 1", "no field \"body\"; name one that it has with --field: id, text"],
     ),
     (&["tokens", "--file", "FOLDER/lines.jsonl", "--field", "id"], "", 1, &["line 1", "no text in its field \"id\""]),
     (&["tokens", "--file", "FOLDER/gaps.txt", "--field", "text"], "", 1, &["line 1 of FOLDER/gaps.txt is not JSON"]),

@@ -185,7 +185,7 @@ fn the_page_and_its_answers() {
     let sweep = json!({"do": "sweep", "run": short, "site": "resid_pre", "axes": ["layer", "pos"], "metric": "logprob", "pos": 6});
     assert!(ask(&served, &sweep).unwrap_err().contains("the text has 7 tokens, the second text 2"));
     let check = |edits: &[&str]| ask(&served, &json!({"do": "check", "run": {"texts": [CAT], "edits": edits}}));
-    assert_eq!(check(&["z.2@head=4:zero"]).unwrap().json, json!({}));
+    assert_eq!(check(&["z.2@head=4:zero"]).unwrap().json, json!({"sites": [["blocks.2.attn.hook_z"]]}));
     for (edit, said) in [("z.2@head=99:zero", "head 99 of 5"), ("z.2@pos=7:zero", "7"), ("z.2:fly", "\"fly\"")] {
         let error = check(&["z.1:zero", edit]).unwrap_err();
         assert!(error.contains(said), "{edit}: {error}");

@@ -13,10 +13,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// A cache in memory that counts how often it is written.
+/// A cache in memory that counts how often it is written, and knows for what it was asked last.
 #[derive(Default)]
 struct Counting {
     inner: Mutex<BTreeMap<String, Vec<u8>>>,
+    asked: Mutex<String>,
     writes: Mutex<usize>,
 }
 
@@ -32,6 +33,10 @@ impl Counting {
         self.inner.lock().unwrap().insert(name.into(), value.into());
     }
 
+    fn asked(&self) -> String {
+        self.asked.lock().unwrap().clone()
+    }
+
     fn writes(&self) -> usize {
         *self.writes.lock().unwrap()
     }
@@ -39,6 +44,7 @@ impl Counting {
 
 impl DeviceCache for Counting {
     fn get(&self, name: &str) -> Option<Vec<u8>> {
+        *self.asked.lock().unwrap() = name.into();
         self.inner.lock().unwrap().get(name).cloned()
     }
 
@@ -60,16 +66,15 @@ fn tiles_are_measured_once() {
     let cache = Counting::default();
     pollster::block_on(open().with_best_tiles(Some(&cache), Duration::ZERO)).unwrap();
     assert_eq!(cache.writes(), 0, "a measurement that was cut short is not stored");
-    pollster::block_on(open().with_best_tiles(Some(&cache), PATIENT)).unwrap();
-    assert_eq!(cache.writes(), 1);
-    let (name, first) = cache.only();
+    let name = cache.asked();
     assert!(name.contains(&open().info().name), "{name}");
-    pollster::block_on(open().with_best_tiles(Some(&cache), PATIENT)).unwrap();
-    assert_eq!(cache.writes(), 1, "a stored choice is used, not measured again");
 
+    // On a software adapter one measurement takes a minute or more, so this is the only complete one.
     cache.set(&name, b"999x1x1");
     pollster::block_on(open().with_best_tiles(Some(&cache), PATIENT)).unwrap();
-    assert_eq!(cache.writes(), 2, "a stored value that is no choice is replaced; the first was {first:?}");
+    assert_eq!(cache.writes(), 1, "a stored value that is no choice is replaced");
+    pollster::block_on(open().with_best_tiles(Some(&cache), PATIENT)).unwrap();
+    assert_eq!(cache.writes(), 1, "a stored choice is used, not measured again");
 }
 
 /// One of the two configurations is the fastest. Without a check of its results it would be cached: red with `is_right`

@@ -8,7 +8,7 @@ use crate::sweep::{CaseArg, case};
 use actscope::analysis::attribute::By;
 use actscope::analysis::attribute_gradient::Along;
 use actscope::analysis::edges::{Edge, Edges, Writer, readers};
-use actscope::analysis::gradients::{Target, Way};
+use actscope::analysis::gradients::{GradientOptions, Target};
 use actscope::analysis::metric::{Metric, Question};
 use actscope::analysis::sweep::Case;
 use actscope::hooks::capture::Capture;
@@ -72,7 +72,7 @@ pub fn attribute(
 }
 
 /// Runs texts, and differentiates a target by every value that is recorded. Without `values` there are gradients only; with
-/// `checkpoint` each block is run again on the way back, which takes less memory.
+/// `checkpoint` each block is run again in the backward pass, which takes less memory.
 #[pyfunction]
 pub fn grad<'py>(
     py: Python<'py>,
@@ -101,8 +101,8 @@ pub fn grad<'py>(
     };
     let (run, written) = session.without_gil(py, progress, &failed, |session, hear| {
         let written = changes.add_to(session, &batch, &mut hooks, hear)?;
-        let way = Way { gradients_only: !values, checkpoint, ..Way::default() };
-        let run = session.gradients_async(&batch, &hooks, &target, way, Some(hear));
+        let options = GradientOptions { gradients_only: !values, recompute: checkpoint, ..GradientOptions::default() };
+        let run = session.gradients_async(&batch, &hooks, &target, options, Some(hear));
         Ok((pollster::block_on(run)?, written))
     })?;
     let out = |capture: Capture| arrays_out(py, capture, session.inner().host_memory(), |_, array| array);

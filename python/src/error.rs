@@ -4,8 +4,11 @@
 use actscope::batch::BatchError;
 use actscope::device::DeviceError;
 use actscope::hooks::request::HookError;
+use actscope::hooks::site::SiteError;
+use actscope::hub::HubError;
 use actscope::model::forward::RunError;
 use actscope::model::params::LoadError;
+use actscope::model::tokenizer::TokenizerError;
 use actscope::output::OutputError;
 use pyo3::exceptions::{PyException, PyKeyboardInterrupt};
 use pyo3::prelude::*;
@@ -63,6 +66,15 @@ fn hint(e: &actscope::Error) -> Option<&'static str> {
         }
         Lib::Batch(BatchError::Empty { .. }) => "leave it out, or use prepend_bos=True",
         Lib::Batch(BatchError::TooLong { .. }) => "shorten it, or cut its ids",
+        Lib::Tokenizer(TokenizerError::Missing { .. } | TokenizerError::Encode(_)) => "give token ids",
+        Lib::Tokenizer(TokenizerError::Tokenizer { .. }) => "fetch the model again, or give token ids",
+        Lib::Tokenizer(TokenizerError::Unsupported { .. }) => "or give token ids",
+        Lib::Hub(HubError::Pickle { .. }) => "give the converted folder, or that name, to `actscope.load`",
+        Lib::Hub(HubError::Offline { .. }) => "give that folder to `actscope.load`",
+        Lib::Hook(HookError::Site(SiteError::Unknown { pattern, .. })) if pattern.contains('@') => {
+            "give the hook's name alone; only an edit or a linear function selects with `@`"
+        }
+        Lib::Hook(HookError::Site(SiteError::Unknown { .. })) => "`model.hooks` lists them",
         Lib::Run(RunError::TooLarge { .. }) => "use shorter texts, or device=\"cpu\"",
         Lib::Run(RunError::Load(LoadError::Overflow { .. })) => {
             "keep it as stored, or use weights=\"bf16\" or weights=\"f32\""

@@ -6,7 +6,7 @@ use crate::recorded::arrays_out;
 use crate::session::{
     EditArg, Failed, ReadingOut, RecordOut, SelectArg, Session, SourcesArg, reading_out, records_out,
 };
-use actscope::analysis::generate::{Generated, Generation, Stop, TextSoFar, Told};
+use actscope::analysis::generate::{Generated, Generation, StopReason, TextSoFar, Told};
 use actscope::analysis::lens;
 use actscope::analysis::sampling::Sampling;
 use actscope::hooks::capture::Capture;
@@ -44,13 +44,13 @@ fn generation(session: &Session, settings: Settings) -> Generation {
 }
 
 /// The reason why a text ended, as files and JSON name it.
-fn stop_name(stop: Stop) -> &'static str {
+fn stop_name(stop: StopReason) -> &'static str {
     match stop {
-        Stop::Length => "length",
-        Stop::EndOfText => "end-of-text",
-        Stop::StopText => "stop-text",
-        Stop::Context => "context",
-        Stop::Interrupted => "interrupted",
+        StopReason::Length => "length",
+        StopReason::EndOfText => "end-of-text",
+        StopReason::StopText => "stop-text",
+        StopReason::Context => "context",
+        StopReason::Interrupted => "interrupted",
     }
 }
 
@@ -140,14 +140,14 @@ pub fn generate<'py>(
     for text in &generated {
         texts.append(dict_of(py, session.inner(), text)?)?;
     }
-    let stops: Vec<(usize, Stop)> = generated.iter().map(|text| (text.prompt_tokens, text.stop)).collect();
+    let stops: Vec<(usize, StopReason)> = generated.iter().map(|text| (text.prompt_tokens, text.stop)).collect();
     let run = generated.iter().map(|text| text.run).collect();
     Ok((texts, arrays, addresses, run, records_out(edits), generation.settings(&stops)))
 }
 
 /// The text that a new token makes readable; nothing without a tokenizer.
 fn piece(session: &actscope::Session, text: &mut TextSoFar, told: &Told<'_>) -> String {
-    if told.stop != Some(Stop::EndOfText) {
+    if told.stop != Some(StopReason::EndOfText) {
         text.push(told.token.id);
     }
     let tokenizer = session.model().tokenizer().ok();
@@ -192,7 +192,6 @@ fn dict_of<'py>(py: Python<'py>, session: &actscope::Session, text: &Generated) 
     dict.set_item("sample", text.sample)?;
     dict.set_item("ids", &text.ids)?;
     dict.set_item("prompt_tokens", text.prompt_tokens)?;
-    dict.set_item("new_ids", text.new_ids())?;
     let decoded = session.model().tokenizer().ok().and_then(|tokenizer| tokenizer.decode(text.new_ids()).ok());
     dict.set_item("text", decoded)?;
     dict.set_item("stop", stop_name(text.stop))?;

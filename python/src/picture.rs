@@ -70,12 +70,6 @@ impl Picture {
         py.detach(|| picture.scene(font::in_svg).svg()).map_err(|e| error::of_kind(py, "output", e))
     }
 
-    /// As PNG.
-    fn png(&self, py: Python<'_>) -> PyResult<Vec<u8>> {
-        let picture = self.picture();
-        py.detach(|| picture.scene(font::in_png).png()).map_err(|e| error::of_kind(py, "output", e))
-    }
-
     /// Into a .svg or .png file; gives back its size in bytes.
     fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<u64> {
         let picture = self.picture();

@@ -11,7 +11,7 @@ use actscope::analysis::weights::{self, NamedWeight};
 use actscope::batch::Batch;
 use actscope::cache::CacheFolder;
 use actscope::device::{Dtype, StoredWeight};
-use actscope::hooks::capture::Sink;
+use actscope::hooks::capture::{ArrayKey, ArraySink};
 use actscope::hooks::non_number::NonNumber;
 use actscope::hooks::request::{EditRecord, HookError};
 use actscope::hooks::site::{self, Axis, Site};
@@ -32,6 +32,7 @@ use numpy::{IntoPyArray, PyArray2, PyArrayDyn, PyReadonlyArray1, PyReadonlyArray
 use pyo3::exceptions::{PyRuntimeWarning, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
+use serde_json::Value;
 use std::cell::Cell;
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
@@ -42,7 +43,7 @@ use std::sync::{Arc, Mutex};
 pub type SelectArg = (Option<Vec<Vec<usize>>>, Option<Vec<usize>>, Option<Vec<usize>>, Option<Vec<Vec<usize>>>);
 
 /// Hook, selection, operation (`zero`, `scale`, `add`, `set`, `with`), its value, and a name for functions. With `written` the hook is
-/// an edit as `hooks/grammar.rs` reads it, and the rest is not looked at.
+/// an edit as `analysis/grammar.rs` reads it, and the rest is not looked at.
 pub type EditArg<'py> = (String, SelectArg, String, Bound<'py, PyAny>, String);
 
 /// Token ids of the runs that `patch` and `mean` take values from.
@@ -379,7 +380,7 @@ impl Session {
 }
 
 /// A reading of the logit lens.
-pub fn reading_out(reading: &actscope::analysis::lens::Reading) -> ReadingOut {
+pub fn reading_out(reading: &actscope::analysis::lens::Prediction) -> ReadingOut {
     let next = reading.next.map(|next| (next.id, next.probability, next.rank));
     (reading.top.clone(), reading.entropy, next)
 }
@@ -496,12 +497,6 @@ impl Session {
         self.0.model().notes().map(String::from).collect()
     }
 
-    /// A hash over config.json and the weight files' headers.
-    #[getter]
-    fn fingerprint(&self) -> String {
-        self.0.model().checkpoint().fingerprint()
-    }
-
     /// Texts as token ids, each whole however long it is. Without `special` the names of special tokens are plain characters.
     #[pyo3(signature = (texts, special = true))]
     fn encode(&self, py: Python<'_>, texts: Vec<String>, special: bool) -> PyResult<Vec<Vec<u32>>> {
@@ -512,6 +507,12 @@ impl Session {
             texts.iter().map(encode).collect::<Result<_, _>>()
         };
         py.detach(encode).map_err(|e| error::of(py, &actscope::Error::Tokenizer(e)))
+    }
+
+    /// A text as token ids, without those that the tokenizer itself puts around every text.
+    fn encode_bare(&self, py: Python<'_>, text: &str) -> PyResult<Vec<u32>> {
+        let encoded = self.0.model().tokenizer().and_then(|tokenizer| tokenizer.encode_bare(text));
+        encoded.map_err(|e| error::of(py, &actscope::Error::Tokenizer(e)))
     }
 
     /// The text of token ids.
@@ -667,7 +668,7 @@ impl Session {
         };
         let of = if of_components { " of each component" } else { "" };
         let picture = |(text, tokens): (usize, Vec<Token>)| {
-            let cell = |reading: &actscope::analysis::lens::Reading| {
+            let cell = |reading: &actscope::analysis::lens::Prediction| {
                 let (id, probability) = reading.top[0];
                 LensCell { token: model.token(id), probability, hit: reading.next.is_some_and(|next| next.id == id) }
             };
@@ -683,12 +684,13 @@ impl Session {
         Ok((numbers.collect(), pictures))
     }
 
-    /// One text's activations as an HTML page, and what was kept coarser than it is.
+    /// One text's activations as an HTML page, and what was stored with less precision or left out. Without `arguments` the page has
+    /// no commands.
     fn report(
         &self,
         py: Python<'_>,
         ids: Vec<u32>,
-        arguments: &str,
+        arguments: Option<&str>,
         edits: Vec<EditArg<'_>>,
         sources: SourcesArg,
         progress: Option<Py<PyAny>>,
@@ -708,14 +710,14 @@ impl Session {
         let model = self.0.model();
         let tokens = model.tokens(&batch).swap_remove(0);
         let provenance = self.provenance(edits);
-        let arguments = Some(arguments);
         let about = About { files: model, tokens: &tokens, arguments, provenance: &provenance, prompt_tokens: None };
         let mut html = Vec::new();
         page.write(&about, &mut html)?;
         Ok((String::from_utf8_lossy(&html).into_owned(), page.coarsened()))
     }
 
-    /// Writes arrays of a run as `actscope extract` does; gives back the file's size in bytes.
+    /// Writes arrays of a run as `actscope extract` does; gives back the file's size in bytes. `gradient` says as JSON what they are
+    /// the gradients of, if they are.
     fn save(
         &self,
         py: Python<'_>,
@@ -726,6 +728,7 @@ impl Session {
         arrays: Vec<(String, PyReadonlyArrayDyn<'_, f32>)>,
         edits: Vec<RecordOut>,
         generation: Option<String>,
+        gradient: Option<&str>,
     ) -> PyResult<u64> {
         let batch = self.batch(py, &ids)?;
         let tokens = self.0.model().tokens(&batch);
@@ -745,6 +748,10 @@ impl Session {
                 return Err(error::of_kind(py, "output", message));
             }
         }
+        let no_json = |e: serde_json::Error| PyTypeError::new_err(format!("the record of gradients is not JSON: {e}"));
+        let gradient: Option<Value> = gradient.map(serde_json::from_str).transpose().map_err(no_json)?;
+        let is_gradient = gradient.is_some();
+        let shapes: Vec<_> = shapes.into_iter().map(|(site, shape)| (ArrayKey { site, is_gradient }, shape)).collect();
         let rows = positions.as_deref().map_or(Rows::All, Rows::Positions);
         let edits = edits.into_iter().map(|(edit, sha256)| EditRecord { edit, sha256 }).collect();
         let provenance = self.provenance(edits);
@@ -755,7 +762,7 @@ impl Session {
             windows: None,
             provenance: &provenance,
             generation,
-            gradient: None,
+            gradient,
             reserved: None,
         };
         let write = || {
@@ -772,7 +779,7 @@ impl Session {
                         path: path.clone(),
                         detail: e.to_string(),
                     };
-                    writing.put(*site, text, values).map_err(failed)?;
+                    writing.put_array(ArrayKey { site: *site, is_gradient }, text, values).map_err(failed)?;
                 }
             }
             writing.finish()

@@ -7,7 +7,7 @@ use actscope::analysis::grammar::ValueSpec;
 use actscope::analysis::metric::{Metric, Question};
 use actscope::analysis::path::PathSweep;
 use actscope::analysis::statistics;
-use actscope::analysis::sweep::{Case, Cases, Change, Sweep, SweepAxis, SweepSite, Swept};
+use actscope::analysis::sweep::{Case, Cases, Replacement, Sweep, SweepAxis, SweepSite, Swept};
 use actscope::hooks::request::HookError;
 use actscope::hooks::site::Site;
 use actscope::plot::sweep::SweepPicture;
@@ -81,10 +81,10 @@ impl Asked {
     }
 }
 
-/// One metric of many runs that differ from an unchanged one in one place each. `change` is `patch`, `zero`, `mean`, or a file of
+/// One metric of many runs that differ from an unchanged one in one place each. `replacement` is `patch`, `zero`, `mean`, or a file of
 /// values, `[F*]FILE[#ARRAY]`. Gives a dict: `shape`, `sites` and `axes`; `values` [case, cell]; `unchanged` and `source`, the metric of
 /// every case's own runs; `edits`; and of several cases `standard_error`, `effect_standard_error`, `ci` and `p` by cell. With `path`, a path as it is written and whether other heads are frozen, it is a sweep over the path's senders, and
-/// `at` and `change` are not looked at. With `fast` it is estimated from gradients; with `align_end` texts line up by their last
+/// `at` and `replacement` are not looked at. With `fast` it is estimated from gradients; with `align_end` texts line up by their last
 /// tokens.
 #[pyfunction]
 pub fn sweep<'py>(
@@ -94,7 +94,7 @@ pub fn sweep<'py>(
     at: Vec<String>,
     by: Vec<String>,
     metric: &str,
-    change: &str,
+    replacement: &str,
     from_source: bool,
     path: Option<(String, bool)>,
     fast: bool,
@@ -125,13 +125,13 @@ pub fn sweep<'py>(
         axes.extend(layered.then_some(SweepAxis::Layer));
         axes.push(if sites.iter().all(SweepSite::has_heads) { SweepAxis::Head } else { SweepAxis::Pos });
     }
-    let change = match change {
-        "patch" => Change::Patch,
-        "zero" => Change::Zero,
-        "mean" => Change::Mean,
-        file => Change::Values(values(file, &sites).map_err(wrong)?),
+    let replacement = match replacement {
+        "patch" => Replacement::Patch,
+        "zero" => Replacement::Zero,
+        "mean" => Replacement::Mean,
+        file => Replacement::Values(values(file, &sites).map_err(wrong)?),
     };
-    let sweep = Sweep { sites, axes, change, metric };
+    let sweep = Sweep { sites, axes, replacement, metric };
     let swept = asked.run(py, session, progress, |session, all, hear| {
         if fast {
             pollster::block_on(session.patch_fast_async(&sweep, all, Some(hear)))
@@ -172,7 +172,7 @@ pub fn sweep_fast<'py>(
     let sweep = |(name, axes): &(String, Vec<String>)| -> PyResult<Sweep> {
         let site = SweepSite::find(name, config).map_err(|e| error::of(py, &actscope::Error::Hook(e)))?;
         let axes = axes.iter().map(|axis| axis.parse()).collect::<Result<_, _>>().map_err(wrong)?;
-        Ok(Sweep { sites: vec![site], axes, change: Change::Patch, metric })
+        Ok(Sweep { sites: vec![site], axes, replacement: Replacement::Patch, metric })
     };
     let sweeps = of.iter().map(sweep).collect::<PyResult<Vec<Sweep>>>()?;
     let (swept, edits) = asked.run(py, session, progress, |session, all, hear| {

@@ -1,7 +1,12 @@
 """Attribution, gradients and edges against sums and runs by hand."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+from conftest import read_safetensors
+from test_process import command
 
 import actscope
 
@@ -24,7 +29,11 @@ def test_direct_is_what_the_cache_says(model: actscope.Model) -> None:
     few = model.attribute(TEXT, " queen", by="neuron", top=3)
     assert len(few.values) == 3 and few.total == pytest.approx(few.values.sum() + few.remainder)
     for one in (found, heads, few):
-        assert one._repr_svg_().startswith("<svg")
+        assert one._repr_svg_().startswith("<svg") and "edited:" not in one._repr_svg_()
+    assert "Adds to the logit" in heads._repr_svg_()
+    for by in ("component", "head"):
+        edited = model.attribute(TEXT, " queen", by=by, edits="z.2@head=4:zero")
+        assert edited.edits == [{"edit": "blocks.2.attn.hook_z@head=4:zero"}] and "edited:" in edited._repr_svg_()
 
 
 def test_gradients_and_integrated_gradients(model: actscope.Model) -> None:
@@ -33,6 +42,8 @@ def test_gradients_and_integrated_gradients(model: actscope.Model) -> None:
     assert run.target[0] == pytest.approx(found.total)
     by_hand = (run.values["mlp_out", 1].astype(np.float64) * run.gradients["mlp_out", 1]).sum()
     assert found.values[found.labels.index("blocks.1.hook_mlp_out")] == pytest.approx(by_hand, rel=1e-6)
+    of_heads = model.attribute(TEXT, " queen", method="gradient", by="head")._repr_svg_()
+    assert "Gradient times value" in of_heads and "Adds to the logit" not in of_heads
     line = model.attribute(TEXT, " queen", " king", method="integrated", steps=100)
     assert line.labels[0] == "pos.0" and abs(line.remainder) < 1e-2
     other = model.attribute(TEXT, " queen", method="integrated", baseline=TEXT.replace(" queen", " horse"))
@@ -61,6 +72,33 @@ def test_a_gradient_is_a_slope(model: actscope.Model) -> None:
     assert (up - down) / 2e-3 == pytest.approx(float(np.linalg.norm(by)), rel=0.02)
     dot = model.grad(TEXT, "resid_pre.1", metric="dot:resid_pre.2@pos=-1,dim=7=1")
     assert dot.target[0] == pytest.approx(float(model.run(TEXT, "resid_pre.2")["resid_pre", 2][0, -1, 7]), rel=1e-5)
+
+
+def test_files_say_what_gradients_are_of(model: actscope.Model, tmp_path: Path) -> None:
+    texts = [TEXT, CLEAN]
+    run = model.grad(texts, "resid_pre.2", answer=" queen", wrong=" king")
+    run.gradients.save(tmp_path / "ours.safetensors")
+    run.values.save(tmp_path / "values.safetensors")
+    asked = ["--grad", "logit-diff", "--answer", " queen", "--wrong", " king"]
+    command("extract", *texts, "-k", "resid_pre.2", *asked, "--device", "cpu", "-o", tmp_path / "theirs.safetensors")
+    (ours, about), (theirs, of_theirs), (values, of_values) = (
+        read_safetensors(tmp_path / f"{who}.safetensors") for who in ("ours", "theirs", "values")
+    )
+    name = "blocks.2.hook_resid_pre"
+    assert [one for one in ours if "hook_" in one] == [f"{name}_grad"] and [one for one in values if "hook_" in one] == [name]
+    np.testing.assert_array_equal(ours[f"{name}_grad"], run.gradients["resid_pre", 2])
+    np.testing.assert_array_equal(ours[f"{name}_grad"], theirs[f"{name}_grad"])
+    assert json.loads(about["gradient"]) == json.loads(of_theirs["gradient"]) == run.gradients.gradient
+    assert "gradient" not in of_values and run.values.gradient is None
+    run.gradients.save(tmp_path / "ours.csv")
+    assert f"{name}_grad" in (tmp_path / "ours.csv").read_text(encoding="utf-8")
+    # A token for each text; a metric that reads no token; a metric that reads no logits.
+    cat, queen = (model.token_id(token) for token in (" cat", " queen"))
+    several = model.grad(texts, "resid_pre.2", answer=[" queen", " cat"], at=1, values=False).gradients
+    assert several.gradient == {"metric": "logit", "position": [1, 1], "answer": [queen, cat]}
+    assert model.grad(texts, "resid_pre.2").gradients.gradient == {"metric": "loss"}
+    dot = model.grad(TEXT, "resid_pre.1", metric="dot:resid_pre.2@pos=-1,dim=7=1").gradients
+    assert dot.gradient == {"metric": "dot:resid_pre.2@pos=-1,dim=7=1"}
 
 
 def test_fast_patching_and_edges(model: actscope.Model) -> None:

@@ -1,8 +1,10 @@
 """Errors, Ctrl-C, threads, pickling, memory, import, progress."""
 
 import gc
+import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TEXT
+from conftest import ROOT, TEXT
 
 import actscope
 
@@ -25,7 +27,8 @@ import actscope
         (lambda m: actscope.load("demo", device="tpu"), "device", "there is no device \"tpu\".*this machine has"),
         (lambda m: actscope.load("demo", weights="int4"), "weights", "none of"),
         (lambda m: actscope.load("demo", process="fold"), "weights", 'process: "fold" is none of fold-ln, center-writing'),
-        (lambda m: m.run(TEXT, "resid_prey.1"), "hook", "nearest"),
+        (lambda m: m.run(TEXT, "resid_prey.1"), "hook", "nearest.*; `model.hooks` lists them"),
+        (lambda m: m.run(TEXT, "resid_pre.1@pos=0"), "hook", "give the hook's name alone"),
         (lambda m: m.run(TEXT, "resid_pre.99"), "hook", "resid_pre.99"),
         (lambda m: m.run([[10**6]], "ln_f"), "batch", "1000000"),
         (lambda m: m.run([[-1]], "ln_f"), "batch", "token id -1"),
@@ -33,7 +36,8 @@ import actscope
         (lambda m: m.run("", "ln_f"), "batch", "prepend_bos=True"),
         (lambda m: m.run([[1] * 5000], "ln_f"), "batch", "5000 tokens"),
         (lambda m: m.heatmap(["a", "b"]), "batch", "shows one text, and 2"),
-        (lambda m: m.token_id(" Jerusalem artichoke"), "tokenizer", "tokens"),
+        (lambda m: m.token_id(" Jerusalem artichoke"), "tokenizer", "tokens: .*; give one token, with a space in front"),
+        (lambda m: m.token_id("queen"), "tokenizer", "tokens: .*; ' queen', with a space in front, is one"),
         (lambda m: actscope.load("demo", device="reference").verify(), "device", "held against"),
     ],
 )
@@ -49,11 +53,41 @@ def test_errors_have_kinds_and_the_librarys_words(model: actscope.Model, make: A
 def test_a_folder_without_a_tokenizer_takes_ids(tmp_path: Any) -> None:
     folder = Path(__file__).parents[2] / "tests" / "fixtures" / "classic"
     model = actscope.load(str(folder), device="cpu")
-    with pytest.raises(actscope.Error) as e:
+    with pytest.raises(actscope.Error, match="no tokenizer.*; give token ids") as e:
         model.run("text", "ln_f")
     assert e.value.kind == "tokenizer"
     cache = model.run([[1, 2]], "ln_f")
     assert cache.tokens == [["#1", "#2"]]
+
+
+def test_a_token_is_one_where_the_tokenizer_begins_every_text(model: actscope.Model, tmp_path: Path) -> None:
+    demo = ROOT / "models" / "demo"
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(demo / file, tmp_path)
+    tokenizer = json.loads((demo / "tokenizer.json").read_text(encoding="utf-8"))
+    bos, id = "<|endoftext|>", model.config["bos_token_id"]
+    single = [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {bos: {"id": bos, "ids": [id], "tokens": [bos]}},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    begun = actscope.load(str(tmp_path), device="cpu")
+    assert begun.encode(" queen") == [[id, *model.encode(" queen")[0]]]
+    assert begun.token_id(" queen") == model.token_id(" queen")
+    with pytest.raises(actscope.Error, match="' queen', with a space in front, is one"):
+        begun.token_id("queen")
+
+
+def test_a_model_that_may_not_be_fetched(monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(actscope.Error, match="forbids downloads.*; give that folder to `actscope.load`") as e:
+        actscope.load("someone/gpt2-of-theirs")
+    assert e.value.kind == "hub"
 
 
 def test_ctrl_c_stops_a_run_and_the_next_one_goes_on(model: actscope.Model) -> None:

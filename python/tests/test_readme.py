@@ -1,5 +1,7 @@
-"""The pages' Python runs as it stands, block after block, but for the model and the device: gpt2 would be downloaded."""
+"""The pages' Python runs as it stands, block after block, but for the model and the device: gpt2 would be downloaded. The package's
+docstring gives what it says."""
 
+import doctest
 import re
 from pathlib import Path
 from typing import Any
@@ -20,3 +22,8 @@ def test_what_the_page_shows_runs(page: str, fence: str, tmp_path: Path, monkeyp
     for block in blocks:
         exec(block.replace('"gpt2"', '"demo"').replace('"mps"', '"cpu"'), names)
     assert isinstance(names["cache"], actscope.Cache)
+
+
+def test_what_the_docstring_shows_is_what_is_given() -> None:
+    found = doctest.testmod(actscope)
+    assert found.attempted > 0 and found.failed == 0

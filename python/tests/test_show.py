@@ -95,6 +95,11 @@ def test_the_report_is_a_page(model: actscope.Model, tmp_path: Any) -> None:
     page = (tmp_path / "r.html").read_text()
     assert page == report.html and page.lower().startswith("<!doctype html>")
     assert "<iframe srcdoc=" in report._repr_html_() and "<script" not in report._repr_html_()
+    # A page has commands only where they print the numbers that it shows.
+    edited = model.report(TEXT, edits=["z.2@head=4:zero"]).html
+    assert '"arguments":"--model demo --ids' in report.html and "--edit z.2@head=4:zero" in edited
+    both = model.report(TEXT, edits=["z.2@head=4:zero", actscope.Edit("z.2", "zero", head=3)]).html
+    assert '"arguments":null' in both and "--edit z.2" not in both
     with pytest.raises(actscope.Error, match=r"\.html"):
         report.save(tmp_path / "r.txt")
 

@@ -84,6 +84,9 @@ def test_ablation_is_a_run_for_each_place(model: actscope.Model) -> None:
     assert swept.values[2, 4] == pytest.approx(loss(edits=[Edit("z.2", "zero", head=4)]), abs=1e-5)
     mean = model.ablate(CLEAN, at="z", by="layer,head", to="mean")
     assert mean.values[2, 4] == pytest.approx(loss(edits="z.2@head=4:mean"), abs=1e-5)
+    with pytest.raises(actscope.Error, match="at least one site") as e:
+        model.ablate(CLEAN, at=[])
+    assert e.value.kind == "hook"
 
 
 def test_a_sweep_of_an_edited_model(model: actscope.Model, tmp_path: Path) -> None:
@@ -139,6 +142,9 @@ def test_texts_of_different_length_line_up_by_their_ends(model: actscope.Model) 
     value = model.run(longer, "resid_pre.1")["resid_pre", 1][0, first + 1]
     by_hand = metric(model, CORRUPT, edits=[Edit("resid_pre.1", "set", value, pos=1)])
     assert swept.values[1, 1] == pytest.approx(by_hand, abs=1e-4)
+    # The picture has both texts' last tokens too. Spaces are not part of its fonts' base64.
+    svg = swept._repr_svg_()
+    assert "*1 ␣cat/␣dog" in svg and " then" not in svg and "␣then" not in svg
     # Several pairs have the places that the shortest text has.
     short = "A dog sat."
     both = model.patch([longer, "The little cat sat."], [CORRUPT, short], " cat", " dog", align="end")
@@ -158,7 +164,10 @@ def test_texts_of_different_length_line_up_by_their_ends(model: actscope.Model) 
         ({"metric": "guess"}, "none of logit-diff"),
         ({"by": "layer,layer"}, "twice"),
         ({"by": "layer,head"}, "no axis head"),
-        ({"at": "nonsense"}, "nearest"),
+        ({"at": "nonsense"}, "nearest.*`model.hooks` lists them"),
+        ({"at": []}, "at least one site"),
+        ({"at": [], "fast": True}, "at least one site"),
+        ({"at": ["z", "z"]}, "twice"),
         ({"answer": 10**6}, "does not exist"),
     ],
 )

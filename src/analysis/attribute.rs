@@ -1,6 +1,6 @@
-//! Direct attribution of a logit. With its divisor fixed, the final LayerNorm is linear, so a logit, or the difference of two, is a
+//! Direct attribution of a logit. With its scale fixed, the final LayerNorm is linear, so a logit, or the difference of two, is a
 //! sum over everything that was added to the residual stream at one position. Owns the parts ([`By`]), their labels, and
-//! `Session::attribute_direct`. Gain, bias and divisor are the run's own; nothing is folded. Values are f32 from the device; sums
+//! `Session::attribute_direct`. Gain, bias and scale are the run's own; nothing is folded. Values are f32 from the device; sums
 //! are f64. Read next: `attribute_gradient.rs`.
 
 use crate::analysis::metric::{Metric, Question};
@@ -218,27 +218,27 @@ fn scalar(capture: &Capture, site: Site) -> f64 {
     f64::from(row(capture, site)[0])
 }
 
-/// The linear function from the stream to the number: the stream minus its mean, times `gain * u / divisor`.
+/// The linear function from the stream to the number: the stream minus its mean, times `gain * u / scale`.
 struct Through {
     /// The unembedding's direction: the answer's, or the difference of two.
     u: Vec<f64>,
     /// `gain * u`.
     p: Vec<f64>,
     sum: f64,
-    divisor: f64,
+    scale: f64,
     /// The contributions of the biases of the final LayerNorm and of the unembedding.
     ln_bias: f64,
     unembed_bias: f64,
 }
 
 impl Through {
-    fn new(answer: &Direction, wrong: Option<&Direction>, gain: &[f32], bias: &[f32], divisor: f64) -> Through {
+    fn new(answer: &Direction, wrong: Option<&Direction>, gain: &[f32], bias: &[f32], scale: f64) -> Through {
         let (u, unembed_bias) = answer.less(wrong);
         let dot = |by: &[f32]| u.iter().zip(by).map(|(u, b)| u * f64::from(*b)).sum::<f64>();
         let ln_bias = dot(bias);
         let p: Vec<f64> = u.iter().zip(gain).map(|(u, g)| u * f64::from(*g)).collect();
         let sum = p.iter().sum();
-        Through { u, p, sum, divisor, ln_bias, unembed_bias }
+        Through { u, p, sum, scale, ln_bias, unembed_bias }
     }
 
     /// The number, computed from the final LayerNorm's output.
@@ -250,7 +250,7 @@ impl Through {
     fn of(&self, values: impl ExactSizeIterator<Item = f32> + Clone) -> f64 {
         let mean = values.clone().map(f64::from).sum::<f64>() / values.len() as f64;
         let dot = values.zip(&self.p).map(|(v, p)| f64::from(v) * p).sum::<f64>();
-        (dot - mean * self.sum) / self.divisor
+        (dot - mean * self.sum) / self.scale
     }
 
     /// The biases with their contributions.

@@ -56,7 +56,7 @@ impl Along {
 }
 
 impl Session {
-    /// Divides the logit of `question.answer` at `question.position`, or its difference to that of `question.wrong`, by
+    /// Attributes the logit of `question.answer` at `question.position`, or its difference to that of `question.wrong`, to parts by their
     /// gradients. A part's value is summed over all positions, since all of them reach the logit. `batch` is one text, and
     /// `edits` a request for it, whose edits are differentiated through.
     ///

@@ -4,9 +4,9 @@
 //! are those of `gradients.rs`.
 
 use crate::analysis::edits::Kept;
-use crate::analysis::gradients::{Target, Way};
-use crate::analysis::metric::{Metric, Reading};
-use crate::analysis::sweep::{Both, Case, Cases, Change, OneCase, Sweep, SweepAxis, SweepError, Swept, aligned};
+use crate::analysis::gradients::{GradientOptions, Target};
+use crate::analysis::metric::{Metric, MetricReader};
+use crate::analysis::sweep::{Both, Case, Cases, OneCase, Replacement, Sweep, SweepAxis, SweepError, Swept, aligned};
 use crate::config::Config;
 use crate::hooks::capture::Sink;
 use crate::hooks::request::Hooks;
@@ -24,7 +24,7 @@ impl Sweep {
     pub fn check_fast(&self, config: &Config, cases: &[Case]) -> Result<(), Error> {
         self.check(config, cases)?;
         let fail = |what: &str| Err(SweepError::Fast { what: what.into() }.into());
-        if !matches!(self.change, Change::Patch) || cases.iter().any(|case| case.source.is_none()) {
+        if !matches!(self.replacement, Replacement::Patch) || cases.iter().any(|case| case.source.is_none()) {
             return fail("it estimates what values of another text change, and there is no other text");
         }
         if self.metric == Metric::Kl && cases.iter().any(|case| !case.from_source) {
@@ -35,7 +35,7 @@ impl Sweep {
 }
 
 impl Session {
-    /// Estimates [`Session::sweep_async`] of [`Change::Patch`], with one run there and back for each case. A cell's value is the
+    /// Estimates [`Session::sweep_async`] of [`Replacement::Patch`], with one forward and one backward pass for each case. A cell's value is the
     /// unchanged run's metric plus (source value - own value) times the gradient, summed over all that the cell changes. Where a
     /// cell changes several layers, each is estimated with the others as they are.
     ///
@@ -51,7 +51,7 @@ impl Session {
     }
 
     /// [`Session::patch_fast_async`] for several sweeps of one metric, such as heads by layer and head and MLPs by layer, from the
-    /// same run there and back.
+    /// same two passes.
     ///
     /// # Errors
     /// As [`Session::patch_fast_async`]; [`SweepError::Fast`] for sweeps of several metrics.
@@ -93,7 +93,7 @@ impl Session {
         let source_edits = one.source_edits();
         let touched = sites.iter().copied().chain(source_edits.iter().map(|(site, ..)| *site));
         let directions = self.directions(metric, question, touched).await?;
-        let reading = Reading { directions: directions.as_ref(), ..Reading::new(metric, question, ids) };
+        let reading = MetricReader { directions: directions.as_ref(), ..MetricReader::new(metric, question, ids) };
         let mut source = Both { kept: Kept::new(sites.clone(), BTreeSet::new()), reading };
         self.run_once(ids, &source_edits, &mut source).await?;
         let Both { kept: source, reading } = source;
@@ -119,7 +119,15 @@ impl Session {
         let estimates = sweeps.iter().zip(swept.iter()).map(of_sweep).collect();
         let mut changes = Changes { case, source: &source, own: &own, estimates };
         let unchanged = self
-            .gradients_into_async(&batch, &hooks, &target, Way::default(), &mut values, &mut changes, Some(one.told))
+            .gradients_into_async(
+                &batch,
+                &hooks,
+                &target,
+                GradientOptions::default(),
+                &mut values,
+                &mut changes,
+                Some(one.told),
+            )
             .await?[0];
         for (swept, Estimates { changes, .. }) in swept.iter_mut().zip(changes.estimates) {
             swept.values.push(changes.into_iter().map(|change| unchanged + change).collect());

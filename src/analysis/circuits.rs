@@ -8,6 +8,7 @@
 //! and so is LayerNorm unless it is folded into the weights.
 
 use crate::analysis::lens::{TokenLogits, ends};
+use crate::analysis::top::largest;
 use crate::analysis::weights;
 use crate::model::checkpoint::{Checkpoint, WeightsError};
 use crate::session::{AnalysisError, Error};
@@ -95,15 +96,15 @@ pub struct SingularDirection {
 /// circuits divided by the product of their norms.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Composition {
-    /// The other head.
+    /// The other head's layer.
     pub layer: usize,
-    /// The other head.
+    /// The other head's number in its layer.
     pub head: usize,
-    /// Through the later head's queries, keys and values.
+    /// Composition through the later head's queries.
     pub q: f64,
-    /// Keys.
+    /// Composition through the later head's keys.
     pub k: f64,
-    /// Values.
+    /// Composition through the later head's values.
     pub v: f64,
 }
 
@@ -376,27 +377,28 @@ fn largest_pairs(from: &Array2<f64>, to: &Array2<f64>, count: usize) -> Vec<Pair
     let (from32, to32) = (from.mapv(|v| v as f32), to.mapv(|v| v as f32));
     let chunks: Vec<(usize, ArrayView2<'_, f32>)> =
         from32.axis_chunks_iter(Axis(0), ROWS).enumerate().map(|(n, rows)| (n * ROWS, rows)).collect();
-    let of_chunk = |(first, rows): (usize, ArrayView2<'_, f32>)| {
-        let entries = rows.dot(&to32.t());
-        let mut best: Vec<(f32, usize, usize)> = Vec::with_capacity(count + 1);
-        for ((row, col), value) in entries.indexed_iter() {
-            if best.len() < count || *value > best[count - 1].0 {
-                let at = best.partition_point(|(other, ..)| other >= value);
-                best.insert(at, (*value, first + row, col));
-                best.truncate(count);
-            }
-        }
-        best
+    let of_chunk = |(first, rows): (usize, ArrayView2<'_, f32>)| -> Vec<(f32, usize, usize)> {
+        let (entries, cols) = (rows.dot(&to32.t()), to32.nrows());
+        let entries = entries.as_slice().expect("a product is in standard layout");
+        let best = largest(entries.len(), count, |place| entries[place]).into_iter().map(|place| place as usize);
+        best.map(|place| (entries[place], first + place / cols, place % cols)).collect()
     };
-    let found: Vec<Vec<(f32, usize, usize)>> = chunks.into_par_iter().map(of_chunk).collect();
+    let both = |mut found: Vec<(f32, usize, usize)>, other: Vec<(f32, usize, usize)>| {
+        found.extend(other);
+        if found.len() > count {
+            found.select_nth_unstable_by(count, |a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
+            found.truncate(count);
+        }
+        found
+    };
+    let found = chunks.into_par_iter().map(of_chunk).reduce(Vec::new, both);
     let pair = |(_, from_id, to_id): (f32, usize, usize)| Pair {
         from: from_id as u32,
         to: to_id as u32,
         value: from.row(from_id).dot(&to.row(to_id)),
     };
-    let mut pairs: Vec<Pair> = found.into_iter().flatten().map(pair).collect();
+    let mut pairs: Vec<Pair> = found.into_iter().map(pair).collect();
     pairs.sort_by(|a, b| b.value.total_cmp(&a.value).then((a.from, a.to).cmp(&(b.from, b.to))));
-    pairs.truncate(count);
     pairs
 }
 
@@ -465,9 +467,11 @@ mod tests {
         let whole = from.dot(&to.t());
         let mut all: Vec<(f64, usize, usize)> = whole.indexed_iter().map(|((i, j), v)| (*v, i, j)).collect();
         all.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
-        let pairs = largest_pairs(&from, &to, 9);
-        assert!(pairs.iter().zip(&all).all(|(pair, (value, ..))| (pair.value - value).abs() < 1e-9));
-        assert_eq!(pairs.len(), 9);
+        for count in [9, 1_000, 150 * 150 + 1] {
+            let pairs = largest_pairs(&from, &to, count);
+            assert!(pairs.iter().zip(&all).all(|(pair, (value, ..))| (pair.value - value).abs() < 1e-9), "{count}");
+            assert_eq!(pairs.len(), count.min(all.len()));
+        }
         // The trace is the sum of the eigenvalues.
         let values = eigenvalues(&to.t().dot(&from)).unwrap();
         let trace: f64 = whole.diag().sum();

@@ -5,7 +5,7 @@
 
 use crate::analysis::edits::Kept;
 use crate::analysis::gradients::{Target, between};
-use crate::analysis::metric::{Metric, Question, Reading};
+use crate::analysis::metric::{Metric, MetricReader, Question};
 use crate::analysis::path::Receiver;
 use crate::analysis::sweep::{Both, Case, SweepError};
 use crate::batch::Batch;
@@ -141,8 +141,9 @@ const MAX_BYTES: usize = 512 << 20;
 /// Checks pairs of texts: each `case` is the corrupt text, and its source the clean one of as many tokens.
 ///
 /// # Errors
-/// [`SweepError`].
+/// [`SweepError`]; [`Error::Batch`] for no pair, and for texts that the model cannot take.
 pub fn check(cases: &[Case], metric: Metric, config: &Config) -> Result<(), Error> {
+    Batch::new(&cases.iter().map(|case| &case.ids).collect::<Vec<_>>(), config)?;
     for (n, case) in cases.iter().enumerate() {
         let clean = case.source.as_ref().map(|(ids, _)| ids.len());
         if clean != Some(case.ids.len()) {
@@ -156,7 +157,6 @@ pub fn check(cases: &[Case], metric: Metric, config: &Config) -> Result<(), Erro
             return Err(SweepError::Lengths { what }.into());
         }
         case.check(metric, config).map_err(|what| SweepError::Metric { what: format!("pair {n}: {what}") })?;
-        Batch::new(&[&case.ids], config)?;
     }
     Ok(())
 }
@@ -246,7 +246,7 @@ impl Asked<'_> {
     ) -> Result<(Kept, f64, Vec<f64>), Error> {
         let model = self.session.model();
         let sites: BTreeSet<Site> = Writer::all(model.config()).into_iter().map(|writer| writer.site().0).collect();
-        let reading = Reading { unchanged, ..Reading::new(self.metric, question, ids) };
+        let reading = MetricReader { unchanged, ..MetricReader::new(self.metric, question, ids) };
         let batch = model.batch(&[ids])?;
         // Embeddings are needed at all positions, for the line.
         let mut hooks = self.hooks(sites.iter().copied().filter(|site| *site != Site::Embed), 1)?;
@@ -254,7 +254,7 @@ impl Asked<'_> {
         reading.ask(&mut hooks, &batch)?;
         let mut both = Both { kept: Kept::new(sites, BTreeSet::new()), reading };
         self.session.run_into_async(&batch, &hooks, &mut both, None).await?;
-        let Both { kept, reading: Reading { values, log_probabilities, .. } } = both;
+        let Both { kept, reading: MetricReader { values, log_probabilities, .. } } = both;
         Ok((kept, values[0], log_probabilities))
     }
 
@@ -321,7 +321,8 @@ impl Asked<'_> {
             };
             stored.push([of_layer("ln_1").await?, of_layer("attn.c_attn").await?]);
         }
-        let mut sums = ByStreams { session, readers, norms: &norms, stored, weights: BTreeMap::new(), read };
+        let (used, weights) = (BTreeMap::new(), BTreeMap::new());
+        let mut sums = ByStreams { session, readers, norms: &norms, used, stored, weights, read };
         let start = Start::Embeddings(&embeddings);
         let mut values = Norms(&norms);
         session.gradients_into_async(&batch, &hooks, &target, start.into(), &mut values, &mut sums, progress).await?;
@@ -330,7 +331,7 @@ impl Asked<'_> {
     }
 }
 
-/// The LayerNorms' divisors and results of every text, which the backward pass needs.
+/// The scales and the normalized streams of LayerNorms, by text, until the backward pass has used them.
 struct Norms<'a>(&'a RefCell<BTreeMap<(Site, usize), ArrayD<f32>>>);
 
 impl Sink for Norms<'_> {
@@ -349,6 +350,8 @@ struct ByStreams<'a> {
     session: &'a Session,
     readers: &'a [Receiver],
     norms: &'a RefCell<BTreeMap<(Site, usize), ArrayD<f32>>>,
+    /// How many of queries, keys and values have used a block's first LayerNorm of a text.
+    used: BTreeMap<(usize, usize), usize>,
     /// The gain of each block's first LayerNorm, and its weight to queries, keys and values.
     stored: Vec<[StoredWeight; 2]>,
     /// Their values, [n_embd] and [n_embd, 3 n_embd], of the current block.
@@ -382,7 +385,7 @@ impl ByStreams<'_> {
 }
 
 /// The gradient with respect to a stream [pos, n_embd], from the gradient with respect to the normalized stream. `scale` [pos, 1]
-/// is LayerNorm's divisor.
+/// is LayerNorm's scale.
 fn through_norm(by_normalized: Array2<f64>, normalized: &ArrayD<f32>, scale: &ArrayD<f32>) -> Array2<f64> {
     let width = by_normalized.ncols() as f64;
     let mut by_stream = by_normalized;
@@ -404,10 +407,9 @@ impl Sink for ByStreams<'_> {
             Site::K(layer) => (1, layer, |layer, head| Receiver::Key { layer, head }),
             Site::V(layer) => (2, layer, |layer, head| Receiver::Value { layer, head }),
             Site::Ln2Normalized(layer) => {
-                let by_stream = {
-                    let norms = self.norms.borrow();
-                    through_norm(two(gradient)?, &norms[&(site, text)], &norms[&(Site::Ln2Scale(layer), text)])
-                };
+                let of_text = |site| self.norms.borrow_mut().remove(&(site, text)).expect("the run has put it");
+                let (normalized, scale) = (of_text(site), of_text(Site::Ln2Scale(layer)));
+                let by_stream = through_norm(two(gradient)?, &normalized, &scale);
                 self.add(Receiver::Mlp { layer }, &by_stream);
                 return Ok(());
             }
@@ -430,8 +432,17 @@ impl Sink for ByStreams<'_> {
             through_norm(gradient.index_axis(Axis(1), head).dot(&columns.t()) * gain, normalized, scale)
         };
         let by_streams: Vec<Array2<f64>> = (0..gradient.len_of(Axis(1))).into_par_iter().map(of_head).collect();
+        drop(norms);
         for (head, by_stream) in by_streams.iter().enumerate() {
             self.add(reader(layer, head), by_stream);
+        }
+        let used = self.used.entry((layer, text)).or_default();
+        *used += 1;
+        if *used == 3 {
+            let mut norms = self.norms.borrow_mut();
+            norms.retain(|(site, of), _| {
+                *of != text || ![Site::Ln1Scale(layer), Site::Ln1Normalized(layer)].contains(site)
+            });
         }
         Ok(())
     }
@@ -453,7 +464,7 @@ impl Session {
         let (clean, clean_question) = case.source.as_ref().expect("checked above");
         let mut of_clean = Both {
             kept: Kept::new(BTreeSet::from([Site::Embed]), BTreeSet::new()),
-            reading: Reading::new(metric, clean_question, clean),
+            reading: MetricReader::new(metric, clean_question, clean),
         };
         self.run_once(clean, &[], &mut of_clean).await?;
         let of_block = |l| {
@@ -478,7 +489,8 @@ impl Session {
             circuit.mlp(layer).await?;
         }
         let unchanged = of_clean.reading.log_probabilities;
-        let mut reading = Reading { unchanged: Some(&unchanged), ..Reading::new(metric, &case.question, &case.ids) };
+        let mut reading =
+            MetricReader { unchanged: Some(&unchanged), ..MetricReader::new(metric, &case.question, &case.ids) };
         let last = config.n_layer - 1;
         let input = match circuit.input(Receiver::Logits) {
             Some(input) => input,

@@ -12,7 +12,7 @@ use crate::hooks::layout::{cut, shape_of};
 use crate::hooks::request::{Edit, EditRecord, Hooks, Select, hash};
 use crate::hooks::site::Site;
 use crate::model::tokenizer::Token;
-use crate::model::windows::{Piece, Windows};
+use crate::model::windows::{DocumentWindow, Windows};
 use crate::session::{Error, Model, Progress, Session};
 use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn, Slice};
 use std::collections::{BTreeMap, BTreeSet};
@@ -104,7 +104,7 @@ impl EditPlan {
     pub fn of_windows(
         specs: &[EditSpec],
         model: &Model,
-        (tokens, pieces, batch): (&[Vec<Token>], &[Piece], &Batch),
+        (tokens, pieces, batch): (&[Vec<Token>], &[DocumentWindow], &Batch),
         windows: Windows,
         (patch, mean): (Option<&[Vec<u32>]>, Option<Batch>),
         read: ReadValues<'_>,
@@ -119,10 +119,12 @@ impl EditPlan {
         if uses(&OpSpec::Mean).is_some() && plan.sources.mean.is_none() {
             let lengths: Vec<usize> = tokens.iter().map(Vec::len).collect();
             let all = windows.plan(&lengths, None);
-            let ids = |piece: &Piece| tokens[piece.document][piece.tokens.clone()].iter().map(|token| token.id);
+            let ids =
+                |piece: &DocumentWindow| tokens[piece.document][piece.tokens.clone()].iter().map(|token| token.id);
             let of_pieces: Vec<Vec<u32>> = all.iter().map(|piece| ids(piece).collect()).collect();
             plan.sources.mean = Some(model.batch(&of_pieces)?);
-            let rows = |piece: &Piece| piece.kept.iter().map(|position| position - piece.tokens.start).collect();
+            let rows =
+                |piece: &DocumentWindow| piece.kept.iter().map(|position| position - piece.tokens.start).collect();
             plan.mean_rows = Some(all.iter().map(rows).collect());
         }
         for spec in specs {
@@ -135,7 +137,7 @@ impl EditPlan {
                     return Err(EditError::Source { edit: spec.at(site), what }.into());
                 }
                 let within = |lists: &Vec<Vec<usize>>| {
-                    let of_piece = |piece: &Piece| {
+                    let of_piece = |piece: &DocumentWindow| {
                         let here = lists[piece.document].iter().filter(|position| piece.tokens.contains(position));
                         here.map(|position| position - piece.tokens.start).collect()
                     };
@@ -282,7 +284,7 @@ fn sources_in_windows(
     spec: &EditSpec,
     model: &Model,
     tokens: &[Vec<Token>],
-    pieces: &[Piece],
+    pieces: &[DocumentWindow],
     sources: &[Vec<u32>],
 ) -> Result<Batch, Error> {
     let fail = |what: String| EditError::Source { edit: format!("{}:patch", spec.site()), what };
@@ -300,7 +302,7 @@ fn sources_in_windows(
         ))
         .into());
     }
-    let of_piece = |piece: &Piece| &source(piece.document)[piece.tokens.clone()];
+    let of_piece = |piece: &DocumentWindow| &source(piece.document)[piece.tokens.clone()];
     model.batch(&pieces.iter().map(of_piece).collect::<Vec<_>>())
 }
 

@@ -3,7 +3,7 @@
 //! weights. Owns `Session::generate` and the rules by which a text ends. `sampling.rs` chooses tokens, `../hooks/step.rs` restricts
 //! requests to the positions of one step.
 
-use crate::analysis::lens::{self, Reading};
+use crate::analysis::lens::{self, Prediction};
 use crate::analysis::sampling::{Sampling, log_sum_exp, token_of_argmax};
 use crate::analysis::top::largest;
 use crate::batch::Batch;
@@ -84,7 +84,7 @@ impl Generation {
 /// Why a text ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Stop {
+pub enum StopReason {
     /// It has the requested number of new tokens.
     Length,
     /// The last token ends a text.
@@ -107,7 +107,7 @@ pub struct NewToken {
     /// The likeliest tokens with their probabilities under the same distribution, likeliest first.
     pub alternatives: Vec<(u32, f64)>,
     /// Each layer's prediction, in the order of [`lens::sites`]; empty without the lens. `next` is this token.
-    pub lens: Vec<Reading>,
+    pub lens: Vec<Prediction>,
 }
 
 /// One text.
@@ -124,7 +124,7 @@ pub struct Generated {
     /// The new tokens.
     pub new: Vec<NewToken>,
     /// Why it ended.
-    pub stop: Stop,
+    pub stop: StopReason,
     /// The number of positions that were run and so have activations. The last token is run only if values of it are recorded.
     pub run: usize,
 }
@@ -132,7 +132,7 @@ pub struct Generated {
 impl Generated {
     /// The new tokens' ids without the one that ends the text.
     pub fn new_ids(&self) -> &[u32] {
-        let end = self.ids.len() - usize::from(self.stop == Stop::EndOfText);
+        let end = self.ids.len() - usize::from(self.stop == StopReason::EndOfText);
         &self.ids[self.prompt_tokens..end]
     }
 }
@@ -175,7 +175,7 @@ pub struct Told<'a> {
     /// The token.
     pub token: &'a NewToken,
     /// Why the text ends here, if it does.
-    pub stop: Option<Stop>,
+    pub stop: Option<StopReason>,
 }
 
 /// A callback that receives every new token and may end the run. Then the texts so far are returned.
@@ -246,9 +246,10 @@ impl Generation {
 
     /// The record of generation as JSON for files: the settings, and for each text the number of tokens of its prompt and why it
     /// ended.
-    pub fn settings(&self, texts: &[(usize, Stop)]) -> String {
+    pub fn settings(&self, texts: &[(usize, StopReason)]) -> String {
         let Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed } = self.sampling;
-        let of_text = |(prompt_tokens, stop): &(usize, Stop)| json!({"prompt_tokens": prompt_tokens, "stop": stop});
+        let of_text =
+            |(prompt_tokens, stop): &(usize, StopReason)| json!({"prompt_tokens": prompt_tokens, "stop": stop});
         json!({
             "new_tokens": self.new_tokens, "samples": self.samples, "temperature": temperature,
             "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed,
@@ -281,7 +282,7 @@ struct Text {
     /// The most tokens that it may have.
     most: usize,
     /// Why it ends there.
-    limit: Stop,
+    limit: StopReason,
     ended: bool,
 }
 
@@ -360,14 +361,19 @@ impl Text {
         let (prompt, sample) = (i / generation.samples, i % generation.samples);
         let ids = prompts.ids_of(prompt).to_vec();
         let most = whole.texts()[i].len();
-        let limit = if most < ids.len() + generation.new_tokens { Stop::Context } else { Stop::Length };
+        let limit = if most < ids.len() + generation.new_tokens { StopReason::Context } else { StopReason::Length };
         let ended = ids.len() == most;
         let written = Generated { prompt, sample, prompt_tokens: ids.len(), ids, new: Vec::new(), stop: limit, run: 0 };
         Text { written, most, limit, ended }
     }
 
-    /// Adds a token. Returns true if the text ends with it.
-    fn add(&mut self, token: NewToken, generation: &Generation, model: &Model) -> Result<Option<Stop>, TokenizerError> {
+    /// Adds a token. Returns why the text ends with it, if it does.
+    fn add(
+        &mut self,
+        token: NewToken,
+        generation: &Generation,
+        model: &Model,
+    ) -> Result<Option<StopReason>, TokenizerError> {
         let Generated { ids, new, prompt_tokens, .. } = &mut self.written;
         ids.push(token.id);
         let is_end = generation.end_of_text.contains(&token.id);
@@ -380,9 +386,9 @@ impl Text {
             Ok(generation.stop_texts.iter().any(|stop| text.contains(stop)))
         };
         let stop = if is_end {
-            Some(Stop::EndOfText)
+            Some(StopReason::EndOfText)
         } else if has_stop_text()? {
-            Some(Stop::StopText)
+            Some(StopReason::StopText)
         } else {
             (ids.len() == self.most).then_some(self.limit)
         };
@@ -431,7 +437,7 @@ impl Job<'_> {
         loop {
             if going.is_break() {
                 for text in texts[self.group.clone()].iter_mut().filter(|text| !text.ended) {
-                    (text.written.stop, text.ended) = (Stop::Interrupted, true);
+                    (text.written.stop, text.ended) = (StopReason::Interrupted, true);
                 }
             }
             // The last token of an ended text is run if its values are recorded, unless the text was never run.
@@ -467,11 +473,17 @@ impl Job<'_> {
         Ok(going)
     }
 
-    /// True if only the likeliest token is needed of the logits. Then the device finds it, and no logits are read back.
+    /// True if only the likeliest token is needed of the logits. Then the device finds it, and no logits are read back. It returns the id
+    /// as f32, which is exact up to 2^24.
     fn needs_only_argmax(&self) -> bool {
         let Generation { sampling, alternatives, lens, .. } = self.generation;
         let is_greedy = sampling.temperature == 0.0 && sampling.repetition_penalty == 1.0;
-        is_greedy && *alternatives == 0 && *lens == 0 && !self.layout.hooks().touched().contains(&Site::Unembed)
+        let is_exact = self.model.config().vocab_size <= 1 << f32::MANTISSA_DIGITS;
+        is_greedy
+            && is_exact
+            && *alternatives == 0
+            && *lens == 0
+            && !self.layout.hooks().touched().contains(&Site::Unembed)
     }
 
     /// Runs some positions of some texts.

@@ -1,6 +1,6 @@
 //! The gradient of a metric, or of a linear function of a tap, by every activation that a request taps. Owns `Session::gradients`,
 //! what can be differentiated, and its gradient with respect to the values that it is computed from, in f64 on the host. Read next:
-//! `../model/backward.rs`, the way back.
+//! `../model/backward.rs`, the backward pass.
 
 use crate::analysis::edits::{EditError, EditPlan, ReadValues, Sources};
 use crate::analysis::grammar::EditSpec;
@@ -18,7 +18,6 @@ use crate::model::gradient_checkpointing;
 use crate::session::{AnalysisError, Error, MAX_BYTES_AT_ONCE, MAX_TOKENS, Model, Progress, Session};
 use ndarray::ArrayViewD;
 use std::ops::{ControlFlow, Range};
-use std::sync::Arc;
 use thiserror::Error;
 
 /// What is differentiated: one number for each text of a batch. The texts do not mix, so this is also the gradient of their sum.
@@ -43,21 +42,21 @@ pub enum Target {
 
 /// How a run that is differentiated begins, and what it keeps.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Way<'a> {
+pub struct GradientOptions<'a> {
     /// Where it begins; with [`Start::Embeddings`], the gradient with respect to `hook_embed` is the one with respect to these
     /// embeddings.
     pub start: Start<'a>,
-    /// Gradient checkpointing: the way back runs each block again, from the stream that entered it. It takes memory for one block
+    /// Gradient checkpointing: the backward pass runs each block again, from the stream that entered it. It takes memory for one block
     /// at a time, and half as much time again. Values then come last block first.
-    pub checkpoint: bool,
+    pub recompute: bool,
     /// Leaves [`Gradients::values`] empty, which saves bringing them to the host. A run into sinks of the caller's has no use for it:
     /// there `()` is the sink that wants no values.
     pub gradients_only: bool,
 }
 
-impl<'a> From<Start<'a>> for Way<'a> {
-    fn from(start: Start<'a>) -> Way<'a> {
-        Way { start, ..Way::default() }
+impl<'a> From<Start<'a>> for GradientOptions<'a> {
+    fn from(start: Start<'a>) -> GradientOptions<'a> {
+        GradientOptions { start, ..GradientOptions::default() }
     }
 }
 
@@ -66,7 +65,7 @@ pub(super) fn between<'a>(ends: impl Iterator<Item = (&'a f32, &'a f32)>, share:
     ends.map(move |(from, to)| (f64::from(*from) + share * (f64::from(*to) - f64::from(*from))) as f32)
 }
 
-/// What one run gave, and its gradients. Both captures have the same arrays, unless values were left out ([`Way`]).
+/// What one run gave, and its gradients. Both captures have the same arrays, unless values were left out ([`GradientOptions`]).
 #[derive(Clone, Debug)]
 pub struct Gradients {
     /// The values.
@@ -236,7 +235,7 @@ impl Target {
 }
 
 /// Computes the target of each text and its gradient as the values arrive.
-struct Reading<'a> {
+struct TargetReader<'a> {
     target: &'a Target,
     batch: &'a Batch,
     site: Site,
@@ -251,7 +250,7 @@ struct Reading<'a> {
     values: Vec<f64>,
 }
 
-impl Objective for Reading<'_> {
+impl Objective for TargetReader<'_> {
     fn site(&self) -> Site {
         self.site
     }
@@ -292,10 +291,16 @@ impl Objective for Reading<'_> {
 const MAX_TAPE_BYTES: usize = 1 << 30;
 
 /// The texts that run together: as many as the limit of the tape, the device and the recorder allow.
-fn groups(batch: &Batch, config: &Config, layout: &Layout<'_>, most: usize, way: Way<'_>) -> Vec<Range<usize>> {
+fn groups(
+    batch: &Batch,
+    config: &Config,
+    layout: &Layout<'_>,
+    most: usize,
+    options: GradientOptions<'_>,
+) -> Vec<Range<usize>> {
     let cost = |text: usize| {
         let n = batch.texts()[text].len();
-        let tape = backward::tape_bytes(config, layout.hooks(), n, layout.n_logits_of(text), way.checkpoint);
+        let tape = backward::tape_bytes(config, layout.hooks(), n, layout.n_logits_of(text), options.recompute);
         let tokens = n.saturating_mul(MAX_TAPE_BYTES.div_ceil(most.min(MAX_TOKENS)));
         let recorded = layout.bytes_at_once(text).saturating_mul(MAX_TAPE_BYTES / MAX_BYTES_AT_ONCE);
         tape.max(tokens).max(recorded)
@@ -303,7 +308,7 @@ fn groups(batch: &Batch, config: &Config, layout: &Layout<'_>, most: usize, way:
     batch.groups(MAX_TAPE_BYTES, cost)
 }
 
-/// About how many bytes a run for gradients keeps on the device, beside the weights and what it records. `checkpoint` is as in [`Way`].
+/// About how many bytes a run for gradients keeps on the device, beside the weights and what it records. `recompute` is as in [`GradientOptions`].
 ///
 /// # Errors
 /// [`enum@Error`] for taps that do not fit the batch.
@@ -312,12 +317,12 @@ pub fn tape_bytes(
     batch: &Batch,
     hooks: &Hooks,
     target: &Target,
-    checkpoint: bool,
+    recompute: bool,
 ) -> Result<u64, Error> {
     let layout = target.layout(Layout::new(hooks, batch)?, hooks, batch);
     let of_text = |text: usize| {
         let (n_pos, n_logits) = (batch.texts()[text].len(), layout.n_logits_of(text));
-        backward::tape_bytes(config, hooks, n_pos, n_logits, checkpoint)
+        backward::tape_bytes(config, hooks, n_pos, n_logits, recompute)
     };
     let groups = batch.groups(MAX_TAPE_BYTES, of_text);
     Ok(groups.into_iter().map(|texts| texts.map(of_text).sum::<usize>()).max().unwrap_or(0) as u64)
@@ -335,16 +340,14 @@ impl Session {
         batch: &Batch,
         hooks: &Hooks,
         target: &Target,
-        way: Way<'_>,
+        options: GradientOptions<'_>,
         progress: Option<Progress<'_>>,
     ) -> Result<Gradients, Error> {
-        let memory = || Arc::downgrade(self.host_memory());
         hooks.check_batch(batch)?;
-        let mut values =
-            if way.gradients_only { Capture::of_edits(hooks) } else { Capture::unchecked(hooks, batch, memory())? };
-        let mut gradients = Capture::unchecked(hooks, batch, memory())?;
+        let mut values = if options.gradients_only { Capture::of_edits(hooks) } else { self.capture(hooks, batch)? };
+        let mut gradients = self.capture(hooks, batch)?;
         let target =
-            self.gradients_into_async(batch, hooks, target, way, &mut values, &mut gradients, progress).await?;
+            self.gradients_into_async(batch, hooks, target, options, &mut values, &mut gradients, progress).await?;
         Ok(Gradients { values, gradients, target })
     }
 
@@ -369,7 +372,7 @@ impl Session {
     /// As [`Session::gradients_async`].
     #[cfg(not(target_arch = "wasm32"))]
     pub fn gradients(&self, batch: &Batch, hooks: &Hooks, target: &Target) -> Result<Gradients, Error> {
-        pollster::block_on(self.gradients_async(batch, hooks, target, Way::default(), None))
+        pollster::block_on(self.gradients_async(batch, hooks, target, GradientOptions::default(), None))
     }
 
     /// [`Session::gradients_async`] that passes values and gradients on as they are computed. Returns the target of each text.
@@ -382,16 +385,16 @@ impl Session {
         batch: &Batch,
         hooks: &Hooks,
         target: &Target,
-        way: Way<'_>,
+        options: GradientOptions<'_>,
         values: &mut dyn Sink,
         gradients: &mut dyn Sink,
         progress: Option<Progress<'_>>,
     ) -> Result<Vec<f64>, Error> {
         let config = self.model().config();
         let layout = self.layout(batch, hooks)?;
-        let Way { start, checkpoint, .. } = way;
+        let GradientOptions { start, recompute, .. } = options;
         start.check(batch, config)?;
-        if checkpoint && hooks.edits().any(|(.., edit)| matches!(edit, Edit::With(..))) {
+        if recompute && hooks.edits().any(|(.., edit)| matches!(edit, Edit::With(..))) {
             return Err(GradientError::Checkpoint.into());
         }
         target.check(config, batch, hooks.edits().next().is_some())?;
@@ -400,14 +403,14 @@ impl Session {
         let first = start.first_layer();
         let (dev, params, _turn) = self.engine().await;
         let limits = crate::device::Device::tensor_limits(dev);
-        let all = groups(batch, config, &layout, forward::max_tokens(dev, config, hooks), way);
+        let all = groups(batch, config, &layout, forward::max_tokens(dev, config, hooks), options);
         for texts in &all {
             let part = batch.part(texts.clone());
             forward::check_size(dev, params, &part, hooks)?;
             let n_logits = texts.clone().map(|text| layout.n_logits_of(text)).max().unwrap_or(0);
             backward::check_size(limits, config, &part, n_logits)?;
         }
-        let per_group = (2 + usize::from(checkpoint)) * config.n_layer.saturating_sub(first);
+        let per_group = (2 + usize::from(recompute)) * config.n_layer.saturating_sub(first);
         let steps = all.len() * per_group;
         for (n, texts) in all.into_iter().enumerate() {
             let of_all = |done: usize| match progress {
@@ -424,7 +427,7 @@ impl Session {
                 gradients: &mut *gradients,
                 progress: Some(&of_all),
             };
-            if checkpoint {
+            if recompute {
                 gradient_checkpointing::gradients(dev, params, run).await?
             } else {
                 backward::gradients(dev, params, run).await?
@@ -441,11 +444,11 @@ impl Session {
         hooks: &Hooks,
         target: &'a Target,
         start: Start<'_>,
-    ) -> Result<Reading<'a>, Error> {
+    ) -> Result<TargetReader<'a>, Error> {
         let n = batch.texts().len();
         let (site, select) = target.reads(hooks, batch);
         // The sum of no values is 0.
-        let mut reading = Reading {
+        let mut reading = TargetReader {
             target,
             batch,
             site,

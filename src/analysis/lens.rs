@@ -1,20 +1,20 @@
 //! The logit lens (nostalgebraist 2020, "interpreting GPT: the logit lens"): the model's prediction if it stopped after
 //! each block. Every residual stream goes through the final LayerNorm and the unembedding on the device. Only a few
-//! values per token are stored, and only a part of one layer's logits is in memory at once. Owns `Session::lens` and
-//! the evaluation of logits. Read next: `top.rs`.
+//! values per token are stored. The model's own logits are evaluated text by text during the run; of the other layers, only a part of
+//! one layer's logits is in memory at once. Owns `Session::lens` and the evaluation of logits. Read next: `top.rs`.
 
 use crate::analysis::attribute;
 use crate::analysis::top::largest;
 use crate::batch::Batch;
 use crate::device::{Device, Operations, Window};
-use crate::hooks::capture::Capture;
+use crate::hooks::capture::{Capture, Sink};
 use crate::hooks::request::{Hooks, Select};
 use crate::hooks::site::Site;
 use crate::model::checkpoint::{Checkpoint, WeightsError};
 use crate::model::forward::RunError;
 use crate::model::params::Params;
 use crate::session::{Error, Progress, Session};
-use ndarray::{ArrayView2, Axis, Ix2};
+use ndarray::{ArrayD, ArrayView2, ArrayViewD, Axis, Ix2};
 use rayon::prelude::*;
 use std::ops::ControlFlow;
 
@@ -24,12 +24,12 @@ pub struct LensRow {
     /// The stream's site, one of [`sites`].
     pub site: Site,
     /// `[text][position]`.
-    pub texts: Vec<Vec<Reading>>,
+    pub texts: Vec<Vec<Prediction>>,
 }
 
 /// The prediction at one position for the token after it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Reading {
+pub struct Prediction {
     /// The most likely tokens with their probabilities, most likely first. Of equal probabilities, the smaller id is
     /// first.
     pub top: Vec<(u32, f32)>,
@@ -72,23 +72,24 @@ impl Session {
         progress: Option<Progress<'_>>,
     ) -> Result<(Vec<LensRow>, Capture), Error> {
         let n_layer = self.model().config().n_layer;
-        let mut all = hooks.clone();
-        for site in sites(n_layer).chain([Site::Unembed]) {
-            all.tap_at(site, Select::all())?;
+        let mut kept = hooks.clone();
+        for site in sites(n_layer) {
+            kept.tap_at(site, Select::all())?;
         }
+        let mut all = kept.clone();
+        all.tap_at(Site::Unembed, Select::all())?;
+        all.check_batch(batch)?;
         let steps_of_run = std::cell::Cell::new(0);
         let hear = |done: usize, of: usize| {
             steps_of_run.set(of);
             progress.map_or(ControlFlow::Continue(()), |progress| progress(done, of + n_layer + 1))
         };
-        let mut capture = self.run_async(batch, &all, Some(&hear)).await?;
+        let mut run = OfRun { batch, top, capture: self.capture(&kept, batch)?, last: Vec::new() };
+        self.run_into_async(batch, &all, &mut run, Some(&hear)).await?;
+        let OfRun { capture, last, .. } = run;
         let read = |rows: usize| hear(steps_of_run.get() + rows, steps_of_run.get());
         let (dev, params, _turn) = self.engine().await;
-        let rows = self::read(dev, params, batch, &capture, top, &read).await?;
-        if hooks.sites().all(|site| site != Site::Unembed) {
-            // The largest array by far.
-            capture.take(Site::Unembed);
-        }
+        let rows = self::read(dev, params, batch, &capture, last, top, &read).await?;
         Ok((rows, capture))
     }
 
@@ -102,9 +103,49 @@ impl Session {
     }
 }
 
+/// Receives a run of the lens: evaluates the model's own logits text by text, and keeps in `capture` what it has room for. The logits of
+/// all texts are the largest array by far.
+struct OfRun<'a> {
+    batch: &'a Batch,
+    top: usize,
+    capture: Capture,
+    /// The last row of the lens: `[text][position]`.
+    last: Vec<Vec<Prediction>>,
+}
+
+impl OfRun<'_> {
+    fn evaluate(&mut self, site: Site, text: usize, logits: &ArrayViewD<'_, f32>) {
+        if site == Site::Unembed {
+            let (ids, logits) = (self.batch.ids_of(text), logits.as_standard_layout());
+            let n_vocab = logits.len() / ids.len();
+            self.last.push(readings(logits.as_slice().expect("in standard layout"), 0, ids, n_vocab, self.top));
+        }
+    }
+}
+
+impl Sink for OfRun<'_> {
+    fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
+        self.evaluate(site, text, &values);
+        self.capture.put(site, text, values)
+    }
+
+    fn wants(&self, site: Site) -> bool {
+        site == Site::Unembed || self.capture.wants(site)
+    }
+
+    fn give(&mut self, site: Site, text: usize, values: ArrayD<f32>) -> std::io::Result<Option<ArrayD<f32>>> {
+        self.evaluate(site, text, &values.view());
+        if self.capture.wants(site) { self.capture.give(site, text, values) } else { Ok(Some(values)) }
+    }
+
+    fn edited(&mut self, n: usize, text: usize, sha256: &str) {
+        self.capture.edited(n, text, sha256);
+    }
+}
+
 impl Session {
     /// The lens of each component by itself: what the embeddings and each block's attention and MLP add to the stream
-    /// ([`attribute::components`]), centred, divided by the divisor that the run's own final LayerNorm had there, times its
+    /// ([`attribute::components`]), centred, divided by the scale that the run's own final LayerNorm had there, times its
     /// gain, through the unembedding. No bias is added, so the logits of all rows and of the biases add up to the model's.
     /// Arguments and results are those of [`Session::lens_async`].
     ///
@@ -221,42 +262,38 @@ pub fn ends(logits: &[f64], n: usize) -> (TokenLogits, TokenLogits) {
 /// The number of logits that are read back at once: 64 MB.
 pub(crate) const PART: usize = 16 << 20;
 
-/// Evaluates every stream of [`sites`] from a capture that holds all of them and the logits, whole. The last row uses
-/// the model's own logits, so it equals the model's output exactly. `top` is the number of most likely tokens to
-/// return; `progress` is called after each row.
+/// Evaluates every stream of [`sites`] from a capture that holds all of them, whole. The last row is `last`, of the model's own
+/// logits, so it equals the model's output exactly. `top` is the number of most likely tokens to return; `progress` is called after
+/// each row.
 ///
 /// # Errors
 /// [`RunError`] when a weight cannot be loaded or the device fails.
-pub(crate) async fn read<D: Device>(
+async fn read<D: Device>(
     dev: &D,
     params: &Params<D>,
     batch: &Batch,
     capture: &Capture,
+    last: Vec<Vec<Prediction>>,
     top: usize,
     progress: &dyn Fn(usize) -> ControlFlow<()>,
 ) -> Result<Vec<LensRow>, RunError> {
     let n_layer = params.config().n_layer;
     let mut rows = Vec::with_capacity(n_layer + 1);
-    for (n, site) in sites(n_layer).enumerate() {
-        let is_last = n == n_layer;
-        let array = capture.get(if is_last { Site::Unembed } else { site }).expect("the lens' sites are tapped");
+    for (n, site) in sites(n_layer).take(n_layer).enumerate() {
+        let array = capture.get(site).expect("the lens' sites are tapped");
         let mut texts = Vec::with_capacity(batch.texts().len());
         for (text, padded) in array.axis_iter(Axis(0)).enumerate() {
             let ids = batch.ids_of(text);
-            let padded = padded.into_dimensionality::<Ix2>().expect("streams and logits are [batch, pos, n]");
-            let values = padded.slice_move(ndarray::s![..ids.len(), ..]);
-            texts.push(if is_last {
-                readings(values.as_slice().expect("a text's rows are dense"), 0, ids, values.ncols(), top)
-            } else {
-                decode(dev, params, values, ids, top, PART).await?
-            });
+            let padded = padded.into_dimensionality::<Ix2>().expect("streams are [batch, pos, n]");
+            texts.push(decode(dev, params, padded.slice_move(ndarray::s![..ids.len(), ..]), ids, top, PART).await?);
         }
         rows.push(LensRow { site, texts });
         if progress(n + 1).is_break() {
             return Err(RunError::Cancelled);
         }
     }
-    Ok(rows)
+    rows.push(LensRow { site: Site::ResidPost(n_layer - 1), texts: last });
+    if progress(n_layer + 1).is_break() { Err(RunError::Cancelled) } else { Ok(rows) }
 }
 
 /// Applies ln_f and the unembedding to one stream [P, D] of one text, at most `part` logits at once (but at least one
@@ -268,7 +305,7 @@ pub(crate) async fn decode<D: Device>(
     ids: &[u32],
     top: usize,
     part: usize,
-) -> Result<Vec<Reading>, RunError> {
+) -> Result<Vec<Prediction>, RunError> {
     let ln_f = params.ln_f(dev).await?;
     let x = dev.upload([stream.nrows(), stream.ncols()], stream.iter().copied().collect());
     let x = dev.layer_norm(&x, &ln_f.weight, &ln_f.bias, params.config().layer_norm_epsilon);
@@ -285,7 +322,7 @@ async fn read_rows<D: Device>(
     ids: &[u32],
     top: usize,
     part: usize,
-) -> Result<Vec<Reading>, RunError> {
+) -> Result<Vec<Prediction>, RunError> {
     let (n_pos, n_vocab) = (dev.shape(x)[0], params.config().vocab_size);
     let rows_at_once = (part.min(dev.tensor_limits().whole) / n_vocab).max(1);
     let mut read = Vec::with_capacity(n_pos);
@@ -308,13 +345,13 @@ async fn read_rows<D: Device>(
 }
 
 /// Evaluates rows of logits. The first row is at position `start` of a text with these ids.
-pub(crate) fn readings(logits: &[f32], start: usize, ids: &[u32], n_vocab: usize, top: usize) -> Vec<Reading> {
+pub(crate) fn readings(logits: &[f32], start: usize, ids: &[u32], n_vocab: usize, top: usize) -> Vec<Prediction> {
     let of_row = |(i, row): (usize, &[f32])| reading(row, ids.get(start + i + 1).copied(), top);
     logits.par_chunks(n_vocab).enumerate().map(of_row).collect()
 }
 
 /// Evaluates one row of logits.
-fn reading(logits: &[f32], next: Option<u32>, top: usize) -> Reading {
+fn reading(logits: &[f32], next: Option<u32>, top: usize) -> Prediction {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     // Sums in f64: fifty thousand f32 terms would lose four digits. With e = exp(x - max) and z = sum e, the entropy
     // -sum p ln p is ln z - sum e (x - max) / z.
@@ -334,7 +371,7 @@ fn reading(logits: &[f32], next: Option<u32>, top: usize) -> Reading {
     let top = largest(logits.len(), top, |id| logits[id]).into_iter().map(|id| (id, probability(id))).collect();
     // If z is NaN, the entropy must be NaN too; `max` would hide that.
     let entropy = (z.ln() - weighted / z) as f32;
-    Reading { top, entropy: if entropy < 0.0 { 0.0 } else { entropy }, next }
+    Prediction { top, entropy: if entropy < 0.0 { 0.0 } else { entropy }, next }
 }
 
 #[cfg(test)]
@@ -345,7 +382,7 @@ mod tests {
     fn a_reading_of_known_logits() {
         // Probabilities 1/2, 1/4, 1/8, 1/8.
         let logits = [2.0f32, 4.0, 1.0, 1.0].map(|p| p.ln() + 100.0);
-        let Reading { top, entropy, next } = reading(&logits, Some(3), 3);
+        let Prediction { top, entropy, next } = reading(&logits, Some(3), 3);
         assert_eq!(
             top.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
             [1, 0, 2],
@@ -382,9 +419,9 @@ mod tests {
 
     #[test]
     fn certainty_masked_and_broken_logits() {
-        let Reading { top, entropy, .. } = reading(&[0.0, 1e4, f32::NEG_INFINITY], None, 9);
+        let Prediction { top, entropy, .. } = reading(&[0.0, 1e4, f32::NEG_INFINITY], None, 9);
         assert_eq!((top[0], top.len(), entropy), ((1, 1.0), 3, 0.0));
-        let Reading { top, entropy, .. } = reading(&[0.0, f32::NAN, 1.0], None, 1);
+        let Prediction { top, entropy, .. } = reading(&[0.0, f32::NAN, 1.0], None, 1);
         assert!(top[0].1.is_nan() && entropy.is_nan(), "NaN is never a quiet zero");
     }
 }

@@ -85,7 +85,7 @@ pub(super) fn divergence(p: &[f64], q: &[f64]) -> f64 {
 }
 
 /// Reads the metric of every text of a run.
-pub(super) struct Reading<'a> {
+pub(super) struct MetricReader<'a> {
     pub metric: Metric,
     pub question: &'a Question,
     /// The unembedding's directions of the answer and the wrong answer, if the logits are computed here.
@@ -100,15 +100,15 @@ pub(super) struct Reading<'a> {
     pub log_probabilities: Vec<f64>,
 }
 
-impl<'a> Reading<'a> {
+impl<'a> MetricReader<'a> {
     /// A reading of a text from its logits. For a divergence it stores the log-probabilities.
-    pub(super) fn new(metric: Metric, question: &'a Question, ids: &'a [u32]) -> Reading<'a> {
+    pub(super) fn new(metric: Metric, question: &'a Question, ids: &'a [u32]) -> MetricReader<'a> {
         let (values, log_probabilities) = Default::default();
-        Reading { metric, question, directions: None, ids, unchanged: None, values, log_probabilities }
+        MetricReader { metric, question, directions: None, ids, unchanged: None, values, log_probabilities }
     }
 }
 
-impl Reading<'_> {
+impl MetricReader<'_> {
     /// The site that the metric is read at.
     pub(crate) fn site(&self) -> Site {
         if self.directions.is_some() { Site::LnFinalOut } else { Site::Unembed }
@@ -154,7 +154,7 @@ impl Reading<'_> {
     }
 }
 
-impl Sink for Reading<'_> {
+impl Sink for MetricReader<'_> {
     fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> std::io::Result<()> {
         if site != self.site() {
             return Ok(());

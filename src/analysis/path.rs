@@ -4,7 +4,9 @@
 
 use crate::analysis::edits::Kept;
 use crate::analysis::metric::Metric;
-use crate::analysis::sweep::{Case, Cases, OneCase, OwnRuns, SweepAxis, Swept, TOKENS_AT_ONCE, aligned, batches};
+use crate::analysis::sweep::{
+    Case, Cases, OneCase, OwnRuns, SweepAxis, Swept, TOKENS_AT_ONCE, aligned, batches, no_name_twice,
+};
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::hooks::capture::Sink;
@@ -33,6 +35,12 @@ pub enum PathError {
     #[error("{what}")]
     Axes {
         /// What is wrong with them.
+        what: String,
+    },
+    /// A text, its source or its question does not fit the path.
+    #[error("{what}")]
+    Case {
+        /// Which, and why.
         what: String,
     },
 }
@@ -231,6 +239,7 @@ impl PathSweep {
             let what = format!("the path {written:?} leaves {} open, which must be an axis", axis.name());
             return Err(PathError::Axes { what });
         }
+        no_name_twice(axes.iter().map(|axis| axis.name())).map_err(|e| PathError::Axes { what: e.to_string() })?;
         Ok(PathSweep { written: written.into(), sender, layer, head, receivers, axes, frozen, metric, n_layers })
     }
 
@@ -269,9 +278,9 @@ impl PathSweep {
         for (n, case) in cases.iter().enumerate() {
             if case.source.is_none() {
                 let what = format!("case {n} has no source run, and a path takes its values from one");
-                return Err(PathError::Axes { what }.into());
+                return Err(PathError::Case { what }.into());
             }
-            case.check(self.metric, config).map_err(|what| PathError::Axes { what: format!("text {n}: {what}") })?;
+            case.check(self.metric, config).map_err(|what| PathError::Case { what: format!("text {n}: {what}") })?;
         }
         batches(cases, config).map(drop)
     }

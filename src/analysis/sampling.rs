@@ -51,10 +51,12 @@ impl Sampling {
         scores
     }
 
-    /// The distribution that the next token after `ids` is drawn from; it has a temperature.
+    /// The distribution that the next token after `ids` is drawn from; `temperature` must be above 0.
     pub fn probabilities(&self, logits: &[f32], ids: &[u32]) -> Vec<f64> {
         let mut scores = self.penalized(logits, ids);
-        scores.iter_mut().for_each(|score| *score /= self.temperature);
+        // Without the largest score, a very small temperature would make scores infinite.
+        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        scores.iter_mut().for_each(|score| *score = (*score - max) / self.temperature);
         if let Some(k) = self.top_k.filter(|k| *k > 0 && *k < scores.len()) {
             let mut sorted = scores.clone();
             let (_, kth, _) = sorted.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));

@@ -6,7 +6,7 @@ use crate::batch;
 use crate::hooks::capture::Sink;
 use crate::hooks::request::Select;
 use crate::hooks::site::Site;
-use crate::model::windows::{Piece, Windows};
+use crate::model::windows::{DocumentWindow, Windows};
 use crate::session::{Error, Progress, Session};
 use ndarray::ArrayViewD;
 
@@ -55,7 +55,7 @@ impl Session {
         let model = self.model();
         let texts: Vec<&[u32]> = pieces.iter().map(|piece| &ids[piece.document][piece.tokens.clone()]).collect();
         let batch = model.batch(&texts)?;
-        let within = |piece: &Piece| piece.kept.iter().map(|position| position - piece.tokens.start).collect();
+        let within = |piece: &DocumentWindow| piece.kept.iter().map(|position| position - piece.tokens.start).collect();
         let mut hooks = model.hooks();
         hooks.tap_at(Site::Unembed, Select::all().positions(pieces.iter().map(within).collect()))?;
         let mut sink = Scores { ids: &ids, pieces: &pieces, scores: &mut scores };
@@ -76,13 +76,13 @@ impl Session {
 /// Makes scores of logits as they come. The windows of a text come in order.
 struct Scores<'a> {
     ids: &'a [&'a [u32]],
-    pieces: &'a [Piece],
+    pieces: &'a [DocumentWindow],
     scores: &'a mut [Score],
 }
 
 impl Sink for Scores<'_> {
     fn put(&mut self, _: Site, text: usize, logits: ArrayViewD<'_, f32>) -> std::io::Result<()> {
-        let Piece { document, kept, .. } = &self.pieces[text];
+        let DocumentWindow { document, kept, .. } = &self.pieces[text];
         for (position, row) in kept.iter().zip(logits.outer_iter()) {
             let row: Vec<f32> = row.iter().copied().collect();
             let next = self.ids[*document][position + 1];

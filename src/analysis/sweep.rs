@@ -3,7 +3,7 @@
 //! the unchanged run had there, and cells run together as copies of one text. Read next: `metric.rs`, `statistics.rs`.
 
 use crate::analysis::edits::{EditError, Kept, cut_mean, fit};
-use crate::analysis::metric::{Metric, Question, Reading, divergence, from_final_norm};
+use crate::analysis::metric::{Metric, MetricReader, Question, divergence, from_final_norm};
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::hooks::capture::Sink;
@@ -31,6 +31,15 @@ pub enum SweepError {
         axes: String,
         /// What was asked for.
         axis: &'static str,
+    },
+    /// The sweep has no site.
+    #[error("a sweep needs at least one site")]
+    NoSites,
+    /// A site or an axis is named more than once.
+    #[error("{name} is named twice")]
+    Twice {
+        /// Its name.
+        name: String,
     },
     /// Two sites have axes of different length.
     #[error("{first} and {second} have axes of different length, so they do not fit into one array; sweep them apart")]
@@ -163,7 +172,7 @@ impl SweepSite {
 
 /// The new value of a cell's place.
 #[derive(Clone, Debug)]
-pub enum Change {
+pub enum Replacement {
     /// The value of the case's source run at the same place.
     Patch,
     /// Zero.
@@ -182,7 +191,7 @@ pub struct Sweep {
     /// One cell for every combination of these.
     pub axes: Vec<SweepAxis>,
     /// The new value of each cell's place.
-    pub change: Change,
+    pub replacement: Replacement,
     /// The metric that is measured.
     pub metric: Metric,
 }
@@ -194,7 +203,7 @@ pub struct Case {
     pub ids: Vec<u32>,
     /// The question about it.
     pub question: Question,
-    /// The source run, from which [`Change::Patch`] takes values: its tokens, and the question about it.
+    /// The source run, from which [`Replacement::Patch`] takes values: its tokens, and the question about it.
     pub source: Option<(Vec<u32>, Question)>,
     /// How many tokens, counted from the end, line up with the source's. Those before are not changed.
     pub aligned: usize,
@@ -259,14 +268,18 @@ impl Sweep {
     /// Length of every axis for cases of which `aligned` tokens can be changed.
     ///
     /// # Errors
-    /// [`SweepError`] for an axis that a site lacks, or whose length the sites do not share.
+    /// [`SweepError`] for no site, for a site or an axis that is named twice, and for an axis that a site lacks, or whose length the
+    /// sites do not share.
     pub fn shape(&self, config: &Config, aligned: usize) -> Result<Vec<usize>, SweepError> {
+        let (site, others) = self.sites.split_first().ok_or(SweepError::NoSites)?;
+        no_name_twice(self.sites.iter().map(|site| site.name.as_str()))?;
+        no_name_twice(self.axes.iter().map(|axis| axis.name()))?;
         let mut shape = Vec::new();
         for axis in &self.axes {
-            let first = self.sites[0].len(*axis, config, aligned)?;
-            for other in &self.sites[1..] {
+            let first = site.len(*axis, config, aligned)?;
+            for other in others {
                 if other.len(*axis, config, aligned)? != first {
-                    let (first, second) = (self.sites[0].name.clone(), other.name.clone());
+                    let (first, second) = (site.name.clone(), other.name.clone());
                     return Err(SweepError::Sites { first, second });
                 }
             }
@@ -301,13 +314,13 @@ impl Sweep {
             }
             case.check(self.metric, config).map_err(|what| SweepError::Metric { what: format!("text {n}: {what}") })?;
             Batch::new(&[&case.ids], config)?;
-            if let Change::Values(values) = &self.change {
+            if let Replacement::Values(values) = &self.replacement {
                 for site in self.sites.iter().flat_map(|site| &site.of_layer) {
                     values_of(values, *site, config, &Batch::new(&[&case.ids], config)?)?;
                 }
             }
         }
-        if matches!(self.change, Change::Mean) {
+        if matches!(self.replacement, Replacement::Mean) {
             let all = Batch::new(&cases.iter().map(|case| case.ids.as_slice()).collect::<Vec<_>>(), config)?;
             for site in self.sites.iter().map(|site| site.of_layer[0]) {
                 super::edits::check_mean(site, &all)
@@ -317,7 +330,7 @@ impl Sweep {
         Ok(())
     }
 
-    /// The cells of the sweep in row-major order, by number.
+    /// A cell of the sweep, by its number in row-major order, and the number of its site.
     fn cell(&self, shape: &[usize], mut number: usize) -> (usize, Cell) {
         let mut cell = Cell::default();
         let several = usize::from(self.sites.len() > 1);
@@ -334,6 +347,18 @@ impl Sweep {
         }
         (number, cell)
     }
+}
+
+/// # Errors
+/// [`SweepError::Twice`].
+pub(super) fn no_name_twice<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), SweepError> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        if !seen.insert(name) {
+            return Err(SweepError::Twice { name: name.into() });
+        }
+    }
+    Ok(())
 }
 
 /// The values of a site, one row for every position of a text.
@@ -375,8 +400,8 @@ impl Session {
         let config = self.model().config();
         sweep.check(config, all.cases)?;
         let sites: BTreeSet<Site> = sweep.sites.iter().flat_map(|site| site.of_layer.iter().copied()).collect();
-        let means = match sweep.change {
-            Change::Mean => {
+        let means = match sweep.replacement {
+            Replacement::Mean => {
                 let mut kept = Kept::new(BTreeSet::new(), sites.clone());
                 let mut hooks = kept.hooks(config);
                 for (site, select, edit) in all.edits.edits() {
@@ -439,18 +464,18 @@ impl Session {
         // Changed runs start from the streams of the unchanged one.
         let streams: BTreeSet<Site> =
             sites.iter().filter(|site| **site >= Site::ResidPre(0)).map(|site| Site::ResidPre(first(*site))).collect();
-        let wanted = if matches!(sweep.change, Change::Patch) { sites.clone() } else { BTreeSet::new() };
+        let wanted = if matches!(sweep.replacement, Replacement::Patch) { sites.clone() } else { BTreeSet::new() };
         let own = self.own_runs(sweep.metric, one, (streams, wanted), sites.iter().copied()).await?;
         swept.unchanged.push(own.unchanged);
         swept.source.extend(own.of_source);
-        let values = match &sweep.change {
-            Change::Patch => {
+        let values = match &sweep.replacement {
+            Replacement::Patch => {
                 let of = |site: &Site| Some((*site, own.source.as_ref()?.of_text(*site, 0).to_owned()));
                 Values::Whole(sites.iter().filter_map(of).collect())
             }
-            Change::Zero => Values::Zero,
-            Change::Mean => Values::Mean,
-            Change::Values(given) => {
+            Replacement::Zero => Values::Zero,
+            Replacement::Mean => Values::Mean,
+            Replacement::Values(given) => {
                 let batch = one.runs.part(one.n..one.n + 1);
                 let of = |site: &Site| Ok((*site, values_of(given, *site, config, &batch)?));
                 Values::Whole(sites.iter().map(of).collect::<Result<_, EditError>>()?)
@@ -538,8 +563,10 @@ impl Session {
         let (case, edits, source_edits) = (one.case, one.own_edits(1), one.source_edits());
         let touched = touched.chain(edits.iter().chain(&source_edits).map(|(site, ..)| *site));
         let directions = self.directions(metric, &case.question, touched).await?;
-        let reading =
-            |ids, question| Reading { directions: directions.as_ref(), ..Reading::new(metric, question, ids) };
+        let reading = |ids, question| MetricReader {
+            directions: directions.as_ref(),
+            ..MetricReader::new(metric, question, ids)
+        };
         let from_source = case.from_source && case.source.is_some();
         // Log-probabilities, which are stored only for a divergence.
         let mut of_other = Vec::new();
@@ -555,7 +582,7 @@ impl Session {
         both.reading.unchanged = Some(of_other.as_slice()).filter(|_| from_source);
         self.run_once(&case.ids, &edits, &mut both).await?;
         let unchanged = both.reading.values[0];
-        let Both { kept: here, reading: Reading { log_probabilities, .. } } = both;
+        let Both { kept: here, reading: MetricReader { log_probabilities, .. } } = both;
         let (distribution, of_other) =
             if from_source { (of_other, log_probabilities) } else { (log_probabilities, of_other) };
         if let (Metric::Kl, false, Some(value)) = (metric, from_source, source_value.as_mut()) {
@@ -653,11 +680,11 @@ pub(super) struct OwnRuns {
 
 impl OwnRuns {
     /// Reads the metric of changed runs.
-    pub(crate) fn reading<'a>(&'a self, metric: Metric, case: &'a Case) -> Reading<'a> {
-        Reading {
+    pub(crate) fn reading<'a>(&'a self, metric: Metric, case: &'a Case) -> MetricReader<'a> {
+        MetricReader {
             directions: self.directions.as_ref(),
             unchanged: Some(&self.distribution),
-            ..Reading::new(metric, &case.question, &case.ids)
+            ..MetricReader::new(metric, &case.question, &case.ids)
         }
     }
 }
@@ -665,7 +692,7 @@ impl OwnRuns {
 /// A sink that stores values and computes the metric.
 pub(super) struct Both<'a> {
     pub kept: Kept,
-    pub reading: Reading<'a>,
+    pub reading: MetricReader<'a>,
 }
 
 impl Sink for Both<'_> {

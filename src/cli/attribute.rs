@@ -36,7 +36,7 @@ pub(super) struct AttributeCommand {
     /// The parts: component, layer, head, neuron or position [default: component; position with --method integrated]
     #[arg(long, value_name = "PARTS")]
     by: Option<By>,
-    /// How a part's share is computed. direct: what the part adds to the logit while the final LayerNorm's divisor is
+    /// How a part's share is computed. direct: what the part adds to the logit while the final LayerNorm's scale is
     /// held fixed, an exact sum. gradient: the part's value times the logit's gradient. integrated[=STEPS]: integrated
     /// gradients, with STEPS points from the baseline's token embeddings to the text's [STEPS: 50]
     #[arg(long, value_name = "METHOD", default_value = "direct")]
@@ -208,7 +208,7 @@ impl AttributeCommand {
             (Some(text), _) => Some(self.texts.encoded(std::slice::from_ref(text), files, &self.model)?),
             (None, Some(ids)) => {
                 let lists = parse_ids(ids).map_err(|e| Failure::Usage(format!("--baseline-ids: {e}")))?;
-                Some(self.texts.begun(lists, files)?)
+                Some(self.texts.begun_and_cut(lists, files, &self.model)?)
             }
             (None, None) => None,
         };

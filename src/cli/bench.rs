@@ -86,12 +86,7 @@ impl Bench {
             clock: dev.clock(),
             settings: dev.settings(),
             model: self.model.model.clone(),
-            weights: match self.weights {
-                WeightsArg::Stored => "stored",
-                WeightsArg::F32 => "f32",
-                WeightsArg::F16 => "f16",
-                WeightsArg::Bf16 => "bf16",
-            },
+            weights: self.weights.name(),
         })
     }
 }

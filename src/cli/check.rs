@@ -55,7 +55,7 @@ pub(super) fn hold(
     let others = if others.is_empty() { String::new() } else { format!(", and {} after it", n_hooks(others.len())) };
     let device = session.device();
     Err(Failure::Run(format!(
-        "these values are wrong, and nothing was written: on {device}, {site} is off by {:.1e} at text {}, token {} ({allowed:.1e} is allowed){others}; `actscope verify --model {} --device {}` finds the cause; try --device cpu",
+        "these values are wrong, and nothing was written: on {device}, {site} is off by {:.1e} at {what_is_run} {}, token {} ({allowed:.1e} is allowed){others}; `actscope verify --model {} --device {}` finds the cause; try --device cpu",
         worst.error,
         worst.text,
         worst.position,

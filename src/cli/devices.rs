@@ -1,7 +1,7 @@
 //! `actscope devices`: lists devices and their limits, and marks the one that `auto` selects. Read next:
 //! `../device/mod.rs`.
 
-use super::{Failure, environment, size};
+use super::{Failure, environment, size, with_hint};
 use crate::device::gpu::{self, AdapterInfo};
 use clap::Args;
 use serde_json::json;
@@ -17,7 +17,8 @@ pub(crate) struct Devices {
 
 impl Devices {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let adapters = pollster::block_on(gpu::adapters(&environment::read().adapters));
+        let among = environment::read().adapters;
+        let adapters = pollster::block_on(gpu::adapters(&among));
         // The list is in order of preference, and `auto` selects its first hardware adapter.
         let auto = adapters.iter().position(|adapter| !adapter.info.software);
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -46,7 +47,7 @@ impl Devices {
             )?;
         }
         if adapters.is_empty() {
-            writeln!(out, "  gpu        none: no Vulkan, Metal or DirectX 12 driver answered")?;
+            writeln!(out, "  gpu        none: {}", with_hint(&gpu::no_adapter(&among).into()))?;
         }
         writeln!(out, "{} cpu        {} threads, f32", if auto.is_none() { "*" } else { " " }, threads)?;
         writeln!(out, "  reference  one thread, f64: slow and accurate")?;

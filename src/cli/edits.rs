@@ -8,7 +8,7 @@ use crate::batch::{self, Batch};
 use crate::hooks::request::{EditRecord, Hooks};
 use crate::hooks::site::Site;
 use crate::model::tokenizer::Token;
-use crate::model::windows::{Piece, Windows};
+use crate::model::windows::{DocumentWindow, Windows};
 use crate::output::arrays;
 use crate::session::{Error, Model, Progress, Session};
 use clap::Args;
@@ -79,6 +79,24 @@ impl EditArgs {
         lists.into_iter().flatten()
     }
 
+    /// [`EditArgs::arguments`] for a command that gives the run's text as token ids: sources are ids too, because they were encoded with
+    /// options that would change the text's ids. `None` if such options apply to the texts of `--mean-from`, which have no other form.
+    pub(crate) fn arguments_beside_ids(
+        &self,
+        texts: &TextArgs,
+        files: &Model,
+        model: &ModelArgs,
+    ) -> Result<Option<Vec<[String; 2]>>, Failure> {
+        if self.mean_from.is_some() && (texts.prepend_bos || texts.no_special || texts.truncate) {
+            return Ok(None);
+        }
+        let sources = self.source_tokens(texts, files, Length::Context, model)?.unwrap_or_default();
+        let written = |ids: &Vec<u32>| ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+        let sources = sources.iter().map(|ids| ["--source-ids".to_string(), written(ids)]);
+        let others = self.arguments().filter(|[name, _]| !["--source", "--source-ids"].contains(&name.as_str()));
+        Ok(Some(others.chain(sources).collect()))
+    }
+
     /// The files that the edits read. No output may replace them.
     pub(crate) fn files(&self) -> impl Iterator<Item = PathBuf> {
         let specs = self.edit.iter().filter_map(|edit| edit.parse::<EditSpec>().ok());
@@ -128,7 +146,7 @@ impl EditArgs {
         &self,
         texts: &TextArgs,
         files: &Model,
-        run: (&[Vec<Token>], &[Piece], &Batch),
+        run: (&[Vec<Token>], &[DocumentWindow], &Batch),
         windows: Windows,
         model: &ModelArgs,
     ) -> Result<EditPlan, Failure> {
@@ -165,7 +183,7 @@ impl EditArgs {
                 let lists = self.source_ids.iter().map(|list| parse_ids(list));
                 let lists = lists.collect::<Result<Vec<_>, _>>();
                 let lists = lists.map_err(|e| Failure::Usage(format!("--source-ids: {e}")))?.concat();
-                Some(texts.begun(lists, files)?)
+                Some(texts.begun_and_cut(lists, files, model)?)
             }
             _ => None,
         })

@@ -1,5 +1,5 @@
-//! `actscope run` and `--record`: files of steps, which can be run again. Owns their format, the lock file beside each
-//! with the hashes of the outputs, and the comparison of two outputs. A step is a command of actscope.
+//! `actscope run` and `--record`: files of steps, which can be run again. Owns their format, and the lock file beside each
+//! with the hashes of the outputs. A step is a command of actscope. Read next: `comparison.rs`, which compares two outputs.
 //!
 //! ```toml
 //! [[step]]
@@ -7,9 +7,10 @@
 //! args = ["ablate", "--file", "texts.txt", "--at", "z", "-o", "heads.json"]
 //! ```
 
+use super::comparison::compare;
 use super::{Failure, environment};
 use crate::bench::random;
-use crate::output::{self, Place, arrays};
+use crate::output::Place;
 use crate::session::Model;
 use crate::text::hex;
 use clap::{Args, CommandFactory};
@@ -72,10 +73,6 @@ struct Lock {
     actscope_version: String,
     steps: Vec<Locked>,
 }
-
-/// How much the numbers of two runs may differ, as a share of the largest number of their array. Devices sum in
-/// different orders, so they round differently.
-const POLICY: f64 = 2e-5;
 
 const STDOUT: &str = "stdout";
 
@@ -160,7 +157,7 @@ impl RunCommand {
             .map_err(|e| Failure::Run(format!("cannot enter {}: {e}", folder.display())))?;
         match before {
             None => {
-                let steps = experiment.step.iter().map(|step| self.step(step, None).map(|(locked, _)| locked));
+                let steps = experiment.step.iter().map(|step| self.step(step, None));
                 let lock = Lock {
                     actscope_version: env!("CARGO_PKG_VERSION").into(),
                     steps: steps.collect::<Result<_, _>>()?,
@@ -181,11 +178,11 @@ impl RunCommand {
     }
 
     /// Runs a step in a process of its own. With `elsewhere`, its output file goes into that folder. Returns the entry
-    /// for the lock file, and the bytes of stdout.
+    /// for the lock file.
     ///
     /// # Errors
     /// [`Failure::Run`] if the step fails, with the last line of its stderr.
-    fn step(&self, step: &Step, elsewhere: Option<&Path>) -> Result<(Locked, Vec<u8>), Failure> {
+    fn step(&self, step: &Step, elsewhere: Option<&Path>) -> Result<Locked, Failure> {
         self.say(&format!("step {}: actscope {}", step.name, step.args.join(" ")));
         let at = Value::of(&step.args, Some("-o"), "--out");
         let out = at.map(|at| at.read(&step.args).to_string());
@@ -252,7 +249,7 @@ impl RunCommand {
             _ => None,
         };
         let (name, args) = (step.name.clone(), step.args.clone());
-        Ok((Locked { name, args, model, model_fingerprint, device, outputs }, printed))
+        Ok(Locked { name, args, model, model_fingerprint, device, outputs })
     }
 
     /// Runs every step again, and compares its outputs with those of the lock file.
@@ -274,7 +271,7 @@ impl RunCommand {
         for (step, locked) in steps.iter().zip(&lock.steps) {
             let folder =
                 tempfile::tempdir().map_err(|e| Failure::Run(format!("cannot create a temporary folder: {e}")))?;
-            let (found, printed) = self.step(step, Some(folder.path()))?;
+            let found = self.step(step, Some(folder.path()))?;
             if found.model_fingerprint != locked.model_fingerprint {
                 let model = locked.model.as_deref().unwrap_or_default();
                 mismatches.push(format!("{}: the model {model} has other weights now", step.name));
@@ -284,7 +281,7 @@ impl RunCommand {
                 let verdict = match now {
                     None => Err("it is no longer written".to_string()),
                     Some(now) if now.sha256 == *before => Ok("the same bytes".to_string()),
-                    Some(_) if file == STDOUT => compare_text(None, &printed),
+                    Some(_) if file == STDOUT => Err("its text differs, and the earlier text is not stored".into()),
                     Some(_) => {
                         let name = Path::new(file).file_name().map(PathBuf::from).unwrap_or_default();
                         check_kept(Path::new(file), before)
@@ -309,72 +306,6 @@ fn check_kept(file: &Path, sha: &str) -> Result<(), String> {
         Ok(())
     } else {
         Err("it differs from the lock file, and the earlier output was changed since".into())
-    }
-}
-
-/// Compares two output files by their numbers. Returns how near they are, or how they differ.
-fn compare(before: &Path, now: &Path) -> Result<String, String> {
-    match output::extension(before).as_str() {
-        "npz" | "safetensors" | "npy" => {
-            let (a, b) = (arrays::read_all(before)?, arrays::read_all(now)?);
-            if a.iter()
-                .map(|(name, array)| (name, array.shape()))
-                .ne(b.iter().map(|(name, array)| (name, array.shape())))
-            {
-                return Err("its arrays have other names or shapes".into());
-            }
-            let numbers = |array: &ndarray::ArrayD<f32>| array.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
-            let worst =
-                a.iter().zip(&b).map(|((_, a), (_, b))| largest_difference(&numbers(a), &numbers(b))).fold(0.0, worse);
-            judge(worst)
-        }
-        "json" | "csv" | "jsonl" => {
-            let read = |file: &Path| std::fs::read(file).map_err(|e| e.to_string());
-            compare_text(Some(&read(before)?), &read(now)?)
-        }
-        _ => Err("its bytes differ; the same device and version write the same picture or page".into()),
-    }
-}
-
-/// Compares two texts by the numbers in them.
-fn compare_text(before: Option<&[u8]>, now: &[u8]) -> Result<String, String> {
-    let Some(before) = before else { return Err("its text differs, and the earlier text is not stored".into()) };
-    let split = |bytes: &[u8]| -> (Vec<f64>, Vec<String>) {
-        let text = String::from_utf8_lossy(bytes).into_owned();
-        let words = text.split([',', '[', ']', '{', '}', ':', '\n', ' ']).filter(|word| !word.is_empty());
-        let (mut numbers, mut rest) = (Vec::new(), Vec::new());
-        for word in words {
-            match word.parse() {
-                Ok(number) => numbers.push(number),
-                Err(_) => rest.push(word.to_string()),
-            }
-        }
-        (numbers, rest)
-    };
-    let ((a, words), (b, others)) = (split(before), split(now));
-    if words != others || a.len() != b.len() {
-        return Err("its words differ, or it has more or fewer numbers".into());
-    }
-    judge(largest_difference(&a, &b))
-}
-
-fn worse(a: f64, b: f64) -> f64 {
-    if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
-}
-
-/// The largest difference, as a share of the largest finite number of `a`. Two NaN, or two equal infinities, do not
-/// differ.
-fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
-    let largest = a.iter().filter(|v| v.is_finite()).fold(0.0f64, |most, v| most.max(v.abs())).max(f64::MIN_POSITIVE);
-    let pairs = a.iter().zip(b).filter(|(a, b)| a != b && !(a.is_nan() && b.is_nan()));
-    pairs.map(|(a, b)| (a - b).abs() / largest).fold(0.0, worse)
-}
-
-fn judge(worst: f64) -> Result<String, String> {
-    if worst <= POLICY {
-        Ok(format!("the same numbers, off by at most {worst:.1e} of the largest"))
-    } else {
-        Err(format!("its numbers are off by {worst:.1e} of the largest, and {POLICY:.0e} is allowed"))
     }
 }
 
@@ -408,6 +339,7 @@ impl Recording {
                 "--record records a command, and `run` runs recorded commands; leave --record out".into(),
             ));
         }
+        super::texts::refuse_stdin();
         let before = std::fs::read_to_string(&file).or_else(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Ok(String::new()),
             _ => Err(Failure::Run(format!("cannot read {named}: {e}"))),
@@ -436,17 +368,6 @@ impl Recording {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_are_compared_and_words_must_agree() {
-        let of = |a: &str, b: &str| compare_text(Some(a.as_bytes()), b.as_bytes()).is_ok();
-        assert!(of(r#"{"a": [1.0, 200.0], "p": "NaN"}"#, r#"{"a": [1.0005, 200.001], "p": "NaN"}"#));
-        assert!(!of(r#"{"a": [1.0, 200.0]}"#, r#"{"a": [1.0, 200.1]}"#));
-        assert!(!of(r#"{"a": [1.0]}"#, r#"{"b": [1.0]}"#));
-        assert!(!of("1 2", "1 2 3"));
-        assert_eq!(largest_difference(&[f64::NAN, f64::INFINITY, 2.0], &[f64::NAN, f64::INFINITY, 2.0]), 0.0);
-        assert!(judge(largest_difference(&[1.0, f64::NAN], &[1.0, 2.0])).is_err());
-    }
 
     #[test]
     fn record_is_taken_out_of_the_arguments() {

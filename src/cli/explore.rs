@@ -263,7 +263,7 @@ impl Server {
             Ok(answer) => write(&mut chunks, &answer)?,
             // The browser has closed the connection.
             Err(Error::Cancelled) => return Err(std::io::ErrorKind::Interrupted.into()),
-            Err(e) => chunks.write(format!("{}\n", json!({"error": e.to_string()})).as_bytes())?,
+            Err(e) => chunks.write(format!("{}\n", json!({"error": explore::message(&e)})).as_bytes())?,
         }
         chunks.end()
     }

@@ -6,7 +6,7 @@ use super::gradient::{Asked, Both, GradientArgs, Side, with_gradients};
 use super::run::{NanArgs, RunArgs, SiteArgs, TokenArgs, refuse_to_overwrite};
 use super::texts::{Length, TextArgs};
 use super::{Failure, ModelArgs, check, n_hooks, size};
-use crate::analysis::gradients::{self, Way};
+use crate::analysis::gradients::{self, GradientOptions};
 use crate::batch::{self, Batch};
 use crate::config::Config;
 use crate::hooks::capture::{ArrayKey, ArraySink, Capture, Sink};
@@ -15,7 +15,7 @@ use crate::hooks::request::Hooks;
 use crate::hooks::site::{Axis, Site};
 use crate::model::token_select::{self, Word};
 use crate::model::tokenizer::Token;
-use crate::model::windows::{Piece, Windows};
+use crate::model::windows::{DocumentWindow, Windows};
 use crate::output::rows::{Joined, Mean, MeanRow, RowSink, Whole};
 use crate::output::summary::Summary;
 use crate::output::{self, Output, Pool, Provenance, Record, Rows, Scratch};
@@ -95,7 +95,7 @@ struct Plan {
     one_row: bool,
     windows: Option<Windows>,
     /// The windows, which are then the texts of the batch; empty without --window.
-    pieces: Vec<Piece>,
+    pieces: Vec<DocumentWindow>,
     lengths: Vec<usize>,
     batch: Batch,
 }
@@ -249,7 +249,7 @@ impl Extract {
         let (pieces, batch) = match (self.window, whole) {
             (Some(windows), _) => {
                 let pieces = windows.plan(&lengths, kept.as_deref());
-                let of_piece = |piece: &Piece| &ids[piece.document][piece.tokens.clone()];
+                let of_piece = |piece: &DocumentWindow| &ids[piece.document][piece.tokens.clone()];
                 let batch = files.batch(&pieces.iter().map(of_piece).collect::<Vec<_>>())?;
                 self.model.say(format_args!("{} windows of at most {} tokens", pieces.len(), windows.size));
                 (pieces, batch)
@@ -311,8 +311,8 @@ impl Extract {
         let mut gradients = Watched { sink: &mut gradients, first: None, goes_on, sample: None };
         let run = async |told: Progress<'_>| {
             let (batch, target) = (&plan.batch, &asked.target);
-            let way = Way { checkpoint: self.gradient.checkpoint, ..Way::default() };
-            session.gradients_into_async(batch, hooks, target, way, &mut values, &mut gradients, Some(told)).await
+            let options = GradientOptions { recompute: self.gradient.checkpoint, ..GradientOptions::default() };
+            session.gradients_into_async(batch, hooks, target, options, &mut values, &mut gradients, Some(told)).await
         };
         let result: Result<Vec<f64>, Error> = self.model.with_progress("blocks, forward and backward", run);
         for (found, what) in [(values.first, ""), (gradients.first, "the gradient by ")] {
@@ -436,7 +436,8 @@ impl Plan {
             )));
         }
         if self.windows.is_some() {
-            let within = |piece: &Piece| piece.kept.iter().map(|position| position - piece.tokens.start).collect();
+            let within =
+                |piece: &DocumentWindow| piece.kept.iter().map(|position| position - piece.tokens.start).collect();
             hooks.at_positions(&self.pieces.iter().map(within).collect::<Vec<_>>());
         } else if let Some(kept) = &self.kept {
             hooks.at_positions(kept);

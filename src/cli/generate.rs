@@ -6,8 +6,8 @@ use super::report::arguments as report_arguments;
 use super::run::{EditedRunArgs, SiteArgs, TokenArgs};
 use super::texts::TextArgs;
 use super::{Failure, ModelArgs, interrupt, lens, n_hooks, size};
-use crate::analysis::generate::{Generated, Generation, NewToken, Stop, TextSoFar, Told};
-use crate::analysis::lens::{Reading, sites};
+use crate::analysis::generate::{Generated, Generation, NewToken, StopReason, TextSoFar, Told};
+use crate::analysis::lens::{Prediction, sites};
 use crate::analysis::sampling::Sampling;
 use crate::batch::Batch;
 use crate::hooks::capture::StepSink;
@@ -96,7 +96,7 @@ struct Entry {
     /// The new tokens' text; null without a tokenizer.
     text: Option<String>,
     logprobs: Vec<f64>,
-    stop: Stop,
+    stop: StopReason,
     #[serde(skip_serializing_if = "Option::is_none")]
     alternatives: Option<Vec<Vec<Alternative>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -392,7 +392,7 @@ fn heading(written: &[Generated], n: usize) -> String {
 }
 
 /// The readings of one row of the lens, one for each new token.
-fn readings(text: &Generated, row: usize) -> Vec<Reading> {
+fn readings(text: &Generated, row: usize) -> Vec<Prediction> {
     text.new.iter().map(|token| token.lens[row].clone()).collect()
 }
 
@@ -455,7 +455,7 @@ impl<'a> Stream<'a> {
     }
 
     fn hear(&mut self, told: Told<'_>) {
-        let is_end = told.stop == Some(Stop::EndOfText);
+        let is_end = told.stop == Some(StopReason::EndOfText);
         let written = &mut self.texts[told.text];
         if !is_end {
             written.text.push(told.token.id);
@@ -552,7 +552,7 @@ impl FileOf<'_> {
             Err(_) => Vec::new(),
         };
         let everything = self.positions.as_ref().map_or(Rows::All, |lists| Rows::Positions(lists));
-        let longest_stops = vec![(usize::MAX, Stop::Interrupted); n_texts];
+        let longest_stops = vec![(usize::MAX, StopReason::Interrupted); n_texts];
         let begun = Record {
             tokens: &tokens,
             texts: &texts,
@@ -576,7 +576,7 @@ impl FileOf<'_> {
             };
             lists.iter().zip(&written).map(of_text).collect()
         });
-        let stops: Vec<(usize, Stop)> = written.iter().map(|text| (text.prompt_tokens, text.stop)).collect();
+        let stops: Vec<(usize, StopReason)> = written.iter().map(|text| (text.prompt_tokens, text.stop)).collect();
         let record = Record {
             tokens: &tokens,
             texts: &texts,

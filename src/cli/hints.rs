@@ -24,12 +24,18 @@ fn hint(e: &Error) -> Option<&'static str> {
         Error::Device(DeviceError::NoAdapter { .. }) => {
             "install a Vulkan, Metal or DirectX 12 driver (for a software one on Debian: apt install mesa-vulkan-drivers), or use --device cpu"
         }
+        Error::Device(DeviceError::NoMatch { .. }) => {
+            "change or unset WGPU_ADAPTER_NAME and WGPU_BACKEND (`actscope devices` lists the adapters that they leave), or use --device cpu"
+        }
         Error::Device(DeviceError::Request { .. } | DeviceError::TooLarge { .. }) => "try --device cpu",
         Error::Device(DeviceError::Fault { .. }) => {
             "close other programs that use the GPU, run fewer or shorter texts, or use --device cpu"
         }
         Error::Batch(BatchError::NoTexts) => "give at least one text or one list of ids",
         Error::Batch(BatchError::Empty { .. }) => "leave the text out, or add a first token with --prepend-bos",
+        Error::Batch(BatchError::Id { .. }) => {
+            "check that the ids are those of this model; `actscope tokens` prints the ids of a text"
+        }
         Error::Batch(BatchError::TooLong { .. }) => "shorten the text, or cut it with --truncate",
         Error::Tokenizer(TokenizerError::TooLong { .. }) => "shorten the text, or cut it with --truncate",
         Error::Tokenizer(TokenizerError::Missing { .. } | TokenizerError::NotBuilt { .. }) => {

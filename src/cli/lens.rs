@@ -4,7 +4,7 @@ use super::Failure;
 use super::picture::PictureArgs;
 use super::target::model_provenance;
 use crate::analysis::grammar::ValueSpec;
-use crate::analysis::lens::{self, LensRow, Reading};
+use crate::analysis::lens::{self, LensRow, Prediction};
 use crate::batch::Batch;
 use crate::hooks::capture::Capture;
 use crate::hooks::request::Hooks;
@@ -230,8 +230,8 @@ pub(super) fn name(site: Site, n_layer: usize) -> String {
 }
 
 /// The cells of one row of the table.
-pub(super) fn cells(session: &Session, readings: &[Reading]) -> Vec<Cell> {
-    let cell = |Reading { top, next, .. }: &Reading| {
+pub(super) fn cells(session: &Session, readings: &[Prediction]) -> Vec<Cell> {
+    let cell = |Prediction { top, next, .. }: &Prediction| {
         let (id, probability) = top[0];
         Cell { token: session.model().token(id), probability, hit: next.is_some_and(|next| next.id == id) }
     };
@@ -239,9 +239,9 @@ pub(super) fn cells(session: &Session, readings: &[Reading]) -> Vec<Cell> {
 }
 
 /// The values of one row of the table.
-pub(super) fn numbers(session: &Session, site: Site, readings: &[Reading]) -> Row {
+pub(super) fn numbers(session: &Session, site: Site, readings: &[Prediction]) -> Row {
     let guess = |id: u32, probability: f32| Guess { id, token: session.model().token(id).text(), probability };
-    let position = |Reading { top, entropy, next }: &Reading| Position {
+    let position = |Prediction { top, entropy, next }: &Prediction| Position {
         top: top.iter().map(|(id, probability)| guess(*id, *probability)).collect(),
         entropy: *entropy,
         next: next.map(|next| Next { guess: guess(next.id, next.probability), rank: next.rank }),

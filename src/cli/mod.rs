@@ -6,6 +6,7 @@ mod attribute;
 mod bench;
 mod check;
 mod circuits;
+mod comparison;
 mod completions;
 mod devices;
 mod edges;
@@ -172,6 +173,16 @@ impl WeightsArg {
             WeightsArg::F32 => Some(Dtype::F32),
             WeightsArg::F16 => Some(Dtype::F16),
             WeightsArg::Bf16 => Some(Dtype::Bf16),
+        }
+    }
+
+    /// As it is written on the command line.
+    fn name(self) -> &'static str {
+        match self {
+            WeightsArg::Stored => "stored",
+            WeightsArg::F32 => "f32",
+            WeightsArg::F16 => "f16",
+            WeightsArg::Bf16 => "bf16",
         }
     }
 }

@@ -97,7 +97,7 @@ impl PairArgs {
                 (Some(text), _) => Ok(texts.encoded(std::slice::from_ref(text), files, model)?.remove(0)),
                 (None, Some(ids)) => {
                     let lists = parse_ids(ids).map_err(|e| Failure::Usage(format!("--{name}-ids: {e}")))?;
-                    Ok(texts.begun(lists, files)?.concat())
+                    Ok(texts.begun_and_cut(lists, files, model)?.concat())
                 }
                 (None, None) => Err(Failure::Usage(format!("give --{name}, or many pairs with --pairs FILE"))),
             };
@@ -185,7 +185,7 @@ fn pair(line: &str, place: String, (texts, files, model): (&TextArgs, &Model, &M
             let ids = ids.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()));
             let ids = ids.collect::<Option<Vec<u32>>>().filter(|ids| !ids.is_empty());
             let ids = ids.ok_or_else(|| fail(format!("has no list of token ids in {name:?}")))?;
-            Ok(texts.begun(vec![ids], files)?.remove(0))
+            Ok(texts.begun_and_cut(vec![ids], files, model)?.remove(0))
         }
         Some(_) => Err(fail(format!("has neither a text nor a list of ids in {name:?}"))),
         None => Err(fail(format!("has no field {name:?}; a pair has clean, corrupt, answer and wrong"))),

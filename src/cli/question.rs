@@ -89,7 +89,10 @@ pub(super) fn token(written: &str, name: &str, files: &Model, model: &ModelArgs)
         return if (id as usize) < n_vocab {
             Ok(id)
         } else {
-            Err(Failure::Usage(format!("{name} id:{id} is beyond the vocabulary, which ends at {}", n_vocab - 1)))
+            Err(Failure::Usage(format!(
+                "{name} id:{id} is beyond the vocabulary, which ends at {}; give a smaller id, or the token's text",
+                n_vocab - 1
+            )))
         };
     }
     let tokenizer = files.tokenizer()?;

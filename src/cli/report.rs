@@ -7,6 +7,7 @@ use super::{Failure, ModelArgs, size};
 use crate::hooks::non_number::NonNumber;
 use crate::output::{self, OutputError, Place, Provenance};
 use crate::report::{self, About};
+use crate::session::Model;
 use clap::Args;
 use serde_json::json;
 use std::io::Write;
@@ -46,7 +47,7 @@ impl Report {
         self.texts.refuse_to_overwrite(place.path(), &files, &self.edited.edits)?;
         let batch = self.texts.batch(&input, &files, &self.model)?;
         let tokens = files.tokens(&batch).swap_remove(0);
-        let arguments = self.arguments(input.texts().first(), batch.ids());
+        let arguments = self.arguments(input.texts().first(), batch.ids(), &files)?;
 
         let plan = self.edited.edits.plan(&self.texts, &files, &batch, &self.model)?;
         let session = self.edited.run.session(files, &self.model)?;
@@ -60,7 +61,7 @@ impl Report {
         let about = About {
             files: session.model(),
             tokens: &tokens,
-            arguments: Some(&arguments),
+            arguments: arguments.as_deref(),
             provenance: &provenance,
             prompt_tokens: None,
         };
@@ -76,21 +77,24 @@ impl Report {
     }
 
     /// The arguments that name this model and this text in any command. A text is given as token ids if it has control
-    /// or invisible characters, which a terminal could interpret, or is too long for a command line.
-    fn arguments(&self, text: Option<&String>, ids: &[u32]) -> String {
+    /// or invisible characters, which a terminal could interpret, or is too long for a command line. `None` if no command can name
+    /// them.
+    fn arguments(&self, text: Option<&String>, ids: &[u32], files: &Model) -> Result<Option<String>, Failure> {
         const LONGEST: usize = 50_000;
         let visible = |c: char| c == '\n' || c == '\'' || c == '"' || c == '\\' || c.escape_debug().len() == 1;
-        let edits: Vec<[String; 2]> = self.edited.edits.arguments().collect();
         let Some(text) = text.filter(|text| text.len() <= LONGEST && text.chars().all(visible)) else {
-            return arguments(&self.model, &self.edited.run, &edits, ids);
+            let edits = self.edited.edits.arguments_beside_ids(&self.texts, files, &self.model)?;
+            return Ok(edits.map(|edits| arguments(&self.model, &self.edited.run, &edits, ids)));
         };
+        let edits: Vec<[String; 2]> = self.edited.edits.arguments().collect();
         let mut words = vec![named(&self.model, &self.edited.run, &edits)];
-        let flags = [(self.texts.prepend_bos, "--prepend-bos"), (self.texts.truncate, "--truncate")];
+        let TextArgs { prepend_bos, no_special, truncate, .. } = self.texts;
+        let flags = [(prepend_bos, "--prepend-bos"), (no_special, "--no-special"), (truncate, "--truncate")];
         words.extend(flags.iter().filter(|(is, _)| *is).map(|(_, flag)| flag.to_string()));
         // A text that begins with `-` looks like an option.
         words.extend(text.starts_with('-').then(|| "--".to_string()));
         words.push(quote(text));
-        words.join(" ")
+        Ok(Some(words.join(" ")))
     }
 }
 

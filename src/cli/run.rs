@@ -87,7 +87,7 @@ impl RunArgs {
     /// The options that change the weights, for a command that is printed; empty if the weights are as stored.
     pub(crate) fn of_weights(&self) -> Vec<String> {
         let said = Some(self.weights).filter(|weights| *weights != WeightsArg::Stored);
-        let precision = said.and_then(|weights| Some(weights.to_possible_value()?.get_name().to_string()));
+        let precision = said.map(|weights| weights.name().to_string());
         let steps = self.process.process.map(|process| process.to_string());
         let option = |(name, value): (&str, Option<String>)| value.map(|value| [name.to_string(), value]);
         [("--weights", precision), ("--process", steps)].into_iter().filter_map(option).flatten().collect()

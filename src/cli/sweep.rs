@@ -13,7 +13,7 @@ use crate::analysis::edits::EditPlan;
 use crate::analysis::grammar::ValueSpec;
 use crate::analysis::metric::{Metric, Question};
 use crate::analysis::path::PathSweep;
-use crate::analysis::sweep::{Case, Cases, Change, Sweep, SweepAxis, SweepSite};
+use crate::analysis::sweep::{Case, Cases, Replacement, Sweep, SweepAxis, SweepSite};
 use crate::batch::Batch;
 use crate::hooks::request::Hooks;
 use crate::hooks::site::Site;
@@ -111,14 +111,10 @@ impl SweepArgs {
     /// The axes that --by names; empty without --by.
     fn axes(&self) -> Result<Vec<SweepAxis>, Failure> {
         let axes = self.by.iter().map(|axis| axis.trim().parse::<SweepAxis>()).collect::<Result<Vec<_>, _>>();
-        let axes = axes.map_err(|e| Failure::Usage(format!("--by: {e}")))?;
-        match axes.iter().enumerate().find(|(i, axis)| axes[..*i].contains(axis)) {
-            Some(twice) => Err(Failure::Usage(format!("--by names {} twice", twice.1.name()))),
-            None => Ok(axes),
-        }
+        axes.map_err(|e| Failure::Usage(format!("--by: {e}")))
     }
 
-    fn sweep(&self, files: &Model, change: Change, metric: Metric) -> Result<Sweep, Failure> {
+    fn sweep(&self, files: &Model, replacement: Replacement, metric: Metric) -> Result<Sweep, Failure> {
         let mut axes = self.axes()?;
         let heads = axes.contains(&SweepAxis::Head);
         let every: &[&str] = if heads { &SweepSite::EVERY_HEAD } else { &SweepSite::EVERY_BLOCK };
@@ -130,16 +126,13 @@ impl SweepArgs {
         if names.is_empty() {
             names.push("resid_pre");
         }
-        if let Some(twice) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
-            return Err(Failure::Usage(format!("--at names {} twice", twice.1)));
-        }
         let sites = names.iter().map(|name| SweepSite::find(name, files.config())).collect::<Result<Vec<_>, _>>()?;
         if axes.is_empty() {
             let layered = sites.iter().all(|site| site.of_layer[0].layer().is_some());
             axes.extend(layered.then_some(SweepAxis::Layer));
             axes.push(if sites.iter().all(SweepSite::has_heads) { SweepAxis::Head } else { SweepAxis::Pos });
         }
-        Ok(Sweep { sites, axes, change, metric })
+        Ok(Sweep { sites, axes, replacement, metric })
     }
 }
 
@@ -163,7 +156,7 @@ impl Patch {
                 Over::Paths(&path)
             }
             None => {
-                sweep = self.sweep.sweep(&files, Change::Patch, metric)?;
+                sweep = self.sweep.sweep(&files, Replacement::Patch, metric)?;
                 if self.fast { Over::Fast(&sweep) } else { Over::Places(&sweep) }
             }
         };
@@ -222,11 +215,11 @@ impl Ablate {
         let question = &self.sweep.question;
         let (answer, wrong) = (question.answer(&files, &self.model)?, question.wrong(&files, &self.model)?);
         let metric = metric(self.sweep.metric.as_deref(), true, answer.is_some(), wrong.is_some())?;
-        let mut sweep = self.sweep.sweep(&files, Change::Zero, metric)?;
-        sweep.change = match (self.with.as_str(), &value) {
-            ("mean", _) => Change::Mean,
-            (_, Some(value)) => Change::Values(self.values(value, &sweep)?),
-            _ => Change::Zero,
+        let mut sweep = self.sweep.sweep(&files, Replacement::Zero, metric)?;
+        sweep.replacement = match (self.with.as_str(), &value) {
+            ("mean", _) => Replacement::Mean,
+            (_, Some(value)) => Replacement::Values(self.values(value, &sweep)?),
+            _ => Replacement::Zero,
         };
         let tokens = files.tokens(&batch);
         let mut cases = Vec::new();

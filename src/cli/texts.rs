@@ -9,6 +9,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The texts of a command, and how they are encoded.
 #[derive(Args)]
@@ -34,7 +35,7 @@ pub(super) struct TextArgs {
     pub prepend_bos: bool,
     /// Encode the names of special tokens in a text, such as <|endoftext|>, as ordinary characters
     #[arg(long)]
-    no_special: bool,
+    pub no_special: bool,
     /// Truncate texts that exceed the model's context, which are an error otherwise
     #[arg(long)]
     pub truncate: bool,
@@ -86,12 +87,25 @@ fn name_of(file: &Path) -> String {
     if is_stdin(file) { STDIN.into() } else { file.display().to_string() }
 }
 
+/// True while a command is recorded. A step that is run again has no stdin.
+static IS_RECORDED: AtomicBool = AtomicBool::new(false);
+
+/// From now on, reading stdin is an error.
+pub(super) fn refuse_stdin() {
+    IS_RECORDED.store(true, Ordering::Relaxed);
+}
+
 fn open(file: &Path) -> Result<Box<dyn Read>, Failure> {
     if is_stdin(file) {
+        if IS_RECORDED.load(Ordering::Relaxed) {
+            return Err(Failure::Usage(
+                "--record: a recorded step cannot read stdin; save the text to a file and give it with --file".into(),
+            ));
+        }
         return Ok(Box::new(std::io::stdin().lock()));
     }
     let opened = std::fs::File::open(file);
-    let opened = opened.map_err(|e| Failure::Run(format!("cannot read {}: {e}", name_of(file))))?;
+    let opened = opened.map_err(|e| Failure::Run(format!("cannot read {}: {e}; check the path", name_of(file))))?;
     Ok(Box::new(opened))
 }
 
@@ -194,7 +208,7 @@ impl TextArgs {
         let n = all.len();
         let lines: Vec<(usize, String)> = all.into_iter().filter(|(_, line)| !line.trim().is_empty()).collect();
         if lines.is_empty() {
-            return Err(Failure::Run(format!("{name} holds no text")));
+            return Err(Failure::Run(format!("{name} holds no text; write one text per line")));
         }
         if n > lines.len() {
             let (blank, s) = (n - lines.len(), if n - lines.len() == 1 { "" } else { "s" });
@@ -223,7 +237,10 @@ impl TextArgs {
             all.extend(parse_ids(&line).map_err(fail)?);
         }
         if all.is_empty() {
-            return Err(Failure::Run(format!("{} holds no token ids", name_of(file))));
+            return Err(Failure::Run(format!(
+                "{} holds no token ids; write those of one text per line",
+                name_of(file)
+            )));
         }
         Ok(all)
     }
@@ -239,16 +256,10 @@ impl TextArgs {
         length: Length,
         model: &ModelArgs,
     ) -> Result<Vec<Vec<u32>>, Failure> {
-        let most = files.config().n_positions;
-        let mut ids = match input {
-            Input::Ids(ids) => self.begun(ids.clone(), files)?,
-            Input::Texts(texts) => self.encoded_up_to(texts, files, length, model)?,
-        };
-        for (i, list) in ids.iter_mut().enumerate().filter(|(_, list)| self.truncate && list.len() > most) {
-            model.say(format_args!("text {i} is cut from {} to {most} tokens", list.len()));
-            list.truncate(most);
+        match input {
+            Input::Ids(ids) => self.begun_and_cut(ids.clone(), files, model),
+            Input::Texts(texts) => self.encoded_up_to(texts, files, length, model),
         }
-        Ok(ids)
     }
 
     /// Encodes other texts of the same command by the same rules.
@@ -277,7 +288,7 @@ impl TextArgs {
         self.begun_texts(ids, files, model)
     }
 
-    /// [`TextArgs::begun`] for texts that the tokenizer encoded. Some tokenizers add the beginning-of-text token
+    /// [`TextArgs::begun_and_cut`] for texts that the tokenizer encoded. Some tokenizers add the beginning-of-text token
     /// themselves.
     fn begun_texts(&self, ids: Vec<Vec<u32>>, files: &Model, model: &ModelArgs) -> Result<Vec<Vec<u32>>, Failure> {
         if self.prepend_bos && files.adds_bos() {
@@ -285,20 +296,35 @@ impl TextArgs {
             model.say(format_args!(
                 "note: this tokenizer itself puts {token} in front of every text, so --prepend-bos adds no second one"
             ));
-            return Ok(ids);
+            return Ok(self.cut(ids, files, model));
         }
-        self.begun(ids, files)
+        self.begun_and_cut(ids, files, model)
     }
 
-    /// Prepends the beginning-of-text token to token ids, if requested.
-    pub(crate) fn begun(&self, mut ids: Vec<Vec<u32>>, files: &Model) -> Result<Vec<Vec<u32>>, Failure> {
+    /// Token ids with the beginning-of-text token and truncated, if requested.
+    pub(crate) fn begun_and_cut(
+        &self,
+        mut ids: Vec<Vec<u32>>,
+        files: &Model,
+        model: &ModelArgs,
+    ) -> Result<Vec<Vec<u32>>, Failure> {
         if self.prepend_bos {
             let bos = files.bos().ok_or_else(|| {
                 Failure::Run("this model names no beginning-of-text token; leave --prepend-bos out".into())
             })?;
             ids.iter_mut().for_each(|list| list.insert(0, bos));
         }
-        Ok(ids)
+        Ok(self.cut(ids, files, model))
+    }
+
+    /// With --truncate, cuts texts to what fits the context.
+    fn cut(&self, mut ids: Vec<Vec<u32>>, files: &Model, model: &ModelArgs) -> Vec<Vec<u32>> {
+        let most = files.config().n_positions;
+        for (i, list) in ids.iter_mut().enumerate().filter(|(_, list)| self.truncate && list.len() > most) {
+            model.say(format_args!("text {i} is cut from {} to {most} tokens", list.len()));
+            list.truncate(most);
+        }
+        ids
     }
 
     /// The texts as a batch.
@@ -329,7 +355,7 @@ fn say_specials(ids: &[Vec<u32>], files: &Model, model: &ModelArgs) {
 fn document(file: &Path) -> Result<String, Failure> {
     let text = content(file)?;
     if text.is_empty() {
-        return Err(Failure::Run(format!("{} holds no text", name_of(file))));
+        return Err(Failure::Run(format!("{} holds no text; give another file", name_of(file))));
     }
     Ok(text)
 }
@@ -341,10 +367,10 @@ fn text_of_field(line: &str, field: &str, place: &str) -> Result<String, Failure
     let Some(object) = value.as_object() else { return Err(fail("is JSON, but not an object with fields".into())) };
     match object.get(field) {
         Some(Value::String(text)) => Ok(text.clone()),
-        Some(_) => Err(fail(format!("has no text in its field {field:?}"))),
+        Some(_) => Err(fail(format!("has no text in its field {field:?}; name another one with --field"))),
         None => {
             let fields: Vec<&str> = object.keys().map(String::as_str).collect();
-            Err(fail(format!("has no field {field:?}; it has {}", fields.join(", "))))
+            Err(fail(format!("has no field {field:?}; name one that it has with --field: {}", fields.join(", "))))
         }
     }
 }
@@ -481,7 +507,7 @@ mod tests {
             Err(_) => unreachable!(),
         };
         assert_eq!(of(r#"{"id": 1, "text": "a\nb"}"#), "a\nb");
-        assert!(of(r#"{"id": 1, "body": "a"}"#).contains("it has id, body"));
+        assert!(of(r#"{"id": 1, "body": "a"}"#).contains("--field: id, body"));
         assert!(of(r#"{"text": 5}"#).contains("has no text in its field"));
         assert!(of("[1]").contains("not an object"));
         assert!(of("text").contains("not JSON"));

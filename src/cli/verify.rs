@@ -21,6 +21,9 @@ pub(crate) struct Verify {
     /// The device to compare with the reference
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
     device: DeviceArg,
+    /// Precision of the weights during the runs, on both devices
+    #[arg(long, value_enum, default_value_t = WeightsArg::Stored)]
+    weights: WeightsArg,
 }
 
 impl Verify {
@@ -30,7 +33,7 @@ impl Verify {
                 "--device reference: the other devices are compared with it, and it always agrees with itself; verify gpu or cpu".into(),
             ));
         }
-        let session = self.model.open()?.on(options(self.device, WeightsArg::Stored))?;
+        let session = self.model.open()?.on(options(self.device, self.weights))?;
         self.model.say(format_args!("device: {}", session.device()));
         let verify = async |told: Progress<'_>| {
             // The approximate percentage of the time that has passed when a stage begins, and that the stage takes.
@@ -46,7 +49,7 @@ impl Verify {
             session.verify_async(&percent).await
         };
         let report = self.model.with_progress("percent", verify)?;
-        let line = bug_report_line(&session, &report);
+        let line = bug_report_line(&session, self.weights, &report);
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
         if self.model.json {
             writeln!(out, "{}", as_json(&session, &report, &line))?;
@@ -240,16 +243,17 @@ fn pieces(report: &Verification, out: &mut impl Write) -> std::io::Result<()> {
 }
 
 /// A description of this machine on one line, for a bug report.
-fn bug_report_line(session: &Session, report: &Verification) -> String {
+fn bug_report_line(session: &Session, weights: WeightsArg, report: &Verification) -> String {
     let verdict = report.first_fault().unwrap_or_else(|| "all right".into());
     format!(
-        "actscope {}; {}; {} {}; model {} {}; {verdict}",
+        "actscope {}; {}; {} {}; model {} {}, weights {}; {verdict}",
         env!("CARGO_PKG_VERSION"),
         report.device,
         os_info::get(),
         std::env::consts::ARCH,
         session.model().name(),
         session.model().checkpoint().fingerprint(),
+        weights.name(),
     )
 }
 

@@ -39,7 +39,7 @@ pub enum StepKind {
 }
 
 impl StepKind {
-    /// The operation's name, or `copy_out`.
+    /// The operation's name, or `copy_window`, the name of the kernel behind [`Device::copy_out`].
     pub fn name(self) -> &'static str {
         match self {
             StepKind::Operation(op) => op.name(),

@@ -436,6 +436,12 @@ pub enum DeviceError {
         /// What the graphics API said.
         detail: String,
     },
+    /// No adapter has the name or the backend that an [`AdapterFilter`] asks for.
+    #[error("no GPU adapter has {filter}")]
+    NoMatch {
+        /// What was asked for.
+        filter: String,
+    },
     /// This build has no device `gpu`.
     #[error("this build of actscope has no gpu device (the cargo feature `gpu`); the cpu device computes the same")]
     NotBuilt,

@@ -2,8 +2,10 @@
 //! `web/` compiles this to WebAssembly, or it asks a server (`cli/explore.rs`). Owns the requests and the answers, and no
 //! state: each request names its texts and its edits, so that every answer is of one run. Read next: `requests.rs`.
 
+mod hints;
 mod requests;
 
+pub use hints::message;
 pub use requests::Request;
 
 use crate::session::{Error, Session};

@@ -9,7 +9,7 @@ use crate::analysis::grammar::EditSpec;
 use crate::analysis::lens;
 use crate::analysis::metric::{Metric, Question};
 use crate::analysis::sampling::log_sum_exp;
-use crate::analysis::sweep::{Case, Cases, Change, Sweep, SweepAxis, SweepSite};
+use crate::analysis::sweep::{Case, Cases, Replacement, Sweep, SweepAxis, SweepSite};
 use crate::batch::Batch;
 use crate::hooks::capture::Capture;
 use crate::hooks::request::{EditRecord, HookError, Hooks, Select};
@@ -92,7 +92,7 @@ pub struct Tap {
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
-    /// What it adds, with the final LayerNorm's divisor as it was.
+    /// What it adds, with the final LayerNorm's scale as it was.
     Direct,
     /// Its value times the logit's gradient.
     Gradient,
@@ -113,7 +113,8 @@ pub enum Request {
         /// The texts.
         texts: Vec<Text>,
     },
-    /// Whether the texts and the edits of a run fit the model: an error if they do not. Nothing is run.
+    /// Whether the texts and the edits of a run fit the model: an error if they do not. Nothing is run. `sites`: the names of
+    /// the hooks that each edit changes.
     Check {
         /// What would be run.
         run: Run,
@@ -218,7 +219,12 @@ pub(super) async fn answer(session: &Session, request: &Request, tell: Tell<'_>)
         }
         Request::Check { run } => {
             planned(model, run)?;
-            Ok(only(json!({})))
+            let sites_of = |spec: &EditSpec| -> Result<Vec<String>, Error> {
+                let sites = site::resolve(spec.site(), model.config().n_layer).map_err(HookError::from)?;
+                Ok(sites.into_iter().map(|site| site.name()).collect())
+            };
+            let sites = specs(run)?.iter().map(sites_of).collect::<Result<Vec<_>, _>>()?;
+            Ok(only(json!({ "sites": sites })))
         }
         Request::Look { run, taps } => {
             let (batch, mut hooks, edits) = prepared(session, run, tell).await?;
@@ -503,7 +509,7 @@ async fn sweep(session: &Session, request: &Request, tell: Tell<'_>) -> Result<A
     let sweep = Sweep {
         sites: vec![SweepSite::find(site, model.config())?],
         axes,
-        change: if source.is_some() { Change::Patch } else { Change::Zero },
+        replacement: if source.is_some() { Replacement::Patch } else { Replacement::Zero },
         metric,
     };
     let none = model.hooks();

@@ -153,12 +153,6 @@ pub trait Arrays {
     fn of_text(&self, array: ArrayKey, text: usize) -> std::io::Result<CowArray<'_, f32, IxDyn>>;
 }
 
-/// True when the values hold a NaN, or an infinity that is not a masked score.
-pub fn has_non_number(site: Site, values: &ArrayViewD<'_, f32>) -> bool {
-    let masked = |v: f32| v == f32::NEG_INFINITY && matches!(site, Site::AttnScores(_));
-    values.iter().any(|v| !v.is_finite() && !masked(*v))
-}
-
 /// What one run recorded: one array per tapped site, in run order. An array is [batch, ...] with the axes of the hook
 /// dictionary. Texts shorter than the longest are padded on the right with zeros.
 ///
@@ -271,11 +265,6 @@ impl Capture {
     /// The edits of the run, with the hashes of their values; empty for an unedited run.
     pub fn edits(&self) -> &[EditRecord] {
         &self.edits
-    }
-
-    /// The first site that holds a NaN, or an infinity that is not a masked score.
-    pub fn first_not_a_number(&self) -> Option<Site> {
-        self.iter().find(|(site, array)| has_non_number(*site, &array.view())).map(|(site, _)| site)
     }
 
     /// All sites in run order.

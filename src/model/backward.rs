@@ -102,7 +102,7 @@ impl<'a, D: Device> Watch<Tape<'a, D>> for Watching<'_, D> {
     }
 }
 
-/// A run there and back: what is run, what is differentiated, and where the results go.
+/// A forward and a backward pass: what is run, what is differentiated, and where the results go.
 pub struct GradientRun<'a> {
     /// The request and the batch.
     pub layout: &'a Layout<'a>,
@@ -249,9 +249,9 @@ pub fn check_size(limits: TensorLimits, config: &Config, batch: &Batch, n_logits
 }
 
 /// About how many bytes the tape of one text of `n_pos` tokens takes, from the block of the earliest tapped site on, with the
-/// logits of `n_logits` of them and the gradient with respect to these. With `checkpoint` it holds one block at a time.
-pub fn tape_bytes(config: &Config, hooks: &Hooks, n_pos: usize, n_logits: usize, checkpoint: bool) -> usize {
-    let most = if checkpoint { 1 } else { config.n_layer };
+/// logits of `n_logits` of them and the gradient with respect to these. With `recompute` it holds one block at a time.
+pub fn tape_bytes(config: &Config, hooks: &Hooks, n_pos: usize, n_logits: usize, recompute: bool) -> usize {
+    let most = if recompute { 1 } else { config.n_layer };
     let first = hooks.sites().next().and_then(Site::layer).unwrap_or(0);
     let (touched, embd, layers) =
         (hooks.touched(), config.n_embd, (config.n_layer - first.min(config.n_layer)).min(most));

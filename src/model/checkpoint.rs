@@ -219,9 +219,23 @@ impl Checkpoint {
         self.files.iter().map(|file| file.source.size()).sum()
     }
 
-    /// The number of parameters.
+    /// The number of parameters, as the files have them. A tensor under two names counts once.
     pub fn parameters(&self) -> usize {
-        self.tensors.values().map(|tensor| tensor.rows * tensor.cols).sum()
+        if let Some((_, raw)) = &self.processed {
+            return raw.parameters();
+        }
+        let twice = self.tensors.get(HEAD).filter(|_| self.head_is_wte()).map_or(0, |head| head.rows * head.cols);
+        self.tensors.values().map(|tensor| tensor.rows * tensor.cols).sum::<usize>() - twice
+    }
+
+    /// Whether `lm_head.weight` and the token embedding are the same bytes of the same file.
+    fn head_is_wte(&self) -> bool {
+        match [HEAD, WTE].map(|name| self.tensors.get(name).map(|tensor| &tensor.place)) {
+            [Some(Place::File { file: a, bytes: x, .. }), Some(Place::File { file: b, bytes: y, .. })] => {
+                (a, x) == (b, y)
+            }
+            _ => false,
+        }
     }
 
     /// The weight files, as paths or names.
@@ -295,10 +309,7 @@ impl Checkpoint {
         if let Some(untied) = self.untied.get() {
             return Ok(*untied);
         }
-        let same_place = match (&head.place, &wte.place) {
-            (Place::File { file: a, bytes: x, .. }, Place::File { file: b, bytes: y, .. }) => (a, x) == (b, y),
-            _ => false,
-        };
+        let same_place = self.head_is_wte();
         let mut untied = !same_place && head.dtype != wte.dtype;
         if !same_place && !untied {
             let rows_at_once = (PIECE as usize / (wte.cols * wte.dtype.size()).max(1)).max(1);

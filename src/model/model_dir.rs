@@ -197,7 +197,7 @@ impl ModelDir {
         !tokenizer_files(|name| self.has(name)).is_empty()
     }
 
-    /// The files other than the weights that exist and are read.
+    /// The paths of the files other than the weights that are read if they exist.
     pub(crate) fn beside_weights(&self) -> impl Iterator<Item = PathBuf> {
         let names = [file::CONFIG, file::INDEX, file::GENERATION_CONFIG].into_iter();
         names.chain(all_tokenizer_files()).chain(COMPANIONS).map(|name| self.path(name))

@@ -20,7 +20,7 @@ pub struct SelectError {
 
 /// Which tokens of a phrase are selected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum PhrasePart {
     /// Every token.
     All,
     /// The first token of each occurrence.
@@ -37,7 +37,7 @@ pub enum Selector {
     /// Positions `a..b` without `b`; either end may be left out or negative.
     Span(Option<i64>, Option<i64>),
     /// Every occurrence of a text of one or more tokens.
-    Text(String, Part),
+    Text(String, PhrasePart),
 }
 
 /// The tokens that were selected in one text.
@@ -64,11 +64,11 @@ impl Selector {
             }
         }
         let (text, part) = if let Some(rest) = argument.strip_prefix("first:") {
-            (rest, Part::First)
+            (rest, PhrasePart::First)
         } else if let Some(rest) = argument.strip_prefix("last:") {
-            (rest, Part::Last)
+            (rest, PhrasePart::Last)
         } else {
-            (argument, Part::All)
+            (argument, PhrasePart::All)
         };
         match text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
             Some(quoted) if !quoted.is_empty() => Selector::Text(quoted.into(), part),
@@ -93,9 +93,9 @@ impl Selector {
             Selector::Text(text, part) => {
                 let (runs, note) = occurrences(text, tokens);
                 let found = runs.into_iter().flat_map(|run| match part {
-                    Part::All => run,
-                    Part::First => run.start..run.start + 1,
-                    Part::Last => run.end - 1..run.end,
+                    PhrasePart::All => run,
+                    PhrasePart::First => run.start..run.start + 1,
+                    PhrasePart::Last => run.end - 1..run.end,
                 });
                 (found.collect(), note)
             }

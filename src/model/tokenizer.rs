@@ -2,7 +2,7 @@
 //! readable forms of tokens, `tokenizer_files.rs` for the files, `token_select.rs` for finding tokens in a text.
 
 #[cfg(feature = "tokenizer")]
-use crate::model::model_dir::ModelDir;
+use crate::model::model_dir::{ModelDir, file};
 #[cfg(feature = "tokenizer")]
 use crate::model::tokenizer_files;
 #[cfg(feature = "tokenizer")]
@@ -78,7 +78,7 @@ impl Tokenizer {
         // A file may ask for truncation or padding. Both would change activations silently, and transformers does
         // neither by default.
         let without = guarded(|| tokenizer.with_truncation(None).map(drop));
-        without.map_err(TokenizerError::Encode)?;
+        without.map_err(|detail| TokenizerError::Tokenizer { file: file::TOKENIZER.into(), detail })?;
         tokenizer.with_padding(None);
         let added = tokenizer.get_added_vocabulary().get_added_tokens_decoder();
         let added = added.iter().map(|(id, token)| (*id, token.clone())).collect();
@@ -217,13 +217,13 @@ impl Tokenizer {
     /// The text of some tokens. Bytes that are not a complete UTF-8 character become U+FFFD.
     ///
     /// # Errors
-    /// [`TokenizerError::Encode`] when the tokenizer fails.
+    /// [`TokenizerError::Decode`] when the tokenizer fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
         if self.byte_level {
             let bytes: Vec<u8> = ids.iter().flat_map(|id| self.token(*id).bytes.unwrap_or_default()).collect();
             return Ok(String::from_utf8_lossy(&bytes).into_owned());
         }
-        guarded(|| self.tokenizer.decode(ids, false)).map_err(TokenizerError::Encode)
+        guarded(|| self.tokenizer.decode(ids, false)).map_err(TokenizerError::Decode)
     }
 
     /// The token with this id in the vocabulary's own form, as transformers' `convert_ids_to_tokens` returns it:

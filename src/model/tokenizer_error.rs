@@ -46,6 +46,9 @@ pub enum TokenizerError {
     /// The tokenizer refused the text.
     #[error("the tokenizer could not encode the text: {0}")]
     Encode(String),
+    /// The tokenizer refused the token ids.
+    #[error("the tokenizer could not decode the token ids: {0}")]
+    Decode(String),
     /// The text is so long that it cannot fit.
     #[error(
         "text {text} has {bytes} bytes, and the {n_positions} tokens that this model has positions for hold {most} at most"
@@ -79,6 +82,6 @@ pub(super) fn guarded<T>(call: impl FnOnce() -> Result<T, tokenizers::Error>) ->
     GUARDED.set(false);
     match result {
         Ok(result) => result.map_err(|e| e.to_string()),
-        Err(_) => Err("it says something that the tokenizers library cannot do".into()),
+        Err(_) => Err("the tokenizers library panicked".into()),
     }
 }

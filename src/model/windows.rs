@@ -44,7 +44,7 @@ impl std::fmt::Display for Windows {
 
 /// One window of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Piece {
+pub struct DocumentWindow {
     /// Index of the document.
     pub document: usize,
     /// The range of the document's tokens.
@@ -70,7 +70,7 @@ impl Windows {
 
     /// The windows that must run to obtain the positions in `kept` (all positions if `None`) of documents of these
     /// lengths.
-    pub fn plan(self, lengths: &[usize], kept: Option<&[Vec<usize>]>) -> Vec<Piece> {
+    pub fn plan(self, lengths: &[usize], kept: Option<&[Vec<usize>]>) -> Vec<DocumentWindow> {
         let mut pieces = Vec::new();
         for (document, n) in lengths.iter().enumerate() {
             let mut first_row = 0;
@@ -85,7 +85,7 @@ impl Windows {
                 };
                 let rows = kept.len();
                 if rows > 0 {
-                    pieces.push(Piece { document, tokens, kept, first_row });
+                    pieces.push(DocumentWindow { document, tokens, kept, first_row });
                 }
                 first_row += rows;
             }
@@ -135,8 +135,12 @@ mod tests {
     fn windows_without_a_kept_token_are_not_run() {
         let windows = Windows { size: 4, stride: 2 };
         let pieces = windows.plan(&[9, 3], Some(&[vec![0, 7, 8], vec![2]]));
-        let of =
-            |document, tokens, kept: &[usize], first_row| Piece { document, tokens, kept: kept.to_vec(), first_row };
+        let of = |document, tokens, kept: &[usize], first_row| DocumentWindow {
+            document,
+            tokens,
+            kept: kept.to_vec(),
+            first_row,
+        };
         assert_eq!(pieces, [of(0, 0..4, &[0], 0), of(0, 4..8, &[7], 1), of(0, 6..9, &[8], 2), of(1, 0..3, &[2], 0)]);
     }
 }

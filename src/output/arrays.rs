@@ -5,11 +5,11 @@
 //! and a parser of Python. Sources: numpy/lib/format.py; PKWARE's APPNOTE.TXT 6.3.10, 4.3 and 4.5.3.
 
 use super::npz::Npz;
+use super::safetensors::Header;
 use crate::hooks::site::Site;
 use ndarray::{ArrayD, IxDyn, ShapeBuilder};
-use safetensors::tensor::TensorInfo;
 use safetensors::{Dtype, SafeTensors};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::io::{Read, Write};
 use std::path::Path;
 
@@ -18,78 +18,113 @@ use std::path::Path;
 /// # Errors
 /// A sentence that names the file, when it cannot be read or the array is ambiguous.
 pub fn read(path: &Path, name: Option<&str>, site: Option<Site>) -> Result<ArrayD<f32>, String> {
-    let fail = |e: &dyn std::fmt::Display| format!("cannot read {}: {e}", path.display());
-    match super::extension(path).as_str() {
-        "npy" => {
-            if let Some(name) = name {
-                return Err(format!("{} is one array without a name; leave #{name} out", path.display()));
-            }
-            npy(&std::fs::read(path).map_err(|e| fail(&e))?).map_err(|e| fail(&e))
+    let fail = |e: String| format!("cannot read {}: {e}", path.display());
+    let bytes = bytes_of(path)?;
+    let Some(arrays) = Arrays::of(path, &bytes).map_err(fail)? else {
+        if let Some(name) = name {
+            return Err(format!("{} is one array without a name; leave #{name} out", path.display()));
         }
-        "npz" => {
-            let bytes = std::fs::read(path).map_err(|e| fail(&e))?;
-            let entries = zip_entries(&bytes).ok_or_else(|| fail(&"it is not a zip archive as numpy writes it"))?;
-            let names: Vec<String> = entries.iter().map(|entry| entry.name.clone()).collect();
-            // With a name, unpack only that array; without one, read every header.
-            let kind = |entry: &Entry| entry.unpack(&bytes).ok().and_then(|npy| Some(header(&npy)?.0));
-            let floats = || entries.iter().filter(|e| kind(e).is_some_and(|k| k.contains('f'))).map(|e| e.name.clone());
-            let floats = if name.is_some() { Vec::new() } else { floats().collect() };
-            let name = pick(path, name, site, &names, floats)?;
-            let entry = entries.iter().find(|entry| entry.name == name).ok_or_else(|| fail(&"it lacks the array"))?;
-            npy(&entry.unpack(&bytes).map_err(|e| fail(&e))?).map_err(|e| fail(&e))
-        }
-        "safetensors" => {
-            let bytes = std::fs::read(path).map_err(|e| fail(&e))?;
-            let file = SafeTensors::deserialize(&bytes).map_err(|e| fail(&e))?;
-            let mut names: Vec<String> = file.names().into_iter().map(String::from).collect();
-            names.sort();
-            let float = |name: &String| {
-                file.tensor(name).is_ok_and(|t| matches!(t.dtype(), Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16))
-            };
-            let floats = names.iter().filter(|name| float(name)).cloned().collect();
-            let name = pick(path, name, site, &names, floats)?;
-            let tensor = file.tensor(&name).map_err(|e| fail(&e))?;
-            let data = tensor.data();
-            let (pairs, fours, eights) = (data.as_chunks::<2>().0, data.as_chunks::<4>().0, data.as_chunks::<8>().0);
-            let values: Vec<f32> = match tensor.dtype() {
-                Dtype::F64 => eights.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
-                Dtype::F32 => fours.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-                Dtype::F16 => pairs.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
-                Dtype::BF16 => pairs.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
-                other => return Err(fail(&format!("{name} holds {other:?}, no floating-point numbers"))),
-            };
-            ArrayD::from_shape_vec(IxDyn(tensor.shape()), values).map_err(|e| fail(&e))
-        }
-        _ => Err(format!("{} cannot be read: its name must end in .npy, .npz or .safetensors", path.display())),
-    }
+        return npy(&bytes).map_err(fail);
+    };
+    // With a name, unpack only that array; without one, read every header.
+    let floats = if name.is_some() { Vec::new() } else { arrays.float_names() };
+    let name = pick(path, name, site, &arrays.names(), &floats)?;
+    arrays.decode(&name).map_err(fail)
 }
 
-/// Reads every floating-point array with its name, sorted by name.
+/// Reads every floating-point array with its name, sorted by name. A .npy file has one array, whose name is empty.
 ///
 /// # Errors
 /// As [`read`].
 pub fn read_all(path: &Path) -> Result<Vec<(String, ArrayD<f32>)>, String> {
-    let fail = |e: &dyn std::fmt::Display| format!("cannot read {}: {e}", path.display());
-    let mut names: Vec<String> = match super::extension(path).as_str() {
-        "npz" => {
-            let bytes = std::fs::read(path).map_err(|e| fail(&e))?;
-            let entries = zip_entries(&bytes).ok_or_else(|| fail(&"it is not a zip archive as numpy writes it"))?;
-            let is_float = |entry: &&Entry| {
-                let kind = entry.unpack(&bytes).ok().and_then(|npy| Some(header(&npy)?.0));
-                kind.is_some_and(|kind| kind.contains('f'))
-            };
-            entries.iter().filter(is_float).map(|entry| entry.name.clone()).collect()
-        }
-        "safetensors" => {
-            let bytes = std::fs::read(path).map_err(|e| fail(&e))?;
-            let file = SafeTensors::deserialize(&bytes).map_err(|e| fail(&e))?;
-            let float = |dtype: Dtype| matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16);
-            file.iter().filter(|(_, view)| float(view.dtype())).map(|(name, _)| name.to_string()).collect()
-        }
-        _ => return Ok(vec![(String::new(), read(path, None, None)?)]),
+    let fail = |e: String| format!("cannot read {}: {e}", path.display());
+    let bytes = bytes_of(path)?;
+    let Some(arrays) = Arrays::of(path, &bytes).map_err(fail)? else {
+        return Ok(vec![(String::new(), npy(&bytes).map_err(fail)?)]);
     };
+    let mut names = arrays.float_names();
     names.sort();
-    names.into_iter().map(|name| read(path, Some(&name), None).map(|array| (name, array))).collect()
+    let read = |name: String| Ok((name.clone(), arrays.decode(&name).map_err(fail)?));
+    names.into_iter().map(read).collect()
+}
+
+/// The bytes of a file that may have arrays.
+fn bytes_of(path: &Path) -> Result<Vec<u8>, String> {
+    if !matches!(super::extension(path).as_str(), "npy" | "npz" | "safetensors") {
+        return Err(format!("{} cannot be read: its name must end in .npy, .npz or .safetensors", path.display()));
+    }
+    std::fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()))
+}
+
+/// The named arrays of a file whose bytes are in memory.
+enum Arrays<'a> {
+    Npz { bytes: &'a [u8], entries: Vec<Entry> },
+    Safetensors(SafeTensors<'a>),
+}
+
+impl<'a> Arrays<'a> {
+    /// The arrays of a .npz or .safetensors file; `None` for .npy, which is one array without a name.
+    fn of(path: &Path, bytes: &'a [u8]) -> Result<Option<Arrays<'a>>, String> {
+        match super::extension(path).as_str() {
+            "npz" => {
+                let entries = zip_entries(bytes).ok_or("it is not a zip archive as numpy writes it")?;
+                Ok(Some(Arrays::Npz { bytes, entries }))
+            }
+            "safetensors" => {
+                SafeTensors::deserialize(bytes).map(Arrays::Safetensors).map(Some).map_err(|e| e.to_string())
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        match self {
+            Arrays::Npz { entries, .. } => entries.iter().map(|entry| entry.name.clone()).collect(),
+            Arrays::Safetensors(file) => {
+                let mut names: Vec<String> = file.names().into_iter().map(String::from).collect();
+                names.sort();
+                names
+            }
+        }
+    }
+
+    /// The names of the arrays of floating-point numbers.
+    fn float_names(&self) -> Vec<String> {
+        let is_float = |name: &String| match self {
+            Arrays::Npz { bytes, entries } => {
+                let entry = entries.iter().find(|entry| entry.name == *name);
+                let kind = entry.and_then(|entry| Some(header(&entry.unpack(bytes, HEADER).ok()?)?.0));
+                kind.is_some_and(|kind| kind.contains('f'))
+            }
+            Arrays::Safetensors(file) => {
+                file.tensor(name).is_ok_and(|t| matches!(t.dtype(), Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16))
+            }
+        };
+        self.names().into_iter().filter(is_float).collect()
+    }
+
+    fn decode(&self, name: &str) -> Result<ArrayD<f32>, String> {
+        match self {
+            Arrays::Npz { bytes, entries } => {
+                let entry = entries.iter().find(|entry| entry.name == name).ok_or("it lacks the array")?;
+                npy(&entry.unpack(bytes, usize::MAX)?)
+            }
+            Arrays::Safetensors(file) => {
+                let tensor = file.tensor(name).map_err(|e| e.to_string())?;
+                let data = tensor.data();
+                let (pairs, fours, eights) =
+                    (data.as_chunks::<2>().0, data.as_chunks::<4>().0, data.as_chunks::<8>().0);
+                let values: Vec<f32> = match tensor.dtype() {
+                    Dtype::F64 => eights.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
+                    Dtype::F32 => fours.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+                    Dtype::F16 => pairs.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
+                    Dtype::BF16 => pairs.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
+                    other => return Err(format!("{name} holds {other:?}, no floating-point numbers")),
+                };
+                ArrayD::from_shape_vec(IxDyn(tensor.shape()), values).map_err(|e| e.to_string())
+            }
+        }
+    }
 }
 
 /// Which array is meant.
@@ -98,7 +133,7 @@ fn pick(
     name: Option<&str>,
     site: Option<Site>,
     names: &[String],
-    floats: Vec<String>,
+    floats: &[String],
 ) -> Result<String, String> {
     let listed = |names: &[String]| match names.len() {
         0 => "none".to_string(),
@@ -112,9 +147,12 @@ fn pick(
         };
     }
     let of_site = site.map(Site::name).filter(|name| floats.contains(name));
-    match (of_site, floats.as_slice()) {
+    match (of_site, floats) {
         (Some(name), _) => Ok(name),
         (None, [one]) => Ok(one.clone()),
+        (None, []) => {
+            Err(format!("{} has no array of floating-point numbers; it has {}", path.display(), listed(names)))
+        }
         (None, several) => {
             let of = site.map_or(String::new(), |site| format!(" for {site}"));
             let all = listed(several);
@@ -218,20 +256,24 @@ fn zip_entries(bytes: &[u8]) -> Option<Vec<Entry>> {
     Some(entries)
 }
 
+/// The most bytes that are unpacked for the header of an array, which is never longer in numpy's version 1.
+const HEADER: usize = 10 + u16::MAX as usize;
+
 impl Entry {
-    /// The file's bytes.
-    fn unpack(&self, archive: &[u8]) -> Result<Vec<u8>, String> {
+    /// The file's first bytes, `most` at most.
+    fn unpack(&self, archive: &[u8], most: usize) -> Result<Vec<u8>, String> {
         let place = || {
-            let (name, extra) = (number(archive, self.start + 26, 2)?, number(archive, self.start + 28, 2)?);
-            let start = self.start + 30 + name as usize + extra as usize;
+            let after = self.start.checked_add(30)?;
+            let (name, extra) = (number(archive, after - 4, 2)?, number(archive, after - 2, 2)?);
+            let start = after + name as usize + extra as usize;
             archive.get(start..start.checked_add(self.packed)?)
         };
         let packed = place().ok_or_else(|| format!("{} lies beyond the end of the file", self.name))?;
         match self.method {
-            0 => Ok(packed.to_vec()),
+            0 => Ok(packed[..packed.len().min(most)].to_vec()),
             8 => {
                 let mut bytes = Vec::new();
-                let mut inflated = flate2::read::DeflateDecoder::new(packed).take(self.unpacked as u64);
+                let mut inflated = flate2::read::DeflateDecoder::new(packed).take(self.unpacked.min(most) as u64);
                 inflated.read_to_end(&mut bytes).map_err(|e| e.to_string())?;
                 Ok(bytes)
             }
@@ -298,28 +340,21 @@ pub fn write_npz(arrays: &[Named], metadata: &Map<String, Value>, out: &mut impl
 pub fn write_safetensors(arrays: &[Named], metadata: &Map<String, Value>, out: &mut impl Write) -> std::io::Result<()> {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), String::from);
     let metadata: Map<String, Value> = metadata.iter().map(|(k, v)| (k.clone(), text(v).into())).collect();
-    let mut header = Map::from_iter([("__metadata__".to_string(), Value::from(metadata))]);
-    // 8-byte types come first, so that all are aligned.
+    let mut header = Header::new(metadata);
     let is_wide = |array: &&Named| matches!(array.numbers, Numbers::F64(_));
     let ordered = || arrays.iter().filter(is_wide).chain(arrays.iter().filter(|array| !is_wide(array)));
-    let mut end = 0;
     for array in ordered() {
         let (dtype, size) = if is_wide(&array) { (Dtype::F64, 8) } else { (Dtype::F32, 4) };
-        let start = end;
-        end += size * array.shape.iter().product::<usize>();
-        let info = TensorInfo { dtype, shape: array.shape.clone(), data_offsets: (start, end) };
-        header.insert(array.name.clone(), json!(info));
+        header.add(array.name.clone(), dtype, &array.shape, size * array.shape.iter().product::<usize>());
     }
-    let mut head = Value::from(header).to_string().into_bytes();
-    head.resize(head.len().next_multiple_of(8), b' ');
-    out.write_all(&(head.len() as u64).to_le_bytes())?;
-    out.write_all(&head)?;
+    out.write_all(&header.bytes(0).map_err(std::io::Error::other)?)?;
     ordered().try_for_each(|array| out.write_all(&array.numbers.bytes()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn arrays() -> Vec<Named> {
         let named = |name: &str, shape: &[usize], numbers| Named { name: name.into(), shape: shape.into(), numbers };

@@ -6,7 +6,7 @@ pub use crate::hooks::capture::RowSink;
 use crate::hooks::capture::Sink;
 use crate::hooks::site::Site;
 use crate::model::token_select::Word;
-use crate::model::windows::Piece;
+use crate::model::windows::DocumentWindow;
 use ndarray::{Array, ArrayD, ArrayViewD, Axis, IxDyn, Slice};
 use std::collections::BTreeMap;
 use std::io::Result;
@@ -14,7 +14,7 @@ use std::io::Result;
 /// Joins windows: writes each window's rows to their place in the document.
 pub struct Joined<'a> {
     /// The texts of the batch: one per window.
-    pub pieces: &'a [Piece],
+    pub pieces: &'a [DocumentWindow],
     /// Tokens of each document.
     pub lengths: &'a [usize],
     /// Where the rows go.
@@ -29,7 +29,7 @@ impl std::fmt::Debug for Joined<'_> {
 
 impl Sink for Joined<'_> {
     fn put(&mut self, site: Site, text: usize, values: ArrayViewD<'_, f32>) -> Result<()> {
-        let Piece { document, tokens, first_row, .. } = &self.pieces[text];
+        let DocumentWindow { document, tokens, first_row, .. } = &self.pieces[text];
         if !site.is_square() {
             return self.to.put_rows(site, *document, *first_row, values);
         }
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn keys_of_a_window_are_positions_of_the_document() {
-        let pieces = [Piece { document: 1, tokens: 2..4, kept: vec![3], first_row: 5 }];
+        let pieces = [DocumentWindow { document: 1, tokens: 2..4, kept: vec![3], first_row: 5 }];
         let values = ArrayD::from_shape_vec(IxDyn(&[1, 1, 2]), vec![0.25, 0.75]).unwrap();
         for (site, unseen) in [(Site::Pattern(0), 0.0), (Site::AttnScores(0), f32::NEG_INFINITY)] {
             let mut seen = Seen::default();

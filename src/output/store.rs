@@ -140,7 +140,7 @@ impl Store {
         Ok(Some(hash))
     }
 
-    /// Writes rows of one text at a site whose first axis is the position.
+    /// Reads rows of one text from an array whose first axis is the position.
     ///
     /// # Errors
     /// Those of the file.
@@ -161,8 +161,7 @@ impl Store {
         Ok(values)
     }
 
-    /// Writes `values` into the upper left corner of an array of shape `room` that begins `at` bytes into the array of
-    /// `site`.
+    /// Writes `values` into the upper left corner of a part of `array`. The part has the shape `room` and begins `at` bytes into it.
     fn place(&mut self, array: ArrayKey, at: u64, values: ArrayViewD<'_, f32>, room: &[usize]) -> Result<()> {
         match values.as_slice() {
             Some(dense) if values.shape()[1..] == room[1..] => self.write(array, at, dense),

@@ -1,14 +1,14 @@
 //! actscope in a browser: a thin layer that hands the explorer's requests (`src/explore/`) from JavaScript to a session and
-//! the answers back, and reads a model's files where the browser has them. Owns nothing else. `page/worker.js` calls it;
-//! `web/build.sh` builds it. The crate is empty on other targets.
+//! the answers back, and reads a model's files where the browser has them. Owns nothing else. `src/explore/page/worker.js`
+//! calls it; `web/build.sh` builds it. The crate is empty on other targets.
 #![cfg(target_arch = "wasm32")]
 
 mod kernels;
 
 use actscope::device::{Blob, BoxFuture};
-use actscope::explore::{Answer, Request};
+use actscope::explore::{Answer, Request, message};
 use actscope::model::byte_source::ByteSource;
-use actscope::{Choice, Model, Options, Session};
+use actscope::{Choice, Error, Model, Options, Session};
 use js_sys::{Array, Float32Array, Function, Promise, Uint8Array};
 use serde_json::json;
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -22,24 +22,26 @@ use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::{JsFuture, future_to_promise};
 
 thread_local! {
-    /// What a panic said. WebAssembly cannot go on after one: the worker tells the page, which starts another.
+    /// The message of the last panic. WebAssembly cannot go on after a panic: the worker tells the page, which starts another worker.
     static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// The system's allocator, which remembers what it could not give: a program whose memory is used up ends without a word.
+/// An allocator that stores the size of the last failed allocation (0 if none failed). A module without memory ends with no message, so
+/// [`why_it_ended`] makes one of this size.
 struct Allocator;
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
-/// The bytes that were asked for last of those that there were not; 0 if all were given.
+/// The size of the last failed allocation in bytes; 0 if none failed.
 static MISSING: AtomicUsize = AtomicUsize::new(0);
 
-fn noted(given: *mut u8, bytes: usize) -> *mut u8 {
-    if given.is_null() {
+/// Stores the size of an allocation that failed: its pointer is null.
+fn noted(allocated: *mut u8, bytes: usize) -> *mut u8 {
+    if allocated.is_null() {
         MISSING.store(bytes, Ordering::Relaxed);
     }
-    given
+    allocated
 }
 
 // SAFETY: every call is the system allocator's own, with the caller's arguments.
@@ -71,7 +73,7 @@ pub fn start() {
     std::panic::set_hook(Box::new(|info| PANIC.with_borrow_mut(|said| *said = info.to_string())));
 }
 
-/// Why this module cannot go on: what the last panic said, or that there was too little memory; empty if neither was.
+/// Why this module cannot go on: the message of the last panic, or that there was too little memory; empty if neither happened.
 #[wasm_bindgen]
 pub fn why_it_ended() -> String {
     let said = PANIC.with_borrow(Clone::clone);
@@ -155,10 +157,11 @@ pub async fn open(name: String, files: Files, device: String) -> Result<Explorer
         "reference" => Choice::Reference,
         other => return Err(JsError::new(&format!("{other:?} is none of gpu, cpu, reference"))),
     };
-    let model = Model::from_sources_async(&name, files.0).await?;
+    let failed = |e: Error| JsError::new(&message(&e));
+    let model = Model::from_sources_async(&name, files.0).await.map_err(failed)?;
     // Autotuning would compile dozens of pipelines whenever the page is opened.
     let options = Options { autotune: false, ..Options::from(choice) };
-    Ok(Explorer(Rc::new(model.on_async(options).await?)))
+    Ok(Explorer(Rc::new(model.on_async(options).await.map_err(failed)?)))
 }
 
 #[wasm_bindgen]
@@ -174,7 +177,7 @@ impl Explorer {
                 let _ = tell.call3(&JsValue::NULL, &what.into(), &(done as f64).into(), &(of as f64).into());
                 ControlFlow::Continue(())
             };
-            let answer = session.explore_async(&request, &told).await.map_err(|e| fail(e.to_string()))?;
+            let answer = session.explore_async(&request, &told).await.map_err(|e| fail(message(&e)))?;
             Ok(to_js(answer))
         })
     }

@@ -4,7 +4,7 @@
 >>> model = actscope.load("demo")
 >>> cache = model.run("The cat sat on the mat.", hooks=["resid_post.*", "pattern.2"])
 >>> cache["pattern", 2].shape
-(1, 8, 8, 8)
+(1, 5, 7, 7)
 """
 
 from actscope._attribute import Attribution, Edge, Edges, Gradients

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actscope import _native
-from actscope._edits import recorded
 from actscope._show import _Drawn, _table
 
 if TYPE_CHECKING:
@@ -34,20 +33,22 @@ class Attribution(_Drawn):
 
     def __init__(
         self,
-        found: tuple[float, list[str], list[float], float, list[tuple[str, str | None]]],
+        found: tuple[float, list[str], list[float], float],
+        edits: list[dict[str, str]],
         *,
         by: str,
+        method: str,
         top: int | None,
         title: str,
         text: list[tuple[int, bytes | None]],
         shape: tuple[int, int],
     ) -> None:
-        total, labels, values, remainder, edits = found
+        total, labels, values, remainder = found
         self.total: float = total
         self.labels = labels
         self.values: Numbers = np.asarray(values)
         self.remainder: float = remainder
-        self.edits = recorded(edits)
+        self.edits = edits
         if top is not None:
             kept = np.argsort(-np.abs(self.values), kind="stable")[:top]
             self.labels = [labels[i] for i in kept]
@@ -58,7 +59,8 @@ class Attribution(_Drawn):
             heads = self.heads(shape)
             axes = [[str(i) for i in range(n)] for n in shape]
             shown = heads.ravel().tolist()
-            picture = _native.sweep_picture(title, "Adds to the logit", ["layer", "head"], axes, (text, text), shown, shown, None, None)
+            name = "Adds to the logit" if method == "direct" else "Gradient times value"
+            picture = _native.sweep_picture(title, name, ["layer", "head"], axes, (text, text), shown, shown, None, None)
         else:
             order = np.argsort(-np.abs(self.values), kind="stable")[:_MOST_BARS]
             bars = [(self.labels[i], float(self.values[i])) for i in sorted(order)]

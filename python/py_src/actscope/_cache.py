@@ -6,6 +6,7 @@ the final LayerNorm are part of `logit_attrs`. Where the model was loaded with t
 
 from __future__ import annotations
 
+import json
 from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
@@ -62,6 +63,8 @@ class Cache(Mapping[str, Any]):
         tokens: For each text its tokens as the vocabulary writes them (`Ġcat`); None as `input_ids`.
         edits: The run's edits with a sha256 of their values; empty for the model as it is.
         positions: For each text the positions that were kept; None where all were.
+        gradient: Of gradients, what they are the gradients of: the metric, and the position and the tokens that it reads. None for
+            values.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Cache(Mapping[str, Any]):
         positions: list[list[int]] | None,
         edits: list[tuple[str, str | None]],
         generation: str | None = None,
+        gradient: dict[str, Any] | None = None,
     ) -> None:
         self._model = model
         self._arrays = arrays
@@ -87,6 +91,7 @@ class Cache(Mapping[str, Any]):
         self._generation = generation
         self.positions = positions
         self.edits = recorded(edits)
+        self.gradient = gradient
         self.attention_mask: Ints = np.zeros((len(lengths), max(lengths)), dtype=np.int64)
         for i, n in enumerate(lengths):
             self.attention_mask[i, :n] = 1
@@ -148,7 +153,8 @@ class Cache(Mapping[str, Any]):
 
     def save(self, path: str | PathLike[str]) -> int:
         """Writes .safetensors, .npz, .npy (one hook), .json, .jsonl or .csv, as `actscope extract` does, with the tokens and the
-        model's fingerprint and the run's edits; gives back the file's size in bytes.
+        model's fingerprint and the run's edits; gives back the file's size in bytes. The gradients by a hook NAME are the array
+        NAME_grad.
 
         Raises:
             Error: of kind `output` for a file that cannot be written, and for a run that began with a residual stream alone and has
@@ -158,8 +164,9 @@ class Cache(Mapping[str, Any]):
             raise error("output", "this run began with a residual stream and has no tokens, which a file needs")
         edits = [(one["edit"], one.get("sha256")) for one in self.edits]
         arrays = list(self._arrays.items())
+        gradient = None if self.gradient is None else json.dumps(self.gradient)
         return self._model._session.save(
-            path, self._ids, self._texts, self.positions, arrays, edits, self._generation
+            path, self._ids, self._texts, self.positions, arrays, edits, self._generation, gradient
         )
 
     # TransformerLens's algebra

@@ -23,7 +23,7 @@ class Heads(_Drawn):
     Attributes:
         previous: float64 [layer, head]: of heads that look at the token before.
         duplicate: The same, at earlier tokens that are the same.
-        induction: The same, at tokens behind an earlier token that is the same.
+        induction: The same, at tokens after an earlier token that is the same.
         edits: The run's edits with a sha256 of their values.
     """
 

@@ -143,10 +143,15 @@ class Model:
         return Tokens(ids, self._session.written(ids), self._session.token_labels(ids))
 
     def token_id(self, token: str) -> int:
-        """The id of a text that is one token, its leading space included: `" Paris"`."""
-        (ids,) = self._session.encode([token])
+        """The id of a text that is one token, its leading space included: `" Paris"`. Tokens that the tokenizer itself puts around
+        every text are not counted."""
+        ids = self._session.encode_bare(token)
         if len(ids) != 1:
-            raise error("tokenizer", f"{token!r} is {len(ids)} tokens: {self._session.written(ids)}; one is needed")
+            spaced = f" {token}"
+            step = "give one token, with a space in front where the text has one"
+            if len(self._session.encode_bare(spaced)) == 1:
+                step = f"{spaced!r}, with a space in front, is one"
+            raise error("tokenizer", f"{token!r} is {len(ids)} tokens: {self._session.written(ids)}; {step}")
         return ids[0]
 
     # Runs
@@ -580,20 +585,26 @@ class Model:
         source: Texts = None,
         prepend_bos: bool = False,
     ) -> Report:
-        """One text's activations as a page to look around in: shown in a notebook, and written to `path` where one is given."""
+        """One text's activations as a page to look around in: shown in a notebook, and written to `path` where one is given.
+
+        Beside its numbers the page has the commands that print them. With an edit that is not a string it has none, since no command
+        can make that edit.
+        """
         ids, given = self._one(text, prepend_bos, "a report")
         words = ["--model", self.name]
         for option, value in (("--weights", self._options[2]), ("--process", self.process)):
             words += [] if value is None else [option, value]
         words += ["--ids", " ".join(map(str, ids))]
-        # Only edits that are written can stand in the page's commands.
         listed = _edits.read(edits)
         edited, sources = self._changes(listed, source, None, prepend_bos, [len(ids)])
-        words += [word for edit in listed if isinstance(edit, str) for word in ("--edit", edit)]
+        written = [edit for edit in listed if isinstance(edit, str)]
+        words += [word for edit in written for word in ("--edit", edit)]
         for of_patch in sources[0] or []:
             words += ["--source-ids", " ".join(map(str, of_patch))]
+        # A command without one of the edits would print other numbers than the page.
+        arguments = shlex.join(words) if len(written) == len(listed) else None
         with Progress("actscope") as progress:
-            page, notes = self._session.report(ids, shlex.join(words), edited, sources, progress)
+            page, notes = self._session.report(ids, arguments, edited, sources, progress)
         report = Report(page, notes, given[0] if given else " ".join(self._session.written(ids)))
         if path is not None:
             report.save(path)
@@ -753,9 +764,6 @@ class Model:
         axes = by.split(",") if isinstance(by, str) else list(by or [])
         every = ["z", "q", "k", "v", "pattern"] if "head" in axes else ["resid_pre", "attn_out", "mlp_out"]
         sites = [name for one in ([at] if isinstance(at, str) else at) for name in (every if one == "every" else [one])]
-        for what, names in (("by", axes), ("at", sites)):
-            if len(set(names)) < len(names):
-                raise error("hook", f"{what} names the same twice: {', '.join(names)}")
         return sites, axes
 
     def _patching(self, pairs: list[list[list[int]]], noise: bool, question: _Question, changed: _Changed) -> Any:
@@ -778,8 +786,11 @@ class Model:
         text = pos_labels = None
         of = f", mean of {len(pairs[0])}"
         if len(pairs[0]) == 1:
-            text, of = (self._tokens_of(pairs[0][0]), self._tokens_of(pairs[1][0])), ""
-            pos_labels = self._session.written(pairs[0][0])
+            # Texts of different length line up by their last tokens.
+            n = min(len(ids) for (ids,) in pairs)
+            clean, corrupt = (ids[-n:] for (ids,) in pairs)
+            text, of = (self._tokens_of(clean), self._tokens_of(corrupt)), ""
+            pos_labels = self._session.written(clean)
         edits = _edits.recorded(found["edits"])
         title = f"{', '.join(found['sites'])} of {self.name} {how}, {metric}{of}{_mark(edits)}"
         return Sweep(found, edits, title=title, metric=metric, noise=noise, text=text, pos_labels=pos_labels)
@@ -858,12 +869,17 @@ class Model:
         edited, sources = self._changes(edits, source, mean_from, prepend_bos, [len(ids)])
         with Progress("actscope", "block") as progress:
             asked = (position, right, other)
-            found = _native.attribute(self._session, ids, asked, by, known[method], start, edited, sources, progress)
+            total, labels, values, remainder, records = _native.attribute(
+                self._session, ids, asked, by, known[method], start, edited, sources, progress
+            )
         names = [self._session.token_labels([one])[0] for one in (right, other) if one is not None]
         of = " less that of ".join(f'"{name}"' for name in names)
-        title = f"logit of {of} at position {position}, {method}, {self.name}"
+        recorded = _edits.recorded(records)
+        title = f"logit of {of} at position {position}, {method}, {self.name}{_mark(recorded)}"
         shape = (self.n_layer, self.n_head)
-        return Attribution(found, by=by, top=top, title=title, text=self._tokens_of(ids), shape=shape)
+        found = (total, labels, values, remainder)
+        tokens = self._tokens_of(ids)
+        return Attribution(found, recorded, by=by, method=method, top=top, title=title, text=tokens, shape=shape)
 
     def grad(
         self,
@@ -903,11 +919,20 @@ class Model:
             if answer is not None:
                 raise error("hook", "answer and wrong are about logits, and dot: is not: leave them out")
             what = metric.removeprefix("dot:")
+            record: dict[str, Any] = {"metric": metric}
         else:
             what = self._metric(metric, answer, wrong, loss=True)
             answers, wrongs = (self._token_ids(one, len(ids)) for one in (answer, wrong))
             places = [_texts.indices(at, n, f"text {i}: at: position")[0] for i, n in enumerate(lengths)]
             questions = list(zip(places, answers, wrongs, strict=True))
+            # What the metric reads, as the command line's files have it: one token for all texts where it is the same.
+            record = {"metric": what}
+            if what != "loss":
+                record["position"] = places
+            if what not in ("loss", "kl"):
+                record["answer"] = answers[0] if len(set(answers)) == 1 else answers
+            if what == "logit-diff":
+                record["wrong"] = wrongs[0] if len(set(wrongs)) == 1 else wrongs
         positions = _texts.positions(pos, lengths)
         taps: list[Any] = [(name, (positions, None, None, None)) for name in self._tapped(hooks, None, None)]
         edited, sources = self._changes(edits, source, mean_from, prepend_bos, lengths)
@@ -915,11 +940,20 @@ class Model:
             of_values, of_gradients, target, records = _native.grad(
                 self._session, ids, taps, (what, questions), edited, sources, values, checkpoint, progress
             )
-        values_of, gradients_of = (
-            Cache(self, arrays, addresses, ids=ids, lengths=lengths, texts=given, positions=positions, edits=records)
-            for arrays, addresses in (of_values, of_gradients)
-        )
-        return Gradients(values_of, gradients_of, np.asarray(target))
+
+        def cache(found: tuple[dict[str, Any], dict[str, int]], gradient: dict[str, Any] | None) -> Cache:
+            return Cache(
+                self,
+                *found,
+                ids=ids,
+                lengths=lengths,
+                texts=given,
+                positions=positions,
+                edits=records,
+                gradient=gradient,
+            )
+
+        return Gradients(cache(of_values, None), cache(of_gradients, record), np.asarray(target))
 
     def edges(
         self,
@@ -972,13 +1006,13 @@ class Model:
         mean_from: Texts = None,
         prepend_bos: bool = False,
     ) -> Heads:
-        """Which heads look at the token before, at earlier tokens that are the same, or at those behind them.
+        """Which heads look at the token before, at earlier tokens that are the same, or at those after them.
 
         Args:
             texts: Of two tokens or more. None: `repeats` texts of `length` random tokens, each text's tokens twice, by `seed`.
-            measure: `mul`, the share of a head's attention that falls where such a head looks; `abs`, 1 less the mean absolute
-                difference from 1 there and 0 elsewhere.
-            exclude_bos: Leaves out the attention that the first position gets, to which idle heads attend.
+            measure: `mul`, the share of a head's attention that falls where such a head looks; `abs`, 1 minus the sum over keys of
+                the absolute difference from 1 there and 0 elsewhere, averaged over queries; it may be negative.
+            exclude_bos: Leaves out the attention to the first position, which inactive heads attend to.
             exclude_current: Leaves out the attention that tokens pay to themselves.
             edits, source, mean_from: As in `run`.
 

@@ -190,7 +190,7 @@ class Report:
 
     Attributes:
         html: The page.
-        notes: What was kept coarser than it is, so that the page stays small.
+        notes: What was stored with less precision, or left out, so that the page stays small.
     """
 
     def __init__(self, page: str, notes: list[str], title: str) -> None:

@@ -51,8 +51,7 @@ class Sweep(_Drawn):
             if axis == "site":
                 self.labels.append(found["sites"])
             elif axis in ("pos", "key") and pos_labels is not None:
-                # Texts that line up by their ends.
-                self.labels.append(pos_labels[len(pos_labels) - n :])
+                self.labels.append(pos_labels)
             else:
                 self.labels.append([str(i) for i in range(n)])
         self.each: Numbers = np.asarray(found["values"], dtype=np.float64).reshape(-1, *shape)

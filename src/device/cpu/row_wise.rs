@@ -20,9 +20,6 @@ use std::marker::PhantomData;
 /// With fewer values than this, one thread finishes before a second one would have woken up.
 const WORTH_SHARING: usize = 1 << 15;
 
-/// The same limit for values that are only copied or added, where the threads are at work anyway.
-const WORTH_SHARING_A_COPY: usize = 1 << 15;
-
 /// Computes one row of a result from one row of a tensor.
 pub(crate) trait RowOp: Copy + Sync {
     /// Computes row `i` from `x` into `y`. `y` may hold any values before.
@@ -43,7 +40,7 @@ pub(crate) fn map_rows(workers: &Workers, x: &[f32], x_cols: usize, y: &mut [f32
 /// `y = a + b`.
 pub(crate) fn sum_of(workers: &Workers, a: &[f32], b: &[f32], y: &mut [f32]) {
     let (n, arch) = (y.len(), workers.arch);
-    let each = if n < WORTH_SHARING_A_COPY { n } else { n.div_ceil(4 * workers.threads) };
+    let each = if n < WORTH_SHARING { n } else { n.div_ceil(4 * workers.threads) };
     workers.each_piece(y, each, |i, y| arch.dispatch(SumOf { a: &a[i * each..], b: &b[i * each..], y }));
 }
 
@@ -66,7 +63,7 @@ impl WithSimd for SumOf<'_> {
 /// A copy of values.
 pub(crate) fn copy(workers: &Workers, x: &[f32]) -> Vec<f32> {
     let (n, mut copy) = (x.len(), workers.memory.vector(x.len()));
-    let each = if n < WORTH_SHARING_A_COPY { n } else { n.div_ceil(4 * workers.threads) };
+    let each = if n < WORTH_SHARING { n } else { n.div_ceil(4 * workers.threads) };
     workers.each_piece(&mut copy, each, |i, copy| copy.copy_from_slice(&x[i * each..][..copy.len()]));
     copy
 }
@@ -80,7 +77,7 @@ pub(crate) fn copy_window(workers: &Workers, x: &[f32], x_cols: usize, window: &
     for rows in &window.rows {
         let (out, later) = rest.split_at_mut(rows.len() * width);
         rest = later;
-        let each = if n < WORTH_SHARING_A_COPY { rows.len() } else { rows.len().div_ceil(4 * workers.threads) };
+        let each = if n < WORTH_SHARING { rows.len() } else { rows.len().div_ceil(4 * workers.threads) };
         workers.each_piece(out, each * width, |i, out| {
             let x = x[(rows.start + i * each) * x_cols..].chunks(x_cols);
             for (x, mut out) in x.zip(out.chunks_exact_mut(width)) {

@@ -62,6 +62,16 @@ pub async fn list(among: &AdapterFilter) -> Vec<AdapterInfo> {
     adapters(among).await.iter().map(describe_one).collect()
 }
 
+/// The error when no adapter counts.
+pub fn none(among: &AdapterFilter) -> DeviceError {
+    if *among == AdapterFilter::default() {
+        return DeviceError::NoAdapter { detail: "no Vulkan, Metal or DirectX 12 driver answered".into() };
+    }
+    let name = among.name.iter().map(|name| format!("the name {name:?}"));
+    let backends = among.backends.iter().map(|backends| format!("the backends {backends:?}"));
+    DeviceError::NoMatch { filter: name.chain(backends).collect::<Vec<_>>().join(" and ") }
+}
+
 /// The family of kernels that suits an adapter. The broadcast kernels need a workgroup of 8 invocations to be one
 /// subgroup, and are faster only on software adapters, where a subgroup is a SIMD vector of the CPU. The name of the
 /// driver does not matter.
@@ -120,7 +130,7 @@ pub(super) async fn open(
     let adapter = found
         .into_iter()
         .find(|a| !hardware_only || a.get_info().device_type != wgpu::DeviceType::Cpu)
-        .ok_or_else(|| DeviceError::NoAdapter { detail: "no Vulkan, Metal or DirectX 12 driver answered".into() })?;
+        .ok_or_else(|| none(among))?;
     let suits = family(&adapter);
     let family = wanted.unwrap_or(suits);
     if family == Family::Broadcast && suits != family {

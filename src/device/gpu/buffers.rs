@@ -251,9 +251,9 @@ impl Weight {
 }
 
 /// The most rows of `row_bytes` bytes in one [`Chunk`]: what one binding can hold, and no more than one dispatch of the
-/// unembedding can cover. It has a workgroup for each 64 rows of the table, and at most 65,535 of them in one dimension.
+/// unembedding can cover. It has a workgroup for each 32 rows of the table or more, and at most 65,535 of them in one dimension.
 fn rows_of_chunk(max_binding: u64, row_bytes: usize) -> usize {
-    (max_binding as usize / row_bytes).clamp(1, 64 * 65_535)
+    (max_binding as usize / row_bytes).clamp(1, 32 * 65_535)
 }
 
 /// The number of columns with padding.

@@ -25,7 +25,7 @@ pub mod products;
 mod timestamps;
 pub mod unroll;
 
-pub use adapter::{AdapterInfo, list as adapters};
+pub use adapter::{AdapterInfo, list as adapters, none as no_adapter};
 pub use attention::Cache;
 use attention::Qkv;
 pub use buffers::{Tensor, Weight};
@@ -480,11 +480,20 @@ impl Gpu {
             Change::Add(values) => (2, 0.0, values),
             Change::Replace(values) => (3, 0.0, values),
         };
-        let values_buffer = self.uploaded("edit values", values);
         let width = window.n_cols();
+        // Values of more bytes than one binding has are uploaded with the rows that they are for.
+        let in_parts = size_of_val(values) as u64 > self.max_binding;
+        let all_values = (!in_parts).then(|| self.uploaded("edit values", values));
         let mut rows_before = 0;
         for rows in window.rows.iter().flat_map(|rows| self.bindable(rows.clone(), x.cols)) {
             let (target, before) = self.some_rows(&y, &rows);
+            let (buffer, n_values, first_value) = match &all_values {
+                Some(all_values) => (all_values.clone(), values.len(), rows_before * width),
+                None => {
+                    let part = &values[rows_before * width..][..rows.len() * width];
+                    (self.uploaded("edit values", part), part.len(), 0)
+                }
+            };
             for (cols, cols_before) in window.col_ranges() {
                 let n = rows.len() * cols.len();
                 let params = kernels::Edit {
@@ -494,11 +503,11 @@ impl Gpu {
                     x_stride: x.cols as u32,
                     kind,
                     factor,
-                    n_values: values.len() as u32,
-                    first_value: (rows_before * width + cols_before) as u32,
+                    n_values: n_values as u32,
+                    first_value: (first_value + cols_before) as u32,
                     values_stride: width as u32,
                 };
-                let bindings = [once(&values_buffer), target];
+                let bindings = [once(&buffer), target];
                 self.encoder.dispatch((&kernels::EDIT).into(), &params, &bindings, elements(n));
             }
             rows_before += rows.len();

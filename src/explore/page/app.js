@@ -41,11 +41,12 @@ export function go(changes, { replace = false } = {}) {
   const before = toLink(app.state), state = { ...app.state, ...changes };
   const link = toLink(state);
   if (link === before) return;
-  const reopen = state.model !== app.state.model || state.device !== app.state.device;
+  // A link that was refused at the start has opened no model.
+  const refused = app.errors.delete("link") && !app.about;
+  const reopen = refused || state.model !== app.state.model || state.device !== app.state.device;
   app.state = state;
   if (replace) history.replaceState({ depth: app.depth }, "", `#${link}`);
   else history.pushState({ depth: ++app.depth }, "", `#${link}`);
-  app.errors.delete("link");
   if (reopen) app.open();
   else refresh();
 }
@@ -115,18 +116,34 @@ export function impossible() {
   const { state, about, tokens } = app;
   if (!about || !isRead()) return null;
   if (state.hook !== null && !hookOf(state.hook)) return `${about.model.name} has no hook ${JSON.stringify(state.hook)}`;
-  const s = resolved(), sizes = Object.fromEntries(s.row.axes.map((axis, i) => [axis, axis === "pos" || axis === "key" ? tokens.length : s.row.sizes[i]]));
-  for (const [name, most] of [["pos", tokens.length], ["key", tokens.length], ["ask", tokens.length], ["answer", about.model.vocab_size], ["head", sizes.head ?? about.model.n_head], ["dim", sizes.dim ?? Infinity]]) {
-    if (state[name] !== null && state[name] >= most) return `${name}=${state[name]} does not exist: ${s.hook} has ${most} here`;
+  const s = resolved(), n = tokens.length, { n_head, vocab_size } = about.model, dims = s.row.sizes[s.row.axes.indexOf("dim")] ?? Infinity;
+  const counted = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+  for (const [name, most, why] of [
+    ...["pos", "key", "ask"].map((name) => [name, n, `the text has ${counted(n, "token")}, so ${name} goes to ${n - 1}; change the number or the text`]),
+    ["answer", vocab_size, `the vocabulary ends at ${vocab_size - 1}; change the number`],
+    ["head", n_head, `this model has ${counted(n_head, "head")}, so head goes to ${n_head - 1}; change the number`],
+    ["dim", dims, `${s.hook} has ${counted(dims, "dimension")}, so dim goes to ${dims - 1}; change the number`],
+  ]) {
+    if (state[name] !== null && state[name] >= most) return `${name}=${state[name]} does not exist: ${why}`;
   }
   const check = checkRequest();
   return (check && failure(check)) ?? null;
 }
 
-/** Whether the edits can be made; asked before anything is run. */
+/** Whether the edits can be made, and at which hooks; asked before anything is run. */
 function checkRequest() {
   const { after } = runs();
   return after && { do: "check", run: after };
+}
+
+let changed = new Set();
+
+/** The hooks that the edits change, by name. While the check of new edits is not answered, those of the edits before it. */
+export function editedHooks() {
+  const check = checkRequest(), answer = check && known(check);
+  if (answer) changed = new Set(answer.json.sites.flat());
+  else if (!check || failure(check)) changed = new Set();
+  return changed;
 }
 
 /** The run before edits, and the one after them (null without edits). */

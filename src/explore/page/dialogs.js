@@ -2,6 +2,7 @@
 import { byId, make, show } from "./draw.js";
 import { app, go, notify, verifyKey } from "./app.js";
 import { chosen, downloaded, forgetAll, listed, megabytes, needs } from "./models.js";
+import { toLink } from "./state.js";
 
 /** Files that were chosen by hand, by the model's name in links. They are asked for again after the page was reloaded. */
 export const given = new Map();
@@ -39,15 +40,15 @@ export function startDialogs() {
       note(error.message);
     }
   });
-  byId("hub-go").addEventListener("click", () => {
-    const { given: name } = hub;
-    if (app.state.model === name) app.open();
-    else use(name, false);
-  });
+  byId("hub-go").addEventListener("click", () => use(hub.given, false));
   byId("hub-stop").addEventListener("click", stopDownload);
   byId("forget").addEventListener("click", async () => {
-    await forgetAll();
-    note("Stored models are removed.");
+    try {
+      await forgetAll();
+      note("Stored models are removed.");
+    } catch (error) {
+      note(error.message);
+    }
   });
   byId("verify-go").addEventListener("click", verify);
   byId("speed-go").addEventListener("click", measure);
@@ -62,7 +63,11 @@ const note = (text) => (byId("hub-note").textContent = text);
 
 function use(model, close = true) {
   if (close) byId("model-dialog").close();
-  if (model === app.state.model) return app.open();
+  if (model === app.state.model) {
+    // The address may be a link that was refused.
+    if (app.errors.delete("link")) history.replaceState({ depth: app.depth }, "", `#${toLink(app.state)}`);
+    return app.open();
+  }
   go({ model, hook: null, pos: null, head: null, key: null, dim: null, ask: null, answer: null, edits: [], view: "" });
 }
 

@@ -31,10 +31,10 @@ function crc32(data) {
   return ~crc >>> 0;
 }
 
-/** One array as numpy writes it. */
-function npy({ shape, values }) {
+/** One array as numpy writes it; `dtype` is numpy's name of the values' type. */
+function npy({ shape, values, dtype = "<f4" }) {
   const tuple = `(${shape.join(", ")}${shape.length === 1 ? "," : ""})`;
-  let text = `{'descr': '<f4', 'fortran_order': False, 'shape': ${tuple}, }`;
+  let text = `{'descr': '${dtype}', 'fortran_order': False, 'shape': ${tuple}, }`;
   text += `${" ".repeat(63 - ((10 + text.length) % 64))}\n`;
   const file = new Uint8Array(10 + text.length + values.byteLength);
   file.set([0x93, 0x4e, 0x55, 0x4d, 0x50, 0x59, 1, 0, text.length & 255, text.length >> 8]);
@@ -43,11 +43,12 @@ function npy({ shape, values }) {
   return file;
 }
 
-/** A .npz file: a zip of .npy files, not compressed. */
-function npz(arrays) {
-  const parts = [], ends = [];
+/** A .npz file of f32 arrays, a zip of .npy files that are not compressed. As in the program's files, the array `metadata_json` has the
+ *  bytes of a JSON object. */
+function npz(arrays, metadata) {
+  const parts = [], ends = [], json = ascii(JSON.stringify(metadata));
   let at = 0;
-  for (const [name, array] of Object.entries(arrays)) {
+  for (const [name, array] of Object.entries({ metadata_json: { shape: [json.length], values: json, dtype: "|u1" }, ...arrays })) {
     const file = npy(array), path = ascii(`${name}.npy`), crc = crc32(file);
     const head = (size, signature, fields) => {
       const view = new DataView(new ArrayBuffer(size));
@@ -119,13 +120,12 @@ async function write(format) {
   const edits = runs().after && s.compare !== "before" ? editsOf(s) : [];
   const name = `${s.hook}${edits.length ? (s.compare === "difference" ? ".difference" : ".edited") : ""}.${format}`;
   const { model, device, version } = app.about;
-  if (format === "npz") save(npz((await arraysNow(s)).arrays), name);
-  if (format === "safetensors") {
+  if (format === "npz" || format === "safetensors") {
     const metadata = { actscope_version: version, model: s.model, model_fingerprint: model.fingerprint, device: device.text, text: s.a, ...(edits.length ? { compare: s.compare } : {}) };
     const { arrays, edits: made } = await arraysNow(s);
-    save(safetensors(arrays, made.length ? { ...metadata, edits: JSON.stringify(made) } : metadata), name);
+    return save((format === "npz" ? npz : safetensors)(arrays, made.length ? { ...metadata, edits: JSON.stringify(made) } : metadata), name);
   }
-  const canvas = ["png", "svg"].includes(format) ? picture() : null;
+  const canvas = picture();
   if (!canvas) return;
   if (format === "png") canvas.toBlob((blob) => save(blob, name));
   else {

@@ -1,7 +1,6 @@
 // The dictionary of hooks as a tree with a search over every tool's names.
 import { announce, byId, make } from "./draw.js";
-import { app, go, whole } from "./app.js";
-import { editsOf } from "./state.js";
+import { app, editedHooks, go, whole } from "./app.js";
 
 let drawn = "";
 /** The element that was brought into view last. */
@@ -50,8 +49,7 @@ export function drawHooks() {
   const { about } = app, s = whole();
   if (!about) return;
   const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
-  const edited = editsOf(app.state).map((edit) => edit.split(/[@:]/)[0]);
-  const key = JSON.stringify([about.model.name, about.model.n_layer, words, edited]);
+  const key = JSON.stringify([about.model.name, about.model.n_layer, words]);
   if (key !== drawn) {
     drawn = key;
     const groups = new Map();
@@ -65,19 +63,24 @@ export function drawHooks() {
       make("div", { role: "group", "aria-label": group },
         make("div", { class: "group", "aria-hidden": "true" }, group),
         ...hooks.map((hook) => make("div", {
-          class: `hook${edited.includes(hook.name) ? " changed" : ""}`, role: "treeitem", "data-hook": hook.name, "aria-selected": "false",
+          class: "hook", role: "treeitem", id: `hook-${hook.name}`, "data-hook": hook.name, "aria-selected": "false",
           title: [hook.formula, ...Object.entries(hook.names).map(([tool, names]) => `${tool}: ${names.join(", ")}`)].join("\n"),
         }, make("span", {}, shortName(hook.name)), make("small", {}, hook.shape.join(" "))))));
     byId("hooks").replaceChildren(...(rows.length ? rows : [make("p", { class: "note" }, "No hook has such a name, in TransformerLens, Hugging Face, nnsight or nnterp.")]));
   }
-  for (const hook of byId("hooks").querySelectorAll(".hook")) {
+  const list = byId("hooks"), edited = editedHooks();
+  for (const hook of list.querySelectorAll(".hook")) {
     const is = hook.dataset.hook === s?.hook;
     if ((hook.getAttribute("aria-selected") === "true") !== is) hook.setAttribute("aria-selected", is);
-    const list = byId("hooks");
+    hook.classList.toggle("changed", edited.has(hook.dataset.hook));
     if (is && scrolledTo !== hook && list.clientHeight) {
       scrolledTo = hook;
       // Only the list scrolls, never the page.
       if (hook.offsetTop < list.scrollTop + list.offsetTop || hook.offsetTop > list.scrollTop + list.offsetTop + list.clientHeight - 30) list.scrollTop = hook.offsetTop - list.offsetTop - list.clientHeight / 2;
     }
   }
+  // The search may leave out the chosen hook.
+  const chosen = list.querySelector('[aria-selected="true"]');
+  if (chosen) list.setAttribute("aria-activedescendant", chosen.id);
+  else list.removeAttribute("aria-activedescendant");
 }

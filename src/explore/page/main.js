@@ -59,7 +59,7 @@ async function openHere({ model, device }, isWanted) {
     if (device !== "" || !gpu || !isWanted()) throw error;
     runsOnGpu(false);
     fits(files);
-    notify(`WebGPU did not open (${error.message}); the CPU computes the same`);
+    notify(`WebGPU did not open (${error.message}). The model runs on the CPU, which computes the same`);
     return open("cpu");
   }
 }
@@ -92,7 +92,7 @@ app.draw = () => {
 
 function draw() {
   const { about, state } = app, s = whole();
-  byId("model").textContent = about ? `${state.model}` : app.errors.has("model") || app.errors.has("engine") ? "Open a model" : "Loading the model";
+  byId("model").textContent = about ? `${state.model}` : ["model", "engine", "link"].some((name) => app.errors.has(name)) ? "Open a model" : "Loading the model";
   byId("device").value = SERVED ? "" : state.device;
   // What is there is of an earlier text or model until the new one is read.
   document.querySelector("main").classList.toggle("stale", !s);
@@ -124,12 +124,12 @@ app.tell = (what, done, of, since) => {
 
 const PANES = [["Text", "Text"], ["Where", "Where"], ["What", "What"], ["Touch", "Next, edits"]];
 function startPanes() {
-  byId("tabs").replaceChildren(...PANES.map(([pane, name]) => make("button", { type: "button", role: "tab", "data-tab": pane, onclick: () => showPane(pane) }, name)));
+  byId("tabs").replaceChildren(...PANES.map(([pane, name]) => make("button", { type: "button", "data-tab": pane, onclick: () => showPane(pane) }, name)));
   showPane("Text");
 }
 function showPane(pane) {
   document.body.dataset.pane = pane;
-  for (const tab of byId("tabs").children) tab.setAttribute("aria-selected", tab.dataset.tab === pane);
+  for (const tab of byId("tabs").children) tab.setAttribute("aria-pressed", `${tab.dataset.tab === pane}`);
   // A canvas that was hidden has no width yet.
   app.draw();
 }
@@ -173,7 +173,7 @@ function keys(event) {
     Enter: () => level >= 0 && toLevel(level, 1),
     Escape: () => (s.key !== null && level === 0 ? go({ key: null }) : toLevel(Math.max(level, 1), -1)),
   }[key] ?? (opOf(key) && (() => add(opOf(key))));
-  if (!act || (!inView && key !== "?" && key !== "Escape")) return;
+  if (!act || (!inView && key !== "Escape")) return;
   if (key === "Enter" && target.matches("button, summary")) return;
   event.preventDefault();
   act();

@@ -6,7 +6,7 @@ const NEEDED = /^(config|generation_config|tokenizer|tokenizer_config|special_to
 /** The most bytes of weights on the CPU. WebAssembly has 4 GB, the CPU keeps each weight as the file stores it and packed, and the rest is
  *  for runs. On a GPU a weight leaves WebAssembly once it is uploaded, so the GPU's memory is the limit, of which a page is not told. */
 const MOST_ON_CPU = 1.8e9;
-/** WebAssembly has no place in a file that is further from its begin. */
+/** WebAssembly cannot address a file beyond 4 GB. */
 const MOST_IN_FILE = 2 ** 32 - 1;
 let onGpu = true;
 
@@ -34,15 +34,21 @@ export async function demo() {
   return Promise.all(names.map(async (name) => ({ name, blob: await (await fetched(new URL(`demo/${name}`, import.meta.url))).blob() })));
 }
 
-/** Files that were chosen, of one folder. */
+/** The checkpoint among files that were chosen. A browser lists the files of subfolders too, such as those of other checkpoints: the
+ *  config.json that lies highest says which folder is meant, and files of other folders are left out. */
 export function chosen(list) {
-  const files = [...list].filter((file) => NEEDED.test(file.name)).map((file) => ({ name: file.name, blob: file }));
-  if (!files.some(({ name }) => name === "config.json")) {
-    throw new Error("there is no config.json among these files; choose a checkpoint's folder, or all of its files");
-  }
-  const depth = ([...list].find((file) => file.name === "config.json").webkitRelativePath || "").split("/");
+  // Files that were chosen by themselves have no path.
+  const foldersOf = (file) => (file.webkitRelativePath || file.name).split("/").slice(0, -1);
+  const configs = [...list].filter((file) => file.name === "config.json").map(foldersOf);
+  if (!configs.length) throw new Error("there is no config.json among these files; choose a checkpoint's folder, or all of its files");
+  const depth = Math.min(...configs.map((folders) => folders.length)), highest = configs.filter((folders) => folders.length === depth);
+  if (depth > 0 && highest.length > 1) throw new Error(`there are ${highest.length} checkpoints in this folder, such as ${highest.slice(0, 3).map((folders) => folders.join("/")).join(", ")}; choose the folder of one of them`);
+  const [folders] = highest, folder = folders.join("/");
+  const files = [...list].filter((file) => NEEDED.test(file.name) && foldersOf(file).join("/") === folder).map((file) => ({ name: file.name, blob: file }));
+  const twice = files.find(({ name }, i) => files.findIndex((file) => file.name === name) < i);
+  if (twice) throw new Error(`two of these files are named ${twice.name}; choose the files of one checkpoint`);
   fits(files);
-  return { name: depth.length > 1 ? depth.at(-2) : "files", files };
+  return { name: folders.at(-1) ?? "files", files };
 }
 
 /** Throws an Error if a page cannot hold these files. */
@@ -84,10 +90,32 @@ export async function listed(given, signal) {
   return { name, given: given.trim(), sha: about.sha, files, url, config, bytes: files.reduce((sum, { size }) => sum + size, 0) };
 }
 
+/** The browser's storage for this page. */
+async function storage() {
+  try {
+    return await navigator.storage.getDirectory();
+  } catch (error) {
+    throw new Error(`This browser does not let the page store files (${error.message}); open the page in a window that is not private, or download the model yourself and choose its folder`);
+  }
+}
+
 async function folderOf(...path) {
-  let folder = await navigator.storage.getDirectory();
+  let folder = await storage();
   for (const name of path) folder = await folder.getDirectoryHandle(encodeURIComponent(name), { create: true });
   return folder;
+}
+
+/** Stores a file, and returns it as it is stored. */
+async function stored(folder, name, blob) {
+  try {
+    const handle = await folder.getFileHandle(name, { create: true }), out = await handle.createWritable();
+    await out.write(blob);
+    await out.close();
+    return await handle.getFile();
+  } catch (error) {
+    if (error.name !== "QuotaExceededError") throw error;
+    throw new Error("There is not enough storage for this model; remove stored models, or choose a smaller one");
+  }
 }
 
 /** Downloads what is not stored yet; `tell` hears bytes that are here, of how many. */
@@ -108,11 +136,7 @@ export async function downloaded(model, tell, signal) {
         let blob = await response.blob();
         if (size > PIECE && response.status === 200) blob = blob.slice(start, start + length);
         if (blob.size !== length) throw new Error(`${name} came with ${blob.size} bytes in place of ${length}; try again`);
-        const handle = await folder.getFileHandle(file, { create: true });
-        const out = await handle.createWritable();
-        await out.write(blob);
-        await out.close();
-        piece = await handle.getFile();
+        piece = await stored(folder, file, blob);
       }
       pieces.push(piece);
       tell((done += length), model.bytes);
@@ -124,6 +148,12 @@ export async function downloaded(model, tell, signal) {
 
 /** Removes every stored model. */
 export async function forgetAll() {
-  const root = await navigator.storage.getDirectory();
-  await root.removeEntry("models", { recursive: true }).catch(() => {});
+  const root = await storage();
+  try {
+    await root.removeEntry("models", { recursive: true });
+  } catch (error) {
+    // Nothing was stored.
+    if (error.name === "NotFoundError") return;
+    throw new Error(`The stored models cannot be removed (${error.message}); close other windows with this page, and try again`);
+  }
 }

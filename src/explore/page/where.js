@@ -1,9 +1,9 @@
 // WHERE: layers x positions of the stream (norm, logit lens); a sweep: what happens when each head is zeroed, or each place is patched
 // from the second text; or an attribution: what each head, or each token, adds to a logit.
 import { byId, show } from "./draw.js";
-import { answerOf, app, attributionRequests, go, known, runs, sweepRefusal, sweepRequest, whole } from "./app.js";
+import { answerOf, app, attributionRequests, editedHooks, go, known, runs, sweepRefusal, sweepRequest, whole } from "./app.js";
 import { Grid } from "./grid.js";
-import { editsOf, whereCommand } from "./state.js";
+import { whereCommand } from "./state.js";
 import { grids } from "./what.js";
 
 let grid;
@@ -19,6 +19,13 @@ let shown = null;
 
 function stageHook(stage) {
   return stage === 0 ? "blocks.0.hook_resid_pre" : `blocks.${stage - 1}.hook_resid_post`;
+}
+
+/** The stage that a hook belongs to: what is before the blocks to the input, what is after them to the last block's output. */
+function stageOf(hook) {
+  if (hook.name === "blocks.0.hook_resid_pre") return 0;
+  if (hook.layer === null) return hook.name.startsWith("hook_") ? 0 : app.about.model.n_layer;
+  return hook.layer + 1;
 }
 
 function pick(row, column) {
@@ -55,10 +62,11 @@ export function drawWhere() {
   byId("where-command").hidden = command === null;
   byId("where-command").textContent = command ?? "";
   if (s.where === "parts" || s.where === "tokens") return drawAttribution(s, box);
-  const edited = editsOf(s).map((edit) => Number(/^blocks\.(\d+)\./.exec(edit)?.[1] ?? NaN)).filter(Number.isInteger);
   if (["zero", "patch", "fast"].includes(s.where)) {
     const refusal = sweepRefusal(s), request = sweepRequest(s), answer = request && known(request)?.json;
     box.classList.toggle("waiting", !answer && !refusal);
+    // A sweep is of the run without edits.
+    box.classList.remove("edited");
     if (refusal) {
       shown = null;
       grid.clear(refusal);
@@ -92,12 +100,12 @@ export function drawWhere() {
   const values = difference ? all.map((value, i) => value - old[i]) : all;
   shown = { values, columns, compared: difference ? " more than before" : "" };
   grid.name = "Where: layers down, tokens across";
-  const first = /^blocks\.0\.hook_resid_pre$/.test(s.hook) ? 0 : s.row.layer === null ? (s.hook.startsWith("hook_") ? 0 : rows - 1) : s.row.layer + 1;
+  const changed = editedHooks(), edited = new Set(app.about.hooks.filter(({ name }) => changed.has(name)).map(stageOf));
   // Norms grow with the layers, so each row of them would look alike on one scale; the first token's is often far larger.
   grid.draw({
     rows, columns, values, kind: difference ? "delta" : "weight", exponent: s.where === "next" ? 0.5 : s.where === "rank" ? 0.35 : 0.7,
     scale: difference ? undefined : s.where === "next" ? 1 : s.where === "entropy" ? Math.log(app.about.model.vocab_size) : undefined,
-    chosen: [first, s.pos], blank: true, tall: 26, height: Math.max(220, Math.min(420, rows * 16)), edited: edited.map((layer) => layer + 1),
+    chosen: [stageOf(s.row), s.pos], blank: true, tall: 26, height: Math.max(220, Math.min(420, rows * 16)), edited,
     rowNames: Array.from({ length: rows }, (_, i) => (i > 0 ? `${i - 1}` : byId("where-grid").clientWidth < 480 ? "in" : "input")), rowWord: "layer", columnNames: labels,
     words: (r, c) => (Number.isNaN(values[r * columns + c]) ? "" : written(values[r * columns + c], 3)),
     note: layers > 0 && s.where === "next" ? "By the logit lens: the stream through ln_f and the unembedding" : "",

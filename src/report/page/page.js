@@ -192,7 +192,7 @@ function drawAbout() {
     ["Logit lens", `The ${kept.lens} likeliest tokens of every token and layer, entropy, and the true next token's probability as f16, its rank exactly.`],
     ["Names", `Hooks are named and defined as in ${data.definitions}.`],
     ["Commands", data.arguments === null
-      ? "None: positions of this run's edits are those of a text that grew."
+      ? "None: an edit of this run is an object of Python, which no command can name, or has positions of a text that grew."
       : "For a POSIX shell (sh, bash, zsh). They print or draw the same numbers in full f32."],
     ...(data.prompt === null ? [] : [["Written", `The model wrote the tokens from position ${data.prompt} on; they are underlined. The numbers are those of one run over the whole text, edited as it was while it was written.`]]),
     ["Model", `${model.name}${model.process && `, its weights processed (${model.process})`}, fingerprint ${model.fingerprint}`],
