@@ -38,6 +38,7 @@ pub mod explore;
 pub(crate) mod file_kind;
 pub mod hooks;
 pub mod hub;
+pub(crate) mod indices;
 pub mod model;
 pub mod options;
 #[cfg(feature = "output")]

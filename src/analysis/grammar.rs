@@ -12,6 +12,7 @@
 //! for what they mean in a model and its texts.
 
 use crate::hooks::site::Site;
+pub use crate::indices::Item;
 use std::str::FromStr;
 use thiserror::Error;
 
@@ -34,27 +35,6 @@ pub enum GrammarError {
         /// What was asked for and what exists.
         what: String,
     },
-}
-
-/// One index or range; negative numbers count from the end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Item {
-    /// One index.
-    Index(i64),
-    /// `a..b` without `b`; either end may be left out.
-    Span(Option<i64>, Option<i64>),
-}
-
-impl Item {
-    /// The item with its negative numbers resolved against a length of `n`.
-    pub(super) fn counted_in(self, n: usize) -> Result<Item, String> {
-        let place = |i: i64| if i < 0 { i.saturating_add(n as i64) } else { i };
-        match self {
-            Item::Index(i) if place(i) < 0 => Err(format!("{i} of {n}")),
-            Item::Index(i) => Ok(Item::Index(place(i))),
-            Item::Span(from, to) => Ok(Item::Span(from.map(|i| place(i).max(0)), to.map(|i| place(i).max(0)))),
-        }
-    }
 }
 
 /// One position or several.
@@ -226,15 +206,7 @@ fn select(written: &str) -> Result<SelectSpec, String> {
 }
 
 fn item(written: &str) -> Result<Item, String> {
-    let wrong = || format!("{written:?} is neither an index nor a range a..b");
-    let number = |text: &str| text.trim().parse::<i64>().map_err(|_| wrong());
-    match written.split_once("..") {
-        Some((from, to)) => {
-            let end = |text: &str| if text.trim().is_empty() { Ok(None) } else { number(text).map(Some) };
-            Ok(Item::Span(end(from)?, end(to)?))
-        }
-        None => number(written).map(Item::Index),
-    }
+    Item::parse(written).ok_or_else(|| format!("{written:?} is neither an index nor a range a..b"))
 }
 
 fn pos_item(written: &str) -> Result<PosItem, String> {

@@ -22,24 +22,20 @@ pub struct Where {
 /// The indices below `n` that the items mean, ascending, without duplicates. The error names an item that matches
 /// nothing.
 fn indices(items: &[Item], n: usize) -> Result<Vec<usize>, String> {
-    let count = n as i64;
-    let place = |i: i64| if i < 0 { i.saturating_add(count) } else { i };
     let mut all = BTreeSet::new();
     for item in items {
-        match *item {
-            Item::Index(i) if (0..count).contains(&place(i)) => drop(all.insert(place(i) as usize)),
-            Item::Index(i) => return Err(format!("{i} of {n}")),
-            Item::Span(from, to) => {
-                let (first, end) = (place(from.unwrap_or(0)).max(0), to.map_or(count, place).min(count));
-                if first >= end {
-                    let shown = |end: Option<i64>| end.map_or(String::new(), |end| end.to_string());
-                    return Err(format!("{}..{} of {n}", shown(from), shown(to)));
-                }
-                all.extend(first as usize..end as usize);
-            }
+        let found = item.existing(n);
+        if found.is_empty() {
+            return Err(format!("{item} of {n}"));
         }
+        all.extend(found);
     }
     Ok(all.into_iter().collect())
+}
+
+/// The item without negative numbers, which count from the end of `n`.
+fn counted_in(item: Item, n: usize) -> Result<Item, String> {
+    item.from_start(n).ok_or_else(|| format!("{item} of {n}"))
 }
 
 impl EditSpec {
@@ -85,7 +81,7 @@ impl EditSpec {
         let keys = match &self.select().key {
             Some(items) => Some(in_each(&|text| {
                 let n = tokens[text].len();
-                let items: Result<Vec<Item>, _> = items.iter().map(|item| item.counted_in(prompts[text])).collect();
+                let items: Result<Vec<Item>, _> = items.iter().map(|item| counted_in(*item, prompts[text])).collect();
                 let found = items.and_then(|items| indices(&items, n));
                 found.map_err(|what| self.nothing(format!("key {what} tokens of text {text}")))
             })?),
@@ -142,7 +138,7 @@ impl EditSpec {
         for item in items {
             match item {
                 PosItem::At(item) => {
-                    let found = item.counted_in(prompt).and_then(|item| indices(&[item], tokens.len()));
+                    let found = counted_in(*item, prompt).and_then(|item| indices(&[item], tokens.len()));
                     all.extend(found.map_err(|what| self.nothing(format!("pos {what} tokens of text {text}")))?);
                 }
                 PosItem::Text(wanted) => {

@@ -1,6 +1,7 @@
 //! `actscope circuits`: what a head's weights do, independent of any text. Read next: `../analysis/circuits.rs`, which
 //! computes it.
 
+use super::lists;
 use super::run::{ProcessArgs, refuse_to_overwrite};
 use super::target::{Findings, Target, deliver, model_provenance, number};
 use super::{Failure, ModelArgs};
@@ -66,17 +67,8 @@ impl CircuitsCommand {
             refuse_to_overwrite(target.path(), &files, std::iter::empty())?;
         }
         let config = files.config();
-        let index = |name: &str, given: i64, n: usize| {
-            let index = if given < 0 { given.saturating_add(n as i64) } else { given };
-            usize::try_from(index).ok().filter(|index| *index < n).ok_or_else(|| {
-                Failure::Usage(format!(
-                    "{name} {given} does not exist: this model has {name}s 0 to {}, and -1 is the last",
-                    n - 1
-                ))
-            })
-        };
-        let layer = index("layer", self.head.layer, config.n_layer)?;
-        let head = index("head", self.head.head, config.n_head)?;
+        let layer = lists::index("layer", self.head.layer, config.n_layer)?;
+        let head = lists::index("head", self.head.head, config.n_head)?;
         let files = self.process.apply(files)?;
         let top = self.top as usize;
         let depth = Depth { pairs: top, directions: top, tokens: TOKENS };

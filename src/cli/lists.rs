@@ -1,7 +1,7 @@
-//! Parses lists of layers and heads: `3`, `-1`, `1,3`, `1..3`, `all`. Owns how indices are written in all commands:
-//! negative numbers count from the end. Read next: `run.rs`.
+//! Lists of layers and heads: `3`, `-1`, `1,3`, `1..3`, `all`. Owns what such a list chooses, and its errors. Read next: `run.rs`.
 
 use super::Failure;
+use crate::indices::{Item, from_end};
 use std::ops::Range;
 
 /// One part of a list.
@@ -9,10 +9,8 @@ use std::ops::Range;
 pub(super) enum Part {
     /// `all`.
     All,
-    /// One index; a negative one counts from the end.
-    One(i64),
-    /// `a..b`, which does not contain `b`. Either end may be absent or negative.
-    Span(Option<i64>, Option<i64>),
+    /// One index or a range.
+    Item(Item),
 }
 
 /// The parts of an option's values. `option` is its name without dashes.
@@ -20,64 +18,58 @@ pub(super) enum Part {
 /// # Errors
 /// [`Failure::Usage`] for a part that is neither a number, a range nor `all`.
 pub(super) fn parts(option: &str, written: &[String]) -> Result<Vec<Part>, Failure> {
-    let part = |part: &str| {
-        let wrong =
-            || Failure::Usage(format!("--{option}: {part:?} is neither a whole number, a range a..b, nor `all`"));
-        if part == "all" {
-            return Ok(Part::All);
-        }
-        let number = |text: &str| text.parse().map_err(|_| wrong());
-        match part.split_once("..") {
-            None => Ok(Part::One(number(part)?)),
-            Some((from, to)) => {
-                let end = |text: &str| if text.is_empty() { Ok(None) } else { number(text).map(Some) };
-                Ok(Part::Span(end(from)?, end(to)?))
-            }
-        }
+    let part = |part: &str| match part {
+        "all" => Ok(Part::All),
+        part => Item::parse(part).map(Part::Item).ok_or_else(|| {
+            Failure::Usage(format!("--{option}: {part:?} is neither a whole number, a range a..b, nor `all`"))
+        }),
     };
     written.iter().flat_map(|list| list.split(',')).map(|text| part(text.trim())).collect()
 }
 
-/// The indices of a span within `0..n`.
+/// The indices of an item within `0..n`. `option` is the option's name without dashes.
 ///
 /// # Errors
-/// [`Failure::Usage`] if the span is empty or not within `0..n`.
-pub(super) fn span(option: &str, from: Option<i64>, to: Option<i64>, n: usize) -> Result<Range<usize>, Failure> {
-    let of_end = |end: i64| if end < 0 { end.saturating_add(n as i64) } else { end };
-    let (start, end) = (of_end(from.unwrap_or(0)), of_end(to.unwrap_or(n as i64)));
-    if start < 0 || start >= end || end > n as i64 {
-        let shown = |end: Option<i64>| end.map_or(String::new(), |end| end.to_string());
-        return Err(Failure::Usage(format!(
-            "--{option}: the range {}..{} is empty or exceeds this model's {option}s, 0 to {}; a..b ends before b",
-            shown(from),
-            shown(to),
+/// [`Failure::Usage`] for an index that does not exist, and for a range that is empty or exceeds `0..n`.
+pub(super) fn existing(option: &str, item: Item, n: usize) -> Result<Range<usize>, Failure> {
+    let Item::Index(number) = item else {
+        let Range { start, end } = item.places(n);
+        if start < 0 || start >= end || end > n as i64 {
+            return Err(Failure::Usage(format!(
+                "--{option}: the range {item} is empty or exceeds this model's {option}s, 0 to {}; a..b ends before b",
+                n - 1
+            )));
+        }
+        return Ok(start as usize..end as usize);
+    };
+    let index = index(option, number, n)?;
+    Ok(index..index + 1)
+}
+
+/// An index within `0..n`; a negative one counts from the end.
+///
+/// # Errors
+/// [`Failure::Usage`] for an index that does not exist.
+pub(super) fn index(option: &str, number: i64, n: usize) -> Result<usize, Failure> {
+    usize::try_from(from_end(number, n)).ok().filter(|index| *index < n).ok_or_else(|| {
+        Failure::Usage(format!(
+            "{option} {number} does not exist: this model has {option}s 0 to {}, and -1 is the last",
             n - 1
-        )));
-    }
-    Ok(start as usize..end as usize)
+        ))
+    })
 }
 
 /// The chosen indices within `0..n`, ascending, without duplicates; all indices if `written` is empty. `option` is the
 /// option's name without dashes, for messages.
 ///
 /// # Errors
-/// [`Failure::Usage`] as [`parts`] and [`span`], and for an index that does not exist.
+/// [`Failure::Usage`] as [`parts`] and [`existing`].
 pub(super) fn chosen(option: &str, written: &[String], n: usize) -> Result<Vec<usize>, Failure> {
     let mut chosen = Vec::new();
     for part in parts(option, written)? {
         match part {
             Part::All => chosen.extend(0..n),
-            Part::Span(from, to) => chosen.extend(span(option, from, to, n)?),
-            Part::One(number) => {
-                let index = if number < 0 { number.saturating_add(n as i64) } else { number };
-                let index = usize::try_from(index).ok().filter(|index| *index < n).ok_or_else(|| {
-                    Failure::Usage(format!(
-                        "{option} {number} does not exist: this model has {option}s 0 to {}, and -1 is the last",
-                        n - 1
-                    ))
-                })?;
-                chosen.push(index);
-            }
+            Part::Item(item) => chosen.extend(existing(option, item, n)?),
         }
     }
     if written.is_empty() {

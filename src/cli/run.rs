@@ -12,6 +12,7 @@ use crate::hooks::capture::Capture;
 use crate::hooks::non_number::NonNumber;
 use crate::hooks::request::{HookError, Hooks, Select};
 use crate::hooks::site::{self, Site};
+use crate::indices::Item;
 use crate::model::process::Process;
 use crate::model::token_select::{self, Selection, Selector};
 use crate::model::tokenizer::Token;
@@ -134,14 +135,14 @@ impl SiteArgs {
         for part in lists::parts("layer", &self.layer)? {
             match part {
                 Part::All => layers.extend((0..n_layer as i64).chain([-1])),
-                Part::One(layer) => layers.push(layer),
-                // -1 is the output of the final LayerNorm here too, as in transformers' tuple of hidden states.
-                Part::Span(Some(from), None) if from < 0 => {
-                    lists::span("layer", Some(from), None, n_layer)?;
-                    layers.extend(from..0);
-                }
-                Part::Span(from, to) => {
-                    layers.extend(lists::span("layer", from, to, n_layer)?.map(|layer| layer as i64));
+                Part::Item(Item::Index(layer)) => layers.push(layer),
+                Part::Item(item) => {
+                    let existing = lists::existing("layer", item, n_layer)?;
+                    match item {
+                        // -1 is the output of the final LayerNorm here too, as in transformers' tuple of hidden states.
+                        Item::Span(Some(from), None) if from < 0 => layers.extend(from..0),
+                        _ => layers.extend(existing.map(|layer| layer as i64)),
+                    }
                 }
             }
         }
@@ -184,8 +185,7 @@ impl TokenArgs {
             return Ok(None);
         }
         let in_prompt = |written: &&String| match Selector::parse(written) {
-            Selector::Index(i) => i < 0,
-            Selector::Span(from, to) => from.is_some_and(|i| i < 0) || to.is_some_and(|i| i < 0),
+            Selector::Item(item) => item.counts_from_end(),
             Selector::Text(..) => true,
         };
         let (of_prompt, of_all): (Vec<_>, Vec<_>) = self.token.iter().partition(in_prompt);

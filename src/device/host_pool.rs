@@ -116,8 +116,11 @@ fn fresh(len: usize) -> Vec<f32> {
 pub(crate) mod pages {
     use rustix::mm::{Advice, madvise};
 
-    /// From this many bytes on, memory has large pages, of which a common size is 2 MB.
-    const WORTH_LARGE: usize = 4 << 20;
+    /// The common size of a large page in bytes.
+    pub(crate) const LARGE: usize = 2 << 20;
+
+    /// From this many bytes on, memory has large pages.
+    const WORTH_LARGE: usize = 2 * LARGE;
 
     /// Asks for large pages under memory that was not yet written. The system zeroes one of them faster than the small ones in its
     /// place, and the processor finds their addresses sooner. Where the system refuses, the pages stay small.
@@ -145,6 +148,9 @@ pub(crate) mod pages {
 
 #[cfg(not(target_os = "linux"))]
 pub(crate) mod pages {
+    /// Memory is aligned as usual where no large pages are asked for.
+    pub(crate) const LARGE: usize = 64;
+
     pub(crate) fn large<T>(_: &mut [T]) {}
 
     pub(super) fn lend(_: &mut Vec<f32>) -> bool {

@@ -1,6 +1,7 @@
 //! Finds tokens in a text: by the selectors of `--token`, by byte and character offsets, and by words.
 //! `tokenizer.rs` makes the tokens. Read next: `windows.rs`.
 
+use crate::indices::Item;
 use crate::model::tokenizer::{Token, bytes_of};
 use std::ops::Range;
 use thiserror::Error;
@@ -32,10 +33,8 @@ pub enum PhrasePart {
 /// One selector.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Selector {
-    /// A position; negative ones count from the end.
-    Index(i64),
-    /// Positions `a..b` without `b`; either end may be left out or negative.
-    Span(Option<i64>, Option<i64>),
+    /// A position or several.
+    Item(Item),
     /// Every occurrence of a text of one or more tokens.
     Text(String, PhrasePart),
 }
@@ -54,14 +53,9 @@ impl Selector {
     /// each occurrence. A text in double quotes is taken literally: it is never a number (`"3"`) and never has a
     /// prefix.
     pub fn parse(argument: &str) -> Selector {
-        if let Ok(index) = argument.parse() {
-            return Selector::Index(index);
-        }
-        if let Some((from, to)) = argument.split_once("..") {
-            let end = |text: &str| if text.is_empty() { Some(None) } else { text.parse().ok().map(Some) };
-            if let (Some(from), Some(to)) = (end(from), end(to)) {
-                return Selector::Span(from, to);
-            }
+        // A number with a space before it is the text of a token.
+        if let Some(item) = Item::parse(argument).filter(|_| !argument.contains(char::is_whitespace)) {
+            return Selector::Item(item);
         }
         let (text, part) = if let Some(rest) = argument.strip_prefix("first:") {
             (rest, PhrasePart::First)
@@ -78,17 +72,10 @@ impl Selector {
 
     /// The positions that this selects among `tokens`, and a sentence about an interpretation that was not used.
     fn find(&self, written: &str, tokens: &[Token]) -> (Vec<usize>, Option<String>) {
-        let n = tokens.len() as i64;
-        let place = |i: i64| if i < 0 { i.saturating_add(n) } else { i };
         match self {
-            Selector::Index(i) => {
-                let found = Some(place(*i)).filter(|p| (0..n).contains(p)).map(|p| p as usize).into_iter().collect();
-                (found, as_text(written, "the position", tokens))
-            }
-            Selector::Span(from, to) => {
-                let (from, to) = (place(from.unwrap_or(0)), to.map_or(n, place));
-                let found = Range { start: from.max(0) as usize, end: to.clamp(0, n) as usize }.collect();
-                (found, as_text(written, "a range of positions", tokens))
+            Selector::Item(item) => {
+                let taken = if matches!(item, Item::Index(_)) { "the position" } else { "a range of positions" };
+                (item.existing(tokens.len()).collect(), as_text(written, taken, tokens))
             }
             Selector::Text(text, part) => {
                 let (runs, note) = occurrences(text, tokens);

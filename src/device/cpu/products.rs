@@ -159,7 +159,7 @@ impl Panels {
     fn empty(arch: Arch, k: usize, n: usize, dtype: Dtype) -> Panels {
         let columns = tile_shape(arch).1;
         let mut panels = Panels { k, n, columns, dtype, data: Aligned::zeros(0) };
-        panels.data = Aligned::zeros(n.div_ceil(columns) * panels.size());
+        panels.data = Aligned::in_large_pages(n.div_ceil(columns) * panels.size());
         panels
     }
 
