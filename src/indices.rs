@@ -52,14 +52,6 @@ impl Item {
             }
         }
     }
-
-    /// Whether a number in it counts from the end.
-    pub(crate) fn counts_from_end(self) -> bool {
-        match self {
-            Item::Index(i) => i < 0,
-            Item::Span(from, to) => [from, to].into_iter().flatten().any(|i| i < 0),
-        }
-    }
 }
 
 impl std::fmt::Display for Item {
@@ -92,7 +84,6 @@ mod tests {
             let item = Item::parse(written).unwrap();
             assert_eq!((item.places(6), item.existing(6)), (among, existing), "{written}");
             assert_eq!(item.to_string(), written);
-            assert_eq!(item.counts_from_end(), written.contains('-'), "{written}");
         }
         for wrong in ["", "a", "1.5", "1..b", "1 2"] {
             assert_eq!(Item::parse(wrong), None, "{wrong}");

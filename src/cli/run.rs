@@ -185,7 +185,8 @@ impl TokenArgs {
             return Ok(None);
         }
         let in_prompt = |written: &&String| match Selector::parse(written) {
-            Selector::Item(item) => item.counts_from_end(),
+            Selector::Item(Item::Index(i)) => i < 0,
+            Selector::Item(Item::Span(from, to)) => [from, to].into_iter().flatten().any(|i| i < 0),
             Selector::Text(..) => true,
         };
         let (of_prompt, of_all): (Vec<_>, Vec<_>) = self.token.iter().partition(in_prompt);
