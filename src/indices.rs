@@ -43,7 +43,7 @@ impl Item {
     }
 
     /// The item without negative numbers. Of an index before the first it is `None`.
-    pub(crate) fn from_start(self, n: usize) -> Option<Item> {
+    pub(crate) fn non_negative(self, n: usize) -> Option<Item> {
         match self {
             Item::Index(i) => Some(from_end(i, n)).filter(|i| *i >= 0).map(Item::Index),
             Item::Span(from, to) => {
@@ -88,7 +88,7 @@ mod tests {
         for wrong in ["", "a", "1.5", "1..b", "1 2"] {
             assert_eq!(Item::parse(wrong), None, "{wrong}");
         }
-        assert_eq!(Item::Index(-7).from_start(6), None);
-        assert_eq!(Item::Span(Some(-9), Some(-1)).from_start(6), Some(Item::Span(Some(0), Some(5))));
+        assert_eq!(Item::Index(-7).non_negative(6), None);
+        assert_eq!(Item::Span(Some(-9), Some(-1)).non_negative(6), Some(Item::Span(Some(0), Some(5))));
     }
 }

@@ -35,7 +35,7 @@ fn indices(items: &[Item], n: usize) -> Result<Vec<usize>, String> {
 
 /// The item without negative numbers, which count from the end of `n`.
 fn counted_in(item: Item, n: usize) -> Result<Item, String> {
-    item.from_start(n).ok_or_else(|| format!("{item} of {n}"))
+    item.non_negative(n).ok_or_else(|| format!("{item} of {n}"))
 }
 
 impl EditSpec {
