@@ -82,6 +82,6 @@ pub(super) fn guarded<T>(call: impl FnOnce() -> Result<T, tokenizers::Error>) ->
     GUARDED.set(false);
     match result {
         Ok(result) => result.map_err(|e| e.to_string()),
-        Err(_) => Err("the tokenizers library panicked".into()),
+        Err(_) => Err("the tokenizers library failed".into()),
     }
 }
