@@ -289,6 +289,7 @@ fn edges_and_runs_with_some_of_them() {
     for (name, choice) in NAMES.iter().flat_map(|name| DEVICES.map(|choice| (name, choice))) {
         let (session, golden) = (open(name, choice), &goldens[name]["edges"]);
         let case = case(&goldens[name], false);
+        assert!(session.edges(&[], Metric::LogitDiff, 1).is_err(), "a mean over no pairs");
         for wanted in golden["scores"].as_array().unwrap() {
             let metric: Metric = wanted["metric"].as_str().unwrap().parse().unwrap();
             let steps = wanted["steps"].as_u64().unwrap() as usize;

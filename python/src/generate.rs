@@ -4,7 +4,7 @@
 use crate::error;
 use crate::recorded::arrays_out;
 use crate::session::{
-    EditArg, Failed, ReadingOut, RecordOut, SelectArg, Session, SourcesArg, reading_out, records_out,
+    EditArg, Failed, PredictionOut, RecordOut, SelectArg, Session, SourcesArg, prediction_out, records_out,
 };
 use actscope::analysis::generate::{Generated, Generation, StopReason, TextSoFar, Told};
 use actscope::analysis::lens;
@@ -199,7 +199,8 @@ fn dict_of<'py>(py: Python<'py>, session: &actscope::Session, text: &Generated) 
     dict.set_item("logprobs", logprobs.into_pyarray(py))?;
     dict.set_item("alternatives", text.new.iter().map(|token| token.alternatives.clone()).collect::<Vec<_>>())?;
     let n_rows = text.new.first().map_or(0, |token| token.lens.len());
-    let row = |row: usize| text.new.iter().map(|token| reading_out(&token.lens[row])).collect::<Vec<ReadingOut>>();
+    let row =
+        |row: usize| text.new.iter().map(|token| prediction_out(&token.lens[row])).collect::<Vec<PredictionOut>>();
     dict.set_item("lens", (0..n_rows).map(row).collect::<Vec<_>>())?;
     Ok(dict)
 }

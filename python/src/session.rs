@@ -52,15 +52,15 @@ pub type SourcesArg = (Option<Vec<Vec<u32>>>, Option<Vec<Vec<u32>>>);
 /// An edit and a hash of its values.
 pub type RecordOut = (String, Option<String>);
 
-/// One position's reading: likeliest tokens with probabilities, entropy, and the next token with its probability and rank.
-pub type ReadingOut = (Vec<(u32, f32)>, f32, Option<(u32, f32, usize)>);
+/// One position's prediction: likeliest tokens with probabilities, entropy, and the next token with its probability and rank.
+pub type PredictionOut = (Vec<(u32, f32)>, f32, Option<(u32, f32, usize)>);
 
 /// Values, tokens, ids and attention mask of one text.
 type ActivationsOut<'py> =
     (Bound<'py, PyArrayDyn<f32>>, Vec<String>, Bound<'py, PyArray2<i64>>, Bound<'py, PyArray2<i64>>);
 
-/// The logit lens: for every row its hook, and for every text and position a reading; and a picture for every text.
-type LensOut = (Vec<(String, Vec<Vec<ReadingOut>>)>, Vec<Picture>);
+/// The logit lens: for every row its hook, and for every text and position a prediction; and a picture for every text.
+type LensOut = (Vec<(String, Vec<Vec<PredictionOut>>)>, Vec<Picture>);
 
 /// An edit of a request, or several that are written.
 enum Step {
@@ -379,10 +379,10 @@ impl Session {
     }
 }
 
-/// A reading of the logit lens.
-pub fn reading_out(reading: &actscope::analysis::lens::Prediction) -> ReadingOut {
-    let next = reading.next.map(|next| (next.id, next.probability, next.rank));
-    (reading.top.clone(), reading.entropy, next)
+/// A prediction of the logit lens.
+pub fn prediction_out(prediction: &actscope::analysis::lens::Prediction) -> PredictionOut {
+    let next = prediction.next.map(|next| (next.id, next.probability, next.rank));
+    (prediction.top.clone(), prediction.entropy, next)
 }
 
 fn hook_error(py: Python<'_>, e: impl Into<HookError>) -> PyErr {
@@ -668,9 +668,9 @@ impl Session {
         };
         let of = if of_components { " of each component" } else { "" };
         let picture = |(text, tokens): (usize, Vec<Token>)| {
-            let cell = |reading: &actscope::analysis::lens::Prediction| {
-                let (id, probability) = reading.top[0];
-                LensCell { token: model.token(id), probability, hit: reading.next.is_some_and(|next| next.id == id) }
+            let cell = |prediction: &actscope::analysis::lens::Prediction| {
+                let (id, probability) = prediction.top[0];
+                LensCell { token: model.token(id), probability, hit: prediction.next.is_some_and(|next| next.id == id) }
             };
             let heading = Heading { text: tokens, what: format!("logit lens{of} of {}{}", model.name(), mark(&edits)) };
             let rows = rows.iter().map(|row| (name(row.site), row.texts[text].iter().map(cell).collect())).collect();
@@ -678,7 +678,7 @@ impl Session {
         };
         let pictures = model.tokens(&batch).into_iter().enumerate().map(picture).collect();
         let numbers = rows.iter().map(|row| {
-            let texts = row.texts.iter().map(|text| text.iter().map(reading_out).collect()).collect();
+            let texts = row.texts.iter().map(|text| text.iter().map(prediction_out).collect()).collect();
             (row.site.name(), texts)
         });
         Ok((numbers.collect(), pictures))

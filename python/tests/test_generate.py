@@ -136,7 +136,7 @@ def test_tokens_are_told_as_they_come(model: actscope.Model) -> None:
         assert [token.alternatives for token in mine] == one.alternatives and len(one.alternatives[0]) == 3
         assert len(one.lens) == len(written.lens_hooks) == model.n_layer + 1
         assert all(len(row) == 6 and len(row[0].top) == 2 for row in one.lens)
-        assert [reading.next[0] for reading in one.lens[-1]] == one.tokens
+        assert [prediction.next[0] for prediction in one.lens[-1]] == one.tokens
     ended = model.generate(PROMPTS, 9, on_token=lambda token: len(told) < 0, hooks="resid_post.0")
     assert [one.stop for one in ended] == ["interrupted"] * 2 and len(ended[0].tokens) == 1
     assert ended.cache["resid_post.0"].shape[1] == max(len(one.ids) for one in ended)

@@ -60,10 +60,10 @@ def test_the_lens_ends_with_the_models_output(model: actscope.Model, tmp_path: A
     logits = model.run(TEXT, "logits")["logits"][0].astype(np.float64)
     p = np.exp(logits - logits.max(axis=-1, keepdims=True))
     p /= p.sum(axis=-1, keepdims=True)
-    for position, reading in enumerate(lens[-1][0]):
+    for position, prediction in enumerate(lens[-1][0]):
         best = int(p[position].argmax())
-        assert reading.top[0][0] == model._session.written([best])[0]
-        assert len(reading.top) == 3 and abs(reading.top[0][1] - p[position, best]) < 1e-5
+        assert prediction.top[0][0] == model._session.written([best])[0]
+        assert len(prediction.top) == 3 and abs(prediction.top[0][1] - p[position, best]) < 1e-5
     assert lens[-1][0][0].next[0] == model.tokens(TEXT)[1] and lens[-1][0][-1].next is None
     assert lens._repr_html_().count("<svg") == 2
     with pytest.raises(actscope.Error, match="shows one text"):
@@ -83,7 +83,7 @@ def test_the_lens_of_components_is_what_each_adds(model: actscope.Model) -> None
     p /= p.sum(axis=-1, keepdims=True)
     for row, hook in enumerate(lens.hooks):
         assert hook.endswith(labels[row].split("_", 1)[1] if labels[row][0].isdigit() else labels[row])
-        got = [reading.top[0][1] for reading in lens[row][0]]
+        got = [prediction.top[0][1] for prediction in lens[row][0]]
         np.testing.assert_allclose(got, p[row].max(axis=-1), rtol=1e-4)
     assert "attn 2" in lens._repr_html_() and "of each component" in lens._repr_html_()
     with pytest.raises(actscope.Error, match="accumulated, component"):

@@ -544,7 +544,7 @@ impl Job<'_> {
         let logprob = |id: u32| f64::from(logits[id as usize]) - total;
         let likeliest = largest(logits.len(), generation.alternatives, |id| logits[id]);
         let alternatives = likeliest.into_iter().map(|id| (id, logprob(id).exp())).collect();
-        let mut readings = Vec::new();
+        let mut predictions = Vec::new();
         if generation.lens > 0 {
             let config = params.config();
             let streams: Vec<f32> = lens::sites(config.n_layer)
@@ -554,9 +554,9 @@ impl Job<'_> {
             let streams = ArrayView2::from_shape((config.n_layer, config.n_embd), &streams).expect("a row a layer");
             // Every row is followed by the token that was chosen.
             let next = vec![id; config.n_layer + 1];
-            readings = lens::decode(dev, params, streams, &next, generation.lens, lens::PART).await?;
-            readings.extend(lens::readings(logits, 0, &[0, id], logits.len(), generation.lens));
+            predictions = lens::decode(dev, params, streams, &next, generation.lens, lens::PART).await?;
+            predictions.extend(lens::predictions(logits, 0, &[0, id], logits.len(), generation.lens));
         }
-        Ok(NewToken { id, logprob: logprob(id), alternatives, lens: readings })
+        Ok(NewToken { id, logprob: logprob(id), alternatives, lens: predictions })
     }
 }

@@ -103,8 +103,8 @@ impl Session {
     }
 }
 
-/// Receives a run of the lens: evaluates the model's own logits text by text, and keeps in `capture` what it has room for. The logits of
-/// all texts are the largest array by far.
+/// Receives a run of the lens: evaluates the model's own logits text by text, and stores the other values in `capture`. The logits of all
+/// texts would be the largest array by far; `capture` has them only if the caller tapped them.
 struct OfRun<'a> {
     batch: &'a Batch,
     top: usize,
@@ -118,7 +118,7 @@ impl OfRun<'_> {
         if site == Site::Unembed {
             let (ids, logits) = (self.batch.ids_of(text), logits.as_standard_layout());
             let n_vocab = logits.len() / ids.len();
-            self.last.push(readings(logits.as_slice().expect("in standard layout"), 0, ids, n_vocab, self.top));
+            self.last.push(predictions(logits.as_slice().expect("in standard layout"), 0, ids, n_vocab, self.top));
         }
     }
 }
@@ -135,7 +135,7 @@ impl Sink for OfRun<'_> {
 
     fn give(&mut self, site: Site, text: usize, values: ArrayD<f32>) -> std::io::Result<Option<ArrayD<f32>>> {
         self.evaluate(site, text, &values.view());
-        if self.capture.wants(site) { self.capture.give(site, text, values) } else { Ok(Some(values)) }
+        self.capture.give(site, text, values)
     }
 
     fn edited(&mut self, n: usize, text: usize, sha256: &str) {
@@ -335,23 +335,23 @@ async fn read_rows<D: Device>(
         let staged = dev.copy_out(&logits, &Window::all(dev.shape(&logits)));
         dev.submit();
         if let Some((start, staged)) = in_flight.replace((start, staged)) {
-            read.extend(readings(&dev.read(staged).await?, start, ids, n_vocab, top));
+            read.extend(predictions(&dev.read(staged).await?, start, ids, n_vocab, top));
         }
     }
     if let Some((start, staged)) = in_flight {
-        read.extend(readings(&dev.read(staged).await?, start, ids, n_vocab, top));
+        read.extend(predictions(&dev.read(staged).await?, start, ids, n_vocab, top));
     }
     Ok(read)
 }
 
 /// Evaluates rows of logits. The first row is at position `start` of a text with these ids.
-pub(crate) fn readings(logits: &[f32], start: usize, ids: &[u32], n_vocab: usize, top: usize) -> Vec<Prediction> {
-    let of_row = |(i, row): (usize, &[f32])| reading(row, ids.get(start + i + 1).copied(), top);
+pub(crate) fn predictions(logits: &[f32], start: usize, ids: &[u32], n_vocab: usize, top: usize) -> Vec<Prediction> {
+    let of_row = |(i, row): (usize, &[f32])| prediction(row, ids.get(start + i + 1).copied(), top);
     logits.par_chunks(n_vocab).enumerate().map(of_row).collect()
 }
 
 /// Evaluates one row of logits.
-fn reading(logits: &[f32], next: Option<u32>, top: usize) -> Prediction {
+fn prediction(logits: &[f32], next: Option<u32>, top: usize) -> Prediction {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     // Sums in f64: fifty thousand f32 terms would lose four digits. With e = exp(x - max) and z = sum e, the entropy
     // -sum p ln p is ln z - sum e (x - max) / z.
@@ -382,7 +382,7 @@ mod tests {
     fn a_reading_of_known_logits() {
         // Probabilities 1/2, 1/4, 1/8, 1/8.
         let logits = [2.0f32, 4.0, 1.0, 1.0].map(|p| p.ln() + 100.0);
-        let Prediction { top, entropy, next } = reading(&logits, Some(3), 3);
+        let Prediction { top, entropy, next } = prediction(&logits, Some(3), 3);
         assert_eq!(
             top.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
             [1, 0, 2],
@@ -419,9 +419,9 @@ mod tests {
 
     #[test]
     fn certainty_masked_and_broken_logits() {
-        let Prediction { top, entropy, .. } = reading(&[0.0, 1e4, f32::NEG_INFINITY], None, 9);
+        let Prediction { top, entropy, .. } = prediction(&[0.0, 1e4, f32::NEG_INFINITY], None, 9);
         assert_eq!((top[0], top.len(), entropy), ((1, 1.0), 3, 0.0));
-        let Prediction { top, entropy, .. } = reading(&[0.0, f32::NAN, 1.0], None, 1);
+        let Prediction { top, entropy, .. } = prediction(&[0.0, f32::NAN, 1.0], None, 1);
         assert!(top[0].1.is_nan() && entropy.is_nan(), "NaN is never a quiet zero");
     }
 }

@@ -187,6 +187,8 @@ mod tests {
         // Temperature comes before the filters: at 0.5 the first token alone has 0.16 / 0.285 = 0.56.
         let cool = of(Sampling { temperature: 0.5, top_p: Some(0.55), ..sampling() });
         assert_near(&cool, &[1.0, 0.0, 0.0, 0.0, 0.0]);
+        // Scores divided by it would be infinite. Seen red with the largest score left in.
+        assert_near(&of(Sampling { temperature: 1e-308, ..sampling() }), &[1.0, 0.0, 0.0, 0.0, 0.0]);
     }
 
     #[test]

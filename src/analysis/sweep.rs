@@ -349,8 +349,10 @@ impl Sweep {
     }
 }
 
+/// Checks that all names differ.
+///
 /// # Errors
-/// [`SweepError::Twice`].
+/// [`SweepError::Twice`] with the first one that does not.
 pub(super) fn no_name_twice<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), SweepError> {
     let mut seen = BTreeSet::new();
     for name in names {

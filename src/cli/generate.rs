@@ -339,7 +339,7 @@ impl Generate {
             alternatives: (self.alternatives > 0).then(|| text.new.iter().map(alternatives).collect()),
             lens: self.lens.then(|| {
                 let rows = sites(session.model().config().n_layer).enumerate();
-                rows.map(|(row, site)| lens::numbers(session, site, &readings(text, row))).collect()
+                rows.map(|(row, site)| lens::numbers(session, site, &predictions(text, row))).collect()
             }),
         }
     }
@@ -372,7 +372,7 @@ impl Generate {
                 },
                 rows: sites(n_layer)
                     .enumerate()
-                    .map(|(row, site)| (lens::name(site, n_layer), lens::cells(session, &readings(text, row))))
+                    .map(|(row, site)| (lens::name(site, n_layer), lens::cells(session, &predictions(text, row))))
                     .collect(),
             };
             writeln!(out)?;
@@ -391,8 +391,8 @@ fn heading(written: &[Generated], n: usize) -> String {
     }
 }
 
-/// The readings of one row of the lens, one for each new token.
-fn readings(text: &Generated, row: usize) -> Vec<Prediction> {
+/// The predictions of one row of the lens, one for each new token.
+fn predictions(text: &Generated, row: usize) -> Vec<Prediction> {
     text.new.iter().map(|token| token.lens[row].clone()).collect()
 }
 

@@ -212,7 +212,7 @@ impl LensCommand {
 
 /// The first row and position whose logits are NaN or infinite.
 fn broken(rows: &[LensRow]) -> Option<(&LensRow, usize)> {
-    rows.iter().find_map(|row| Some((row, row.texts[0].iter().position(|reading| !reading.entropy.is_finite())?)))
+    rows.iter().find_map(|row| Some((row, row.texts[0].iter().position(|prediction| !prediction.entropy.is_finite())?)))
 }
 
 /// The label of a row of the table.
@@ -230,21 +230,21 @@ pub(super) fn name(site: Site, n_layer: usize) -> String {
 }
 
 /// The cells of one row of the table.
-pub(super) fn cells(session: &Session, readings: &[Prediction]) -> Vec<Cell> {
+pub(super) fn cells(session: &Session, predictions: &[Prediction]) -> Vec<Cell> {
     let cell = |Prediction { top, next, .. }: &Prediction| {
         let (id, probability) = top[0];
         Cell { token: session.model().token(id), probability, hit: next.is_some_and(|next| next.id == id) }
     };
-    readings.iter().map(cell).collect()
+    predictions.iter().map(cell).collect()
 }
 
 /// The values of one row of the table.
-pub(super) fn numbers(session: &Session, site: Site, readings: &[Prediction]) -> Row {
+pub(super) fn numbers(session: &Session, site: Site, predictions: &[Prediction]) -> Row {
     let guess = |id: u32, probability: f32| Guess { id, token: session.model().token(id).text(), probability };
     let position = |Prediction { top, entropy, next }: &Prediction| Position {
         top: top.iter().map(|(id, probability)| guess(*id, *probability)).collect(),
         entropy: *entropy,
         next: next.map(|next| Next { guess: guess(next.id, next.probability), rank: next.rank }),
     };
-    Row { hook: site.name(), positions: readings.iter().map(position).collect() }
+    Row { hook: site.name(), positions: predictions.iter().map(position).collect() }
 }

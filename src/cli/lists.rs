@@ -32,18 +32,17 @@ pub(super) fn parts(option: &str, written: &[String]) -> Result<Vec<Part>, Failu
 /// # Errors
 /// [`Failure::Usage`] for an index that does not exist, and for a range that is empty or exceeds `0..n`.
 pub(super) fn existing(option: &str, item: Item, n: usize) -> Result<Range<usize>, Failure> {
-    let Item::Index(number) = item else {
-        let Range { start, end } = item.places(n);
-        if start < 0 || start >= end || end > n as i64 {
-            return Err(Failure::Usage(format!(
-                "--{option}: the range {item} is empty or exceeds this model's {option}s, 0 to {}; a..b ends before b",
-                n - 1
-            )));
-        }
-        return Ok(start as usize..end as usize);
-    };
-    let index = index(option, number, n)?;
-    Ok(index..index + 1)
+    if let Item::Index(number) = item {
+        return index(option, number, n).map(|index| index..index + 1);
+    }
+    let Range { start, end } = item.places(n);
+    if start < 0 || start >= end || end > n as i64 {
+        return Err(Failure::Usage(format!(
+            "--{option}: the range {item} is empty or exceeds this model's {option}s, 0 to {}; a..b ends before b",
+            n - 1
+        )));
+    }
+    Ok(start as usize..end as usize)
 }
 
 /// An index within `0..n`; a negative one counts from the end.

@@ -52,7 +52,7 @@ impl Verify {
         let line = bug_report_line(&session, self.weights, &report);
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
         if self.model.json {
-            writeln!(out, "{}", as_json(&session, &report, &line))?;
+            writeln!(out, "{}", as_json(&session, self.weights, &report, &line))?;
         } else {
             kernels(&report, &mut out)?;
             hooks(&report, &mut out)?;
@@ -257,12 +257,13 @@ fn bug_report_line(session: &Session, weights: WeightsArg, report: &Verification
     )
 }
 
-fn as_json(session: &Session, report: &Verification, line: &str) -> Value {
+fn as_json(session: &Session, weights: WeightsArg, report: &Verification, line: &str) -> Value {
     let mut all = report.to_json();
     all["os"] = json!(os_info::get().to_string());
     all["actscope_version"] = json!(env!("CARGO_PKG_VERSION"));
     all["model"] = json!(session.model().name());
     all["model_fingerprint"] = json!(session.model().checkpoint().fingerprint());
+    all["weights"] = json!(weights.name());
     all["bug_report"] = json!(line);
     all
 }

@@ -76,7 +76,7 @@ impl Page {
             }
             _ => None,
         };
-        let why = |what| format!("{what}, so that the page stays small; it gives the commands for all numbers");
+        let why = |what| format!("{what}, so that the page stays small; `actscope extract` writes all numbers");
         stream.into_iter().chain(attention).map(why).collect()
     }
 

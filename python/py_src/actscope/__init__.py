@@ -15,7 +15,7 @@ from actscope._heads import Circuit, Heads
 from actscope._model import Model, devices, load
 from actscope._native import Error, __version__
 from actscope._notebook import Activations, ActivationExtractor, plot_activation_heatmap
-from actscope._show import Attention, Heatmap, Lens, Reading, Report, Tokens, Verification
+from actscope._show import Attention, Heatmap, Lens, Prediction, Report, Tokens, Verification
 from actscope._sweep import Sweep
 from actscope._weights import Weights
 
@@ -38,7 +38,7 @@ __all__ = [
     "Lens",
     "Model",
     "NewToken",
-    "Reading",
+    "Prediction",
     "Report",
     "Score",
     "Scores",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from actscope._show import Reading, _Listed, _table
+from actscope._show import Prediction, _Listed, _table
 
 if TYPE_CHECKING:
     from actscope._cache import Cache
@@ -59,7 +59,7 @@ class Generated:
         text: The new tokens' text, without one that ends the text; None without a tokenizer.
         logprobs: float64 [new], see `NewToken`.
         alternatives: For each new token the likeliest ones with their probabilities.
-        lens: `lens[row][step]`: what each layer would have said, a `Reading`; rows are those of `Generation.lens_hooks`.
+        lens: `lens[row][step]`: what each layer would have said, a `Prediction`; rows are those of `Generation.lens_hooks`.
         stop: `length`, `end-of-text`, `stop-text`, `context` (the model has no more positions), or `interrupted`.
     """
 
@@ -73,7 +73,7 @@ class Generated:
         self.text: str | None = found["text"]
         self.logprobs: Numbers = found["logprobs"]
         self.alternatives = [named(of_step, written) for of_step in found["alternatives"]]
-        self.lens = [[reading(one, written) for one in row] for row in found["lens"]]
+        self.lens = [[prediction(one, written) for one in row] for row in found["lens"]]
         self.stop: str = found["stop"]
 
     def __repr__(self) -> str:
@@ -244,8 +244,8 @@ def named(likeliest: list[tuple[int, float]], written: Callable[[list[int]], lis
     return [(name, probability) for name, (_, probability) in zip(names, likeliest, strict=True)]
 
 
-def reading(of: Any, written: Callable[[list[int]], list[str]]) -> Reading:
-    """A reading of the logit lens by the tokens' names."""
+def prediction(of: Any, written: Callable[[list[int]], list[str]]) -> Prediction:
+    """A prediction of the logit lens by the tokens' names."""
     likeliest, entropy, following = of
     after = following and (written([following[0]])[0], following[1], following[2])
-    return Reading(named(likeliest, written), entropy, after)
+    return Prediction(named(likeliest, written), entropy, after)

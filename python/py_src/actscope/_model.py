@@ -17,7 +17,7 @@ from actscope._attribute import Attribution, Edges, Gradients
 from actscope._cache import Cache
 from actscope._edits import Edits
 from actscope._errors import error
-from actscope._generate import Generated, Generation, NewToken, OnToken, Score, Scores, Stream, named, reading
+from actscope._generate import Generated, Generation, NewToken, OnToken, Score, Scores, Stream, named, prediction
 from actscope._heads import Circuit, Heads
 from actscope._progress import Progress
 from actscope._show import Attention, Heatmap, Lens, Panel, Report, Tokens, Verification
@@ -573,7 +573,7 @@ class Model:
         with Progress("actscope", "layer") as progress:
             rows, pictures = self._session.lens(ids, top, of == "component", edited, sources, progress)
         written = self._session.written
-        read = [[[reading(one, written) for one in text] for text in of_row] for _, of_row in rows]
+        read = [[[prediction(one, written) for one in text] for text in of_row] for _, of_row in rows]
         return Lens([hook for hook, _ in rows], read, pictures)
 
     def report(

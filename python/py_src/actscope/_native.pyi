@@ -25,7 +25,7 @@ _Edit = tuple[str, _Select, str, Any, str]
 _Sources = tuple[_Lists | None, _Lists | None]
 _Token = tuple[int, bytes | None]
 _Progress = Callable[[int, int], object] | None
-_Reading = tuple[list[tuple[int, float]], float, tuple[int, float, int] | None]
+_Prediction = tuple[list[tuple[int, float]], float, tuple[int, float, int] | None]
 _Case = tuple[tuple[list[int], int], tuple[list[int], int] | None, int, int]
 _Asked = tuple[list[_Case], list[_Edit], list[_Edit], _Sources]
 _Records = list[tuple[str, str | None]]
@@ -89,7 +89,7 @@ class Session:
         edits: list[_Edit],
         sources: _Sources,
         progress: _Progress,
-    ) -> tuple[list[tuple[str, list[list[_Reading]]]], list[Picture]]: ...
+    ) -> tuple[list[tuple[str, list[list[_Prediction]]]], list[Picture]]: ...
     def report(
         self, ids: list[int], arguments: str | None, edits: list[_Edit], sources: _Sources, progress: _Progress
     ) -> tuple[str, list[str]]: ...

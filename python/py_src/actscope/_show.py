@@ -144,7 +144,7 @@ class Attention(_Drawn):
         return f"Attention(layers {self.layers}, heads {self.heads}, {len(self.tokens)} tokens)"
 
 
-class Reading(NamedTuple):
+class Prediction(NamedTuple):
     """What the logits at one position say.
 
     Attributes:
@@ -158,16 +158,16 @@ class Reading(NamedTuple):
     next: tuple[str, float, int] | None
 
 
-class Lens(_Listed[list[list[Reading]]]):
+class Lens(_Listed[list[list[Prediction]]]):
     """The logit lens: what the model would say if it stopped after each block.
 
-    `lens[row][text][position]` is a `Reading`; rows are those of `hooks`, the last of them the model's own output.
+    `lens[row][text][position]` is a `Prediction`; rows are those of `hooks`, the last of them the model's own output.
 
     Attributes:
         hooks: The streams that were read, in the order of the run.
     """
 
-    def __init__(self, hooks: list[str], rows: list[list[list[Reading]]], pictures: list[_native.Picture]) -> None:
+    def __init__(self, hooks: list[str], rows: list[list[list[Prediction]]], pictures: list[_native.Picture]) -> None:
         super().__init__(rows)
         self.hooks = hooks
         self._pictures = pictures

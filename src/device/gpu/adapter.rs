@@ -63,7 +63,7 @@ pub async fn list(among: &AdapterFilter) -> Vec<AdapterInfo> {
 }
 
 /// The error when no adapter counts.
-pub fn none(among: &AdapterFilter) -> DeviceError {
+pub fn no_adapter(among: &AdapterFilter) -> DeviceError {
     if *among == AdapterFilter::default() {
         return DeviceError::NoAdapter { detail: "no Vulkan, Metal or DirectX 12 driver answered".into() };
     }
@@ -130,7 +130,7 @@ pub(super) async fn open(
     let adapter = found
         .into_iter()
         .find(|a| !hardware_only || a.get_info().device_type != wgpu::DeviceType::Cpu)
-        .ok_or_else(|| none(among))?;
+        .ok_or_else(|| no_adapter(among))?;
     let suits = family(&adapter);
     let family = wanted.unwrap_or(suits);
     if family == Family::Broadcast && suits != family {

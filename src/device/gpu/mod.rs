@@ -25,7 +25,7 @@ pub mod products;
 mod timestamps;
 pub mod unroll;
 
-pub use adapter::{AdapterInfo, list as adapters, none as no_adapter};
+pub use adapter::{AdapterInfo, list as adapters, no_adapter};
 pub use attention::Cache;
 use attention::Qkv;
 pub use buffers::{Tensor, Weight};

@@ -179,12 +179,12 @@ function drawAbout() {
   byId("facts").textContent = `${model.n_layer} layers · ${model.n_head} heads · ${model.n_embd} dimensions · ${model.n_inner} neurons a layer · ${nPos} token${nPos === 1 ? "" : "s"}`;
   const stream = {
     "f16": "Every dimension of every token and layer, as f16 (11 significant bits: the fourth digit may be off by one).",
-    "8-bit": `Every dimension of every token and layer, in 8 bits: ${kept.stream.block} neighbours share a scale, and ± says how far a number may be off. The command beside a number prints it exactly.`,
-    "strongest": `The ${kept.stream.n} strongest dimensions of every token and layer, as f16. All others are left out; the command beside a number prints it.`,
+    "8-bit": `Every dimension of every token and layer, in 8 bits: ${kept.stream.block} neighbours share a scale, and ± says how far a number may be off. \`actscope extract\` writes all numbers exactly.`,
+    "strongest": `The ${kept.stream.n} strongest dimensions of every token and layer, as f16. All others are left out; \`actscope extract\` writes them.`,
   }[kept.stream.as];
   const attention = kept.attention.as === "f16"
     ? "Every weight of every head, as f16."
-    : `The ${kept.attention.n} strongest weights of every head and token, as f16, and what all others share. The command below the map prints all.`;
+    : `The ${kept.attention.n} strongest weights of every head and token, as f16, and what all others share. \`actscope extract\` writes all.`;
   const facts = [
     ["Residual stream", stream],
     ["Attention", attention],
@@ -192,7 +192,7 @@ function drawAbout() {
     ["Logit lens", `The ${kept.lens} likeliest tokens of every token and layer, entropy, and the true next token's probability as f16, its rank exactly.`],
     ["Names", `Hooks are named and defined as in ${data.definitions}.`],
     ["Commands", data.arguments === null
-      ? "None: an edit of this run is an object of Python, which no command can name, or has positions of a text that grew."
+      ? "None: no command can make this run's edits, which are objects of Python, or are of a text that grew or of other texts."
       : "For a POSIX shell (sh, bash, zsh). They print or draw the same numbers in full f32."],
     ...(data.prompt === null ? [] : [["Written", `The model wrote the tokens from position ${data.prompt} on; they are underlined. The numbers are those of one run over the whole text, edited as it was while it was written.`]]),
     ["Model", `${model.name}${model.process && `, its weights processed (${model.process})`}, fingerprint ${model.fingerprint}`],
