@@ -7,12 +7,11 @@ use crate::analysis::edits::Kept;
 use crate::analysis::gradients::{Target, between};
 use crate::analysis::metric::{Metric, MetricReader, Question};
 use crate::analysis::path::Receiver;
-use crate::analysis::sweep::{Both, Case, SweepError};
+use crate::analysis::sweep::{BlockInput, Both, Case, SweepError};
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::device::StoredWeight;
 use crate::hooks::capture::Sink;
-use crate::hooks::layout::Layout;
 use crate::hooks::request::{Edit, Hooks, Select};
 use crate::hooks::site::Site;
 use crate::model::forward::{RunError, Start};
@@ -499,7 +498,7 @@ impl Session {
         let mut hooks = Hooks::new(config);
         hooks.edit_at(Site::ResidPost(last), Select::all(), Edit::Replace(input))?;
         reading.ask(&mut hooks, &batch)?;
-        circuit.run(&hooks, 1, (last, circuit.stream(last, 1)), &mut reading).await?;
+        circuit.run(&hooks, last, &mut reading).await?;
         Ok(reading.values[0])
     }
 
@@ -535,22 +534,10 @@ impl Circuit<'_> {
         input
     }
 
-    /// The corrupt run's stream that enters a block, for every copy.
-    fn stream(&self, layer: usize, copies: usize) -> Vec<f32> {
-        let stream = self.corrupt.of_text(Site::ResidPre(layer), 0);
-        stream.as_slice().expect("a text's values are dense").repeat(copies)
-    }
-
-    async fn run(
-        &self,
-        hooks: &Hooks,
-        copies: usize,
-        (layer, values): (usize, Vec<f32>),
-        sink: &mut dyn Sink,
-    ) -> Result<(), Error> {
-        let batch = self.session.model().batch(&vec![self.ids; copies])?;
-        let layout = Layout::new(hooks, &batch)?;
-        self.session.run_layout(&layout, Start::Stream { layer, values: &values }, sink, None).await
+    /// Runs the text from the corrupt run's stream that enters a block.
+    async fn run(&self, hooks: &Hooks, layer: usize, sink: &mut dyn Sink) -> Result<(), Error> {
+        let batch = self.session.model().batch(&[self.ids])?;
+        self.session.run_from_block(&batch, hooks, Some(&BlockInput::of(&self.corrupt, layer, 1)), sink).await
     }
 
     /// The heads of a block: queries, keys and values from the input of each, and the heads' outputs.
@@ -575,7 +562,9 @@ impl Circuit<'_> {
             return Ok(());
         }
         let mut read = Kept::new(letters.into_iter().map(|(site, _)| site).collect(), BTreeSet::new());
-        self.run(&read.hooks(config), changed.len(), (layer, inputs), &mut read).await?;
+        let copies = self.session.model().batch(&vec![self.ids; changed.len()])?;
+        let start = BlockInput { layer, values: inputs };
+        self.session.run_from_block(&copies, &read.hooks(config), Some(&start), &mut read).await?;
         let mut results = Kept::new(BTreeSet::from([Site::Result(layer)]), BTreeSet::new());
         let mut hooks = results.hooks(config);
         for (copy, (site, head)) in changed.iter().enumerate() {
@@ -583,7 +572,7 @@ impl Circuit<'_> {
             hooks.edit_at(*site, Select::all().heads([*head]), Edit::Replace(values))?;
         }
         // Heads without a changed input compute the corrupt run's values.
-        self.run(&hooks, 1, (layer, self.stream(layer, 1)), &mut results).await?;
+        self.run(&hooks, layer, &mut results).await?;
         let difference =
             results.of_text(Site::Result(layer), 0).to_owned() - self.corrupt.of_text(Site::Result(layer), 0);
         for head in changed.iter().map(|(_, head)| *head).collect::<BTreeSet<_>>() {
@@ -600,7 +589,7 @@ impl Circuit<'_> {
         let mut written = Kept::new(BTreeSet::from([site]), BTreeSet::new());
         let mut hooks = written.hooks(self.session.model().config());
         hooks.edit_at(Site::ResidMid(layer), Select::all(), Edit::Replace(input))?;
-        self.run(&hooks, 1, (layer, self.stream(layer, 1)), &mut written).await?;
+        self.run(&hooks, layer, &mut written).await?;
         let difference = written.of_text(site, 0).to_owned() - self.corrupt.of_text(site, 0);
         self.changes.insert(Writer::Mlp { layer }, difference.iter().copied().collect());
         Ok(())

@@ -5,15 +5,14 @@
 use crate::analysis::edits::Kept;
 use crate::analysis::metric::Metric;
 use crate::analysis::sweep::{
-    Case, Cases, OneCase, OwnRuns, SweepAxis, Swept, TOKENS_AT_ONCE, aligned, batches, no_name_twice,
+    BlockInput, Case, Cases, OneCase, OwnRuns, SweepAxis, Swept, TOKENS_AT_ONCE, aligned, batches, no_name_twice,
 };
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::hooks::capture::Sink;
-use crate::hooks::layout::Layout;
 use crate::hooks::request::{Edit, Hooks, Select};
 use crate::hooks::site::Site;
-use crate::model::forward::{self, Run, Start};
+use crate::model::forward;
 use crate::session::{AnalysisError, Error, Progress, Session};
 use ndarray::{Array2, ArrayD, Axis, Ix2};
 use std::collections::{BTreeMap, BTreeSet};
@@ -472,8 +471,9 @@ impl Job<'_> {
             for (site, select, edit) in edits.into_iter().filter(|(site, ..)| *site > stream) {
                 hooks.edit_at(site, select, edit)?;
             }
-            let values = stream_values.iter().copied().collect();
-            self.run(ids, 1, &hooks, (layer, values), &mut kept).await?;
+            let start = BlockInput { layer, values: stream_values.iter().copied().collect() };
+            let batch = Batch::new(&[ids], self.config())?;
+            self.session.run_from_block(&batch, &hooks, Some(&start), &mut kept).await?;
             results.push(self.lined_up(kept.of_text(Site::Result(layer), 0)));
         }
         let difference = &results[0] - &results[1];
@@ -481,28 +481,15 @@ impl Job<'_> {
         Ok(Sent::Differences(difference.axis_iter(Axis(1)).map(of_head).collect()))
     }
 
-    /// Runs copies of a text from a block on.
-    async fn run(
-        &self,
-        ids: &[u32],
-        copies: usize,
-        hooks: &Hooks,
-        (layer, values): (usize, Vec<f32>),
-        sink: &mut dyn Sink,
-    ) -> Result<(), Error> {
-        let batch = Batch::new(&vec![ids; copies], self.config())?;
-        let layout = Layout::new(hooks, &batch)?;
-        let (dev, params, _turn) = self.session.engine().await;
-        let start = Start::Stream { layer, values: &values };
-        let run = Run { start, ..Run::new(&layout, 0..copies) };
-        forward::forward(dev, params, run, sink, None).await?;
-        Ok(())
+    /// Runs copies of the case's text from a block on.
+    async fn run(&self, layer: usize, copies: &Batch, hooks: &Hooks, sink: &mut dyn Sink) -> Result<(), Error> {
+        let start = BlockInput::of(&self.own.here, layer, copies.texts().len());
+        self.session.run_from_block(copies, hooks, Some(&start), sink).await
     }
 
-    /// The stream that enters a block, for every copy.
-    fn stream(&self, layer: usize, copies: usize) -> (usize, Vec<f32>) {
-        let stream = self.own.here.of_text(Site::ResidPre(layer), 0);
-        (layer, stream.as_slice().expect("a text's values are dense").repeat(copies))
+    /// Copies of the case's text.
+    fn copies(&self, n: usize) -> Result<Batch, Error> {
+        Ok(Batch::new(&vec![self.one.case.ids.as_slice(); n], self.config())?)
     }
 
     /// A request with those of the caller's edits that come after a block's input stream.
@@ -557,7 +544,7 @@ impl Job<'_> {
                         hooks.tap_at(site, Select::all())?;
                     }
                     hooks.edit_at(stream, Select::all(), Edit::Add(difference.clone()))?;
-                    self.run(&self.one.case.ids, copies, &hooks, self.stream(from, copies), &mut values).await?;
+                    self.run(from, &self.copies(copies)?, &hooks, &mut values).await?;
                     kept.push((at, values));
                 }
             }
@@ -569,7 +556,7 @@ impl Job<'_> {
                 for site in taken.hooks(config).sites() {
                     hooks.tap_at(site, Select::all())?;
                 }
-                self.run(&self.one.case.ids, copies, &hooks, self.stream(layer, copies), &mut taken).await?;
+                self.run(layer, &self.copies(copies)?, &hooks, &mut taken).await?;
                 kept.push((receivers.clone(), taken));
             }
         }
@@ -614,10 +601,10 @@ impl Job<'_> {
 
     /// Reads the metric of every copy.
     async fn measure(&self, mut hooks: Hooks, copies: usize, from: usize) -> Result<Vec<f64>, Error> {
-        let batch = Batch::new(&vec![self.one.case.ids.as_slice(); copies], self.config())?;
+        let batch = self.copies(copies)?;
         let mut reading = self.own.reading(self.sweep.metric, self.one.case);
         reading.ask(&mut hooks, &batch)?;
-        self.run(&self.one.case.ids, copies, &hooks, self.stream(from, copies), &mut reading).await?;
+        self.run(from, &batch, &hooks, &mut reading).await?;
         Ok(std::mem::take(&mut reading.values))
     }
 

@@ -10,7 +10,7 @@ use crate::hooks::capture::Sink;
 use crate::hooks::layout::{Layout, cut, edits_of_text};
 use crate::hooks::request::{Edit, HookError, Hooks, Select};
 use crate::hooks::site::{self, Axis as SiteAxis, Site, SiteError};
-use crate::model::forward::{self, Run, Start};
+use crate::model::forward::{self, Start};
 use crate::model::params::Direction;
 use crate::session::{AnalysisError, Error, Progress, Session};
 use crate::text::named;
@@ -380,6 +380,21 @@ fn values_of(
     Ok(ArrayD::from_shape_vec(IxDyn(&shape), all).expect("rows repeat to the whole"))
 }
 
+/// The residual stream that enters a block, from which runs begin.
+pub(super) struct BlockInput {
+    pub layer: usize,
+    /// [copy, position, n_embd].
+    pub values: Vec<f32>,
+}
+
+impl BlockInput {
+    /// The stream of the first text of `kept`, for every copy of it.
+    pub(super) fn of(kept: &Kept, layer: usize, copies: usize) -> BlockInput {
+        let stream = kept.of_text(Site::ResidPre(layer), 0);
+        BlockInput { layer, values: stream.as_slice().expect("a text's values are dense").repeat(copies) }
+    }
+}
+
 /// Values of the cells' sites for one case.
 enum Values {
     Zero,
@@ -504,10 +519,10 @@ impl Session {
             let copies = cells.len();
             let batch = Batch::new(&vec![case.ids.as_slice(); copies], config)?;
             let start = changed.iter().min().copied().filter(|site| *site >= Site::ResidPre(0));
-            let start = start.map(|site| Site::ResidPre(first(site)));
+            let start = start.map(first);
             let mut hooks = Hooks::new(config);
             for (site, select, edit) in one.own_edits(copies) {
-                if start.is_none_or(|start| site > start) {
+                if start.is_none_or(|layer| site > Site::ResidPre(layer)) {
                     hooks.edit_at(site, select, edit)?;
                 }
             }
@@ -516,19 +531,8 @@ impl Session {
             }
             let mut read = own.reading(sweep.metric, case);
             read.ask(&mut hooks, &batch)?;
-            let layout = Layout::new(&hooks, &batch)?;
-            let stream = start.map(|site| {
-                let one = own.here.of_text(site, 0);
-                let one = one.as_slice().expect("a text's values are dense");
-                (site.layer().unwrap_or(0), one.repeat(copies))
-            });
-            let (dev, params, _turn) = self.engine().await;
-            let start = match &stream {
-                Some((layer, values)) => Start::Stream { layer: *layer, values },
-                None => Start::Tokens,
-            };
-            let run = Run { start, ..Run::new(&layout, 0..copies) };
-            forward::forward(dev, params, run, &mut read, None).await?;
+            let start = start.map(|layer| BlockInput::of(&own.here, layer, copies));
+            self.run_from_block(&batch, &hooks, start.as_ref(), &mut read).await?;
             for (number, value) in cells.iter().zip(&read.values) {
                 found[*number] = *value;
             }
@@ -551,6 +555,18 @@ impl Session {
         }
         swept.values.push(found);
         Ok(())
+    }
+
+    /// Runs a batch from a block on, or from its tokens.
+    pub(super) async fn run_from_block(
+        &self,
+        batch: &Batch,
+        hooks: &Hooks,
+        start: Option<&BlockInput>,
+        sink: &mut dyn Sink,
+    ) -> Result<(), Error> {
+        let start = start.map_or(Start::Tokens, |BlockInput { layer, values }| Start::Stream { layer: *layer, values });
+        self.run_layout(&Layout::new(hooks, batch)?, start, sink, None).await
     }
 
     /// The unchanged runs of a case. `here` and `of_source` are the sites whose values are stored of the unchanged run and of the

@@ -9,7 +9,8 @@
 use super::buffers::{Aligned, RowsView, Shared, Tensor};
 use super::microkernel::{KC, STRIDE, Sum, TileOperands, columns, most_rows, tile};
 use super::products::{READING, copy_left, tile_rows, tile_shape};
-use super::row_wise;
+use super::row_wise::{Softmax, TimesFactor};
+use super::simd_loops::{in_place, map};
 use crate::device::workers::Workers;
 use crate::device::{Dtype, Heads, MASKED, Queries};
 use pulp::{Arch, Simd, WithSimd};
@@ -124,7 +125,8 @@ struct Rows<'a> {
 }
 
 /// One head of one text, and the rows of its queries, keys and values. Gradients use the same loops with other rows as queries,
-/// keys and values.
+/// keys and values. What runs among SIMD code is inlined into it: compiled by itself, it would be SSE code, which is several times
+/// slower between AVX instructions.
 #[derive(Clone)]
 struct Head<'a> {
     queries: Rows<'a>,
@@ -152,12 +154,14 @@ impl<'a> Head<'a> {
         Head { queries, keys, values, cache, text, head, head_dim, scale }
     }
 
+    #[inline(always)]
     fn part(&self, of: Rows<'a>, row: usize) -> &'a [f32] {
         &of.of.row(of.first + row)[of.col + self.head * self.head_dim..][..self.head_dim]
     }
 
     /// At least the first `n` keys, in panels [n / width][head_dim][width]. They come from the cache; without one they
     /// are packed into `to`.
+    #[inline(always)]
     fn keys<'b>(&self, n: usize, width: usize, to: &'b mut Aligned) -> &'b [f32]
     where
         'a: 'b,
@@ -168,10 +172,19 @@ impl<'a> Head<'a> {
         }
         let panels = to.at_least(n.next_multiple_of(width) * self.head_dim);
         for (i, panel) in panels.chunks_exact_mut(width * self.head_dim).enumerate() {
-            for j in 0..width {
-                // The columns after the last key repeat it. Their scores are masked.
-                let key = self.part(self.keys, (i * width + j).min(n - 1));
-                panel.chunks_exact_mut(width).zip(key).for_each(|(out, x)| out[j] = *x);
+            // The columns after the last key are left as they are: their scores are masked.
+            let (first, n_cols) = (i * width, width.min(n - i * width));
+            let key = |j| self.part(self.keys, first + j);
+            let mut j = 0;
+            while j + 4 <= n_cols {
+                let four = key(j).iter().zip(key(j + 1)).zip(key(j + 2).iter().zip(key(j + 3)));
+                for (out, ((a, b), (c, d))) in panel.chunks_exact_mut(width).zip(four) {
+                    out[j..j + 4].copy_from_slice(&[*a, *b, *c, *d]);
+                }
+                j += 4;
+            }
+            for j in j..n_cols {
+                panel.chunks_exact_mut(width).zip(key(j)).for_each(|(out, x)| out[j] = *x);
             }
         }
         panels
@@ -179,6 +192,7 @@ impl<'a> Head<'a> {
 
     /// At least the first `n` values, in panels [head_dim / width][n or more][width]. They come from the cache; without
     /// one they are packed into `to`.
+    #[inline(always)]
     fn values<'b>(&self, n: usize, width: usize, to: &'b mut Aligned) -> &'b [f32]
     where
         'a: 'b,
@@ -221,7 +235,7 @@ impl<'a> Head<'a> {
             let dims = d0..(d0 + KC).min(self.head_dim);
             for (left, query) in left.chunks_mut(STRIDE).zip(queries.clone()) {
                 let query = &self.part(self.queries, query)[dims.clone()];
-                left.iter_mut().zip(query).for_each(|(left, q)| *left = q * self.scale);
+                map(simd, TimesFactor { factor: self.scale }, [query], &mut left[..query.len()]);
             }
             for (i, panel) in keys.chunks_exact(width * self.head_dim).take(n_keys.div_ceil(width)).enumerate() {
                 let b = &panel[dims.start * width..dims.end * width];
@@ -271,7 +285,7 @@ impl<'a> Head<'a> {
             }
             if pattern.scale != 1.0 {
                 for row in left.chunks_mut(STRIDE).take(queries.len()) {
-                    row[..keys.len()].iter_mut().for_each(|p| *p *= pattern.scale);
+                    in_place(simd, TimesFactor { factor: pattern.scale }, &mut row[..keys.len()]);
                 }
             }
             for (i, panel) in values.chunks_exact(width * n_values).enumerate() {
@@ -363,58 +377,59 @@ impl WithSimd for Task<'_> {
         let n_tiles = queries.len().div_ceil(most_rows::<S>());
         let tiles = (0..n_tiles).map(|i| tile_rows(i, n_tiles, queries.len()));
         let tiles = tiles.map(|r| queries.start + r.start..queries.start + r.end);
-        SCRATCH.with_borrow_mut(|scratch| {
-            let left = scratch.left.at_least(most_rows::<S>() * STRIDE);
-            // Keys after the last query are masked, so they are not read. `Mix` reads them: an edit may have unmasked
-            // them.
-            let n_seen = head.n_seen(&queries);
-            let stride = n_seen.next_multiple_of(width);
-            let pattern = scratch.pattern.at_least(most_rows::<S>() * stride);
-            match goal {
-                Goal::Z(z) => {
-                    let keys = head.keys(n_seen, width, &mut scratch.keys);
-                    let values = head.values(n_seen, width, &mut scratch.values);
-                    for tile in tiles {
-                        head.scores(simd, tile.clone(), keys, left, pattern, stride);
-                        let n_keys = head.n_seen(&tile);
-                        let seen = n_keys.next_multiple_of(width);
-                        for row in pattern.chunks_exact_mut(stride).take(tile.len()) {
-                            simd.vectorize(row_wise::Softmax(&mut row[..seen]));
-                        }
-                        let rows = RowsView { data: pattern, n: tile.len(), stride };
-                        let pattern = Pattern { rows, n_keys, transposed: false, scale: 1.0 };
-                        head.mix(simd, pattern, values, left, (z, head.text.rows.start), tile);
+        // Taken and set again, because what a closure of `with` computes might be compiled without the instructions of `S`.
+        let mut scratch = SCRATCH.take();
+        let left = scratch.left.at_least(most_rows::<S>() * STRIDE);
+        // Keys after the last query are masked, so they are not read. `Mix` reads them: an edit may have unmasked
+        // them.
+        let n_seen = head.n_seen(&queries);
+        let stride = n_seen.next_multiple_of(width);
+        let pattern = scratch.pattern.at_least(most_rows::<S>() * stride);
+        match goal {
+            Goal::Z(z) => {
+                let keys = head.keys(n_seen, width, &mut scratch.keys);
+                let values = head.values(n_seen, width, &mut scratch.values);
+                for tile in tiles {
+                    head.scores(simd, tile.clone(), keys, left, pattern, stride);
+                    let n_keys = head.n_seen(&tile);
+                    let seen = n_keys.next_multiple_of(width);
+                    for row in pattern.chunks_exact_mut(stride).take(tile.len()) {
+                        simd.vectorize(Softmax(&mut row[..seen]));
                     }
+                    let rows = RowsView { data: pattern, n: tile.len(), stride };
+                    let pattern = Pattern { rows, n_keys, transposed: false, scale: 1.0 };
+                    head.mix(simd, pattern, values, left, (z, head.text.rows.start), tile);
                 }
-                Goal::Scores(out, unseen) => {
-                    let keys = head.keys(n_seen, width, &mut scratch.keys);
-                    for tile in tiles {
-                        head.scores(simd, tile.clone(), keys, left, pattern, stride);
-                        for (query, row) in tile.zip(pattern.chunks_exact(stride)) {
-                            // SAFETY: this is a row of this head's matrix [Q, K], and no other task writes it.
-                            let (seen, masked) = unsafe { out.row(query, 0..n_keys) }.split_at_mut(first + query + 1);
-                            seen.copy_from_slice(&row[..=first + query]);
-                            masked.fill(unseen);
-                        }
-                    }
-                }
-                Goal::Mix(pattern, scale, z) => {
-                    let values = head.values(n_keys, width, &mut scratch.values);
-                    for tile in tiles {
-                        let rows = RowsView { data: pattern.row(tile.start), n: tile.len(), ..pattern };
-                        let pattern = Pattern { rows, n_keys, transposed: false, scale };
-                        head.mix(simd, pattern, values, left, (z, 0), tile);
-                    }
-                }
-                Goal::MixTransposed(rows, scale, z) => {
-                    let values = head.values(n_keys, width, &mut scratch.values);
-                    for tile in tiles {
-                        let pattern = Pattern { rows, n_keys, transposed: true, scale };
-                        head.mix(simd, pattern, values, left, (z, 0), tile);
+            }
+            Goal::Scores(out, unseen) => {
+                let keys = head.keys(n_seen, width, &mut scratch.keys);
+                for tile in tiles {
+                    head.scores(simd, tile.clone(), keys, left, pattern, stride);
+                    for (query, row) in tile.zip(pattern.chunks_exact(stride)) {
+                        // SAFETY: this is a row of this head's matrix [Q, K], and no other task writes it.
+                        let (seen, masked) = unsafe { out.row(query, 0..n_keys) }.split_at_mut(first + query + 1);
+                        seen.copy_from_slice(&row[..=first + query]);
+                        masked.fill(unseen);
                     }
                 }
             }
-        });
+            Goal::Mix(pattern, scale, z) => {
+                let values = head.values(n_keys, width, &mut scratch.values);
+                for tile in tiles {
+                    let rows = RowsView { data: pattern.row(tile.start), n: tile.len(), ..pattern };
+                    let pattern = Pattern { rows, n_keys, transposed: false, scale };
+                    head.mix(simd, pattern, values, left, (z, 0), tile);
+                }
+            }
+            Goal::MixTransposed(rows, scale, z) => {
+                let values = head.values(n_keys, width, &mut scratch.values);
+                for tile in tiles {
+                    let pattern = Pattern { rows, n_keys, transposed: true, scale };
+                    head.mix(simd, pattern, values, left, (z, 0), tile);
+                }
+            }
+        }
+        SCRATCH.set(scratch);
     }
 }
 

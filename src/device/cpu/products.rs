@@ -7,9 +7,9 @@
 
 use super::buffers::{Aligned, RowsView, Shared, Tensor};
 use super::cache_size;
-use super::microkernel::{KC, LARGEST, STRIDE, Sum, TileOperands, VECTORS, columns, most_rows, prefetch, tile};
-use super::row_wise::Activated;
-use super::simd_loops::Plus;
+use super::microkernel::{KC, LARGEST, STRIDE, Sum, TileOperands, VECTORS, columns, most_rows, prefetch, tile, unroll};
+use super::row_wise::{Activated, ActivatedSum};
+use super::simd_loops::{Plus, PlusPlus, map};
 use super::widen::{Bf16, Element, F16, F32};
 use super::{row_wise, simd_loops};
 use crate::device::workers::Workers;
@@ -76,14 +76,19 @@ impl WithSimd for StoreRows<'_> {
         for (row, sums) in rows.zip(sums.chunks(stride)) {
             // SAFETY: no other task uses these cells.
             let to = unsafe { out.row(row, cols.clone()) };
-            match after.bias {
-                Some(bias) => simd_loops::map(simd, Plus {}, [sums, &bias[cols.clone()]], to),
-                None => to.copy_from_slice(&sums[..to.len()]),
-            }
-            match after.epilogue {
-                Epilogue::None => {}
-                Epilogue::Activation(f) => simd_loops::in_place(simd, Activated(f), to),
-                Epilogue::Add(other) => simd_loops::add(simd, to, &other[row * out.stride..][cols.clone()]),
+            let bias = after.bias.map(|bias| &bias[cols.clone()]);
+            match (after.epilogue, bias) {
+                (Epilogue::None, None) => to.copy_from_slice(&sums[..to.len()]),
+                (Epilogue::None, Some(bias)) => map(simd, Plus {}, [sums, bias], to),
+                (Epilogue::Activation(f), None) => map(simd, Activated(f), [sums], to),
+                (Epilogue::Activation(f), Some(bias)) => map(simd, ActivatedSum(f), [sums, bias], to),
+                (Epilogue::Add(other), bias) => {
+                    let other = &other[row * out.stride..][cols.clone()];
+                    match bias {
+                        None => map(simd, Plus {}, [sums, other], to),
+                        Some(bias) => map(simd, PlusPlus {}, [sums, bias, other], to),
+                    }
+                }
             }
         }
     }
@@ -349,14 +354,13 @@ impl DotsTask<'_> {
             swapped.extend(stored.chunks(self.table.dtype.size()).flat_map(|b| b.iter().rev()));
             &swapped
         };
-        let rows: [&[u8]; M] = std::array::from_fn(|i| &of_tokens[i * bytes..(i + 1) * bytes]);
         let mut first = 0;
         while first < n {
             match n - first {
-                1 => first += self.some::<S, E, 1, M, V>(simd, rows, token, first),
-                2 | 3 => first += self.some::<S, E, 2, M, V>(simd, rows, token, first),
-                MANY_ROWS.. if M == 2 => first += self.some::<S, E, MANY_ROWS, M, V>(simd, rows, token, first),
-                _ => first += self.some::<S, E, 4, M, V>(simd, rows, token, first),
+                1 => first += self.some::<S, E, 1, M, V>(simd, of_tokens, token, first),
+                2 | 3 => first += self.some::<S, E, 2, M, V>(simd, of_tokens, token, first),
+                MANY_ROWS.. if M == 2 => first += self.some::<S, E, MANY_ROWS, M, V>(simd, of_tokens, token, first),
+                _ => first += self.some::<S, E, 4, M, V>(simd, of_tokens, token, first),
             }
         }
         M
@@ -367,22 +371,28 @@ impl DotsTask<'_> {
     fn some<S: Simd, E: Element, const N: usize, const M: usize, const V: usize>(
         &self,
         simd: S,
-        rows: [&[u8]; M],
+        rows: &[u8],
         token: usize,
         first: usize,
     ) -> usize {
         let k = self.table.cols;
-        let at = token / self.per_head * k;
-        let x = std::array::from_fn(|i| &self.x.row(first + i)[at..at + k]);
+        let x = &self.x.row(first)[token / self.per_head * k..];
         // Only the pass over the first rows of x prefetches the table's rows of the next tokens.
         let ahead = if first == 0 { AHEAD } else { 0 };
-        let dots = simd.vectorize(row_wise::Dots::<E, N, M, V> { rows, x, ahead, of: PhantomData });
-        for (j, dots) in dots.into_iter().enumerate() {
-            for (i, dot) in dots.into_iter().enumerate() {
+        let dots = simd.vectorize(row_wise::Dots::<E, N, M, V> {
+            rows,
+            x,
+            x_stride: self.x.stride,
+            k,
+            ahead,
+            of: PhantomData,
+        });
+        unroll!(j of 0 1 2 3 < M, {
+            unroll!(i of 0 1 2 3 4 5 6 7 < N, {
                 // SAFETY: every row has a column for each token, and no other task has these tokens.
-                unsafe { self.out.row(first + i, token + j..token + j + 1)[0] = dot };
-            }
-        }
+                unsafe { self.out.row(first + i, token + j..token + j + 1)[0] = dots[j][i] };
+            });
+        });
         N
     }
 }
@@ -504,30 +514,32 @@ impl WithSimd for Packed<'_> {
     /// reuse it; meanwhile they prefetch the next block.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        SCRATCH.with_borrow_mut(|Scratch { left, left_of, other, sums }| {
-            let at_once = KC * (left_elements() / (self.rows.len() * STRIDE)).max(1);
-            // The sums of a panel are not stored in the result before they are complete: it is in no cache, and its rows are far apart.
-            let size = self.rows.len() * columns::<S>();
-            let kept = if at_once < self.ks.len() { self.panels.len() } else { 1 };
-            let sums_of = sums.at_least(kept * size);
-            for k1 in self.ks.clone().step_by(at_once) {
-                let ks = k1..(k1 + at_once).min(self.ks.end);
-                let left = left.at_least(ks.len().div_ceil(KC) * self.rows.len() * STRIDE);
-                let of = (self.of.0, self.of.1, k1);
-                if *left_of != of {
-                    pack_left(left, self.x, self.rows.clone(), ks.clone());
-                    *left_of = of;
-                }
-                for (panel, place) in self.panels.clone().zip((0..kept).cycle()) {
-                    let sums = &mut sums_of[place * size..][..size];
-                    for (k0, left) in ks.clone().step_by(KC).zip(left.chunks_exact(self.rows.len() * STRIDE)) {
-                        let block = k0..(k0 + KC).min(ks.end);
-                        let next = if block.end < ks.end { (panel, block.end) } else { (panel + 1, ks.start) };
-                        self.block(simd, left, panel, block, next, sums, other);
-                    }
+        // Taken and set again, because what a closure of `with` computes might be compiled without the instructions of `S`.
+        let mut scratch = SCRATCH.take();
+        let Scratch { left, left_of, other, sums } = &mut scratch;
+        let at_once = KC * (left_elements() / (self.rows.len() * STRIDE)).max(1);
+        // The sums of a panel are not stored in the result before they are complete: it is in no cache, and its rows are far apart.
+        let size = self.rows.len() * columns::<S>();
+        let kept = if at_once < self.ks.len() { self.panels.len() } else { 1 };
+        let sums_of = sums.at_least(kept * size);
+        for k1 in self.ks.clone().step_by(at_once) {
+            let ks = k1..(k1 + at_once).min(self.ks.end);
+            let left = left.at_least(ks.len().div_ceil(KC) * self.rows.len() * STRIDE);
+            let of = (self.of.0, self.of.1, k1);
+            if *left_of != of {
+                pack_left(left, self.x, self.rows.clone(), ks.clone());
+                *left_of = of;
+            }
+            for (panel, place) in self.panels.clone().zip((0..kept).cycle()) {
+                let sums = &mut sums_of[place * size..][..size];
+                for (k0, left) in ks.clone().step_by(KC).zip(left.chunks_exact(self.rows.len() * STRIDE)) {
+                    let block = k0..(k0 + KC).min(ks.end);
+                    let next = if block.end < ks.end { (panel, block.end) } else { (panel + 1, ks.start) };
+                    self.block(simd, left, panel, block, next, sums, other);
                 }
             }
-        });
+        }
+        SCRATCH.set(scratch);
     }
 }
 
@@ -622,57 +634,58 @@ impl WithSimd for FromCheckpoint<'_> {
         let FromCheckpoint { x, w, after, out, cols } = self;
         let width = columns::<S>();
         let padded = cols.len().next_multiple_of(width);
-        SCRATCH.with_borrow_mut(|Scratch { left, left_of, sums, .. }| {
-            *left_of = Default::default();
-            let left = left.at_least(most_rows::<S>() * STRIDE);
-            let most = x.n.min(most_rows::<S>());
-            let (sums, edge) = sums.at_least((most + STEPS) * padded.max(width)).split_at_mut(most * padded);
-            let n_tiles = x.n.div_ceil(most_rows::<S>());
-            for (k0, i) in (0..w.n).step_by(KC).flat_map(|k0| (0..n_tiles).map(move |i| (k0, i))) {
-                let (ks, rows) = (k0..(k0 + KC).min(w.n), tile_rows(i, n_tiles, x.n));
-                copy_left(left, x, rows.clone(), ks.clone());
-                for k in ks.clone().step_by(STEPS) {
-                    let steps = STEPS.min(ks.end - k);
-                    for col in cols.clone().step_by(width) {
-                        let mut b = (w.row(k)[col..].as_ptr(), w.stride);
-                        if col + width > cols.end {
-                            // The last columns are fewer than a tile reads, so they are copied to `edge`. Sums of the
-                            // columns beyond them are dropped.
-                            for (step, e) in edge.chunks_exact_mut(width).take(steps).enumerate() {
-                                let row = &w.row(k + step)[col..cols.end];
-                                e[..row.len()].copy_from_slice(row);
-                            }
-                            b = (edge.as_ptr(), width);
+        let mut scratch = SCRATCH.take();
+        let Scratch { left, left_of, sums, .. } = &mut scratch;
+        *left_of = Default::default();
+        let left = left.at_least(most_rows::<S>() * STRIDE);
+        let most = x.n.min(most_rows::<S>());
+        let (sums, edge) = sums.at_least((most + STEPS) * padded.max(width)).split_at_mut(most * padded);
+        let n_tiles = x.n.div_ceil(most_rows::<S>());
+        for (k0, i) in (0..w.n).step_by(KC).flat_map(|k0| (0..n_tiles).map(move |i| (k0, i))) {
+            let (ks, rows) = (k0..(k0 + KC).min(w.n), tile_rows(i, n_tiles, x.n));
+            copy_left(left, x, rows.clone(), ks.clone());
+            for k in ks.clone().step_by(STEPS) {
+                let steps = STEPS.min(ks.end - k);
+                for col in cols.clone().step_by(width) {
+                    let mut b = (w.row(k)[col..].as_ptr(), w.stride);
+                    if col + width > cols.end {
+                        // The last columns are fewer than a tile reads, so they are copied to `edge`. Sums of the
+                        // columns beyond them are dropped.
+                        for (step, e) in edge.chunks_exact_mut(width).take(steps).enumerate() {
+                            let row = &w.row(k + step)[col..cols.end];
+                            e[..row.len()].copy_from_slice(row);
                         }
-                        let operands = TileOperands {
-                            a: left[k - k0..].as_ptr(),
-                            b: b.0,
-                            dtype: Dtype::F32,
-                            b_stride: b.1,
-                            k: steps,
-                            sum: if k == k0 { Sum::First } else { Sum::Within },
-                            next: b.0.wrapping_add(STEPS * b.1),
-                            next_stride: b.1,
-                        };
-                        // SAFETY: `left` holds the tile's rows of x, b has `steps` rows, and `sums` has room for whole
-                        // tiles.
-                        unsafe { tile(simd, rows.len(), operands, sums[col - cols.start..].as_mut_ptr(), padded) };
+                        b = (edge.as_ptr(), width);
                     }
-                }
-                for (row, sums) in rows.clone().zip(sums.chunks_exact_mut(padded)) {
-                    // SAFETY: `product_from_checkpoint` checked rows and columns, and no other task writes these columns.
-                    let stored = unsafe { out.row(row, cols.clone()) };
-                    if k0 > 0 {
-                        simd_loops::add(simd, &mut sums[..cols.len()], stored);
-                    }
-                    if ks.end < w.n {
-                        stored.copy_from_slice(&sums[..cols.len()]);
-                    }
-                }
-                if ks.end == w.n {
-                    simd.vectorize(StoreRows { after, sums, stride: padded, out, rows, cols: cols.clone() });
+                    let operands = TileOperands {
+                        a: left[k - k0..].as_ptr(),
+                        b: b.0,
+                        dtype: Dtype::F32,
+                        b_stride: b.1,
+                        k: steps,
+                        sum: if k == k0 { Sum::First } else { Sum::Within },
+                        next: b.0.wrapping_add(STEPS * b.1),
+                        next_stride: b.1,
+                    };
+                    // SAFETY: `left` holds the tile's rows of x, b has `steps` rows, and `sums` has room for whole
+                    // tiles.
+                    unsafe { tile(simd, rows.len(), operands, sums[col - cols.start..].as_mut_ptr(), padded) };
                 }
             }
-        });
+            for (row, sums) in rows.clone().zip(sums.chunks_exact_mut(padded)) {
+                // SAFETY: `product_from_checkpoint` checked rows and columns, and no other task writes these columns.
+                let stored = unsafe { out.row(row, cols.clone()) };
+                if k0 > 0 {
+                    simd_loops::add(simd, &mut sums[..cols.len()], stored);
+                }
+                if ks.end < w.n {
+                    stored.copy_from_slice(&sums[..cols.len()]);
+                }
+            }
+            if ks.end == w.n {
+                simd.vectorize(StoreRows { after, sums, stride: padded, out, rows, cols: cols.clone() });
+            }
+        }
+        SCRATCH.set(scratch);
     }
 }

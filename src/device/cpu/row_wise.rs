@@ -367,8 +367,13 @@ terms! { simd:
 /// the additions within one sum wait for one another. Of half-precision rows, the lower elements of [`LANES`] words are multiplied
 /// first, then the upper ones; [`lower_and_upper`] reorders x to match. Each sum takes `V` vectors, which hold [`LANES`] values.
 pub(crate) struct Dots<'a, E, const N: usize, const M: usize, const V: usize> {
-    pub rows: [&'a [u8]; M],
-    pub x: [&'a [f32]; N],
+    /// The rows of the table, one after the other.
+    pub rows: &'a [u8],
+    /// The rows of x: the first one from its first column on, the second one after `x_stride` elements, and so on.
+    pub x: &'a [f32],
+    pub x_stride: usize,
+    /// The length of a row.
+    pub k: usize,
     /// Prefetches what lies this many words behind what it reads; nothing if it is 0.
     pub ahead: usize,
     pub of: PhantomData<E>,
@@ -379,16 +384,13 @@ impl<E: Element, const N: usize, const M: usize, const V: usize> WithSimd for Do
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> [[f32; N]; M] {
-        let Dots { rows, x, ahead, .. } = self;
-        let k = x[0].len();
-        let whole = k / (LANES * E::PER_WORD);
-        assert!(
-            V * S::F32_LANES == LANES
-                && x.iter().all(|x| x.len() == k)
-                && rows.iter().all(|row| row.len() * E::PER_WORD == 4 * k)
-        );
+        let Dots { rows, x, x_stride, k, ahead, .. } = self;
+        let (whole, bytes) = (k / (LANES * E::PER_WORD), 4 * k / E::PER_WORD);
+        assert!(V * S::F32_LANES == LANES && x.len() >= (N - 1) * x_stride + k && rows.len() >= M * bytes);
         let mut sums: [[[S::f32s; V]; N]; M] = zeros();
-        let (stored, values) = (rows.map(<[u8]>::as_ptr), x.map(<[f32]>::as_ptr));
+        let (mut stored, mut values) = ([rows.as_ptr(); M], [x.as_ptr(); N]);
+        unroll!(m of 0 1 2 3 < M, { stored[m] = stored[m].wrapping_add(m * bytes); });
+        unroll!(n of 0 1 2 3 4 5 6 7 < N, { values[n] = values[n].wrapping_add(n * x_stride); });
         for i in 0..whole {
             let word = i * LANES;
             if ahead > 0 {
@@ -425,8 +427,8 @@ impl<E: Element, const N: usize, const M: usize, const V: usize> WithSimd for Do
         unroll!(m of 0 1 2 3 < M, {
             unroll!(n of 0 1 2 3 4 5 6 7 < N, {
                 dots[m][n] = add_up(simd, sums[m][n]);
-                for (i, x) in x[n].iter().enumerate().skip(whole * LANES * E::PER_WORD) {
-                    dots[m][n] += E::at(rows[m], i) * x;
+                for i in whole * LANES * E::PER_WORD..k {
+                    dots[m][n] += E::at(&rows[m * bytes..], i) * x[n * x_stride + i];
                 }
             });
         });
@@ -510,13 +512,11 @@ fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let shifted = simd.mul_add_e_f32s(x, simd.splat_f32s(LOG2_E), round);
     let n = simd.sub_f32s(shifted, round);
     let mut r = x;
-    for part_of_ln_2 in [0.693_359_4, -2.121_944_4e-4] {
-        r = simd.mul_add_e_f32s(n, simd.splat_f32s(-part_of_ln_2), r);
-    }
-    let mut p = simd.splat_f32s(1.987_569_1e-4);
-    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
-        p = simd.mul_add_e_f32s(p, r, simd.splat_f32s(c));
-    }
+    const PARTS_OF_LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+    unroll!(i of 0 1 < 2, { r = simd.mul_add_e_f32s(n, simd.splat_f32s(-PARTS_OF_LN_2[i]), r); });
+    const COEFFICIENTS: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5];
+    let mut p = simd.splat_f32s(COEFFICIENTS[0]);
+    unroll!(i of 1 2 3 4 5 < 6, { p = simd.mul_add_e_f32s(p, r, simd.splat_f32s(COEFFICIENTS[i])); });
     let y = simd.add_f32s(simd.mul_add_e_f32s(p, simd.mul_f32s(r, r), r), simd.splat_f32s(1.0));
     // The shift drops the bits of `round` itself.
     let n = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
@@ -542,6 +542,17 @@ impl Term<1> for Activated {
     #[inline(always)]
     fn of<S: Simd>(self, simd: S, [x]: [S::f32s; 1]) -> S::f32s {
         activate(simd, self.0, x)
+    }
+}
+
+/// The activation function of `a + b`.
+#[derive(Clone, Copy)]
+pub(crate) struct ActivatedSum(pub Activation);
+
+impl Term<2> for ActivatedSum {
+    #[inline(always)]
+    fn of<S: Simd>(self, simd: S, [a, b]: [S::f32s; 2]) -> S::f32s {
+        activate(simd, self.0, simd.add_f32s(a, b))
     }
 }
 

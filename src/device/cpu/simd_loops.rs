@@ -50,14 +50,20 @@ terms! { simd:
     Itself {} [x] = x;
     /// `a + b`.
     Plus {} [a, b] = simd.add_f32s(a, b);
+    /// `(a + b) + c`.
+    PlusPlus {} [a, b, c] = simd.add_f32s(simd.add_f32s(a, b), c);
 }
 
 /// Stores a term at every place of y. All rows are as long as y, or longer.
 #[inline(always)]
 pub(crate) fn map<S: Simd, T: Term<N>, const N: usize>(simd: S, term: T, x: [&[f32]; N], y: &mut [f32]) {
-    assert!(x.iter().all(|x| x.len() >= y.len()));
-    // SAFETY: the assertion checks the lengths.
-    unsafe { store_each(simd, term, x.map(<[f32]>::as_ptr), y.as_mut_ptr(), y.len()) }
+    let mut from = [std::ptr::null(); N];
+    unroll!(j of 0 1 2 < N, {
+        assert!(x[j].len() >= y.len());
+        from[j] = x[j].as_ptr();
+    });
+    // SAFETY: the assertions check the lengths.
+    unsafe { store_each(simd, term, from, y.as_mut_ptr(), y.len()) }
 }
 
 /// Stores a term of y and x in y. x is as long as y, or longer.
@@ -115,14 +121,15 @@ pub(crate) fn sum<S: Simd, T: Term<N>, const N: usize>(simd: S, term: T, x: [&[f
 #[inline(always)]
 fn sum_of_vectors<S: Simd, T: Term<N>, const N: usize, const V: usize>(simd: S, term: T, x: [&[f32]; N]) -> f32 {
     let n = x[0].len();
-    assert!(V * S::F32_LANES == LANES && x.iter().all(|x| x.len() == n));
+    assert!(V * S::F32_LANES == LANES);
+    unroll!(j of 0 1 2 < N, { assert!(x[j].len() == n); });
     let whole = n / LANES * LANES;
     let (mut sums, mut of_x): ([S::f32s; V], [S::f32s; N]) = (zeros(), zeros());
     for step in 0..n / LANES {
         let i = step * LANES;
         unroll!(v of 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 < V, {
             unroll!(j of 0 1 2 < N, {
-                // SAFETY: `whole` is at most the length of each row, as the assertion checks, and the reads are unaligned ones.
+                // SAFETY: `whole` is at most the length of each row, as the assertions check, and the reads are unaligned ones.
                 of_x[j] = unsafe { x[j].as_ptr().add(i + v * S::F32_LANES).cast::<S::f32s>().read_unaligned() };
             });
             sums[v] = simd.add_f32s(sums[v], term.of(simd, of_x));
