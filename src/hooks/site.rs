@@ -140,6 +140,18 @@ macro_rules! sites {
             pub fn layer(self) -> Option<usize> {
                 match self { $(Site::$l(layer) => Some(layer),)* _ => None }
             }
+
+            /// Where in the run this site stands: stage, then row within the stage.
+            fn order(self) -> (usize, usize) {
+                enum Before { $($b),* }
+                enum Block { $($l),* }
+                enum After { $($a),* }
+                match self {
+                    $(Site::$b => (0, Before::$b as usize),)*
+                    $(Site::$l(layer) => (layer + 1, Block::$l as usize),)*
+                    $(Site::$a => (usize::MAX, After::$a as usize),)*
+                }
+            }
         }
     };
 }
@@ -210,18 +222,6 @@ impl Site {
             .map(|(_, row)| row)
             .chain(BLOCK.iter().map(|(_, row)| row))
             .chain(AFTER.iter().map(|(_, row)| row))
-    }
-
-    /// Where in the run this site stands: stage, then row within the stage.
-    fn order(self) -> (usize, usize) {
-        let place = |n: Option<usize>| n.expect("every variant has its row: the macro writes both");
-        match self.layer() {
-            Some(layer) => (layer + 1, place(BLOCK.iter().position(|(make, _)| make(layer) == self))),
-            None => match BEFORE.iter().position(|(site, _)| *site == self) {
-                Some(n) => (0, n),
-                None => (usize::MAX, place(AFTER.iter().position(|(site, _)| *site == self))),
-            },
-        }
     }
 
     /// This site's row of the dictionary.
