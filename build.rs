@@ -133,8 +133,9 @@ fn write_file(out: &mut String, shader: &Shader) {
     let Shader { stem, interface, params, writes } = shader;
     let access: String = writes.iter().map(|w| if *w { "Access::Write, " } else { "Access::Read, " }).collect();
     let fields: String = params.iter().map(|(field, kind, _)| format!("({field:?}, {}), ", kind == "f32")).collect();
-    let folder = env::var("CARGO_MANIFEST_DIR").expect("cargo sets it") + "/shaders";
-    let include = |file: &str| format!("include_str!({:?})", format!("{folder}/{file}"));
+    // The folder is found when the crate is compiled: cargo may use this output for a copy of the crate in another folder.
+    let include =
+        |file: &str| format!("include_str!(concat!(env!(\"CARGO_MANIFEST_DIR\"), {:?}))", format!("/shaders/{file}"));
     let (own, shared) = (include(&format!("{stem}.wgsl")), interface.as_deref().map_or("\"\"".into(), include));
     let konst = stem.to_uppercase();
     let text = format!(

@@ -5,8 +5,9 @@
 //! cargo run --release --example patching
 
 use actscope::Session;
+use actscope::analysis::cases::Case;
 use actscope::analysis::metric::{Metric, Question};
-use actscope::analysis::sweep::{Case, Replacement, Sweep, SweepAxis, SweepSite};
+use actscope::analysis::sweep::{Replacement, Sweep, SweepAxis, SweepSite};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let session = Session::open("demo")?;

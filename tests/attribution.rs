@@ -410,8 +410,9 @@ fn processed_models_have_a_bias_of_the_unembedding() {
         assert!((raw - processed).abs() < 1e-5, "{raw} {processed}");
     }
     assert!(of_processed.remainder.abs() < 1e-5);
+    use actscope::analysis::cases::Case;
     use actscope::analysis::metric::Metric;
-    use actscope::analysis::sweep::{Case, Replacement, Sweep, SweepAxis, SweepSite};
+    use actscope::analysis::sweep::{Replacement, Sweep, SweepAxis, SweepSite};
     let sweep = |session: &Session| {
         let config = session.model().config();
         let sites = vec![SweepSite::find("z", config).unwrap()];

@@ -6,10 +6,11 @@ mod common;
 
 use actscope::analysis::attribute::{Attribution, By};
 use actscope::analysis::attribute_gradient::Along;
+use actscope::analysis::cases::{Case, Cases};
 use actscope::analysis::edges::{Edge, Writer, readers};
 use actscope::analysis::gradients::{GradientOptions, Target, tape_bytes};
 use actscope::analysis::metric::{Metric, Question};
-use actscope::analysis::sweep::{Case, Cases, Replacement, Sweep, SweepSite};
+use actscope::analysis::sweep::{Replacement, Sweep, SweepSite};
 use actscope::device::Choice;
 use actscope::hooks::capture::Capture;
 use actscope::model::forward::Start;

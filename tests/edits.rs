@@ -6,11 +6,12 @@
 
 mod common;
 
+use actscope::analysis::cases::{Case, Cases};
 use actscope::analysis::edits::{EditPlan, Sources};
 use actscope::analysis::grammar::EditSpec;
 use actscope::analysis::metric::{Metric, Question};
 use actscope::analysis::path::PathSweep;
-use actscope::analysis::sweep::{Case, Cases, Replacement, Sweep, SweepAxis, SweepSite, Swept};
+use actscope::analysis::sweep::{Replacement, Sweep, SweepAxis, SweepSite, Swept};
 use actscope::device::Choice;
 use actscope::{Edit, Error, Hooks, Select, Session, Site};
 use common::{DEVICES, floats, goldens, ids, open};

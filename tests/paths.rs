@@ -5,9 +5,10 @@
 
 mod common;
 
+use actscope::analysis::cases::{Case, Cases};
 use actscope::analysis::metric::Question;
 use actscope::analysis::path::PathSweep;
-use actscope::analysis::sweep::{Case, Cases, SweepAxis, Swept};
+use actscope::analysis::sweep::{SweepAxis, Swept};
 use actscope::device::Choice;
 use actscope::{Edit, Error, Hooks, Select, Session, Site};
 use common::{DEVICES, floats, goldens, ids, open};

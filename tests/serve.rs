@@ -251,11 +251,10 @@ fn nobody_else_is_answered() {
     assert!(first.status == 200 && first.body == second.body);
 }
 
-/// A sweep of the slow device, of a text of many tokens.
+/// A sweep of thousands of runs, each of a text of many tokens: on the slow device it takes hours, more than a test waits for an answer.
 fn long(served: &Served) -> TcpStream {
     let run = json!({"texts": [" cat".repeat(250)]});
-    let sweep =
-        json!({"do": "sweep", "run": run, "site": "z", "axes": ["layer", "head"], "metric": "logprob", "pos": 6});
+    let sweep = json!({"do": "sweep", "run": run, "site": "z", "axes": ["layer", "head", "pos"], "metric": "logprob", "pos": 249});
     let body = sweep.to_string();
     let mut stream = connect(served);
     let (ask, host) = (served.path("ask"), served.host());
@@ -263,31 +262,19 @@ fn long(served: &Served) -> TcpStream {
     stream
 }
 
-/// A page that leaves ends its run, so that the next one does not wait for it. Seen red: without asking whether the connection is
-/// closed, and with a tell that never ends a run.
+/// A page that leaves ends its run: the next one is answered, and would not be before the time limit of a connection if it waited for
+/// the whole run. Seen red: without asking whether the connection is closed, and with a tell that never ends a run.
 #[test]
 fn a_run_that_nobody_waits_for_ends() {
     let served = Served::start(&["--device", "reference"]);
     let mut reader = BufReader::new(long(&served));
     let mut line = String::new();
-    let start = Instant::now();
     while !line.contains("progress") {
         line.clear();
-        reader.read_line(&mut line).unwrap();
+        assert_ne!(reader.read_line(&mut line).unwrap(), 0, "the run ended");
     }
-    let step = start.elapsed();
     drop(reader);
-    let start = Instant::now();
     ask(&served, &json!({"do": "next", "run": {"texts": ["A"]}, "pos": 0})).unwrap();
-    let waited = start.elapsed();
-    println!("the first step took {step:?}, and the next request waited {waited:?}");
-    let mut reader = BufReader::new(long(&served));
-    let start = Instant::now();
-    let whole = reply(&mut reader, true);
-    assert!(read(&whole.body).is_ok());
-    let whole = start.elapsed();
-    println!("the whole sweep takes {whole:?}");
-    assert!(waited < whole / 3, "it waited {waited:?} for a run that takes {whole:?}");
 }
 
 /// The browser is opened at the printed address by the desktop's own program, which asks the variable BROWSER or the desktop; with

@@ -7,10 +7,10 @@ use crate::session::{EditArg, Failed, RecordOut, SelectArg, Session, SourcesArg,
 use crate::sweep::{CaseArg, case};
 use actscope::analysis::attribute::By;
 use actscope::analysis::attribute_gradient::Along;
+use actscope::analysis::cases::Case;
 use actscope::analysis::edges::{Edge, Edges, Writer, readers};
 use actscope::analysis::gradients::{GradientOptions, Target};
 use actscope::analysis::metric::{Metric, Question};
-use actscope::analysis::sweep::Case;
 use actscope::hooks::capture::Capture;
 use actscope::plot::Heading;
 use actscope::plot::bars::Bars;

@@ -3,11 +3,12 @@
 use crate::error;
 use crate::picture::{Picture, TokenArg, token};
 use crate::session::{Changes, EditArg, Failed, RecordOut, Session, SourcesArg, read, records, records_out};
+use actscope::analysis::cases::{Case, Cases};
 use actscope::analysis::grammar::ValueSpec;
 use actscope::analysis::metric::{Metric, Question};
 use actscope::analysis::path::PathSweep;
 use actscope::analysis::statistics;
-use actscope::analysis::sweep::{Case, Cases, Replacement, Sweep, SweepAxis, SweepSite, Swept};
+use actscope::analysis::sweep::{Replacement, Sweep, SweepAxis, SweepSite, Swept};
 use actscope::hooks::request::HookError;
 use actscope::hooks::site::Site;
 use actscope::plot::sweep::SweepPicture;

@@ -3,10 +3,11 @@
 //! estimates by cell; several sweeps may read one gradient. The sweep itself, which runs every cell, is in `sweep.rs`; the gradients
 //! are those of `gradients.rs`.
 
+use crate::analysis::cases::{Both, Case, Cases, OneCase, aligned};
 use crate::analysis::edits::Kept;
 use crate::analysis::gradients::{GradientOptions, Target};
 use crate::analysis::metric::{Metric, MetricReader};
-use crate::analysis::sweep::{Both, Case, Cases, OneCase, Replacement, Sweep, SweepAxis, SweepError, Swept, aligned};
+use crate::analysis::sweep::{Replacement, Sweep, SweepAxis, SweepError, Swept};
 use crate::config::Config;
 use crate::hooks::capture::Sink;
 use crate::hooks::request::Hooks;

@@ -3,11 +3,12 @@
 //! before its LayerNorm (edge attribution patching). Owns the writers and readers ([`Writer`], [`Receiver`]), `Session::edges`,
 //! and `Session::edge_circuit`, which runs the model with some edges only. Sums are f64. Read next: `gradients.rs`, `path.rs`.
 
+use crate::analysis::cases::{BlockInput, Both, Case};
 use crate::analysis::edits::Kept;
 use crate::analysis::gradients::{Target, between};
 use crate::analysis::metric::{Metric, MetricReader, Question};
 use crate::analysis::path::Receiver;
-use crate::analysis::sweep::{BlockInput, Both, Case, SweepError};
+use crate::analysis::sweep::SweepError;
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::device::StoredWeight;

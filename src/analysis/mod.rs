@@ -3,6 +3,7 @@
 pub mod attribute;
 pub mod attribute_gradient;
 pub mod attribution_patching;
+pub mod cases;
 #[cfg(feature = "linear-algebra")]
 pub mod circuits;
 pub mod edges;

@@ -2,11 +2,10 @@
 //! the receiver reads it. Owns [`PathSweep`], the text form of a path, and `Session::path_sweep`. docs/patching.md has the
 //! definitions with formulas. Read next: `sweep.rs`, which has the types of cases and results.
 
+use crate::analysis::cases::{BlockInput, Case, Cases, OneCase, OwnRuns, TOKENS_AT_ONCE, aligned, batches};
 use crate::analysis::edits::Kept;
 use crate::analysis::metric::Metric;
-use crate::analysis::sweep::{
-    BlockInput, Case, Cases, OneCase, OwnRuns, SweepAxis, Swept, TOKENS_AT_ONCE, aligned, batches, no_name_twice,
-};
+use crate::analysis::sweep::{SweepAxis, Swept, no_name_twice};
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::hooks::capture::Sink;

@@ -1,6 +1,7 @@
 //! Compares an output of a command with that of an earlier run, for `actscope run --check`. Owns which numbers share a scale, and how
 //! much they may differ. In JSON and CSV words and whole numbers must be equal, and other numbers may differ by a share of the largest of
-//! their array. Of files of arrays, those of floating-point numbers are compared in this way. Read next: `experiment.rs`, which runs the commands.
+//! their array. Of files of arrays, those of floating-point numbers are compared in this way. Read next: `experiment.rs`, which runs
+//! the commands.
 
 use crate::output::{self, arrays};
 use serde_json::Value;

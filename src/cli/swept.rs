@@ -3,10 +3,11 @@
 
 use super::edits::mark;
 use super::target::{self, Findings, nested, number};
+use crate::analysis::cases::{Case, Cases};
 use crate::analysis::metric::Metric;
 use crate::analysis::path::PathSweep;
 use crate::analysis::statistics;
-use crate::analysis::sweep::{Case, Cases, Sweep, SweepAxis, Swept};
+use crate::analysis::sweep::{Sweep, SweepAxis, Swept};
 use crate::config::Config;
 use crate::hooks::request::EditRecord;
 use crate::model::tokenizer::Token;

@@ -3,13 +3,14 @@
 use super::{Answer, Array, Tell};
 use crate::analysis::attribute::By;
 use crate::analysis::attribute_gradient::Along;
+use crate::analysis::cases::{Case, Cases};
 use crate::analysis::edits::{EditError, EditPlan, GrowingPlan, Sources};
 use crate::analysis::generate::{self, Generation};
 use crate::analysis::grammar::EditSpec;
 use crate::analysis::lens;
 use crate::analysis::metric::{Metric, Question};
 use crate::analysis::sampling::log_sum_exp;
-use crate::analysis::sweep::{Case, Cases, Replacement, Sweep, SweepAxis, SweepSite};
+use crate::analysis::sweep::{Replacement, Sweep, SweepAxis, SweepSite};
 use crate::batch::Batch;
 use crate::hooks::capture::Capture;
 use crate::hooks::request::{EditRecord, HookError, Hooks, Select};

@@ -164,7 +164,7 @@ impl Cpu {
         if let Epilogue::Add(a) = epilogue {
             assert_eq!([a.rows, a.cols], [x.rows, n]);
         }
-        let after = BiasAndEpilogue { bias: Some(bias.vector()), epilogue };
+        let after = BiasAndEpilogue { bias: bias.vector(), epilogue };
         // Packing all weights writes as much new memory as the model has. That does not pay for a single short run, so the
         // first product of few rows reads the weight in place.
         let few = x.rows <= products::MOST_FROM_CHECKPOINT;
@@ -174,7 +174,7 @@ impl Cpu {
             }
             _ => {
                 let panels = w.panels(&self.workers);
-                products::product(&self.workers, RowsView::of(x), panels, &[0..k], after, y);
+                products::product(&self.workers, RowsView::of(x), panels, &[0..k], Some(after), y);
             }
         })
     }
@@ -184,9 +184,8 @@ impl Cpu {
         let head_dim = z.cols / n_head;
         let heads: Vec<_> = (0..n_head).map(|head| head * head_dim..(head + 1) * head_dim).collect();
         let panels = w.panels(&self.workers);
-        let after = BiasAndEpilogue { bias: None, epilogue: Epilogue::None };
         self.tensor(z.rows, n_head * w.stored.cols, |y| {
-            products::product(&self.workers, RowsView::of(z), panels, &heads, after, y);
+            products::product(&self.workers, RowsView::of(z), panels, &heads, None, y);
         })
     }
 
@@ -234,8 +233,7 @@ impl Cpu {
                 products::dots(&self.workers, RowsView::of(x), &table.stored, 1, y);
             } else {
                 let panels = table.transposed(&self.workers);
-                let after = BiasAndEpilogue { bias: None, epilogue: Epilogue::None };
-                products::product(&self.workers, RowsView::of(x), panels, &[0..x.cols], after, y);
+                products::product(&self.workers, RowsView::of(x), panels, &[0..x.cols], None, y);
             }
         })
     }

@@ -8,7 +8,7 @@
 use super::buffers::{Aligned, RowsView, Shared, Tensor};
 use super::cache_size;
 use super::microkernel::{KC, LARGEST, STRIDE, Sum, TileOperands, VECTORS, columns, most_rows, prefetch, tile, unroll};
-use super::row_wise::{Activated, ActivatedSum};
+use super::row_wise::ActivatedSum;
 use super::simd_loops::{Plus, PlusPlus, map};
 use super::widen::{Bf16, Element, F16, F32};
 use super::{row_wise, simd_loops};
@@ -51,14 +51,14 @@ const AHEAD: usize = 8 << 10;
 #[derive(Clone, Copy)]
 pub(crate) struct BiasAndEpilogue<'a> {
     /// Added per column.
-    pub bias: Option<&'a [f32]>,
+    pub bias: &'a [f32],
     /// Applied after the bias.
     pub epilogue: Epilogue<'a, Tensor>,
 }
 
 /// Adds the bias to rows of sums, applies the epilogue, and stores the results.
 struct StoreRows<'a> {
-    after: BiasAndEpilogue<'a>,
+    after: Option<BiasAndEpilogue<'a>>,
     /// The sums of the first row, those of the second row after `stride` elements, and so on.
     sums: &'a [f32],
     stride: usize,
@@ -76,18 +76,16 @@ impl WithSimd for StoreRows<'_> {
         for (row, sums) in rows.zip(sums.chunks(stride)) {
             // SAFETY: no other task uses these cells.
             let to = unsafe { out.row(row, cols.clone()) };
-            let bias = after.bias.map(|bias| &bias[cols.clone()]);
-            match (after.epilogue, bias) {
-                (Epilogue::None, None) => to.copy_from_slice(&sums[..to.len()]),
-                (Epilogue::None, Some(bias)) => map(simd, Plus {}, [sums, bias], to),
-                (Epilogue::Activation(f), None) => map(simd, Activated(f), [sums], to),
-                (Epilogue::Activation(f), Some(bias)) => map(simd, ActivatedSum(f), [sums, bias], to),
-                (Epilogue::Add(other), bias) => {
-                    let other = &other[row * out.stride..][cols.clone()];
-                    match bias {
-                        None => map(simd, Plus {}, [sums, other], to),
-                        Some(bias) => map(simd, PlusPlus {}, [sums, bias, other], to),
-                    }
+            let Some(BiasAndEpilogue { bias, epilogue }) = after else {
+                to.copy_from_slice(&sums[..to.len()]);
+                continue;
+            };
+            let bias = &bias[cols.clone()];
+            match epilogue {
+                Epilogue::None => map(simd, Plus {}, [sums, bias], to),
+                Epilogue::Activation(f) => map(simd, ActivatedSum(f), [sums, bias], to),
+                Epilogue::Add(other) => {
+                    map(simd, PlusPlus {}, [sums, bias, &other[row * out.stride..][cols.clone()]], to);
                 }
             }
         }
@@ -214,11 +212,11 @@ pub(crate) fn product(
     x: RowsView<'_>,
     w: &Panels,
     parts: &[Range<usize>],
-    after: BiasAndEpilogue<'_>,
+    after: Option<BiasAndEpilogue<'_>>,
     out: &mut [f32],
 ) {
     assert!(parts.iter().all(|ks| ks.end <= w.k) && x.reach(w.k) <= x.data.len());
-    assert!(parts.len() == 1 || after.bias.is_none());
+    assert!(parts.len() == 1 || after.is_none());
     let arch = workers.arch;
     let stride = parts.len() * w.n;
     let (n_rows, out) = (x.n, Shared::new(out, stride, x.n, stride));
@@ -499,7 +497,7 @@ struct Packed<'a> {
     of: (u64, usize),
     w: &'a Panels,
     ks: Range<usize>,
-    after: BiasAndEpilogue<'a>,
+    after: Option<BiasAndEpilogue<'a>>,
     out: Shared<'a>,
     /// The first column in `out`.
     to: usize,
@@ -683,6 +681,7 @@ impl WithSimd for FromCheckpoint<'_> {
                 }
             }
             if ks.end == w.n {
+                let after = Some(after);
                 simd.vectorize(StoreRows { after, sums, stride: padded, out, rows, cols: cols.clone() });
             }
         }
