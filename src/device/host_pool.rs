@@ -41,7 +41,7 @@ struct Kept {
 impl HostPool {
     /// A vector of `len` elements with arbitrary values.
     pub fn vector(&self, len: usize) -> Vec<f32> {
-        let mut vector = self.kept(len).unwrap_or_else(|| fresh(len));
+        let mut vector = self.kept(len).unwrap_or_else(|| zeros(len));
         vector.resize(len, 0.0);
         vector
     }
@@ -53,7 +53,7 @@ impl HostPool {
             vector.resize(len, 0.0);
             vector
         };
-        self.kept(len).map_or_else(|| fresh(len), again)
+        self.kept(len).map_or_else(|| zeros(len), again)
     }
 
     /// Takes an unused vector that is large enough, but not much larger: the one that was given back last.
@@ -105,8 +105,8 @@ impl HostPool {
 }
 
 /// Zeros in memory that is fresh from the allocator, with large pages where the vector is large.
-fn fresh(len: usize) -> Vec<f32> {
-    let mut values = vec![0.0; len];
+pub(super) fn zeros<T: bytemuck::Zeroable + Clone>(len: usize) -> Vec<T> {
+    let mut values = bytemuck::zeroed_vec(len);
     pages::large(&mut values);
     values
 }

@@ -261,16 +261,23 @@ impl StoredWeight {
     pub fn converted(&self, dtype: Dtype) -> Option<StoredWeight> {
         let values = self.to_f32();
         let fits = |rounded: fn(f32) -> f32| values.iter().all(|x| rounded(*x).is_finite() || !x.is_finite());
-        let bytes: Vec<u8> = match dtype {
-            Dtype::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        let bytes = match dtype {
+            Dtype::F32 => bytes_of(&values, f32::to_le_bytes),
             Dtype::F16 if !fits(|x| half::f16::from_f32(x).to_f32()) => return None,
-            Dtype::F16 => values.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect(),
+            Dtype::F16 => bytes_of(&values, |x| half::f16::from_f32(x).to_le_bytes()),
             Dtype::Bf16 if !fits(|x| half::bf16::from_f32(x).to_f32()) => return None,
-            Dtype::Bf16 => values.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect(),
+            Dtype::Bf16 => bytes_of(&values, |x| half::bf16::from_f32(x).to_le_bytes()),
         };
         self.blob.release();
         Some(StoredWeight { name: self.name.clone(), dtype, blob: bytes.into(), ..*self })
     }
+}
+
+/// The bytes of every value, one after the other, in large pages: a token of generation reads all of a table once.
+fn bytes_of<const N: usize>(values: &[f32], bytes: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
+    let mut all = host_pool::zeros(N * values.len());
+    all.as_chunks_mut::<N>().0.iter_mut().zip(values).for_each(|(out, x)| *out = bytes(*x));
+    all
 }
 
 /// A selection of a tensor: the values at the intersections of some rows and some columns, row by row.

@@ -7,7 +7,7 @@
 //! Read next: `microkernel.rs` for the tile, `products.rs` for the matrix products.
 
 use super::buffers::{Aligned, RowsView, Shared, Tensor};
-use super::microkernel::{KC, STRIDE, Sum, TileOperands, columns, most_rows, tile};
+use super::microkernel::{KC, STRIDE, Sum, TileOperands, columns, most_rows, prefetch_to_write, tile};
 use super::products::{READING, copy_left, tile_rows, tile_shape};
 use super::row_wise::{Softmax, TimesFactor};
 use super::simd_loops::{in_place, map};
@@ -23,9 +23,6 @@ const WORTH_SHARING: usize = 1 << 17;
 
 /// The same limit for keys that are appended to a cache: each element goes to a cache line of its own.
 const WORTH_SHARING_AN_APPEND: usize = 1 << 11;
-
-/// The same limit for values that are only set.
-const WORTH_SHARING_A_FILL: usize = 1 << 15;
 
 /// Tasks per thread. With several, a delayed thread does not delay all the others.
 const TASKS: usize = 4;
@@ -124,6 +121,33 @@ struct Rows<'a> {
     col: usize,
 }
 
+/// Columns to write, which belong to rows of a text, one per position.
+#[derive(Clone, Copy)]
+struct Out<'a> {
+    of: Shared<'a>,
+    /// The text's first row.
+    first: usize,
+    /// The column of head 0.
+    col: usize,
+}
+
+/// `out[i * stride + j] = row(j)[i]` for every row j < n and all its elements: four rows at a time, because four neighbouring elements are
+/// stored at once.
+#[inline(always)]
+fn transpose<'a>(out: &mut [f32], stride: usize, n: usize, row: impl Fn(usize) -> &'a [f32]) {
+    let mut j = 0;
+    while j + 4 <= n {
+        let four = row(j).iter().zip(row(j + 1)).zip(row(j + 2).iter().zip(row(j + 3)));
+        for (out, ((a, b), (c, d))) in out.chunks_mut(stride).zip(four) {
+            out[j..j + 4].copy_from_slice(&[*a, *b, *c, *d]);
+        }
+        j += 4;
+    }
+    for j in j..n {
+        out.chunks_mut(stride).zip(row(j)).for_each(|(out, x)| out[j] = *x);
+    }
+}
+
 /// One head of one text, and the rows of its queries, keys and values. Gradients use the same loops with other rows as queries,
 /// keys and values. What runs among SIMD code is inlined into it: compiled by itself, it would be SSE code, which is several times
 /// slower between AVX instructions.
@@ -154,6 +178,11 @@ impl<'a> Head<'a> {
         Head { queries, keys, values, cache, text, head, head_dim, scale }
     }
 
+    /// A head that only mixes these rows: the gradients of queries, keys and values are such sums.
+    fn mixing(values: Rows<'a>, text: &'a Queries, head: usize, head_dim: usize) -> Head<'a> {
+        Head { queries: values, keys: values, values, cache: None, text, head, head_dim, scale: 1.0 }
+    }
+
     #[inline(always)]
     fn part(&self, of: Rows<'a>, row: usize) -> &'a [f32] {
         &of.of.row(of.first + row)[of.col + self.head * self.head_dim..][..self.head_dim]
@@ -173,19 +202,8 @@ impl<'a> Head<'a> {
         let panels = to.at_least(n.next_multiple_of(width) * self.head_dim);
         for (i, panel) in panels.chunks_exact_mut(width * self.head_dim).enumerate() {
             // The columns after the last key are left as they are: their scores are masked.
-            let (first, n_cols) = (i * width, width.min(n - i * width));
-            let key = |j| self.part(self.keys, first + j);
-            let mut j = 0;
-            while j + 4 <= n_cols {
-                let four = key(j).iter().zip(key(j + 1)).zip(key(j + 2).iter().zip(key(j + 3)));
-                for (out, ((a, b), (c, d))) in panel.chunks_exact_mut(width).zip(four) {
-                    out[j..j + 4].copy_from_slice(&[*a, *b, *c, *d]);
-                }
-                j += 4;
-            }
-            for j in j..n_cols {
-                panel.chunks_exact_mut(width).zip(key(j)).for_each(|(out, x)| out[j] = *x);
-            }
+            let first = i * width;
+            transpose(panel, width, width.min(n - first), |j| self.part(self.keys, first + j));
         }
         panels
     }
@@ -210,6 +228,15 @@ impl<'a> Head<'a> {
             }
         }
         panels
+    }
+
+    /// Prefetches what the head writes for these queries. The rows are far apart, so the processor does not do it by itself.
+    #[inline(always)]
+    fn prefetch_to_write(&self, z: Out<'_>, queries: Range<usize>) {
+        for query in queries {
+            let row = (z.first + query) * z.of.stride + z.col + self.head * self.head_dim;
+            prefetch_to_write(z.of.data.wrapping_add(row), self.head_dim);
+        }
     }
 
     /// The number of keys that the last of these queries attends to.
@@ -260,7 +287,7 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// Computes `pattern . v` of one tile of queries into z. The text's first query is row `z_first` of z.
+    /// Computes `pattern . v` of one tile of queries into z.
     #[inline(always)]
     fn mix<S: Simd>(
         &self,
@@ -268,7 +295,7 @@ impl<'a> Head<'a> {
         pattern: Pattern<'_>,
         values: &[f32],
         left: &mut [f32],
-        (z, z_first): (Shared<'_>, usize),
+        z: Out<'_>,
         queries: Range<usize>,
     ) {
         let width = columns::<S>();
@@ -276,10 +303,7 @@ impl<'a> Head<'a> {
         for k0 in (0..pattern.n_keys).step_by(KC) {
             let keys = k0..(k0 + KC).min(pattern.n_keys);
             if pattern.transposed {
-                for (key, row) in keys.clone().enumerate() {
-                    let row = &pattern.rows.row(row)[queries.clone()];
-                    left.iter_mut().skip(key).step_by(STRIDE).zip(row).for_each(|(left, p)| *left = *p);
-                }
+                transpose(left, STRIDE, keys.len(), |key| &pattern.rows.row(keys.start + key)[queries.clone()]);
             } else {
                 copy_left(left, pattern.rows, 0..queries.len(), keys.clone())
             }
@@ -290,7 +314,8 @@ impl<'a> Head<'a> {
             }
             for (i, panel) in values.chunks_exact(width * n_values).enumerate() {
                 let dims = i * width..((i + 1) * width).min(self.head_dim);
-                let cols = self.head * self.head_dim + dims.start..self.head * self.head_dim + dims.end;
+                let col = z.col + self.head * self.head_dim;
+                let cols = col + dims.start..col + dims.end;
                 let b = &panel[keys.start * width..keys.end * width];
                 let operands = TileOperands {
                     a: left.as_ptr(),
@@ -302,37 +327,47 @@ impl<'a> Head<'a> {
                     next: b.as_ptr().wrapping_add(b.len()),
                     next_stride: width,
                 };
-                let rows = z_first + queries.start..z_first + queries.end;
+                let rows = z.first + queries.start..z.first + queries.end;
                 // SAFETY: z has these rows and columns, and no other task writes them. `left` holds the rows of the
                 // pattern, and `b` has all steps.
-                unsafe { z.tile(simd, rows, cols, operands) };
+                unsafe { z.of.tile(simd, rows, cols, operands) };
             }
         }
     }
 }
 
-/// The part of a pattern that one tile reads: its rows, and the number of keys to sum over. If it is read transposed, it has all
-/// rows, of which the tile takes some columns, and the sum is over queries.
+/// The weights of a mix: a pattern [Q, K] of one head, times a number. Of its transpose, keys take the place of queries, and the sum is
+/// over queries.
+#[derive(Clone, Copy)]
 struct Pattern<'a> {
+    /// Its rows; for one tile only the rows of its queries, but of a transpose all.
     rows: RowsView<'a>,
+    /// The number of keys to sum over.
     n_keys: usize,
     transposed: bool,
     /// What every weight is multiplied with.
     scale: f32,
 }
 
+impl<'a> Pattern<'a> {
+    /// The rows of one head in a tensor [H Q, K].
+    fn of_head(of: &'a Tensor, head: usize, n_queries: usize) -> Pattern<'a> {
+        let rows = RowsView { data: of.row(head * n_queries), n: n_queries, stride: of.cols };
+        Pattern { rows, n_keys: of.cols, transposed: false, scale: 1.0 }
+    }
+}
+
 /// What a task computes for the queries of a head.
 #[derive(Clone, Copy)]
 enum Goal<'a> {
     /// z [T, D], fused.
-    Z(Shared<'a>),
+    Z(Out<'a>),
     /// The scores, into the matrix [Q, K] of this head, and this value where the key comes after the query.
     Scores(Shared<'a>, f32),
-    /// z [Q, D], from the pattern [Q, K] of this head times a number.
-    Mix(RowsView<'a>, f32, Shared<'a>),
-    /// [K, D], from the transpose of the pattern [Q, K] of this head, times a number. Keys take the place of queries, and the
-    /// rows that are summed belong to queries.
-    MixTransposed(RowsView<'a>, f32, Shared<'a>),
+    /// z [Q, D], from the pattern of this head.
+    Mix(Pattern<'a>, Out<'a>),
+    /// Zeros [Q, D].
+    Zeros(Out<'a>),
 }
 
 /// The tensor that has the queries, and the cache that has the keys and values, if there is one.
@@ -397,8 +432,9 @@ impl WithSimd for Task<'_> {
                         simd.vectorize(Softmax(&mut row[..seen]));
                     }
                     let rows = RowsView { data: pattern, n: tile.len(), stride };
+                    head.prefetch_to_write(z, tile.clone());
                     let pattern = Pattern { rows, n_keys, transposed: false, scale: 1.0 };
-                    head.mix(simd, pattern, values, left, (z, head.text.rows.start), tile);
+                    head.mix(simd, pattern, values, left, z, tile);
                 }
             }
             Goal::Scores(out, unseen) => {
@@ -413,19 +449,20 @@ impl WithSimd for Task<'_> {
                     }
                 }
             }
-            Goal::Mix(pattern, scale, z) => {
+            Goal::Mix(pattern, z) => {
+                head.prefetch_to_write(z, queries.clone());
                 let values = head.values(n_keys, width, &mut scratch.values);
                 for tile in tiles {
-                    let rows = RowsView { data: pattern.row(tile.start), n: tile.len(), ..pattern };
-                    let pattern = Pattern { rows, n_keys, transposed: false, scale };
-                    head.mix(simd, pattern, values, left, (z, 0), tile);
+                    let of_tile = RowsView { data: pattern.rows.row(tile.start), n: tile.len(), ..pattern.rows };
+                    let rows = if pattern.transposed { pattern.rows } else { of_tile };
+                    head.mix(simd, Pattern { rows, ..pattern }, values, left, z, tile);
                 }
             }
-            Goal::MixTransposed(rows, scale, z) => {
-                let values = head.values(n_keys, width, &mut scratch.values);
-                for tile in tiles {
-                    let pattern = Pattern { rows, n_keys, transposed: true, scale };
-                    head.mix(simd, pattern, values, left, (z, 0), tile);
+            Goal::Zeros(z) => {
+                let col = z.col + head.head * head.head_dim;
+                for query in queries {
+                    // SAFETY: these cells belong to this head and query, and no other task writes them.
+                    unsafe { z.of.row(z.first + query, col..col + head.head_dim) }.fill(0.0);
                 }
             }
         }
@@ -433,14 +470,14 @@ impl WithSimd for Task<'_> {
     }
 }
 
-/// Runs a task for every head of every text. The queries of a head are split into enough parts to keep all threads
+/// Runs tasks for every head of every text. The queries of a head are split into enough parts to keep all threads
 /// busy. Later queries attend to more keys, so their parts are shorter, and they run first.
-fn share<'a>(
+fn share<'a, const N: usize>(
     workers: &Workers,
     texts: &'a [Queries],
     n_head: usize,
     n_embd: usize,
-    task: impl Fn(&'a Queries, usize, Range<usize>) -> Task<'a> + Sync,
+    tasks: impl Fn(&'a Queries, usize, Range<usize>) -> [Task<'a>; N] + Sync,
 ) {
     let (arch, threads) = (workers.arch, workers.threads);
     // Loading keys and values from memory costs as much as READING more queries.
@@ -460,7 +497,7 @@ fn share<'a>(
     let parts: Vec<_> = parts.filter(|(_, _, queries)| !queries.is_empty()).collect();
     let run = |i: usize| {
         let (text, head, queries) = &parts[i];
-        arch.dispatch(task(text, *head, queries.clone()));
+        tasks(text, *head, queries.clone()).into_iter().for_each(|task| arch.dispatch(task));
     };
     if alone { (0..parts.len()).for_each(run) } else { workers.each(parts.len(), run) }
 }
@@ -469,10 +506,9 @@ fn share<'a>(
 pub(crate) fn attention(workers: &Workers, of: Qkv<'_>, texts: &[Queries], heads: Heads, z: &mut [f32]) {
     let n_embd = of.qkv.stride / 3;
     let z = Shared::new(z, n_embd, of.qkv.n, n_embd);
-    share(workers, texts, heads.n_head, n_embd, |text, head, queries| Task {
-        head: Head::new(of, text, heads, head),
-        queries,
-        goal: Goal::Z(z),
+    share(workers, texts, heads.n_head, n_embd, |text, head, queries| {
+        let z = Out { of: z, first: text.rows.start, col: 0 };
+        [Task { head: Head::new(of, text, heads, head), queries, goal: Goal::Z(z) }]
     });
 }
 
@@ -482,22 +518,18 @@ pub(crate) fn scores(workers: &Workers, of: Qkv<'_>, text: &Queries, heads: Head
     assert_eq!(out.len(), heads.n_head * n_queries * n_keys);
     let of_heads: Vec<_> =
         out.chunks_exact_mut(n_queries * n_keys).map(|head| Shared::new(head, n_keys, n_queries, n_keys)).collect();
-    share(workers, std::slice::from_ref(text), heads.n_head, of.qkv.stride / 3, |text, head, queries| Task {
-        head: Head::new(of, text, heads, head),
-        queries,
-        goal: Goal::Scores(of_heads[head], MASKED),
+    share(workers, std::slice::from_ref(text), heads.n_head, of.qkv.stride / 3, |text, head, queries| {
+        [Task { head: Head::new(of, text, heads, head), queries, goal: Goal::Scores(of_heads[head], MASKED) }]
     });
 }
 
 /// z [Q, D] of one text, from a pattern [H Q, K]. It sums over all keys: an edited pattern need not be causal.
 pub(crate) fn mix(workers: &Workers, pattern: &Tensor, of: Qkv<'_>, text: &Queries, heads: Heads, z: &mut [f32]) {
     let (n_queries, n_embd) = (text.rows.len(), of.qkv.stride / 3);
-    let z = Shared::new(z, n_embd, n_queries, n_embd);
-    let pattern = RowsView::of(pattern);
-    share(workers, std::slice::from_ref(text), heads.n_head, n_embd, |text, head, queries| Task {
-        head: Head::new(of, text, heads, head),
-        queries,
-        goal: Goal::Mix(RowsView { data: pattern.row(head * n_queries), n: n_queries, ..pattern }, 1.0, z),
+    let z = Out { of: Shared::new(z, n_embd, n_queries, n_embd), first: 0, col: 0 };
+    share(workers, std::slice::from_ref(text), heads.n_head, n_embd, |text, head, queries| {
+        let goal = Goal::Mix(Pattern::of_head(pattern, head, n_queries), z);
+        [Task { head: Head::new(of, text, heads, head), queries, goal }]
     });
 }
 
@@ -517,11 +549,8 @@ pub(crate) fn mix_gradient(
     share(workers, std::slice::from_ref(text), heads.n_head, dz.cols, |text, head, queries| {
         let of_text = Head::new(of, text, heads, head);
         let dz = Rows { of: RowsView::of(dz), first: 0, col: 0 };
-        Task {
-            head: Head { queries: dz, keys: of_text.values, scale: 1.0, ..of_text },
-            queries,
-            goal: Goal::Scores(of_heads[head], 0.0),
-        }
+        let goal = Goal::Scores(of_heads[head], 0.0);
+        [Task { head: Head { queries: dz, keys: of_text.values, scale: 1.0, ..of_text }, queries, goal }]
     });
 }
 
@@ -534,10 +563,17 @@ pub(crate) fn values_gradient(
     heads: Heads,
     out: &mut [f32],
 ) {
-    let n_embd = dz.cols;
-    zero_columns(workers, out, 3 * n_embd, 0..2 * n_embd);
+    let (n_pos, n_embd) = (text.rows.len(), dz.cols);
+    let [dq, dk, dv] = of_qkv(out, n_pos, n_embd);
     let dz = Rows { of: RowsView::of(dz), first: 0, col: 0 };
-    mix_part(workers, (pattern, true, 1.0), dz, text, heads, n_embd, &mut out[2 * n_embd..]);
+    share(workers, std::slice::from_ref(text), heads.n_head, n_embd, |text, head, queries| {
+        let pattern = Pattern { transposed: true, ..Pattern::of_head(pattern, head, n_pos) };
+        [(dz, Goal::Zeros(dq)), (dz, Goal::Zeros(dk)), (dz, Goal::Mix(pattern, dv))].map(|(rows, goal)| Task {
+            head: Head::mixing(rows, text, head, n_embd / heads.n_head),
+            queries: queries.clone(),
+            goal,
+        })
+    });
 }
 
 /// `scale * dscores . k` and `scale * dscoresᵀ . q` of one text that is run whole, into the columns of the queries and of the
@@ -550,41 +586,22 @@ pub(crate) fn scores_gradient(
     heads: Heads,
     out: &mut [f32],
 ) {
-    let n_embd = qkv.cols / 3;
+    let (n_pos, n_embd, scale) = (text.rows.len(), qkv.cols / 3, heads.scale as f32);
+    let [dq, dk, dv] = of_qkv(out, n_pos, n_embd);
     let [q, k] = [0, 1].map(|n| Rows { of: RowsView::of(qkv), first: text.rows.start, col: n * n_embd });
-    zero_columns(workers, out, 3 * n_embd, 2 * n_embd..3 * n_embd);
-    let scale = heads.scale as f32;
-    mix_part(workers, (dscores, false, scale), k, text, heads, n_embd, out);
-    mix_part(workers, (dscores, true, scale), q, text, heads, n_embd, &mut out[n_embd..]);
-}
-
-/// Sets some columns of a matrix of `stride` columns to zero.
-fn zero_columns(workers: &Workers, out: &mut [f32], stride: usize, cols: Range<usize>) {
-    let rows = out.len() / stride;
-    let each = if rows * cols.len() < WORTH_SHARING_A_FILL { rows } else { rows.div_ceil(TASKS * workers.threads) };
-    workers.each_piece(out, each * stride, |_, out| {
-        out.chunks_exact_mut(stride).for_each(|row| row[cols.clone()].fill(0.0));
-    });
-}
-
-/// Multiplies a pattern [H Q, Q], or its transpose, by rows of the text and by a factor, and writes the result to the first D of
-/// every 3D columns of `out`.
-fn mix_part(
-    workers: &Workers,
-    (pattern, transposed, scale): (&Tensor, bool, f32),
-    values: Rows<'_>,
-    text: &Queries,
-    heads: Heads,
-    n_embd: usize,
-    out: &mut [f32],
-) {
-    let n_pos = text.rows.len();
-    let (pattern, z) = (RowsView::of(pattern), Shared::new(out, 3 * n_embd, n_pos, n_embd));
-    let head_dim = n_embd / heads.n_head;
     share(workers, std::slice::from_ref(text), heads.n_head, n_embd, |text, head, queries| {
-        let of_head = RowsView { data: pattern.row(head * n_pos), n: n_pos, ..pattern };
-        let goal = if transposed { Goal::MixTransposed(of_head, scale, z) } else { Goal::Mix(of_head, scale, z) };
-        let head = Head { queries: values, keys: values, values, cache: None, text, head, head_dim, scale: 1.0 };
-        Task { head, queries, goal }
+        let by_query = Pattern { scale, ..Pattern::of_head(dscores, head, n_pos) };
+        let by_key = Pattern { transposed: true, ..by_query };
+        [(k, Goal::Mix(by_query, dq)), (q, Goal::Mix(by_key, dk)), (k, Goal::Zeros(dv))].map(|(rows, goal)| Task {
+            head: Head::mixing(rows, text, head, n_embd / heads.n_head),
+            queries: queries.clone(),
+            goal,
+        })
     });
+}
+
+/// The columns of the queries, the keys and the values in a matrix [Q, 3D].
+fn of_qkv(out: &mut [f32], n_pos: usize, n_embd: usize) -> [Out<'_>; 3] {
+    let of = Shared::new(out, 3 * n_embd, n_pos, 3 * n_embd);
+    [0, 1, 2].map(|n| Out { of, first: 0, col: n * n_embd })
 }

@@ -150,9 +150,9 @@ impl<const ROWS: usize, E: Element> WithSimd for Tile<ROWS, E> {
             let (mut a, mut b, mut next) = (o.a, o.b, o.next);
             let two_lines = o.next_stride > 16;
             for _ in 0..o.k {
-                prefetch(next);
+                prefetch(next, CacheLevel::Second);
                 if two_lines {
-                    prefetch(next.wrapping_add(16));
+                    prefetch(next.wrapping_add(16), CacheLevel::Second);
                 }
                 next = next.wrapping_add(o.next_stride);
                 let mut right: [S::f32s; VECTORS] = zeros();
@@ -188,15 +188,41 @@ impl<const ROWS: usize, E: Element> WithSimd for Tile<ROWS, E> {
     }
 }
 
+/// Prefetches the cache lines of a row of `n` elements that will be written: other cores lose their copies of them now, not at the first
+/// write, which later writes would wait for. Does nothing on other processors than x86-64.
+#[inline(always)]
+pub(crate) fn prefetch_to_write(row: *const f32, n: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..n).step_by(16) {
+        // SAFETY: a prefetch never faults, whatever the address.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_ET0>(row.wrapping_add(line).cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (row, n);
+}
+
+/// The cache into which a line is prefetched: the first level for what is read once and soon, the second for what is read later.
+#[derive(Clone, Copy)]
+pub(crate) enum CacheLevel {
+    First,
+    Second,
+}
+
 /// Prefetches the cache line at `p`. Does nothing on other processors than x86-64.
 #[inline(always)]
-pub(crate) fn prefetch(p: *const f32) {
+pub(crate) fn prefetch(p: *const f32, level: CacheLevel) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch never faults, whatever the address.
     unsafe {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(p.cast());
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        match level {
+            CacheLevel::First => _mm_prefetch::<_MM_HINT_T0>(p.cast()),
+            CacheLevel::Second => _mm_prefetch::<_MM_HINT_T1>(p.cast()),
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
+    let _ = (p, level);
 }

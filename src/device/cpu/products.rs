@@ -7,7 +7,9 @@
 
 use super::buffers::{Aligned, RowsView, Shared, Tensor};
 use super::cache_size;
-use super::microkernel::{KC, LARGEST, STRIDE, Sum, TileOperands, VECTORS, columns, most_rows, prefetch, tile, unroll};
+use super::microkernel::{
+    KC, LARGEST, STRIDE, Sum, TileOperands, VECTORS, columns, most_rows, prefetch_to_write, tile, unroll,
+};
 use super::row_wise::ActivatedSum;
 use super::simd_loops::{Plus, PlusPlus, map};
 use super::widen::{Bf16, Element, F16, F32};
@@ -44,8 +46,8 @@ const LEAST_PIECE: usize = 1 << 18;
 /// Reading an element from memory takes as long as this many multiply-adds.
 pub(crate) const READING: usize = 8;
 
-/// Elements from what is read now to what is prefetched, where a weight is read in place: 32 KiB.
-const AHEAD: usize = 8 << 10;
+/// Elements from what [`dots`] reads to what it prefetches into the first-level cache: 12 KiB, of which that cache has room for several.
+const AHEAD: usize = 3 << 10;
 
 /// What happens to a value `x . w` before it is stored.
 #[derive(Clone, Copy)]
@@ -466,6 +468,7 @@ pub(crate) fn tile_rows(i: usize, n: usize, rows: usize) -> Range<usize> {
 }
 
 /// Copies columns `cols` of some rows of x into the layout of a tile's left side.
+#[inline(always)]
 pub(crate) fn copy_left(left: &mut [f32], x: RowsView<'_>, rows: Range<usize>, cols: Range<usize>) {
     for (out, row) in left.chunks_mut(STRIDE).zip(rows) {
         out[..cols.len()].copy_from_slice(&x.row(row)[cols.clone()]);
@@ -595,9 +598,7 @@ impl Packed<'_> {
             if last {
                 // The rows of the result may be in no cache. They are prefetched while the tile is computed.
                 for row in rows.clone() {
-                    let line = self.out.data.wrapping_add(row * self.out.stride + cols.start);
-                    prefetch(line);
-                    prefetch(line.wrapping_add(16));
+                    prefetch_to_write(self.out.data.wrapping_add(row * self.out.stride + cols.start), width);
                 }
             }
             // SAFETY: `left` holds the rows of the tile, `block` the steps of k, and `sums` a whole tile.

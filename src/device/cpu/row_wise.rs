@@ -7,7 +7,7 @@
 //! Read next: `simd_loops.rs`, then `mod.rs`, which calls these functions.
 
 use super::buffers::RowsView;
-use super::microkernel::{prefetch, unroll, zeros};
+use super::microkernel::{CacheLevel, prefetch, unroll, zeros};
 use super::simd_loops::{Itself, LANES, Plus, Term, add, add_up, in_place, map, max, sum, terms, update};
 use super::widen::Element;
 use crate::config::Activation;
@@ -395,7 +395,7 @@ impl<E: Element, const N: usize, const M: usize, const V: usize> WithSimd for Do
             let word = i * LANES;
             if ahead > 0 {
                 unroll!(m of 0 1 2 3 < M, {
-                    prefetch(stored[m].cast::<f32>().wrapping_add(word + ahead));
+                    prefetch(stored[m].cast::<f32>().wrapping_add(word + ahead), CacheLevel::First);
                 });
             }
             unroll!(lane of 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 < V, {

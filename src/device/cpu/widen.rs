@@ -121,7 +121,9 @@ impl Element for F16 {
     fn widen<S: Simd>(simd: S, words: S::u32s) -> [S::f32s; 2] {
         #[cfg(target_arch = "x86_64")]
         if let Some(avx512) = avx512::<S>() {
-            return F16::widen_by_avx512(avx512, bytemuck::cast(words)).map(bytemuck::cast);
+            // Not `map`: optimized for size, that is a loop through memory.
+            let [lower, upper] = F16::widen_by_avx512(avx512, bytemuck::cast(words));
+            return [bytemuck::cast(lower), bytemuck::cast(upper)];
         }
         let mask = simd.splat_u32s(F16_MAGNITUDE);
         let lower = simd.and_u32s(simd.wrapping_dyn_shl_u32s(words, simd.splat_u32s(13)), mask);
