@@ -456,6 +456,9 @@ pub fn resolve(pattern: &str, n_layer: usize) -> Result<Vec<Site>, SiteError> {
             return Ok(sites);
         }
     }
+    if let Some(site) = named(pattern, n_layer) {
+        return Ok(vec![site]);
+    }
     let glob = WildMatch::new(pattern);
     let by_name: Vec<Site> = Site::all(n_layer).filter(|site| glob.matches(&site.name())).collect();
     if !by_name.is_empty() {
@@ -489,6 +492,19 @@ pub fn resolve(pattern: &str, n_layer: usize) -> Result<Vec<Site>, SiteError> {
         return Err(SiteError::Block { pattern: pattern.into(), n_layer });
     }
     Err(SiteError::Unknown { pattern: pattern.to_string(), near: nearest(pattern, n_layer) })
+}
+
+/// The site whose TransformerLens name this is. It compares names of one block only: a request may list every hook of a model by its
+/// name, and each of them is looked for.
+fn named(name: &str, n_layer: usize) -> Option<Site> {
+    let is_it = |site: &Site| site.name() == name;
+    match name.strip_prefix("blocks.").and_then(|rest| rest.split_once('.')) {
+        Some((layer, _)) => {
+            let layer = layer.parse().ok().filter(|layer| *layer < n_layer)?;
+            BLOCK.iter().map(|(make, _)| make(layer)).find(is_it)
+        }
+        None => BEFORE.iter().chain(AFTER).map(|(site, _)| *site).find(is_it),
+    }
 }
 
 /// `name` with block 0 in place of the first block that a model of `n_layer` blocks lacks. `None` where it names no such block;
