@@ -456,7 +456,7 @@ pub fn resolve(pattern: &str, n_layer: usize) -> Result<Vec<Site>, SiteError> {
             return Ok(sites);
         }
     }
-    if let Some(site) = named(pattern, n_layer) {
+    if let Some(site) = of_exact_name(pattern, n_layer) {
         return Ok(vec![site]);
     }
     let glob = WildMatch::new(pattern);
@@ -496,7 +496,7 @@ pub fn resolve(pattern: &str, n_layer: usize) -> Result<Vec<Site>, SiteError> {
 
 /// The site whose TransformerLens name this is. It compares names of one block only: a request may list every hook of a model by its
 /// name, and each of them is looked for.
-fn named(name: &str, n_layer: usize) -> Option<Site> {
+fn of_exact_name(name: &str, n_layer: usize) -> Option<Site> {
     let is_it = |site: &Site| site.name() == name;
     match name.strip_prefix("blocks.").and_then(|rest| rest.split_once('.')) {
         Some((layer, _)) => {

@@ -1,6 +1,6 @@
 //! Attention of the `cpu` device. One tile of queries at a time, it computes the scores with all keys up to the last
-//! query, their softmax, and the weighted sum of the values. Owns the packed layout of keys and values, and [`Cache`],
-//! which stores them in that layout.
+//! query, their softmax, and the weighted sum of the values. Gradients are scores and weighted sums of other rows. Owns the packed
+//! layout of keys and values, and [`Cache`], which stores them in that layout.
 //!
 //! Fused or split into operations, with a cache or without, every value is the result of the same arithmetic in the
 //! same order. So capturing scores or patterns changes no bit, and neither does running a text in pieces.

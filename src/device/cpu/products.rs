@@ -46,7 +46,7 @@ const LEAST_PIECE: usize = 1 << 18;
 /// Reading an element from memory takes as long as this many multiply-adds.
 pub(crate) const READING: usize = 8;
 
-/// Elements from what [`dots`] reads to what it prefetches into the first-level cache: 12 KiB, of which that cache has room for several.
+/// Words of 32 bits from what [`dots`] reads to what it prefetches into the first-level cache: 12 KiB, which leave room there for x.
 const AHEAD: usize = 3 << 10;
 
 /// What happens to a value `x . w` before it is stored.
@@ -596,9 +596,9 @@ impl Packed<'_> {
             let sums = &mut sums[rows.start * width..rows.end * width];
             let rows = self.rows.start + rows.start..self.rows.start + rows.end;
             if last {
-                // The rows of the result may be in no cache. They are prefetched while the tile is computed.
+                // The rows of the result may be in no cache, or in another core's. They are prefetched while the tile is computed.
                 for row in rows.clone() {
-                    prefetch_to_write(self.out.data.wrapping_add(row * self.out.stride + cols.start), width);
+                    prefetch_to_write(self.out.data.wrapping_add(row * self.out.stride + cols.start), cols.len());
                 }
             }
             // SAFETY: `left` holds the rows of the tile, `block` the steps of k, and `sums` a whole tile.
